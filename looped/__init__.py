@@ -1,0 +1,34 @@
+"""looped: recurrent-depth Transformers, trained by unrolling or by denoising, measured over depth.
+
+The public names are imported on first use, so `import looped` costs nothing.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "load_config": "looped.config",
+    "Config": "looped.config",
+    "UserError": "looped.errors",
+    "Core": "looped.nn.recurrence",
+    "RecurrentDepth": "looped.nn.recurrence",
+    "Denoiser": "looped.diffusion.denoiser",
+    "LanguageModel": "looped.models.language",
+    "build": "looped.models.build",
+    "build_objective": "looped.objectives",
+    "train": "looped.training.trainer",
+    "load_run": "looped.training.runs",
+    "evaluate_depth": "looped.evaluation.depth",
+}
+__all__ = [*_PUBLIC, "__version__"]
+
+
+def __getattr__(name: str):
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'looped' has no attribute '{name}'")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__():
+    return sorted(__all__)

@@ -1,0 +1,359 @@
+"""Every setting of a run: frozen pydantic models, YAML in and out, and the checks between fields.
+
+Defaults < YAML file < `--section.key value` flags, all validated together by `load_config`. Imports no torch, so that
+`looped --help` and the checks of a config are instant.
+"""
+
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from looped.errors import UserError, did_you_mean
+
+Depth = Annotated[int, Field(ge=1, le=100_000)]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+NOISE_PRESETS: dict[str, dict[str, Any]] = {
+    # Shing et al. (DiffusionBlocks), section 4: the EDM settings of Karras et al. 2022, table 1.
+    "paper": {"distribution": "log-normal", "log_mean": -1.2, "log_std": 1.2, "sigma_min": 0.002, "sigma_max": 80.0,
+              "share_at_max": 0.0},
+    "wide": {},  # the defaults of NoiseConfig
+}
+
+
+class Section(BaseModel):
+    """A frozen group of settings that refuses names it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class ModelConfig(Section):
+    """The network: prelude, weight-tied core, coda."""
+
+    width: int = Field(128, ge=2, description="width D of the residual stream")
+    num_heads: int = Field(4, ge=1, description="query heads H")
+    num_kv_heads: int | None = Field(None, ge=1, description="key and value heads; null means num_heads")
+    ffn_width: int | None = Field(None, ge=1, description="hidden width of SwiGLU; null means 4 * width")
+    num_prelude_layers: Count = Field(1, description="layers before the loop")
+    num_core_layers: Depth = Field(2, description="layers inside the loop")
+    num_coda_layers: Count = Field(1, description="layers after the loop")
+    block: Literal["prenorm", "sandwich"] = Field("prenorm", description="sandwich: Huginn's second norm, on the sum")
+    qk_norm: bool = Field(False, description="RMSNorm on queries and keys before the rotation")
+    rope_base: Positive = Field(10_000.0, description="base of the rotary frequencies")
+    norm_eps: Positive = Field(1e-6, description="epsilon of every RMSNorm")
+    injection: Literal["none", "add", "linear", "gated", "diagonal"] = Field(
+        "linear", description="how the encoded input enters each loop step")
+    state_init: Literal["like-init", "zero", "embedding", "noise"] = Field(
+        "like-init", description="state before the first loop step (loop objectives)")
+    tie_embeddings: bool = Field(True, description="the head is the transposed embedding")
+    attention: Literal["auto", "xformers", "sdpa", "flex"] = Field("auto", description="attention backend")
+
+    @model_validator(mode="after")
+    def _check_heads(self):
+        if self.width % self.num_heads or (self.width // self.num_heads) % 2:
+            step = 2 * self.num_heads
+            low = max(step, self.width // step * step)
+            raise ValueError(f"width {self.width} does not split into num_heads {self.num_heads} heads of even size; "
+                             f"try {low} or {low + step}")
+        if self.num_heads % self.kv_heads:
+            raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}; "
+                             f"try {self.num_heads}")
+        return self
+
+    @property
+    def kv_heads(self) -> int:
+        return self.num_kv_heads or self.num_heads
+
+    @property
+    def hidden(self) -> int:
+        return self.ffn_width or 4 * self.width
+
+
+class RecurrenceConfig(Section):
+    """How often the core runs under `full` and `truncated`."""
+
+    mean: Depth = Field(8, description="mean number of loop steps; `full` runs exactly this many")
+    backprop: Depth = Field(4, description="last steps that carry gradient under `truncated`")
+    distribution: Literal["huginn", "fixed"] = Field("huginn", description="log-normal Poisson depths, or always `mean`")
+    per_sequence: bool = Field(True, description="one depth a sequence (Parcae) instead of one a batch (Huginn)")
+
+
+def _noise_preset(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    if value not in NOISE_PRESETS:
+        raise ValueError(f"no noise preset '{value}'{did_you_mean(value, NOISE_PRESETS)}")
+    return NOISE_PRESETS[value]
+
+
+class NoiseConfig(Section):
+    """Which noise levels are trained, and the range that solvers cross."""
+
+    distribution: Literal["log-normal", "log-uniform", "adaptive"] = Field(
+        "log-uniform", description="density of ln sigma in training")
+    log_mean: Finite = Field(0.7, description="mean of ln sigma (log-normal)")
+    log_std: Positive = Field(1.2, description="standard deviation of ln sigma (log-normal)")
+    sigma_min: Positive = Field(0.5, description="lowest noise level")
+    sigma_max: Positive = Field(20.0, description="highest noise level, where solvers start")
+    share_at_max: Fraction = Field(0.5, description="share of the sequences trained at sigma_max itself")
+
+    @model_validator(mode="after")
+    def _check_range(self):
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(f"sigma_min {self.sigma_min} is not below sigma_max {self.sigma_max}; swap them or widen the range")
+        return self
+
+
+class TargetConfig(Section):
+    """The clean vectors y that are denoised: one row a token."""
+
+    dim: int = Field(16, ge=1, description="dimension of the target embedding")
+    normalise: Literal["rms", "l2"] = Field("rms", description="rows of unit RMS per coordinate, or of unit norm (paper)")
+    scale: Positive = Field(1.0, description="factor on the normalised rows")
+    tied: bool = Field(False, description="take the rows from the model's input embedding (dim must equal model.width)")
+    learned_logit_scale: bool = Field(True, description="learn the sharpness of the readout")
+
+
+class DenoiseConfig(Section):
+    """Single-pass denoising: context, noise, targets, readout, and the solver used by default."""
+
+    context: Literal["inject", "concat", "context"] = Field(
+        "inject", description="how clean tokens reach the noisy states; see docs/denoising.md")
+    noise: Annotated[NoiseConfig, BeforeValidator(_noise_preset)] = Field(
+        NoiseConfig(), description="noise levels, or a preset: paper, wide")
+    target: TargetConfig = Field(TargetConfig(), description="target embedding")
+    weight: Literal["none", "edm"] = Field("none", description="weight of the cross-entropy by noise level")
+    posterior: bool = Field(False, description="add z . y_v / sigma^2, the exact log-likelihood of z, to the logits")
+    cond_width: int = Field(128, ge=2, description="width of the noise-level embedding")
+    bridge: Literal["soft", "hard", "top-k", "sampled"] = Field("soft", description="from logits back to embeddings")
+    bridge_top_k: Depth = Field(8, description="rows kept by the top-k bridge")
+    solver: Literal["euler", "heun", "dpmpp-2m", "ancestral", "restart"] = Field("euler", description="default solver")
+    schedule: Literal["karras", "quantile", "log-linear"] = Field("quantile", description="default noise schedule")
+
+
+class DataConfig(Section):
+    """Text and tokenizer. With neither `path` nor `dataset`: the Python standard library of this interpreter."""
+
+    path: tuple[str, ...] = Field((), description="files, folders or globs of text, JSONL or parquet")
+    dataset: str | None = Field(None, description="name (or local path) for datasets.load_dataset")
+    dataset_config: str | None = Field(None, description="its configuration name")
+    split: str = Field("train", description="its split")
+    streaming: bool = Field(False, description="stream the dataset and stop after max_bytes")
+    text_field: str = Field("text", description="field that holds the text in JSONL, parquet and datasets")
+    max_bytes: int = Field(32_000_000, ge=1, description="text beyond this many bytes is not read")
+    tokenizer: str | None = Field(None, description="a tokenizer.json to load; null trains a byte-level BPE")
+    vocab_size: int = Field(1024, ge=257, description="size of the trained vocabulary")
+    length: int = Field(128, ge=2, description="tokens a training sequence")
+    heldout: Annotated[float, Field(gt=0, lt=1)] = Field(0.05, description="share of the documents held out")
+    cache_dir: str | None = Field(None, description="token files; null means $LOOPED_CACHE or ~/.cache/looped")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_path(cls, values):
+        if isinstance(values, dict) and isinstance(values.get("path"), str):
+            return {**values, "path": (values["path"],)}
+        return values
+
+    @model_validator(mode="after")
+    def _check_source(self):
+        if self.path and self.dataset:
+            raise ValueError("path and dataset are both set; keep one")
+        return self
+
+
+class OptimConfig(Section):
+    """Optimiser, learning-rate schedule, clipping and weight averaging."""
+
+    name: Literal["adamw", "muon"] = Field("adamw", description="muon: Muon for the matrices, AdamW for the rest")
+    lr: Positive = Field(2e-3, description="peak learning rate of AdamW")
+    muon_lr: Positive = Field(2e-2, description="peak learning rate of Muon")
+    betas: tuple[Fraction, Fraction] = Field((0.9, 0.95), description="AdamW's moment decays")
+    weight_decay: NonNegative = Field(0.1, description="decoupled decay of matrices; vectors have none")
+    schedule: Literal["cosine", "wsd", "constant"] = Field("cosine", description="after warmup: cosine, stable-then-decay, flat")
+    warmup_steps: Count = Field(50, description="linear warmup")
+    decay_fraction: Fraction = Field(0.2, description="last share of the budget that wsd decays over")
+    min_lr_fraction: Fraction = Field(0.1, description="learning rate at the end, as a share of the peak")
+    grad_clip: NonNegative = Field(1.0, description="clip the gradient norm here; 0 leaves it alone")
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="decay of the averaged weights; 0 keeps none")
+
+
+class TrainingConfig(Section):
+    """Budget, batch, precision and what is written how often."""
+
+    batch_size: Depth = Field(32, description="sequences an optimiser step, over all processes and micro-batches")
+    accumulation: Depth = Field(1, description="micro-batches an optimiser step is split into")
+    budget: Depth = Field(1000, description="how much to train, in budget_unit")
+    budget_unit: Literal["steps", "tokens", "layer-forwards", "seconds"] = Field("steps", description="unit of the budget")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 runs under autocast")
+    threads: int | None = Field(None, ge=1, description="CPU threads; null leaves torch's choice")
+    log_every: Depth = Field(10, description="steps between lines of metrics.jsonl")
+    eval_every: Count = Field(0, description="steps between evaluations; 0 evaluates at the end only")
+    sample_every: Count = Field(0, description="steps between printed samples; 0 prints none")
+    checkpoint_every: Count = Field(200, description="steps between checkpoints; 0 saves at the end only")
+    keep_checkpoints: Depth = Field(2, description="newest checkpoints that are kept")
+    compile: bool = Field(False, description="torch.compile the loop step (never the loop)")
+    wandb: Literal["off", "online", "offline"] = Field("off", description="Weights & Biases beside metrics.jsonl")
+
+
+class EvaluationConfig(Section):
+    """What `looped eval` does when no flag says otherwise."""
+
+    depths: tuple[Depth, ...] = Field((1, 2, 4, 8, 16, 32), description="loop or solver steps to sweep")
+    num_sequences: Depth = Field(64, description="held-out sequences")
+    batch_size: Depth = Field(16, description="sequences at once")
+    num_trajectories: Depth = Field(4, description="solver trajectories averaged for the likelihood of a denoiser")
+    num_samples: Count = Field(8, description="texts generated at each depth; 0 generates none")
+    sample_length: Depth = Field(64, description="tokens a generated text")
+    prompt_length: Depth = Field(16, description="held-out tokens it continues")
+
+
+class Config(Section):
+    """A whole run."""
+
+    objective: Literal["full", "truncated", "denoise"] = Field("denoise", description="training rule")
+    seed: Count = Field(0, description="with the step number, it decides all randomness and the order of the data")
+    model: ModelConfig = ModelConfig()
+    recurrence: RecurrenceConfig = RecurrenceConfig()
+    denoise: DenoiseConfig = DenoiseConfig()
+    data: DataConfig = DataConfig()
+    optim: OptimConfig = OptimConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _check_across(self):
+        if self.training.batch_size % self.training.accumulation:
+            raise ValueError(f"training.batch_size {self.training.batch_size} does not split into "
+                             f"training.accumulation {self.training.accumulation} equal micro-batches")
+        if self.denoise.target.tied and self.denoise.target.dim != self.model.width:
+            raise ValueError(f"denoise.target.tied needs denoise.target.dim = model.width; "
+                             f"set denoise.target.dim to {self.model.width}")
+        if self.evaluation.prompt_length >= self.data.length:
+            raise ValueError(f"evaluation.prompt_length {self.evaluation.prompt_length} leaves nothing of "
+                             f"data.length {self.data.length} to continue; try {self.data.length // 2}")
+        return self
+
+    def replace(self, **flags: Any) -> "Config":
+        """A validated copy; `config.replace(**{"model.width": 64, "objective": "full"})`."""
+        return _validate(_merge(self.model_dump(mode="json"), flags), source="replace()")
+
+
+def load_config(path: str | Path | None = None, flags: Mapping[str, Any] | None = None) -> Config:
+    """Defaults, then the YAML file, then the flags (dotted names to values, strings parsed as YAML).
+
+    Raises `UserError` with one sentence: the setting, its value, the way out.
+    """
+    values: Any = {}
+    if path is not None:
+        values = _read_yaml(Path(path))
+    parsed = {name: _parse_flag(name, value) for name, value in (flags or {}).items()}
+    return _validate(_merge(values, parsed), source=str(path or "flags"))
+
+
+def dump_config(config: Config) -> str:
+    """YAML that `load_config` reads back to an equal config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=120)
+
+
+def describe_settings() -> list[tuple[str, str, str]]:
+    """(dotted name, default, description) of every setting, for `--help` and the docs."""
+    return list(_describe(Config, ""))
+
+
+def _describe(section: type[Section], prefix: str):
+    for name, field in section.model_fields.items():
+        if isinstance(field.default, Section):
+            yield from _describe(type(field.default), f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", yaml.safe_dump(_plain(field.default), default_flow_style=True).split("\n")[0], field.description or ""
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _read_yaml(path: Path) -> dict:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read config {path}: {error.strerror or error}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        mark = getattr(error, "problem_mark", None)
+        raise UserError(f"config {path} is not YAML{f' (line {mark.line + 1})' if mark else ''}: {problem}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"config {path} holds a {type(values).__name__}, not settings; start from one in configs/")
+    return values
+
+
+def _parse_flag(name: str, value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"--{name} {value!r} is not a YAML value; quote it") from None
+
+
+def _merge(values: Mapping, flags: Mapping[str, Any]) -> dict:
+    """A copy of the nested values with each dotted flag set."""
+    merged = {key: _merge(value, {}) if isinstance(value, Mapping) else value for key, value in values.items()}
+    for name, value in flags.items():
+        *sections, key = name.split(".")
+        target = merged
+        for depth, section in enumerate(sections):
+            inner = target.setdefault(section, {})
+            if isinstance(inner, str) and ".".join(sections[: depth + 1]) == "denoise.noise":
+                inner = dict(_noise_preset(inner))  # a preset with one setting changed
+            if not isinstance(inner, dict):
+                raise UserError(f"--{name}: '{section}' is set to {inner!r} in the config, not to a section")
+            target[section] = inner
+            target = inner
+        target[key] = value
+    return merged
+
+
+def _validate(values: Mapping, source: str) -> Config:
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{source}: {_first_problem(error)}") from None
+
+
+def _first_problem(error: ValidationError) -> str:
+    problems = error.errors(include_url=False)
+    problem = problems[0]
+    location = [part for part in problem["loc"] if not str(part).startswith("function-")]
+    name = ".".join(str(part) for part in location)
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    if problem["type"] == "extra_forbidden":
+        return f"unknown setting '{name}'{did_you_mean(str(location[-1]), _known_names(location[:-1]))}{more}"
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    got = "" if problem["type"] == "value_error" else f" (got {_shorten(problem['input'])})"
+    return f"{name}: {message}{got}{more}" if name else f"{message}{more}"
+
+
+def _known_names(location: Sequence) -> list[str]:
+    section: Any = Config
+    for part in location:
+        annotation = section.model_fields[part].annotation
+        options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+        section = next(option for option in options if isinstance(option, type) and issubclass(option, Section))
+    return list(section.model_fields)
+
+
+def _shorten(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,19 @@
+"""The one exception type that means "the input is wrong, and here is the way out".
+
+The command line prints its message as a single sentence and exits with code 2; in a library it is an ordinary
+`ValueError`. Programming errors stay what they are and keep their tracebacks.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Bad input from the user: a config, a data file, a checkpoint, a flag, a mask or a device."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`"; did you mean 'width'?"` for the nearest known name, or the list of names when nothing is near."""
+    known = sorted(known)
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"; did you mean '{near[0]}'?" if near else f"; known names: {', '.join(known)}"

@@ -1,0 +1,47 @@
+"""Randomness as a function of (seed, step, stream, row): nothing to save, the same on any number of processes.
+
+A row is a sequence's place in the whole optimiser step, so splitting a batch over micro-batches or processes changes
+no draw. Draws are made on the CPU: a number does not depend on the device.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def generator(*key: int | str) -> torch.Generator:
+    """A CPU generator seeded by the hash of a key such as (seed, step, "depth")."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+class StepRandom:
+    """The random draws of one micro-batch: rows `start ... start + count - 1` out of the `total` of an optimiser step."""
+
+    def __init__(self, seed: int, step: int, *, start: int = 0, count: int, total: int | None = None,
+                 device: torch.device | str = "cpu"):
+        self.seed, self.step, self.start, self.count = seed, step, start, count
+        self.total = total if total is not None else start + count
+        self.device = torch.device(device)
+
+    def lockstep(self, stream: str) -> torch.Generator:
+        """A generator that is the same for all rows, micro-batches and processes of the step."""
+        return generator(self.seed, self.step, stream)
+
+    def per_row(self, stream: str) -> list[torch.Generator]:
+        """One generator a row."""
+        return [generator(self.seed, self.step, stream, row) for row in range(self.start, self.start + self.count)]
+
+    def normal(self, stream: str, shape: Sequence[int]) -> Tensor:
+        """Standard normal draws, float32, shape (count, *shape)."""
+        rows = [torch.randn(tuple(shape), generator=gen) for gen in self.per_row(stream)]
+        return torch.stack(rows).to(self.device)
+
+    def stratified(self, stream: str) -> Tensor:
+        """Uniform draws in (0, 1), float64, shape (count,): one in each of `total` equal strata of the step, shuffled."""
+        gen = self.lockstep(stream)
+        strata = torch.randperm(self.total, generator=gen).double()
+        uniform = (strata + torch.rand(self.total, generator=gen, dtype=torch.float64)) / self.total
+        return uniform[self.start : self.start + self.count].clamp(1e-12, 1 - 1e-12).to(self.device)
