@@ -5,7 +5,8 @@ no draw. Draws are made on the CPU: a number does not depend on the device.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -17,8 +18,16 @@ def generator(*key: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
+@contextmanager
+def seeded_init(seed: int, stream: str) -> Iterator[None]:
+    """Weights initialised inside are a function of (seed, stream); torch's global state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.set_state(generator(seed, stream).get_state())
+        yield
+
+
 class StepRandom:
-    """The random draws of one micro-batch: rows `start ... start + count - 1` out of the `total` of an optimiser step."""
+    """The draws of one micro-batch: rows `start ... start + count - 1` out of the `total` of an optimiser step."""
 
     def __init__(self, seed: int, step: int, *, start: int = 0, count: int, total: int | None = None,
                  device: torch.device | str = "cpu"):
@@ -40,7 +49,7 @@ class StepRandom:
         return torch.stack(rows).to(self.device)
 
     def stratified(self, stream: str) -> Tensor:
-        """Uniform draws in (0, 1), float64, shape (count,): one in each of `total` equal strata of the step, shuffled."""
+        """Uniform draws in (0, 1), float64, (count,): one in each of `total` equal strata of the step, shuffled."""
         gen = self.lockstep(stream)
         strata = torch.randperm(self.total, generator=gen).double()
         uniform = (strata + torch.rand(self.total, generator=gen, dtype=torch.float64)) / self.total

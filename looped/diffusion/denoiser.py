@@ -1,0 +1,90 @@
+"""A looped model as a denoiser: EDM's preconditioning around `step` and `decode` (Karras et al. 2022; DiffusionBlocks).
+
+The network reads `c_in z` and `c_noise`, and answers with logits over tokens; the *bridge* turns logits back into the
+clean estimate D that solvers step along. Cross-entropy replaces EDM's regression, so c_skip and c_out have no part.
+"""
+
+import math
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from looped.config import DenoiseConfig
+from looped.diffusion.bridge import bridge
+from looped.diffusion.edm import EDM
+from looped.diffusion.targets import TargetEmbedding
+from looped.nn.cache import Cache
+
+Noisy = Float[Tensor, "batch length dim"]
+Sigma = Float[Tensor, "batch"] | Float[Tensor, "batch length"]
+
+
+class LoopedModel(Protocol):
+    """What a denoiser needs of a model: its sizes, its input embedding, `step` and `decode`."""
+
+    width: int
+    vocab_size: int
+    embed: nn.Embedding
+
+    def step(self, state: Tensor, e: Tensor, level: Tensor | None, **options) -> Tensor: ...
+
+    def decode(self, state: Tensor, **options) -> Tensor: ...
+
+
+class Denoiser(nn.Module):
+    """`(z, sigma, e) -> logits`, and through the bridge `-> D`, for any model with `step` and `decode`."""
+
+    def __init__(self, model: LoopedModel, config: DenoiseConfig):
+        super().__init__()
+        self.model, self.config = model, config
+        self.targets = TargetEmbedding(model.vocab_size, config.target)
+        self.edm = EDM(self.targets.sigma_data)
+        self.in_proj = nn.Linear(config.target.dim, model.width, bias=False)
+        # c_in z has unit variance a coordinate: the state starts at the scale of Huginn's like-init.
+        nn.init.normal_(self.in_proj.weight, std=math.sqrt(2 / (5 * config.target.dim)))
+        self.log_logit_scale = nn.Parameter(torch.zeros(()), requires_grad=config.target.learned_logit_scale)
+
+    def table(self) -> Float[Tensor, "vocab dim"]:
+        """The clean row of every token."""
+        return self.targets.table(self.model.embed.weight)
+
+    def target(self, tokens: Int[Tensor, "batch length"]) -> Noisy:
+        """The clean rows y of `tokens`."""
+        return self.targets(tokens, self.model.embed.weight)
+
+    def forward(self, z: Noisy, sigma: Sigma, e: Tensor, *, context: Cache | None = None, cache: Cache | None = None,
+                **options) -> Float[Tensor, "batch length vocab"]:
+        """Logits of the clean tokens behind `z = y + sigma * eps`; row i knows the clean tokens up to i through `e`.
+
+        sigma: one level a sequence (B,) or a row (B, L). `cache` keeps the rows of one solver step.
+        """
+        c_in = self.edm.c_in(sigma).to(z.dtype)
+        state = self.in_proj(_per_row(c_in) * z)
+        state = self.model.step(state, e, self.edm.c_noise(sigma), context=context,
+                                cache=cache and cache.child("core"), **options)
+        logits = self.model.decode(state, context=context, cache=cache and cache.child("coda"), **options)
+        logits = logits.float() * self.log_logit_scale.exp()
+        return logits + self._log_likelihood(z, sigma) if self.config.posterior else logits
+
+    def _log_likelihood(self, z: Noisy, sigma: Sigma) -> Float[Tensor, "batch length vocab"]:
+        """`ln N(z; y_v, sigma^2)` up to a constant: rows share one norm, so only `z . y_v / sigma^2` remains.
+
+        With it the network answers p(token | context) and Bayes' rule does the rest: the part of the posterior that is
+        known in closed form need not be learned, as c_skip spares a regressor the part that is z itself.
+        """
+        with torch.autocast(z.device.type, enabled=False):
+            return (_per_row(1 / sigma.double().square()).float() * z.float()) @ self.table().T
+
+    def denoise(self, z: Noisy, sigma: Sigma, e: Tensor, *, kind: str | None = None, temperature: float = 1.0,
+                generator: torch.Generator | None = None, **options) -> tuple[Noisy, Tensor]:
+        """(D, logits): the clean estimate a solver steps along, by the configured bridge or `kind`."""
+        logits = self(z, sigma, e, **options)
+        return bridge(kind or self.config.bridge, logits, self.table(), top_k=self.config.bridge_top_k,
+                      temperature=temperature, generator=generator), logits
+
+
+def _per_row(x: Tensor) -> Tensor:
+    """(B,) -> (B, 1, 1), (B, L) -> (B, L, 1)."""
+    return x.reshape(x.shape[0], -1, 1)

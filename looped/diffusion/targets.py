@@ -1,0 +1,45 @@
+"""The clean vectors that are denoised: one normalised row a token.
+
+The norm is fixed, so a learned table cannot make denoising easy by growing; what remains to be learned is direction.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from looped.config import TargetConfig
+
+
+class TargetEmbedding(nn.Module):
+    """Token -> y. Rows have unit RMS per coordinate (`rms`) or unit norm (`l2`, the paper's), times `scale`.
+
+    A tied embedding owns no weight: its rows are the normalised rows of the `source` given at each call.
+    """
+
+    def __init__(self, vocab_size: int, config: TargetConfig):
+        super().__init__()
+        self.config = config
+        self.weight = None if config.tied else nn.Parameter(torch.randn(vocab_size, config.dim))
+
+    @property
+    def row_norm(self) -> float:
+        """The Euclidean norm of every row."""
+        return self.config.scale * (math.sqrt(self.config.dim) if self.config.normalise == "rms" else 1.0)
+
+    @property
+    def sigma_data(self) -> float:
+        """Root mean square of a coordinate of y, EDM's sigma_data: 1/sqrt(d) for unit-norm rows, not 0.5."""
+        return self.row_norm / math.sqrt(self.config.dim)
+
+    def table(self, source: Float[Tensor, "vocab dim"] | None = None) -> Float[Tensor, "vocab dim"]:
+        """All rows, differentiable."""
+        weight = source if self.weight is None else self.weight
+        return self.row_norm * F.normalize(weight.float(), dim=-1)
+
+    def forward(self, tokens: Int[Tensor, "*batch"], source: Tensor | None = None) -> Float[Tensor, "*batch dim"]:
+        """The rows of `tokens`; only those are normalised."""
+        weight = source if self.weight is None else self.weight
+        return self.row_norm * F.normalize(F.embedding(tokens, weight).float(), dim=-1)

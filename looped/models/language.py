@@ -1,0 +1,133 @@
+"""The looped language model: prelude, weight-tied core, coda, as `encode`, `step`, `decode`.
+
+Huginn's structure (Geiping et al. 2025, arXiv 2502.05171): `e = prelude(sqrt(D) embed(ids))`, the core applied any
+number of times with `e` injected, one final norm used after the loop and again after the coda, a tied head.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from looped.config import ModelConfig
+from looped.nn.bias import Causal, Mask
+from looped.nn.cache import Cache
+from looped.nn.conditioning import LevelEmbedding
+from looped.nn.injection import Diagonal, build_injection
+from looped.nn.layers import RMSNorm, Rotary, TransformerLayer
+from looped.nn.recurrence import Core, LayerStack, RecurrentDepth, init_weights, run_layers
+
+State = Float[Tensor, "batch length width"]
+Logits = Float[Tensor, "batch length vocab"]
+
+
+class LanguageModel(nn.Module):
+    """A causal language model of any depth.
+
+    `cond_width` builds the noise-level conditioning of the core (denoising); None builds the plain loop.
+    `effective_depth` scales the initialisation of the output projections; None counts every layer once.
+    """
+
+    def __init__(self, config: ModelConfig, vocab_size: int, *, cond_width: int | None = None,
+                 effective_depth: int | None = None):
+        super().__init__()
+        self.config, self.vocab_size, self.width = config, vocab_size, config.width
+        self.embed = nn.Embedding(vocab_size, config.width)
+        self.prelude = nn.ModuleList(self._layer() for _ in range(config.num_prelude_layers))
+        core = LayerStack(build_injection(config.injection, config.width),
+                          [self._layer(cond_width) for _ in range(config.num_core_layers)])
+        self.recurrence = RecurrentDepth(Core(core), state_init=config.state_init)
+        self.level_embedding = LevelEmbedding(cond_width) if cond_width else None
+        self.coda = nn.ModuleList(self._layer() for _ in range(config.num_coda_layers))
+        self.norm = RMSNorm(config.width, eps=config.norm_eps)
+        self.head = None if config.tie_embeddings else nn.Linear(config.width, vocab_size, bias=False)
+        self.rotary = Rotary(config.width // config.num_heads, base=config.rope_base)
+        layers = config.num_prelude_layers + config.num_core_layers + config.num_coda_layers
+        init_weights(self, config.width, effective_depth or layers)
+        for module in self.modules():
+            if isinstance(module, Diagonal):
+                module.reset_mix()
+
+    def _layer(self, cond_width: int | None = None) -> TransformerLayer:
+        c = self.config
+        return TransformerLayer(c.width, c.num_heads, c.hidden, num_kv_heads=c.kv_heads, block=c.block,
+                                qk_norm=c.qk_norm, cond_width=cond_width, eps=c.norm_eps, backend=c.attention)
+
+    def _rows(self, x: Tensor, start: int, mask: Mask | None) -> dict:
+        """The keyword arguments every layer needs for rows at positions start, start + 1, ..."""
+        positions = torch.arange(start, start + x.shape[1], device=x.device)
+        return {"mask": mask or Causal(), "rotation": self.rotary(positions)}
+
+    def encode(self, tokens: Int[Tensor, "batch length"], *, mask: Mask | None = None, cache: Cache | None = None,
+               start: int = 0) -> State:
+        """The prelude's output `e`; row i sees tokens <= i (or what `mask` allows). `start`: first row's position."""
+        x = math.sqrt(self.config.width) * self.embed(tokens)
+        return run_layers(self.prelude, x, cache=cache and cache.child("prelude"), **self._rows(x, start, mask))
+
+    def initial_state(self, e: State, noise: State | None = None) -> State:
+        """The state before the first loop step; see `RecurrentDepth.initial_state`."""
+        return self.recurrence.initial_state(e, noise)
+
+    def step(self, state: State, e: State, level: Float[Tensor, "batch"] | None = None, *, mask: Mask | None = None,
+             cache: Cache | None = None, context: Cache | None = None, start: int = 0, strict: bool = False) -> State:
+        """One loop step. `level` (B,) or (B, L) conditions it on a noise level; `context` holds clean keys and values
+        (see `make_context`), `cache` those of earlier rows at the same step."""
+        cond = self.level_embedding(level) if level is not None else None
+        return self.recurrence.step(state, e, cond, cache=cache, context=context and context.child("core"),
+                                    strict=strict, **self._rows(state, start, mask))
+
+    def decode(self, state: State, *, mask: Mask | None = None, cache: Cache | None = None,
+               context: Cache | None = None, start: int = 0, strict: bool = False) -> Logits:
+        """Norm, coda, norm, head."""
+        x = run_layers(self.coda, self.norm(state), cache=cache, context=context and context.child("coda"),
+                       strict=strict, **self._rows(state, start, mask))
+        weight = self.embed.weight if self.head is None else self.head.weight
+        return nn.functional.linear(self.norm(x), weight)
+
+    def unroll(self, e: State, *, no_grad: int | Tensor = 0, grad: int | Tensor, mask: Mask | None = None,
+               cache: Cache | None = None, start: int = 0, **kwargs) -> State:
+        """Loop from the initial state; arguments as `RecurrentDepth.unroll`. With a cache, step t has its own rows."""
+        rows = self._rows(e, start, mask)
+
+        def options(index: int) -> dict:
+            return {"cache": cache.child("core", index), **rows} if cache is not None else rows
+
+        return self.recurrence.unroll(e, no_grad=no_grad, grad=grad, options=options, **kwargs)
+
+    def forward(self, tokens: Int[Tensor, "batch length"], num_steps: int, *, noise: State | None = None) -> Logits:
+        """Logits after `num_steps` loop steps."""
+        return self.decode(self.unroll(self.encode(tokens), grad=num_steps, noise=noise))
+
+    def make_context(self, e: State, kind: str, *, cache: Cache | None = None, start: int = 0) -> Cache | None:
+        """The clean keys and values that noisy rows attend to in every core and coda layer, whatever the noise level.
+
+        inject: none (None). context: every layer reads the prelude's output. concat: the clean rows run through the
+        core once and the coda, unconditioned. With `cache` (an earlier return value) new rows are appended to it.
+        """
+        if kind == "inject":
+            return None
+        assert kind in ("context", "concat"), kind
+        context = cache if cache is not None else Cache()
+        rows = self._rows(e, start, None)
+        core = self.recurrence.core.blocks[0].layers
+        if kind == "context":
+            for name, layers in (("core", core), ("coda", self.coda)):
+                for i, layer in enumerate(layers):
+                    layer.record(e, context.child(name).layer(i), rotation=rows["rotation"])
+            return context
+        x = run_layers(core, e, cache=context.child("core"), **rows)
+        self._record_last(x, context, rows)
+        return context
+
+    def _record_last(self, x: State, context: Cache, rows: dict) -> None:
+        """The clean rows' way through the coda; nobody reads the last layer's output, so only its keys are made."""
+        if not len(self.coda):
+            return
+        x = run_layers(self.coda[:-1], self.norm(x), cache=context.child("coda"), **rows)
+        last = len(self.coda) - 1
+        self.coda[last].record(x, context.child("coda").layer(last), rotation=rows["rotation"])
+
+    def compile_step(self) -> None:
+        """Compile one loop step."""
+        self.recurrence.compile_step()

@@ -1,0 +1,60 @@
+"""Keys and values kept between calls: a tree of layers that grows as deep as it is used.
+
+A path names a place: `cache.child("core", 3).layer(0)` is layer 0 of loop step 3. Nothing is sized in advance, so the
+number of loop or solver steps is free at call time.
+"""
+
+from collections.abc import Hashable
+
+import torch
+from torch import Tensor
+
+
+class LayerCache:
+    """Keys and values (B, M, G, K) of one layer."""
+
+    def __init__(self):
+        self.k: Tensor | None = None
+        self.v: Tensor | None = None
+
+    @property
+    def length(self) -> int:
+        return 0 if self.k is None else self.k.shape[1]
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Add rows at the end and return all of them."""
+        self.k = k if self.k is None else torch.cat([self.k, k], dim=1)
+        self.v = v if self.v is None else torch.cat([self.v, v], dim=1)
+        return self.k, self.v
+
+    def truncate(self, length: int) -> None:
+        """Forget the rows from `length` on."""
+        if self.length > length:
+            self.k, self.v = self.k[:, :length], self.v[:, :length]
+
+
+class Cache:
+    """A tree of `LayerCache`, made on first use."""
+
+    def __init__(self):
+        self._children: dict[Hashable, Cache] = {}
+        self._layers: dict[int, LayerCache] = {}
+
+    def child(self, *path: Hashable) -> "Cache":
+        node = self
+        for name in path:
+            node = node._children.setdefault(name, Cache())
+        return node
+
+    def layer(self, index: int) -> LayerCache:
+        return self._layers.setdefault(index, LayerCache())
+
+    def truncate(self, length: int) -> None:
+        for layer in self._layers.values():
+            layer.truncate(length)
+        for child in self._children.values():
+            child.truncate(length)
+
+    def num_bytes(self) -> int:
+        own = sum(t.nbytes for layer in self._layers.values() for t in (layer.k, layer.v) if t is not None)
+        return own + sum(child.num_bytes() for child in self._children.values())

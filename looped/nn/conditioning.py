@@ -1,0 +1,45 @@
+"""Noise-level conditioning: a level becomes a vector, the vector becomes AdaLN's shift, scale and gate.
+
+Every modulation starts at zero (Peebles & Xie 2023, AdaLN-Zero), and the gate is read as 1 + its value, so that a
+conditioned network starts as exactly the unconditioned one.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from looped.nn.fused import compute_dtype
+
+
+class LevelEmbedding(nn.Module):
+    """A scalar level a sequence (or a token) to a vector: sinusoids of geometric frequencies, then a small MLP."""
+
+    def __init__(self, width: int, *, num_frequencies: int = 32, max_frequency: float = 64.0):
+        super().__init__()
+        frequencies = torch.logspace(0, math.log2(max_frequency), num_frequencies, base=2.0)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.mlp = nn.Sequential(nn.Linear(2 * num_frequencies, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, level: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch width"]:
+        angles = level.float().unsqueeze(-1) * self.frequencies
+        return self.mlp(torch.cat([angles.sin(), angles.cos()], dim=-1))
+
+
+class Modulation(nn.Module):
+    """Shift, scale and gate for `num_branches` residual branches from one conditioning vector."""
+
+    def __init__(self, cond_width: int, width: int, *, num_branches: int = 2):
+        super().__init__()
+        self.num_branches = num_branches
+        self.linear = nn.Linear(cond_width, 3 * num_branches * width)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, cond: Float[Tensor, "batch cond"] | Float[Tensor, "batch length cond"]):
+        """A list of (shift, scale, gate), each (batch, 1 or length, width), for the branches in turn."""
+        if cond.dim() == 2:
+            cond = cond.unsqueeze(1)  # B 1 C
+        parts = self.linear(nn.functional.silu(cond)).to(compute_dtype(cond)).chunk(3 * self.num_branches, dim=-1)
+        return [(parts[i], parts[i + 1], 1 + parts[i + 2]) for i in range(0, len(parts), 3)]

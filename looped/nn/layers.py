@@ -1,0 +1,144 @@
+"""The Transformer layer: RMSNorm, rotary positions, grouped-query attention, SwiGLU, pre-norm or sandwich.
+
+Sandwich is Huginn's: the second norm acts on the SUM of branch and residual (Ouro and Gemma norm the branch).
+Conditioned layers take AdaLN's shift, scale and gate; they cost no saved activation (see fused.py).
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from looped.nn.attention import attention, context_attention
+from looped.nn.bias import Mask
+from looped.nn.cache import LayerCache
+from looped.nn.conditioning import Modulation
+from looped.nn.fused import project, rms_norm
+
+State = Float[Tensor, "batch length width"]
+Rotation = tuple[Tensor, Tensor]
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm with a gain, and AdaLN's modulation on top where given."""
+
+    def __init__(self, width: int, *, eps: float = 1e-6):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor, *, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        return rms_norm(x, self.weight, eps=self.eps, scale=scale, shift=shift)
+
+
+class Rotary(nn.Module):
+    """Rotary positions (Su et al. 2021), halves convention, angles in float32."""
+
+    def __init__(self, head_dim: int, *, base: float = 10_000.0):
+        super().__init__()
+        inverse = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+        self.register_buffer("frequencies", inverse.float(), persistent=False)
+
+    def forward(self, positions: Tensor) -> Rotation:
+        """(cos, sin), each (1 or B, L, 1, K / 2), for positions (L,) or (B, L)."""
+        angles = positions.float().reshape(-1, positions.shape[-1], 1, 1) * self.frequencies  # B L 1 K/2
+        return angles.cos(), angles.sin()
+
+
+def rotate(x: Float[Tensor, "batch length heads dim"], rotation: Rotation) -> Float[Tensor, "batch length heads dim"]:
+    """Turn each pair of coordinates by its angle; saves only the angles for backward."""
+    cos, sin = (part.to(x.dtype) for part in rotation)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+class Attention(nn.Module):
+    """Grouped-query self-attention over the sequence, or over a context and the row itself."""
+
+    def __init__(self, width: int, num_heads: int, *, num_kv_heads: int | None = None, qk_norm: bool = False,
+                 eps: float = 1e-6, backend: str = "auto"):
+        super().__init__()
+        self.num_heads, self.num_kv_heads = num_heads, num_kv_heads or num_heads
+        self.head_dim, self.backend = width // num_heads, backend
+        self.q = nn.Linear(width, num_heads * self.head_dim, bias=False)
+        self.k = nn.Linear(width, self.num_kv_heads * self.head_dim, bias=False)
+        self.v = nn.Linear(width, self.num_kv_heads * self.head_dim, bias=False)
+        self.out = nn.Linear(num_heads * self.head_dim, width, bias=False)
+        self.q_norm = RMSNorm(self.head_dim, eps=eps) if qk_norm else None
+        self.k_norm = RMSNorm(self.head_dim, eps=eps) if qk_norm else None
+
+    def queries(self, x: State, rotation: Rotation) -> Float[Tensor, "batch length heads dim"]:
+        q = self.q(x).unflatten(-1, (self.num_heads, self.head_dim))  # B L H K
+        return rotate(self.q_norm(q) if self.q_norm else q, rotation)
+
+    def keys_values(self, x: State, rotation: Rotation) -> tuple[Tensor, Tensor]:
+        k = self.k(x).unflatten(-1, (self.num_kv_heads, self.head_dim))  # B L G K
+        v = self.v(x).unflatten(-1, (self.num_kv_heads, self.head_dim))
+        return rotate(self.k_norm(k) if self.k_norm else k, rotation), v
+
+    def forward(self, x: State, *, mask: Mask, rotation: Rotation, cache: LayerCache | None = None,
+                context: LayerCache | None = None, strict: bool = False, gate: Tensor | None = None) -> State:
+        """Attend among the rows under `mask` (appending to `cache`), or to `context` rows and the own row.
+
+        `strict` leaves context row i out of row i's sight.
+        """
+        q = self.queries(x, rotation)
+        k, v = self.keys_values(x, rotation)
+        if context is not None:
+            mixed = context_attention(q, context.k, context.v, k, v, strict=strict, backend=self.backend)
+        else:
+            if cache is not None:
+                k, v = cache.append(k, v)
+            mixed = attention(q, k, v, mask, backend=self.backend)
+        return project(mixed.flatten(-2), self.out.weight, gate=gate)  # B L H K -> B L (H K)
+
+
+class SwiGLU(nn.Module):
+    """`W_out (silu(a) * b)` with `[a; b] = W_in x` (Shazeer 2020)."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.in_ = nn.Linear(width, 2 * hidden, bias=False)
+        self.out = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: State, *, gate: Tensor | None = None) -> State:
+        return project(self.in_(x), self.out.weight, gate=gate, swiglu=True)
+
+
+class TransformerLayer(nn.Module):
+    """Attention and SwiGLU, each a residual branch.
+
+    prenorm:  x = x + attn(n1(x));      x = x + mlp(n3(x))
+    sandwich: x = n2(x + attn(n1(x)));  x = n4(x + mlp(n3(x)))
+    """
+
+    def __init__(self, width: int, num_heads: int, hidden: int, *, num_kv_heads: int | None = None,
+                 block: str = "prenorm", qk_norm: bool = False, cond_width: int | None = None, eps: float = 1e-6,
+                 backend: str = "auto"):
+        super().__init__()
+        assert block in ("prenorm", "sandwich"), block
+        self.attn = Attention(width, num_heads, num_kv_heads=num_kv_heads, qk_norm=qk_norm, eps=eps, backend=backend)
+        self.mlp = SwiGLU(width, hidden)
+        self.n1, self.n3 = RMSNorm(width, eps=eps), RMSNorm(width, eps=eps)
+        sandwich = block == "sandwich"
+        self.n2 = RMSNorm(width, eps=eps) if sandwich else nn.Identity()
+        self.n4 = RMSNorm(width, eps=eps) if sandwich else nn.Identity()
+        self.modulation = Modulation(cond_width, width) if cond_width else None
+
+    def _modulate(self, cond: Tensor | None):
+        if cond is None or self.modulation is None:
+            return [(None, None, None)] * 2
+        return self.modulation(cond)
+
+    def forward(self, x: State, cond: Tensor | None = None, *, mask: Mask, rotation: Rotation,
+                cache: LayerCache | None = None, context: LayerCache | None = None, strict: bool = False) -> State:
+        """One layer; `cond` (B, C) or (B, L, C) modulates it, None leaves it plain."""
+        (shift1, scale1, gate1), (shift2, scale2, gate2) = self._modulate(cond)
+        h = self.n1(x, scale=scale1, shift=shift1)
+        x = self.n2(x + self.attn(h, mask=mask, rotation=rotation, cache=cache, context=context, strict=strict,
+                                  gate=gate1))
+        h = self.n3(x, scale=scale2, shift=shift2)
+        return self.n4(x + self.mlp(h, gate=gate2))
+
+    def record(self, x: State, cache: LayerCache, *, rotation: Rotation) -> None:
+        """Append to `cache` the keys and values that unconditioned rows `x` show to others."""
+        cache.append(*self.attn.keys_values(self.n1(x), rotation))

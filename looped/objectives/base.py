@@ -1,0 +1,38 @@
+"""What every training rule is: a module that turns tokens into a loss, and says what that costs."""
+
+from dataclasses import dataclass, field
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from looped.rng import StepRandom
+
+
+@dataclass
+class Loss:
+    """`value`: mean nats a token, the thing to differentiate. `metrics`: detached figures for the log."""
+
+    value: Tensor
+    metrics: dict[str, float | Tensor] = field(default_factory=dict)
+
+
+class Objective(nn.Module):
+    """A training rule over `encode`, `step`, `decode`; holds the model and whatever else the rule learns."""
+
+    def forward(self, tokens: Int[Tensor, "batch length+1"], random: StepRandom) -> Loss:
+        """The loss of predicting tokens[:, 1:] from tokens[:, :-1]."""
+        raise NotImplementedError
+
+    def after_step(self) -> None:
+        """Called by every process once after each optimiser step, for what a rule learns without gradient."""
+
+    def layer_forwards(self) -> float:
+        """Expected cost of one training sequence in forward passes of one layer; a backward pass counts two."""
+        raise NotImplementedError
+
+
+def token_losses(logits: Float[Tensor, "batch length vocab"],
+                 tokens: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length"]:
+    """Cross-entropy in nats of every token, in float32."""
+    return cross_entropy(logits.float().flatten(0, 1), tokens.flatten(), reduction="none").view_as(tokens)

@@ -1,0 +1,97 @@
+"""The lean norms and projections equal the plain formulas in value and gradient, and keep less."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.autograd.graph import saved_tensors_hooks
+
+from looped.nn.fused import project, rms_norm
+
+B, L, D, HIDDEN = 3, 5, 8, 12
+
+
+def draw(*shape, seed=0, dtype=torch.float64):
+    gen = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=gen, dtype=dtype).requires_grad_()
+
+
+def plain_norm(x, weight, scale, shift):
+    out = F.rms_norm(x, (x.shape[-1],), weight, eps=1e-6)
+    return out if scale is None else out * (1 + scale) + shift
+
+
+def plain_project(x, weight, gate, swiglu):
+    if swiglu:
+        a, b = x.chunk(2, -1)
+        x = F.silu(a) * b
+    out = F.linear(x, weight)
+    return out if gate is None else out * gate
+
+
+def same_gradients(first, second, inputs):
+    grad = torch.randn_like(first)
+    for a, b in zip(torch.autograd.grad(first, inputs, grad), torch.autograd.grad(second, inputs, grad), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("rows", [None, 1, L], ids=["plain", "by sequence", "by token"])
+def test_rms_norm_equals_torchs(rows):
+    x, weight = draw(B, L, D), draw(D, seed=1)
+    scale, shift = (None, None) if rows is None else (draw(B, rows, D, seed=2), draw(B, rows, D, seed=3))
+    ours = rms_norm(x, weight, scale=scale, shift=shift)
+    theirs = plain_norm(x, weight, scale, shift)
+    torch.testing.assert_close(ours, theirs)
+    same_gradients(ours, theirs, [t for t in (x, weight, scale, shift) if t is not None])
+
+
+@pytest.mark.parametrize("swiglu", [False, True])
+@pytest.mark.parametrize("rows", [None, 1, L], ids=["no gate", "gate by sequence", "gate by token"])
+def test_project_equals_the_plain_formula(rows, swiglu):
+    x, weight = draw(B, L, HIDDEN * (2 if swiglu else 1)), draw(D, HIDDEN, seed=1)
+    gate = None if rows is None else draw(B, rows, D, seed=2)
+    ours, theirs = project(x, weight, gate=gate, swiglu=swiglu), plain_project(x, weight, gate, swiglu)
+    torch.testing.assert_close(ours, theirs)
+    same_gradients(ours, theirs, [t for t in (x, weight, gate) if t is not None])
+
+
+def kept_numbers(function, *leaves):
+    """Numbers kept for backward beyond the leaves themselves."""
+    known = {leaf.untyped_storage().data_ptr() for leaf in leaves}
+    kept = {}
+
+    def pack(tensor):
+        if tensor.untyped_storage().data_ptr() not in known:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes() // tensor.element_size()
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        function()
+    return sum(kept.values())
+
+
+def test_a_gated_swiglu_projection_keeps_nothing_and_the_plain_one_does():
+    x, weight, gate = draw(B, L, 2 * HIDDEN), draw(D, HIDDEN, seed=1), draw(B, 1, D, seed=2)
+    assert kept_numbers(lambda: project(x, weight, gate=gate, swiglu=True), x, weight, gate) == 0
+    assert kept_numbers(lambda: plain_project(x, weight, gate, True), x, weight, gate) >= B * L * (2 * HIDDEN + D)
+
+
+def test_a_modulated_norm_keeps_one_number_a_row():
+    x, weight, scale, shift = draw(B, L, D), draw(D, seed=1), draw(B, 1, D, seed=2), draw(B, 1, D, seed=3)
+    kept = kept_numbers(lambda: rms_norm(x, weight, scale=scale, shift=shift), x, weight, scale, shift)
+    assert kept == B * L
+
+
+@pytest.mark.parametrize("swiglu", [False, True])
+def test_autocast_runs_products_in_bf16_within_twice_the_plain_error(swiglu):
+    x, weight = draw(B, L, HIDDEN * (2 if swiglu else 1), dtype=torch.float32), draw(D, HIDDEN, seed=1, dtype=torch.float32)
+    gate = draw(B, 1, D, seed=2, dtype=torch.float32)
+    exact = plain_project(x, weight, gate, swiglu)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours, plain = project(x, weight, gate=gate, swiglu=swiglu), plain_project(x, weight, gate, swiglu)
+    assert ours.dtype == torch.bfloat16
+    assert (ours - exact).abs().max() <= 2 * (plain - exact).abs().max() + 1e-2
+    ours_grad = torch.autograd.grad(ours.float().sum(), [x, weight, gate])
+    exact_grad = torch.autograd.grad(exact.sum(), [x, weight, gate])
+    for a, b in zip(ours_grad, exact_grad, strict=True):
+        assert a.dtype == torch.float32
+        assert (a - b).abs().max() <= 0.05 * b.abs().max()

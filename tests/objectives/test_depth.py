@@ -1,0 +1,67 @@
+"""Huginn's depth sampler against its closed-form moments and the published quantiles."""
+
+import pytest
+import torch
+
+from looped.config import RecurrenceConfig
+from looped.objectives.depth import expected_depths, huginn_depths, sample_depths
+from looped.rng import StepRandom, generator
+
+NUM_DRAWS = 20_000
+
+
+@pytest.fixture(scope="module")
+def draws():
+    return huginn_depths(32, 8, [generator("depths", i) for i in range(NUM_DRAWS)])
+
+
+def test_moments_are_those_of_the_mixture(draws):
+    n, k = draws
+    p = (n + k).double()
+    # E[p] = m + 1, Var[p] = m + m^2 (e^(sigma^2) - 1): law of total variance for a Poisson with a log-normal rate.
+    sd = (32 + 32**2 * (2.718281828459045**0.25 - 1)) ** 0.5
+    assert p.mean().item() == pytest.approx(33.0, abs=4 * sd / NUM_DRAWS**0.5)
+    assert p.std().item() == pytest.approx(sd, rel=0.05)
+    assert sd == pytest.approx(17.97, abs=0.01)
+
+
+def test_quantiles_are_huginns(draws):
+    n, k = draws
+    quantiles = torch.quantile((n + k).double(), torch.tensor([0.05, 0.5, 0.95, 0.99], dtype=torch.float64))
+    for ours, published in zip(quantiles.tolist(), [12, 29, 67, 94], strict=True):
+        assert ours == pytest.approx(published, abs=max(1, 0.04 * published))
+
+
+@pytest.mark.parametrize(("mean", "backprop", "n", "k"), [
+    (32, 8, 25.04, 7.98), (16, 8, 9.28, 7.73), (8, 4, 5.11, 3.86), (4, 4, 1.60, 3.41)])
+def test_expected_depths_match_the_published_means(mean, backprop, n, k):
+    ours = expected_depths(RecurrenceConfig(mean=mean, backprop=backprop))
+    assert ours == (pytest.approx(n, abs=0.02), pytest.approx(k, abs=0.02))
+
+
+def test_expected_depths_match_the_draws(draws):
+    n, k = expected_depths(RecurrenceConfig(mean=32, backprop=8))
+    assert draws[0].double().mean().item() == pytest.approx(n, abs=0.5)
+    assert draws[1].double().mean().item() == pytest.approx(k, abs=0.02)
+
+
+def test_depth_by_sequence_does_not_depend_on_how_rows_are_spread_over_processes():
+    config = RecurrenceConfig(mean=8, backprop=4)
+    whole = sample_depths(config, StepRandom(0, 3, count=8))
+    parts = [sample_depths(config, StepRandom(0, 3, start=s, count=4, total=8)) for s in (0, 4)]
+    for i in range(2):
+        assert torch.equal(whole[i], torch.cat([part[i] for part in parts]))
+    assert len(set((whole[0] + whole[1]).tolist())) > 1
+
+
+def test_depth_by_batch_is_the_same_on_every_process_and_changes_with_the_step():
+    config = RecurrenceConfig(mean=8, backprop=4, per_sequence=False)
+    pairs = [sample_depths(config, StepRandom(0, 3, start=s, count=4, total=8)) for s in (0, 4)]
+    assert pairs[0] == pairs[1]
+    assert len({sample_depths(config, StepRandom(0, step, count=1)) for step in range(20)}) > 5
+
+
+def test_fixed_depth_is_the_mean_with_the_last_steps_in_gradient():
+    config = RecurrenceConfig(mean=8, backprop=3, distribution="fixed")
+    assert sample_depths(config, StepRandom(0, 0, count=2)) == (5, 3)
+    assert expected_depths(config) == (5.0, 3.0)
