@@ -1,0 +1,52 @@
+"""Noise levels that a solver visits: `num_steps` of them from sigma_max down to sigma_min, then 0.
+
+The network is evaluated at all entries but the last; the 0 only says that the final estimate is returned as it is.
+"""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from looped.diffusion.noise import LogUniform, Noise
+from looped.errors import UserError, did_you_mean
+
+
+def schedule(name: str, num_steps: int, noise: Noise, rho: float = 7.0) -> Float64[Tensor, "num_steps+1"]:
+    """Descending levels on the CPU, ending in 0; with one step the only evaluation is at sigma_max.
+
+    `karras`: even in `sigma^(1/rho)` (Karras et al. 2022, equation 5; `rho` matters here alone). `log-linear`: even in
+    ln sigma. `quantile`: equal mass of the continuous part of the training distribution between neighbours.
+    """
+    if name not in SCHEDULES:
+        raise UserError(f"no noise schedule '{name}'{did_you_mean(name, SCHEDULES)}")
+    if num_steps < 1:
+        raise UserError(f"num_steps {num_steps} is below 1; a solver needs at least one evaluation")
+    if rho <= 0:
+        raise UserError(f"rho {rho} is not positive; Karras et al. use 7")
+    down = torch.linspace(1, 0, num_steps, dtype=torch.float64)
+    levels = SCHEDULES[name](down, noise, rho)
+    levels[0] = noise.sigma_max  # powers and logarithms may miss the ends by one unit
+    if num_steps > 1:
+        levels[-1] = noise.sigma_min
+    return torch.cat([levels, torch.zeros(1, dtype=torch.float64)])
+
+
+def karras(down: Tensor, noise: Noise, rho: float) -> Tensor:
+    low, high = noise.sigma_min ** (1 / rho), noise.sigma_max ** (1 / rho)
+    return (low + down * (high - low)) ** rho
+
+
+def quantile(down: Tensor, noise: Noise, rho: float) -> Tensor:
+    return noise.continuous.quantile(down)
+
+
+def log_linear(down: Tensor, noise: Noise, rho: float) -> Tensor:
+    return LogUniform(noise.sigma_min, noise.sigma_max).quantile(down)
+
+
+# name -> levels at `down`, which falls evenly from 1 (sigma_max) to 0 (sigma_min)
+SCHEDULES: dict[str, Callable[[Tensor, Noise, float], Tensor]] = {
+    "karras": karras, "quantile": quantile, "log-linear": log_linear,
+}

@@ -1,0 +1,62 @@
+"""Noise schedules: against diffusers and scipy, exact ends, float64."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from looped.diffusion.noise import Adaptive, LogNormal, LogUniform, ShareAtMax
+from looped.diffusion.schedules import SCHEDULES, schedule
+from looped.errors import UserError
+
+PAPER = LogNormal(-1.2, 1.2, 0.002, 80.0)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 32, 128])
+@pytest.mark.parametrize("noise", [PAPER, ShareAtMax(LogUniform(0.5, 20.0), 0.5), Adaptive(0.3, 7.1)], ids=str)
+def test_levels_fall_from_sigma_max_to_sigma_min_and_end_in_zero(name, num_steps, noise):
+    sigmas = schedule(name, num_steps, noise)
+    assert sigmas.dtype == torch.float64
+    assert sigmas.shape == (num_steps + 1,)
+    assert sigmas[0].item() == noise.sigma_max
+    assert sigmas[-1].item() == 0
+    assert (sigmas.diff() < 0).all()
+    if num_steps > 1:
+        assert sigmas[-2].item() == noise.sigma_min
+
+
+@pytest.mark.parametrize("rho", [1.0, 7.0])
+def test_karras_is_that_of_diffusers(rho):
+    schedulers = pytest.importorskip("diffusers").schedulers
+    scheduler = schedulers.EDMEulerScheduler(sigma_min=0.002, sigma_max=80.0, rho=rho)
+    scheduler.set_timesteps(18)
+    np.testing.assert_allclose(schedule("karras", 18, PAPER, rho), scheduler.sigmas, rtol=2e-6)
+
+
+def test_log_linear_is_geometric():
+    np.testing.assert_allclose(schedule("log-linear", 9, PAPER)[:-1], np.geomspace(80.0, 0.002, 9), rtol=1e-13)
+
+
+def test_quantile_has_equal_training_mass_between_levels_whatever_the_atom():
+    cuts = (np.log([0.5, 20.0]) - 0.7) / 1.2
+    twin = stats.truncnorm(*cuts, loc=0.7, scale=1.2)
+    inner = LogNormal(0.7, 1.2, 0.5, 20.0)
+    for noise in (inner, ShareAtMax(inner, 0.5)):
+        sigmas = schedule("quantile", 9, noise)
+        np.testing.assert_allclose(np.diff(twin.cdf(sigmas[:-1].log())), -1 / 8, atol=1e-12)
+
+
+def test_quantile_of_a_log_uniform_is_log_linear():
+    noise = LogUniform(0.5, 20.0)
+    torch.testing.assert_close(schedule("quantile", 7, noise), schedule("log-linear", 7, noise))
+
+
+@pytest.mark.parametrize(("arguments", "word"), [
+    (("karas", 4, PAPER), "did you mean 'karras'"),
+    (("karras", 0, PAPER), "num_steps 0"),
+    (("karras", 4, PAPER, 0.0), "rho"),
+])
+def test_bad_settings_are_named(arguments, word):
+    with pytest.raises(UserError, match=word):
+        schedule(*arguments)
