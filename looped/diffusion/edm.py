@@ -70,8 +70,10 @@ def align(coefficient: Float[Tensor, "*batch"], z: Float[Tensor, "*shape"]) -> F
 def ode_derivative(
     z: Float[Tensor, "*shape"], D: Float[Tensor, "*shape"], sigma: Float[Tensor, "*batch"] | float
 ) -> Float[Tensor, "*shape"]:
-    """`dz/dsigma = (z - D) / sigma` of the probability-flow ODE (Karras et al. 2022, algorithm 1)."""
-    return (z - D) / (align(sigma, z) if isinstance(sigma, Tensor) else sigma)
+    """`dz/dsigma = (z - D) / sigma` of the probability-flow ODE (Karras et al. 2022, algorithm 1), in z's precision."""
+    if isinstance(sigma, Tensor) and sigma.ndim:  # one level for all needs no shape, and does not promote z
+        sigma = align(sigma, z).to(z)
+    return (z - D) / sigma
 
 
 def _wide(sigma: Tensor | float) -> Tensor:

@@ -80,6 +80,8 @@ def test_no_noise_leaves_the_clean_estimate_and_zero_derivative():
     z = torch.randn(3)
     assert torch.equal(ode_derivative(z, z, torch.tensor(2.0)), torch.zeros(3))
     torch.testing.assert_close(ode_derivative(z, 0 * z, 2.0), z / 2)
+    rows = ode_derivative(z, 0 * z, torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64))
+    torch.testing.assert_close(rows, z / torch.tensor([1.0, 2.0, 4.0]))
     torch.testing.assert_close(EDM(0.5).denoised(torch.ones(3), z, 0.0), z)
 
 
