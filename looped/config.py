@@ -83,7 +83,7 @@ class RecurrenceConfig(Section):
 
     mean: Depth = Field(8, description="mean number of loop steps; `full` runs exactly this many")
     backprop: Depth = Field(4, description="last steps that carry gradient under `truncated`")
-    distribution: Literal["huginn", "fixed"] = Field("huginn", description="log-normal Poisson depths, or always `mean`")
+    distribution: Literal["huginn", "fixed"] = Field("huginn", description="log-normal Poisson, or always `mean`")
     per_sequence: bool = Field(True, description="one depth a sequence (Parcae) instead of one a batch (Huginn)")
 
 
@@ -109,7 +109,8 @@ class NoiseConfig(Section):
     @model_validator(mode="after")
     def _check_range(self):
         if self.sigma_min >= self.sigma_max:
-            raise ValueError(f"sigma_min {self.sigma_min} is not below sigma_max {self.sigma_max}; swap them or widen the range")
+            raise ValueError(f"sigma_min {self.sigma_min} is not below sigma_max {self.sigma_max}; "
+                             f"swap them or widen the range")
         return self
 
 
@@ -117,9 +118,9 @@ class TargetConfig(Section):
     """The clean vectors y that are denoised: one row a token."""
 
     dim: int = Field(16, ge=1, description="dimension of the target embedding")
-    normalise: Literal["rms", "l2"] = Field("rms", description="rows of unit RMS per coordinate, or of unit norm (paper)")
+    normalise: Literal["rms", "l2"] = Field("rms", description="rows of unit RMS a coordinate, or of unit norm (paper)")
     scale: Positive = Field(1.0, description="factor on the normalised rows")
-    tied: bool = Field(False, description="take the rows from the model's input embedding (dim must equal model.width)")
+    tied: bool = Field(False, description="take the rows from the model's input embedding (dim = model.width)")
     learned_logit_scale: bool = Field(True, description="learn the sharpness of the readout")
 
 
@@ -178,12 +179,13 @@ class OptimConfig(Section):
     muon_lr: Positive = Field(2e-2, description="peak learning rate of Muon")
     betas: tuple[Fraction, Fraction] = Field((0.9, 0.95), description="AdamW's moment decays")
     weight_decay: NonNegative = Field(0.1, description="decoupled decay of matrices; vectors have none")
-    schedule: Literal["cosine", "wsd", "constant"] = Field("cosine", description="after warmup: cosine, stable-then-decay, flat")
+    schedule: Literal["cosine", "wsd", "constant"] = Field(
+        "cosine", description="after warmup: cosine, stable-then-decay, flat")
     warmup_steps: Count = Field(50, description="linear warmup")
     decay_fraction: Fraction = Field(0.2, description="last share of the budget that wsd decays over")
     min_lr_fraction: Fraction = Field(0.1, description="learning rate at the end, as a share of the peak")
     grad_clip: NonNegative = Field(1.0, description="clip the gradient norm here; 0 leaves it alone")
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="decay of the averaged weights; 0 keeps none")
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="decay of averaged weights; 0 keeps none")
 
 
 class TrainingConfig(Section):
@@ -192,7 +194,8 @@ class TrainingConfig(Section):
     batch_size: Depth = Field(32, description="sequences an optimiser step, over all processes and micro-batches")
     accumulation: Depth = Field(1, description="micro-batches an optimiser step is split into")
     budget: Depth = Field(1000, description="how much to train, in budget_unit")
-    budget_unit: Literal["steps", "tokens", "layer-forwards", "seconds"] = Field("steps", description="unit of the budget")
+    budget_unit: Literal["steps", "tokens", "layer-forwards", "seconds"] = Field(
+        "steps", description="unit of the budget")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 runs under autocast")
     threads: int | None = Field(None, ge=1, description="CPU threads; null leaves torch's choice")
     log_every: Depth = Field(10, description="steps between lines of metrics.jsonl")
@@ -274,7 +277,8 @@ def _describe(section: type[Section], prefix: str):
         if isinstance(field.default, Section):
             yield from _describe(type(field.default), f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", yaml.safe_dump(_plain(field.default), default_flow_style=True).split("\n")[0], field.description or ""
+            default = yaml.safe_dump(_plain(field.default), default_flow_style=True).split("\n")[0]
+            yield f"{prefix}{name}", default, field.description or ""
 
 
 def _plain(value: Any) -> Any:

@@ -1,0 +1,1 @@
+"""Task families of looped, installed as `looped.tasks`: one file a family."""

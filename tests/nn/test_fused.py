@@ -83,7 +83,8 @@ def test_a_modulated_norm_keeps_one_number_a_row():
 
 @pytest.mark.parametrize("swiglu", [False, True])
 def test_autocast_runs_products_in_bf16_within_twice_the_plain_error(swiglu):
-    x, weight = draw(B, L, HIDDEN * (2 if swiglu else 1), dtype=torch.float32), draw(D, HIDDEN, seed=1, dtype=torch.float32)
+    x = draw(B, L, HIDDEN * (2 if swiglu else 1), dtype=torch.float32)
+    weight = draw(D, HIDDEN, seed=1, dtype=torch.float32)
     gate = draw(B, 1, D, seed=2, dtype=torch.float32)
     exact = plain_project(x, weight, gate, swiglu)
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -36,7 +36,8 @@ def test_quantiles_are_huginns(draws):
     (32, 8, 25.04, 7.98), (16, 8, 9.28, 7.73), (8, 4, 5.11, 3.86), (4, 4, 1.60, 3.41)])
 def test_expected_depths_match_the_published_means(mean, backprop, n, k):
     ours = expected_depths(RecurrenceConfig(mean=mean, backprop=backprop))
-    assert ours == (pytest.approx(n, abs=0.02), pytest.approx(k, abs=0.02))
+    # The published pairs are simulated: they sum to mean + 1 only within 0.03.
+    assert ours == (pytest.approx(n, abs=0.04), pytest.approx(k, abs=0.01))
 
 
 def test_expected_depths_match_the_draws(draws):

@@ -1,0 +1,39 @@
+"""The bridge: from logits over tokens back to the space of the clean vectors, where solvers step.
+
+soft: the expectation `softmax(logits) @ table`, which shrinks where the model is unsure. hard: the likeliest row.
+top-k: the expectation over the k likeliest. sampled: a row drawn from the softmax.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from looped.errors import UserError, did_you_mean
+
+BRIDGES = ("soft", "hard", "top-k", "sampled")
+
+
+def bridge(kind: str, logits: Float[Tensor, "*batch vocab"], table: Float[Tensor, "vocab dim"], *, top_k: int = 8,
+           temperature: float = 1.0, generator: torch.Generator | None = None) -> Float[Tensor, "*batch dim"]:
+    """The clean estimate D. Probabilities in float32 whatever the logits' dtype.
+
+    Raises `UserError` for an unknown kind, a temperature that is not positive, and `sampled` without a generator.
+    """
+    if kind not in BRIDGES:
+        raise UserError(f"bridge '{kind}' is unknown{did_you_mean(kind, BRIDGES)}")
+    if temperature <= 0:
+        raise UserError(f"temperature {temperature} is not positive; use the hard bridge for the likeliest row")
+    if kind == "hard":
+        return table[logits.argmax(-1)]
+    scaled = logits.float() / temperature
+    if kind == "top-k":
+        values, places = scaled.topk(min(top_k, scaled.shape[-1]), dim=-1)
+        return (values.softmax(-1).unsqueeze(-2) @ table[places].float()).squeeze(-2)
+    probs = scaled.softmax(-1)
+    if kind == "soft":
+        return probs @ table.float()
+    if generator is None:
+        raise UserError("the sampled bridge draws at random; pass generator=torch.Generator()")
+    flat = probs.flatten(0, -2).to(generator.device)
+    picks = torch.multinomial(flat, 1, generator=generator).view(probs.shape[:-1])
+    return table[picks.to(table.device)]

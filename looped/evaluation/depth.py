@@ -1,0 +1,146 @@
+"""The depth sweep: how good a trained model is at every depth, with confidence intervals, as rows and as a picture.
+
+Rows follow one form, {depth, metric, mean, ci_low, ci_high, n, seconds, layer_forwards, peak_bytes}, so that a table, a
+JSONL file and a plot of any two runs need no translation.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import psutil
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from looped.evaluation.generation import distinct, generate
+from looped.evaluation.likelihood import losses_by_depth, losses_by_sigma
+from looped.objectives.base import Objective
+from looped.objectives.denoise import Denoise
+from looped.rng import generator
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure of a sweep. `sigma` is set for figures by noise level, `depth` for figures by depth."""
+
+    metric: str
+    mean: float
+    ci_low: float
+    ci_high: float
+    n: int
+    depth: int | None = None
+    sigma: float | None = None
+    seconds: float | None = None
+    layer_forwards: float | None = None
+    peak_bytes: int | None = None
+
+    def as_dict(self) -> dict:
+        """Only the fields that are set."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class DepthSweep:
+    """`rows` for people, `per_example[metric][depth]` (one figure a held-out sequence) for paired comparisons."""
+
+    rows: list[Row]
+    per_example: dict[str, dict[int, Float[Tensor, "num"]]]
+
+    def means(self, metric: str) -> dict[int, float]:
+        """Depth -> mean of a metric."""
+        return {row.depth: row.mean for row in self.rows if row.metric == metric and row.depth is not None}
+
+
+def evaluate_depth(objective: Objective, tokens: Int[Tensor, "num length+1"], depths: Sequence[int], *,
+                   bytes_per_token: float, seed: int = 0, batch_size: int = 16,
+                   num_trajectories: int = 4) -> DepthSweep:
+    """Held-out nats a token and bits a byte at each of `depths`; for a denoiser also the loss by noise level.
+
+    tokens: held-out sequences, one token longer than the context. `bytes_per_token` turns nats into bits a byte.
+    """
+    rows, per_example = [], {"nats_per_token": {}}
+    for result in losses_by_depth(objective, tokens, depths, seed=seed, batch_size=batch_size,
+                                  num_trajectories=num_trajectories):
+        cost = {"depth": result.depth, "seconds": result.seconds, "peak_bytes": peak_bytes(),
+                "layer_forwards": layer_forwards_at(objective, result.depth, num_trajectories)}
+        per_example["nats_per_token"][result.depth] = result.losses
+        rows.append(summarise("nats_per_token", result.losses, **cost))
+        rows.append(summarise("bits_per_byte", result.losses / math.log(2) / bytes_per_token, **cost))
+    if isinstance(objective, Denoise):
+        by_sigma = losses_by_sigma(objective, tokens, seed=seed, batch_size=batch_size)
+        rows += [summarise("nats_at_sigma", losses, sigma=sigma) for sigma, losses in by_sigma]
+        at_max = losses_by_depth(objective, tokens, [1], seed=seed, batch_size=batch_size, num_trajectories=1)[0]
+        per_example["nats_at_sigma_max"] = {1: at_max.losses}
+        rows.append(summarise("nats_at_sigma_max", at_max.losses, sigma=objective.noise.sigma_max))
+    return DepthSweep(rows, per_example)
+
+
+def evaluate_samples(objective: Objective, prompts: Int[Tensor, "num length"], depths: Sequence[int], *,
+                     num_tokens: int, seed: int = 0) -> tuple[list[Row], dict[int, Int[Tensor, "num tokens"]]]:
+    """Continuations of held-out prompts at each depth, and their distinct-1, 2 and 4."""
+    rows, samples = [], {}
+    for depth in depths:
+        samples[depth] = generate(objective, prompts, num_tokens=num_tokens, depth=depth, seed=seed)
+        texts = samples[depth].tolist()
+        for n in (1, 2, 4):
+            mean, spread = distinct(texts, n), jackknife(texts, n)
+            rows.append(Row(f"distinct_{n}", mean, mean - spread, mean + spread, len(texts), depth=depth))
+    return rows, samples
+
+
+def jackknife(texts: Sequence[Sequence], n: int) -> float:
+    """Half a 95 % interval of pooled distinct-n over texts, by leaving one out: a bootstrap repeats texts, and
+    repeated texts lower distinct-n."""
+    if len(texts) < 2:
+        return math.nan
+    rest = torch.tensor([distinct([t for j, t in enumerate(texts) if j != i], n) for i in range(len(texts))])
+    return 1.96 * math.sqrt((len(texts) - 1) * rest.double().var(correction=0).item())
+
+
+def layer_forwards_at(objective: Objective, depth: int, num_trajectories: int = 1) -> float:
+    """Forward passes of one layer that a sequence costs at this depth."""
+    c = objective.model.config
+    if not isinstance(objective, Denoise):
+        return c.num_prelude_layers + depth * c.num_core_layers + c.num_coda_layers
+    solver = c.num_core_layers + c.num_coda_layers
+    evaluations = 2 * depth - 1 if objective.config.solver == "heun" else depth
+    # inject: under teacher forcing the noised truth runs beside the solved rows. concat: the clean rows run once.
+    streams = 2 if objective.config.context == "inject" else 1
+    clean = solver if objective.config.context == "concat" else 0
+    return c.num_prelude_layers + clean + num_trajectories * evaluations * streams * solver
+
+
+def summarise(metric: str, values: Float[Tensor, "num"], **fields) -> Row:
+    """Mean and 95 % interval of one figure a sequence."""
+    low, high = confidence_interval(values)
+    return Row(metric, values.mean().item(), low, high, len(values), **fields)
+
+
+def confidence_interval(values: Float[Tensor, "num"], *, num_resamples: int = 1000) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean over sequences; the same for the same values."""
+    values = values.double()
+    picks = torch.randint(len(values), (num_resamples, len(values)), generator=generator("bootstrap", len(values)))
+    means = values[picks].mean(1)
+    low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high
+
+
+def peak_bytes() -> int:
+    """Largest memory so far: of the CUDA allocator where one is in use, else of the process."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    info = psutil.Process().memory_info()
+    return int(getattr(info, "peak_wset", 0) or _peak_rss() or info.rss)
+
+
+def _peak_rss() -> int:
+    """Peak resident bytes on POSIX; 0 where the resource module is missing."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    import sys
+
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale

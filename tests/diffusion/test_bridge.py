@@ -1,0 +1,47 @@
+"""Each bridge against its definition on a small table."""
+
+import pytest
+import torch
+
+from looped.diffusion.bridge import bridge
+from looped.errors import UserError
+
+TABLE = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+LOGITS = torch.log(torch.tensor([[[0.5, 0.3, 0.2]]]))
+
+
+def test_soft_is_the_expectation():
+    torch.testing.assert_close(bridge("soft", LOGITS, TABLE), torch.tensor([[[0.3, 0.3]]]))
+
+
+def test_hard_is_the_likeliest_row():
+    torch.testing.assert_close(bridge("hard", LOGITS, TABLE), torch.tensor([[[1.0, 0.0]]]))
+
+
+def test_top_k_is_the_expectation_over_the_likeliest_rows():
+    torch.testing.assert_close(bridge("top-k", LOGITS, TABLE, top_k=2), torch.tensor([[[0.625, 0.375]]]))
+    torch.testing.assert_close(bridge("top-k", LOGITS, TABLE, top_k=9), bridge("soft", LOGITS, TABLE))
+
+
+def test_sampled_rows_come_with_their_probabilities():
+    gen = torch.Generator().manual_seed(0)
+    rows = bridge("sampled", LOGITS.expand(4000, 1, 3), TABLE, generator=gen)
+    shares = torch.stack([(rows == row).all(-1).float().mean() for row in TABLE])
+    torch.testing.assert_close(shares, torch.tensor([0.5, 0.3, 0.2]), atol=4 * 0.5 / 4000**0.5, rtol=0)
+
+
+def test_a_low_temperature_turns_soft_into_hard_and_a_high_one_into_the_mean():
+    torch.testing.assert_close(bridge("soft", LOGITS, TABLE, temperature=1e-3), bridge("hard", LOGITS, TABLE))
+    torch.testing.assert_close(bridge("soft", LOGITS, TABLE, temperature=1e6)[0, 0], TABLE.mean(0), atol=1e-4, rtol=0)
+
+
+def test_half_precision_logits_are_read_in_float32():
+    low = LOGITS.bfloat16()
+    torch.testing.assert_close(bridge("soft", low, TABLE), bridge("soft", low.float(), TABLE))
+
+
+@pytest.mark.parametrize(("kind", "options", "why"), [
+    ("sofd", {}, "did you mean 'soft'"), ("soft", {"temperature": 0.0}, "not positive"), ("sampled", {}, "generator")])
+def test_bad_arguments_are_named(kind, options, why):
+    with pytest.raises(UserError, match=why):
+        bridge(kind, LOGITS, TABLE, **options)

@@ -1,0 +1,131 @@
+"""Solvers on Gaussian data, where the denoiser, the ODE's solution and the posterior are known in closed form.
+
+For x ~ N(mu, s^2): D = mu + s^2 / (s^2 + sigma^2) (z - mu); along the ODE (z - mu) / sqrt(s^2 + sigma^2) is constant.
+"""
+
+import math
+
+import pytest
+import torch
+
+from looped.diffusion.noise import LogUniform
+from looped.diffusion.samplers import SAMPLERS, sample_ancestral, sample_dpmpp_2m, sample_euler, sample_heun
+from looped.diffusion.schedules import schedule
+from looped.errors import UserError
+
+MU, S = 0.7, 0.5
+NOISE = LogUniform(0.02, 10.0)
+
+
+def exact_denoiser(z, sigma):
+    return MU + S**2 / (S**2 + sigma**2) * (z - MU)
+
+
+def draws(seed, count=20_000):
+    return torch.randn(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def start(count=20_000):
+    return MU + math.sqrt(S**2 + NOISE.sigma_max**2) * draws(0, count)
+
+
+def random(step):
+    return draws(100 + step)
+
+
+def solution(z):
+    """What the ODE's exact solution, read at sigma_min, is denoised to."""
+    low = MU + (z - MU) * math.sqrt((S**2 + NOISE.sigma_min**2) / (S**2 + NOISE.sigma_max**2))
+    return exact_denoiser(low, NOISE.sigma_min)
+
+
+def error(sampler, num_steps):
+    z = start(1)
+    return (sampler(exact_denoiser, z, schedule("log-linear", num_steps, NOISE)) - solution(z)).abs().item()
+
+
+@pytest.mark.parametrize(("sampler", "order"), [(sample_euler, 1), (sample_heun, 2), (sample_dpmpp_2m, 2)])
+def test_the_error_falls_with_the_order_of_the_solver(sampler, order):
+    slope = math.log2(error(sampler, 129) / error(sampler, 257))
+    assert slope == pytest.approx(order, abs=0.15)
+
+
+@pytest.mark.parametrize("name", ["euler", "heun", "dpmpp-2m", "ancestral"])
+def test_solvers_recover_the_gaussian(name):
+    out = SAMPLERS[name](exact_denoiser, start(), schedule("log-linear", 200, NOISE), random=random)
+    assert out.mean().item() == pytest.approx(MU, abs=5 * S / len(out) ** 0.5)
+    assert out.std().item() == pytest.approx(S, rel=0.03)
+
+
+def test_ancestral_steps_are_the_exact_posterior_of_the_noising_process():
+    # With D known for certain, two steps from sigma to sigma'' have the moments of one: DDPM's posterior composes.
+    z, D = torch.full((20_000,), 3.0, dtype=torch.float64), 1.0
+    out = []
+    sample_ancestral(lambda z, sigma: torch.full_like(z, D), z, torch.tensor([4.0, 2.0, 1.0, 0.0]), random=random,
+                     callback=lambda step, sigma, z, _: out.append(z))
+    assert out[2].mean().item() == pytest.approx(D + (3.0 - D) * 1 / 16, abs=0.03)
+    assert out[2].var().item() == pytest.approx(1.0 - 1 / 16, rel=0.04)
+
+
+def test_noise_shrinks_along_the_schedule_and_grows_with_the_sign_as_printed():
+    sigmas, seen = schedule("karras", 8, NOISE), []
+    sample_euler(exact_denoiser, start(), sigmas, callback=lambda step, sigma, z, D: seen.append(z.std().item()))
+    assert seen == sorted(seen, reverse=True)
+    wrong = start() + (sigmas[0] - sigmas[1]) * (start() - exact_denoiser(start(), sigmas[0])) / sigmas[0]
+    assert wrong.std() > start().std()  # the paper's equations 3 to 5 as printed
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_one_step_is_one_reading_at_sigma_max(name):
+    levels, z = [], start(3)
+
+    def denoise(z, sigma):
+        levels.append(sigma)
+        return exact_denoiser(z, sigma)
+
+    out = SAMPLERS[name](denoise, z, schedule("quantile", 1, NOISE), random=lambda step: draws(step, 3))
+    assert levels == [NOISE.sigma_max]
+    assert torch.equal(out, exact_denoiser(z, NOISE.sigma_max))
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_callback_sees_every_step_and_stops(name):
+    steps, z = [], start(3)
+    arguments = {"random": lambda step: draws(step, 3)}
+    SAMPLERS[name](exact_denoiser, z, schedule("quantile", 6, NOISE), **arguments,
+                   callback=lambda step, *rest: steps.append(step))
+    assert steps == list(range(6))
+    stopped = []
+    SAMPLERS[name](exact_denoiser, z, schedule("quantile", 6, NOISE), **arguments,
+                   callback=lambda step, *rest: stopped.append(step) or step == 2)
+    assert stopped == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("name", "oracle"), [
+    ("euler", "EDMEulerScheduler"), ("dpmpp-2m", "EDMDPMSolverMultistepScheduler")])
+def test_steps_equal_diffusers(name, oracle):
+    diffusers = pytest.importorskip("diffusers")
+    sd, options = 0.5, {}
+    if name == "dpmpp-2m":
+        options = {"solver_order": 2, "final_sigmas_type": "zero", "lower_order_final": True}
+    scheduler = getattr(diffusers, oracle)(sigma_min=0.02, sigma_max=10.0, sigma_data=sd, rho=7.0, **options)
+    scheduler.set_timesteps(12)
+    sigmas = scheduler.sigmas.double()
+    torch.testing.assert_close(sigmas, schedule("karras", 12, NOISE), rtol=1e-5, atol=1e-6)
+    z = theirs = start(5).float()
+    seen = []
+    SAMPLERS[name](exact_denoiser, z, sigmas, callback=lambda step, sigma, z, D: seen.append(z))
+    for step, t in enumerate(scheduler.timesteps):
+        torch.testing.assert_close(theirs, seen[step], rtol=2e-4, atol=2e-4)
+        sigma = float(sigmas[step])
+        # diffusers wants the raw network output F of D = c_skip z + c_out F
+        c_skip, c_out = sd**2 / (sigma**2 + sd**2), sigma * sd / math.sqrt(sigma**2 + sd**2)
+        raw = (exact_denoiser(theirs, sigma) - c_skip * theirs) / c_out
+        theirs = scheduler.step(raw, t, theirs).prev_sample
+
+
+def test_bad_schedules_and_missing_noise_are_named():
+    with pytest.raises(UserError, match="must fall and end in 0"):
+        sample_euler(exact_denoiser, start(2), torch.tensor([1.0, 2.0, 0.0]))
+    with pytest.raises(UserError, match="ancestral solver adds noise"):
+        sample_ancestral(exact_denoiser, start(2), torch.tensor([2.0, 1.0, 0.0]))

@@ -1,0 +1,72 @@
+"""The house as a whole: cheap to import, every public name there, settings that explain themselves."""
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+import looped
+from looped.config import Config, describe_settings, dump_config, load_config
+from looped.errors import UserError
+
+
+def test_import_loads_no_torch():
+    code = "import sys, looped, looped.config; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", [name for name in looped.__all__ if name != "__version__"])
+def test_every_public_name_exists(name):
+    assert getattr(looped, name) is not None
+
+
+def test_an_unknown_public_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = looped.no_such_name
+
+
+def test_a_config_survives_yaml():
+    config = load_config(None, {"model.width": "256", "denoise.noise": "paper", "denoise.noise.sigma_max": "40"})
+    assert config.denoise.noise.log_mean == -1.2
+    assert config.denoise.noise.sigma_max == 40
+    assert load_config(None, yaml.safe_load(dump_config(config))) == config
+
+
+def test_flags_override_the_file(tmp_path):
+    (tmp_path / "c.yaml").write_text("model: {width: 64}\nseed: 3\n")
+    config = load_config(tmp_path / "c.yaml", {"seed": "4"})
+    assert (config.model.width, config.seed) == (64, 4)
+
+
+@pytest.mark.parametrize(("flags", "why"), [
+    ({"model.widht": "3"}, "did you mean 'width'"),
+    ({"model.width": "100", "model.num_heads": "8"}, "try 96 or 112"),
+    ({"model.width": "x"}, "model.width.*valid integer"),
+    ({"denoise.noise": "papre"}, "did you mean 'paper'"),
+    ({"denoise.noise.sigma_mx": "3"}, "did you mean 'sigma_max'"),
+    ({"denoise.noise.sigma_min": "30"}, "not below sigma_max"),
+    ({"objective": "denois"}, "objective"),
+    ({"data.path": "a", "data.dataset": "b"}, "keep one"),
+])
+def test_a_bad_setting_is_named_in_one_sentence(flags, why):
+    with pytest.raises(UserError, match=why) as error:
+        load_config(None, flags)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["- a list", "a: [", "\x00", "model: 3", "42"])
+def test_a_broken_file_is_named_in_one_sentence(tmp_path, text):
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as error:
+        load_config(path)
+    assert "broken.yaml" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_every_setting_is_described_once():
+    names = [name for name, _, _ in describe_settings()]
+    assert len(names) == len(set(names))
+    assert all(description for _, _, description in describe_settings())
+    assert {name.split(".")[0] for name in names} == set(Config.model_fields)
