@@ -1,0 +1,139 @@
+"""The corpus of a run: named documents from one source, and their split into train and held-out.
+
+Without `data.path` and `data.dataset` it is the Python standard library of the running interpreter: its sources and
+the topics of pydoc, text that every machine with Python holds. Imports no torch.
+"""
+
+import hashlib
+import importlib
+import os
+import platform
+import sysconfig
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from looped.config import DataConfig
+from looped.data.sources import Document, read_dataset, read_file, read_paths
+from looped.errors import UserError
+
+# Tests and bundles are no prose of the library; the tables in `encodings` are near copies of one another, so that the
+# held-out ones would be known from training.
+SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "_bundled",
+                   "lib-dynload", "encodings"}
+# Written for one machine, or (topics.py) read by topic below.
+SKIPPED_FILES = ("_sysconfigdata", "sitecustomize", "usercustomize", "topics.py")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents in reading order, none empty; `source` says in words where they come from."""
+
+    documents: tuple[Document, ...]
+    source: str
+
+    def split(self, share: float) -> tuple[tuple[Document, ...], tuple[Document, ...]]:
+        """(train, held-out), about `share` of the documents held out; neither side is empty.
+
+        The side of a document is decided by the hash of its name alone, so that adding, removing or reordering others
+        moves nothing. Two exceptions keep both sides filled: where all names fall on one side, the one nearest the
+        boundary changes over; a single document is cut in two, head and tail, at a line break.
+        """
+        if len(self.documents) == 1:
+            return _cut_in_two(self.documents[0], share)
+        places = {document.name: _place(document.name) for document in self.documents}
+        heldout = {name for name, place in places.items() if place < share} or {min(places, key=places.get)}
+        if len(heldout) == len(places):
+            heldout.remove(max(places, key=places.get))
+        return (tuple(document for document in self.documents if document.name not in heldout),
+                tuple(document for document in self.documents if document.name in heldout))
+
+
+def load_corpus(data: DataConfig) -> Corpus:
+    """Reads the source that `data` names, up to `data.max_bytes`.
+
+    Raises `UserError` for what cannot be read, with the file, line, byte or field, and a way out.
+    """
+    if data.path:
+        documents, source = read_paths(data.path, field=data.text_field, limit=data.max_bytes), ", ".join(data.path)
+    elif data.dataset:
+        documents, source = read_dataset(data), f"dataset {data.dataset}"
+    else:
+        documents, source = standard_library(data.max_bytes), f"standard library of Python {platform.python_version()}"
+    taken = _unique(_take(documents, data.max_bytes))
+    if not taken:
+        raise UserError(f"{source} holds no text; point data.path or data.dataset to some")
+    return Corpus(taken, source)
+
+
+def standard_library(limit: int) -> Iterator[Document]:
+    """Sources and pydoc topics of the running interpreter, sorted by name (relative path), utf-8."""
+    root = Path(sysconfig.get_path("stdlib"))
+    topics = _pydoc_topics()
+    files = {path.relative_to(root).as_posix(): path for path in _library_files(root)}
+    for name in sorted([*topics, *files]):
+        if name in topics:
+            yield Document(name, topics[name])
+        else:
+            yield from read_file(files[name], name, field="", limit=limit)
+
+
+def _library_files(root: Path) -> Iterator[Path]:
+    for parent, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if name not in SKIPPED_FOLDERS and not name.startswith("config-")]
+        yield from (Path(parent, name) for name in names if name.endswith(".py") and not name.startswith(SKIPPED_FILES))
+
+
+def _pydoc_topics() -> dict[str, str]:
+    try:
+        topics = importlib.import_module("pydoc_data.topics").topics
+    except ImportError:  # a minimal installation
+        return {}
+    return {f"pydoc_data/topics/{name}": text for name, text in topics.items()}
+
+
+def _take(documents: Iterable[Document], max_bytes: int) -> Iterator[Document]:
+    """Documents that hold text until `max_bytes` are reached; the last is cut after a whole character."""
+    left = max_bytes
+    for name, text in documents:
+        try:
+            raw = text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise UserError(f"document {name} is not valid Unicode (a lone surrogate at character {error.start}); "
+                            f"mend it or leave it out") from None
+        if len(raw) > left:
+            text = raw[:left].decode("utf-8", errors="ignore")
+        if text:
+            yield Document(name, text)
+        left -= len(raw)
+        if left <= 0:
+            return
+
+
+def _unique(documents: Iterable[Document]) -> tuple[Document, ...]:
+    """Names made unique: a name met again (two folders with the same file) gets `~2`, `~3`, ..."""
+    met: dict[str, int] = {}
+    unique = []
+    for name, text in documents:
+        met[name] = count = met.get(name, 0) + 1
+        unique.append(Document(name if count == 1 else f"{name}~{count}", text))
+    return tuple(unique)
+
+
+def _place(name: str) -> float:
+    """A place in [0, 1) that depends on the name alone."""
+    digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=7).digest()
+    return int.from_bytes(digest, "big") / 256**7
+
+
+def _cut_in_two(document: Document, share: float) -> tuple[tuple[Document, ...], tuple[Document, ...]]:
+    name, text = document
+    middle = min(max(round(len(text) * (1 - share)), 1), len(text) - 1)
+    if middle < 1:
+        raise UserError(f"{name} is the only document and too short to split ({len(text)} character); "
+                        f"point data.path or data.dataset to more text")
+    near = (len(text) - middle) // 2  # a line break farther off would change the shares too much
+    before = text.rfind("\n", max(middle - near, 0), middle) + 1
+    behind = text.find("\n", middle, middle + near) + 1
+    cut = min((place for place in (before, behind) if place), key=lambda place: abs(place - middle), default=middle)
+    return (Document(f"{name} (head)", text[:cut]),), (Document(f"{name} (tail)", text[cut:]),)

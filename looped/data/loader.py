@@ -1,0 +1,80 @@
+"""Windows of a token stream in an order that is a function of (seed, step) alone: nothing to save, nothing to resume.
+
+The stream is cut into windows of length + 1 tokens at a stride of `length`, so that every token but the first is a
+target once an epoch. Windows are shuffled anew each epoch; row r of optimiser step s in batches of B is item s * B + r
+of that endless sequence, whoever asks for it: any micro-batch on any process.
+"""
+
+from collections.abc import Iterable
+from functools import lru_cache
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from looped.errors import UserError
+
+
+class TokenStream:
+    """Documents as one row of token ids, each ended by `end_of_text`; `documents` are their names, in order."""
+
+    def __init__(self, name: str, tokens: np.ndarray, *, end_of_text: int, documents: tuple[str, ...] = ()):
+        self.name, self.tokens, self.end_of_text, self.documents = name, tokens, end_of_text, documents
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def windows(self, length: int) -> int:
+        """How many windows of length + 1 tokens there are; `UserError` if there is none."""
+        count = (len(self) - 1) // length
+        if count < 1:
+            raise UserError(f"data.length {length} needs {length + 1} tokens, but the {self.name} text has {len(self)}"
+                            f"; lower data.length, give more text, or change data.heldout")
+        return count
+
+    def batch(self, step: int, *, batch_size: int, length: int, seed: int,
+              rows: range | None = None) -> Int[Tensor, "rows length_and_one"]:
+        """The given rows (all of them by default) of the batch of optimiser step `step`, counted from 0."""
+        return self._gather(self._starts(step, batch_size, length, seed, rows), length)
+
+    def sequences(self, num: int, length: int) -> Int[Tensor, "num length_and_one"]:
+        """`num` evenly spaced windows, the same on every call."""
+        count = self.windows(length)
+        if num > count:
+            raise UserError(f"{num} sequences of data.length {length} are asked of the {self.name} text, which has "
+                            f"{count}; ask for at most {count}, or lower data.length")
+        return self._gather(np.arange(num) * count // num * length, length)
+
+    def describe(self, step: int, *, batch_size: int, length: int, seed: int, rows: range | None = None) -> list[str]:
+        """Where each row of a batch comes from, in words: token offsets and the documents they lie in."""
+        starts = self._starts(step, batch_size, length, seed, rows)
+        numbers = range(batch_size) if rows is None else rows
+        return [f"row {row}: {self.name} tokens {start}-{start + length}{self._names(start, start + length)}"
+                for row, start in zip(numbers, starts.tolist(), strict=True)]
+
+    def _starts(self, step: int, batch_size: int, length: int, seed: int, rows: Iterable[int] | None) -> np.ndarray:
+        count = self.windows(length)
+        items = [step * batch_size + row for row in (range(batch_size) if rows is None else rows)]
+        return np.array([_order(seed, item // count, count)[item % count] * length for item in items], dtype=np.int64)
+
+    def _gather(self, starts: np.ndarray, length: int) -> Tensor:
+        index = starts[:, None] + np.arange(length + 1)  # B, L+1
+        return torch.from_numpy(self.tokens[index].astype(np.int64))
+
+    def _names(self, first: int, last: int) -> str:
+        """The documents that tokens first ... last lie in; an end of text belongs to the document it ends."""
+        if not self.documents:
+            return ""
+        ends = np.flatnonzero(self.tokens == self.end_of_text)
+        low, high = np.searchsorted(ends, [first, last])
+        names = self.documents[low : high + 1]
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        return f" ({', '.join(names[:3])}{more})"
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, count: int) -> np.ndarray:
+    """The shuffled windows of an epoch: sorted by Philox's raw draws, a stream that numpy promises never to change."""
+    draws = np.random.Philox(key=np.array([seed % 2**64, epoch], dtype=np.uint64)).random_raw(count)
+    return np.argsort(draws, kind="stable")

@@ -1,0 +1,141 @@
+"""Byte-level BPE: trained on the training documents, or loaded from a tokenizer.json.
+
+Any Unicode text comes back byte for byte: there is no normaliser, and the alphabet holds all 256 bytes. A text that
+spells out a special token is encoded as ordinary text, so `end_of_text` in a stream is always the end of a document.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from looped.data.sources import one_line
+from looped.errors import UserError
+
+END_OF_TEXT = "<|endoftext|>"
+KNOWN_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
+MIN_FREQUENCY = 2  # a pair met once is no pattern: merging it would copy the text into the vocabulary
+PIECE = 1 << 20  # characters encoded at once: a tokenizer's working memory is many times its input
+PROBE = "Text, numbers 0123 and\n\n    code: f(x) = {[\"a'b\"]};\t naïve Ω 中文 🙂 e\u0301\r\n"
+
+
+class TextTokenizer:
+    """Text to token ids and back; `vocab_size` is what an embedding table must hold."""
+
+    def __init__(self, backend: Tokenizer):
+        backend.encode_special_tokens = True
+        backend.no_truncation()
+        backend.no_padding()
+        vocabulary = backend.get_vocab(with_added_tokens=True)
+        ends = [token for token in KNOWN_ENDS if token in vocabulary]
+        assert ends, "a tokenizer needs an end-of-text token"
+        self._backend = backend
+        self.end_of_text: int = vocabulary[ends[0]]
+        self.vocab_size: int = max(vocabulary.values()) + 1
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, without an end of text."""
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids; ends of text say nothing, incomplete UTF-8 becomes U+FFFD."""
+        return self._backend.decode(list(ids), skip_special_tokens=True)
+
+    def encode_documents(self, texts: Sequence[str]) -> Iterator[np.ndarray]:
+        """The token ids of each text followed by `end_of_text`, uint32, in order; encoded in batches on all cores."""
+        for group in _groups(texts):
+            pieces = [list(_pieces(text)) for text in group]
+            encoded = iter(self._backend.encode_batch_fast([piece for part in pieces for piece in part],
+                                                           add_special_tokens=False))
+            for part in pieces:
+                ids = [token for _ in part for token in next(encoded).ids]
+                yield np.array([*ids, self.end_of_text], dtype=np.uint32)
+
+    def loss_of(self, text: str) -> str | None:
+        """What a round trip does to a text, in words; None when it comes back as it was."""
+        for piece in _pieces(text):
+            back = self.decode(self.encode(piece))
+            if back != piece:
+                place = next((i for i, (a, b) in enumerate(zip(piece, back, strict=False)) if a != b),
+                             min(len(piece), len(back)))
+                return f"{piece[place:place + 12]!r} comes back as {back[place:place + 12]!r}"
+        return None
+
+    def json(self) -> str:
+        """The content of a tokenizer.json; `parse_tokenizer` reads it back."""
+        return self._backend.to_str()
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> TextTokenizer:
+    """Byte-level BPE over the texts, deterministic; fewer than `vocab_size` tokens if the text supports no more."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, min_frequency=MIN_FREQUENCY, special_tokens=[END_OF_TEXT],
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    backend.train_from_iterator((piece for text in texts for piece in _pieces(text)), trainer)
+    return TextTokenizer(backend)
+
+
+def load_tokenizer(path: str | Path) -> TextTokenizer:
+    """Reads `data.tokenizer`; `UserError` if it is no tokenizer.json or does not decode what it encodes."""
+    tokenizer = parse_tokenizer(read_tokenizer_file(path), path)
+    if problem := tokenizer.loss_of(PROBE):
+        raise lossy(path, problem)
+    return tokenizer
+
+
+def read_tokenizer_file(path: str | Path) -> str:
+    path = Path(path).expanduser()
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"data.tokenizer {path} cannot be read ({error.strerror}); "
+                        f"name a tokenizer.json, or leave it null to train one") from None
+    except UnicodeDecodeError:
+        raise _not_a_tokenizer(path, "not UTF-8 text") from None
+
+
+def parse_tokenizer(text: str, path: str | Path) -> TextTokenizer:
+    """The tokenizer of a tokenizer.json's content. Without a known end-of-text token, it gets one more token."""
+    try:
+        backend = Tokenizer.from_str(text)
+    except Exception as error:  # the Rust library raises plain Exception, and panics are of no narrower kind
+        raise _not_a_tokenizer(path, one_line(error)) from None
+    if not any(token in backend.get_vocab(with_added_tokens=True) for token in KNOWN_ENDS):
+        backend.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
+    return TextTokenizer(backend)
+
+
+def lossy(path: str | Path, problem: str) -> UserError:
+    return UserError(f"data.tokenizer {path} does not decode what it encodes ({problem}); "
+                     f"use a byte-level one, or leave it null to train one")
+
+
+def _not_a_tokenizer(path: str | Path, problem: str) -> UserError:
+    return UserError(f"data.tokenizer {path} is not a tokenizer.json ({problem}); "
+                     f"name one that `tokenizers` saved, or leave it null to train one")
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """The text in pieces of at most PIECE characters, cut after a line break where there is one."""
+    start = 0
+    while len(text) - start > PIECE:
+        cut = text.rfind("\n", start, start + PIECE) + 1 or start + PIECE
+        yield text[start:cut]
+        start = cut
+    yield text[start:]
+
+
+def _groups(texts: Sequence[str]) -> Iterator[list[str]]:
+    """The texts in order, in groups of about 8 pieces of text."""
+    group, size = [], 0
+    for text in texts:
+        group.append(text)
+        size += len(text)
+        if size >= 8 * PIECE:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
