@@ -1,0 +1,294 @@
+"""Checkpoints without pickle: safetensors and JSON in one folder a step, complete or absent, hashed.
+
+    run/checkpoints/step-00001000/  model.safetensors  ema.safetensors  optimizer.safetensors  state.json
+    run/latest -> checkpoints/step-00001000
+
+A folder is written under a temporary name, flushed to the disk, then renamed, so a kill at any moment leaves whole
+checkpoints and, at worst, one temporary folder that the next writer removes. state.json holds the SHA-256 of the other
+files and of itself. The state of the optimisers goes by parameter name, which `Optimizer.state_dict()` has known since
+torch 2.6; `torch.distributed.checkpoint` would add a second of imports and an optimiser step on zero gradients.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from looped.errors import UserError
+
+FORMAT = 1
+STATE = "state.json"
+TEMPORARY = ".tmp-"
+
+Tensors = dict[str, Tensor]
+
+
+class DamagedError(Exception):
+    """A checkpoint that cannot be trusted, and why."""
+
+
+def checkpoint_path(run_dir: Path, step: int) -> Path:
+    return run_dir / "checkpoints" / f"step-{step:08d}"
+
+
+def list_checkpoints(run_dir: Path) -> list[Path]:
+    """Folders of finished checkpoints, newest first."""
+    found = (path for path in (run_dir / "checkpoints").glob("step-*") if path.name.removeprefix("step-").isdigit())
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+def save_checkpoint(run_dir: Path, step: int, tensors: dict[str, Tensors], state: dict[str, Any], keep: int) -> Path:
+    """Write `tensors` (file name without ending -> tensors) and `state`, move `latest`, keep the newest `keep`.
+
+    Raises UserError when the disk refuses; what was there before stays.
+    """
+    final = checkpoint_path(run_dir, step)
+    temporary = final.parent / f"{TEMPORARY}{final.name}"
+    try:
+        _discard(temporary)
+        temporary.mkdir(parents=True)
+        _write(temporary, tensors, {"format": FORMAT, "step": step, **state})
+        if final.exists():  # the same step written again after an older checkpoint was resumed
+            _discard(final)
+        os.rename(temporary, final)
+        sync_folder(final.parent)
+        point_latest(run_dir, final)
+        for old in list_checkpoints(run_dir)[keep:]:
+            _discard(old)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        last = list_checkpoints(run_dir)
+        raise UserError(f"cannot write checkpoint {final}: {getattr(error, 'strerror', None) or error}; free space or "
+                        f"permissions, then run the same command again to go on from "
+                        f"{last[0].name if last else 'the start'}") from None
+    return final
+
+
+def _write(folder: Path, tensors: dict[str, Tensors], state: dict[str, Any]) -> None:
+    hashes = {}
+    for name, named in tensors.items():
+        path = folder / f"{name}.safetensors"
+        save_file({key: tensor.detach().contiguous() for key, tensor in named.items()}, path)
+        _sync(path)
+        hashes[path.name] = _hash(path)
+    state = {**state, "sha256": hashes}
+    (folder / STATE).write_text(json.dumps({**state, "self": _hash_json(state)}, indent=1), encoding="utf-8")
+    _sync(folder / STATE)
+    sync_folder(folder)
+
+
+def point_latest(run_dir: Path, checkpoint: Path) -> None:
+    """Move `latest`, in one go, to a checkpoint."""
+    link = run_dir / f"{TEMPORARY}latest"
+    link.unlink(missing_ok=True)
+    link.symlink_to(checkpoint.relative_to(run_dir))
+    os.replace(link, run_dir / "latest")
+    sync_folder(run_dir)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file in one go: the old content or the new one, never a part."""
+    temporary = path.with_name(TEMPORARY + path.name)
+    temporary.write_text(text, encoding="utf-8")
+    _sync(temporary)
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def remove_leftovers(run_dir: Path) -> None:
+    """Delete what killed writers left; only for the holder of the run's lock."""
+    for path in [*run_dir.glob(f"{TEMPORARY}*"), *(run_dir / "checkpoints").glob(f"{TEMPORARY}*")]:
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _discard(folder: Path) -> None:
+    """Delete a folder; renamed first, so that a kill on the way leaves no half of a checkpoint under its name."""
+    if folder.exists():
+        hidden = folder.with_name(f"{TEMPORARY}old-{folder.name.removeprefix(TEMPORARY)}")
+        shutil.rmtree(hidden, ignore_errors=True)
+        os.rename(folder, hidden)
+        shutil.rmtree(hidden)
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(path: Path) -> None:
+    """Flush the names in a folder to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _hash(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _hash_json(state: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+def check(path: Path) -> dict[str, Any]:
+    """The state of a checkpoint whose every file has its recorded hash; raises DamagedError."""
+    try:
+        state = json.loads((path / STATE).read_text(encoding="utf-8"))
+        if state.pop("self") != _hash_json(state):
+            raise DamagedError(f"{STATE} does not have its own hash")
+        if state["format"] != FORMAT:
+            raise UserError(f"checkpoint {path} has format {state['format']}, this version of looped reads {FORMAT}; "
+                            f"use the version named in stamp.json")
+        for name, digest in state["sha256"].items():
+            if _hash(path / name) != digest:
+                raise DamagedError(f"{name} does not have its recorded hash")
+    except FileNotFoundError as error:
+        raise DamagedError(f"{Path(error.filename).name} is missing") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise DamagedError(f"{STATE} cannot be read") from None
+    except OSError as error:
+        raise DamagedError(f"{error.strerror or error}") from None
+    return state
+
+
+def newest_good(run_dir: Path, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
+    """The newest whole checkpoint and its state, None when there is none yet; `say` gets a line for each damaged one.
+
+    Raises UserError when there are checkpoints and all of them are damaged.
+    """
+    damaged = []
+    for path in list_checkpoints(run_dir):
+        try:
+            return path, check(path)
+        except DamagedError as reason:
+            damaged.append(f"checkpoint {path} is damaged: {reason}")
+            say(damaged[-1] + "; looking for an older one")
+    if damaged:
+        raise UserError(f"{damaged[0]}, and no older one is whole; restore one, or remove {run_dir / 'checkpoints'} "
+                        f"to start over")
+    return None
+
+
+def set_aside(run_dir: Path, newer_than: int) -> None:
+    """Rename damaged checkpoints after the one that is resumed, so that they neither count as kept nor as newest."""
+    for path in list_checkpoints(run_dir):
+        if int(path.name.removeprefix("step-")) > newer_than:
+            aside = path.with_name(f"damaged-{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.rename(path, aside)
+
+
+def load_tensors(path: Path, name: str) -> Tensors:
+    """The tensors of one file of a checkpoint."""
+    file = path / f"{name}.safetensors"
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read {file}: {' '.join(str(error).split())}; use another checkpoint") from None
+
+
+def module_tensors(module: nn.Module) -> Tensors:
+    """Its state, each storage once: a tied tensor goes under the first of its names."""
+    seen, tensors = set(), {}
+    for name, tensor in module.state_dict().items():
+        place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        if tensor.numel() == 0 or place not in seen:
+            tensors[name] = tensor
+        seen.add(place)
+    return tensors
+
+
+@torch.no_grad()
+def load_module(module: nn.Module, tensors: Tensors, source: Path) -> None:
+    """Copy saved tensors into a module that must have exactly these names, shapes and dtypes."""
+    expected = module_tensors(module)
+    check_same(expected, tensors, source)
+    for name, tensor in expected.items():
+        tensor.copy_(tensors[name])
+
+
+def check_same(expected: Tensors, found: Tensors, source: Path) -> None:
+    """UserError that names the first tensor in which a checkpoint and a config's model differ."""
+    way_out = "use the config.yaml of its own run"
+    for name, tensor in expected.items():
+        if name not in found:
+            raise UserError(f"{source} has no tensor '{name}', which the config asks for; {way_out}")
+        for what in ("shape", "dtype"):
+            ours, theirs = getattr(tensor, what), getattr(found[name], what)
+            if ours != theirs:
+                raise UserError(f"{source}: tensor '{name}' has {what} {_plain(theirs)}, the config makes it "
+                                f"{_plain(ours)}; {way_out}")
+    for name in found:
+        if name not in expected:
+            raise UserError(f"{source} has a tensor '{name}' that the config has no place for; {way_out}")
+
+
+def _plain(value: Any) -> str:
+    return str(tuple(value)) if isinstance(value, torch.Size) else str(value)
+
+
+# ---- optimisers ------------------------------------------------------------------------------------------------------
+
+def optimizer_tensors(optimizers: list[Optimizer]) -> Tensors:
+    """`<parameter>.<slot>` -> tensor over all optimisers."""
+    tensors = {}
+    for optimizer in optimizers:
+        saved = optimizer.state_dict()
+        names = _parameter_names(saved)
+        for index, slots in saved["state"].items():
+            tensors |= {f"{names[index]}.{slot}": torch.as_tensor(value) for slot, value in slots.items()}
+    return tensors
+
+
+def optimizer_groups(optimizers: list[Optimizer]) -> list[dict[str, Any]]:
+    """Settings and parameter names of every group, as plain values for state.json."""
+    groups = [group for optimizer in optimizers for group in optimizer.state_dict()["param_groups"]]
+    return [{key: value for key, value in group.items() if key != "params"} for group in groups]
+
+
+def load_optimizers(optimizers: list[Optimizer], tensors: Tensors, source: Path) -> None:
+    """Restore what `optimizer_tensors` gave; learning rates and the like come from the config."""
+    slots: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        name, _, slot = key.rpartition(".")
+        slots.setdefault(name, {})[slot] = tensor.clone()  # own memory: aligned, and free of the file
+    for optimizer in optimizers:
+        saved = optimizer.state_dict()
+        _check_slots(optimizer, slots, source)
+        state = {index: slots.pop(name) for index, name in _parameter_names(saved).items() if name in slots}
+        optimizer.load_state_dict({"state": state, "param_groups": saved["param_groups"]})
+    for name in slots:
+        raise UserError(f"{source} has optimiser state for '{name}', which the config does not train; "
+                        f"use the config.yaml of its own run")
+
+
+def _check_slots(optimizer: Optimizer, slots: dict[str, Tensors], source: Path) -> None:
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["param_names"], group["params"], strict=True):
+            for slot, tensor in slots.get(name, {}).items():
+                if tensor.ndim and tensor.shape != parameter.shape:
+                    raise UserError(f"{source}: '{name}.{slot}' has shape {tuple(tensor.shape)}, the parameter has "
+                                    f"{tuple(parameter.shape)}; use the config.yaml of its own run")
+
+
+def _parameter_names(saved: dict[str, Any]) -> dict[int, str]:
+    return {index: name for group in saved["param_groups"]
+            for index, name in zip(group["params"], group["param_names"], strict=True)}

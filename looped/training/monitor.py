@@ -1,0 +1,152 @@
+"""What a run tells: metrics.jsonl always, train.log, plain lines or a progress bar, Weights & Biases by flag."""
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from looped.config import Config
+from looped.errors import UserError
+from looped.training.checkpoint import write_text
+
+METRICS, LOG = "metrics.jsonl", "train.log"
+TIMING = ("seconds", "tokens_per_second", "peak_bytes")
+"""Fields of metrics.jsonl that differ between two runs of the same command; all others are a function of the config."""
+
+
+class Meter:
+    """Means over the steps since the last line of the log; its sums are saved, so a resumed line is the same line."""
+
+    def __init__(self, sums: Mapping[str, list] | None = None):
+        self.sums: dict[str, list] = {name: list(pair) for name, pair in (sums or {}).items()}
+
+    def add(self, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            total, count = self.sums.get(name, (0.0, 0))
+            self.sums[name] = [total + value, count + 1]
+
+    def merge(self, others: list[dict[str, list]]) -> None:
+        """Take in the sums of other processes."""
+        for sums in others:
+            for name, (total, count) in sums.items():
+                mine = self.sums.get(name, (0.0, 0))
+                self.sums[name] = [mine[0] + total, mine[1] + count]
+
+    def means(self) -> dict[str, float]:
+        return {name: total / count for name, (total, count) in self.sums.items()}
+
+
+class Monitor:
+    """Writes a run's lines; on every process but the first it is silent."""
+
+    def __init__(self, run_dir: Path, config: Config, *, main: bool = True):
+        self.run_dir, self.main = run_dir, main
+        self.bar = self.wandb = None
+        if main:
+            self.bar = _start_bar() if sys.stdout.isatty() else None
+            self.wandb = start_wandb(config, run_dir) if config.training.wandb != "off" else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+        if self.wandb is not None:
+            self.wandb.finish(exit_code=0 if exception[0] is None else 1, quiet=True)
+
+    def rewind(self, step: int) -> None:
+        """Forget what was logged after `step`, which is about to be done again."""
+        if self.main:
+            keep_until(self.run_dir / METRICS, step)
+
+    def say(self, line: str) -> None:
+        """A line for people, on the terminal and in train.log."""
+        if not self.main:
+            return
+        append(self.run_dir / LOG, line + "\n")
+        if self.bar is not None:
+            self.bar.console.print(line, markup=False, highlight=False)
+        else:
+            print(line, flush=True)
+
+    def metrics(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """A line for programs: {"kind": "train" | "heldout", "step", ...}."""
+        if not self.main:
+            return
+        append(self.run_dir / METRICS, json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        if self.wandb is not None:
+            self.wandb.log({f"{kind}/{name}": value for name, value in values.items()}, step=step)
+
+    def progress(self, step: int, fraction: float, values: Mapping[str, float]) -> None:
+        """A line of training: in the bar on a terminal, else printed; always in train.log."""
+        if not self.main:
+            return
+        line = f"step {step}  {100 * min(fraction, 1):.1f}%  " + "  ".join(
+            f"{name} {_shorten(values[name])}" for name in ("loss", "grad_norm", "lr", "tokens_per_second")
+            if name in values)
+        if self.bar is None:
+            self.say(line)
+        else:
+            append(self.run_dir / LOG, line + "\n")
+            self.bar.update(self.bar.task_ids[0], completed=fraction, description=line)
+
+
+def _shorten(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def append(path: Path, text: str) -> None:
+    """Add to a file; UserError when the disk refuses."""
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; free space or permissions, then run the "
+                        f"same command again to go on") from None
+
+
+def keep_until(path: Path, step: int) -> None:
+    """Drop the lines of metrics.jsonl after `step` (and a last line cut short), so that each step is there once."""
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    kept = [line for line in lines if _step_of(line) <= step]
+    if kept != lines:
+        write_text(path, "".join(kept))
+
+
+def _step_of(line: str) -> float:
+    """The step of a line; infinity for what is not a whole line of ours."""
+    try:
+        return json.loads(line)["step"] if line.endswith("\n") else float("inf")
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+def _start_bar():
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    bar = Progress(BarColumn(bar_width=20), TextColumn("{task.description}"), TimeElapsedColumn(),
+                   TimeRemainingColumn(), transient=False)
+    bar.add_task("starting", total=1.0)
+    bar.start()
+    return bar
+
+
+def start_wandb(config: Config, run_dir: Path):
+    """A Weights & Biases run that the same folder always continues."""
+    try:
+        import wandb
+    except ImportError:
+        raise UserError(f"training.wandb {config.training.wandb} needs the package; "
+                        f"pip install wandb, or set training.wandb to off") from None
+    identity = hashlib.sha256((run_dir / "stamp.json").read_bytes()).hexdigest()[:12]
+    try:
+        return wandb.init(project="looped", name=run_dir.resolve().name, id=identity, resume="allow",
+                          mode=config.training.wandb, dir=str(run_dir), config=config.model_dump(mode="json"))
+    except wandb.errors.Error as error:
+        raise UserError(f"training.wandb {config.training.wandb} failed: {' '.join(str(error).split())}; "
+                        f"set it to offline or off") from None

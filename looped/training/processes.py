@@ -1,0 +1,77 @@
+"""Processes: the accelerator, work that the first process does for all of them, and the signals that stop one."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from looped.config import Config
+from looped.errors import UserError
+
+
+def start_accelerator(config: Config):
+    """Device, processes and precision; imported here, as `import looped` users may never train."""
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state()  # a process may train several configs, each with its own precision
+    # Truncation can leave parameters without gradient, which DDP would wait for.
+    ddp = DistributedDataParallelKwargs(find_unused_parameters=config.objective == "truncated")
+    return Accelerator(mixed_precision="no" if config.training.precision == "fp32" else config.training.precision,
+                       kwargs_handlers=[ddp])
+
+
+def first_process(accelerator, work: Callable[[], Any]) -> Any:
+    """`work()` on the first process, None on the others; its UserError is raised by all, so that none waits for it."""
+    value, problem = None, [None]
+    if accelerator.is_main_process:
+        try:
+            value = work()
+        except UserError as error:
+            problem = [str(error)]
+    if accelerator.num_processes > 1:
+        from accelerate.utils import broadcast_object_list
+
+        broadcast_object_list(problem)
+    if problem[0]:
+        raise UserError(problem[0])
+    return value
+
+
+def every_process(accelerator, work: Callable[[], Any]) -> Any:
+    """`work()` on the first process, then on the others, which find its caches."""
+    value = first_process(accelerator, work)
+    return value if accelerator.is_main_process else work()
+
+
+@dataclass
+class Caught:
+    """The last signal that arrived; 0: none."""
+
+    number: int = 0
+
+
+@contextmanager
+def catch_signals() -> Iterator[Caught]:
+    """Take note of SIGTERM and Ctrl-C instead of dying; the second signal of a kind acts as usual."""
+    caught = Caught()
+    if threading.current_thread() is not threading.main_thread():  # Python delivers signals to the main thread alone
+        yield caught
+        return
+    usual = {}
+
+    def handle(number, frame):
+        caught.number = number
+        signal.signal(number, usual[number])
+        os.write(2, b"\nfinishing the step, then saving; once more stops at once\n")  # print is not re-entrant
+
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            usual[number] = signal.signal(number, handle)
+        yield caught
+    finally:
+        for number, handler in usual.items():
+            signal.signal(number, handler)

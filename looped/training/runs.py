@@ -1,0 +1,212 @@
+"""The folder of a run: its config, where it came from, a lock against a second writer; and a finished run read back.
+
+    runs/<name>/  config.yaml  stamp.json  tokenizer.json  metrics.jsonl  train.log  checkpoints/  latest
+"""
+
+import fcntl
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import looped
+from looped.config import Config, dump_config, load_config
+from looped.data.text import TextData, prepare
+from looped.data.tokenizer import TextTokenizer, load_tokenizer
+from looped.errors import UserError
+from looped.models.build import build
+from looped.objectives import Objective, build_objective
+from looped.training.checkpoint import (
+    DamagedError,
+    check,
+    checkpoint_path,
+    list_checkpoints,
+    load_module,
+    load_tensors,
+    newest_good,
+    remove_leftovers,
+    write_text,
+)
+
+CONFIG, STAMP, TOKENIZER, LOCK = "config.yaml", "stamp.json", "tokenizer.json", ".lock"
+
+
+@contextmanager
+def open_run(config: Config, run_dir: str | Path, *, device: str = "cpu") -> Iterator[Path]:
+    """Hold a run's folder for writing: created for `config` or, with an equal config.yaml in it, gone on with.
+
+    Raises UserError when another process holds it, when its config differs (naming the first setting that does), when
+    it is the folder of something else, or when it cannot be written.
+    """
+    path = Path(run_dir)
+    with ExitStack() as stack:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(_locked(path))
+            _prepare(path, config, device)
+        except (FileExistsError, NotADirectoryError):
+            raise UserError(f"run {path} is a file or lies under one; choose another --run") from None
+        except OSError as error:
+            raise UserError(f"cannot write to run {path}: {error.strerror or error}; "
+                            f"free space or permissions, or choose another --run") from None
+        yield path
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """An exclusive lock that the kernel gives up when its holder ends, however it ends."""
+    with open(path / LOCK, "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read(200).strip() or "another process"
+            raise UserError(f"run {path} is in use by {holder}; wait for it to end, or choose another --run") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+        yield
+
+
+def _prepare(path: Path, config: Config, device: str) -> None:
+    remove_leftovers(path)
+    if (path / CONFIG).exists():
+        _check_same_config(path, config)
+        return
+    strangers = sorted(entry.name for entry in path.iterdir() if entry.name not in (LOCK, STAMP))
+    if strangers:
+        raise UserError(f"run {path} has no {CONFIG} but holds '{strangers[0]}'; choose another --run")
+    # The stamp first: a folder with a config.yaml is complete.
+    write_text(path / STAMP, json.dumps(stamp(config, device), indent=1))
+    write_text(path / CONFIG, dump_config(config))
+
+
+def _check_same_config(path: Path, config: Config) -> None:
+    theirs = load_config(path / CONFIG)
+    difference = first_difference(theirs.model_dump(mode="json"), config.model_dump(mode="json"))
+    if difference:
+        name, old, new = difference
+        raise UserError(f"run {path} was started with {name} {old!r}, now it is {new!r}; choose another --run, or "
+                        f"remove the folder")
+
+
+def first_difference(old: Mapping, new: Mapping, prefix: str = "") -> tuple[str, Any, Any] | None:
+    """(dotted name, old value, new value) of the first setting in which two configs differ."""
+    for key, value in old.items():
+        if isinstance(value, Mapping):
+            inner = first_difference(value, new[key], f"{prefix}{key}.")
+            if inner:
+                return inner
+        elif value != new[key]:
+            return f"{prefix}{key}", value, new[key]
+    return None
+
+
+def stamp(config: Config, device: str) -> dict[str, Any]:
+    """Where a run comes from: code, versions, machine, command."""
+    return {
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        **_git_state(),
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in (
+            "looped", "torch", "accelerate", "safetensors", "tokenizers", "numpy", "xformers")},
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "machine": platform.platform(),
+        "argv": sys.argv,
+        "seed": config.seed,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_state() -> dict[str, Any]:
+    """Commit and dirty flag of the source that runs; null where it is not a git checkout."""
+    source = Path(looped.__file__).parent
+    sha = _git(source, "rev-parse", "HEAD")
+    tracked = _git(source, "ls-files", "--error-unmatch", "__init__.py") if sha else None
+    if not tracked:  # an installed copy that happens to lie inside somebody's repository
+        return {"git_sha": None, "git_dirty": None}
+    return {"git_sha": sha, "git_dirty": bool(_git(source, "status", "--porcelain"))}
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def save_tokenizer(path: Path, tokenizer: TextTokenizer) -> None:
+    """Keep the tokenizer with the run, so that generating text needs no corpus."""
+    if not (path / TOKENIZER).exists():
+        write_text(path / TOKENIZER, tokenizer.json())
+
+
+@dataclass
+class Run:
+    """A trained run: `objective` in evaluation mode (its `.model` is the language model), `step` it was saved at."""
+
+    path: Path
+    config: Config
+    step: int
+    objective: Objective
+
+    @cached_property
+    def data(self) -> TextData:
+        """The run's text: `.train`, `.heldout`, `.bytes_per_token`; prepared when first asked for."""
+        return prepare(self.config.data)
+
+    @cached_property
+    def tokenizer(self) -> TextTokenizer:
+        """The run's own copy of its tokenizer, which needs no text."""
+        return load_tokenizer(self.path / TOKENIZER)
+
+
+def load_run(path: str | Path, *, ema: bool = True, step: int | None = None, device: str | torch.device = "cpu") -> Run:
+    """Read a run's newest whole checkpoint, or that of `step`; with its averaged weights, if it has some and `ema`.
+
+    Raises UserError when there is no run, no (whole) checkpoint, or weights that do not fit the config.
+    """
+    path = Path(path)
+    if not (path / CONFIG).is_file():
+        raise UserError(f"{path} is not a run: it has no {CONFIG}; pass the folder that `looped train` wrote")
+    config = load_config(path / CONFIG)
+    checkpoint, state = _choose_checkpoint(path, step)
+    name = "ema" if ema and (checkpoint / "ema.safetensors").exists() else "model"
+    tensors = load_tensors(checkpoint, name)
+    objective = build_objective(config, build(config, state["vocab_size"]))
+    load_module(objective, tensors, checkpoint / f"{name}.safetensors")
+    return Run(path, config, state["step"], objective.to(device).eval())
+
+
+def _choose_checkpoint(path: Path, step: int | None) -> tuple[Path, dict[str, Any]]:
+    if step is None:
+        found = newest_good(path, lambda line: print(line, file=sys.stderr))
+        if found is None:
+            raise UserError(f"run {path} has no checkpoint yet; train it, or set training.checkpoint_every lower")
+        return found
+    chosen = checkpoint_path(path, step)
+    if not chosen.is_dir():
+        steps = ", ".join(str(int(p.name.removeprefix("step-"))) for p in reversed(list_checkpoints(path))) or "none"
+        raise UserError(f"run {path} has no checkpoint of step {step}; it has: {steps}")
+    try:
+        return chosen, check(chosen)
+    except DamagedError as reason:
+        raise UserError(f"checkpoint {chosen} is damaged: {reason}; choose another step") from None

@@ -1,0 +1,349 @@
+"""The training loop: one optimiser step after another until the budget is used, resumable at any of them.
+
+All randomness and the order of the data are functions of (seed, step), so a checkpoint holds weights, optimiser state
+and counters, and the same command run again goes on bit for bit. The exception is a budget in seconds: its learning
+rate and its end depend on the clock.
+"""
+
+import math
+import signal
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from looped.config import Config
+from looped.data.text import TextData, prepare
+from looped.errors import UserError
+from looped.evaluation.depth import peak_bytes
+from looped.models.build import build
+from looped.objectives import Loss, Objective, build_objective
+from looped.rng import StepRandom
+from looped.training import checkpoint as ckpt
+from looped.training.monitor import Meter, Monitor
+from looped.training.optim import EMA, build_optimizers, lr_factor, set_lr
+from looped.training.processes import catch_signals, every_process, first_process, start_accelerator
+from looped.training.runs import open_run, save_tokenizer
+
+HELDOUT_STEP = -1
+"""The held-out loss draws its noise as this step would, which is never trained."""
+
+
+Evaluate = Callable[[Objective, TextData, Config], dict[str, float]]
+Sample = Callable[[Objective, TextData, Config], str]
+
+
+@dataclass(frozen=True)
+class Result:
+    """How training ended: `step` optimiser steps are done and saved; `signal` is what stopped it early, if anything."""
+
+    run_dir: Path
+    step: int
+    objective: Objective
+    signal: int = 0
+
+    @property
+    def exit_code(self) -> int:
+        """0, or by shell custom 128 + the signal: 130 after Ctrl-C, 143 after SIGTERM."""
+        return 128 + self.signal if self.signal else 0
+
+
+@dataclass
+class Counters:
+    """What has been spent: saved with every checkpoint. `seconds` is training alone, over all resumes."""
+
+    step: int = 0
+    tokens: int = 0
+    layer_forwards: float = 0.0
+    seconds: float = 0.0
+
+    def spent(self, unit: str) -> float:
+        return {"steps": self.step, "tokens": self.tokens, "layer-forwards": self.layer_forwards,
+                "seconds": self.seconds}[unit]
+
+
+def train(config: Config, run_dir: str | Path, *, evaluate: Evaluate | None = None, sample: Sample | None = None,
+          data: TextData | None = None) -> Result:
+    """Train `config` in the folder `run_dir`, or go on where its newest whole checkpoint stands.
+
+    evaluate: (objective, data, config) -> figures to log every `training.eval_every` steps and at the end; the loss on
+    held-out text when None. sample: likewise -> text to print every `training.sample_every` steps. Both see averaged
+    weights where there are some. data: None prepares `config.data`.
+
+    The first SIGTERM or Ctrl-C finishes the step, saves and returns; a second one stops at once. Raises UserError for
+    a run in use, a config that does not fit, damaged checkpoints, a full disk, or a loss that is not finite.
+    """
+    if config.training.threads:
+        torch.set_num_threads(config.training.threads)
+    accelerator = start_accelerator(config)
+    with ExitStack() as stack:
+        run_dir = Path(run_dir)
+        run = open_run(config, run_dir, device=str(accelerator.device))
+        first_process(accelerator, lambda: stack.enter_context(run))
+        data = data if data is not None else every_process(accelerator, lambda: prepare(config.data))
+        monitor = stack.enter_context(Monitor(run_dir, config, main=accelerator.is_main_process))
+        caught = stack.enter_context(catch_signals())
+        trainer = Trainer(config, run_dir, data, accelerator, monitor)
+        first_process(accelerator, lambda: save_tokenizer(run_dir, data.tokenizer))
+        stop = 0
+        while trainer.fraction < 1 and not stop:
+            trainer.train_step()
+            stop = trainer.agree(caught.number)
+            step, finished = trainer.done.step, trainer.fraction >= 1
+            if finished or step % config.training.log_every == 0:
+                trainer.log()
+            if finished or _due(step, config.training.eval_every):
+                trainer.evaluate(evaluate or heldout_loss)
+            if sample is not None and _due(step, config.training.sample_every):
+                trainer.sample(sample)
+            if finished or stop or _due(step, config.training.checkpoint_every):
+                trainer.save()
+        trainer.say_goodbye(stop)
+        return Result(run_dir, trainer.done.step, trainer.unwrap(), stop if trainer.fraction < 1 else 0)
+
+
+class Trainer:
+    """The pieces of a run and what is done with them; `train` says when."""
+
+    def __init__(self, config: Config, run_dir: Path, data: TextData, accelerator, monitor: Monitor):
+        self.config, self.run_dir, self.data = config, run_dir, data
+        self.accelerator, self.monitor = accelerator, monitor
+        self.micro_batch = micro_batch_size(config, accelerator.num_processes)
+        self.objective = build_objective(config, build(config, data.vocab_size)).to(accelerator.device).train()
+        self.optimizers = build_optimizers(self.objective, config.optim)
+        self.ema = EMA(self.objective, config.optim.ema_decay) if config.optim.ema_decay else None
+        self.done, self.meter = Counters(), Meter()
+        self.restore()
+        self.saved, self.logged = self.done.step, replace(self.done)
+        if config.training.compile:
+            self.objective.model.compile_step()
+        self.module = accelerator.prepare_model(self.objective)
+
+    @property
+    def fraction(self) -> float:
+        """The share of the budget that is spent."""
+        return self.done.spent(self.config.training.budget_unit) / self.config.training.budget
+
+    # ---- one step ----------------------------------------------------------------------------------------------------
+
+    def train_step(self) -> None:
+        """Forward and backward over the micro-batches, the checks, then the update."""
+        start = time.perf_counter()
+        set_lr(self.optimizers, lr_factor(self.fraction, self.done.step, self.config.optim))
+        losses = [self.backward(micro) for micro in range(self.config.training.accumulation)]
+        self.check(losses, self.clip())
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        self.objective.after_step()
+        if self.ema is not None:
+            self.ema.update(self.objective, self.done.step)
+        self.count(time.perf_counter() - start)
+
+    def rows(self, micro: int) -> range:
+        """The rows of the optimiser step that this process takes in a micro-batch."""
+        index = self.accelerator.process_index * self.config.training.accumulation + micro
+        return range(index * self.micro_batch, (index + 1) * self.micro_batch)
+
+    def inputs(self, rows: range) -> tuple[Tensor, StepRandom]:
+        """Tokens and randomness of some rows of the present step."""
+        c, device = self.config, self.accelerator.device
+        tokens = self.data.train.batch(self.done.step, rows=rows, **self.batch_settings())
+        return tokens.to(device), StepRandom(c.seed, self.done.step, start=rows.start, count=len(rows),
+                                             total=c.training.batch_size, device=device)
+
+    def batch_settings(self) -> dict[str, int]:
+        """What the order of the text depends on, besides the step."""
+        c = self.config
+        return {"batch_size": c.training.batch_size, "length": c.data.length, "seed": c.seed}
+
+    def backward(self, micro: int) -> Loss:
+        """Add a micro-batch's gradients; processes exchange them after the last one only."""
+        num = self.config.training.accumulation
+        with self.accelerator.no_sync(self.module) if micro < num - 1 else nullcontext():
+            loss = self.module(*self.inputs(self.rows(micro)))
+            self.accelerator.backward(loss.value / num)
+        return Loss(loss.value.detach(), loss.metrics)
+
+    def clip(self) -> Tensor:
+        """Clip the gradient, and give its norm before that."""
+        return self.accelerator.clip_grad_norm_(self.objective.parameters(), self.config.optim.grad_clip or math.inf)
+
+    def check(self, losses: list[Loss], norm: Tensor) -> None:
+        """Stop before the update where the loss or the gradient is not finite; take down the figures otherwise."""
+        loss = self.accelerator.reduce(torch.stack([loss.value for loss in losses]).mean(), "mean").item()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise self.non_finite(loss, float(norm))
+        for metrics in (loss.metrics for loss in losses):
+            self.meter.add({name: float(value) for name, value in metrics.items() if name != "loss"})
+        self.meter.add({"loss": loss, "grad_norm": float(norm)})
+
+    def count(self, seconds: float) -> None:
+        """One more step is done."""
+        training, done = self.config.training, self.done
+        done.step += 1
+        done.tokens += training.batch_size * self.config.data.length
+        done.layer_forwards += training.batch_size * self.objective.layer_forwards()
+        done.seconds += seconds
+
+    def agree(self, number: int) -> int:
+        """The signal that any process has caught (0: none); their clocks are brought to one time."""
+        if self.accelerator.num_processes == 1:
+            return number
+        own = torch.tensor([[self.done.seconds, number]], dtype=torch.float64, device=self.accelerator.device)
+        everyone = self.accelerator.gather(own)
+        self.done.seconds = everyone[:, 0].mean().item()
+        return int(everyone[:, 1].max())
+
+    def non_finite(self, loss: float, norm: float) -> UserError:
+        """The report of a step that must not be taken."""
+        what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient norm is {norm}"
+        bad = self.gather(self.bad_rows())
+        named = [self.data.train.describe(self.done.step, rows=range(row, row + 1), **self.batch_settings())[0]
+                 for row in bad[:3]]
+        where = "; ".join(named) + (f" and {len(bad) - 3} more rows" if len(bad) > 3 else "")
+        good = ckpt.list_checkpoints(self.run_dir)
+        return UserError(f"{what} at step {self.done.step} ({where or 'no single row'}); nothing was updated or saved, "
+                         f"and the last good checkpoint is {good[0] if good else 'not yet there'}; "
+                         f"try a lower optim.lr or optim.grad_clip in a new --run")
+
+    @torch.no_grad()
+    def bad_rows(self) -> list[int]:
+        """Rows of this process whose loss, alone, is not finite: randomness goes by row, so each can be done again."""
+        self.objective.eval()
+        rows = [row for micro in range(self.config.training.accumulation) for row in self.rows(micro)]
+        return [row for row in rows if not self.objective(*self.inputs(range(row, row + 1))).value.isfinite()]
+
+    # ---- reports -----------------------------------------------------------------------------------------------------
+
+    def gather(self, values: list) -> list:
+        """The lists of all processes, joined."""
+        if self.accelerator.num_processes == 1:
+            return values
+        from accelerate.utils import gather_object
+
+        return gather_object(values)
+
+    def joint_meter(self) -> Meter:
+        """The figures of all processes."""
+        meter = Meter()
+        meter.merge(self.gather([self.meter.sums]))
+        return meter
+
+    def log(self) -> None:
+        """A line with the means since the last one."""
+        done, last = self.done, self.logged
+        rate = (done.tokens - last.tokens) / max(done.seconds - last.seconds, 1e-9)
+        values = self.joint_meter().means() | {"lr": self.optimizers[0].param_groups[0]["lr"]} | asdict(done)
+        values |= {"tokens_per_second": rate, "peak_bytes": peak_bytes()}
+        self.monitor.metrics("train", values.pop("step"), values)
+        self.monitor.progress(done.step, self.fraction, values)
+        self.meter, self.logged = Meter(), replace(done)
+
+    def evaluate(self, evaluate: Evaluate) -> None:
+        """Figures of the (averaged) weights, by the first process."""
+        values = self.on_eval(lambda objective: evaluate(objective, self.data, self.config))
+        if values is not None:
+            self.monitor.metrics("heldout", self.done.step, values)
+            self.monitor.say(f"step {self.done.step}  held-out  "
+                             + "  ".join(f"{name} {value:.4g}" for name, value in values.items()))
+
+    def sample(self, sample: Sample) -> None:
+        """Text by the (averaged) weights, by the first process."""
+        text = self.on_eval(lambda objective: sample(objective, self.data, self.config))
+        if text is not None:
+            self.monitor.say(f"step {self.done.step}  sample\n{text}")
+
+    def on_eval(self, work: Callable[[Objective], Any]) -> Any:
+        """`work(objective)` on the first process, in evaluation mode and with averaged weights."""
+        averaged = self.ema.applied(self.objective) if self.ema is not None else nullcontext()
+        self.objective.eval()
+        with averaged, self.accelerator.autocast(), torch.no_grad():
+            value = first_process(self.accelerator, lambda: work(self.objective))
+        self.objective.train()
+        return value
+
+    def say_goodbye(self, stop: int) -> None:
+        """How it ended, and how to go on."""
+        done = self.done
+        if self.fraction < 1:
+            self.monitor.say(f"{signal.Signals(stop).name}: stopped after step {done.step}, which is saved; "
+                             f"run the same command again to go on")
+        else:
+            self.monitor.say(f"done: {done.step} steps, {done.tokens:,} tokens, {done.seconds:.1f} s of training; "
+                             f"the run is {self.run_dir}")
+
+    # ---- checkpoints -------------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """A checkpoint of this step, by the first process."""
+        meter = self.joint_meter().sums
+        if self.saved != self.done.step:
+            first_process(self.accelerator, lambda: self._write(meter))
+            self.saved = self.done.step
+
+    def _write(self, meter: dict) -> None:
+        tensors = {"model": ckpt.module_tensors(self.objective), "optimizer": ckpt.optimizer_tensors(self.optimizers)}
+        if self.ema is not None:
+            with self.ema.applied(self.objective):
+                tensors["ema"] = ckpt.module_tensors(self.objective)
+        state = asdict(self.done) | {"vocab_size": self.data.vocab_size, "data": self.data.fingerprint, "meter": meter,
+                                     "groups": ckpt.optimizer_groups(self.optimizers)}
+        ckpt.save_checkpoint(self.run_dir, self.done.step, tensors, state, self.config.training.keep_checkpoints)
+
+    def restore(self) -> None:
+        """Go on from the newest whole checkpoint, if there is one; what was written after it is dropped."""
+        found = every_process(self.accelerator, lambda: ckpt.newest_good(self.run_dir, self.monitor.say))
+        if found is not None:
+            path, state = found
+            if state["data"] != self.data.fingerprint:
+                raise UserError(f"the text or tokenizer of run {self.run_dir} has changed since its step "
+                                f"{state['step']}; bring the old text back, or choose another --run")
+            self.done = Counters(**{field.name: state[field.name] for field in fields(Counters)})
+            ckpt.load_module(self.objective, ckpt.load_tensors(path, "model"), path / "model.safetensors")
+            ckpt.load_optimizers(self.optimizers, ckpt.load_tensors(path, "optimizer"), path / "optimizer.safetensors")
+            if self.ema is not None:
+                self.ema.load(ckpt.load_tensors(path, "ema"))
+            if self.accelerator.is_main_process:
+                self.meter = Meter(state["meter"])
+                ckpt.set_aside(self.run_dir, newer_than=self.done.step)
+                ckpt.point_latest(self.run_dir, path)
+            self.monitor.say(f"going on from step {self.done.step}")
+        self.monitor.rewind(self.done.step)
+
+    def unwrap(self) -> Objective:
+        """The bare objective, in evaluation mode, without what mixed precision put around it."""
+        return self.accelerator.unwrap_model(self.module, keep_fp32_wrapper=False).eval()
+
+
+def micro_batch_size(config: Config, num_processes: int) -> int:
+    """Sequences of one micro-batch of one process."""
+    training = config.training
+    parts = training.accumulation * num_processes
+    if training.batch_size % parts:
+        raise UserError(f"training.batch_size {training.batch_size} does not split into {num_processes} processes of "
+                        f"training.accumulation {training.accumulation} micro-batches; try "
+                        f"{max(1, training.batch_size // parts) * parts}")
+    return training.batch_size // parts
+
+
+def heldout_loss(objective: Objective, data: TextData, config: Config) -> dict[str, float]:
+    """The training loss of fixed held-out sequences, with the same noise at every call."""
+    num = min(config.evaluation.num_sequences, data.heldout.windows(config.data.length))
+    tokens = data.heldout.sequences(num, config.data.length)
+    device = next(objective.parameters()).device
+    total = 0.0
+    for start in range(0, len(tokens), config.evaluation.batch_size):
+        rows = tokens[start : start + config.evaluation.batch_size].to(device)
+        random = StepRandom(config.seed, HELDOUT_STEP, start=start, count=len(rows), total=len(tokens), device=device)
+        total += objective(rows, random).value.item() * len(rows)
+    return {"loss": total / len(tokens)}
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
