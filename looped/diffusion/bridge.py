@@ -15,7 +15,7 @@ BRIDGES = ("soft", "hard", "top-k", "sampled")
 
 def bridge(kind: str, logits: Float[Tensor, "*batch vocab"], table: Float[Tensor, "vocab dim"], *, top_k: int = 8,
            temperature: float = 1.0, generator: torch.Generator | None = None) -> Float[Tensor, "*batch dim"]:
-    """The clean estimate D. Probabilities in float32 whatever the logits' dtype.
+    """The clean estimate D. Worked out in float32 whatever the logits' dtype and autocast are.
 
     Raises `UserError` for an unknown kind, a temperature that is not positive, and `sampled` without a generator.
     """
@@ -24,8 +24,12 @@ def bridge(kind: str, logits: Float[Tensor, "*batch vocab"], table: Float[Tensor
     if temperature <= 0:
         raise UserError(f"temperature {temperature} is not positive; use the hard bridge for the likeliest row")
     if kind == "hard":
-        return table[logits.argmax(-1)]
-    scaled = logits.float() / temperature
+        return table[logits.argmax(-1)].float()
+    with torch.autocast(logits.device.type, enabled=False):
+        return _average_or_draw(kind, logits.float() / temperature, table, top_k, generator)
+
+
+def _average_or_draw(kind: str, scaled: Tensor, table: Tensor, top_k: int, generator: torch.Generator | None) -> Tensor:
     if kind == "top-k":
         values, places = scaled.topk(min(top_k, scaled.shape[-1]), dim=-1)
         return (values.softmax(-1).unsqueeze(-2) @ table[places].float()).squeeze(-2)
@@ -34,6 +38,6 @@ def bridge(kind: str, logits: Float[Tensor, "*batch vocab"], table: Float[Tensor
         return probs @ table.float()
     if generator is None:
         raise UserError("the sampled bridge draws at random; pass generator=torch.Generator()")
-    flat = probs.flatten(0, -2).to(generator.device)
+    flat = probs.reshape(-1, probs.shape[-1]).to(generator.device)
     picks = torch.multinomial(flat, 1, generator=generator).view(probs.shape[:-1])
-    return table[picks.to(table.device)]
+    return table[picks.to(table.device)].float()

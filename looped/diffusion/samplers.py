@@ -5,9 +5,11 @@ Every solver has one signature, `sample(denoise, z, sigmas, *, callback=None, ra
 - `denoise(z, sigma) -> D`, the clean estimate at the level `sigma` (a float);
 - `sigmas`: n levels and a final 0 (`schedule` makes them); the network is read at all but the 0;
 - `callback(step, sigma, z, D)` sees every step and stops the solver by returning True;
-- `random(step)`: standard normal draws of z's shape, for the solvers that add noise.
+- `random`: standard normal draws of z's shape for the solvers that add noise, a function of the step or a
+  `torch.Generator`.
 
-They return the last D. Euler's step is `z + (sigma' - sigma) (z - D) / sigma` (Karras et al. 2022, algorithm 1).
+They return the last D; states are at least float32. Euler's step is `z + (sigma' - sigma) (z - D) / sigma` (Karras et
+al. 2022, algorithm 1).
 """
 
 import math
@@ -15,6 +17,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from looped.diffusion.edm import ode_derivative
@@ -22,12 +25,17 @@ from looped.errors import UserError
 
 Denoise = Callable[[Tensor, float], Tensor]
 Callback = Callable[[int, float, Tensor, Tensor], Any]
-Random = Callable[[int], Tensor]
+Random = Callable[[int], Tensor] | torch.Generator
+
+
+def _wide(z: Tensor) -> Tensor:
+    return z.to(torch.promote_types(z.dtype, torch.float32))
 
 
 def _levels(sigmas: Tensor) -> list[float]:
     levels = [float(sigma) for sigma in sigmas]
-    if len(levels) < 2 or levels[-1] != 0 or any(a <= b for a, b in pairwise(levels)):
+    falls = all(a > b for a, b in pairwise(levels))  # false for nan
+    if len(levels) < 2 or levels[-1] != 0 or not falls or levels[0] == math.inf:
         raise UserError(f"sigmas {levels} must fall and end in 0; use looped.diffusion.schedules.schedule")
     return levels
 
@@ -36,19 +44,22 @@ def _stop(callback: Callback | None, step: int, sigma: float, z: Tensor, D: Tens
     return callback is not None and bool(callback(step, sigma, z, D))
 
 
-def _noise(random: Random | None, step: int, solver: str) -> Tensor:
+def _noise(random: Random | None, step: int, solver: str, z: Tensor) -> Tensor:
     if random is None:
-        raise UserError(f"the {solver} solver adds noise; pass random=, a function from the step to normal draws")
-    return random(step)
+        raise UserError(f"the {solver} solver adds noise; pass random=, a torch.Generator or a function "
+                        f"from the step to normal draws")
+    if isinstance(random, torch.Generator):
+        return torch.randn(z.shape, generator=random, dtype=z.dtype, device=random.device).to(z.device)
+    return random(step).to(z)
 
 
 def sample_euler(denoise: Denoise, z: Tensor, sigmas: Tensor, *, callback: Callback | None = None,
                  random: Random | None = None) -> Tensor:
     """First order, deterministic; n evaluations."""
-    levels = _levels(sigmas)
+    z, levels = _wide(z), _levels(sigmas)
     D = z
     for step, (sigma, lower) in enumerate(pairwise(levels)):
-        D = denoise(z, sigma)
+        D = denoise(z, sigma).to(z.dtype)
         if _stop(callback, step, sigma, z, D):
             break
         z = z + (lower - sigma) * ode_derivative(z, D, sigma)
@@ -58,10 +69,10 @@ def sample_euler(denoise: Denoise, z: Tensor, sigmas: Tensor, *, callback: Callb
 def sample_heun(denoise: Denoise, z: Tensor, sigmas: Tensor, *, callback: Callback | None = None,
                 random: Random | None = None) -> Tensor:
     """Second order, deterministic; 2n - 1 evaluations: the last step, down to 0, is Euler's."""
-    levels = _levels(sigmas)
+    z, levels = _wide(z), _levels(sigmas)
     D = z
     for step, (sigma, lower) in enumerate(pairwise(levels)):
-        D = denoise(z, sigma)
+        D = denoise(z, sigma).to(z.dtype)
         if _stop(callback, step, sigma, z, D):
             break
         slope = ode_derivative(z, D, sigma)
@@ -75,10 +86,10 @@ def sample_heun(denoise: Denoise, z: Tensor, sigmas: Tensor, *, callback: Callba
 def sample_dpmpp_2m(denoise: Denoise, z: Tensor, sigmas: Tensor, *, callback: Callback | None = None,
                     random: Random | None = None) -> Tensor:
     """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): second order from two consecutive estimates; n evaluations."""
-    levels = _levels(sigmas)
+    z, levels = _wide(z), _levels(sigmas)
     D, before = z, None
     for step, (sigma, lower) in enumerate(pairwise(levels)):
-        D = denoise(z, sigma)
+        D = denoise(z, sigma).to(z.dtype)
         if _stop(callback, step, sigma, z, D) or lower == 0:
             break
         h = math.log(sigma / lower)  # step in lambda = -ln sigma
@@ -92,36 +103,43 @@ def sample_dpmpp_2m(denoise: Denoise, z: Tensor, sigmas: Tensor, *, callback: Ca
 
 
 def sample_ancestral(denoise: Denoise, z: Tensor, sigmas: Tensor, *, callback: Callback | None = None,
-                     random: Random | None = None) -> Tensor:
+                     random: Random | None = None, eta: float = 1.0) -> Tensor:
     """Euler down past the next level, then noise up to it: z' ~ N(D + (z - D) sigma'^2 / sigma^2, ...), the exact
-    posterior of the noising process given D (DDPM's step in EDM's letters); n evaluations."""
-    levels = _levels(sigmas)
+    posterior of the noising process given D (DDPM's step in EDM's letters); n evaluations. `eta` scales the noise:
+    0 is Euler."""
+    if not 0 <= eta <= 1:
+        raise UserError(f"eta {eta} is not in [0, 1]; 1 is the full posterior noise, 0 is Euler")
+    z, levels = _wide(z), _levels(sigmas)
     D = z
     for step, (sigma, lower) in enumerate(pairwise(levels)):
-        D = denoise(z, sigma)
+        D = denoise(z, sigma).to(z.dtype)
         if _stop(callback, step, sigma, z, D):
             break
         if lower == 0:
             z = D
         else:
-            up = lower * math.sqrt(1 - lower**2 / sigma**2)
-            down = lower**2 / sigma
-            z = z + (down - sigma) * ode_derivative(z, D, sigma) + up * _noise(random, step, "ancestral")
+            up = eta * lower * math.sqrt(1 - lower**2 / sigma**2)
+            down = math.sqrt(lower**2 - up**2)
+            z = z + (down - sigma) * ode_derivative(z, D, sigma)
+            if up > 0:
+                z = z + up * _noise(random, step, "ancestral", z)
     return D
 
 
 def sample_restart(denoise: Denoise, z: Tensor, sigmas: Tensor, *, callback: Callback | None = None,
-                   random: Random | None = None) -> Tensor:
-    """Restarts at one level: read the first level once, then noise the estimate afresh to the geometric middle of the
-    schedule and read it there, again and again; n evaluations."""
-    levels = _levels(sigmas)[:-1]
-    level = math.sqrt(levels[0] * levels[-1])
+                   random: Random | None = None, level: float | None = None) -> Tensor:
+    """Restarts at one level: read the first level once, then noise the estimate afresh to `level` (by default the
+    geometric middle of the schedule) and read it there, again and again; n evaluations."""
+    z, levels = _wide(z), _levels(sigmas)[:-1]
+    if level is not None and not 0 < level <= levels[0]:
+        raise UserError(f"restart level {level} is not in (0, {levels[0]}]; use a noise level the model knows")
+    level = math.sqrt(levels[0] * levels[-1]) if level is None else level
     D = z
     for step in range(len(levels)):
         sigma = levels[0] if step == 0 else level
         if step > 0:
-            z = D + level * _noise(random, step, "restart")
-        D = denoise(z, sigma)
+            z = D + level * _noise(random, step, "restart", z)
+        D = denoise(z, sigma).to(z.dtype)
         if _stop(callback, step, sigma, z, D):
             break
     return D

@@ -4,6 +4,7 @@ A denoiser's earlier tokens are shown to the solver as in training: once a token
 the level of each solver step. One forward pass of two rows a step does both: the token just chosen, the one sought.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -102,6 +103,7 @@ class DenoiseWriter:
         target = self.denoiser.target(known) if known is not None and known.shape[1] else None
         eps = random.normal("teacher", target.shape[1:]) if target is not None else None
         dim, seen, logits = self.denoiser.in_proj.in_features, set(), None
+        calls = itertools.count()  # each call of a sampled bridge draws anew
 
         def denoise(z: Tensor, sigma) -> Tensor:
             nonlocal logits
@@ -114,7 +116,7 @@ class DenoiseWriter:
                     rows, rows_e, rows_start = torch.cat([target + level * eps, rows], dim=1), e, start
             seen.add(level)
             D, all_logits = self.denoiser.denoise(rows, sigma, rows_e, start=rows_start, **options,
-                                                  generator=random.lockstep("bridge"))
+                                                  generator=random.lockstep(f"bridge{next(calls)}"))
             if self.context is None:
                 options["cache"].truncate(start + e.shape[1] - 1)  # the sought row is not known yet
             logits = all_logits[:, -1]

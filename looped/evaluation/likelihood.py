@@ -5,6 +5,7 @@ the row that is solved for attends to the true earlier tokens noised to the leve
 itself; never to its own answer.
 """
 
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -102,13 +103,14 @@ class TeacherForced:
     def log_probs(self, num_steps: int, random: StepRandom, stream: str) -> Float[Tensor, "batch length"]:
         """Log-probability of the true tokens at the last readout of a `num_steps`-step solve from pure noise."""
         config, logits = self.objective.config, None
+        calls = itertools.count()  # each call of a sampled bridge draws anew
         eps = random.normal(f"{stream} teacher", self.target.shape[1:])
 
         def denoise(z: Tensor, sigma) -> Tensor:
             nonlocal logits
             sigma = torch.as_tensor(sigma, dtype=torch.float64, device=z.device).expand(len(z))
-            D, logits = self.denoiser.denoise(z.float(), sigma, self.e, generator=random.lockstep(f"{stream} bridge"),
-                                              **self._surroundings(sigma, eps))
+            D, logits = self.denoiser.denoise(z.float(), sigma, self.e, **self._surroundings(sigma, eps),
+                                              generator=random.lockstep(f"{stream} bridge{next(calls)}"))
             return D
 
         sigmas = schedule(config.schedule, num_steps, self.objective.noise)

@@ -45,3 +45,20 @@ def test_half_precision_logits_are_read_in_float32():
 def test_bad_arguments_are_named(kind, options, why):
     with pytest.raises(UserError, match=why):
         bridge(kind, LOGITS, TABLE, **options)
+
+
+@pytest.mark.parametrize("kind", ["soft", "hard", "top-k", "sampled"])
+def test_autocast_does_not_lower_the_precision(kind):
+    logits = 4 * torch.randn(3, 5, 300, generator=torch.Generator().manual_seed(0))
+    table = torch.randn(300, 16, generator=torch.Generator().manual_seed(1))
+    exact = bridge(kind, logits, table, generator=torch.Generator().manual_seed(2))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = bridge(kind, logits, table, generator=torch.Generator().manual_seed(2))
+        crude = logits.softmax(-1) @ table
+    assert low.dtype == torch.float32
+    torch.testing.assert_close(low, exact, rtol=1e-6, atol=1e-6)
+    assert crude.dtype == torch.bfloat16  # positive control: a plain product would have been lowered
+
+
+def test_a_single_position_can_be_sampled():
+    assert bridge("sampled", LOGITS[0, 0], TABLE, generator=torch.Generator().manual_seed(0)).shape == (2,)

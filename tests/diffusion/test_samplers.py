@@ -9,7 +9,14 @@ import pytest
 import torch
 
 from looped.diffusion.noise import LogUniform
-from looped.diffusion.samplers import SAMPLERS, sample_ancestral, sample_dpmpp_2m, sample_euler, sample_heun
+from looped.diffusion.samplers import (
+    SAMPLERS,
+    sample_ancestral,
+    sample_dpmpp_2m,
+    sample_euler,
+    sample_heun,
+    sample_restart,
+)
 from looped.diffusion.schedules import schedule
 from looped.errors import UserError
 
@@ -129,3 +136,70 @@ def test_bad_schedules_and_missing_noise_are_named():
         sample_euler(exact_denoiser, start(2), torch.tensor([1.0, 2.0, 0.0]))
     with pytest.raises(UserError, match="ancestral solver adds noise"):
         sample_ancestral(exact_denoiser, start(2), torch.tensor([2.0, 1.0, 0.0]))
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("name", ["heun", "ancestral"])
+def test_heun_and_ancestral_equal_diffusers(name):
+    """Theirs take their levels from a trained schedule; here both walk ours, and predict eps = (z - D) / sigma."""
+    diffusers = pytest.importorskip("diffusers")
+    sigmas = schedule("karras", 12, NOISE)
+    plan, theirs, gen = sigmas.float(), 10 * draws(0, 16).float(), seeded(5)
+    if name == "heun":
+        scheduler = diffusers.HeunDiscreteScheduler()
+        plan = torch.cat([plan[:1], plan[1:-1].repeat_interleave(2), plan[-1:]])
+    else:
+        scheduler = diffusers.EulerAncestralDiscreteScheduler()
+    scheduler.set_timesteps(12)
+    scheduler.sigmas, scheduler.timesteps = plan, torch.arange(len(plan) - 1).float()
+    scheduler.set_begin_index(0)
+    scheduler.is_scale_input_called = True
+    ours = SAMPLERS[name](exact_denoiser, theirs, sigmas, random=seeded(5))
+    for t, sigma in zip(scheduler.timesteps, plan, strict=False):
+        eps = (theirs - exact_denoiser(theirs, sigma)) / sigma
+        options = {"generator": gen} if name == "ancestral" else {}
+        theirs = scheduler.step(eps, t, theirs, **options).prev_sample
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_states_are_float32_even_from_a_bf16_start_and_a_bf16_denoiser(name):
+    seen = set()
+
+    def denoise(z, sigma):
+        seen.add(z.dtype)
+        return exact_denoiser(z, sigma).bfloat16()
+
+    out = SAMPLERS[name](denoise, draws(0, 8).bfloat16(), schedule("karras", 5, NOISE), random=seeded(0))
+    assert seen == {torch.float32}
+    assert out.dtype == torch.float32
+
+
+def test_ancestral_without_noise_is_euler():
+    sigmas = schedule("quantile", 7, NOISE)
+    quiet = sample_ancestral(exact_denoiser, start(9), sigmas, eta=0.0)
+    torch.testing.assert_close(quiet, sample_euler(exact_denoiser, start(9), sigmas), rtol=1e-13, atol=1e-13)
+
+
+def test_restart_has_the_stationary_law_of_its_level():
+    """D -> D(D + level eps) is an AR(1) chain with pull p: mean MU, variance p^2 level^2 / (1 - p^2)."""
+    level, z = 0.6, start()
+    out = sample_restart(exact_denoiser, z, schedule("quantile", 40, NOISE), random=seeded(3), level=level)
+    pull = S**2 / (S**2 + level**2)
+    deviation = pull * level / math.sqrt(1 - pull**2)
+    assert out.mean().item() == pytest.approx(MU, abs=4 * deviation / len(z) ** 0.5)
+    assert out.std().item() == pytest.approx(deviation, rel=4 / (2 * len(z)) ** 0.5)
+
+
+def test_bad_options_and_levels_that_are_no_numbers_are_named():
+    sigmas = schedule("karras", 4, NOISE)
+    with pytest.raises(UserError, match="eta"):
+        sample_ancestral(exact_denoiser, start(2), sigmas, random=seeded(0), eta=1.5)
+    with pytest.raises(UserError, match="level"):
+        sample_restart(exact_denoiser, start(2), sigmas, random=seeded(0), level=11.0)
+    for top in (math.nan, math.inf):
+        with pytest.raises(UserError, match="must fall"):
+            sample_euler(exact_denoiser, start(2), torch.tensor([top, 0.0]))
