@@ -13,15 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from looped.errors import UserError, did_you_mean
-from looped.nn.backends import (
-    BACKENDS,
-    RUN,
-    causal_backward,
-    causal_forward,
-    expand_heads,
-    has_causal_kernel,
-    reason_not,
-)
+from looped.nn.backends import BACKENDS, RUN, causal_kernel, expand_heads, needs_tensor, reason_not, sum_heads
 from looped.nn.bias import Causal, CleanNoisy, Mask
 
 Query = Float[Tensor, "batch queries heads dim"]
@@ -31,87 +23,130 @@ KeyValue = Float[Tensor, "batch keys kv_heads dim"]
 def attention(q: Query, k: KeyValue, v: KeyValue, mask: Mask, *, backend: str = "auto") -> Query:
     """softmax(q k / sqrt(K)) v over the keys that `mask` allows; rows that see nobody are zero.
 
-    `auto`: xformers on CUDA, flex for CUDA masks that xformers has no class for, SDPA elsewhere. Raises `UserError`
-    for a named backend that cannot run, with the reason.
+    Fewer queries than keys are the last rows (a cache). `auto`: xformers on CUDA, flex for CUDA masks that xformers
+    has no class for, SDPA elsewhere. Raises `UserError` for a named backend that cannot run, with the reason, and for
+    sizes that do not fit the mask.
     """
-    if mask.batch not in (1, q.shape[0]):
-        raise UserError(f"the mask is made for {mask.batch} rows, the batch has {q.shape[0]}; make one for this batch")
-    if isinstance(mask, CleanNoisy):
+    q, k, v = _autocast(q, k, v)
+    _check_heads(q, k, v)
+    mask.check(q.shape[0], q.shape[1], k.shape[1])
+    if type(mask) is CleanNoisy:
         return _clean_noisy(q, k, v, mask, backend)
-    return RUN[resolve_backend(backend, mask, q)](q, k, v, mask)
+    return RUN[resolve_backend(backend, mask, q, k, v)](q, k, v, mask)
 
 
-def resolve_backend(backend: str, mask: Mask, q: Query) -> str:
+def context_attention(q: Query, k_context: KeyValue, v_context: KeyValue, k_own: KeyValue, v_own: KeyValue, *,
+                      strict: bool = False, backend: str = "auto") -> Query:
+    """Row i attends to context rows up to i (`strict`: before i) and to its own key and value, in one softmax.
+
+    Exact, with the memory of plain causal attention: no L x 2L tensor, and for backward only the inputs, the output
+    and its log-sum-exp are kept. Fewer queries than context rows are the last rows (decoding) and run by the formula,
+    queries x keys. `backend` names what runs the context's part, with the same errors as `attention`.
+    """
+    q, k, v, k_own, v_own = _autocast(q, k_context, v_context, k_own, v_own)
+    _check_heads(q, k, v)
+    _check_heads(q, k_own, v_own)
+    _check_rows(q, k, k_own)
+    name = resolve_backend(backend, CleanNoisy(k.shape[1], strict), q, k, v)
+    if q.shape[1] != k.shape[1]:
+        return _context_formula(q, k, v, k_own, v_own, strict)
+    if causal_kernel(name, q.device, q.dtype) is None:
+        _announce(f"attention to a context falls back to the plain formula, length x length in memory: {name} has no "
+                  f"causal kernel with a log-sum-exp for {q.dtype} on {q.device.type}")
+        return _context_formula(q, k, v, k_own, v_own, strict)
+    return _ContextAttention.apply(q, k, v, k_own, v_own, strict, name)
+
+
+def available_backends(device: torch.device | str, dtype: torch.dtype = torch.float32,
+                       mask: Mask | None = None) -> dict[str, str]:
+    """Backend -> why it cannot train under `mask` (causal if None) on this device; empty where it can."""
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        return dict.fromkeys(BACKENDS, "this torch sees no CUDA device")
+    return {name: reason_not(name, mask or Causal(), device, dtype, needs_gradient=True) for name in BACKENDS}
+
+
+def resolve_backend(backend: str, mask: Mask, q: Tensor, *others: Tensor) -> str:
     """The backend that will run; announces once when it is not the first choice for the device."""
-    needs_gradient = q.requires_grad and torch.is_grad_enabled()
-    if backend != "auto":
-        if backend not in BACKENDS:
-            raise UserError(f"attention backend '{backend}' is unknown{did_you_mean(backend, ['auto', *BACKENDS])}")
-        reason = reason_not(backend, mask, q.device, q.dtype, needs_gradient=needs_gradient)
-        if reason:
-            raise UserError(f"model.attention {backend} cannot run: {reason}; set it to auto")
-        return backend
-    if q.device.type != "cuda":
+    needs_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in (q, *others))
+    if backend == "auto" and q.device.type != "cuda":
         return "sdpa"
+    why = functools.partial(reason_not, mask=mask, device=q.device, dtype=q.dtype, head_dim=q.shape[-1],
+                            needs_gradient=needs_gradient)
+    return _first_that_runs(mask, why) if backend == "auto" else _forced(backend, why)
+
+
+def _forced(backend: str, why) -> str:
+    if backend not in BACKENDS:
+        raise UserError(f"attention backend '{backend}' is unknown{did_you_mean(backend, ['auto', *BACKENDS])}")
+    if reason := why(backend):
+        raise UserError(f"attention backend '{backend}' cannot run: {reason}; use 'auto'")
+    return backend
+
+
+def _first_that_runs(mask: Mask, why) -> str:
+    """On CUDA. Flex comes before SDPA only where SDPA would need the mask as a queries x keys tensor."""
     reasons = []
-    for candidate in ("xformers", "flex"):
-        reason = reason_not(candidate, mask, q.device, q.dtype, needs_gradient=needs_gradient)
-        if not reason:
+    for candidate in ("xformers", "flex", "sdpa") if needs_tensor(mask) else ("xformers", "sdpa"):
+        if not (reason := why(candidate)):
             break
         reasons.append(reason)
-    else:
-        candidate = "sdpa"
     if reasons:
-        _announce(f"attention falls back to {candidate}: {'; '.join(reasons)}")
+        _announce(f"attention falls back from xformers to {candidate}: {'; '.join(reasons)}")
     return candidate
 
 
 @functools.cache
 def _announce(message: str) -> None:
+    """Warn; the cache makes it once a message."""
     warnings.warn(message, stacklevel=3)
 
 
-def backend_report(device: torch.device | str, dtype: torch.dtype = torch.float32) -> dict[str, str]:
-    """Backend -> why causal attention cannot train with it on this device (empty: it can)."""
-    return {name: reason_not(name, Causal(), device, dtype, needs_gradient=True) for name in BACKENDS}
+def _autocast(*tensors: Tensor) -> list[Tensor]:
+    """Under autocast, all in its dtype: kernels called directly are not on torch's own autocast list."""
+    device = tensors[0].device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return list(tensors)
+    return [t.to(torch.get_autocast_dtype(device)) for t in tensors]
+
+
+def _check_heads(q: Tensor, k: Tensor, v: Tensor) -> None:
+    shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+    if q.ndim != 4 or k.shape != v.shape or (k.shape[0], k.shape[-1]) != (q.shape[0], q.shape[-1]):
+        raise UserError(f"attention needs q (batch, queries, heads, dim) and k, v (batch, keys, kv heads, dim); "
+                        f"got {shapes}")
+    if q.shape[2] % k.shape[2]:
+        raise UserError(f"{q.shape[2]} query heads cannot share {k.shape[2]} key heads; "
+                        f"the number of query heads must be a multiple of the number of key heads")
+
+
+def _check_rows(q: Tensor, k: Tensor, k_own: Tensor) -> None:
+    if k_own.shape[1] != q.shape[1] or q.shape[1] > k.shape[1]:
+        raise UserError(f"context_attention needs one own key for each query and no more queries than context rows; "
+                        f"got {q.shape[1]} queries, {k_own.shape[1]} own keys, {k.shape[1]} context rows")
 
 
 def _clean_noisy(q: Query, k: KeyValue, v: KeyValue, mask: CleanNoisy, backend: str) -> Query:
+    """The split form: causal attention for the clean half, attention to it and oneself for the noisy half."""
     length = mask.length
-    if not q.shape[1] == k.shape[1] == 2 * length:
-        raise UserError(f"CleanNoisy(length={length}) needs {2 * length} rows, clean then noisy; got {q.shape[1]}")
+    if q.shape[1] != 2 * length:
+        raise UserError(f"CleanNoisy(length={length}) needs {2 * length} queries, clean then noisy; got {q.shape[1]}")
     clean = attention(q[:, :length], k[:, :length], v[:, :length], Causal(), backend=backend)
     noisy = context_attention(q[:, length:], k[:, :length], v[:, :length], k[:, length:], v[:, length:],
                               strict=mask.strict, backend=backend)
     return torch.cat([clean, noisy], dim=1)
 
 
-def context_attention(q: Query, k: KeyValue, v: KeyValue, k_own: KeyValue, v_own: KeyValue, *, strict: bool = False,
-                      backend: str = "auto") -> Query:
-    """Row i attends to context rows up to i (`strict`: before i) and to its own key and value, in one softmax.
-
-    Exact, with the memory of plain causal attention: no L x 2L tensor. Fewer queries than context rows are the last
-    rows (decoding). `backend` names what runs the context's part, with the same errors as `attention`.
-    """
-    resolve_backend(backend, Causal(), q)
-    if q.shape[1] != k.shape[1] or not has_causal_kernel(q):
-        return _context_dense(q, k, v, k_own, v_own, strict)
-    return _ContextAttention.apply(q, k, v, k_own, v_own, strict)
-
-
-def _context_dense(q, k, v, k_own, v_own, strict) -> Query:
-    """The formula itself: for a few new rows against a cache, and for devices without a causal kernel."""
-    num_heads, (num_queries, num_keys) = q.shape[2], (q.shape[1], k.shape[1])
-    k, v, k_own, v_own = (expand_heads(t, num_heads) for t in (k, v, k_own, v_own))
-    scale = 1 / math.sqrt(q.shape[-1])
+def _context_formula(q: Tensor, k: Tensor, v: Tensor, k_own: Tensor, v_own: Tensor, strict: bool) -> Tensor:
+    """Dense softmax over [context; own]: for a few new rows, and where there is no causal kernel."""
+    num_queries, num_keys = q.shape[1], k.shape[1]
+    k, v, k_own, v_own = (expand_heads(t, q.shape[2]) for t in (k, v, k_own, v_own))
     places = torch.arange(num_keys - num_queries, num_keys, device=q.device).unsqueeze(1) - int(strict)
     hidden = torch.arange(num_keys, device=q.device) > places  # L M
-    scores = torch.einsum("blhd,bmhd->bhlm", q, k).mul(scale).masked_fill(hidden, -math.inf)
-    own = (q * k_own).sum(-1).mul(scale).transpose(1, 2).unsqueeze(-1)  # B H L 1
-    probs = torch.softmax(torch.cat([scores, own], dim=-1).float().to(torch.promote_types(q.dtype, torch.float32)), -1)
-    probs = probs.to(q.dtype)
+    scores = torch.einsum("blhd,bmhd->bhlm", q, k).to(_wide(q)) / math.sqrt(q.shape[-1])
+    own = _own_scores(q, k_own).transpose(1, 2).unsqueeze(-1)  # B H L 1
+    probs = torch.softmax(torch.cat([scores.masked_fill(hidden, -math.inf), own], dim=-1), -1).to(q.dtype)
     mixed = torch.einsum("bhlm,bmhd->blhd", probs[..., :-1], v)
-    return mixed + probs[..., -1:].transpose(1, 2) * v_own
+    return mixed + probs[..., -1:].transpose(1, 2) * v_own  # B L H K
 
 
 class _ContextAttention(torch.autograd.Function):
@@ -119,62 +154,63 @@ class _ContextAttention(torch.autograd.Function):
 
     In backward the kernel is given the MERGED output and log-sum-exp: its probabilities exp(s - lse) and its
     delta = sum(grad * out) are then those of the joint softmax, so dq, dk, dv of the context are exact as they are.
+    Strict: row 0 has only itself, and rows from 1 on are causal over the context without its last row.
     """
 
     @staticmethod
-    def forward(ctx, q, k, v, k_own, v_own, strict):
-        first = int(strict)  # strict: row 0 sees only itself, row i >= 1 sees context rows up to i - 1
+    def forward(ctx, q, k, v, k_own, v_own, strict, backend):
+        first, v_heads = int(strict), expand_heads(v_own, q.shape[2])
         lse_own = _own_scores(q, k_own)  # B L H
+        out, lse = q[:, :0], lse_own[:, :0]
         if q.shape[1] > first:
-            context, lse = causal_forward(*_aligned(q, k, v, first))
-            lse = torch.logaddexp(lse.transpose(1, 2).to(lse_own.dtype), lse_own[:, first:])
-            share = torch.exp(lse_own[:, first:] - lse).unsqueeze(-1).to(q.dtype)
-            out = torch.lerp(context, expand_heads(v_own, q.shape[2])[:, first:], share)
-        else:
-            out, lse = q[:, :0], lse_own[:, :0]
+            kernel = causal_kernel(backend, q.device, q.dtype)
+            context, lse = kernel.forward(*_shifted(q, k, v, first))
+            lse = torch.logaddexp(lse.transpose(1, 2), lse_own[:, first:])
+            share = torch.exp(lse_own[:, first:] - lse).unsqueeze(-1).to(q.dtype)  # B L H 1
+            out = torch.lerp(context, v_heads[:, first:], share)
         if strict:
-            out = torch.cat([expand_heads(v_own, q.shape[2])[:, :1], out], dim=1)
-            lse = torch.cat([lse_own[:, :1], lse], dim=1)
+            out, lse = torch.cat([v_heads[:, :1], out], dim=1), torch.cat([lse_own[:, :1], lse], dim=1)
         ctx.save_for_backward(q, k, v, k_own, v_own, out, lse)
-        ctx.first = first
+        ctx.first, ctx.backend = first, backend
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         q, k, v, k_own, v_own, out, lse = ctx.saved_tensors
-        first, heads, kv_heads = ctx.first, q.shape[2], k.shape[2]
-        wide = lse.dtype
-        k_own_wide, v_own_wide = (expand_heads(t, heads).to(wide) for t in (k_own, v_own))
-        p_own = torch.exp(_own_scores(q, k_own) - lse).unsqueeze(-1)  # B L H 1
-        delta = grad.to(wide) * (v_own_wide - out.to(wide))
-        d_score = p_own * delta.sum(-1, keepdim=True) / math.sqrt(q.shape[-1])
-        dq = d_score * k_own_wide
-        dk_own, dv_own = _sum_heads(d_score * q.to(wide), kv_heads), _sum_heads(p_own * grad.to(wide), kv_heads)
+        dq, dk_own, dv_own = _own_gradients(grad, q, k_own, v_own, out, lse)
         dk, dv = torch.zeros_like(k), torch.zeros_like(v)
-        if q.shape[1] > first:
-            rows = slice(first, None)
-            lse_rows = lse[:, rows].transpose(1, 2).contiguous()
-            lse_rows = lse_rows if q.dtype == torch.float64 else lse_rows.float()
-            dq_c, dk_c, dv_c = causal_backward(grad[:, rows].contiguous(), *_aligned(q, k, v, first),
-                                               out[:, rows].contiguous(), lse_rows)
-            dq[:, rows] += dq_c
-            last = k.shape[1] - first
-            dk[:, :last], dv[:, :last] = _sum_heads(dk_c, kv_heads), _sum_heads(dv_c, kv_heads)
-        return dq.to(q.dtype), dk, dv, dk_own.to(k.dtype), dv_own.to(v.dtype), None
+        first, last = ctx.first, k.shape[1] - ctx.first
+        if last:
+            kernel = causal_kernel(ctx.backend, q.device, q.dtype)
+            lse = lse[:, first:].transpose(1, 2).contiguous()  # B L H -> B H L
+            dq_context, dk[:, :last], dv[:, :last] = kernel.backward(
+                grad[:, first:].contiguous(), *_shifted(q, k, v, first), out[:, first:].contiguous(), lse)
+            dq[:, first:] += dq_context
+        return dq.to(q.dtype), dk, dv, dk_own, dv_own, None, None
 
 
-def _aligned(q: Tensor, k: Tensor, v: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries and context rows such that plain causal attention is what row i may see, all with the query's heads."""
-    heads, last = q.shape[2], k.shape[1] - first
-    return q[:, first:], expand_heads(k[:, :last], heads), expand_heads(v[:, :last], heads)
+def _shifted(q: Tensor, k: Tensor, v: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries and context rows such that plain causal attention is what each row may see."""
+    last = k.shape[1] - first
+    return q[:, first:], k[:, :last], v[:, :last]
+
+
+def _own_gradients(grad, q, k_own, v_own, out, lse) -> tuple[Tensor, Tensor, Tensor]:
+    """(dq, dk_own, dv_own) through each row's score of itself; dq in float32 or wider, to be added to."""
+    wide, kv_heads = lse.dtype, k_own.shape[2]
+    k_wide, v_wide = (expand_heads(t, q.shape[2]).to(wide) for t in (k_own, v_own))
+    probability = torch.exp(_own_scores(q, k_own) - lse).unsqueeze(-1)  # B L H 1
+    delta = (grad.to(wide) * (v_wide - out.to(wide))).sum(-1, keepdim=True)
+    d_score = probability * delta / math.sqrt(q.shape[-1])
+    dk_own, dv_own = sum_heads(d_score * q.to(wide), kv_heads), sum_heads(probability * grad.to(wide), kv_heads)
+    return d_score * k_wide, dk_own.to(k_own.dtype), dv_own.to(v_own.dtype)
 
 
 def _own_scores(q: Tensor, k_own: Tensor) -> Float[Tensor, "batch length heads"]:
-    wide = torch.promote_types(q.dtype, torch.float32)
-    return (q.to(wide) * expand_heads(k_own, q.shape[2]).to(wide)).sum(-1) / math.sqrt(q.shape[-1])
+    return (q.to(_wide(q)) * expand_heads(k_own, q.shape[2]).to(_wide(q))).sum(-1) / math.sqrt(q.shape[-1])
 
 
-def _sum_heads(x: Tensor, kv_heads: int) -> Tensor:
-    """Add up the gradients of the query heads that share a key or value head."""
-    return x if x.shape[2] == kv_heads else x.unflatten(2, (kv_heads, -1)).sum(3)  # B L (G n) K -> B L G K
+def _wide(x: Tensor) -> torch.dtype:
+    """The dtype of scores and log-sum-exps: float32, or float64 for float64."""
+    return torch.promote_types(x.dtype, torch.float32)

@@ -1,33 +1,145 @@
 """The attention backends: which can run what, and why not; the only file that knows xformers and flex.
 
-xformers and flex are imported on first use. A backend's `reason` is an empty string when it can run.
+xformers and flex are imported on first use. A `reason` is an empty string where a backend can run. What xformers can
+run is asked of xformers itself, by its own dispatch over a small probe. Shortcuts go by a mask's exact class: a
+subclass may allow something else.
 """
 
+import copy
 import functools
 import importlib.util
+import logging
 import warnings
-import weakref
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from looped.nn.bias import Causal, CleanNoisy, Full, Mask, Packed
+from looped.nn.bias import Causal, CleanNoisy, Full, Mask, Packed, Padded
 
 BACKENDS = ("xformers", "sdpa", "flex")
-HALF_AND_SINGLE = (torch.float16, torch.bfloat16, torch.float32)
+HALF = (torch.float16, torch.bfloat16)
+HALF_AND_SINGLE = (*HALF, torch.float32)
+
+
+def reason_not(backend: str, mask: Mask, device: torch.device | str, dtype: torch.dtype, *, head_dim: int = 64,
+               needs_gradient: bool = False) -> str:
+    """Why `backend` cannot run this, or an empty string."""
+    reasons = {"xformers": _xformers_reason, "sdpa": _sdpa_reason, "flex": _flex_reason}
+    return reasons[backend](mask, torch.device(device), dtype, head_dim, needs_gradient)
+
+
+def expand_heads(x: Tensor, num_heads: int) -> Tensor:
+    """Repeat each of G key or value heads for its H / G query heads: a copy, unless G = H."""
+    if x.shape[2] == num_heads:
+        return x
+    repeats = num_heads // x.shape[2]
+    return x.unsqueeze(3).expand(-1, -1, -1, repeats, -1).flatten(2, 3)  # B L G K -> B L (G n) K
+
+
+def sum_heads(x: Tensor, kv_heads: int) -> Tensor:
+    """Add up the gradients of the query heads that share a key or value head: the reverse of `expand_heads`."""
+    return x if x.shape[2] == kv_heads else x.unflatten(2, (kv_heads, -1)).sum(3)  # B L (G n) K -> B L G K
+
+
+# ----------------------------------------------------------------------------- SDPA
+
+
+def _sdpa_reason(mask, device, dtype, head_dim, needs_gradient) -> str:
+    return ""
+
+
+def needs_tensor(mask: Mask) -> bool:
+    """Whether SDPA has no flag for the mask and takes it as a tensor of queries x keys."""
+    return type(mask) not in (Full, Causal, CleanNoisy)
+
+
+def run_sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
+    """Grouped heads and the (B, L, H, K) layout are read in place; the output is contiguous in that layout."""
+    num_queries, num_keys = q.shape[1], k.shape[1]
+    options: dict = {"enable_gqa": q.shape[2] != k.shape[2]}
+    empty = None
+    if type(mask) is Causal and num_queries == num_keys:
+        options["is_causal"] = True
+    elif type(mask) is not Full and not (type(mask) is Causal and num_queries == 1):
+        allowed, empty = mask.form(("sdpa", num_queries, num_keys, q.device),
+                                   lambda: _sdpa_form(mask, num_queries, num_keys, q))
+        options["attn_mask"] = allowed
+    out = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)), **options)  # B H L K, as views
+    if empty is not None:
+        out = out.masked_fill(empty, 0)
+    return out.transpose(1, 2)
+
+
+def _sdpa_form(mask: Mask, num_queries: int, num_keys: int, q: Tensor) -> tuple[Tensor, Tensor | None]:
+    """(who sees whom, rows that see nobody or None).
+
+    Kernels differ on such rows: NaN, zero, or the mean of v. So they are shown everybody, and answered with zero.
+    """
+    allowed = mask.dense(q.shape[0], num_queries, num_keys, q.device)
+    empty = ~allowed.any(-1, keepdim=True)
+    return (allowed | empty, empty) if bool(empty.any()) else (allowed, None)
+
+
+# ----------------------------------------------------------------------------- flex
+
+
+def _flex_reason(mask, device, dtype, head_dim, needs_gradient) -> str:
+    if type(mask) is CleanNoisy:
+        return "clean|noisy runs in its split form, which flex does not offer"
+    if device.type != "cuda":
+        return f"flex attention has no backward pass on {device.type}" if needs_gradient else ""
+    if dtype not in HALF_AND_SINGLE:
+        return f"flex attention takes float16, bfloat16 and float32 on cuda, not {_name(dtype)}"
+    return "" if importlib.util.find_spec("triton") else "flex attention needs triton on cuda; pip install triton"
+
+
+def flex_block_mask(mask: Mask, batch: int, num_queries: int, num_keys: int, device: torch.device):
+    """The `BlockMask` of flex attention; a closure, since flex rejects bound methods."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    mask.check(batch, num_queries, num_keys)
+    offset = num_keys - num_queries
+    plain = copy.copy(mask)  # the mask keeps this form: a closure over the mask itself would be a reference cycle
+    plain.__dict__.pop("_forms", None)
+
+    def allow(b, h, q, k):
+        return plain.allow(q + offset, k, b)
+
+    return create_block_mask(allow, mask.batch if mask.batch > 1 else None, None, num_queries, num_keys, device=device)
+
+
+@functools.cache
+def _compiled_flex():
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention)
+
+
+def run_flex(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
+    """Compiled on CUDA; elsewhere the unfused formula, for checking."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    sizes = q.shape[0], q.shape[1], k.shape[1], q.device
+    block_mask = mask.form(("flex", *sizes), lambda: flex_block_mask(mask, *sizes))
+    run = _compiled_flex() if q.is_cuda else flex_attention
+    grouped = q.shape[2] != k.shape[2]
+    q, k, v = (t.transpose(1, 2).contiguous() for t in (q, k, v))  # B L H K -> B H L K
+    return run(q, k, v, block_mask=block_mask, enable_gqa=grouped).transpose(1, 2)
+
+
+# ----------------------------------------------------------------------------- xformers
 
 
 @functools.cache
 def xformers_ops():
-    """The module `xformers.ops.fmha`, or None where it is not installed. Its notice about builds is kept quiet: what
-    can run is asked for each call."""
+    """The module `xformers.ops.fmha`, or None where it is not installed. Its notice about builds is kept quiet:
+    `_xformers_reason` says what cannot run and why."""
     if importlib.util.find_spec("xformers") is None:
         return None
-    import logging
-
     logger = logging.getLogger("xformers")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -40,167 +152,197 @@ def xformers_ops():
     return fmha
 
 
-_LOWERED: "weakref.WeakKeyDictionary[Mask, dict]" = weakref.WeakKeyDictionary()
-
-
-def lowered(mask: Mask, *key: Any, make: Callable[[], Any]) -> Any:
-    """A backend's form of a mask, made once for all layers and loop steps that use the same mask object."""
-    forms = _LOWERED.setdefault(mask, {})
-    if key not in forms:
-        forms[key] = make()
-    return forms[key]
-
-
-def reason_not(backend: str, mask: Mask, device: torch.device | str, dtype: torch.dtype, *,
-               needs_gradient: bool = False) -> str:
-    """Why `backend` cannot run this, or an empty string."""
-    device = torch.device(device).type
-    return {"xformers": _xformers_reason, "sdpa": _sdpa_reason, "flex": _flex_reason}[backend](
-        mask, device, dtype, needs_gradient)
-
-
-def _sdpa_reason(mask: Mask, device: str, dtype: torch.dtype, needs_gradient: bool) -> str:
-    return ""
-
-
-def _xformers_reason(mask: Mask, device: str, dtype: torch.dtype, needs_gradient: bool) -> str:
-    if device != "cuda":
-        return f"xformers' attention runs on CUDA, not on {device}"
+def _xformers_reason(mask, device, dtype, head_dim, needs_gradient) -> str:
+    if device.type != "cuda":
+        return f"xformers' attention runs on cuda, not on {device.type}"
     if dtype not in HALF_AND_SINGLE:
-        return f"xformers' attention takes float16, bfloat16 and float32, not {str(dtype).removeprefix('torch.')}"
-    if not isinstance(mask, Full | Causal | Packed | CleanNoisy):
+        return f"xformers' attention takes float16, bfloat16 and float32, not {_name(dtype)}"
+    if type(mask) not in (Full, Causal, Packed, Padded, CleanNoisy):
         return f"xformers has no bias class for {type(mask).__name__}"
-    return "" if xformers_ops() is not None else "xformers is not installed; pip install xformers"
+    if xformers_ops() is None:
+        return "xformers is not installed; pip install xformers"
+    return xformers_operators(type(mask), device, dtype, head_dim, needs_gradient)[1]
 
 
-def _flex_reason(mask: Mask, device: str, dtype: torch.dtype, needs_gradient: bool) -> str:
-    if isinstance(mask, CleanNoisy):
-        return "clean|noisy runs in its split form, which flex does not offer"
-    if device == "cuda":
-        return ""
-    return f"flex attention has no backward pass on {device}" if needs_gradient else ""
+@functools.cache
+def xformers_operators(kind: type[Mask], device: torch.device, dtype: torch.dtype, head_dim: int,
+                       needs_gradient: bool) -> tuple[tuple[str, ...], str]:
+    """(names of the operators xformers would dispatch for forward and, with gradient, backward; why it has none)."""
+    fmha = xformers_ops()
+    bias = None if kind is Full else fmha.LowerTriangularMask()
+    if kind in (Packed, Padded):
+        bias = _block_diagonal(True, [4, 4], [4, 4], torch.device("cpu"))
+    probe = torch.empty(1, 8, 2, head_dim, device=device, dtype=dtype)
+    inputs = fmha.Inputs(query=probe, key=probe, value=probe, attn_bias=bias)
+    try:
+        operators = [fmha._dispatch_fw(inputs, needs_gradient)]
+        if needs_gradient:
+            operators.append(fmha._dispatch_bw(inputs, operators[0].VARLEN_LSE_PACKED))
+    except NotImplementedError as error:
+        _, *declined = str(error).split("\n`")  # one entry an operator, its reasons on the lines below it
+        return (), "; ".join("`" + " ".join(entry.split()) for entry in declined)
+    return tuple(operator.NAME for operator in operators), ""
 
 
-# ----------------------------------------------------------------------------- xformers
+@dataclass(frozen=True)
+class Blocks:
+    """Runs of rows that see each other, laid end to end in one row: xformers' form of packing and padding.
+
+    The indices pick those rows from the flattened batch; None where that is all of them.
+    """
+
+    bias: Any
+    q_index: Tensor | None
+    k_index: Tensor | None
 
 
-def xformers_bias(mask: Mask, num_queries: int, num_keys: int):
-    """The `AttentionBias` (or None for full attention) that says the same as `mask`."""
-    bias = xformers_ops().attn_bias
-    if isinstance(mask, Full):
+def xformers_blocks(mask: Packed | Padded, batch: int, num_queries: int, num_keys: int,
+                    device: torch.device) -> Blocks:
+    """Each run of rows as a block, less the keys that no query sees."""
+    mask.check(batch, num_queries, num_keys)
+    offset, q_rows, k_rows = num_keys - num_queries, [], []
+    for b, spans in enumerate(mask.spans(num_keys) * (batch // mask.batch)):
+        for start, stop in spans:
+            if stop > max(start, offset):
+                q_rows.append(range(b * num_queries + max(start - offset, 0), b * num_queries + stop - offset))
+                k_rows.append(range(b * num_keys + start, b * num_keys + stop))
+    lengths = [len(rows) for rows in q_rows], [len(rows) for rows in k_rows]
+    return Blocks(_block_diagonal(mask.causal, *lengths, device),
+                  _index(q_rows, batch * num_queries, device), _index(k_rows, batch * num_keys, device))
+
+
+def _block_diagonal(causal: bool, q_lengths: list[int], k_lengths: list[int], device):
+    """None for no block at all: every row is padding."""
+    fmha = xformers_ops()
+    if not q_lengths:
         return None
-    if isinstance(mask, Causal):
-        same = num_queries == num_keys
-        return bias.LowerTriangularMask() if same else bias.LowerTriangularFromBottomRightMask()
-    assert isinstance(mask, Packed), mask
-    kind = bias.BlockDiagonalCausalMask if mask.causal else bias.BlockDiagonalMask
-    return kind.from_seqlens(mask.run_lengths())
+    if not causal:
+        return fmha.attn_bias.BlockDiagonalMask.from_seqlens(q_lengths, k_lengths, device=device)
+    if q_lengths == k_lengths:
+        return fmha.attn_bias.BlockDiagonalCausalMask.from_seqlens(q_lengths, device=device)
+    return fmha.attn_bias.BlockDiagonalCausalFromBottomRightMask.from_seqlens(q_lengths, k_lengths, device=device)
+
+
+def _index(rows: list[range], total: int, device) -> Tensor | None:
+    if sum(map(len, rows)) == total:
+        return None
+    runs = [torch.arange(run.start, run.stop) for run in rows]
+    return torch.cat(runs or [torch.arange(0)]).to(device)
+
+
+def xformers_bias(mask: Full | Causal, num_queries: int, num_keys: int):
+    """The `AttentionBias` (or None for full attention) that says the same as `mask`."""
+    fmha = xformers_ops()
+    if type(mask) is Full:
+        return None
+    assert type(mask) is Causal, mask
+    if num_queries == num_keys:
+        return fmha.LowerTriangularMask()
+    return fmha.attn_bias.LowerTriangularFromBottomRightMask()
 
 
 def run_xformers(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
+    """Without gradient, grouped heads are read in place; no backward operator does that, so training repeats them."""
     sizes = q.shape[1], k.shape[1]
-    bias = lowered(mask, "xformers", *sizes, make=lambda: xformers_bias(mask, *sizes))
-    k, v = expand_heads(k, q.shape[2]), expand_heads(v, q.shape[2])
-    if not isinstance(mask, Packed):
-        return xformers_ops().memory_efficient_attention(q, k, v, attn_bias=bias)
-    flat = [t.flatten(0, 1).unsqueeze(0) for t in (q, k, v)]  # B L H K -> 1 (B L) H K
-    return xformers_ops().memory_efficient_attention(*flat, attn_bias=bias).view(q.shape)
+    if type(mask) not in (Packed, Padded):
+        return _xformers(q, k, v, mask.form(("xformers", *sizes), lambda: xformers_bias(mask, *sizes)))
+    sizes = q.shape[0], *sizes, q.device
+    blocks = mask.form(("xformers", *sizes), lambda: xformers_blocks(mask, *sizes))
+    flat = [t.flatten(0, 1) for t in (q, k, v)]  # B L H K -> (B L) H K
+    if blocks.bias is None:
+        return q * 0
+    packed = [t if index is None else t.index_select(0, index)
+              for t, index in zip(flat, (blocks.q_index, blocks.k_index, blocks.k_index), strict=True)]
+    out = _xformers(*(t.unsqueeze(0) for t in packed), blocks.bias).squeeze(0)
+    if blocks.q_index is not None:
+        out = torch.zeros_like(flat[0]).index_copy(0, blocks.q_index, out)
+    return out.view(q.shape)
 
 
-def dispatched_operator(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> tuple[str, list[str]]:
-    """(name of xformers' operator for these inputs, []) or ("", why each operator declines)."""
-    fmha = xformers_ops()
-    inputs = fmha.Inputs(query=q, key=k, value=v, attn_bias=xformers_bias(mask, q.shape[1], k.shape[1]))
-    reasons = []
-    for op in fmha.ALL_FW_OPS:
-        declined = op.not_supported_reasons(inputs)
-        if not declined:
-            return op.NAME, []
-        reasons.append(f"{op.NAME}: {'; '.join(declined)}")
-    return "", reasons
-
-
-# ----------------------------------------------------------------------------- SDPA and flex
-
-
-def run_sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
-    num_queries, num_keys = q.shape[1], k.shape[1]
-    grouped = q.shape[2] != k.shape[2]
-    q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # B L H K -> B H L K, as views
-    options: dict = {"enable_gqa": grouped}
-    if isinstance(mask, Causal) and num_queries == num_keys:
-        options["is_causal"] = True
-    elif not isinstance(mask, Full) and not (isinstance(mask, Causal) and num_queries == 1):
-        options["attn_mask"] = lowered(mask, "dense", num_queries, num_keys, q.device,
-                                       make=lambda: mask.dense(num_queries, num_keys, device=q.device))
-    out = F.scaled_dot_product_attention(q, k, v, **options)
-    if "attn_mask" in options and not isinstance(mask, Causal):
-        # Kernels differ on rows that see nobody (NaN, or the mean of v): the answer here is zero.
-        out = out.masked_fill(~options["attn_mask"].any(-1, keepdim=True), 0)
-    return out.transpose(1, 2)
-
-
-def flex_block_mask(mask: Mask, num_queries: int, num_keys: int, device: torch.device):
-    """The `BlockMask` of flex attention; a closure, since flex rejects bound methods."""
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    offset = num_keys - num_queries
-
-    def allow(b, h, q, k):
-        return mask.allow(b, q + offset, k)
-
-    batch = mask.batch if mask.batch > 1 else None
-    return create_block_mask(allow, batch, None, num_queries, num_keys, device=device)
-
-
-def run_flex(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
-    from torch.nn.attention.flex_attention import flex_attention
-
-    sizes = q.shape[1], k.shape[1], q.device
-    block_mask = lowered(mask, "flex", *sizes, make=lambda: flex_block_mask(mask, *sizes))
-    grouped = q.shape[2] != k.shape[2]
-    q, k, v = (t.transpose(1, 2).contiguous() for t in (q, k, v))
-    run = torch.compile(flex_attention) if q.is_cuda else flex_attention
-    return run(q, k, v, block_mask=block_mask, enable_gqa=grouped).transpose(1, 2)
+def _xformers(q: Tensor, k: Tensor, v: Tensor, bias) -> Tensor:
+    heads, kv_heads = q.shape[2], k.shape[2]
+    if heads != kv_heads and torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v)):
+        k, v = expand_heads(k, heads), expand_heads(v, heads)
+    elif heads != kv_heads:
+        shape = (*k.shape[:3], heads // kv_heads, k.shape[-1])
+        k, v = (t.unsqueeze(3).expand(shape) for t in (k, v))  # B L G K -> B L G n K, stride 0 along n
+        return xformers_ops().memory_efficient_attention(q.unflatten(2, shape[2:4]), k, v, attn_bias=bias).flatten(2, 3)
+    return xformers_ops().memory_efficient_attention(q, k, v, attn_bias=bias)
 
 
 RUN = {"xformers": run_xformers, "sdpa": run_sdpa, "flex": run_flex}
 
 
-def expand_heads(x: Tensor, num_heads: int) -> Tensor:
-    """Show each of G key or value heads to its H / G query heads; a view with stride 0 where G = 1."""
-    if x.shape[2] == num_heads:
-        return x
-    groups = num_heads // x.shape[2]
-    return x.unsqueeze(3).expand(-1, -1, -1, groups, -1).flatten(2, 3)  # B L G K -> B L (G n) K
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 # ----------------------------------------------------------------------------- causal kernels with log-sum-exp
 
 
-def has_causal_kernel(x: Tensor) -> bool:
-    """Whether `causal_forward` runs on this device and dtype."""
-    if x.device.type == "cpu":
-        return x.dtype in (*HALF_AND_SINGLE, torch.float64)
-    return not _xformers_reason(Causal(), x.device.type, x.dtype, True)
+class CausalKernel(NamedTuple):
+    """Causal attention over as many queries as keys, in two halves, outside autograd. Layout (B, L, H or G, K).
+
+    forward(q, k, v) -> out, lse (B, H, L): the log-sum-exp of the scaled scores.
+    backward(grad, q, k, v, out, lse) -> dq, dk, dv, for any `out` and `lse` of a softmax over these keys and more.
+    """
+
+    forward: Callable[..., tuple[Tensor, Tensor]]
+    backward: Callable[..., tuple[Tensor, Tensor, Tensor]]
 
 
-def causal_forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Causal attention of equal lengths and heads: (out (B, L, H, K), log-sum-exp of the scaled scores (B, H, L))."""
-    if q.device.type == "cpu":
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            *(t.transpose(1, 2) for t in (q, k, v)), 0.0, True)
-        return out.transpose(1, 2), lse
+def causal_kernel(backend: str, device: torch.device, dtype: torch.dtype) -> CausalKernel | None:
+    """The kernel of a backend, or None where it has none for this device and dtype."""
+    if backend == "xformers":
+        return CausalKernel(_xformers_forward, _xformers_backward)
+    if device.type == "cpu" and dtype in (*HALF_AND_SINGLE, torch.float64):
+        return CausalKernel(_cpu_forward, _cpu_backward)
+    if device.type == "cuda" and dtype in HALF_AND_SINGLE:
+        return CausalKernel(_efficient_forward, _efficient_backward)
+    return None
+
+
+def _cpu_forward(q, k, v):
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        *(t.transpose(1, 2) for t in (q, k, v)), 0.0, True)
+    return out.transpose(1, 2), lse
+
+
+def _cpu_backward(grad, q, k, v, out, lse):
+    grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        *(t.transpose(1, 2) for t in (grad, q, k, v, out)), lse, 0.0, True)
+    return tuple(g.transpose(1, 2) for g in grads)
+
+
+def _xformers_forward(q, k, v):
     fmha = xformers_ops()
+    k, v = expand_heads(k, q.shape[2]), expand_heads(v, q.shape[2])
     out, lse = fmha.memory_efficient_attention_forward_requires_grad(q, k, v, fmha.LowerTriangularMask())
+    return out, lse[..., : q.shape[1]]  # one operator pads the log-sum-exp
+
+
+def _xformers_backward(grad, q, k, v, out, lse):
+    fmha, heads, kv_heads = xformers_ops(), q.shape[2], k.shape[2]
+    k, v = expand_heads(k, heads), expand_heads(v, heads)
+    dq, dk, dv = fmha.memory_efficient_attention_backward(grad, out, lse, q, k, v, fmha.LowerTriangularMask())
+    return dq, sum_heads(dk, kv_heads), sum_heads(dv, kv_heads)
+
+
+_TOP_LEFT, _LSE_ALIGNMENT = 1, 32  # constants of aten's memory-efficient kernel
+
+
+def _efficient_forward(q, k, v):
+    k, v = expand_heads(k, q.shape[2]), expand_heads(v, q.shape[2])
+    out, lse, *_ = torch.ops.aten._efficient_attention_forward(
+        q, k, v, None, None, None, None, None, 0.0, _TOP_LEFT, True)
     return out, lse[..., : q.shape[1]]
 
 
-def causal_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor) -> tuple[Tensor, ...]:
-    """(dq, dk, dv) of `causal_forward`, for any `out` and `lse` that softmax over these and further keys gave."""
-    if q.device.type == "cpu":
-        grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            *(t.transpose(1, 2) for t in (grad, q, k, v, out)), lse, 0.0, True)
-        return tuple(g.transpose(1, 2) for g in grads)
-    fmha = xformers_ops()
-    return fmha.memory_efficient_attention_backward(grad, out, lse.contiguous(), q, k, v, fmha.LowerTriangularMask())
+def _efficient_backward(grad, q, k, v, out, lse):
+    heads, kv_heads, length = q.shape[2], k.shape[2], q.shape[1]
+    k, v = expand_heads(k, heads), expand_heads(v, heads)
+    lse = F.pad(lse, (0, -length % _LSE_ALIGNMENT), value=torch.inf)
+    unused = torch.empty(0, dtype=torch.long, device=q.device)  # the state of dropout, which there is none of
+    dq, dk, dv, _ = torch.ops.aten._efficient_attention_backward(
+        grad, q, k, v, None, out, None, None, length, length, lse, 0.0, unused, unused, _TOP_LEFT, False)
+    return dq, sum_heads(dk, kv_heads), sum_heads(dv, kv_heads)

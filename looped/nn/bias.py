@@ -1,11 +1,14 @@
-"""Attention masks as objects: `allow(b, q, k)` is the definition, everything else is derived from it.
+"""Attention masks as objects: `allow(q, k)` is the definition, everything else is derived from it.
 
-A mask is handed to `attention` as it is and brought to each backend's form there: SDPA's flag or tensor, flex's
-`BlockMask`, xformers' `AttentionBias`. When queries are fewer than keys (a cache), they are the LAST rows: query r of
-Lq stands at position Lk - Lq + r.
+A mask is handed to `attention` as it is and brought to each backend's form there, once for all layers and loop steps
+that use the same object: SDPA's flag or tensor, flex's `BlockMask`, xformers' `AttentionBias`. When queries are fewer
+than keys (a cache), they are the LAST rows: query r of Lq stands at position Lk - Lq + r. A mask of one's own is a
+subclass with `allow`.
 """
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -13,32 +16,56 @@ from torch import Tensor
 
 from looped.errors import UserError
 
+Spans = list[list[tuple[int, int]]]  # for each batch row, the [start, stop) of each run of rows that see each other
 
-@dataclass(frozen=True, eq=False)
+
 class Mask:
-    """Who may see whom. Rows that see nobody are answered with zeros by every backend."""
-
-    def allow(self, b: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        """Whether query position q sees key position k in batch row b; index tensors that broadcast."""
-        raise NotImplementedError
+    """Who may see whom. Rows that see nobody are answered with zeros by every backend, never with NaN."""
 
     @property
     def batch(self) -> int:
         """Batch rows the mask is made for; 1 means any."""
         return 1
 
-    def dense(self, num_queries: int, num_keys: int, *,
+    @property
+    def size(self) -> int | None:
+        """Rows (keys) the mask is made for; None means any."""
+        return None
+
+    def allow(self, q: Tensor, k: Tensor, b: Tensor | int = 0) -> Tensor:
+        """Whether position q sees position k in batch row b; index tensors that broadcast."""
+        raise NotImplementedError
+
+    def check(self, batch: int, num_queries: int, num_keys: int) -> None:
+        """Raise `UserError` where a batch of these sizes is not what the mask is made for."""
+        if self.batch not in (1, batch):
+            raise UserError(f"the mask is made for {self.batch} rows, the batch has {batch}; make one for this batch")
+        if self.size not in (None, num_keys):
+            raise UserError(f"the mask is made for length {self.size}, the keys have {num_keys}; make one for them")
+        if num_queries > num_keys:
+            raise UserError(f"{num_queries} queries for {num_keys} keys: queries are the last rows of the keys, "
+                            f"so there can be at most {num_keys}")
+
+    def dense(self, batch: int, num_queries: int, num_keys: int,
               device: torch.device | str = "cpu") -> Bool[Tensor, "batch 1 queries keys"]:
-        """The mask as a tensor: the oracle of every test, and SDPA's form where no flag says the same."""
+        """The mask as a tensor, with a batch of 1 where all rows are alike: the oracle of every test."""
+        self.check(batch, num_queries, num_keys)
         b = torch.arange(self.batch, device=device).view(-1, 1, 1, 1)
         q = torch.arange(num_keys - num_queries, num_keys, device=device).view(1, 1, -1, 1)
         k = torch.arange(num_keys, device=device).view(1, 1, 1, -1)
-        return self.allow(b, q, k).expand(self.batch, 1, num_queries, num_keys)
+        return self.allow(q, k, b).expand(self.batch, 1, num_queries, num_keys)
+
+    def form(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """A backend's form of this mask: made on first use, kept as long as the mask."""
+        forms = self.__dict__.setdefault("_forms", {})
+        if key not in forms:
+            forms[key] = make()
+        return forms[key]
 
 
 @dataclass(frozen=True, eq=False)
 class Full(Mask):
-    """Everybody sees everybody.
+    """Everybody sees everybody; the one mask under which queries may outnumber keys.
 
     ```
     # # #
@@ -47,66 +74,93 @@ class Full(Mask):
     ```
     """
 
-    def allow(self, b, q, k):
-        return torch.ones_like(b + q + k, dtype=torch.bool)
+    def check(self, batch: int, num_queries: int, num_keys: int) -> None:
+        """Any sizes will do."""
+
+    def allow(self, q, k, b=0):
+        return torch.ones_like(q + k, dtype=torch.bool)
 
 
 @dataclass(frozen=True, eq=False)
 class Causal(Mask):
-    """Row i sees rows up to i.
+    """Row i sees rows up to i. Right: two queries at the end of four keys.
 
     ```
-    # . .
-    # # .
+    # . .      # # # .
+    # # .      # # # #
     # # #
     ```
     """
 
-    def allow(self, b, q, k):
-        return (k <= q) | (b < 0)
+    def allow(self, q, k, b=0):
+        return k <= q
 
 
 @dataclass(frozen=True, eq=False)
 class Padded(Mask):
-    """Nobody sees padding; `valid` (B, L) is true for real keys. Here left-padded, causal:
+    """Real rows see real rows; padding sees nobody (its output is zero) and is seen by nobody.
+
+    `lengths` counts each row's real tokens, padded on the `right` or the `left`; the left needs `width`, the padded
+    length, too. Two real tokens of three, causal:
 
     ```
-    . . .
-    . # .
-    . # #
+    # . .      . . .
+    # # .      . # .
+    . . .      . # #
+    right      left
     ```
     """
 
-    valid: Bool[Tensor, "batch length"]
+    lengths: Int[Tensor, "batch"]
+    side: str = "right"
     causal: bool = True
+    width: int | None = None
 
-    @classmethod
-    def from_lengths(cls, lengths: Int[Tensor, "batch"], length: int, *, side: str = "right",
-                     causal: bool = True) -> "Padded":
-        """Sequences of the given lengths in rows of `length`, padded on the `right` or the `left`."""
-        if side not in ("right", "left"):
-            raise UserError(f"padding side '{side}' is unknown; use 'right' or 'left'")
-        lengths = torch.as_tensor(lengths)
-        if lengths.min() < 0 or lengths.max() > length:
-            raise UserError(f"lengths {lengths.tolist()} do not fit rows of {length}; "
-                            f"pad to {int(lengths.max())} or more")
-        places = torch.arange(length, device=lengths.device)
-        if side == "left":
-            places = places.flip(0)
-        return cls(places < lengths.unsqueeze(1), causal)
+    def __post_init__(self):
+        object.__setattr__(self, "lengths", torch.as_tensor(self.lengths))
+        if self.side not in ("right", "left"):
+            raise UserError(f"padding side '{self.side}' is unknown; use 'right' or 'left'")
+        if self.side == "left" and self.width is None:
+            raise UserError("padding on the left needs width, the padded length; pass width=tokens.shape[1]")
+        object.__setattr__(self, "_longest", int(self.lengths.max()))
+        if int(self.lengths.min()) < 0:
+            raise UserError(f"lengths {self.lengths.tolist()} contain a negative one; give the number of real tokens")
+        self._check_fit(self._longest if self.width is None else self.width)
+
+    def _check_fit(self, width: int) -> None:
+        if self._longest > width:
+            raise UserError(f"a row of length {self._longest} does not fit the padded length {width}; "
+                            f"pad to {self._longest} or more")
+
+    def check(self, batch: int, num_queries: int, num_keys: int) -> None:
+        """As for every mask, and the longest row must fit."""
+        super().check(batch, num_queries, num_keys)
+        self._check_fit(num_keys)
 
     @property
     def batch(self) -> int:
-        return self.valid.shape[0]
+        return self.lengths.shape[0]
 
-    def allow(self, b, q, k):
-        seen = self.valid.to(k.device)[b, k]
-        return seen & (k <= q) if self.causal else seen | (q < 0)
+    @property
+    def size(self) -> int | None:
+        return self.width
+
+    def allow(self, q, k, b=0):
+        lengths = self.lengths.to(k.device)[b]
+        if self.side == "right":
+            real = (q < lengths) & (k < lengths)
+        else:
+            real = (q >= self.width - lengths) & (k >= self.width - lengths)
+        return real & (k <= q) if self.causal else real
+
+    def spans(self, num_keys: int) -> Spans:
+        lengths = self.lengths.tolist()
+        return [[(0, n) if self.side == "right" else (num_keys - n, num_keys)] for n in lengths]
 
 
 @dataclass(frozen=True, eq=False)
 class Packed(Mask):
-    """Several documents in one row; nobody sees another document. `documents` (B, L) numbers them, in runs.
+    """Several documents in one row; nobody sees another document. Documents of 2 and 2, causal:
 
     ```
     # . . .
@@ -114,24 +168,44 @@ class Packed(Mask):
     . . # .
     . . # #
     ```
+
+    `documents` is either each row's document lengths, ((2, 2), ...), or a tensor (B, L) that numbers each position's
+    document; a document is one unbroken run.
     """
 
     documents: Int[Tensor, "batch length"]
     causal: bool = True
 
+    def __post_init__(self):
+        if not isinstance(self.documents, Tensor):
+            object.__setattr__(self, "documents", _number_documents(self.documents))
+        for i, row in enumerate(self.documents):
+            if len(row.unique()) < len(row.unique_consecutive()):
+                raise UserError(f"row {i} of documents comes back to a document it had left; number each run anew")
+
     @property
     def batch(self) -> int:
         return self.documents.shape[0]
 
-    def allow(self, b, q, k):
+    @property
+    def size(self) -> int:
+        return self.documents.shape[1]
+
+    def allow(self, q, k, b=0):
         documents = self.documents.to(k.device)
         same = documents[b, q] == documents[b, k]
         return same & (k <= q) if self.causal else same
 
-    def run_lengths(self) -> list[int]:
-        """Lengths of the documents, row after row: xformers' form."""
-        flat = [torch.unique_consecutive(row, return_counts=True)[1].tolist() for row in self.documents]
-        return [length for row in flat for length in row]
+    def spans(self, num_keys: int) -> Spans:
+        stops = [row.unique_consecutive(return_counts=True)[1].cumsum(0).tolist() for row in self.documents]
+        return [list(zip([0, *row[:-1]], row, strict=True)) for row in stops]
+
+
+def _number_documents(lengths: tuple[tuple[int, ...], ...]) -> Int[Tensor, "batch length"]:
+    totals = [sum(row) for row in lengths]
+    if len(set(totals)) != 1 or any(n < 1 for row in lengths for n in row):
+        raise UserError(f"document lengths must be positive and add up to the same in each row; rows have {totals}")
+    return torch.stack([torch.arange(len(row)).repeat_interleave(torch.tensor(row)) for row in lengths])
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,8 +227,12 @@ class CleanNoisy(Mask):
     length: int
     strict: bool = False
 
-    def allow(self, b, q, k):
+    @property
+    def size(self) -> int:
+        return 2 * self.length
+
+    def allow(self, q, k, b=0):
         noisy = q >= self.length
         own = q - self.length * noisy  # place of the row within its half
         clean_key = (k < self.length) & (k <= own - (noisy & self.strict).long())
-        return (clean_key | (noisy & (k == q))) | (b < 0)
+        return clean_key | (noisy & (k == q))

@@ -1,207 +1,285 @@
-"""Attention under every mask and backend against the dense formula; the split form exact without its square tensor."""
+"""Attention under every mask and backend against the dense formula; what is chosen, what is refused, and why."""
 
+import functools
 import warnings
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from attention_oracle import MASKS, ONE_PIECE, B, H, L, Operations, formula, qkv, same, xformers_stand_in
+from torch._subclasses import FakeTensorMode
 
 from looped.errors import UserError
 from looped.nn import attention as module
-from looped.nn.attention import attention, backend_report, context_attention, resolve_backend
-from looped.nn.backends import dispatched_operator, expand_heads, reason_not, xformers_ops
-from looped.nn.bias import Causal, CleanNoisy, Full, Packed, Padded
+from looped.nn.attention import attention, available_backends, resolve_backend
+from looped.nn.backends import reason_not, run_xformers, xformers_operators, xformers_ops
+from looped.nn.bias import Causal, CleanNoisy, Full, Mask, Packed, Padded
 
-B, L, H, K = 2, 6, 4, 8
-MASKS = {
-    "full": Full(),
-    "causal": Causal(),
-    "right padded": Padded.from_lengths(torch.tensor([4, 6]), L),
-    "left padded": Padded.from_lengths(torch.tensor([4, 6]), L, side="left"),
-    "packed": Packed(torch.tensor([[0, 0, 0, 1, 1, 2], [0, 1, 1, 1, 1, 1]])),
-    "clean|noisy": CleanNoisy(3),
-    "clean|noisy, strict": CleanNoisy(3, strict=True),
-}
+needs_xformers = pytest.mark.skipif(xformers_ops() is None, reason="xformers is not installed")
+unfused = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 
 
-def draw(*shape, dtype=torch.float64, seed=0):
-    gen = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=gen, dtype=torch.float64).to(dtype).requires_grad_()
+class Window(Mask):
+    """A user's own mask: each row sees itself and the row before."""
+
+    def allow(self, q, k, b=0):
+        return (k <= q) & (k >= q - 1)
 
 
-def qkv(kv_heads=H, dtype=torch.float64, queries=L, keys=L):
-    return (draw(B, queries, H, K, dtype=dtype), draw(B, keys, kv_heads, K, dtype=dtype, seed=1),
-            draw(B, keys, kv_heads, K, dtype=dtype, seed=2))
+class Blind(Causal):
+    """A subclass that allows something else than the class it derives from."""
+
+    def allow(self, q, k, b=0):
+        return (k <= q) & (k != 0)
 
 
-def formula(q, k, v, allowed):
-    """softmax(q k / sqrt K) v by hand; rows that see nobody are zero."""
-    k, v = expand_heads(k, q.shape[2]), expand_heads(v, q.shape[2])
-    scores = torch.einsum("blhd,bmhd->bhlm", q, k) / K**0.5
-    probs = torch.softmax(scores.masked_fill(~allowed, -torch.inf), -1).nan_to_num(0.0)
-    return torch.einsum("bhlm,bmhd->blhd", probs, v)
-
-
-def same(ours, theirs, inputs, rtol=1e-10, atol=1e-12):
-    torch.testing.assert_close(ours, theirs, rtol=rtol, atol=atol)
-    grad = torch.randn_like(theirs)
-    for a, b in zip(torch.autograd.grad(ours, inputs, grad), torch.autograd.grad(theirs, inputs, grad), strict=True):
-        torch.testing.assert_close(a, b, rtol=rtol, atol=atol)
+# ----------------------------------------------------------------------------- values and gradients
 
 
 @pytest.mark.parametrize("kv_heads", [H, 2, 1])
 @pytest.mark.parametrize("name", MASKS)
 def test_sdpa_equals_the_formula_in_value_and_gradient(name, kv_heads):
     mask, (q, k, v) = MASKS[name], qkv(kv_heads)
-    same(attention(q, k, v, mask), formula(q, k, v, mask.dense(L, L)), (q, k, v))
+    same(attention(q, k, v, mask), formula(q, k, v, mask.dense(B, L, L)), (q, k, v))
 
 
-@pytest.mark.parametrize("name", [name for name in MASKS if "noisy" not in name])
-def test_flex_equals_the_formula_without_gradient(name):
-    mask, (q, k, v) = MASKS[name], (t.detach() for t in qkv(dtype=torch.float32))
-    torch.testing.assert_close(attention(q, k, v, mask, backend="flex"), formula(q, k, v, mask.dense(L, L)),
-                               rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", MASKS)
+def test_low_precision_is_within_twice_the_formulas_error(name, dtype):
+    mask, low = MASKS[name], [t.detach() for t in qkv(dtype=dtype)]
+    allowed, wide = mask.dense(B, L, L), [t.double() for t in low]
+    exact = formula(*wide, allowed)
+    error, plain = (attention(*low, mask) - exact).abs().max(), (formula(*low, allowed) - exact).abs().max()
+    assert error <= 2 * plain + 1e-6
+
+
+@unfused
+@pytest.mark.parametrize("queries", [L, 2])
+@pytest.mark.parametrize("kv_heads", [H, 2])
+@pytest.mark.parametrize("name", ONE_PIECE)
+def test_flex_equals_the_formula_without_gradient(name, kv_heads, queries):
+    mask, (q, k, v) = MASKS[name], (t.detach() for t in qkv(kv_heads, torch.float32, queries))
+    torch.testing.assert_close(attention(q, k, v, mask, backend="flex"),
+                               formula(q, k, v, mask.dense(B, queries, L)), rtol=1e-5, atol=1e-5)
+
+
+@needs_xformers
+@pytest.mark.parametrize("queries", [L, 2, 1])
+@pytest.mark.parametrize("kv_heads", [H, 2])
+@pytest.mark.parametrize("name", ONE_PIECE)
+def test_what_xformers_is_asked_equals_the_formula_in_value_and_gradient(name, kv_heads, queries, monkeypatch):
+    monkeypatch.setattr(xformers_ops(), "memory_efficient_attention", xformers_stand_in)
+    mask, (q, k, v) = MASKS[name], qkv(kv_heads, queries=queries)
+    theirs = formula(q, k, v, mask.dense(B, queries, L))
+    same(run_xformers(q, k, v, mask), theirs, (q, k, v))
+    with torch.no_grad():  # grouped heads go as views then, which the stand-in checks
+        torch.testing.assert_close(run_xformers(q, k, v, mask), theirs)
+
+
+@needs_xformers
+def test_a_batch_of_padding_alone_asks_xformers_nothing_and_is_zero():
+    q, k, v = qkv()
+    out = run_xformers(q, k, v, Padded([0, 0]))
+    assert torch.equal(out, torch.zeros_like(out))
+    assert torch.autograd.grad(out.sum(), q)[0].isfinite().all()
 
 
 @pytest.mark.parametrize("queries", [1, 2])
-@pytest.mark.parametrize("name", ["full", "causal", "left padded"])
+@pytest.mark.parametrize("name", ONE_PIECE)
 def test_fewer_queries_than_keys_attend_as_the_last_rows(name, queries):
     mask, (q, k, v) = MASKS[name], qkv()
     whole = attention(q, k, v, mask)
     torch.testing.assert_close(attention(q[:, -queries:], k, v, mask), whole[:, -queries:])
 
 
-@pytest.mark.parametrize("name", ["left padded", "right padded"])
-def test_rows_that_see_nobody_are_zero_with_finite_gradients(name):
-    mask, (q, k, v) = Padded.from_lengths(torch.tensor([0, 3]), L, side=name.split()[0]), qkv()
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["padded, all of a row", "left padded", "right padded"])
+def test_rows_that_see_nobody_are_zero_with_finite_gradients(name, dtype):
+    mask, (q, k, v) = MASKS[name], qkv(dtype=dtype)
     out = attention(q, k, v, mask)
-    assert torch.equal(out[0], torch.zeros_like(out[0]))
+    empty = ~mask.dense(B, L, L).any(-1).squeeze(1)
+    assert empty.any()
+    assert torch.equal(out[empty], torch.zeros_like(out[empty]))
     assert all(g.isfinite().all() for g in torch.autograd.grad(out.sum(), (q, k, v)))
 
 
-def joint(q, k, v, k_own, v_own, strict):
-    """The same as dense attention over [context; own] with the 2L-wide mask."""
-    n, m = q.shape[1], k.shape[1]
-    seen = torch.ones(n, m, dtype=torch.bool).tril(m - n - int(strict))
-    allowed = torch.cat([seen, torch.eye(n, dtype=torch.bool)], 1)
-    return formula(q, torch.cat([k, k_own], 1), torch.cat([v, v_own], 1), allowed)
-
-
-@pytest.mark.parametrize("length", [1, 2, 7])
-@pytest.mark.parametrize("kv_heads", [H, 2])
-@pytest.mark.parametrize("strict", [False, True])
-def test_context_attention_is_exact_in_value_and_gradient(strict, kv_heads, length):
-    q, k, v = qkv(kv_heads, queries=length, keys=length)
-    own = draw(B, length, kv_heads, K, seed=3), draw(B, length, kv_heads, K, seed=4)
-    same(context_attention(q, k, v, *own, strict=strict), joint(q, k, v, *own, strict), (q, k, v, *own))
-
-
-@pytest.mark.parametrize("strict", [False, True])
-def test_context_attention_of_a_few_new_rows_equals_the_whole(strict):
+@unfused
+@pytest.mark.parametrize("mask", [Window(), Blind()])
+def test_a_mask_of_ones_own_needs_allow_alone(mask):
     q, k, v = qkv()
-    own = draw(B, L, H, K, seed=3), draw(B, L, H, K, seed=4)
-    whole = context_attention(q, k, v, *own, strict=strict)
-    part = context_attention(q[:, -2:], k, v, own[0][:, -2:], own[1][:, -2:], strict=strict)
-    torch.testing.assert_close(part, whole[:, -2:])
+    allowed = mask.dense(B, L, L)
+    assert not torch.equal(allowed, Causal().dense(B, L, L))
+    same(attention(q, k, v, mask), formula(q, k, v, allowed), (q, k, v))
+    q, k, v = (t.detach().float() for t in (q, k, v))
+    torch.testing.assert_close(attention(q, k, v, mask, backend="flex"), formula(q, k, v, allowed))
 
 
+# ----------------------------------------------------------------------------- what runs
+
+
+@pytest.mark.parametrize("kv_heads", [H, 1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_context_attention_in_low_precision_is_within_twice_the_formulas_error(dtype):
-    q, k, v = qkv(queries=64, keys=64)
-    own = draw(B, 64, H, K, seed=3), draw(B, 64, H, K, seed=4)
-    exact = joint(q, k, v, *own, False)
-    low = [t.detach().to(dtype).requires_grad_() for t in (q, k, v, *own)]
-    plain, ours = joint(*low, False), context_attention(*low)
-    assert (ours - exact).abs().max() <= 2 * (plain - exact).abs().max() + 1e-6
-    exact_grads = torch.autograd.grad(exact.sum(), (q, k, v, *own))
-    tolerance = {torch.float32: 1e-5, torch.bfloat16: 0.06}[dtype]
-    for grad, exact_grad in zip(torch.autograd.grad(ours.sum(), low), exact_grads, strict=True):
-        assert (grad - exact_grad).abs().max() <= tolerance * exact_grad.abs().max()
+def test_causal_on_the_cpu_is_the_flash_kernel_and_views(dtype, kv_heads):
+    q, k, v = qkv(kv_heads, dtype)
+    with Operations() as ran:
+        attention(q, k, v, Causal()).flatten(-2)  # B L H K -> B L (H K)
+    assert set(ran.names) == {"transpose", "_scaled_dot_product_flash_attention_for_cpu", "detach", "view"}
+    with Operations() as control:
+        formula(q, k, v, Causal().dense(B, L, L)).transpose(1, 2).flatten(-2)
+    assert {"clone", "_unsafe_view"} & set(control.names)  # positive control: a copy would be seen
 
 
-class Largest(TorchDispatchMode):
-    """The number of elements of the largest tensor any operation makes."""
-
-    def __init__(self):
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, list | tuple) else [out]:
-            if isinstance(tensor, torch.Tensor):
-                self.elements = max(self.elements, tensor.untyped_storage().nbytes() // tensor.element_size())
-        return out
+@pytest.mark.parametrize("masks", ["causal", "packed"])
+def test_a_step_with_attention_compiles_into_one_graph(masks):
+    q, k, v = qkv(dtype=torch.float32)
+    mask = MASKS[masks]
+    attention(q, k, v, mask)  # lowers the mask, once a batch
+    compiled = torch.compile(lambda q, k, v: attention(q, k, v, mask), backend="aot_eager", fullgraph=True)
+    same(compiled(q, k, v), attention(q, k, v, mask), (q, k, v))
 
 
-@pytest.mark.parametrize("strict", [False, True])
-def test_clean_noisy_makes_no_square_tensor_forward_or_backward(strict):
-    length = 256
-    q, k, v = (draw(1, 2 * length, 1, 4, dtype=torch.float32, seed=s) for s in range(3))
-    with Largest() as ours:
-        attention(q, k, v, CleanNoisy(length, strict=strict)).sum().backward()
-    with Largest() as dense:
-        formula(q.detach()[..., :4], k, v, torch.ones(2 * length, 2 * length, dtype=torch.bool))
-    assert dense.elements >= (2 * length) ** 2  # positive control: the formula makes it
-    assert ours.elements < length**2
+def test_under_autocast_mixed_inputs_run_in_its_dtype():
+    q, k, v = qkv(dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert attention(q, k.bfloat16(), v, Causal()).dtype == torch.bfloat16
 
 
-def test_clean_noisy_needs_both_halves():
-    with pytest.raises(UserError, match="needs 14 rows"):
-        attention(*qkv(), CleanNoisy(7))
+# ----------------------------------------------------------------------------- refusals
 
 
-def test_a_mask_for_another_batch_is_refused():
-    with pytest.raises(UserError, match="made for 3 rows"):
-        attention(*qkv(), Padded.from_lengths(torch.tensor([1, 2, 3]), L))
-
-
-@pytest.mark.parametrize(("backend", "why"), [("xformers", "runs on CUDA, not on cpu"), ("flex", "no backward pass"),
+@pytest.mark.parametrize(("backend", "why"), [("xformers", "runs on cuda, not on cpu"), ("flex", "no backward pass"),
                                               ("sdp", "did you mean 'sdpa'")])
-def test_a_forced_backend_that_cannot_run_says_why(backend, why):
+@pytest.mark.parametrize("mask", [Causal(), CleanNoisy(3)])
+def test_a_forced_backend_that_cannot_run_says_why(backend, why, mask):
     with pytest.raises(UserError, match=why):
-        attention(*qkv(), Causal(), backend=backend)
+        attention(*qkv(), mask, backend=backend)
 
 
-def test_the_report_names_what_runs_here():
-    report = backend_report("cpu")
+def test_flex_has_no_split_form_and_says_so():
+    with pytest.raises(UserError, match="split form, which flex does not offer"):
+        attention(*(t.detach() for t in qkv()), CleanNoisy(3), backend="flex")
+
+
+@pytest.mark.parametrize(("inputs", "mask", "why"), [
+    (qkv(), CleanNoisy(7), "made for length 14, the keys have 6"),
+    (qkv(queries=2), CleanNoisy(3), "needs 6 queries, clean then noisy; got 2"),
+    (qkv(), Padded([1, 2, 3]), "made for 3 rows, the batch has 2"),
+    (qkv(kv_heads=3), Causal(), "4 query heads cannot share 3 key heads"),
+    (qkv(queries=7), Causal(), "7 queries for 6 keys"),
+    ([t.flatten(2) for t in qkv()], Causal(), r"got q \(2, 6, 32\)")])
+def test_sizes_that_do_not_fit_are_refused_with_the_sizes(inputs, mask, why):
+    with pytest.raises(UserError, match=why):
+        attention(*inputs, mask)
+
+
+def test_the_report_names_what_can_train_here():
+    report = available_backends("cpu")
     assert report["sdpa"] == ""
-    assert "CUDA" in report["xformers"]
+    assert "cuda" in report["xformers"]
     assert "backward" in report["flex"]
+    if not torch.cuda.is_available():
+        assert set(available_backends("cuda").values()) == {"this torch sees no CUDA device"}
 
 
-@pytest.mark.parametrize(("mask", "dtype", "expected"), [
-    (Causal(), torch.bfloat16, ""), (CleanNoisy(3), torch.float32, ""), (MASKS["packed"], torch.float16, ""),
-    (MASKS["left padded"], torch.bfloat16, "no bias class for Padded"), (Causal(), torch.float64, "not float64")])
-def test_xformers_is_chosen_on_cuda_for_what_it_has(mask, dtype, expected):
-    if xformers_ops() is None:
-        pytest.skip("xformers is not installed")
-    reason = reason_not("xformers", mask, "cuda", dtype)
-    assert (reason == "") if expected == "" else (expected in reason)
+# ----------------------------------------------------------------------------- what CUDA would run
+
+
+@pytest.fixture
+def pretend_gpu(monkeypatch):
+    """Make xformers' dispatch believe in a GPU of a capability, with or without flash attention built."""
+
+    def pretend(capability=(9, 0), flash=True):
+        fmha = xformers_ops()
+        monkeypatch.setattr(torch.version, "cuda", "12.8")
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+        monkeypatch.setattr("xformers.ops.fmha.common._built_with_cuda", True)
+        for operator in (fmha.flash.FwOp, fmha.flash.BwOp):
+            monkeypatch.setattr(operator, "is_available", classmethod(lambda cls: flash))
+        xformers_operators.cache_clear()
+        module._announce.cache_clear()
+
+    with FakeTensorMode():
+        yield pretend
+    xformers_operators.cache_clear()
+    module._announce.cache_clear()
 
 
 class OnCuda:
     """What `resolve_backend` asks of a query, as if it lay on a CUDA device."""
 
-    device, dtype, requires_grad = torch.device("cuda"), torch.bfloat16, True
+    device, shape, requires_grad = torch.device("cuda"), (B, L, H, 64), True
+
+    def __init__(self, dtype=torch.bfloat16, head_dim=64):
+        self.dtype, self.shape = dtype, (B, L, H, head_dim)
 
 
-def test_a_fallback_on_cuda_is_announced_once():
-    module._announce.cache_clear()
-    with pytest.warns(UserWarning, match="falls back to flex: xformers has no bias class for Padded"):
-        assert resolve_backend("auto", MASKS["left padded"], OnCuda()) == "flex"
+@needs_xformers
+@pytest.mark.parametrize("kind", [Full, Causal, Padded, Packed, CleanNoisy])
+@pytest.mark.parametrize(("dtype", "flash", "expected"), [
+    (torch.bfloat16, True, "fa2"), (torch.float16, True, "fa2"), (torch.float32, True, "cutlass"),
+    (torch.bfloat16, False, "cutlass")])
+def test_xformers_dispatches_an_operator_for_both_passes_of_each_mask(kind, dtype, flash, expected, pretend_gpu):
+    pretend_gpu(flash=flash)
+    operators, why = xformers_operators(kind, torch.device("cuda"), dtype, 64, True)
+    assert [name.startswith(expected + way) for name, way in zip(operators, "FB", strict=True)] == [True, True], why
+
+
+@needs_xformers
+@pytest.mark.parametrize(("capability", "dtype", "head_dim", "why"), [
+    ((9, 0), torch.bfloat16, 60, r"fa2F.*query.shape\[-1\] % 8 != 0"),
+    ((10, 3), torch.float32, 64, r"cutlassF.*too new"),
+    ((7, 5), torch.bfloat16, 64, r"cutlassF.*bf16 is only supported on A100"),
+    ((9, 0), torch.float64, 64, "not float64")])
+def test_what_xformers_declines_comes_with_its_reason(capability, dtype, head_dim, why, pretend_gpu):
+    pretend_gpu(capability)
+    with pytest.raises(UserError, match=why):
+        resolve_backend("xformers", Causal(), OnCuda(dtype, head_dim))
+
+
+@needs_xformers
+@pytest.mark.parametrize(("mask", "query", "expected"), [
+    (Causal(), OnCuda(), "xformers"), (MASKS["left padded"], OnCuda(), "xformers"),
+    (MASKS["packed"], OnCuda(), "xformers"), (CleanNoisy(3), OnCuda(torch.float32), "xformers"),
+    (Window(), OnCuda(), "flex"), (Blind(), OnCuda(), "flex"), (Window(), OnCuda(torch.float64), "sdpa"),
+    (Causal(), OnCuda(torch.float64), "sdpa")])
+def test_on_cuda_xformers_comes_first_then_flex_for_masks_it_lacks(mask, query, expected, pretend_gpu, monkeypatch):
+    pretend_gpu()
+    monkeypatch.setattr("looped.nn.backends.importlib.util.find_spec", lambda name: name)  # triton is there
+    with warnings.catch_warnings():
+        warnings.simplefilter("error" if expected == "xformers" else "ignore")
+        assert resolve_backend("auto", mask, query) == expected
+
+
+@needs_xformers
+def test_a_fallback_on_cuda_is_announced_once_and_names_both(pretend_gpu, monkeypatch):
+    pretend_gpu()
+    monkeypatch.setattr("looped.nn.backends.importlib.util.find_spec", lambda name: name)
+    resolve = functools.partial(resolve_backend, "auto", Window(), OnCuda())
+    with pytest.warns(UserWarning, match="from xformers to flex: xformers has no bias class for Window"):
+        resolve()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert resolve_backend("auto", MASKS["left padded"], OnCuda()) == "flex"
+        resolve()
 
 
-@pytest.mark.parametrize("name", ["full", "causal", "packed"])
-def test_every_xformers_operator_says_why_it_declines_cpu_tensors(name):
-    if xformers_ops() is None:
-        pytest.skip("xformers is not installed")
-    q, k, v = (t.detach().half() for t in qkv())
-    operator, reasons = dispatched_operator(q.flatten(0, 1)[None], k.flatten(0, 1)[None], v.flatten(0, 1)[None],
-                                            MASKS[name])
-    assert operator == ""
-    assert len(reasons) == len(xformers_ops().ALL_FW_OPS)
-    assert any("device=cpu" in reason for reason in reasons)
+@needs_xformers
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_every_bias_class_in_use_is_on_both_operators_lists(dtype):
+    """Forward and backward, flash and CUTLASS: no mask trains under one kernel and fails under the other."""
+    fmha = xformers_ops()
+    bias, operators = fmha.attn_bias, [fmha.cutlass.FwOp, fmha.cutlass.BwOp]
+    if dtype != torch.float32:
+        operators += [fmha.flash.FwOp, fmha.flash.BwOp, fmha.flash3.FwOp, fmha.flash3.BwOp]
+    used = {type(None), bias.LowerTriangularMask, bias.LowerTriangularFromBottomRightMask, bias.BlockDiagonalMask,
+            bias.BlockDiagonalCausalMask, bias.BlockDiagonalCausalFromBottomRightMask}
+    for operator in operators:
+        assert dtype in operator.SUPPORTED_DTYPES
+        assert used <= set(operator.SUPPORTED_ATTN_BIAS_TYPES)
+
+
+@pytest.mark.parametrize(("dtype", "mask", "expected"), [
+    (torch.bfloat16, Window(), ""), (torch.float64, Window(), "not float64"), (torch.bfloat16, CleanNoisy(3), "split")])
+def test_flex_on_cuda_says_what_it_takes(dtype, mask, expected, monkeypatch):
+    monkeypatch.setattr("looped.nn.backends.importlib.util.find_spec", lambda name: name)
+    reason = reason_not("flex", mask, "cuda", dtype, needs_gradient=True)
+    assert expected in reason
+    assert bool(reason) == bool(expected)

@@ -1,78 +1,176 @@
-"""Every mask against a brute-force double loop, against xformers' own materialisation, and against flex's BlockMask."""
+"""Every mask against a brute-force double loop, its own picture, xformers' materialisation and flex's BlockMask."""
+
+import gc
+import itertools
+import weakref
 
 import pytest
 import torch
+from attention_oracle import MASKS, ONE_PIECE, L
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from looped.errors import UserError
-from looped.nn.backends import flex_block_mask, xformers_bias, xformers_ops
+from looped.nn.backends import flex_block_mask, run_flex, run_sdpa, xformers_bias, xformers_blocks, xformers_ops
 from looped.nn.bias import Causal, CleanNoisy, Full, Packed, Padded
 
-L = 6
-DOCUMENTS = torch.tensor([[0, 0, 0, 1, 1, 2], [0, 1, 1, 1, 1, 1]])
-LENGTHS = torch.tensor([4, 6])
-
-# name -> (mask, rows, what a reader would say in words)
-MASKS = {
-    "full": (Full(), L, lambda b, q, k: True),
-    "causal": (Causal(), L, lambda b, q, k: k <= q),
-    "right padded": (Padded.from_lengths(LENGTHS, L), L, lambda b, q, k: k < LENGTHS[b] and k <= q),
-    "left padded": (Padded.from_lengths(LENGTHS, L, side="left"), L, lambda b, q, k: L - LENGTHS[b] <= k <= q),
-    "padded, full": (Padded.from_lengths(LENGTHS, L, causal=False), L, lambda b, q, k: k < LENGTHS[b]),
-    "packed": (Packed(DOCUMENTS), L, lambda b, q, k: DOCUMENTS[b, q] == DOCUMENTS[b, k] and k <= q),
-    "packed, full": (Packed(DOCUMENTS, causal=False), L, lambda b, q, k: DOCUMENTS[b, q] == DOCUMENTS[b, k]),
-    "clean|noisy": (CleanNoisy(3), L, lambda b, q, k: k <= q if q < 3 else (k < 3 and k <= q - 3) or k == q),
-    "clean|noisy, strict": (CleanNoisy(3, strict=True), L,
-                            lambda b, q, k: k <= q if q < 3 else (k < 3 and k < q - 3) or k == q),
+B = 2
+DOCUMENTS = ["aaabbc", "abbbbb"]
+LENGTHS = [4, 6]
+# name -> what a reader would say in words
+WORDS = {
+    "full": lambda b, q, k: True,
+    "causal": lambda b, q, k: k <= q,
+    "right padded": lambda b, q, k: k < LENGTHS[b] and q < LENGTHS[b] and k <= q,
+    "left padded": lambda b, q, k: L - LENGTHS[b] <= k <= q,
+    "padded, full": lambda b, q, k: k < LENGTHS[b] and q < LENGTHS[b],
+    "padded, all of a row": lambda b, q, k: b == 1 and 3 <= k <= q,
+    "packed": lambda b, q, k: DOCUMENTS[b][q] == DOCUMENTS[b][k] and k <= q,
+    "packed, full": lambda b, q, k: DOCUMENTS[b][q] == DOCUMENTS[b][k],
+    "clean|noisy": lambda b, q, k: k <= q if q < 3 else (k < 3 and k <= q - 3) or k == q,
+    "clean|noisy, strict": lambda b, q, k: k <= q if q < 3 else (k < 3 and k < q - 3) or k == q,
 }
+needs_xformers = pytest.mark.skipif(xformers_ops() is None, reason="xformers is not installed")
 
 
-def brute_force(mask, rows, words, offset=0):
-    return torch.tensor([[[[bool(words(b, q + offset, k)) for k in range(rows)] for q in range(rows - offset)]]
+def brute_force(mask, words, queries, keys):
+    offset = keys - queries
+    return torch.tensor([[[[bool(words(b, q + offset, k)) for k in range(keys)] for q in range(queries)]]
                          for b in range(mask.batch)])
 
 
+@pytest.mark.parametrize("queries", [L, 2, 1])
 @pytest.mark.parametrize("name", MASKS)
-def test_dense_equals_the_double_loop(name):
-    mask, rows, words = MASKS[name]
-    assert torch.equal(mask.dense(rows, rows), brute_force(mask, rows, words))
+def test_dense_equals_the_double_loop_with_queries_at_the_end(name, queries):
+    mask = MASKS[name]
+    assert torch.equal(mask.dense(B, queries, L), brute_force(mask, WORDS[name], queries, L))
 
 
-@pytest.mark.parametrize("name", [name for name in MASKS if "noisy" not in name])
-def test_fewer_queries_than_keys_are_the_last_rows(name):
-    mask, rows, words = MASKS[name]
-    assert torch.equal(mask.dense(rows - 4, rows), brute_force(mask, rows, words, offset=4))
+@pytest.mark.parametrize(("mask", "column"), [
+    (Full(), 0), (Causal(), 0), (Padded([2]), 0), (Padded([2], side="left", width=3), 1), (Packed(((2, 2),)), 0),
+    (CleanNoisy(2), 0), (CleanNoisy(2, strict=True), 1)])
+def test_the_picture_in_the_docstring_is_the_mask(mask, column):
+    size = mask.size or 3
+    picture = type(mask).__doc__.split("```")[1].splitlines()[1 : size + 1]
+    drawn = [[part.split() for part in line.split("   ") if part.strip()][column] for line in picture]
+    assert drawn == [["#" if seen else "." for seen in row] for row in mask.dense(1, size, size)[0, 0]]
 
 
-@pytest.mark.parametrize("name", ["causal", "packed", "packed, full"])
-def test_xformers_materialises_the_same_mask(name):
-    if xformers_ops() is None:
-        pytest.skip("xformers is not installed")
-    mask, rows, _ = MASKS[name]
-    total = mask.batch * rows
-    theirs = xformers_bias(mask, total, total).materialize((total, total)) == 0
-    ours = torch.block_diag(*mask.dense(rows, rows)[:, 0].int()).bool()  # xformers lays the batch out in one row
-    assert torch.equal(ours, theirs)
+def one_row(dense, batch):
+    """The batch laid end to end in one row, as xformers has it: no row sees another."""
+    return torch.block_diag(*dense.expand(batch, -1, -1, -1)[:, 0].int()).bool()
 
 
-@pytest.mark.parametrize("queries", [1, 4])
-def test_xformers_bottom_right_is_our_cache_alignment(queries):
-    if xformers_ops() is None:
-        pytest.skip("xformers is not installed")
+def materialised_blocks(mask, batch, queries, keys):
+    """What `xformers_blocks` says, back at the rows' places in the flattened batch."""
+    blocks = xformers_blocks(mask, batch, queries, keys, torch.device("cpu"))
+    seen = torch.zeros(batch * queries, batch * keys, dtype=torch.bool)
+    if blocks.bias is None:
+        return seen
+    rows, columns = (torch.arange(total) if index is None else index for index, total in
+                     ((blocks.q_index, batch * queries), (blocks.k_index, batch * keys)))
+    seen[rows.unsqueeze(1), columns] = blocks.bias.materialize((len(rows), len(columns))) == 0
+    return seen
+
+
+@needs_xformers
+@pytest.mark.parametrize("queries", [L, 2, 1])
+@pytest.mark.parametrize("name", [name for name in MASKS if "pa" in name])
+def test_xformers_blocks_materialise_to_packed_and_padded_masks(name, queries):
+    mask = MASKS[name]
+    assert torch.equal(materialised_blocks(mask, B, queries, L), one_row(mask.dense(B, queries, L), B))
+
+
+@needs_xformers
+@pytest.mark.parametrize("queries", [L, 4, 1])
+def test_xformers_materialises_the_same_causal_mask(queries):
     theirs = xformers_bias(Causal(), queries, L).materialize((queries, L)) == 0
-    assert torch.equal(Causal().dense(queries, L)[0, 0], theirs)
+    assert torch.equal(Causal().dense(1, queries, L)[0, 0], theirs)
+
+
+@needs_xformers
+def test_without_padding_nothing_is_gathered():
+    blocks = xformers_blocks(MASKS["packed"], B, L, L, torch.device("cpu"))
+    assert blocks.q_index is None
+    assert blocks.k_index is None
 
 
 @pytest.mark.parametrize("queries", [L, 2])
-@pytest.mark.parametrize("name", [name for name in MASKS if "noisy" not in name])
+@pytest.mark.parametrize("name", ONE_PIECE)
 def test_flex_evaluates_the_same_mask(name, queries):
-    mask, rows, _ = MASKS[name]
-    block = flex_block_mask(mask, queries, rows, torch.device("cpu"))
-    b, q, k = torch.meshgrid(torch.arange(mask.batch), torch.arange(queries), torch.arange(rows), indexing="ij")
-    assert torch.equal(block.mask_mod(b, 0, q, k), mask.dense(queries, rows)[:, 0])
+    mask = MASKS[name]
+    block = flex_block_mask(mask, B, queries, L, torch.device("cpu"))
+    b, q, k = torch.meshgrid(torch.arange(mask.batch), torch.arange(queries), torch.arange(L), indexing="ij")
+    assert torch.equal(block.mask_mod(b, 0, q, k), mask.dense(B, queries, L)[:, 0])
 
 
-def test_padding_that_does_not_fit_is_refused():
-    with pytest.raises(UserError, match="pad to 6"):
-        Padded.from_lengths(LENGTHS, 5)
-    with pytest.raises(UserError, match="'right' or 'left'"):
-        Padded.from_lengths(LENGTHS, 6, side="top")
+@needs_xformers
+@settings(max_examples=40, deadline=None)
+@given(rows=st.integers(1, 7).flatmap(lambda width: st.tuples(
+    st.just(width), st.lists(st.integers(0, width), min_size=1, max_size=3), st.integers(1, width))),
+    side=st.sampled_from(["left", "right"]), causal=st.booleans())
+def test_any_padding_reads_the_same_everywhere(rows, side, causal):
+    width, lengths, queries = rows
+    mask, words = Padded(lengths, side=side, causal=causal, width=width), {
+        "right": lambda b, q, k: k < lengths[b] and q < lengths[b] and (k <= q or not causal),
+        "left": lambda b, q, k: min(q, k) >= width - lengths[b] and (k <= q or not causal)}[side]
+    dense = mask.dense(len(lengths), queries, width)
+    assert torch.equal(dense, brute_force(mask, words, queries, width))
+    assert torch.equal(materialised_blocks(mask, len(lengths), queries, width), one_row(dense, len(lengths)))
+
+
+@needs_xformers
+@settings(max_examples=40, deadline=None)
+@given(cuts=st.lists(st.sets(st.integers(1, 7)), min_size=1, max_size=3), queries=st.integers(1, 8),
+       causal=st.booleans())
+def test_any_packing_reads_the_same_everywhere(cuts, queries, causal):
+    edges = [[0, *sorted(row), 8] for row in cuts]
+    lengths = tuple(tuple(b - a for a, b in itertools.pairwise(row)) for row in edges)
+    mask = Packed(lengths, causal=causal)
+
+    def words(b, q, k):
+        return sum(cut <= q for cut in cuts[b]) == sum(cut <= k for cut in cuts[b]) and (k <= q or not causal)
+
+    dense = mask.dense(len(cuts), queries, 8)
+    assert torch.equal(dense, brute_force(mask, words, queries, 8))
+    assert torch.equal(materialised_blocks(mask, len(cuts), queries, 8), one_row(dense, len(cuts)))
+
+
+def test_documents_may_be_numbered_instead_of_measured():
+    numbered = Packed(torch.tensor([[7, 7, 7, 2, 2, 5], [0, 1, 1, 1, 1, 1]]))
+    assert torch.equal(numbered.dense(B, L, L), MASKS["packed"].dense(B, L, L))
+
+
+def test_a_form_is_made_once_for_a_mask_and_freed_with_it(monkeypatch):
+    mask, made = Padded([2, 3]), []
+    dense = Padded.dense
+    monkeypatch.setattr(Padded, "dense", lambda self, *sizes: made.append(1) or dense(self, *sizes))
+    q = torch.randn(2, 3, 1, 4)
+    for _ in range(3):
+        run_sdpa(q, q, q, mask)
+        run_flex(q, q, q, mask)
+    assert len(made) == 1
+    gone = weakref.ref(mask)
+    gc.disable()
+    try:
+        del mask
+        assert gone() is None, "a form refers back to its mask"
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize(("make", "why"), [
+    (lambda: Padded([4, 6], width=5), "pad to 6"),
+    (lambda: Padded([4, 6]).dense(2, 5, 5), "pad to 6"),
+    (lambda: Padded([4, -1]), "negative"),
+    (lambda: Padded([4], side="top"), "'right' or 'left'"),
+    (lambda: Padded([4], side="left"), "needs width"),
+    (lambda: Packed(((3, 2), (4,))), r"rows have \[5, 4\]"),
+    (lambda: Packed(((3, 0),)), "must be positive"),
+    (lambda: Packed(torch.tensor([[0, 1, 0]])), "row 0 of documents comes back"),
+    (lambda: Packed(((3, 2),)).dense(1, 4, 4), "made for length 5, the keys have 4"),
+    (lambda: Packed(((3, 2), (5,))).dense(3, 5, 5), "made for 2 rows, the batch has 3"),
+    (lambda: Causal().dense(1, 3, 2), "at most 2")])
+def test_a_mask_that_does_not_fit_is_refused_with_the_reason(make, why):
+    with pytest.raises(UserError, match=why):
+        make()
