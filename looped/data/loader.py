@@ -5,6 +5,7 @@ target once an epoch. Windows are shuffled anew each epoch; row r of optimiser s
 of that endless sequence, whoever asks for it: any micro-batch on any process.
 """
 
+import warnings
 from collections.abc import Iterable
 from functools import lru_cache
 
@@ -39,11 +40,12 @@ class TokenStream:
         return self._gather(self._starts(step, batch_size, length, seed, rows), length)
 
     def sequences(self, num: int, length: int) -> Int[Tensor, "num length_and_one"]:
-        """`num` evenly spaced windows, the same on every call."""
+        """`num` evenly spaced windows, the same on every call; all there are, with a notice, where they are fewer."""
         count = self.windows(length)
         if num > count:
-            raise UserError(f"{num} sequences of data.length {length} are asked of the {self.name} text, which has "
-                            f"{count}; ask for at most {count}, or lower data.length")
+            warnings.warn(f"{num} sequences are asked of the {self.name} text, which has {count} of data.length "
+                          f"{length}: all of them are used", stacklevel=2)
+            num = count
         return self._gather(np.arange(num) * count // num * length, length)
 
     def describe(self, step: int, *, batch_size: int, length: int, seed: int, rows: range | None = None) -> list[str]:

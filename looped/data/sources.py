@@ -193,7 +193,7 @@ def _root(error: BaseException) -> BaseException:
 def text_of(row: Any, field: str, where: str) -> str:
     """The text of a row, "" where it is null; `UserError` with the fields there are if it has no such field."""
     if not isinstance(row, Mapping):
-        raise UserError(f"{where} holds a {type(row).__name__}, not an object with fields; "
+        raise UserError(f"{where} holds {type(row).__name__}, not an object with fields; "
                         f"write one object a line, such as {{\"{field}\": \"...\"}}")
     if field not in row:
         near = difflib.get_close_matches(field, row, n=1)
@@ -201,7 +201,7 @@ def text_of(row: Any, field: str, where: str) -> str:
         raise UserError(f"{where} has no field '{field}' but {', '.join(list(row)[:12]) or 'none at all'}; {hint}")
     value = row[field]
     if value is not None and not isinstance(value, str):
-        raise UserError(f"{where}: field '{field}' holds a {type(value).__name__}, not text; "
+        raise UserError(f"{where}: field '{field}' holds {type(value).__name__}, not text; "
                         f"set data.text_field to a field of text")
     return value or ""
 

@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import os
-import tempfile
+import shutil
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -149,16 +149,17 @@ def _build_once(train: tuple[Document, ...], heldout: tuple[Document, ...], data
 def _build(train: tuple[Document, ...], heldout: tuple[Document, ...], data: DataConfig, folder: Path) -> None:
     if data.tokenizer:
         tokenizer = load_tokenizer(data.tokenizer)
-        _check_lossless(tokenizer, heldout, data.tokenizer)
+        _check_lossless(tokenizer, train + heldout, data.tokenizer)
     else:
         tokenizer = train_tokenizer((document.text for document in train), data.vocab_size)
-    with tempfile.TemporaryDirectory(prefix=".building-", dir=folder.parent) as building:
-        fresh = Path(building, "fresh")
-        fresh.mkdir()
-        _write(fresh, tokenizer, train, heldout)
-        if folder.exists():
-            os.replace(folder, Path(building, "damaged"))
-        os.replace(fresh, folder)
+    building = folder.with_name(f".{folder.name}.building")  # ours alone while the lock is held
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir()
+    _write(building / "fresh", tokenizer, train, heldout)
+    if folder.exists():
+        os.replace(folder, building / "damaged")
+    os.replace(building / "fresh", folder)
+    shutil.rmtree(building)
 
 
 def _check_lossless(tokenizer: TextTokenizer, documents: Iterable[Document], path: str) -> None:
@@ -168,6 +169,7 @@ def _check_lossless(tokenizer: TextTokenizer, documents: Iterable[Document], pat
 
 
 def _write(folder: Path, tokenizer: TextTokenizer, train: tuple[Document, ...], heldout: tuple[Document, ...]) -> None:
+    folder.mkdir()
     for name, documents in zip(FILES[:2], (train, heldout), strict=True):
         with (folder / name).open("wb") as file:
             for ids in tokenizer.encode_documents([document.text for document in documents]):
