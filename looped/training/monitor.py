@@ -55,7 +55,7 @@ class Monitor:
         if self.bar is not None:
             self.bar.stop()
         if self.wandb is not None:
-            self.wandb.finish(exit_code=0 if exception[0] is None else 1, quiet=True)
+            self.wandb.finish(exit_code=0 if exception[0] is None else 1)
 
     def rewind(self, step: int) -> None:
         """Forget what was logged after `step`, which is about to be done again."""

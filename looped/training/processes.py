@@ -13,15 +13,15 @@ from looped.errors import UserError
 
 
 def start_accelerator(config: Config):
-    """Device, processes and precision; imported here, as `import looped` users may never train."""
-    from accelerate import Accelerator, DistributedDataParallelKwargs
+    """Device, processes and precision; imported here, as `import looped` users may never train.
+
+    DDP looks for no unused parameters: every training rule reaches all that it trains in each step (a test says so).
+    """
+    from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state()  # a process may train several configs, each with its own precision
-    # Truncation can leave parameters without gradient, which DDP would wait for.
-    ddp = DistributedDataParallelKwargs(find_unused_parameters=config.objective == "truncated")
-    return Accelerator(mixed_precision="no" if config.training.precision == "fp32" else config.training.precision,
-                       kwargs_handlers=[ddp])
+    return Accelerator(mixed_precision="no" if config.training.precision == "fp32" else config.training.precision)
 
 
 def first_process(accelerator, work: Callable[[], Any]) -> Any:

@@ -90,6 +90,7 @@ def train(config: Config, run_dir: str | Path, *, evaluate: Evaluate | None = No
         caught = stack.enter_context(catch_signals())
         trainer = Trainer(config, run_dir, data, accelerator, monitor)
         first_process(accelerator, lambda: save_tokenizer(run_dir, data.tokenizer))
+        trainer.say_hello()
         stop = 0
         while trainer.fraction < 1 and not stop:
             trainer.train_step()
@@ -268,6 +269,14 @@ class Trainer:
         self.objective.train()
         return value
 
+    def say_hello(self) -> None:
+        """What is trained, on what, from where."""
+        num, processes = sum(p.numel() for p in self.objective.parameters()), self.accelerator.num_processes
+        self.monitor.say(self.data.summary)
+        self.monitor.say(f"{self.config.objective}: {num:,} parameters, {processes} process{'es' * (processes > 1)} on "
+                         f"{self.accelerator.device}, {self.config.training.precision}"
+                         + (f"; going on from step {self.done.step}" if self.done.step else ""))
+
     def say_goodbye(self, stop: int) -> None:
         """How it ended, and how to go on."""
         done = self.done
@@ -313,7 +322,6 @@ class Trainer:
                 self.meter = Meter(state["meter"])
                 ckpt.set_aside(self.run_dir, newer_than=self.done.step)
                 ckpt.point_latest(self.run_dir, path)
-            self.monitor.say(f"going on from step {self.done.step}")
         self.monitor.rewind(self.done.step)
 
     def unwrap(self) -> Objective:
