@@ -128,7 +128,7 @@ class DenoiseConfig(Section):
     """Single-pass denoising: context, noise, targets, readout, and the solver used by default."""
 
     context: Literal["inject", "concat", "context"] = Field(
-        "inject", description="how clean tokens reach the noisy states; see docs/denoising.md")
+        "inject", description="clean tokens reach the noisy rows injected, as a clean copy, or as the prelude's keys")
     noise: Annotated[NoiseConfig, BeforeValidator(_noise_preset)] = Field(
         NoiseConfig(), description="noise levels, or a preset: paper, wide")
     target: TargetConfig = Field(TargetConfig(), description="target embedding")
@@ -208,13 +208,12 @@ class TrainingConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """What `looped eval` does when no flag says otherwise."""
+    """How held-out text is measured, and what the samples of `training.sample_every` are."""
 
-    depths: tuple[Depth, ...] = Field((1, 2, 4, 8, 16, 32), description="loop or solver steps to sweep")
+    depths: tuple[Depth, ...] = Field((1, 4), description="loop or solver steps of the samples")
     num_sequences: Depth = Field(64, description="held-out sequences")
     batch_size: Depth = Field(16, description="sequences at once")
-    num_trajectories: Depth = Field(4, description="solver trajectories averaged for the likelihood of a denoiser")
-    num_samples: Count = Field(8, description="texts generated at each depth; 0 generates none")
+    num_samples: Depth = Field(2, description="texts generated at each depth")
     sample_length: Depth = Field(64, description="tokens a generated text")
     prompt_length: Depth = Field(16, description="held-out tokens it continues")
 

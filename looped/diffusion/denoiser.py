@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from looped.config import DenoiseConfig
 from looped.diffusion.bridge import bridge
-from looped.diffusion.edm import EDM
+from looped.diffusion.edm import EDM, align
 from looped.diffusion.targets import TargetEmbedding
 from looped.nn.cache import Cache
 
@@ -61,7 +61,7 @@ class Denoiser(nn.Module):
         sigma: one level a sequence (B,) or a row (B, L). `cache` keeps the rows of one solver step.
         """
         c_in = self.edm.c_in(sigma).to(z.dtype)
-        state = self.in_proj(_per_row(c_in) * z)
+        state = self.in_proj(align(c_in, z) * z)
         state = self.model.step(state, e, self.edm.c_noise(sigma), context=context,
                                 cache=cache and cache.child("core"), **options)
         logits = self.model.decode(state, context=context, cache=cache and cache.child("coda"), **options)
@@ -75,7 +75,7 @@ class Denoiser(nn.Module):
         known in closed form need not be learned, as c_skip spares a regressor the part that is z itself.
         """
         with torch.autocast(z.device.type, enabled=False):
-            return (_per_row(1 / sigma.double().square()).float() * z.float()) @ self.table().T
+            return (align(1 / sigma.double().square(), z).float() * z.float()) @ self.table().T
 
     def denoise(self, z: Noisy, sigma: Sigma, e: Tensor, *, kind: str | None = None, temperature: float = 1.0,
                 generator: torch.Generator | None = None, **options) -> tuple[Noisy, Tensor]:
@@ -83,8 +83,3 @@ class Denoiser(nn.Module):
         logits = self(z, sigma, e, **options)
         return bridge(kind or self.config.bridge, logits, self.table(), top_k=self.config.bridge_top_k,
                       temperature=temperature, generator=generator), logits
-
-
-def _per_row(x: Tensor) -> Tensor:
-    """(B,) -> (B, 1, 1), (B, L) -> (B, L, 1)."""
-    return x.reshape(x.shape[0], -1, 1)

@@ -20,7 +20,7 @@ from torch import Tensor
 from looped.config import Config
 from looped.data.text import TextData, prepare
 from looped.errors import UserError
-from looped.evaluation.depth import peak_bytes
+from looped.evaluation.depth import evaluate_samples, peak_bytes
 from looped.models.build import build
 from looped.objectives import Loss, Objective, build_objective
 from looped.rng import StepRandom
@@ -72,8 +72,9 @@ def train(config: Config, run_dir: str | Path, *, evaluate: Evaluate | None = No
     """Train `config` in the folder `run_dir`, or go on where its newest whole checkpoint stands.
 
     evaluate: (objective, data, config) -> figures to log every `training.eval_every` steps and at the end; the loss on
-    held-out text when None. sample: likewise -> text to print every `training.sample_every` steps. Both see averaged
-    weights where there are some. data: None prepares `config.data`.
+    held-out text when None. sample: likewise -> text to print every `training.sample_every` steps; continuations of
+    held-out text at `evaluation.depths` when None. Both see averaged weights where there are some. data: None prepares
+    `config.data`.
 
     The first SIGTERM or Ctrl-C finishes the step, saves and returns; a second one stops at once. Raises UserError for
     a run in use, a config that does not fit, damaged checkpoints, a full disk, or a loss that is not finite.
@@ -100,8 +101,8 @@ def train(config: Config, run_dir: str | Path, *, evaluate: Evaluate | None = No
                 trainer.log()
             if finished or _due(step, config.training.eval_every):
                 trainer.evaluate(evaluate or heldout_loss)
-            if sample is not None and _due(step, config.training.sample_every):
-                trainer.sample(sample)
+            if _due(step, config.training.sample_every):
+                trainer.sample(sample or sampled_text)
             if finished or stop or _due(step, config.training.checkpoint_every):
                 trainer.save()
         trainer.say_goodbye(stop)
@@ -351,6 +352,21 @@ def heldout_loss(objective: Objective, data: TextData, config: Config) -> dict[s
         random = StepRandom(config.seed, HELDOUT_STEP, start=start, count=len(rows), total=len(tokens), device=device)
         total += objective(rows, random).value.item() * len(rows)
     return {"loss": total / len(tokens)}
+
+
+def sampled_text(objective: Objective, data: TextData, config: Config) -> str:
+    """Continuations of held-out prompts, a line each, depth by depth with their distinct-2."""
+    c = config.evaluation
+    num = min(c.num_samples, data.heldout.windows(config.data.length))
+    prompts = data.heldout.sequences(num, config.data.length)[:, : c.prompt_length]
+    prompts = prompts.to(next(objective.parameters()).device)
+    rows, samples = evaluate_samples(objective, prompts, c.depths, num_tokens=c.sample_length, seed=config.seed)
+    diversity = {row.depth: row.mean for row in rows if row.metric == "distinct_2"}
+    lines = []
+    for depth, texts in samples.items():
+        lines.append(f"depth {depth}, distinct-2 {diversity[depth]:.3f}")
+        lines += [f"  {data.tokenizer.decode(text.tolist())!r}" for text in texts]
+    return "\n".join(lines)
 
 
 def _due(step: int, every: int) -> bool:

@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from looped.config import load_config
+from looped.diffusion.samplers import SAMPLERS
 from looped.errors import UserError
 from looped.evaluation.depth import confidence_interval, evaluate_depth, evaluate_samples
 from looped.evaluation.generation import LoopWriter, distinct, generate
+from looped.evaluation.likelihood import losses_by_depth
 from looped.models.build import build
 from looped.objectives import build_objective
 
@@ -59,6 +61,18 @@ def test_the_sweep_reports_every_depth(flags):
     texts, samples = evaluate_samples(objective, rows[:, :4], [1], num_tokens=5)
     assert {row.metric for row in texts} == {"distinct_1", "distinct_2", "distinct_4"}
     assert samples[1].shape == (4, 5)
+
+
+@pytest.mark.parametrize("solver", SAMPLERS)
+@pytest.mark.parametrize("context", ["inject", "context"])
+def test_every_solver_measures_and_writes(solver, context):
+    objective = make({"objective": "denoise", "denoise.context": context, "denoise.solver": solver,
+                      "denoise.bridge": "sampled"})
+    rows = torch.randint(V, (2, 7), generator=torch.Generator().manual_seed(1))
+    results = [losses_by_depth(objective, rows, [3], seed=seed, num_trajectories=1)[0].losses for seed in (0, 0, 1)]
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
+    assert generate(objective, rows[:, :3], num_tokens=3, depth=3).shape == (2, 3)
 
 
 def test_distinct_counts_different_ngrams():

@@ -344,3 +344,13 @@ def test_random_kills_change_nothing(tmp_path, tiny):
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert '"identical": true' in done.stdout
+
+
+@pytest.mark.parametrize("objective", ["truncated", "denoise"])
+def test_samples_are_printed_by_depth(tmp_path, tiny, capsys, objective):
+    train(tiny(objective=objective, **{"training.sample_every": 8, "evaluation.depths": [1, 3],
+                                       "evaluation.sample_length": 5}), tmp_path / "run")
+    said = capsys.readouterr()
+    text = said.out + said.err
+    assert "depth 1, distinct-2" in text
+    assert "depth 3, distinct-2" in text
