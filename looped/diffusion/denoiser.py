@@ -22,7 +22,7 @@ Sigma = Float[Tensor, "batch"] | Float[Tensor, "batch length"]
 
 
 class LoopedModel(Protocol):
-    """What a denoiser needs of a model: its sizes, its input embedding, `step` and `decode`."""
+    """What a denoiser needs of a model: its sizes, its input embedding, `step` and `decode`; `hidden` for training."""
 
     width: int
     vocab_size: int
@@ -31,6 +31,8 @@ class LoopedModel(Protocol):
     def step(self, state: Tensor, e: Tensor, level: Tensor | None, **options) -> Tensor: ...
 
     def decode(self, state: Tensor, **options) -> Tensor: ...
+
+    def hidden(self, state: Tensor, **options) -> Tensor: ...
 
 
 class Denoiser(nn.Module):
@@ -54,19 +56,34 @@ class Denoiser(nn.Module):
         """The clean rows y of `tokens`."""
         return self.targets(tokens, self.model.embed.weight)
 
+    @property
+    def logit_scale(self) -> Float[Tensor, ""]:
+        """The sharpness of the readout."""
+        return self.log_logit_scale.exp()
+
     def forward(self, z: Noisy, sigma: Sigma, e: Tensor, *, context: Cache | None = None, cache: Cache | None = None,
                 **options) -> Float[Tensor, "batch length vocab"]:
         """Logits of the clean tokens behind `z = y + sigma * eps`; row i knows the clean tokens up to i through `e`.
 
         sigma: one level a sequence (B,) or a row (B, L). `cache` keeps the rows of one solver step.
         """
-        c_in = self.edm.c_in(sigma).to(z.dtype)
-        state = self.in_proj(align(c_in, z) * z)
-        state = self.model.step(state, e, self.edm.c_noise(sigma), context=context,
-                                cache=cache and cache.child("core"), **options)
+        state = self._step(z, sigma, e, context=context, cache=cache, **options)
         logits = self.model.decode(state, context=context, cache=cache and cache.child("coda"), **options)
-        logits = logits.float() * self.log_logit_scale.exp()
+        logits = logits.float() * self.logit_scale
         return logits + self._log_likelihood(z, sigma) if self.config.posterior else logits
+
+    def hidden(self, z: Noisy, sigma: Sigma, e: Tensor, *, context: Cache | None = None,
+               **options) -> Float[Tensor, "batch length width"]:
+        """What the head reads: the logits, before any posterior term, are `logit_scale` times its products with it."""
+        state = self._step(z, sigma, e, context=context, **options)
+        return self.model.hidden(state, context=context, **options)
+
+    def _step(self, z: Noisy, sigma: Sigma, e: Tensor, *, context: Cache | None = None, cache: Cache | None = None,
+              **options) -> Float[Tensor, "batch length width"]:
+        """The preconditioned z through one step of the core."""
+        state = self.in_proj(align(self.edm.c_in(sigma).to(z.dtype), z) * z)
+        return self.model.step(state, e, self.edm.c_noise(sigma), context=context,
+                               cache=cache and cache.child("core"), **options)
 
     def _log_likelihood(self, z: Noisy, sigma: Sigma) -> Float[Tensor, "batch length vocab"]:
         """`ln N(z; y_v, sigma^2)` up to a constant: rows share one norm, so only `z . y_v / sigma^2` remains.

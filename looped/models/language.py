@@ -80,10 +80,20 @@ class LanguageModel(nn.Module):
     def decode(self, state: State, *, mask: Mask | None = None, cache: Cache | None = None,
                context: Cache | None = None, start: int = 0, strict: bool = False) -> Logits:
         """Norm, coda, norm, head."""
+        x = self.hidden(state, mask=mask, cache=cache, context=context, start=start, strict=strict)
+        return nn.functional.linear(x, self.head_weight)
+
+    def hidden(self, state: State, *, mask: Mask | None = None, cache: Cache | None = None,
+               context: Cache | None = None, start: int = 0, strict: bool = False) -> State:
+        """What the head reads: norm, coda, norm. A loss over `head_weight` needs no logits of all rows at once."""
         x = run_layers(self.coda, self.norm(state), cache=cache, context=context and context.child("coda"),
                        strict=strict, **self._rows(state, start, mask))
-        weight = self.embed.weight if self.head is None else self.head.weight
-        return nn.functional.linear(self.norm(x), weight)
+        return self.norm(x)
+
+    @property
+    def head_weight(self) -> Float[Tensor, "vocab width"]:
+        """The rows that `decode` compares `hidden` with."""
+        return self.embed.weight if self.head is None else self.head.weight
 
     def unroll(self, e: State, *, no_grad: int | Tensor = 0, grad: int | Tensor, mask: Mask | None = None,
                cache: Cache | None = None, start: int = 0, **kwargs) -> State:

@@ -1,13 +1,14 @@
-"""Norms and projections that keep less for the backward pass than their plain forms.
+"""Norms, projections and a loss that keep less for the backward pass than their plain forms.
 
 Under BPTT every saved tensor is paid once a loop step. `rms_norm` keeps its input and one number a row, and carries
 the AdaLN modulation for free. `project` keeps the two halves of SwiGLU and rebuilds their product, and differentiates
-a per-sequence output gate without keeping the ungated output. Values and gradients are those of the plain formulas.
+a per-sequence output gate without keeping the ungated output. `linear_cross_entropy` never holds the logits of more
+than a few rows. Values and gradients are those of the plain formulas.
 """
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -117,3 +118,55 @@ def _hidden_backward(x: Tensor, grad_hidden: Tensor) -> Tensor:
     torch.mul(F.silu(a), grad_hidden, out=grad_b)
     grad_a.copy_(torch.ops.aten.silu_backward(grad_hidden * b, a))
     return grad
+
+
+def linear_cross_entropy(x: Float[Tensor, "batch length width"], weight: Float[Tensor, "vocab width"],
+                         targets: Int[Tensor, "batch length"], *,
+                         scale: Float[Tensor, ""] | None = None) -> Float[Tensor, "batch length"]:
+    """Cross-entropy in nats of every row against the logits `scale * (x @ weight.T)`, in float32 or wider.
+
+    Keeps x and one log-sum-exp a row; backward makes the logits again, some rows at a time, for one more product.
+    """
+    scale = torch.ones((), device=x.device) if scale is None else scale
+    return _LinearCrossEntropy.apply(x, weight, targets, scale, compute_dtype(x))
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, targets, scale, dtype):
+        rows, places, narrow = x.flatten(0, -2), targets.flatten(), weight.to(dtype)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        lse, chosen = rows.new_empty(len(rows), dtype=wide), rows.new_empty(len(rows), dtype=wide)
+        for part in _parts(rows, len(weight)):
+            logits = _scaled_logits(rows[part], narrow, scale, wide)
+            torch.logsumexp(logits, 1, out=lse[part])
+            chosen[part] = logits.gather(1, places[part, None]).squeeze(1)
+        ctx.save_for_backward(x, weight, targets, scale, lse)
+        ctx.dtype = dtype
+        return (lse - chosen).view(targets.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, weight, targets, scale, lse = ctx.saved_tensors
+        rows, places, grads = x.flatten(0, -2), targets.flatten(), grad.flatten().to(lse.dtype)
+        narrow, grad_rows = weight.to(ctx.dtype), torch.empty_like(rows)
+        grad_weight = torch.zeros_like(weight)
+        for part in _parts(rows, len(weight)):
+            d_logits = _scaled_logits(rows[part], narrow, scale, lse.dtype).sub_(lse[part, None]).exp_()
+            d_logits.scatter_add_(1, places[part, None], d_logits.new_full((len(d_logits), 1), -1))
+            d_logits = d_logits.mul_(grads[part, None]).to(ctx.dtype)
+            grad_rows[part] = d_logits @ narrow
+            grad_weight += d_logits.T @ rows[part].to(ctx.dtype)
+        grad_scale = (grad_rows.to(lse.dtype) * rows).sum().to(scale.dtype)
+        return grad_rows.mul_(scale).view_as(x), grad_weight.mul_(scale), None, grad_scale, None
+
+
+def _scaled_logits(rows: Tensor, weight: Tensor, scale: Tensor, wide: torch.dtype) -> Float[Tensor, "rows vocab"]:
+    return (rows.to(weight.dtype) @ weight.T).to(wide).mul_(scale)
+
+
+def _parts(rows: Tensor, vocab: int) -> list[slice]:
+    """Runs of rows whose logits fit a CPU's cache, or are large enough to fill a GPU."""
+    length = max(128, (2**20 if rows.device.type == "cpu" else 2**26) // vocab)
+    return [slice(start, start + length) for start in range(0, len(rows), length)]

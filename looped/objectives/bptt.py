@@ -5,7 +5,7 @@ from torch import Tensor
 
 from looped.config import RecurrenceConfig
 from looped.models.language import LanguageModel
-from looped.objectives.base import Loss, Objective, token_losses
+from looped.objectives.base import Loss, Objective, head_losses
 from looped.objectives.depth import expected_depths, sample_depths
 from looped.rng import StepRandom
 
@@ -31,7 +31,7 @@ class Unrolled(Objective):
         e = self.model.encode(x)
         noise = random.normal("state", e.shape[1:]) if self.model.recurrence.needs_noise else None
         state = self.model.unroll(e, no_grad=no_grad, grad=grad, noise=noise)
-        value = token_losses(self.model.decode(state), y).mean()
+        value = head_losses(self.model, self.model.hidden(state), y).mean()
         steps = no_grad + grad
         mean_steps = steps.float().mean() if isinstance(steps, Tensor) else float(steps)
         return Loss(value, {"loss": value.detach(), "num_steps": mean_steps})

@@ -9,14 +9,14 @@ copy that runs beside it, or as keys and values of the prelude's output.
 import math
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from looped.config import DenoiseConfig
 from looped.diffusion.denoiser import Denoiser
 from looped.diffusion.noise import noise_from_config
 from looped.models.language import LanguageModel
-from looped.objectives.base import Loss, Objective, token_losses
+from looped.objectives.base import Loss, Objective, head_losses, token_losses
 from looped.rng import StepRandom
 
 NUM_BINS = 6
@@ -41,7 +41,7 @@ class Denoise(Objective):
         sigma = self.noise.sample(random.stratified("sigma"))
         target = self.denoiser.target(y)
         z = target + sigma.float()[:, None, None] * random.normal("noise", target.shape[1:])
-        losses = token_losses(self.logits(x, z, sigma), y).mean(1)  # B
+        losses = self.token_losses(x, y, z, sigma).mean(1)  # B
         if self.training:
             self.noise.observe(sigma, losses.detach())
         value = (self.weight(sigma) * losses).mean()
@@ -52,6 +52,15 @@ class Denoise(Objective):
         """Logits of the token after each of `x`, from its noised target in z and the clean tokens up to there."""
         e = self.model.encode(x)
         return self.denoiser(z, sigma, e, context=self.model.make_context(e, self.config.context))
+
+    def token_losses(self, x: Int[Tensor, "batch length"], y: Int[Tensor, "batch length"], z: Tensor,
+                     sigma: Tensor) -> Float[Tensor, "batch length"]:
+        """`token_losses` of these logits; unless the posterior's term is added to them, they are never held at once."""
+        if self.config.posterior:
+            return token_losses(self.logits(x, z, sigma), y)
+        e = self.model.encode(x)
+        hidden = self.denoiser.hidden(z, sigma, e, context=self.model.make_context(e, self.config.context))
+        return head_losses(self.model, hidden, y, scale=self.denoiser.logit_scale)
 
     def weight(self, sigma: Tensor) -> Tensor:
         """w(sigma): one, or EDM's, which over-weights the trivial low-noise end of a cross-entropy."""

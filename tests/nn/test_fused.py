@@ -1,18 +1,19 @@
-"""The lean norms and projections equal the plain formulas in value and gradient, and keep less."""
+"""The lean norms, projections and loss equal the plain formulas in value and gradient, and keep less."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.autograd.graph import saved_tensors_hooks
 
-from looped.nn.fused import project, rms_norm
+from looped.nn import fused
+from looped.nn.fused import linear_cross_entropy, project, rms_norm
 
 B, L, D, HIDDEN = 3, 5, 8, 12
 
 
 def draw(*shape, seed=0, dtype=torch.float64):
     gen = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=gen, dtype=dtype).requires_grad_()
+    return torch.randn(shape, generator=gen, dtype=dtype).requires_grad_()
 
 
 def plain_norm(x, weight, scale, shift):
@@ -96,3 +97,57 @@ def test_autocast_runs_products_in_bf16_within_twice_the_plain_error(swiglu):
     for a, b in zip(ours_grad, exact_grad, strict=True):
         assert a.dtype == torch.float32
         assert (a - b).abs().max() <= 0.05 * b.abs().max()
+
+
+VOCAB = 300
+
+
+def head_inputs(dtype=torch.float64):
+    targets = torch.randint(0, VOCAB, (B, 120), generator=torch.Generator().manual_seed(3))
+    return draw(B, 120, D, dtype=dtype), draw(VOCAB, D, seed=1, dtype=dtype), targets, draw(seed=2, dtype=dtype)
+
+
+def plain_losses(x, weight, targets, scale):
+    logits = F.linear(x, weight) * (1 if scale is None else scale)
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    """360 rows in three uneven parts."""
+    monkeypatch.setattr(fused, "_parts", lambda rows, vocab: [slice(0, 150), slice(150, 300), slice(300, 360)])
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("scaled", [False, True])
+def test_linear_cross_entropy_equals_the_plain_formula_token_by_token(scaled):
+    x, weight, targets, scale = head_inputs()
+    ours = linear_cross_entropy(x, weight, targets, scale=scale if scaled else None)
+    theirs = plain_losses(x, weight, targets, scale if scaled else None)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    same_gradients(ours, theirs, [x, weight, scale] if scaled else [x, weight])
+
+
+def test_linear_cross_entropy_passes_gradcheck():
+    x, weight, scale = draw(1, 4, D), draw(VOCAB, D, seed=1), draw(seed=2)
+    targets = torch.tensor([[0, 7, 7, VOCAB - 1]])
+    assert torch.autograd.gradcheck(lambda x, w, s: linear_cross_entropy(x, w, targets, scale=s), (x, weight, scale))
+
+
+def test_linear_cross_entropy_keeps_one_number_a_row_and_the_plain_one_the_logits():
+    x, weight, targets, scale = head_inputs()
+    leaves = x, weight, targets, scale
+    assert kept_numbers(lambda: linear_cross_entropy(x, weight, targets, scale=scale), *leaves) == B * 120
+    assert kept_numbers(lambda: plain_losses(*leaves), *leaves) >= B * 120 * VOCAB
+
+
+def test_linear_cross_entropy_under_autocast_is_within_twice_the_plain_error():
+    x, weight, targets, scale = head_inputs(torch.float32)
+    exact = plain_losses(x, weight, targets, scale)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours, plain = (f(x, weight, targets, scale=scale) for f in (linear_cross_entropy, plain_losses))
+    assert ours.dtype == torch.float32
+    assert (ours - exact).abs().max() <= 2 * (plain - exact).abs().max()
+    pairs = zip(torch.autograd.grad(ours.sum(), [x, weight, scale]),
+                torch.autograd.grad(exact.sum(), [x, weight, scale]), strict=True)
+    assert all((a - b).abs().max() <= 0.05 * b.abs().max() for a, b in pairs)
