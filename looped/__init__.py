@@ -17,6 +17,8 @@ _PUBLIC = {
     "LanguageModel": "looped.models.language",
     "build": "looped.models.build",
     "build_objective": "looped.objectives",
+    "train": "looped.training.trainer",
+    "load_run": "looped.training.runs",
     "evaluate_depth": "looped.evaluation.depth",
 }
 __all__ = [*_PUBLIC, "__version__"]

@@ -210,7 +210,9 @@ class TrainingConfig(Section):
 class EvaluationConfig(Section):
     """How held-out text is measured, and what the samples of `training.sample_every` are."""
 
-    depths: tuple[Depth, ...] = Field((1, 4), description="loop or solver steps of the samples")
+    depths: tuple[Depth, ...] = Field((1, 2, 4, 8, 16, 32, 64), min_length=1,
+                                      description="loop or solver steps that `looped eval` measures")
+    sample_depths: tuple[Depth, ...] = Field((1, 4), min_length=1, description="those of the samples while training")
     num_sequences: Depth = Field(64, description="held-out sequences")
     batch_size: Depth = Field(16, description="sequences at once")
     num_samples: Depth = Field(2, description="texts generated at each depth")

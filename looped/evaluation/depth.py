@@ -5,7 +5,7 @@ JSONL file and a plot of any two runs need no translation.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import psutil
@@ -13,8 +13,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from looped.config import Config
+from looped.data.text import TextData
 from looped.evaluation.generation import distinct, generate
-from looped.evaluation.likelihood import losses_by_depth, losses_by_sigma
+from looped.evaluation.likelihood import DepthLosses, losses_by_depth, losses_by_sigma, losses_by_solver
 from looped.objectives.base import Objective
 from looped.objectives.denoise import Denoise
 from looped.rng import generator
@@ -54,26 +56,63 @@ class DepthSweep:
 
 def evaluate_depth(objective: Objective, tokens: Int[Tensor, "num length+1"], depths: Sequence[int], *,
                    bytes_per_token: float, seed: int = 0, batch_size: int = 16,
-                   num_trajectories: int = 4) -> DepthSweep:
+                   num_trajectories: int = 0) -> DepthSweep:
     """Held-out nats a token and bits a byte at each of `depths`; for a denoiser also the loss by noise level.
 
     tokens: held-out sequences, one token longer than the context. `bytes_per_token` turns nats into bits a byte.
+    A denoiser's nats are the variational bound of its stochastic solver; with `num_trajectories` its configured solver
+    is sampled besides (`nats_by_solver`).
     """
-    rows, per_example = [], {"nats_per_token": {}}
-    for result in losses_by_depth(objective, tokens, depths, seed=seed, batch_size=batch_size,
-                                  num_trajectories=num_trajectories):
-        cost = {"depth": result.depth, "seconds": result.seconds, "peak_bytes": peak_bytes(),
-                "layer_forwards": layer_forwards_at(objective, result.depth, num_trajectories)}
-        per_example["nats_per_token"][result.depth] = result.losses
-        rows.append(summarise("nats_per_token", result.losses, **cost))
-        rows.append(summarise("bits_per_byte", result.losses / math.log(2) / bytes_per_token, **cost))
+    settings = {"seed": seed, "batch_size": batch_size}
+    rows, per_example = [], {}
+
+    def take(metric: str, results: Sequence[DepthLosses], forwards: Callable[[int], float]) -> None:
+        per_example[metric] = {result.depth: result.losses for result in results}
+        for result in results:
+            cost = {"depth": result.depth, "seconds": result.seconds, "peak_bytes": peak_bytes(),
+                    "layer_forwards": forwards(result.depth)}
+            rows.append(summarise(metric, result.losses, **cost))
+            if metric == "nats_per_token":
+                rows.append(summarise("bits_per_byte", result.losses / math.log(2) / bytes_per_token, **cost))
+
+    take("nats_per_token", losses_by_depth(objective, tokens, depths, **settings),
+         lambda depth: layer_forwards_at(objective, depth))
     if isinstance(objective, Denoise):
-        by_sigma = losses_by_sigma(objective, tokens, seed=seed, batch_size=batch_size)
+        by_sigma = losses_by_sigma(objective, tokens, **settings)
         rows += [summarise("nats_at_sigma", losses, sigma=sigma) for sigma, losses in by_sigma]
-        at_max = losses_by_depth(objective, tokens, [1], seed=seed, batch_size=batch_size, num_trajectories=1)[0]
-        per_example["nats_at_sigma_max"] = {1: at_max.losses}
-        rows.append(summarise("nats_at_sigma_max", at_max.losses, sigma=objective.noise.sigma_max))
+        sigma_max, at_max = by_sigma[0]
+        per_example["nats_at_sigma_max"] = {1: at_max}
+        rows.append(summarise("nats_at_sigma_max", at_max, sigma=sigma_max))
+        if num_trajectories:
+            take("nats_by_solver", losses_by_solver(objective, tokens, depths, num_trajectories=num_trajectories,
+                                                    **settings),
+                 lambda depth: solver_layer_forwards(objective, depth, num_trajectories))
     return DepthSweep(rows, per_example)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A sweep with its samples: `rows`, `per_example` as in `DepthSweep`, `samples` {depth, prompt, text}."""
+
+    rows: list[Row]
+    per_example: dict[str, dict[int, Float[Tensor, "num"]]]
+    samples: list[dict]
+
+
+def evaluate_run(objective: Objective, data: TextData, config: Config, depths: Sequence[int], *,
+                 num_trajectories: int = 0) -> Evaluation:
+    """All that `looped eval` reports, on the held-out text of `data` and with the sizes of `config.evaluation`."""
+    c, device = config.evaluation, next(objective.parameters()).device
+    num = min(max(c.num_sequences, c.num_samples), data.heldout.windows(config.data.length))
+    tokens = data.heldout.sequences(num, config.data.length).to(device)
+    sweep = evaluate_depth(objective, tokens[: c.num_sequences], depths, bytes_per_token=data.bytes_per_token,
+                           seed=config.seed, batch_size=c.batch_size, num_trajectories=num_trajectories)
+    prompts = tokens[: c.num_samples, : c.prompt_length]
+    rows, texts = evaluate_samples(objective, prompts, depths, num_tokens=c.sample_length, seed=config.seed)
+    decode = data.tokenizer.decode
+    samples = [{"depth": depth, "prompt": decode(prompt), "text": decode(text)} for depth in texts
+               for prompt, text in zip(prompts.tolist(), texts[depth].tolist(), strict=True)]
+    return Evaluation(sweep.rows + rows, sweep.per_example, samples)
 
 
 def evaluate_samples(objective: Objective, prompts: Int[Tensor, "num length"], depths: Sequence[int], *,
@@ -98,17 +137,23 @@ def jackknife(texts: Sequence[Sequence], n: int) -> float:
     return 1.96 * math.sqrt((len(texts) - 1) * rest.double().var(correction=0).item())
 
 
-def layer_forwards_at(objective: Objective, depth: int, num_trajectories: int = 1) -> float:
+def layer_forwards_at(objective: Objective, depth: int) -> float:
     """Forward passes of one layer that a sequence costs at this depth."""
     c = objective.model.config
     if not isinstance(objective, Denoise):
         return c.num_prelude_layers + depth * c.num_core_layers + c.num_coda_layers
     solver = c.num_core_layers + c.num_coda_layers
+    clean = solver if objective.config.context == "concat" else 0  # the clean rows run once, whatever the depth
+    return c.num_prelude_layers + clean + depth * solver
+
+
+def solver_layer_forwards(objective: Denoise, depth: int, num_trajectories: int) -> float:
+    """Those of sampling the configured solver under teacher forcing."""
+    once = layer_forwards_at(objective, 0)
     evaluations = 2 * depth - 1 if objective.config.solver == "heun" else depth
-    # inject: under teacher forcing the noised truth runs beside the solved rows. concat: the clean rows run once.
+    # inject: the noised truth runs beside the solved rows.
     streams = 2 if objective.config.context == "inject" else 1
-    clean = solver if objective.config.context == "concat" else 0
-    return c.num_prelude_layers + clean + num_trajectories * evaluations * streams * solver
+    return once + num_trajectories * streams * (layer_forwards_at(objective, evaluations) - once)
 
 
 def summarise(metric: str, values: Float[Tensor, "num"], **fields) -> Row:

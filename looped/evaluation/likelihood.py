@@ -1,13 +1,23 @@
 """Held-out likelihood: nats a token at every asked depth, and the denoiser's loss by noise level.
 
-Loops are unrolled once to the deepest depth and read out on the way. Denoisers run their solver under teacher forcing:
-the row that is solved for attends to the true earlier tokens noised to the level of the step, as in training, and to
-itself; never to its own answer.
+Loops are unrolled once to the deepest depth and read out on the way. For a denoiser of n steps the figure is the
+variational bound of its n-step stochastic solver (Ho et al. 2020, equation 5, over tokens). Along the chain from noise
+to the truth, z_1 at sigma_max down to z_n,
+
+    -log p(y) <= |y|^2 / (2 sigma_max^2) + sum_t log [q(z_{t+1} | z_t, y) / sum_v p(v | z_t) q(z_{t+1} | z_t, y_v)]
+                 - log p(y | z_n)
+
+where q is the exact step towards a known row, so p is the ancestral solver with the sampled bridge. For an exact
+denoiser the sum telescopes: the bound is -log p(y | z_1) at any depth, without variance. What it gains or loses with
+depth is therefore the network's doing alone.
+
+`losses_by_solver` measures the configured solver as it is, by sampling it: the readouts of many trajectories, averaged.
 """
 
 import itertools
+import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,9 +46,30 @@ class DepthLosses:
 
 
 @torch.no_grad()
-def losses_by_depth(objective: Objective, tokens: Tokens, depths: Sequence[int], *, seed: int = 0, batch_size: int = 16,
-                    num_trajectories: int = 4) -> list[DepthLosses]:
-    """Nats a token of every sequence at every depth, depths ascending. The objective is left in the mode it came in."""
+def losses_by_depth(objective: Objective, tokens: Tokens, depths: Sequence[int], *, seed: int = 0,
+                    batch_size: int = 16) -> list[DepthLosses]:
+    """Nats a token of every sequence at every depth, depths ascending; for denoisers the variational bound. The
+    objective is left in the mode it came in."""
+    measure = _bound_rows if isinstance(objective, Denoise) else _loop_rows
+    return _over_batches(objective, tokens, depths, measure, seed, batch_size)
+
+
+@torch.no_grad()
+def losses_by_solver(objective: Denoise, tokens: Tokens, depths: Sequence[int], *, num_trajectories: int, seed: int = 0,
+                     batch_size: int = 16) -> list[DepthLosses]:
+    """Nats a token under the mean readout of `num_trajectories` runs of the configured solver.
+
+    An upper bound that falls as trajectories are added, and slowly where a readout is nearly certain: with k of them a
+    token of probability far below 1/k is hardly ever hit.
+    """
+    def measure(objective, rows, depths, random):
+        return _solver_rows(objective, rows, depths, random, num_trajectories)
+
+    return _over_batches(objective, tokens, depths, measure, seed, batch_size)
+
+
+def _over_batches(objective: Objective, tokens: Tokens, depths: Sequence[int], measure: Callable, seed: int,
+                  batch_size: int) -> list[DepthLosses]:
     depths = sorted(set(depths))
     totals = {depth: ([], []) for depth in depths}
     was_training = objective.training
@@ -46,11 +77,7 @@ def losses_by_depth(objective: Objective, tokens: Tokens, depths: Sequence[int],
     for start in range(0, len(tokens), batch_size):
         rows = tokens[start : start + batch_size]
         random = StepRandom(seed, 0, start=start, count=len(rows), total=len(tokens), device=rows.device)
-        if isinstance(objective, Denoise):
-            results = _denoise_rows(objective, rows, depths, random, num_trajectories)
-        else:
-            results = _loop_rows(objective, rows, depths, random)
-        for depth, losses, seconds in results:
+        for depth, losses, seconds in measure(objective, rows, depths, random):
             totals[depth][0].append(losses.mean(1).double().cpu())
             totals[depth][1].append(seconds)
     objective.train(was_training)
@@ -78,20 +105,56 @@ def _loop_rows(objective: Unrolled, rows: Tokens, depths: list[int], random: Ste
     return results
 
 
-def _denoise_rows(objective: Denoise, rows: Tokens, depths: list[int], random: StepRandom,
-                  num_trajectories: int) -> Iterator[tuple]:
-    """A schedule for each depth. The predictive distribution of a solver is the mixture of its trajectories'
-    readouts, so the loss is that of their mean; with few trajectories it is an upper bound."""
+def _bound_rows(objective: Denoise, rows: Tokens, depths: list[int], random: StepRandom) -> Iterator[tuple]:
+    """A schedule for each depth. Each row sees the earlier ones as in training: the truth, noised to its own level."""
+    for depth in depths:
+        began = time.perf_counter()
+        losses = _bound(objective, rows, depth, random)
+        yield depth, losses, time.perf_counter() - began
+
+
+def _bound(objective: Denoise, rows: Tokens, depth: int, random: StepRandom) -> Float[Tensor, "batch length"]:
+    denoiser, (x, y) = objective.denoiser, (rows[:, :-1], rows[:, 1:])
+    e = objective.model.encode(x)
+    context = objective.model.make_context(e, objective.config.context)
+    target, table = denoiser.target(y), denoiser.table()
+    sigmas = schedule(objective.config.schedule, depth, objective.noise)[:-1].tolist()
+    z = target + sigmas[0] * random.normal("chain0", target.shape[1:])
+    losses = torch.full(y.shape, (denoiser.targets.row_norm / sigmas[0]) ** 2 / 2, device=y.device)
+    for step, sigma in enumerate(sigmas):
+        level = torch.full((len(rows),), sigma, dtype=torch.float64, device=y.device)
+        logits = denoiser(z, level, e, context=context)
+        if step == len(sigmas) - 1:
+            return losses + token_losses(logits, y)
+        # q(z' | z, y): mean keep z + (1 - keep) y, variance lower^2 (1 - keep), with keep = (lower / sigma)^2.
+        lower = sigmas[step + 1]
+        keep = (lower / sigma) ** 2
+        noise = random.normal(f"chain{step + 1}", target.shape[1:])
+        moved = (1 - keep) * target + lower * math.sqrt(1 - keep) * noise  # z' - keep z
+        # All rows of the table have one norm, so of ln q(z' | z, y_v) only the inner product depends on v.
+        log_q = (moved / lower**2) @ table.T
+        losses = losses + log_q.gather(-1, y.unsqueeze(-1)).squeeze(-1)
+        losses = losses - torch.logsumexp(torch.log_softmax(logits.float(), -1) + log_q, -1)
+        z = keep * z + moved
+    raise AssertionError("a schedule has at least one level")
+
+
+def _solver_rows(objective: Denoise, rows: Tokens, depths: list[int], random: StepRandom,
+                 num_trajectories: int) -> Iterator[tuple]:
     for depth in depths:
         began = time.perf_counter()
         solver = TeacherForced(objective, rows)
         log_probs = [solver.log_probs(depth, random, f"trajectory{i}") for i in range(num_trajectories)]
-        mixture = torch.stack(log_probs).logsumexp(0) - torch.tensor(float(num_trajectories)).log()
+        mixture = torch.stack(log_probs).logsumexp(0) - math.log(num_trajectories)
         yield depth, -mixture, time.perf_counter() - began
 
 
 class TeacherForced:
-    """Solver trajectories for every position of known sequences at once."""
+    """Solver trajectories for every position of known sequences at once.
+
+    The row that is solved for attends to the true earlier tokens noised to the level of the step, as in training, and
+    to itself; never to its own answer.
+    """
 
     def __init__(self, objective: Denoise, rows: Tokens):
         self.objective, self.denoiser = objective, objective.denoiser

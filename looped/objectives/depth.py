@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from looped.config import RecurrenceConfig
+from looped.config import Config, RecurrenceConfig
 from looped.rng import StepRandom
 
 SIGMA = 0.5
@@ -46,10 +46,38 @@ def expected_depths(config: RecurrenceConfig) -> tuple[float, float]:
         k = min(config.mean, config.backprop)
         return float(config.mean - k), float(k)
     # E[min(p, s)] = sum over j = 1 ... s of P(p >= j), and p - 1 is Poisson given the rate: average over its quantiles.
-    quantiles = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
-    rate = torch.exp(math.log(config.mean) - SIGMA**2 / 2 + SIGMA * torch.special.ndtri(quantiles))
+    rate = _rates(config.mean)
     counts = torch.arange(config.backprop, dtype=torch.float64).unsqueeze(1)
     log_pmf = counts * rate.log() - rate - torch.lgamma(counts + 1)
     below = torch.cat([torch.zeros(1, dtype=torch.float64), log_pmf.exp().mean(1).cumsum(0)])[: config.backprop]
     k = float((1 - below).sum())
     return config.mean + 1 - k, k
+
+
+def trained_depths(config: Config) -> tuple[int, int]:
+    """The depths that training runs: the middle 90 % of them under Huginn's sampler; one pass under `denoise`."""
+    recurrence = config.recurrence
+    if config.objective == "denoise":
+        return 1, 1
+    if config.objective == "full" or recurrence.distribution == "fixed":
+        return recurrence.mean, recurrence.mean
+    low, high = huginn_quantiles(recurrence.mean, (0.05, 0.95))
+    return low, high
+
+
+def huginn_quantiles(mean: int, levels: Sequence[float]) -> list[int]:
+    """The smallest depths p with P(depth <= p) >= level, by quadrature over the rate."""
+    rate = _rates(mean)
+    quantiles, depth, below = [], 0, 0.0
+    for level in sorted(levels):
+        while below < level:
+            depth += 1  # depth - 1 is Poisson given the rate: P(depth <= p) = Q(p, rate), the upper gamma ratio
+            below = torch.special.gammaincc(torch.tensor(float(depth), dtype=torch.float64), rate).mean().item()
+        quantiles.append(depth)
+    return quantiles
+
+
+def _rates(mean: int) -> Tensor:
+    """20,000 equally likely values of the log-normal rate."""
+    quantiles = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
+    return torch.exp(math.log(mean) - SIGMA**2 / 2 + SIGMA * torch.special.ndtri(quantiles))

@@ -39,6 +39,10 @@ from looped.training.checkpoint import (
     write_text,
 )
 
+FREE_AFTER_TRAINING = ("seed", "evaluation", "training.threads", "denoise.solver", "denoise.schedule", "denoise.bridge",
+                       "denoise.bridge_top_k")
+"""Settings, or sections of them, that a trained run can be evaluated and sampled with."""
+
 CONFIG, STAMP, TOKENIZER, LOCK = "config.yaml", "stamp.json", "tokenizer.json", ".lock"
 
 
@@ -81,13 +85,14 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _prepare(path: Path, config: Config, device: str) -> None:
     remove_leftovers(path)
-    if (path / CONFIG).exists():
+    if (path / CONFIG).exists() and list_checkpoints(path):
         _check_same_config(path, config)
         return
     strangers = sorted(entry.name for entry in path.iterdir() if entry.name not in (LOCK, STAMP))
-    if strangers:
+    if strangers and CONFIG not in strangers:
         raise UserError(f"run {path} has no {CONFIG} but holds '{strangers[0]}'; choose another --run")
-    # The stamp first: a folder with a config.yaml is complete.
+    # The stamp first: a folder with a config.yaml is complete. A start that saved nothing leaves nothing to protect, so
+    # its config may be corrected.
     write_text(path / STAMP, json.dumps(stamp(config, device), indent=1))
     write_text(path / CONFIG, dump_config(config))
 
@@ -118,14 +123,28 @@ def stamp(config: Config, device: str) -> dict[str, Any]:
     return {
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         **_git_state(),
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in (
-            "looped", "torch", "accelerate", "safetensors", "tokenizers", "numpy", "xformers")},
+        "versions": versions(),
         "device": device,
         "threads": torch.get_num_threads(),
         "machine": platform.platform(),
         "argv": sys.argv,
         "seed": config.seed,
     }
+
+
+def versions() -> dict[str, str | None]:
+    """Of Python and of the packages that decide what a run computes; None where one is missing."""
+    return {"python": platform.python_version()} | {name: _version(name) for name in (
+        "looped", "torch", "accelerate", "safetensors", "tokenizers", "numpy", "xformers")}
+
+
+def read_stamp(path: str | Path) -> dict[str, Any]:
+    """Where a run comes from, as far as it is known."""
+    try:
+        found = json.loads((Path(path) / STAMP).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _version(package: str) -> str | None:
@@ -179,21 +198,34 @@ class Run:
         return load_tokenizer(self.path / TOKENIZER)
 
 
-def load_run(path: str | Path, *, ema: bool = True, step: int | None = None, device: str | torch.device = "cpu") -> Run:
+def load_run(path: str | Path, *, ema: bool = True, step: int | None = None, device: str | torch.device = "cpu",
+             settings: Mapping[str, Any] | None = None) -> Run:
     """Read a run's newest whole checkpoint, or that of `step`; with its averaged weights, if it has some and `ema`.
 
-    Raises UserError when there is no run, no (whole) checkpoint, or weights that do not fit the config.
+    settings: changes to the run's config, of those in `FREE_AFTER_TRAINING`. Raises UserError when there is no run, no
+    (whole) checkpoint, weights that do not fit the config, or a setting that training has fixed.
     """
     path = Path(path)
     if not (path / CONFIG).is_file():
         raise UserError(f"{path} is not a run: it has no {CONFIG}; pass the folder that `looped train` wrote")
-    config = load_config(path / CONFIG)
+    config = _changed(path, settings or {})
+    if config.training.threads:
+        torch.set_num_threads(config.training.threads)
     checkpoint, state = _choose_checkpoint(path, step)
     name = "ema" if ema and (checkpoint / "ema.safetensors").exists() else "model"
     tensors = load_tensors(checkpoint, name)
     objective = build_objective(config, build(config, state["vocab_size"]))
     load_module(objective, tensors, checkpoint / f"{name}.safetensors")
     return Run(path, config, state["step"], objective.to(device).eval())
+
+
+def _changed(path: Path, settings: Mapping[str, Any]) -> Config:
+    config = load_config(path / CONFIG, settings)  # first, so that a misspelt setting is named
+    for name in settings:
+        if not any(name == free or name.startswith(f"{free}.") for free in FREE_AFTER_TRAINING):
+            raise UserError(f"--{name} was fixed when {path} was trained; what can be changed is "
+                            f"{', '.join(FREE_AFTER_TRAINING)}")
+    return config
 
 
 def _choose_checkpoint(path: Path, step: int | None) -> tuple[Path, dict[str, Any]]:

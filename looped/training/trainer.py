@@ -73,8 +73,8 @@ def train(config: Config, run_dir: str | Path, *, evaluate: Evaluate | None = No
 
     evaluate: (objective, data, config) -> figures to log every `training.eval_every` steps and at the end; the loss on
     held-out text when None. sample: likewise -> text to print every `training.sample_every` steps; continuations of
-    held-out text at `evaluation.depths` when None. Both see averaged weights where there are some. data: None prepares
-    `config.data`.
+    held-out text at `evaluation.sample_depths` when None. Both see averaged weights where there are some. data: None
+    prepares `config.data`.
 
     The first SIGTERM or Ctrl-C finishes the step, saves and returns; a second one stops at once. Raises UserError for
     a run in use, a config that does not fit, damaged checkpoints, a full disk, or a loss that is not finite.
@@ -360,7 +360,7 @@ def sampled_text(objective: Objective, data: TextData, config: Config) -> str:
     num = min(c.num_samples, data.heldout.windows(config.data.length))
     prompts = data.heldout.sequences(num, config.data.length)[:, : c.prompt_length]
     prompts = prompts.to(next(objective.parameters()).device)
-    rows, samples = evaluate_samples(objective, prompts, c.depths, num_tokens=c.sample_length, seed=config.seed)
+    rows, samples = evaluate_samples(objective, prompts, c.sample_depths, num_tokens=c.sample_length, seed=config.seed)
     diversity = {row.depth: row.mean for row in rows if row.metric == "distinct_2"}
     lines = []
     for depth, texts in samples.items():

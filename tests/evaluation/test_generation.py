@@ -8,7 +8,7 @@ from looped.diffusion.samplers import SAMPLERS
 from looped.errors import UserError
 from looped.evaluation.depth import confidence_interval, evaluate_depth, evaluate_samples
 from looped.evaluation.generation import LoopWriter, distinct, generate
-from looped.evaluation.likelihood import losses_by_depth
+from looped.evaluation.likelihood import losses_by_solver
 from looped.models.build import build
 from looped.objectives import build_objective
 
@@ -54,6 +54,7 @@ def test_the_sweep_reports_every_depth(flags):
     objective = make(flags)
     rows = torch.randint(V, (4, 9), generator=torch.Generator().manual_seed(1))
     sweep = evaluate_depth(objective, rows, [1, 3], bytes_per_token=2.0, batch_size=2, num_trajectories=2)
+    assert bool(sweep.means("nats_by_solver")) == (flags["objective"] == "denoise")
     nats, bits = sweep.means("nats_per_token"), sweep.means("bits_per_byte")
     assert sorted(nats) == [1, 3]
     assert bits[3] == pytest.approx(nats[3] / 0.6931471805599453 / 2)
@@ -69,7 +70,7 @@ def test_every_solver_measures_and_writes(solver, context):
     objective = make({"objective": "denoise", "denoise.context": context, "denoise.solver": solver,
                       "denoise.bridge": "sampled"})
     rows = torch.randint(V, (2, 7), generator=torch.Generator().manual_seed(1))
-    results = [losses_by_depth(objective, rows, [3], seed=seed, num_trajectories=1)[0].losses for seed in (0, 0, 1)]
+    results = [losses_by_solver(objective, rows, [3], seed=seed, num_trajectories=1)[0].losses for seed in (0, 0, 1)]
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
     assert generate(objective, rows[:, :3], num_tokens=3, depth=3).shape == (2, 3)

@@ -348,7 +348,7 @@ def test_random_kills_change_nothing(tmp_path, tiny):
 
 @pytest.mark.parametrize("objective", ["truncated", "denoise"])
 def test_samples_are_printed_by_depth(tmp_path, tiny, capsys, objective):
-    train(tiny(objective=objective, **{"training.sample_every": 8, "evaluation.depths": [1, 3],
+    train(tiny(objective=objective, **{"training.sample_every": 8, "evaluation.sample_depths": [1, 3],
                                        "evaluation.sample_length": 5}), tmp_path / "run")
     said = capsys.readouterr()
     text = said.out + said.err

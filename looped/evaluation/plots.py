@@ -1,0 +1,79 @@
+"""Pictures of an evaluation: quality over depth with the trained depths shaded, loss over noise level."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Rows = Sequence[Mapping[str, Any]]
+
+AXES = {"nats_per_token": "held-out loss (nats a token)", "bits_per_byte": "held-out loss (bits a byte)"}
+COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#8f5fb0", "#c78100", "#4a4a4a")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Rows of one metric by depth, and the range of depths that training ran."""
+
+    label: str
+    rows: Rows
+    trained: tuple[int, int]
+    metric: str
+
+
+def plot_depth(curves: Sequence[Curve], path: Path) -> None:
+    """Quality over depth, 95 % intervals as bands; a bar under each curve's colour marks the depths it was trained at.
+
+    Raises ValueError for a file type that matplotlib does not write.
+    """
+    figure, axes = _figure()
+    for curve, colour in zip(curves, _colours(len(curves)), strict=True):
+        depths = [row["depth"] for row in curve.rows]
+        axes.plot(depths, [row["mean"] for row in curve.rows], "o-", color=colour, markersize=4, label=curve.label)
+        axes.fill_between(depths, [row["ci_low"] for row in curve.rows], [row["ci_high"] for row in curve.rows],
+                          color=colour, alpha=0.12, linewidth=0)
+        low, high = curve.trained
+        axes.axvspan(low / 1.06, high * 1.06, color=colour, alpha=0.08, linewidth=0,
+                     label=f"trained depth, {curve.label}: {low if low == high else f'{low} to {high}'}")
+    ticks = sorted({row["depth"] for curve in curves for row in curve.rows})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel("depth (loop steps, or solver steps of a denoiser)")
+    axes.set_ylabel(AXES.get(curves[0].metric, curves[0].metric))
+    _save(figure, axes, path)
+
+
+def plot_sigma(runs: Mapping[str, Rows], path: Path) -> None:
+    """Cross-entropy of the clean token over the noise level it is hidden by."""
+    figure, axes = _figure()
+    for (label, rows), colour in zip(runs.items(), _colours(len(runs)), strict=True):
+        rows = sorted(rows, key=lambda row: row["sigma"])
+        axes.plot([row["sigma"] for row in rows], [row["mean"] for row in rows], "o-", color=colour, markersize=4,
+                  label=label)
+        axes.fill_between([row["sigma"] for row in rows], [row["ci_low"] for row in rows],
+                          [row["ci_high"] for row in rows], color=colour, alpha=0.12, linewidth=0)
+    axes.set_xscale("log")
+    axes.set_xlabel("noise level sigma")
+    axes.set_ylabel(AXES["nats_per_token"])
+    _save(figure, axes, path)
+
+
+def _figure():
+    """A figure without pyplot, which would look for a display and keep global state."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.0, 4.2), dpi=150, layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _colours(count: int) -> list[str]:
+    return [COLOURS[i % len(COLOURS)] for i in range(count)]
+
+
+def _save(figure, axes, path: Path) -> None:
+    axes.grid(alpha=0.25, linewidth=0.6)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path)

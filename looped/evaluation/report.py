@@ -1,0 +1,121 @@
+"""What an evaluation leaves behind: JSON lines in the run's folder, tables in Markdown, pictures.
+
+    runs/<name>/eval/depth.jsonl     one row a figure: {depth, metric, mean, ci_low, ci_high, n, ...}
+    runs/<name>/eval/examples.jsonl  the figure of every held-out sequence, for paired comparisons
+    runs/<name>/eval/samples.jsonl   prompts and their continuations at each depth
+    runs/<name>/plots/depth.png      the depth curve; sigma.png the loss by noise level
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from looped.config import Config, load_config
+from looped.errors import UserError, did_you_mean
+from looped.evaluation.depth import Evaluation
+from looped.evaluation.plots import Curve, plot_depth, plot_sigma
+from looped.objectives.depth import trained_depths
+
+ROWS, EXAMPLES, SAMPLES = "eval/depth.jsonl", "eval/examples.jsonl", "eval/samples.jsonl"
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def save_evaluation(run: Path, evaluation: Evaluation, config: Config, *, step: int) -> None:
+    """Write everything of an evaluation of the checkpoint of `step` into the folder of a run. Raises UserError."""
+    rows = [{"step": step, **row.as_dict()} for row in evaluation.rows]
+    examples = [{"step": step, "metric": metric, "depth": depth, "values": values.tolist()}
+                for metric, by_depth in evaluation.per_example.items() for depth, values in by_depth.items()]
+    try:
+        for folder in ("eval", "plots"):
+            (run / folder).mkdir(exist_ok=True)
+        for name, lines in ((ROWS, rows), (EXAMPLES, examples), (SAMPLES, evaluation.samples)):
+            (run / name).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        plot_depth([_curve(run.name, rows, config, "nats_per_token")], run / "plots" / "depth.png")
+        if any("sigma" in row for row in rows):
+            plot_sigma({run.name: [row for row in rows if row["metric"] == "nats_at_sigma"]},
+                       run / "plots" / "sigma.png")
+    except OSError as error:
+        raise UserError(f"cannot write the evaluation to {run}: {error.strerror or error}; free space or permissions"
+                        ) from None
+
+
+def read_rows(run: Path) -> list[dict[str, Any]]:
+    """The rows that `looped eval` left in a run's folder. Raises UserError."""
+    path = run / ROWS
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        if not rows or not all(isinstance(row, dict) and "metric" in row for row in rows):
+            raise ValueError
+    except OSError:
+        raise UserError(f"{run} has no {ROWS}; measure it with looped eval {run}") from None
+    except ValueError:
+        raise UserError(f"{path} is damaged; write it anew with looped eval {run}") from None
+    return rows
+
+
+def plot_runs(runs: Sequence[Path], out: Path, *, metric: str = "nats_per_token") -> str:
+    """Depth curves of several runs in one picture; the table, which is also written beside it. Raises UserError."""
+    rows = {_label(run, runs): read_rows(run) for run in runs}
+    known = {row["metric"] for each in rows.values() for row in each if "depth" in row}
+    if metric not in known:
+        raise UserError(f"metric '{metric}' is not among the figures by depth{did_you_mean(metric, known)}")
+    curves = [_curve(label, each, load_config(run / "config.yaml"), metric)
+              for run, (label, each) in zip(runs, rows.items(), strict=True)]
+    table = depth_table(rows)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        plot_depth(curves, out)
+        out.with_suffix(".md").write_text(table + "\n", encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot write {out}: {getattr(error, 'strerror', None) or error}; choose another --out"
+                        ) from None
+    return table
+
+
+def _label(run: Path, runs: Sequence[Path]) -> str:
+    """The folder's name, or its whole path where two runs share a name."""
+    return str(run) if [other.name for other in runs].count(run.name) > 1 else run.name
+
+
+def _curve(label: str, rows: Rows, config: Config, metric: str) -> Curve:
+    return Curve(label=label, rows=[row for row in rows if row["metric"] == metric and "depth" in row],
+                 trained=trained_depths(config), metric=metric)
+
+
+def depth_table(runs: Mapping[str, Rows]) -> str:
+    """Markdown: one line a run and depth; for denoisers also the loss at sigma_max, whatever the depth."""
+    header = ["run", "depth", "nats a token", "bits a byte", "distinct-2", "layer forwards", "seconds"]
+    lines, notes = [], []
+    for label, rows in runs.items():
+        at = {(row["metric"], row.get("depth")): row for row in rows}
+        for depth in sorted({row["depth"] for row in rows if "depth" in row}):
+            nats = at.get(("nats_per_token", depth), {})
+            lines.append([label, str(depth), _with_interval(nats),
+                          _number(at.get(("bits_per_byte", depth), {}).get("mean"), 3),
+                          _number(at.get(("distinct_2", depth), {}).get("mean"), 3),
+                          _number(nats.get("layer_forwards"), 0), _number(nats.get("seconds"), 2)])
+        if ("nats_at_sigma_max", None) in at:
+            notes.append(f"{label} at sigma_max, where a denoiser is a next-token predictor: "
+                         f"{_with_interval(at['nats_at_sigma_max', None])} nats a token")
+    return "\n".join([markdown_table(header, lines), *("\n" + note for note in notes)])
+
+
+def _with_interval(row: Mapping[str, Any]) -> str:
+    """`3.604 [3.570, 3.641]`, the mean with its 95 % interval."""
+    return f"{row['mean']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]" if row else "-"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A table that reads well as plain text too: the first column to the left, figures to the right."""
+    lines = [list(header), *map(list, lines)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    text = ["| " + " | ".join(cell.ljust(w) if i == 0 else cell.rjust(w)
+                              for i, (cell, w) in enumerate(zip(line, widths, strict=True))) + " |" for line in lines]
+    rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
+    return "\n".join([text[0], rule, *text[1:]])
