@@ -1,0 +1,196 @@
+"""The command line: help that teaches, one sentence and exit code 2 for bad input, and the whole path on a tiny run."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from looped.cli import VERBS, main, parse_depths, split_settings
+from looped.config import describe_settings, dump_config
+from looped.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def tiny_yaml(tmp_path_factory):
+    """A config of a dozen steps on a text of its own."""
+    folder = tmp_path_factory.mktemp("cli")
+    text = "".join(f"def f{i}(x):\n    return x * {i} + {i * i % 17}  # number {i}\n\n" for i in range(600))
+    (folder / "text").mkdir()
+    for part in range(6):
+        (folder / "text" / f"{part}.txt").write_text(text[part * len(text) // 6 : (part + 1) * len(text) // 6])
+    config = {
+        "model": {"width": 16, "num_heads": 2, "num_core_layers": 1},
+        "denoise": {"cond_width": 8, "target": {"dim": 4}}, "recurrence": {"mean": 2, "backprop": 1},
+        "data": {"path": str(folder / "text"), "cache_dir": str(folder / "tokens"), "vocab_size": 300, "length": 16,
+                 "heldout": 0.2},
+        "training": {"budget": 6, "batch_size": 4, "threads": 1},
+        "evaluation": {"num_sequences": 4, "sample_length": 4, "prompt_length": 4, "depths": [1, 2]},
+    }
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(config))
+    return folder / "tiny.yaml"
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_yaml):
+    """A trained and evaluated run of each kind."""
+    paths = {}
+    for objective in ("denoise", "truncated"):
+        paths[objective] = tiny_yaml.parent / "runs" / objective
+        assert main(["train", str(tiny_yaml), "--run", str(paths[objective]), "--objective", objective]) == 0
+        assert main(["eval", str(paths[objective])]) == 0
+    return paths
+
+
+def test_help_loads_no_torch():
+    code = "import sys; from looped.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "looped train configs/smoke.yaml" in done.stdout
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself(verb, capsys):
+    assert main([verb, "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert VERBS[verb].__doc__.split(".")[0].split(",")[0] in shown
+    assert "usage: looped " + verb in shown
+
+
+def test_the_help_of_train_lists_every_setting(capsys):
+    main(["train", "--help"])
+    shown = capsys.readouterr().out
+    assert all(f"--{name} [" in shown for name, _, _ in describe_settings())
+
+
+def test_settings_are_told_from_other_flags():
+    rest, settings = split_settings(["a.yaml", "--model.width", "64", "--run", "r", "--seed=3", "--optim.lr", "-1"])
+    assert rest == ["a.yaml", "--run", "r"]
+    assert settings == {"model.width": "64", "seed": "3", "optim.lr": "-1"}
+
+
+def test_depths_are_parsed():
+    assert parse_depths("4,1,2,2") == [1, 2, 4]
+    for bad in ("", "1,x", "0,1", "1;2", "100001"):
+        with pytest.raises(UserError, match="--depths"):
+            parse_depths(bad)
+
+
+@pytest.mark.parametrize(("arguments", "why"), [
+    (["trian", "x.yaml"], "did you mean 'train'"),
+    (["train"], "looped train --help"),
+    (["train", "CONFIG", "--rnu", "x"], "--run"),
+    (["train", "CONFIG", "--model.widht", "64"], "did you mean 'width'"),
+    (["train", "CONFIG", "--model.width"], "has no value"),
+    (["train", "CONFIG", "--model.width", "17"], "model: width 17"),
+    (["train", "nowhere.yaml"], "cannot read config nowhere.yaml"),
+    (["train", "CONFIG", "--run", "CONFIG"], "choose another --run"),
+    (["eval", "nowhere"], "nowhere is not a run"),
+    (["eval", "DENOISE", "--depths", "one"], "--depths 'one'"),
+    (["eval", "DENOISE", "--model.width", "32"], "fixed when"),
+    (["eval", "DENOISE", "--evaluation.num_sequence", "3"], "did you mean 'num_sequences'"),
+    (["eval", "DENOISE", "--step", "5"], "no checkpoint of step 5; it has: 6"),
+    (["eval", "DENOISE", "--trajectories", "-1"], "--trajectories -1"),
+    (["generate", "DENOISE", "--depth", "0"], "--depth 0"),
+    (["generate", "DENOISE", "--prompt", ""], "prompt"),
+    (["generate", "DENOISE", "--temperature", "-1"], "temperature"),
+    (["generate", "DENOISE", "--num-tokens", "many"], "num-tokens"),
+    (["plot"], "plot"),
+    (["plot", "nowhere"], "looped eval nowhere"),
+    (["plot", "DENOISE", "--metric", "nat_per_token"], "did you mean 'nats_per_token'"),
+    (["plot", "DENOISE", "--out", "depth.xyz"], "cannot write depth.xyz"),
+    (["bench", "stop", "--config", "CONFIG"], "bench"),
+    (["info", "nowhere.yaml"], "cannot read config"),
+    (["info", "--seed", "3"], "takes no settings"),
+])
+def test_bad_input_is_one_sentence_and_exit_code_2(arguments, why, tiny_yaml, runs, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    names = {"CONFIG": str(tiny_yaml), "DENOISE": str(runs["denoise"])}
+    capsys.readouterr()
+    assert main([names.get(word, word) for word in arguments]) == 2
+    said = capsys.readouterr()
+    assert why in said.err
+    assert said.err.startswith("looped: ")
+    assert said.err.count("\n") == 1
+    assert said.out == ""
+
+
+def test_a_run_is_evaluated_into_its_folder(runs):
+    for objective, path in runs.items():
+        rows = [json.loads(line) for line in (path / "eval" / "depth.jsonl").read_text().splitlines()]
+        assert {row["depth"] for row in rows if row["metric"] == "nats_per_token"} == {1, 2}
+        assert {row["metric"] for row in rows} >= {"bits_per_byte", "distinct_2"}
+        assert any(row["metric"] == "nats_at_sigma_max" for row in rows) == (objective == "denoise")
+        examples = [json.loads(line) for line in (path / "eval" / "examples.jsonl").read_text().splitlines()]
+        assert all(len(line["values"]) == 4 for line in examples)
+        assert (path / "plots" / "depth.png").read_bytes().startswith(b"\x89PNG")
+        assert (path / "plots" / "sigma.png").exists() == (objective == "denoise")
+
+
+def test_runs_are_compared_in_one_picture_and_one_table(runs, tmp_path, capsys):
+    assert main(["plot", *map(str, runs.values()), "--out", str(tmp_path / "new" / "both.png")]) == 0
+    table = capsys.readouterr().out
+    assert table.count("| denoise") == table.count("| truncated") == 2
+    assert (tmp_path / "new" / "both.md").read_text().strip() in table
+    assert (tmp_path / "new" / "both.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_solver_settings_act_on_a_trained_run(runs, capsys):
+    texts = []
+    for solver in ("euler", "ancestral"):
+        main(["generate", str(runs["denoise"]), "--depth", "4", "--denoise.solver", solver, "--num-tokens", "40"])
+        texts.append(capsys.readouterr().out)
+    assert texts[0] != texts[1]
+
+
+def test_generation_reads_a_prompt_and_writes_json(runs, capsys):
+    main(["generate", str(runs["truncated"]), "--prompt", "def f", "--num-tokens", "3", "--num-samples", "2", "--json"])
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["prompt"] for line in lines] == ["def f"] * 2
+    assert lines[0]["text"] != lines[1]["text"]
+
+
+def test_a_dry_run_trains_nothing_and_prints_a_config_that_loads(tiny_yaml, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", str(tiny_yaml), "--dry-run", "--model.width", "32"]) == 0
+    shown = capsys.readouterr().out
+    assert "width: 32" in shown
+    assert "parameters" in shown
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_config_of_a_run_goes_on_with_that_run(runs, capsys):
+    before = sorted(path.name for path in (runs["denoise"] / "checkpoints").iterdir())
+    assert main(["train", str(runs["denoise"] / "config.yaml")]) == 0
+    assert "6 steps" in capsys.readouterr().out
+    assert sorted(path.name for path in (runs["denoise"] / "checkpoints").iterdir()) == before
+
+
+def test_a_config_that_could_not_start_may_be_corrected(tiny_yaml, tmp_path):
+    bad = ["train", str(tiny_yaml), "--run", str(tmp_path / "run"), "--data.length", "100000"]
+    assert main(bad) == 2
+    assert main([*bad[:-1], "16", "--training.budget", "1"]) == 0
+
+
+def test_info_describes_machine_config_and_run(tiny_yaml, runs, capsys):
+    assert main(["info"]) == 0
+    assert "attention xformers: " in capsys.readouterr().out
+    assert main(["info", str(tiny_yaml)]) == 0
+    assert "parameters" in capsys.readouterr().out
+    assert main(["info", str(runs["denoise"])]) == 0
+    assert "step 6 of 6 steps" in capsys.readouterr().out
+
+
+def test_a_reader_that_leaves_is_no_error(runs):
+    command = f"{sys.executable} -m looped.cli info {runs['denoise']} | head -n 0"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+
+
+def test_dumped_configs_round_trip_through_the_command_line(tiny_yaml, tmp_path, capsys):
+    main(["train", str(tiny_yaml), "--dry-run"])
+    shown = capsys.readouterr().out.split("\n\n")[0]
+    (tmp_path / "again.yaml").write_text(shown)
+    from looped.config import load_config
+
+    assert dump_config(load_config(tmp_path / "again.yaml")).strip() == shown.strip()

@@ -1,0 +1,73 @@
+"""Every shipped config loads, says what it is and trains; comparable ones differ in one setting; the demo works."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from looped.cli import main
+from looped.config import load_config
+from looped.models.build import build
+from looped.objectives import build_objective
+from looped.rng import StepRandom
+
+FOLDER = Path(__file__).parents[1] / "configs"
+CONFIGS = sorted(FOLDER.glob("*.yaml"))
+IDS = [path.stem for path in CONFIGS]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=IDS)
+def test_a_config_says_what_it_is_before_it_says_how(path):
+    text = path.read_text()
+    assert text.startswith("# ")
+    assert f"configs/{path.name}" in text
+    assert max(map(len, text.splitlines())) <= 120
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=IDS)
+def test_a_config_takes_an_optimiser_step(path):
+    """On its own model and objective, with short sequences."""
+    config = load_config(path, {"data.length": 16, "evaluation.prompt_length": 4, "recurrence.mean": 2})
+    objective = build_objective(config, build(config, config.data.vocab_size))
+    tokens = torch.randint(config.data.vocab_size, (2, 17), generator=torch.Generator().manual_seed(0))
+    objective(tokens, StepRandom(config.seed, 0, count=2)).value.backward()
+    assert all(p.grad is not None for p in objective.parameters() if p.requires_grad)
+
+
+def test_the_stdlib_configs_differ_in_the_objective_alone():
+    names = {"full", "truncated", "denoise"}
+    settings = {name: yaml.safe_load((FOLDER / f"stdlib-{name}.yaml").read_text()) for name in names}
+    assert {values.pop("objective") for values in settings.values()} == names
+    assert settings["full"] == settings["truncated"] == settings["denoise"]
+
+
+def test_huginn_70m_is_the_published_size():
+    model = load_config(FOLDER / "huginn-70m.yaml").model
+    assert (model.num_prelude_layers, model.num_core_layers, model.num_coda_layers) == (2, 4, 2)
+    assert (model.width, model.num_heads, model.block) == (512, 8, "sandwich")
+
+
+def test_the_smoke_config_trains_resumes_and_is_evaluated(tmp_path, capsys):
+    run = tmp_path / "smoke"
+    train = ["train", str(FOLDER / "smoke.yaml"), "--run", str(run)]
+    assert main(train) == 0
+    assert main(train) == 0  # nothing left to do
+    assert main(["eval", str(run)]) == 0
+    assert "| smoke |     8 |" in capsys.readouterr().out
+
+
+def test_make_demo_leaves_one_picture_and_one_table(tmp_path):
+    """The demo as it is, seconds instead of minutes long and on a model of one layer a part."""
+    flags = {"training.budget": 2, "training.budget_unit": "steps", "model.width": 32, "evaluation.num_sequences": 2,
+             "evaluation.num_samples": 1, "evaluation.sample_length": 2, "evaluation.depths": "[1,2]"}
+    settings = " ".join(f"--{name} {value}" for name, value in flags.items())
+    command = ["make", "-o", ".venv/installed", "demo", f"BIN={Path(sys.executable).parent}", f"DEMO={tmp_path}",
+               f"FLAGS={settings}"]
+    done = subprocess.run(command, cwd=FOLDER.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "depth.png").read_bytes().startswith(b"\x89PNG")
+    table = (tmp_path / "depth.md").read_text()
+    assert table.count("| truncated ") == table.count("| denoise ") == 2
