@@ -1,0 +1,187 @@
+"""The closed forms are what really runs: parameters, FLOPs as torch counts them, bytes as autograd keeps them."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+
+from looped.config import load_config
+from looped.models.build import build
+from looped.models.counts import count, expected_depths, format_counts, parts_of
+from looped.objectives import build_objective, depth
+from looped.rng import StepRandom
+
+VOCAB, ROWS, LENGTH = 100, 3, 32
+SMALL = {"model.width": 64, "model.num_heads": 4, "model.ffn_width": 96, "model.num_prelude_layers": 2,
+         "model.num_coda_layers": 2, "data.length": LENGTH, "training.batch_size": ROWS, "denoise.cond_width": 16,
+         "denoise.target.dim": 8, "recurrence.mean": 4, "recurrence.backprop": 2, "recurrence.distribution": "fixed"}
+ARMS = ["full", "truncated", "denoise:inject", "denoise:concat", "denoise:context"]
+
+
+def config_of(arm="full", **settings):
+    objective, _, context = arm.partition(":")
+    return load_config(None, SMALL | {"objective": objective, "denoise.context": context or "inject"} | settings)
+
+
+def objective_of(config):
+    return build_objective(config, build(config, VOCAB)).train()
+
+
+def forward(config, objective):
+    tokens = torch.randint(0, VOCAB, (ROWS, LENGTH + 1), generator=torch.Generator().manual_seed(0))
+    bf16 = config.training.precision == "bf16"
+    with torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext():
+        return objective(tokens, StepRandom(0, 0, count=ROWS)).value
+
+
+def kept_bytes(config):
+    """What autograd keeps beside the parameters, every storage once."""
+    objective = objective_of(config)
+    known = {t.untyped_storage().data_ptr() for t in (*objective.parameters(), *objective.buffers())}
+    kept = {}  # holds the tensors: a storage that was freed could lend its address to another
+
+    def pack(tensor):
+        if tensor.untyped_storage().data_ptr() not in known:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        forward(config, objective)
+    return sum(t.untyped_storage().nbytes() for t in kept.values())
+
+
+# ---- parameters
+
+
+@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("settings", [{}, {"model.tie_embeddings": False, "model.injection": "gated"},
+                                      {"denoise.target.tied": True, "denoise.target.dim": 64}],
+                         ids=["plain", "untied head", "tied targets"])
+def test_parameters_are_those_of_the_objective(arm, settings):
+    config = config_of(arm, **settings)
+    objective, counts = objective_of(config), count(config, VOCAB)
+    assert counts.parameters == sum(p.numel() for p in objective.parameters())
+    assert counts.core_parameters == sum(p.numel() for p in objective.model.recurrence.core.parameters())
+
+
+def test_effective_parameters_count_the_core_once_a_loop_step_and_once_for_a_denoiser():
+    full, denoise = count(config_of("full"), VOCAB), count(config_of("denoise"), VOCAB)
+    assert full.effective_parameters == full.parameters + 3 * full.core_parameters
+    assert denoise.effective_parameters == denoise.parameters
+
+
+@pytest.mark.parametrize(("mean", "backprop"), [(32, 8), (8, 4), (3, 5), (1, 1)])
+def test_expected_depths_are_those_of_the_sampler(mean, backprop):
+    settings = {"recurrence.mean": mean, "recurrence.backprop": backprop}
+    for distribution in ("huginn", "fixed"):
+        config = config_of("truncated", **settings, **{"recurrence.distribution": distribution})
+        assert expected_depths(config) == pytest.approx(depth.expected_depths(config.recurrence), abs=1e-9)
+
+
+# ---- FLOPs
+
+
+def causal_forward(q, k, v, *args, out_shape=None, **kwargs):
+    """Two products over the pairs that causality allows; torch's own counter does not know this kernel."""
+    batch, heads, length, dim = q
+    return 2 * 2 * batch * heads * dim * length * (length + 1) // 2
+
+
+def causal_backward(grad, *args, **kwargs):
+    """Four products; the fifth makes the scores again."""
+    return 2 * causal_forward(grad, None, None)
+
+
+KERNELS = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: causal_forward,
+           torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: causal_backward}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("arm", ARMS)
+def test_flops_are_those_that_torch_counts(arm, precision):
+    config = config_of(arm, **{"training.precision": precision})
+    objective, counts = objective_of(config), count(config, VOCAB)
+    with FlopCounterMode(display=False, custom_mapping=KERNELS) as forwards:
+        value = forward(config, objective)
+    with FlopCounterMode(display=False, custom_mapping=KERNELS) as backwards:
+        value.backward()
+    assert counts.forward_flops == pytest.approx(forwards.get_total_flops(), rel=1e-9)
+    logits_again = ROWS * LENGTH * next(part.flops for part in parts_of(config, VOCAB) if part.name == "head")
+    measured = forwards.get_total_flops() + backwards.get_total_flops() - logits_again
+    assert counts.step_flops == pytest.approx(measured, rel=1e-3)  # the level needs no gradient: a few FLOPs fewer
+
+
+def test_flops_follow_the_expected_depth():
+    """Positive control: 32 more steps without gradient cost 32 cores, a step with gradient three."""
+    def flops(mean, backprop):
+        config = config_of("truncated", **{"recurrence.mean": mean, "recurrence.backprop": backprop})
+        parts = {part.name: part.flops * LENGTH * ROWS for part in parts_of(config, VOCAB)}
+        return count(config, VOCAB).step_flops, parts["core"] + parts["injection"]
+
+    (shallow, once), (deep, _), (taught, _) = flops(4, 2), flops(36, 2), flops(4, 3)
+    assert deep - shallow == pytest.approx(32 * once, abs=1)
+    assert taught - shallow == pytest.approx(2 * once, abs=1)
+
+
+# ---- bytes
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("block", ["sandwich", "prenorm"])
+@pytest.mark.parametrize("arm", ARMS)
+def test_saved_bytes_are_those_that_autograd_keeps(arm, block, precision):
+    config = config_of(arm, **{"model.block": block, "training.precision": precision})
+    assert count(config, VOCAB).saved_activation_bytes == pytest.approx(kept_bytes(config), rel=5e-4)
+
+
+@pytest.mark.parametrize("arm", ["full", "denoise:concat"])
+@pytest.mark.parametrize("settings", [
+    {"model.injection": "gated"}, {"model.injection": "diagonal"}, {"model.injection": "add"},
+    {"model.injection": "none"}, {"model.qk_norm": True}, {"model.num_kv_heads": 2}, {"model.tie_embeddings": False},
+    {"model.num_prelude_layers": 0, "model.num_coda_layers": 0}, {"denoise.posterior": True},
+    {"denoise.target.tied": True, "denoise.target.dim": 64}], ids=str)
+def test_saved_bytes_hold_for_every_kind_of_layer(arm, settings):
+    config = config_of(arm, **settings)
+    assert count(config, VOCAB).saved_activation_bytes == pytest.approx(kept_bytes(config), rel=0.02)
+
+
+def test_saved_bytes_are_one_micro_batchs():
+    whole, half = config_of("full", **{"training.batch_size": 6}), config_of(
+        "full", **{"training.batch_size": 6, "training.accumulation": 2})
+    assert count(half, VOCAB).saved_activation_bytes == count(config_of("full"), VOCAB).saved_activation_bytes
+    assert count(half, VOCAB).step_flops == count(whole, VOCAB).step_flops
+
+
+def test_depth_costs_bptt_the_same_bytes_a_step_and_a_denoiser_none():
+    """Measured, not counted. The loop is the positive control."""
+    def kept(arm):
+        return [kept_bytes(config_of(arm, **{"recurrence.mean": mean, "recurrence.backprop": mean}))
+                for mean in (1, 2, 3, 9)]
+
+    one, two, three, nine = kept("full")
+    assert two - one == three - two == (nine - three) / 6 > 0
+    assert len(set(kept("denoise"))) == 1
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_training_bytes_are_weights_gradients_and_the_optimisers_own(name):
+    from looped.training.optim import build_optimizers
+
+    config = config_of("denoise", **{"optim.name": name, "optim.ema_decay": 0.99})
+    objective, counts = objective_of(config), count(config, VOCAB)
+    forward(config, objective).backward()
+    optimizers = build_optimizers(objective, config.optim)
+    for optimizer in optimizers:
+        optimizer.step()
+    state = sum(t.nbytes for opt in optimizers for s in opt.state.values() for t in s.values() if t.ndim)
+    weights = sum(p.nbytes for p in objective.parameters())
+    expected = 3 * weights + state + counts.saved_activation_bytes  # with gradients and averaged weights
+    assert counts.training_bytes == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_table_names_every_figure():
+    text = format_counts(count(config_of("denoise"), VOCAB))
+    assert len(text.splitlines()) == 6
+    assert "MB" in text
