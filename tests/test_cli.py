@@ -7,9 +7,10 @@ import sys
 import pytest
 import yaml
 
-from looped.cli import VERBS, main, parse_depths, split_settings
+from looped.cli import main, split_settings
 from looped.config import describe_settings, dump_config
 from looped.errors import UserError
+from looped.verbs import VERBS, parse_depths
 
 
 @pytest.fixture(scope="module")

@@ -96,8 +96,9 @@ def prepare(data: DataConfig) -> TextData:
 
 
 def _fingerprint(corpus: Corpus, data: DataConfig, tokenizer: str | None) -> str:
+    trained = {"vocab_size": data.vocab_size, "min_frequency": MIN_FREQUENCY}
     settings = {"format": FORMAT, "heldout": data.heldout, "piece": PIECE,
-                "tokenizer": tokenizer or {"vocab_size": data.vocab_size, "min_frequency": MIN_FREQUENCY}}
+                "tokenizer": trained if tokenizer is None else tokenizer}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, text in corpus.documents:
         for part in (name.encode("utf-8", "surrogateescape"), text.encode()):

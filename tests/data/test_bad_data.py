@@ -187,3 +187,14 @@ def test_a_damaged_tokenizer_json_is_used_without_loss_or_a_user_error(tmp_path,
     text, message = ending(lambda: prepare(config))
     assert is_one_sentence(message)
     assert text is None or "the quick brown fox\n" * 2 in text.tokenizer.decode(text.train.tokens.tolist())
+
+
+def test_an_empty_tokenizer_file_is_not_taken_for_none_though_the_text_is_cached(tmp_path):
+    for part in range(4):
+        (tmp_path / f"{part}.txt").write_text(f"a text of its own, number {part}\n" * 30)
+    (tmp_path / "tokenizer.json").write_text("")
+    data = {"path": (f"{tmp_path}/*.txt",), "cache_dir": str(tmp_path / "cache"), "vocab_size": 300, "length": 4,
+            "heldout": 0.3}
+    prepare(DataConfig(**data))
+    with pytest.raises(UserError, match="is not a tokenizer.json"):
+        prepare(DataConfig(**data, tokenizer=str(tmp_path / "tokenizer.json")))

@@ -1,0 +1,276 @@
+"""The verbs of the command line. A verb's fields are its flags, its docstring is its help (tyro), calling it does the
+work; what is heavy is imported there.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+from looped.config import describe_settings, dump_config, load_config
+from looped.errors import UserError
+
+Settings = Mapping[str, str]
+
+MAX_DEPTH = 100_000
+"""Beyond what any run is for; a typing error such as 1e9 should not fill the memory."""
+
+
+def _no_settings(settings: Settings, verb: str) -> None:
+    if settings:
+        raise UserError(f"{verb} takes no settings, but got --{next(iter(settings))}")
+
+
+def parse_depths(text: str) -> list[int]:
+    """`1,2,4` as ascending depths. Raises UserError."""
+    try:
+        depths = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        raise UserError(f"--depths {text!r} is not a list of whole numbers; write for instance 1,2,4,8") from None
+    for depth in depths:
+        _check_range("--depths", depth)
+    return depths
+
+
+def _check_range(flag: str, value: int) -> None:
+    if not 1 <= value <= MAX_DEPTH:
+        raise UserError(f"{flag} {value} does not lie between 1 and {MAX_DEPTH}")
+
+
+class Verb:
+    """One verb; `settings` are the `--section.key value` flags of the command line."""
+
+    def __call__(self, settings: Settings) -> int | None:
+        raise NotImplementedError
+
+
+@dataclass
+class Train(Verb):
+    """Train a config in a run folder, or go on with a run that was interrupted: run the same command again.
+
+    The folder holds config.yaml, metrics.jsonl, train.log, the tokenizer and the checkpoints. Ctrl-C saves and stops.
+    """
+
+    config: Positional[Path]
+    """a YAML file, or the config.yaml of a run"""
+    run: Path | None = None
+    """the run's folder; runs/<name of the config> if not given"""
+    dry_run: bool = False
+    """only print the resolved config, the parameters, the FLOPs and the memory it would need"""
+
+    def __call__(self, settings: Settings) -> int:
+        config = load_config(self.config, settings)
+        if self.dry_run:
+            from looped.models.counts import count, format_counts
+
+            print(dump_config(config))
+            print(format_counts(count(config, config.data.vocab_size)))
+            return 0
+        from looped.training.trainer import train
+
+        return train(config, self.run or self._default_run()).exit_code
+
+    def _default_run(self) -> Path:
+        if (self.config.parent / "stamp.json").exists():  # the config of a run: that run
+            return self.config.parent
+        return Path("runs") / self.config.stem
+
+
+@dataclass
+class Eval(Verb):
+    """Measure a trained run on held-out text at every depth, and sample text from it.
+
+    Prints a table; writes eval/depth.jsonl, eval/examples.jsonl, eval/samples.jsonl and plots/*.png in the run's
+    folder. Settings of evaluation.* and the solver (--denoise.solver, .schedule, .bridge) may be changed.
+    """
+
+    run: Positional[Path]
+    """the folder of a run"""
+    depths: str | None = None
+    """loop steps, or solver steps of a denoiser, as 1,4,16; those of evaluation.depths if not given"""
+    trajectories: int = 0
+    """also measure a denoiser's configured solver as it is, by the mean readout of this many runs"""
+    step: int | None = None
+    """evaluate this checkpoint instead of the newest one"""
+    raw: bool = False
+    """the last weights instead of the averaged ones (optim.ema_decay)"""
+    json: bool = False
+    """print the rows as JSON lines instead of the table"""
+
+    def __call__(self, settings: Settings) -> None:
+        depths = parse_depths(self.depths) if self.depths is not None else None
+        if self.trajectories < 0:
+            raise UserError(f"--trajectories {self.trajectories} is negative; 0 leaves the solver out")
+        from looped.evaluation.depth import evaluate_run
+        from looped.evaluation.report import depth_table, save_evaluation
+        from looped.training.runs import load_run
+
+        run = load_run(self.run, ema=not self.raw, step=self.step, settings=settings)
+        result = evaluate_run(run.objective, run.data, run.config, depths or run.config.evaluation.depths,
+                              num_trajectories=self.trajectories)
+        save_evaluation(run.path, result, run.config, step=run.step)
+        if self.json:
+            print("\n".join(json.dumps(row.as_dict()) for row in result.rows))
+        else:
+            print(f"{run.path}: {run.config.objective} after {run.step} steps\n")
+            print(depth_table({run.path.name: [row.as_dict() for row in result.rows]}))
+            print(f"\npictures in {run.path / 'plots'}, rows in {run.path / 'eval'}")
+
+
+@dataclass
+class Generate(Verb):
+    """Continue a text with a trained run, at any depth."""
+
+    run: Positional[Path]
+    """the folder of a run"""
+    prompt: str = "\n"
+    """the text to continue; - reads it from stdin"""
+    depth: int = 8
+    """loop or solver steps a token"""
+    num_tokens: int = 128
+    """tokens to write"""
+    num_samples: int = 1
+    """continuations"""
+    temperature: float = 1.0
+    """divides the last logits; 0 takes the most likely token"""
+    step: int | None = None
+    """use this checkpoint instead of the newest one"""
+    json: bool = False
+    """print JSON lines {prompt, depth, text}"""
+
+    def __call__(self, settings: Settings) -> None:
+        for name in ("depth", "num_tokens", "num_samples"):
+            _check_range(f"--{name.replace('_', '-')}", getattr(self, name))
+        import torch
+
+        from looped.evaluation.generation import generate
+        from looped.training.runs import load_run
+
+        run = load_run(self.run, step=self.step, settings=settings)
+        prompt = sys.stdin.read() if self.prompt == "-" else self.prompt
+        ids = torch.tensor([run.tokenizer.encode(prompt)] * self.num_samples, dtype=torch.long)
+        tokens = generate(run.objective, ids.reshape(self.num_samples, -1), num_tokens=self.num_tokens,
+                          depth=self.depth, temperature=self.temperature, seed=run.config.seed)
+        for text in map(run.tokenizer.decode, tokens.tolist()):
+            line = {"prompt": prompt, "depth": self.depth, "text": text}
+            print(json.dumps(line) if self.json else prompt + text + "\n" * (self.num_samples > 1))
+
+
+@dataclass
+class Bench(Verb):
+    """Measure cost on this machine, each arm in a process of its own, interleaved.
+
+    step: seconds, saved activation bytes, peak memory and layer forwards of a training step under each objective.
+    flops: floating-point operations a second of the model beside those of a matrix product.
+    """
+
+    what: Positional[Literal["step", "flops"]]
+    """step or flops"""
+    config: Path
+    """the YAML file of the model"""
+    objectives: str = "full,truncated,denoise"
+    """arms of `step`; denoise:concat and denoise:context choose the context"""
+    repeats: int = 5
+    """timed steps an arm; the median counts"""
+    threads: int = 1
+    """CPU threads"""
+    json: bool = False
+    """print JSON instead of a table"""
+
+    def __call__(self, settings: Settings) -> None:
+        _check_range("--repeats", self.repeats)
+        _check_range("--threads", self.threads)
+        config = load_config(self.config, settings)
+        from looped.evaluation import cost
+
+        if self.what == "step":
+            result, table = cost.bench_step(config, [name.strip() for name in self.objectives.split(",")],
+                                            repeats=self.repeats, threads=self.threads), cost.format_step
+        else:
+            result, table = cost.bench_flops(config, repeats=self.repeats, threads=self.threads), cost.format_flops
+        print(json.dumps(result, indent=1) if self.json else table(result))
+
+
+@dataclass
+class Plot(Verb):
+    """Draw the depth curves of evaluated runs in one picture, the trained depths shaded, and print them as a table."""
+
+    runs: Positional[tuple[Path, ...]]
+    """folders of runs that `looped eval` has measured"""
+    out: Path = Path("depth.png")
+    """the picture: PNG, SVG or PDF; the table is written beside it as Markdown"""
+    metric: str = "nats_per_token"
+    """what to draw: nats_per_token or bits_per_byte"""
+
+    def __call__(self, settings: Settings) -> None:
+        _no_settings(settings, "plot")
+        if not self.runs:
+            raise UserError("plot needs the folder of at least one run; see looped plot --help")
+        from looped.evaluation.report import plot_runs
+
+        print(plot_runs(self.runs, self.out, metric=self.metric))
+        print(f"\n{self.out}")
+
+
+@dataclass
+class Info(Verb):
+    """Versions, devices, and which attention backends can run and why not; or what a run or a config is."""
+
+    target: Positional[Path | None] = None
+    """a run's folder or a YAML file; nothing describes the machine"""
+
+    def __call__(self, settings: Settings) -> None:
+        if self.target is None:
+            _no_settings(settings, "info without a target")
+            _describe_machine()
+        elif self.target.is_dir():
+            _no_settings(settings, "info RUN")
+            _describe_run(self.target)
+        else:
+            from looped.models.counts import count, format_counts
+
+            config = load_config(self.target, settings)
+            print(format_counts(count(config, config.data.vocab_size)))
+
+
+def _describe_machine() -> None:
+    import platform
+
+    import torch
+
+    from looped.nn.attention import available_backends
+    from looped.training.runs import versions
+
+    print(f"{platform.platform()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads")
+    print("  ".join(f"{name} {version or 'missing'}" for name, version in versions().items()))
+    for device in ("cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))):
+        print(f"{device}{f' ({torch.cuda.get_device_name(device)})' if device != 'cpu' else ''}")
+        for backend, reason in available_backends(device, torch.float32 if device == "cpu" else torch.bfloat16).items():
+            print(f"  attention {backend}: {f'no, {reason}' if reason else 'yes'}")
+
+
+def _describe_run(path: Path) -> None:
+    from looped.training.checkpoint import list_checkpoints
+    from looped.training.runs import load_run, read_stamp
+
+    run, stamp = load_run(path), read_stamp(path)
+    print(f"{path}: {run.config.objective}, {sum(p.numel() for p in run.objective.parameters()):,} parameters, "
+          f"step {run.step} of {run.config.training.budget} {run.config.training.budget_unit}")
+    print(f"started {stamp.get('created')} by {' '.join(map(str, stamp.get('argv', [])))}")
+    print("checkpoints: " + ", ".join(folder.name for folder in list_checkpoints(path)))
+
+
+VERBS: dict[str, type[Verb]] = {"train": Train, "eval": Eval, "generate": Generate, "bench": Bench, "plot": Plot,
+                                "info": Info}
+
+
+def print_settings() -> None:
+    """Every setting with its default and what it does."""
+    print("\nsettings, as --name value or in the YAML file (default in brackets):\n")
+    for name, default, description in describe_settings():
+        print(f"  --{name} [{default}]\n        {description}")
