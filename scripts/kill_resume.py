@@ -21,17 +21,9 @@ from pathlib import Path
 from looped.training.checkpoint import TEMPORARY, list_checkpoints
 from looped.training.monitor import METRICS, TIMING
 
-TRAIN = """
-import sys
-from looped.config import load_config
-from looped.training.trainer import train
-raise SystemExit(train(load_config(sys.argv[1]), sys.argv[2]).exit_code)
-"""
-
-
 def start(config: Path, run_dir: Path, log: Path) -> subprocess.Popen:
     with log.open("a") as file:
-        return subprocess.Popen([sys.executable, "-c", TRAIN, config, run_dir], stdout=file, stderr=subprocess.STDOUT)
+        return subprocess.Popen([sys.executable, "-m", "looped.cli", "train", config, "--run", run_dir], stdout=file, stderr=subprocess.STDOUT)
 
 
 def finish(config: Path, run_dir: Path, log: Path) -> float:
