@@ -21,9 +21,11 @@ from pathlib import Path
 from looped.training.checkpoint import TEMPORARY, list_checkpoints
 from looped.training.monitor import METRICS, TIMING
 
+
 def start(config: Path, run_dir: Path, log: Path) -> subprocess.Popen:
     with log.open("a") as file:
-        return subprocess.Popen([sys.executable, "-m", "looped.cli", "train", config, "--run", run_dir], stdout=file, stderr=subprocess.STDOUT)
+        command = [sys.executable, "-m", "looped.cli", "train", config, "--run", run_dir]
+        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
 
 
 def finish(config: Path, run_dir: Path, log: Path) -> float:
