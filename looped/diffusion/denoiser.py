@@ -5,7 +5,7 @@ clean estimate D that solvers step along. Cross-entropy replaces EDM's regressio
 """
 
 import math
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -21,6 +21,7 @@ Noisy = Float[Tensor, "batch length dim"]
 Sigma = Float[Tensor, "batch"] | Float[Tensor, "batch length"]
 
 
+@runtime_checkable
 class LoopedModel(Protocol):
     """What a denoiser needs of a model: its sizes, its input embedding, `step` and `decode`; `hidden` for training."""
 
