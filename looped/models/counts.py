@@ -16,6 +16,7 @@ from looped.config import Config, ModelConfig
 from looped.diffusion.denoiser import Denoiser
 from looped.models.language import LanguageModel
 
+Number = int | float
 WIDE = 4
 """Bytes of a float32: statistics, weights, gradients, optimiser state."""
 HUGINN_SIGMA = 0.5
@@ -99,9 +100,9 @@ class Part:
     """Something that runs for every token: FLOPs of one forward, and how often it runs without and with gradient."""
 
     name: str
-    flops: float
-    no_grad: float
-    grad: float
+    flops: Number
+    no_grad: Number
+    grad: Number
 
 
 def parts_of(config: Config, vocab_size: int) -> list[Part]:
@@ -137,7 +138,7 @@ def injection_flops(model: ModelConfig) -> int:
     return {"linear": 4, "gated": 4, "diagonal": 2}.get(model.injection, 0) * model.width**2
 
 
-def _clean_flops(config: Config, layer: float) -> float:
+def _clean_flops(config: Config, layer: Number) -> Number:
     """What the clean rows of `concat` and `context` add, a token."""
     model, keys = config.model, _key_value_flops(config.model)
     if config.denoise.context == "inject":

@@ -1,0 +1,134 @@
+"""Cost figures are measured as they say: arms in processes of their own, taking turns; bytes and FLOPs as counted."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+
+from looped.config import load_config
+from looped.errors import UserError
+from looped.evaluation import cost
+from looped.models.counts import count
+from looped.objectives.depth import expected_depths
+
+SMALL = {"model.width": 32, "model.num_heads": 2, "data.length": 16, "data.vocab_size": 300, "training.batch_size": 2,
+         "recurrence.mean": 6, "recurrence.backprop": 2, "denoise.cond_width": 8, "evaluation.prompt_length": 4}
+
+
+@pytest.fixture(scope="module")
+def config():
+    return load_config(None, SMALL)
+
+
+@pytest.fixture(scope="module")
+def steps(config):
+    return cost.bench_step(config, ["full", "truncated", "denoise", "denoise:concat"], repeats=3)
+
+
+def test_every_arm_is_measured_and_the_figures_are_json(steps):
+    assert json.loads(json.dumps(steps)) == steps
+    assert list(steps["arms"]) == ["full", "truncated", "denoise", "denoise:concat"]
+    for arm in steps["arms"].values():
+        assert 0 < arm["step_seconds_min"] <= arm["step_seconds"] <= arm["step_seconds_max"]
+        assert arm["peak_rss_bytes"] > arm["base_rss_bytes"] > 0
+
+
+@pytest.mark.parametrize("arm", ["full", "truncated", "denoise", "denoise:concat"])
+def test_bytes_and_flops_of_an_arm_are_the_counted_ones(config, steps, arm):
+    counts = count(cost.arm_config(config, arm), 300)
+    assert steps["arms"][arm]["saved_activation_bytes"] == pytest.approx(counts.saved_activation_bytes, rel=0.01)
+    assert steps["arms"][arm]["step_flops"] == counts.step_flops
+
+
+def test_layer_forwards_are_the_arithmetic_of_the_method(steps):
+    """Per sequence: 7 steps of 2 layers, the last 2 with gradient, prelude and coda; against one pass."""
+    forwards = {name: arm["layer_forwards"] / 2 for name, arm in steps["arms"].items()}
+    assert forwards == {"full": 3 * (12 + 2), "truncated": 5 * 2 + 3 * (4 + 2), "denoise": 12, "denoise:concat": 21}
+
+
+def test_ratios_divide_each_arm_by_the_later_ones(steps):
+    assert len(steps["ratios"]) == 6
+    ratio, arms = steps["ratios"]["truncated/denoise"], steps["arms"]
+    for key in ("step_seconds", "saved_activation_bytes", "layer_forwards"):
+        assert ratio[key] == arms["truncated"][key] / arms["denoise"][key]
+    assert ratio["step_seconds_min"] <= ratio["step_seconds_max"]
+
+
+def test_the_timed_depth_is_the_mean_of_the_sampled_one(config):
+    sampled = config.replace(**{"objective": "truncated", "recurrence.mean": 32, "recurrence.backprop": 8})
+    fixed = expected_depths(cost.at_mean_depth(sampled).recurrence)
+    assert fixed == pytest.approx(expected_depths(sampled.recurrence), abs=0.02)
+    assert cost.at_mean_depth(config) == config  # a denoiser has no depth to fix
+
+
+def test_an_unknown_arm_is_named_with_the_nearest_known_one(config):
+    with pytest.raises(UserError, match="did you mean 'truncated'"):
+        cost.bench_step(config, ["trunkated"])
+    with pytest.raises(UserError, match="at least one"):
+        cost.bench_step(config, [])
+
+
+def test_an_arm_that_fails_is_one_sentence_with_its_name_and_cause(config):
+    with cost.Arm("full", config, 1) as arm, pytest.raises(UserError) as error:
+        arm.ask("dance")
+    assert str(error.value) == "bench arm 'full' ended early: KeyError: 'dance' (exit code 1)"
+
+
+def test_an_arm_that_is_killed_is_said_to_lack_memory(config):
+    with cost.Arm("full", config, 1) as arm:
+        arm.ask("step")
+        os.kill(arm.process.pid, signal.SIGKILL)
+        with pytest.raises(UserError, match="arm 'full' ended early: it was killed, most likely for want of memory"):
+            arm.ask("step")
+
+
+def test_peak_memory_is_the_arms_own_not_its_parents():
+    """Positive control: a parent that once held 400 MB more hands that on to its children's getrusage."""
+    ballast = torch.ones(100_000_000)
+    del ballast
+    with cost.Arm("denoise", load_config(None, SMALL), 1) as arm:
+        arm.ask("step")
+        figures = arm.ask("figures")
+    assert figures["peak_rss_bytes"] < figures["base_rss_bytes"] + 200_000_000
+
+
+@pytest.fixture(scope="module")
+def flops(config):
+    return cost.bench_flops(config, repeats=2)
+
+
+def test_flops_are_given_beside_the_best_product(flops):
+    assert json.loads(json.dumps(flops)) == flops
+    for dtype in ("fp32", "bf16"):
+        figures = flops[dtype]
+        assert figures["utilisation"] == figures["model_flops_per_second"] / figures["matmul_flops_per_second"]
+        assert 0 < figures["utilisation"] < 1
+    assert flops["saved_activation_bytes_per_layer"] > 0
+    assert "saved_activation_ratio" not in flops  # not a layer of Huginn's size
+
+
+def test_threads_are_put_back(config):
+    before = torch.get_num_threads()
+    with cost._threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+
+
+def test_a_layer_of_huginns_size_keeps_at_most_seven_tenths_of_its_bytes():
+    config = load_config("configs/huginn-70m.yaml")
+    memory = cost._layer_memory(config)
+    assert memory["tokens"] == 1024
+    assert memory["saved_activation_bytes_per_layer"] <= 0.7 * 63.6e6
+
+
+def test_tables_have_a_line_an_arm_and_a_line_a_dtype(steps, flops):
+    assert sum(line.startswith(("full ", "truncated ", "denoise ", "denoise:")) for line in
+               cost.format_step(steps).splitlines()) == 4
+    assert {line[:4] for line in cost.format_flops(flops).splitlines()} >= {"fp32", "bf16"}
+
+
+def test_an_unknown_dtype_is_named(config):
+    with pytest.raises(UserError, match="did you mean 'bf16'"):
+        cost.bench_flops(config, dtypes=["bf61"])
