@@ -31,10 +31,11 @@ def rms_norm(x: Float[Tensor, "*batch width"], weight: Float[Tensor, "width"], *
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, scale, shift, eps, dtype):
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        rstd = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+        dtype_wide = torch.promote_types(x.dtype, torch.float32)
+        rstd = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype_wide)
+        rstd.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, rstd, weight, scale)
-        out = (wide * rstd).mul_(weight)
+        out = (x * rstd).mul_(weight)
         if scale is not None:
             out = torch.addcmul(shift.to(out.dtype), out, 1 + scale.to(out.dtype))
         return out.to(dtype)
@@ -45,19 +46,19 @@ class _RMSNorm(torch.autograd.Function):
         x, rstd, weight, scale = ctx.saved_tensors
         grad = grad.to(rstd.dtype)
         normed = x * rstd
-        grad_scale = grad_shift = None
-        gain = weight
-        if scale is not None:
-            grad_shift = grad.sum_to_size(scale.shape).to(scale.dtype)
-            grad_scale = (grad * normed).sum_to_size(scale.shape).mul(weight).to(scale.dtype)
-            gain = weight * (1 + scale.to(rstd.dtype))
-        grad_weight = grad * normed
-        if scale is not None:
-            grad_weight = grad_weight * (1 + scale.to(rstd.dtype))
-        grad_weight = grad_weight.sum_to_size(weight.shape).to(weight.dtype)
-        grad = grad * gain
-        along = (grad * normed).mean(-1, keepdim=True)
-        grad_x = torch.addcmul(grad, normed, along, value=-1).mul_(rstd)
+        product = grad * normed
+        if scale is None:
+            gain, grad_scale, grad_shift = weight, None, None
+            grad_weight = product.sum_to_size(weight.shape).to(weight.dtype)
+            along = (product @ weight.to(product.dtype)).unsqueeze(-1)
+        else:
+            factor = 1 + scale.to(rstd.dtype)
+            gain, grad_shift = weight * factor, grad.sum_to_size(scale.shape).to(scale.dtype)
+            by_scale = product.sum_to_size(scale.shape)
+            grad_weight = (by_scale * factor).sum_to_size(weight.shape).to(weight.dtype)
+            grad_scale = (by_scale * weight).to(scale.dtype)
+            along = product.mul_(gain).sum(-1, keepdim=True)
+        grad_x = torch.addcmul(grad * gain, normed, along, value=-1 / x.shape[-1]).mul_(rstd)
         return grad_x.to(x.dtype), grad_weight, grad_scale, grad_shift, None, None
 
 
@@ -88,19 +89,15 @@ class _Project(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight, gate = ctx.saved_tensors
         dtype = ctx.dtype
-        grad = grad.to(dtype)
-        hidden = _hidden(x, ctx.swiglu, dtype)
-        grad_gate = None
+        grad, narrow, grad_gate = grad.to(dtype), weight.to(dtype), None
+        gated = grad if gate is None else grad * gate.to(dtype)
+        grad_x, hidden = gated @ narrow, x.to(dtype)
+        if ctx.swiglu:
+            hidden, grad_x = _swiglu_backward(x, grad_x)
         if gate is None:
             grad_weight = grad.flatten(0, -2).T @ hidden.flatten(0, -2)
         else:
-            # One weight gradient a sequence: its inner product with the weight is the gate's gradient.
-            by_sequence = grad.mT @ hidden  # B D F
-            grad_gate = (by_sequence * weight).sum(-1).unsqueeze(-2).to(gate.dtype)
-            grad_weight = (by_sequence * gate.mT).sum(0)
-            grad = grad * gate.to(dtype)
-        grad_hidden = grad @ weight.to(dtype)
-        grad_x = _hidden_backward(x, grad_hidden) if ctx.swiglu else grad_hidden
+            grad_weight, grad_gate = _gated_gradients(grad, hidden.to(dtype), weight, gate)
         return grad_x.to(x.dtype), grad_weight.to(weight.dtype), grad_gate, None, None
 
 
@@ -111,59 +108,89 @@ def _hidden(x: Tensor, swiglu: bool, dtype: torch.dtype) -> Tensor:
     return F.silu(a).mul_(b).to(dtype)
 
 
-def _hidden_backward(x: Tensor, grad_hidden: Tensor) -> Tensor:
-    a, b = x.chunk(2, -1)
-    grad = torch.empty_like(x)
-    grad_a, grad_b = grad.chunk(2, -1)
-    torch.mul(F.silu(a), grad_hidden, out=grad_b)
-    grad_a.copy_(torch.ops.aten.silu_backward(grad_hidden * b, a))
-    return grad
+def _swiglu_backward(x: Tensor, grad_hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """(the product of the halves again, the gradient of x), a few rows at a time, so that each is read while in cache.
+    """
+    hidden, grad = torch.empty_like(grad_hidden, dtype=x.dtype), torch.empty_like(x)
+    length = 64 if x.device.type == "cpu" else x.numel()
+    rows = zip(*(t.flatten(0, -2).split(length) for t in (x, grad_hidden, hidden, grad)), strict=True)
+    for x_part, d_hidden, hidden_part, grad_part in rows:
+        (a, b), (d_a, d_b) = x_part.chunk(2, -1), grad_part.chunk(2, -1)
+        torch.ops.aten.silu.out(a, out=hidden_part)
+        torch.mul(hidden_part, d_hidden, out=d_b)
+        torch.ops.aten.silu_backward.grad_input(d_hidden * b, a, grad_input=d_a)
+        hidden_part.mul_(b)
+    return hidden, grad
+
+
+def _gated_gradients(grad: Tensor, hidden: Tensor, weight: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of weight and gate. The weight gradient of one sequence, before its gate, has that gate's gradient
+    as its inner product with the weight, so the ungated output is not needed."""
+    grad_weight, grad_gate = torch.zeros_like(weight), []
+    length = 1 if grad.device.type == "cpu" else 8  # a CPU takes the sequences in turn: one weight fits its cache
+    for d_out, h, g in zip(*(t.split(length) for t in (grad, hidden, gate)), strict=True):
+        by_sequence = (d_out.mT @ h).to(weight.dtype)  # b D F
+        grad_weight += (by_sequence * g.mT).sum(0)
+        grad_gate.append(by_sequence.mul_(weight).sum(-1))
+    return grad_weight, torch.cat(grad_gate).unsqueeze(-2).to(gate.dtype)
 
 
 def linear_cross_entropy(x: Float[Tensor, "batch length width"], weight: Float[Tensor, "vocab width"],
-                         targets: Int[Tensor, "batch length"], *,
-                         scale: Float[Tensor, ""] | None = None) -> Float[Tensor, "batch length"]:
+                         targets: Int[Tensor, "batch length"], *, scale: Float[Tensor, ""] | None = None,
+                         evidence: tuple[Tensor, Tensor] | None = None) -> Float[Tensor, "batch length"]:
     """Cross-entropy in nats of every row against the logits `scale * (x @ weight.T)`, in float32 or wider.
 
-    Keeps x and one log-sum-exp a row; backward makes the logits again, some rows at a time, for one more product.
+    `evidence` (u, table) adds `u @ table.T` to the logits, a product of few terms that is never rounded to bf16. Keeps
+    x, u, table and one log-sum-exp a row; backward makes the logits again, some rows at a time, for one more product.
     """
     scale = torch.ones((), device=x.device) if scale is None else scale
-    return _LinearCrossEntropy.apply(x, weight, targets, scale, compute_dtype(x))
+    return _LinearCrossEntropy.apply(x, weight, targets, scale, *(evidence or (None, None)), compute_dtype(x))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, targets, scale, dtype):
+    def forward(ctx, x, weight, targets, scale, u, table, dtype):
         rows, places, narrow = x.flatten(0, -2), targets.flatten(), weight.to(dtype)
         wide = torch.promote_types(x.dtype, torch.float32)
         lse, chosen = rows.new_empty(len(rows), dtype=wide), rows.new_empty(len(rows), dtype=wide)
         for part in _parts(rows, len(weight)):
-            logits = _scaled_logits(rows[part], narrow, scale, wide)
+            logits = _logits(rows, narrow, scale, u, table, part, wide)
             torch.logsumexp(logits, 1, out=lse[part])
             chosen[part] = logits.gather(1, places[part, None]).squeeze(1)
-        ctx.save_for_backward(x, weight, targets, scale, lse)
+        ctx.save_for_backward(x, weight, targets, scale, u, table, lse)
         ctx.dtype = dtype
         return (lse - chosen).view(targets.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        x, weight, targets, scale, lse = ctx.saved_tensors
+        x, weight, targets, scale, u, table, lse = ctx.saved_tensors
         rows, places, grads = x.flatten(0, -2), targets.flatten(), grad.flatten().to(lse.dtype)
-        narrow, grad_rows = weight.to(ctx.dtype), torch.empty_like(rows)
-        grad_weight = torch.zeros_like(weight)
+        narrow, grad_rows, grad_weight = weight.to(ctx.dtype), torch.empty_like(rows), torch.zeros_like(weight)
+        grad_u = grad_table = None
+        if u is not None:
+            grad_u, grad_table = torch.empty_like(u), torch.zeros_like(table)
         for part in _parts(rows, len(weight)):
-            d_logits = _scaled_logits(rows[part], narrow, scale, lse.dtype).sub_(lse[part, None]).exp_()
+            d_logits = _logits(rows, narrow, scale, u, table, part, lse.dtype).sub_(lse[part, None]).exp_()
             d_logits.scatter_add_(1, places[part, None], d_logits.new_full((len(d_logits), 1), -1))
-            d_logits = d_logits.mul_(grads[part, None]).to(ctx.dtype)
+            d_logits.mul_(grads[part, None])
+            if u is not None:
+                grad_u.flatten(0, -2)[part] = d_logits.to(table.dtype) @ table
+                grad_table += d_logits.T.to(u.dtype) @ u.flatten(0, -2)[part]
+            d_logits = d_logits.to(ctx.dtype)
             grad_rows[part] = d_logits @ narrow
             grad_weight += d_logits.T @ rows[part].to(ctx.dtype)
         grad_scale = (grad_rows.to(lse.dtype) * rows).sum().to(scale.dtype)
-        return grad_rows.mul_(scale).view_as(x), grad_weight.mul_(scale), None, grad_scale, None
+        return (grad_rows.mul_(scale).view_as(x), grad_weight.mul_(scale), None, grad_scale, grad_u, grad_table, None)
 
 
-def _scaled_logits(rows: Tensor, weight: Tensor, scale: Tensor, wide: torch.dtype) -> Float[Tensor, "rows vocab"]:
-    return (rows.to(weight.dtype) @ weight.T).to(wide).mul_(scale)
+def _logits(rows: Tensor, weight: Tensor, scale: Tensor, u: Tensor | None, table: Tensor | None, part: slice,
+            wide: torch.dtype) -> Float[Tensor, "rows vocab"]:
+    logits = (rows[part].to(weight.dtype) @ weight.T).to(wide).mul_(scale)
+    if u is None:
+        return logits
+    with torch.autocast(rows.device.type, enabled=False):
+        return logits.add_(u.flatten(0, -2)[part].to(wide) @ table.T.to(wide))
 
 
 def _parts(rows: Tensor, vocab: int) -> list[slice]:
