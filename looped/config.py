@@ -133,7 +133,7 @@ class DenoiseConfig(Section):
         NoiseConfig(), description="noise levels, or a preset: paper, wide")
     target: TargetConfig = Field(TargetConfig(), description="target embedding")
     weight: Literal["none", "edm"] = Field("none", description="weight of the cross-entropy by noise level")
-    posterior: bool = Field(False, description="add z . y_v / sigma^2, the exact log-likelihood of z, to the logits")
+    posterior: bool = Field(True, description="add z . y_v / sigma^2, the exact log-likelihood of z, to the logits")
     cond_width: int = Field(128, ge=2, description="width of the noise-level embedding")
     bridge: Literal["soft", "hard", "top-k", "sampled"] = Field("soft", description="from logits back to embeddings")
     bridge_top_k: Depth = Field(8, description="rows kept by the top-k bridge")

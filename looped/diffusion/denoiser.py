@@ -86,14 +86,19 @@ class Denoiser(nn.Module):
         return self.model.step(state, e, self.edm.c_noise(sigma), context=context,
                                cache=cache and cache.child("core"), **options)
 
-    def _log_likelihood(self, z: Noisy, sigma: Sigma) -> Float[Tensor, "batch length vocab"]:
-        """`ln N(z; y_v, sigma^2)` up to a constant: rows share one norm, so only `z . y_v / sigma^2` remains.
+    def evidence(self, z: Noisy, sigma: Sigma) -> tuple[Noisy, Float[Tensor, "vocab dim"]]:
+        """(u, table) with `u @ table.T = ln N(z; y_v, sigma^2)` up to a constant: rows of the table share one norm, so
+        only `z . y_v / sigma^2` depends on v.
 
-        With it the network answers p(token | context) and Bayes' rule does the rest: the part of the posterior that is
-        known in closed form need not be learned, as c_skip spares a regressor the part that is z itself.
+        With it in the logits the network answers p(token | context) and Bayes' rule does the rest: the part of the
+        posterior that is known in closed form need not be learned, as c_skip spares a regressor the part that is z.
         """
+        return align(1 / sigma.double().square(), z).float() * z.float(), self.table()
+
+    def _log_likelihood(self, z: Noisy, sigma: Sigma) -> Float[Tensor, "batch length vocab"]:
+        u, table = self.evidence(z, sigma)
         with torch.autocast(z.device.type, enabled=False):
-            return (align(1 / sigma.double().square(), z).float() * z.float()) @ self.table().T
+            return u @ table.T
 
     def denoise(self, z: Noisy, sigma: Sigma, e: Tensor, *, kind: str | None = None, temperature: float = 1.0,
                 generator: torch.Generator | None = None, **options) -> tuple[Noisy, Tensor]:

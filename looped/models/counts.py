@@ -186,11 +186,12 @@ def saved_bytes(config: Config, vocab_size: int) -> int:
     token += once + steps * (each + _stack_bytes(model, model.num_core_layers, Kept(kept.narrow, kept.core)))
     token += _stack_bytes(model, model.num_coda_layers, Kept(kept.narrow, kept.narrow))
     token += _norm_bytes(model, kept.state) + _norm_bytes(model, kept.narrow) + kept.narrow * model.width  # head
-    token += 2 * WIDE * vocab_size if denoise and config.denoise.posterior else WIDE  # log-sum-exp
+    token += WIDE  # log-sum-exp
     token += _denoise_bytes(config, kept) if denoise else 0
     fixed = WIDE * length * (model.width // model.num_heads) * _rotations(config) + 8 * rows * (length + 1) + WIDE
     fixed += rows * _modulation_bytes(config, kept.narrow) if denoise else 0
-    fixed += WIDE * vocab_size * (2 * config.denoise.target.dim + 2) if denoise and config.denoise.posterior else 0
+    if denoise and config.denoise.posterior:  # the table, its norms twice; 1 / sigma^2
+        fixed += WIDE * (vocab_size * (config.denoise.target.dim + 2) + rows)
     return round(rows * length * token + fixed + (weight_copies(config) if kept.narrow < WIDE else 0))
 
 

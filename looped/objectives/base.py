@@ -36,11 +36,12 @@ class Objective(nn.Module):
 
 def token_losses(logits: Float[Tensor, "batch length vocab"],
                  tokens: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length"]:
-    """Cross-entropy in nats of every token, in float32; for evaluation, and for logits that are more than a product."""
+    """Cross-entropy in nats of every token, in float32; for evaluation."""
     return cross_entropy(logits.float().flatten(0, 1), tokens.flatten(), reduction="none").view_as(tokens)
 
 
 def head_losses(model: LanguageModel, hidden: Float[Tensor, "batch length width"], tokens: Int[Tensor, "batch length"],
-                *, scale: Float[Tensor, ""] | None = None) -> Float[Tensor, "batch length"]:
-    """`token_losses(scale * model's logits, tokens)` from `model.hidden`, without keeping logits for backward."""
-    return linear_cross_entropy(hidden, model.head_weight, tokens, scale=scale)
+                *, scale: Float[Tensor, ""] | None = None,
+                evidence: tuple[Tensor, Tensor] | None = None) -> Float[Tensor, "batch length"]:
+    """`token_losses(scale * model's logits + evidence, tokens)` from `model.hidden`, keeping no logits for backward."""
+    return linear_cross_entropy(hidden, model.head_weight, tokens, scale=scale, evidence=evidence)

@@ -16,7 +16,7 @@ from looped.config import DenoiseConfig
 from looped.diffusion.denoiser import Denoiser
 from looped.diffusion.noise import noise_from_config
 from looped.models.language import LanguageModel
-from looped.objectives.base import Loss, Objective, head_losses, token_losses
+from looped.objectives.base import Loss, Objective, head_losses
 from looped.rng import StepRandom
 
 NUM_BINS = 6
@@ -55,12 +55,11 @@ class Denoise(Objective):
 
     def token_losses(self, x: Int[Tensor, "batch length"], y: Int[Tensor, "batch length"], z: Tensor,
                      sigma: Tensor) -> Float[Tensor, "batch length"]:
-        """`token_losses` of these logits; unless the posterior's term is added to them, they are never held at once."""
-        if self.config.posterior:
-            return token_losses(self.logits(x, z, sigma), y)
+        """`token_losses` of these logits, which are never held at once."""
         e = self.model.encode(x)
         hidden = self.denoiser.hidden(z, sigma, e, context=self.model.make_context(e, self.config.context))
-        return head_losses(self.model, hidden, y, scale=self.denoiser.logit_scale)
+        evidence = self.denoiser.evidence(z, sigma) if self.config.posterior else None
+        return head_losses(self.model, hidden, y, scale=self.denoiser.logit_scale, evidence=evidence)
 
     def weight(self, sigma: Tensor) -> Tensor:
         """w(sigma): one, or EDM's, which over-weights the trivial low-noise end of a cross-entropy."""

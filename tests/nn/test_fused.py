@@ -107,8 +107,9 @@ def head_inputs(dtype=torch.float64):
     return draw(B, 120, D, dtype=dtype), draw(VOCAB, D, seed=1, dtype=dtype), targets, draw(seed=2, dtype=dtype)
 
 
-def plain_losses(x, weight, targets, scale):
+def plain_losses(x, weight, targets, scale, evidence=None):
     logits = F.linear(x, weight) * (1 if scale is None else scale)
+    logits = logits if evidence is None else logits + evidence[0] @ evidence[1].T
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
 
 
@@ -126,6 +127,24 @@ def test_linear_cross_entropy_equals_the_plain_formula_token_by_token(scaled):
     theirs = plain_losses(x, weight, targets, scale if scaled else None)
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
     same_gradients(ours, theirs, [x, weight, scale] if scaled else [x, weight])
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_evidence_is_added_to_the_logits_exactly():
+    x, weight, targets, scale = head_inputs()
+    evidence = draw(B, 120, 5, seed=4), draw(VOCAB, 5, seed=5)
+    ours = linear_cross_entropy(x, weight, targets, scale=scale, evidence=evidence)
+    theirs = plain_losses(x, weight, targets, scale, evidence)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    same_gradients(ours, theirs, [x, weight, scale, *evidence])
+
+
+def test_evidence_is_not_rounded_to_bf16():
+    x, weight, targets, _ = head_inputs(torch.float32)
+    evidence = draw(B, 120, 5, seed=4, dtype=torch.float32) * 30, draw(VOCAB, 5, seed=5, dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = linear_cross_entropy(x * 0, weight, targets, evidence=evidence)
+    torch.testing.assert_close(ours, plain_losses(x * 0, weight, targets, None, evidence), rtol=1e-4, atol=1e-4)
 
 
 def test_linear_cross_entropy_passes_gradcheck():
