@@ -196,5 +196,5 @@ def test_an_empty_tokenizer_file_is_not_taken_for_none_though_the_text_is_cached
     data = {"path": (f"{tmp_path}/*.txt",), "cache_dir": str(tmp_path / "cache"), "vocab_size": 300, "length": 4,
             "heldout": 0.3}
     prepare(DataConfig(**data))
-    with pytest.raises(UserError, match="is not a tokenizer.json"):
+    with pytest.raises(UserError, match=r"is not a tokenizer\.json"):
         prepare(DataConfig(**data, tokenizer=str(tmp_path / "tokenizer.json")))

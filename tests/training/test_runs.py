@@ -37,13 +37,19 @@ def test_a_new_run_holds_a_config_that_repeats_it_and_a_stamp(tmp_path, tiny):
 
 
 def test_another_config_is_refused_by_its_first_difference(tmp_path, tiny):
-    with open_run(tiny(), tmp_path / "run"):
-        pass
+    train(tiny(**{"training.budget": 1}), tmp_path / "run")
     with (pytest.raises(UserError, match=r"started with optim.lr 0.002, now it is 0.5; choose another --run"),
           open_run(tiny(**{"optim.lr": 0.5, "training.budget": 99}), tmp_path / "run")):
         pass
-    with open_run(tiny(), tmp_path / "run"):
+    with open_run(tiny(**{"training.budget": 1}), tmp_path / "run"):
         pass
+
+
+def test_before_the_first_checkpoint_a_config_may_be_corrected(tmp_path, tiny):
+    for lr in (0.5, 0.25):
+        with open_run(tiny(**{"optim.lr": lr}), tmp_path / "run"):
+            pass
+    assert load_config(tmp_path / "run" / "config.yaml").optim.lr == 0.25
 
 
 def test_the_lock_falls_with_its_holder_even_by_sigkill(tmp_path):
