@@ -230,8 +230,9 @@ def bench_flops(config: Config, *, dtypes: Sequence[str] = ("fp32", "bf16"), rep
     The model: forward and backward of a truncated step at its mean depth, by the FLOPs of `counts` (products made a
     second time in backward and the masked half of attention do not count as work). The layer: forward and backward of
     one alone. The yardstick: the best of several products, the model's own shapes and squares of 1,024 and 2,048, with
-    either layout of the weight. All take turns; each figure is a median. Returns {dtype: ..., and what a layer keeps
-    for backward in float32}.
+    either layout of the weight. All take turns; each figure is a median. With one thread the clock is the processor's:
+    a step is a hundred times as long as a product, so waiting for a turn on a shared machine would fall on it alone.
+    Returns {dtype: ..., and what a layer keeps for backward in float32}.
     """
     result: dict = {}
     with _threads(threads):
@@ -274,8 +275,9 @@ def _forward_backward(stepper: Stepper) -> None:
 
 def _rate(function: Callable[[], object], flops: int | float, least_seconds: float = 0.1) -> float:
     """FLOPs a second over as many calls as fill `least_seconds`."""
-    start, calls = time.perf_counter(), 0
-    while (spent := time.perf_counter() - start) < least_seconds or not calls:
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    start, calls = clock(), 0
+    while (spent := clock() - start) < least_seconds or not calls:
         function()
         calls += 1
     return calls * flops / spent
