@@ -52,7 +52,8 @@ def bench_step(config: Config, objectives: Sequence[str], *, repeats: int = 5, t
     smaller batch in which the deepest sequences finish under `recurrence.per_sequence`.
 
     `objectives`: names of `ARMS`; denoise:concat and denoise:context choose the context. Returns {"arms": {name: ...},
-    "ratios": {"first/second": ...}, "machine": ...}; seconds are medians, with the least and the most beside them.
+    "ratios": {"first/second": ...}, "machine": ...}; seconds are medians, with the least and the most beside them, and
+    cpu_seconds leave out the time a process waited for its turn on a shared machine.
     Raises `UserError` for an unknown name or an arm whose process ends early.
     """
     configs = {name: arm_config(config, name) for name in objectives}
@@ -64,7 +65,7 @@ def bench_step(config: Config, objectives: Sequence[str], *, repeats: int = 5, t
             for arm in arms.values():
                 arm.ask("step")
         rounds = [{name: arm.ask("step") for name, arm in arms.items()} for _ in range(repeats)]
-        figures = {name: _summary([seconds[name] for seconds in rounds]) | arm.ask("figures")
+        figures = {name: _summary([steps[name] for steps in rounds]) | arm.ask("figures")
                    for name, arm in arms.items()}
     return {"arms": figures, "ratios": _ratios(figures, rounds), "machine": machine(threads)}
 
@@ -85,18 +86,21 @@ def at_mean_depth(config: Config) -> Config:
     return config.replace(**{"recurrence.distribution": "fixed", "recurrence.mean": config.recurrence.mean + 1})
 
 
-def _summary(seconds: list[float]) -> dict:
-    return {"step_seconds": median(seconds), "step_seconds_min": min(seconds), "step_seconds_max": max(seconds)}
+def _summary(steps: list[dict]) -> dict:
+    seconds = [step["seconds"] for step in steps]
+    return {"step_seconds": median(seconds), "step_seconds_min": min(seconds), "step_seconds_max": max(seconds),
+            "step_cpu_seconds": median(step["cpu_seconds"] for step in steps)}
 
 
-def _ratios(figures: dict[str, dict], rounds: list[dict[str, float]]) -> dict:
+def _ratios(figures: dict[str, dict], rounds: list[dict[str, dict]]) -> dict:
     """How many times the later arm's cost each earlier arm has; the time's least and most are those of one round."""
     names, ratios = list(figures), {}
     for i, first in enumerate(names):
         for second in names[i + 1 :]:
             a, b = figures[first], figures[second]
-            paired = [seconds[first] / seconds[second] for seconds in rounds]
-            keys = ("step_seconds", "saved_activation_bytes", "peak_rss_bytes", "layer_forwards", "step_flops")
+            paired = [steps[first]["seconds"] / steps[second]["seconds"] for steps in rounds]
+            keys = ("step_seconds", "step_cpu_seconds", "saved_activation_bytes", "peak_rss_bytes", "layer_forwards",
+                    "step_flops")
             ratios[f"{first}/{second}"] = {key: a[key] / b[key] for key in keys} | {
                 "step_seconds_min": min(paired), "step_seconds_max": max(paired)}
     return ratios
@@ -168,9 +172,9 @@ class Stepper:
         self.tokens = torch.randint(vocab, (config.training.batch_size, config.data.length + 1),
                                     generator=generator(config.seed, "bench"))
 
-    def step(self) -> float:
-        """Seconds of one more optimiser step."""
-        start = time.perf_counter()
+    def step(self) -> dict:
+        """One more optimiser step: its seconds by the clock on the wall and by the processor's."""
+        start, cpu_start = time.perf_counter(), time.process_time()
         parts = self.config.training.accumulation
         for micro in range(parts):
             (self.loss(micro) / parts).backward()
@@ -179,7 +183,7 @@ class Stepper:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.index += 1
-        return time.perf_counter() - start
+        return {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu_start}
 
     def loss(self, micro: int = 0) -> Tensor:
         """The loss of a micro-batch of the present step."""
@@ -368,8 +372,9 @@ def format_step(result: dict) -> str:
                      f"{a['peak_rss_bytes'] / 1e6:10.0f} {a['layer_forwards']:10.0f}")
     for name, r in result["ratios"].items():
         lines.append(f"{name}: {r['step_seconds']:.2f} x the time ({r['step_seconds_min']:.2f} - "
-                     f"{r['step_seconds_max']:.2f} round by round), {r['saved_activation_bytes']:.2f} x the bytes "
-                     f"kept, {r['layer_forwards']:.2f} x the layer forwards")
+                     f"{r['step_seconds_max']:.2f} round by round; {r['step_cpu_seconds']:.2f} x the processor "
+                     f"time), {r['saved_activation_bytes']:.2f} x the bytes kept, "
+                     f"{r['layer_forwards']:.2f} x the layer forwards")
     return "\n".join([*lines, _machine_line(result["machine"])])
 
 

@@ -51,7 +51,7 @@ def test_layer_forwards_are_the_arithmetic_of_the_method(steps):
 def test_ratios_divide_each_arm_by_the_later_ones(steps):
     assert len(steps["ratios"]) == 6
     ratio, arms = steps["ratios"]["truncated/denoise"], steps["arms"]
-    for key in ("step_seconds", "saved_activation_bytes", "layer_forwards"):
+    for key in ("step_seconds", "step_cpu_seconds", "saved_activation_bytes", "layer_forwards"):
         assert ratio[key] == arms["truncated"][key] / arms["denoise"][key]
     assert ratio["step_seconds_min"] <= ratio["step_seconds_max"]
 
