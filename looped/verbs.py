@@ -66,7 +66,7 @@ class Train(Verb):
     def __call__(self, settings: Settings) -> int:
         config = load_config(self.config, settings)
         if self.dry_run:
-            from looped.models.counts import count, format_counts
+            from looped.objectives.counts import count, format_counts
 
             print(dump_config(config))
             print(format_counts(count(config, config.data.vocab_size)))
@@ -232,7 +232,7 @@ class Info(Verb):
             _no_settings(settings, "info RUN")
             _describe_run(self.target)
         else:
-            from looped.models.counts import count, format_counts
+            from looped.objectives.counts import count, format_counts
 
             config = load_config(self.target, settings)
             print(format_counts(count(config, config.data.vocab_size)))

@@ -27,9 +27,9 @@ from looped.config import Config, load_config
 from looped.errors import UserError, did_you_mean
 from looped.evaluation.depth import peak_bytes
 from looped.models.build import build
-from looped.models.counts import count, layer_flops
 from looped.nn.bias import Causal
 from looped.objectives import build_objective
+from looped.objectives.counts import count, layer_flops
 from looped.rng import StepRandom, generator
 
 ARMS = ("full", "truncated", "denoise", "denoise:inject", "denoise:concat", "denoise:context")

@@ -10,7 +10,7 @@ import torch
 from looped.config import load_config
 from looped.errors import UserError
 from looped.evaluation import cost
-from looped.models.counts import count
+from looped.objectives.counts import count
 from looped.objectives.depth import expected_depths
 
 SMALL = {"model.width": 32, "model.num_heads": 2, "data.length": 16, "data.vocab_size": 300, "training.batch_size": 2,

@@ -9,8 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from looped.config import load_config
 from looped.models.build import build
-from looped.models.counts import count, expected_depths, format_counts, parts_of
-from looped.objectives import build_objective, depth
+from looped.objectives import build_objective
+from looped.objectives.counts import count, format_counts, parts_of
 from looped.rng import StepRandom
 
 VOCAB, ROWS, LENGTH = 100, 3, 32
@@ -70,14 +70,6 @@ def test_effective_parameters_count_the_core_once_a_loop_step_and_once_for_a_den
     full, denoise = count(config_of("full"), VOCAB), count(config_of("denoise"), VOCAB)
     assert full.effective_parameters == full.parameters + 3 * full.core_parameters
     assert denoise.effective_parameters == denoise.parameters
-
-
-@pytest.mark.parametrize(("mean", "backprop"), [(32, 8), (8, 4), (3, 5), (1, 1)])
-def test_expected_depths_are_those_of_the_sampler(mean, backprop):
-    settings = {"recurrence.mean": mean, "recurrence.backprop": backprop}
-    for distribution in ("huginn", "fixed"):
-        config = config_of("truncated", **settings, **{"recurrence.distribution": distribution})
-        assert expected_depths(config) == pytest.approx(depth.expected_depths(config.recurrence), abs=1e-9)
 
 
 # ---- FLOPs

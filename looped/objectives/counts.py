@@ -7,7 +7,6 @@ not counted: they buy memory, not training. Saved bytes are what autograd keeps 
 parameters left out; under bf16 that includes the bf16 copies of the weights.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -15,12 +14,11 @@ import torch
 from looped.config import Config, ModelConfig
 from looped.diffusion.denoiser import Denoiser
 from looped.models.language import LanguageModel
+from looped.objectives.depth import expected_depths
 
 Number = int | float
 WIDE = 4
 """Bytes of a float32: statistics, weights, gradients, optimiser state."""
-HUGINN_SIGMA = 0.5
-"""Standard deviation of the log-normal rate of Huginn's depth sampler."""
 
 
 @dataclass(frozen=True)
@@ -73,23 +71,11 @@ def format_counts(counts: Counts) -> str:
         f"memory for training     {counts.training_bytes / 1e6:,.1f} MB with weights, gradients and optimiser state"])
 
 
-def expected_depths(config: Config) -> tuple[float, float]:
-    """Mean loop steps (without gradient, with it) of a training step; one with gradient under `denoise`.
-
-    Huginn's sampler draws p = Poisson(rate) + 1, the last min(p, backprop) with gradient, and E[p] = mean + 1;
-    E[min(p, s)] is the sum of P(p >= j) over j = 1 ... s, averaged over quantiles of the log-normal rate.
-    """
-    c = config.recurrence
-    if config.objective != "truncated":
-        return 0.0, float(c.mean if config.objective == "full" else 1)
-    if c.distribution == "fixed":
-        return float(max(c.mean - c.backprop, 0)), float(min(c.mean, c.backprop))
-    quantiles = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
-    rate = torch.exp(math.log(c.mean) - HUGINN_SIGMA**2 / 2 + HUGINN_SIGMA * torch.special.ndtri(quantiles))
-    # P(p >= j + 1) = P(Poisson >= j), the lower incomplete gamma ratio at (j, rate); P(p >= 1) = 1
-    counts = torch.arange(1, c.backprop, dtype=torch.float64).unsqueeze(1)
-    grad = 1.0 + float(torch.special.gammainc(counts, rate).mean(1).sum())
-    return c.mean + 1 - grad, grad
+def mean_steps(config: Config) -> tuple[float, float]:
+    """Mean loop steps (without gradient, with it) of a training step; one with gradient under `denoise`."""
+    if config.objective == "truncated":
+        return expected_depths(config.recurrence)
+    return 0.0, float(config.recurrence.mean if config.objective == "full" else 1)
 
 
 # ----------------------------------------------------------------------------- FLOPs
@@ -109,7 +95,7 @@ def parts_of(config: Config, vocab_size: int) -> list[Part]:
     """Everything with a matrix product in one training step; FLOPs are those of a token."""
     model, length = config.model, config.data.length
     layer, head = layer_flops(model, length), 2 * model.width * vocab_size
-    no_grad, grad = expected_depths(config)
+    no_grad, grad = mean_steps(config)
     parts = [Part("prelude", layer * model.num_prelude_layers, 0, 1),
              Part("injection", injection_flops(model), no_grad, grad),
              Part("core", layer * model.num_core_layers, no_grad, grad),
@@ -180,7 +166,7 @@ def saved_bytes(config: Config, vocab_size: int) -> int:
     """What autograd keeps for one micro-batch, in bytes: linear in the loop steps that carry gradient."""
     model, length, kept = config.model, config.data.length, streams(config)
     rows = config.training.batch_size // config.training.accumulation
-    denoise, (_, steps) = config.objective == "denoise", expected_depths(config)
+    denoise, (_, steps) = config.objective == "denoise", mean_steps(config)
     token = _stack_bytes(model, model.num_prelude_layers, Kept(kept.narrow, WIDE))
     each, once = _injection_bytes(model, kept)
     token += once + steps * (each + _stack_bytes(model, model.num_core_layers, Kept(kept.narrow, kept.core)))
