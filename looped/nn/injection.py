@@ -55,7 +55,9 @@ class Gated(nn.Module):
         self.gate = nn.Linear(2 * width, width)
 
     def forward(self, state: State, e: State) -> State:
-        return torch.lerp(e, state, torch.sigmoid(self.gate(torch.cat([state, e], dim=-1))).to(state.dtype))
+        gate = torch.sigmoid(self.gate(torch.cat([state, e], dim=-1)))
+        wide = torch.promote_types(state.dtype, e.dtype)  # under autocast they may differ
+        return torch.lerp(e.to(wide), state.to(wide), gate.to(wide))
 
 
 class Diagonal(nn.Module):
