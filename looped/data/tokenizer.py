@@ -38,7 +38,7 @@ class TextTokenizer:
         """Token ids of a text, without an end of text."""
         return self._backend.encode(text, add_special_tokens=False).ids
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of token ids; ends of text say nothing, incomplete UTF-8 becomes U+FFFD."""
         return self._backend.decode(list(ids), skip_special_tokens=True)
 

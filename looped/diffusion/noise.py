@@ -247,7 +247,7 @@ def noise_from_config(config: NoiseConfig) -> Noise:
     return ShareAtMax(noise, config.share_at_max) if config.share_at_max else noise
 
 
-def partition(noise: Noise, num_blocks: int) -> Float64[Tensor, "num_blocks+1"]:
+def partition(noise: Noise, num_blocks: int) -> Float64[Tensor, "{num_blocks}+1"]:
     """Descending edges with equal mass between neighbours; block b owns `edges[b + 1] < sigma <= edges[b]`.
 
     Block 0 owns the highest noise, and the last block sigma_min as well. For a log-normal these are the edges of

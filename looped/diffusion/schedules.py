@@ -13,7 +13,7 @@ from looped.diffusion.noise import LogUniform, Noise
 from looped.errors import UserError, did_you_mean
 
 
-def schedule(name: str, num_steps: int, noise: Noise, rho: float = 7.0) -> Float64[Tensor, "num_steps+1"]:
+def schedule(name: str, num_steps: int, noise: Noise, rho: float = 7.0) -> Float64[Tensor, "{num_steps}+1"]:
     """Descending levels on the CPU, ending in 0; with one step the only evaluation is at sigma_max.
 
     `karras`: even in `sigma^(1/rho)` (Karras et al. 2022, equation 5; `rho` matters here alone). `log-linear`: even in

@@ -34,12 +34,13 @@ class TargetEmbedding(nn.Module):
         """Root mean square of a coordinate of y, EDM's sigma_data: 1/sqrt(d) for unit-norm rows, not 0.5."""
         return self.row_norm / math.sqrt(self.config.dim)
 
-    def table(self, source: Float[Tensor, "vocab dim"] | None = None) -> Float[Tensor, "vocab dim"]:
+    def table(self, source: Float[Tensor, "vocab width"] | None = None) -> Float[Tensor, "vocab dim"]:
         """All rows, differentiable."""
         weight = source if self.weight is None else self.weight
         return self.row_norm * F.normalize(weight.float(), dim=-1)
 
-    def forward(self, tokens: Int[Tensor, "*batch"], source: Tensor | None = None) -> Float[Tensor, "*batch dim"]:
+    def forward(self, tokens: Int[Tensor, "*batch"],
+                source: Float[Tensor, "vocab width"] | None = None) -> Float[Tensor, "*batch dim"]:
         """The rows of `tokens`; only those are normalised."""
         weight = source if self.weight is None else self.weight
         return self.row_norm * F.normalize(F.embedding(tokens, weight).float(), dim=-1)

@@ -54,7 +54,7 @@ class DepthSweep:
         return {row.depth: row.mean for row in self.rows if row.metric == metric and row.depth is not None}
 
 
-def evaluate_depth(objective: Objective, tokens: Int[Tensor, "num length+1"], depths: Sequence[int], *,
+def evaluate_depth(objective: Objective, tokens: Int[Tensor, "num length_and_one"], depths: Sequence[int], *,
                    bytes_per_token: float, seed: int = 0, batch_size: int = 16,
                    num_trajectories: int = 0) -> DepthSweep:
     """Held-out nats a token and bits a byte at each of `depths`; for a denoiser also the loss by noise level.

@@ -23,7 +23,7 @@ from looped.rng import StepRandom
 
 @torch.no_grad()
 def generate(objective: Objective, prompt: Int[Tensor, "batch length"], *, num_tokens: int, depth: int,
-             temperature: float = 1.0, seed: int = 0) -> Int[Tensor, "batch num_tokens"]:
+             temperature: float = 1.0, seed: int = 0) -> Int[Tensor, "batch {num_tokens}"]:
     """Continue each prompt by `num_tokens` tokens with `depth` loop or solver steps a token.
 
     `temperature` divides the logits of the last readout; 0 takes the most likely token. Raises `UserError` for an empty

@@ -33,7 +33,7 @@ from looped.objectives.bptt import Unrolled
 from looped.objectives.denoise import Denoise
 from looped.rng import StepRandom
 
-Tokens = Int[Tensor, "num length+1"]
+Tokens = Int[Tensor, "num length_and_one"]
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from looped.nn.bias import Causal, CleanNoisy, Mask
 
 Query = Float[Tensor, "batch queries heads dim"]
 KeyValue = Float[Tensor, "batch keys kv_heads dim"]
+Own = Float[Tensor, "batch queries kv_heads dim"]
 
 
 def attention(q: Query, k: KeyValue, v: KeyValue, mask: Mask, *, backend: str = "auto") -> Query:
@@ -35,7 +36,7 @@ def attention(q: Query, k: KeyValue, v: KeyValue, mask: Mask, *, backend: str = 
     return RUN[resolve_backend(backend, mask, q, k, v)](q, k, v, mask)
 
 
-def context_attention(q: Query, k_context: KeyValue, v_context: KeyValue, k_own: KeyValue, v_own: KeyValue, *,
+def context_attention(q: Query, k_context: KeyValue, v_context: KeyValue, k_own: Own, v_own: Own, *,
                       strict: bool = False, backend: str = "auto") -> Query:
     """Row i attends to context rows up to i (`strict`: before i) and to its own key and value, in one softmax.
 

@@ -106,10 +106,8 @@ def flex_block_mask(mask: Mask, batch: int, num_queries: int, num_keys: int, dev
     plain = copy.copy(mask)  # the mask keeps this form: a closure over the mask itself would be a reference cycle
     plain.__dict__.pop("_forms", None)
 
-    def allow(b, h, q, k):
-        return plain.allow(q + offset, k, b)
-
-    return create_block_mask(allow, mask.batch if mask.batch > 1 else None, None, num_queries, num_keys, device=device)
+    return create_block_mask(lambda b, h, q, k: plain.allow(q + offset, k, b), mask.batch if mask.batch > 1 else None,
+                             None, num_queries, num_keys, device=device)
 
 
 @functools.cache

@@ -6,7 +6,7 @@ than keys (a cache), they are the LAST rows: query r of Lq stands at position Lk
 subclass with `allow`.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,7 +111,7 @@ class Padded(Mask):
     ```
     """
 
-    lengths: Int[Tensor, "batch"]
+    lengths: Int[Tensor, "batch"] | Sequence[int]
     side: str = "right"
     causal: bool = True
     width: int | None = None
@@ -173,7 +173,7 @@ class Packed(Mask):
     document; a document is one unbroken run.
     """
 
-    documents: Int[Tensor, "batch length"]
+    documents: Int[Tensor, "batch length"] | Sequence[Sequence[int]]
     causal: bool = True
 
     def __post_init__(self):
@@ -201,7 +201,7 @@ class Packed(Mask):
         return [list(zip([0, *row[:-1]], row, strict=True)) for row in stops]
 
 
-def _number_documents(lengths: tuple[tuple[int, ...], ...]) -> Int[Tensor, "batch length"]:
+def _number_documents(lengths: Sequence[Sequence[int]]) -> Int[Tensor, "batch length"]:
     totals = [sum(row) for row in lengths]
     if len(set(totals)) != 1 or any(n < 1 for row in lengths for n in row):
         raise UserError(f"document lengths must be positive and add up to the same in each row; rows have {totals}")

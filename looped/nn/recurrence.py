@@ -7,7 +7,7 @@ Any `nn.Module` with `(state, e, cond) -> state` can be a block, so the loop can
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -42,7 +42,7 @@ class Core(nn.Module):
 class LayerStack(nn.Module):
     """The usual block: an injection, then Transformer layers."""
 
-    def __init__(self, injection: nn.Module, layers: Sequence[TransformerLayer]):
+    def __init__(self, injection: nn.Module, layers: Iterable[TransformerLayer]):
         super().__init__()
         self.injection = injection
         self.layers = nn.ModuleList(layers)
@@ -52,7 +52,7 @@ class LayerStack(nn.Module):
         return run_layers(self.layers, self.injection(state, e), cond, cache=cache, context=context, **options)
 
 
-def run_layers(layers: Sequence[TransformerLayer], x: State, cond: Tensor | None = None, *, cache: Cache | None = None,
+def run_layers(layers: Iterable[TransformerLayer], x: State, cond: Tensor | None = None, *, cache: Cache | None = None,
                context: Cache | None = None, **options: Any) -> State:
     """Apply layers in turn, each with its own place in the caches."""
     for i, layer in enumerate(layers):

@@ -22,7 +22,7 @@ class Loss:
 class Objective(nn.Module):
     """A training rule over `encode`, `step`, `decode`; holds the model and whatever else the rule learns."""
 
-    def forward(self, tokens: Int[Tensor, "batch length+1"], random: StepRandom) -> Loss:
+    def forward(self, tokens: Int[Tensor, "batch length_and_one"], random: StepRandom) -> Loss:
         """The loss of predicting tokens[:, 1:] from tokens[:, :-1]."""
         raise NotImplementedError
 

@@ -25,7 +25,7 @@ class Unrolled(Objective):
         """Their means."""
         raise NotImplementedError
 
-    def forward(self, tokens: Int[Tensor, "batch length+1"], random: StepRandom) -> Loss:
+    def forward(self, tokens: Int[Tensor, "batch length_and_one"], random: StepRandom) -> Loss:
         x, y = tokens[:, :-1], tokens[:, 1:]
         no_grad, grad = self.depths(random)
         e = self.model.encode(x)

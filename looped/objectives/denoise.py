@@ -36,7 +36,7 @@ class Denoise(Objective):
     def model(self) -> LanguageModel:
         return self.denoiser.model
 
-    def forward(self, tokens: Int[Tensor, "batch length+1"], random: StepRandom) -> Loss:
+    def forward(self, tokens: Int[Tensor, "batch length_and_one"], random: StepRandom) -> Loss:
         x, y = tokens[:, :-1], tokens[:, 1:]
         sigma = self.noise.sample(random.stratified("sigma"))
         target = self.denoiser.target(y)

@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from looped.config import Config
 from looped.errors import UserError
@@ -48,7 +48,7 @@ class Monitor:
             self.bar = _start_bar() if sys.stdout.isatty() else None
             self.wandb = start_wandb(config, run_dir) if config.training.wandb != "off" else None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Monitor":
         return self
 
     def __exit__(self, *exception) -> None:
