@@ -4,11 +4,14 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import yaml
+from jaxtyping import TypeCheckError
 
 import looped
 from looped.config import Config, describe_settings, dump_config, load_config
 from looped.errors import UserError
+from looped.evaluation.depth import confidence_interval
 
 
 def test_import_loads_no_torch():
@@ -70,3 +73,9 @@ def test_every_setting_is_described_once():
     assert len(names) == len(set(names))
     assert all(description for _, _, description in describe_settings())
     assert {name.split(".")[0] for name in names} == set(Config.model_fields)
+
+
+def test_a_wrong_rank_is_noticed_in_tests():
+    assert confidence_interval(torch.ones(3)) == (1, 1)
+    with pytest.raises(TypeCheckError, match="confidence_interval"):
+        confidence_interval(torch.ones(3, 5))  # runs without the hook, and means nothing

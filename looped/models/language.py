@@ -20,6 +20,7 @@ from looped.nn.recurrence import Core, LayerStack, RecurrentDepth, init_weights,
 
 State = Float[Tensor, "batch length width"]
 Logits = Float[Tensor, "batch length vocab"]
+Level = Float[Tensor, "batch"] | Float[Tensor, "batch length"]
 
 
 class LanguageModel(nn.Module):
@@ -69,7 +70,7 @@ class LanguageModel(nn.Module):
         """The state before the first loop step; see `RecurrentDepth.initial_state`."""
         return self.recurrence.initial_state(e, noise)
 
-    def step(self, state: State, e: State, level: Float[Tensor, "batch"] | None = None, *, mask: Mask | None = None,
+    def step(self, state: State, e: State, level: Level | None = None, *, mask: Mask | None = None,
              cache: Cache | None = None, context: Cache | None = None, start: int = 0, strict: bool = False) -> State:
         """One loop step. `level` (B,) or (B, L) conditions it on a noise level; `context` holds clean keys and values
         (see `make_context`), `cache` those of earlier rows at the same step."""

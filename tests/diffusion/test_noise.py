@@ -319,6 +319,6 @@ def test_only_the_adaptive_distribution_has_state():
     (lambda: partition(LogUniform(1.0, 2.0), 0), "num_blocks"),
     (lambda: Adaptive(1.0, 2.0).observe(torch.ones(2), torch.ones(2, 1)), "cross_entropy"),
 ])
-def test_bad_settings_are_named(build, word):
+def test_bad_settings_are_named(build, word, unchecked):
     with pytest.raises(UserError, match=word):
         build()

@@ -62,7 +62,7 @@ def test_a_denoiser_that_ignores_what_it_sees_pays_for_depth(exact):
 
 
 @pytest.mark.parametrize(("trust", "low", "high"), [(1.0, -0.25, 0.25), (3.0, 0.4, math.inf)])
-def test_the_bound_lies_above_the_solver_that_it_bounds(exact, trust, low, high):
+def test_the_bound_lies_above_the_solver_that_it_bounds(exact, trust, low, high, unchecked):
     """Hundreds of runs of ancestral solver and sampled bridge: their mean readout is the chain that is bounded, and
     the bound is tight where the denoiser is exact."""
     exact.model.embed.weight.data.div_(5)  # no token so unlikely that the runs never come to it

@@ -11,7 +11,8 @@ from looped.nn.attention import attention, available_backends, context_attention
 from looped.nn.bias import Causal, CleanNoisy, Full, Mask, Packed, Padded
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-              pytest.mark.filterwarnings("ignore:attention falls back")]
+              pytest.mark.filterwarnings("ignore:attention falls back"),
+              pytest.mark.usefixtures("unchecked")]  # flex compiles the mask with its kernel
 
 
 class Window(Mask):

@@ -141,7 +141,7 @@ def test_documents_may_be_numbered_instead_of_measured():
     assert torch.equal(numbered.dense(B, L, L), MASKS["packed"].dense(B, L, L))
 
 
-def test_a_form_is_made_once_for_a_mask_and_freed_with_it(monkeypatch):
+def test_a_form_is_made_once_for_a_mask_and_freed_with_it(monkeypatch, unchecked):
     mask, made = Padded([2, 3]), []
     dense = Padded.dense
     monkeypatch.setattr(Padded, "dense", lambda self, *sizes: made.append(1) or dense(self, *sizes))

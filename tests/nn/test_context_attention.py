@@ -1,6 +1,7 @@
 """Attention to a clean context plus oneself, and clean|noisy built on it: exact, and never a square tensor."""
 
 import functools
+import inspect
 
 import pytest
 import torch
@@ -137,7 +138,9 @@ def test_without_a_causal_kernel_the_formula_runs_and_says_so(monkeypatch):
     same(out, joint(*given_, False), given_)
 
 
-def test_it_compiles_into_one_graph():
+def test_it_compiles_into_one_graph(monkeypatch, unchecked):
+    # even unchecked, the wrapper around a dataclass's __init__ cannot be traced
+    monkeypatch.setattr(CleanNoisy, "__init__", inspect.unwrap(CleanNoisy.__init__))
     given_ = inputs(dtype=torch.float32)
     compiled = torch.compile(context_attention, backend="aot_eager", fullgraph=True)
     same(compiled(*given_), context_attention(*given_), given_)
@@ -155,7 +158,7 @@ def test_under_autocast_it_runs_in_its_dtype():
     (lambda q, k, v, *own: (q, k[:, :3], v[:, :3], *own), "6 queries, 6 own keys, 3 context rows"),
     (lambda q, k, v, k_own, v_own: (q[:, :2], k, v, k_own, v_own), "2 queries, 6 own keys, 6 context rows"),
     (lambda q, k, v, *own: (q[..., :3, :], k, v, *own), "3 query heads cannot share 4 key heads")])
-def test_rows_that_do_not_fit_are_refused_with_the_sizes(cut, why):
+def test_rows_that_do_not_fit_are_refused_with_the_sizes(cut, why, unchecked):
     with pytest.raises(UserError, match=why):
         context_attention(*cut(*inputs()))
 

@@ -1,5 +1,6 @@
 """The training loop: resumes bit for bit, counts its budget, splits its batch, and stops without harm."""
 
+import inspect
 import json
 import os
 import signal
@@ -196,7 +197,7 @@ def test_a_budget_of_seconds_counts_training_alone_and_over_resumes(tmp_path, ti
     train(config, tmp_path / "run", evaluate=slow, sample=signal_at(20))
     first = ckpt.check(ckpt.list_checkpoints(tmp_path / "run")[0])["seconds"]
     start = time.perf_counter()
-    result = train(config, tmp_path / "run", evaluate=slow)
+    result = train(config, tmp_path / "run", evaluate=slow, sample=lambda *_: "text")
     wall = time.perf_counter() - start
     total = ckpt.check(ckpt.list_checkpoints(tmp_path / "run")[0])["seconds"]
     assert 0 < first < 1
@@ -322,12 +323,12 @@ def test_a_batch_that_does_not_split_is_refused_before_anything_is_built(tmp_pat
 
 def test_the_result_is_a_bare_objective_even_after_bf16(tmp_path, tiny):
     objective = train(tiny(**{"training.precision": "bf16"}), tmp_path / "run").objective
-    assert objective.forward.__func__ is Denoise.forward
+    assert objective.forward.__func__ is inspect.unwrap(Denoise.forward)  # accelerate takes off the shape check too
     assert not objective.training
 
 
 @pytest.mark.slow
-def test_a_compiled_step_trains_to_the_same_loss(tmp_path, tiny):
+def test_a_compiled_step_trains_to_the_same_loss(tmp_path, tiny, unchecked):
     for flag in (False, True):
         train(tiny(objective="full", **{"training.compile": flag}), tmp_path / str(flag))
     plain, compiled = (figures(tmp_path / name)[-1]["loss"] for name in ("False", "True"))

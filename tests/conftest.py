@@ -1,0 +1,17 @@
+"""Shapes are checked in tests: the hook must be there before any module of looped is imported, users never meet it."""
+
+import pytest
+from jaxtyping import config, install_import_hook
+
+CHECKED = ["looped.rng", "looped.nn", "looped.diffusion", "looped.models", "looped.objectives", "looped.evaluation",
+           "looped.data", "looped.training"]
+install_import_hook(CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")  # 1 is a float
+
+
+@pytest.fixture
+def unchecked():
+    """What users run, without the checks: for wrong shapes given on purpose, for torch.compile, which cannot look into
+    them, and where a test repeats the same calls hundreds of times."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
