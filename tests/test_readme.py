@@ -1,24 +1,60 @@
-"""The README's snippets run, and the commands it names exist."""
+"""The README's commands and snippets run, in its order; its links and pictures exist; its table names every config."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
+from looped.cli import main
+
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
+COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", TEXT, flags=re.DOTALL) for line in block.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory):
+    """A folder with the configs in it, where the README's `looped` commands have been run one after another."""
+    folder = tmp_path_factory.mktemp("desk")
+    (folder / "configs").symlink_to(ROOT / "configs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for line in COMMANDS:
+            program, *arguments = shlex.split(line, comments=True)
+            if program == "looped":
+                assert main(arguments) == 0, line
+    return folder
+
+
+def test_the_commands_run(desk):
+    assert (desk / "runs" / "smoke" / "plots" / "depth.png").exists()
+    assert sum(line.startswith("looped ") for line in COMMANDS) >= 5
 
 
 @pytest.mark.parametrize("number", range(len(SNIPPETS)))
-def test_snippets_run(number):
+def test_snippets_run(number, desk, monkeypatch):
+    monkeypatch.chdir(desk)
     exec(compile(SNIPPETS[number], f"README snippet {number}", "exec"), {})
 
 
 def test_the_snippets_are_found():
-    assert len(SNIPPETS) >= 2
+    assert len(SNIPPETS) >= 3
 
 
 def test_make_targets_exist():
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
-    assert set(re.findall(r"^make (\w+)", TEXT, flags=re.MULTILINE)) <= set(targets)
+    used = {line.split()[1] for line in COMMANDS if line.startswith("make ")}
+    assert {"demo", "test"} <= used <= set(targets)
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/experiments.md"])
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text())
+    assert [link for link in links if "://" not in link and not (ROOT / page).parent.joinpath(link).exists()] == []
+
+
+def test_every_config_is_in_the_table():
+    listed = set(re.findall(r"\(configs/([\w-]+)\.yaml\)", TEXT))
+    assert listed == {path.stem for path in (ROOT / "configs").glob("*.yaml")}

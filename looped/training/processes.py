@@ -1,5 +1,6 @@
 """Processes: the accelerator, work that the first process does for all of them, and the signals that stop one."""
 
+import atexit
 import os
 import signal
 import threading
@@ -21,7 +22,19 @@ def start_accelerator(config: Config):
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state()  # a process may train several configs, each with its own precision
-    return Accelerator(mixed_precision="no" if config.training.precision == "fp32" else config.training.precision)
+    precision = config.training.precision
+    accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision)
+    if accelerator.num_processes > 1:
+        atexit.register(_leave)
+    return accelerator
+
+
+def _leave() -> None:
+    """Close the connections to the other processes; one that is left open may abort whoever exits last."""
+    import torch
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def first_process(accelerator, work: Callable[[], Any]) -> Any:
