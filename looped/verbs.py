@@ -137,7 +137,11 @@ class Generate(Verb):
     num_samples: int = 1
     """continuations"""
     temperature: float = 1.0
-    """divides the last logits; 0 takes the most likely token"""
+    """below 1 keeps to likely tokens; 0 takes the likeliest alone"""
+    top_k: int | None = None
+    """only the k likeliest tokens"""
+    top_p: float = 1.0
+    """only the likeliest tokens that together hold this share"""
     step: int | None = None
     """use this checkpoint instead of the newest one"""
     json: bool = False
@@ -155,7 +159,8 @@ class Generate(Verb):
         prompt = sys.stdin.read() if self.prompt == "-" else self.prompt
         ids = torch.tensor([run.tokenizer.encode(prompt)] * self.num_samples, dtype=torch.long)
         tokens = generate(run.objective, ids.reshape(self.num_samples, -1), num_tokens=self.num_tokens,
-                          depth=self.depth, temperature=self.temperature, seed=run.config.seed)
+                          depth=self.depth, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p,
+                          seed=run.config.seed)
         for text in map(run.tokenizer.decode, tokens.tolist()):
             line = {"prompt": prompt, "depth": self.depth, "text": text}
             print(json.dumps(line) if self.json else prompt + text + "\n" * (self.num_samples > 1))

@@ -5,6 +5,7 @@ clean estimate D that solvers step along. Cross-entropy replaces EDM's regressio
 """
 
 import math
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -63,14 +64,16 @@ class Denoiser(nn.Module):
         return self.log_logit_scale.exp()
 
     def forward(self, z: Noisy, sigma: Sigma, e: Tensor, *, context: Cache | None = None, cache: Cache | None = None,
-                **options) -> Float[Tensor, "batch length vocab"]:
+                steer: Callable[[Tensor], Tensor] | None = None, **options) -> Float[Tensor, "batch length vocab"]:
         """Logits of the clean tokens behind `z = y + sigma * eps`; row i knows the clean tokens up to i through `e`.
 
-        sigma: one level a sequence (B,) or a row (B, L). `cache` keeps the rows of one solver step.
+        sigma: one level a sequence (B,) or a row (B, L). `cache` keeps the rows of one solver step. `steer` changes the
+        network's logits before the known part of the posterior is added (`Steering`).
         """
         state = self._step(z, sigma, e, context=context, cache=cache, **options)
         logits = self.model.decode(state, context=context, cache=cache and cache.child("coda"), **options)
         logits = logits.float() * self.logit_scale
+        logits = logits if steer is None else steer(logits)
         return logits + self._log_likelihood(z, sigma) if self.config.posterior else logits
 
     def hidden(self, z: Noisy, sigma: Sigma, e: Tensor, *, context: Cache | None = None,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from looped.diffusion.samplers import SAMPLERS
 from looped.diffusion.schedules import schedule
+from looped.diffusion.steering import Steering
 from looped.errors import UserError
 from looped.nn.cache import Cache
 from looped.objectives.base import Objective
@@ -23,32 +24,30 @@ from looped.rng import StepRandom
 
 @torch.no_grad()
 def generate(objective: Objective, prompt: Int[Tensor, "batch length"], *, num_tokens: int, depth: int,
-             temperature: float = 1.0, seed: int = 0) -> Int[Tensor, "batch {num_tokens}"]:
+             temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0,
+             seed: int = 0) -> Int[Tensor, "batch {num_tokens}"]:
     """Continue each prompt by `num_tokens` tokens with `depth` loop or solver steps a token.
 
-    `temperature` divides the logits of the last readout; 0 takes the most likely token. Raises `UserError` for an empty
-    prompt or a negative temperature.
+    `temperature`, `top_k` and `top_p` steer the distribution that tokens are drawn from (`Steering`), for a denoiser at
+    every noise level. Raises `UserError` for an empty prompt or steering out of range.
     """
     if prompt.shape[1] == 0:
         raise UserError("the prompt has no tokens; give it at least one")
-    if temperature < 0:
-        raise UserError(f"temperature {temperature} is negative; use 0 for the most likely token, 1 for plain sampling")
+    steering = Steering(temperature, top_k, top_p)
     was_training = objective.training
     objective.eval()
-    writer = (DenoiseWriter if isinstance(objective, Denoise) else LoopWriter)(objective, depth, seed)
+    writer = (DenoiseWriter if isinstance(objective, Denoise) else LoopWriter)(objective, depth, seed, steering)
     new, chosen = prompt, []
     for position in range(num_tokens):
         logits = writer.next_logits(new)
-        new = _choose(logits, temperature, StepRandom(seed, position, count=len(prompt))).to(prompt.device)
+        new = _draw(logits, StepRandom(seed, position, count=len(prompt))).to(prompt.device)
         chosen.append(new)
     objective.train(was_training)
     return torch.cat(chosen, dim=1)
 
 
-def _choose(logits: Tensor, temperature: float, random: StepRandom) -> Int[Tensor, "batch 1"]:
-    if temperature == 0:
-        return logits.argmax(-1, keepdim=True)
-    probs = torch.softmax(logits.double().cpu() / temperature, dim=-1)
+def _draw(logits: Tensor, random: StepRandom) -> Int[Tensor, "batch 1"]:
+    probs = torch.softmax(logits.double().cpu(), dim=-1)
     rows = zip(probs, random.per_row("token"), strict=True)
     return torch.stack([torch.multinomial(row, 1, generator=gen) for row, gen in rows])
 
@@ -56,8 +55,8 @@ def _choose(logits: Tensor, temperature: float, random: StepRandom) -> Int[Tenso
 class LoopWriter:
     """Next-token logits of an unrolled loop; keys and values of each loop step are kept."""
 
-    def __init__(self, objective: Unrolled, depth: int, seed: int):
-        self.model, self.depth, self.seed = objective.model, depth, seed
+    def __init__(self, objective: Unrolled, depth: int, seed: int, steering: Steering):
+        self.model, self.depth, self.seed, self.steering = objective.model, depth, seed, steering
         self.cache, self.length = Cache(), 0
 
     def next_logits(self, new: Int[Tensor, "batch new"]) -> Tensor:
@@ -68,13 +67,14 @@ class LoopWriter:
         if self.model.recurrence.needs_noise:
             noise = StepRandom(self.seed, start, count=len(new), device=new.device).normal("state", e.shape[1:])
         state = self.model.unroll(e, grad=self.depth, noise=noise, cache=self.cache, start=start)
-        return self.model.decode(state, cache=self.cache.child("coda"), start=start)[:, -1]
+        return self.steering(self.model.decode(state, cache=self.cache.child("coda"), start=start)[:, -1])
 
 
 class DenoiseWriter:
     """Next-token logits at the last step of a solver; one cache a noise level, or one clean context for all levels."""
 
-    def __init__(self, objective: Denoise, depth: int, seed: int):
+    def __init__(self, objective: Denoise, depth: int, seed: int, steering: Steering):
+        self.steering = steering
         self.objective, self.denoiser, self.model = objective, objective.denoiser, objective.model
         self.sigmas = schedule(objective.config.schedule, depth, objective.noise)
         self.seed, self.length = seed, 0
@@ -115,8 +115,9 @@ class DenoiseWriter:
                 if target is not None and level not in seen:  # a solver may come back to a level: commit once
                     rows, rows_e, rows_start = torch.cat([target + level * eps, rows], dim=1), e, start
             seen.add(level)
-            D, all_logits = self.denoiser.denoise(rows, sigma, rows_e, start=rows_start, **options,
-                                                  generator=random.lockstep(f"bridge{next(calls)}"))
+            bridge = random.lockstep(f"bridge{next(calls)}")
+            D, all_logits = self.denoiser.denoise(rows, sigma, rows_e, start=rows_start, steer=self.steering,
+                                                  generator=bridge, **options)
             if self.context is None:
                 options["cache"].truncate(start + e.shape[1] - 1)  # the sought row is not known yet
             logits = all_logits[:, -1]

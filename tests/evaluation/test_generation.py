@@ -5,6 +5,7 @@ import torch
 
 from looped.config import load_config
 from looped.diffusion.samplers import SAMPLERS
+from looped.diffusion.steering import Steering
 from looped.errors import UserError
 from looped.evaluation.depth import confidence_interval, evaluate_depth, evaluate_samples
 from looped.evaluation.generation import LoopWriter, distinct, generate
@@ -42,7 +43,7 @@ def test_generation_is_a_function_of_the_seed(flags, depth):
 @torch.no_grad()
 def test_a_cached_loop_equals_recomputing_from_the_start():
     objective = make({"objective": "truncated"})
-    writer, rows = LoopWriter(objective, 3, 0), prompt()
+    writer, rows = LoopWriter(objective, 3, 0, Steering()), prompt()
     writer.next_logits(rows[:, :3])
     for i in (3, 4):
         cached = writer.next_logits(rows[:, i : i + 1])

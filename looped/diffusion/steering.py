@@ -1,0 +1,54 @@
+"""How text is steered: temperature, top-k and top-p on a distribution over tokens.
+
+A denoiser is steered at every noise level, before the evidence of z is weighed in. The closed-form part of the
+posterior then makes the solver draw from the steered distribution; acting on the last readout alone would do nothing,
+since by then z has decided.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from looped.errors import UserError
+
+
+@dataclass(frozen=True)
+class Steering:
+    """`temperature` divides the logits (0: the likeliest token alone); then only the `top_k` likeliest tokens stay, and
+    of these the smallest set that holds a share `top_p` of the probability (Holtzman et al. 2020). Raises UserError."""
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+
+    def __post_init__(self):
+        if not 0 <= self.temperature < math.inf:
+            raise UserError(f"temperature {self.temperature} is negative or not a number; "
+                            f"use 0 for the most likely token, 1 for plain sampling")
+        if self.top_k is not None and self.top_k < 1:
+            raise UserError(f"top_k {self.top_k} leaves no token; use 1 or more, or leave it out")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p {self.top_p} is not in (0, 1]; use 1 to keep every token")
+
+    def __call__(self, logits: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch vocab"]:
+        """Logits of the steered distribution, at least float32; tokens that are out have -inf."""
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        num_kept = 1 if self.temperature == 0 else self.top_k
+        if self.temperature not in (0, 1):
+            logits = logits / self.temperature
+        if num_kept is not None and num_kept < logits.shape[-1]:
+            logits = _only(logits, logits.topk(num_kept, dim=-1).indices)
+        return self._nucleus(logits) if self.top_p < 1 else logits
+
+    def _nucleus(self, logits: Tensor) -> Tensor:
+        ordered, places = logits.sort(dim=-1, descending=True)
+        probs = ordered.softmax(-1)
+        outside = probs.cumsum(-1) - probs >= self.top_p  # what comes before it is enough
+        return logits.masked_fill(outside.gather(-1, places.argsort(-1)), -math.inf)
+
+
+def _only(logits: Tensor, places: Tensor) -> Tensor:
+    return torch.full_like(logits, -math.inf).scatter(-1, places, logits.gather(-1, places))
