@@ -223,7 +223,8 @@ class EvaluationConfig(Section):
 class Config(Section):
     """A whole run."""
 
-    objective: Literal["full", "truncated", "denoise"] = Field("denoise", description="training rule")
+    objective: Literal["full", "truncated", "denoise", "ar"] = Field(
+        "denoise", description="training rule; ar: the same layers without a loop, the yardstick of the others")
     seed: Count = Field(0, description="with the step number, it decides all randomness and the order of the data")
     model: ModelConfig = ModelConfig()
     recurrence: RecurrenceConfig = RecurrenceConfig()
@@ -245,6 +246,11 @@ class Config(Section):
             raise ValueError(f"evaluation.prompt_length {self.evaluation.prompt_length} leaves nothing of "
                              f"data.length {self.data.length} to continue; try {self.data.length // 2}")
         return self
+
+    @property
+    def single_pass(self) -> bool:
+        """Whether a training step applies the core once, however deep the model is run later."""
+        return self.objective in ("denoise", "ar")
 
     def replace(self, **flags: Any) -> "Config":
         """A validated copy; `config.replace(**{"model.width": 64, "objective": "full"})`."""

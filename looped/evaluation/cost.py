@@ -32,7 +32,7 @@ from looped.objectives import build_objective
 from looped.objectives.counts import count, layer_flops
 from looped.rng import StepRandom, generator
 
-ARMS = ("full", "truncated", "denoise", "denoise:inject", "denoise:concat", "denoise:context")
+ARMS = ("full", "truncated", "ar", "denoise", "denoise:inject", "denoise:concat", "denoise:context")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 NUM_WARMUP = 2
 """Steps of an arm that are not timed: until the second, the process still asks the system for memory."""

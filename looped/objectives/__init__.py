@@ -3,11 +3,11 @@
 from looped.config import Config
 from looped.models.language import LanguageModel
 from looped.objectives.base import Loss, Objective
-from looped.objectives.bptt import Full, Truncated
+from looped.objectives.bptt import Autoregressive, Full, Truncated
 from looped.objectives.denoise import Denoise
 from looped.rng import seeded_init
 
-__all__ = ["Denoise", "Full", "Loss", "Objective", "Truncated", "build_objective"]
+__all__ = ["Autoregressive", "Denoise", "Full", "Loss", "Objective", "Truncated", "build_objective"]
 
 
 def build_objective(config: Config, model: LanguageModel) -> Objective:
@@ -15,4 +15,4 @@ def build_objective(config: Config, model: LanguageModel) -> Objective:
     with seeded_init(config.seed, "objective"):
         if config.objective == "denoise":
             return Denoise(model, config.denoise)
-        return {"full": Full, "truncated": Truncated}[config.objective](model, config.recurrence)
+        return {"full": Full, "truncated": Truncated, "ar": Autoregressive}[config.objective](model, config.recurrence)

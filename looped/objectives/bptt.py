@@ -1,4 +1,5 @@
-"""Back-propagation through the loop: through all of it (`Full`), or through its last steps (`Truncated`, Huginn)."""
+"""Back-propagation through the loop: through all of it (`Full`), through its last steps (`Truncated`, Huginn), or
+through the one step that makes it an ordinary language model (`Autoregressive`)."""
 
 from jaxtyping import Int
 from torch import Tensor
@@ -60,3 +61,13 @@ class Truncated(Unrolled):
 
     def expected_depths(self) -> tuple[float, float]:
         return expected_depths(self.config)
+
+
+class Autoregressive(Unrolled):
+    """The twin without a loop: the same layers, one step, next-token loss. A denoiser is held against it."""
+
+    def depths(self, random: StepRandom) -> tuple[int, int]:
+        return 0, 1
+
+    def expected_depths(self) -> tuple[float, float]:
+        return 0.0, 1.0

@@ -54,7 +54,7 @@ def count(config: Config, vocab_size: int) -> Counts:
     rest = 0 if config.optim.name == "adamw" else parameters - _hidden_matrices(model)  # Muon leaves these to AdamW
     return Counts(
         parameters=parameters, core_parameters=core,
-        effective_parameters=parameters + (0 if denoise else core * (config.recurrence.mean - 1)),
+        effective_parameters=parameters + (0 if config.single_pass else core * (config.recurrence.mean - 1)),
         forward_flops=round(tokens * sum(part.flops * (part.no_grad + part.grad) for part in parts)),
         step_flops=round(tokens * sum(part.flops * (part.no_grad + 3 * part.grad) for part in parts)),
         saved_activation_bytes=saved, training_bytes=WIDE * (parameters * states + rest) + saved)
@@ -72,7 +72,7 @@ def format_counts(counts: Counts) -> str:
 
 
 def mean_steps(config: Config) -> tuple[float, float]:
-    """Mean loop steps (without gradient, with it) of a training step; one with gradient under `denoise`."""
+    """Mean loop steps (without gradient, with it) of a training step; one with gradient under `denoise` and `ar`."""
     if config.objective == "truncated":
         return expected_depths(config.recurrence)
     return 0.0, float(config.recurrence.mean if config.objective == "full" else 1)

@@ -55,9 +55,9 @@ def expected_depths(config: RecurrenceConfig) -> tuple[float, float]:
 
 
 def trained_depths(config: Config) -> tuple[int, int]:
-    """The depths that training runs: the middle 90 % of them under Huginn's sampler; one pass under `denoise`."""
+    """The depths that training runs: the middle 90 % of them under Huginn's sampler; one pass under `denoise`, `ar`."""
     recurrence = config.recurrence
-    if config.objective == "denoise":
+    if config.single_pass:
         return 1, 1
     if config.objective == "full" or recurrence.distribution == "fixed":
         return recurrence.mean, recurrence.mean

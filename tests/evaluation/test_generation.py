@@ -16,9 +16,9 @@ from looped.objectives import build_objective
 V = 40
 SMALL = {"model.width": 16, "model.num_heads": 2, "denoise.target.dim": 8, "denoise.cond_width": 8,
          "model.state_init": "zero"}
-RULES = [{"objective": "truncated"}, *({"objective": "denoise", "denoise.context": c}
-                                       for c in ("inject", "concat", "context"))]
-NAMES = ["truncated", "inject", "concat", "context"]
+RULES = [{"objective": "truncated"}, {"objective": "ar"},
+         *({"objective": "denoise", "denoise.context": c} for c in ("inject", "concat", "context"))]
+NAMES = ["truncated", "ar", "inject", "concat", "context"]
 
 
 def make(flags):

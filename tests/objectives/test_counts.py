@@ -17,7 +17,7 @@ VOCAB, ROWS, LENGTH = 100, 3, 32
 SMALL = {"model.width": 64, "model.num_heads": 4, "model.ffn_width": 96, "model.num_prelude_layers": 2,
          "model.num_coda_layers": 2, "data.length": LENGTH, "training.batch_size": ROWS, "denoise.cond_width": 16,
          "denoise.target.dim": 8, "recurrence.mean": 4, "recurrence.backprop": 2, "recurrence.distribution": "fixed"}
-ARMS = ["full", "truncated", "denoise:inject", "denoise:concat", "denoise:context"]
+ARMS = ["full", "truncated", "ar", "denoise:inject", "denoise:concat", "denoise:context"]
 
 
 def config_of(arm="full", **settings):

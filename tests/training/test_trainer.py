@@ -160,6 +160,7 @@ def test_two_processes_match_one_with_the_whole_batch(tmp_path, tiny):
 
 @pytest.mark.parametrize("changes", [
     {"objective": "truncated"}, {"objective": "truncated", "recurrence.per_sequence": False}, {"objective": "full"},
+    {"objective": "ar"},
     {"denoise.context": "concat"}, {"denoise.context": "context"},
     {"denoise.target.tied": True, "denoise.target.dim": 16}, {"denoise.target.learned_logit_scale": False}])
 def test_every_trained_parameter_gets_a_gradient_in_every_step(tiny, changes):
