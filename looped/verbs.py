@@ -95,6 +95,8 @@ class Eval(Verb):
     """loop steps, or solver steps of a denoiser, as 1,4,16; those of evaluation.depths if not given"""
     trajectories: int = 0
     """also measure a denoiser's configured solver as it is, by the mean readout of this many runs"""
+    judge: Path | None = None
+    """a run that reads the samples (another seed, the same text): its loss on them beside their distinct-n"""
     step: int | None = None
     """evaluate this checkpoint instead of the newest one"""
     raw: bool = False
@@ -111,8 +113,11 @@ class Eval(Verb):
         from looped.training.runs import load_run
 
         run = load_run(self.run, ema=not self.raw, step=self.step, settings=settings)
+        judge = _load_judge(self.judge) if self.judge is not None else None
+        if judge is not None:
+            judge.check(str(self.run), run.tokenizer.json())
         result = evaluate_run(run.objective, run.data, run.config, depths or run.config.evaluation.depths,
-                              num_trajectories=self.trajectories)
+                              num_trajectories=self.trajectories, judge=judge)
         save_evaluation(run.path, result, run.config, step=run.step)
         if self.json:
             print("\n".join(json.dumps(row.as_dict()) for row in result.rows))
@@ -120,6 +125,15 @@ class Eval(Verb):
             print(f"{run.path}: {run.config.objective} after {run.step} steps\n")
             print(depth_table({run.path.name: [row.as_dict() for row in result.rows]}))
             print(f"\npictures in {run.path / 'plots'}, rows in {run.path / 'eval'}")
+
+
+def _load_judge(path: Path):
+    from looped.evaluation.judge import Judge
+    from looped.training.runs import load_run
+
+    run = load_run(path)
+    depth = 1 if run.config.single_pass else run.config.recurrence.mean
+    return Judge(str(path), run.objective, depth, run.tokenizer.json())
 
 
 @dataclass

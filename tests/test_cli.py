@@ -92,6 +92,7 @@ def test_depths_are_parsed():
     (["eval", "DENOISE", "--evaluation.num_sequence", "3"], "did you mean 'num_sequences'"),
     (["eval", "DENOISE", "--step", "5"], "no checkpoint of step 5; it has: 6"),
     (["eval", "DENOISE", "--trajectories", "-1"], "--trajectories -1"),
+    (["eval", "DENOISE", "--judge", "nowhere"], "nowhere is not a run"),
     (["generate", "DENOISE", "--depth", "0"], "--depth 0"),
     (["generate", "DENOISE", "--prompt", ""], "prompt"),
     (["generate", "DENOISE", "--temperature", "-1"], "temperature"),
@@ -126,6 +127,15 @@ def test_a_run_is_evaluated_into_its_folder(runs):
         assert all(len(line["values"]) == 4 for line in examples)
         assert (path / "plots" / "depth.png").read_bytes().startswith(b"\x89PNG")
         assert (path / "plots" / "sigma.png").exists() == (objective == "denoise")
+
+
+def test_a_judge_reads_the_samples_and_the_text_they_might_have_been(runs, capsys):
+    assert main(["eval", str(runs["denoise"]), "--judge", str(runs["truncated"])]) == 0
+    shown = capsys.readouterr().out
+    assert "judged" in shown.splitlines()[2]
+    rows = [json.loads(line) for line in (runs["denoise"] / "eval" / "depth.jsonl").read_text().splitlines()]
+    assert {row["depth"] for row in rows if row["metric"] == "judged_nats"} == {1, 2}
+    assert [row["n"] for row in rows if row["metric"] == "judged_nats_of_text"] == [2]
 
 
 def test_runs_are_compared_in_one_picture_and_one_table(runs, tmp_path, capsys):

@@ -16,6 +16,7 @@ from torch import Tensor
 from looped.config import Config
 from looped.data.text import TextData
 from looped.evaluation.generation import distinct, generate
+from looped.evaluation.judge import Judge
 from looped.evaluation.likelihood import DepthLosses, losses_by_depth, losses_by_sigma, losses_by_solver
 from looped.objectives.base import Objective
 from looped.objectives.denoise import Denoise
@@ -100,8 +101,11 @@ class Evaluation:
 
 
 def evaluate_run(objective: Objective, data: TextData, config: Config, depths: Sequence[int], *,
-                 num_trajectories: int = 0) -> Evaluation:
-    """All that `looped eval` reports, on the held-out text of `data` and with the sizes of `config.evaluation`."""
+                 num_trajectories: int = 0, judge: Judge | None = None) -> Evaluation:
+    """All that `looped eval` reports, on the held-out text of `data` and with the sizes of `config.evaluation`.
+
+    A `judge` reads the samples and, as the level to reach, the held-out text that follows their prompts.
+    """
     c, device = config.evaluation, next(objective.parameters()).device
     num = min(max(c.num_sequences, c.num_samples), data.heldout.windows(config.data.length))
     tokens = data.heldout.sequences(num, config.data.length).to(device)
@@ -109,6 +113,10 @@ def evaluate_run(objective: Objective, data: TextData, config: Config, depths: S
                            seed=config.seed, batch_size=c.batch_size, num_trajectories=num_trajectories)
     prompts = tokens[: c.num_samples, : c.prompt_length]
     rows, texts = evaluate_samples(objective, prompts, depths, num_tokens=c.sample_length, seed=config.seed)
+    if judge is not None:
+        truth = tokens[: c.num_samples, c.prompt_length : c.prompt_length + c.sample_length]
+        rows.append(summarise("judged_nats_of_text", judge.losses(prompts, truth)))
+        rows += [summarise("judged_nats", judge.losses(prompts, text), depth=depth) for depth, text in texts.items()]
     decode = data.tokenizer.decode
     samples = [{"depth": depth, "prompt": decode(prompt), "text": decode(text)} for depth in texts
                for prompt, text in zip(prompts.tolist(), texts[depth].tolist(), strict=True)]

@@ -68,6 +68,19 @@ def losses_by_solver(objective: Denoise, tokens: Tokens, depths: Sequence[int], 
     return _over_batches(objective, tokens, depths, measure, seed, batch_size)
 
 
+@torch.no_grad()
+def next_token_losses(objective: Objective, rows: Tokens, depth: int, *,
+                      seed: int = 0) -> Float[Tensor, "num length"]:
+    """Nats of every token of `rows` but the first at one depth; for denoisers the variational bound."""
+    measure = _bound_rows if isinstance(objective, Denoise) else _loop_rows
+    was_training = objective.training
+    objective.eval()
+    random = StepRandom(seed, 0, count=len(rows), device=rows.device)
+    (_, losses, _), = measure(objective, rows, [depth], random)
+    objective.train(was_training)
+    return losses
+
+
 def _over_batches(objective: Objective, tokens: Tokens, depths: Sequence[int], measure: Callable, seed: int,
                   batch_size: int) -> list[DepthLosses]:
     depths = sorted(set(depths))

@@ -86,7 +86,7 @@ def _curve(label: str, rows: Rows, config: Config, metric: str) -> Curve:
 
 def depth_table(runs: Mapping[str, Rows]) -> str:
     """Markdown: one line a run and depth; for denoisers also the loss at sigma_max, whatever the depth."""
-    header = ["run", "depth", "nats a token", "bits a byte", "distinct-2", "layer forwards", "seconds"]
+    header = ["run", "depth", "nats a token", "bits a byte", "distinct-2", "judged", "layer forwards", "seconds"]
     lines, notes = [], []
     for label, rows in runs.items():
         at = {(row["metric"], row.get("depth")): row for row in rows}
@@ -95,10 +95,16 @@ def depth_table(runs: Mapping[str, Rows]) -> str:
             lines.append([label, str(depth), _with_interval(nats),
                           _number(at.get(("bits_per_byte", depth), {}).get("mean"), 3),
                           _number(at.get(("distinct_2", depth), {}).get("mean"), 3),
+                          _number(at.get(("judged_nats", depth), {}).get("mean"), 3),
                           _number(nats.get("layer_forwards"), 0), _number(nats.get("seconds"), 2)])
         if ("nats_at_sigma_max", None) in at:
             notes.append(f"{label} at sigma_max, where a denoiser is a next-token predictor: "
                          f"{_with_interval(at['nats_at_sigma_max', None])} nats a token")
+        if ("judged_nats_of_text", None) in at:
+            notes.append(f"judged: nats a token of the samples under the judge, which gives the real text after the "
+                         f"prompts of {label} {_with_interval(at['judged_nats_of_text', None])}")
+    if all(line[5] == "-" for line in lines):  # nobody judged
+        header, lines = header[:5] + header[6:], [line[:5] + line[6:] for line in lines]
     return "\n".join([markdown_table(header, lines), *("\n" + note for note in notes)])
 
 

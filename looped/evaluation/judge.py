@@ -1,0 +1,37 @@
+"""Generated text read by another model of this toolkit: its loss on the text, a token (log generative perplexity).
+
+A judge rewards repetition: "the the the" is cheap. So its figure stands beside distinct-n, and two sets of texts can
+be compared only where these agree. The judge should come from another seed than the writer; what it says of real text
+is the level to reach, not to undercut.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from looped.errors import UserError
+from looped.evaluation.likelihood import next_token_losses
+from looped.objectives.base import Objective
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A trained model that reads at one depth; `vocabulary` is its tokenizer's JSON, which writers must share."""
+
+    name: str
+    objective: Objective
+    depth: int
+    vocabulary: str
+
+    def check(self, writer: str, vocabulary: str) -> None:
+        """Raises UserError where token ids of the writer mean something else to the judge."""
+        if vocabulary != self.vocabulary:
+            raise UserError(f"judge {self.name} has another tokenizer than {writer}; choose a run trained on the same "
+                            f"text with the same data settings")
+
+    def losses(self, prompts: Int[Tensor, "num prompt"], texts: Int[Tensor, "num length"]) -> Float[Tensor, "num"]:
+        """Mean nats a token of each text after its prompt."""
+        rows = torch.cat([prompts, texts], dim=1)
+        return next_token_losses(self.objective, rows, self.depth)[:, prompts.shape[1] - 1 :].mean(1).double().cpu()
