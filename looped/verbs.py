@@ -95,6 +95,10 @@ class Eval(Verb):
     """loop steps, or solver steps of a denoiser, as 1,4,16; those of evaluation.depths if not given"""
     trajectories: int = 0
     """also measure a denoiser's configured solver as it is, by the mean readout of this many runs"""
+    probes: bool = False
+    """also look for what a loss can hide: copying, an ignored context, a curve that falls"""
+    twin: Path | None = None
+    """with --probes: a run of --objective ar on the same text, to say how far behind it this one is"""
     judge: Path | None = None
     """a run that reads the samples (another seed, the same text): its loss on them beside their distinct-n"""
     step: int | None = None
@@ -109,6 +113,7 @@ class Eval(Verb):
         if self.trajectories < 0:
             raise UserError(f"--trajectories {self.trajectories} is negative; 0 leaves the solver out")
         from looped.evaluation.depth import evaluate_run
+        from looped.evaluation.probes import probe_table
         from looped.evaluation.report import depth_table, save_evaluation
         from looped.training.runs import load_run
 
@@ -118,13 +123,30 @@ class Eval(Verb):
             judge.check(str(self.run), run.tokenizer.json())
         result = evaluate_run(run.objective, run.data, run.config, depths or run.config.evaluation.depths,
                               num_trajectories=self.trajectories, judge=judge)
-        save_evaluation(run.path, result, run.config, step=run.step)
+        found = self._probe(run, result) if self.probes else None
+        save_evaluation(run.path, result, run.config, step=run.step, probes=found)
         if self.json:
             print("\n".join(json.dumps(row.as_dict()) for row in result.rows))
         else:
             print(f"{run.path}: {run.config.objective} after {run.step} steps\n")
             print(depth_table({run.path.name: [row.as_dict() for row in result.rows]}))
+            if found is not None:
+                print(f"\nprobes:\n{probe_table(found.rows)}\n")
+                print("\n".join(found.sentences) or "nothing is out of order")
             print(f"\npictures in {run.path / 'plots'}, rows in {run.path / 'eval'}")
+
+    def _probe(self, run, result):
+        from looped.evaluation.probes import probe
+        from looped.training.runs import load_run
+
+        twin = load_run(self.twin) if self.twin is not None else None
+        if twin is not None and twin.tokenizer.json() != run.tokenizer.json():
+            raise UserError(f"twin {self.twin} has another tokenizer than {self.run}; train it on the same text")
+        c = run.config
+        tokens = run.data.heldout.sequences(len(next(iter(result.per_example["nats_per_token"].values()))),
+                                            c.data.length)
+        return probe(run.objective, tokens, result.per_example["nats_per_token"], vocab_size=run.data.vocab_size,
+                     twin=twin and twin.objective, seed=c.seed)
 
 
 def _load_judge(path: Path):

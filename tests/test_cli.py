@@ -138,6 +138,14 @@ def test_a_judge_reads_the_samples_and_the_text_they_might_have_been(runs, capsy
     assert [row["n"] for row in rows if row["metric"] == "judged_nats_of_text"] == [2]
 
 
+def test_probes_are_printed_and_kept(runs, capsys):
+    assert main(["eval", str(runs["truncated"]), "--probes", "--twin", str(runs["truncated"])]) == 0
+    assert "probes:" in capsys.readouterr().out
+    lines = [json.loads(line) for line in (runs["truncated"] / "eval" / "probes.jsonl").read_text().splitlines()]
+    assert {"behind_the_twin", "state_rms"} <= {line.get("metric") for line in lines}
+    assert any("no better than chance" in line.get("verdict", "") for line in lines)  # six steps teach nothing
+
+
 def test_runs_are_compared_in_one_picture_and_one_table(runs, tmp_path, capsys):
     assert main(["plot", *map(str, runs.values()), "--out", str(tmp_path / "new" / "both.png")]) == 0
     table = capsys.readouterr().out

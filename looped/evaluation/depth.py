@@ -1,12 +1,9 @@
 """The depth sweep: how good a trained model is at every depth, with confidence intervals, as rows and as a picture.
-
-Rows follow one form, {depth, metric, mean, ci_low, ci_high, n, seconds, layer_forwards, peak_bytes}, so that a table, a
-JSONL file and a plot of any two runs need no translation.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import psutil
 import torch
@@ -18,29 +15,9 @@ from looped.data.text import TextData
 from looped.evaluation.generation import distinct, generate
 from looped.evaluation.judge import Judge
 from looped.evaluation.likelihood import DepthLosses, losses_by_depth, losses_by_sigma, losses_by_solver
+from looped.evaluation.rows import Row, summarise
 from looped.objectives.base import Objective
 from looped.objectives.denoise import Denoise
-from looped.rng import generator
-
-
-@dataclass(frozen=True)
-class Row:
-    """One figure of a sweep. `sigma` is set for figures by noise level, `depth` for figures by depth."""
-
-    metric: str
-    mean: float
-    ci_low: float
-    ci_high: float
-    n: int
-    depth: int | None = None
-    sigma: float | None = None
-    seconds: float | None = None
-    layer_forwards: float | None = None
-    peak_bytes: int | None = None
-
-    def as_dict(self) -> dict:
-        """Only the fields that are set."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -162,21 +139,6 @@ def solver_layer_forwards(objective: Denoise, depth: int, num_trajectories: int)
     # inject: the noised truth runs beside the solved rows.
     streams = 2 if objective.config.context == "inject" else 1
     return once + num_trajectories * streams * (layer_forwards_at(objective, evaluations) - once)
-
-
-def summarise(metric: str, values: Float[Tensor, "num"], **fields) -> Row:
-    """Mean and 95 % interval of one figure a sequence."""
-    low, high = confidence_interval(values)
-    return Row(metric, values.mean().item(), low, high, len(values), **fields)
-
-
-def confidence_interval(values: Float[Tensor, "num"], *, num_resamples: int = 1000) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean over sequences; the same for the same values."""
-    values = values.double()
-    picks = torch.randint(len(values), (num_resamples, len(values)), generator=generator("bootstrap", len(values)))
-    means = values[picks].mean(1)
-    low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return low, high
 
 
 def peak_bytes() -> int:

@@ -3,6 +3,7 @@
     runs/<name>/eval/depth.jsonl     one row a figure: {depth, metric, mean, ci_low, ci_high, n, ...}
     runs/<name>/eval/examples.jsonl  the figure of every held-out sequence, for paired comparisons
     runs/<name>/eval/samples.jsonl   prompts and their continuations at each depth
+    runs/<name>/eval/probes.jsonl    with --probes: their figures, and what is out of order
     runs/<name>/plots/depth.png      the depth curve; sigma.png the loss by noise level
 """
 
@@ -15,14 +16,17 @@ from looped.config import Config, load_config
 from looped.errors import UserError, did_you_mean
 from looped.evaluation.depth import Evaluation
 from looped.evaluation.plots import Curve, plot_depth, plot_sigma
+from looped.evaluation.probes import Probes
 from looped.objectives.depth import trained_depths
 
 ROWS, EXAMPLES, SAMPLES = "eval/depth.jsonl", "eval/examples.jsonl", "eval/samples.jsonl"
+PROBES = "eval/probes.jsonl"
 
 Rows = Sequence[Mapping[str, Any]]
 
 
-def save_evaluation(run: Path, evaluation: Evaluation, config: Config, *, step: int) -> None:
+def save_evaluation(run: Path, evaluation: Evaluation, config: Config, *, step: int,
+                    probes: Probes | None = None) -> None:
     """Write everything of an evaluation of the checkpoint of `step` into the folder of a run. Raises UserError."""
     rows = [{"step": step, **row.as_dict()} for row in evaluation.rows]
     examples = [{"step": step, "metric": metric, "depth": depth, "values": values.tolist()}
@@ -30,7 +34,11 @@ def save_evaluation(run: Path, evaluation: Evaluation, config: Config, *, step: 
     try:
         for folder in ("eval", "plots"):
             (run / folder).mkdir(exist_ok=True)
-        for name, lines in ((ROWS, rows), (EXAMPLES, examples), (SAMPLES, evaluation.samples)):
+        files = {ROWS: rows, EXAMPLES: examples, SAMPLES: evaluation.samples}
+        if probes is not None:
+            files[PROBES] = [{"step": step, **row.as_dict()} for row in probes.rows]
+            files[PROBES] += [{"step": step, "verdict": sentence} for sentence in probes.sentences]
+        for name, lines in files.items():
             (run / name).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         plot_depth([_curve(run.name, rows, config, "nats_per_token")], run / "plots" / "depth.png")
         if any("sigma" in row for row in rows):

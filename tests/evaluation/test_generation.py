@@ -7,9 +7,10 @@ from looped.config import load_config
 from looped.diffusion.samplers import SAMPLERS
 from looped.diffusion.steering import Steering
 from looped.errors import UserError
-from looped.evaluation.depth import confidence_interval, evaluate_depth, evaluate_samples
+from looped.evaluation.depth import evaluate_depth, evaluate_samples
 from looped.evaluation.generation import LoopWriter, distinct, generate
 from looped.evaluation.likelihood import losses_by_solver
+from looped.evaluation.rows import confidence_interval
 from looped.models.build import build
 from looped.objectives import build_objective
 

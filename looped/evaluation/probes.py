@@ -1,0 +1,173 @@
+"""Probes: does a model do what its loss suggests? Each is a function, a row of figures, and one plain sentence if not.
+
+The traps they look for, all of which have been met: a denoiser that copies instead of predicting, because most of its
+training levels leave the answer readable in z; one that ignores its context; a depth curve that falls.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from looped.diffusion.bridge import bridge
+from looped.evaluation.likelihood import next_token_losses
+from looped.evaluation.rows import Row, confidence_interval, summarise
+from looped.objectives.base import Objective, token_losses
+from looped.objectives.denoise import Denoise
+from looped.rng import StepRandom, generator
+
+NUM_LEVELS = 8
+SCRAMBLED_GAP = 0.3
+"""Nats that another sequence's context has to cost; below, the context counts as ignored."""
+HELD, LOST = 0.01, 0.05
+"""Nats from the best depth to the deepest: up to the first a curve settles, beyond the second it falls."""
+
+Tokens = Int[Tensor, "num length_and_one"]
+
+
+@dataclass(frozen=True)
+class Probes:
+    """`rows` of figures, and a `sentence` for everything that is not as it should be."""
+
+    rows: list[Row]
+    sentences: list[str]
+
+
+@torch.no_grad()
+def probe(objective: Objective, tokens: Tokens, by_depth: Mapping[int, Float[Tensor, "num"]], *, vocab_size: int,
+          twin: Objective | None = None, seed: int = 0) -> Probes:
+    """All probes that fit the objective, on held-out sequences.
+
+    by_depth: nats a token of every sequence at each depth (`DepthSweep.per_example`). twin: the autoregressive twin.
+    """
+    was_training = objective.training
+    objective.eval()
+    first = next_token_losses(objective, tokens, min(by_depth), seed=seed).mean(1).double().cpu()
+    rows = [Row("ln_vocabulary", math.log(vocab_size), math.log(vocab_size), math.log(vocab_size), 1)]
+    sentences = [said for said in (depth_verdict(by_depth), _against_chance(first, vocab_size)) if said]
+    scrambled = scrambled_context(objective, tokens, seed=seed)
+    rows.append(summarise("scrambled_context_costs", scrambled))
+    if scrambled.mean() < SCRAMBLED_GAP:
+        sentences.append(f"it ignores its context: another sequence's costs {scrambled.mean():.2f} nats, and "
+                         f"{SCRAMBLED_GAP} are the least to expect")
+    if twin is not None:
+        behind = first - next_token_losses(twin, tokens, 1, seed=seed).mean(1).double().cpu()
+        rows.append(summarise("behind_the_twin", behind))
+    rows += denoiser_probes(objective, tokens, seed=seed) if isinstance(objective, Denoise) else loop_probes(
+        objective, tokens, max(by_depth), seed=seed)
+    objective.train(was_training)
+    return Probes(rows, sentences)
+
+
+def depth_verdict(by_depth: Mapping[int, Float[Tensor, "num"]]) -> str:
+    """What the curve does after its best depth: "" where it settles, else a sentence. Paired over sequences."""
+    best = min(by_depth, key=lambda depth: by_depth[depth].mean().item())
+    deepest = max(by_depth)
+    rise = by_depth[deepest] - by_depth[best]
+    low, _ = confidence_interval(rise)
+    if rise.mean() <= HELD or low <= 0:
+        return ""
+    verb = "falls" if rise.mean() > LOST else "drifts"
+    return f"quality {verb} with depth: {rise.mean():.2f} nats are lost from depth {best} to {deepest}"
+
+
+def _against_chance(losses: Float[Tensor, "num"], vocab_size: int) -> str:
+    if losses.mean() < math.log(vocab_size) - 0.5:
+        return ""
+    return (f"it predicts no better than chance before it is shown the answer: {losses.mean():.2f} nats at its first "
+            f"step, ln V is {math.log(vocab_size):.2f}; a denoiser with a low mean loss and this is a copier")
+
+
+def scrambled_context(objective: Objective, tokens: Tokens, *, seed: int = 0) -> Float[Tensor, "num"]:
+    """Nats a token that the context of another sequence costs, at one loop step or at sigma_max."""
+    x, y = tokens[:, :-1], tokens[:, 1:]
+    random = StepRandom(seed, 0, count=len(tokens), device=tokens.device)
+
+    def losses(context: Tensor) -> Tensor:
+        if isinstance(objective, Denoise):
+            return token_losses(objective.logits(context, *_noised(objective, y, objective.noise.sigma_max, random)), y)
+        noise = random.normal("state", (x.shape[1], objective.model.width))
+        return token_losses(objective.model(context, 1, noise=noise), y)
+
+    return (losses(x.roll(1, 0)) - losses(x)).mean(1).double().cpu()
+
+
+def _noised(objective: Denoise, y: Tensor, level: float, random: StepRandom) -> tuple[Tensor, Tensor]:
+    target = objective.denoiser.target(y)
+    z = target + level * random.normal("noise", target.shape[1:])
+    return z, torch.full((len(y),), level, dtype=torch.float64, device=y.device)
+
+
+def denoiser_probes(objective: Denoise, tokens: Tokens, *, seed: int = 0) -> list[Row]:
+    """By noise level: entropy of the readout (nats) and norm of the soft estimate as a share of |y|; decodability."""
+    x, y = tokens[:, :-1], tokens[:, 1:]
+    random = StepRandom(seed, 0, count=len(tokens), device=tokens.device)
+    table, norm, rows = objective.denoiser.table(), objective.denoiser.targets.row_norm, []
+    for level in _levels(objective):
+        logits = objective.logits(x, *_noised(objective, y, level, random))
+        log_p = torch.log_softmax(logits, -1)
+        entropy = -(log_p.exp() * log_p).nan_to_num().sum(-1)
+        length = bridge("soft", logits, table).norm(dim=-1) / norm
+        rows.append(summarise("readout_entropy", entropy.mean(1).double().cpu(), sigma=level))
+        rows.append(summarise("bridge_norm", length.mean(1).double().cpu(), sigma=level))
+    sigma, share = decodability(table, objective, y)
+    return [*rows, Row("decodable_below_sigma", sigma, sigma, sigma, y.numel()),
+            Row("training_mass_decodable", share, share, share, y.numel())]
+
+
+def _levels(objective: Denoise) -> list[float]:
+    noise = objective.noise
+    return torch.logspace(noise.x_max, noise.x_min, NUM_LEVELS, base=torch.e, dtype=torch.float64).tolist()
+
+
+def decodability(table: Float[Tensor, "vocab dim"], objective: Denoise,
+                 y: Int[Tensor, "num length"]) -> tuple[float, float]:
+    """(sigma*, share of the training mass below it): below sigma* the nearest row to z is the answer more often than
+    not, whatever the network is. By bisection in ln sigma between 1/100 and 100 times the norm of a row."""
+    picks = torch.randperm(y.numel(), generator=generator("decodability"))[:2000].to(y.device)
+    answers = y.flatten()[picks]
+    eps = torch.randn(len(answers), table.shape[1], generator=generator("decodability noise")).to(y.device)
+    norm = objective.denoiser.targets.row_norm
+    low, high = math.log(norm / 100), math.log(norm * 100)
+    for _ in range(30):
+        middle = (low + high) / 2
+        z = table[answers] + math.exp(middle) * eps
+        hits = ((z @ table.T).argmax(-1) == answers).float().mean()  # rows share one norm: nearest is largest product
+        low, high = (middle, high) if hits > 0.5 else (low, middle)
+    sigma = math.exp(low)
+    return sigma, float(objective.noise.cdf(torch.tensor(sigma, dtype=torch.float64)))
+
+
+def loop_probes(objective: Objective, tokens: Tokens, num_steps: int, *, seed: int = 0) -> list[Row]:
+    """By loop step: root mean square of the state, and contraction, |s_t - s_{t-1}| over |s_{t-1} - s_{t-2}|."""
+    model, random = objective.model, StepRandom(seed, 0, count=len(tokens), device=tokens.device)
+    e = model.encode(tokens[:, :-1])
+    noise = random.normal("state", e.shape[1:]) if model.recurrence.needs_noise else None
+    states: list[Tensor] = []
+    rows: list[Row] = []
+
+    def look(index: int, state: Tensor) -> None:
+        depth = index + 1
+        rows.append(summarise("state_rms", state.square().mean((1, 2)).sqrt().double().cpu(), depth=depth))
+        states.append(state)
+        if len(states) == 3:
+            before, middle, now = states
+            ratio = (now - middle).flatten(1).norm(dim=1) / (middle - before).flatten(1).norm(dim=1).clamp_min(1e-30)
+            rows.append(summarise("contraction", ratio.double().cpu(), depth=depth))
+            states.pop(0)
+
+    model.unroll(e, grad=num_steps, noise=noise, callback=look)
+    return rows
+
+
+def probe_table(rows: Sequence[Row]) -> str:
+    """A line a probe."""
+    lines = []
+    for row in rows:
+        place = f" at sigma {row.sigma:.2f}" if row.sigma is not None else f" at depth {row.depth}" if row.depth else ""
+        spread = "" if row.ci_low == row.ci_high else f" [{row.ci_low:.3f}, {row.ci_high:.3f}]"
+        lines.append(f"  {row.metric.replace('_', ' ')}{place}: {row.mean:.3f}{spread}")
+    return "\n".join(lines)

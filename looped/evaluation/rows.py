@@ -1,0 +1,48 @@
+"""One figure with its interval: the form in which every evaluation gives its results.
+
+{metric, mean, ci_low, ci_high, n, depth, sigma, seconds, layer_forwards, peak_bytes}, so that a table, a JSONL file and
+a plot of any two runs need no translation.
+"""
+
+from dataclasses import asdict, dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from looped.rng import generator
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure of a sweep. `sigma` is set for figures by noise level, `depth` for figures by depth."""
+
+    metric: str
+    mean: float
+    ci_low: float
+    ci_high: float
+    n: int
+    depth: int | None = None
+    sigma: float | None = None
+    seconds: float | None = None
+    layer_forwards: float | None = None
+    peak_bytes: int | None = None
+
+    def as_dict(self) -> dict:
+        """Only the fields that are set."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def summarise(metric: str, values: Float[Tensor, "num"], **fields) -> Row:
+    """Mean and 95 % interval of one figure a sequence."""
+    low, high = confidence_interval(values)
+    return Row(metric, values.mean().item(), low, high, len(values), **fields)
+
+
+def confidence_interval(values: Float[Tensor, "num"], *, num_resamples: int = 1000) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean over sequences; the same for the same values."""
+    values = values.double()
+    picks = torch.randint(len(values), (num_resamples, len(values)), generator=generator("bootstrap", len(values)))
+    means = values[picks].mean(1)
+    low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high

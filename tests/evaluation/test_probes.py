@@ -1,0 +1,114 @@
+"""Each probe finds the fault it looks for, planted, and stays silent on a model without it."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from looped.config import load_config
+from looped.evaluation.likelihood import losses_by_depth
+from looped.evaluation.probes import decodability, depth_verdict, loop_probes, probe, scrambled_context
+from looped.models.build import build
+from looped.nn.recurrence import RecurrentDepth
+from looped.objectives import build_objective
+from looped.rng import StepRandom
+
+V = 30
+
+
+def make(objective="denoise", **flags):
+    config = load_config(None, {"objective": objective, "model.width": 16, "model.num_heads": 2,
+                                "denoise.target.dim": 6, "denoise.cond_width": 8} | flags)
+    return build_objective(config, build(config, V)).eval()
+
+
+def rows(num=8):
+    return torch.randint(V, (num, 13), generator=torch.Generator().manual_seed(0))
+
+
+def probed(objective, tokens, depths=(1, 4), **settings):
+    by_depth = {result.depth: result.losses for result in losses_by_depth(objective, tokens, depths)}
+    return probe(objective, tokens, by_depth, vocab_size=V, **settings)
+
+
+@pytest.fixture(scope="module")
+def learned():
+    """A loop that has learned to repeat the present token, and text that does nothing else."""
+    objective = make("ar")
+    tokens = torch.arange(8).unsqueeze(1).expand(-1, 13).contiguous()
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-2)
+    for step in range(40):
+        optimizer.zero_grad()
+        objective(tokens, StepRandom(0, step, count=8)).value.backward()
+        optimizer.step()
+    return objective.eval(), tokens
+
+
+def test_a_model_that_has_learned_is_not_complained_about(learned):
+    objective, tokens = learned
+    found = probed(objective, tokens, depths=(1,), twin=objective)
+    assert found.sentences == []
+    figures = {row.metric: row.mean for row in found.rows}
+    assert figures["scrambled_context_costs"] > 1
+    assert figures["behind_the_twin"] == pytest.approx(0, abs=1e-6)
+    assert figures["ln_vocabulary"] == pytest.approx(math.log(V))
+
+
+def test_a_copier_is_found():
+    """Bayes' rule over a flat prior: perfect at low noise, chance where it counts, deaf to its context."""
+    objective = make()
+    objective.model.embed.weight.data.zero_()
+    found = probed(objective, rows())
+    assert any("no better than chance" in sentence for sentence in found.sentences)
+    assert any("ignores its context" in sentence for sentence in found.sentences)
+
+
+def test_a_context_that_is_used_costs_when_it_is_scrambled(learned):
+    objective, tokens = learned
+    deaf = make()
+    deaf.model.embed.weight.data.zero_()
+    assert scrambled_context(objective, tokens).mean() > 1
+    assert scrambled_context(deaf, tokens).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(("losses", "said"), [
+    ({1: 4.0, 4: 3.5, 16: 3.5}, ""), ({1: 4.0, 4: 3.5, 16: 3.509}, ""), ({1: 3.5, 4: 3.6, 16: 3.9}, "falls"),
+    ({1: 4.0, 4: 3.5, 16: 3.53}, "drifts")])
+def test_the_verdict_on_a_depth_curve(losses, said):
+    common = torch.randn(64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    sentence = depth_verdict({depth: common + mean for depth, mean in losses.items()})
+    assert (said in sentence) if said else sentence == ""
+
+
+def test_a_rise_that_is_within_the_spread_of_sequences_is_no_fall():
+    noise = torch.randn(64, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    assert depth_verdict({1: torch.zeros(64, dtype=torch.float64), 2: 0.1 + (noise - noise.mean()) * 3}) == ""
+
+
+def test_the_decodable_level_is_where_half_of_the_nearest_rows_are_right_and_scales_with_the_rows():
+    objective, y = make(), rows(200)[:, 1:]
+    sigma, share = decodability(objective.denoiser.table(), objective, y)
+    table = objective.denoiser.table()
+    answers = torch.randint(V, (20_000,), generator=torch.Generator().manual_seed(3))
+    z = table[answers] + sigma * torch.randn(20_000, 6, generator=torch.Generator().manual_seed(4))
+    assert (torch.cdist(z, table).argmin(-1) == answers).float().mean() == pytest.approx(0.5, abs=0.04)
+    assert share == pytest.approx(objective.noise.cdf(sigma).item(), abs=1e-6)
+    double = make(**{"denoise.target.scale": 2.0})
+    assert decodability(double.denoiser.table(), double, y)[0] == pytest.approx(2 * sigma, rel=1e-3)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_contraction_is_that_of_a_linear_loop():
+    class Half(torch.nn.Module):
+        def forward(self, state, e, cond=None):
+            return 0.5 * state + e
+
+    loop = RecurrentDepth(Half(), state_init="zero")
+    model = SimpleNamespace(encode=lambda x: torch.randn(*x.shape, 4, generator=torch.Generator().manual_seed(0)),
+                            recurrence=loop, unroll=lambda e, **kw: loop.unroll(e, no_grad=0, **kw))
+    found = loop_probes(SimpleNamespace(model=model), rows(), 6)
+    contraction = [row.mean for row in found if row.metric == "contraction"]
+    assert contraction == pytest.approx([0.5] * 4, rel=1e-5)
+    norms = [row.mean for row in found if row.metric == "state_rms"]
+    assert norms[-1] / norms[0] == pytest.approx(2 - 0.5**5, rel=1e-5)
