@@ -135,9 +135,10 @@ class DenoiseConfig(Section):
     weight: Literal["none", "edm"] = Field("none", description="weight of the cross-entropy by noise level")
     posterior: bool = Field(True, description="add z . y_v / sigma^2, the exact log-likelihood of z, to the logits")
     cond_width: int = Field(128, ge=2, description="width of the noise-level embedding")
-    bridge: Literal["soft", "hard", "top-k", "sampled"] = Field("soft", description="from logits back to embeddings")
+    bridge: Literal["soft", "hard", "top-k", "sampled"] = Field("sampled", description="from logits to embeddings")
     bridge_top_k: Depth = Field(8, description="rows kept by the top-k bridge")
-    solver: Literal["euler", "heun", "dpmpp-2m", "ancestral", "restart"] = Field("euler", description="default solver")
+    solver: Literal["euler", "heun", "dpmpp-2m", "ancestral", "restart"] = Field(
+        "ancestral", description="default solver; with the sampled bridge its steps are exact for an exact denoiser")
     schedule: Literal["karras", "quantile", "log-linear"] = Field("quantile", description="default noise schedule")
 
 
