@@ -36,6 +36,7 @@ any setting is a flag:
 `looped VERB --help` says more; `looped train --help` lists every setting.
 """
 
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)

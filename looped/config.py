@@ -15,7 +15,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from looped.errors import UserError, did_you_mean
 
-Depth = Annotated[int, Field(ge=1, le=100_000)]
+MAX_DEPTH = 100_000
+"""Beyond what any run is for; a typing error such as 1e9 should not fill the memory."""
+
+Depth = Annotated[int, Field(ge=1, le=MAX_DEPTH)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]

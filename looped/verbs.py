@@ -12,13 +12,10 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from looped.config import describe_settings, dump_config, load_config
+from looped.config import MAX_DEPTH, Config, describe_settings, dump_config, load_config
 from looped.errors import UserError
 
 Settings = Mapping[str, str]
-
-MAX_DEPTH = 100_000
-"""Beyond what any run is for; a typing error such as 1e9 should not fill the memory."""
 
 
 def _no_settings(settings: Settings, verb: str) -> None:
@@ -66,10 +63,8 @@ class Train(Verb):
     def __call__(self, settings: Settings) -> int:
         config = load_config(self.config, settings)
         if self.dry_run:
-            from looped.objectives.counts import count, format_counts
-
             print(dump_config(config))
-            print(format_counts(count(config, config.data.vocab_size)))
+            print(_costs(config))
             return 0
         from looped.training.trainer import train
 
@@ -98,7 +93,7 @@ class Eval(Verb):
     probes: bool = False
     """also look for what a loss can hide: copying, an ignored context, a curve that falls"""
     twin: Path | None = None
-    """with --probes: a run of --objective ar on the same text, to say how far behind it this one is"""
+    """a run of --objective ar on the same text: the probes also say how far behind it this one is"""
     judge: Path | None = None
     """a run that reads the samples (another seed, the same text): its loss on them beside their distinct-n"""
     step: int | None = None
@@ -121,12 +116,16 @@ class Eval(Verb):
         judge = _load_judge(self.judge) if self.judge is not None else None
         if judge is not None:
             judge.check(str(self.run), run.tokenizer.json())
+        twin = load_run(self.twin) if self.twin is not None else None
+        if twin is not None and twin.tokenizer.json() != run.tokenizer.json():
+            raise UserError(f"twin {self.twin} has another tokenizer than {self.run}; train it on the same text")
         result = evaluate_run(run.objective, run.data, run.config, depths or run.config.evaluation.depths,
                               num_trajectories=self.trajectories, judge=judge)
-        found = self._probe(run, result) if self.probes else None
+        found = _probe(run, result, twin) if self.probes or twin is not None else None
         save_evaluation(run.path, result, run.config, step=run.step, probes=found)
         if self.json:
-            print("\n".join(json.dumps(row.as_dict()) for row in result.rows))
+            rows = result.rows + (found.rows if found is not None else [])
+            print("\n".join(json.dumps(row.as_dict()) for row in rows))
         else:
             print(f"{run.path}: {run.config.objective} after {run.step} steps\n")
             print(depth_table({run.path.name: [row.as_dict() for row in result.rows]}))
@@ -135,18 +134,14 @@ class Eval(Verb):
                 print("\n".join(found.sentences) or "nothing is out of order")
             print(f"\npictures in {run.path / 'plots'}, rows in {run.path / 'eval'}")
 
-    def _probe(self, run, result):
-        from looped.evaluation.probes import probe
-        from looped.training.runs import load_run
 
-        twin = load_run(self.twin) if self.twin is not None else None
-        if twin is not None and twin.tokenizer.json() != run.tokenizer.json():
-            raise UserError(f"twin {self.twin} has another tokenizer than {self.run}; train it on the same text")
-        c = run.config
-        tokens = run.data.heldout.sequences(len(next(iter(result.per_example["nats_per_token"].values()))),
-                                            c.data.length)
-        return probe(run.objective, tokens, result.per_example["nats_per_token"], vocab_size=run.data.vocab_size,
-                     twin=twin and twin.objective, seed=c.seed)
+def _probe(run, result, twin):
+    from looped.evaluation.probes import probe
+
+    by_depth = result.per_example["nats_per_token"]
+    tokens = run.data.heldout.sequences(len(next(iter(by_depth.values()))), run.config.data.length)
+    return probe(run.objective, tokens, by_depth, vocab_size=run.data.vocab_size, twin=twin and twin.objective,
+                 seed=run.config.seed)
 
 
 def _load_judge(path: Path):
@@ -273,10 +268,16 @@ class Info(Verb):
             _no_settings(settings, "info RUN")
             _describe_run(self.target)
         else:
-            from looped.objectives.counts import count, format_counts
+            print(_costs(load_config(self.target, settings)))
 
-            config = load_config(self.target, settings)
-            print(format_counts(count(config, config.data.vocab_size)))
+
+def _costs(config: Config) -> str:
+    """Parameters, FLOPs and memory; of the text only a tokenizer that is to be loaded is read."""
+    from looped.data.tokenizer import load_tokenizer
+    from looped.objectives.counts import count, format_counts
+
+    loaded = config.data.tokenizer
+    return format_counts(count(config, load_tokenizer(loaded).vocab_size if loaded else config.data.vocab_size))
 
 
 def _describe_machine() -> None:

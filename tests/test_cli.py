@@ -139,11 +139,13 @@ def test_a_judge_reads_the_samples_and_the_text_they_might_have_been(runs, capsy
 
 
 def test_probes_are_printed_and_kept(runs, capsys):
-    assert main(["eval", str(runs["truncated"]), "--probes", "--twin", str(runs["truncated"])]) == 0
+    assert main(["eval", str(runs["truncated"]), "--twin", str(runs["truncated"])]) == 0  # a twin asks for the probes
     assert "probes:" in capsys.readouterr().out
     lines = [json.loads(line) for line in (runs["truncated"] / "eval" / "probes.jsonl").read_text().splitlines()]
     assert {"behind_the_twin", "state_rms"} <= {line.get("metric") for line in lines}
     assert any("no better than chance" in line.get("verdict", "") for line in lines)  # six steps teach nothing
+    assert main(["eval", str(runs["truncated"]), "--probes", "--json"]) == 0
+    assert "scrambled_context_costs" in capsys.readouterr().out
 
 
 def test_runs_are_compared_in_one_picture_and_one_table(runs, tmp_path, capsys):
@@ -176,6 +178,15 @@ def test_a_dry_run_trains_nothing_and_prints_a_config_that_loads(tiny_yaml, tmp_
     assert "width: 32" in shown
     assert "parameters" in shown
     assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_counts_the_vocabulary_of_a_tokenizer_that_is_loaded(tiny_yaml, runs, capsys):
+    shown = []
+    for flags in ([], ["--data.tokenizer", str(runs["denoise"] / "tokenizer.json"), "--data.vocab_size", "5000"],
+                  ["--data.vocab_size", "5000"]):
+        main(["train", str(tiny_yaml), "--dry-run", *flags])
+        shown.append(next(line for line in capsys.readouterr().out.splitlines() if line.startswith("parameters")))
+    assert shown[0] == shown[1] != shown[2]
 
 
 def test_the_config_of_a_run_goes_on_with_that_run(runs, capsys):

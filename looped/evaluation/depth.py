@@ -1,5 +1,4 @@
-"""The depth sweep: how good a trained model is at every depth, with confidence intervals, as rows and as a picture.
-"""
+"""The depth sweep: how good a trained model is at every depth, and what it writes there, as rows with intervals."""
 
 import math
 from collections.abc import Callable, Sequence

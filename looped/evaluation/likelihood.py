@@ -134,22 +134,22 @@ def _bound(objective: Denoise, rows: Tokens, depth: int, random: StepRandom) -> 
     sigmas = schedule(objective.config.schedule, depth, objective.noise)[:-1].tolist()
     z = target + sigmas[0] * random.normal("chain0", target.shape[1:])
     losses = torch.full(y.shape, (denoiser.targets.row_norm / sigmas[0]) ** 2 / 2, device=y.device)
-    for step, sigma in enumerate(sigmas):
+
+    def logits_at(z: Tensor, sigma: float) -> Tensor:
         level = torch.full((len(rows),), sigma, dtype=torch.float64, device=y.device)
-        logits = denoiser(z, level, e, context=context)
-        if step == len(sigmas) - 1:
-            return losses + token_losses(logits, y)
+        return denoiser(z, level, e, context=context)
+
+    for step, (sigma, lower) in enumerate(itertools.pairwise(sigmas)):
         # q(z' | z, y): mean keep z + (1 - keep) y, variance lower^2 (1 - keep), with keep = (lower / sigma)^2.
-        lower = sigmas[step + 1]
         keep = (lower / sigma) ** 2
         noise = random.normal(f"chain{step + 1}", target.shape[1:])
         moved = (1 - keep) * target + lower * math.sqrt(1 - keep) * noise  # z' - keep z
         # All rows of the table have one norm, so of ln q(z' | z, y_v) only the inner product depends on v.
         log_q = (moved / lower**2) @ table.T
         losses = losses + log_q.gather(-1, y.unsqueeze(-1)).squeeze(-1)
-        losses = losses - torch.logsumexp(torch.log_softmax(logits.float(), -1) + log_q, -1)
+        losses = losses - torch.logsumexp(torch.log_softmax(logits_at(z, sigma), -1) + log_q, -1)
         z = keep * z + moved
-    raise AssertionError("a schedule has at least one level")
+    return losses + token_losses(logits_at(z, sigmas[-1]), y)
 
 
 def _solver_rows(objective: Denoise, rows: Tokens, depths: list[int], random: StepRandom,
