@@ -132,6 +132,8 @@ class DenoiseConfig(Section):
 
     context: Literal["inject", "concat", "context"] = Field(
         "inject", description="clean tokens reach the noisy rows injected, as a clean copy, or as the prelude's keys")
+    block_size: Depth = Field(
+        1, description="tokens k denoised together, so that a solve yields k; above 1 with concat or context")
     noise: Annotated[NoiseConfig, BeforeValidator(_noise_preset)] = Field(
         NoiseConfig(), description="noise levels, or a preset: paper, wide")
     target: TargetConfig = Field(TargetConfig(), description="target embedding")
@@ -143,6 +145,13 @@ class DenoiseConfig(Section):
     solver: Literal["euler", "heun", "dpmpp-2m", "ancestral", "restart"] = Field(
         "ancestral", description="default solver; with the sampled bridge its steps are exact for an exact denoiser")
     schedule: Literal["karras", "quantile", "log-linear"] = Field("quantile", description="default noise schedule")
+
+    @model_validator(mode="after")
+    def _check_block(self):
+        if self.block_size > 1 and self.context == "inject":
+            raise ValueError(f"block_size {self.block_size} needs the clean tokens as a context of their own, which "
+                             f"context inject does not keep; set denoise.context to concat or context")
+        return self
 
 
 class DataConfig(Section):
@@ -246,6 +255,10 @@ class Config(Section):
         if self.denoise.target.tied and self.denoise.target.dim != self.model.width:
             raise ValueError(f"denoise.target.tied needs denoise.target.dim = model.width; "
                              f"set denoise.target.dim to {self.model.width}")
+        if self.data.length % self.denoise.block_size:
+            size = self.denoise.block_size
+            raise ValueError(f"data.length {self.data.length} does not split into blocks of denoise.block_size {size}; "
+                             f"try {max(1, self.data.length // size) * size}")
         if self.evaluation.prompt_length >= self.data.length:
             raise ValueError(f"evaluation.prompt_length {self.evaluation.prompt_length} leaves nothing of "
                              f"data.length {self.data.length} to continue; try {self.data.length // 2}")

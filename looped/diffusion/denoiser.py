@@ -4,6 +4,7 @@ The network reads `c_in z` and `c_noise`, and answers with logits over tokens; t
 clean estimate D that solvers step along. Cross-entropy replaces EDM's regression, so c_skip and c_out have no part.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
@@ -16,6 +17,7 @@ from looped.config import DenoiseConfig
 from looped.diffusion.bridge import bridge
 from looped.diffusion.edm import EDM, align
 from looped.diffusion.targets import TargetEmbedding
+from looped.nn.bias import CleanNoisyBlocks
 from looped.nn.cache import Cache
 
 Noisy = Float[Tensor, "batch length dim"]
@@ -48,6 +50,9 @@ class Denoiser(nn.Module):
         self.in_proj = nn.Linear(config.target.dim, model.width, bias=False)
         # c_in z has unit variance a coordinate: the state starts at the scale of Huginn's like-init.
         nn.init.normal_(self.in_proj.weight, std=math.sqrt(2 / (5 * config.target.dim)))
+        # Where a row stands in its block; the rows of a block share the e of its first.
+        places = torch.zeros(config.block_size, model.width)
+        self.place = nn.Parameter(places) if config.block_size > 1 else None
         self.log_logit_scale = nn.Parameter(torch.zeros(()), requires_grad=config.target.learned_logit_scale)
 
     def table(self) -> Float[Tensor, "vocab dim"]:
@@ -65,11 +70,13 @@ class Denoiser(nn.Module):
 
     def forward(self, z: Noisy, sigma: Sigma, e: Tensor, *, context: Cache | None = None, cache: Cache | None = None,
                 steer: Callable[[Tensor], Tensor] | None = None, **options) -> Float[Tensor, "batch length vocab"]:
-        """Logits of the clean tokens behind `z = y + sigma * eps`; row i knows the clean tokens up to i through `e`.
+        """Logits of the clean tokens behind `z = y + sigma * eps`; row i knows the clean tokens up to i through `e`,
+        and with `block_size` k > 1 those up to the first row of its block, whose rows see each other.
 
         sigma: one level a sequence (B,) or a row (B, L). `cache` keeps the rows of one solver step. `steer` changes the
         network's logits before the known part of the posterior is added (`Steering`).
         """
+        options = self._block_options(z, options)
         state = self._step(z, sigma, e, context=context, cache=cache, **options)
         logits = self.model.decode(state, context=context, cache=cache and cache.child("coda"), **options)
         logits = logits.float() * self.logit_scale
@@ -79,6 +86,7 @@ class Denoiser(nn.Module):
     def hidden(self, z: Noisy, sigma: Sigma, e: Tensor, *, context: Cache | None = None,
                **options) -> Float[Tensor, "batch length width"]:
         """What the head reads: the logits, before any posterior term, are `logit_scale` times its products with it."""
+        options = self._block_options(z, options)
         state = self._step(z, sigma, e, context=context, **options)
         return self.model.hidden(state, context=context, **options)
 
@@ -86,8 +94,20 @@ class Denoiser(nn.Module):
               **options) -> Float[Tensor, "batch length width"]:
         """The preconditioned z through one step of the core."""
         state = self.in_proj(align(self.edm.c_in(sigma).to(z.dtype), z) * z)
+        e = e if self.place is None else self._block_input(e)
         return self.model.step(state, e, self.edm.c_noise(sigma), context=context,
                                cache=cache and cache.child("core"), **options)
+
+    def _block_input(self, e: Float[Tensor, "batch rows width"]) -> Float[Tensor, "batch length width"]:
+        """What is injected into the rows of each block: the e of its first row, and each row's place."""
+        firsts = e[:, :: len(self.place)].unsqueeze(2)  # B N 1 D
+        return (firsts + self.place).flatten(1, 2)  # B N k D -> B (N k) D
+
+    def _block_options(self, z: Noisy, options: dict) -> dict:
+        """With blocks, the mask of whole sequences where none is given."""
+        if self.place is None or "mask" in options:
+            return options
+        return options | {"mask": block_mask(z.shape[1], len(self.place))}
 
     def evidence(self, z: Noisy, sigma: Sigma) -> tuple[Noisy, Float[Tensor, "vocab dim"]]:
         """(u, table) with `u @ table.T = ln N(z; y_v, sigma^2)` up to a constant: rows of the table share one norm, so
@@ -109,3 +129,9 @@ class Denoiser(nn.Module):
         logits = self(z, sigma, e, **options)
         return bridge(kind or self.config.bridge, logits, self.table(), top_k=self.config.bridge_top_k,
                       temperature=temperature, generator=generator), logits
+
+
+@functools.lru_cache(maxsize=8)
+def block_mask(length: int, block: int) -> CleanNoisyBlocks:
+    """The mask of whole sequences, kept so that its backend's form is made once."""
+    return CleanNoisyBlocks(length, block)

@@ -55,10 +55,10 @@ class LanguageModel(nn.Module):
         return TransformerLayer(c.width, c.num_heads, c.hidden, num_kv_heads=c.kv_heads, block=c.block,
                                 qk_norm=c.qk_norm, cond_width=cond_width, eps=c.norm_eps, backend=c.attention)
 
-    def _rows(self, x: Tensor, start: int, mask: Mask | None) -> dict:
+    def _rows(self, x: Tensor, start: int, mask: Mask | None, context: Cache | None = None) -> dict:
         """The keyword arguments every layer needs for rows at positions start, start + 1, ..."""
         positions = torch.arange(start, start + x.shape[1], device=x.device)
-        return {"mask": mask or Causal(), "rotation": self.rotary(positions)}
+        return {"mask": mask if mask or context is not None else Causal(), "rotation": self.rotary(positions)}
 
     def encode(self, tokens: Int[Tensor, "batch length"], *, mask: Mask | None = None, cache: Cache | None = None,
                start: int = 0) -> State:
@@ -73,10 +73,11 @@ class LanguageModel(nn.Module):
     def step(self, state: State, e: State, level: Level | None = None, *, mask: Mask | None = None,
              cache: Cache | None = None, context: Cache | None = None, start: int = 0, strict: bool = False) -> State:
         """One loop step. `level` (B,) or (B, L) conditions it on a noise level; `context` holds clean keys and values
-        (see `make_context`), `cache` those of earlier rows at the same step."""
+        (see `make_context`), which row i sees up to i beside itself or as `mask` says of context and rows together;
+        `cache` holds those of earlier rows at the same step."""
         cond = self.level_embedding(level) if level is not None else None
         return self.recurrence.step(state, e, cond, cache=cache, context=context and context.child("core"),
-                                    strict=strict, **self._rows(state, start, mask))
+                                    strict=strict, **self._rows(state, start, mask, context))
 
     def decode(self, state: State, *, mask: Mask | None = None, cache: Cache | None = None,
                context: Cache | None = None, start: int = 0, strict: bool = False) -> Logits:
@@ -88,7 +89,7 @@ class LanguageModel(nn.Module):
                context: Cache | None = None, start: int = 0, strict: bool = False) -> State:
         """What the head reads: norm, coda, norm. A loss over `head_weight` needs no logits of all rows at once."""
         x = run_layers(self.coda, self.norm(state), cache=cache, context=context and context.child("coda"),
-                       strict=strict, **self._rows(state, start, mask))
+                       strict=strict, **self._rows(state, start, mask, context))
         return self.norm(x)
 
     @property

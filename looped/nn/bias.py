@@ -236,3 +236,44 @@ class CleanNoisy(Mask):
         own = q - self.length * noisy  # place of the row within its half
         clean_key = (k < self.length) & (k <= own - (noisy & self.strict).long())
         return clean_key | (noisy & (k == q))
+
+
+@dataclass(frozen=True, eq=False)
+class CleanNoisyBlocks(Mask):
+    """L clean rows and their L noisy copies, which are sought in blocks of `block`: clean rows are causal; a noisy row
+    sees its whole block, and the clean rows up to its block's first. Here L = 4 and blocks of 2; `attention` may be
+    given the noisy queries alone, the last L rows:
+
+    ```
+    # . . .  . . . .
+    # # . .  . . . .
+    # # # .  . . . .
+    # # # #  . . . .
+
+    # . . .  # # . .
+    # . . .  # # . .
+    # # # .  . . # #
+    # # # .  . . # #
+    ```
+
+    Noisy row i holds the noised token i + 1, so the clean rows that a block sees are all the tokens before its own.
+    """
+
+    length: int
+    block: int
+
+    def __post_init__(self):
+        if self.block < 1 or self.length % self.block:
+            raise UserError(f"{self.length} rows do not split into blocks of {self.block}; "
+                            f"try a length of {max(1, self.length // self.block) * self.block}")
+
+    @property
+    def size(self) -> int:
+        return 2 * self.length
+
+    def allow(self, q, k, b=0):
+        noisy = q >= self.length
+        own = q - self.length * noisy  # place of the row within its half
+        last = torch.where(noisy, own // self.block * self.block, own)
+        same_block = (k >= self.length) & ((k - self.length) // self.block == own // self.block)
+        return ((k < self.length) & (k <= last)) | (noisy & same_block)

@@ -98,18 +98,19 @@ class Attention(nn.Module):
         v = self.v(x).unflatten(-1, (self.num_kv_heads, self.head_dim))
         return rotate(self.k_norm(k) if self.k_norm else k, rotation), v
 
-    def forward(self, x: State, *, mask: Mask, rotation: Rotation, cache: LayerCache | None = None,
+    def forward(self, x: State, *, mask: Mask | None, rotation: Rotation, cache: LayerCache | None = None,
                 context: LayerCache | None = None, strict: bool = False, gate: Tensor | None = None) -> State:
-        """Attend among the rows under `mask` (appending to `cache`), or to `context` rows and the own row.
-
-        `strict` leaves context row i out of row i's sight.
+        """Attend among the rows under `mask` (appending to `cache`); with a `context`, to its rows and these together
+        under `mask`, or without a mask to the context rows up to the own place (`strict`: before it) and the own row.
         """
         q = self.queries(x, rotation)
         k, v = self.keys_values(x, rotation)
-        if context is not None:
+        if context is not None and mask is None:
             mixed = context_attention(q, context.k, context.v, k, v, strict=strict, backend=self.backend)
         else:
-            if cache is not None:
+            if context is not None:
+                k, v = torch.cat([context.k, k], dim=1), torch.cat([context.v, v], dim=1)
+            elif cache is not None:
                 k, v = cache.append(k, v)
             mixed = attention(q, k, v, mask, backend=self.backend)
         return project(mixed.flatten(-2), self.out.weight, gate=gate)  # B L H K -> B L (H K)
@@ -152,7 +153,7 @@ class TransformerLayer(nn.Module):
             return [(None, None, None)] * 2
         return self.modulation(cond)
 
-    def forward(self, x: State, cond: Tensor | None = None, *, mask: Mask, rotation: Rotation,
+    def forward(self, x: State, cond: Tensor | None = None, *, mask: Mask | None, rotation: Rotation,
                 cache: LayerCache | None = None, context: LayerCache | None = None, strict: bool = False) -> State:
         """One layer; `cond` (B, C) or (B, L, C) modulates it, None leaves it plain."""
         (shift1, scale1, gate1), (shift2, scale2, gate2) = self._modulate(cond)

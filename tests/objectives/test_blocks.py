@@ -1,0 +1,72 @@
+"""Blocks of several tokens: nothing of a block or after it reaches the block as clean text, the rows of a block see
+each other, and a block of one is the plain causal model."""
+
+import pytest
+import torch
+
+from looped.config import load_config
+from looped.errors import UserError
+from looped.models.build import build
+from looped.nn.bias import CleanNoisy, CleanNoisyBlocks
+from looped.objectives import build_objective
+
+V, K, L = 40, 3, 12
+SMALL = {"model.width": 16, "model.num_heads": 2, "denoise.target.dim": 8, "denoise.cond_width": 8, "data.length": L,
+         "denoise.context": "context", "evaluation.prompt_length": 4}
+
+
+def make(**flags):
+    config = load_config(None, SMALL | {name.replace("__", "."): value for name, value in flags.items()})
+    objective = build_objective(config, build(config, V)).double()
+    with torch.no_grad():
+        for name, parameter in objective.named_parameters():
+            if "modulation" in name or "place" in name:  # start at zero, where nothing depends on the level or place
+                parameter.normal_(std=0.3)
+    return objective
+
+
+def inputs():
+    gen = torch.Generator().manual_seed(0)
+    x = torch.randint(V, (2, L), generator=gen)
+    z = torch.randn(2, L, 8, generator=gen, dtype=torch.float64)
+    return x, z, torch.full((2,), 2.0, dtype=torch.float64)
+
+
+def changed(before, after):
+    return ((before - after).abs().amax((0, 2)) > 1e-9).tolist()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("context", ["context", "concat"])
+def test_a_clean_token_reaches_the_blocks_after_it_alone(context):
+    objective = make(denoise__context=context, denoise__block_size=K)
+    x, z, sigma = inputs()
+    other = x.clone()
+    other[:, 4] = (other[:, 4] + 1) % V  # row 4 lies in block 1, whose rows 3, 4, 5 seek tokens 4, 5, 6
+    moved = changed(objective.logits(x, z, sigma), objective.logits(other, z, sigma))
+    assert moved == [row >= 6 for row in range(L)]  # the last half is the positive control
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("context", ["context", "concat"])
+def test_noisy_rows_see_their_own_block_and_no_other(context):
+    objective = make(denoise__context=context, denoise__block_size=K)
+    x, z, sigma = inputs()
+    other = z.clone()
+    other[:, 4] += 1
+    moved = changed(objective.logits(x, z, sigma), objective.logits(x, other, sigma))
+    assert moved == [3 <= row < 6 for row in range(L)]
+
+
+@torch.no_grad()
+def test_blocks_of_one_row_are_clean_noisy():
+    torch.testing.assert_close(CleanNoisyBlocks(4, 1).dense(1, 8, 8), CleanNoisy(4).dense(1, 8, 8))
+
+
+def test_settings_that_do_not_fit_are_named():
+    with pytest.raises(UserError, match="set denoise.context to concat or context"):
+        load_config(None, {"denoise.block_size": 2})
+    with pytest.raises(UserError, match="try 120"):
+        load_config(None, {"denoise.block_size": 6, "denoise.context": "concat", "data.length": 125})
+    with pytest.raises(UserError, match="try a length of 9"):
+        CleanNoisyBlocks(10, 3)
