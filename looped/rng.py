@@ -48,6 +48,11 @@ class StepRandom:
         rows = [torch.randn(tuple(shape), generator=gen) for gen in self.per_row(stream)]
         return torch.stack(rows).to(self.device)
 
+    def uniform(self, stream: str, shape: Sequence[int]) -> Tensor:
+        """Uniform draws in [0, 1), float64, shape (count, *shape)."""
+        rows = [torch.rand(tuple(shape), generator=gen, dtype=torch.float64) for gen in self.per_row(stream)]
+        return torch.stack(rows).to(self.device)
+
     def stratified(self, stream: str) -> Tensor:
         """Uniform draws in (0, 1), float64, (count,): one in each of `total` equal strata of the step, shuffled."""
         gen = self.lockstep(stream)

@@ -5,7 +5,7 @@ top-k: the expectation over the k likeliest. sampled: a row drawn from the softm
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from looped.errors import UserError, did_you_mean
@@ -14,10 +14,10 @@ BRIDGES = ("soft", "hard", "top-k", "sampled")
 
 
 def bridge(kind: str, logits: Float[Tensor, "*batch vocab"], table: Float[Tensor, "vocab dim"], *, top_k: int = 8,
-           temperature: float = 1.0, generator: torch.Generator | None = None) -> Float[Tensor, "*batch dim"]:
+           temperature: float = 1.0, uniform: Float64[Tensor, "*batch"] | None = None) -> Float[Tensor, "*batch dim"]:
     """The clean estimate D. Worked out in float32 whatever the logits' dtype and autocast are.
 
-    Raises `UserError` for an unknown kind, a temperature that is not positive, and `sampled` without a generator.
+    Raises `UserError` for an unknown kind, a temperature that is not positive, and `sampled` without `uniform` draws.
     """
     if kind not in BRIDGES:
         raise UserError(f"bridge '{kind}' is unknown{did_you_mean(kind, BRIDGES)}")
@@ -26,18 +26,23 @@ def bridge(kind: str, logits: Float[Tensor, "*batch vocab"], table: Float[Tensor
     if kind == "hard":
         return table[logits.argmax(-1)].float()
     with torch.autocast(logits.device.type, enabled=False):
-        return _average_or_draw(kind, logits.float() / temperature, table, top_k, generator)
+        return _average_or_draw(kind, logits.float() / temperature, table, top_k, uniform)
 
 
-def _average_or_draw(kind: str, scaled: Tensor, table: Tensor, top_k: int, generator: torch.Generator | None) -> Tensor:
+def _average_or_draw(kind: str, scaled: Tensor, table: Tensor, top_k: int, uniform: Tensor | None) -> Tensor:
     if kind == "top-k":
         values, places = scaled.topk(min(top_k, scaled.shape[-1]), dim=-1)
         return (values.softmax(-1).unsqueeze(-2) @ table[places].float()).squeeze(-2)
     probs = scaled.softmax(-1)
     if kind == "soft":
         return probs @ table.float()
-    if generator is None:
-        raise UserError("the sampled bridge draws at random; pass generator=torch.Generator()")
-    flat = probs.reshape(-1, probs.shape[-1]).to(generator.device)
-    picks = torch.multinomial(flat, 1, generator=generator).view(probs.shape[:-1])
-    return table[picks.to(table.device)].float()
+    if uniform is None:
+        raise UserError("the sampled bridge draws at random; pass uniform=, a number in [0, 1) for each row")
+    return table[draw(probs, uniform)].float()
+
+
+def draw(probs: Float[Tensor, "*batch vocab"], uniform: Float64[Tensor, "*batch"]) -> Int64[Tensor, "*batch"]:
+    """The token at which the cumulative probability passes `uniform`: a draw that depends on its own row alone."""
+    cumulative = probs.double().cumsum(-1)
+    places = (uniform.to(probs.device).unsqueeze(-1) * cumulative[..., -1:]).contiguous()
+    return torch.searchsorted(cumulative, places, right=True).squeeze(-1).clamp_max(probs.shape[-1] - 1)

@@ -93,7 +93,8 @@ class Denoiser(nn.Module):
     def _step(self, z: Noisy, sigma: Sigma, e: Tensor, *, context: Cache | None = None, cache: Cache | None = None,
               **options) -> Float[Tensor, "batch length width"]:
         """The preconditioned z through one step of the core."""
-        state = self.in_proj(align(self.edm.c_in(sigma).to(z.dtype), z) * z)
+        z = z.to(self.in_proj.weight.dtype)
+        state = self.in_proj(align(self.edm.c_in(sigma).to(z), z) * z)
         e = e if self.place is None else self._block_input(e)
         return self.model.step(state, e, self.edm.c_noise(sigma), context=context,
                                cache=cache and cache.child("core"), **options)
@@ -123,12 +124,10 @@ class Denoiser(nn.Module):
         with torch.autocast(z.device.type, enabled=False):
             return u @ table.T
 
-    def denoise(self, z: Noisy, sigma: Sigma, e: Tensor, *, kind: str | None = None, temperature: float = 1.0,
-                generator: torch.Generator | None = None, **options) -> tuple[Noisy, Tensor]:
-        """(D, logits): the clean estimate a solver steps along, by the configured bridge or `kind`."""
-        logits = self(z, sigma, e, **options)
-        return bridge(kind or self.config.bridge, logits, self.table(), top_k=self.config.bridge_top_k,
-                      temperature=temperature, generator=generator), logits
+    def estimate(self, logits: Float[Tensor, "batch length vocab"],
+                 uniform: Float[Tensor, "batch length"] | None = None) -> Noisy:
+        """D, the clean estimate a solver steps along, by the configured bridge; `sampled` takes `uniform` draws."""
+        return bridge(self.config.bridge, logits, self.table(), top_k=self.config.bridge_top_k, uniform=uniform)
 
 
 @functools.lru_cache(maxsize=8)

@@ -1,7 +1,11 @@
-"""Text from a model at any depth, with one cache a loop step or noise level, and how varied that text is.
+"""Text from a model at any depth, with one cache a loop step or noise level.
 
-A denoiser's earlier tokens are shown to the solver as in training: once a token is chosen, its row is noised anew to
-the level of each solver step. One forward pass of two rows a step does both: the token just chosen, the one sought.
+A denoiser's earlier tokens are shown to the solver as in training. `inject`: once a token is chosen, its row is noised
+anew to the level of each solver step, and one forward pass of two rows does both: the token just chosen, the one
+sought. `concat` and `context` keep one clean cache, whatever the depth, and solve for a block of tokens at once.
+
+Prompts of several lengths are padded on the left. Positions, masks and draws are those of each row alone, so a text
+does not depend on the batch that it is written in.
 """
 
 import itertools
@@ -11,10 +15,12 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from looped.diffusion.bridge import draw
 from looped.diffusion.samplers import SAMPLERS
 from looped.diffusion.schedules import schedule
 from looped.diffusion.steering import Steering
 from looped.errors import UserError
+from looped.nn.bias import Full, Mask, Padded
 from looped.nn.cache import Cache
 from looped.objectives.base import Objective
 from looped.objectives.bptt import Unrolled
@@ -24,109 +30,164 @@ from looped.rng import StepRandom
 
 @torch.no_grad()
 def generate(objective: Objective, prompt: Int[Tensor, "batch length"], *, num_tokens: int, depth: int,
-             temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0,
-             seed: int = 0) -> Int[Tensor, "batch {num_tokens}"]:
-    """Continue each prompt by `num_tokens` tokens with `depth` loop or solver steps a token.
+             temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0, seed: int = 0,
+             lengths: Int[Tensor, "batch"] | None = None, side: str = "right",
+             first_row: int = 0) -> Int[Tensor, "batch {num_tokens}"]:
+    """Continue each prompt by `num_tokens` tokens with `depth` loop or solver steps a token, or a block of them.
 
     `temperature`, `top_k` and `top_p` steer the distribution that tokens are drawn from (`Steering`), for a denoiser at
-    every noise level. Raises `UserError` for an empty prompt or steering out of range.
+    every noise level. `lengths`: real tokens of each prompt, padded on `side`. Row i draws as row `first_row + i`, so
+    parts of a batch give what the whole gives. Raises `UserError` for an empty prompt or steering out of range.
     """
-    if prompt.shape[1] == 0:
+    padding = Padding(lengths, prompt.shape[1])
+    if padding.shortest == 0:
         raise UserError("the prompt has no tokens; give it at least one")
     steering = Steering(temperature, top_k, top_p)
     was_training = objective.training
     objective.eval()
-    writer = (DenoiseWriter if isinstance(objective, Denoise) else LoopWriter)(objective, depth, seed, steering)
-    new, chosen = prompt, []
-    for position in range(num_tokens):
-        logits = writer.next_logits(new)
-        new = _draw(logits, StepRandom(seed, position, count=len(prompt))).to(prompt.device)
+    writer = (DenoiseWriter if isinstance(objective, Denoise) else LoopWriter)(objective, depth, steering, padding)
+    new, chosen = padding.on_the_left(prompt, side), []
+    while sum(tokens.shape[1] for tokens in chosen) < num_tokens:
+        random = StepRandom(seed, len(chosen), start=first_row, count=len(prompt), device=prompt.device)
+        probs = torch.softmax(writer.next_logits(new, random).double(), dim=-1)  # B k V
+        new = draw(probs, random.uniform("token", probs.shape[1:2]))
         chosen.append(new)
     objective.train(was_training)
-    return torch.cat(chosen, dim=1)
+    return torch.cat(chosen, dim=1)[:, :num_tokens]
 
 
-def _draw(logits: Tensor, random: StepRandom) -> Int[Tensor, "batch 1"]:
-    probs = torch.softmax(logits.double().cpu(), dim=-1)
-    rows = zip(probs, random.per_row("token"), strict=True)
-    return torch.stack([torch.multinomial(row, 1, generator=gen) for row, gen in rows])
+class Padding:
+    """Empty columns on the left of the shorter rows of a batch: where each row's own columns are."""
+
+    def __init__(self, lengths: Int[Tensor, "batch"] | None, width: int):
+        self.lengths = None if lengths is None or bool((lengths == width).all()) else lengths
+        if lengths is not None and not 0 <= int(lengths.min()) <= int(lengths.max()) <= width:
+            raise UserError(f"prompt lengths {lengths.tolist()} do not lie between 0 and the padded length {width}; "
+                            f"give the number of real tokens of each row")
+        self.shortest = width if lengths is None else int(lengths.min())
+        self.empty = None if self.lengths is None else width - self.lengths
+
+    def on_the_left(self, tokens: Int[Tensor, "batch length"], side: str) -> Int[Tensor, "batch length"]:
+        """The tokens with the padding of `side` moved to the left."""
+        if side not in ("left", "right"):
+            raise UserError(f"padding side '{side}' is unknown; use 'right' or 'left'")
+        if self.empty is None or side == "left":
+            return tokens
+        columns = torch.arange(tokens.shape[1], device=tokens.device) - self.empty.to(tokens.device).unsqueeze(1)
+        return tokens.gather(1, columns % tokens.shape[1])
+
+    def start(self, column: int) -> int | Int[Tensor, "batch"]:
+        """The position at which a column stands in each row."""
+        return column if self.empty is None else column - self.empty
+
+    def mask(self, width: int, *, causal: bool = True) -> Mask | None:
+        """Who sees whom among the first `width` columns; None where nothing is empty."""
+        return None if self.empty is None else Padded(width - self.empty, side="left", causal=causal, width=width)
+
+    def normal(self, random: StepRandom, stream: str, first: int, stop: int, dim: int) -> Tensor:
+        """Draws for the columns first ... stop - 1: each row's as if it had no empty columns, which get zeros."""
+        if self.empty is None or first > 0:
+            return random.normal(stream, (stop - first, dim))
+        rows = [torch.randn(stop - empty, dim, generator=gen)
+                for empty, gen in zip(self.empty.tolist(), random.per_row(stream), strict=True)]
+        padded = [torch.nn.functional.pad(row, (0, 0, stop - len(row), 0)) for row in rows]
+        return torch.stack(padded).to(random.device)
 
 
 class LoopWriter:
     """Next-token logits of an unrolled loop; keys and values of each loop step are kept."""
 
-    def __init__(self, objective: Unrolled, depth: int, seed: int, steering: Steering):
-        self.model, self.depth, self.seed, self.steering = objective.model, depth, seed, steering
-        self.cache, self.length = Cache(), 0
+    def __init__(self, objective: Unrolled, depth: int, steering: Steering, padding: Padding):
+        self.model, self.depth, self.steering, self.padding = objective.model, depth, steering, padding
+        self.cache, self.width = Cache(), 0
 
-    def next_logits(self, new: Int[Tensor, "batch new"]) -> Tensor:
-        """Logits after the rows so far and the `new` ones."""
-        start, self.length = self.length, self.length + new.shape[1]
-        e = self.model.encode(new, cache=self.cache, start=start)
+    def next_logits(self, new: Int[Tensor, "batch new"], random: StepRandom) -> Tensor:
+        """Logits (B, 1, V) after the columns so far and the `new` ones."""
+        first, self.width = self.width, self.width + new.shape[1]
+        rows = {"start": self.padding.start(first), "mask": self.padding.mask(self.width)}
+        e = self.model.encode(new, cache=self.cache, **rows)
         noise = None
         if self.model.recurrence.needs_noise:
-            noise = StepRandom(self.seed, start, count=len(new), device=new.device).normal("state", e.shape[1:])
-        state = self.model.unroll(e, grad=self.depth, noise=noise, cache=self.cache, start=start)
-        return self.steering(self.model.decode(state, cache=self.cache.child("coda"), start=start)[:, -1])
+            noise = self.padding.normal(random, "state", first, self.width, e.shape[-1])
+        state = self.model.unroll(e, grad=self.depth, noise=noise, cache=self.cache, **rows)
+        return self.steering(self.model.decode(state, cache=self.cache.child("coda"), **rows)[:, -1:])
 
 
 class DenoiseWriter:
-    """Next-token logits at the last step of a solver; one cache a noise level, or one clean context for all levels."""
+    """Logits of the next block at the last step of a solver; one cache a noise level, or one clean context for all."""
 
-    def __init__(self, objective: Denoise, depth: int, seed: int, steering: Steering):
-        self.steering = steering
+    def __init__(self, objective: Denoise, depth: int, steering: Steering, padding: Padding):
+        self.steering, self.padding = steering, padding
         self.objective, self.denoiser, self.model = objective, objective.denoiser, objective.model
+        self.block = objective.config.block_size
         self.sigmas = schedule(objective.config.schedule, depth, objective.noise)
-        self.seed, self.length = seed, 0
-        self.cache = Cache()
+        self.cache, self.width = Cache(), 0
         self.context: Cache | None = None
         self.last_e: Tensor | None = None
 
-    def next_logits(self, new: Int[Tensor, "batch new"]) -> Tensor:
-        """Logits after the rows so far and the `new` ones."""
-        start, self.length = self.length, self.length + new.shape[1]
-        e = self.model.encode(new, cache=self.cache, start=start)
-        self.context = self.model.make_context(e, self.objective.config.context, cache=self.context, start=start)
-        random = StepRandom(self.seed, self.length, count=len(new), device=new.device)
-        if self.context is not None:
-            return self._solve(random, e[:, -1:], self.length - 1, {"context": self.context})
-        # Rows whose target is known by now: those of all new tokens but the first, and the row that sought the first.
-        known, pending_e = new, e if self.last_e is None else torch.cat([self.last_e, e], dim=1)
-        if self.last_e is None:
-            known = new[:, 1:]
-        self.last_e = e[:, -1:]
-        return self._solve(random, pending_e, self.length - pending_e.shape[1], {}, known)
+    def next_logits(self, new: Int[Tensor, "batch new"], random: StepRandom) -> Tensor:
+        """Logits (B, k, V) of the block after the columns so far and the `new` ones."""
+        first, self.width = self.width, self.width + new.shape[1]
+        rows = {"start": self.padding.start(first), "mask": self.padding.mask(self.width)}
+        e = self.model.encode(new, cache=self.cache, **rows)
+        self.context = self.model.make_context(e, self.objective.config.context, cache=self.context, **rows)
+        logits_at = self._beside_context(e) if self.context is not None else self._beside_noisy_rows(e, new, random)
+        return self._solve(logits_at, random)
 
-    def _solve(self, random: StepRandom, e: Tensor, start: int, surroundings: dict,
-               known: Tensor | None = None) -> Tensor:
-        """Solve for the last row of `e`; the rows before it hold the `known` tokens."""
-        target = self.denoiser.target(known) if known is not None and known.shape[1] else None
-        eps = random.normal("teacher", target.shape[1:]) if target is not None else None
-        dim, seen, logits = self.denoiser.in_proj.in_features, set(), None
-        calls = itertools.count()  # each call of a sampled bridge draws anew
+    def _beside_context(self, e: Tensor):
+        """(z, level) -> logits of the sought block, which sees the clean context and itself."""
+        whole = Full() if self.block > 1 else None
+        mask = self.padding.mask(self.width + self.block, causal=False) or whole
+        start = self.padding.start(self.width - 1)
+
+        def logits_at(z: Tensor, level: float) -> Tensor:
+            return self.denoiser(z, _levels(z, level), e[:, -1:], context=self.context, mask=mask, start=start,
+                                 steer=self.steering)
+
+        return logits_at
+
+    def _beside_noisy_rows(self, e: Tensor, new: Tensor, random: StepRandom):
+        """(z, level) -> logits of the sought row. Rows whose tokens are known by now, all of `new` and for a prompt all
+        but its first, are noised to each level the first time that it is read, and stay in its cache."""
+        known = new[:, 1:] if self.last_e is None else new
+        held_e = e if self.last_e is None else torch.cat([self.last_e, e], dim=1)
+        self.last_e = e[:, -1:]
+        first = self.width - held_e.shape[1]
+        target = self.denoiser.target(known)
+        eps = self.padding.normal(random, "teacher", first, self.width - 1, target.shape[-1])
+        mask, seen = self.padding.mask(self.width), set()
+
+        def logits_at(z: Tensor, level: float) -> Tensor:
+            rows, rows_e, column = z, held_e[:, -1:], self.width - 1
+            if level not in seen:  # a solver may come back to a level: commit once
+                rows, rows_e, column = torch.cat([target + level * eps, z], dim=1), held_e, first
+            seen.add(level)
+            cache = self.cache.child("level", level)
+            logits = self.denoiser(rows, _levels(z, level), rows_e, cache=cache, start=self.padding.start(column),
+                                   mask=mask, steer=self.steering)
+            cache.truncate(self.width - 1)  # the sought row is not known yet
+            return logits[:, -1:]
+
+        return logits_at
+
+    def _solve(self, logits_at, random: StepRandom) -> Tensor:
+        """The last logits of a solve from pure noise."""
+        logits, calls = None, itertools.count()  # each call of a sampled bridge draws anew
+        shape = self.block, self.denoiser.targets.config.dim
 
         def denoise(z: Tensor, sigma) -> Tensor:
             nonlocal logits
-            level = float(sigma)
-            sigma = torch.full((len(z),), level, dtype=torch.float64, device=z.device)
-            rows, rows_e, rows_start, options = z.float(), e[:, -1:], start + e.shape[1] - 1, dict(surroundings)
-            if self.context is None:
-                options["cache"] = self.cache.child("level", level)
-                if target is not None and level not in seen:  # a solver may come back to a level: commit once
-                    rows, rows_e, rows_start = torch.cat([target + level * eps, rows], dim=1), e, start
-            seen.add(level)
-            bridge = random.lockstep(f"bridge{next(calls)}")
-            D, all_logits = self.denoiser.denoise(rows, sigma, rows_e, start=rows_start, steer=self.steering,
-                                                  generator=bridge, **options)
-            if self.context is None:
-                options["cache"].truncate(start + e.shape[1] - 1)  # the sought row is not known yet
-            logits = all_logits[:, -1]
-            return D[:, -1:]
+            logits = logits_at(z.float(), float(sigma))
+            return self.denoiser.estimate(logits, random.uniform(f"bridge{next(calls)}", logits.shape[1:2]))
 
-        z = self.sigmas[0].float() * random.normal("start", (1, dim))
+        z = self.sigmas[0].float() * random.normal("start", shape)
         SAMPLERS[self.objective.config.solver](denoise, z, self.sigmas,
-                                               random=lambda step: random.normal(f"step{step}", (1, dim)))
+                                               random=lambda step: random.normal(f"step{step}", shape))
         return logits
+
+
+def _levels(z: Tensor, level: float) -> Tensor:
+    return torch.full((len(z),), level, dtype=torch.float64, device=z.device)
 
 
 def distinct(texts: Sequence[Sequence], n: int) -> float:

@@ -69,6 +69,17 @@ def losses_by_solver(objective: Denoise, tokens: Tokens, depths: Sequence[int], 
 
 
 @torch.no_grad()
+def main_losses(objective: Objective, tokens: Tokens, depth: int, *, seed: int = 0,
+                batch_size: int = 16) -> Float[Tensor, "num"]:
+    """The one figure a sequence that all objectives have, nats a token as a next-token predictor: of a denoiser the
+    cross-entropy at sigma_max, in one pass; of a loop the loss at `depth`."""
+    if isinstance(objective, Denoise):
+        (_, losses), = losses_by_sigma(objective, tokens, num_levels=1, seed=seed, batch_size=batch_size)
+        return losses
+    return losses_by_depth(objective, tokens, [depth], seed=seed, batch_size=batch_size)[0].losses
+
+
+@torch.no_grad()
 def next_token_losses(objective: Objective, rows: Tokens, depth: int, *,
                       seed: int = 0) -> Float[Tensor, "num length"]:
     """Nats of every token of `rows` but the first at one depth; for denoisers the variational bound."""
@@ -185,9 +196,8 @@ class TeacherForced:
         def denoise(z: Tensor, sigma) -> Tensor:
             nonlocal logits
             sigma = torch.as_tensor(sigma, dtype=torch.float64, device=z.device).expand(len(z))
-            D, logits = self.denoiser.denoise(z.float(), sigma, self.e, **self._surroundings(sigma, eps),
-                                              generator=random.lockstep(f"{stream} bridge{next(calls)}"))
-            return D
+            logits = self.denoiser(z.float(), sigma, self.e, **self._surroundings(sigma, eps))
+            return self.denoiser.estimate(logits, random.uniform(f"{stream} bridge{next(calls)}", self.y.shape[1:]))
 
         sigmas = schedule(config.schedule, num_steps, self.objective.noise)
         z = sigmas[0].float() * random.normal(stream, self.target.shape[1:])

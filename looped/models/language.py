@@ -21,6 +21,8 @@ from looped.nn.recurrence import Core, LayerStack, RecurrentDepth, init_weights,
 State = Float[Tensor, "batch length width"]
 Logits = Float[Tensor, "batch length vocab"]
 Level = Float[Tensor, "batch"] | Float[Tensor, "batch length"]
+Start = int | Int[Tensor, "batch"]
+"""The position of the first row, for all sequences or each its own (padding on the left)."""
 
 
 class LanguageModel(nn.Module):
@@ -55,13 +57,13 @@ class LanguageModel(nn.Module):
         return TransformerLayer(c.width, c.num_heads, c.hidden, num_kv_heads=c.kv_heads, block=c.block,
                                 qk_norm=c.qk_norm, cond_width=cond_width, eps=c.norm_eps, backend=c.attention)
 
-    def _rows(self, x: Tensor, start: int, mask: Mask | None, context: Cache | None = None) -> dict:
+    def _rows(self, x: Tensor, start: Start, mask: Mask | None, context: Cache | None = None) -> dict:
         """The keyword arguments every layer needs for rows at positions start, start + 1, ..."""
-        positions = torch.arange(start, start + x.shape[1], device=x.device)
+        positions = torch.as_tensor(start, device=x.device).unsqueeze(-1) + torch.arange(x.shape[1], device=x.device)
         return {"mask": mask if mask or context is not None else Causal(), "rotation": self.rotary(positions)}
 
     def encode(self, tokens: Int[Tensor, "batch length"], *, mask: Mask | None = None, cache: Cache | None = None,
-               start: int = 0) -> State:
+               start: Start = 0) -> State:
         """The prelude's output `e`; row i sees tokens <= i (or what `mask` allows). `start`: first row's position."""
         x = math.sqrt(self.config.width) * self.embed(tokens)
         return run_layers(self.prelude, x, cache=cache and cache.child("prelude"), **self._rows(x, start, mask))
@@ -71,7 +73,7 @@ class LanguageModel(nn.Module):
         return self.recurrence.initial_state(e, noise)
 
     def step(self, state: State, e: State, level: Level | None = None, *, mask: Mask | None = None,
-             cache: Cache | None = None, context: Cache | None = None, start: int = 0, strict: bool = False) -> State:
+             cache: Cache | None = None, context: Cache | None = None, start: Start = 0, strict: bool = False) -> State:
         """One loop step. `level` (B,) or (B, L) conditions it on a noise level; `context` holds clean keys and values
         (see `make_context`), which row i sees up to i beside itself or as `mask` says of context and rows together;
         `cache` holds those of earlier rows at the same step."""
@@ -80,13 +82,13 @@ class LanguageModel(nn.Module):
                                     strict=strict, **self._rows(state, start, mask, context))
 
     def decode(self, state: State, *, mask: Mask | None = None, cache: Cache | None = None,
-               context: Cache | None = None, start: int = 0, strict: bool = False) -> Logits:
+               context: Cache | None = None, start: Start = 0, strict: bool = False) -> Logits:
         """Norm, coda, norm, head."""
         x = self.hidden(state, mask=mask, cache=cache, context=context, start=start, strict=strict)
         return nn.functional.linear(x, self.head_weight)
 
     def hidden(self, state: State, *, mask: Mask | None = None, cache: Cache | None = None,
-               context: Cache | None = None, start: int = 0, strict: bool = False) -> State:
+               context: Cache | None = None, start: Start = 0, strict: bool = False) -> State:
         """What the head reads: norm, coda, norm. A loss over `head_weight` needs no logits of all rows at once."""
         x = run_layers(self.coda, self.norm(state), cache=cache, context=context and context.child("coda"),
                        strict=strict, **self._rows(state, start, mask, context))
@@ -98,7 +100,7 @@ class LanguageModel(nn.Module):
         return self.embed.weight if self.head is None else self.head.weight
 
     def unroll(self, e: State, *, no_grad: int | Tensor = 0, grad: int | Tensor, mask: Mask | None = None,
-               cache: Cache | None = None, start: int = 0, **kwargs) -> State:
+               cache: Cache | None = None, start: Start = 0, **kwargs) -> State:
         """Loop from the initial state; arguments as `RecurrentDepth.unroll`. With a cache, step t has its own rows."""
         rows = self._rows(e, start, mask)
 
@@ -111,17 +113,19 @@ class LanguageModel(nn.Module):
         """Logits after `num_steps` loop steps."""
         return self.decode(self.unroll(self.encode(tokens), grad=num_steps, noise=noise))
 
-    def make_context(self, e: State, kind: str, *, cache: Cache | None = None, start: int = 0) -> Cache | None:
+    def make_context(self, e: State, kind: str, *, mask: Mask | None = None, cache: Cache | None = None,
+                     start: Start = 0) -> Cache | None:
         """The clean keys and values that noisy rows attend to in every core and coda layer, whatever the noise level.
 
         inject: none (None). context: every layer reads the prelude's output. concat: the clean rows run through the
         core once and the coda, unconditioned. With `cache` (an earlier return value) new rows are appended to it.
+        `mask`: who sees whom among the clean rows, causal where None.
         """
         if kind == "inject":
             return None
         assert kind in ("context", "concat"), kind
         context = cache if cache is not None else Cache()
-        rows = self._rows(e, start, None)
+        rows = self._rows(e, start, mask)
         core = self.recurrence.core.blocks[0].layers
         if kind == "context":
             for name, layers in (("core", core), ("coda", self.coda)):

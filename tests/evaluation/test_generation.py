@@ -8,11 +8,12 @@ from looped.diffusion.samplers import SAMPLERS
 from looped.diffusion.steering import Steering
 from looped.errors import UserError
 from looped.evaluation.depth import evaluate_depth, evaluate_samples
-from looped.evaluation.generation import LoopWriter, distinct, generate
+from looped.evaluation.generation import DenoiseWriter, LoopWriter, Padding, distinct, generate
 from looped.evaluation.likelihood import losses_by_solver
 from looped.evaluation.rows import confidence_interval
 from looped.models.build import build
 from looped.objectives import build_objective
+from looped.rng import StepRandom
 
 V = 40
 SMALL = {"model.width": 16, "model.num_heads": 2, "denoise.target.dim": 8, "denoise.cond_width": 8,
@@ -20,6 +21,9 @@ SMALL = {"model.width": 16, "model.num_heads": 2, "denoise.target.dim": 8, "deno
 RULES = [{"objective": "truncated"}, {"objective": "ar"},
          *({"objective": "denoise", "denoise.context": c} for c in ("inject", "concat", "context"))]
 NAMES = ["truncated", "ar", "inject", "concat", "context"]
+BLOCKS = {"denoise.block_size": 2, "data.length": 8, "evaluation.prompt_length": 4}
+PADDED = [*RULES, RULES[3] | BLOCKS, RULES[4] | BLOCKS]
+PADDED_NAMES = [*NAMES, "concat, blocks of 2", "context, blocks of 2"]
 
 
 def make(flags):
@@ -44,11 +48,57 @@ def test_generation_is_a_function_of_the_seed(flags, depth):
 @torch.no_grad()
 def test_a_cached_loop_equals_recomputing_from_the_start():
     objective = make({"objective": "truncated"})
-    writer, rows = LoopWriter(objective, 3, 0, Steering()), prompt()
-    writer.next_logits(rows[:, :3])
+    writer, rows = LoopWriter(objective, 3, Steering(), Padding(None, 3)), prompt()
+    random = StepRandom(0, 0, count=3)
+    writer.next_logits(rows[:, :3], random)
     for i in (3, 4):
-        cached = writer.next_logits(rows[:, i : i + 1])
-        torch.testing.assert_close(cached, objective.model(rows[:, : i + 1], 3)[:, -1], rtol=1e-4, atol=1e-5)
+        cached = writer.next_logits(rows[:, i : i + 1], random)
+        torch.testing.assert_close(cached, objective.model(rows[:, : i + 1], 3)[:, -1:], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("flags", PADDED, ids=PADDED_NAMES)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padded_prompts_are_continued_as_one_by_one(flags, side):
+    objective = make(flags | {"model.state_init": "like-init"}).double()
+    lengths = torch.tensor([5, 2, 3])
+    rows = [row[:n] for row, n in zip(prompt(), lengths, strict=True)]
+    junk = [torch.full((5 - n,), 39) for n in lengths]
+    padded = torch.stack([torch.cat([pad, row] if side == "left" else [row, pad])
+                          for row, pad in zip(rows, junk, strict=True)])
+    together = generate(objective, padded, num_tokens=7, depth=3, lengths=lengths, side=side)
+    alone = [generate(objective, row[None], num_tokens=7, depth=3, first_row=i) for i, row in enumerate(rows)]
+    assert torch.equal(together, torch.cat(alone))
+    blind = generate(objective, padded, num_tokens=7, depth=3)
+    assert not torch.equal(blind, together)  # positive control: padding taken for text changes it
+
+
+@pytest.mark.parametrize("flags", PADDED, ids=PADDED_NAMES)
+def test_the_parts_of_a_batch_write_what_the_whole_writes(flags):
+    objective = make(flags).double()
+    whole = generate(objective, prompt(), num_tokens=5, depth=2)
+    parts = [generate(objective, prompt()[i : i + 1], num_tokens=5, depth=2, first_row=i) for i in range(3)]
+    assert torch.equal(whole, torch.cat(parts))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("context", ["concat", "context"])
+def test_a_block_is_solved_from_the_logits_of_the_whole_sequence(context):
+    """At the last level of a solve, the writer's cached logits are those of a pass over everything."""
+    objective = make({"objective": "denoise", "denoise.context": context, "denoise.block_size": 2,
+                      "data.length": 6, "evaluation.prompt_length": 2}).double()
+    for name, parameter in objective.named_parameters():
+        if "place" in name or "modulation" in name:
+            parameter.normal_(std=0.3)
+    writer, seen = DenoiseWriter(objective, 1, Steering(), Padding(None, 3)), []
+    rows, random = prompt()[:, :5], StepRandom(0, 0, count=3)
+    objective.denoiser.register_forward_hook(lambda module, args, out: seen.append((args[0], out)))
+    writer.next_logits(rows[:, :3], random)
+    writer.next_logits(rows[:, 3:5], random)
+    z, cached = seen[-1]
+    x = torch.cat([rows, rows[:, :1]], dim=1)  # the block seeks tokens 5 and 6 from rows 4 and 5
+    whole = objective.logits(x, torch.cat([torch.zeros(3, 4, 8, dtype=torch.float64), z], dim=1),
+                             torch.full((3,), 20.0, dtype=torch.float64))
+    torch.testing.assert_close(cached, whole[:, 4:])
 
 
 @pytest.mark.parametrize("flags", RULES, ids=NAMES)
@@ -97,3 +147,7 @@ def test_bad_requests_are_named():
         generate(objective, prompt()[:, :0], num_tokens=1, depth=1)
     with pytest.raises(UserError, match="negative"):
         generate(objective, prompt(), num_tokens=1, depth=1, temperature=-1)
+    with pytest.raises(UserError, match="prompt lengths"):
+        generate(objective, prompt(), num_tokens=1, depth=1, lengths=torch.tensor([6, 1, 1]))
+    with pytest.raises(UserError, match="'middle'"):
+        generate(objective, prompt(), num_tokens=1, depth=1, lengths=torch.tensor([4, 1, 1]), side="middle")

@@ -64,7 +64,7 @@ def test_blocks_of_one_row_are_clean_noisy():
 
 
 def test_settings_that_do_not_fit_are_named():
-    with pytest.raises(UserError, match="set denoise.context to concat or context"):
+    with pytest.raises(UserError, match="needs the clean tokens"):
         load_config(None, {"denoise.block_size": 2})
     with pytest.raises(UserError, match="try 120"):
         load_config(None, {"denoise.block_size": 6, "denoise.context": "concat", "data.length": 125})
