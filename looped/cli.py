@@ -1,4 +1,4 @@
-"""The command line: `looped train | eval | generate | bench | plot | info`; the verbs themselves are in verbs.py.
+"""The command line, `looped VERB ...`; the verbs themselves are in verbs.py.
 
 Settings of a config are flags of their own, `--section.key value`, and are taken out before the rest is parsed. Bad
 input ends in one sentence on stderr and exit code 2.
@@ -22,6 +22,7 @@ usage: looped VERB [arguments]
   eval RUN           how good a trained run is at every depth: table, JSONL and picture
   generate RUN       continue a text at any depth
   bench WHAT         what a training step costs (step), how much of the processor it uses (flops)
+  compare CONFIG     several objectives at one budget over seeds: table, pictures, page
   plot RUN [RUN ..]  depth curves of several runs in one picture
   info [RUN|CONFIG]  versions, devices and attention backends; or what a run or config is
 

@@ -32,6 +32,11 @@ NOISE_PRESETS: dict[str, dict[str, Any]] = {
     "wide": {},  # the defaults of NoiseConfig
 }
 
+DENOISE_PRESETS: dict[str, dict[str, Any]] = {
+    # `denoise:paper` among the arms of a comparison: the published recipe, without what this toolkit adds to it.
+    "paper": {"denoise.noise": "paper", "denoise.posterior": False, "denoise.weight": "edm"},
+}
+
 
 class Section(BaseModel):
     """A frozen group of settings that refuses names it does not know."""
@@ -206,13 +211,14 @@ class TrainingConfig(Section):
 
     batch_size: Depth = Field(32, description="sequences an optimiser step, over all processes and micro-batches")
     accumulation: Depth = Field(1, description="micro-batches an optimiser step is split into")
-    budget: Depth = Field(1000, description="how much to train, in budget_unit")
+    budget: int = Field(1000, ge=1, description="how much to train, in budget_unit")
     budget_unit: Literal["steps", "tokens", "layer-forwards", "seconds"] = Field(
         "steps", description="unit of the budget")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 runs under autocast")
     threads: int | None = Field(None, ge=1, description="CPU threads; null leaves torch's choice")
     log_every: Depth = Field(10, description="steps between lines of metrics.jsonl")
     eval_every: Count = Field(0, description="steps between evaluations; 0 evaluates at the end only")
+    num_evals: Count = Field(0, description="evaluations spread evenly over the budget, whatever its unit")
     sample_every: Count = Field(0, description="steps between printed samples; 0 prints none")
     checkpoint_every: Count = Field(200, description="steps between checkpoints; 0 saves at the end only")
     keep_checkpoints: Depth = Field(2, description="newest checkpoints that are kept")
@@ -269,6 +275,11 @@ class Config(Section):
         """Whether a training step applies the core once, however deep the model is run later."""
         return self.objective in ("denoise", "ar")
 
+    @property
+    def main_depth(self) -> int:
+        """The depth that stands for the trained ones: their mean, or the one pass of `single_pass`."""
+        return 1 if self.single_pass else self.recurrence.mean
+
     def replace(self, **flags: Any) -> "Config":
         """A validated copy; `config.replace(**{"model.width": 64, "objective": "full"})`."""
         return _validate(_merge(self.model_dump(mode="json"), flags), source="replace()")
@@ -282,7 +293,7 @@ def load_config(path: str | Path | None = None, flags: Mapping[str, Any] | None 
     values: Any = {}
     if path is not None:
         values = _read_yaml(Path(path))
-    parsed = {name: _parse_flag(name, value) for name, value in (flags or {}).items()}
+    parsed = {name: parse_flag(name, value) for name, value in (flags or {}).items()}
     return _validate(_merge(values, parsed), source=str(path or "flags"))
 
 
@@ -325,7 +336,8 @@ def _read_yaml(path: Path) -> dict:
     return values
 
 
-def _parse_flag(name: str, value: Any) -> Any:
+def parse_flag(name: str, value: Any) -> Any:
+    """What a flag's text means, read as YAML. Raises UserError."""
     if not isinstance(value, str):
         return value
     try:

@@ -210,7 +210,7 @@ class Bench(Verb):
     config: Path
     """the YAML file of the model"""
     objectives: str = "full,truncated,denoise"
-    """arms of `step`; denoise:concat and denoise:context choose the context"""
+    """arms of `step`; denoise:concat, :context, :paper are variants, settings follow after spaces"""
     repeats: int = 5
     """timed steps an arm; the median counts"""
     threads: int = 1
@@ -222,14 +222,55 @@ class Bench(Verb):
         _check_range("--repeats", self.repeats)
         _check_range("--threads", self.threads)
         config = load_config(self.config, settings)
+        from looped.arms import split_arms
         from looped.evaluation import cost
 
         if self.what == "step":
-            result, table = cost.bench_step(config, [name.strip() for name in self.objectives.split(",")],
-                                            repeats=self.repeats, threads=self.threads), cost.format_step
+            result, table = cost.bench_step(config, split_arms(self.objectives), repeats=self.repeats,
+                                            threads=self.threads), cost.format_step
         else:
             result, table = cost.bench_flops(config, repeats=self.repeats, threads=self.threads), cost.format_flops
         print(json.dumps(result, indent=1) if self.json else table(result))
+
+
+@dataclass
+class Compare(Verb):
+    """Train several objectives at one budget over several seeds, measure them on the same text, and write a report.
+
+    Each run has a process of its own. Leaves a table (compare.md), rows (compare.jsonl), plots/*.png and a page that
+    holds everything (report.html). The same command again goes on; what is finished is not done again.
+    """
+
+    config: Positional[Path]
+    """the YAML file that all arms start from"""
+    budget: Literal["tokens", "layer-forwards", "seconds"]
+    """what every arm gets the same amount of"""
+    objectives: str = "ar,truncated,denoise"
+    """arms, the first is what the others are held against; settings of one follow it after spaces, and denoise:concat,
+    :context, :paper are variants: "truncated,denoise,denoise model.injection=gated" """
+    amount: int | None = None
+    """how much of the budget; training.budget if that is counted in the same unit"""
+    seeds: int = 3
+    """seeds 0, 1, ..."""
+    jobs: int = 1
+    """runs at once; with a budget in seconds they should not have to share a processor"""
+    depths: str | None = None
+    """loop or solver steps to measure; 1, the mean trained depth and four times that if not given"""
+    out: Path | None = None
+    """the folder of the comparison; runs/compare-<name of the config> if not given"""
+
+    def __call__(self, settings: Settings) -> int:
+        for name in ("seeds", "jobs"):
+            _check_range(f"--{name}", getattr(self, name))
+        if self.amount is not None and self.amount < 1:
+            raise UserError(f"--amount {self.amount} is not at least 1")
+        depths = parse_depths(self.depths) if self.depths is not None else None
+        config = load_config(self.config, settings)
+        from looped.compare import compare, make_plan
+
+        plan = make_plan(config, self.objectives, unit=self.budget, amount=self.amount, num_seeds=self.seeds,
+                         depths=depths, out=self.out or Path("runs") / f"compare-{self.config.stem}")
+        return compare(plan, jobs=self.jobs)
 
 
 @dataclass
@@ -307,8 +348,8 @@ def _describe_run(path: Path) -> None:
     print("checkpoints: " + ", ".join(folder.name for folder in list_checkpoints(path)))
 
 
-VERBS: dict[str, type[Verb]] = {"train": Train, "eval": Eval, "generate": Generate, "bench": Bench, "plot": Plot,
-                                "info": Info}
+VERBS: dict[str, type[Verb]] = {"train": Train, "eval": Eval, "generate": Generate, "bench": Bench,
+                                "compare": Compare, "plot": Plot, "info": Info}
 
 
 def print_settings() -> None:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from looped.arms import ARMS, parse_arm
 from looped.config import Config, load_config
 from looped.errors import UserError, did_you_mean
 from looped.evaluation.depth import peak_bytes
@@ -32,7 +33,6 @@ from looped.objectives import build_objective
 from looped.objectives.counts import count, layer_flops
 from looped.rng import StepRandom, generator
 
-ARMS = ("full", "truncated", "ar", "denoise", "denoise:inject", "denoise:concat", "denoise:context")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 NUM_WARMUP = 2
 """Steps of an arm that are not timed: until the second, the process still asks the system for memory."""
@@ -51,9 +51,9 @@ def bench_step(config: Config, objectives: Sequence[str], *, repeats: int = 5, t
     depths, and a handful of draws from so wide a distribution would measure the draws. What this leaves out is the
     smaller batch in which the deepest sequences finish under `recurrence.per_sequence`.
 
-    `objectives`: names of `ARMS`; denoise:concat and denoise:context choose the context. Returns {"arms": {name: ...},
-    "ratios": {"first/second": ...}, "machine": ...}; seconds are medians, with the least and the most beside them, and
-    cpu_seconds leave out the time a process waited for its turn on a shared machine.
+    `objectives`: arms as `looped.arms` reads them. Returns {"arms": {name: ...}, "ratios": {"first/second": ...},
+    "machine": ...}; seconds are medians, with the least and the most beside them, and cpu_seconds leave out the time a
+    process waited for its turn on a shared machine.
     Raises `UserError` for an unknown name or an arm whose process ends early.
     """
     configs = {name: arm_config(config, name) for name in objectives}
@@ -72,11 +72,7 @@ def bench_step(config: Config, objectives: Sequence[str], *, repeats: int = 5, t
 
 def arm_config(config: Config, name: str) -> Config:
     """The config that an arm's name stands for, its depth fixed."""
-    if name not in ARMS:
-        raise UserError(f"objective '{name}' is unknown{did_you_mean(name, ARMS)}")
-    objective, _, context = name.partition(":")
-    flags = {"objective": objective} | ({"denoise.context": context} if context else {})
-    return at_mean_depth(config.replace(**flags))
+    return at_mean_depth(parse_arm(config, name).config)
 
 
 def at_mean_depth(config: Config) -> Config:

@@ -21,6 +21,7 @@ from looped.config import Config
 from looped.data.text import TextData, prepare
 from looped.errors import UserError
 from looped.evaluation.depth import evaluate_samples, peak_bytes
+from looped.evaluation.likelihood import main_losses
 from looped.models.build import build
 from looped.objectives import Loss, Objective, build_objective
 from looped.rng import StepRandom
@@ -71,10 +72,10 @@ def train(config: Config, run_dir: str | Path, *, evaluate: Evaluate | None = No
           data: TextData | None = None) -> Result:
     """Train `config` in the folder `run_dir`, or go on where its newest whole checkpoint stands.
 
-    evaluate: (objective, data, config) -> figures to log every `training.eval_every` steps and at the end; the loss on
-    held-out text when None. sample: likewise -> text to print every `training.sample_every` steps; continuations of
-    held-out text at `evaluation.sample_depths` when None. Both see averaged weights where there are some. data: None
-    prepares `config.data`.
+    evaluate: (objective, data, config) -> figures to log every `training.eval_every` steps, `training.num_evals` times
+    over the budget, and at the end; the losses on held-out text when None. sample: likewise -> text to print every
+    `training.sample_every` steps; continuations of held-out text at `evaluation.sample_depths` when None. Both see
+    averaged weights where there are some. data: None prepares `config.data`.
 
     The first SIGTERM or Ctrl-C finishes the step, saves and returns; a second one stops at once. Raises UserError for
     a run in use, a config that does not fit, damaged checkpoints, a full disk, or a loss that is not finite.
@@ -94,12 +95,15 @@ def train(config: Config, run_dir: str | Path, *, evaluate: Evaluate | None = No
         trainer.say_hello()
         stop = 0
         while trainer.fraction < 1 and not stop:
+            before = trainer.fraction
             trainer.train_step()
             stop = trainer.agree(caught.number)
             step, finished = trainer.done.step, trainer.fraction >= 1
+            passed = math.floor(trainer.fraction * config.training.num_evals) > math.floor(
+                before * config.training.num_evals)
             if finished or step % config.training.log_every == 0:
                 trainer.log()
-            if finished or _due(step, config.training.eval_every):
+            if finished or passed or _due(step, config.training.eval_every):
                 trainer.evaluate(evaluate or heldout_loss)
             if _due(step, config.training.sample_every):
                 trainer.sample(sample or sampled_text)
@@ -251,7 +255,8 @@ class Trainer:
         """Figures of the (averaged) weights, by the first process."""
         values = self.on_eval(lambda objective: evaluate(objective, self.data, self.config))
         if values is not None:
-            self.monitor.metrics("heldout", self.done.step, values)
+            counts = asdict(self.done)
+            self.monitor.metrics("heldout", counts.pop("step"), counts | values)
             self.monitor.say(f"step {self.done.step}  held-out  "
                              + "  ".join(f"{name} {value:.4g}" for name, value in values.items()))
 
@@ -342,16 +347,17 @@ def micro_batch_size(config: Config, num_processes: int) -> int:
 
 
 def heldout_loss(objective: Objective, data: TextData, config: Config) -> dict[str, float]:
-    """The training loss of fixed held-out sequences, with the same noise at every call."""
-    num = min(config.evaluation.num_sequences, data.heldout.windows(config.data.length))
-    tokens = data.heldout.sequences(num, config.data.length)
-    device = next(objective.parameters()).device
-    total = 0.0
-    for start in range(0, len(tokens), config.evaluation.batch_size):
-        rows = tokens[start : start + config.evaluation.batch_size].to(device)
+    """Of fixed held-out sequences, with the same noise at every call: the training loss, and `next_token`, which can be
+    compared between objectives (`main_losses`)."""
+    c, device = config.evaluation, next(objective.parameters()).device
+    tokens = data.heldout.sequences(min(c.num_sequences, data.heldout.windows(config.data.length)), config.data.length)
+    tokens, total = tokens.to(device), 0.0
+    for start in range(0, len(tokens), c.batch_size):
+        rows = tokens[start : start + c.batch_size]
         random = StepRandom(config.seed, HELDOUT_STEP, start=start, count=len(rows), total=len(tokens), device=device)
         total += objective(rows, random).value.item() * len(rows)
-    return {"loss": total / len(tokens)}
+    losses = main_losses(objective, tokens, config.main_depth, seed=config.seed, batch_size=c.batch_size)
+    return {"loss": total / len(tokens), "next_token": losses.mean().item()}
 
 
 def sampled_text(objective: Objective, data: TextData, config: Config) -> str:

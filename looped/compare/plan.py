@@ -1,0 +1,111 @@
+"""What a comparison is: arms and seeds at one budget, and where each run lies.
+
+    OUT/<slug>.yaml           the config of an arm, which `looped train` reads
+    OUT/<slug>-<seed>/        its runs, whole run folders; eval/compare.json holds their evaluation
+    OUT/logs/<slug>-<seed>    what the run's process said
+    OUT/compare.jsonl, compare.md, plots/*.png, report.html
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from looped.arms import Arm, parse_arms
+from looped.config import Config, dump_config, load_config
+from looped.errors import UserError
+from looped.training.checkpoint import list_checkpoints, write_text
+from looped.training.runs import first_difference
+
+NUM_EVALS = 20
+"""Points of a curve over the budget, where the config asks for no evaluations of its own."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """One run of a comparison: an arm with a seed."""
+
+    arm: Arm
+    seed: int
+    run: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm.name}, seed {self.seed}"
+
+    @property
+    def config(self) -> Config:
+        return self.arm.config.replace(seed=self.seed)
+
+    @property
+    def text_depth(self) -> int:
+        """The depth of the samples that stand for the arm: `ar` has no other than one step."""
+        return 1 if self.arm.config.objective == "ar" else self.arm.config.recurrence.mean
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Arms, all of them changes to `config`, at one budget; `places` are their runs, seed by seed, so that the arms of
+    an interrupted comparison can be compared."""
+
+    out: Path
+    config: Config
+    arms: list[Arm]
+    num_seeds: int
+    unit: str
+    amount: int
+    depths: list[int]
+
+    @property
+    def places(self) -> list[Place]:
+        return [Place(arm, seed, self.out / f"{arm.slug}-{seed}") for seed in range(self.num_seeds)
+                for arm in self.arms]
+
+    def yaml(self, arm: Arm) -> Path:
+        """The config file of an arm."""
+        return self.out / f"{arm.slug}.yaml"
+
+    def log(self, place: Place) -> Path:
+        """What the process of a run said."""
+        return self.out / "logs" / f"{place.run.name}.log"
+
+
+def make_plan(config: Config, objectives: str, *, unit: str, amount: int | None, num_seeds: int,
+              depths: Sequence[int] | None, out: Path) -> Plan:
+    """The plan of a command. Raises UserError, for a budget without an amount among others."""
+    if amount is None and config.training.budget_unit != unit:
+        raise UserError(f"--budget {unit} has no amount, since training.budget counts {config.training.budget_unit}; "
+                        f"say how many {unit} with --amount")
+    flags = {"training.budget": amount or config.training.budget, "training.budget_unit": unit}
+    if not config.training.num_evals and not config.training.eval_every:
+        flags["training.num_evals"] = NUM_EVALS
+    config = config.replace(**flags)
+    mean = config.recurrence.mean
+    return Plan(out, config, parse_arms(config, objectives), num_seeds, unit, config.training.budget,
+                sorted(set(depths or (1, mean, 4 * mean))))
+
+
+def write_configs(plan: Plan) -> None:
+    """OUT/<slug>.yaml of every arm. Raises UserError where OUT holds another comparison or cannot be written."""
+    try:
+        (plan.out / "logs").mkdir(parents=True, exist_ok=True)
+        for arm in plan.arms:
+            _check_unchanged(plan, arm)
+            write_text(plan.yaml(arm), dump_config(arm.config))
+    except OSError as error:
+        raise UserError(f"cannot write to {plan.out}: {error.strerror or error}; choose another --out") from None
+
+
+def _check_unchanged(plan: Plan, arm: Arm) -> None:
+    """A trained arm keeps its config; how it is evaluated may change."""
+    if not plan.yaml(arm).exists() or not any(list_checkpoints(run) for run in plan.out.glob(f"{arm.slug}-*")):
+        return
+    difference = first_difference(fixed(load_config(plan.yaml(arm))), fixed(arm.config))
+    if difference:
+        name, old, new = difference
+        raise UserError(f"{plan.out} was started with {name} {old!r} for {arm.name}, now it is {new!r}; choose another "
+                        f"--out, or remove the folder")
+
+
+def fixed(config: Config) -> Mapping:
+    """What training depends on."""
+    return {name: value for name, value in config.model_dump(mode="json").items() if name != "evaluation"}

@@ -1,0 +1,127 @@
+"""Trains the runs of a comparison, each in a process of its own: what is finished stays, what was interrupted goes on.
+
+The processes are in groups of their own, so that Ctrl-C reaches them once, through this one: they finish their step,
+save and end.
+"""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+from looped.compare.plan import Place, Plan, fixed
+from looped.config import load_config
+from looped.errors import UserError
+from looped.training.checkpoint import newest_good
+from looped.training.processes import Caught, catch_signals
+from looped.training.trainer import Counters
+
+POLL_SECONDS = 0.1
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Trained:
+    """How training ended: the finished places, why others failed (name -> its sentence), the signal that stopped it."""
+
+    finished: list[Place] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+    signal: int = 0
+
+
+def train_all(plan: Plan, *, jobs: int = 1, say: Say = print) -> Trained:
+    """Train every run of the plan, `jobs` at once."""
+    queue = [place for place in plan.places if not is_finished(place)]
+    result = Trained([place for place in plan.places if place not in queue])
+    if result.finished:
+        say(f"{len(result.finished)} of {len(plan.places)} runs are trained already")
+    with ExitStack() as stack:
+        caught, running = stack.enter_context(catch_signals()), []
+        stack.callback(lambda: [child.kill() for child in running])
+        while running or (queue and not caught.number):
+            while queue and len(running) < jobs and not caught.number:
+                running.append(Child(plan, queue.pop(0)))
+                say(f"training {running[-1].place.name}: {running[-1].place.run}")
+            _pass_on(caught, running)
+            for child in [child for child in running if child.process.poll() is not None]:
+                running.remove(child)
+                _take(child, result, say, stopped=bool(caught.number))
+            time.sleep(POLL_SECONDS)
+        result.signal = caught.number
+    result.finished.sort(key=plan.places.index)
+    return result
+
+
+def is_finished(place: Place) -> bool:
+    """Whether a run of just this training has used its budget and is saved."""
+    if not (place.run / "config.yaml").is_file():
+        return False
+    try:
+        if fixed(load_config(place.run / "config.yaml")) != fixed(place.config):
+            return False
+        found = newest_good(place.run, lambda line: None)
+    except UserError:
+        return False  # `looped train` says what is wrong
+    if found is None:
+        return False
+    done = Counters(**{name: found[1][name] for name in Counters.__dataclass_fields__})
+    return done.spent(place.config.training.budget_unit) >= place.config.training.budget
+
+
+class Child:
+    """`looped train` of one run, in the background; what it says goes to its log."""
+
+    def __init__(self, plan: Plan, place: Place):
+        self.place, self.log, self.told = place, plan.log(place), 0
+        self.start = self.log.stat().st_size if self.log.exists() else 0
+        command = [sys.executable, "-m", "looped.cli", "train", plan.yaml(place.arm), "--run", place.run,
+                   "--seed", place.seed]
+        with open(self.log, "a", encoding="utf-8") as log:
+            self.process = subprocess.Popen(list(map(str, command)), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                                            process_group=0)
+
+    def tell(self, number: int) -> None:
+        """Pass a signal on, once."""
+        if not self.told:
+            self.told = number
+            self.process.send_signal(number)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def lines(self) -> list[str]:
+        """What it said, this time."""
+        with open(self.log, "rb") as log:
+            log.seek(self.start)
+            return [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+
+    def cause(self) -> str:
+        """Why it failed, in a sentence."""
+        code, said = self.process.returncode, self.lines()
+        if code == -signal.SIGKILL:
+            return "it was killed, most likely for want of memory; try a smaller training.batch_size"
+        own = [line.removeprefix("looped: ") for line in said if line.startswith("looped: ")]
+        return own[-1] if own else f"{said[-1][:200] if said else 'it said nothing'} (exit code {code}, {self.log})"
+
+
+def _pass_on(caught: Caught, running: Sequence[Child]) -> None:
+    if caught.number:
+        for child in running:
+            child.tell(caught.number)
+
+
+def _take(child: Child, result: Trained, say: Say, *, stopped: bool) -> None:
+    """Note how a run ended."""
+    if child.process.returncode == 0:
+        result.finished.append(child.place)
+        say(f"  {child.place.name}: {child.lines()[-1]}")
+    elif stopped:
+        say(f"  {child.place.name}: stopped and saved; the same command goes on")
+    else:
+        result.failures[child.place.name] = child.cause()
+        say(f"  {child.place.name} failed: {result.failures[child.place.name]}")

@@ -1,0 +1,80 @@
+"""The table of a comparison, a line an arm, with the sentences under it: what is in Markdown and in the page."""
+
+import math
+from collections.abc import Sequence
+
+from looped.compare.plan import Plan
+from looped.compare.summary import ArmSummary, Difference, Reach, Spread
+
+UNITS = {"seconds": "seconds", "tokens": "tokens", "layer_forwards": "layer forwards"}
+
+
+def table(arms: Sequence[ArmSummary], plan: Plan) -> tuple[list[str], list[list[str]]]:
+    """(header, lines)."""
+    judged = any(arm.over_seeds(_judged) for arm in arms)
+    header = ["arm", "next token", f"against {arms[0].name}", *(f"depth {depth}" for depth in plan.depths),
+              "distinct-2", *(["judged"] if judged else []), "seconds", "steps", "tokens", "layer forwards", "peak MB"]
+    return header, [_line(arm, plan, judged) for arm in arms]
+
+
+def _line(arm: ArmSummary, plan: Plan, judged: bool) -> list[str]:
+    c = arm.costs
+    return [arm.name, _mean(arm.main), _difference(arm.difference),
+            *(_mean(arm.by_depth.get(depth)) for depth in plan.depths),
+            _mean(arm.over_seeds(lambda run: run.mean("distinct_2", run.place.text_depth))),
+            *([_mean(arm.over_seeds(_judged))] if judged else []),
+            f"{c['seconds'].mean:,.1f}", f"{c['step'].mean:,.0f}", f"{c['tokens'].mean:,.0f}",
+            f"{c['layer_forwards'].mean:,.0f}", f"{c['peak_bytes'].mean / 1e6:,.0f}"]
+
+
+def _judged(run) -> float | None:
+    return run.mean("judged_nats", run.place.text_depth)
+
+
+def _mean(value: Spread | None) -> str:
+    """`3.616 ± 0.021`."""
+    if value is None:
+        return "-"
+    return f"{value.mean:.3f}" + ("" if math.isnan(value.sd) else f" ± {value.sd:.3f}")
+
+
+def _difference(value: Difference | None) -> str:
+    return "-" if value is None else f"{value.mean:+.3f} [{value.ci_low:+.3f}, {value.ci_high:+.3f}]"
+
+
+def notes(arms: Sequence[ArmSummary], plan: Plan) -> list[str]:
+    """What the columns mean."""
+    num, config = len(arms[0].runs[0].main), plan.config
+    found = [
+        f"Held-out loss in nats a token (lower is better) of the same {num} sequences of {config.data.length} tokens, "
+        + ("one seed." if plan.num_seeds == 1 else f"mean ± standard deviation over {plan.num_seeds} seeds."),
+        f"next token: the one figure all arms have: a loop at its mean trained depth ({config.recurrence.mean}), ar at "
+        f"its one step, a denoiser at sigma_max, where its input holds nothing of the answer and one pass predicts the "
+        f"next token.",
+        f"against {arms[0].name}: the difference of that figure, paired by sequence and seed; the 95 % interval is a "
+        f"bootstrap over sequences of the mean over seeds, so it does not hold the spread between seeds.",
+        "depth n: after n loop steps; for a denoiser the variational bound of its n-step stochastic solver.",
+        f"distinct-2: the share of different pairs among all pairs of neighbouring tokens in the samples, at the mean "
+        f"trained depth (a denoiser with {config.recurrence.mean} solver steps, ar with one).",
+    ]
+    if any(arm.over_seeds(_judged) for arm in arms):
+        found.append("judged: nats a token of these samples as the ar run of the next seed reads them; a judge rewards "
+                     "repetition, so compare it at equal distinct-2.")
+    found.append("seconds, steps, tokens, layer forwards (a backward pass counts two), peak MB: of training alone, a "
+                 "mean over seeds.")
+    unfinished = [arm.name for arm in arms if len(arm.runs) < plan.num_seeds]
+    if unfinished:
+        found.append(f"Not all seeds are in: {', '.join(unfinished)}.")
+    return found
+
+
+def sentence(reach: Reach) -> str:
+    """`denoise reaches truncated's final loss (3.616) after 0.14 of its seconds; ...`."""
+    start = f"{reach.arm} reaches {reach.to}'s final loss ({reach.loss:.3f})"
+    if not reach.num_reached:
+        return f"{reach.arm} does not reach {reach.to}'s final loss ({reach.loss:.3f})."
+    seeds = "" if reach.num_reached == reach.num_seeds else f" in {reach.num_reached} of {reach.num_seeds} seeds"
+    bound = "at most " if reach.early else ""
+    shares = [f"{share:.2f} of {reach.to}'s {UNITS[unit]}" for unit, share in reach.shares.items()]
+    return (f"{start}{seeds} after {bound}{reach.own:.2f} of its own training: {shares[0]}, {shares[1]} and "
+            f"{shares[2]}.")

@@ -1,0 +1,68 @@
+"""Arms of a comparison: text becomes a config with just the named changes, or one sentence."""
+
+import subprocess
+import sys
+
+import pytest
+
+from looped.arms import ARMS, parse_arm, parse_arms
+from looped.config import DENOISE_PRESETS, load_config
+from looped.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def config():
+    return load_config(None, {"model.width": 32, "denoise.noise": "paper"})
+
+
+def test_an_arm_changes_what_it_names_and_nothing_else(config):
+    arms = parse_arms(config, "ar, truncated,denoise:concat,denoise  model.width=64 optim.betas=[0.8,0.9]")
+    assert [arm.name for arm in arms] == ["ar", "truncated", "denoise:concat",
+                                          "denoise model.width=64 optim.betas=[0.8,0.9]"]
+    assert arms[0].config == config.replace(objective="ar")
+    assert arms[2].config == config.replace(**{"objective": "denoise", "denoise.context": "concat"})
+    assert arms[3].config == config.replace(**{"model.width": 64, "optim.betas": [0.8, 0.9]})
+
+
+def test_the_paper_is_a_dictionary_of_settings():
+    plain = load_config(None)
+    arm = parse_arm(plain, "denoise:paper").config
+    assert arm == plain.replace(**DENOISE_PRESETS["paper"])
+    assert (arm.denoise.noise.sigma_max, arm.denoise.posterior, arm.denoise.weight) == (80, False, "edm")
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_every_known_name_is_an_arm(config, name):
+    assert parse_arm(config, name).config.objective == name.split(":")[0]
+
+
+def test_slugs_are_names_of_files_and_differ(config):
+    slugs = [arm.slug for arm in parse_arms(config, "denoise:concat,denoise denoise.solver=euler,denoise "
+                                                    "denoise.solver=heun,ar")]
+    assert len(set(slugs)) == 4
+    assert not any(set(slug) & set("/: *") for slug in slugs)
+    long = "denoise optim.lr=0.00100000000000000000000000000000000000000000000000000000000000000000"
+    assert len({arm.slug for arm in parse_arms(config, f"{long}1,{long}2")}) == 2
+
+
+@pytest.mark.parametrize(("text", "why"), [
+    ("ar,trunkated", "did you mean 'truncated'"),
+    ("denoise:papre", "did you mean 'denoise:paper'"),
+    ("ar,,denoise", "empty place"),
+    ("", "empty place"),
+    ("ar,denoise,ar", "listed twice"),
+    ("denoise context", "write it as denoise.context=concat"),
+    ("denoise denoise.contxt=concat", "did you mean 'context'"),
+    ("denoise data.length=8", "which all arms share"),
+    ("denoise seed=8", "which all arms share"),
+    ("denoise model.width=[", "not a YAML value"),
+])
+def test_a_bad_arm_is_named_in_one_sentence(config, text, why):
+    with pytest.raises(UserError, match=why) as error:
+        parse_arms(config, text)
+    assert "\n" not in str(error.value)
+
+
+def test_arms_are_read_without_torch():
+    code = "import sys, looped.arms; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
