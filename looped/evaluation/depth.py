@@ -11,9 +11,9 @@ from torch import Tensor
 
 from looped.config import Config
 from looped.data.text import TextData
-from looped.evaluation.generation import distinct, generate
-from looped.evaluation.judge import Judge
+from looped.evaluation.judge import Reader
 from looped.evaluation.likelihood import DepthLosses, losses_by_depth, losses_by_sigma, losses_by_solver
+from looped.evaluation.quality import Texts, diversity, write_texts
 from looped.evaluation.rows import Row, summarise
 from looped.objectives.base import Objective
 from looped.objectives.denoise import Denoise
@@ -77,7 +77,7 @@ class Evaluation:
 
 
 def evaluate_run(objective: Objective, data: TextData, config: Config, depths: Sequence[int], *,
-                 num_trajectories: int = 0, judge: Judge | None = None) -> Evaluation:
+                 num_trajectories: int = 0, judge: Reader | None = None) -> Evaluation:
     """All that `looped eval` reports, on the held-out text of `data` and with the sizes of `config.evaluation`.
 
     A `judge` reads the samples and, as the level to reach, the held-out text that follows their prompts.
@@ -100,25 +100,10 @@ def evaluate_run(objective: Objective, data: TextData, config: Config, depths: S
 
 
 def evaluate_samples(objective: Objective, prompts: Int[Tensor, "num length"], depths: Sequence[int], *,
-                     num_tokens: int, seed: int = 0) -> tuple[list[Row], dict[int, Int[Tensor, "num tokens"]]]:
-    """Continuations of held-out prompts at each depth, and their distinct-1, 2 and 4."""
-    rows, samples = [], {}
-    for depth in depths:
-        samples[depth] = generate(objective, prompts, num_tokens=num_tokens, depth=depth, seed=seed)
-        texts = samples[depth].tolist()
-        for n in (1, 2, 4):
-            mean, spread = distinct(texts, n), jackknife(texts, n)
-            rows.append(Row(f"distinct_{n}", mean, mean - spread, mean + spread, len(texts), depth=depth))
-    return rows, samples
-
-
-def jackknife(texts: Sequence[Sequence], n: int) -> float:
-    """Half a 95 % interval of pooled distinct-n over texts, by leaving one out: a bootstrap repeats texts, and
-    repeated texts lower distinct-n."""
-    if len(texts) < 2:
-        return math.nan
-    rest = torch.tensor([distinct([t for j, t in enumerate(texts) if j != i], n) for i in range(len(texts))])
-    return 1.96 * math.sqrt((len(texts) - 1) * rest.double().var(correction=0).item())
+                     num_tokens: int, seed: int = 0) -> tuple[list[Row], dict[int, Texts]]:
+    """Continuations of held-out prompts at each depth, and how diverse they are."""
+    samples = {depth: write_texts(objective, prompts, depth, num_tokens=num_tokens, seed=seed) for depth in depths}
+    return [row for depth, texts in samples.items() for row in diversity(texts, depth)], samples
 
 
 def layer_forwards_at(objective: Objective, depth: int) -> float:

@@ -1,4 +1,4 @@
-"""Generated text read by another model of this toolkit: its loss on the text, a token (log generative perplexity).
+"""Generated text read by another model: its loss on the text, a token (log generative perplexity).
 
 A judge rewards repetition: "the the the" is cheap. So its figure stands beside distinct-n, and two sets of texts can
 be compared only where these agree. The judge should come from another seed than the writer; what it says of real text
@@ -6,6 +6,7 @@ is the level to reach, not to undercut.
 """
 
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -14,6 +15,19 @@ from torch import Tensor
 from looped.errors import UserError
 from looped.evaluation.likelihood import next_token_losses
 from looped.objectives.base import Objective
+
+BATCH = 64
+"""Texts that are read at once."""
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """Who can judge: a run of this toolkit (`Judge`), or a model of another (`looped.hub`)."""
+
+    name: str
+
+    def losses(self, prompts: Int[Tensor, "num prompt"], texts: Int[Tensor, "num length"]) -> Float[Tensor, "num"]:
+        """Nats of each text after its prompt, a token of the writer."""
 
 
 @dataclass(frozen=True)
@@ -33,5 +47,6 @@ class Judge:
 
     def losses(self, prompts: Int[Tensor, "num prompt"], texts: Int[Tensor, "num length"]) -> Float[Tensor, "num"]:
         """Mean nats a token of each text after its prompt."""
-        rows = torch.cat([prompts, texts], dim=1)
-        return next_token_losses(self.objective, rows, self.depth)[:, prompts.shape[1] - 1 :].mean(1).double().cpu()
+        rows = torch.cat([prompts, texts], dim=1).split(BATCH)
+        losses = torch.cat([next_token_losses(self.objective, part, self.depth) for part in rows])
+        return losses[:, prompts.shape[1] - 1 :].mean(1).double().cpu()

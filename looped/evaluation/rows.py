@@ -1,7 +1,7 @@
 """One figure with its interval: the form in which every evaluation gives its results.
 
-{metric, mean, ci_low, ci_high, n, depth, sigma, seconds, layer_forwards, peak_bytes}, so that a table, a JSONL file and
-a plot of any two runs need no translation.
+{metric, mean, ci_low, ci_high, n, depth, sigma, temperature, by, seconds, layer_forwards, peak_bytes}, so that a
+table, a JSONL file and a plot of any two runs need no translation.
 """
 
 from dataclasses import asdict, dataclass
@@ -15,7 +15,8 @@ from looped.rng import generator
 
 @dataclass(frozen=True)
 class Row:
-    """One figure of a sweep. `sigma` is set for figures by noise level, `depth` for figures by depth."""
+    """One figure of a sweep. `sigma` is set for figures by noise level, `depth` for figures by depth; `temperature`
+    where it was chosen; `by` names a model that the figure depends on besides the run's: judge, twin or encoder."""
 
     metric: str
     mean: float
@@ -24,6 +25,8 @@ class Row:
     n: int
     depth: int | None = None
     sigma: float | None = None
+    temperature: float | None = None
+    by: str | None = None
     seconds: float | None = None
     layer_forwards: float | None = None
     peak_bytes: int | None = None

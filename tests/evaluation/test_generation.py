@@ -8,7 +8,7 @@ from looped.diffusion.samplers import SAMPLERS
 from looped.diffusion.steering import Steering
 from looped.errors import UserError
 from looped.evaluation.depth import evaluate_depth, evaluate_samples
-from looped.evaluation.generation import DenoiseWriter, LoopWriter, Padding, distinct, generate
+from looped.evaluation.generation import DenoiseWriter, LoopWriter, Padding, generate
 from looped.evaluation.likelihood import losses_by_solver
 from looped.evaluation.rows import confidence_interval
 from looped.models.build import build
@@ -112,7 +112,7 @@ def test_the_sweep_reports_every_depth(flags):
     assert bits[3] == pytest.approx(nats[3] / 0.6931471805599453 / 2)
     assert all(row.ci_low <= row.mean <= row.ci_high for row in sweep.rows)
     texts, samples = evaluate_samples(objective, rows[:, :4], [1], num_tokens=5)
-    assert {row.metric for row in texts} == {"distinct_1", "distinct_2", "distinct_4"}
+    assert {row.metric for row in texts} == {"distinct_1", "distinct_2", "distinct_4", "repetition_4"}
     assert samples[1].shape == (4, 5)
 
 
@@ -126,13 +126,6 @@ def test_every_solver_measures_and_writes(solver, context):
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
     assert generate(objective, rows[:, :3], num_tokens=3, depth=3).shape == (2, 3)
-
-
-def test_distinct_counts_different_ngrams():
-    assert distinct([[1, 2, 1, 2]], 1) == 0.5
-    assert distinct([[1, 2, 1, 2]], 2) == pytest.approx(2 / 3)
-    assert distinct([[1, 2], [1, 2]], 2) == 0.5
-    assert distinct([[1]], 2) == 0.0
 
 
 def test_the_interval_holds_the_mean_and_narrows_with_more_sequences():

@@ -1,0 +1,218 @@
+"""What samples are worth: how diverse they are, and how a judge finds them beside a twin's samples of equal diversity.
+
+Text that is cut back to what is likely reads cheap to any judge, and so does repetition. So the judged figure of two
+writers compares only where they are equally diverse: `matched_quality` writes again at the temperature at which pooled
+distinct-2 is that of the twin.
+
+distinct-n: Li et al. 2016 (arXiv 1510.03055), pooled over texts. seq-rep-n: Welleck et al. 2020 (arXiv 1908.04319).
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from looped.errors import UserError
+from looped.evaluation.generation import generate
+from looped.evaluation.judge import Reader
+from looped.evaluation.rows import Row, summarise
+from looped.objectives.base import Objective
+
+BATCH = 128
+"""Texts that are written at once; what is written does not depend on it."""
+TEMPERATURES = 0.5, 2.0
+"""Where a matching temperature is sought."""
+
+Texts = Int[Tensor, "num tokens"]
+
+
+def write_texts(objective: Objective, prompts: Int[Tensor, "num length"], depth: int, *, num_tokens: int,
+                temperature: float = 1.0, seed: int = 0) -> Texts:
+    """A continuation of each prompt at one depth, any number of them."""
+    return torch.cat([generate(objective, prompts[start : start + BATCH], num_tokens=num_tokens, depth=depth,
+                               temperature=temperature, seed=seed, first_row=start)
+                      for start in range(0, len(prompts), BATCH)])
+
+
+# ----------------------------------------------------------------------------- diversity
+
+
+def diversity(texts: Texts, depth: int | None = None) -> list[Row]:
+    """distinct-1, 2 and 4 and repetition-4 of a set of texts."""
+    lists, rows = texts.tolist(), []
+    for n in (1, 2, 4):
+        mean, spread = distinct(lists, n), jackknife(lists, n)
+        rows.append(Row(f"distinct_{n}", mean, mean - spread, mean + spread, len(lists), depth=depth))
+    return [*rows, summarise("repetition_4", repetition(lists, 4), depth=depth)]
+
+
+def distinct(texts: Sequence[Sequence], n: int) -> float:
+    """Share of different n-grams among all n-grams of all texts; 0 where there are none. It falls as texts are added,
+    so only equal numbers of equally long texts compare."""
+    grams = [gram for text in texts for gram in _ngrams(text, n)]
+    return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def repetition(texts: Sequence[Sequence], n: int) -> Float[Tensor, "num"]:
+    """seq-rep-n of each text: the share of its n-grams that it has had before; 0 where there are none."""
+    return torch.tensor([1 - distinct([text], n) if len(text) >= n else 0.0 for text in texts], dtype=torch.float64)
+
+
+def leave_one_out(texts: Sequence[Sequence], n: int) -> Float[Tensor, "num"]:
+    """distinct-n of all texts but the i-th, for each i."""
+    grams = [_ngrams(text, n) for text in texts]
+    holders = Counter(gram for each in grams for gram in set(each))
+    total = sum(map(len, grams))
+    own = [sum(holders[gram] == 1 for gram in set(each)) for each in grams]
+    return torch.tensor([(len(holders) - alone) / max(1, total - len(each))
+                         for alone, each in zip(own, grams, strict=True)], dtype=torch.float64)
+
+
+def jackknife(texts: Sequence[Sequence], n: int) -> float:
+    """Half a 95 % interval of distinct-n, by leaving texts out: a bootstrap repeats texts, and repeated texts lower
+    distinct-n."""
+    if len(texts) < 2:
+        return math.nan
+    return 1.96 * math.sqrt((len(texts) - 1) * leave_one_out(texts, n).var(correction=0).item())
+
+
+def _ngrams(text: Sequence, n: int) -> list[tuple]:
+    return [tuple(text[i : i + n]) for i in range(len(text) - n + 1)]
+
+
+# ----------------------------------------------------------------------------- matched diversity
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Texts at the temperature whose diversity is nearest to what was sought; `reached`: within the tolerance."""
+
+    temperature: float
+    texts: Texts
+    distinct: float
+    reached: bool
+
+
+def match_distinct(write: Callable[..., Texts], reference: float, *, start: Texts | None = None, n: int = 2,
+                   tolerance: float = 0.005, temperatures: tuple[float, float] = TEMPERATURES,
+                   max_tries: int = 12) -> Matched:
+    """The texts of `write(temperature=...)` whose pooled distinct-n is `reference`, to within the tolerance.
+
+    From temperature 1 by secants within the bracket found so far; a `write` that draws the same random numbers at any
+    temperature makes diversity smooth in it. Where the range does not hold the reference, `reached` is False and the
+    texts are the nearest ones. `start`: the texts of temperature 1, if they are at hand.
+    """
+    gaps: dict[float, float] = {}
+    best, temperature = None, 1.0
+    while temperature not in gaps and len(gaps) < max_tries:
+        texts = start if temperature == 1.0 and start is not None else write(temperature=temperature)
+        share = distinct(texts.tolist(), n)
+        gaps[temperature] = share - reference
+        if best is None or abs(share - reference) < abs(best.distinct - reference):
+            best = Matched(temperature, texts, share, abs(share - reference) <= tolerance)
+        if best.reached:
+            break
+        temperature = _next_temperature(gaps, *temperatures)
+    return best
+
+
+def _next_temperature(gaps: dict[float, float], lowest: float, highest: float) -> float:
+    """Where diversity should be right, judged by that at the temperatures tried so far."""
+    near = sorted(gaps, key=lambda temperature: abs(gaps[temperature]))
+    under = next((t for t in near if gaps[t] < 0), None)
+    over = next((t for t in near if gaps[t] > 0), None)
+    if under is not None and over is not None:  # not so near an end that the next try would teach nothing
+        share = gaps[under] / (gaps[under] - gaps[over])
+        return under + min(max(share, 0.1), 0.9) * (over - under)
+    slope = 0.3  # of a first step; further ones go by what was found
+    if len(near) > 1 and (gaps[near[1]] - gaps[near[0]]) * (near[1] - near[0]) > 0:
+        slope = (gaps[near[1]] - gaps[near[0]]) / (near[1] - near[0])
+    step = 1.2 * gaps[near[0]] / slope  # a little beyond, for a bracket
+    return min(max(near[0] - step, lowest), highest)
+
+
+@dataclass(frozen=True)
+class Quality:
+    """`rows` for people; `per_example[metric][depth]`, one figure a prompt, for comparisons over seeds."""
+
+    rows: list[Row] = field(default_factory=list)
+    per_example: dict[str, dict[int, Float[Tensor, "num"]]] = field(default_factory=dict)
+
+    def take(self, metric: str, values: Float[Tensor, "num"], **fields) -> None:
+        self.rows.append(summarise(metric, values, **fields))
+        self.per_example.setdefault(metric, {})[fields["depth"]] = values
+
+    def take_behind(self, kind: str, differences: Float[Tensor, "num"], **fields) -> None:
+        """Paired differences in nats a token, and the ratio of perplexities that they are, in per cent."""
+        self.take(f"{kind}_behind_twin", differences, **fields)
+        row = self.rows[-1]
+        self.rows.append(Row(f"{kind}_perplexity_percent", *(100 * math.expm1(nats) for nats in (
+            row.mean, row.ci_low, row.ci_high)), row.n, **fields))
+
+
+def matched_quality(objective: Objective, twin: Objective, judge: Reader, prompts: Int[Tensor, "num length"],
+                    depths: Sequence[int], *, num_tokens: int, seed: int = 0, twin_depth: int = 1,
+                    twin_name: str = "twin", texts: dict[int, Texts] | None = None,
+                    tolerance: float = 0.005) -> Quality:
+    """How much worse the judge finds this writer than its twin, prompt by prompt, at equal diversity.
+
+    The twin writes at temperature 1 and `twin_depth`: `twin_judged_nats`, `twin_distinct_2`. At each depth, the writer
+    at temperature 1: `judged_behind_twin`, nats a token, and `judged_perplexity_percent`; then at the temperature of
+    the twin's distinct-2: `matched_nats`, `matched_distinct_2`, `matched_behind_twin`, `matched_perplexity_percent`;
+    or only `unmatched_distinct_2`, the nearest, where no temperature reaches it.
+
+    What remains between the two diversities is corrected to first order, by the price of diversity along the twin's
+    own temperatures. The intervals are over prompts and hold the uncertainty of both distinct-2 (see `_corrected`), not
+    that of training. `texts`: depth -> what the writer has written at temperature 1 with this seed, if that is at hand.
+    """
+    if num_tokens < 2:
+        raise UserError("one token a text has no distinct-2 to match; set evaluation.sample_length to at least 2")
+    found, settings = Quality(), {"num_tokens": num_tokens, "seed": seed}
+    reference = write_texts(twin, prompts, twin_depth, **settings)
+    theirs, share = judge.losses(prompts, reference), distinct(reference.tolist(), 2)
+    found.take("twin_judged_nats", theirs, depth=twin_depth, by=judge.name)
+    found.rows.append(_distinct_2("twin_distinct_2", reference, depth=twin_depth, by=twin_name))
+    price = price_of_diversity(twin, judge, prompts, twin_depth, **settings)
+    for depth in depths:
+        write = partial(write_texts, objective, prompts, depth, **settings)
+        own = texts[depth] if texts is not None and depth in texts else write()
+        found.take_behind("judged", judge.losses(prompts, own) - theirs, depth=depth, by=twin_name)
+        matched = match_distinct(write, share, start=own, tolerance=tolerance)
+        fields = {"depth": depth, "temperature": matched.temperature}
+        if not matched.reached:
+            found.rows.append(_distinct_2("unmatched_distinct_2", matched.texts, by=twin_name, **fields))
+            continue
+        nats = judge.losses(prompts, matched.texts)
+        found.take("matched_nats", nats, by=judge.name, **fields)
+        found.rows.append(_distinct_2("matched_distinct_2", matched.texts, **fields))
+        found.take_behind("matched", _corrected(nats - theirs, matched.texts, reference, price), by=twin_name, **fields)
+    return found
+
+
+def price_of_diversity(twin: Objective, judge: Reader, prompts: Int[Tensor, "num length"], depth: int, *,
+                       num_tokens: int, seed: int = 0) -> float:
+    """Nats a token that the judge asks for a unit of distinct-2, between temperatures 0.9 and 1.1."""
+    low, high = (write_texts(twin, prompts, depth, num_tokens=num_tokens, seed=seed, temperature=temperature)
+                 for temperature in (0.9, 1.1))
+    more = distinct(high.tolist(), 2) - distinct(low.tolist(), 2)
+    nats = (judge.losses(prompts, high) - judge.losses(prompts, low)).mean().item()
+    return nats / more if more > 0.005 else 0.0  # a writer that temperature does not move has no price
+
+
+def _corrected(differences: Float[Tensor, "num"], texts: Texts, reference: Texts, price: float) -> Float[Tensor, "num"]:
+    """Differences whose mean is theirs at equal diversity, mean(d) - price (D - D_reference), and whose spread is that
+    of the mean's leave-one-out values, the two D's included."""
+    shares = [distinct(t.tolist(), 2) for t in (texts, reference)]
+    left_out = [leave_one_out(t.tolist(), 2) for t in (texts, reference)]
+    influence = (len(differences) - 1) * (left_out[0].mean() - left_out[0] - left_out[1].mean() + left_out[1])
+    return differences - price * (shares[0] - shares[1] + influence)
+
+
+def _distinct_2(metric: str, texts: Texts, **fields) -> Row:
+    mean, spread = distinct(texts.tolist(), 2), jackknife(texts.tolist(), 2)
+    return Row(metric, mean, mean - spread, mean + spread, len(texts), **fields)
