@@ -34,7 +34,9 @@ NOISE_PRESETS: dict[str, dict[str, Any]] = {
 
 DENOISE_PRESETS: dict[str, dict[str, Any]] = {
     # `denoise:paper` among the arms of a comparison: the published recipe, without what this toolkit adds to it.
-    "paper": {"denoise.noise": "paper", "denoise.posterior": False, "denoise.weight": "edm"},
+    "paper": {"denoise.noise": "paper", "denoise.posterior": False, "denoise.weight": "edm", "denoise.bridge": "soft",
+              "denoise.solver": "euler", "denoise.target.tied": True, "denoise.target.normalise": "l2",
+              "denoise.target.sigma_data": 0.5},
 }
 
 
@@ -113,6 +115,7 @@ class NoiseConfig(Section):
     sigma_min: Positive = Field(0.5, description="lowest noise level")
     sigma_max: Positive = Field(20.0, description="highest noise level, where solvers start")
     share_at_max: Fraction = Field(0.5, description="share of the sequences trained at sigma_max itself")
+    share_per_token: Fraction = Field(0.0, description="share of the sequences whose tokens have a level each")
 
     @model_validator(mode="after")
     def _check_range(self):
@@ -125,10 +128,13 @@ class NoiseConfig(Section):
 class TargetConfig(Section):
     """The clean vectors y that are denoised: one row a token."""
 
-    dim: int = Field(16, ge=1, description="dimension of the target embedding")
+    dim: int | None = Field(None, ge=1, description="dimension of the target embedding; null: 16, or that of the "
+                                                    "input embedding where tied")
     normalise: Literal["rms", "l2"] = Field("rms", description="rows of unit RMS a coordinate, or of unit norm (paper)")
     scale: Positive = Field(1.0, description="factor on the normalised rows")
-    tied: bool = Field(False, description="take the rows from the model's input embedding (dim = model.width)")
+    tied: bool = Field(False, description="take the rows from the model's input embedding")
+    sigma_data: Positive | None = Field(
+        None, description="standard deviation of a coordinate that the preconditioning assumes; null: the true one")
     learned_logit_scale: bool = Field(True, description="learn the sharpness of the readout")
 
 
@@ -143,6 +149,12 @@ class DenoiseConfig(Section):
         NoiseConfig(), description="noise levels, or a preset: paper, wide")
     target: TargetConfig = Field(TargetConfig(), description="target embedding")
     weight: Literal["none", "edm"] = Field("none", description="weight of the cross-entropy by noise level")
+    train_steps: Depth = Field(1, description="solver steps K of a training step, with gradient through all of them")
+    carry: Literal["none", "estimate", "latent"] = Field(
+        "none", description="what a solver step hands to the next beside z: its soft estimate (self-conditioning), or "
+                            "the core's output; with concat or context")
+    next_token_weight: NonNegative = Field(
+        0.0, description="weight of the plain next-token loss of one unconditioned step, beside the denoising loss")
     posterior: bool = Field(True, description="add z . y_v / sigma^2, the exact log-likelihood of z, to the logits")
     cond_width: int = Field(128, ge=2, description="width of the noise-level embedding")
     bridge: Literal["soft", "hard", "top-k", "sampled"] = Field("sampled", description="from logits to embeddings")
@@ -156,6 +168,9 @@ class DenoiseConfig(Section):
         if self.block_size > 1 and self.context == "inject":
             raise ValueError(f"block_size {self.block_size} needs the clean tokens as a context of their own, which "
                              f"context inject does not keep; set denoise.context to concat or context")
+        if self.carry != "none" and self.context == "inject":
+            raise ValueError(f"carry {self.carry} needs rows that no other row attends to, and under context inject "
+                             f"they do; set denoise.context to concat or context")
         return self
 
 
@@ -222,6 +237,7 @@ class TrainingConfig(Section):
     sample_every: Count = Field(0, description="steps between printed samples; 0 prints none")
     checkpoint_every: Count = Field(200, description="steps between checkpoints; 0 saves at the end only")
     keep_checkpoints: Depth = Field(2, description="newest checkpoints that are kept")
+    warm_start: str | None = Field(None, description="a run whose model's weights are taken over before the first step")
     compile: bool = Field(False, description="torch.compile the loop step (never the loop)")
     wandb: Literal["off", "online", "offline"] = Field("off", description="Weights & Biases beside metrics.jsonl")
 
@@ -258,9 +274,9 @@ class Config(Section):
         if self.training.batch_size % self.training.accumulation:
             raise ValueError(f"training.batch_size {self.training.batch_size} does not split into "
                              f"training.accumulation {self.training.accumulation} equal micro-batches")
-        if self.denoise.target.tied and self.denoise.target.dim != self.model.width:
-            raise ValueError(f"denoise.target.tied needs denoise.target.dim = model.width; "
-                             f"set denoise.target.dim to {self.model.width}")
+        if self.denoise.target.tied and self.denoise.target.dim not in (None, self.model.width):
+            raise ValueError(f"denoise.target.tied needs denoise.target.dim = model.width; leave denoise.target.dim "
+                             f"out, or set it to {self.model.width}")
         if self.data.length % self.denoise.block_size:
             size = self.denoise.block_size
             raise ValueError(f"data.length {self.data.length} does not split into blocks of denoise.block_size {size}; "

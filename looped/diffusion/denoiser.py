@@ -26,7 +26,8 @@ Sigma = Float[Tensor, "batch"] | Float[Tensor, "batch length"]
 
 @runtime_checkable
 class LoopedModel(Protocol):
-    """What a denoiser needs of a model: its sizes, its input embedding, `step` and `decode`; `hidden` for training."""
+    """What a denoiser needs of a model: its sizes, its input embedding, `step` and `decode`; for training also `hidden`
+    and the `head_weight` that reads it."""
 
     width: int
     vocab_size: int
@@ -38,6 +39,9 @@ class LoopedModel(Protocol):
 
     def hidden(self, state: Tensor, **options) -> Tensor: ...
 
+    @property
+    def head_weight(self) -> Tensor: ...
+
 
 class Denoiser(nn.Module):
     """`(z, sigma, e) -> logits`, and through the bridge `-> D`, for any model with `step` and `decode`."""
@@ -45,15 +49,24 @@ class Denoiser(nn.Module):
     def __init__(self, model: LoopedModel, config: DenoiseConfig):
         super().__init__()
         self.model, self.config = model, config
-        self.targets = TargetEmbedding(model.vocab_size, config.target)
+        self.targets = TargetEmbedding(model.vocab_size, config.target, model.width)
         self.edm = EDM(self.targets.sigma_data)
-        self.in_proj = nn.Linear(config.target.dim, model.width, bias=False)
+        self.in_proj = nn.Linear(self.targets.dim, model.width, bias=False)
         # c_in z has unit variance a coordinate: the state starts at the scale of Huginn's like-init.
-        nn.init.normal_(self.in_proj.weight, std=math.sqrt(2 / (5 * config.target.dim)))
+        nn.init.normal_(self.in_proj.weight, std=math.sqrt(2 / (5 * self.targets.dim)))
         # Where a row stands in its block; the rows of a block share the e of its first.
-        places = torch.zeros(config.block_size, model.width)
-        self.place = nn.Parameter(places) if config.block_size > 1 else None
+        self.place = nn.Parameter(torch.zeros(config.block_size, model.width)) if config.block_size > 1 else None
+        self.carry_proj = self._carry_projection()
         self.log_logit_scale = nn.Parameter(torch.zeros(()), requires_grad=config.target.learned_logit_scale)
+
+    def _carry_projection(self) -> nn.Linear | None:
+        """From what a step hands on to the next one's state; zero at first, so that nothing is handed on yet."""
+        if self.config.carry == "none":
+            return None
+        size = self.targets.dim if self.config.carry == "estimate" else self.model.width
+        projection = nn.Linear(size, self.model.width, bias=False)
+        nn.init.zeros_(projection.weight)
+        return projection
 
     def table(self) -> Float[Tensor, "vocab dim"]:
         """The clean row of every token."""
@@ -69,32 +82,59 @@ class Denoiser(nn.Module):
         return self.log_logit_scale.exp()
 
     def forward(self, z: Noisy, sigma: Sigma, e: Tensor, *, context: Cache | None = None, cache: Cache | None = None,
-                steer: Callable[[Tensor], Tensor] | None = None, **options) -> Float[Tensor, "batch length vocab"]:
+                carry: Tensor | None = None, steer: Callable[[Tensor], Tensor] | None = None,
+                **options) -> Float[Tensor, "batch length vocab"]:
         """Logits of the clean tokens behind `z = y + sigma * eps`; row i knows the clean tokens up to i through `e`,
         and with `block_size` k > 1 those up to the first row of its block, whose rows see each other.
 
-        sigma: one level a sequence (B,) or a row (B, L). `cache` keeps the rows of one solver step. `steer` changes the
-        network's logits before the known part of the posterior is added (`Steering`).
+        sigma: one level a sequence (B,) or a row (B, L). `cache` keeps the rows of one solver step, `carry` is what the
+        step before handed on (`Walk`). `steer` changes the network's logits before the known part of the posterior is
+        added (`Steering`).
         """
+        return self.read(z, sigma, e, context=context, cache=cache, carry=carry, steer=steer, **options)[0]
+
+    def read(self, z: Noisy, sigma: Sigma, e: Tensor, *, context: Cache | None = None, cache: Cache | None = None,
+             carry: Tensor | None = None, steer: Callable[[Tensor], Tensor] | None = None,
+             **options) -> tuple[Tensor, Tensor | None]:
+        """(logits, what this step hands on to the next)."""
         options = self._block_options(z, options)
-        state = self._step(z, sigma, e, context=context, cache=cache, **options)
+        state = self._state(z, sigma, e, context=context, cache=cache, carry=carry, **options)
         logits = self.model.decode(state, context=context, cache=cache and cache.child("coda"), **options)
         logits = logits.float() * self.logit_scale
         logits = logits if steer is None else steer(logits)
+        logits = logits + self._log_likelihood(z, sigma) if self.config.posterior else logits
+        return logits, self.handed_on(state, logits)
+
+    def handed_on(self, state: Tensor, logits: Tensor) -> Tensor | None:
+        """What `denoise.carry` hands on: the soft estimate in units of sigma_data, the core's output, or nothing."""
+        if self.config.carry == "none":
+            return None
+        if self.config.carry == "latent":
+            return state
+        return bridge("soft", logits, self.table()) / self.edm.sigma_data
+
+    def trace(self, z: Noisy, sigma: Sigma, e: Tensor, *, context: Cache | None = None, carry: Tensor | None = None,
+              **options) -> tuple[Tensor, Tensor]:
+        """(the core's output, what the head reads), for a loss that needs no logits of all rows at once: these are
+        `logits(hidden, z, sigma)`."""
+        options = self._block_options(z, options)
+        state = self._state(z, sigma, e, context=context, carry=carry, **options)
+        return state, self.model.hidden(state, context=context, **options)
+
+    def logits(self, hidden: Float[Tensor, "batch length width"], z: Noisy,
+               sigma: Sigma) -> Float[Tensor, "batch length vocab"]:
+        """The logits behind `trace`."""
+        logits = nn.functional.linear(hidden, self.model.head_weight).float() * self.logit_scale
         return logits + self._log_likelihood(z, sigma) if self.config.posterior else logits
 
-    def hidden(self, z: Noisy, sigma: Sigma, e: Tensor, *, context: Cache | None = None,
-               **options) -> Float[Tensor, "batch length width"]:
-        """What the head reads: the logits, before any posterior term, are `logit_scale` times its products with it."""
-        options = self._block_options(z, options)
-        state = self._step(z, sigma, e, context=context, **options)
-        return self.model.hidden(state, context=context, **options)
-
-    def _step(self, z: Noisy, sigma: Sigma, e: Tensor, *, context: Cache | None = None, cache: Cache | None = None,
-              **options) -> Float[Tensor, "batch length width"]:
+    def _state(self, z: Noisy, sigma: Sigma, e: Tensor, *, context: Cache | None = None, cache: Cache | None = None,
+              carry: Tensor | None = None, **options) -> Float[Tensor, "batch length width"]:
         """The preconditioned z through one step of the core."""
         z = z.to(self.in_proj.weight.dtype)
         state = self.in_proj(align(self.edm.c_in(sigma).to(z), z) * z)
+        if self.carry_proj is not None:  # with zeros, not left out: under DDP every weight needs a gradient
+            nothing = z.new_zeros(*z.shape[:-1], self.carry_proj.in_features)
+            state = state + self.carry_proj(nothing if carry is None else carry.to(z.dtype))
         e = e if self.place is None else self._block_input(e)
         return self.model.step(state, e, self.edm.c_noise(sigma), context=context,
                                cache=cache and cache.child("core"), **options)
@@ -128,6 +168,19 @@ class Denoiser(nn.Module):
                  uniform: Float[Tensor, "batch length"] | None = None) -> Noisy:
         """D, the clean estimate a solver steps along, by the configured bridge; `sampled` takes `uniform` draws."""
         return bridge(self.config.bridge, logits, self.table(), top_k=self.config.bridge_top_k, uniform=uniform)
+
+
+class Walk:
+    """One solver trajectory: the denoiser, given at each reading what the reading before handed on."""
+
+    def __init__(self, denoiser: Denoiser):
+        self.denoiser = denoiser
+        self.carry: Tensor | None = None
+
+    def __call__(self, z: Noisy, sigma: Sigma, e: Tensor, **options) -> Float[Tensor, "batch length vocab"]:
+        """Logits, as `Denoiser.forward`."""
+        logits, self.carry = self.denoiser.read(z, sigma, e, carry=self.carry, **options)
+        return logits
 
 
 @functools.lru_cache(maxsize=8)

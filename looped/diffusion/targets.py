@@ -12,6 +12,13 @@ from torch import Tensor, nn
 
 from looped.config import TargetConfig
 
+DEFAULT_DIM = 16
+
+
+def target_dim(config: TargetConfig, width: int) -> int:
+    """The dimension of y beside an input embedding of `width`."""
+    return width if config.tied else config.dim or DEFAULT_DIM
+
 
 class TargetEmbedding(nn.Module):
     """Token -> y. Rows have unit RMS per coordinate (`rms`) or unit norm (`l2`, the paper's), times `scale`.
@@ -19,20 +26,21 @@ class TargetEmbedding(nn.Module):
     A tied embedding owns no weight: its rows are the normalised rows of the `source` given at each call.
     """
 
-    def __init__(self, vocab_size: int, config: TargetConfig):
+    def __init__(self, vocab_size: int, config: TargetConfig, width: int):
         super().__init__()
-        self.config = config
-        self.weight = None if config.tied else nn.Parameter(torch.randn(vocab_size, config.dim))
+        self.config, self.dim = config, target_dim(config, width)
+        self.weight = None if config.tied else nn.Parameter(torch.randn(vocab_size, self.dim))
 
     @property
     def row_norm(self) -> float:
         """The Euclidean norm of every row."""
-        return self.config.scale * (math.sqrt(self.config.dim) if self.config.normalise == "rms" else 1.0)
+        return self.config.scale * (math.sqrt(self.dim) if self.config.normalise == "rms" else 1.0)
 
     @property
     def sigma_data(self) -> float:
-        """Root mean square of a coordinate of y, EDM's sigma_data: 1/sqrt(d) for unit-norm rows, not 0.5."""
-        return self.row_norm / math.sqrt(self.config.dim)
+        """EDM's sigma_data: the root mean square of a coordinate of y (1/sqrt(d) for unit-norm rows, not 0.5), unless
+        the config assumes another."""
+        return self.config.sigma_data or self.row_norm / math.sqrt(self.dim)
 
     def table(self, source: Float[Tensor, "vocab width"] | None = None) -> Float[Tensor, "vocab dim"]:
         """All rows, differentiable."""

@@ -9,13 +9,13 @@ does not depend on the batch that it is written in.
 """
 
 import itertools
-from collections.abc import Sequence
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from looped.diffusion.bridge import draw
+from looped.diffusion.denoiser import Walk
 from looped.diffusion.samplers import SAMPLERS
 from looped.diffusion.schedules import schedule
 from looped.diffusion.steering import Steering
@@ -138,10 +138,10 @@ class DenoiseWriter:
         """(z, level) -> logits of the sought block, which sees the clean context and itself."""
         whole = Full() if self.block > 1 else None
         mask = self.padding.mask(self.width + self.block, causal=False) or whole
-        start = self.padding.start(self.width - 1)
+        start, walk = self.padding.start(self.width - 1), Walk(self.denoiser)
 
         def logits_at(z: Tensor, level: float) -> Tensor:
-            return self.denoiser(z, _levels(z, level), e[:, -1:], context=self.context, mask=mask, start=start,
+            return walk(z, _levels(z, level), e[:, -1:], context=self.context, mask=mask, start=start,
                                  steer=self.steering)
 
         return logits_at
@@ -173,7 +173,7 @@ class DenoiseWriter:
     def _solve(self, logits_at, random: StepRandom) -> Tensor:
         """The last logits of a solve from pure noise."""
         logits, calls = None, itertools.count()  # each call of a sampled bridge draws anew
-        shape = self.block, self.denoiser.targets.config.dim
+        shape = self.block, self.denoiser.targets.dim
 
         def denoise(z: Tensor, sigma) -> Tensor:
             nonlocal logits
@@ -188,9 +188,3 @@ class DenoiseWriter:
 
 def _levels(z: Tensor, level: float) -> Tensor:
     return torch.full((len(z),), level, dtype=torch.float64, device=z.device)
-
-
-def distinct(texts: Sequence[Sequence], n: int) -> float:
-    """Share of different n-grams among all n-grams of all texts (Li et al. 2016); 0 where there are none."""
-    grams = [tuple(text[i : i + n]) for text in texts for i in range(len(text) - n + 1)]
-    return len(set(grams)) / len(grams) if grams else 0.0

@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from looped.diffusion.denoiser import Walk
 from looped.diffusion.noise import Noise
 from looped.diffusion.samplers import SAMPLERS
 from looped.diffusion.schedules import schedule
@@ -146,9 +147,11 @@ def _bound(objective: Denoise, rows: Tokens, depth: int, random: StepRandom) -> 
     z = target + sigmas[0] * random.normal("chain0", target.shape[1:])
     losses = torch.full(y.shape, (denoiser.targets.row_norm / sigmas[0]) ** 2 / 2, device=y.device)
 
+    walk = Walk(denoiser)
+
     def logits_at(z: Tensor, sigma: float) -> Tensor:
         level = torch.full((len(rows),), sigma, dtype=torch.float64, device=y.device)
-        return denoiser(z, level, e, context=context)
+        return walk(z, level, e, context=context)
 
     for step, (sigma, lower) in enumerate(itertools.pairwise(sigmas)):
         # q(z' | z, y): mean keep z + (1 - keep) y, variance lower^2 (1 - keep), with keep = (lower / sigma)^2.
@@ -190,13 +193,13 @@ class TeacherForced:
     def log_probs(self, num_steps: int, random: StepRandom, stream: str) -> Float[Tensor, "batch length"]:
         """Log-probability of the true tokens at the last readout of a `num_steps`-step solve from pure noise."""
         config, logits = self.objective.config, None
-        calls = itertools.count()  # each call of a sampled bridge draws anew
+        calls, walk = itertools.count(), Walk(self.denoiser)  # each call of a sampled bridge draws anew
         eps = random.normal(f"{stream} teacher", self.target.shape[1:])
 
         def denoise(z: Tensor, sigma) -> Tensor:
             nonlocal logits
             sigma = torch.as_tensor(sigma, dtype=torch.float64, device=z.device).expand(len(z))
-            logits = self.denoiser(z.float(), sigma, self.e, **self._surroundings(sigma, eps))
+            logits = walk(z.float(), sigma, self.e, **self._surroundings(sigma, eps))
             return self.denoiser.estimate(logits, random.uniform(f"{stream} bridge{next(calls)}", self.y.shape[1:]))
 
         sigmas = schedule(config.schedule, num_steps, self.objective.noise)

@@ -13,6 +13,7 @@ import torch
 
 from looped.config import Config, ModelConfig
 from looped.diffusion.denoiser import Denoiser
+from looped.diffusion.targets import target_dim
 from looped.models.language import LanguageModel
 from looped.objectives.depth import expected_depths
 
@@ -102,10 +103,10 @@ def parts_of(config: Config, vocab_size: int) -> list[Part]:
              Part("coda", layer * model.num_coda_layers, 0, 1), Part("head", head, 0, 1)]
     if config.objective == "denoise":
         parts += [Part("conditioning", _conditioning_flops(config) / length, 0, 1),
-                  Part("noisy input", 2 * config.denoise.target.dim * model.width, 0, 1),
+                  Part("noisy input", 2 * _target_dim(config) * model.width, 0, 1),
                   Part("clean rows", _clean_flops(config, layer), 0, 1)]
         if config.denoise.posterior:
-            parts.append(Part("posterior", 2 * config.denoise.target.dim * vocab_size, 0, 1))
+            parts.append(Part("posterior", 2 * _target_dim(config) * vocab_size, 0, 1))
     return parts
 
 
@@ -177,7 +178,7 @@ def saved_bytes(config: Config, vocab_size: int) -> int:
     fixed = WIDE * length * (model.width // model.num_heads) * _rotations(config) + 8 * rows * (length + 1) + WIDE
     fixed += rows * _modulation_bytes(config, kept.narrow) if denoise else 0
     if denoise and config.denoise.posterior:  # the table, its norms twice; 1 / sigma^2
-        fixed += WIDE * (vocab_size * (config.denoise.target.dim + 2) + rows)
+        fixed += WIDE * (vocab_size * (_target_dim(config) + 2) + rows)
     return round(rows * length * token + fixed + (weight_copies(config) if kept.narrow < WIDE else 0))
 
 
@@ -235,7 +236,7 @@ def _key_value_bytes(model: ModelConfig, narrow: int) -> int:
 def _denoise_bytes(config: Config, kept: Streams) -> int:
     """The noisy input (row, its norm, the scaled z) and the clean rows, a token."""
     model, context, narrow = config.model, config.denoise.context, kept.narrow
-    noisy = (WIDE + narrow + WIDE * config.denoise.posterior) * config.denoise.target.dim + 2 * WIDE
+    noisy = (WIDE + narrow + WIDE * config.denoise.posterior) * _target_dim(config) + 2 * WIDE
     recorded = WIDE + narrow * model.width + _key_value_bytes(model, narrow)  # rows that only show keys and values
     if context == "inject":
         return noisy
@@ -275,6 +276,10 @@ def weight_copies(config: Config) -> int:
         cond = config.denoise.cond_width
         total += 2 * (model.num_core_layers * 6 * d * cond + cond * cond)
     return total
+
+
+def _target_dim(config: Config) -> int:
+    return target_dim(config.denoise.target, config.model.width)
 
 
 def _kv_width(model: ModelConfig) -> int:

@@ -6,6 +6,7 @@ The clean context reaches the noisy rows in one of three ways (`denoise.context`
 copy that runs beside it, or as keys and values of the prelude's output.
 """
 
+import itertools
 import math
 
 import torch
@@ -13,11 +14,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from looped.config import DenoiseConfig
+from looped.diffusion.bridge import bridge
 from looped.diffusion.denoiser import Denoiser
+from looped.diffusion.edm import align
 from looped.diffusion.noise import noise_from_config
 from looped.models.language import LanguageModel
+from looped.nn.cache import Cache
 from looped.objectives.base import Loss, Objective, head_losses
 from looped.rng import StepRandom
+
+CARRY_SHARE = 0.5
+"""Share of the steps in which a first reading without gradient hands something on."""
 
 NUM_BINS = 6
 """Bins of equal width in ln sigma that the log reports the loss by."""
@@ -38,28 +45,76 @@ class Denoise(Objective):
 
     def forward(self, tokens: Int[Tensor, "batch length_and_one"], random: StepRandom) -> Loss:
         x, y = tokens[:, :-1], tokens[:, 1:]
-        sigma = self.noise.sample(random.stratified("sigma"))
-        target = self.denoiser.target(y)
-        z = target + sigma.float()[:, None, None] * random.normal("noise", target.shape[1:])
-        losses = self.token_losses(x, y, z, sigma).mean(1)  # B
+        sigma = self.levels(random, y.shape[1])
+        e = self.model.encode(x)
+        losses = self._losses(e, y, sigma, random)  # B L
+        by_level = losses.detach() if sigma.ndim == 2 else losses.detach().mean(1)
         if self.training:
-            self.noise.observe(sigma, losses.detach())
-        value = (self.weight(sigma) * losses).mean()
+            self.noise.observe(sigma, by_level)
+        value = (align(self.weight(sigma), losses) * losses).mean()
+        if self.config.next_token_weight:
+            value = value + self.config.next_token_weight * self._next_token_loss(e, y, random)
         metrics = {"loss": value.detach(), "cross_entropy": losses.detach().mean()}
-        return Loss(value, metrics | self._bins(sigma, losses))
+        return Loss(value, metrics | self._bins(sigma, by_level))
+
+    def levels(self, random: StepRandom, length: int) -> Tensor:
+        """Noise levels of a training step: (B,), or (B, L) where some sequences have a level for each token."""
+        sigma, share = self.noise.sample(random.stratified("sigma")), self.config.noise.share_per_token
+        if not share:
+            return sigma
+        apart = random.uniform("per token", ()) < share
+        own = self.noise.sample(random.uniform("sigma of tokens", (length,)))
+        return torch.where(apart.unsqueeze(1), own, sigma.unsqueeze(1))
+
+    def _losses(self, e: Tensor, y: Int[Tensor, "batch length"], sigma: Tensor,
+                random: StepRandom) -> Float[Tensor, "batch length"]:
+        """Cross-entropy of the clean tokens, the mean over the solver steps that are trained."""
+        context, target = self.model.make_context(e, self.config.context), self.denoiser.target(y)
+        z = target + align(sigma, target).float() * random.normal("noise", target.shape[1:])
+        carry = self._carry_of_a_first_reading(z, sigma, e, context, random)
+        levels = self._falling(sigma)
+        state, hidden = self.denoiser.trace(z, sigma, e, context=context, carry=carry)
+        losses = [self._read_out(hidden, y, z, sigma)]
+        for step, (level, lower) in enumerate(itertools.pairwise(levels), start=1):
+            logits = self.denoiser.logits(hidden, z, level)
+            carry = self.denoiser.handed_on(state, logits)
+            noise = random.normal(f"noise{step}", target.shape[1:])
+            z = _ancestral(z, bridge("soft", logits, self.denoiser.table()), level, lower, noise)
+            state, hidden = self.denoiser.trace(z, lower, e, context=context, carry=carry)
+            losses.append(self._read_out(hidden, y, z, lower))
+        return torch.stack(losses).mean(0)
+
+    def _read_out(self, hidden: Tensor, y: Int[Tensor, "batch length"], z: Tensor,
+                  sigma: Tensor) -> Float[Tensor, "batch length"]:
+        """Cross-entropy of the logits of `hidden`, which are never held at once."""
+        evidence = self.denoiser.evidence(z, sigma) if self.config.posterior else None
+        return head_losses(self.model, hidden, y, scale=self.denoiser.logit_scale, evidence=evidence)
+
+    def _carry_of_a_first_reading(self, z: Tensor, sigma: Tensor, e: Tensor, context: Cache | None,
+                                  random: StepRandom) -> Tensor | None:
+        """What a first reading without gradient hands on, in half of the steps; so the only step that is trained learns
+        both to start and to go on (Chen et al. 2022, "Analog bits", section 3.2). With K steps these do it."""
+        alone = self.config.train_steps > 1 or self.config.carry == "none"
+        if alone or float(torch.rand((), generator=random.lockstep("carry"))) >= CARRY_SHARE:
+            return None
+        with torch.no_grad():
+            return self.denoiser.read(z, sigma, e, context=context)[1]
+
+    def _falling(self, sigma: Tensor) -> list[Tensor]:
+        """The levels of `train_steps` solver steps from sigma on: even parts of what mass lies below it."""
+        num, noise = self.config.train_steps, self.noise.continuous
+        mass = noise.cdf(sigma) if num > 1 else None
+        return [sigma, *(noise.quantile(mass * (1 - step / num)) for step in range(1, num))]
+
+    def _next_token_loss(self, e: Tensor, y: Int[Tensor, "batch length"], random: StepRandom) -> Tensor:
+        """That of the same layers without a noise level: one loop step from the loop's initial state."""
+        noise = random.normal("state", e.shape[1:]) if self.model.recurrence.needs_noise else None
+        return head_losses(self.model, self.model.hidden(self.model.unroll(e, grad=1, noise=noise)), y).mean()
 
     def logits(self, x: Int[Tensor, "batch length"], z: Tensor, sigma: Tensor) -> Tensor:
         """Logits of the token after each of `x`, from its noised target in z and the clean tokens up to there."""
         e = self.model.encode(x)
         return self.denoiser(z, sigma, e, context=self.model.make_context(e, self.config.context))
-
-    def token_losses(self, x: Int[Tensor, "batch length"], y: Int[Tensor, "batch length"], z: Tensor,
-                     sigma: Tensor) -> Float[Tensor, "batch length"]:
-        """`token_losses` of these logits, which are never held at once."""
-        e = self.model.encode(x)
-        hidden = self.denoiser.hidden(z, sigma, e, context=self.model.make_context(e, self.config.context))
-        evidence = self.denoiser.evidence(z, sigma) if self.config.posterior else None
-        return head_losses(self.model, hidden, y, scale=self.denoiser.logit_scale, evidence=evidence)
 
     def weight(self, sigma: Tensor) -> Tensor:
         """w(sigma): one, or EDM's, which over-weights the trivial low-noise end of a cross-entropy."""
@@ -68,7 +123,7 @@ class Denoise(Objective):
         return self.denoiser.edm.weight(sigma)
 
     def _bins(self, sigma: Tensor, losses: Tensor) -> dict[str, Tensor]:
-        """Mean cross-entropy of the sequences at sigma_max, and by bin of ln sigma."""
+        """Mean cross-entropy of what is at sigma_max, and by bin of ln sigma; of sequences, or of tokens."""
         low, high = self.config.noise.sigma_min, self.config.noise.sigma_max
         at_max = sigma >= high
         place = ((sigma / low).log() / math.log(high / low) * NUM_BINS).long().clamp(0, NUM_BINS - 1)
@@ -79,6 +134,15 @@ class Denoise(Objective):
         self.noise.update()
 
     def layer_forwards(self) -> float:
-        c = self.model.config
-        rows = 2 if self.config.context == "concat" else 1  # clean rows also run through core and coda
-        return 3.0 * (c.num_prelude_layers + rows * (c.num_core_layers + c.num_coda_layers))
+        c, config = self.model.config, self.config
+        solver = c.num_core_layers + c.num_coda_layers
+        clean = solver if config.context == "concat" else 0  # clean rows also run through core and coda
+        plain = solver if config.next_token_weight else 0
+        first = CARRY_SHARE * solver if config.carry != "none" and config.train_steps == 1 else 0
+        return 3.0 * (c.num_prelude_layers + clean + config.train_steps * solver + plain) + first
+
+
+def _ancestral(z: Tensor, D: Tensor, sigma: Tensor, lower: Tensor, noise: Tensor) -> Tensor:
+    """z at the level `lower` of the chain that leads from z to D: the step of `sample_ancestral`."""
+    keep = align((lower / sigma).square(), z).float()
+    return keep * z + (1 - keep) * D + align(lower, z).float() * (1 - keep).sqrt() * noise
