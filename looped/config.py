@@ -156,6 +156,8 @@ class DenoiseConfig(Section):
     next_token_weight: NonNegative = Field(
         0.0, description="weight of the plain next-token loss of one unconditioned step, beside the denoising loss")
     posterior: bool = Field(True, description="add z . y_v / sigma^2, the exact log-likelihood of z, to the logits")
+    evidence_in: bool = Field(
+        False, description="add to the state the input embedding expected under the likelihood of z alone")
     cond_width: int = Field(128, ge=2, description="width of the noise-level embedding")
     bridge: Literal["soft", "hard", "top-k", "sampled"] = Field("sampled", description="from logits to embeddings")
     bridge_top_k: Depth = Field(8, description="rows kept by the top-k bridge")

@@ -19,6 +19,7 @@ from looped.diffusion.edm import EDM, align
 from looped.diffusion.targets import TargetEmbedding
 from looped.nn.bias import CleanNoisyBlocks
 from looped.nn.cache import Cache
+from looped.nn.fused import compute_dtype
 
 Noisy = Float[Tensor, "batch length dim"]
 Sigma = Float[Tensor, "batch"] | Float[Tensor, "batch length"]
@@ -135,9 +136,18 @@ class Denoiser(nn.Module):
         if self.carry_proj is not None:  # with zeros, not left out: under DDP every weight needs a gradient
             nothing = z.new_zeros(*z.shape[:-1], self.carry_proj.in_features)
             state = state + self.carry_proj(nothing if carry is None else carry.to(z.dtype))
+        if self.config.evidence_in:
+            state = state + self._expected_embedding(z, sigma)
         e = e if self.place is None else self._block_input(e)
         return self.model.step(state, e, self.edm.c_noise(sigma), context=context,
                                cache=cache and cache.child("core"), **options)
+
+    def _expected_embedding(self, z: Noisy, sigma: Sigma) -> Float[Tensor, "batch length width"]:
+        """The input embedding of the token behind z, expected under its likelihood alone: that of the token itself
+        where z gives it away, and the mean of all where z says nothing. So that rows of a block read each other as
+        they read clean tokens, instead of learning to decode z."""
+        probs = self._log_likelihood(z, sigma).softmax(-1).to(compute_dtype(z))
+        return math.sqrt(self.model.width) * (probs @ self.model.embed.weight.to(probs.dtype))
 
     def _block_input(self, e: Float[Tensor, "batch rows width"]) -> Float[Tensor, "batch length width"]:
         """What is injected into the rows of each block: the e of its first row, and each row's place."""

@@ -29,7 +29,8 @@ from looped.training import checkpoint as ckpt
 from looped.training.monitor import Meter, Monitor
 from looped.training.optim import EMA, build_optimizers, lr_factor, set_lr
 from looped.training.processes import catch_signals, every_process, first_process, start_accelerator
-from looped.training.runs import open_run, save_tokenizer
+from looped.training.runs import load_run, open_run, save_tokenizer
+from looped.training.warm_start import take_over
 
 HELDOUT_STEP = -1
 """The held-out loss draws its noise as this step would, which is never trained."""
@@ -121,6 +122,8 @@ class Trainer:
         self.accelerator, self.monitor = accelerator, monitor
         self.micro_batch = micro_batch_size(config, accelerator.num_processes)
         self.objective = build_objective(config, build(config, data.vocab_size)).to(accelerator.device).train()
+        if config.training.warm_start and not ckpt.list_checkpoints(run_dir):
+            every_process(accelerator, lambda: self.warm_start(config.training.warm_start))
         self.optimizers = build_optimizers(self.objective, config.optim)
         self.ema = EMA(self.objective, config.optim.ema_decay) if config.optim.ema_decay else None
         self.done, self.meter = Counters(), Meter()
@@ -310,6 +313,13 @@ class Trainer:
         state = asdict(self.done) | {"vocab_size": self.data.vocab_size, "data": self.data.fingerprint, "meter": meter,
                                      "groups": ckpt.optimizer_groups(self.optimizers)}
         ckpt.save_checkpoint(self.run_dir, self.done.step, tensors, state, self.config.training.keep_checkpoints)
+
+    def warm_start(self, source: str) -> None:
+        """Take over the weights of another run."""
+        threads = torch.get_num_threads()
+        kept = take_over(self.objective, load_run(source), self.data.tokenizer)
+        torch.set_num_threads(threads)
+        self.monitor.say(f"weights of {source}; new: {', '.join(kept) or 'none'}")
 
     def restore(self) -> None:
         """Go on from the newest whole checkpoint, if there is one; what was written after it is dropped."""

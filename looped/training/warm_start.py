@@ -1,0 +1,41 @@
+"""Start from the weights of another run: an autoregressive twin, or a denoiser of blocks of one for longer blocks."""
+
+import torch
+from torch import Tensor
+
+from looped.data.tokenizer import TextTokenizer
+from looped.errors import UserError
+from looped.objectives import Objective
+from looped.training.runs import Run
+
+CONDITIONING = ("level_embedding.", ".modulation.")
+"""Weights of a model that tell it the noise level: a run without noise levels has none of them."""
+
+
+@torch.no_grad()
+def take_over(objective: Objective, run: Run, tokenizer: TextTokenizer) -> list[str]:
+    """Copy every weight of `run` that `objective` has as well; the names of those that keep their initial values.
+
+    The model's own weights must all be found, but for what conditions it on a noise level, and all shapes must be the
+    same. Raises UserError where they are not, and for a run with another tokenizer.
+    """
+    if run.tokenizer.json() != tokenizer.json():
+        raise UserError(f"training.warm_start {run.path} has another tokenizer; choose a run on the same text with the "
+                        f"same data settings")
+    theirs, kept = _weights(run.objective), []
+    for name, weight in _weights(objective).items():
+        if name in theirs:
+            if theirs[name].shape != weight.shape:
+                raise UserError(f"training.warm_start {run.path}: '{name}' has shape {tuple(theirs[name].shape)} there "
+                                f"and {tuple(weight.shape)} here; give both runs the same model settings")
+            weight.copy_(theirs[name])
+        elif name.startswith("model.") and not any(part in name for part in CONDITIONING):
+            raise UserError(f"training.warm_start {run.path} has no '{name}'; give both runs the same model settings")
+        else:
+            kept.append(name)
+    return kept
+
+
+def _weights(objective: Objective) -> dict[str, Tensor]:
+    """By the names that they have in every objective: a denoiser holds the model one level deeper."""
+    return {name.removeprefix("denoiser."): weight for name, weight in objective.named_parameters()}
