@@ -94,8 +94,12 @@ class Eval(Verb):
     """also look for what a loss can hide: copying, an ignored context, a curve that falls"""
     twin: Path | None = None
     """a run of --objective ar on the same text: the probes also say how far behind it this one is"""
-    judge: Path | None = None
-    """a run that reads the samples (another seed, the same text): its loss on them beside their distinct-n"""
+    judge: str | None = None
+    """who reads the samples: a run (another seed, the same text), or a causal model of the Hugging Face hub"""
+    match: Path | None = None
+    """with --judge, a run whose samples these are held against at equal diversity"""
+    mauve: str | None = None
+    """also MAUVE, with the features of this encoder: a run, or a model of the Hugging Face hub"""
     step: int | None = None
     """evaluate this checkpoint instead of the newest one"""
     raw: bool = False
@@ -107,20 +111,21 @@ class Eval(Verb):
         depths = parse_depths(self.depths) if self.depths is not None else None
         if self.trajectories < 0:
             raise UserError(f"--trajectories {self.trajectories} is negative; 0 leaves the solver out")
-        from looped.evaluation.depth import evaluate_run
+        if self.match is not None and self.judge is None:
+            raise UserError("--match needs somebody who reads both; add --judge")
+        from looped.evaluation.depth import Twin, evaluate_run
         from looped.evaluation.probes import probe_table
         from looped.evaluation.report import depth_table, save_evaluation
+        from looped.hub.choose import open_encoder, open_judge, open_twin
         from looped.training.runs import load_run
 
         run = load_run(self.run, ema=not self.raw, step=self.step, settings=settings)
-        judge = _load_judge(self.judge) if self.judge is not None else None
-        if judge is not None:
-            judge.check(str(self.run), run.tokenizer.json())
-        twin = load_run(self.twin) if self.twin is not None else None
-        if twin is not None and twin.tokenizer.json() != run.tokenizer.json():
-            raise UserError(f"twin {self.twin} has another tokenizer than {self.run}; train it on the same text")
-        result = evaluate_run(run.objective, run.data, run.config, depths or run.config.evaluation.depths,
-                              num_trajectories=self.trajectories, judge=judge)
+        twin, other = (open_twin(path, run) if path is not None else None for path in (self.twin, self.match))
+        result = evaluate_run(
+            run.objective, run.data, run.config, depths or run.config.evaluation.depths,
+            num_trajectories=self.trajectories, judge=open_judge(self.judge, run) if self.judge is not None else None,
+            match=Twin(str(other.path), other.objective, other.config.main_depth) if other is not None else None,
+            encoder=open_encoder(self.mauve) if self.mauve is not None else None)
         found = _probe(run, result, twin) if self.probes or twin is not None else None
         save_evaluation(run.path, result, run.config, step=run.step, probes=found)
         if self.json:
@@ -142,15 +147,6 @@ def _probe(run, result, twin):
     tokens = run.data.heldout.sequences(len(next(iter(by_depth.values()))), run.config.data.length)
     return probe(run.objective, tokens, by_depth, vocab_size=run.data.vocab_size, twin=twin and twin.objective,
                  seed=run.config.seed)
-
-
-def _load_judge(path: Path):
-    from looped.evaluation.judge import Judge
-    from looped.training.runs import load_run
-
-    run = load_run(path)
-    depth = 1 if run.config.single_pass else run.config.recurrence.mean
-    return Judge(str(path), run.objective, depth, run.tokenizer.json())
 
 
 @dataclass

@@ -92,7 +92,9 @@ def test_depths_are_parsed():
     (["eval", "DENOISE", "--evaluation.num_sequence", "3"], "did you mean 'num_sequences'"),
     (["eval", "DENOISE", "--step", "5"], "no checkpoint of step 5; it has: 6"),
     (["eval", "DENOISE", "--trajectories", "-1"], "--trajectories -1"),
-    (["eval", "DENOISE", "--judge", "nowhere"], "nowhere is not a run"),
+    (["eval", "DENOISE", "--judge", "./nowhere"], "./nowhere does not exist"),
+    (["eval", "DENOISE", "--mauve", "."], "neither a run"),
+    (["eval", "DENOISE", "--match", "DENOISE"], "add --judge"),
     (["generate", "DENOISE", "--depth", "0"], "--depth 0"),
     (["generate", "DENOISE", "--prompt", ""], "prompt"),
     (["generate", "DENOISE", "--temperature", "-1"], "temperature"),
@@ -136,6 +138,20 @@ def test_a_judge_reads_the_samples_and_the_text_they_might_have_been(runs, capsy
     rows = [json.loads(line) for line in (runs["denoise"] / "eval" / "depth.jsonl").read_text().splitlines()]
     assert {row["depth"] for row in rows if row["metric"] == "judged_nats"} == {1, 2}
     assert [row["n"] for row in rows if row["metric"] == "judged_nats_of_text"] == [2]
+
+
+def test_samples_are_held_against_a_twins_at_equal_diversity_and_against_the_text(runs, capsys):
+    """The run is its own twin: level with itself, at temperature 1."""
+    run = str(runs["truncated"])
+    assert main(["eval", run, "--judge", run, "--match", run, "--mauve", run, "--evaluation.num_samples", "8",
+                 "--depths", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"\n{name}: " in shown for name in ("judged", "matched", "mauve"))
+    assert "+0.0 % [0.0, 0.0] at 1.00" in shown
+    assert "too few to mean much" in shown
+    rows = [json.loads(line) for line in (runs["truncated"] / "eval" / "depth.jsonl").read_text().splitlines()]
+    assert {row["by"] for row in rows if row["metric"] in ("mauve", "judged_nats", "matched_behind_twin")} == {run}
+    assert {"repetition_4", "judged_bits_per_byte", "judged_bits_per_byte_of_text"} <= {row["metric"] for row in rows}
 
 
 def test_probes_are_printed_and_kept(runs, capsys):

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from looped.config import Config
 from looped.data.text import TextData
-from looped.evaluation.judge import Reader
+from looped.errors import UserError
+from looped.evaluation.judge import Reader, judged_rows
 from looped.evaluation.likelihood import DepthLosses, losses_by_depth, losses_by_sigma, losses_by_solver
-from looped.evaluation.quality import Texts, diversity, write_texts
+from looped.evaluation.mauve import Encoder, mauve_rows
+from looped.evaluation.quality import Texts, diversity, matched_quality, write_texts
 from looped.evaluation.rows import Row, summarise
 from looped.objectives.base import Objective
 from looped.objectives.denoise import Denoise
@@ -76,27 +78,49 @@ class Evaluation:
     samples: list[dict]
 
 
+@dataclass(frozen=True)
+class Twin:
+    """Whose samples are to be matched: another writer of the same vocabulary, at its own depth."""
+
+    name: str
+    objective: Objective
+    depth: int
+
+
 def evaluate_run(objective: Objective, data: TextData, config: Config, depths: Sequence[int], *,
-                 num_trajectories: int = 0, judge: Reader | None = None) -> Evaluation:
+                 num_trajectories: int = 0, judge: Reader | None = None, match: Twin | None = None,
+                 encoder: Encoder | None = None) -> Evaluation:
     """All that `looped eval` reports, on the held-out text of `data` and with the sizes of `config.evaluation`.
 
-    A `judge` reads the samples and, as the level to reach, the held-out text that follows their prompts.
+    A `judge` reads the samples and, as the level to reach, the held-out text that follows their prompts; with `match`,
+    also beside those of a twin at equal diversity. An `encoder` gives the features of MAUVE.
     """
     c, device = config.evaluation, next(objective.parameters()).device
     num = min(max(c.num_sequences, c.num_samples), data.heldout.windows(config.data.length))
     tokens = data.heldout.sequences(num, config.data.length).to(device)
+    prompts = tokens[: c.num_samples, : c.prompt_length]
+    truth = tokens[: c.num_samples, c.prompt_length : c.prompt_length + c.sample_length]
+    if encoder is not None and truth.shape[1] < c.sample_length:
+        raise UserError(f"evaluation.sample_length {c.sample_length} is longer than the held-out text after the prompt, "
+                        f"so MAUVE would measure lengths; try {truth.shape[1]}")
     sweep = evaluate_depth(objective, tokens[: c.num_sequences], depths, bytes_per_token=data.bytes_per_token,
                            seed=config.seed, batch_size=c.batch_size, num_trajectories=num_trajectories)
-    prompts = tokens[: c.num_samples, : c.prompt_length]
     rows, texts = evaluate_samples(objective, prompts, depths, num_tokens=c.sample_length, seed=config.seed)
+    rows, per_example, decode = sweep.rows + rows, sweep.per_example, data.tokenizer.decode
     if judge is not None:
-        truth = tokens[: c.num_samples, c.prompt_length : c.prompt_length + c.sample_length]
-        rows.append(summarise("judged_nats_of_text", judge.losses(prompts, truth)))
-        rows += [summarise("judged_nats", judge.losses(prompts, text), depth=depth) for depth, text in texts.items()]
-    decode = data.tokenizer.decode
+        rows += judged_rows(judge, prompts, truth, decode, suffix="_of_text")
+        rows += [row for depth in texts for row in judged_rows(judge, prompts, texts[depth], decode, depth=depth)]
+    if judge is not None and match is not None:
+        found = matched_quality(objective, match.objective, judge, prompts, depths, num_tokens=c.sample_length,
+                                seed=config.seed, twin_depth=match.depth, twin_name=match.name, texts=texts)
+        rows, per_example = rows + found.rows, per_example | found.per_example
+    if encoder is not None:
+        real, *written = ([decode(row) for row in torch.cat([prompts, each], dim=1).tolist()]
+                          for each in (truth, *texts.values()))
+        rows += mauve_rows(encoder, real, dict(zip(texts, written, strict=True)), seed=config.seed)
     samples = [{"depth": depth, "prompt": decode(prompt), "text": decode(text)} for depth in texts
                for prompt, text in zip(prompts.tolist(), texts[depth].tolist(), strict=True)]
-    return Evaluation(sweep.rows + rows, sweep.per_example, samples)
+    return Evaluation(rows, per_example, samples)
 
 
 def evaluate_samples(objective: Objective, prompts: Int[Tensor, "num length"], depths: Sequence[int], *,

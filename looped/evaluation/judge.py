@@ -5,6 +5,8 @@ be compared only where these agree. The judge should come from another seed than
 is the level to reach, not to undercut.
 """
 
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from looped.errors import UserError
 from looped.evaluation.likelihood import next_token_losses
+from looped.evaluation.rows import Row, summarise
 from looped.objectives.base import Objective
 
 BATCH = 64
@@ -28,6 +31,26 @@ class Reader(Protocol):
 
     def losses(self, prompts: Int[Tensor, "num prompt"], texts: Int[Tensor, "num length"]) -> Float[Tensor, "num"]:
         """Nats of each text after its prompt, a token of the writer."""
+
+
+def continuation(decode: Callable[[Sequence[int]], str], prompt: Sequence[int], text: Sequence[int]) -> tuple[str, int]:
+    """(prompt and text as one, the character where the text begins): a character that the prompt leaves incomplete is
+    the text's."""
+    before, whole = decode(prompt), decode([*prompt, *text])
+    return whole, next((i for i, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b), len(before))
+
+
+def judged_rows(judge: Reader, prompts: Int[Tensor, "num prompt"], texts: Int[Tensor, "num length"],
+                decode: Callable[[Sequence[int]], str], *, suffix: str = "", depth: int | None = None) -> list[Row]:
+    """`judged_nats`, a token of the writer, and `judged_bits_per_byte`, those of all texts over all their bytes."""
+    losses, fields = judge.losses(prompts, texts), {"depth": depth, "by": judge.name}
+    wholes = (continuation(decode, *pair) for pair in zip(prompts.tolist(), texts.tolist(), strict=True))
+    sizes = torch.tensor([len(whole[start:].encode()) for whole, start in wholes], dtype=torch.float64)
+    bits = losses * texts.shape[1] / math.log(2)
+    ratio = bits.sum() / sizes.sum().clamp(min=1)
+    by_text = ratio + (bits - ratio * sizes) / sizes.mean().clamp(min=1)  # of the ratio's mean and spread
+    return [summarise(f"judged_nats{suffix}", losses, **fields),
+            summarise(f"judged_bits_per_byte{suffix}", by_text, **fields)]
 
 
 @dataclass(frozen=True)

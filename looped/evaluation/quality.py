@@ -173,11 +173,12 @@ def matched_quality(objective: Objective, twin: Objective, judge: Reader, prompt
     if num_tokens < 2:
         raise UserError("one token a text has no distinct-2 to match; set evaluation.sample_length to at least 2")
     found, settings = Quality(), {"num_tokens": num_tokens, "seed": seed}
-    reference = write_texts(twin, prompts, twin_depth, **settings)
+    write_as_twin = partial(write_texts, twin, prompts, twin_depth, **settings)
+    reference = write_as_twin()
     theirs, share = judge.losses(prompts, reference), distinct(reference.tolist(), 2)
     found.take("twin_judged_nats", theirs, depth=twin_depth, by=judge.name)
     found.rows.append(_distinct_2("twin_distinct_2", reference, depth=twin_depth, by=twin_name))
-    price = price_of_diversity(twin, judge, prompts, twin_depth, **settings)
+    price = price_of_diversity(write_as_twin, judge, prompts)
     for depth in depths:
         write = partial(write_texts, objective, prompts, depth, **settings)
         own = texts[depth] if texts is not None and depth in texts else write()
@@ -194,11 +195,9 @@ def matched_quality(objective: Objective, twin: Objective, judge: Reader, prompt
     return found
 
 
-def price_of_diversity(twin: Objective, judge: Reader, prompts: Int[Tensor, "num length"], depth: int, *,
-                       num_tokens: int, seed: int = 0) -> float:
+def price_of_diversity(write: Callable[..., Texts], judge: Reader, prompts: Int[Tensor, "num length"]) -> float:
     """Nats a token that the judge asks for a unit of distinct-2, between temperatures 0.9 and 1.1."""
-    low, high = (write_texts(twin, prompts, depth, num_tokens=num_tokens, seed=seed, temperature=temperature)
-                 for temperature in (0.9, 1.1))
+    low, high = (write(temperature=temperature) for temperature in (0.9, 1.1))
     more = distinct(high.tolist(), 2) - distinct(low.tolist(), 2)
     nats = (judge.losses(prompts, high) - judge.losses(prompts, low)).mean().item()
     return nats / more if more > 0.005 else 0.0  # a writer that temperature does not move has no price

@@ -8,13 +8,14 @@
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from looped.config import Config, load_config
 from looped.errors import UserError, did_you_mean
 from looped.evaluation.depth import Evaluation
+from looped.evaluation.mauve import ENOUGH
 from looped.evaluation.plots import Curve, plot_depth, plot_sigma
 from looped.evaluation.probes import Probes
 from looped.objectives.depth import trained_depths
@@ -93,27 +94,64 @@ def _curve(label: str, rows: Rows, config: Config, metric: str) -> Curve:
 
 
 def depth_table(runs: Mapping[str, Rows]) -> str:
-    """Markdown: one line a run and depth; for denoisers also the loss at sigma_max, whatever the depth."""
-    header = ["run", "depth", "nats a token", "bits a byte", "distinct-2", "judged", "layer forwards", "seconds"]
+    """Markdown: one line a run and depth, only columns that hold something; below, what has no depth or needs words."""
     lines, notes = [], []
     for label, rows in runs.items():
         at = {(row["metric"], row.get("depth")): row for row in rows}
         for depth in sorted({row["depth"] for row in rows if "depth" in row}):
-            nats = at.get(("nats_per_token", depth), {})
-            lines.append([label, str(depth), _with_interval(nats),
-                          _number(at.get(("bits_per_byte", depth), {}).get("mean"), 3),
-                          _number(at.get(("distinct_2", depth), {}).get("mean"), 3),
-                          _number(at.get(("judged_nats", depth), {}).get("mean"), 3),
-                          _number(nats.get("layer_forwards"), 0), _number(nats.get("seconds"), 2)])
-        if ("nats_at_sigma_max", None) in at:
-            notes.append(f"{label} at sigma_max, where a denoiser is a next-token predictor: "
-                         f"{_with_interval(at['nats_at_sigma_max', None])} nats a token")
-        if ("judged_nats_of_text", None) in at:
-            notes.append(f"judged: nats a token of the samples under the judge, which gives the real text after the "
-                         f"prompts of {label} {_with_interval(at['judged_nats_of_text', None])}")
-    if all(line[5] == "-" for line in lines):  # nobody judged
-        header, lines = header[:5] + header[6:], [line[:5] + line[6:] for line in lines]
-    return "\n".join([markdown_table(header, lines), *("\n" + note for note in notes)])
+            mine = {metric: row for (metric, at_depth), row in at.items() if at_depth == depth}
+            if "nats_per_token" in mine:
+                lines.append({"run": label, "depth": str(depth), **_cells(mine)})
+        notes += _notes(label, at)
+    header = [name for name in lines[0] if any(line[name] != "-" for line in lines)] if lines else ["run", "depth"]
+    return "\n".join([markdown_table(header, ([line[name] for name in header] for line in lines)),
+                      *("\n" + note for note in notes)])
+
+
+def _cells(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """The columns of a depth, out of its figures by metric."""
+    def mean(metric: str, digits: int = 3) -> str:
+        return _number(rows.get(metric, {}).get("mean"), digits)
+
+    nats = rows.get("nats_per_token", {})
+    return {"nats a token": _with_interval(nats), "bits a byte": mean("bits_per_byte"),
+            "distinct-1, 2, 4": " ".join(mean(f"distinct_{n}") for n in (1, 2, 4)).replace("- - -", "-"),
+            "repetition-4": mean("repetition_4"), "judged": mean("judged_nats"), "matched": _matched(rows),
+            "mauve": mean("mauve"), "layer forwards": _number(nats.get("layer_forwards"), 0),
+            "seconds": _number(nats.get("seconds"), 2)}
+
+
+def _matched(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """`+3.1 % [0.9, 5.2] at 0.93`: perplexity beside the twin's, and the temperature that levels their diversity."""
+    if "matched_perplexity_percent" not in rows:
+        return "out of reach" if "unmatched_distinct_2" in rows else "-"
+    row = rows["matched_perplexity_percent"]
+    return f"{row['mean']:+.1f} % [{row['ci_low']:.1f}, {row['ci_high']:.1f}] at {row['temperature']:.2f}"
+
+
+def _notes(label: str, at: Mapping[tuple[str, int | None], Mapping[str, Any]]) -> Iterator[str]:
+    """Sentences about the figures that have no depth, or that say little without their circumstances."""
+    first = {metric: row for (metric, _), row in reversed(at.items())}
+    if "nats_at_sigma_max" in first:
+        yield (f"{label} at sigma_max, where a denoiser is a next-token predictor: "
+               f"{_with_interval(first['nats_at_sigma_max'])} nats a token")
+    if "judged_nats_of_text" in first:
+        row = first["judged_nats_of_text"]
+        yield (f"judged: nats a token of {row['n']} samples under {row.get('by', 'the judge')}, which gives the real "
+               f"text after the prompts of {label} {_with_interval(row)}")
+    if "twin_distinct_2" in first:
+        row = first["twin_distinct_2"]
+        theirs = first["twin_judged_nats"]
+        yield (f"matched: perplexity beside that of {row['by']}, whose samples have {theirs['mean']:.3f} nats a token, "
+               f"at the temperature where {label} has their distinct-2, {row['mean']:.3f}")
+    for (metric, depth), row in at.items():
+        if metric == "unmatched_distinct_2":
+            yield (f"out of reach: at depth {depth} {label} comes no nearer to that distinct-2 than {row['mean']:.3f}, "
+                   f"at temperature {row['temperature']:.2f}")
+    if "mauve" in first:
+        row = first["mauve"]
+        few = ", which are too few to mean much: the authors advise thousands" if row["n"] < ENOUGH else ""
+        yield f"mauve: with the features of {row['by']}, from {row['n']} samples of {label} and as many texts{few}"
 
 
 def _with_interval(row: Mapping[str, Any]) -> str:

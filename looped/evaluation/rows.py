@@ -16,12 +16,13 @@ from looped.rng import generator
 @dataclass(frozen=True)
 class Row:
     """One figure of a sweep. `sigma` is set for figures by noise level, `depth` for figures by depth; `temperature`
-    where it was chosen; `by` names a model that the figure depends on besides the run's: judge, twin or encoder."""
+    where it was chosen; `by` names a model that the figure depends on besides the run's: judge, twin or encoder.
+    Without an interval both ends are None."""
 
     metric: str
     mean: float
-    ci_low: float
-    ci_high: float
+    ci_low: float | None
+    ci_high: float | None
     n: int
     depth: int | None = None
     sigma: float | None = None

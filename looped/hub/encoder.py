@@ -1,0 +1,37 @@
+"""Any model of transformers as an encoder of whole texts: its last hidden state at the last token.
+
+What MAUVE's authors take as features (Pillutla et al. 2021, arXiv 2102.01454, section 4).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from looped.hub.loading import batches, load, max_length
+
+BATCH = 16
+MAX_TOKENS = 1024
+"""As in the authors' code; longer texts are cut."""
+
+
+class HubEncoder:
+    """Features of texts. Raises `UserError` for what `load` refuses."""
+
+    def __init__(self, name: str, *, device: str | torch.device = "cpu"):
+        self.name = name
+        self.model, self.tokenizer = load(name, "AutoModel")
+        self.model.to(device)
+
+    @torch.no_grad()
+    def features(self, texts: Sequence[str]) -> Float[Tensor, "num width"]:
+        """The hidden state of the last layer at each text's last token."""
+        limit = min(MAX_TOKENS, max_length(self.model) or MAX_TOKENS)
+        rows = self.tokenizer(list(texts), truncation=True, max_length=limit, verbose=False)["input_ids"]
+        rows = [row or [0] for row in rows]  # nothing but ends of text
+        found = []
+        for ids, mask in batches(self.tokenizer, rows, BATCH):
+            hidden = self.model(ids.to(self.model.device), attention_mask=mask.to(self.model.device)).last_hidden_state
+            found.append(hidden[torch.arange(len(ids)), mask.sum(1) - 1].float().cpu())
+        return torch.cat(found)

@@ -1,0 +1,80 @@
+"""Any causal language model of transformers as a judge: it reads text, so writers of any tokenizer compare.
+
+The prompt and what was written are decoded together and tokenized anew. The nats of what was written are those of the
+judge's tokens from the first one that reaches beyond the prompt: a token across the boundary counts whole. An end of
+text is nothing that can be read, so the judge sees the documents on both sides of it as one.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from looped.errors import UserError
+from looped.evaluation.judge import continuation
+from looped.hub.loading import batches, load, max_length
+
+BATCH = 8
+"""Texts that are read at once; logits over a large vocabulary are what fills the memory."""
+
+
+class HubJudge:
+    """A model and its tokenizer that read what a writer has written; `decode` is the writer's, from ids to text.
+
+    Raises `UserError` for what `load` refuses and for a model that looks ahead.
+    """
+
+    def __init__(self, name: str, decode: Callable[[Sequence[int]], str], *, device: str | torch.device = "cpu"):
+        self.name, self.decode = name, decode
+        self.model, self.tokenizer = load(name, "AutoModelForCausalLM")
+        self.model.to(device)
+        self._check_causal()
+
+    @torch.no_grad()
+    def _check_causal(self) -> None:
+        """A masked language model loads as a causal one, and would see the answers."""
+        ids = torch.tensor([[0, 1, 2], [0, 1, 3]], device=self.model.device)
+        first, second = self.model(ids).logits[:, :2]
+        if not torch.allclose(first, second, rtol=1e-3, atol=1e-4):
+            raise UserError(f"model {self.name} looks ahead: what it expects depends on later tokens; name a causal "
+                            f"language model as the judge")
+
+    def losses(self, prompts: Int[Tensor, "num prompt"], texts: Int[Tensor, "num length"]) -> Float[Tensor, "num"]:
+        """Nats of each text after its prompt, a token of the writer."""
+        return self.nats([continuation(self.decode, *pair) for pair in zip(prompts.tolist(), texts.tolist(),
+                                                                           strict=True)]) / texts.shape[1]
+
+    @torch.no_grad()
+    def nats(self, texts: Sequence[tuple[str, int]]) -> Float[Tensor, "num"]:
+        """Nats of each text from a character on: (text, character), in float64."""
+        rows, firsts = zip(*(self.tokens(*pair) for pair in texts), strict=True)
+        totals = []
+        for ids, mask in batches(self.tokenizer, list(rows), BATCH):
+            losses = self._token_losses(ids, mask)
+            begins = torch.tensor(firsts[len(totals) : len(totals) + len(ids)]).unsqueeze(1)
+            counted = (torch.arange(1, ids.shape[1]) >= begins) & mask[:, 1:].bool()
+            totals += (losses * counted).sum(1).tolist()
+        return torch.tensor(totals, dtype=torch.float64)
+
+    def _token_losses(self, ids: Tensor, mask: Tensor) -> Float[Tensor, "batch length"]:
+        device = self.model.device
+        logits = self.model(ids.to(device), attention_mask=mask.to(device)).logits[:, :-1].float()
+        return cross_entropy(logits.transpose(1, 2), ids[:, 1:].to(device), reduction="none").double().cpu()
+
+    def tokens(self, text: str, boundary: int) -> tuple[list[int], int]:
+        """(ids of a text after the judge's start token, place of the first one that reaches beyond `boundary`)."""
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        start = self.tokenizer.bos_token_id
+        ids = ([start] if start is not None else []) + encoded["input_ids"]
+        ends = [end for _, end in encoded["offset_mapping"]]
+        first = len(ids) - len(ends) + next((i for i, end in enumerate(ends) if end > boundary), len(ends))
+        if first == 0 and ids:
+            raise UserError(f"judge {self.name} has no start token, so it cannot read a text without a prompt; set "
+                            f"evaluation.prompt_length higher")
+        limit = max_length(self.model)
+        if limit is not None and len(ids) > limit:
+            raise UserError(f"judge {self.name} reads at most {limit} tokens, and a text has {len(ids)}; set "
+                            f"evaluation.sample_length lower")
+        return ids, first

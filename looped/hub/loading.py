@@ -1,0 +1,105 @@
+"""Models and tokenizers of the Hugging Face hub or of a local folder; the only place that imports transformers.
+
+Weights come as safetensors only and no code of a repository is run, so that naming a model is all that can go wrong.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+import torch
+
+from looped.errors import UserError
+
+WAY_OUT = "name a run's folder, a model's folder, or a model of the Hugging Face hub"
+
+
+def load(name: str, kind: str) -> tuple[Any, Any]:
+    """(model in float32 and evaluation mode, its fast tokenizer); `kind` is a class of transformers such as AutoModel.
+
+    Raises `UserError` where transformers, the model, its safetensors, some of its weights or its tokenizer are missing.
+    """
+    transformers = import_transformers(name)
+    _check_folder(name)
+    with _quiet(transformers), _in_one_sentence(name):
+        transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)  # first: the least to wait for
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        model, report = getattr(transformers, kind).from_pretrained(
+            name, trust_remote_code=False, use_safetensors=True, dtype=torch.float32, output_loading_info=True)
+    missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)  # nobody here asks a pooler
+    if missing:
+        raise UserError(f"model {name} has no weights '{missing[0]}', which {kind} needs; name another one")
+    if not tokenizer.is_fast:
+        raise UserError(f"model {name} has no fast tokenizer, which alone knows where in a text its tokens are; name "
+                        f"another one")
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        raise UserError(f"model {name} has {model.get_input_embeddings().num_embeddings} embeddings for the "
+                        f"{len(tokenizer)} tokens of its tokenizer; save the two that belong together")
+    return model.eval(), tokenizer
+
+
+def import_transformers(name: str):
+    try:
+        import transformers
+    except ImportError:
+        raise UserError(f"reading with {name} needs transformers; pip install 'looped[hub]'") from None
+    return transformers
+
+
+def _check_folder(name: str) -> None:
+    """Whether a name that can only be a path leads to a model."""
+    path = Path(name).expanduser()
+    if path.exists() and not (path / "config.json").is_file():
+        raise UserError(f"{name} is neither a run, with a config.yaml, nor a model's folder, with a config.json; "
+                        f"{WAY_OUT}")
+    if not path.exists() and (name.startswith((".", "~", "/")) or name.count("/") > 1):
+        raise UserError(f"{name} does not exist; {WAY_OUT}")
+
+
+@contextmanager
+def _in_one_sentence(name: str) -> Iterator[None]:
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, ImportError, LookupError, RuntimeError, SafetensorError) as error:
+        reason = shorten(str(error).strip().split("\n")[0].split(". ")[0].rstrip(".: "), 160) or type(error).__name__
+        raise UserError(f"model {name} cannot be loaded ({reason}); {WAY_OUT} with safetensors and a "
+                        f"fast tokenizer") from None
+
+
+@contextmanager
+def _quiet(transformers) -> Iterator[None]:
+    """Neither bars nor warnings: what is wrong is said once, by us."""
+    import huggingface_hub
+
+    loggers = [transformers.utils.logging, huggingface_hub.utils.logging]
+    levels = [logger.get_verbosity() for logger in loggers]
+    had_bars = transformers.utils.logging.is_progress_bar_enabled()
+    for logger in loggers:
+        logger.set_verbosity(50)
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.set_verbosity(level)
+        if had_bars:
+            transformers.utils.logging.enable_progress_bar()
+
+
+def batches(tokenizer, rows: list[list[int]], size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(ids, attention mask) of `size` rows at a time, padded on the right."""
+    filler = next((token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None), 0)
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        lengths = torch.tensor([len(row) for row in part])
+        ids = [row + [filler] * (int(lengths.max()) - len(row)) for row in part]
+        yield torch.tensor(ids), (torch.arange(int(lengths.max())) < lengths.unsqueeze(1)).long()
+
+
+def max_length(model) -> int | None:
+    """Tokens that a model can read, None where nothing limits them."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
