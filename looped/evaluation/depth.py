@@ -101,7 +101,7 @@ def evaluate_run(objective: Objective, data: TextData, config: Config, depths: S
     prompts = tokens[: c.num_samples, : c.prompt_length]
     truth = tokens[: c.num_samples, c.prompt_length : c.prompt_length + c.sample_length]
     if encoder is not None and truth.shape[1] < c.sample_length:
-        raise UserError(f"evaluation.sample_length {c.sample_length} is longer than the held-out text after the prompt, "
+        raise UserError(f"evaluation.sample_length {c.sample_length} is longer than the held-out text after a prompt, "
                         f"so MAUVE would measure lengths; try {truth.shape[1]}")
     sweep = evaluate_depth(objective, tokens[: c.num_sequences], depths, bytes_per_token=data.bytes_per_token,
                            seed=config.seed, batch_size=c.batch_size, num_trajectories=num_trajectories)
