@@ -4,21 +4,22 @@ An evaluation is kept in the run's folder with what it depended on, and is done 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from looped.compare.plan import Place, Plan
 from looped.data.text import TextData, prepare
-from looped.evaluation.depth import evaluate_run
+from looped.evaluation.depth import evaluate_depth, evaluate_samples
 from looped.evaluation.judge import Judge
+from looped.evaluation.quality import Quality, matched_quality
 from looped.training.checkpoint import list_checkpoints, write_text
-from looped.training.runs import load_run
+from looped.training.runs import Run, load_run
 
 FILE = "eval/compare.json"
 COSTS = ("step", "tokens", "layer_forwards", "seconds", "peak_bytes")
@@ -43,9 +44,9 @@ class Measured:
             return self.losses["nats_at_sigma_max"][1]
         return self.losses["nats_per_token"][self.place.config.main_depth]
 
-    def mean(self, metric: str, depth: int | None = None) -> float | None:
-        """The mean of one of the rows, None where there is none."""
-        return next((row["mean"] for row in self.rows if (row["metric"], row.get("depth")) == (metric, depth)), None)
+    def figure(self, metric: str, depth: int, field: str = "mean") -> float | None:
+        """A field of one of the rows, None where there is none."""
+        return next((row[field] for row in self.rows if (row["metric"], row.get("depth")) == (metric, depth)), None)
 
 
 class Measurer:
@@ -55,13 +56,12 @@ class Measurer:
         self.plan, self.finished = plan, finished
         self.text: TextData | None = None
 
-    def __call__(self, place: Place, *, say=print) -> Measured:
+    def __call__(self, place: Place, *, say: Callable[[str], None] = print) -> Measured:
         """What is known of a trained run, evaluated now where that was not done before."""
-        judge, inputs = self.judge_of(place), self.inputs(place)
-        found = _read(place.run / FILE)
+        inputs, found = self.inputs(place), _read(place.run / FILE)
         if found is None or found["inputs"] != inputs:
             say(f"evaluating {place.name}")
-            found = {"inputs": inputs, **self.evaluate(place, judge)}
+            found = {"inputs": inputs, **self.evaluate(place)}
             (place.run / "eval").mkdir(exist_ok=True)
             write_text(place.run / FILE, json.dumps(found))
         losses = {metric: {int(depth): torch.tensor(values, dtype=torch.float64) for depth, values in by_depth.items()}
@@ -70,36 +70,66 @@ class Measurer:
         return Measured(place, found["rows"], losses, found["samples"], _costs(lines),
                         [line for line in lines if line["kind"] == "heldout"])
 
+    def twin_of(self, place: Place) -> Place | None:
+        """The autoregressive run of the same seed, whose samples this one's are held against."""
+        return self._autoregressive(place.seed)
+
     def judge_of(self, place: Place) -> Place | None:
-        """The autoregressive run of the next seed, which reads this one's samples; None where there is none."""
+        """That of the next seed, which reads both; None where there is none."""
         seed = (place.seed + 1) % self.plan.num_seeds
-        return next((other for other in self.finished if other.arm.config.objective == "ar" and other.seed == seed
-                     and seed != place.seed), None)
+        return self._autoregressive(seed) if seed != place.seed else None
+
+    def _autoregressive(self, seed: int) -> Place | None:
+        return next((other for other in self.finished if other.arm.config.objective == "ar" and other.seed == seed),
+                    None)
 
     def inputs(self, place: Place) -> dict[str, Any]:
         """All that an evaluation depends on, as JSON holds it."""
-        judge = self.judge_of(place)
+        others = [other and [other.run.name, _step(other)] for other in (self.twin_of(place), self.judge_of(place))]
         return {"step": _step(place), "depths": self.depths(place), "config": place.config.model_dump(mode="json"),
-                "judge": judge and [judge.run.name, _step(judge)]}
+                "others": others}
 
     def depths(self, place: Place) -> list[int]:
-        return sorted({*self.plan.depths, place.config.main_depth, place.text_depth})
+        return sorted({*self.plan.depths, place.config.main_depth})
 
-    def evaluate(self, place: Place, judge: Place | None) -> dict[str, Any]:
+    def evaluate(self, place: Place) -> dict[str, Any]:
         """Rows, losses and samples, as JSON holds them."""
-        settings = {f"evaluation.{name}": value
-                    for name, value in place.config.evaluation.model_dump(mode="json").items()}
-        run = load_run(place.run, settings=settings)
+        run = _load(place)
         self.text = self.text or prepare(run.config.data)
-        result = evaluate_run(run.objective, self.text, run.config, self.depths(place), judge=judge and _judge(judge))
+        c, seed, decode = run.config.evaluation, run.config.seed, self.text.tokenizer.decode
+        sweep = evaluate_depth(run.objective, self.sequences(c.num_sequences), self.depths(place), seed=seed,
+                               bytes_per_token=self.text.bytes_per_token, batch_size=c.batch_size)
+        prompts = self.sequences(c.num_samples)[:, : c.prompt_length]
+        rows, texts = evaluate_samples(run.objective, prompts, place.text_depths, num_tokens=c.sample_length, seed=seed)
+        quality = self.quality(place, run, prompts, texts)
+        samples = [{"depth": depth, "prompt": decode(prompt), "text": decode(text)} for depth in texts
+                   for prompt, text in zip(prompts.tolist(), texts[depth].tolist(), strict=True)]
         losses = {metric: {str(depth): values.tolist() for depth, values in by_depth.items()}
-                  for metric, by_depth in result.per_example.items()}
-        return {"rows": [row.as_dict() for row in result.rows], "losses": losses, "samples": result.samples}
+                  for metric, by_depth in (sweep.per_example | quality.per_example).items()}
+        return {"rows": [row.as_dict() for row in [*sweep.rows, *rows, *quality.rows]], "losses": losses,
+                "samples": samples}
+
+    def sequences(self, num: int) -> Int[Tensor, "num length_and_one"]:
+        """Held-out sequences, the same for every arm and seed, and in training; as many as there are."""
+        length = self.plan.config.data.length
+        return self.text.heldout.sequences(min(num, self.text.heldout.windows(length)), length)
+
+    def quality(self, place: Place, run: Run, prompts: Int[Tensor, "num length"], texts: dict[int, Tensor]) -> Quality:
+        """Its samples beside its twin's at equal diversity, where there is a twin and a judge."""
+        twin, judge = self.twin_of(place), self.judge_of(place)
+        if twin is None or judge is None:
+            return Quality()
+        reader = _load(judge)
+        return matched_quality(run.objective, _load(twin).objective, prompts=prompts, depths=place.text_depths,
+                               judge=Judge(judge.name, reader.objective, 1, reader.tokenizer.json()),
+                               num_tokens=run.config.evaluation.sample_length, seed=place.seed, twin_name=twin.name,
+                               texts=texts)
 
 
-def _judge(place: Place) -> Judge:
-    run = load_run(place.run)
-    return Judge(place.name, run.objective, run.config.main_depth, run.tokenizer.json())
+def _load(place: Place) -> Run:
+    """The run, with the evaluation settings of the present command."""
+    settings = place.config.evaluation.model_dump(mode="json")
+    return load_run(place.run, settings={f"evaluation.{name}": value for name, value in settings.items()})
 
 
 def _step(place: Place) -> int:

@@ -41,6 +41,13 @@ class Place:
         """The depth of the samples that stand for the arm: `ar` has no other than one step."""
         return 1 if self.arm.config.objective == "ar" else self.arm.config.recurrence.mean
 
+    @property
+    def text_depths(self) -> list[int]:
+        """The depths that samples are written at."""
+        if self.arm.config.objective == "ar":
+            return [1]
+        return sorted({*self.arm.config.evaluation.sample_depths, self.text_depth})
+
 
 @dataclass(frozen=True)
 class Plan:

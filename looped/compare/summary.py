@@ -73,6 +73,16 @@ class ArmSummary:
         values = [figure(run) for run in self.runs]
         return None if None in values else spread(values)
 
+    @property
+    def judged_depths(self) -> list[int]:
+        """Depths at which a judge has read the samples of every run."""
+        return sorted(set.intersection(*(set(run.losses.get("judged_behind_twin", ())) for run in self.runs)))
+
+    def behind(self, metric: str, depth: int) -> tuple[float, float, float]:
+        """Mean and 95 % interval over prompts of a paired difference, averaged over seeds."""
+        each = torch.stack([run.losses[metric][depth] for run in self.runs]).mean(0)
+        return each.mean().item(), *confidence_interval(each)
+
 
 def summarise_arms(measured: Sequence[Measured]) -> list[ArmSummary]:
     """Arms in their order; differences are to the first."""
