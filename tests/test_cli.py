@@ -152,6 +152,7 @@ def test_samples_are_held_against_a_twins_at_equal_diversity_and_against_the_tex
     rows = [json.loads(line) for line in (runs["truncated"] / "eval" / "depth.jsonl").read_text().splitlines()]
     assert {row["by"] for row in rows if row["metric"] in ("mauve", "judged_nats", "matched_behind_twin")} == {run}
     assert {"repetition_4", "judged_bits_per_byte", "judged_bits_per_byte_of_text"} <= {row["metric"] for row in rows}
+    assert main(["plot", run, "--metric", "mauve", "--out", str(runs["truncated"] / "mauve.png")]) == 0
 
 
 def test_probes_are_printed_and_kept(runs, capsys):

@@ -30,8 +30,8 @@ def plot_depth(curves: Sequence[Curve], path: Path) -> None:
     for curve, colour in zip(curves, _colours(len(curves)), strict=True):
         depths = [row["depth"] for row in curve.rows]
         axes.plot(depths, [row["mean"] for row in curve.rows], "o-", color=colour, markersize=4, label=curve.label)
-        axes.fill_between(depths, [row["ci_low"] for row in curve.rows], [row["ci_high"] for row in curve.rows],
-                          color=colour, alpha=0.12, linewidth=0)
+        low, high = ([row.get(end, row["mean"]) for row in curve.rows] for end in ("ci_low", "ci_high"))
+        axes.fill_between(depths, low, high, color=colour, alpha=0.12, linewidth=0)
         low, high = curve.trained
         axes.axvspan(low / 1.06, high * 1.06, color=colour, alpha=0.08, linewidth=0,
                      label=f"trained depth, {curve.label}: {low if low == high else f'{low} to {high}'}")
