@@ -137,12 +137,12 @@ class Denoiser(nn.Module):
             nothing = z.new_zeros(*z.shape[:-1], self.carry_proj.in_features)
             state = state + self.carry_proj(nothing if carry is None else carry.to(z.dtype))
         if self.config.evidence_in:
-            state = state + self._expected_embedding(z, sigma)
+            state = state + self.expected_embedding(z, sigma)
         e = e if self.place is None else self._block_input(e)
         return self.model.step(state, e, self.edm.c_noise(sigma), context=context,
                                cache=cache and cache.child("core"), **options)
 
-    def _expected_embedding(self, z: Noisy, sigma: Sigma) -> Float[Tensor, "batch length width"]:
+    def expected_embedding(self, z: Noisy, sigma: Sigma) -> Float[Tensor, "batch length width"]:
         """The input embedding of the token behind z, expected under its likelihood alone: that of the token itself
         where z gives it away, and the mean of all where z says nothing. So that rows of a block read each other as
         they read clean tokens, instead of learning to decode z."""

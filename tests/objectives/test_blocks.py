@@ -70,3 +70,15 @@ def test_settings_that_do_not_fit_are_named():
         load_config(None, {"denoise.block_size": 6, "denoise.context": "concat", "data.length": 125})
     with pytest.raises(UserError, match="try a length of 9"):
         CleanNoisyBlocks(10, 3)
+
+
+@torch.no_grad()
+def test_evidence_in_reads_a_row_that_gives_its_token_away_as_that_token():
+    objective = make(denoise__evidence_in=True, denoise__block_size=K)
+    denoiser, y = objective.denoiser, inputs()[0]
+    low, high = (torch.full((2,), level, dtype=torch.float64) for level in (1e-2, 1e4))
+    clear = denoiser.expected_embedding(denoiser.target(y).double(), low)
+    embedding = 4.0 * objective.model.embed.weight  # sqrt(width), as in the prelude
+    torch.testing.assert_close(clear, embedding[y], rtol=1e-6, atol=1e-6)
+    blind = denoiser.expected_embedding(1e4 * inputs()[1], high)
+    torch.testing.assert_close(blind, embedding.mean(0).expand(2, L, 16), rtol=0, atol=1e-2)
