@@ -1,8 +1,8 @@
 """What a comparison is: arms and seeds at one budget, and where each run lies.
 
-    OUT/<slug>.yaml           the config of an arm, which `looped train` reads
-    OUT/<slug>-<seed>/        its runs, whole run folders; eval/compare.json holds their evaluation
-    OUT/logs/<slug>-<seed>    what the run's process said
+    OUT/<slug>.yaml             the config of an arm, which `looped train` reads
+    OUT/<slug>-<seed>/          its runs, whole run folders; eval/compare.json holds their evaluation
+    OUT/logs/<slug>-<seed>.log  what the run's process said
     OUT/compare.jsonl, compare.md, plots/*.png, report.html
 """
 
@@ -17,7 +17,8 @@ from looped.training.checkpoint import list_checkpoints, write_text
 from looped.training.runs import first_difference
 
 NUM_EVALS = 20
-"""Points of a curve over the budget, where the config asks for no evaluations of its own."""
+"""Points of a curve over the budget, where the config has no training.num_evals. Evaluations every so many steps would
+give arms of unequal speed unequally fine curves."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,9 @@ def make_plan(config: Config, objectives: str, *, unit: str, amount: int | None,
     if amount is None and config.training.budget_unit != unit:
         raise UserError(f"--budget {unit} has no amount, since training.budget counts {config.training.budget_unit}; "
                         f"say how many {unit} with --amount")
-    flags = {"training.budget": amount or config.training.budget, "training.budget_unit": unit}
-    if not config.training.num_evals and not config.training.eval_every:
-        flags["training.num_evals"] = NUM_EVALS
-    config = config.replace(**flags)
+    config = config.replace(**{
+        "training.budget": amount or config.training.budget, "training.budget_unit": unit, "training.eval_every": 0,
+        "training.num_evals": config.training.num_evals or NUM_EVALS})
     mean = config.recurrence.mean
     return Plan(out, config, parse_arms(config, objectives), num_seeds, unit, config.training.budget,
                 sorted(set(depths or (1, mean, 4 * mean))))

@@ -45,7 +45,7 @@ def train_all(plan: Plan, *, jobs: int = 1, say: Say = print) -> Trained:
         while running or (queue and not caught.number):
             while queue and len(running) < jobs and not caught.number:
                 running.append(Child(plan, queue.pop(0)))
-                say(f"training {running[-1].place.name}: {running[-1].place.run}")
+                say(f"training {running[-1].place.name}: {running[-1].log}")
             _pass_on(caught, running)
             for child in [child for child in running if child.process.poll() is not None]:
                 running.remove(child)
@@ -121,7 +121,7 @@ def _take(child: Child, result: Trained, say: Say, *, stopped: bool) -> None:
         result.finished.append(child.place)
         say(f"  {child.place.name}: {child.lines()[-1]}")
     elif stopped:
-        say(f"  {child.place.name}: stopped and saved; the same command goes on")
+        say(f"  {child.place.name}: stopped; the same command goes on")
     else:
         result.failures[child.place.name] = child.cause()
         say(f"  {child.place.name} failed: {result.failures[child.place.name]}")

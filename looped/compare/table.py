@@ -73,18 +73,25 @@ def _difference(value: Difference | None) -> str:
 def notes(arms: Sequence[ArmSummary], plan: Plan) -> list[str]:
     """What the columns mean."""
     num, config = len(arms[0].runs[0].main), plan.config
+    configs = [arm.runs[0].place.arm.config for arm in arms]
+    means = " or ".join(map(str, sorted({config.recurrence.mean for config in configs})))
     found = [
         f"Held-out loss in nats a token (lower is better) of the same {num} sequences of {config.data.length} tokens, "
         + ("one seed." if plan.num_seeds == 1 else f"mean ± standard deviation over {plan.num_seeds} seeds."),
-        f"next token: the one figure all arms have: a loop at its mean trained depth ({config.recurrence.mean}), ar at "
+        f"next token: the one figure all arms have: a loop at its mean trained depth ({means}), ar at "
         f"its one step, a denoiser at sigma_max, where its input holds nothing of the answer and one pass predicts the "
         f"next token.",
         f"against {arms[0].name}: the difference of that figure, paired by sequence and seed; the 95 % interval is a "
         f"bootstrap over sequences of the mean over seeds, so it does not hold the spread between seeds.",
         "depth n: after n loop steps; for a denoiser the variational bound of its n-step stochastic solver.",
         f"distinct-2: the share of different pairs among all pairs of neighbouring tokens in the samples, at the mean "
-        f"trained depth (a denoiser with {config.recurrence.mean} solver steps, ar with one).",
+        f"trained depth (a denoiser with {means} solver steps, ar with one).",
     ]
+    blocks = {config.denoise.block_size for config in configs if config.objective == "denoise"} - {1}
+    if blocks:
+        sizes = " or ".join(map(str, sorted(blocks)))
+        found.append(f"Where a denoiser writes blocks of {sizes} tokens, all tokens of a block are noisy together: at "
+                     f"sigma_max each is predicted from the tokens before the block.")
     if samples_table(arms):
         found.append(f"perplexity: of the samples, as the {TWIN} run of the next seed reads them. A judge rewards "
                      f"repetition, so texts compare only where they are equally diverse: each arm writes again at the "
