@@ -9,11 +9,12 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from looped.cli import main
-from looped.compare.plan import make_plan
-from looped.compare.runner import is_finished
+from looped.compare.plan import make_plan, write_configs
+from looped.compare.runner import is_finished, train_all
 from looped.config import load_config
 from looped.errors import UserError
 
@@ -159,3 +160,20 @@ def test_ctrl_c_saves_the_runs_ends_with_130_and_the_same_command_would_go_on(ti
     plan = make_plan(load_config(tiny_yaml), "ar,truncated", unit="seconds", amount=3000, num_seeds=1, depths=None,
                      out=tmp_path / "out")
     assert not any(map(is_finished, plan.places))
+
+
+def test_a_run_that_is_killed_is_said_to_lack_memory(tiny_yaml, tmp_path):
+    plan = make_plan(load_config(tiny_yaml), "ar", unit="tokens", amount=500, num_seeds=1, depths=None, out=tmp_path)
+    write_configs(plan)
+    told = []
+
+    def say(line):
+        told.append(line)
+        if line.startswith("training"):
+            (child,) = psutil.Process().children()
+            child.kill()
+
+    result = train_all(plan, say=say)
+    assert result.finished == []
+    assert "want of memory" in result.failures["ar, seed 0"]
+    assert "want of memory" in told[-1]
