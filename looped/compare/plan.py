@@ -104,7 +104,8 @@ def write_configs(plan: Plan) -> None:
 
 def _check_unchanged(plan: Plan, arm: Arm) -> None:
     """A trained arm keeps its config; how it is evaluated may change."""
-    if not plan.yaml(arm).exists() or not any(list_checkpoints(run) for run in plan.out.glob(f"{arm.slug}-*")):
+    trained = any(list_checkpoints(place.run) for place in plan.places if place.arm is arm)
+    if not trained or not plan.yaml(arm).exists():
         return
     difference = first_difference(fixed(load_config(plan.yaml(arm))), fixed(arm.config))
     if difference:

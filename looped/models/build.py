@@ -8,8 +8,7 @@ from looped.rng import seeded_init
 def effective_depth(config: Config) -> int:
     """Layers on the longest residual path: the core counts once a loop step (Huginn, `mean` of them)."""
     model = config.model
-    loops = 1 if config.single_pass else config.recurrence.mean
-    return model.num_prelude_layers + model.num_core_layers * loops + model.num_coda_layers
+    return model.num_prelude_layers + model.num_core_layers * config.main_depth + model.num_coda_layers
 
 
 def build(config: Config, vocab_size: int) -> LanguageModel:
