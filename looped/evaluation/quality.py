@@ -123,12 +123,12 @@ def match_distinct(write: Callable[..., Texts], reference: float, *, start: Text
 
 def _next_temperature(gaps: dict[float, float], lowest: float, highest: float) -> float:
     """Where diversity should be right, judged by that at the temperatures tried so far."""
-    near = sorted(gaps, key=lambda temperature: abs(gaps[temperature]))
-    under = next((t for t in near if gaps[t] < 0), None)
-    over = next((t for t in near if gaps[t] > 0), None)
-    if under is not None and over is not None:  # not so near an end that the next try would teach nothing
+    pairs = [(under, over) for under in gaps if gaps[under] < 0 for over in gaps if gaps[over] > 0]
+    if pairs:  # the narrowest, for what is written jumps a little with any change of temperature
+        under, over = min(pairs, key=lambda pair: abs(pair[0] - pair[1]))
         share = gaps[under] / (gaps[under] - gaps[over])
-        return under + min(max(share, 0.1), 0.9) * (over - under)
+        return under + min(max(share, 0.1), 0.9) * (over - under)  # not so near an end that the try would teach nothing
+    near = sorted(gaps, key=lambda temperature: abs(gaps[temperature]))
     slope = 0.3  # of a first step; further ones go by what was found
     if len(near) > 1 and (gaps[near[1]] - gaps[near[0]]) * (near[1] - near[0]) > 0:
         slope = (gaps[near[1]] - gaps[near[0]]) / (near[1] - near[0])

@@ -111,6 +111,15 @@ def test_the_temperature_of_a_diversity_is_found_in_a_few_tries(target):
     assert len(set(write.calls)) == len(write.calls)
 
 
+@pytest.mark.parametrize("reference", [0.55, 0.6, 0.65])
+def test_a_diversity_that_jumps_a_little_with_the_temperature_is_found_all_the_same(reference):
+    smooth = writer(lambda t: 8 + 40 * t**2)
+    jumpy = writer(lambda t: (8 + 40 * t**2) * (1 + 0.03 * math.sin(1e5 * t)))
+    assert match_distinct(jumpy, reference).reached
+    assert len(jumpy.calls) <= 12
+    assert distinct(smooth(1.0).tolist(), 2) < 0.65  # the references lie on both sides
+
+
 @pytest.mark.parametrize(("reference", "end"), [(0.999, 2.0), (0.001, 0.5)])
 def test_a_diversity_out_of_reach_is_said_to_be(reference, end):
     found = match_distinct(writer(lambda t: 8 + 40 * t**2), reference)
