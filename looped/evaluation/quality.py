@@ -166,9 +166,10 @@ def matched_quality(objective: Objective, twin: Objective, judge: Reader, prompt
     the twin's distinct-2: `matched_nats`, `matched_distinct_2`, `matched_behind_twin`, `matched_perplexity_percent`;
     or only `unmatched_distinct_2`, the nearest, where no temperature reaches it.
 
-    What remains between the two diversities is corrected to first order, by the price of diversity along the twin's
-    own temperatures. The intervals are over prompts and hold the uncertainty of both distinct-2 (see `_corrected`), not
-    that of training. `texts`: depth -> what the writer has written at temperature 1 with this seed, if that is at hand.
+    What remains between the two diversities is corrected to first order, by the `price_of_diversity` along the twin's
+    own temperatures: `matched_behind_twin` is not quite the difference of the two nats. The intervals are over prompts
+    and hold the uncertainty of both distinct-2 (see `_corrected`), not that of training. `texts`: depth -> what the
+    writer has written at temperature 1 with this seed, if that is at hand.
     """
     if num_tokens < 2:
         raise UserError("one token a text has no distinct-2 to match; set evaluation.sample_length to at least 2")
@@ -179,6 +180,7 @@ def matched_quality(objective: Objective, twin: Objective, judge: Reader, prompt
     found.take("twin_judged_nats", theirs, depth=twin_depth, by=judge.name)
     found.rows.append(_distinct_2("twin_distinct_2", reference, depth=twin_depth, by=twin_name))
     price = price_of_diversity(write_as_twin, judge, prompts)
+    found.rows.append(Row("price_of_diversity", price, None, None, len(prompts), depth=twin_depth, by=judge.name))
     for depth in depths:
         write = partial(write_texts, objective, prompts, depth, **settings)
         own = texts[depth] if texts is not None and depth in texts else write()

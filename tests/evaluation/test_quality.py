@@ -180,6 +180,16 @@ def test_what_is_left_of_a_mismatch_is_corrected_and_its_uncertainty_is_in_the_i
     assert 1.96 * corrected.std().item() / 20 == pytest.approx(spread, rel=0.2)
 
 
+def test_the_price_of_diversity_is_that_of_a_warmer_twin_and_nothing_where_temperature_moves_nothing(judge):
+    twin, rows = make(), prompts(200)
+    price = quality.price_of_diversity(lambda temperature: write_texts(twin, rows, 1, num_tokens=12,
+                                                                       temperature=temperature), judge, rows)
+    cold, warm = (write_texts(twin, rows, 1, num_tokens=12, temperature=t) for t in (0.8, 1.2))
+    more = distinct(warm.tolist(), 2) - distinct(cold.tolist(), 2)
+    assert price * more == pytest.approx((judge.losses(rows, warm) - judge.losses(rows, cold)).mean().item(), rel=0.3)
+    assert quality.price_of_diversity(lambda temperature: cold, judge, rows) == 0
+
+
 def test_texts_at_hand_are_not_written_again(judge, monkeypatch):
     objective, rows = make("denoise"), prompts(8)
     texts = {2: write_texts(objective, rows, 2, num_tokens=6)}
