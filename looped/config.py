@@ -142,7 +142,7 @@ class DenoiseConfig(Section):
     """Single-pass denoising: context, noise, targets, readout, and the solver used by default."""
 
     context: Literal["inject", "concat", "context"] = Field(
-        "inject", description="clean tokens reach the noisy rows injected, as a clean copy, or as the prelude's keys")
+        "context", description="clean tokens reach the noisy rows injected, as a clean copy, or as the prelude's keys")
     block_size: Depth = Field(
         1, description="tokens k denoised together, so that a solve yields k; above 1 with concat or context")
     noise: Annotated[NoiseConfig, BeforeValidator(_noise_preset)] = Field(
