@@ -151,12 +151,14 @@ def _probe(run, result, twin):
 
 @dataclass
 class Generate(Verb):
-    """Continue a text with a trained run, at any depth."""
+    """Continue a text with a trained run, at any depth; or many texts at once."""
 
     run: Positional[Path]
     """the folder of a run"""
     prompt: str = "\n"
     """the text to continue; - reads it from stdin"""
+    prompts: Path | None = None
+    """a file with a prompt a line instead: all are continued in one batch, each as it would be alone"""
     depth: int = 8
     """loop or solver steps a token"""
     num_tokens: int = 128
@@ -183,14 +185,27 @@ class Generate(Verb):
         from looped.training.runs import load_run
 
         run = load_run(self.run, step=self.step, settings=settings)
-        prompt = sys.stdin.read() if self.prompt == "-" else self.prompt
-        ids = torch.tensor([run.tokenizer.encode(prompt)] * self.num_samples, dtype=torch.long)
-        tokens = generate(run.objective, ids.reshape(self.num_samples, -1), num_tokens=self.num_tokens,
-                          depth=self.depth, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p,
-                          seed=run.config.seed)
-        for text in map(run.tokenizer.decode, tokens.tolist()):
+        prompts = [prompt for prompt in self._texts() for _ in range(self.num_samples)]
+        ids = [torch.tensor(run.tokenizer.encode(prompt), dtype=torch.long) for prompt in prompts]
+        tokens = generate(run.objective, torch.nn.utils.rnn.pad_sequence(ids, batch_first=True),
+                          lengths=torch.tensor([len(row) for row in ids]), num_tokens=self.num_tokens, depth=self.depth,
+                          temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, seed=run.config.seed)
+        for prompt, text in zip(prompts, map(run.tokenizer.decode, tokens.tolist()), strict=True):
             line = {"prompt": prompt, "depth": self.depth, "text": text}
-            print(json.dumps(line) if self.json else prompt + text + "\n" * (self.num_samples > 1))
+            print(json.dumps(line) if self.json else prompt + text + "\n" * (len(prompts) > 1))
+
+    def _texts(self) -> list[str]:
+        """The prompts. Raises UserError for a file that is none."""
+        if self.prompts is None:
+            return [sys.stdin.read() if self.prompt == "-" else self.prompt]
+        try:
+            lines = self.prompts.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read --prompts {self.prompts}: {getattr(error, 'strerror', None) or error}; give "
+                            f"a UTF-8 text file with a prompt a line") from None
+        if not any(lines):
+            raise UserError(f"--prompts {self.prompts} has no lines; give it a prompt a line")
+        return [line for line in lines if line]
 
 
 @dataclass

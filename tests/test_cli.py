@@ -98,6 +98,7 @@ def test_depths_are_parsed():
     (["generate", "DENOISE", "--depth", "0"], "--depth 0"),
     (["generate", "DENOISE", "--prompt", ""], "prompt"),
     (["generate", "DENOISE", "--temperature", "-1"], "temperature"),
+    (["generate", "DENOISE", "--prompts", "nowhere.txt"], "cannot read --prompts nowhere.txt"),
     (["generate", "DENOISE", "--num-tokens", "many"], "num-tokens"),
     (["plot"], "plot"),
     (["plot", "nowhere"], "looped eval nowhere"),
@@ -241,3 +242,15 @@ def test_dumped_configs_round_trip_through_the_command_line(tiny_yaml, tmp_path,
     from looped.config import load_config
 
     assert dump_config(load_config(tmp_path / "again.yaml")).strip() == shown.strip()
+
+
+def test_prompts_of_a_file_are_continued_together(runs, tmp_path, capsys):
+    """With a trained run and float32, on prompts of several lengths; the first line is continued as it is alone."""
+    (tmp_path / "prompts.txt").write_text("def f\n\nreturn x * 3  # num\nx\n")
+    command = ["generate", str(runs["denoise"]), "--num-tokens", "6", "--depth", "2", "--json"]
+    main([*command, "--prompts", str(tmp_path / "prompts.txt")])
+    together = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    main([*command, "--prompt", "def f"])
+    alone = json.loads(capsys.readouterr().out)
+    assert [line["prompt"] for line in together] == ["def f", "return x * 3  # num", "x"]
+    assert together[0] == alone
