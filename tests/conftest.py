@@ -4,7 +4,7 @@ import pytest
 from jaxtyping import config, install_import_hook
 
 CHECKED = ["looped.rng", "looped.nn", "looped.diffusion", "looped.models", "looped.objectives", "looped.evaluation",
-           "looped.data", "looped.training", "looped.compare"]
+           "looped.data", "looped.training", "looped.hub", "looped.compare"]
 install_import_hook(CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")  # 1 is a float
 
 
