@@ -114,7 +114,7 @@ class NoiseConfig(Section):
     log_std: Positive = Field(1.2, description="standard deviation of ln sigma (log-normal)")
     sigma_min: Positive = Field(0.5, description="lowest noise level")
     sigma_max: Positive = Field(20.0, description="highest noise level, where solvers start")
-    share_at_max: Fraction = Field(0.5, description="share of the sequences trained at sigma_max itself")
+    share_at_max: Fraction = Field(0.75, description="share of the sequences trained at sigma_max itself")
     share_per_token: Fraction = Field(0.0, description="share of the sequences whose tokens have a level each")
 
     @model_validator(mode="after")
