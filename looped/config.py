@@ -36,7 +36,7 @@ DENOISE_PRESETS: dict[str, dict[str, Any]] = {
     # `denoise:paper` among the arms of a comparison: the published recipe, without what this toolkit adds to it.
     "paper": {"denoise.noise": "paper", "denoise.posterior": False, "denoise.weight": "edm", "denoise.bridge": "soft",
               "denoise.solver": "euler", "denoise.target.tied": True, "denoise.target.normalise": "l2",
-              "denoise.target.sigma_data": 0.5},
+              "denoise.target.dim": None, "denoise.target.sigma_data": 0.5},
 }
 
 
