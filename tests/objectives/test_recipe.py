@@ -97,13 +97,14 @@ def test_the_gradient_of_two_steps_is_that_of_the_loss(carry, float64, unchecked
         assert exact == pytest.approx(quotient, rel=1e-5, abs=1e-8), name
 
 
-@pytest.mark.parametrize(("carry", "cut"), [("none", "z"), ("estimate", "carry"), ("latent", "carry")])
+@pytest.mark.parametrize(("carry", "cut"), [("none", "bridge"), ("estimate", "handed_on"),
+                                             ("latent", "handed_on")])
 def test_a_gradient_cut_between_the_steps_is_seen(carry, cut, float64, unchecked, monkeypatch):
-    """Positive control: z, or what is handed on, without the gradient of the first step."""
+    """Positive control: the estimate that z steps to, or what is handed on, without the gradient of the first step."""
     objective = make(train_steps=2, carry=carry).double()
-    owner, name = (rule, "_ancestral") if cut == "z" else (objective.denoiser, "handed_on")
-    whole = getattr(owner, name)
-    monkeypatch.setattr(owner, name, lambda *args: whole(*args).detach())
+    owner = rule if cut == "bridge" else objective.denoiser
+    whole = getattr(owner, cut)
+    monkeypatch.setattr(owner, cut, lambda *args: whole(*args).detach())
     off = [abs(exact - quotient) / abs(quotient) for exact, quotient in slopes(objective).values()]
     assert max(off) > 1e-2
     assert sum(each > 1e-4 for each in off) >= 4
