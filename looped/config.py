@@ -145,6 +145,9 @@ class DenoiseConfig(Section):
         "context", description="clean tokens reach the noisy rows injected, as a clean copy, or as the prelude's keys")
     block_size: Depth = Field(
         1, description="tokens k denoised together, so that a solve yields k; above 1 with concat or context")
+    order: Literal["together", "left-to-right"] = Field(
+        "together", description="how a block loses its noise: all tokens at once, or each after those before it, which "
+                                "a solver of block_size steps does one by one; training visits what the solver will")
     noise: Annotated[NoiseConfig, BeforeValidator(_noise_preset)] = Field(
         NoiseConfig(), description="noise levels, or a preset: paper, wide")
     target: TargetConfig = Field(TargetConfig(), description="target embedding")
@@ -170,6 +173,17 @@ class DenoiseConfig(Section):
         if self.block_size > 1 and self.context == "inject":
             raise ValueError(f"block_size {self.block_size} needs the clean tokens as a context of their own, which "
                              f"context inject does not keep; set denoise.context to concat or context")
+        if self.order != "together" and self.block_size == 1:
+            raise ValueError(f"order {self.order} needs a block of several tokens; set denoise.block_size to 2 or more")
+        if self.order != "together" and self.solver != "ancestral":
+            raise ValueError(f"order {self.order} is what the ancestral solver can do, and denoise.solver is "
+                             f"{self.solver}; set it to ancestral")
+        if self.order != "together" and self.noise.share_per_token:
+            raise ValueError(f"order {self.order} gives each token its level, and noise.share_per_token would give it "
+                             f"another; set denoise.noise.share_per_token to 0")
+        if self.order != "together" and self.train_steps > 1:
+            raise ValueError(f"order {self.order} is trained one step at a time, and denoise.train_steps is "
+                             f"{self.train_steps}; set it to 1")
         if self.carry != "none" and self.context == "inject":
             raise ValueError(f"carry {self.carry} needs rows that no other row attends to, and under context inject "
                              f"they do; set denoise.context to concat or context")

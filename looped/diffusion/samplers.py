@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from looped.diffusion.edm import ode_derivative
+from looped.diffusion.edm import align, ode_derivative
 from looped.errors import UserError
 
 Denoise = Callable[[Tensor, float], Tensor]
@@ -124,6 +124,25 @@ def sample_ancestral(denoise: Denoise, z: Tensor, sigmas: Tensor, *, callback: C
             if up > 0:
                 z = z + up * _noise(random, step, "ancestral", z)
     return D
+
+
+def ancestral_step(z: Tensor, D: Tensor, sigma: Tensor, lower: Tensor, noise: Tensor) -> Tensor:
+    """The step of `sample_ancestral` from `sigma` to `lower` with a level a sequence (B,) or a row (B, L): where both
+    are the same, z stays as it is."""
+    keep = align((lower / sigma).square(), z).to(z)
+    return keep * z + (1 - keep) * D + align(lower, z).to(z) * (1 - keep).sqrt() * noise
+
+
+def sample_rows(denoise: Callable[[Tensor, Tensor], Tensor], z: Tensor, levels: Tensor, *,
+                random: Callable[[int], Tensor]) -> Tensor:
+    """`sample_ancestral` where each row has a schedule of its own: `levels` (n, L) are those of the n evaluations, and
+    `denoise` is given one of them for each row of z (B, L, d)."""
+    z = _wide(z)
+    for step, (level, lower) in enumerate(pairwise(levels)):
+        D = denoise(z, level).to(z.dtype)
+        rows = (t.expand(z.shape[:2]).to(z.device) for t in (level, lower))
+        z = ancestral_step(z, D, *rows, random(step).to(z))
+    return denoise(z, levels[-1]).to(z.dtype)
 
 
 def sample_restart(denoise: Denoise, z: Tensor, sigmas: Tensor, *, callback: Callback | None = None,

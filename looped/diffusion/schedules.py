@@ -33,6 +33,25 @@ def schedule(name: str, num_steps: int, noise: Noise, rho: float = 7.0) -> Float
     return torch.cat([levels, torch.zeros(1, dtype=torch.float64)])
 
 
+def block_schedule(name: str, num_steps: int, noise: Noise, block: int,
+                   order: str) -> Float64[Tensor, "{num_steps} {block}"]:
+    """The level of each row of a block at each reading of the network.
+
+    `together`: all rows follow `schedule`. `left-to-right`: the rows go in as many groups as there are steps, at most
+    one a row. A group waits at sigma_max, follows a schedule of its share of the steps, and stays at sigma_min while
+    the later ones follow theirs.
+    """
+    if order == "together":
+        return schedule(name, num_steps, noise)[:-1, None].expand(-1, block)
+    groups = min(num_steps, block)
+    levels = torch.empty(num_steps, groups, dtype=torch.float64)
+    for group in range(groups):
+        start, stop = (place * num_steps // groups for place in (group, group + 1))
+        levels[:start, group], levels[stop:, group] = noise.sigma_max, noise.sigma_min
+        levels[start:stop, group] = schedule(name, stop - start, noise)[:-1]
+    return levels[:, torch.arange(block) * groups // block]
+
+
 def karras(down: Tensor, noise: Noise, rho: float) -> Tensor:
     low, high = noise.sigma_min ** (1 / rho), noise.sigma_max ** (1 / rho)
     return (low + down * (high - low)) ** rho

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from looped.diffusion.bridge import draw
 from looped.diffusion.denoiser import Walk
-from looped.diffusion.samplers import SAMPLERS
-from looped.diffusion.schedules import schedule
+from looped.diffusion.samplers import SAMPLERS, sample_rows
+from looped.diffusion.schedules import block_schedule, schedule
 from looped.diffusion.steering import Steering
 from looped.errors import UserError
 from looped.nn.bias import Full, Mask, Padded
@@ -120,7 +120,7 @@ class DenoiseWriter:
         self.steering, self.padding = steering, padding
         self.objective, self.denoiser, self.model = objective, objective.denoiser, objective.model
         self.block = objective.config.block_size
-        self.sigmas = schedule(objective.config.schedule, depth, objective.noise)
+        self.depth = depth
         self.cache, self.width = Cache(), 0
         self.context: Cache | None = None
         self.last_e: Tensor | None = None
@@ -140,7 +140,7 @@ class DenoiseWriter:
         mask = self.padding.mask(self.width + self.block, causal=False) or whole
         start, walk = self.padding.start(self.width - 1), Walk(self.denoiser)
 
-        def logits_at(z: Tensor, level: float) -> Tensor:
+        def logits_at(z: Tensor, level: float | Tensor) -> Tensor:
             return walk(z, _levels(z, level), e[:, -1:], context=self.context, mask=mask, start=start,
                                  steer=self.steering)
 
@@ -177,14 +177,24 @@ class DenoiseWriter:
 
         def denoise(z: Tensor, sigma) -> Tensor:
             nonlocal logits
-            logits = logits_at(z.float(), float(sigma))
+            logits = logits_at(z.float(), sigma)
             return self.denoiser.estimate(logits, random.uniform(f"bridge{next(calls)}", logits.shape[1:2]))
 
-        z = self.sigmas[0].float() * random.normal("start", shape)
-        SAMPLERS[self.objective.config.solver](denoise, z, self.sigmas,
-                                               random=lambda step: random.normal(f"step{step}", shape))
+        config, noise = self.objective.config, self.objective.noise
+        z = noise.sigma_max * random.normal("start", shape)
+
+        def draws(step: int) -> Tensor:
+            return random.normal(f"step{step}", shape)
+
+        if config.order == "together":
+            SAMPLERS[config.solver](denoise, z, schedule(config.schedule, self.depth, noise), random=draws)
+        else:
+            sample_rows(denoise, z, block_schedule(config.schedule, self.depth, noise, self.block, config.order),
+                        random=draws)
         return logits
 
 
-def _levels(z: Tensor, level: float) -> Tensor:
-    return torch.full((len(z),), level, dtype=torch.float64, device=z.device)
+def _levels(z: Tensor, level: float | Tensor) -> Tensor:
+    """One level for all (B,), or one for each row of a block (B, k)."""
+    level = torch.as_tensor(level, dtype=torch.float64, device=z.device)
+    return level.expand(z.shape[:2] if level.ndim else len(z))

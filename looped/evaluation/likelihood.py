@@ -21,13 +21,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from looped.diffusion.denoiser import Walk
 from looped.diffusion.noise import Noise
-from looped.diffusion.samplers import SAMPLERS
-from looped.diffusion.schedules import schedule
+from looped.diffusion.samplers import SAMPLERS, sample_rows
+from looped.diffusion.schedules import block_schedule, schedule
 from looped.nn.cache import Cache
 from looped.objectives.base import Objective, token_losses
 from looped.objectives.bptt import Unrolled
@@ -143,27 +143,37 @@ def _bound(objective: Denoise, rows: Tokens, depth: int, random: StepRandom) -> 
     e = objective.model.encode(x)
     context = objective.model.make_context(e, objective.config.context)
     target, table = denoiser.target(y), denoiser.table()
-    sigmas = schedule(objective.config.schedule, depth, objective.noise)[:-1].tolist()
-    z = target + sigmas[0] * random.normal("chain0", target.shape[1:])
-    losses = torch.full(y.shape, (denoiser.targets.row_norm / sigmas[0]) ** 2 / 2, device=y.device)
-
+    levels = _rows_of_blocks(objective, depth, y.shape[1])  # n L
+    z = target + levels[0].float().unsqueeze(-1) * random.normal("chain0", target.shape[1:])
+    losses = torch.full(y.shape, (denoiser.targets.row_norm / objective.noise.sigma_max) ** 2 / 2, device=y.device)
     walk = Walk(denoiser)
 
-    def logits_at(z: Tensor, sigma: float) -> Tensor:
-        level = torch.full((len(rows),), sigma, dtype=torch.float64, device=y.device)
-        return walk(z, level, e, context=context)
+    def logits_at(z: Tensor, level: Tensor) -> Tensor:
+        return walk(z, _levels_of_batch(level, z), e, context=context)
 
-    for step, (sigma, lower) in enumerate(itertools.pairwise(sigmas)):
+    for step, (sigma, lower) in enumerate(itertools.pairwise(levels)):
         # q(z' | z, y): mean keep z + (1 - keep) y, variance lower^2 (1 - keep), with keep = (lower / sigma)^2.
-        keep = (lower / sigma) ** 2
+        keep, lower = ((lower / sigma) ** 2).float().unsqueeze(-1), lower.float().unsqueeze(-1)
         noise = random.normal(f"chain{step + 1}", target.shape[1:])
-        moved = (1 - keep) * target + lower * math.sqrt(1 - keep) * noise  # z' - keep z
+        moved = (1 - keep) * target + lower * (1 - keep).sqrt() * noise  # z' - keep z
         # All rows of the table have one norm, so of ln q(z' | z, y_v) only the inner product depends on v.
         log_q = (moved / lower**2) @ table.T
         losses = losses + log_q.gather(-1, y.unsqueeze(-1)).squeeze(-1)
         losses = losses - torch.logsumexp(torch.log_softmax(logits_at(z, sigma), -1) + log_q, -1)
         z = keep * z + moved
-    return losses + token_losses(logits_at(z, sigmas[-1]), y)
+    return losses + token_losses(logits_at(z, levels[-1]), y)
+
+
+def _rows_of_blocks(objective: Denoise, depth: int, length: int) -> Float64[Tensor, "steps length"]:
+    """The level of every row of a sequence at each of `depth` readings."""
+    config, device = objective.config, next(objective.parameters()).device
+    levels = block_schedule(config.schedule, depth, objective.noise, config.block_size, config.order)
+    return levels.repeat(1, length // config.block_size).to(device)
+
+
+def _levels_of_batch(level: Float64[Tensor, "length"], z: Tensor) -> Tensor:
+    """One level a sequence where all rows share it, since that is cheaper to condition on; else one a row."""
+    return level[:1].expand(len(z)) if bool((level == level[0]).all()) else level.expand(z.shape[:2])
 
 
 def _solver_rows(objective: Denoise, rows: Tokens, depths: list[int], random: StepRandom,
@@ -198,14 +208,21 @@ class TeacherForced:
 
         def denoise(z: Tensor, sigma) -> Tensor:
             nonlocal logits
-            sigma = torch.as_tensor(sigma, dtype=torch.float64, device=z.device).expand(len(z))
+            sigma = torch.as_tensor(sigma, dtype=torch.float64, device=z.device)
+            sigma = _levels_of_batch(sigma, z) if sigma.ndim else sigma.expand(len(z))
             logits = walk(z.float(), sigma, self.e, **self._surroundings(sigma, eps))
             return self.denoiser.estimate(logits, random.uniform(f"{stream} bridge{next(calls)}", self.y.shape[1:]))
 
-        sigmas = schedule(config.schedule, num_steps, self.objective.noise)
-        z = sigmas[0].float() * random.normal(stream, self.target.shape[1:])
-        SAMPLERS[config.solver](denoise, z, sigmas,
-                                random=lambda step: random.normal(f"{stream} step{step}", self.target.shape[1:]))
+        z = self.objective.noise.sigma_max * random.normal(stream, self.target.shape[1:])
+
+        def draws(step: int) -> Tensor:
+            return random.normal(f"{stream} step{step}", self.target.shape[1:])
+
+        if config.order == "together":
+            sigmas = schedule(config.schedule, num_steps, self.objective.noise)
+            SAMPLERS[config.solver](denoise, z, sigmas, random=draws)
+        else:
+            sample_rows(denoise, z, _rows_of_blocks(self.objective, num_steps, self.y.shape[1]), random=draws)
         return -token_losses(logits, self.y)
 
     def _surroundings(self, sigma: Tensor, eps: Tensor) -> dict:

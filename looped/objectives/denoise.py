@@ -18,6 +18,7 @@ from looped.diffusion.bridge import bridge
 from looped.diffusion.denoiser import Denoiser
 from looped.diffusion.edm import align
 from looped.diffusion.noise import noise_from_config
+from looped.diffusion.samplers import ancestral_step
 from looped.models.language import LanguageModel
 from looped.nn.cache import Cache
 from looped.objectives.base import Loss, Objective, head_losses
@@ -60,11 +61,23 @@ class Denoise(Objective):
     def levels(self, random: StepRandom, length: int) -> Tensor:
         """Noise levels of a training step: (B,), or (B, L) where some sequences have a level for each token."""
         sigma, share = self.noise.sample(random.stratified("sigma")), self.config.noise.share_per_token
+        if self.config.order == "left-to-right":
+            return self._levels_in_order(random, length)
         if not share:
             return sigma
         apart = random.uniform("per token", ()) < share
         own = self.noise.sample(random.uniform("sigma of tokens", (length,)))
         return torch.where(apart.unsqueeze(1), own, sigma.unsqueeze(1))
+
+    def _levels_in_order(self, random: StepRandom, length: int) -> Tensor:
+        """What a solver from left to right meets: in each block one row at a level of its own, those before it at
+        sigma_min and those after it at sigma_max."""
+        block, noise = self.config.block_size, self.noise
+        at_work = (random.uniform("row at work", (length // block,)) * block).long().unsqueeze(-1)  # B N 1
+        level = noise.sample(random.uniform("sigma of tokens", (length // block,))).unsqueeze(-1)
+        place = torch.arange(block, device=level.device)
+        sigma = torch.where(place < at_work, noise.sigma_min, torch.where(place > at_work, noise.sigma_max, level))
+        return sigma.flatten(1)  # B N k -> B L
 
     def _losses(self, e: Tensor, y: Int[Tensor, "batch length"], sigma: Tensor,
                 random: StepRandom) -> Float[Tensor, "batch length"]:
@@ -79,7 +92,7 @@ class Denoise(Objective):
             logits = self.denoiser.logits(hidden, z, level)
             carry = self.denoiser.handed_on(state, logits)
             noise = random.normal(f"noise{step}", target.shape[1:])
-            z = _ancestral(z, bridge("soft", logits, self.denoiser.table()), level, lower, noise)
+            z = ancestral_step(z, bridge("soft", logits, self.denoiser.table()), level, lower, noise)
             state, hidden = self.denoiser.trace(z, lower, e, context=context, carry=carry)
             losses.append(self._read_out(hidden, y, z, lower))
         return torch.stack(losses).mean(0)
@@ -140,9 +153,3 @@ class Denoise(Objective):
         plain = solver if config.next_token_weight else 0
         first = CARRY_SHARE * solver if config.carry != "none" and config.train_steps == 1 else 0
         return 3.0 * (c.num_prelude_layers + clean + config.train_steps * solver + plain) + first
-
-
-def _ancestral(z: Tensor, D: Tensor, sigma: Tensor, lower: Tensor, noise: Tensor) -> Tensor:
-    """z at the level `lower` of the chain that leads from z to D: the step of `sample_ancestral`."""
-    keep = align((lower / sigma).square(), z).float()
-    return keep * z + (1 - keep) * D + align(lower, z).float() * (1 - keep).sqrt() * noise

@@ -16,6 +16,7 @@ from looped.diffusion.samplers import (
     sample_euler,
     sample_heun,
     sample_restart,
+    sample_rows,
 )
 from looped.diffusion.schedules import schedule
 from looped.errors import UserError
@@ -203,3 +204,23 @@ def test_bad_options_and_levels_that_are_no_numbers_are_named():
     for top in (math.nan, math.inf):
         with pytest.raises(UserError, match="must fall"):
             sample_euler(exact_denoiser, start(2), torch.tensor([top, 0.0]))
+
+
+def test_rows_with_one_schedule_are_sampled_as_by_the_ancestral_solver():
+    z = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    noise = torch.randn(5, 2, 3, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    sigmas = torch.tensor([20.0, 7.0, 2.0, 0.5, 0.0], dtype=torch.float64)
+    one = sample_ancestral(lambda z, sigma: torch.tanh(z) / (1 + sigma), 20 * z, sigmas,
+                           random=lambda step: noise[step])
+    rows = sample_rows(lambda z, level: torch.tanh(z) / (1 + level).unsqueeze(-1), 20 * z,
+                       sigmas[:-1, None].expand(4, 3), random=lambda step: noise[step])
+    torch.testing.assert_close(rows, one)
+
+
+def test_a_row_whose_level_stays_is_left_alone():
+    seen = []
+    z, levels = torch.ones(1, 2, 3), torch.tensor([[20.0, 20.0], [0.5, 20.0]], dtype=torch.float64)
+    sample_rows(lambda z, level: (seen.append(z), torch.zeros_like(z))[1], z, levels,
+                random=lambda step: torch.zeros(1, 2, 3))
+    assert torch.equal(seen[1][:, 1], z[:, 1])
+    assert not torch.equal(seen[1][:, 0], z[:, 0])

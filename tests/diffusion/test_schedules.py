@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 
 from looped.diffusion.noise import Adaptive, LogNormal, LogUniform, ShareAtMax
-from looped.diffusion.schedules import SCHEDULES, schedule
+from looped.diffusion.schedules import SCHEDULES, block_schedule, schedule
 from looped.errors import UserError
 
 PAPER = LogNormal(-1.2, 1.2, 0.002, 80.0)
@@ -60,3 +60,24 @@ def test_quantile_of_a_log_uniform_is_log_linear():
 def test_bad_settings_are_named(arguments, word):
     with pytest.raises(UserError, match=word):
         schedule(*arguments)
+
+
+def test_blocks_from_left_to_right_lose_their_noise_group_by_group():
+    noise = LogUniform(0.5, 20.0)
+    low, high = 0.5, 20.0
+
+    def levels(num_steps):
+        return block_schedule("log-linear", num_steps, noise, 4, "left-to-right").tolist()
+
+    assert levels(1) == [[high] * 4]
+    assert levels(2) == [[high] * 4, [low, low, high, high]]
+    assert levels(4) == [[low] * row + [high] * (4 - row) for row in range(4)]
+    assert levels(8) == [[low] * row + [own] + [high] * (3 - row) for row in range(4) for own in (high, low)]
+    assert len(levels(6)) == 6
+    assert levels(6)[-1][:3] == [low] * 3
+
+
+def test_blocks_together_follow_one_schedule():
+    noise = LogUniform(0.5, 20.0)
+    levels = block_schedule("karras", 5, noise, 3, "together")
+    assert torch.equal(levels, schedule("karras", 5, noise)[:5, None].expand(5, 3))

@@ -6,9 +6,12 @@ import torch
 
 from looped.config import load_config
 from looped.errors import UserError
+from looped.evaluation.generation import generate
+from looped.evaluation.likelihood import losses_by_depth
 from looped.models.build import build
 from looped.nn.bias import CleanNoisy, CleanNoisyBlocks
 from looped.objectives import build_objective
+from looped.rng import StepRandom
 
 V, K, L = 40, 3, 12
 SMALL = {"model.width": 16, "model.num_heads": 2, "denoise.target.dim": 8, "denoise.cond_width": 8, "data.length": L,
@@ -65,7 +68,11 @@ def test_blocks_of_one_row_are_clean_noisy():
 
 def test_settings_that_do_not_fit_are_named():
     with pytest.raises(UserError, match="needs the clean tokens"):
-        load_config(None, {"denoise.block_size": 2})
+        load_config(None, {"denoise.block_size": 2, "denoise.context": "inject"})
+    with pytest.raises(UserError, match="several tokens"):
+        load_config(None, {"denoise.order": "left-to-right"})
+    with pytest.raises(UserError, match="set it to ancestral"):
+        load_config(None, {"denoise.order": "left-to-right", "denoise.block_size": 2, "denoise.solver": "euler"})
     with pytest.raises(UserError, match="try 120"):
         load_config(None, {"denoise.block_size": 6, "denoise.context": "concat", "data.length": 125})
     with pytest.raises(UserError, match="try a length of 9"):
@@ -82,3 +89,27 @@ def test_evidence_in_reads_a_row_that_gives_its_token_away_as_that_token():
     torch.testing.assert_close(clear, embedding[y], rtol=1e-6, atol=1e-6)
     blind = denoiser.expected_embedding(1e4 * inputs()[1], high)
     torch.testing.assert_close(blind, embedding.mean(0).expand(2, L, 16), rtol=0, atol=1e-2)
+
+
+def test_from_left_to_right_training_meets_what_the_solver_meets():
+    objective = make(denoise__block_size=K, denoise__order="left-to-right")
+    sigma = objective.levels(StepRandom(0, 0, count=200), L).view(-1, K)
+    low, high = objective.noise.sigma_min, objective.noise.sigma_max
+    at_work = (sigma == low).cumprod(1).sum(1).clamp_max(K - 1)  # the first row that is not done
+    place = torch.arange(K)
+    assert bool((sigma[place > at_work.unsqueeze(1)] == high).all())
+    shares = torch.bincount(at_work, minlength=K) / len(sigma)
+    torch.testing.assert_close(shares, torch.full((K,), 1 / K), atol=0.08, rtol=0)
+    own = sigma.gather(1, at_work.unsqueeze(1))
+    assert (own == high).double().mean().item() == pytest.approx(0.75, abs=0.06)  # noise.share_at_max
+    assert float(own[own < high].min()) < 1 < float(own[own < high].max())
+
+
+@torch.no_grad()
+def test_a_block_from_left_to_right_is_written_and_measured_at_any_depth():
+    objective = make(denoise__block_size=K, denoise__order="left-to-right")
+    x = inputs()[0]
+    losses = losses_by_depth(objective, torch.cat([x, x[:, :1]], dim=1), [1, 2, 3, 7])
+    assert all(bool(result.losses.isfinite().all()) for result in losses)
+    assert len({round(result.losses.sum().item(), 6) for result in losses}) == 4
+    assert generate(objective, x[:, :4], num_tokens=5, depth=7).shape == (2, 5)
