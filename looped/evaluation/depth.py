@@ -1,6 +1,7 @@
 """The depth sweep: how good a trained model is at every depth, and what it writes there, as rows with intervals."""
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -125,9 +126,16 @@ def evaluate_run(objective: Objective, data: TextData, config: Config, depths: S
 
 def evaluate_samples(objective: Objective, prompts: Int[Tensor, "num length"], depths: Sequence[int], *,
                      num_tokens: int, seed: int = 0) -> tuple[list[Row], dict[int, Texts]]:
-    """Continuations of held-out prompts at each depth, and how diverse they are."""
-    samples = {depth: write_texts(objective, prompts, depth, num_tokens=num_tokens, seed=seed) for depth in depths}
-    return [row for depth, texts in samples.items() for row in diversity(texts, depth)], samples
+    """Continuations of held-out prompts at each depth: how diverse they are, and how fast they were written."""
+    samples, rows = {}, []
+    for depth in depths:
+        start = time.perf_counter()
+        samples[depth] = write_texts(objective, prompts, depth, num_tokens=num_tokens, seed=seed)
+        seconds = time.perf_counter() - start
+        rows += [*diversity(samples[depth], depth),
+                 Row("tokens_per_second", samples[depth].numel() / seconds, None, None, len(prompts), depth=depth,
+                     seconds=seconds)]
+    return rows, samples
 
 
 def layer_forwards_at(objective: Objective, depth: int) -> float:
