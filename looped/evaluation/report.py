@@ -117,7 +117,8 @@ def _cells(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     return {"nats a token": _with_interval(nats), "bits a byte": mean("bits_per_byte"),
             "distinct-1, 2, 4": " ".join(mean(f"distinct_{n}") for n in (1, 2, 4)).replace("- - -", "-"),
             "repetition-4": mean("repetition_4"), "judged": mean("judged_nats"), "matched": _matched(rows),
-            "mauve": mean("mauve"), "tokens a second": mean("tokens_per_second", 0), "layer forwards": _number(nats.get("layer_forwards"), 0),
+            "mauve": mean("mauve"), "tokens a second": mean("tokens_per_second", 0),
+            "layer forwards": _number(nats.get("layer_forwards"), 0),
             "seconds": _number(nats.get("seconds"), 2)}
 
 
