@@ -389,7 +389,8 @@ def _denoiser_copies(config: Config, vocab_size: int) -> int:
 
 def _levels(config: Config) -> int:
     """Noise levels of a sequence: one, or one a token."""
-    return config.data.length if config.denoise.noise.share_per_token else 1
+    by_token = config.denoise.noise.share_per_token or config.denoise.order != "together"
+    return config.data.length if by_token else 1
 
 
 def _carry_size(config: Config) -> int:

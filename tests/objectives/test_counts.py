@@ -23,7 +23,8 @@ RECIPES = [{"denoise.train_steps": 3}, {"denoise.train_steps": 2, "denoise.poste
            {"denoise.train_steps": 3, "denoise.carry": "estimate"},
            {"denoise.train_steps": 3, "denoise.carry": "latent"},
            {"denoise.noise.share_per_token": 0.5}, {"denoise.next_token_weight": 0.5}, {"denoise.evidence_in": True},
-           {"denoise.block_size": 4}, {"denoise.block_size": 4, "denoise.train_steps": 2},
+           {"denoise.block_size": 4}, {"denoise.block_size": 4, "denoise.order": "left-to-right"},
+           {"denoise.block_size": 4, "denoise.train_steps": 2},
            {"denoise.block_size": 4, "denoise.train_steps": 2, "denoise.carry": "latent", "denoise.evidence_in": True,
             "denoise.noise.share_per_token": 0.5, "denoise.next_token_weight": 0.5}]
 CASES = [(arm, recipe) for arm in ARMS if arm.startswith("denoise") for recipe in RECIPES

@@ -43,10 +43,10 @@ class Pairs(LanguageModel):
         return torch.stack(answers, 2).flatten(1, 2)
 
 
-def exact_pairs(joint, width=8):
+def exact_pairs(joint, order, width=8):
     config = load_config(None, {"model.width": width, "model.num_heads": 2, "denoise.target.dim": width,
                                 "denoise.block_size": 2, "denoise.noise.sigma_max": 40.0,
-                                "denoise.noise.sigma_min": 0.3, "denoise.cond_width": 8})
+                                "denoise.noise.sigma_min": 0.3, "denoise.cond_width": 8, "denoise.order": order})
     model = Pairs(config, joint)
     objective = build_objective(config, model)
     with torch.no_grad():
@@ -56,10 +56,10 @@ def exact_pairs(joint, width=8):
     return objective.eval()
 
 
-def pair_bounds(joint, rows, depths):
+def pair_bounds(joint, rows, depths, order="together"):
     """{depth: nats a pair by the variational bound}."""
     return {found.depth: 2 * found.losses.mean().item()
-            for found in losses_by_depth(exact_pairs(joint), rows, depths, batch_size=len(rows))}
+            for found in losses_by_depth(exact_pairs(joint, order), rows, depths, batch_size=len(rows))}
 
 
 def bound_pairs(num_tokens=6, agree=0.9):
@@ -91,3 +91,13 @@ def test_the_bound_of_a_denoiser_that_takes_the_tokens_of_a_pair_for_independent
     bounds = pair_bounds(apart, rows, [1, 2, 8, 64])
     assert max(bounds.values()) - min(bounds.values()) < 1e-3
     assert bounds[1] == pytest.approx(2 * math.log(6), abs=0.01)
+
+
+def test_from_left_to_right_an_exact_denoiser_of_pairs_needs_one_step_a_token():
+    joint, rows = bound_pairs()
+    first, second = rows[:, 1:].unflatten(1, (-1, 2)).unbind(2)
+    truth = -joint[first, second].log().mean().item()
+    bounds = pair_bounds(joint, rows, [1, 2, 8], order="left-to-right")
+    assert bounds[1] == pytest.approx(2 * math.log(6), abs=0.01)
+    assert bounds[2] == pytest.approx(truth, abs=0.02)
+    assert bounds[8] == pytest.approx(truth, abs=0.02)
