@@ -293,6 +293,9 @@ class Config(Section):
         if self.denoise.target.tied and self.denoise.target.dim not in (None, self.model.width):
             raise ValueError(f"denoise.target.tied needs denoise.target.dim = model.width; leave denoise.target.dim "
                              f"out, or set it to {self.model.width}")
+        if self.denoise.block_size > 1 and self.model.injection == "none":
+            raise ValueError("denoise.block_size above 1 needs an injection, which tells the core where in its block "
+                             "a row stands; set model.injection to linear, add, gated or diagonal")
         if self.data.length % self.denoise.block_size:
             size = self.denoise.block_size
             raise ValueError(f"data.length {self.data.length} does not split into blocks of denoise.block_size {size}; "

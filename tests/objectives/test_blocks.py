@@ -73,6 +73,8 @@ def test_settings_that_do_not_fit_are_named():
         load_config(None, {"denoise.order": "left-to-right"})
     with pytest.raises(UserError, match="set it to ancestral"):
         load_config(None, {"denoise.order": "left-to-right", "denoise.block_size": 2, "denoise.solver": "euler"})
+    with pytest.raises(UserError, match="needs an injection"):
+        load_config(None, {"denoise.block_size": 2, "model.injection": "none"})
     with pytest.raises(UserError, match="try 120"):
         load_config(None, {"denoise.block_size": 6, "denoise.context": "concat", "data.length": 125})
     with pytest.raises(UserError, match="try a length of 9"):
