@@ -6,7 +6,8 @@ the same model trained by single-pass denoising for three times as many epochs, 
 
 `cpu` keeps the structure, 2/4/2 layers, mean depth 32 with gradients through 8, and the ratio of epochs, on the default
 corpus; an autoregressive run of another seed stands in for the judges and the encoder. The paper's figures are printed
-beside, as what to compare the direction with. The same command again goes on where it was interrupted.
+beside, as what to compare the direction with. The same command again goes on where it was interrupted. Any setting of
+`looped train` can be added, as in --data.path "texts/*.jsonl".
 """
 
 import argparse
@@ -54,13 +55,14 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=1, help="seeds 0, 1, ... of the two rules")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once")
     parser.add_argument("--epoch", type=int, help="tokens an epoch, to try it out; that of the scale if not given")
-    args = parser.parse_args()
+    args, settings = parser.parse_known_args()
     scale, out = SCALES[args.scale], args.out or Path("runs") / f"table5-{args.scale}"
     epoch = args.epoch or scale.epoch
     runs = [(rule, seed) for seed in range(args.seeds) for rule in ("truncated", "denoise")]
     stand_in = [("ar", JUDGE_SEED)] if scale.judges is None else []
     out.mkdir(parents=True, exist_ok=True)
-    code = train_all([train_command(scale, epoch, rule, seed, out) for rule, seed in [*runs, *stand_in]], args.jobs)
+    code = train_all([train_command(scale, epoch, rule, seed, out, settings) for rule, seed in [*runs, *stand_in]],
+                     args.jobs)
     if code:
         return code
     judge = str(out / f"ar-{JUDGE_SEED}")
@@ -71,12 +73,12 @@ def main() -> int:
     return 0
 
 
-def train_command(scale: Scale, epoch: int, rule: str, seed: int, out: Path) -> list[str]:
-    """`looped train` of one run: its rule's number of epochs, counted in tokens."""
+def train_command(scale: Scale, epoch: int, rule: str, seed: int, out: Path, settings: list[str]) -> list[str]:
+    """`looped train` of one run: its rule's number of epochs, counted in tokens; `settings` are those of the user."""
     budget = {"training.budget": EPOCHS[rule] * epoch, "training.budget_unit": "tokens", "training.eval_every": 0}
     flags = {"objective": rule, "seed": seed} | scale.flags | budget
     return [sys.executable, "-m", "looped.cli", "train", str(ROOT / "configs" / scale.config),
-            "--run", str(out / f"{rule}-{seed}"), *(f"--{name}={value}" for name, value in flags.items())]
+            "--run", str(out / f"{rule}-{seed}"), *(f"--{name}={value}" for name, value in flags.items()), *settings]
 
 
 def train_all(commands: list[list[str]], jobs: int) -> int:
