@@ -294,7 +294,7 @@ def test_intervals_overlap_by_a_power_of_their_ratio_and_stay_in_range():
 
 
 @pytest.mark.parametrize(("settings", "kind", "share"), [
-    ({}, LogUniform, 0.5),
+    ({}, LogUniform, 0.75),
     (NOISE_PRESETS["paper"], LogNormal, 0.0),
     ({"distribution": "adaptive", "share_at_max": 0.25}, Adaptive, 0.25),
 ])

@@ -174,8 +174,9 @@ def test_saved_bytes_of_every_recipe_are_those_that_autograd_keeps(arm, recipe, 
 
 @pytest.mark.parametrize("settings", [
     {"model.injection": "gated"}, {"model.injection": "diagonal"}, {"model.injection": "add"},
-    {"model.injection": "none"}, {"model.qk_norm": True}, {"model.num_kv_heads": 2}, {"model.block": "sandwich"},
-    {"denoise.target.tied": True, "denoise.target.dim": None}, {"denoise.target.learned_logit_scale": False}], ids=str)
+    {"model.injection": "none", "denoise.block_size": 1}, {"model.qk_norm": True}, {"model.num_kv_heads": 2},
+    {"model.block": "sandwich"}, {"denoise.target.tied": True, "denoise.target.dim": None},
+    {"denoise.target.learned_logit_scale": False}], ids=str)
 @pytest.mark.parametrize("arm", ["denoise:concat", "denoise:context"])
 def test_saved_bytes_of_all_recipes_together_hold_for_every_kind_of_layer(arm, settings):
     config = config_of(arm, **RECIPES[-1] | settings)

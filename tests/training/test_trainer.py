@@ -127,7 +127,8 @@ def test_four_micro_batches_make_the_step_of_one(tmp_path, tiny, objective):
     runs = [train(tiny(**config, **{"training.accumulation": n}), tmp_path / str(n)) for n in (1, 4)]
     start = build_objective(tiny(**config), build(tiny(**config), runs[0].objective.model.vocab_size))
     for a, b, w in zip(*(run.objective.parameters() for run in runs), start.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+        # Adam divides by the gradient's own size, so where that is nearly zero rounding shows.
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
         assert (a - b).norm() <= 1e-3 * (a - w).norm() + 1e-9  # small beside what training moved
 
 
