@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from looped.config import DENOISE_PRESETS, Config, DenoiseConfig, parse_flag
+from looped.config import Config, parse_flag
+from looped.config_denoise import DENOISE_PRESETS, DenoiseConfig
 from looped.errors import UserError, did_you_mean
 
 OBJECTIVES: tuple[str, ...] = typing.get_args(Config.model_fields["objective"].annotation)

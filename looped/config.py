@@ -11,39 +11,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from looped.config_base import Count, Depth, Fraction, NonNegative, Positive, Section
+from looped.config_denoise import DenoiseConfig, noise_preset
 from looped.errors import UserError, did_you_mean
-
-MAX_DEPTH = 100_000
-"""Beyond what any run is for; a typing error such as 1e9 should not fill the memory."""
-
-Depth = Annotated[int, Field(ge=1, le=MAX_DEPTH)]
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-
-NOISE_PRESETS: dict[str, dict[str, Any]] = {
-    # Shing et al. (DiffusionBlocks), section 4: the EDM settings of Karras et al. 2022, table 1.
-    "paper": {"distribution": "log-normal", "log_mean": -1.2, "log_std": 1.2, "sigma_min": 0.002, "sigma_max": 80.0,
-              "share_at_max": 0.0},
-    "wide": {},  # the defaults of NoiseConfig
-}
-
-DENOISE_PRESETS: dict[str, dict[str, Any]] = {
-    # `denoise:paper` among the arms of a comparison: the published recipe, without what this toolkit adds to it.
-    "paper": {"denoise.noise": "paper", "denoise.posterior": False, "denoise.weight": "edm", "denoise.bridge": "soft",
-              "denoise.solver": "euler", "denoise.target.tied": True, "denoise.target.normalise": "l2",
-              "denoise.target.dim": None, "denoise.target.sigma_data": 0.5},
-}
-
-
-class Section(BaseModel):
-    """A frozen group of settings that refuses names it does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
 class ModelConfig(Section):
@@ -95,99 +67,6 @@ class RecurrenceConfig(Section):
     backprop: Depth = Field(4, description="last steps that carry gradient under `truncated`")
     distribution: Literal["huginn", "fixed"] = Field("huginn", description="log-normal Poisson, or always `mean`")
     per_sequence: bool = Field(True, description="one depth a sequence (Parcae) instead of one a batch (Huginn)")
-
-
-def _noise_preset(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    if value not in NOISE_PRESETS:
-        raise ValueError(f"no noise preset '{value}'{did_you_mean(value, NOISE_PRESETS)}")
-    return NOISE_PRESETS[value]
-
-
-class NoiseConfig(Section):
-    """Which noise levels are trained, and the range that solvers cross."""
-
-    distribution: Literal["log-normal", "log-uniform", "adaptive"] = Field(
-        "log-uniform", description="density of ln sigma in training")
-    log_mean: Finite = Field(0.7, description="mean of ln sigma (log-normal)")
-    log_std: Positive = Field(1.2, description="standard deviation of ln sigma (log-normal)")
-    sigma_min: Positive = Field(0.5, description="lowest noise level")
-    sigma_max: Positive = Field(20.0, description="highest noise level, where solvers start")
-    share_at_max: Fraction = Field(0.75, description="share of the sequences trained at sigma_max itself")
-    share_per_token: Fraction = Field(0.0, description="share of the sequences whose tokens have a level each")
-
-    @model_validator(mode="after")
-    def _check_range(self):
-        if self.sigma_min >= self.sigma_max:
-            raise ValueError(f"sigma_min {self.sigma_min} is not below sigma_max {self.sigma_max}; "
-                             f"swap them or widen the range")
-        return self
-
-
-class TargetConfig(Section):
-    """The clean vectors y that are denoised: one row a token."""
-
-    dim: int | None = Field(None, ge=1, description="dimension of the target embedding; null: 16, or that of the "
-                                                    "input embedding where tied")
-    normalise: Literal["rms", "l2"] = Field("rms", description="rows of unit RMS a coordinate, or of unit norm (paper)")
-    scale: Positive = Field(1.0, description="factor on the normalised rows")
-    tied: bool = Field(False, description="take the rows from the model's input embedding")
-    sigma_data: Positive | None = Field(
-        None, description="standard deviation of a coordinate that the preconditioning assumes; null: the true one")
-    learned_logit_scale: bool = Field(True, description="learn the sharpness of the readout")
-
-
-class DenoiseConfig(Section):
-    """Single-pass denoising: context, noise, targets, readout, and the solver used by default."""
-
-    context: Literal["inject", "concat", "context"] = Field(
-        "context", description="clean tokens reach the noisy rows injected, as a clean copy, or as the prelude's keys")
-    block_size: Depth = Field(
-        1, description="tokens k denoised together, so that a solve yields k; above 1 with concat or context")
-    order: Literal["together", "left-to-right"] = Field(
-        "together", description="how a block loses its noise: all tokens at once, or each after those before it, which "
-                                "a solver of block_size steps does one by one; training visits what the solver will")
-    noise: Annotated[NoiseConfig, BeforeValidator(_noise_preset)] = Field(
-        NoiseConfig(), description="noise levels, or a preset: paper, wide")
-    target: TargetConfig = Field(TargetConfig(), description="target embedding")
-    weight: Literal["none", "edm"] = Field("none", description="weight of the cross-entropy by noise level")
-    train_steps: Depth = Field(1, description="solver steps K of a training step, with gradient through all of them")
-    carry: Literal["none", "estimate", "latent"] = Field(
-        "none", description="what a solver step hands to the next beside z: its soft estimate (self-conditioning), or "
-                            "the core's output; with concat or context")
-    next_token_weight: NonNegative = Field(
-        0.0, description="weight of the plain next-token loss of one unconditioned step, beside the denoising loss")
-    posterior: bool = Field(True, description="add z . y_v / sigma^2, the exact log-likelihood of z, to the logits")
-    evidence_in: bool = Field(
-        False, description="add to the state the input embedding expected under the likelihood of z alone")
-    cond_width: int = Field(128, ge=2, description="width of the noise-level embedding")
-    bridge: Literal["soft", "hard", "top-k", "sampled"] = Field("sampled", description="from logits to embeddings")
-    bridge_top_k: Depth = Field(8, description="rows kept by the top-k bridge")
-    solver: Literal["euler", "heun", "dpmpp-2m", "ancestral", "restart"] = Field(
-        "ancestral", description="default solver; with the sampled bridge its steps are exact for an exact denoiser")
-    schedule: Literal["karras", "quantile", "log-linear"] = Field("quantile", description="default noise schedule")
-
-    @model_validator(mode="after")
-    def _check_block(self):
-        if self.block_size > 1 and self.context == "inject":
-            raise ValueError(f"block_size {self.block_size} needs the clean tokens as a context of their own, which "
-                             f"context inject does not keep; set denoise.context to concat or context")
-        if self.order != "together" and self.block_size == 1:
-            raise ValueError(f"order {self.order} needs a block of several tokens; set denoise.block_size to 2 or more")
-        if self.order != "together" and self.solver != "ancestral":
-            raise ValueError(f"order {self.order} is what the ancestral solver can do, and denoise.solver is "
-                             f"{self.solver}; set it to ancestral")
-        if self.order != "together" and self.noise.share_per_token:
-            raise ValueError(f"order {self.order} gives each token its level, and noise.share_per_token would give it "
-                             f"another; set denoise.noise.share_per_token to 0")
-        if self.order != "together" and self.train_steps > 1:
-            raise ValueError(f"order {self.order} is trained one step at a time, and denoise.train_steps is "
-                             f"{self.train_steps}; set it to 1")
-        if self.carry != "none" and self.context == "inject":
-            raise ValueError(f"carry {self.carry} needs rows that no other row attends to, and under context inject "
-                             f"they do; set denoise.context to concat or context")
-        return self
 
 
 class DataConfig(Section):
@@ -390,7 +269,7 @@ def _merge(values: Mapping, flags: Mapping[str, Any]) -> dict:
         for depth, section in enumerate(sections):
             inner = target.setdefault(section, {})
             if isinstance(inner, str) and ".".join(sections[: depth + 1]) == "denoise.noise":
-                inner = dict(_noise_preset(inner))  # a preset with one setting changed
+                inner = dict(noise_preset(inner))  # a preset with one setting changed
             if not isinstance(inner, dict):
                 raise UserError(f"--{name}: '{section}' is set to {inner!r} in the config, not to a section")
             target[section] = inner

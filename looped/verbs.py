@@ -12,7 +12,8 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from looped.config import MAX_DEPTH, Config, describe_settings, dump_config, load_config
+from looped.config import Config, describe_settings, dump_config, load_config
+from looped.config_base import MAX_DEPTH
 from looped.errors import UserError
 
 Settings = Mapping[str, str]

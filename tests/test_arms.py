@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from looped.arms import ARMS, parse_arm, parse_arms
-from looped.config import DENOISE_PRESETS, load_config
+from looped.config import load_config
+from looped.config_denoise import DENOISE_PRESETS
 from looped.errors import UserError
 
 

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
 
-from looped.config import DenoiseConfig
+from looped.config_denoise import DenoiseConfig
 from looped.diffusion.bridge import bridge
 from looped.diffusion.edm import EDM, align
 from looped.diffusion.targets import TargetEmbedding
@@ -104,15 +104,14 @@ class Denoiser(nn.Module):
         logits = logits.float() * self.logit_scale
         logits = logits if steer is None else steer(logits)
         logits = logits + self._log_likelihood(z, sigma) if self.config.posterior else logits
-        return logits, self.handed_on(state, logits)
+        D = bridge("soft", logits, self.table()) if self.config.carry == "estimate" else None
+        return logits, self.handed_on(state, D)
 
-    def handed_on(self, state: Tensor, logits: Tensor) -> Tensor | None:
-        """What `denoise.carry` hands on: the soft estimate in units of sigma_data, the core's output, or nothing."""
-        if self.config.carry == "none":
-            return None
-        if self.config.carry == "latent":
-            return state
-        return bridge("soft", logits, self.table()) / self.edm.sigma_data
+    def handed_on(self, state: Tensor, D: Noisy | None) -> Tensor | None:
+        """What `denoise.carry` hands on: the soft estimate D in units of sigma_data, the core's output, or nothing."""
+        if self.config.carry == "estimate":
+            return D / self.edm.sigma_data
+        return state if self.config.carry == "latent" else None
 
     def trace(self, z: Noisy, sigma: Sigma, e: Tensor, *, context: Cache | None = None, carry: Tensor | None = None,
               **options) -> tuple[Tensor, Tensor]:
@@ -191,6 +190,15 @@ class Walk:
         """Logits, as `Denoiser.forward`."""
         logits, self.carry = self.denoiser.read(z, sigma, e, carry=self.carry, **options)
         return logits
+
+
+def levels_of(z: Noisy, level: float | Tensor) -> Float64[Tensor, "batch"] | Float64[Tensor, "batch length"]:
+    """A level for all rows of z, or one a row (L,), as the denoiser takes it: one a sequence wherever its rows share
+    it, since that is cheaper to condition on."""
+    level = torch.as_tensor(level, dtype=torch.float64, device=z.device)
+    if level.ndim and not bool((level == level[0]).all()):
+        return level.expand(z.shape[:2])
+    return level.reshape(-1)[:1].expand(len(z))
 
 
 @functools.lru_cache(maxsize=8)

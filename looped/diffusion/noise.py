@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor, nn
 
-from looped.config import NoiseConfig
+from looped.config_denoise import NoiseConfig
 from looped.errors import UserError
 
 

@@ -30,7 +30,8 @@ from looped.evaluation.depth import peak_bytes
 from looped.models.build import build
 from looped.nn.bias import Causal
 from looped.objectives import build_objective
-from looped.objectives.counts import count, layer_flops
+from looped.objectives.counts import count
+from looped.objectives.flops import layer_flops
 from looped.rng import StepRandom, generator
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -15,9 +15,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from looped.diffusion.bridge import draw
-from looped.diffusion.denoiser import Walk
-from looped.diffusion.samplers import SAMPLERS, sample_rows
-from looped.diffusion.schedules import block_schedule, schedule
+from looped.diffusion.denoiser import Walk, levels_of
+from looped.diffusion.solve import solve
 from looped.diffusion.steering import Steering
 from looped.errors import UserError
 from looped.nn.bias import Full, Mask, Padded
@@ -141,8 +140,8 @@ class DenoiseWriter:
         start, walk = self.padding.start(self.width - 1), Walk(self.denoiser)
 
         def logits_at(z: Tensor, level: float | Tensor) -> Tensor:
-            return walk(z, _levels(z, level), e[:, -1:], context=self.context, mask=mask, start=start,
-                                 steer=self.steering)
+            return walk(z, levels_of(z, level), e[:, -1:], context=self.context, mask=mask, start=start,
+                        steer=self.steering)
 
         return logits_at
 
@@ -163,7 +162,7 @@ class DenoiseWriter:
                 rows, rows_e, column = torch.cat([target + level * eps, z], dim=1), held_e, first
             seen.add(level)
             cache = self.cache.child("level", level)
-            logits = self.denoiser(rows, _levels(z, level), rows_e, cache=cache, start=self.padding.start(column),
+            logits = self.denoiser(rows, levels_of(z, level), rows_e, cache=cache, start=self.padding.start(column),
                                    mask=mask, steer=self.steering)
             cache.truncate(self.width - 1)  # the sought row is not known yet
             return logits[:, -1:]
@@ -180,21 +179,6 @@ class DenoiseWriter:
             logits = logits_at(z.float(), sigma)
             return self.denoiser.estimate(logits, random.uniform(f"bridge{next(calls)}", logits.shape[1:2]))
 
-        config, noise = self.objective.config, self.objective.noise
-        z = noise.sigma_max * random.normal("start", shape)
-
-        def draws(step: int) -> Tensor:
-            return random.normal(f"step{step}", shape)
-
-        if config.order == "together":
-            SAMPLERS[config.solver](denoise, z, schedule(config.schedule, self.depth, noise), random=draws)
-        else:
-            sample_rows(denoise, z, block_schedule(config.schedule, self.depth, noise, self.block, config.order),
-                        random=draws)
+        solve(self.objective.config, self.objective.noise, denoise, self.depth,
+              normal=lambda stream: random.normal(stream, shape))
         return logits
-
-
-def _levels(z: Tensor, level: float | Tensor) -> Tensor:
-    """One level for all (B,), or one for each row of a block (B, k)."""
-    level = torch.as_tensor(level, dtype=torch.float64, device=z.device)
-    return level.expand(z.shape[:2] if level.ndim else len(z))

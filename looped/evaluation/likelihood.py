@@ -24,10 +24,10 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from looped.diffusion.denoiser import Walk
+from looped.diffusion.denoiser import Walk, levels_of
 from looped.diffusion.noise import Noise
-from looped.diffusion.samplers import SAMPLERS, sample_rows
-from looped.diffusion.schedules import block_schedule, schedule
+from looped.diffusion.schedules import block_schedule
+from looped.diffusion.solve import solve
 from looped.nn.cache import Cache
 from looped.objectives.base import Objective, token_losses
 from looped.objectives.bptt import Unrolled
@@ -73,7 +73,8 @@ def losses_by_solver(objective: Denoise, tokens: Tokens, depths: Sequence[int], 
 def main_losses(objective: Objective, tokens: Tokens, depth: int, *, seed: int = 0,
                 batch_size: int = 16) -> Float[Tensor, "num"]:
     """The one figure a sequence that all objectives have, nats a token as a next-token predictor: of a denoiser the
-    cross-entropy at sigma_max, in one pass; of a loop the loss at `depth`."""
+    cross-entropy at sigma_max, in one pass (of blocks: of each token without the others of its block); of a loop the
+    loss at `depth`."""
     if isinstance(objective, Denoise):
         (_, losses), = losses_by_sigma(objective, tokens, num_levels=1, seed=seed, batch_size=batch_size)
         return losses
@@ -149,7 +150,7 @@ def _bound(objective: Denoise, rows: Tokens, depth: int, random: StepRandom) -> 
     walk = Walk(denoiser)
 
     def logits_at(z: Tensor, level: Tensor) -> Tensor:
-        return walk(z, _levels_of_batch(level, z), e, context=context)
+        return walk(z, levels_of(z, level), e, context=context)
 
     for step, (sigma, lower) in enumerate(itertools.pairwise(levels)):
         # q(z' | z, y): mean keep z + (1 - keep) y, variance lower^2 (1 - keep), with keep = (lower / sigma)^2.
@@ -169,11 +170,6 @@ def _rows_of_blocks(objective: Denoise, depth: int, length: int) -> Float64[Tens
     config, device = objective.config, next(objective.parameters()).device
     levels = block_schedule(config.schedule, depth, objective.noise, config.block_size, config.order)
     return levels.repeat(1, length // config.block_size).to(device)
-
-
-def _levels_of_batch(level: Float64[Tensor, "length"], z: Tensor) -> Tensor:
-    """One level a sequence where all rows share it, since that is cheaper to condition on; else one a row."""
-    return level[:1].expand(len(z)) if bool((level == level[0]).all()) else level.expand(z.shape[:2])
 
 
 def _solver_rows(objective: Denoise, rows: Tokens, depths: list[int], random: StepRandom,
@@ -208,21 +204,12 @@ class TeacherForced:
 
         def denoise(z: Tensor, sigma) -> Tensor:
             nonlocal logits
-            sigma = torch.as_tensor(sigma, dtype=torch.float64, device=z.device)
-            sigma = _levels_of_batch(sigma, z) if sigma.ndim else sigma.expand(len(z))
+            sigma = levels_of(z, sigma)
             logits = walk(z.float(), sigma, self.e, **self._surroundings(sigma, eps))
             return self.denoiser.estimate(logits, random.uniform(f"{stream} bridge{next(calls)}", self.y.shape[1:]))
 
-        z = self.objective.noise.sigma_max * random.normal(stream, self.target.shape[1:])
-
-        def draws(step: int) -> Tensor:
-            return random.normal(f"{stream} step{step}", self.target.shape[1:])
-
-        if config.order == "together":
-            sigmas = schedule(config.schedule, num_steps, self.objective.noise)
-            SAMPLERS[config.solver](denoise, z, sigmas, random=draws)
-        else:
-            sample_rows(denoise, z, _rows_of_blocks(self.objective, num_steps, self.y.shape[1]), random=draws)
+        solve(config, self.objective.noise, denoise, num_steps,
+              normal=lambda name: random.normal(f"{stream} {name}", self.target.shape[1:]))
         return -token_losses(logits, self.y)
 
     def _surroundings(self, sigma: Tensor, eps: Tensor) -> dict:
@@ -251,8 +238,8 @@ def losses_by_sigma(objective: Denoise, tokens: Tokens, *, num_levels: int = 12,
             random = StepRandom(seed, 0, start=start, count=len(rows), total=len(tokens), device=rows.device)
             target = objective.denoiser.target(rows[:, 1:])
             z = target + level * random.normal("noise", target.shape[1:])
-            sigma = torch.full((len(rows),), level, dtype=torch.float64, device=rows.device)
-            losses.append(token_losses(objective.logits(rows[:, :-1], z, sigma), rows[:, 1:]).mean(1).double().cpu())
+            logits = objective.logits(rows[:, :-1], z, levels_of(z, level))
+            losses.append(token_losses(logits, rows[:, 1:]).mean(1).double().cpu())
         results.append((level, torch.cat(losses)))
     objective.train(was_training)
     return results

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from looped.diffusion.bridge import bridge
+from looped.diffusion.denoiser import levels_of
 from looped.evaluation.likelihood import next_token_losses
 from looped.evaluation.rows import Row, confidence_interval, summarise
 from looped.objectives.base import Objective, token_losses
@@ -20,6 +21,8 @@ from looped.objectives.denoise import Denoise
 from looped.rng import StepRandom, generator
 
 NUM_LEVELS = 8
+READING_GAP = 0.05
+"""Nats that knowing the rest of its block has to save a token; below, the rows of a block do not read each other."""
 SCRAMBLED_GAP = 0.3
 """Nats that another sequence's context has to cost; below, the context counts as ignored."""
 HELD, LOST = 0.01, 0.05
@@ -56,6 +59,12 @@ def probe(objective: Objective, tokens: Tokens, by_depth: Mapping[int, Float[Ten
     if twin is not None:
         behind = first - next_token_losses(twin, tokens, 1, seed=seed).mean(1).double().cpu()
         rows.append(summarise("behind_the_twin", behind))
+    if isinstance(objective, Denoise) and objective.config.block_size > 1:
+        alone, known = block_reading(objective, tokens, seed=seed)
+        rows += [summarise("block_alone", alone), summarise("block_others_known", known)]
+        if (alone - known).mean() < READING_GAP:
+            sentences.append(f"the tokens of a block do not read each other: knowing the others saves "
+                             f"{(alone - known).mean():.2f} nats, so more solver steps can gain nothing")
     rows += denoiser_probes(objective, tokens, seed=seed) if isinstance(objective, Denoise) else loop_probes(
         objective, tokens, max(by_depth), seed=seed)
     objective.train(was_training)
@@ -99,6 +108,27 @@ def _noised(objective: Denoise, y: Tensor, level: float, random: StepRandom) -> 
     target = objective.denoiser.target(y)
     z = target + level * random.normal("noise", target.shape[1:])
     return z, torch.full((len(y),), level, dtype=torch.float64, device=y.device)
+
+
+def block_reading(objective: Denoise, tokens: Tokens, *, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Nats a token of every sequence at sigma_max with all of its block there, and with the others of its block at
+    sigma_min, which all but gives them away: place by place, then the mean."""
+    x, y, noise, block = tokens[:, :-1], tokens[:, 1:], objective.noise, objective.config.block_size
+    random = StepRandom(seed, 0, count=len(tokens), device=tokens.device)
+    target = objective.denoiser.target(y)
+    eps, place = random.normal("noise", target.shape[1:]), torch.arange(y.shape[1], device=y.device) % block
+
+    def losses(levels: Tensor) -> Tensor:
+        z = target + levels.float().unsqueeze(-1) * eps
+        return token_losses(objective.logits(x, z, levels_of(z, levels)), y)
+
+    alone = losses(torch.full(y.shape[1:], noise.sigma_max, dtype=torch.float64, device=y.device))
+    known = torch.zeros_like(alone)
+    for row in range(block):
+        sought = place == row
+        levels = torch.full(sought.shape, noise.sigma_min, dtype=torch.float64, device=y.device)
+        known += losses(levels.masked_fill(sought, noise.sigma_max)) * sought
+    return alone.mean(1).double().cpu(), known.mean(1).double().cpu()
 
 
 def denoiser_probes(objective: Denoise, tokens: Tokens, *, seed: int = 0) -> list[Row]:

@@ -209,7 +209,23 @@ def _number_documents(lengths: Sequence[Sequence[int]]) -> Int[Tensor, "batch le
 
 
 @dataclass(frozen=True, eq=False)
-class CleanNoisy(Mask):
+class _TwoHalves(Mask):
+    """L clean rows, then their L noisy copies."""
+
+    length: int
+
+    @property
+    def size(self) -> int:
+        return 2 * self.length
+
+    def place(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """(whether a row is noisy, its place within its half)."""
+        noisy = rows >= self.length
+        return noisy, rows - self.length * noisy
+
+
+@dataclass(frozen=True, eq=False)
+class CleanNoisy(_TwoHalves):
     """2L rows: L clean ones, then their L noisy copies. Clean rows are causal; noisy row i sees clean rows up to i
     (`strict`: before i) and itself. Here L = 2:
 
@@ -224,22 +240,16 @@ class CleanNoisy(Mask):
     order of DiffusionBlocks and Block Diffusion. `attention` never builds the 2L x 2L tensor.
     """
 
-    length: int
     strict: bool = False
 
-    @property
-    def size(self) -> int:
-        return 2 * self.length
-
     def allow(self, q, k, b=0):
-        noisy = q >= self.length
-        own = q - self.length * noisy  # place of the row within its half
+        noisy, own = self.place(q)
         clean_key = (k < self.length) & (k <= own - (noisy & self.strict).long())
         return clean_key | (noisy & (k == q))
 
 
 @dataclass(frozen=True, eq=False)
-class CleanNoisyBlocks(Mask):
+class CleanNoisyBlocks(_TwoHalves):
     """L clean rows and their L noisy copies, which are sought in blocks of `block`: clean rows are causal; a noisy row
     sees its whole block, and the clean rows up to its block's first. Here L = 4 and blocks of 2; `attention` may be
     given the noisy queries alone, the last L rows:
@@ -259,7 +269,6 @@ class CleanNoisyBlocks(Mask):
     Noisy row i holds the noised token i + 1, so the clean rows that a block sees are all the tokens before its own.
     """
 
-    length: int
     block: int
 
     def __post_init__(self):
@@ -267,13 +276,8 @@ class CleanNoisyBlocks(Mask):
             raise UserError(f"{self.length} rows do not split into blocks of {self.block}; "
                             f"try a length of {max(1, self.length // self.block) * self.block}")
 
-    @property
-    def size(self) -> int:
-        return 2 * self.length
-
     def allow(self, q, k, b=0):
-        noisy = q >= self.length
-        own = q - self.length * noisy  # place of the row within its half
+        noisy, own = self.place(q)
         last = torch.where(noisy, own // self.block * self.block, own)
         same_block = (k >= self.length) & ((k - self.length) // self.block == own // self.block)
         return ((k < self.length) & (k <= last)) | (noisy & same_block)

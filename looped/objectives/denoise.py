@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from looped.config import DenoiseConfig
+from looped.config_denoise import DenoiseConfig
 from looped.diffusion.bridge import bridge
 from looped.diffusion.denoiser import Denoiser
 from looped.diffusion.edm import align
@@ -60,9 +60,9 @@ class Denoise(Objective):
 
     def levels(self, random: StepRandom, length: int) -> Tensor:
         """Noise levels of a training step: (B,), or (B, L) where some sequences have a level for each token."""
-        sigma, share = self.noise.sample(random.stratified("sigma")), self.config.noise.share_per_token
         if self.config.order == "left-to-right":
             return self._levels_in_order(random, length)
+        sigma, share = self.noise.sample(random.stratified("sigma")), self.config.noise.share_per_token
         if not share:
             return sigma
         apart = random.uniform("per token", ()) < share
@@ -90,9 +90,9 @@ class Denoise(Objective):
         losses = [self._read_out(hidden, y, z, sigma)]
         for step, (level, lower) in enumerate(itertools.pairwise(levels), start=1):
             logits = self.denoiser.logits(hidden, z, level)
-            carry = self.denoiser.handed_on(state, logits)
-            noise = random.normal(f"noise{step}", target.shape[1:])
-            z = ancestral_step(z, bridge("soft", logits, self.denoiser.table()), level, lower, noise)
+            D = bridge("soft", logits, self.denoiser.table())
+            carry = self.denoiser.handed_on(state, D)
+            z = ancestral_step(z, D, level, lower, random.normal(f"noise{step}", target.shape[1:]))
             state, hidden = self.denoiser.trace(z, lower, e, context=context, carry=carry)
             losses.append(self._read_out(hidden, y, z, lower))
         return torch.stack(losses).mean(0)

@@ -101,8 +101,9 @@ def measure(scale: Scale, rule: str, seed: int, out: Path, judges: tuple[str, ..
     """{rule, seed, by depth: judge -> perplexity, distinct-2, MAUVE} of what a run writes."""
     run, found = out / f"{rule}-{seed}", {"rule": rule, "seed": seed}
     for judge in judges:
+        features = ["--mauve", encoder] if judge == judges[0] else []  # MAUVE does not depend on the judge
         done = subprocess.run([sys.executable, "-m", "looped.cli", "eval", str(run), "--depths", "1,4,32", "--judge",
-                               judge, "--mauve", encoder, "--json"], stdout=subprocess.PIPE, text=True, check=False)
+                               judge, *features, "--json"], stdout=subprocess.PIPE, text=True, check=False)
         if done.returncode:
             sys.exit(done.returncode)  # it has said why
         for row in map(json.loads, done.stdout.splitlines()):

@@ -8,7 +8,7 @@ import torch
 
 from looped.config import load_config
 from looped.evaluation.likelihood import losses_by_depth
-from looped.evaluation.probes import decodability, depth_verdict, loop_probes, probe, scrambled_context
+from looped.evaluation.probes import block_reading, decodability, depth_verdict, loop_probes, probe, scrambled_context
 from looped.models.build import build
 from looped.nn.recurrence import RecurrentDepth
 from looped.objectives import build_objective
@@ -112,3 +112,22 @@ def test_contraction_is_that_of_a_linear_loop():
     assert contraction == pytest.approx([0.5] * 4, rel=1e-5)
     norms = [row.mean for row in found if row.metric == "state_rms"]
     assert norms[-1] / norms[0] == pytest.approx(2 - 0.5**5, rel=1e-5)
+
+
+def test_a_block_whose_tokens_do_not_read_each_other_is_said_so():
+    """Text in which every token comes twice, both in one block: before training nothing is read, after it the other
+    token is all that there is to know."""
+    objective = make(**{"denoise.block_size": 2, "denoise.order": "left-to-right", "denoise.evidence_in": True,
+                        "data.length": 12, "evaluation.prompt_length": 4}).train()
+    twice = torch.randint(V, (64, 6), generator=torch.Generator().manual_seed(1)).repeat_interleave(2, dim=1)
+    tokens = torch.cat([torch.zeros(64, 1, dtype=torch.long), twice], dim=1)
+    said = "do not read each other"
+    assert any(said in sentence for sentence in probed(objective, tokens[:8]).sentences)
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-2)
+    for step in range(150):
+        objective(tokens, StepRandom(0, step, count=64)).value.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    alone, known = block_reading(objective.eval(), tokens[:8])
+    assert alone.mean() - known.mean() > 0.5
+    assert not any(said in sentence for sentence in probed(objective, tokens[:8]).sentences)

@@ -10,7 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from looped.config import load_config
 from looped.models.build import build
 from looped.objectives import build_objective
-from looped.objectives.counts import count, format_counts, parts_of
+from looped.objectives.counts import count, format_counts
+from looped.objectives.flops import parts_of
 from looped.rng import StepRandom
 
 VOCAB, ROWS, LENGTH = 100, 3, 32

@@ -1,0 +1,28 @@
+"""A solve as a config says it: solver, schedule, and the order in which a block of tokens loses its noise."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from looped.config_denoise import DenoiseConfig
+from looped.diffusion.noise import Noise
+from looped.diffusion.samplers import SAMPLERS, sample_rows
+from looped.diffusion.schedules import block_schedule, schedule
+
+
+def solve(config: DenoiseConfig, noise: Noise, denoise: Callable[[Tensor, float | Tensor], Tensor], num_steps: int, *,
+          normal: Callable[[str], Tensor]) -> Tensor:
+    """The last estimate (B, L, d) of `num_steps` readings from pure noise; L is a whole number of blocks.
+
+    denoise: (z, level) -> D, where `level` is one for all rows, or (L,) where each has its own. normal: standard normal
+    draws of z's shape for a stream, "start" or "step0", "step1", ...
+    """
+    z = noise.sigma_max * normal("start")
+
+    def draws(step: int) -> Tensor:
+        return normal(f"step{step}")
+
+    if config.order == "together":
+        return SAMPLERS[config.solver](denoise, z, schedule(config.schedule, num_steps, noise), random=draws)
+    levels = block_schedule(config.schedule, num_steps, noise, config.block_size, config.order)
+    return sample_rows(denoise, z, levels.repeat(1, z.shape[1] // config.block_size), random=draws)

@@ -1,0 +1,227 @@
+"""What autograd keeps for the backward pass of one micro-batch on one process, in bytes, in closed form.
+
+Parameters are left out; under bf16 the bf16 copies of the weights are in.
+"""
+
+from dataclasses import dataclass
+
+from looped.config import Config, ModelConfig
+from looped.objectives.flops import (
+    NUM_LEVEL_FEATURES,
+    carry_size,
+    injection_flops,
+    kv_width,
+    mean_steps,
+    noisy_dim,
+    num_levels,
+)
+
+WIDE = 4
+"""Bytes of a float32: statistics, weights, gradients, optimiser state."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Bytes a number takes: in matrix products (`narrow`), in the residual stream that enters some layers."""
+
+    narrow: int
+    stream: int
+
+
+@dataclass(frozen=True)
+class Streams:
+    """Bytes a number takes: in matrix products, in the prelude's output, inside the core and in its output."""
+
+    narrow: int
+    e: int
+    core: int
+    state: int
+
+
+def saved_bytes(config: Config, vocab_size: int) -> int:
+    """What autograd keeps for one micro-batch, in bytes: linear in the loop steps that carry gradient."""
+    model, length, kept = config.model, config.data.length, streams(config)
+    rows, (_, steps) = config.training.batch_size // config.training.accumulation, mean_steps(config)
+    token = _stack_bytes(model, model.num_prelude_layers, Kept(kept.narrow, WIDE))
+    fixed = WIDE * length * (model.width // model.num_heads) * _rotations(config) + 8 * rows * (length + 1) + WIDE
+    if config.objective == "denoise":
+        token += _denoiser_bytes(config, vocab_size)
+        fixed += rows * num_levels(config) * _level_bytes(config)
+        fixed += _table_bytes(config, vocab_size) + _mask_bytes(config)
+    else:
+        each, once = _injection_bytes(model, kept)
+        token += once + steps * (each + _stack_bytes(model, model.num_core_layers, Kept(kept.narrow, kept.core)))
+        token += _read_out_bytes(model, kept)
+    return round(rows * length * token + fixed + (weight_copies(config, vocab_size) if kept.narrow < WIDE else 0))
+
+
+def streams(config: Config, *, noisy: bool | None = None) -> "Streams":
+    """Under bf16 a residual stream is float32 until something rounds it: a matrix product, or a norm on the sum. Noisy
+    rows enter the loop by one, the state of a plain step does not."""
+    model, narrow = config.model, 2 if config.training.precision == "bf16" else WIDE
+    noisy = config.objective == "denoise" if noisy is None else noisy
+    sandwich = model.block == "sandwich"
+    e = narrow if sandwich and model.num_prelude_layers else WIDE
+    if noisy and config.denoise.block_size > 1:
+        e = WIDE  # a row's place is added in float32
+    core = {"linear": narrow, "diagonal": WIDE, "none": narrow if noisy else e}.get(model.injection, e)
+    return Streams(narrow, e, core, state=narrow if sandwich else core)
+
+
+def layer_bytes(model: ModelConfig, kept: Kept) -> int:
+    """What one layer keeps, a token: its input, both norms' outputs, q, k, v, the mix, SwiGLU's halves; sandwich also
+    keeps the two sums. Statistics are one float32 a row and a head."""
+    d, narrow = model.width, kept.narrow
+    sandwich = model.block == "sandwich"
+    total = kept.stream * d + narrow * (4 * d + 2 * kv_width(model)) + WIDE * model.num_heads
+    total += narrow * 2 * model.hidden + 2 * WIDE
+    total += kept.stream * d + (2 * narrow * d + 2 * WIDE if sandwich else 0)
+    if model.qk_norm:
+        total += narrow * (d + kv_width(model)) + WIDE * (model.num_heads + model.kv_heads)
+    return total
+
+
+def _stack_bytes(model: ModelConfig, num_layers: int, kept: Kept) -> int:
+    if not num_layers:
+        return 0
+    later = Kept(kept.narrow, kept.narrow if model.block == "sandwich" else kept.stream)
+    return layer_bytes(model, kept) + (num_layers - 1) * layer_bytes(model, later)
+
+
+def _read_out_bytes(model: ModelConfig, kept: "Streams") -> int:
+    """From the core's output to the loss: norm, coda, norm, what the head reads, a log-sum-exp."""
+    coda = _stack_bytes(model, model.num_coda_layers, Kept(kept.narrow, kept.narrow))
+    return coda + _norm_bytes(model, kept.state) + _norm_bytes(model, kept.narrow) + kept.narrow * model.width + WIDE
+
+
+def _norm_bytes(model: ModelConfig, stream: int) -> int:
+    return stream * model.width + WIDE
+
+
+def _injection_bytes(model: ModelConfig, kept: Streams) -> tuple[int, int]:
+    """(each loop step, once), a token. linear: both inputs side by side. gated: those, the gate (again where it is
+    widened) and the state, and e. diagonal: the state and W e, and e."""
+    d, rounded = model.width, kept.e != kept.narrow
+    if model.injection == "linear":
+        return 2 * kept.narrow * d, 0
+    if model.injection == "gated":
+        return (3 * kept.narrow + kept.state + WIDE * rounded) * d, kept.e * d
+    if model.injection == "diagonal":
+        return (kept.state + kept.narrow * (1 + rounded)) * d, 0 if rounded else kept.e * d
+    return 0, 0
+
+
+def _key_value_bytes(model: ModelConfig, narrow: int) -> int:
+    own = narrow * kv_width(model) + WIDE * model.kv_heads if model.qk_norm else 0
+    return 2 * narrow * kv_width(model) + own
+
+
+def _denoiser_bytes(config: Config, vocab_size: int) -> int:
+    """All that a denoiser keeps a token: the clean rows, each reading, what lies between two, and the plain step."""
+    model, denoise, kept, dim = config.model, config.denoise, streams(config), noisy_dim(config)
+    steps, (each, once) = denoise.train_steps, _injection_bytes(model, kept)
+    total = _clean_bytes(config) + WIDE * (dim + 2)  # the target's row and its norm twice
+    total += steps * (each + _noisy_bytes(config, vocab_size) + _read_out_bytes(model, kept))
+    total += once * (steps if denoise.block_size > 1 else 1) + _carry_bytes(config)
+    between = WIDE * vocab_size * (denoise.target.learned_logit_scale + 1)  # logits, probabilities of the bridge
+    total += (steps - 1) * (between + WIDE * dim * denoise.posterior)
+    return total + (_plain_bytes(config) if denoise.next_token_weight else 0)
+
+
+def _noisy_bytes(config: Config, vocab_size: int) -> int:
+    """What goes into a reading and its core, a token; of blocks also that the context's keys and values are joined to
+    the rows' own in each layer, and of levels by token the branches before their gates."""
+    model, denoise, kept = config.model, config.denoise, streams(config)
+    total = (kept.narrow + WIDE * denoise.posterior) * noisy_dim(config)
+    total += _stack_bytes(model, model.num_core_layers, Kept(kept.narrow, kept.core))
+    if denoise.block_size > 1:
+        total += (model.num_core_layers + model.num_coda_layers) * 2 * kept.narrow * kv_width(model)
+    if num_levels(config) > 1:
+        total += model.num_core_layers * 2 * kept.narrow * model.width
+    if denoise.evidence_in:
+        total += WIDE * noisy_dim(config) + (WIDE + (kept.narrow if kept.narrow < WIDE else 0)) * vocab_size
+    return total
+
+
+def _carry_bytes(config: Config) -> int:
+    """What the readings of a training step are handed, a token: zeros at first. In float32 a latent is the state that
+    the reading before has kept anyhow."""
+    later = config.denoise.carry == "estimate" or config.training.precision == "bf16"
+    return streams(config).narrow * carry_size(config) * (1 + (config.denoise.train_steps - 1) * later)
+
+
+def _plain_bytes(config: Config) -> int:
+    model, kept = config.model, streams(config, noisy=False)
+    core = _stack_bytes(model, model.num_core_layers, Kept(kept.narrow, kept.core))
+    return _injection_bytes(model, kept)[0] + core + _read_out_bytes(model, kept)
+
+
+def _clean_bytes(config: Config) -> int:
+    """The clean rows, a token."""
+    model, context, kept = config.model, config.denoise.context, streams(config, noisy=False)
+    recorded = WIDE + kept.narrow * model.width + _key_value_bytes(model, kept.narrow)  # rows that only show these
+    if config.denoise.block_size > 1:
+        recorded -= 2 * kept.narrow * kv_width(model)  # kept where they are joined to others
+    if context == "inject":
+        return 0
+    if context == "context":
+        return kept.e * model.width + (model.num_core_layers + model.num_coda_layers) * recorded
+    total = _stack_bytes(model, model.num_core_layers, Kept(kept.narrow, kept.e))
+    if model.num_coda_layers:
+        stream = kept.narrow if model.block == "sandwich" else kept.e
+        total += _norm_bytes(model, stream) + kept.narrow * model.width + recorded
+        total += _stack_bytes(model, model.num_coda_layers - 1, Kept(kept.narrow, kept.narrow))
+    return total
+
+
+def _level_bytes(config: Config) -> int:
+    """Shift, scale and gate of every core layer, the level embedding, and what z is multiplied by; a level."""
+    denoise, narrow = config.denoise, streams(config).narrow
+    cond, steps = denoise.cond_width, denoise.train_steps
+    layer = narrow * (6 + 2) * config.model.width + narrow * cond
+    reading = config.model.num_core_layers * layer + narrow * (NUM_LEVEL_FEATURES + 3 * cond)
+    factors = steps * (1 + denoise.posterior + denoise.evidence_in) + (steps - 1) * (2 + denoise.posterior) + 1
+    return steps * reading + WIDE * factors
+
+
+def _table_bytes(config: Config, vocab_size: int) -> int:
+    """The table of targets, made anew for everything that reads it, and its norms twice."""
+    denoise, steps = config.denoise, config.denoise.train_steps
+    times = steps * (denoise.posterior + denoise.evidence_in) + (steps - 1) * (denoise.posterior + 1)
+    return WIDE * vocab_size * (noisy_dim(config) + 2) * times
+
+
+def _mask_bytes(config: Config) -> int:
+    """Blocks are attended to under a mask of queries x keys, which every layer keeps in its own precision."""
+    model, length = config.model, config.data.length
+    if config.denoise.block_size == 1:
+        return 0
+    layers = model.num_core_layers + model.num_coda_layers
+    return config.denoise.train_steps * layers * streams(config).narrow * 2 * length**2
+
+
+def _rotations(config: Config) -> int:
+    """How many times the angles of the rows are made: for the prelude, each loop and coda, and the clean rows."""
+    model, denoise = config.model, config.denoise if config.objective == "denoise" else None
+    passes = denoise.train_steps + (denoise.next_token_weight > 0) if denoise else 1
+    clean = denoise is not None and denoise.context != "inject"
+    return (model.num_prelude_layers > 0) + passes * (1 + (model.num_coda_layers > 0)) + clean
+
+
+def weight_copies(config: Config, vocab_size: int) -> int:
+    """Bytes of the bf16 copies that autocast's linear maps keep; SwiGLU's and gated output maps cast anew instead."""
+    model, d = config.model, config.model.width
+    layer = 2 * (2 * d**2 + 2 * d * kv_width(model) + 2 * d * model.hidden)
+    total = layer * (model.num_prelude_layers + model.num_core_layers + model.num_coda_layers)
+    total += injection_flops(model)  # two bytes a weight, as two FLOPs a weight
+    return total + (_denoiser_copies(config, vocab_size) if config.objective == "denoise" else 0)
+
+
+def _denoiser_copies(config: Config, vocab_size: int) -> int:
+    model, denoise, d, cond = config.model, config.denoise, config.model.width, config.denoise.cond_width
+    # A gate of a sequence is part of the map; clean rows, a plain step and gates of a token leave a plain linear map.
+    gated = denoise.context != "concat" and not denoise.next_token_weight and num_levels(config) == 1
+    total = 2 * (model.num_core_layers * 6 * d * cond + cond * cond) - model.num_core_layers * 2 * d**2 * gated
+    several = denoise.train_steps > 1  # what zeros, or a reading without gradient, hand on needs no copy
+    total += 2 * d * (noisy_dim(config) + several * (carry_size(config) + vocab_size))
+    return total + 2 * d * vocab_size * denoise.evidence_in * denoise.train_steps
