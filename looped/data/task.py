@@ -41,7 +41,7 @@ class Problem:
 class Task:
     """A family of problems; subclasses give `make`, and what else is not as here.
 
-    name: as in `data.task`. symbols: what the tokens 0, 1, ... stand for, the blank first. difficulty: what the number
+    name: as in `task.name`. symbols: what the tokens 0, 1, ... stand for, the blank first. difficulty: what the number
     counts, in words; `easiest` is the lowest there is, `trained` the range that training draws from unless the config
     says otherwise, `tested` the levels that are measured. causal: how the task is brought to a causal model, `aligned`
     (the answer of a cell depends on the inputs up to it), `next-token` (question, then answer) or None (not at all).
@@ -146,12 +146,12 @@ def find_task(name: str, options: Mapping[str, Any] | None = None) -> Task:
     known = [key for key in inspect.signature(made).parameters if key != "self"]
     for key in options:
         if key not in known:
-            raise UserError(f"data.task {name} has no option '{key}'"
+            raise UserError(f"task.options: {name} has no option '{key}'"
                             + (did_you_mean(key, known) if known else "; it takes none"))
     try:
         return made(**options)
     except TypeError as error:
-        raise UserError(f"data.task {name} does not take these options: {error}") from None
+        raise UserError(f"task.options do not fit {name}: {error}") from None
 
 
 def _by_name(name: str) -> Callable[..., Task]:
@@ -166,4 +166,4 @@ def _by_path(path: str) -> Callable[..., Task]:
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise UserError(f"data.task {path} cannot be imported: {error}; give the dotted path of a class") from None
+        raise UserError(f"task.name {path} cannot be imported: {error}; give the dotted path of a class") from None

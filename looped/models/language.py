@@ -21,6 +21,7 @@ from looped.nn.recurrence import Core, LayerStack, RecurrentDepth, init_weights,
 State = Float[Tensor, "batch length width"]
 Logits = Float[Tensor, "batch length vocab"]
 Level = Float[Tensor, "batch"] | Float[Tensor, "batch length"]
+Positions = Int[Tensor, "batch length axes"]
 Start = int | Int[Tensor, "batch"]
 """The position of the first row, for all sequences or each its own (padding on the left)."""
 
@@ -57,41 +58,50 @@ class LanguageModel(nn.Module):
         return TransformerLayer(c.width, c.num_heads, c.hidden, num_kv_heads=c.kv_heads, block=c.block,
                                 qk_norm=c.qk_norm, cond_width=cond_width, eps=c.norm_eps, backend=c.attention)
 
-    def _rows(self, x: Tensor, start: Start, mask: Mask | None, context: Cache | None = None) -> dict:
-        """The keyword arguments every layer needs for rows at positions start, start + 1, ..."""
-        positions = torch.as_tensor(start, device=x.device).unsqueeze(-1) + torch.arange(x.shape[1], device=x.device)
+    def _rows(self, x: Tensor, start: Start, mask: Mask | None, context: Cache | None = None,
+              positions: Positions | None = None) -> dict:
+        """The keyword arguments every layer needs for rows at `positions`, or at start, start + 1, ..."""
+        if positions is None:
+            positions = torch.as_tensor(start, device=x.device).unsqueeze(-1) + torch.arange(x.shape[1],
+                                                                                             device=x.device)
         return {"mask": mask if mask or context is not None else Causal(), "rotation": self.rotary(positions)}
 
     def encode(self, tokens: Int[Tensor, "batch length"], *, mask: Mask | None = None, cache: Cache | None = None,
-               start: Start = 0) -> State:
-        """The prelude's output `e`; row i sees tokens <= i (or what `mask` allows). `start`: first row's position."""
+               start: Start = 0, positions: Positions | None = None) -> State:
+        """The prelude's output `e`; row i sees tokens <= i (or what `mask` allows). `start`: first row's position;
+        `positions`, here and below: where all rows stand instead, with an axis or several (cells of a grid)."""
         x = math.sqrt(self.config.width) * self.embed(tokens)
-        return run_layers(self.prelude, x, cache=cache and cache.child("prelude"), **self._rows(x, start, mask))
+        return run_layers(self.prelude, x, cache=cache and cache.child("prelude"),
+                          **self._rows(x, start, mask, positions=positions))
 
     def initial_state(self, e: State, noise: State | None = None) -> State:
         """The state before the first loop step; see `RecurrentDepth.initial_state`."""
         return self.recurrence.initial_state(e, noise)
 
     def step(self, state: State, e: State, level: Level | None = None, *, mask: Mask | None = None,
-             cache: Cache | None = None, context: Cache | None = None, start: Start = 0, strict: bool = False) -> State:
+             cache: Cache | None = None, context: Cache | None = None, start: Start = 0, strict: bool = False,
+             positions: Positions | None = None) -> State:
         """One loop step. `level` (B,) or (B, L) conditions it on a noise level; `context` holds clean keys and values
         (see `make_context`), which row i sees up to i beside itself or as `mask` says of context and rows together;
         `cache` holds those of earlier rows at the same step."""
         cond = self.level_embedding(level) if level is not None else None
         return self.recurrence.step(state, e, cond, cache=cache, context=context and context.child("core"),
-                                    strict=strict, **self._rows(state, start, mask, context))
+                                    strict=strict, **self._rows(state, start, mask, context, positions))
 
     def decode(self, state: State, *, mask: Mask | None = None, cache: Cache | None = None,
-               context: Cache | None = None, start: Start = 0, strict: bool = False) -> Logits:
+               context: Cache | None = None, start: Start = 0, strict: bool = False,
+               positions: Positions | None = None) -> Logits:
         """Norm, coda, norm, head."""
-        x = self.hidden(state, mask=mask, cache=cache, context=context, start=start, strict=strict)
+        x = self.hidden(state, mask=mask, cache=cache, context=context, start=start, strict=strict,
+                        positions=positions)
         return nn.functional.linear(x, self.head_weight)
 
     def hidden(self, state: State, *, mask: Mask | None = None, cache: Cache | None = None,
-               context: Cache | None = None, start: Start = 0, strict: bool = False) -> State:
+               context: Cache | None = None, start: Start = 0, strict: bool = False,
+               positions: Positions | None = None) -> State:
         """What the head reads: norm, coda, norm. A loss over `head_weight` needs no logits of all rows at once."""
         x = run_layers(self.coda, self.norm(state), cache=cache, context=context and context.child("coda"),
-                       strict=strict, **self._rows(state, start, mask, context))
+                       strict=strict, **self._rows(state, start, mask, context, positions))
         return self.norm(x)
 
     @property
@@ -100,9 +110,9 @@ class LanguageModel(nn.Module):
         return self.embed.weight if self.head is None else self.head.weight
 
     def unroll(self, e: State, *, no_grad: int | Tensor = 0, grad: int | Tensor, mask: Mask | None = None,
-               cache: Cache | None = None, start: Start = 0, **kwargs) -> State:
+               cache: Cache | None = None, start: Start = 0, positions: Positions | None = None, **kwargs) -> State:
         """Loop from the initial state; arguments as `RecurrentDepth.unroll`. With a cache, step t has its own rows."""
-        rows = self._rows(e, start, mask)
+        rows = self._rows(e, start, mask, positions=positions)
 
         def options(index: int) -> dict:
             return {"cache": cache.child("core", index), **rows} if cache is not None else rows

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from looped.errors import UserError
 from looped.nn.attention import attention, context_attention
 from looped.nn.bias import Mask
 from looped.nn.cache import LayerCache
@@ -32,7 +33,11 @@ class RMSNorm(nn.Module):
 
 
 class Rotary(nn.Module):
-    """Rotary positions (Su et al. 2021), halves convention, angles in float32."""
+    """Rotary positions (Su et al. 2021), halves convention, angles in float32.
+
+    Positions may have several axes, such as the row and the column of a cell: pair j of coordinates then turns with
+    axis j mod A, and each axis has the whole range of frequencies.
+    """
 
     def __init__(self, head_dim: int, *, base: float = 10_000.0):
         super().__init__()
@@ -40,8 +45,15 @@ class Rotary(nn.Module):
         self.register_buffer("frequencies", inverse.float(), persistent=False)
 
     def forward(self, positions: Tensor) -> Rotation:
-        """(cos, sin), each (1 or B, L, 1, K / 2), for positions (L,) or (B, L)."""
-        angles = positions.float().reshape(-1, positions.shape[-1], 1, 1) * self.frequencies  # B L 1 K/2
+        """(cos, sin), each (1 or B, L, 1, K / 2), for positions (L,) or (B, L), or with axes (B, L, A)."""
+        if positions.ndim < 3:
+            positions = positions.reshape(-1, positions.shape[-1], 1)  # B L 1
+        axes, num = positions.shape[-1], len(self.frequencies)
+        if axes > num:
+            raise UserError(f"positions of {axes} axes need heads of {2 * axes} coordinates, these have {2 * num}; "
+                            f"set model.num_heads lower or model.width higher")
+        pair = torch.arange(num, device=positions.device)
+        angles = positions.float()[..., pair % axes].unsqueeze(2) * self.frequencies[pair // axes * axes]  # B L 1 K/2
         return angles.cos(), angles.sin()
 
 
