@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from looped.errors import UserError, did_you_mean
 
@@ -99,7 +100,7 @@ class Task:
         return "\n".join((" " if wide else "").join(line) for line in lines)
 
 
-def blanks(given: Sequence[int], answer: Sequence[int]) -> Problem:
+def blanks(given: ArrayLike, answer: ArrayLike) -> Problem:
     """A question, and after it as many blanks as its answer has cells (for tasks that are causal by `next-token`)."""
     given, answer = np.asarray(given, dtype=np.int64), np.asarray(answer, dtype=np.int64)
     scored = np.arange(len(given) + len(answer)) >= len(given)

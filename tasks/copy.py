@@ -1,0 +1,33 @@
+"""Copy: a row of letters, to be written once more."""
+
+from string import ascii_lowercase
+
+import numpy as np
+
+from looped.data.task import Problem, Task, blanks, register
+from looped.errors import UserError
+
+
+@register
+class Copy(Task):
+    """n uniform letters, the separator `|`, and n answer cells: the same letters in the same order.
+
+    alphabet: number of letters, 2 to 26. Letters repeat, so that a copy by "what followed this letter" fails.
+    """
+
+    name = "copy"
+    source = "Fan et al. 2024, Looped transformers for length generalization, arXiv 2409.15647"
+    difficulty = "letters"
+    trained = (1, 20)
+    tested = (20, 30, 40)
+    causal = "next-token"
+
+    def __init__(self, *, alphabet: int = 10) -> None:
+        if not (isinstance(alphabet, int) and 2 <= alphabet <= len(ascii_lowercase)):
+            raise UserError(f"data.task copy: alphabet is a number of letters from 2 to 26, got {alphabet!r}")
+        self.alphabet = alphabet
+        self.symbols = (".", "|", *ascii_lowercase[:alphabet])
+
+    def make(self, rng: np.random.Generator, difficulty: int, *, heldout: bool) -> Problem:
+        letters = 2 + rng.integers(0, self.alphabet, difficulty)
+        return blanks([*letters, 1], letters)
