@@ -26,9 +26,9 @@ def written(operands: np.ndarray, width: int, reverse: bool) -> Problem:
     return blanks([*question[:-1], EQUALS], 1 + add(operands, width)[::order])
 
 
-def check_reverse(task: str, reverse: bool) -> None:
+def check_reverse(reverse: bool) -> None:
     if not isinstance(reverse, bool):
-        raise UserError(f"data.task {task}: reverse is true (least significant digit first) or false, got {reverse!r}")
+        raise UserError(f"task.options.reverse {reverse!r} is neither true (least significant digit first) nor false")
 
 
 @register
@@ -48,7 +48,7 @@ class Addition(Task):
     causal = "next-token"
 
     def __init__(self, *, reverse: bool = True) -> None:
-        check_reverse(self.name, reverse)
+        check_reverse(reverse)
         self.reverse = reverse
 
     def make(self, rng: np.random.Generator, difficulty: int, *, heldout: bool) -> Problem:
@@ -75,8 +75,8 @@ class NaryAddition(Task):
 
     def __init__(self, *, digits: int = 3, reverse: bool = True) -> None:
         if not (isinstance(digits, int) and digits >= 1):
-            raise UserError(f"data.task nary-addition: digits is a whole number from 1 on, got {digits!r}")
-        check_reverse(self.name, reverse)
+            raise UserError(f"task.options.digits {digits!r} is not a number of digits; make it 1 or more")
+        check_reverse(reverse)
         self.digits, self.reverse = digits, reverse
 
     def make(self, rng: np.random.Generator, difficulty: int, *, heldout: bool) -> Problem:

@@ -24,7 +24,7 @@ class Copy(Task):
 
     def __init__(self, *, alphabet: int = 10) -> None:
         if not (isinstance(alphabet, int) and 2 <= alphabet <= len(ascii_lowercase)):
-            raise UserError(f"data.task copy: alphabet is a number of letters from 2 to 26, got {alphabet!r}")
+            raise UserError(f"task.options.alphabet {alphabet!r} is not a number of letters from 2 to 26")
         self.alphabet = alphabet
         self.symbols = (".", "|", *ascii_lowercase[:alphabet])
 

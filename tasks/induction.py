@@ -38,10 +38,10 @@ class PHop(Task):
 
     def __init__(self, *, alphabet: int = 4, length: int = 64) -> None:
         if not (isinstance(alphabet, int) and 3 <= alphabet <= len(ascii_lowercase)):
-            raise UserError(f"data.task p-hop: alphabet is a number of letters from 3 to 26, got {alphabet!r}")
+            raise UserError(f"task.options.alphabet {alphabet!r} is not a number of letters from 3 to 26")
         least = alphabet * self.trained[1]
         if not (isinstance(length, int) and length >= least):
-            raise UserError(f"data.task p-hop: length {length!r} is too short for {self.trained[1]} hops among "
+            raise UserError(f"task.options.length {length!r} is too short for {self.trained[1]} hops among "
                             f"{alphabet} letters; make it {least} or more")
         self.alphabet, self.length = alphabet, length
         self.symbols = (".", ">", *ascii_lowercase[:alphabet])
@@ -49,7 +49,7 @@ class PHop(Task):
 
     def make(self, rng: np.random.Generator, difficulty: int, *, heldout: bool) -> Problem:
         if self.alphabet * difficulty > self.length:
-            raise UserError(f"data.task p-hop: length {self.length} is too short for {difficulty} hops among "
+            raise UserError(f"task.options.length {self.length} is too short for {difficulty} hops among "
                             f"{self.alphabet} letters; make it {self.alphabet * difficulty} or more")
         while True:
             letters = self._letters(rng)

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from looped.errors import UserError, did_you_mean
 
@@ -100,7 +99,7 @@ class Task:
         return "\n".join((" " if wide else "").join(line) for line in lines)
 
 
-def blanks(given: ArrayLike, answer: ArrayLike) -> Problem:
+def blanks(given: Sequence[int | np.integer] | Cells, answer: Sequence[int | np.integer] | Cells) -> Problem:
     """A question, and after it as many blanks as its answer has cells (for tasks that are causal by `next-token`)."""
     given, answer = np.asarray(given, dtype=np.int64), np.asarray(answer, dtype=np.int64)
     scored = np.arange(len(given) + len(answer)) >= len(given)
@@ -165,6 +164,9 @@ def _by_name(name: str) -> Callable[..., Task]:
 def _by_path(path: str) -> Callable[..., Task]:
     module, _, name = path.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), name)
+        made = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise UserError(f"task.name {path} cannot be imported: {error}; give the dotted path of a class") from None
+    if not (isinstance(made, type) and issubclass(made, Task)):
+        raise UserError(f"task.name {path} is no task; give the dotted path of a subclass of looped.data.task.Task")
+    return made

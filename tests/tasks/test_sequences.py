@@ -243,14 +243,14 @@ def test_the_stream_of_problems_has_not_changed(name):
 
 
 @pytest.mark.parametrize(("name", "options", "why"), [
-    ("copy", {"alphabet": 1}, "alphabet .* 2 to 26, got 1"),
-    ("copy", {"alphabet": "ab"}, "alphabet .* got 'ab'"),
-    ("addition", {"reverse": "no"}, "reverse is true .* or false, got 'no'"),
-    ("nary-addition", {"reverse": 1}, "nary-addition: reverse .* got 1"),
-    ("nary-addition", {"digits": 0}, "digits .* got 0"),
-    ("p-hop", {"alphabet": 2}, "alphabet .* 3 to 26, got 2"),
-    ("p-hop", {"length": 15}, "length 15 is too short for 4 hops among 4 letters; make it 16 or more"),
-    ("p-hop", {"length": None}, "length None"),
+    ("copy", {"alphabet": 1}, "task.options.alphabet 1 is not .* 2 to 26"),
+    ("copy", {"alphabet": "ab"}, "task.options.alphabet 'ab'"),
+    ("addition", {"reverse": "no"}, "task.options.reverse 'no' is neither true .* nor false"),
+    ("nary-addition", {"reverse": 1}, "task.options.reverse 1"),
+    ("nary-addition", {"digits": 0}, "task.options.digits 0 .* 1 or more"),
+    ("p-hop", {"alphabet": 2}, "task.options.alphabet 2 is not .* 3 to 26"),
+    ("p-hop", {"length": 15}, "task.options.length 15 is too short for 4 hops among 4 letters; make it 16 or more"),
+    ("p-hop", {"length": None}, "task.options.length None"),
     ("parity", {"alphabet": 2}, "no option 'alphabet'"),
 ])
 def test_a_bad_option_is_named_with_its_value_and_the_way_out(name, options, why):
@@ -262,5 +262,5 @@ def test_a_bad_option_is_named_with_its_value_and_the_way_out(name, options, why
 def test_more_hops_than_the_row_has_room_for_are_refused():
     assert find_task("p-hop").tested == (4, 8, 16)
     assert find_task("p-hop", {"length": 256}).tested == (4, 8, 16, 32, 64)
-    with pytest.raises(UserError, match="length 64 is too short for 17 hops among 4 letters; make it 68 or more"):
+    with pytest.raises(UserError, match="length 64 is too short for 17 hops among 4 letters; make it 68 or"):
         find_task("p-hop").problem(0, 0, 17)
