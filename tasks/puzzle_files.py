@@ -1,0 +1,99 @@
+"""Puzzles from CSV files with the columns source, question, answer, rating: a puzzle a row, a character a cell.
+
+That is the format of the public sets Sudoku-Extreme and Maze-Hard (Wang et al. 2025, arXiv 2506.21734).
+"""
+
+import csv
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from looped.errors import UserError
+
+COLUMNS = ["source", "question", "answer", "rating"]
+HELD_OUT = 0.1  # of the rows of a single file
+UNKNOWN = 255
+BLOCK = 100_000  # rows looked at together: Sudoku-Extreme has four million
+
+
+class Puzzles(NamedTuple):
+    """N puzzles of L cells, as tokens."""
+
+    questions: np.ndarray  # (N, L) uint8
+    answers: np.ndarray  # (N, L) uint8
+
+    def where(self, chosen: np.ndarray) -> "Puzzles":
+        return Puzzles(self.questions[chosen], self.answers[chosen])
+
+
+Faults = Callable[[np.ndarray, np.ndarray], Mapping[str, np.ndarray]]
+"""(questions, answers) -> which of the rows (N,) bool have a fault, by what it is."""
+
+
+@lru_cache(maxsize=4)
+def read_puzzles(path: str, symbols: str, faults: Faults) -> tuple[Puzzles, Puzzles]:
+    """(for training, held out): train.csv and test.csv of a folder, or one row in ten of a file, by its number.
+
+    Raises UserError for files that are missing, or not as said above, or whose rows `faults` complains of.
+    """
+    if Path(path).is_dir():
+        train, heldout = (_read(Path(path) / name, symbols, faults) for name in ("train.csv", "test.csv"))
+        if train.questions.shape[1] != heldout.questions.shape[1]:
+            raise UserError(f"task.options.path {path}: train.csv has puzzles of {train.questions.shape[1]} cells, "
+                            f"test.csv of {heldout.questions.shape[1]}; give two files of one size")
+        return train, heldout
+    puzzles = _read(Path(path), symbols, faults)
+    number = np.arange(len(puzzles.questions), dtype=np.uint64)
+    chosen = number * 2654435761 % 2**32 < HELD_OUT * 2**32  # multiplicative hash: far apart, and row 0 is one of them
+    if chosen.all():
+        raise UserError(f"task.options.path {path} has one row, which is held out; give a file with more of them, or a "
+                        "folder with train.csv and test.csv")
+    return puzzles.where(~chosen), puzzles.where(chosen)
+
+
+def _read(path: Path, symbols: str, faults: Faults) -> Puzzles:
+    table = bytes(symbols.index(chr(code)) if chr(code) in symbols else UNKNOWN for code in range(256))
+    blocks: list[Puzzles] = []
+    length = None
+    for start, rows in _blocks(path):
+        length = length or len(rows[0][0])
+        for number, (question, answer) in enumerate(rows):
+            if not len(question) == len(answer) == length:
+                raise UserError(f"{path}, row {start + number}: question and answer have {len(question)} and "
+                                f"{len(answer)} cells, the file's first question {length}; give rows of one size")
+        cells = b"".join((question + answer).encode("latin-1", "replace") for question, answer in rows)
+        tokens = np.frombuffer(cells.translate(table), dtype=np.uint8).reshape(len(rows), 2, length)
+        puzzles = Puzzles(tokens[:, 0], tokens[:, 1])
+        unknown = {f"has a character that is none of '{symbols}'": (tokens == UNKNOWN).any(axis=(1, 2))}
+        for found in (unknown, faults(*puzzles)):  # the second may count on tokens that are known
+            for what, at in found.items():
+                if at.any():
+                    raise UserError(f"{path}, row {start + int(at.argmax())}: it {what}; mend the row or leave it out")
+        blocks.append(puzzles)
+    if not blocks:
+        raise UserError(f"{path} has no rows; give a file with puzzles in it")
+    return Puzzles(*(np.concatenate(column) for column in zip(*blocks, strict=True)))
+
+
+def _blocks(path: Path) -> Iterator[tuple[int, list[tuple[str, str]]]]:
+    """(number of the first row, questions and answers of BLOCK rows at a time); rows count from 1, under the header."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.reader(file)
+            if next(reader, None) != COLUMNS:
+                raise UserError(f"{path} has not the columns {', '.join(COLUMNS)}; give a file with this first line")
+            start = 1
+            while rows := list(islice(reader, BLOCK)):
+                for number, row in enumerate(rows):
+                    if len(row) != len(COLUMNS):
+                        raise UserError(f"{path}, row {start + number}: it has {len(row)} columns, not {len(COLUMNS)}; "
+                                        "mend the row or leave it out")
+                yield start, [(question, answer) for _, question, answer, _ in rows]
+                start += len(rows)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"task.options.path: {path} cannot be read: {error}; give a CSV file with the columns "
+                        f"{', '.join(COLUMNS)}, or a folder with train.csv and test.csv") from None

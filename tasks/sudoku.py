@@ -1,0 +1,159 @@
+"""Sudoku: fill the empty cells so that every row, column and box holds every digit once.
+
+Boards are made by varying a stock of filled boards with the symmetries of the rules: renaming digits, permuting the
+bands, the rows in a band, the stacks, the columns in a stack, and transposing where boxes are square. Those are
+
+    4 x 4:  4! * (2 * 2^2)^2 * 2     =         3,072   on all 288 boards, which are the stock
+    6 x 6:  6! * (3! 2!^3) (2! 3!^2) =     2,488,320   on 256 of the 28,200,960 boards
+    9 x 9:  9! * (3! 3!^3)^2 * 2     = 1.22 * 10^12    on 256 of the 6.67 * 10^21 boards
+
+variations, times the choices of empty cells. With `unique` the stock holds puzzles: of every board some cells that can
+be emptied together while the solution stays the only one, so that symmetries and any choice among these cells keep it
+so; 9 x 9 has 128 of them. Training and measuring have stocks of their own (4 x 4 the same boards, as there are no
+more), and no row of givens occurs in both: its checksum says to which it belongs.
+"""
+
+import zlib
+from functools import lru_cache
+
+import numpy as np
+from looped.tasks.puzzle_files import Puzzles, read_puzzles
+from looped.tasks.sudoku_solver import Solver
+
+from looped.data.task import BLANK, Problem, Task, register, rng_of
+from looped.errors import UserError
+
+BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}  # size: rows and columns of a box
+NUM_BOARDS = 256
+NUM_UNIQUE = {4: 288, 6: 256, 9: 128}  # 9 x 9: 55 ms each
+HELD_OUT = 8  # one row of givens in so many is for measuring
+
+
+@register
+class Sudoku(Task):
+    """size: 4, 6 or 9. unique: only puzzles with one solution (those of a file are as they are). path: a CSV like
+    Sudoku-Extreme's, or a folder with train.csv and test.csv, whose puzzles are taken instead of made ones; a
+    difficulty then draws from all of its puzzles with at most so many empty cells."""
+
+    name = "sudoku"
+    source = "rules of Sudoku; CSV: sapientinc/sudoku-extreme on the Hugging Face hub"
+    difficulty = "empty cells"
+
+    def __init__(self, size: int = 4, unique: bool = False, path: str | None = None) -> None:
+        if size not in BOXES:
+            raise UserError(f"task.options.size {size} is no board of this task; take {', '.join(map(str, BOXES))}")
+        if not isinstance(unique, bool):
+            raise UserError(f"task.options.unique is true or false, got {unique!r}")
+        if unique and path is not None:
+            raise UserError(f"task.options.unique is for made puzzles, but path {path} is given; keep one of the two")
+        self.size, self.unique, self.box = size, unique, BOXES[size]
+        self.symbols = (".", *map(str, range(1, size + 1)))
+        self.trained = {4: (10, 10), 6: (24, 24), 9: (20, 51)}[size]
+        self.tested = {4: (6, 8, 10, 11), 6: (18, 22, 24, 26), 9: (30, 40, 51)}[size]
+        self.parts: tuple[Puzzles, Puzzles] | None = None
+        if path is not None:
+            self._read(str(path))
+
+    def _read(self, path: str) -> None:
+        parts = read_puzzles(path, ".123456789", _faults)  # of any size, so that a wrong one is noticed
+        length = parts[0].questions.shape[1]
+        if length != self.size**2:
+            raise UserError(f"task.options.path {path} has boards of size {int(length**0.5)}, but task.options.size is "
+                            f"{self.size}; set size: {int(length**0.5)}")
+        counts = [(part.questions == BLANK).sum(axis=1) for part in parts]
+        order = [np.argsort(count, kind="stable") for count in counts]  # most givens first
+        self.parts = tuple(part.where(sort) for part, sort in zip(parts, order, strict=True))
+        self.counts = tuple(count[sort] for count, sort in zip(counts, order, strict=True))
+        self.easiest = int(max(count[0] for count in self.counts))
+        hardest, hardest_heldout = (int(count[-1]) for count in self.counts)
+        self.trained, self.tested = (hardest, hardest), (hardest_heldout,)
+        self.difficulty = "empty cells at most"
+
+    def make(self, rng: np.random.Generator, difficulty: int, *, heldout: bool) -> Problem:
+        if self.parts is not None:
+            row = rng.integers(np.searchsorted(self.counts[heldout], difficulty, side="right"))
+            inputs, targets = (part[row].astype(np.int64) for part in self.parts[heldout])
+            return Problem(inputs, targets, inputs == BLANK)
+        stock, num_removable = board_stock(self.size, self.unique, heldout)
+        hardest = min(num_removable.max(), self.size**2 - 1)  # without givens there is one puzzle, and two parts
+        if difficulty > hardest:
+            raise UserError(f"sudoku of size {self.size} ends at difficulty {hardest} ({self.difficulty}"
+                            f"{', with one solution' if self.unique else ''}), got {difficulty}; take that or less")
+        bases = np.flatnonzero(num_removable >= difficulty)
+        while True:
+            board, removable = vary(stock[bases[rng.integers(len(bases))]], self.box, rng).reshape(2, -1)
+            empty = np.zeros(len(board), dtype=bool)
+            empty[np.argsort(rng.random(len(board)) + (removable == 0))[:difficulty]] = True
+            inputs = np.where(empty, BLANK, board)
+            if is_heldout(inputs) == heldout:
+                return Problem(inputs, board, empty)
+
+    def is_right(self, problem: Problem, answer: np.ndarray) -> bool:
+        """Whether the board is valid once `answer` fills the empty cells; givens cannot be overwritten."""
+        board = np.where(problem.scored, answer, problem.inputs)
+        return bool(is_valid(board[None], self.box)[0])
+
+    def coordinates(self, length: int) -> np.ndarray:
+        rows, columns = np.divmod(np.arange(length), self.size)
+        boxes = rows // self.box[0] * (self.size // self.box[1]) + columns // self.box[1]
+        return np.stack([rows, columns, boxes], axis=1)
+
+    def shape(self, length: int) -> tuple[int, int]:
+        return self.size, self.size
+
+
+# ---- boards ----------------------------------------------------------------------------------------------------------
+
+@lru_cache(maxsize=16)
+def board_stock(size: int, unique: bool, heldout: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Boards to vary, for training or for measuring, and which of their cells may be emptied: (N, 2, size, size); and
+    how many those are: (N,)."""
+    rng = rng_of("sudoku stock", size, unique, heldout)
+    solver = Solver(*BOXES[size])
+    if size == 4:
+        boards = list(solver.solutions([0] * 16))
+    else:
+        boards = [solver.random_board(rng) for _ in range(NUM_UNIQUE[size] if unique else NUM_BOARDS)]
+    removable = [solver.removable(board, rng) if unique else [True] * size**2 for board in boards]
+    stock = np.array([boards, removable]).swapaxes(0, 1).reshape(len(boards), 2, size, size)
+    stock.flags.writeable = False
+    return stock, stock[:, 1].sum(axis=(1, 2))
+
+
+def vary(board: np.ndarray, box: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """A random symmetry of the rules, applied to a board and what belongs to its cells: (2, size, size)."""
+    height, width = box  # a band has `height` rows, and there are `width` bands
+    size = height * width
+    draws = rng.random(3 * size + height + width + 1)  # one call: calls are what costs
+    digits, rows, columns, bands, stacks, flip = np.split(draws, np.cumsum([size, size, size, width, height]))
+    rows = np.argsort(bands)[:, None] * height + np.argsort(rows.reshape(width, height), axis=1)
+    columns = np.argsort(stacks)[:, None] * width + np.argsort(columns.reshape(height, width), axis=1)
+    digits, cells = board[:, rows.ravel()][:, :, columns.ravel()]
+    varied = np.stack([1 + np.argsort(draws[:size])[digits - 1], cells])
+    return varied.swapaxes(1, 2) if height == width and flip[0] < 0.5 else varied
+
+
+def is_heldout(inputs: np.ndarray) -> bool:
+    """Whether these givens are for measuring."""
+    return zlib.crc32(inputs.astype(np.uint8).tobytes()) % HELD_OUT == 0
+
+
+def is_valid(boards: np.ndarray, box: tuple[int, int]) -> np.ndarray:
+    """Which of the boards (N, size * size) are full and hold every digit once a row, column and box: (N,)."""
+    height, width = box
+    size = height * width
+    grids = boards.reshape(-1, size, size)
+    boxes = grids.reshape(-1, width, height, height, width).swapaxes(2, 3).reshape(-1, size, size)
+    units = np.concatenate([grids, grids.swapaxes(1, 2), boxes], axis=1)
+    return (np.sort(units, axis=2) == np.arange(1, size + 1)).all(axis=(1, 2))
+
+
+def _faults(questions: np.ndarray, answers: np.ndarray) -> dict[str, np.ndarray]:
+    size = int(questions.shape[1] ** 0.5)
+    if size not in BOXES or size**2 != questions.shape[1]:
+        return {f"has {questions.shape[1]} cells, and boards have 16, 36 or 81": np.ones(len(questions), dtype=bool)}
+    return {
+        "has an answer that changes a given": ((questions != BLANK) & (questions != answers)).any(axis=1),
+        "has an answer without every digit in every row, column and box": ~is_valid(answers, BOXES[size]),
+        "has no empty cell": (questions != BLANK).all(axis=1),
+    }
