@@ -1,9 +1,11 @@
-"""Puzzles from CSV files with the columns source, question, answer, rating: a puzzle a row, a character a cell.
+"""Which puzzles are held out, and puzzles from CSV files.
 
-That is the format of the public sets Sudoku-Extreme and Maze-Hard (Wang et al. 2025, arXiv 2506.21734).
+The files have the columns source, question, answer, rating: a puzzle a row, a character a cell. That is the format of
+the public sets Sudoku-Extreme and Maze-Hard (Wang et al. 2025, arXiv 2506.21734).
 """
 
 import csv
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from itertools import islice
@@ -15,9 +17,14 @@ import numpy as np
 from looped.errors import UserError
 
 COLUMNS = ["source", "question", "answer", "rating"]
-HELD_OUT = 0.1  # of the rows of a single file
+HELD_OUT = 8  # one in so many puzzles is for measuring
 UNKNOWN = 255
 BLOCK = 100_000  # rows looked at together: Sudoku-Extreme has four million
+
+
+def is_heldout(inputs: np.ndarray) -> bool:
+    """Whether a puzzle that is made, not read, is for measuring: by its checksum, so that none can be in both parts."""
+    return zlib.crc32(inputs.astype(np.uint8).tobytes()) % HELD_OUT == 0
 
 
 class Puzzles(NamedTuple):
@@ -36,7 +43,7 @@ Faults = Callable[[np.ndarray, np.ndarray], Mapping[str, np.ndarray]]
 
 @lru_cache(maxsize=4)
 def read_puzzles(path: str, symbols: str, faults: Faults) -> tuple[Puzzles, Puzzles]:
-    """(for training, held out): train.csv and test.csv of a folder, or one row in ten of a file, by its number.
+    """(for training, held out): train.csv and test.csv of a folder, or one row in eight of a file, by its number.
 
     Raises UserError for files that are missing, or not as said above, or whose rows `faults` complains of.
     """
@@ -48,7 +55,7 @@ def read_puzzles(path: str, symbols: str, faults: Faults) -> tuple[Puzzles, Puzz
         return train, heldout
     puzzles = _read(Path(path), symbols, faults)
     number = np.arange(len(puzzles.questions), dtype=np.uint64)
-    chosen = number * 2654435761 % 2**32 < HELD_OUT * 2**32  # multiplicative hash: far apart, and row 0 is one of them
+    chosen = number * 2654435761 % 2**32 < 2**32 // HELD_OUT  # a multiplicative hash, which holds out row 0
     if chosen.all():
         raise UserError(f"task.options.path {path} has one row, which is held out; give a file with more of them, or a "
                         "folder with train.csv and test.csv")

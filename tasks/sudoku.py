@@ -13,11 +13,10 @@ so; 9 x 9 has 128 of them. Training and measuring have stocks of their own (4 x 
 more), and no row of givens occurs in both: its checksum says to which it belongs.
 """
 
-import zlib
 from functools import lru_cache
 
 import numpy as np
-from looped.tasks.puzzle_files import Puzzles, read_puzzles
+from looped.tasks.puzzle_files import Puzzles, is_heldout, read_puzzles
 from looped.tasks.sudoku_solver import Solver
 
 from looped.data.task import BLANK, Problem, Task, register, rng_of
@@ -26,7 +25,6 @@ from looped.errors import UserError
 BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}  # size: rows and columns of a box
 NUM_BOARDS = 256
 NUM_UNIQUE = {4: 288, 6: 256, 9: 128}  # 9 x 9: 55 ms each
-HELD_OUT = 8  # one row of givens in so many is for measuring
 
 
 @register
@@ -131,11 +129,6 @@ def vary(board: np.ndarray, box: tuple[int, int], rng: np.random.Generator) -> n
     digits, cells = board[:, rows.ravel()][:, :, columns.ravel()]
     varied = np.stack([1 + np.argsort(draws[:size])[digits - 1], cells])
     return varied.swapaxes(1, 2) if height == width and flip[0] < 0.5 else varied
-
-
-def is_heldout(inputs: np.ndarray) -> bool:
-    """Whether these givens are for measuring."""
-    return zlib.crc32(inputs.astype(np.uint8).tobytes()) % HELD_OUT == 0
 
 
 def is_valid(boards: np.ndarray, box: tuple[int, int]) -> np.ndarray:
