@@ -67,6 +67,33 @@ class RecurrenceConfig(Section):
     backprop: Depth = Field(4, description="last steps that carry gradient under `truncated`")
     distribution: Literal["huginn", "fixed"] = Field("huginn", description="log-normal Poisson, or always `mean`")
     per_sequence: bool = Field(True, description="one depth a sequence (Parcae) instead of one a batch (Huginn)")
+    loss_on: Literal["last", "every"] = Field(
+        "last", description="the loss is read after the last step, or after every step that carries gradient")
+
+    @model_validator(mode="after")
+    def _check_loss(self):
+        if self.loss_on == "every" and self.per_sequence and self.distribution == "huginn":
+            raise ValueError("loss_on every needs one depth for the whole batch; set recurrence.per_sequence to false, "
+                             "or recurrence.distribution to fixed")
+        return self
+
+
+class TaskConfig(Section):
+    """Problems with checkable answers instead of text."""
+
+    name: str | None = Field(None, description="a task (sudoku, prefix-sums, ...) or the dotted path of a class of "
+                                               "one's own; null trains on text")
+    options: dict[str, Any] = Field({}, description="arguments of the task, as {size: 6}")
+    difficulty: tuple[Count, Count] | None = Field(None, description="lowest and highest that are trained; null: the "
+                                                                     "task's own range")
+    layout: Literal["full", "causal"] = Field("full", description="all cells at once, each seeing all others; or from "
+                                                                  "left to right")
+
+    @model_validator(mode="after")
+    def _check_range(self):
+        if self.difficulty is not None and self.difficulty[0] > self.difficulty[1]:
+            raise ValueError(f"difficulty {list(self.difficulty)} runs downwards; write [lowest, highest]")
+        return self
 
 
 class DataConfig(Section):
@@ -148,6 +175,8 @@ class EvaluationConfig(Section):
     num_samples: Depth = Field(2, description="texts generated at each depth")
     sample_length: Depth = Field(64, description="tokens a generated text")
     prompt_length: Depth = Field(16, description="held-out tokens it continues")
+    difficulties: tuple[Count, ...] = Field((), description="levels of a task to measure; none given: the task's own")
+    num_problems: Depth = Field(256, description="held-out problems of each level")
 
 
 class Config(Section):
@@ -159,6 +188,7 @@ class Config(Section):
     model: ModelConfig = ModelConfig()
     recurrence: RecurrenceConfig = RecurrenceConfig()
     denoise: DenoiseConfig = DenoiseConfig()
+    task: TaskConfig = TaskConfig()
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
     training: TrainingConfig = TrainingConfig()
@@ -172,6 +202,7 @@ class Config(Section):
         if self.denoise.target.tied and self.denoise.target.dim not in (None, self.model.width):
             raise ValueError(f"denoise.target.tied needs denoise.target.dim = model.width; leave denoise.target.dim "
                              f"out, or set it to {self.model.width}")
+        self._check_layout()
         if self.denoise.block_size > 1 and self.model.injection == "none":
             raise ValueError("denoise.block_size above 1 needs an injection, which tells the core where in its block "
                              "a row stands; set model.injection to linear, add, gated or diagonal")
@@ -183,6 +214,26 @@ class Config(Section):
             raise ValueError(f"evaluation.prompt_length {self.evaluation.prompt_length} leaves nothing of "
                              f"data.length {self.data.length} to continue; try {self.data.length // 2}")
         return self
+
+    def _check_layout(self):
+        """Denoising in a layout where every cell sees every other, and in one where none may see later ones."""
+        denoise, full = self.denoise, self.task.name is not None and self.task.layout == "full"
+        if self.objective != "denoise":
+            return
+        if full and denoise.context != "inject":
+            raise ValueError(f"denoise.context {denoise.context} is for rows that see earlier ones alone, and under "
+                             f"task.layout full all cells are sought together; set denoise.context to inject")
+        if self.task.name is not None and denoise.block_size > 1:
+            raise ValueError(f"denoise.block_size {denoise.block_size} is for text; task.layout full seeks all cells "
+                             f"of a task together; leave it at 1")
+        if denoise.carry != "none" and denoise.context == "inject" and not full:
+            raise ValueError(f"denoise.carry {denoise.carry} needs rows that no other row attends to, and under "
+                             f"context inject they do; set denoise.context to concat or context")
+
+    @property
+    def is_task(self) -> bool:
+        """Whether problems of a task are trained, not text."""
+        return self.task.name is not None
 
     @property
     def single_pass(self) -> bool:

@@ -110,7 +110,4 @@ class DenoiseConfig(Section):
         if self.order != "together" and self.train_steps > 1:
             raise ValueError(f"order {self.order} is trained one step at a time, and denoise.train_steps is "
                              f"{self.train_steps}; set it to 1")
-        if self.carry != "none" and self.context == "inject":
-            raise ValueError(f"carry {self.carry} needs rows that no other row attends to, and under context inject "
-                             f"they do; set denoise.context to concat or context")
         return self

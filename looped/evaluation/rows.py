@@ -1,7 +1,7 @@
 """One figure with its interval: the form in which every evaluation gives its results.
 
-{metric, mean, ci_low, ci_high, n, depth, sigma, temperature, by, seconds, layer_forwards, peak_bytes}, so that a
-table, a JSONL file and a plot of any two runs need no translation.
+{metric, mean, ci_low, ci_high, n, depth, difficulty, sigma, temperature, by, seconds, layer_forwards, peak_bytes}, so
+that a table, a JSONL file and a plot of any two runs need no translation.
 """
 
 from dataclasses import asdict, dataclass
@@ -15,9 +15,9 @@ from looped.rng import generator
 
 @dataclass(frozen=True)
 class Row:
-    """One figure of a sweep. `sigma` is set for figures by noise level, `depth` for figures by depth; `temperature`
-    where it was chosen; `by` names a model that the figure depends on besides the run's: judge, twin or encoder.
-    Without an interval both ends are None."""
+    """One figure of a sweep. `sigma` is set for figures by noise level, `depth` for figures by depth, `difficulty` for
+    those of problems; `temperature` where it was chosen; `by` names a model that the figure depends on besides the
+    run's: judge, twin or encoder. Without an interval both ends are None."""
 
     metric: str
     mean: float
@@ -25,6 +25,7 @@ class Row:
     ci_high: float | None
     n: int
     depth: int | None = None
+    difficulty: int | None = None
     sigma: float | None = None
     temperature: float | None = None
     by: str | None = None

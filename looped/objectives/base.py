@@ -6,7 +6,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from looped.data.batch import Batch
 from looped.models.language import LanguageModel
+from looped.nn.bias import Full, Padded
 from looped.nn.fused import linear_cross_entropy
 from looped.rng import StepRandom
 
@@ -22,8 +24,8 @@ class Loss:
 class Objective(nn.Module):
     """A training rule over `encode`, `step`, `decode`; holds the model and whatever else the rule learns."""
 
-    def forward(self, tokens: Int[Tensor, "batch length_and_one"], random: StepRandom) -> Loss:
-        """The loss of predicting tokens[:, 1:] from tokens[:, :-1]."""
+    def forward(self, tokens: Int[Tensor, "batch length_and_one"] | Batch, random: StepRandom) -> Loss:
+        """The loss of predicting tokens[:, 1:] from tokens[:, :-1], or the targets of a batch from its inputs."""
         raise NotImplementedError
 
     def after_step(self) -> None:
@@ -32,6 +34,17 @@ class Objective(nn.Module):
     def layer_forwards(self) -> float:
         """Expected cost of one training sequence in forward passes of one layer; a backward pass counts two."""
         raise NotImplementedError
+
+
+EVERYBODY = Full()
+
+
+def surroundings(batch: Batch) -> dict:
+    """What the model has to know of a batch besides its tokens: who sees whom, and where the rows stand."""
+    if batch.causal:  # what fills up a sequence comes after it
+        return {}
+    mask = EVERYBODY if batch.lengths is None else Padded(batch.lengths, causal=False)
+    return {"mask": mask, "positions": batch.positions}
 
 
 def token_losses(logits: Float[Tensor, "batch length vocab"],

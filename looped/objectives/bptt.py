@@ -1,12 +1,14 @@
 """Back-propagation through the loop: through all of it (`Full`), through its last steps (`Truncated`, Huginn), or
 through the one step that makes it an ordinary language model (`Autoregressive`)."""
 
-from jaxtyping import Int
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from looped.config import RecurrenceConfig
+from looped.data.batch import Batch
 from looped.models.language import LanguageModel
-from looped.objectives.base import Loss, Objective, head_losses
+from looped.objectives.base import Loss, Objective, head_losses, surroundings
 from looped.objectives.depth import expected_depths, sample_depths
 from looped.rng import StepRandom
 
@@ -26,21 +28,33 @@ class Unrolled(Objective):
         """Their means."""
         raise NotImplementedError
 
-    def forward(self, tokens: Int[Tensor, "batch length_and_one"], random: StepRandom) -> Loss:
-        x, y = tokens[:, :-1], tokens[:, 1:]
+    def forward(self, tokens: Int[Tensor, "batch length_and_one"] | Batch, random: StepRandom) -> Loss:
+        batch = Batch.of(tokens)
         no_grad, grad = self.depths(random)
-        e = self.model.encode(x)
+        rows = surroundings(batch)
+        e = self.model.encode(batch.inputs, **rows)
         noise = random.normal("state", e.shape[1:]) if self.model.recurrence.needs_noise else None
-        state = self.model.unroll(e, no_grad=no_grad, grad=grad, noise=noise)
-        value = head_losses(self.model, self.model.hidden(state), y).mean()
+        losses: list[Tensor] = []
+
+        def read(index: int, state: Tensor) -> None:
+            if self.config.loss_on == "every" and index >= no_grad:
+                losses.append(self.read_out(state, batch, rows))
+
+        state = self.model.unroll(e, no_grad=no_grad, grad=grad, noise=noise, callback=read, **rows)
+        value = torch.stack(losses or [self.read_out(state, batch, rows)]).mean()
         steps = no_grad + grad
         mean_steps = steps.float().mean() if isinstance(steps, Tensor) else float(steps)
         return Loss(value, {"loss": value.detach(), "num_steps": mean_steps})
 
+    def read_out(self, state: Tensor, batch: Batch, rows: dict) -> Float[Tensor, "batch"]:
+        """Cross-entropy of each sequence, read from a state."""
+        return batch.mean(head_losses(self.model, self.model.hidden(state, **rows), batch.targets))
+
     def layer_forwards(self) -> float:
         c = self.model.config
         no_grad, grad = self.expected_depths()
-        return no_grad * c.num_core_layers + 3 * (grad * c.num_core_layers + c.num_prelude_layers + c.num_coda_layers)
+        coda = c.num_coda_layers * (grad if self.config.loss_on == "every" else 1)
+        return no_grad * c.num_core_layers + 3 * (grad * c.num_core_layers + c.num_prelude_layers + coda)
 
 
 class Full(Unrolled):

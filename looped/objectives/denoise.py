@@ -14,14 +14,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from looped.config_denoise import DenoiseConfig
+from looped.data.batch import Batch
 from looped.diffusion.bridge import bridge
 from looped.diffusion.denoiser import Denoiser
 from looped.diffusion.edm import align
 from looped.diffusion.noise import noise_from_config
 from looped.diffusion.samplers import ancestral_step
 from looped.models.language import LanguageModel
-from looped.nn.cache import Cache
-from looped.objectives.base import Loss, Objective, head_losses
+from looped.objectives.base import Loss, Objective, head_losses, surroundings
 from looped.rng import StepRandom
 
 CARRY_SHARE = 0.5
@@ -31,8 +31,20 @@ NUM_BINS = 6
 """Bins of equal width in ln sigma that the log reports the loss by."""
 
 
+def only_sought(z: Float[Tensor, "batch length dim"], batch: Batch) -> Float[Tensor, "batch length dim"]:
+    """z where something is sought, and 0 in the other rows: what is given needs no noisy copy of itself."""
+    return z if batch.scored is None else z * batch.scored.unsqueeze(-1)
+
+
+def _sought(sigma: Tensor, losses: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The levels and losses of the rows that are sought, where each row has a level of its own."""
+    if sigma.ndim == 1 or batch.scored is None:
+        return sigma, losses
+    return sigma[batch.scored], losses[batch.scored]
+
+
 class Denoise(Objective):
-    """The single-pass rule for a language model."""
+    """The single-pass rule, for text and for problems."""
 
     def __init__(self, model: LanguageModel, config: DenoiseConfig):
         super().__init__()
@@ -44,18 +56,20 @@ class Denoise(Objective):
     def model(self) -> LanguageModel:
         return self.denoiser.model
 
-    def forward(self, tokens: Int[Tensor, "batch length_and_one"], random: StepRandom) -> Loss:
-        x, y = tokens[:, :-1], tokens[:, 1:]
-        sigma = self.levels(random, y.shape[1])
-        e = self.model.encode(x)
-        losses = self._losses(e, y, sigma, random)  # B L
-        by_level = losses.detach() if sigma.ndim == 2 else losses.detach().mean(1)
+    def forward(self, tokens: Int[Tensor, "batch length_and_one"] | Batch, random: StepRandom) -> Loss:
+        batch = Batch.of(tokens)
+        sigma = self.levels(random, batch.targets.shape[1])
+        rows = surroundings(batch)
+        e = self.model.encode(batch.inputs, **rows)
+        losses = self._losses(e, batch, sigma, random, rows)  # B L
+        by_level = losses.detach() if sigma.ndim == 2 else batch.mean(losses.detach())
         if self.training:
-            self.noise.observe(sigma, by_level)
-        value = (align(self.weight(sigma), losses) * losses).mean()
+            self.noise.observe(*_sought(sigma, by_level, batch))
+        value = batch.mean(align(self.weight(sigma), losses) * losses).mean()
         if self.config.next_token_weight:
-            value = value + self.config.next_token_weight * self._next_token_loss(e, y, random)
-        metrics = {"loss": value.detach(), "cross_entropy": losses.detach().mean()}
+            value = value + self.config.next_token_weight * self._next_token_loss(e, batch, random, rows)
+        metrics = {"loss": value.detach(), "cross_entropy": batch.mean(losses.detach()).mean()}
+        sigma, by_level = _sought(sigma, by_level, batch)
         return Loss(value, metrics | self._bins(sigma, by_level))
 
     def levels(self, random: StepRandom, length: int) -> Tensor:
@@ -79,21 +93,23 @@ class Denoise(Objective):
         sigma = torch.where(place < at_work, noise.sigma_min, torch.where(place > at_work, noise.sigma_max, level))
         return sigma.flatten(1)  # B N k -> B L
 
-    def _losses(self, e: Tensor, y: Int[Tensor, "batch length"], sigma: Tensor,
-                random: StepRandom) -> Float[Tensor, "batch length"]:
+    def _losses(self, e: Tensor, batch: Batch, sigma: Tensor, random: StepRandom,
+                rows: dict) -> Float[Tensor, "batch length"]:
         """Cross-entropy of the clean tokens, the mean over the solver steps that are trained."""
-        context, target = self.model.make_context(e, self.config.context), self.denoiser.target(y)
-        z = target + align(sigma, target).float() * random.normal("noise", target.shape[1:])
-        carry = self._carry_of_a_first_reading(z, sigma, e, context, random)
+        y, context = batch.targets, self.model.make_context(e, self.config.context)
+        target = self.denoiser.target(y)
+        z = only_sought(target + align(sigma, target).float() * random.normal("noise", target.shape[1:]), batch)
+        carry = self._carry_of_a_first_reading(z, sigma, e, random, context=context, **rows)
         levels = self._falling(sigma)
-        state, hidden = self.denoiser.trace(z, sigma, e, context=context, carry=carry)
+        state, hidden = self.denoiser.trace(z, sigma, e, context=context, carry=carry, **rows)
         losses = [self._read_out(hidden, y, z, sigma)]
         for step, (level, lower) in enumerate(itertools.pairwise(levels), start=1):
             logits = self.denoiser.logits(hidden, z, level)
             D = bridge("soft", logits, self.denoiser.table())
             carry = self.denoiser.handed_on(state, D)
             z = ancestral_step(z, D, level, lower, random.normal(f"noise{step}", target.shape[1:]))
-            state, hidden = self.denoiser.trace(z, lower, e, context=context, carry=carry)
+            z = only_sought(z, batch)
+            state, hidden = self.denoiser.trace(z, lower, e, context=context, carry=carry, **rows)
             losses.append(self._read_out(hidden, y, z, lower))
         return torch.stack(losses).mean(0)
 
@@ -103,15 +119,15 @@ class Denoise(Objective):
         evidence = self.denoiser.evidence(z, sigma) if self.config.posterior else None
         return head_losses(self.model, hidden, y, scale=self.denoiser.logit_scale, evidence=evidence)
 
-    def _carry_of_a_first_reading(self, z: Tensor, sigma: Tensor, e: Tensor, context: Cache | None,
-                                  random: StepRandom) -> Tensor | None:
+    def _carry_of_a_first_reading(self, z: Tensor, sigma: Tensor, e: Tensor, random: StepRandom,
+                                  **rows) -> Tensor | None:
         """What a first reading without gradient hands on, in half of the steps; so the only step that is trained learns
         both to start and to go on (Chen et al. 2022, "Analog bits", section 3.2). With K steps these do it."""
         alone = self.config.train_steps > 1 or self.config.carry == "none"
         if alone or float(torch.rand((), generator=random.lockstep("carry"))) >= CARRY_SHARE:
             return None
         with torch.no_grad():
-            return self.denoiser.read(z, sigma, e, context=context)[1]
+            return self.denoiser.read(z, sigma, e, **rows)[1]
 
     def _falling(self, sigma: Tensor) -> list[Tensor]:
         """The levels of `train_steps` solver steps from sigma on: even parts of what mass lies below it."""
@@ -119,10 +135,11 @@ class Denoise(Objective):
         mass = noise.cdf(sigma) if num > 1 else None
         return [sigma, *(noise.quantile(mass * (1 - step / num)) for step in range(1, num))]
 
-    def _next_token_loss(self, e: Tensor, y: Int[Tensor, "batch length"], random: StepRandom) -> Tensor:
+    def _next_token_loss(self, e: Tensor, batch: Batch, random: StepRandom, rows: dict) -> Tensor:
         """That of the same layers without a noise level: one loop step from the loop's initial state."""
         noise = random.normal("state", e.shape[1:]) if self.model.recurrence.needs_noise else None
-        return head_losses(self.model, self.model.hidden(self.model.unroll(e, grad=1, noise=noise)), y).mean()
+        hidden = self.model.hidden(self.model.unroll(e, grad=1, noise=noise, **rows), **rows)
+        return batch.mean(head_losses(self.model, hidden, batch.targets)).mean()
 
     def logits(self, x: Int[Tensor, "batch length"], z: Tensor, sigma: Tensor) -> Tensor:
         """Logits of the token after each of `x`, from its noised target in z and the clean tokens up to there."""

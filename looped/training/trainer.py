@@ -18,10 +18,13 @@ import torch
 from torch import Tensor
 
 from looped.config import Config
+from looped.data.batch import Batch
+from looped.data.problems import TaskData, prepare_task
 from looped.data.text import TextData, prepare
 from looped.errors import UserError
 from looped.evaluation.depth import evaluate_samples, peak_bytes
 from looped.evaluation.likelihood import main_losses
+from looped.evaluation.solving import solve_batch, solved
 from looped.models.build import build
 from looped.objectives import Loss, Objective, build_objective
 from looped.rng import StepRandom
@@ -36,8 +39,9 @@ HELDOUT_STEP = -1
 """The held-out loss draws its noise as this step would, which is never trained."""
 
 
-Evaluate = Callable[[Objective, TextData, Config], dict[str, float]]
-Sample = Callable[[Objective, TextData, Config], str]
+Data = TextData | TaskData
+Evaluate = Callable[[Objective, Data, Config], dict[str, float]]
+Sample = Callable[[Objective, Data, Config], str]
 
 
 @dataclass(frozen=True)
@@ -70,13 +74,14 @@ class Counters:
 
 
 def train(config: Config, run_dir: str | Path, *, evaluate: Evaluate | None = None, sample: Sample | None = None,
-          data: TextData | None = None) -> Result:
+          data: Data | None = None) -> Result:
     """Train `config` in the folder `run_dir`, or go on where its newest whole checkpoint stands.
 
     evaluate: (objective, data, config) -> figures to log every `training.eval_every` steps, `training.num_evals` times
-    over the budget, and at the end; the losses on held-out text when None. sample: likewise -> text to print every
-    `training.sample_every` steps; continuations of held-out text at `evaluation.sample_depths` when None. Both see
-    averaged weights where there are some. data: None prepares `config.data`.
+    over the budget, and at the end; when None the losses on held-out text, or how many problems of a task are solved.
+    sample: likewise -> text to print every `training.sample_every` steps; when None continuations of held-out text at
+    `evaluation.sample_depths`, or a problem with its answer. Both see averaged weights where there are some. data: None
+    prepares what the config names.
 
     The first SIGTERM or Ctrl-C finishes the step, saves and returns; a second one stops at once. Raises UserError for
     a run in use, a config that does not fit, damaged checkpoints, a full disk, or a loss that is not finite.
@@ -88,11 +93,12 @@ def train(config: Config, run_dir: str | Path, *, evaluate: Evaluate | None = No
         run_dir = Path(run_dir)
         run = open_run(config, run_dir, device=str(accelerator.device))
         first_process(accelerator, lambda: stack.enter_context(run))
-        data = data if data is not None else every_process(accelerator, lambda: prepare(config.data))
+        data = data if data is not None else every_process(accelerator, lambda: open_data(config))
         monitor = stack.enter_context(Monitor(run_dir, config, main=accelerator.is_main_process))
         caught = stack.enter_context(catch_signals())
         trainer = Trainer(config, run_dir, data, accelerator, monitor)
-        first_process(accelerator, lambda: save_tokenizer(run_dir, data.tokenizer))
+        if data.tokenizer is not None:
+            first_process(accelerator, lambda: save_tokenizer(run_dir, data.tokenizer))
         trainer.say_hello()
         stop = 0
         while trainer.fraction < 1 and not stop:
@@ -105,9 +111,9 @@ def train(config: Config, run_dir: str | Path, *, evaluate: Evaluate | None = No
             if finished or step % config.training.log_every == 0:
                 trainer.log()
             if finished or passed or _due(step, config.training.eval_every):
-                trainer.evaluate(evaluate or heldout_loss)
+                trainer.evaluate(evaluate or (heldout_solved if config.is_task else heldout_loss))
             if _due(step, config.training.sample_every):
-                trainer.sample(sample or sampled_text)
+                trainer.sample(sample or (sampled_answer if config.is_task else sampled_text))
             if finished or stop or _due(step, config.training.checkpoint_every):
                 trainer.save()
         trainer.say_goodbye(stop)
@@ -117,7 +123,7 @@ def train(config: Config, run_dir: str | Path, *, evaluate: Evaluate | None = No
 class Trainer:
     """The pieces of a run and what is done with them; `train` says when."""
 
-    def __init__(self, config: Config, run_dir: Path, data: TextData, accelerator, monitor: Monitor):
+    def __init__(self, config: Config, run_dir: Path, data: Data, accelerator, monitor: Monitor):
         self.config, self.run_dir, self.data = config, run_dir, data
         self.accelerator, self.monitor = accelerator, monitor
         self.micro_batch = micro_batch_size(config, accelerator.num_processes)
@@ -126,7 +132,7 @@ class Trainer:
             every_process(accelerator, lambda: self.warm_start(config.training.warm_start))
         self.optimizers = build_optimizers(self.objective, config.optim)
         self.ema = EMA(self.objective, config.optim.ema_decay) if config.optim.ema_decay else None
-        self.done, self.meter = Counters(), Meter()
+        self.done, self.meter, self.seen = Counters(), Meter(), 0
         self.restore()
         self.saved, self.logged = self.done.step, replace(self.done)
         if config.training.compile:
@@ -159,24 +165,27 @@ class Trainer:
         index = self.accelerator.process_index * self.config.training.accumulation + micro
         return range(index * self.micro_batch, (index + 1) * self.micro_batch)
 
-    def inputs(self, rows: range) -> tuple[Tensor, StepRandom]:
-        """Tokens and randomness of some rows of the present step."""
+    def inputs(self, rows: range) -> tuple[Tensor | Batch, StepRandom]:
+        """Tokens (or problems) and randomness of some rows of the present step."""
         c, device = self.config, self.accelerator.device
         tokens = self.data.train.batch(self.done.step, rows=rows, **self.batch_settings())
         return tokens.to(device), StepRandom(c.seed, self.done.step, start=rows.start, count=len(rows),
                                              total=c.training.batch_size, device=device)
 
     def batch_settings(self) -> dict[str, int]:
-        """What the order of the text depends on, besides the step."""
+        """What the order of the data depends on, besides the step."""
         c = self.config
-        return {"batch_size": c.training.batch_size, "length": c.data.length, "seed": c.seed}
+        text = {} if c.is_task else {"length": c.data.length}
+        return {"batch_size": c.training.batch_size, "seed": c.seed, **text}
 
     def backward(self, micro: int) -> Loss:
         """Add a micro-batch's gradients; processes exchange them after the last one only."""
         num = self.config.training.accumulation
         with self.accelerator.no_sync(self.module) if micro < num - 1 else nullcontext():
-            loss = self.module(*self.inputs(self.rows(micro)))
+            data, random = self.inputs(self.rows(micro))
+            loss = self.module(data, random)
             self.accelerator.backward(loss.value / num)
+        self.seen += Batch.of(data).num_tokens
         return Loss(loss.value.detach(), loss.metrics)
 
     def clip(self) -> Tensor:
@@ -196,9 +205,16 @@ class Trainer:
         """One more step is done."""
         training, done = self.config.training, self.done
         done.step += 1
-        done.tokens += training.batch_size * self.config.data.length
+        done.tokens += self.all_seen()
         done.layer_forwards += training.batch_size * self.objective.layer_forwards()
         done.seconds += seconds
+
+    def all_seen(self) -> int:
+        """Tokens of this step, over all processes."""
+        seen, self.seen = self.seen, 0
+        if self.accelerator.num_processes == 1:
+            return seen
+        return int(self.accelerator.reduce(torch.tensor(seen, device=self.accelerator.device), "sum"))
 
     def agree(self, number: int) -> int:
         """The signal that any process has caught (0: none); their clocks are brought to one time."""
@@ -345,6 +361,11 @@ class Trainer:
         return self.accelerator.unwrap_model(self.module, keep_fp32_wrapper=False).eval()
 
 
+def open_data(config: Config) -> Data:
+    """The text or the task of a config."""
+    return prepare_task(config.task) if config.is_task else prepare(config.data)
+
+
 def micro_batch_size(config: Config, num_processes: int) -> int:
     """Sequences of one micro-batch of one process."""
     training = config.training
@@ -383,6 +404,24 @@ def sampled_text(objective: Objective, data: TextData, config: Config) -> str:
         lines.append(f"depth {depth}, distinct-2 {diversity[depth]:.3f}")
         lines += [f"  {data.tokenizer.decode(text.tolist())!r}" for text in texts]
     return "\n".join(lines)
+
+
+def heldout_solved(objective: Objective, data: TaskData, config: Config) -> dict[str, float]:
+    """Shares of held-out problems that are solved at the hardest trained level, and at the best of
+    `evaluation.depths`."""
+    rows = solved(objective, data, config, config.evaluation.depths, [data.train.high]).rows
+    exact = {row.depth: row.mean for row in rows if row.metric == "solved"}
+    best = max(exact, key=exact.get)
+    return {"solved": exact[best], "best_depth": best, f"solved_at_{min(exact)}": exact[min(exact)]}
+
+
+def sampled_answer(objective: Objective, data: TaskData, config: Config) -> str:
+    """A held-out problem of the hardest trained level, and its answer at the deepest of `evaluation.sample_depths`."""
+    problem, depth = data.heldout(1, data.train.high)[0], max(config.evaluation.sample_depths)
+    batch = data.collate([problem]).to(next(objective.parameters()).device)
+    answer = solve_batch(objective, batch, [depth], seed=config.seed)[depth][0].cpu()
+    shown = torch.where(batch.scored[0].cpu(), answer, batch.inputs[0].cpu())
+    return f"depth {depth}\n{data.task.show(batch.inputs[0].numpy())}\n\n{data.task.show(shown.numpy())}"
 
 
 def _due(step: int, every: int) -> bool:

@@ -13,13 +13,13 @@ CONDITIONING = ("level_embedding.", ".modulation.")
 
 
 @torch.no_grad()
-def take_over(objective: Objective, run: Run, tokenizer: TextTokenizer) -> list[str]:
+def take_over(objective: Objective, run: Run, tokenizer: TextTokenizer | None) -> list[str]:
     """Copy every weight of `run` that `objective` has as well; the names of those that keep their initial values.
 
     The model's own weights must all be found, but for what conditions it on a noise level, and all shapes must be the
     same. Raises UserError where they are not, and for a run with another tokenizer.
     """
-    if run.tokenizer.json() != tokenizer.json():
+    if tokenizer is not None and run.tokenizer.json() != tokenizer.json():
         raise UserError(f"training.warm_start {run.path} has another tokenizer; choose a run on the same text with the "
                         f"same data settings")
     theirs, kept = _weights(run.objective), []

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from looped.config import load_config
+from looped.data.batch import Batch
 from looped.diffusion.bridge import bridge
 from looped.diffusion.denoiser import Walk
 from looped.diffusion.samplers import sample_ancestral
@@ -217,7 +218,7 @@ def test_half_of_the_steps_have_a_first_reading_without_gradient_the_same_ones_o
     z = torch.zeros(B, L, DIM)
 
     def handed_on(start, num_steps):
-        return [objective._carry_of_a_first_reading(z, z, z, None, StepRandom(0, step, start=start, count=B))
+        return [objective._carry_of_a_first_reading(z, z, z, StepRandom(0, step, start=start, count=B))
                 for step in range(num_steps)]
 
     whole = handed_on(0, 1000)
@@ -286,7 +287,8 @@ def moved(objective, start, step=0):
     other = x.clone()
     other[:, start] = (other[:, start] + 1) % V
     sigma = objective.levels(random, L)
-    before, after = (objective._losses(objective.model.encode(rows), y, sigma, random) for rows in (x, other))
+    before, after = (objective._losses(objective.model.encode(rows), Batch(rows, y), sigma, random, {})
+                     for rows in (x, other))
     return ((before - after).abs().amax(0) > 1e-9).tolist()
 
 

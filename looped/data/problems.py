@@ -1,0 +1,107 @@
+"""The problems of a task as training data: each step's batch is a function of (seed, step), as with text."""
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from looped.config import TaskConfig
+from looped.data.batch import Batch, collate
+from looped.data.task import Problem, Task, find_task, rng_of
+from looped.errors import UserError
+
+FINGERPRINTED = 4
+"""Problems of each trained level that stand for the task in its fingerprint."""
+
+
+@dataclass(frozen=True)
+class ProblemStream:
+    """Problems in an endless row: number `step * batch_size + row`, of a difficulty drawn evenly from the range."""
+
+    task: Task
+    low: int
+    high: int
+    causal: bool
+
+    def batch(self, step: int, *, batch_size: int, seed: int, rows: range | None = None) -> Batch:
+        """The given rows (all by default) of the batch of an optimiser step, counted from 0."""
+        indices = [step * batch_size + row for row in (rows if rows is not None else range(batch_size))]
+        return collate(self.task, [self.problem(seed, index) for index in indices], causal=self.causal)
+
+    def problem(self, seed: int, index: int) -> Problem:
+        return self.task.problem(seed, index, self.difficulty_of(seed, index))
+
+    def difficulty_of(self, seed: int, index: int) -> int:
+        if self.low == self.high:
+            return self.low
+        return int(rng_of("difficulty", seed, index).integers(self.low, self.high + 1))
+
+    def describe(self, step: int, *, batch_size: int, seed: int, rows: range) -> list[str]:
+        """What each row of a batch is, in words."""
+        return [f"row {row}: {self.task.name}, {self.task.difficulty} {self.difficulty_of(seed, index)}, problem "
+                f"{index} of seed {seed}" for row in rows for index in [step * batch_size + row]]
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """A task as `train` sees it; the same members as `TextData` where both have them."""
+
+    task: Task
+    train: ProblemStream
+    fingerprint: str
+
+    tokenizer = None
+    """Symbols are tokens."""
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.task.symbols)
+
+    @property
+    def causal(self) -> bool:
+        return self.train.causal
+
+    @property
+    def summary(self) -> str:
+        """One line for logs."""
+        return (f"{self.task.name}: {self.task.difficulty} {self.train.low} to {self.train.high}, "
+                f"{'causal' if self.causal else 'all cells at once'}, {self.vocab_size} symbols")
+
+    def heldout(self, num: int, difficulty: int) -> list[Problem]:
+        """Problems to measure on, the same on every call and for every seed of training."""
+        return [self.task.problem(0, index, difficulty, heldout=True) for index in range(num)]
+
+    def collate(self, problems: Sequence[Problem]) -> Batch:
+        return collate(self.task, problems, causal=self.causal)
+
+
+def prepare_task(config: TaskConfig) -> TaskData:
+    """The task of a config. Raises UserError for a name, options, a range or a layout that it has not."""
+    assert config.name is not None
+    task = find_task(config.name, config.options)
+    low, high = config.difficulty or task.trained
+    if low < task.easiest:
+        raise UserError(f"task.difficulty {[low, high]} begins below {task.easiest}, the easiest {task.name} "
+                        f"({task.difficulty}) there is")
+    if config.layout == "causal" and task.causal is None:
+        raise UserError(f"task.layout causal does not fit {task.name}, whose cells depend on all others; "
+                        f"set task.layout to full")
+    stream = ProblemStream(task, low, high, config.layout == "causal")
+    return TaskData(task, stream, _fingerprint(config, stream))
+
+
+def _fingerprint(config: TaskConfig, stream: ProblemStream) -> str:
+    digest = hashlib.sha256(json.dumps(config.model_dump(mode="json"), sort_keys=True).encode())
+    for difficulty in sorted({stream.low, stream.high}):
+        for index in range(FINGERPRINTED):
+            problem = stream.task.problem(0, index, difficulty)
+            digest.update(problem.inputs.astype("<i8").tobytes() + problem.targets.astype("<i8").tobytes())
+    return digest.hexdigest()[:32]
+
+
+def cells_of(config: TaskConfig) -> int:
+    """Rows of a sequence at the middle of the trained range, for what a config would cost."""
+    data = prepare_task(config)
+    middle = math.ceil((data.train.low + data.train.high) / 2)
+    return data.collate([data.task.problem(0, 0, middle)]).inputs.shape[1]
