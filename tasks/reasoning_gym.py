@@ -1,0 +1,146 @@
+"""Any dataset of the reasoning-gym package as a task of characters: `pip install 'looped[gym]'`.
+
+A problem is the question, a separator, and the answer, which ends with an end symbol repeated up to `answer_length`, so
+that the number of blanks says nothing. Newlines have a symbol, printable ASCII its own, all else shares one.
+
+The package's dataset is made anew for every problem, as some hold no more than their size: those that read lists of
+words take tens of milliseconds, most of the others less than one.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from looped.tasks.puzzle_files import is_heldout
+
+from looped.data.task import Problem, Task, blanks, register
+from looped.errors import UserError, did_you_mean
+
+SEPARATOR, END, NEWLINE, OTHER = 1, 2, 3, 4  # after the blank
+TRIES = 1000
+
+
+@dataclass(frozen=True)
+class GymProblem(Problem):
+    """A problem, the package's own record of it, and what scores answers to that."""
+
+    entry: Mapping[str, Any] = field(default_factory=dict)
+    score: Callable[[str, Mapping[str, Any]], float] | None = None
+
+
+@register
+class ReasoningGym(Task):
+    """dataset: a name of reasoning-gym's. config: fields of its config. knob: the field that the difficulty sets, or
+    the word after min_ and max_ of two that it sets both (`terms` for chain_sum); without it the difficulty is 1."""
+
+    name = "reasoning-gym"
+    source = "open-thought/reasoning-gym, its datasets and score_answer"
+    difficulty = "none"
+    trained = (1, 1)
+    tested = (1,)
+    symbols = ("▁", "→", "■", "↵", "□", *map(chr, range(32, 127)))
+    causal = "next-token"
+
+    def __init__(self, dataset: str = "chain_sum", config: Mapping[str, Any] | None = None, knob: str | None = None,
+                 answer_length: int = 32) -> None:
+        self.dataset, self.config, self.answer_length = dataset, dict(config or {}), answer_length
+        self.knobs: list[str] = []
+        for key in ("seed", "size"):
+            if key in self.config:
+                raise UserError(f"task.options.config sets {key}, which each problem has its own of; leave it out")
+        if knob is not None:
+            fields = config_fields(dataset)
+            self.knobs = [name for name in (knob, f"min_{knob}", f"max_{knob}") if name in fields]
+            if not self.knobs:
+                raise UserError(f"task.options.knob: {dataset} has no field '{knob}', nor min_{knob} and max_{knob}"
+                                + did_you_mean(knob, fields))
+            values = [self.config.get(name, fields[name]) for name in self.knobs]
+            if not all(isinstance(value, int) and not isinstance(value, bool) for value in values):
+                raise UserError(f"task.options.knob {knob} of {dataset} is no whole number but {values}; take another")
+            self.difficulty = knob
+            self.trained = (max(1, min(values)), max(1, *values))
+            self.tested = tuple(sorted(set(self.trained)))
+
+    def make(self, rng: np.random.Generator, difficulty: int, *, heldout: bool) -> Problem:
+        if not self.knobs and difficulty != 1:
+            raise UserError(f"task.options.knob names no field that difficulty {difficulty} could set; give one, or "
+                            "take difficulty 1")
+        for _ in range(TRIES):
+            drawn = draw_dataset(self.dataset, int(rng.integers(2**31)),
+                                 {**self.config, **dict.fromkeys(self.knobs, difficulty)})
+            entry = drawn[0]
+            if not isinstance(entry["answer"], str):
+                raise UserError(f"task.options.dataset {self.dataset} has problems without an answer to learn; take "
+                                "another")
+            question, answer = self.read(entry["question"]), self.read(entry["answer"])
+            if is_heldout(np.array(question)) == heldout:
+                break
+        else:
+            raise UserError(f"task.options.dataset {self.dataset} has too few questions of difficulty {difficulty} to "
+                            "hold some out; take a higher one, or another config")
+        if len(answer) >= self.answer_length:
+            raise UserError(f"task.options.answer_length {self.answer_length} is too short for an answer of "
+                            f"{len(answer)} characters and its end; take {len(answer) + 1} or more")
+        answer += [END] * (self.answer_length - len(answer))
+        problem = blanks([*question, SEPARATOR], answer)
+        return GymProblem(problem.inputs, problem.targets, problem.scored, entry, drawn.score_answer)
+
+    def is_right(self, problem: Problem, answer: np.ndarray) -> bool:
+        """Whether the package gives the text up to the first end its full score (or it is the answer itself)."""
+        if super().is_right(problem, answer):
+            return True
+        text = self.write(answer[problem.scored])
+        if text is None or not isinstance(problem, GymProblem) or problem.score is None:
+            return False
+        try:
+            return problem.score(text, problem.entry) == 1.0
+        except Exception:  # some datasets stumble over answers which are not of their form
+            return False
+
+    def read(self, text: str) -> list[int]:
+        """Text -> tokens."""
+        known = {symbol: token for token, symbol in enumerate(self.symbols) if token > OTHER} | {"\n": NEWLINE}
+        return [known.get(character, OTHER) for character in text]
+
+    def write(self, tokens: np.ndarray) -> str | None:
+        """Tokens -> the text before the first end; None where there are others than characters."""
+        row = tokens.tolist()
+        row = row[:row.index(END)] if END in row else row
+        if not all(NEWLINE <= token < len(self.symbols) for token in row):
+            return None
+        return "".join("\n" if token == NEWLINE else self.symbols[token] for token in row)
+
+
+# ---- the package -----------------------------------------------------------------------------------------------------
+
+def _package() -> Any:
+    try:
+        import reasoning_gym
+        import reasoning_gym.factory
+    except ImportError as error:
+        raise UserError(f"task reasoning-gym needs a package that is missing ({error}); pip install 'looped[gym]'"
+                        ) from None
+    return reasoning_gym
+
+
+def config_fields(dataset: str) -> dict[str, Any]:
+    """The fields of a dataset's config and their defaults. Raises UserError for a name that the package has not."""
+    known = _package().factory.DATASETS
+    if dataset not in known:
+        raise UserError(f"task.options.dataset: reasoning-gym has no '{dataset}'{did_you_mean(dataset, known)}")
+    return {one.name: one.default for one in dataclasses.fields(known[dataset][1])}
+
+
+def draw_dataset(dataset: str, seed: int, config: Mapping[str, Any]) -> Any:
+    """The package's dataset of one problem."""
+    fields = config_fields(dataset)
+    for key in config:
+        if key not in fields:
+            raise UserError(f"task.options.config: {dataset} has no field '{key}'{did_you_mean(key, fields)}")
+    try:
+        return _package().create_dataset(dataset, seed=seed, size=1, **config)
+    except (AssertionError, TypeError, ValueError) as error:
+        raise UserError(f"task.options.config {dict(config)} does not fit {dataset}: "
+                        f"{str(error).partition(chr(10))[0]}") from None
