@@ -70,6 +70,9 @@ class RecurrenceConfig(Section):
     loss_on: Literal["last", "every"] = Field(
         "last", description="the loss is read after the last step, or after every step that carries gradient")
 
+    damping: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="share of the old state that a step keeps when problems are solved; 0 is the plain loop")
+
     @model_validator(mode="after")
     def _check_loss(self):
         if self.loss_on == "every" and self.per_sequence and self.distribution == "huginn":
@@ -177,6 +180,10 @@ class EvaluationConfig(Section):
     prompt_length: Depth = Field(16, description="held-out tokens it continues")
     difficulties: tuple[Count, ...] = Field((), description="levels of a task to measure; none given: the task's own")
     num_problems: Depth = Field(256, description="held-out problems of each level")
+    trajectories: Depth = Field(1, description="solver trajectories of a denoiser that an answer is made from")
+    choose: Literal["mean", "consistent"] = Field(
+        "mean", description="of several: the likeliest under their mean readout, or the one that the denoiser, shown "
+                            "it noised afresh, is surest of")
 
 
 class Config(Section):

@@ -92,6 +92,10 @@ class DenoiseConfig(Section):
     bridge_top_k: Depth = Field(8, description="rows kept by the top-k bridge")
     solver: Literal["euler", "heun", "dpmpp-2m", "ancestral", "restart"] = Field(
         "ancestral", description="default solver; with the sampled bridge its steps are exact for an exact denoiser")
+    restart_level: Positive | None = Field(
+        None, description="level that the restart solver comes back to; null: the geometric middle")
+    start: Literal["noise", "zero"] = Field(
+        "noise", description="where a solver starts: pure noise gives samples, zero the mean of them, for decisions")
     schedule: Literal["karras", "quantile", "log-linear"] = Field("quantile", description="default noise schedule")
 
     @model_validator(mode="after")

@@ -79,10 +79,10 @@ class Train(Verb):
 
 @dataclass
 class Eval(Verb):
-    """Measure a trained run on held-out text at every depth, and sample text from it.
+    """Measure a trained run at every depth: on held-out text, with samples of its own, or on held-out problems.
 
     Prints a table; writes eval/depth.jsonl, eval/examples.jsonl, eval/samples.jsonl and plots/*.png in the run's
-    folder. Settings of evaluation.* and the solver (--denoise.solver, .schedule, .bridge) may be changed.
+    folder. Settings of evaluation.* and the solver (--denoise.solver, .schedule, .bridge, .start) may be changed.
     """
 
     run: Positional[Path]
@@ -101,6 +101,12 @@ class Eval(Verb):
     """with --judge, a run whose samples these are held against at equal diversity"""
     mauve: str | None = None
     """also MAUVE, with the features of this encoder: a run, or a model of the Hugging Face hub"""
+    difficulties: str | None = None
+    """of a task: the levels to measure, as 16,32,64; those of evaluation.difficulties, or the task's own, if not given
+    """
+    exits: str | None = None
+    """of a task: also stop each problem early, by kl, entropy, latent, answer or head, with thresholds as in kl=1e-4;
+    several with commas"""
     step: int | None = None
     """evaluate this checkpoint instead of the newest one"""
     raw: bool = False
@@ -121,9 +127,16 @@ class Eval(Verb):
         from looped.training.runs import load_run
 
         run = load_run(self.run, ema=not self.raw, step=self.step, settings=settings)
+        depths = depths or run.config.evaluation.depths
+        if run.config.is_task:
+            self._of_task(run, depths)
+            return
+        if self.difficulties is not None or self.exits is not None:
+            raise UserError(f"--difficulties and --exits are for tasks, and {self.run} is trained on text; leave them "
+                            f"out")
         twin, other = (open_twin(path, run) if path is not None else None for path in (self.twin, self.match))
         result = evaluate_run(
-            run.objective, run.data, run.config, depths or run.config.evaluation.depths,
+            run.objective, run.data, run.config, depths,
             num_trajectories=self.trajectories, judge=open_judge(self.judge, run) if self.judge is not None else None,
             match=Twin(str(other.path), other.objective, other.config.main_depth) if other is not None else None,
             encoder=open_encoder(self.mauve) if self.mauve is not None else None)
@@ -139,6 +152,37 @@ class Eval(Verb):
                 print(f"\nprobes:\n{probe_table(found.rows)}\n")
                 print("\n".join(found.sentences) or "nothing is out of order")
             print(f"\npictures in {run.path / 'plots'}, rows in {run.path / 'eval'}")
+
+
+    def _of_task(self, run, depths) -> None:
+        """Problems instead of text."""
+        for flag in ("probes", "twin", "judge", "match", "mauve", "trajectories"):
+            if getattr(self, flag):
+                raise UserError(f"--{flag} is for text, and {self.run} solves {run.config.task.name}; leave it out"
+                                + ("; --evaluation.trajectories sets those of an answer" * (flag == "trajectories")))
+        from looped.evaluation.exits import Exit
+        from looped.evaluation.task_report import evaluate_task, save_task_evaluation, task_table
+
+        levels = _parse_levels(self.difficulties) if self.difficulties is not None else None
+        exits = [Exit.parse(part) for part in self.exits.split(",")] if self.exits is not None else []
+        result = evaluate_task(run.objective, run.data, run.config, depths, levels, exits)
+        save_task_evaluation(run.path, result, run.config, step=run.step)
+        if self.json:
+            print("\n".join(json.dumps(row.as_dict()) for row in result.rows))
+            return
+        print(f"{run.path}: {run.config.objective} on {run.config.task.name} after {run.step} steps\n")
+        print(task_table(result, run.data))
+        print(f"\npictures in {run.path / 'plots'}, rows in {run.path / 'eval'}")
+
+
+def _parse_levels(text: str) -> list[int]:
+    try:
+        levels = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        levels = [-1]
+    if levels[0] < 0:
+        raise UserError(f"--difficulties {text!r} is not a list of whole numbers; write for instance 16,32,64")
+    return levels
 
 
 def _probe(run, result, twin):

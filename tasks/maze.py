@@ -15,10 +15,10 @@ from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
-from looped.tasks.puzzle_files import Puzzles, is_heldout, read_puzzles
 
 from looped.data.task import Problem, Task, register
 from looped.errors import UserError
+from looped.tasks.puzzle_files import Puzzles, is_heldout, read_puzzles
 
 WALL, OPEN, START, GOAL, WAY = range(1, 6)  # as in `symbols`
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from looped.tasks.puzzle_files import is_heldout
 
 from looped.data.task import Problem, Task, blanks, register
 from looped.errors import UserError, did_you_mean
+from looped.tasks.puzzle_files import is_heldout
 
 SEPARATOR, END, NEWLINE, OTHER = 1, 2, 3, 4  # after the blank
 TRIES = 1000

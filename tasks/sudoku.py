@@ -16,11 +16,11 @@ more), and no row of givens occurs in both: its checksum says to which it belong
 from functools import lru_cache
 
 import numpy as np
-from looped.tasks.puzzle_files import Puzzles, is_heldout, read_puzzles
-from looped.tasks.sudoku_solver import Solver
 
 from looped.data.task import BLANK, Problem, Task, register, rng_of
 from looped.errors import UserError
+from looped.tasks.puzzle_files import Puzzles, is_heldout, read_puzzles
+from looped.tasks.sudoku_solver import Solver
 
 BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}  # size: rows and columns of a box
 NUM_BOARDS = 256

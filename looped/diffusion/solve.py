@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from looped.config_denoise import DenoiseConfig
@@ -18,11 +19,13 @@ def solve(config: DenoiseConfig, noise: Noise, denoise: Callable[[Tensor, float 
     draws of z's shape for a stream, "start" or "step0", "step1", ...
     """
     z = noise.sigma_max * normal("start")
+    z = z if config.start == "noise" else torch.zeros_like(z)
 
     def draws(step: int) -> Tensor:
         return normal(f"step{step}")
 
     if config.order == "together":
-        return SAMPLERS[config.solver](denoise, z, schedule(config.schedule, num_steps, noise), random=draws)
+        own = {"level": config.restart_level} if config.solver == "restart" else {}
+        return SAMPLERS[config.solver](denoise, z, schedule(config.schedule, num_steps, noise), random=draws, **own)
     levels = block_schedule(config.schedule, num_steps, noise, config.block_size, config.order)
     return sample_rows(denoise, z, levels.repeat(1, z.shape[1] // config.block_size), random=draws)

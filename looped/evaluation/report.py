@@ -32,22 +32,34 @@ def save_evaluation(run: Path, evaluation: Evaluation, config: Config, *, step: 
     rows = [{"step": step, **row.as_dict()} for row in evaluation.rows]
     examples = [{"step": step, "metric": metric, "depth": depth, "values": values.tolist()}
                 for metric, by_depth in evaluation.per_example.items() for depth, values in by_depth.items()]
+    files = {ROWS: rows, EXAMPLES: examples, SAMPLES: evaluation.samples}
+    if probes is not None:
+        files[PROBES] = [{"step": step, **row.as_dict()} for row in probes.rows]
+        files[PROBES] += [{"step": step, "verdict": sentence} for sentence in probes.sentences]
+    write_lines(run, files)
     try:
-        for folder in ("eval", "plots"):
-            (run / folder).mkdir(exist_ok=True)
-        files = {ROWS: rows, EXAMPLES: examples, SAMPLES: evaluation.samples}
-        if probes is not None:
-            files[PROBES] = [{"step": step, **row.as_dict()} for row in probes.rows]
-            files[PROBES] += [{"step": step, "verdict": sentence} for sentence in probes.sentences]
-        for name, lines in files.items():
-            (run / name).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         plot_depth([_curve(run.name, rows, config, "nats_per_token")], run / "plots" / "depth.png")
         if any("sigma" in row for row in rows):
             plot_sigma({run.name: [row for row in rows if row["metric"] == "nats_at_sigma"]},
                        run / "plots" / "sigma.png")
     except OSError as error:
-        raise UserError(f"cannot write the evaluation to {run}: {error.strerror or error}; free space or permissions"
-                        ) from None
+        raise cannot_write(run, error) from None
+
+
+def write_lines(run: Path, files: Mapping[str, Iterable[Mapping[str, Any]]]) -> None:
+    """JSON lines into files of a run's folder, which gets the folders for them and for pictures. Raises UserError."""
+    try:
+        for folder in ("eval", "plots"):
+            (run / folder).mkdir(exist_ok=True)
+        for name, lines in files.items():
+            (run / name).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    except OSError as error:
+        raise cannot_write(run, error) from None
+
+
+def cannot_write(run: Path, error: OSError) -> UserError:
+    """The sentence for a folder that refuses."""
+    return UserError(f"cannot write the evaluation to {run}: {error.strerror or error}; free space or permissions")
 
 
 def read_rows(run: Path) -> list[dict[str, Any]]:

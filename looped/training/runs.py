@@ -22,7 +22,9 @@ import torch
 
 import looped
 from looped.config import Config, dump_config, load_config
-from looped.data.text import TextData, prepare
+from looped.data.opening import open_data
+from looped.data.problems import TaskData
+from looped.data.text import TextData
 from looped.data.tokenizer import TextTokenizer, load_tokenizer
 from looped.errors import UserError
 from looped.models.build import build
@@ -40,7 +42,7 @@ from looped.training.checkpoint import (
 )
 
 FREE_AFTER_TRAINING = ("seed", "evaluation", "training.threads", "denoise.solver", "denoise.schedule", "denoise.bridge",
-                       "denoise.bridge_top_k")
+                       "denoise.bridge_top_k", "denoise.start", "denoise.restart_level", "recurrence.damping")
 """Settings, or sections of them, that a trained run can be evaluated and sampled with."""
 
 CONFIG, STAMP, TOKENIZER, LOCK = "config.yaml", "stamp.json", "tokenizer.json", ".lock"
@@ -188,9 +190,10 @@ class Run:
     objective: Objective
 
     @cached_property
-    def data(self) -> TextData:
-        """The run's text: `.train`, `.heldout`, `.bytes_per_token`; prepared when first asked for."""
-        return prepare(self.config.data)
+    def data(self) -> TextData | TaskData:
+        """The run's text (`.train`, `.heldout`, `.bytes_per_token`) or its task (`.task`, `.heldout(num, difficulty)`);
+        prepared when first asked for."""
+        return open_data(self.config)
 
     @cached_property
     def tokenizer(self) -> TextTokenizer:

@@ -19,12 +19,14 @@ from torch import Tensor
 
 from looped.config import Config
 from looped.data.batch import Batch
-from looped.data.problems import TaskData, prepare_task
-from looped.data.text import TextData, prepare
+from looped.data.opening import Data, open_data
+from looped.data.problems import TaskData
+from looped.data.text import TextData
 from looped.errors import UserError
+from looped.evaluation.answers import answer
 from looped.evaluation.depth import evaluate_samples, peak_bytes
 from looped.evaluation.likelihood import main_losses
-from looped.evaluation.solving import solve_batch, solved
+from looped.evaluation.solving import solved
 from looped.models.build import build
 from looped.objectives import Loss, Objective, build_objective
 from looped.rng import StepRandom
@@ -39,7 +41,6 @@ HELDOUT_STEP = -1
 """The held-out loss draws its noise as this step would, which is never trained."""
 
 
-Data = TextData | TaskData
 Evaluate = Callable[[Objective, Data, Config], dict[str, float]]
 Sample = Callable[[Objective, Data, Config], str]
 
@@ -361,11 +362,6 @@ class Trainer:
         return self.accelerator.unwrap_model(self.module, keep_fp32_wrapper=False).eval()
 
 
-def open_data(config: Config) -> Data:
-    """The text or the task of a config."""
-    return prepare_task(config.task) if config.is_task else prepare(config.data)
-
-
 def micro_batch_size(config: Config, num_processes: int) -> int:
     """Sequences of one micro-batch of one process."""
     training = config.training
@@ -409,18 +405,19 @@ def sampled_text(objective: Objective, data: TextData, config: Config) -> str:
 def heldout_solved(objective: Objective, data: TaskData, config: Config) -> dict[str, float]:
     """Shares of held-out problems that are solved at the hardest trained level, and at the best of
     `evaluation.depths`."""
-    rows = solved(objective, data, config, config.evaluation.depths, [data.train.high]).rows
-    exact = {row.depth: row.mean for row in rows if row.metric == "solved"}
-    best = max(exact, key=exact.get)
-    return {"solved": exact[best], "best_depth": best, f"solved_at_{min(exact)}": exact[min(exact)]}
+    found, hardest = solved(objective, data, config, config.evaluation.depths, [data.train.high]), data.train.high
+    depth, share = found.best(hardest)
+    first = min(found.per_example[hardest])
+    return {"solved": share, "best_depth": depth,
+            f"solved_at_{first}": found.per_example[hardest][first].double().mean().item()}
 
 
 def sampled_answer(objective: Objective, data: TaskData, config: Config) -> str:
     """A held-out problem of the hardest trained level, and its answer at the deepest of `evaluation.sample_depths`."""
     problem, depth = data.heldout(1, data.train.high)[0], max(config.evaluation.sample_depths)
     batch = data.collate([problem]).to(next(objective.parameters()).device)
-    answer = solve_batch(objective, batch, [depth], seed=config.seed)[depth][0].cpu()
-    shown = torch.where(batch.scored[0].cpu(), answer, batch.inputs[0].cpu())
+    found = answer(objective, batch, [depth], config.evaluation, seed=config.seed)[depth].answers
+    shown = torch.where(batch.scored, found, batch.inputs)[0].cpu()
     return f"depth {depth}\n{data.task.show(batch.inputs[0].numpy())}\n\n{data.task.show(shown.numpy())}"
 
 

@@ -5,12 +5,12 @@ import itertools
 
 import numpy as np
 import pytest
-from looped.tasks.puzzle_files import is_heldout
-from looped.tasks.sudoku import BOXES, board_stock, is_valid, vary
-from looped.tasks.sudoku_solver import Solver
 
 from looped.data.task import find_task
 from looped.errors import UserError
+from looped.tasks.puzzle_files import is_heldout
+from looped.tasks.sudoku import BOXES, board_stock, is_valid, vary
+from looped.tasks.sudoku_solver import Solver
 
 
 def fingerprint(problem):

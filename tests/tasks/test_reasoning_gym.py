@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from looped.tasks.puzzle_files import is_heldout
 
 from looped.data.task import find_task
 from looped.errors import UserError
+from looped.tasks.puzzle_files import is_heldout
 
 INSTALLED = importlib.util.find_spec("reasoning_gym") is not None
 

@@ -5,12 +5,12 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 import pytest
-from looped.tasks.addition import add
-from looped.tasks.induction import follow
 from sympy.combinatorics import AlternatingGroup, SymmetricGroup
 
 from looped.data.task import BLANK, find_task, next_token
 from looped.errors import UserError
+from looped.tasks.addition import add
+from looped.tasks.induction import follow
 
 GOLDEN = {  # of the first problem at the hardest tested difficulty: a change of the stream changes every result
     "prefix-sums": "bf40c2b7101a9ab0", "parity": "3e93782497adf6de", "copy": "b2bc4b08f7163240",
