@@ -32,7 +32,7 @@ class Batch:
     def __len__(self) -> int:
         return len(self.inputs)
 
-    def __getitem__(self, rows: slice) -> "Batch":
+    def __getitem__(self, rows: slice | Int[Tensor, "rows"]) -> "Batch":
         """Some of the sequences."""
         return self._map(lambda value: value[rows])
 

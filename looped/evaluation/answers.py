@@ -126,7 +126,8 @@ class Solver:
               normal=lambda name: own_normal(random, f"{stream}{name}", self.batch, self.denoiser.targets.dim))
         return stopping
 
-    def _read(self, z: Tensor, level: float | Tensor, working: Tensor, carry: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _read(self, z: Tensor, level: float | Tensor, working: Tensor,
+              carry: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Logits of the problems at work, and what the step hands on."""
         sigma = levels_of(z, level)
         if len(working) == len(z):
