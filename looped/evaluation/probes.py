@@ -15,7 +15,8 @@ from torch import Tensor
 from looped.diffusion.bridge import bridge
 from looped.diffusion.denoiser import levels_of
 from looped.evaluation.likelihood import next_token_losses
-from looped.evaluation.rows import Row, confidence_interval, summarise
+from looped.evaluation.rows import Row, summarise
+from looped.evaluation.verdicts import NATS, verdict
 from looped.objectives.base import Objective, token_losses
 from looped.objectives.denoise import Denoise
 from looped.rng import StepRandom, generator
@@ -25,8 +26,6 @@ READING_GAP = 0.05
 """Nats that knowing the rest of its block has to save a token; below, the rows of a block do not read each other."""
 SCRAMBLED_GAP = 0.3
 """Nats that another sequence's context has to cost; below, the context counts as ignored."""
-HELD, LOST = 0.01, 0.05
-"""Nats from the best depth to the deepest: up to the first a curve settles, beyond the second it falls."""
 
 Tokens = Int[Tensor, "num length_and_one"]
 
@@ -72,15 +71,9 @@ def probe(objective: Objective, tokens: Tokens, by_depth: Mapping[int, Float[Ten
 
 
 def depth_verdict(by_depth: Mapping[int, Float[Tensor, "num"]]) -> str:
-    """What the curve does after its best depth: "" where it settles, else a sentence. Paired over sequences."""
-    best = min(by_depth, key=lambda depth: by_depth[depth].mean().item())
-    deepest = max(by_depth)
-    rise = by_depth[deepest] - by_depth[best]
-    low, _ = confidence_interval(rise)
-    if rise.mean() <= HELD or low <= 0:
-        return ""
-    verb = "falls" if rise.mean() > LOST else "drifts"
-    return f"quality {verb} with depth: {rise.mean():.2f} nats are lost from depth {best} to {deepest}"
+    """What the curve does after its best depth: "" where nothing is lost, else the sentence of its verdict."""
+    found = verdict(by_depth, NATS)
+    return found.sentence if found.name in ("drifts", "overthinks") else ""
 
 
 def _against_chance(losses: Float[Tensor, "num"], vocab_size: int) -> str:

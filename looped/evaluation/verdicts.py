@@ -1,0 +1,199 @@
+"""What a quality curve does over depth, in one word and one sentence: of problems that are solved, or of a loss.
+
+    never       at its best depth it is no better than chance: the interval of its mean reaches it
+    cycles      more than `CYCLING` of the problems go round between two or more answers: in the second half of the
+                steps the answer changes, and comes back at least three times with one period
+    overthinks  it loses more than `LOST` from its best depth to the deepest
+    drifts      it loses more than `HELD`, but not more than `LOST`
+    improves    it gains more than `HELD` from the deepest depth that was trained (the first one measured, where none is
+                known) to the deepest measured
+    settles     none of these
+
+The first that holds is the verdict. A loss or a gain counts only where the 95 % bootstrap interval of its mean, paired
+over problems, leaves out zero. So that picking the best depth out of noise is not mistaken for a loss after it, the
+best depth of each half of the problems is the one that is best for the other half.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from looped.evaluation.rows import confidence_interval
+
+HELD, LOST = 0.01, 0.05
+"""Of the share of problems solved, or nats: up to the first a curve settles, beyond the second it overthinks."""
+CYCLING = 0.05
+"""Share of problems beyond which going round between answers is the verdict."""
+LEAST_TAIL, ROUNDS = 6, 3
+"""Steps that a period is looked for in, at least, and how often it has to fit in."""
+
+Name = Literal["never", "cycles", "overthinks", "drifts", "improves", "settles"]
+ByDepth = Mapping[int, Shaped[Tensor, "num"]]
+Answers = Int[Tensor, "steps num cells"]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What a curve is made of: `unit` follows a figure in a sentence; `chance` is what guessing gets, where known."""
+
+    unit: str
+    over: str
+    higher_is_better: bool
+    chance: float | None = None
+
+
+SOLVED = Measure("solved", "problems", True, 0.0)
+NATS = Measure("nats", "sequences", False)
+
+
+@dataclass(frozen=True)
+class Change:
+    """A paired difference, positive where quality rises, with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    @staticmethod
+    def of(values: Float[Tensor, "num"]) -> "Change":
+        return Change(values.mean().item(), *confidence_interval(values))
+
+    def falls_by(self, amount: float) -> bool:
+        return self.mean < -amount and self.high < 0
+
+    def rises_by(self, amount: float) -> bool:
+        return self.mean > amount and self.low > 0
+
+    def size(self) -> str:
+        """`0.27 [0.21, 0.33]`, without the sign."""
+        low, high = (self.low, self.high) if self.mean >= 0 else (-self.high, -self.low)
+        return f"{abs(self.mean):.2f} [{low:.2f}, {high:.2f}]"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`name` in one word, `sentence` with the figures that decide it. `from_best`: from the best depth to the deepest;
+    `from_trained`: from the trained depth (or the first) to the deepest."""
+
+    name: Name
+    sentence: str
+    best: int
+    deepest: int
+    from_best: Change
+    from_trained: Change
+
+
+def verdict(by_depth: ByDepth, measure: Measure = SOLVED, *, trained: int | None = None,
+            answers: Answers | None = None) -> Verdict:
+    """The verdict on one curve: a figure of each problem at each depth, by the rule above.
+
+    trained: the deepest depth that was trained. answers: of each problem at consecutive depths, alike in the cells that
+    are not sought; without them, right and wrong at consecutive depths count as two answers, if `by_depth` has enough.
+    """
+    sign = 1.0 if measure.higher_is_better else -1.0
+    quality = {depth: sign * by_depth[depth].double().cpu() for depth in sorted(by_depth)}
+    first, deepest = min(quality), max(quality)
+    best = best_depth(quality)
+    anchor = max((depth for depth in quality if trained is not None and depth <= trained), default=first)
+    at_best = honestly_best(quality)
+    from_best = Change.of(quality[deepest] - at_best)
+    from_trained = Change.of(quality[deepest] - quality[anchor])
+    curve = _Curve({depth: sign * values.mean().item() for depth, values in quality.items()}, measure,
+                   len(quality[first]))
+    if answers is None and measure is SOLVED:
+        answers = flips(quality)
+    periods = None if answers is None else periods_of(answers)
+    name: Name
+    if measure.chance is not None and confidence_interval(at_best)[0] <= sign * measure.chance:
+        name, said = "never", curve.never(best)
+    elif periods is not None and confidence_interval((periods > 1).double())[0] > CYCLING:
+        name, said = "cycles", curve.cycles(periods, best, deepest)
+    elif from_best.falls_by(HELD):
+        name = "overthinks" if from_best.falls_by(LOST) else "drifts"
+        said = curve.moves("falls", best, deepest, from_best)
+    elif from_trained.rises_by(HELD):
+        name, said = "improves", curve.moves("rises", anchor, deepest, from_trained)
+    else:
+        name, said = "settles", curve.settles(best, deepest, from_best)
+    return Verdict(name, f"{name}: {said}", best, deepest, from_best, from_trained)
+
+
+def best_depth(quality: ByDepth) -> int:
+    """Where the mean is highest; the shallowest of equals."""
+    means = {depth: quality[depth].double().mean().item() for depth in sorted(quality)}
+    return max(means, key=means.__getitem__)
+
+
+def honestly_best(quality: ByDepth) -> Float[Tensor, "num"]:
+    """Each problem's figure at the depth that is best for the other half of the problems, even or odd: the mean has no
+    bias from picking the highest of several noisy ones."""
+    chosen = torch.empty_like(next(iter(quality.values())))
+    for half in (0, 1):
+        depth = best_depth({depth: values[1 - half :: 2] if len(values) > 1 else values
+                            for depth, values in quality.items()})
+        chosen[half::2] = quality[depth][half::2]
+    return chosen
+
+
+def flips(by_depth: ByDepth) -> Answers | None:
+    """Right and wrong as answers of one cell, at the consecutive depths up to the deepest; None where these are fewer
+    than twice `LEAST_TAIL`, or figures are neither."""
+    depth = max(by_depth)
+    run = [depth]
+    while (depth := depth - 1) in by_depth:
+        run.append(depth)
+    right = torch.stack([by_depth[depth].double() for depth in reversed(run)])
+    if len(run) < 2 * LEAST_TAIL or not ((right == 0) | (right == 1)).all():
+        return None
+    return right.long().unsqueeze(-1)
+
+
+def periods_of(answers: Answers) -> Int[Tensor, "num"] | None:
+    """The period of each problem's answers in the second half of the steps: 1 where they have settled, 0 where they
+    keep changing without one. A period comes round at least three times. None where there are too few steps."""
+    tail = answers[len(answers) // 2 :]
+    if len(tail) < LEAST_TAIL:
+        return None
+    found = torch.zeros(tail.shape[1], dtype=torch.long, device=tail.device)
+    for period in range(len(tail) // ROUNDS, 0, -1):
+        found[(tail[period:] == tail[:-period]).all(-1).all(0)] = period
+    return found
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """The means that sentences are made of."""
+
+    means: Mapping[int, float]
+    measure: Measure
+    num: int
+
+    def never(self, best: int) -> str:
+        return (f"{self.means[best]:.2f} {self.measure.unit} at its best depth {best}, no better than chance "
+                f"({self.measure.chance:.2f}), over {self.num} {self.measure.over}")
+
+    def moves(self, verb: str, start: int, end: int, change: Change) -> str:
+        verb = verb if self.measure.higher_is_better else f"quality {verb}"  # where the figure itself goes the other way
+        return (f"{verb} from {self.means[start]:.2f} at {start} to {self.means[end]:.2f} {self.measure.unit} at {end} "
+                f"steps, {change.size()} paired over {self.num} {self.measure.over}")
+
+    def settles(self, best: int, deepest: int, change: Change) -> str:
+        """What it has at best and keeps, within an interval that may reach zero."""
+        text = f"{self.means[best]:.2f} {self.measure.unit} at its best depth {best}"
+        if best == deepest:
+            return f"{text}, the deepest, over {self.num} {self.measure.over}"
+        word = "better" if change.mean > 0 else "worse"
+        return (f"{text}, {self.means[deepest]:.2f} at {deepest} steps, {word} by {change.size()} paired over "
+                f"{self.num} {self.measure.over}")
+
+    def cycles(self, periods: Tensor, best: int, deepest: int) -> str:
+        going = periods > 1
+        low, high = confidence_interval(going.double())
+        return (f"{going.double().mean():.2f} [{low:.2f}, {high:.2f}] of {self.num} {self.measure.over} go round "
+                f"between answers, most often every {int(periods[going].mode().values)} steps, and "
+                f"{(periods == 0).double().mean():.2f} change without a period; {self.means[best]:.2f} "
+                f"{self.measure.unit} at depth {best}, {self.means[deepest]:.2f} at {deepest}")
