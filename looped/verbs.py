@@ -230,6 +230,9 @@ class Generate(Verb):
         from looped.training.runs import load_run
 
         run = load_run(self.run, step=self.step, settings=settings)
+        if run.config.is_task:
+            raise UserError(f"{self.run} solves {run.config.task.name} and writes no text; look at its answers with "
+                            f"looped eval {self.run}")
         prompts = [prompt for prompt in self._texts() for _ in range(self.num_samples)]
         ids = [torch.tensor(run.tokenizer.encode(prompt), dtype=torch.long) for prompt in prompts]
         tokens = generate(run.objective, torch.nn.utils.rnn.pad_sequence(ids, batch_first=True),

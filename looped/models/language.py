@@ -112,10 +112,15 @@ class LanguageModel(nn.Module):
     def unroll(self, e: State, *, no_grad: int | Tensor = 0, grad: int | Tensor, mask: Mask | None = None,
                cache: Cache | None = None, start: Start = 0, positions: Positions | None = None, **kwargs) -> State:
         """Loop from the initial state; arguments as `RecurrentDepth.unroll`. With a cache, step t has its own rows."""
-        rows = self._rows(e, start, mask, positions=positions)
+        whole = self._rows(e, start, mask, positions=positions)
 
-        def options(index: int) -> dict:
-            return {"cache": cache.child("core", index), **rows} if cache is not None else rows
+        def options(index: int, rows: Tensor | None) -> dict:
+            own = whole
+            if rows is not None and whole["mask"].batch > 1:
+                own = own | {"mask": whole["mask"].of_rows(rows)}
+            if rows is not None and len(whole["rotation"][0]) > 1:
+                own = own | {"rotation": tuple(part[rows] for part in whole["rotation"])}
+            return own if cache is None else {"cache": cache.child("core", index), **own}
 
         return self.recurrence.unroll(e, no_grad=no_grad, grad=grad, options=options, **kwargs)
 

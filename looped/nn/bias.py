@@ -7,7 +7,7 @@ subclass with `allow`.
 """
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -54,6 +54,12 @@ class Mask:
         q = torch.arange(num_keys - num_queries, num_keys, device=device).view(1, 1, -1, 1)
         k = torch.arange(num_keys, device=device).view(1, 1, 1, -1)
         return self.allow(q, k, b).expand(self.batch, 1, num_queries, num_keys)
+
+    def of_rows(self, rows: Int[Tensor, "rows"]) -> "Mask":
+        """The mask of some rows of its batch."""
+        if self.batch == 1:
+            return self
+        raise NotImplementedError
 
     def form(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """A backend's form of this mask: made on first use, kept as long as the mask."""
@@ -153,6 +159,9 @@ class Padded(Mask):
             real = (q >= self.width - lengths) & (k >= self.width - lengths)
         return real & (k <= q) if self.causal else real
 
+    def of_rows(self, rows):
+        return replace(self, lengths=self.lengths[rows.to(self.lengths.device)])
+
     def spans(self, num_keys: int) -> Spans:
         lengths = self.lengths.tolist()
         return [[(0, n) if self.side == "right" else (num_keys - n, num_keys)] for n in lengths]
@@ -195,6 +204,9 @@ class Packed(Mask):
         documents = self.documents.to(k.device)
         same = documents[b, q] == documents[b, k]
         return same & (k <= q) if self.causal else same
+
+    def of_rows(self, rows):
+        return replace(self, documents=self.documents[rows.to(self.documents.device)])
 
     def spans(self, num_keys: int) -> Spans:
         stops = [row.unique_consecutive(return_counts=True)[1].cumsum(0).tolist() for row in self.documents]

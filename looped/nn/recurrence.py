@@ -91,12 +91,13 @@ class RecurrentDepth(nn.Module):
     def unroll(self, e: State, *, no_grad: int | Tensor, grad: int | Tensor, state: State | None = None,
                noise: State | None = None, cond: Tensor | None = None,
                callback: Callable[[int, State], Any] | None = None,
-               options: Callable[[int], dict] | None = None) -> State:
+               options: Callable[[int, Tensor | None], dict] | None = None) -> State:
         """`no_grad` steps without gradient, then `grad` steps with it (Huginn's truncated BPTT).
 
         Tensors (B,) give each sequence its own depths: a finished sequence is left out of the batch, so nothing is
-        computed for it. `options(index)` gives the keyword arguments of a step, which must not depend on the batch
-        then. `callback(index, state)` sees the state after each step; True from it stops the loop.
+        computed for it. `options(index, rows)` gives the keyword arguments of a step for the sequences of these
+        numbers (None: all, in their order). `callback(index, state)` sees the state after each step; True from it stops
+        the loop.
         """
         state = self.initial_state(e, noise) if state is None else state
         if isinstance(no_grad, Tensor) or isinstance(grad, Tensor):
@@ -116,17 +117,17 @@ class RecurrentDepth(nn.Module):
         order = torch.argsort(no_grad + grad, descending=True, stable=True)
         e, state, cond = e[order], state[order], None if cond is None else cond[order]
         with torch.no_grad():
-            state = self._run_rows(state, e, cond, no_grad[order], options)
-        state = self._run_rows(state, e, cond, grad[order], options)
+            state = self._run_rows(state, e, cond, no_grad, order, options)
+        state = self._run_rows(state, e, cond, grad, order, options)
         return state[torch.argsort(order)]
 
-    def _run_rows(self, state, e, cond, depth, options) -> State:
-        depth = depth.tolist()
+    def _run_rows(self, state, e, cond, depth, order, options) -> State:
+        depth = depth[order].tolist()
         assert depth == sorted(depth, reverse=True), "rows must be sorted by falling depth"
         for index in range(depth[0]):
             rows = sum(d > index for d in depth)
             new = self.step(state[:rows], e[:rows], None if cond is None else cond[:rows],
-                            **_step_options(self.core, index, options))
+                            **_step_options(self.core, index, options, order[:rows]))
             state = torch.cat([new, state[rows:]]) if rows < len(depth) else new
         return state
 
@@ -135,9 +136,10 @@ class RecurrentDepth(nn.Module):
         self.step = torch.compile(self.step, **settings)
 
 
-def _step_options(core: nn.Module, index: int, options: Callable[[int], dict] | None) -> dict:
+def _step_options(core: nn.Module, index: int, options: Callable[[int, Tensor | None], dict] | None,
+                  rows: Tensor | None = None) -> dict:
     chosen = {"index": index} if getattr(core, "num_blocks", 1) > 1 else {}
-    return chosen | (options(index) if options is not None else {})
+    return chosen | (options(index, rows) if options is not None else {})
 
 
 def _normal(e: State, noise: State | None) -> State:

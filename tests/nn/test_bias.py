@@ -174,3 +174,12 @@ def test_a_form_is_made_once_for_a_mask_and_freed_with_it(monkeypatch, unchecked
 def test_a_mask_that_does_not_fit_is_refused_with_the_reason(make, why):
     with pytest.raises(UserError, match=why):
         make()
+
+
+@pytest.mark.parametrize("mask", [
+    Padded([3, 1, 2], causal=False), Padded([3, 1, 2], side="left", width=3), Packed(((1, 2), (3,), (2, 1))), Causal(),
+    Full()], ids=lambda mask: type(mask).__name__)
+def test_the_mask_of_some_rows_is_that_part_of_the_whole(mask):
+    rows = torch.tensor([2, 0])
+    assert torch.equal(mask.of_rows(rows).dense(2, 3, 3).expand(2, -1, -1, -1),
+                       mask.dense(3, 3, 3).expand(3, -1, -1, -1)[rows])
