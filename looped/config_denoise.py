@@ -71,9 +71,10 @@ class DenoiseConfig(Section):
         "context", description="clean tokens reach the noisy rows injected, as a clean copy, or as the prelude's keys")
     block_size: Depth = Field(
         1, description="tokens k denoised together, so that a solve yields k; above 1 with concat or context")
-    order: Literal["together", "left-to-right"] = Field(
-        "together", description="how a block loses its noise: all tokens at once, or each after those before it, which "
-                                "a solver of block_size steps does one by one; training visits what the solver will")
+    order: Literal["together", "left-to-right", "confidence"] = Field(
+        "together", description="how a block loses its noise: all tokens at once; each after those before it, which a "
+                                "solver of block_size steps does one by one; or, of a task, the surest cells first; "
+                                "training visits what the solver will")
     noise: Annotated[NoiseConfig, BeforeValidator(noise_preset)] = Field(
         NoiseConfig(), description="noise levels, or a preset: paper, wide")
     target: TargetConfig = Field(TargetConfig(), description="target embedding")
@@ -103,7 +104,7 @@ class DenoiseConfig(Section):
         if self.block_size > 1 and self.context == "inject":
             raise ValueError(f"block_size {self.block_size} needs the clean tokens as a context of their own, which "
                              f"context inject does not keep; set denoise.context to concat or context")
-        if self.order != "together" and self.block_size == 1:
+        if self.order == "left-to-right" and self.block_size == 1:
             raise ValueError(f"order {self.order} needs a block of several tokens; set denoise.block_size to 2 or more")
         if self.order != "together" and self.solver != "ancestral":
             raise ValueError(f"order {self.order} is what the ancestral solver can do, and denoise.solver is "

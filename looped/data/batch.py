@@ -47,6 +47,11 @@ class Batch:
         return replace(self, **{name: change(value) for name, value in vars(self).items() if isinstance(value, Tensor)})
 
     @property
+    def sought(self) -> Bool[Tensor, "batch length"]:
+        """The rows that are sought, as a tensor in any case."""
+        return torch.ones_like(self.inputs, dtype=torch.bool) if self.scored is None else self.scored
+
+    @property
     def num_tokens(self) -> int:
         """Rows that are real."""
         return self.inputs.numel() if self.lengths is None else int(self.lengths.sum())

@@ -193,9 +193,11 @@ class Walk:
 
 
 def levels_of(z: Noisy, level: float | Tensor) -> Float64[Tensor, "batch"] | Float64[Tensor, "batch length"]:
-    """A level for all rows of z, or one a row (L,), as the denoiser takes it: one a sequence wherever its rows share
-    it, since that is cheaper to condition on."""
+    """A level for all rows of z, or one a row (L,) or (B, L), as the denoiser takes it: one a sequence wherever its
+    rows share it, since that is cheaper to condition on."""
     level = torch.as_tensor(level, dtype=torch.float64, device=z.device)
+    if level.ndim == 2:
+        return level
     if level.ndim and not bool((level == level[0]).all()):
         return level.expand(z.shape[:2])
     return level.reshape(-1)[:1].expand(len(z))

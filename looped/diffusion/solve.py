@@ -7,16 +7,18 @@ from torch import Tensor
 
 from looped.config_denoise import DenoiseConfig
 from looped.diffusion.noise import Noise
-from looped.diffusion.samplers import SAMPLERS, sample_rows
+from looped.diffusion.samplers import SAMPLERS, sample_by_confidence, sample_rows
 from looped.diffusion.schedules import block_schedule, schedule
 
 
 def solve(config: DenoiseConfig, noise: Noise, denoise: Callable[[Tensor, float | Tensor], Tensor], num_steps: int, *,
-          normal: Callable[[str], Tensor]) -> Tensor:
+          normal: Callable[[str], Tensor], confidence: Callable[[], Tensor] | None = None,
+          sought: Tensor | None = None) -> Tensor:
     """The last estimate (B, L, d) of `num_steps` readings from pure noise; L is a whole number of blocks.
 
-    denoise: (z, level) -> D, where `level` is one for all rows, or (L,) where each has its own. normal: standard normal
-    draws of z's shape for a stream, "start" or "step0", "step1", ...
+    denoise: (z, level) -> D, where `level` is one for all rows, or (L,) or (B, L) where each has its own. normal:
+    standard normal draws of z's shape for a stream, "start" or "step0", "step1", ... The order `confidence` asks how
+    sure the last reading was of each row, and which rows are sought, both (B, L).
     """
     z = noise.sigma_max * normal("start")
     z = z if config.start == "noise" else torch.zeros_like(z)
@@ -27,5 +29,8 @@ def solve(config: DenoiseConfig, noise: Noise, denoise: Callable[[Tensor, float 
     if config.order == "together":
         own = {"level": config.restart_level} if config.solver == "restart" else {}
         return SAMPLERS[config.solver](denoise, z, schedule(config.schedule, num_steps, noise), random=draws, **own)
+    if config.order == "confidence":
+        return sample_by_confidence(denoise, z, (noise.sigma_min, noise.sigma_max), num_steps, confidence=confidence,
+                                    sought=sought, random=draws)
     levels = block_schedule(config.schedule, num_steps, noise, config.block_size, config.order)
     return sample_rows(denoise, z, levels.repeat(1, z.shape[1] // config.block_size), random=draws)

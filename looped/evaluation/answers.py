@@ -123,7 +123,8 @@ class Solver:
             return estimate
 
         solve(self.config, self.objective.noise, denoise, depth,
-              normal=lambda name: own_normal(random, f"{stream}{name}", self.batch, self.denoiser.targets.dim))
+              normal=lambda name: own_normal(random, f"{stream}{name}", self.batch, self.denoiser.targets.dim),
+              confidence=lambda: stopping.logits.softmax(-1).amax(-1), sought=self.batch.sought)
         return stopping
 
     def _read(self, z: Tensor, level: float | Tensor, working: Tensor,

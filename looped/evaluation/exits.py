@@ -104,11 +104,11 @@ class Stopping:
             return self._same >= threshold if kind == "answer" else nobody
         before, latent_before = self.logits[rows], self._latent[rows]
         if kind == "answer":
-            same = ((logits.argmax(-1) == before.argmax(-1)) | ~_sought(batch)).all(1)
+            same = ((logits.argmax(-1) == before.argmax(-1)) | ~batch.sought).all(1)
             self._same[rows] = torch.where(same, self._same[rows] + 1, 1)
             return self._same[rows] >= threshold
         if kind == "latent":
-            keep = _sought(batch).unsqueeze(-1)
+            keep = batch.sought.unsqueeze(-1)
             change = ((latent - latent_before) * keep).flatten(1).norm(dim=1)
             return change < threshold * (latent * keep).flatten(1).norm(dim=1)
         now, then = logits.log_softmax(-1), before.log_softmax(-1)
@@ -119,7 +119,3 @@ class Stopping:
 
 def _entropy(log_probs: Tensor) -> Tensor:
     return -(log_probs.exp() * log_probs).sum(-1)
-
-
-def _sought(batch: Batch) -> Bool[Tensor, "batch length"]:
-    return torch.ones_like(batch.inputs, dtype=torch.bool) if batch.scored is None else batch.scored

@@ -77,6 +77,8 @@ class Denoise(Objective):
         if self.config.order == "left-to-right":
             return self._levels_in_order(random, length)
         sigma, share = self.noise.sample(random.stratified("sigma")), self.config.noise.share_per_token
+        if self.config.order == "confidence":
+            return self._levels_partly_settled(sigma, random, length)
         if not share:
             return sigma
         apart = random.uniform("per token", ()) < share
@@ -92,6 +94,13 @@ class Denoise(Objective):
         place = torch.arange(block, device=level.device)
         sigma = torch.where(place < at_work, noise.sigma_min, torch.where(place > at_work, noise.sigma_max, level))
         return sigma.flatten(1)  # B N k -> B L
+
+    def _levels_partly_settled(self, sigma: Tensor, random: StepRandom, length: int) -> Tensor:
+        """What a solver that settles cells one after another meets: any share of them at sigma_min, evenly spread over
+        the batch, the others at one level."""
+        share = random.stratified("share settled").unsqueeze(1)
+        settled = random.uniform("settled", (length,)) < share
+        return torch.where(settled, self.noise.sigma_min, sigma.unsqueeze(1))
 
     def _losses(self, e: Tensor, batch: Batch, sigma: Tensor, random: StepRandom,
                 rows: dict) -> Float[Tensor, "batch length"]:

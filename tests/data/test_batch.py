@@ -133,3 +133,8 @@ def test_settings_that_do_not_go_together_are_one_sentence(settings, words):
 def test_what_a_step_hands_on_is_allowed_where_all_cells_are_sought_together():
     config = load_config(None, {"task.name": "sudoku", "denoise.context": "inject", "denoise.carry": "latent"})
     assert config.is_task
+
+
+def test_settling_by_confidence_is_for_the_cells_of_a_task():
+    with pytest.raises(UserError, match="needs task.name"):
+        load_config(None, {"denoise.order": "confidence"})

@@ -1,0 +1,81 @@
+"""The solver that settles the surest cells first, and the levels that training shows it."""
+
+import torch
+
+from looped.config import load_config
+from looped.data.batch import collate
+from looped.data.task import find_task
+from looped.diffusion.samplers import sample_by_confidence
+from looped.evaluation.answers import answer
+from looped.models.build import build
+from looped.objectives import build_objective
+from looped.rng import StepRandom
+
+LOW, HIGH = 0.5, 20.0
+CONFIG = {"task.name": "sudoku", "denoise.context": "inject", "denoise.order": "confidence", "model.width": 16,
+          "model.num_heads": 2, "denoise.cond_width": 8, "denoise.target.dim": 4}
+
+
+def solved(confidences, sought, num_steps):
+    """(levels at each reading, z at each reading, the last estimate) with the given confidences."""
+    levels, states, ask = [], [], iter(confidences)
+
+    def denoise(z, level):
+        levels.append(level)
+        states.append(z)
+        return torch.full_like(z, float(len(levels)))
+
+    z = HIGH * torch.ones(*sought.shape, 2)
+    last = sample_by_confidence(denoise, z, (LOW, HIGH), num_steps, confidence=lambda: next(ask), sought=sought,
+                                random=lambda step: torch.zeros_like(z))
+    return levels, states, last
+
+
+def test_the_surest_cells_settle_first_and_an_even_share_at_each_step():
+    sought = torch.tensor([[True, True, False, True, True]])
+    sure = torch.tensor([[0.1, 0.9, 1.0, 0.5, 0.4]])
+    levels, states, last = solved([sure] * 3, sought, 4)
+    settled = [(level == LOW)[0].tolist() for level in levels]
+    assert settled[0] == [False, False, True, False, False]  # what is given
+    assert settled[1] == [False, True, True, False, False]
+    assert settled[2] == [False, True, True, True, False]
+    assert settled[3] == [False, True, True, True, True]
+    assert states[1][0, 1].tolist() == [1.0, 1.0]  # what the first reading made of it
+    assert states[3][0, 1].tolist() == [1.0, 1.0]  # it stays
+    assert states[3][0, 4].tolist() == [3.0, 3.0]
+    assert last[0, 0].tolist() == [4.0, 4.0]
+
+
+def test_what_has_settled_stays_though_it_may_look_unsure_later():
+    sought = torch.ones(1, 3, dtype=torch.bool)
+    first, second = torch.tensor([[0.9, 0.1, 0.2]]), torch.tensor([[0.0, 0.1, 0.2]])
+    levels, _, _ = solved([first, second], sought, 3)
+    assert [(level == LOW)[0].tolist() for level in levels] == [
+        [False] * 3, [True, False, False], [True, False, True]]
+
+
+def test_one_step_reads_pure_noise_once():
+    levels, _, _ = solved([], torch.ones(1, 3, dtype=torch.bool), 1)
+    assert [level.tolist() for level in levels] == [[[HIGH] * 3]]
+
+
+def test_training_shows_any_share_of_settled_cells_evenly():
+    config = load_config(None, CONFIG | {"denoise.noise.share_at_max": 1.0})
+    objective = build_objective(config, build(config, 5))
+    levels = objective.levels(StepRandom(0, 0, count=512), 16)
+    assert set(levels.unique().tolist()) == {config.denoise.noise.sigma_min, config.denoise.noise.sigma_max}
+    share = (levels == config.denoise.noise.sigma_min).double().mean(1).sort().values
+    assert abs(share - torch.linspace(0, 1, 512)).max() < 0.12
+    loss = objective(collate(find_task("sudoku"), [find_task("sudoku").problem(0, 0, 10)] * 4, causal=False),
+                     StepRandom(0, 0, count=4))
+    assert loss.value.isfinite()
+
+
+def test_the_solver_runs_on_problems_and_gives_back_what_the_network_says():
+    config = load_config(None, CONFIG)
+    objective = build_objective(config, build(config, 5)).eval()
+    task = find_task("sudoku")
+    batch = collate(task, [task.problem(0, index, 10) for index in range(3)], causal=False)
+    found = answer(objective, batch, [1, 5], config.evaluation)
+    assert found[5].used.tolist() == [5, 5, 5]
+    assert found[5].answers.shape == batch.inputs.shape
