@@ -105,8 +105,8 @@ class Eval(Verb):
     """of a task: the levels to measure, as 16,32,64; those of evaluation.difficulties, or the task's own, if not given
     """
     exits: str | None = None
-    """of a task: also stop each problem early, by kl, entropy, latent, answer or head, with thresholds as in kl=1e-4;
-    several with commas"""
+    """of a task: also stop each problem early, by kl, entropy, latent, answer, confidence or head, with thresholds as in
+    kl=1e-4; several with commas"""
     step: int | None = None
     """evaluate this checkpoint instead of the newest one"""
     raw: bool = False
@@ -294,7 +294,8 @@ class Bench(Verb):
 
 @dataclass
 class Compare(Verb):
-    """Train several objectives at one budget over several seeds, measure them on the same text, and write a report.
+    """Train several objectives at one budget over several seeds, measure them on the same text (or the same problems of
+    a task), and write a report.
 
     Each run has a process of its own. Leaves a table (compare.md), rows (compare.jsonl), plots/*.png and a page that
     holds everything (report.html). The same command again goes on; what is finished is not done again.
@@ -315,6 +316,9 @@ class Compare(Verb):
     """runs at once; with a budget in seconds they should not have to share a processor"""
     depths: str | None = None
     """loop or solver steps to measure; 1, the mean trained depth and four times that if not given"""
+    difficulties: str | None = None
+    """of a task: the levels to measure besides the hardest trained one, as 16,32,64; those of evaluation.difficulties,
+    or the task's own, if not given"""
     out: Path | None = None
     """the folder of the comparison; runs/compare-<name of the config> if not given"""
 
@@ -325,6 +329,10 @@ class Compare(Verb):
             raise UserError(f"--amount {self.amount} is not at least 1")
         depths = parse_depths(self.depths) if self.depths is not None else None
         config = load_config(self.config, settings)
+        if self.difficulties is not None:
+            if not config.is_task:
+                raise UserError(f"--difficulties are for tasks, and {self.config} trains on text; leave them out")
+            config = config.replace(**{"evaluation.difficulties": _parse_levels(self.difficulties)})
         from looped.compare import compare, make_plan
 
         plan = make_plan(config, self.objectives, unit=self.budget, amount=self.amount, num_seeds=self.seeds,

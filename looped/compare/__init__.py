@@ -1,6 +1,7 @@
-"""Objectives side by side: `looped compare` trains arms at one budget, measures them on the same text and reports."""
+"""Objectives side by side: `looped compare` trains arms at one budget, measures them on the same text or the same
+problems, and reports."""
 
-from looped.compare.measure import Measurer
+from looped.compare.kinds import kind_of
 from looped.compare.plan import Plan, make_plan, write_configs
 from looped.compare.report import write_report
 from looped.compare.runner import train_all
@@ -12,14 +13,16 @@ __all__ = ["Plan", "compare", "make_plan"]
 def compare(plan: Plan, *, jobs: int = 1) -> int:
     """Train, measure and report; the exit code. Raises UserError for the first arm that failed, after reporting on the
     finished ones."""
+    kind = kind_of(plan.config)
+    kind.check(plan)
     write_configs(plan)
     trained = train_all(plan, jobs=jobs)
     if trained.signal:
         print("stopped; the same command goes on")
         return 128 + trained.signal
     if trained.finished:
-        measure = Measurer(plan, trained.finished)
-        print("\n" + write_report(plan, [measure(place) for place in trained.finished]) + f"\n\n{plan.out}")
+        measure = kind.measurer(plan, trained.finished)
+        print("\n" + write_report(plan, kind, [measure(place) for place in trained.finished]) + f"\n\n{plan.out}")
     if trained.failures:
         name, why = next(iter(trained.failures.items()))
         rest = f" (and {len(trained.failures) - 1} more failed)" if len(trained.failures) > 1 else ""

@@ -65,7 +65,6 @@ $depths
 $judged
 <h2>What the figures mean</h2>
 $notes
-<h2>Samples</h2>
 $samples
 <h2>Where it was measured</h2>
 $facts
@@ -94,7 +93,7 @@ class Page:
     table: tuple[Sequence[str], Sequence[Sequence[str]]]
     judged: tuple[Sequence[str], Sequence[Sequence[str]]] | None
     curves: Sequence[Figure]
-    depths: Figure
+    depths: Sequence[Figure]
     notes: Sequence[str]
     samples: Mapping[str, Sequence[tuple[str, str]]]
     facts: Mapping[str, str]
@@ -106,10 +105,9 @@ def render(page: Page) -> str:
         title=html.escape(page.title), subtitle=html.escape(page.subtitle), command=html.escape(page.command),
         findings=_list(page.findings, 'class="findings"'), table=_table(*page.table),
         judged="<h2>Samples at equal diversity</h2>\n" + _table(*page.judged) if page.judged else "",
-        curves="\n".join(map(_figure, page.curves)), depths=_figure(page.depths),
+        curves="\n".join(map(_figure, page.curves)), depths=_depths(page.depths),
         notes=_list(page.notes, 'class="soft"'),
-        samples="\n".join(_samples(heading, pairs, opened=not i)
-                          for i, (heading, pairs) in enumerate(page.samples.items())),
+        samples=_samples(page.samples),
         facts=_facts(page.facts))
 
 
@@ -130,7 +128,18 @@ def _figure(figure: Figure) -> str:
             f'alt="{html.escape(figure.alt)}">\n<figcaption>{html.escape(figure.caption)}</figcaption></figure>')
 
 
-def _samples(heading: str, pairs: Sequence[tuple[str, str]], *, opened: bool) -> str:
+def _depths(figures: Sequence[Figure]) -> str:
+    """One alone, several beside one another."""
+    shown = "\n".join(map(_figure, figures))
+    return shown if len(figures) == 1 else f'<div class="beside">\n{shown}\n</div>'
+
+
+def _samples(samples: Mapping[str, Sequence[tuple[str, str]]]) -> str:
+    return "<h2>Samples</h2>\n" + "\n".join(
+        _sample(heading, pairs, opened=not i) for i, (heading, pairs) in enumerate(samples.items())) if samples else ""
+
+
+def _sample(heading: str, pairs: Sequence[tuple[str, str]], *, opened: bool) -> str:
     texts = "\n".join(f'<pre><span class="prompt">{html.escape(prompt)}</span>{html.escape(text)}</pre>'
                       for prompt, text in pairs)
     return f"<details{' open' if opened else ''}><summary>{html.escape(heading)}</summary>\n{texts}\n</details>"

@@ -1,50 +1,61 @@
-"""The pictures of a comparison: quality over depth, and next-token loss over what has been spent."""
+"""The pictures of a comparison: quality over depth, and over what has been spent."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from looped.compare.summary import BUDGETS, ArmSummary
-from looped.compare.table import UNITS
-from looped.evaluation.plots import AXES, COLOURS
+from looped.compare.curve import BUDGETS, UNITS, Gauge
+from looped.compare.html import Figure
+from looped.compare.plan import Plan
+from looped.compare.summary import ArmSummary
+from looped.evaluation.plots import COLOURS
 
-DEPTH = "plots/depth.png"
 GRID = 200
 TALLEST = 2.0
 """A picture ends at this multiple of its lowest loss, so that one arm that fails does not flatten the others."""
 
 
-def budget_picture(unit: str) -> str:
-    """The file of the curves over one of `BUDGETS`."""
-    return f"plots/{unit.replace('_', '-')}.png"
-
-
-def draw(arms: Sequence[ArmSummary], out: Path) -> None:
-    """All pictures; every arm has one colour in them."""
-    (out / "plots").mkdir(exist_ok=True)
-    plot_depths(arms, out / DEPTH)
+def budget_figures(arms: Sequence[ArmSummary], out: Path) -> list[Figure]:
+    """The gauge over what has been spent, drawn for each of `BUDGETS`; every arm has one colour in all pictures."""
+    gauge, found = arms[0].runs[0].gauge, []
     for unit in BUDGETS:
-        plot_budget(arms, unit, out / budget_picture(unit))
+        path = picture(out, unit.replace("_", "-"))
+        plot_budget(arms, unit, path)
+        what = f"Held-out {gauge.name}{gauge.remark} over {UNITS[unit]} of training."
+        found.append(Figure(path, what, f"Held-out {gauge.name} of each arm over {UNITS[unit]}"))
+    return found
 
 
-def plot_depths(arms: Sequence[ArmSummary], path: Path) -> None:
-    """Nats a token over depth: the mean over seeds, from the lowest to the highest seed shaded."""
+def picture(out: Path, name: str) -> Path:
+    """The file of a picture, in its folder."""
+    (out / "plots").mkdir(exist_ok=True)
+    return out / "plots" / f"{name}.png"
+
+
+def band_note(plan: Plan) -> str:
+    """What the lines and bands are."""
+    return "" if plan.num_seeds == 1 else " Lines are means over seeds, bands go from the lowest seed to the highest."
+
+
+def plot_depths(arms: Sequence[ArmSummary], by_depth: Callable[[ArmSummary], Mapping[int, Sequence[float]]],
+                path: Path, *, title: str = "") -> None:
+    """A figure over depth, of `by_depth(arm)[depth]` a figure a seed: the mean, from lowest to highest seed shaded."""
     figure, axes = _figure(7.0)
-    for arm, colour in zip(arms, _colours(arms), strict=True):
-        depths = list(arm.by_depth)
-        seeds = np.array([[run.losses["nats_per_token"][depth].mean().item() for depth in depths] for run in arm.runs])
-        _band(axes, depths, seeds, colour, arm.name, "o-")
-    ticks = sorted({depth for arm in arms for depth in arm.by_depth})
+    lines = [by_depth(arm) for arm in arms]
+    for arm, line, colour in zip(arms, lines, _colours(arms), strict=True):
+        _band(axes, list(line), np.array(list(line.values())).T, colour, arm.name, "o-")
+    ticks = sorted(set().union(*lines))
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()
     axes.set_xlabel("depth (loop steps, or solver steps of a denoiser)")
-    _save(figure, axes, path)
+    axes.set_title(title, fontsize=10)
+    _save(figure, axes, path, arms[0].runs[0].gauge)
 
 
 def plot_budget(arms: Sequence[ArmSummary], unit: str, path: Path) -> None:
-    """Next-token loss over what has been spent of one budget."""
+    """The gauge over what has been spent of one budget."""
     from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
     figure, axes = _figure(4.8)
@@ -56,12 +67,12 @@ def plot_budget(arms: Sequence[ArmSummary], unit: str, path: Path) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlabel(f"{UNITS[unit]} of training")
-    _save(figure, axes, path)
+    _save(figure, axes, path, arms[0].runs[0].gauge)
 
 
 def curves(arm: ArmSummary, unit: str) -> tuple[np.ndarray, np.ndarray]:
-    """(grid, next-token loss of each seed on it): straight lines between evaluations, over the range all seeds have."""
-    lines = [[(line[unit], line["next_token"]) for line in run.curve] for run in arm.runs]
+    """(grid, the gauge of each seed on it): straight lines between evaluations, over the range all seeds have."""
+    lines = [[(line[unit], line[run.gauge.field]) for line in run.curve] for run in arm.runs]
     low, high = max(line[0][0] for line in lines), min(line[-1][0] for line in lines)
     grid = np.geomspace(low, high, GRID) if low < high else np.array([high])
     return grid, np.array([np.interp(grid, *zip(*line, strict=True)) for line in lines])
@@ -85,13 +96,20 @@ def _colours(arms: Sequence[ArmSummary]) -> list[str]:
     return [COLOURS[i % len(COLOURS)] for i in range(len(arms))]
 
 
-def _save(figure, axes, path: Path) -> None:
-    low = min(line.get_ydata().min() for line in axes.lines)
-    top = min(axes.get_ylim()[1], TALLEST * low)
-    axes.set_ylim(low - 0.05 * (top - low), top)
-    axes.set_ylabel(AXES["nats_per_token"])
+def _save(figure, axes, path: Path, gauge: Gauge) -> None:
+    axes.set_ylim(*_limits(axes, gauge))
+    axes.set_ylabel(gauge.axis)
     axes.grid(alpha=0.25, linewidth=0.6)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
     figure.savefig(path)
+
+
+def _limits(axes, gauge: Gauge) -> tuple[float, float]:
+    """All shares there are; of losses, not those of an arm that fails."""
+    if gauge.higher_is_better:
+        return -0.03, 1.03
+    low = min(line.get_ydata().min() for line in axes.lines)
+    top = min(axes.get_ylim()[1], TALLEST * low)
+    return low - 0.05 * (top - low), top

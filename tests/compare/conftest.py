@@ -8,8 +8,8 @@ import yaml
 
 from looped.arms import Arm
 from looped.cli import main
-from looped.compare.measure import Measured
 from looped.compare.plan import Place
+from looped.compare.text_measure import TextMeasured
 from looped.config import load_config
 
 TEXT = "".join(f"def f{i}(x):\n    return x * {i} + {i * i % 17}  # <b>number</b> {i} & more\n\n" for i in range(400))
@@ -61,6 +61,6 @@ def made_up():
         lines = [{"kind": "heldout", "step": step, "next_token": loss, "seconds": step * seconds_a_step,
                   "tokens": 10 * step, "layer_forwards": 100.0 * step} for step, loss in curve]
         costs = {name: lines[-1].get(name, 0) for name in ("step", "tokens", "layer_forwards", "seconds", "peak_bytes")}
-        return Measured(place, [], {"nats_per_token": depths, **metric}, [], costs, lines)
+        return TextMeasured(place, [], costs, lines, {"nats_per_token": depths, **metric}, [])
 
     return make

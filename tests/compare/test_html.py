@@ -26,7 +26,7 @@ def page(tmp_path_factory):
     picture = Figure(path, f"caption {EVIL}", f"alt {EVIL}")
     return render(Page(title=f"title {EVIL}", subtitle="sub", command=f"looped compare {EVIL}", findings=[EVIL],
                        table=(["arm", EVIL], [["ar", EVIL], ["denoise", "1.0"]]), judged=(["arm"], [["ar"]]),
-                       curves=[picture] * 3, depths=picture, notes=[EVIL], samples={f"ar {EVIL}": [(EVIL, EVIL)]},
+                       curves=[picture] * 3, depths=[picture], notes=[EVIL], samples={f"ar {EVIL}": [(EVIL, EVIL)]},
                        facts={EVIL: EVIL}))
 
 

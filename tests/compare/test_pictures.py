@@ -4,14 +4,17 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from looped.compare.pictures import TALLEST, curves, draw
-from looped.compare.summary import summarise_arms
+from looped.compare.pictures import TALLEST, budget_figures, curves
+from looped.compare.plan import make_plan
+from looped.compare.text_pages import text_figures
+from looped.compare.text_summary import summarise_texts
+from looped.config import load_config
 from looped.evaluation.plots import COLOURS
 
 
 def test_curves_are_straight_lines_between_evaluations_over_what_all_seeds_have(made_up):
     runs = [made_up("ar", 0, [1.0], [(1, 5.0), (4, 2.0)]), made_up("ar", 1, [1.0], [(2, 4.0), (8, 1.0)])]
-    grid, seeds = curves(summarise_arms(runs)[0], "tokens")
+    grid, seeds = curves(summarise_texts(runs)[0], "tokens")
     assert (grid[0], grid[-1]) == (pytest.approx(20), pytest.approx(40))
     assert seeds[:, 0].tolist() == [pytest.approx(4), pytest.approx(4)]
     assert seeds[:, -1].tolist() == [pytest.approx(2), pytest.approx(3)]
@@ -20,7 +23,7 @@ def test_curves_are_straight_lines_between_evaluations_over_what_all_seeds_have(
 
 
 def test_a_run_with_one_evaluation_is_a_point(made_up):
-    grid, seeds = curves(summarise_arms([made_up("ar", 0, [1.0], [(3, 5.0)])])[0], "seconds")
+    grid, seeds = curves(summarise_texts([made_up("ar", 0, [1.0], [(3, 5.0)])])[0], "seconds")
     assert (grid.tolist(), seeds.tolist()) == ([3.0], [[5.0]])
 
 
@@ -29,9 +32,14 @@ def inked(path, colour):
     return (abs(imread(path)[..., :3] - wanted) < 0.02).all(-1).sum() > 50
 
 
+def draw(arms, out):
+    budget_figures(arms, out)
+    text_figures(arms, make_plan(load_config(None), "ar", unit="tokens", amount=5, num_seeds=2, depths=None, out=out))
+
+
 def test_every_arm_is_drawn_in_one_colour_and_nothing_in_another(made_up, tmp_path):
     names = ("ar", "truncated", "denoise")
-    draw(summarise_arms([made_up(name, seed, [4.0 + i], [(1, 6.0 + i), (9, 4.0 + i)])
+    draw(summarise_texts([made_up(name, seed, [4.0 + i], [(1, 6.0 + i), (9, 4.0 + i)])
                          for i, name in enumerate(names) for seed in range(2)]), tmp_path)
     for name in ("depth", "seconds", "tokens", "layer-forwards"):
         drawn = [inked(tmp_path / "plots" / f"{name}.png", colour) for colour in COLOURS[:4]]
@@ -40,7 +48,7 @@ def test_every_arm_is_drawn_in_one_colour_and_nothing_in_another(made_up, tmp_pa
 
 def test_an_arm_that_fails_does_not_flatten_the_others(made_up, tmp_path):
     good, bad = made_up("ar", 0, [3.0], [(1, 3.5), (9, 3.0)]), made_up("denoise", 0, [900.0], [(1, 900.0), (9, 950.0)])
-    draw(summarise_arms([good, bad]), tmp_path)
+    draw(summarise_texts([good, bad]), tmp_path)
     assert TALLEST * 3 < 900
     assert inked(tmp_path / "plots" / "tokens.png", COLOURS[0])
     rows = np.nonzero((abs(imread(tmp_path / "plots" / "tokens.png")[..., :3] - [

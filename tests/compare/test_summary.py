@@ -6,9 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from looped.compare.curve import crossing
 from looped.compare.plan import make_plan
-from looped.compare.summary import crossing, difference, reaches, spread, summarise_arms
-from looped.compare.table import notes, sentence, table
+from looped.compare.reach import reaches, sentence
+from looped.compare.summary import spread
+from looped.compare.text_measure import NEXT_TOKEN
+from looped.compare.text_summary import loss_difference, summarise_texts
+from looped.compare.text_table import text_notes, text_table
 from looped.config import load_config
 from looped.evaluation.rows import confidence_interval
 
@@ -24,14 +28,14 @@ def test_a_spread_is_mean_and_sample_deviation_and_one_seed_has_none():
 
 def test_a_crossing_lies_on_the_straight_line_between_two_evaluations():
     curve = [line(2, 5.0), line(4, 4.0), line(8, 3.0)]
-    assert crossing(curve, 4.25) == {"seconds": 1.75, "tokens": 35, "layer_forwards": 350, "early": False}
-    assert crossing(curve, 3.0)["tokens"] == 80
-    assert crossing(curve, 5.5) == {"seconds": 1, "tokens": 20, "layer_forwards": 200, "early": True}
-    assert crossing(curve, 2.9) is None
+    assert crossing(curve, 4.25, NEXT_TOKEN) == {"seconds": 1.75, "tokens": 35, "layer_forwards": 350, "early": False}
+    assert crossing(curve, 3.0, NEXT_TOKEN)["tokens"] == 80
+    assert crossing(curve, 5.5, NEXT_TOKEN) == {"seconds": 1, "tokens": 20, "layer_forwards": 200, "early": True}
+    assert crossing(curve, 2.9, NEXT_TOKEN) is None
 
 
 def test_the_first_crossing_counts_where_a_curve_goes_up_again():
-    assert crossing([line(1, 5.0), line(2, 3.0), line(3, 6.0), line(4, 3.0)], 4.0)["tokens"] == 15
+    assert crossing([line(1, 5.0), line(2, 3.0), line(3, 6.0), line(4, 3.0)], 4.0, NEXT_TOKEN)["tokens"] == 15
 
 
 def test_differences_are_paired_by_sequence_and_seed(made_up):
@@ -40,7 +44,7 @@ def test_differences_are_paired_by_sequence_and_seed(made_up):
     first = [made_up("ar", seed, (hard + seed).tolist()) for seed in range(2)]
     second = [made_up("denoise", seed, (hard + seed - 0.1 + 0.01 * torch.randn(40, generator=generator)).tolist())
               for seed in (1, 0)]
-    found = difference(second, first)
+    found = loss_difference(second, first)
     assert found.mean == pytest.approx(-0.1, abs=0.01)
     assert -0.11 < found.ci_low < found.mean < found.ci_high < -0.09
     assert (found.to, found.num_seeds) == ("ar", 2)
@@ -50,14 +54,14 @@ def test_differences_are_paired_by_sequence_and_seed(made_up):
 
 def test_seeds_that_only_one_arm_has_are_left_out_of_differences(made_up):
     first, second = [made_up("ar", 0, [4.0, 5.0])], [made_up("denoise", seed, [3.0 + seed, 4.0]) for seed in range(2)]
-    assert difference(second, first).mean == -1
-    assert difference(second[1:], first) is None
+    assert loss_difference(second, first).mean == -1
+    assert loss_difference(second[1:], first) is None
 
 
 def test_reaching_a_loss_is_a_share_of_the_own_seconds_and_of_what_the_other_spent(made_up):
     slow = made_up("truncated", 0, [4.0, 4.0], [(10, 5.0), (20, 4.0)], seconds_a_step=2.0)
     fast = made_up("denoise", 0, [3.0, 3.0], [(10, 5.0), (20, 3.0), (40, 2.0)])
-    found = {(each.arm, each.to): each for each in reaches(summarise_arms([slow, fast]))}
+    found = {(each.arm, each.to): each for each in reaches(summarise_texts([slow, fast]))}
     assert set(found) == {("denoise", "truncated")}
     reach = found["denoise", "truncated"]
     assert reach.own == 15 / 40
@@ -69,7 +73,7 @@ def test_reaching_a_loss_is_a_share_of_the_own_seconds_and_of_what_the_other_spe
 
 def test_reaching_is_told_to_the_first_arm_and_to_truncated(made_up):
     runs = [made_up(name, 0, [4.0, 4.0]) for name in ("ar", "truncated", "denoise")]
-    assert [(each.arm, each.to) for each in reaches(summarise_arms(runs))] == [
+    assert [(each.arm, each.to) for each in reaches(summarise_texts(runs))] == [
         ("truncated", "ar"), ("denoise", "ar"), ("ar", "truncated"), ("denoise", "truncated")]
 
 
@@ -77,23 +81,23 @@ def test_what_is_not_reached_or_reached_at_once_is_said(made_up):
     good = [made_up("ar", seed, [3.0, 3.0], [(1, 4.0), (2, 3.0)]) for seed in range(2)]
     mixed = [made_up("denoise", seed, [3.0, 3.0], [(1, 3.5), (2, low)]) for seed, low in ((0, 2.5), (1, 3.4))]
     bad = [made_up("full", seed, [3.0, 3.0], [(1, 9.0), (2, 8.0)]) for seed in range(2)]
-    said = [sentence(each) for each in reaches(summarise_arms([*good, *mixed, *bad]))]
+    said = [sentence(each) for each in reaches(summarise_texts([*good, *mixed, *bad]))]
     assert "in 1 of 2 seeds after 0.75" in said[0]
     assert said[1] == "full does not reach ar's final loss (3.000)."
-    early = reaches(summarise_arms([*bad, *good]))
+    early = reaches(summarise_texts([*bad, *good]))
     assert "after at most 0.50 of its own seconds" in sentence(early[0])
 
 
 def test_the_table_has_a_line_an_arm_and_says_what_it_means(made_up):
     plan = make_plan(load_config(None), "ar,denoise", unit="tokens", amount=5, num_seeds=2, depths=None,
                      out=Path("out"))
-    arms = summarise_arms([made_up(name, seed, [4.0, 5.0 + seed]) for seed in range(2) for name in ("ar", "denoise")])
-    header, lines = table(arms, plan)
+    arms = summarise_texts([made_up(name, seed, [4.0, 5.0 + seed]) for seed in range(2) for name in ("ar", "denoise")])
+    header, lines = text_table(arms, plan)
     assert [line[0] for line in lines] == ["ar", "denoise"]
     assert all(len(line) == len(header) for line in lines)
     assert lines[0][header.index("next token")] == "4.750 ± 0.354"
     assert lines[1][header.index("against ar")] == "+0.000 [+0.000, +0.000]"
-    said = " ".join(notes(arms, plan))
+    said = " ".join(text_notes(arms, plan))
     assert all(name in said for name in ("sigma_max", "depth n", "distinct-2", "bootstrap"))
     assert "Not all seeds are in" not in said
-    assert "Not all seeds are in: denoise" in " ".join(notes([arms[0], *summarise_arms(arms[1].runs[:1])], plan))
+    assert "Not all seeds are in: denoise" in " ".join(text_notes([arms[0], *summarise_texts(arms[1].runs[:1])], plan))

@@ -1,0 +1,43 @@
+"""Cells that the tables of text and of tasks share, and what the columns of cost mean."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from looped.compare.plan import Plan
+from looped.compare.summary import ArmSummary, Difference, Spread
+
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]
+"""(header, lines)."""
+
+
+def mean_cell(value: Spread | None) -> str:
+    """`3.616 ± 0.021`."""
+    if value is None:
+        return "-"
+    return f"{value.mean:.3f}" + ("" if math.isnan(value.sd) else f" ± {value.sd:.3f}")
+
+
+def difference_cell(value: Difference | None) -> str:
+    """`-0.120 [-0.180, -0.060]`."""
+    return "-" if value is None else f"{value.mean:+.3f} [{value.ci_low:+.3f}, {value.ci_high:+.3f}]"
+
+
+def cost_cells(arm: ArmSummary) -> Mapping[str, str]:
+    """Column -> cell, of what a run took."""
+    c = arm.costs
+    return {"seconds": f"{c['seconds'].mean:,.1f}", "steps": f"{c['step'].mean:,.0f}",
+            "tokens": f"{c['tokens'].mean:,.0f}", "layer forwards": f"{c['layer_forwards'].mean:,.0f}",
+            "peak MB": f"{c['peak_bytes'].mean / 1e6:,.0f}"}
+
+
+def over_seeds(plan: Plan) -> str:
+    """What a cell is over the seeds, in words."""
+    return "one seed" if plan.num_seeds == 1 else f"mean ± standard deviation over {plan.num_seeds} seeds"
+
+
+def closing_notes(arms: Sequence[ArmSummary], plan: Plan) -> list[str]:
+    """What the columns of cost mean, and whose seeds are missing."""
+    found = ["seconds, steps, tokens, layer forwards (a backward pass counts two), peak MB: of training alone, a "
+             "mean over seeds."]
+    unfinished = [arm.name for arm in arms if len(arm.runs) < plan.num_seeds]
+    return found + ([f"Not all seeds are in: {', '.join(unfinished)}."] if unfinished else [])

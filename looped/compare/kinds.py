@@ -1,0 +1,53 @@
+"""What a comparison on text and one on a task do differently: what is measured, and how it is tabled and drawn."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from looped.compare.cells import Table
+from looped.compare.html import Figure
+from looped.compare.measure import Measured, Measurer
+from looped.compare.plan import Plan
+from looped.compare.reach import Reach, reaches, with_reverse
+from looped.compare.summary import ArmSummary
+from looped.compare.task_measure import TaskMeasurer, check_task
+from looped.compare.task_pictures import task_figures
+from looped.compare.task_summary import TaskSummary, summarise_tasks
+from looped.compare.task_table import task_notes, task_table
+from looped.compare.text_measure import TextMeasurer
+from looped.compare.text_pages import text_figures, text_rows, text_samples
+from looped.compare.text_summary import summarise_texts
+from looped.compare.text_table import samples_table, text_notes, text_table
+from looped.config import Config
+
+Arms = Sequence[ArmSummary]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """`held_out`: what all arms are measured on. `check`: raises UserError for a plan that cannot be, before anything
+    is trained. `rows`: those of an arm beyond its figures and costs. `second_table`, `samples`: None and nothing where
+    there are none."""
+
+    held_out: str
+    check: Callable[[Plan], None]
+    measurer: type[Measurer]
+    summarise: Callable[[Sequence[Measured]], Arms]
+    reaches: Callable[[Arms], list[Reach]]
+    table: Callable[[Arms, Plan], Table]
+    second_table: Callable[[Arms], Table | None]
+    notes: Callable[[Arms, Plan], list[str]]
+    rows: Callable[[ArmSummary], list[dict[str, Any]]]
+    depths: Callable[[Arms, Plan], list[Figure]]
+    samples: Callable[[Arms], Mapping[str, Sequence[tuple[str, str]]]]
+
+
+TEXT = Kind("text", lambda plan: None, TextMeasurer, summarise_texts, reaches, text_table, samples_table, text_notes,
+            text_rows, text_figures, text_samples)
+TASK = Kind("problems", check_task, TaskMeasurer, summarise_tasks, lambda arms: with_reverse(reaches(arms), arms),
+            task_table, lambda arms: None, task_notes, TaskSummary.rows, task_figures, lambda arms: {})
+
+
+def kind_of(config: Config) -> Kind:
+    """By what the config trains on."""
+    return TASK if config.is_task else TEXT

@@ -1,0 +1,62 @@
+"""The pictures of a comparison on a task over depth: curves at two difficulties, and a map of all of them for each arm.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from looped.compare.html import Figure
+from looped.compare.pictures import band_note, picture, plot_depths
+from looped.compare.plan import Plan
+from looped.compare.task_summary import TaskSummary
+from looped.data.problems import prepare_task
+
+
+def task_figures(arms: Sequence[TaskSummary], plan: Plan) -> list[Figure]:
+    """The share solved over depth at the hardest trained difficulty and at the next one, and the maps."""
+    data = prepare_task(plan.config.task)
+    hardest = data.train.high
+    beyond = [difficulty for difficulty in arms[0].levels if difficulty > hardest][:1]
+    found = [_over_depth(arms, plan, difficulty, f"{data.task.difficulty}: {difficulty}, {where}")
+             for difficulty, where in zip([hardest, *beyond], ("the hardest trained", "beyond training"), strict=False)]
+    path = picture(plan.out, "map")
+    plot_maps(arms, data.task.difficulty, path)
+    what = "Share solved by depth and difficulty, after training"
+    return [*found, Figure(path, f"{what}, a mean over seeds.", what)]
+
+
+def _over_depth(arms: Sequence[TaskSummary], plan: Plan, difficulty: int, title: str) -> Figure:
+    path = picture(plan.out, f"depth-{difficulty}")
+    plot_depths(arms, lambda arm: shares_by_depth(arm, difficulty), path, title=title)
+    return Figure(path, f"Share solved by depth, {title}.{band_note(plan)}", f"Share solved by depth, {title}")
+
+
+def shares_by_depth(arm: TaskSummary, difficulty: int) -> dict[int, list[float]]:
+    """Depth -> the share that each seed solves."""
+    return {depth: [run.reported(difficulty, depth).mean().item() for run in arm.runs]
+            for depth in arm.levels[difficulty].shares}
+
+
+def plot_maps(arms: Sequence[TaskSummary], difficulty: str, path: Path) -> None:
+    """A field a depth and difficulty, with the share solved written in it; an arm beside the other."""
+    from matplotlib.figure import Figure as Canvas
+
+    figure = Canvas(figsize=(1.2 + 2.8 * len(arms), 1.2 + 0.5 * len(arms[0].levels)), dpi=150, layout="constrained")
+    for arm, axes in zip(arms, figure.subplots(1, len(arms), squeeze=False)[0], strict=True):
+        _map(axes, arm)
+    figure.supxlabel("depth", fontsize=9)
+    figure.supylabel(difficulty, fontsize=9)
+    figure.savefig(path)
+
+
+def _map(axes, arm: TaskSummary) -> None:
+    shares = np.array([[share.mean for share in level.shares.values()] for level in arm.levels.values()])
+    depths = list(next(iter(arm.levels.values())).shares)
+    axes.imshow(shares, vmin=0, vmax=1, cmap="Blues", aspect="auto", origin="lower")
+    axes.set_xticks(range(len(depths)), list(map(str, depths)), fontsize=8)
+    axes.set_yticks(range(len(arm.levels)), list(map(str, arm.levels)), fontsize=8)
+    axes.set_title(arm.name, fontsize=9)
+    for (row, column), share in np.ndenumerate(shares):
+        axes.text(column, row, f"{share:.2f}", ha="center", va="center", fontsize=7,
+                  color="white" if share > 0.6 else "#1d2329")

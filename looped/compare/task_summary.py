@@ -1,0 +1,79 @@
+"""Figures of an arm on a task over its seeds: the share solved at each difficulty, at the depths that stand for it.
+
+The best depth is chosen on one half of the held-out problems, all seeds together; every share is of the other half.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from looped.compare.summary import ArmSummary, Difference, Spread, by_arm, difference, spread
+from looped.compare.task_measure import CHOOSING, TaskMeasured
+
+
+@dataclass(frozen=True)
+class Level:
+    """One arm at one difficulty. `at`: which depth (`trained`, `best`, `deepest`) -> its number; `shares` solved by
+    depth; `difference` of the best depths, to the first arm."""
+
+    difficulty: int
+    at: dict[str, int]
+    shares: dict[int, Spread]
+    difference: Difference | None
+
+
+@dataclass(frozen=True)
+class TaskSummary(ArmSummary):
+    """One arm over its finished seeds; `levels` by difficulty."""
+
+    runs: list[TaskMeasured]
+    levels: dict[int, Level]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The shares of the table, and the differences, as rows."""
+        return [row for level in self.levels.values() for row in _rows(level)]
+
+
+def _rows(level: Level) -> list[dict[str, Any]]:
+    rows = [{"kind": "share", "difficulty": level.difficulty, "at": at, "depth": depth, **asdict(level.shares[depth])}
+            for at, depth in level.at.items()]
+    if level.difference is not None:
+        rows.append({"kind": "difference", "difficulty": level.difficulty, **asdict(level.difference)})
+    return rows
+
+
+def summarise_tasks(measured: Sequence[TaskMeasured]) -> list[TaskSummary]:
+    """Arms in their order; differences are to the first."""
+    groups = by_arm(measured)
+    first = next(iter(groups.values()), [])
+    return [TaskSummary(name, runs, {difficulty: _level(difficulty, runs, first) for difficulty in runs[0].right})
+            for name, runs in groups.items()]
+
+
+def _level(difficulty: int, runs: list[TaskMeasured], first: list[TaskMeasured]) -> Level:
+    depths, best = depths_of(runs, difficulty), best_depth(runs, difficulty)
+    shares = {depth: spread([run.reported(difficulty, depth).mean().item() for run in runs]) for depth in depths}
+    at = {"trained": runs[0].place.config.main_depth, "best": best, "deepest": depths[-1]}
+    return Level(difficulty, at, shares, None if runs is first else _difference(difficulty, runs, first))
+
+
+def depths_of(runs: Sequence[TaskMeasured], difficulty: int) -> list[int]:
+    """Where every run was measured."""
+    return sorted(set.intersection(*(set(run.right[difficulty]) for run in runs)))
+
+
+def best_depth(runs: Sequence[TaskMeasured], difficulty: int) -> int:
+    """Where most problems of the choosing half are solved, over all seeds; the shallowest of equals."""
+    def share(depth: int) -> float:
+        return torch.stack([run.right[difficulty][depth][CHOOSING] for run in runs]).mean().item()
+
+    return max(depths_of(runs, difficulty), key=share)
+
+
+def _difference(difficulty: int, runs: list[TaskMeasured], first: list[TaskMeasured]) -> Difference | None:
+    """Each arm at its own best depth."""
+    mine, theirs = best_depth(runs, difficulty), best_depth(first, difficulty)
+    return difference(runs, first, lambda run: run.reported(difficulty, mine),
+                      lambda other: other.reported(difficulty, theirs))

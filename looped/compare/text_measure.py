@@ -1,0 +1,107 @@
+"""What a comparison measures of runs on text: losses over depth, samples, and those beside a twin's."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from looped.compare.curve import Gauge
+from looped.compare.measure import Measured, Measurer, load, step_of
+from looped.compare.plan import Place, Plan
+from looped.data.text import TextData, prepare
+from looped.evaluation.depth import evaluate_depth, evaluate_samples
+from looped.evaluation.judge import Judge
+from looped.evaluation.plots import AXES
+from looped.evaluation.quality import Quality, matched_quality
+from looped.training.runs import Run
+
+NEXT_TOKEN = Gauge("next_token", "loss", " as a next-token predictor", AXES["nats_per_token"], higher_is_better=False,
+                   worst=math.inf)
+
+
+@dataclass(frozen=True)
+class TextMeasured(Measured):
+    """One run: `rows` and `samples` as in an `Evaluation`, `losses[metric][depth]` a figure a held-out sequence."""
+
+    gauge = NEXT_TOKEN
+    losses: dict[str, dict[int, Float[Tensor, "num"]]]
+    samples: list[dict[str, Any]]
+
+    @property
+    def main(self) -> Float[Tensor, "num"]:
+        """Nats a token as a next-token predictor: at sigma_max for a denoiser, a loop at its mean trained depth."""
+        if "nats_at_sigma_max" in self.losses:
+            return self.losses["nats_at_sigma_max"][1]
+        return self.losses["nats_per_token"][self.place.config.main_depth]
+
+    def figure(self, metric: str, depth: int, field: str = "mean") -> float | None:
+        """A field of one of the rows, None where there is none."""
+        return next((row[field] for row in self.rows if (row["metric"], row.get("depth")) == (metric, depth)), None)
+
+
+class TextMeasurer(Measurer):
+    """The text is read once, and only where something has to be evaluated."""
+
+    keys = frozenset({"losses", "samples"})
+
+    def __init__(self, plan: Plan, finished: list[Place]):
+        super().__init__(plan, finished)
+        self.text: TextData | None = None
+
+    def made(self, found: Mapping[str, Any], **common) -> TextMeasured:
+        losses = {metric: {int(depth): torch.tensor(values, dtype=torch.float64) for depth, values in by_depth.items()}
+                  for metric, by_depth in found["losses"].items()}
+        return TextMeasured(losses=losses, samples=found["samples"], **common)
+
+    def twin_of(self, place: Place) -> Place | None:
+        """The autoregressive run of the same seed, whose samples this one's are held against."""
+        return self._autoregressive(place.seed)
+
+    def judge_of(self, place: Place) -> Place | None:
+        """That of the next seed, which reads both; None where there is none."""
+        seed = (place.seed + 1) % self.plan.num_seeds
+        return self._autoregressive(seed) if seed != place.seed else None
+
+    def _autoregressive(self, seed: int) -> Place | None:
+        return next((other for other in self.finished if other.arm.config.objective == "ar" and other.seed == seed),
+                    None)
+
+    def inputs(self, place: Place) -> dict[str, Any]:
+        others = [other and [other.run.name, step_of(other)] for other in (self.twin_of(place), self.judge_of(place))]
+        return super().inputs(place) | {"others": others}
+
+    def evaluate(self, place: Place) -> dict[str, Any]:
+        run = load(place)
+        self.text = self.text or prepare(run.config.data)
+        c, seed, decode = run.config.evaluation, run.config.seed, self.text.tokenizer.decode
+        sweep = evaluate_depth(run.objective, self.sequences(c.num_sequences), self.depths(place), seed=seed,
+                               bytes_per_token=self.text.bytes_per_token, batch_size=c.batch_size)
+        prompts = self.sequences(c.num_samples)[:, : c.prompt_length]
+        rows, texts = evaluate_samples(run.objective, prompts, place.text_depths, num_tokens=c.sample_length, seed=seed)
+        quality = self.quality(place, run, prompts, texts)
+        samples = [{"depth": depth, "prompt": decode(prompt), "text": decode(text)} for depth in texts
+                   for prompt, text in zip(prompts.tolist(), texts[depth].tolist(), strict=True)]
+        losses = {metric: {str(depth): values.tolist() for depth, values in by_depth.items()}
+                  for metric, by_depth in (sweep.per_example | quality.per_example).items()}
+        return {"rows": [row.as_dict() for row in [*sweep.rows, *rows, *quality.rows]], "losses": losses,
+                "samples": samples}
+
+    def sequences(self, num: int) -> Int[Tensor, "num length_and_one"]:
+        """Held-out sequences, the same for every arm and seed, and in training; as many as there are."""
+        length = self.plan.config.data.length
+        return self.text.heldout.sequences(min(num, self.text.heldout.windows(length)), length)
+
+    def quality(self, place: Place, run: Run, prompts: Int[Tensor, "num length"], texts: dict[int, Tensor]) -> Quality:
+        """Its samples beside its twin's at equal diversity, where there is a twin and a judge."""
+        twin, judge = self.twin_of(place), self.judge_of(place)
+        if twin is None or judge is None:
+            return Quality()
+        reader = load(judge)
+        return matched_quality(run.objective, load(twin).objective, prompts=prompts, depths=place.text_depths,
+                               judge=Judge(judge.name, reader.objective, 1, reader.tokenizer.json()),
+                               num_tokens=run.config.evaluation.sample_length, seed=place.seed, twin_name=twin.name,
+                               texts=texts)
