@@ -65,8 +65,10 @@ def _answers_of_loop(objective: Unrolled, batch: Batch, depths: Sequence[int], r
     return {depth: found.get(depth, last) for depth in depths}
 
 
-def loop_states(objective: Unrolled, batch: Batch, depth: int, random: StepRandom, stopping: Stopping):
-    """Run the loop on the rows that `stopping` has at work, and yield the states of all rows after each step.
+def loop_states(objective: Unrolled, batch: Batch, depth: int, random: StepRandom, stopping: Stopping, *,
+                start: Tensor | None = None):
+    """Run the loop on the rows that `stopping` has at work, and yield the states of all rows after each step; from
+    `start` instead of the model's own initial state, if given.
 
     With `recurrence.damping` d a step is s <- d s + (1 - d) step(s).
     """
@@ -74,7 +76,7 @@ def loop_states(objective: Unrolled, batch: Batch, depth: int, random: StepRando
     rows = surroundings(batch)
     e = model.encode(batch.inputs, **rows)
     noise = own_normal(random, "state", batch, e.shape[-1]) if model.recurrence.needs_noise else None
-    state = model.initial_state(e, noise)
+    state = model.initial_state(e, noise) if start is None else start
     for _ in range(depth):
         working = stopping.working
         if len(working) < len(state):

@@ -15,6 +15,10 @@ from torch import Tensor
 from looped.diffusion.bridge import bridge
 from looped.diffusion.denoiser import levels_of
 from looped.evaluation.likelihood import next_token_losses
+<<<<<<< HEAD
+=======
+from looped.evaluation.motion import Motion
+>>>>>>> fc0a353 (wip)
 from looped.evaluation.rows import Row, summarise
 from looped.evaluation.verdicts import NATS, verdict
 from looped.objectives.base import Objective, token_losses
@@ -169,20 +173,13 @@ def loop_probes(objective: Objective, tokens: Tokens, num_steps: int, *, seed: i
     model, random = objective.model, StepRandom(seed, 0, count=len(tokens), device=tokens.device)
     e = model.encode(tokens[:, :-1])
     noise = random.normal("state", e.shape[1:]) if model.recurrence.needs_noise else None
-    states: list[Tensor] = []
-    rows: list[Row] = []
-
-    def look(index: int, state: Tensor) -> None:
-        depth = index + 1
-        rows.append(summarise("state_rms", state.square().mean((1, 2)).sqrt().double().cpu(), depth=depth))
-        states.append(state)
-        if len(states) == 3:
-            before, middle, now = states
-            ratio = (now - middle).flatten(1).norm(dim=1) / (middle - before).flatten(1).norm(dim=1).clamp_min(1e-30)
-            rows.append(summarise("contraction", ratio.double().cpu(), depth=depth))
-            states.pop(0)
-
-    model.unroll(e, grad=num_steps, noise=noise, callback=look)
+    motion = Motion()
+    model.unroll(e, grad=num_steps, noise=noise, callback=lambda _, state: motion.take(state))
+    rows = []
+    for depth, (size, ratio) in enumerate(zip(motion.sizes, motion.ratios, strict=True), start=1):
+        rows.append(summarise("state_rms", size, depth=depth))
+        if ratio is not None:
+            rows.append(summarise("contraction", ratio, depth=depth))
     return rows
 
 

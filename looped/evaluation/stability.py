@@ -1,0 +1,193 @@
+"""Whether a loop, or a solver, comes to rest: how its latent moves with each step, and whether its start matters.
+
+The latent is the state of a loop, over all cells, or the soft estimate D of a denoiser, over the cells that are sought.
+
+    latent_rms     its root mean square
+    latent_change  |s_t - s_{t-1}| / |s_t|
+    contraction    |s_t - s_{t-1}| / |s_{t-1} - s_{t-2}|: below 1 the changes shrink
+
+are medians over problems. For path independence (Anil et al. 2022, arXiv 2211.09961) the same problems are solved once
+more from another start: other noise, or where a loop always starts alike, the last state of another problem.
+
+    same_answer      share of problems whose sought cells are the same
+    latent_cosine    of the two last latents
+    latent_distance  |a - b| / |a|
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, pad
+
+from looped.config import Config
+from looped.data.batch import Batch
+from looped.data.problems import TaskData
+from looped.diffusion.bridge import bridge
+from looped.evaluation.answers import Solver, loop_states
+from looped.evaluation.exits import Stopping
+from looped.evaluation.motion import Motion, norm
+from looped.evaluation.rows import Row, summarise
+from looped.objectives.base import Objective
+from looped.objectives.bptt import Unrolled
+from looped.objectives.denoise import Denoise
+from looped.rng import StepRandom
+
+OTHER_START = 1
+"""Step number of the draws of the other start; answers are drawn with 0."""
+ROUNDING = 1e-5
+"""Relative changes below this are rounding: what comes after them has no contraction."""
+
+
+@dataclass(frozen=True)
+class Stability:
+    """`rows`: the figures above, those of each step by depth; `answers`: the sought cells after each step, the others
+    blank; `start`: what the other start was, in words."""
+
+    latent: str
+    start: str
+    depth: int
+    difficulty: int
+    rows: list[Row]
+    answers: Int[Tensor, "steps num cells"]
+
+    def by_step(self, metric: str) -> dict[int, Row]:
+        """Step -> figure."""
+        return {row.depth: row for row in self.rows if row.metric == metric and row.depth is not None}
+
+    def figure(self, metric: str) -> Row | None:
+        """One that is not by step; None where it could not be measured."""
+        return next((row for row in self.rows if row.metric == metric and row.depth is None), None)
+
+    @property
+    def sentence(self) -> str:
+        """How it comes to rest, and what the start decides."""
+        changes = self.by_step("latent_change")
+        said = [f"the {self.latent} changes by {changes[max(changes)].mean:.2g} of its norm in the last of "
+                f"{max(changes)} steps"] if changes else []
+        late = [row.mean for step, row in self.by_step("contraction").items() if step > self.depth / 2]
+        if late:
+            rate = math.exp(sum(map(math.log, late)) / len(late))
+            said.append(f"its changes {'shrink' if rate < 1 else 'do not shrink'}, by {rate:.2f} a step in the second "
+                        f"half")
+        elif changes:
+            said.append("it is at rest before the second half")
+        same, cosine, distance = map(self.figure, ("same_answer", "latent_cosine", "latent_distance"))
+        if same and cosine and distance:
+            said.append(f"from another start ({self.start}) {same.mean:.2f} [{same.ci_low:.2f}, {same.ci_high:.2f}] of "
+                        f"{same.n} problems have the same answer, the last latents {distance.mean:.2g} of their norm "
+                        f"apart, cosine {cosine.mean:.3f}")
+        return "; ".join(said)
+
+
+@torch.no_grad()
+def stability(objective: Objective, data: TaskData, config: Config, depth: int, difficulty: int) -> Stability:
+    """Watch the held-out problems of one difficulty being solved in `depth` steps, twice."""
+    problems = data.heldout(config.evaluation.num_problems, difficulty)
+    size, device = config.evaluation.batch_size, next(objective.parameters()).device
+    was_training = objective.training
+    objective.eval()
+    seen = []
+    for first in range(0, len(problems), size):
+        batch = data.collate(problems[first : first + size]).to(device)
+        draws = [StepRandom(config.seed, step, start=first, count=len(batch), device=device)
+                 for step in (0, OTHER_START)]
+        twice = _twice_solver if isinstance(objective, Denoise) else _twice_loop
+        seen.append(twice(objective, batch, depth, *draws))
+    objective.train(was_training)
+    answers = [torch.stack(path.answers) for path, _ in seen]  # steps, B, L
+    longest = max(each.shape[-1] for each in answers)
+    answers = torch.cat([pad(each, (0, longest - each.shape[-1])) for each in answers], dim=1)
+    if isinstance(objective, Denoise):
+        latent, start = "soft estimate", "other noise"
+    else:
+        drawn = objective.model.recurrence.needs_noise
+        latent, start = "state", "other noise" if drawn else "the last state of another problem"
+    return Stability(latent, start, depth, difficulty, _rows(seen), answers)
+
+
+class _Path:
+    """One solve of a batch."""
+
+    def __init__(self, batch: Batch, cells: Tensor | None):
+        self.batch, self.motion, self.answers = batch, Motion(cells), []
+
+    def take(self, latent: Tensor, logits: Tensor) -> None:
+        self.motion.take(latent)
+        answers = logits.argmax(-1)
+        self.answers.append(answers if self.batch.scored is None else answers * self.batch.scored)
+
+
+_Twice = tuple[_Path, _Path | None]
+"""A solve, and one from another start; None where a problem is alone in its batch and there is no other."""
+
+
+def _twice_loop(objective: Unrolled, batch: Batch, depth: int, random: StepRandom, redrawn: StepRandom) -> _Twice:
+    def run(random: StepRandom, start: Tensor | None = None) -> tuple[_Path, Tensor]:
+        path, stopping, state = _Path(batch, _real(batch)), Stopping(batch), None
+        for state in loop_states(objective, batch, depth, random, stopping, start=start):
+            path.take(state, stopping.logits)
+        return path, state
+
+    path, end = run(random)
+    if objective.model.recurrence.needs_noise:
+        return path, run(redrawn)[0]
+    return path, run(redrawn, start=end.roll(1, 0))[0] if len(batch) > 1 else None
+
+
+def _twice_solver(objective: Denoise, batch: Batch, depth: int, random: StepRandom, redrawn: StepRandom) -> _Twice:
+    def run(random: StepRandom, **changed: str) -> _Path:
+        solver, path = Solver(objective, batch), _Path(batch, batch.scored)
+        solver.config = solver.config.model_copy(update=changed)
+        solver.run(depth, random, watch=lambda step, z, logits, D: path.take(
+            bridge("soft", logits, objective.denoiser.table()), logits))
+        return path
+
+    return run(random), run(redrawn, start="noise")  # from zero there is no other start
+
+
+def _real(batch: Batch) -> Tensor | None:
+    """Cells that do not only fill up the batch; None for all."""
+    if batch.lengths is None:
+        return None
+    return torch.arange(batch.inputs.shape[1], device=batch.lengths.device) < batch.lengths.unsqueeze(1)
+
+
+def _rows(seen: list[_Twice]) -> list[Row]:
+    rows: list[Row] = []
+    motions = [path.motion for path, _ in seen]
+    before = None
+    for step in range(len(motions[0].sizes)):
+        fields = {"depth": step + 1}
+        rows.append(median_row("latent_rms", torch.cat([each.sizes[step] for each in motions]), **fields))
+        if step == 0:
+            continue
+        if before is not None and (moving := before > ROUNDING).any():
+            ratio = torch.cat([each.ratios[step] for each in motions])
+            rows.append(median_row("contraction", ratio[moving], **fields))
+        before = torch.cat([each.changes[step] for each in motions])
+        rows.append(median_row("latent_change", before, **fields))
+    pairs = [_compare(path, other) for path, other in seen if other is not None]
+    if pairs:
+        names = ("same_answer", "latent_cosine", "latent_distance")
+        rows += [summarise(name, torch.cat(parts)) for name, *parts in zip(names, *pairs, strict=True)]
+    return rows
+
+
+def _compare(path: _Path, other: _Path) -> tuple[Tensor, Tensor, Tensor]:
+    """(same answer or not, cosine, relative distance) of each problem."""
+    a, b = path.motion.latent, other.motion.latent
+    same = (path.answers[-1] == other.answers[-1]).all(1)
+    cosine = cosine_similarity(a.flatten(1), b.flatten(1))
+    distance = norm(a - b) / norm(a).clamp_min(1e-30)
+    return same.double().cpu(), cosine.double().cpu(), distance.double().cpu()
+
+
+def median_row(metric: str, values: Float[Tensor, "num"], **fields) -> Row:
+    """The median with its 95 % interval by order statistics: the number of values below it is binomial(num, 1/2)."""
+    values, num = values.sort().values, len(values)
+    reach = 0.98 * math.sqrt(num)
+    low, high = max(math.floor(num / 2 - reach), 0), min(math.ceil(num / 2 + reach), num - 1)
+    return Row(metric, values.quantile(0.5).item(), values[low].item(), values[high].item(), num, **fields)
