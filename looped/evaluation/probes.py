@@ -15,10 +15,7 @@ from torch import Tensor
 from looped.diffusion.bridge import bridge
 from looped.diffusion.denoiser import levels_of
 from looped.evaluation.likelihood import next_token_losses
-<<<<<<< HEAD
-=======
 from looped.evaluation.motion import Motion
->>>>>>> fc0a353 (wip)
 from looped.evaluation.rows import Row, summarise
 from looped.evaluation.verdicts import NATS, verdict
 from looped.objectives.base import Objective, token_losses

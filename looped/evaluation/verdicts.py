@@ -177,11 +177,7 @@ class _Curve:
                 f"({self.measure.chance:.2f}), over {self.num} {self.measure.over}")
 
     def moves(self, verb: str, start: int, end: int, change: Change) -> str:
-<<<<<<< HEAD
-        verb = verb if self.measure.higher_is_better else f"quality {verb}"  # where the figure itself goes the other way
-=======
         verb = verb if self.measure.higher_is_better else f"quality {verb}"  # the figure itself goes the other way
->>>>>>> fc0a353 (wip)
         return (f"{verb} from {self.means[start]:.2f} at {start} to {self.means[end]:.2f} {self.measure.unit} at {end} "
                 f"steps, {change.size()} paired over {self.num} {self.measure.over}")
 
