@@ -147,10 +147,11 @@ def sample_rows(denoise: Callable[[Tensor, Tensor], Tensor], z: Tensor, levels: 
 
 def sample_by_confidence(denoise: Callable[[Tensor, Tensor], Tensor], z: Tensor, levels: tuple[float, float],
                          num_steps: int, *, confidence: Callable[[], Tensor], sought: Tensor,
-                         random: Callable[[int], Tensor]) -> Tensor:
+                         random: Callable[[int], Tensor], settle_above: float = 1.0) -> Tensor:
     """Settle the surest cells first (MaskGIT, Chang et al. 2022; for puzzles Kim et al. 2025, arXiv 2502.06768): step t
     of n leaves a share t / n of each sequence's sought cells at the lowest of `levels` (low, high), at what the
-    denoiser made of them, and the others in pure noise at the highest. n evaluations.
+    denoiser made of them, and the others in pure noise at the highest; cells that are surer than `settle_above` settle
+    besides. n evaluations.
 
     denoise: (z, level of each row (B, L)) -> D. confidence: how sure the last evaluation was of each row (B, L).
     sought: the rows (B, L) that are.
@@ -162,7 +163,7 @@ def sample_by_confidence(denoise: Callable[[Tensor, Tensor], Tensor], z: Tensor,
         sure = confidence().double().masked_fill(settled, math.inf).masked_fill(~sought, -math.inf)
         place = sure.argsort(dim=1, descending=True).argsort(dim=1)  # 0 for the surest
         num = (sought.sum(1, keepdim=True) * step / num_steps).ceil()
-        now = (place < num) & sought
+        now = ((place < num) | (sure > settle_above)) & sought
         z = torch.where((now & ~settled).unsqueeze(-1), D + low * random(step).to(z), z)
         settled = now | ~sought
     return denoise(z, torch.where(settled, low, high).double()).to(z.dtype)

@@ -31,6 +31,6 @@ def solve(config: DenoiseConfig, noise: Noise, denoise: Callable[[Tensor, float 
         return SAMPLERS[config.solver](denoise, z, schedule(config.schedule, num_steps, noise), random=draws, **own)
     if config.order == "confidence":
         return sample_by_confidence(denoise, z, (noise.sigma_min, noise.sigma_max), num_steps, confidence=confidence,
-                                    sought=sought, random=draws)
+                                    sought=sought, random=draws, settle_above=config.settle_above)
     levels = block_schedule(config.schedule, num_steps, noise, config.block_size, config.order)
     return sample_rows(denoise, z, levels.repeat(1, z.shape[1] // config.block_size), random=draws)

@@ -1,12 +1,14 @@
 """When to stop: each problem of a batch leaves the loop, or the solver, as soon as its answer has settled.
 
-The measures are Huginn's (Geiping et al. 2025, arXiv 2502.05171, section 6.1), means over the cells that are sought:
+The first four measures are Huginn's (Geiping et al. 2025, arXiv 2502.05171, section 6.1), means over the cells that are
+sought:
 
-    kl        KL(readout now || readout before), below 1e-3
-    entropy   change of the readout's entropy, below 1e-3
-    latent    change of the state (of the clean estimate, for a denoiser) relative to its norm, below 0.03
-    answer    steps in a row that gave the same answer, at least 3
-    head      probability of a learned head that the answer is right, above 0.5 (models trained by `one-step`)
+    kl          KL(readout now || readout before), below 1e-3
+    entropy     change of the readout's entropy, below 1e-3
+    latent      change of the state (of the clean estimate, for a denoiser) relative to its norm, below 0.03
+    answer      steps in a row that gave the same answer, at least 3
+    confidence  probability of the answer in the cell that is least sure, above 0.9
+    head        probability of a learned head that the answer is right, above 0.5 (models trained by `one-step`)
 """
 
 import math
@@ -20,7 +22,8 @@ from torch import Tensor
 from looped.data.batch import Batch
 from looped.errors import UserError, did_you_mean
 
-THRESHOLDS: dict[str, float] = {"kl": 1e-3, "entropy": 1e-3, "latent": 0.03, "answer": 3, "head": 0.5}
+THRESHOLDS: dict[str, float] = {"kl": 1e-3, "entropy": 1e-3, "latent": 0.03, "answer": 3, "confidence": 0.9,
+                                "head": 0.5}
 """Exit -> its default threshold."""
 
 Halt = Callable[[Float[Tensor, "batch length width"], Batch], Float[Tensor, "batch"]]
@@ -99,6 +102,8 @@ class Stopping:
         kind, threshold = self.exit.kind, self.exit.threshold
         if kind == "head":
             return torch.sigmoid(self.halt(latent, batch)) > threshold
+        if kind == "confidence":
+            return logits.softmax(-1).amax(-1).masked_fill(~batch.sought, 1.0).amin(1) > threshold
         if self.logits is None:
             self._same[rows] = 1
             return self._same >= threshold if kind == "answer" else nobody

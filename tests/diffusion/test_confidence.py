@@ -79,3 +79,20 @@ def test_the_solver_runs_on_problems_and_gives_back_what_the_network_says():
     found = answer(objective, batch, [1, 5], config.evaluation)
     assert found[5].used.tolist() == [5, 5, 5]
     assert found[5].answers.shape == batch.inputs.shape
+
+
+def test_cells_that_are_surer_than_asked_settle_besides():
+    sought = torch.ones(1, 4, dtype=torch.bool)
+    sure = torch.tensor([[0.97, 0.99, 0.1, 0.96]])
+    settled = []
+
+    def denoise(z, level):
+        settled.append((level == LOW)[0].tolist())
+        return z
+
+    z = torch.zeros(1, 4, 2)
+    sample_by_confidence(denoise, z, (LOW, HIGH), 4, confidence=lambda: sure, sought=sought, settle_above=0.95,
+                         random=lambda step: torch.zeros_like(z))
+    assert settled[1] == [True, True, False, True]
+    assert settled[2] == [True, True, False, True]  # three of four would have settled by now anyway
+    assert settled[3] == [True, True, False, True]

@@ -48,7 +48,7 @@ def test_a_problem_is_solved_the_same_alone_and_in_a_batch_of_other_lengths(obje
         return
     model, config = made(objective)
     batch = problems(6, 3, 5)
-    rule = exit and Exit.parse({"kl": "kl=0.05", "entropy": "entropy=0.05", "latent": "latent=0.4"}.get(exit, exit))
+    rule = exit and Exit.parse({"kl": "kl=0.05", "entropy": "entropy=0.05", "latent": "latent=0.4", "confidence": "confidence=0.5"}.get(exit, exit))
     together = answer(model, batch, [2, 9], config.evaluation, exit=rule)
     for row, length in enumerate(batch.lengths.tolist()):
         single = answer(model, alone(batch, row), [2, 9], config.evaluation, first=row, exit=rule)
@@ -180,6 +180,9 @@ def test_each_exit_measures_what_it_says_over_the_cells_that_are_sought():
     assert taken(Exit("answer", 3), steps, latents, batch) == [3, 4]
     assert taken(Exit("kl", 1e-6), steps, latents, batch) == [2, 3]
     assert taken(Exit("latent", 1e-6), steps, latents, batch) == [2, 3]
+    sure = 1 / (1 + torch.tensor(-4.0).exp().item())  # of the cells that are sought; the third would say 0.9999
+    assert taken(Exit("confidence", sure - 1e-6), steps, latents, batch) == [1, 1]
+    assert taken(Exit("confidence", sure + 1e-6), steps, latents, batch) == [4, 4]
     assert taken(Exit("entropy", 1e-6), steps, latents, batch) == [2, 2]  # entropy does not know which symbol
 
 
