@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from looped.config_base import Count, Depth, Fraction, NonNegative, Positive, Section
 from looped.config_denoise import DenoiseConfig, noise_preset
+from looped.config_rules import FixedPointConfig, SupervisionConfig
 from looped.errors import UserError, did_you_mean
 
 
@@ -61,24 +62,19 @@ class ModelConfig(Section):
 
 
 class RecurrenceConfig(Section):
-    """How often the core runs under `full` and `truncated`."""
+    """How often the core runs under `full`, `truncated` and `progressive`."""
 
-    mean: Depth = Field(8, description="mean number of loop steps; `full` runs exactly this many")
+    mean: Depth = Field(8, description="mean number of loop steps; `full` runs exactly this many, `progressive` at "
+                                       "most")
     backprop: Depth = Field(4, description="last steps that carry gradient under `truncated`")
     distribution: Literal["huginn", "fixed"] = Field("huginn", description="log-normal Poisson, or always `mean`")
     per_sequence: bool = Field(True, description="one depth a sequence (Parcae) instead of one a batch (Huginn)")
     loss_on: Literal["last", "every"] = Field(
         "last", description="the loss is read after the last step, or after every step that carries gradient")
-
+    progressive_weight: Fraction = Field(
+        1.0, description="weight of the progressive loss under `progressive`; the rest is that of a full unroll")
     damping: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="share of the old state that a step keeps when problems are solved; 0 is the plain loop")
-
-    @model_validator(mode="after")
-    def _check_loss(self):
-        if self.loss_on == "every" and self.per_sequence and self.distribution == "huginn":
-            raise ValueError("loss_on every needs one depth for the whole batch; set recurrence.per_sequence to false, "
-                             "or recurrence.distribution to fixed")
-        return self
 
 
 class TaskConfig(Section):
@@ -189,11 +185,13 @@ class EvaluationConfig(Section):
 class Config(Section):
     """A whole run."""
 
-    objective: Literal["full", "truncated", "denoise", "ar"] = Field(
+    objective: Literal["full", "truncated", "progressive", "one-step", "fixed-point", "denoise", "ar"] = Field(
         "denoise", description="training rule; ar: the same layers without a loop, the yardstick of the others")
     seed: Count = Field(0, description="with the step number, it decides all randomness and the order of the data")
     model: ModelConfig = ModelConfig()
     recurrence: RecurrenceConfig = RecurrenceConfig()
+    supervision: SupervisionConfig = SupervisionConfig()
+    fixed_point: FixedPointConfig = FixedPointConfig()
     denoise: DenoiseConfig = DenoiseConfig()
     task: TaskConfig = TaskConfig()
     data: DataConfig = DataConfig()
@@ -209,6 +207,7 @@ class Config(Section):
         if self.denoise.target.tied and self.denoise.target.dim not in (None, self.model.width):
             raise ValueError(f"denoise.target.tied needs denoise.target.dim = model.width; leave denoise.target.dim "
                              f"out, or set it to {self.model.width}")
+        self._check_loss()
         self._check_layout()
         if self.denoise.block_size > 1 and self.model.injection == "none":
             raise ValueError("denoise.block_size above 1 needs an injection, which tells the core where in its block "
@@ -222,6 +221,18 @@ class Config(Section):
                              f"data.length {self.data.length} to continue; try {self.data.length // 2}")
         return self
 
+    def _check_loss(self):
+        """Which rules can read their loss after every step."""
+        recurrence, rule = self.recurrence, self.objective
+        if recurrence.loss_on != "every":
+            return
+        if rule == "truncated" and recurrence.per_sequence and recurrence.distribution == "huginn":
+            raise ValueError("recurrence.loss_on every needs one depth for the whole batch; set "
+                             "recurrence.per_sequence to false, or recurrence.distribution to fixed")
+        if rule in ("one-step", "fixed-point"):
+            where = "after each segment" if rule == "one-step" else "at the fixed point"
+            raise ValueError(f"recurrence.loss_on every is not for {rule}, whose loss is read {where}; set it to last")
+
     def _check_layout(self):
         """Denoising in a layout where every cell sees every other, and in one where none may see later ones."""
         denoise, full = self.denoise, self.task.name is not None and self.task.layout == "full"
@@ -233,6 +244,9 @@ class Config(Section):
         if self.task.name is not None and denoise.block_size > 1:
             raise ValueError(f"denoise.block_size {denoise.block_size} is for text; task.layout full seeks all cells "
                              f"of a task together; leave it at 1")
+        if denoise.order == "confidence" and not full:
+            raise ValueError("denoise.order confidence settles the cells of a task one after another; it needs "
+                             "task.name, and task.layout full")
         if denoise.carry != "none" and denoise.context == "inject" and not full:
             raise ValueError(f"denoise.carry {denoise.carry} needs rows that no other row attends to, and under "
                              f"context inject they do; set denoise.context to concat or context")
@@ -249,7 +263,12 @@ class Config(Section):
 
     @property
     def main_depth(self) -> int:
-        """The depth that stands for the trained ones: their mean, or the one pass of `single_pass`."""
+        """The depth that stands for the trained ones: their mean (their most, under `progressive` and `fixed-point`),
+        or the one pass of `single_pass`."""
+        if self.objective == "one-step":
+            return self.supervision.segments * (self.supervision.steps + 1)
+        if self.objective == "fixed-point":
+            return self.fixed_point.max_steps
         return 1 if self.single_pass else self.recurrence.mean
 
     def replace(self, **flags: Any) -> "Config":

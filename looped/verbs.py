@@ -381,11 +381,18 @@ class Info(Verb):
 
 def _costs(config: Config) -> str:
     """Parameters, FLOPs and memory; of the text only a tokenizer that is to be loaded is read."""
-    from looped.data.tokenizer import load_tokenizer
     from looped.objectives.counts import count, format_counts
 
-    loaded = config.data.tokenizer
-    return format_counts(count(config, load_tokenizer(loaded).vocab_size if loaded else config.data.vocab_size))
+    return format_counts(count(config, _vocab_size(config)))
+
+
+def _vocab_size(config: Config) -> int:
+    from looped.data.problems import prepare_task
+    from looped.data.tokenizer import load_tokenizer
+
+    if config.is_task:
+        return prepare_task(config.task).vocab_size
+    return load_tokenizer(config.data.tokenizer).vocab_size if config.data.tokenizer else config.data.vocab_size
 
 
 def _describe_machine() -> None:

@@ -39,8 +39,9 @@ class Place:
 
     @property
     def text_depth(self) -> int:
-        """The depth of the samples that stand for the arm: `ar` has no other than one step."""
-        return 1 if self.arm.config.objective == "ar" else self.arm.config.recurrence.mean
+        """The depth of the samples that stand for the arm: `ar` has no other than one step; a solver's is free."""
+        config = self.arm.config
+        return config.recurrence.mean if config.objective == "denoise" else config.main_depth
 
     @property
     def text_depths(self) -> list[int]:

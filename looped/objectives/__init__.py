@@ -3,11 +3,16 @@
 from looped.config import Config
 from looped.models.language import LanguageModel
 from looped.objectives.base import Loss, Objective
-from looped.objectives.bptt import Autoregressive, Full, Truncated
+from looped.objectives.bptt import Autoregressive, Full, Progressive, Truncated
 from looped.objectives.denoise import Denoise
+from looped.objectives.fixed_point import FixedPoint
+from looped.objectives.one_step import OneStep
 from looped.rng import seeded_init
 
-__all__ = ["Autoregressive", "Denoise", "Full", "Loss", "Objective", "Truncated", "build_objective"]
+__all__ = ["Autoregressive", "Denoise", "FixedPoint", "Full", "Loss", "Objective", "OneStep", "Progressive",
+           "Truncated", "build_objective"]
+
+UNROLLED = {"full": Full, "truncated": Truncated, "progressive": Progressive, "ar": Autoregressive}
 
 
 def build_objective(config: Config, model: LanguageModel) -> Objective:
@@ -15,4 +20,8 @@ def build_objective(config: Config, model: LanguageModel) -> Objective:
     with seeded_init(config.seed, "objective"):
         if config.objective == "denoise":
             return Denoise(model, config.denoise)
-        return {"full": Full, "truncated": Truncated, "ar": Autoregressive}[config.objective](model, config.recurrence)
+        if config.objective == "one-step":
+            return OneStep(model, config.recurrence, config.supervision)
+        if config.objective == "fixed-point":
+            return FixedPoint(model, config.recurrence, config.fixed_point)
+        return UNROLLED[config.objective](model, config.recurrence)

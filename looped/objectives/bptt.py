@@ -1,5 +1,8 @@
-"""Back-propagation through the loop: through all of it (`Full`), through its last steps (`Truncated`, Huginn), or
-through the one step that makes it an ordinary language model (`Autoregressive`)."""
+"""Back-propagation through the loop: through all of it (`Full`), through its last steps (`Truncated`, Huginn), through
+steps that go on from any depth (`Progressive`, Deep Thinking), or through the one step that makes it an ordinary
+language model (`Autoregressive`)."""
+
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -9,8 +12,25 @@ from looped.config import RecurrenceConfig
 from looped.data.batch import Batch
 from looped.models.language import LanguageModel
 from looped.objectives.base import Loss, Objective, head_losses, surroundings
-from looped.objectives.depth import expected_depths, sample_depths
+from looped.objectives.depth import (
+    expected_depths,
+    expected_progressive_depths,
+    progressive_shares,
+    sample_depths,
+    sample_progressive_depths,
+)
 from looped.rng import StepRandom
+
+
+@dataclass(frozen=True)
+class Start:
+    """A batch before its first loop step: `rows` is what model calls need to know of it, `e` the encoded input,
+    `noise` the draws of an initial state that is random."""
+
+    batch: Batch
+    rows: dict
+    e: Float[Tensor, "batch length width"]
+    noise: Float[Tensor, "batch length width"] | None
 
 
 class Unrolled(Objective):
@@ -29,32 +49,43 @@ class Unrolled(Objective):
         raise NotImplementedError
 
     def forward(self, tokens: Int[Tensor, "batch length_and_one"] | Batch, random: StepRandom) -> Loss:
-        batch = Batch.of(tokens)
         no_grad, grad = self.depths(random)
+        value = self.loss_after(self.start(tokens, random), no_grad, grad)
+        steps = no_grad + grad
+        mean_steps = steps.float().mean() if isinstance(steps, Tensor) else float(steps)
+        return Loss(value, {"loss": value.detach(), "num_steps": mean_steps})
+
+    def start(self, tokens: Int[Tensor, "batch length_and_one"] | Batch, random: StepRandom) -> Start:
+        batch = Batch.of(tokens)
         rows = surroundings(batch)
         e = self.model.encode(batch.inputs, **rows)
         noise = random.normal("state", e.shape[1:]) if self.model.recurrence.needs_noise else None
+        return Start(batch, rows, e, noise)
+
+    def loss_after(self, start: Start, no_grad: int | Tensor, grad: int | Tensor) -> Float[Tensor, ""]:
+        """The loss after an unroll, or its mean over the steps that carry gradient (`recurrence.loss_on`)."""
         losses: list[Tensor] = []
 
         def read(index: int, state: Tensor) -> None:
             if self.config.loss_on == "every" and index >= no_grad:
-                losses.append(self.read_out(state, batch, rows))
+                losses.append(self.read_out(state, start.batch, start.rows))
 
-        state = self.model.unroll(e, no_grad=no_grad, grad=grad, noise=noise, callback=read, **rows)
-        value = torch.stack(losses or [self.read_out(state, batch, rows)]).mean()
-        steps = no_grad + grad
-        mean_steps = steps.float().mean() if isinstance(steps, Tensor) else float(steps)
-        return Loss(value, {"loss": value.detach(), "num_steps": mean_steps})
+        state = self.model.unroll(start.e, no_grad=no_grad, grad=grad, noise=start.noise, callback=read, **start.rows)
+        return torch.stack(losses or [self.read_out(state, start.batch, start.rows)]).mean()
 
     def read_out(self, state: Tensor, batch: Batch, rows: dict) -> Float[Tensor, "batch"]:
         """Cross-entropy of each sequence, read from a state."""
         return batch.mean(head_losses(self.model, self.model.hidden(state, **rows), batch.targets))
 
     def layer_forwards(self) -> float:
-        c = self.model.config
         no_grad, grad = self.expected_depths()
-        coda = c.num_coda_layers * (grad if self.config.loss_on == "every" else 1)
-        return no_grad * c.num_core_layers + 3 * (grad * c.num_core_layers + c.num_prelude_layers + coda)
+        return self.cost(no_grad, grad, readings=grad if self.config.loss_on == "every" else 1)
+
+    def cost(self, no_grad: float, grad: float, *, readings: float) -> float:
+        """Layer forwards of a sequence: one encoding, so many loop steps, so many readouts."""
+        c = self.model.config
+        with_gradient = grad * c.num_core_layers + c.num_prelude_layers + readings * c.num_coda_layers
+        return no_grad * c.num_core_layers + 3 * with_gradient
 
 
 class Full(Unrolled):
@@ -75,6 +106,34 @@ class Truncated(Unrolled):
 
     def expected_depths(self) -> tuple[float, float]:
         return expected_depths(self.config)
+
+
+class Progressive(Unrolled):
+    """n steps without gradient, then k with it, both drawn for the whole optimiser step, so that a step must go on from
+    any state that the loop passes through: a * loss after those + (1 - a) * loss after a full unroll of `mean` steps,
+    a = `progressive_weight` (Bansal et al. 2022, "End-to-end Algorithm Synthesis with Recurrent Networks", arXiv
+    2202.05826, section 3.2). A part without weight is not run."""
+
+    def depths(self, random: StepRandom) -> tuple[int, int]:
+        return sample_progressive_depths(self.config.mean, random)
+
+    def expected_depths(self) -> tuple[float, float]:
+        """Those of both parts together."""
+        return expected_progressive_depths(self.config)
+
+    def forward(self, tokens: Int[Tensor, "batch length_and_one"] | Batch, random: StepRandom) -> Loss:
+        start, drawn = self.start(tokens, random), self.depths(random)
+        shares = progressive_shares(self.config)
+        losses = {part: self.loss_after(start, *(drawn if part == "progressive" else (0, self.config.mean)))
+                  for part in shares}
+        value = sum(shares[part] * loss for part, loss in losses.items())
+        metrics = {f"loss_{part}": loss.detach() for part, loss in losses.items()}
+        return Loss(value, {"loss": value.detach(), "num_steps": float(sum(drawn))} | metrics)
+
+    def layer_forwards(self) -> float:
+        no_grad, grad = self.expected_depths()
+        readings = grad if self.config.loss_on == "every" else len(progressive_shares(self.config))
+        return self.cost(no_grad, grad, readings=readings)
 
 
 class Autoregressive(Unrolled):

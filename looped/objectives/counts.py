@@ -10,7 +10,7 @@ import torch
 from looped.config import Config
 from looped.diffusion.denoiser import Denoiser
 from looped.models.language import LanguageModel
-from looped.objectives.flops import parts_of
+from looped.objectives.flops import parts_of, rows_of
 from looped.objectives.saved import WIDE, saved_bytes
 
 
@@ -18,10 +18,10 @@ from looped.objectives.saved import WIDE, saved_bytes
 class Counts:
     """`count`'s answer. FLOPs are those of one optimiser step over all its sequences, bytes those of a micro-batch.
 
-    parameters: unique numbers of the objective, the denoiser's own included. effective_parameters: those of the network
-    that a step differentiates if it were written out, the core counted once for each of `recurrence.mean` loop steps or
-    a denoiser's `train_steps`. training_bytes: weights, gradients, optimiser state, averaged weights and saved
-    activations.
+    parameters: unique numbers of the objective, its own included. effective_parameters: those of the network that a
+    training step would be if it were written out, the core counted once for each loop step (`Config.main_depth`), or
+    for each of a denoiser's `train_steps`. training_bytes: weights, gradients, optimiser state, averaged weights and
+    saved activations.
     """
 
     parameters: int
@@ -39,10 +39,11 @@ def count(config: Config, vocab_size: int) -> Counts:
         denoise = config.objective == "denoise"
         model = LanguageModel(config.model, vocab_size, cond_width=config.denoise.cond_width if denoise else None)
         whole = Denoiser(model, config.denoise) if denoise else model
-    parameters, core = _numel(whole), _numel(model.recurrence.core)
+    halting = config.model.width + 1 if config.objective == "one-step" else 0
+    parameters, core = _numel(whole) + halting, _numel(model.recurrence.core)
     parts = parts_of(config, vocab_size)
-    passes = {"denoise": config.denoise.train_steps, "ar": 1}.get(config.objective, config.recurrence.mean)
-    tokens = config.training.batch_size * config.data.length
+    passes = config.denoise.train_steps if denoise else config.main_depth
+    tokens = config.training.batch_size * rows_of(config)
     saved = saved_bytes(config, vocab_size)
     states = 2 + (2 if config.optim.name == "adamw" else 1) + (config.optim.ema_decay > 0)
     rest = 0 if config.optim.name == "adamw" else parameters - _hidden_matrices(model)  # Muon leaves these to AdamW
@@ -50,7 +51,7 @@ def count(config: Config, vocab_size: int) -> Counts:
         parameters=parameters, core_parameters=core,
         effective_parameters=parameters + core * (passes - 1),
         forward_flops=round(tokens * sum(part.flops * (part.no_grad + part.grad) for part in parts)),
-        step_flops=round(tokens * sum(part.flops * (part.no_grad + 3 * part.grad) for part in parts)),
+        step_flops=round(tokens * sum(part.flops * (part.no_grad + 3 * part.grad + part.backward) for part in parts)),
         saved_activation_bytes=saved, training_bytes=WIDE * (parameters * states + rest) + saved)
 
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from looped.config import Config, RecurrenceConfig
+from looped.config import Config, FixedPointConfig, RecurrenceConfig
 from looped.rng import StepRandom
 
 SIGMA = 0.5
@@ -54,11 +54,45 @@ def expected_depths(config: RecurrenceConfig) -> tuple[float, float]:
     return config.mean + 1 - k, k
 
 
+def sample_progressive_depths(most: int, random: StepRandom) -> tuple[int, int]:
+    """(n, k), one pair for every row and process: n ~ U{0 ... most - 1}, k ~ U{1 ... most - n} (Bansal et al. 2022,
+    `training.py` of aks2203/deep-thinking)."""
+    gen = random.lockstep("progressive")
+    n = int(torch.randint(0, most, (), generator=gen))
+    return n, int(torch.randint(1, most - n + 1, (), generator=gen))
+
+
+def progressive_shares(config: RecurrenceConfig) -> dict[str, float]:
+    """The weights of the losses that `progressive` adds up, of those that have any."""
+    shares = {"progressive": config.progressive_weight, "full": 1 - config.progressive_weight}
+    return {part: share for part, share in shares.items() if share > 0}
+
+
+def expected_progressive_depths(config: RecurrenceConfig) -> tuple[float, float]:
+    """Mean loop steps (without gradient, with it) of a training step, in all its unrolls."""
+    most, parts = config.mean, progressive_shares(config)
+    no_grad, grad = ((most - 1) / 2, (most + 3) / 4) if "progressive" in parts else (0.0, 0.0)
+    return no_grad, grad + most * ("full" in parts)
+
+
+def fixed_point_steps(config: FixedPointConfig) -> tuple[float, float]:
+    """Applications of the core in a training step: by the solver, which has no gradient, at most; and with gradient."""
+    return float(config.max_steps), float(config.phantom_steps if config.gradient == "phantom" else 1)
+
+
+def implicit_steps(config: FixedPointConfig) -> float:
+    """What the implicit gradient adds to backward at most, in forward passes of the core: one to build its graph again,
+    then a product with the transposed Jacobian for each step of the solve."""
+    return 1.0 + config.max_steps if config.gradient == "implicit" else 0.0
+
+
 def trained_depths(config: Config) -> tuple[int, int]:
     """The depths that training runs: the middle 90 % of them under Huginn's sampler; one pass under `denoise`, `ar`."""
     recurrence = config.recurrence
     if config.single_pass:
         return 1, 1
+    if config.objective in ("progressive", "one-step", "fixed-point"):  # read after each segment; at any solver step
+        return config.supervision.steps + 1 if config.objective == "one-step" else 1, config.main_depth
     if config.objective == "full" or recurrence.distribution == "fixed":
         return recurrence.mean, recurrence.mean
     low, high = huginn_quantiles(recurrence.mean, (0.05, 0.95))

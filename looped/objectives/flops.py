@@ -1,18 +1,25 @@
 """FLOPs of a training step, in closed form over the parts that run; and the sizes that the closed forms share.
 
-A multiplication with its addition is two FLOPs; only matrix products count; attention is counted as the pairs that its
-mask allows, L (L + 1) / 2 a head where causal, also of blocks, for which SDPA's kernel works out all L x 2L. A backward
-pass is twice its forward, so products that backward makes a second time (attention scores, logits) are not counted:
-they buy memory, not training.
+A multiplication with its addition is two FLOPs; only matrix products of the model count, none of a fixed-point solver;
+attention is counted as the pairs that its mask allows, L^2 a head where all rows see each other, L (L + 1) / 2 where
+causal, also of blocks, for which SDPA's kernel works out all L x 2L. A backward pass is twice its forward, so products
+that backward makes a second time (attention scores, logits) are not counted: they buy memory, not training.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
-from looped.config import Config, ModelConfig
+from looped.config import Config, ModelConfig, TaskConfig
 from looped.config_denoise import DenoiseConfig
+from looped.data.problems import cells_of
 from looped.diffusion.targets import target_dim
 from looped.objectives.denoise import CARRY_SHARE
-from looped.objectives.depth import expected_depths
+from looped.objectives.depth import (
+    expected_depths,
+    expected_progressive_depths,
+    fixed_point_steps,
+    progressive_shares,
+)
 
 Number = int | float
 NUM_LEVEL_FEATURES = 64
@@ -21,33 +28,50 @@ NUM_LEVEL_FEATURES = 64
 
 @dataclass(frozen=True)
 class Part:
-    """Something that runs for every token: FLOPs of one forward, and how often it runs without and with gradient. Half
-    of each where the weight needs a gradient and the input none."""
+    """Something that runs for every token: FLOPs of one forward, how often it runs without and with gradient (half of
+    each where the weight needs a gradient and the input none), and how many forwards backward adds to the usual two.
+    """
 
     name: str
     flops: Number
     no_grad: Number
     grad: Number
+    backward: Number = 0
 
 
 def parts_of(config: Config, vocab_size: int) -> list[Part]:
     """Everything with a matrix product in one training step; FLOPs are those of a token."""
-    model, length = config.model, config.data.length
-    layer, head = layer_flops(model, length), 2 * model.width * vocab_size
+    model, length = config.model, rows_of(config)
+    layer, head = layer_flops(model, length, full=sees_all(config)), 2 * model.width * vocab_size
     prelude = Part("prelude", layer * model.num_prelude_layers, 0, 1)
     if config.objective == "denoise":
         return [prelude, *_denoiser_parts(config, vocab_size)]
-    no_grad, grad = mean_steps(config)
+    (no_grad, grad), read, once = mean_steps(config), num_readings(config), config.objective == "one-step"
     return [prelude, Part("injection", injection_flops(model), no_grad, grad),
-            Part("core", layer * model.num_core_layers, no_grad, grad),
-            Part("coda", layer * model.num_coda_layers, 0, 1), Part("head", head, 0, 1)]
+            Part("core", layer * model.num_core_layers, no_grad, grad), *_implicit_parts(config),
+            Part("coda", layer * model.num_coda_layers, 0, read), Part("head", head, 0, read),
+            Part("halting head", 2 * model.width / length, 0, read * once), Part("answers", head, read * once, 0)]
+
+
+def _implicit_parts(config: Config) -> list[Part]:
+    """What the solve in backward adds: the core once more, and products with its transposed Jacobian. Such a product
+    goes through every map to its input alone, but for SwiGLU's second map, whose gradient comes with its input's, and
+    through both sides of attention's products."""
+    model, solver = config.model, config.fixed_point
+    if config.objective != "fixed-point" or solver.gradient != "implicit":
+        return []
+    mixing, second = _attention_flops(model, rows_of(config), full=sees_all(config)), 2 * model.width * model.hidden
+    layer, state = layer_flops(model, rows_of(config), full=sees_all(config)), 1 - (model.injection == "diagonal")
+    return [Part("core again", layer * model.num_core_layers + injection_flops(model), 0, 0, backward=1),
+            Part("solve in backward", (layer + mixing + second) * model.num_core_layers
+                 + injection_flops(model) * state, 0, 0, backward=solver.max_steps)]
 
 
 def _denoiser_parts(config: Config, vocab_size: int) -> list[Part]:
     """Readings of the noisy rows, what lies between two of them, and what is read beside them."""
-    model, denoise, length = config.model, config.denoise, config.data.length
+    model, denoise, length, full = config.model, config.denoise, rows_of(config), sees_all(config)
     first, steps = mean_steps(config)
-    clean, noisy = layer_flops(model, length), layer_flops(model, length, block=denoise.block_size)
+    clean, noisy = (layer_flops(model, length, full=full, block=block) for block in (1, denoise.block_size))
     table, head = 2 * noisy_dim(config) * vocab_size, 2 * model.width * vocab_size
     levels, plain, posterior = num_levels(config) / length, denoise.next_token_weight > 0, denoise.posterior
     own = denoise.carry == "estimate"
@@ -72,12 +96,17 @@ def first_readings(denoise: DenoiseConfig) -> float:
     return CARRY_SHARE if denoise.carry != "none" and denoise.train_steps == 1 else 0.0
 
 
-def layer_flops(model: ModelConfig, length: int, *, block: int = 1) -> float:
-    """One forward of one layer, a token, over `length` rows that see what they may: under causal attention, or each its
-    block and the clean rows up to the first of it. A row's own key beside a context is no matrix product."""
-    seen = (length - block) / 2 + 1 + (block if block > 1 else 0)
-    attention = 2 * 2 * model.width * seen  # scores and mixing
+def layer_flops(model: ModelConfig, length: int, *, full: bool = False, block: int = 1) -> float:
+    """One forward of one layer, a token, over `length` rows."""
+    attention = _attention_flops(model, length, full=full, block=block)
     return 4 * model.width**2 + _key_value_flops(model) + attention + 6 * model.width * model.hidden
+
+
+def _attention_flops(model: ModelConfig, length: int, *, full: bool, block: int = 1) -> float:
+    """Scores and mixing of rows that see what they may: all of them, those up to themselves, or each its block and the
+    clean rows up to the first of it. A row's own key beside a context is no matrix product."""
+    seen = length if full else (length - block) / 2 + 1 + (block if block > 1 else 0)
+    return 2 * 2 * model.width * seen
 
 
 def _key_value_flops(model: ModelConfig) -> int:
@@ -109,19 +138,54 @@ def _conditioning_flops(config: Config) -> int:
 # ----------------------------------------------------------------------------- sizes
 
 
+def rows_of(config: Config) -> int:
+    """Rows of a training sequence; of a task, those of a problem in the middle of its trained range."""
+    return _cells(config.task.model_dump_json()) if config.is_task else config.data.length
+
+
+@lru_cache
+def _cells(task: str) -> int:
+    return cells_of(TaskConfig.model_validate_json(task))
+
+
+def sees_all(config: Config) -> bool:
+    """Whether every row sees every other, not only those before it."""
+    return config.is_task and config.task.layout == "full"
+
+
 def mean_steps(config: Config) -> tuple[float, float]:
-    """Mean loop steps (without gradient, with it) of a training step, or solver steps under `denoise`."""
+    """Mean loop steps (without gradient, with it) of a training step, or solver steps under `denoise`; those of a
+    fixed-point solver at most, for nobody knows before when it has settled."""
     if config.objective == "truncated":
         return expected_depths(config.recurrence)
+    if config.objective == "progressive":
+        return expected_progressive_depths(config.recurrence)
+    if config.objective == "one-step":
+        segments = config.supervision.segments
+        return float(segments * config.supervision.steps), float(segments)
+    if config.objective == "fixed-point":
+        return fixed_point_steps(config.fixed_point)
     if config.objective == "denoise":
         return first_readings(config.denoise), float(config.denoise.train_steps)
     return 0.0, float(config.recurrence.mean if config.objective == "full" else 1)
 
 
+def num_unrolls(config: Config) -> int:
+    """How often a training step of a loop starts to unroll: from its first state, or from where it was."""
+    if config.objective == "one-step":
+        return config.supervision.segments
+    return len(progressive_shares(config.recurrence)) if config.objective == "progressive" else 1
+
+
+def num_readings(config: Config) -> float:
+    """How often a training step of a loop reads out."""
+    return mean_steps(config)[1] if config.recurrence.loss_on == "every" else float(num_unrolls(config))
+
+
 def num_levels(config: Config) -> int:
     """Noise levels of a sequence: one, or one a token."""
     by_token = config.denoise.noise.share_per_token or config.denoise.order != "together"
-    return config.data.length if by_token else 1
+    return rows_of(config) if by_token else 1
 
 
 def carry_size(config: Config) -> int:

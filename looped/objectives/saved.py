@@ -14,6 +14,10 @@ from looped.objectives.flops import (
     mean_steps,
     noisy_dim,
     num_levels,
+    num_readings,
+    num_unrolls,
+    rows_of,
+    sees_all,
 )
 
 WIDE = 4
@@ -40,10 +44,11 @@ class Streams:
 
 def saved_bytes(config: Config, vocab_size: int) -> int:
     """What autograd keeps for one micro-batch, in bytes: linear in the loop steps that carry gradient."""
-    model, length, kept = config.model, config.data.length, streams(config)
+    model, length, kept = config.model, rows_of(config), streams(config)
     rows, (_, steps) = config.training.batch_size // config.training.accumulation, mean_steps(config)
     token = _stack_bytes(model, model.num_prelude_layers, Kept(kept.narrow, WIDE))
-    fixed = WIDE * length * (model.width // model.num_heads) * _rotations(config) + 8 * rows * (length + 1) + WIDE
+    placed = rows if sees_all(config) else 1  # sequences whose positions are given have angles of their own
+    fixed = WIDE * length * (model.width // model.num_heads) * _rotations(config) * placed + _batch_bytes(config, rows)
     if config.objective == "denoise":
         token += _denoiser_bytes(config, vocab_size)
         fixed += rows * num_levels(config) * _level_bytes(config)
@@ -51,13 +56,22 @@ def saved_bytes(config: Config, vocab_size: int) -> int:
     else:
         each, once = _injection_bytes(model, kept)
         token += once + steps * (each + _stack_bytes(model, model.num_core_layers, Kept(kept.narrow, kept.core)))
-        token += _read_out_bytes(model, kept)
+        token += num_readings(config) * _read_out_bytes(model, kept)
+    if config.objective == "one-step":
+        token += num_readings(config) * WIDE  # the norm that the halting head reads through
+        fixed += num_readings(config) * rows * WIDE * model.width
     return round(rows * length * token + fixed + (weight_copies(config, vocab_size) if kept.narrow < WIDE else 0))
+
+
+def _batch_bytes(config: Config, rows: int) -> int:
+    """Tokens of 64 bits: of a text once, of a problem as inputs and targets, with what is sought as a mask."""
+    length = rows_of(config)
+    return rows * length * (8 + 8 + 1) + WIDE if config.is_task else 8 * rows * (length + 1) + WIDE
 
 
 def streams(config: Config, *, noisy: bool | None = None) -> "Streams":
     """Under bf16 a residual stream is float32 until something rounds it: a matrix product, or a norm on the sum. Noisy
-    rows enter the loop by one, the state of a plain step does not."""
+    rows enter the loop by one, the state of a plain step does not; a fixed-point solver's states are float32."""
     model, narrow = config.model, 2 if config.training.precision == "bf16" else WIDE
     noisy = config.objective == "denoise" if noisy is None else noisy
     sandwich = model.block == "sandwich"
@@ -65,7 +79,8 @@ def streams(config: Config, *, noisy: bool | None = None) -> "Streams":
     if noisy and config.denoise.block_size > 1:
         e = WIDE  # a row's place is added in float32
     core = {"linear": narrow, "diagonal": WIDE, "none": narrow if noisy else e}.get(model.injection, e)
-    return Streams(narrow, e, core, state=narrow if sandwich else core)
+    state = narrow if sandwich else core
+    return Streams(narrow, e, core, state=WIDE if config.objective == "fixed-point" else state)
 
 
 def layer_bytes(model: ModelConfig, kept: Kept) -> int:
@@ -193,18 +208,21 @@ def _table_bytes(config: Config, vocab_size: int) -> int:
 
 def _mask_bytes(config: Config) -> int:
     """Blocks are attended to under a mask of queries x keys, which every layer keeps in its own precision."""
-    model, length = config.model, config.data.length
+    model, length = config.model, rows_of(config)
     if config.denoise.block_size == 1:
         return 0
     layers = model.num_core_layers + model.num_coda_layers
     return config.denoise.train_steps * layers * streams(config).narrow * 2 * length**2
 
 
-def _rotations(config: Config) -> int:
+def _rotations(config: Config) -> float:
     """How many times the angles of the rows are made: for the prelude, each loop and coda, and the clean rows."""
     model, denoise = config.model, config.denoise if config.objective == "denoise" else None
-    passes = denoise.train_steps + (denoise.next_token_weight > 0) if denoise else 1
-    clean = denoise is not None and denoise.context != "inject"
+    if denoise is None:
+        loops = mean_steps(config)[1] if config.objective == "fixed-point" else num_unrolls(config)
+        return (model.num_prelude_layers > 0) + loops + num_readings(config) * (model.num_coda_layers > 0)
+    passes = denoise.train_steps + (denoise.next_token_weight > 0)
+    clean = denoise.context != "inject"
     return (model.num_prelude_layers > 0) + passes * (1 + (model.num_coda_layers > 0)) + clean
 
 

@@ -8,16 +8,24 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from looped.config import load_config
+from looped.data.problems import prepare_task
 from looped.models.build import build
 from looped.objectives import build_objective
 from looped.objectives.counts import count, format_counts
-from looped.objectives.flops import parts_of
+from looped.objectives.flops import parts_of, rows_of
 from looped.rng import StepRandom
 
 VOCAB, ROWS, LENGTH = 100, 3, 32
 SMALL = {"model.width": 64, "model.num_heads": 4, "model.ffn_width": 96, "model.num_prelude_layers": 2,
          "model.num_coda_layers": 2, "data.length": LENGTH, "training.batch_size": ROWS, "denoise.cond_width": 16,
          "denoise.target.dim": 8, "recurrence.mean": 4, "recurrence.backprop": 2, "recurrence.distribution": "fixed"}
+TASK = {"task.name": "prefix-sums", "task.difficulty": [20, 20]}
+LOOPS = {  # one case of each rule; a solver that must take all its steps, and has no matrix products of its own
+    "full": {"recurrence.loss_on": "every"}, "one-step": {"supervision.segments": 3, "supervision.steps": 2},
+    "fixed-point": {"fixed_point.max_steps": 4, "fixed_point.tol": 0.0, "fixed_point.solver": "fixed_point_iter"}}
+FIXED_POINTS = [LOOPS["fixed-point"] | recipe for recipe in (
+    {}, {"fixed_point.phantom_steps": 3, "fixed_point.tau": 0.7}, {"fixed_point.gradient": "implicit"},
+    {"fixed_point.gradient": "implicit", "model.injection": "diagonal"})]
 ARMS = ["full", "truncated", "ar", "denoise:inject", "denoise:concat", "denoise:context"]
 RECIPES = [{"denoise.train_steps": 3}, {"denoise.train_steps": 2, "denoise.posterior": False},
            {"denoise.carry": "estimate"}, {"denoise.carry": "latent"},
@@ -43,11 +51,16 @@ def objective_of(config):
     return build_objective(config, build(config, VOCAB)).train()
 
 
+def inputs_of(config):
+    if config.is_task:
+        return prepare_task(config.task).train.batch(0, batch_size=ROWS, seed=0)
+    return torch.randint(0, VOCAB, (ROWS, LENGTH + 1), generator=torch.Generator().manual_seed(0))
+
+
 def forward(config, objective, step=0):
-    tokens = torch.randint(0, VOCAB, (ROWS, LENGTH + 1), generator=torch.Generator().manual_seed(0))
     bf16 = config.training.precision == "bf16"
     with torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext():
-        return objective(tokens, StepRandom(0, step, count=ROWS)).value
+        return objective(inputs_of(config), StepRandom(0, step, count=ROWS)).value
 
 
 def kept_bytes(config):
@@ -69,7 +82,7 @@ def kept_bytes(config):
 # ---- parameters
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("arm", [*ARMS, "progressive", "one-step", "fixed-point"])
 @pytest.mark.parametrize("settings", [{}, {"model.tie_embeddings": False, "model.injection": "gated"},
                                       {"denoise.target.tied": True, "denoise.target.dim": 64}],
                          ids=["plain", "untied head", "tied targets"])
@@ -89,10 +102,28 @@ def test_effective_parameters_count_the_core_once_a_loop_step_and_once_for_a_den
 # ---- FLOPs
 
 
+class Everywhere:
+    """Instead of a record of which module is at work, whose hooks stand in the way of a gradient inside backward."""
+
+    parents = ("Global",)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *args):
+        pass
+
+
+def flop_counter():
+    counter = FlopCounterMode(display=False, custom_mapping=KERNELS)
+    counter.mod_tracker = Everywhere()
+    return counter
+
+
 def attention_forward(q, k, v, dropout=0.0, is_causal=False, *, attn_mask=None, **kwargs):
     """Two products over the pairs that the mask allows; torch's own counter does not know this kernel."""
     batch, heads, length, dim = q.shape
-    pairs = length * (length + 1) // 2
+    pairs = length * (length + 1) // 2 if is_causal else length * k.shape[-2]
     if attn_mask is not None:
         assert not is_causal
         pairs = int((attn_mask if attn_mask.dtype == torch.bool else attn_mask > -1).expand(batch, 1, -1, -1)[0].sum())
@@ -115,11 +146,11 @@ def measured_flops(config):
     objective, found = objective_of(config), []
     again = sum(part.flops * part.grad for part in parts_of(config, VOCAB) if part.name in ("head", "posterior"))
     for step in (WITH_FIRST_READING, WITHOUT):
-        with FlopCounterMode(display=False, custom_mapping=KERNELS) as forwards:
+        with flop_counter() as forwards:
             value = forward(config, objective, step)
-        with FlopCounterMode(display=False, custom_mapping=KERNELS) as backwards:
+        with flop_counter() as backwards:
             value.backward()
-        backward = backwards.get_total_flops() - ROWS * LENGTH * again
+        backward = backwards.get_total_flops() - ROWS * rows_of(config) * again
         found.append((forwards.get_total_flops(), forwards.get_total_flops() + backward))
     return [sum(figures) / 2 for figures in zip(*found, strict=True)]
 
@@ -140,6 +171,36 @@ def test_flops_are_those_that_torch_counts(arm, precision):
 def test_flops_of_every_recipe_are_those_that_torch_counts(arm, recipe):
     """Of blocks the pairs that the mask allows, though the kernel works out all queries x keys."""
     check_flops(config_of(arm, **recipe))
+
+
+@pytest.mark.parametrize(("arm", "recipe"), [*LOOPS.items(), *(("fixed-point", each) for each in FIXED_POINTS[1:])],
+                         ids=str)
+def test_flops_of_every_loop_are_those_that_torch_counts(arm, recipe):
+    check_flops(config_of(arm, **recipe))
+
+
+@pytest.mark.parametrize("loss_on", ["last", "every"])
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_flops_of_progressive_are_the_mean_over_all_its_draws(weight, loss_on, monkeypatch):
+    config = config_of("progressive", **{"recurrence.progressive_weight": weight, "recurrence.loss_on": loss_on})
+    most, mean = config.recurrence.mean, torch.zeros(3, dtype=torch.float64)
+    for n in range(most):
+        for k in range(1, most - n + 1):
+            monkeypatch.setattr("looped.objectives.bptt.sample_progressive_depths", lambda *_, n=n, k=k: (n, k))
+            mean += torch.tensor([*measured_flops(config), kept_bytes(config)]) / (most * (most - n))
+    counts = count(config, VOCAB)
+    ours = [counts.forward_flops, counts.step_flops, counts.saved_activation_bytes]
+    assert ours == pytest.approx(mean.tolist(), rel=1e-4)
+
+
+@pytest.mark.parametrize("arm", ["full", "one-step", "fixed-point", "denoise:inject"])
+def test_the_costs_of_a_task_are_those_of_its_cells_which_all_see_each_other(arm):
+    """Left out of the bytes: what is kept once a sequence."""
+    config = config_of(arm, **LOOPS.get(arm, {}), **TASK)
+    counts, (forwards, whole) = count(config, VOCAB), measured_flops(config)
+    assert rows_of(config) == 20 != config.data.length
+    assert (counts.forward_flops, counts.step_flops) == pytest.approx((forwards, whole), rel=1e-9)
+    assert counts.saved_activation_bytes == pytest.approx(kept_bytes(config), rel=1e-3)
 
 
 def test_flops_follow_the_expected_depth():
@@ -171,6 +232,15 @@ def test_saved_bytes_of_every_recipe_are_those_that_autograd_keeps(arm, recipe, 
     """Left out: numbers that are kept once however long the text is, four bytes each."""
     config = config_of(arm, **recipe, **{"training.precision": precision})
     assert count(config, VOCAB).saved_activation_bytes == pytest.approx(kept_bytes(config), abs=64)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("block", ["sandwich", "prenorm"])
+@pytest.mark.parametrize(("arm", "recipe"), [*LOOPS.items(), *(("fixed-point", each) for each in FIXED_POINTS[1:])],
+                         ids=str)
+def test_saved_bytes_of_every_loop_are_those_that_autograd_keeps(arm, recipe, block, precision):
+    config = config_of(arm, **recipe, **{"model.block": block, "training.precision": precision})
+    assert count(config, VOCAB).saved_activation_bytes == pytest.approx(kept_bytes(config), rel=2e-3)
 
 
 @pytest.mark.parametrize("settings", [

@@ -1,0 +1,46 @@
+"""Settings of two training rules that unroll nothing: supervised segments, and the fixed point of the core."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from looped.config_base import Count, Depth, NonNegative, Positive, Section
+
+FEWEST_STEPS = {"fixed_point_iter": 1, "broyden": 2, "anderson": 3}
+"""Solver -> applications of the core before it has anything to return but what it was given."""
+
+
+class SupervisionConfig(Section):
+    """Segments of the loop under `one-step`, each taught by its own last step."""
+
+    segments: Depth = Field(8, description="segments S of a training step, each from the state of the one before, "
+                                           "through which no gradient flows (`one-step`)")
+    # HRM runs its modules twice a segment and TRM three times; all but the last of these carry no gradient.
+    steps: Count = Field(1, description="loop steps without gradient in each segment, before its one step with "
+                                        "gradient; 1 as in HRM, 2 as in TRM")
+    halt_weight: NonNegative = Field(0.5, description="weight of the halting head's loss beside the cross-entropy")
+
+
+class FixedPointConfig(Section):
+    """How the fixed point of the core is found under `fixed-point`, and differentiated."""
+
+    solver: Literal["fixed_point_iter", "anderson", "broyden"] = Field(
+        "anderson", description="TorchDEQ's solver; broyden keeps 2 * max_steps states")
+    max_steps: Depth = Field(24, description="most applications of the core by the solver, and by the implicit "
+                                             "gradient's")
+    tol: NonNegative = Field(1e-3, description="the solver stops where no sequence's state moves by more than this "
+                                               "share of its norm")
+    gradient: Literal["phantom", "implicit"] = Field(
+        "phantom", description="phantom: through a few damped steps from the fixed point; implicit: the implicit "
+                               "function theorem, a second solve in backward")
+    phantom_steps: Depth = Field(1, description="steps of the phantom gradient")
+    tau: Annotated[Positive, Field(le=1)] = Field(
+        1.0, description="share of a phantom step that is new; the rest is the state before it")
+
+    @model_validator(mode="after")
+    def _check_steps(self):
+        fewest = FEWEST_STEPS[self.solver]
+        if self.max_steps < fewest:
+            raise ValueError(f"max_steps {self.max_steps} ends solver {self.solver} before its first estimate; set it "
+                             f"to {fewest} or more")
+        return self

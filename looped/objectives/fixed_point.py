@@ -1,0 +1,139 @@
+"""The fixed point of the core, found by a solver and differentiated without unrolling (deep equilibrium models).
+
+    s* = step(s*, e);   implicit: dL/dtheta = (dL/ds*) (I - df/ds)^-1 df/dtheta   (Bai et al. 2019, arXiv 1909.01377)
+                        phantom:  the gradient through k steps s <- tau f(s) + (1 - tau) s from s* (Geng et al. 2021,
+                                  arXiv 2111.05177)
+
+Solvers and gradients are those of TorchDEQ (Geng & Kolter 2023, arXiv 2310.18605), the extra `deq`. Nothing forces the
+core to be a contraction; where it is none, the solver ends after `max_steps` and hands on the best state it has seen.
+A solver goes on until the slowest sequence of its micro-batch has settled, so here, and only here, splitting a batch
+differently moves a sequence's figures, within `tol`.
+"""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from looped.config import FixedPointConfig, RecurrenceConfig
+from looped.data.batch import Batch
+from looped.errors import UserError
+from looped.models.language import LanguageModel
+from looped.objectives.base import Loss
+from looped.objectives.bptt import Unrolled
+from looped.objectives.depth import fixed_point_steps, implicit_steps
+from looped.rng import StepRandom
+
+Map = Callable[[Tensor], Tensor]
+"""A state -> the next one."""
+
+
+class FixedPoint(Unrolled):
+    """The loss read at the fixed point. metrics: `residual`, how far a step still moves the state, as a share of its
+    norm, and `num_steps`, the applications of the core by the solver."""
+
+    def __init__(self, model: LanguageModel, config: RecurrenceConfig, fixed_point: FixedPointConfig):
+        super().__init__(model, config)
+        self.fixed_point = fixed_point
+        self.equilibrium = Equilibrium(fixed_point)
+
+    def forward(self, tokens: Int[Tensor, "batch length_and_one"] | Batch, random: StepRandom) -> Loss:
+        start = self.start(tokens, random)
+        state = self.model.initial_state(start.e, start.noise)
+        state = self.equilibrium(lambda s: self.model.step(s, start.e, **start.rows), state)
+        value = self.read_out(state, start.batch, start.rows).mean()
+        return Loss(value, {"loss": value.detach(), "num_steps": float(self.equilibrium.num_steps),
+                            "residual": self.equilibrium.residual})
+
+    def expected_depths(self) -> tuple[float, float]:
+        """(applications of the core by the solver, at most, and those with gradient)."""
+        return fixed_point_steps(self.fixed_point)
+
+    def after_step(self) -> None:
+        self.equilibrium.settle_accounts()
+
+    def layer_forwards(self) -> float:
+        """What the last optimiser step cost: what the solvers really ran, over all processes, backward's too. Before
+        the first one, what they run at most."""
+        core = self.equilibrium.mean_cost
+        if core is None:
+            no_grad, grad = self.expected_depths()
+            core = no_grad + 3 * grad + implicit_steps(self.fixed_point)
+        return core * self.model.config.num_core_layers + self.cost(0, 0, readings=1)
+
+
+class Equilibrium:
+    """Calling it with a map and a first state gives the map's fixed point, with the configured gradient.
+
+    num_steps, residual: of the last call, how often the solver applied the map, and the mean share of its norm by which
+    one more application moves a state. mean_cost: applications of the map by a call of the last optimiser step, a mean
+    over calls and processes; with gradient they count three, and those of backward's solver, which are products with
+    the transposed Jacobian, one. Raises UserError where TorchDEQ is missing.
+    """
+
+    def __init__(self, config: FixedPointConfig):
+        try:
+            from torchdeq.grad import backward_factory
+            from torchdeq.solver import get_solver
+        except ImportError:
+            raise UserError("objective fixed-point takes its solvers from torchdeq, which is not installed; run: "
+                            "pip install 'looped[deq]'") from None
+        self.config, self.solver = config, get_solver(config.solver)
+        kind = "ift" if config.gradient == "implicit" else config.phantom_steps
+        self.differentiate = backward_factory(grad_type=kind, tau=config.tau, b_solver=self._solve_backward)
+        self.num_steps, self.residual, self.mean_cost = 0, torch.zeros(()), None
+        self._pending: list[float] = []
+
+    def __call__(self, step: Map, state: Tensor) -> Tensor:
+        f = _in_one_precision(step, state)
+        with torch.no_grad():
+            state, info, self.num_steps = self._solve(f, state.to(torch.promote_types(state.dtype, torch.float32)))
+        self.residual = info["rel_lowest"].mean()
+        if torch.is_grad_enabled():
+            self._pending.append(self.num_steps + 3.0 * fixed_point_steps(self.config)[1])
+        return self.differentiate(None, f, state.detach())[-1]
+
+    def _solve(self, f: Map, state: Tensor) -> tuple[Tensor, dict, int]:
+        """(fixed point, TorchDEQ's figures, applications of f). The solver's own algebra is not for bf16."""
+        num_steps = 0
+
+        def counted(s: Tensor) -> Tensor:
+            nonlocal num_steps
+            num_steps += 1
+            return f(s)
+
+        # Broyden's method applies f once before it counts.
+        most = self.config.max_steps - (self.config.solver == "broyden")
+        with torch.autocast(state.device.type, enabled=False):
+            found, _, info = self.solver(counted, state, max_iter=most, tol=self.config.tol, stop_mode="rel")
+        return found, info, num_steps
+
+    def _solve_backward(self, f: Map, grad: Tensor) -> tuple[Tensor, list, dict]:
+        """The solve inside backward, which TorchDEQ calls; before it, the map has been applied once more."""
+        found, info, num_steps = self._solve(f, grad)
+        self._pending[-1] += 1 + num_steps
+        return found, [], info
+
+    def settle_accounts(self) -> None:
+        """The mean of what was run since the last time; every process calls it once an optimiser step."""
+        sums = torch.tensor([sum(self._pending), len(self._pending)], dtype=torch.float64, device=self.residual.device)
+        self._pending = []
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(sums)
+        cost, calls = sums.tolist()
+        self.mean_cost = cost / calls if calls else self.mean_cost
+
+
+def _in_one_precision(step: Map, state: Tensor) -> Callable[..., Tensor]:
+    """The map as the solvers see it: states of one dtype in and out, and inside it, also in backward, the autocast that
+    is on now. `tau` below 1 damps it."""
+    device = state.device.type
+    enabled, narrow = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+
+    def f(s: Tensor, tau: float = 1.0) -> Tensor:
+        with torch.autocast(device, narrow, enabled=enabled):
+            new = step(s).to(s.dtype)
+        return new if tau == 1 else tau * new + (1 - tau) * s
+
+    return f

@@ -1,0 +1,79 @@
+"""One-step gradient with deep supervision: segments of the loop, each taught through its last step alone (HRM, TRM).
+
+    state_s = step(...step(detach(state_{s-1}))), all but the last step without gradient
+    loss    = mean over s of [ cross-entropy(read(state_s)) + w * BCE(halt(state_s), "its answer is right") ]
+
+Wang et al. 2025 (HRM, arXiv 2506.21734), Jolicoeur-Martineau 2025 (TRM, arXiv 2510.04871). Both update the weights
+after every segment. Here an optimiser step is a function of (seed, step), so the segments of a batch share one update:
+each starts from a state that the same weights made.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, linear
+
+from looped.config import RecurrenceConfig, SupervisionConfig
+from looped.data.batch import Batch
+from looped.models.language import LanguageModel
+from looped.objectives.base import Loss, head_losses
+from looped.objectives.bptt import Unrolled
+from looped.rng import StepRandom
+
+
+class OneStep(Unrolled):
+    """Segments of `steps` loop steps without gradient and one with it; the halting head learns beside them.
+
+    metrics: `halt_accuracy`, the share of readouts that the head judges rightly, and `right`, the share of answers that
+    are right after the last segment. `recurrence.mean` and the settings of truncation are not used.
+    """
+
+    def __init__(self, model: LanguageModel, config: RecurrenceConfig, supervision: SupervisionConfig):
+        super().__init__(model, config)
+        self.supervision = supervision
+        self.halt = nn.Linear(model.width, 1)
+        nn.init.zeros_(self.halt.weight)  # as in HRM: it starts without an opinion
+        nn.init.zeros_(self.halt.bias)
+
+    def forward(self, tokens: Int[Tensor, "batch length_and_one"] | Batch, random: StepRandom) -> Loss:
+        start = self.start(tokens, random)
+        batch, state = start.batch, self.model.initial_state(start.e, start.noise)
+        losses, halts, judged = [], [], []
+        for _ in range(self.supervision.segments):
+            state = self.model.unroll(start.e, no_grad=self.supervision.steps, grad=1, state=state.detach(),
+                                      **start.rows)
+            hidden, logit = self.model.hidden(state, **start.rows), self.halt_logit(state, batch)
+            right = self.is_right(hidden.detach(), batch)
+            losses.append(batch.mean(head_losses(self.model, hidden, batch.targets)).mean())
+            halts.append(binary_cross_entropy_with_logits(logit, right.to(logit.dtype)))
+            judged.append((logit.detach() > 0) == right)
+        cross_entropy, halt = torch.stack(losses).mean(), torch.stack(halts).mean()
+        value = cross_entropy + self.supervision.halt_weight * halt
+        metrics = {"loss": value.detach(), "cross_entropy": cross_entropy.detach(), "halt_loss": halt.detach(),
+                   "halt_accuracy": torch.stack(judged).float().mean(), "right": right.float().mean()}
+        return Loss(value, metrics)
+
+    def halt_logit(self, state: Float[Tensor, "batch length width"], batch: Batch) -> Float[Tensor, "batch"]:
+        """Log-odds that the answer read from a state is right: a linear map of the mean, over the rows that are sought,
+        of the normalised state; in float32 or wider."""
+        state = self.model.norm(state)
+        state = state.to(torch.promote_types(state.dtype, torch.float32))
+        if batch.scored is None:
+            mean = state.mean(1)
+        else:
+            mean = (state * batch.scored.unsqueeze(-1)).sum(1) / batch.scored.sum(1, keepdim=True).clamp(min=1)
+        with torch.autocast(state.device.type, enabled=False):
+            return self.halt(mean).squeeze(-1)
+
+    @torch.no_grad()
+    def is_right(self, hidden: Float[Tensor, "batch length width"], batch: Batch) -> Bool[Tensor, "batch"]:
+        """Whether every row that is sought reads as its target."""
+        same = linear(hidden, self.model.head_weight).argmax(-1) == batch.targets
+        return (same if batch.scored is None else same | ~batch.scored).all(1)
+
+    def expected_depths(self) -> tuple[float, float]:
+        """Of all segments together."""
+        return float(self.supervision.segments * self.supervision.steps), float(self.supervision.segments)
+
+    def layer_forwards(self) -> float:
+        return self.cost(*self.expected_depths(), readings=self.supervision.segments)
