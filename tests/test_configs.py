@@ -10,6 +10,7 @@ import yaml
 
 from looped.cli import main
 from looped.config import load_config
+from looped.data.opening import open_data
 from looped.models.build import build
 from looped.objectives import build_objective
 from looped.rng import StepRandom
@@ -31,9 +32,14 @@ def test_a_config_says_what_it_is_before_it_says_how(path):
 def test_a_config_takes_an_optimiser_step(path):
     """On its own model and objective, with short sequences."""
     config = load_config(path, {"data.length": 16, "evaluation.prompt_length": 4, "recurrence.mean": 2})
-    objective = build_objective(config, build(config, config.data.vocab_size))
-    tokens = torch.randint(config.data.vocab_size, (2, 17), generator=torch.Generator().manual_seed(0))
-    objective(tokens, StepRandom(config.seed, 0, count=2)).value.backward()
+    if config.is_task:
+        data = open_data(config)
+        vocab_size, rows = data.vocab_size, data.train.batch(0, batch_size=2, seed=0)
+    else:
+        vocab_size = config.data.vocab_size
+        rows = torch.randint(vocab_size, (2, 17), generator=torch.Generator().manual_seed(0))
+    objective = build_objective(config, build(config, vocab_size))
+    objective(rows, StepRandom(config.seed, 0, count=2)).value.backward()
     assert all(p.grad is not None for p in objective.parameters() if p.requires_grad)
 
 
