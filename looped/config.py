@@ -87,11 +87,15 @@ class TaskConfig(Section):
                                                                      "task's own range")
     layout: Literal["full", "causal"] = Field("full", description="all cells at once, each seeing all others; or from "
                                                                   "left to right")
+    window: Depth | None = Field(None, description="under layout full a cell sees those at most so far away on every "
+                                                   "axis, so that what is learned is the same at any size; null: all")
 
     @model_validator(mode="after")
     def _check_range(self):
         if self.difficulty is not None and self.difficulty[0] > self.difficulty[1]:
             raise ValueError(f"difficulty {list(self.difficulty)} runs downwards; write [lowest, highest]")
+        if self.window is not None and self.layout == "causal":
+            raise ValueError(f"window {self.window} is for cells that are sought together; set task.layout to full")
         return self
 
 

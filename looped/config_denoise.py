@@ -76,8 +76,8 @@ class DenoiseConfig(Section):
                                 "solver of block_size steps does one by one; or, of a task, the surest cells first; "
                                 "training visits what the solver will")
     settle_above: Fraction = Field(
-        1.0, description="under order confidence, cells that are surer than this settle at once, besides the share that "
-                         "each step settles; 1 leaves them out")
+        1.0, description="under order confidence, cells that are surer than this settle at once, besides the share "
+                         "that each step settles; 1 leaves them out")
     noise: Annotated[NoiseConfig, BeforeValidator(noise_preset)] = Field(
         NoiseConfig(), description="noise levels, or a preset: paper, wide")
     target: TargetConfig = Field(TargetConfig(), description="target embedding")

@@ -105,8 +105,8 @@ class Eval(Verb):
     """of a task: the levels to measure, as 16,32,64; those of evaluation.difficulties, or the task's own, if not given
     """
     exits: str | None = None
-    """of a task: also stop each problem early, by kl, entropy, latent, answer, confidence or head, with thresholds as in
-    kl=1e-4; several with commas"""
+    """of a task: also stop each problem early, by kl, entropy, latent, answer, confidence or head, with thresholds as
+    in kl=1e-4; several with commas"""
     step: int | None = None
     """evaluate this checkpoint instead of the newest one"""
     raw: bool = False

@@ -15,7 +15,8 @@ from looped.data.task import BLANK, Problem, Task, next_token
 class Batch:
     """inputs, targets: tokens (B, L). scored: the rows that are sought (None: all). lengths: how many rows of each
     sequence are real (None: all); the others follow them. positions: where the rows stand (B, L, A), where that is not
-    one after another. causal: a row sees the rows up to itself; otherwise every real row."""
+    one after another. causal: a row sees the rows up to itself; otherwise every real row, or with a `window` those
+    that stand at most so far away on every axis."""
 
     inputs: Int[Tensor, "batch length"]
     targets: Int[Tensor, "batch length"]
@@ -23,6 +24,7 @@ class Batch:
     lengths: Int[Tensor, "batch"] | None = None
     positions: Int[Tensor, "batch length axes"] | None = None
     causal: bool = True
+    window: int | None = None
 
     @staticmethod
     def of(tokens: "Int[Tensor, 'batch length_and_one'] | Batch") -> "Batch":
@@ -63,7 +65,7 @@ class Batch:
         return (losses * self.scored).sum(1) / self.scored.sum(1).clamp(min=1)
 
 
-def collate(task: Task, problems: Sequence[Problem], *, causal: bool) -> Batch:
+def collate(task: Task, problems: Sequence[Problem], *, causal: bool, window: int | None = None) -> Batch:
     """Problems of any lengths as one batch, the shorter ones filled up with cells that nobody sees."""
     if causal and task.causal == "next-token":
         problems = [next_token(problem) for problem in problems]
@@ -73,7 +75,8 @@ def collate(task: Task, problems: Sequence[Problem], *, causal: bool) -> Batch:
                  _stack([problem.targets for problem in problems], lengths),
                  _stack([problem.scored for problem in problems], lengths),
                  None if even else torch.tensor(lengths),
-                 None if causal else _stack([task.coordinates(length) for length in lengths], lengths), causal)
+                 None if causal else _stack([task.coordinates(length) for length in lengths], lengths),
+                 causal, window)
 
 
 def _stack(rows: Sequence[np.ndarray], lengths: Sequence[int]) -> Tensor:

@@ -23,11 +23,16 @@ class ProblemStream:
     low: int
     high: int
     causal: bool
+    window: int | None = None
 
     def batch(self, step: int, *, batch_size: int, seed: int, rows: range | None = None) -> Batch:
         """The given rows (all by default) of the batch of an optimiser step, counted from 0."""
         indices = [step * batch_size + row for row in (rows if rows is not None else range(batch_size))]
-        return collate(self.task, [self.problem(seed, index) for index in indices], causal=self.causal)
+        return self.collate([self.problem(seed, index) for index in indices])
+
+    def collate(self, problems: Sequence[Problem]) -> Batch:
+        """Any problems of the task, in the layout of the stream."""
+        return collate(self.task, problems, causal=self.causal, window=self.window)
 
     def problem(self, seed: int, index: int) -> Problem:
         return self.task.problem(seed, index, self.difficulty_of(seed, index))
@@ -73,7 +78,7 @@ class TaskData:
         return [self.task.problem(0, index, difficulty, heldout=True) for index in range(num)]
 
     def collate(self, problems: Sequence[Problem]) -> Batch:
-        return collate(self.task, problems, causal=self.causal)
+        return self.train.collate(problems)
 
 
 def prepare_task(config: TaskConfig) -> TaskData:
@@ -87,7 +92,7 @@ def prepare_task(config: TaskConfig) -> TaskData:
     if config.layout == "causal" and task.causal is None:
         raise UserError(f"task.layout causal does not fit {task.name}, whose cells depend on all others; "
                         f"set task.layout to full")
-    stream = ProblemStream(task, low, high, config.layout == "causal")
+    stream = ProblemStream(task, low, high, config.layout == "causal", config.window)
     return TaskData(task, stream, _fingerprint(config, stream))
 
 

@@ -221,6 +221,48 @@ def _number_documents(lengths: Sequence[Sequence[int]]) -> Int[Tensor, "batch le
 
 
 @dataclass(frozen=True, eq=False)
+class Near(Mask):
+    """A row sees the rows that stand at most `window` away on every axis. Places 0 ... 3 on one axis, window 1:
+
+    ```
+    # # . .
+    # # # .
+    . # # #
+    . . # #
+    ```
+
+    places: (1 or B, L, A). lengths: real rows of each sequence, as in `Padded`; None where all are.
+    """
+
+    places: Int[Tensor, "batch length axes"]
+    window: int
+    lengths: Int[Tensor, "batch"] | None = None
+
+    @property
+    def batch(self) -> int:
+        return len(self.places) if self.lengths is None else len(self.lengths)
+
+    @property
+    def size(self) -> int:
+        return self.places.shape[1]
+
+    def allow(self, q, k, b=0):
+        places = self.places.to(k.device)
+        row = b if len(places) > 1 else 0
+        near = (places[row, q] - places[row, k]).abs().amax(-1) <= self.window
+        if self.lengths is None:
+            return near
+        lengths = self.lengths.to(k.device)[b]
+        return near & (q < lengths) & (k < lengths)
+
+    def of_rows(self, rows):
+        if self.batch == 1:
+            return self
+        return replace(self, places=self.places[rows] if len(self.places) > 1 else self.places,
+                       lengths=None if self.lengths is None else self.lengths[rows])
+
+
+@dataclass(frozen=True, eq=False)
 class _TwoHalves(Mask):
     """L clean rows, then their L noisy copies."""
 

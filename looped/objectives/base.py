@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from looped.data.batch import Batch
 from looped.models.language import LanguageModel
-from looped.nn.bias import Full, Padded
+from looped.nn.bias import Full, Near, Padded
 from looped.nn.fused import linear_cross_entropy
 from looped.rng import StepRandom
 
@@ -43,7 +43,10 @@ def surroundings(batch: Batch) -> dict:
     """What the model has to know of a batch besides its tokens: who sees whom, and where the rows stand."""
     if batch.causal:  # what fills up a sequence comes after it
         return {}
-    mask = EVERYBODY if batch.lengths is None else Padded(batch.lengths, causal=False)
+    if batch.window is not None:
+        mask = Near(batch.positions[:1] if batch.lengths is None else batch.positions, batch.window, batch.lengths)
+    else:
+        mask = EVERYBODY if batch.lengths is None else Padded(batch.lengths, causal=False)
     return {"mask": mask, "positions": batch.positions}
 
 

@@ -136,5 +136,11 @@ def test_what_a_step_hands_on_is_allowed_where_all_cells_are_sought_together():
 
 
 def test_settling_by_confidence_is_for_the_cells_of_a_task():
-    with pytest.raises(UserError, match="needs task.name"):
+    with pytest.raises(UserError, match=r"needs task\.name"):
         load_config(None, {"denoise.order": "confidence"})
+
+
+def test_a_window_is_for_cells_that_are_sought_together():
+    with pytest.raises(UserError, match=r"set task\.layout to full"):
+        task_config(layout="causal", window=1)
+    assert prepare_task(task_config(window=2)).train.batch(0, batch_size=2, seed=0).window == 2

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from looped.errors import UserError
 from looped.nn.backends import flex_block_mask, run_flex, run_sdpa, xformers_bias, xformers_blocks, xformers_ops
-from looped.nn.bias import Causal, CleanNoisy, Full, Packed, Padded
+from looped.nn.bias import Causal, CleanNoisy, Full, Near, Packed, Padded
 
 B = 2
 DOCUMENTS = ["aaabbc", "abbbbb"]
@@ -178,8 +178,26 @@ def test_a_mask_that_does_not_fit_is_refused_with_the_reason(make, why):
 
 @pytest.mark.parametrize("mask", [
     Padded([3, 1, 2], causal=False), Padded([3, 1, 2], side="left", width=3), Packed(((1, 2), (3,), (2, 1))), Causal(),
-    Full()], ids=lambda mask: type(mask).__name__)
+    Full(), Near(torch.arange(3).view(1, 3, 1), 1),
+    Near(torch.tensor([[[0], [1], [2]], [[0], [2], [4]], [[0], [0], [5]]]), 1, torch.tensor([3, 1, 2]))], ids=lambda mask: type(mask).__name__)
 def test_the_mask_of_some_rows_is_that_part_of_the_whole(mask):
     rows = torch.tensor([2, 0])
     assert torch.equal(mask.of_rows(rows).dense(2, 3, 3).expand(2, -1, -1, -1),
                        mask.dense(3, 3, 3).expand(3, -1, -1, -1)[rows])
+
+
+def test_near_is_at_most_so_far_on_every_axis():
+    """Cells of a 3 x 3 grid: with window 1 the middle sees all, a corner its three neighbours and itself."""
+    grid = torch.stack(torch.meshgrid(torch.arange(3), torch.arange(3), indexing="ij"), dim=-1).view(1, 9, 2)
+    seen = Near(grid, 1).dense(1, 9, 9)[0, 0]
+    assert seen[4].all()
+    assert seen[0].nonzero().flatten().tolist() == [0, 1, 3, 4]
+    assert seen[5].nonzero().flatten().tolist() == [1, 2, 4, 5, 7, 8]
+
+
+def test_near_shows_nothing_of_what_fills_a_row_up():
+    places = torch.arange(4).view(1, 4, 1).expand(2, 4, 1)
+    seen = Near(places, 9, torch.tensor([4, 2])).dense(2, 4, 4)
+    assert seen[0].all()
+    assert seen[1, 0, :2, :2].all()
+    assert seen[1].sum() == 4
