@@ -1,58 +1,12 @@
-"""The report as one page: pictures inside it, no network, no script, in light and dark, on a phone as on a desk."""
+"""The report of a comparison as one page."""
 
-import base64
-import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from string import Template
 
-PAGE = Template("""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<link rel="icon" href="data:,">
-<title>$title</title>
-<style>
-:root { color-scheme: light dark; --ink: #1d2329; --soft: #5d6873; --paper: #fbfaf8; --card: #fff; --line: #e2dfda;
-  --mark: #1b6ca8; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e4e6e8; --soft: #9aa5af; --paper: #15181b; --card: #1d2125;
-  --line: #31373d; --mark: #7fb8e6; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 80rem; padding: 2rem 1.1rem 4rem; background: var(--paper); color: var(--ink);
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .3rem; }
-h2 { font-size: 1.1rem; margin: 2.4rem 0 .6rem; }
-p, ul { margin: .5rem 0; max-width: 54rem; }
-.soft, figcaption, dt { color: var(--soft); font-size: .92rem; }
-.findings { list-style: none; padding: 0; margin: 1.2rem 0; }
-.findings li { border-left: 3px solid var(--mark); padding: .1rem 0 .1rem .8rem; margin: .5rem 0; }
-.wide { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 8px; }
-table { border-collapse: collapse; width: 100%; font-size: .84rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .5rem .45rem; text-align: right; white-space: nowrap; border-top: 1px solid var(--line); }
-th { color: var(--soft); font-weight: 600; border-top: 0; white-space: normal; vertical-align: bottom; }
-th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--card); }
-td:first-child { font-weight: 600; }
-figure { margin: 1rem 0; }
-figure img { display: block; width: 100%; height: auto; background: #fff; border: 1px solid var(--line);
-  border-radius: 8px; padding: .5rem; }
-.beside { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: 0 1rem; }
-.beside + figure { max-width: 44rem; }
-details { border-top: 1px solid var(--line); padding: .5rem 0; }
-summary { cursor: pointer; font-weight: 600; }
-pre, code { font: .86rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
-pre { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .7rem .9rem; margin: .6rem 0;
-  white-space: pre-wrap; overflow-wrap: anywhere; }
-pre .prompt { color: var(--soft); }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1.2rem; margin: .6rem 0; }
-dd { margin: 0; overflow-wrap: anywhere; }
-@media (max-width: 34rem) { dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .5rem; } }
-</style>
-</head>
-<body>
-<h1>$title</h1>
+from looped.evaluation.html import Figure, beside, bullets, document, escape, facts, figure, table
+
+BODY = Template("""<h1>$title</h1>
 <p class="soft">$subtitle</p>
 <pre>$command</pre>
 $findings
@@ -67,19 +21,7 @@ $judged
 $notes
 $samples
 <h2>Where it was measured</h2>
-$facts
-</body>
-</html>
-""")
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A picture of the page; `alt` says what it shows to who cannot see it."""
-
-    path: Path
-    caption: str
-    alt: str
+$facts""")
 
 
 @dataclass(frozen=True)
@@ -100,38 +42,13 @@ class Page:
 
 
 def render(page: Page) -> str:
-    """The page. All text is escaped here, and only here."""
-    return PAGE.substitute(
-        title=html.escape(page.title), subtitle=html.escape(page.subtitle), command=html.escape(page.command),
-        findings=_list(page.findings, 'class="findings"'), table=_table(*page.table),
-        judged="<h2>Samples at equal diversity</h2>\n" + _table(*page.judged) if page.judged else "",
-        curves="\n".join(map(_figure, page.curves)), depths=_depths(page.depths),
-        notes=_list(page.notes, 'class="soft"'),
-        samples=_samples(page.samples),
-        facts=_facts(page.facts))
-
-
-def _list(items: Sequence[str], attributes: str) -> str:
-    lines = "\n".join(f"<li>{html.escape(item)}</li>" for item in items)
-    return f"<ul {attributes}>\n{lines}\n</ul>" if items else ""
-
-
-def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in header)
-    body = "\n".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>" for line in lines)
-    return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
-
-
-def _figure(figure: Figure) -> str:
-    data = base64.b64encode(figure.path.read_bytes()).decode()
-    return (f'<figure><img src="data:image/png;base64,{data}" '
-            f'alt="{html.escape(figure.alt)}">\n<figcaption>{html.escape(figure.caption)}</figcaption></figure>')
-
-
-def _depths(figures: Sequence[Figure]) -> str:
-    """One alone, several beside one another."""
-    shown = "\n".join(map(_figure, figures))
-    return shown if len(figures) == 1 else f'<div class="beside">\n{shown}\n</div>'
+    """The page."""
+    return document(page.title, BODY.substitute(
+        title=escape(page.title), subtitle=escape(page.subtitle), command=escape(page.command),
+        findings=bullets(page.findings, 'class="findings"'), table=table(*page.table),
+        judged="<h2>Samples at equal diversity</h2>\n" + table(*page.judged) if page.judged else "",
+        curves="\n".join(map(figure, page.curves)), depths=beside(page.depths),
+        notes=bullets(page.notes, 'class="soft"'), samples=_samples(page.samples), facts=facts(page.facts)))
 
 
 def _samples(samples: Mapping[str, Sequence[tuple[str, str]]]) -> str:
@@ -140,11 +57,6 @@ def _samples(samples: Mapping[str, Sequence[tuple[str, str]]]) -> str:
 
 
 def _sample(heading: str, pairs: Sequence[tuple[str, str]], *, opened: bool) -> str:
-    texts = "\n".join(f'<pre><span class="prompt">{html.escape(prompt)}</span>{html.escape(text)}</pre>'
+    texts = "\n".join(f'<pre><span class="prompt">{escape(prompt)}</span>{escape(text)}</pre>'
                       for prompt, text in pairs)
-    return f"<details{' open' if opened else ''}><summary>{html.escape(heading)}</summary>\n{texts}\n</details>"
-
-
-def _facts(facts: Mapping[str, str]) -> str:
-    return "<dl>\n" + "\n".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>"
-                                for name, value in facts.items()) + "\n</dl>"
+    return f"<details{' open' if opened else ''}><summary>{escape(heading)}</summary>\n{texts}\n</details>"

@@ -11,6 +11,7 @@ from looped.compare.pictures import band_note, picture, plot_depths
 from looped.compare.plan import Plan
 from looped.compare.task_summary import TaskSummary
 from looped.data.problems import prepare_task
+from looped.evaluation.plots_tasks import draw_map
 
 
 def task_figures(arms: Sequence[TaskSummary], plan: Plan) -> list[Figure]:
@@ -53,10 +54,5 @@ def plot_maps(arms: Sequence[TaskSummary], difficulty: str, path: Path) -> None:
 def _map(axes, arm: TaskSummary) -> None:
     shares = np.array([[share.mean for share in level.shares.values()] for level in arm.levels.values()])
     depths = list(next(iter(arm.levels.values())).shares)
-    axes.imshow(shares, vmin=0, vmax=1, cmap="Blues", aspect="auto", origin="lower")
-    axes.set_xticks(range(len(depths)), list(map(str, depths)), fontsize=8)
-    axes.set_yticks(range(len(arm.levels)), list(map(str, arm.levels)), fontsize=8)
+    draw_map(axes, shares, depths, list(arm.levels))
     axes.set_title(arm.name, fontsize=9)
-    for (row, column), share in np.ndenumerate(shares):
-        axes.text(column, row, f"{share:.2f}", ha="center", va="center", fontsize=7,
-                  color="white" if share > 0.6 else "#1d2329")

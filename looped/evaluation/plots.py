@@ -1,6 +1,6 @@
 """Pictures of an evaluation: quality over depth with the trained depths shaded, loss over noise level."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,8 @@ def plot_depth(curves: Sequence[Curve], path: Path) -> None:
 
     Raises ValueError for a file type that matplotlib does not write.
     """
-    figure, axes = _figure()
-    for curve, colour in zip(curves, _colours(len(curves)), strict=True):
+    figure, axes = new_figure()
+    for curve, colour in zip(curves, colours(len(curves)), strict=True):
         depths = [row["depth"] for row in curve.rows]
         axes.plot(depths, [row["mean"] for row in curve.rows], "o-", color=colour, markersize=4, label=curve.label)
         low, high = ([row.get(end, row["mean"]) for row in curve.rows] for end in ("ci_low", "ci_high"))
@@ -35,19 +35,15 @@ def plot_depth(curves: Sequence[Curve], path: Path) -> None:
         low, high = curve.trained
         axes.axvspan(low / 1.06, high * 1.06, color=colour, alpha=0.08, linewidth=0,
                      label=f"trained depth, {curve.label}: {low if low == high else f'{low} to {high}'}")
-    ticks = sorted({row["depth"] for curve in curves for row in curve.rows})
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(ticks, [str(tick) for tick in ticks])
-    axes.minorticks_off()
-    axes.set_xlabel("depth (loop steps, or solver steps of a denoiser)")
+    over_depth(axes, {row["depth"] for curve in curves for row in curve.rows})
     axes.set_ylabel(AXES.get(curves[0].metric, curves[0].metric))
-    _save(figure, axes, path)
+    save(figure, axes, path)
 
 
 def plot_sigma(runs: Mapping[str, Rows], path: Path) -> None:
     """Cross-entropy of the clean token over the noise level it is hidden by."""
-    figure, axes = _figure()
-    for (label, rows), colour in zip(runs.items(), _colours(len(runs)), strict=True):
+    figure, axes = new_figure()
+    for (label, rows), colour in zip(runs.items(), colours(len(runs)), strict=True):
         rows = sorted(rows, key=lambda row: row["sigma"])
         axes.plot([row["sigma"] for row in rows], [row["mean"] for row in rows], "o-", color=colour, markersize=4,
                   label=label)
@@ -56,22 +52,33 @@ def plot_sigma(runs: Mapping[str, Rows], path: Path) -> None:
     axes.set_xscale("log")
     axes.set_xlabel("noise level sigma")
     axes.set_ylabel(AXES["nats_per_token"])
-    _save(figure, axes, path)
+    save(figure, axes, path)
 
 
-def _figure():
-    """A figure without pyplot, which would look for a display and keep global state."""
+def new_figure(width: float = 7.0, height: float = 4.2):
+    """A figure without pyplot, which would look for a display and keep global state; its size in inches."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.0, 4.2), dpi=150, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     return figure, figure.add_subplot()
 
 
-def _colours(count: int) -> list[str]:
+def over_depth(axes, depths: Iterable[int]) -> None:
+    """An axis of depths, each twice the one before as wide as any other."""
+    ticks = sorted(depths)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel("depth (loop steps, or solver steps of a denoiser)")
+
+
+def colours(count: int) -> list[str]:
+    """A colour for each of so many curves."""
     return [COLOURS[i % len(COLOURS)] for i in range(count)]
 
 
-def _save(figure, axes, path: Path) -> None:
+def save(figure, axes, path: Path) -> None:
+    """Write a picture of curves, with a grid and a legend."""
     axes.grid(alpha=0.25, linewidth=0.6)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

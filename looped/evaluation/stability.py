@@ -62,16 +62,22 @@ class Stability:
         return next((row for row in self.rows if row.metric == metric and row.depth is None), None)
 
     @property
+    def late_contraction(self) -> float | None:
+        """Geometric mean over the second half of the steps; None where it is at rest before."""
+        late = [math.log(max(row.mean, 1e-12)) for step, row in self.by_step("contraction").items()
+                if step > self.depth / 2]
+        return math.exp(sum(late) / len(late)) if late else None
+
+    @property
     def sentence(self) -> str:
         """How it comes to rest, and what the start decides."""
         changes = self.by_step("latent_change")
         said = [f"the {self.latent} changes by {changes[max(changes)].mean:.2g} of its norm in the last of "
                 f"{max(changes)} steps"] if changes else []
-        late = [row.mean for step, row in self.by_step("contraction").items() if step > self.depth / 2]
-        if late:
-            rate = math.exp(sum(map(math.log, late)) / len(late))
-            said.append(f"its changes {'shrink' if rate < 1 else 'do not shrink'}, by {rate:.2f} a step in the second "
-                        f"half")
+        rate = self.late_contraction
+        if rate is not None:
+            said.append(f"its changes {'shrink' if rate < 1 else 'do not shrink'} in the second half, where each is "
+                        f"{rate:.2f} of the one before")
         elif changes:
             said.append("it is at rest before the second half")
         same, cosine, distance = map(self.figure, ("same_answer", "latent_cosine", "latent_distance"))

@@ -33,7 +33,7 @@ LEAST_TAIL, ROUNDS = 6, 3
 
 Name = Literal["never", "cycles", "overthinks", "drifts", "improves", "settles"]
 ByDepth = Mapping[int, Shaped[Tensor, "num"]]
-Answers = Int[Tensor, "steps num cells"]
+Answers = Int[Tensor, "steps watched cells"]
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,9 @@ def verdict(by_depth: ByDepth, measure: Measure = SOLVED, *, trained: int | None
             answers: Answers | None = None) -> Verdict:
     """The verdict on one curve: a figure of each problem at each depth, by the rule above.
 
-    trained: the deepest depth that was trained. answers: of each problem at consecutive depths, alike in the cells that
-    are not sought; without them, right and wrong at consecutive depths count as two answers, if `by_depth` has enough.
+    trained: the deepest depth that was trained. answers: of the problems, or some of them, at consecutive depths, alike
+    in the cells that are not sought; without them, right and wrong at consecutive depths count as two answers, if
+    `by_depth` has enough.
     """
     sign = 1.0 if measure.higher_is_better else -1.0
     quality = {depth: sign * by_depth[depth].double().cpu() for depth in sorted(by_depth)}
@@ -152,7 +153,7 @@ def flips(by_depth: ByDepth) -> Answers | None:
     return right.long().unsqueeze(-1)
 
 
-def periods_of(answers: Answers) -> Int[Tensor, "num"] | None:
+def periods_of(answers: Answers) -> Int[Tensor, "watched"] | None:
     """The period of each problem's answers in the second half of the steps: 1 where they have settled, 0 where they
     keep changing without one. A period comes round at least three times. None where there are too few steps."""
     tail = answers[len(answers) // 2 :]
@@ -193,7 +194,7 @@ class _Curve:
     def cycles(self, periods: Tensor, best: int, deepest: int) -> str:
         going = periods > 1
         low, high = confidence_interval(going.double())
-        return (f"{going.double().mean():.2f} [{low:.2f}, {high:.2f}] of {self.num} {self.measure.over} go round "
+        return (f"{going.double().mean():.2f} [{low:.2f}, {high:.2f}] of {len(periods)} {self.measure.over} go round "
                 f"between answers, most often every {int(periods[going].mode().values)} steps, and "
                 f"{(periods == 0).double().mean():.2f} change without a period; {self.means[best]:.2f} "
                 f"{self.measure.unit} at depth {best}, {self.means[deepest]:.2f} at {deepest}")

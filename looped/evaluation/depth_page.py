@@ -1,0 +1,283 @@
+"""The depth report of a run that solves problems: one page that holds all of it and opens without a network.
+
+    write_depth_report(run / "report.html", DepthReport(...))
+
+`DepthReport` is what has been measured; verdicts, fits, tables and pictures are made of it here.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from string import Template
+
+import numpy as np
+from jaxtyping import Bool
+from torch import Tensor
+
+from looped.data.task import Problem, Task
+from looped.evaluation.html import Figure, beside, bullets, document, escape, facts, figure, table
+from looped.evaluation.plots_tasks import Trained, plot_levels, plot_map, plot_problem, plot_rest
+from looped.evaluation.rows import Row
+from looped.evaluation.saturation import fit_saturation
+from looped.evaluation.stability import Stability
+from looped.evaluation.verdicts import CYCLING, HELD, LOST, SOLVED, Verdict, verdict
+
+BODY = Template("""<h1>$title</h1>
+<p class="soft">$subtitle</p>
+$run
+<h2>What depth does</h2>
+$verdicts
+$pictures
+<h2>Share of problems solved</h2>
+$solved
+$cells
+<h2>Verdicts</h2>
+$compared
+$rules
+<h2>Saturation</h2>
+$saturation
+$stability
+$exits
+$example""")
+
+RULES = (
+    "The first of these that holds is the verdict. Losses and gains are paired over problems and count where their 95 "
+    "% bootstrap interval leaves out zero; the best depth of each half of the problems is the one that is best for the "
+    "other half, so that the best of noise is no loss after it.",
+    "never: at its best depth no better than chance.",
+    f"cycles: more than {100 * CYCLING:.0f} % of the problems go round between two or more answers with one period.",
+    f"overthinks: loses more than {LOST} from the best depth to the deepest. drifts: more than {HELD}.",
+    f"improves: gains more than {HELD} from the deepest trained depth to the deepest measured.",
+    "settles: none of these.",
+)
+FIT = ("quality(t) = q_inf + z exp(-rate t) by least squares over the measured depths t; 95 % of the gain is counted "
+       "from the first of them.")
+REST = ("Medians over problems. Contraction is the size of a change over that of the one before: below 1 the changes "
+        "shrink.")
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What the run is, and what its training cost; `layer_forwards`, `tokens` and `seconds` are totals."""
+
+    name: str
+    task: str
+    rule: str
+    seed: int
+    step: int
+    layer_forwards: float
+    tokens: int
+    seconds: float
+    others: Mapping[str, str]
+    """Further names and values: device, versions, commit."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """An answer (L,) to show, as long as its problem; the cells that are not sought are ignored."""
+
+    task: Task
+    problem: Problem
+    answer: np.ndarray
+    difficulty: int
+    depth: int
+
+
+@dataclass(frozen=True)
+class DepthReport:
+    """What the page is made of. Results as `looped.evaluation.solving` gives them: `rows` with metrics `solved` and
+    `cells` at every difficulty and depth, `per_example[difficulty][depth]`, and the rows of `exit_rows`.
+
+    difficulty: what the number counts, in words. stability: at most one a difficulty; its answers by step also decide
+    whether the verdict is `cycles`.
+    """
+
+    run: RunFacts
+    difficulty: str
+    trained: Trained
+    rows: Sequence[Row]
+    per_example: Mapping[int, Mapping[int, Bool[Tensor, "num"]]]
+    stability: Sequence[Stability] = ()
+    exits: Sequence[Row] = ()
+    example: Example | None = None
+
+    @cached_property
+    def shares(self) -> dict[int, dict[int, float]]:
+        """Difficulty -> depth -> share solved."""
+        return {level: {depth: right.double().mean().item() for depth, right in sorted(by_depth.items())}
+                for level, by_depth in sorted(self.per_example.items())}
+
+    @cached_property
+    def verdicts(self) -> dict[int, Verdict]:
+        """Difficulty -> what its curve does."""
+        answers = {solve.difficulty: solve.answers for solve in self.stability}
+        return {level: verdict(self.per_example[level], SOLVED, trained=self.trained.depths[1],
+                               answers=answers.get(level)) for level in self.shares}
+
+    def is_trained(self, level: int) -> bool:
+        return self.trained.difficulties[0] <= level <= self.trained.difficulties[1]
+
+
+def write_depth_report(path: Path, report: DepthReport, *, plots: Path | None = None) -> None:
+    """Write the page, and its pictures into `plots` (the folder of that name beside the page). Raises OSError."""
+    plots = path.parent / "plots" if plots is None else plots
+    plots.mkdir(parents=True, exist_ok=True)
+    path.write_text(render(report, plots), encoding="utf-8")
+
+
+def render(report: DepthReport, plots: Path) -> str:
+    """The page; its pictures are drawn into a folder that exists."""
+    run, levels = report.run, list(report.shares)
+    title = f"{run.name}: {run.task} over depth and difficulty"
+    subtitle = (f"{run.rule} after {run.step:,} steps; trained at {report.difficulty} "
+                f"{_span(report.trained.difficulties)} and depth {_span(report.trained.depths)}, solved at "
+                f"{report.difficulty} {_span((levels[0], levels[-1]))}.")
+    return document(title, BODY.substitute(
+        title=escape(title), subtitle=escape(subtitle), run=facts(_facts(run)),
+        verdicts=bullets([f"{_level(report, level)} {found.sentence}." for level, found in report.verdicts.items()],
+                         'class="findings"'),
+        pictures=beside(_pictures(report, plots)), solved=table(*_by_depth(report, "solved")),
+        cells=_folded("Share of sought cells that are as in the reference", table(*_by_depth(report, "cells"))),
+        compared=table(*_compared(report)), rules=_folded("The rules that decide", bullets(RULES, 'class="soft"')),
+        saturation=table(*_saturation(report)) + _note(FIT), stability=_stability(report, plots),
+        exits=_exits(report), example=_example(report, plots)))
+
+
+# ---- text ------------------------------------------------------------------------------------------------------------
+
+
+def _facts(run: RunFacts) -> dict[str, str]:
+    cost = f"{run.layer_forwards:,.0f} layer forwards, {run.tokens:,} tokens, {run.seconds:,.0f} seconds"
+    return {"task": run.task, "rule": run.rule, "seed": str(run.seed), "step": f"{run.step:,}", "training": cost,
+            **run.others}
+
+
+def _span(ends: tuple[int, int]) -> str:
+    return str(ends[0]) if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}"
+
+
+def _level(report: DepthReport, level: int) -> str:
+    return f"{report.difficulty} {level}{' (trained)' if report.is_trained(level) else ''}:"
+
+
+def _note(text: str) -> str:
+    return f'\n<p class="soft">{escape(text)}</p>'
+
+
+def _folded(heading: str, markup: str) -> str:
+    return f"<details><summary>{escape(heading)}</summary>\n{markup}\n</details>"
+
+
+def _share(row: Row | None) -> str:
+    return "-" if row is None else f"{row.mean:.3f} [{row.ci_low:.2f}, {row.ci_high:.2f}]"
+
+
+# ---- tables ----------------------------------------------------------------------------------------------------------
+
+Lines = tuple[list[str], list[list[str]]]
+
+
+def _by_depth(report: DepthReport, metric: str) -> Lines:
+    """A line a difficulty, a column a depth; the last line is what a problem costs there."""
+    at = {(row.difficulty, row.depth): row for row in report.rows if row.metric == metric}
+    depths = sorted({depth for _, depth in at})
+    lines = [[str(level), *(_share(at.get((level, depth))) for depth in depths)] for level in report.shares]
+    cost = {row.depth: row.layer_forwards for row in at.values() if row.layer_forwards is not None}
+    if cost:
+        lines.append(["layer forwards", *(f"{cost[depth]:,.0f}" if depth in cost else "-" for depth in depths)])
+    return [report.difficulty, *(f"depth {depth}" for depth in depths)], lines
+
+
+def _compared(report: DepthReport) -> Lines:
+    header = [report.difficulty, "trained", "verdict", "best depth", "solved there", "deepest", "solved there",
+              "from the best", "from the trained depth"]
+    return header, [
+        [str(level), "yes" if report.is_trained(level) else "no", found.name, str(found.best),
+         f"{report.shares[level][found.best]:.3f}", str(found.deepest), f"{report.shares[level][found.deepest]:.3f}",
+         *(f"{change.mean:+.3f} [{change.low:+.2f}, {change.high:+.2f}]"
+           for change in (found.from_best, found.from_trained))] for level, found in report.verdicts.items()]
+
+
+def _saturation(report: DepthReport) -> Lines:
+    lines = []
+    for level, means in report.shares.items():
+        fit, said = fit_saturation(means)
+        lines.append([str(level), *(["-"] * 4 if fit is None else [
+            f"{fit.q_inf:.3f}", f"{fit.rate:.3g}", f"{fit.depth_95:.1f}", f"{fit.residual:.3f}"]), said])
+    return [report.difficulty, "q_inf", "rate", "95 % of the gain by depth", "residual",
+            "the curve, or why there is no fit"], lines
+
+
+def _exits(report: DepthReport) -> str:
+    """A line a difficulty and exit; nothing without exits."""
+    at = {(row.difficulty, row.by, row.metric): row for row in report.exits}
+    lines = []
+    for (level, by, metric), used in at.items():
+        if metric != "steps_used":
+            continue
+        left, lost = (at[level, by, name] for name in ("solved_with_exit", "lost_by_exit"))
+        kind, _, threshold = (by or "").partition("=")
+        lines.append([str(level), kind, threshold or "-", f"{used.mean:.1f} of {used.depth}", _share(left),
+                      f"{left.mean + lost.mean:.3f}", f"{lost.mean:+.3f} [{lost.ci_low:+.2f}, {lost.ci_high:+.2f}]"])
+    header = [report.difficulty, "exit", "threshold", "mean steps", "solved", "solved by all steps", "lost, paired"]
+    return "<h2>Stopping early</h2>\n" + table(header, lines) if lines else ""
+
+
+# ---- pictures --------------------------------------------------------------------------------------------------------
+
+
+def _pictures(report: DepthReport, plots: Path) -> list[Figure]:
+    plot_map(report.shares, report.trained, plots / "map.png", difficulty=report.difficulty)
+    plot_levels([row for row in report.rows if row.metric == "solved"], report.trained, plots / "levels.png",
+                difficulty=report.difficulty)
+    return [Figure(plots / "map.png", "Share of problems solved by depth and difficulty; framed: what was trained.",
+                   _spoken(report)),
+            Figure(plots / "levels.png", "The same as curves with 95 % bands; shaded: the depths that were trained.",
+                   f"Curves of the share solved over depth, one for each {report.difficulty}")]
+
+
+def _spoken(report: DepthReport) -> str:
+    """The map in words: from where to where each difficulty goes."""
+    ends: Iterable[str] = (f"{level}: {shares[min(shares)]:.2f} at depth {min(shares)}, {shares[max(shares)]:.2f} at "
+                           f"{max(shares)}" for level, shares in report.shares.items())
+    return f"Map of the share solved. {report.difficulty} " + "; ".join(ends)
+
+
+def _stability(report: DepthReport, plots: Path) -> str:
+    """How solves come to rest, and what another start changes; nothing where it was not measured."""
+    if not report.stability:
+        return ""
+    header = [report.difficulty, "steps", "last change", "contraction, second half", "same answer from another start",
+              "cosine", "relative distance"]
+    said = bullets([f"{_level(report, solve.difficulty)} {solve.sentence}." for solve in report.stability],
+                   'class="soft"')
+    plot_rest(report.stability, plots / "rest.png", difficulty=report.difficulty)
+    latent = report.stability[0].latent
+    return "\n".join([
+        "<h2>Coming to rest, and path independence</h2>", table(header, [_rest(solve) for solve in report.stability]),
+        _note(REST), '<div class="beside">', figure(Figure(
+            plots / "rest.png", f"How much the {latent} still changes at each step, as a share of its norm: medians "
+                                f"over problems, with their 95 % bands.", f"Change of the {latent} by step")),
+        f"<div>{said}</div>", "</div>"])
+
+
+def _rest(solve: Stability) -> list[str]:
+    changes, rate = solve.by_step("latent_change"), solve.late_contraction
+    same, cosine, distance = map(solve.figure, ("same_answer", "latent_cosine", "latent_distance"))
+    return [str(solve.difficulty), str(solve.depth), f"{changes[max(changes)].mean:.2g}" if changes else "-",
+            "-" if rate is None else f"{rate:.3f}", _share(same), "-" if cosine is None else f"{cosine.mean:.3f}",
+            "-" if distance is None else f"{distance.mean:.2g}"]
+
+
+def _example(report: DepthReport, plots: Path) -> str:
+    """A problem and the answer to it; nothing without one."""
+    shown = report.example
+    if shown is None:
+        return ""
+    plot_problem(shown.task, shown.problem, shown.answer, plots / "problem.png")
+    right = "right" if shown.task.is_right(shown.problem, shown.answer) else "wrong"
+    return '<h2>A problem</h2>\n<div class="small">' + figure(Figure(
+        plots / "problem.png", f"A held-out problem, {report.difficulty} {shown.difficulty}, and the answer after "
+        f"{shown.depth} steps, which is {right}: what was sought is blue, wrong cells are framed in red.",
+        f"A problem, {report.difficulty} {shown.difficulty}, and a {right} answer")) + "</div>"

@@ -1,0 +1,212 @@
+"""Pictures of solving problems: quality over depth and difficulty, how a solve comes to rest, one problem cell by cell.
+
+What was trained is outlined in the map and shaded behind the curves.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from looped.data.task import Cells, Problem, Task
+from looped.evaluation.plots import COLOURS, new_figure, over_depth, save
+from looped.evaluation.rows import Row
+from looped.evaluation.stability import Stability
+
+TRAINED = "#c25a00"
+GIVEN, SOUGHT, WRONG = "#1d2329", COLOURS[0], "#c1121f"
+LEGIBLE = 140
+"""Fields of a map up to which a figure is written into each."""
+WRAP = 32
+"""Cells of a line; a longer row goes on below."""
+LONGEST = 512
+"""Cells that are drawn; the rest of a longer problem is left out."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The depths and the difficulties that training saw, lowest and highest."""
+
+    depths: tuple[int, int]
+    difficulties: tuple[int, int]
+
+
+# ---- depth and difficulty --------------------------------------------------------------------------------------------
+
+
+def plot_map(shares: Mapping[int, Mapping[int, float]], trained: Trained, path: Path, *, difficulty: str) -> None:
+    """The share solved, `shares[difficulty][depth]`, as a map; a frame around what was trained."""
+    levels, depths = sorted(shares), sorted(next(iter(shares.values())))
+    figure, axes = new_figure(2.2 + 0.62 * len(depths), 1.5 + 0.46 * len(levels))
+    values = np.array([[shares[level][depth] for depth in depths] for level in levels])
+    image = draw_map(axes, values, depths, levels)
+    _frame(axes, _within(trained.depths, depths), _within(trained.difficulties, levels))
+    axes.set_xlabel("depth (steps)")
+    axes.set_ylabel(difficulty)
+    for side in axes.spines.values():
+        side.set_visible(False)
+    bar = figure.colorbar(image, ax=axes, pad=0.02, label="share of problems solved")
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=8)
+    figure.legend(*axes.get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside upper right")
+    figure.savefig(path)
+
+
+def draw_map(axes, shares: np.ndarray, depths: Sequence[int], levels: Sequence[int]):
+    """Fields for shares (levels, depths), the first level at the bottom, with the figures where there is room."""
+    image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues", aspect="auto", origin="lower")
+    axes.set_xticks(range(len(depths)), list(map(str, depths)), fontsize=8)
+    axes.set_yticks(range(len(levels)), list(map(str, levels)), fontsize=8)
+    if shares.size <= LEGIBLE:
+        for (row, column), share in np.ndenumerate(shares):
+            axes.text(column, row, f"{share:.2f}", ha="center", va="center", fontsize=7,
+                      color="white" if share > 0.6 else GIVEN)
+    return image
+
+
+def _within(trained: tuple[int, int], measured: Sequence[int]) -> tuple[float, float]:
+    """Where a range begins and ends among the columns (or rows) of a map: around the fields it holds, or as wide as one
+    between those that are nearest."""
+    held = [place for place, value in enumerate(measured) if trained[0] <= value <= trained[1]]
+    if held:
+        return held[0] - 0.5, held[-1] + 0.5
+    middle = np.log2(np.maximum(trained, 1)).mean()
+    place = float(np.interp(middle, np.log2(np.maximum(measured, 1)), np.arange(len(measured))))
+    return place - 0.5, place + 0.5
+
+
+def _frame(axes, columns: tuple[float, float], rows: tuple[float, float]) -> None:
+    from matplotlib.patches import Rectangle
+
+    inset = 0.03
+    axes.add_patch(Rectangle(
+        (columns[0] + inset, rows[0] + inset), columns[1] - columns[0] - 2 * inset, rows[1] - rows[0] - 2 * inset,
+        fill=False, edgecolor=TRAINED, linewidth=2, label="trained", clip_on=False, zorder=3))
+
+
+def plot_levels(rows: Sequence[Row], trained: Trained, path: Path, *, difficulty: str) -> None:
+    """The share solved over depth, a curve a difficulty with its 95 % band: solid where that was trained, dashed where
+    it was not; the trained depths are shaded."""
+    from matplotlib import colormaps
+
+    levels = sorted({row.difficulty for row in rows})
+    figure, axes = new_figure()
+    low, high = trained.depths
+    axes.axvspan(low / 1.06, high * 1.06, color=TRAINED, alpha=0.1, linewidth=0,
+                 label=f"trained depth: {low if low == high else f'{low} to {high}'}")
+    for place, level in enumerate(levels):
+        curve = sorted((row for row in rows if row.difficulty == level), key=lambda row: row.depth)
+        seen = trained.difficulties[0] <= level <= trained.difficulties[1]
+        colour = colormaps["viridis"](0.88 * place / max(len(levels) - 1, 1))
+        depths = [row.depth for row in curve]
+        axes.plot(depths, [row.mean for row in curve], "o-" if seen else "o--", color=colour, markersize=4,
+                  label=f"{difficulty}: {level}" + (" (trained)" if seen else ""))
+        axes.fill_between(depths, [row.ci_low for row in curve], [row.ci_high for row in curve], color=colour,
+                          alpha=0.13, linewidth=0)
+    over_depth(axes, {row.depth for row in rows})
+    axes.set_ylim(-0.03, 1.03)
+    axes.set_ylabel("share of problems solved")
+    save(figure, axes, path)
+
+
+# ---- coming to rest --------------------------------------------------------------------------------------------------
+
+
+def plot_rest(solves: Sequence[Stability], path: Path, *, difficulty: str) -> None:
+    """How much the latent still changes at each step, as a share of its norm: medians with their 95 % bands."""
+    from matplotlib import colormaps
+
+    figure, axes = new_figure()
+    for place, solve in enumerate(solves):
+        steps = solve.by_step("latent_change")
+        colour = colormaps["viridis"](0.88 * place / max(len(solves) - 1, 1))
+        axes.plot(list(steps), [max(row.mean, 1e-8) for row in steps.values()], "-", color=colour,
+                  label=f"{difficulty}: {solve.difficulty}")
+        axes.fill_between(list(steps), *([max(getattr(row, end), 1e-8) for row in steps.values()]
+                                         for end in ("ci_low", "ci_high")), color=colour, alpha=0.13, linewidth=0)
+    axes.set_yscale("log")
+    axes.set_xlabel("step")
+    axes.set_ylabel(f"change of the {solves[0].latent} / its norm")
+    save(figure, axes, path)
+
+
+# ---- one problem -----------------------------------------------------------------------------------------------------
+
+
+def plot_problem(task: Task, problem: Problem, answer: Cells, path: Path) -> None:
+    """A problem, and beside it (below, where it is wide) the answer: what was sought in another ink, wrong cells marked
+    and, where there is room, with what is right. A right answer that is not the reference has no wrong cells."""
+    from matplotlib.figure import Figure
+
+    cells = np.where(problem.scored, answer, problem.inputs)
+    wrong = (cells != problem.targets) & problem.scored
+    if task.is_right(problem, answer):
+        wrong = np.zeros_like(wrong)
+    lines, columns = _shape(task, len(problem))
+    scale = min(0.42, 6.0 / max(lines, columns))
+    below = columns > 1.5 * lines
+    size = np.array([columns * scale + 0.3, lines * scale + 0.5]) * ((1, 2) if below else (2, 1))
+    figure = Figure(figsize=tuple(np.maximum(size, (3.8, 1.6))), dpi=150, layout="constrained")
+    before, after = figure.subplots(*((2, 1) if below else (1, 2)))
+    ink = np.where(problem.scored, SOUGHT, GIVEN)
+    _draw_cells(before, task, problem.inputs, np.full(len(problem), GIVEN), scale)
+    _draw_cells(after, task, cells, ink, scale, wrong=wrong, right=problem.targets)
+    before.set_title("given", fontsize=9)
+    said = "all right" if not wrong.any() else f"{wrong.sum()} of {problem.scored.sum()} cells wrong"
+    after.set_title(f"answer: {said}", fontsize=9, color=WRONG if wrong.any() else SOUGHT)
+    figure.savefig(path)
+
+
+def _shape(task: Task, length: int) -> tuple[int, int]:
+    """(lines, columns) of the picture; a long row is wrapped."""
+    rows, columns = task.shape(length)
+    return (math.ceil(min(length, LONGEST) / WRAP), WRAP) if rows == 1 and columns > WRAP else (rows, columns)
+
+
+def _draw_cells(axes, task: Task, cells: Cells, ink: np.ndarray, scale: float, *, wrong: np.ndarray | None = None,
+                right: Cells | None = None) -> None:
+    """A table of cells: a colour for symbols that have one, the others written; wrong ones framed and crossed out."""
+    from matplotlib.patches import Rectangle
+
+    lines, columns = _shape(task, len(cells))
+    size = 72 * scale * 0.5 / max(1, 0.55 * max(map(len, task.symbols)))
+    for cell in range(min(len(cells), lines * columns)):
+        row, column = divmod(cell, columns)
+        symbol = task.symbols[cells[cell]]
+        face = task.colors.get(symbol, "white")
+        axes.add_patch(Rectangle((column, row), 1, 1, facecolor=face, edgecolor="#c9ccd1", linewidth=0.5))
+        if symbol not in task.colors and cells[cell] != 0:
+            axes.text(column + 0.5, row + 0.54, symbol, ha="center", va="center", fontsize=size, color=ink[cell],
+                      fontweight="bold" if ink[cell] == SOUGHT else "normal")
+        if wrong is not None and wrong[cell]:
+            _mark(axes, row, column, task.symbols[right[cell]] if symbol not in task.colors else "", size)
+    _box_lines(axes, task.box, lines, columns)
+    axes.set(xlim=(-0.06, columns + 0.06), ylim=(lines + 0.06, -0.06), aspect="equal")
+    axes.axis("off")
+
+
+def _mark(axes, row: int, column: int, right: str, size: float) -> None:
+    """A wrong cell: framed; what is right small in its corner, or a cross through the colour."""
+    from matplotlib.patches import Rectangle
+
+    axes.add_patch(Rectangle((column + 0.05, row + 0.05), 0.9, 0.9, facecolor=WRONG if right else "none", alpha=0.16,
+                             linewidth=0, zorder=2))
+    axes.add_patch(Rectangle((column + 0.05, row + 0.05), 0.9, 0.9, fill=False, edgecolor=WRONG, linewidth=1.3,
+                             zorder=3))
+    if right:
+        axes.text(column + 0.88, row + 0.86, right, ha="right", va="bottom", fontsize=size * 0.5, color=WRONG, zorder=3)
+    else:
+        axes.plot([column + 0.25, column + 0.75], [row + 0.25, row + 0.75], color=WRONG, linewidth=1.3, zorder=3)
+        axes.plot([column + 0.25, column + 0.75], [row + 0.75, row + 0.25], color=WRONG, linewidth=1.3, zorder=3)
+
+
+def _box_lines(axes, box: tuple[int, int] | None, lines: int, columns: int) -> None:
+    """A line around all, and thick ones around boxes."""
+    high, wide = box or (lines, columns)
+    style = {"color": GIVEN, "linewidth": 1.4, "solid_capstyle": "projecting"}
+    for row in range(0, lines + 1, high):
+        axes.plot([0, columns], [row, row], **style)
+    for column in range(0, columns + 1, wide):
+        axes.plot([column, column], [0, lines], **style)
