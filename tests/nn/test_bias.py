@@ -176,10 +176,14 @@ def test_a_mask_that_does_not_fit_is_refused_with_the_reason(make, why):
         make()
 
 
-@pytest.mark.parametrize("mask", [
+OF_ROWS = [
     Padded([3, 1, 2], causal=False), Padded([3, 1, 2], side="left", width=3), Packed(((1, 2), (3,), (2, 1))), Causal(),
     Full(), Near(torch.arange(3).view(1, 3, 1), 1),
-    Near(torch.tensor([[[0], [1], [2]], [[0], [2], [4]], [[0], [0], [5]]]), 1, torch.tensor([3, 1, 2]))], ids=lambda mask: type(mask).__name__)
+    Near(torch.tensor([[[0], [1], [2]], [[0], [2], [4]], [[0], [0], [5]]]), 1, torch.tensor([3, 1, 2])),
+]
+
+
+@pytest.mark.parametrize("mask", OF_ROWS, ids=lambda mask: type(mask).__name__)
 def test_the_mask_of_some_rows_is_that_part_of_the_whole(mask):
     rows = torch.tensor([2, 0])
     assert torch.equal(mask.of_rows(rows).dense(2, 3, 3).expand(2, -1, -1, -1),
