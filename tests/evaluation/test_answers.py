@@ -48,7 +48,8 @@ def test_a_problem_is_solved_the_same_alone_and_in_a_batch_of_other_lengths(obje
         return
     model, config = made(objective)
     batch = problems(6, 3, 5)
-    rule = exit and Exit.parse({"kl": "kl=0.05", "entropy": "entropy=0.05", "latent": "latent=0.4", "confidence": "confidence=0.5"}.get(exit, exit))
+    loose = {"kl": "kl=0.05", "entropy": "entropy=0.05", "latent": "latent=0.4", "confidence": "confidence=0.5"}
+    rule = exit and Exit.parse(loose.get(exit, exit))
     together = answer(model, batch, [2, 9], config.evaluation, exit=rule)
     for row, length in enumerate(batch.lengths.tolist()):
         single = answer(model, alone(batch, row), [2, 9], config.evaluation, first=row, exit=rule)
