@@ -166,13 +166,28 @@ class Eval(Verb):
         levels = _parse_levels(self.difficulties) if self.difficulties is not None else None
         exits = [Exit.parse(part) for part in self.exits.split(",")] if self.exits is not None else []
         result = evaluate_task(run.objective, run.data, run.config, depths, levels, exits)
-        save_task_evaluation(run.path, result, run.config, step=run.step)
+        save_task_evaluation(run.path, result, run.data, run.config, _facts(run))
         if self.json:
             print("\n".join(json.dumps(row.as_dict()) for row in result.rows))
             return
         print(f"{run.path}: {run.config.objective} on {run.config.task.name} after {run.step} steps\n")
         print(task_table(result, run.data))
-        print(f"\npictures in {run.path / 'plots'}, rows in {run.path / 'eval'}")
+        print(f"\n{run.path / 'report.html'} holds all of it, with verdicts; rows in {run.path / 'eval'}")
+
+
+def _facts(run):
+    """What the head of a depth report says of a run."""
+    from looped.evaluation.depth_page import RunFacts
+    from looped.training.monitor import costs_of, read_metrics
+    from looped.training.runs import read_stamp
+
+    config, stamp = run.config, read_stamp(run.path)
+    costs = costs_of([line for line in read_metrics(run.path) if line["step"] <= run.step])
+    others = {"parameters": f"{sum(p.numel() for p in run.objective.parameters()):,}",
+              "machine": f"{stamp.get('machine', 'unknown')}, {stamp.get('device', 'unknown')}"}
+    return RunFacts(run.path.name, f"{config.task.name} {config.task.options or ''}".strip(), config.objective,
+                    stamp.get("seed", config.seed), run.step, costs["layer_forwards"], int(costs["tokens"]),
+                    costs["seconds"], others)
 
 
 def _parse_levels(text: str) -> list[int]:

@@ -13,10 +13,10 @@ from typing import Any, ClassVar
 from looped.compare.curve import Gauge
 from looped.compare.plan import Place, Plan
 from looped.training.checkpoint import list_checkpoints, write_text
+from looped.training.monitor import costs_of, read_metrics
 from looped.training.runs import Run, load_run
 
 FILE = "eval/compare.json"
-COSTS = ("step", "tokens", "layer_forwards", "seconds", "peak_bytes")
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Measurer(ABC):
             found = {"inputs": inputs, **self.evaluate(place)}
             (place.run / "eval").mkdir(exist_ok=True)
             write_text(place.run / FILE, json.dumps(found))
-        lines = _metrics(place.run)
-        return self.made(found, place=place, rows=found["rows"], costs=_costs(lines),
+        lines = read_metrics(place.run)
+        return self.made(found, place=place, rows=found["rows"], costs=costs_of(lines),
                          curve=[line for line in lines if line["kind"] == "heldout"])
 
     def inputs(self, place: Place) -> dict[str, Any]:
@@ -84,14 +84,3 @@ def load(place: Place) -> Run:
 def step_of(place: Place) -> int:
     """The step of the newest checkpoint."""
     return int(list_checkpoints(place.run)[0].name.removeprefix("step-"))
-
-
-def _metrics(run: Path) -> list[dict[str, Any]]:
-    """The whole lines of a run's metrics.jsonl."""
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def _costs(lines: list[Mapping[str, Any]]) -> dict[str, float]:
-    """What training took in all; the peak is the highest of the processes that had a part in it."""
-    trained = [line for line in lines if line["kind"] == "train"]
-    return {name: trained[-1][name] for name in COSTS[:-1]} | {"peak_bytes": max(t["peak_bytes"] for t in trained)}

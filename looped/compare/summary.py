@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from looped.compare.measure import COSTS, Measured
+from looped.compare.measure import Measured
 from looped.evaluation.rows import confidence_interval
+from looped.training.monitor import COSTS
 
 Run = TypeVar("Run", bound=Measured)
 Each = Callable[[Run], Float[Tensor, "num"]]

@@ -1,20 +1,29 @@
-"""What `looped eval` leaves of a run that solves problems: rows in the run's folder, a table over depth and difficulty.
+"""What `looped eval` leaves of a run that solves problems: rows in the run's folder, a table over depth and difficulty,
+a page.
 
     runs/<name>/eval/depth.jsonl     one row a figure: {depth, difficulty, metric, mean, ci_low, ci_high, n, ...}
     runs/<name>/eval/examples.jsonl  which held-out problems are solved, for paired comparisons
+    runs/<name>/report.html          the page, with verdicts (depth_page.py); its pictures in plots/
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from looped.config import Config
 from looped.data.problems import TaskData
+from looped.evaluation.answers import answer
+from looped.evaluation.depth_page import DepthReport, Example, RunFacts, write_depth_report
 from looped.evaluation.exits import Exit
-from looped.evaluation.report import EXAMPLES, ROWS, markdown_table, write_lines
+from looped.evaluation.plots_tasks import Trained
+from looped.evaluation.report import EXAMPLES, ROWS, cannot_write, markdown_table, write_lines
 from looped.evaluation.rows import Row
 from looped.evaluation.solving import Solved, exit_rows, solved
+from looped.evaluation.stability import Stability, stability
 from looped.objectives.base import Objective
+from looped.objectives.depth import trained_depths
 
 
 @dataclass(frozen=True)
@@ -23,6 +32,8 @@ class TaskEvaluation:
 
     solved: Solved
     exits: list[Row]
+    stability: Stability
+    example: Example
 
     @property
     def rows(self) -> list[Row]:
@@ -32,18 +43,41 @@ class TaskEvaluation:
 def evaluate_task(objective: Objective, data: TaskData, config: Config, depths: Sequence[int],
                   difficulties: Sequence[int] | None = None, exits: Sequence[Exit] = ()) -> TaskEvaluation:
     """Held-out problems of each difficulty (those of the config, else the task's own) at each depth; and with each
-    exit, of at most the deepest. Raises UserError for levels there are not, and exits that the run cannot take."""
-    levels = tuple(difficulties or config.evaluation.difficulties or data.task.tested)
-    return TaskEvaluation(solved(objective, data, config, depths, levels),
-                          exit_rows(objective, data, config, max(depths), levels, exits) if exits else [])
+    exit, of at most the deepest; how it comes to rest there, at the level that is nearest to the hardest trained.
+    Raises UserError for levels there are not, and exits that the run cannot take."""
+    levels = tuple(sorted(difficulties or config.evaluation.difficulties or data.task.tested))
+    found = solved(objective, data, config, depths, levels)
+    exits = exit_rows(objective, data, config, max(depths), levels, exits) if exits else []
+    level = min(levels, key=lambda each: (abs(each - data.train.high), each))
+    return TaskEvaluation(found, exits, stability(objective, data, config, max(depths), level),
+                          example(objective, data, config, found.best(level)[0], level))
 
 
-def save_task_evaluation(run: Path, result: TaskEvaluation, config: Config, *, step: int) -> None:
-    """Write everything of an evaluation of the checkpoint of `step` into the folder of a run. Raises UserError."""
+def example(objective: Objective, data: TaskData, config: Config, depth: int, difficulty: int) -> Example:
+    """The first held-out problem of a difficulty and its answer."""
+    problem = data.heldout(1, difficulty)[0]
+    batch = data.collate([problem]).to(next(objective.parameters()).device)
+    found = answer(objective.eval(), batch, [depth], config.evaluation, seed=config.seed)[depth]
+    cells = found.answers[0].cpu().numpy()
+    if len(cells) < len(problem):  # from left to right the first cell is given
+        cells = np.concatenate([problem.targets[:1], cells])
+    return Example(data.task, problem, np.where(problem.scored, cells, problem.inputs), difficulty, depth)
+
+
+def save_task_evaluation(run: Path, result: TaskEvaluation, data: TaskData, config: Config, facts: RunFacts) -> None:
+    """Write everything of an evaluation into the folder of a run. Raises UserError."""
+    step = facts.step
     examples = [{"step": step, "metric": "solved", "difficulty": difficulty, "depth": depth,
                  "values": right.double().tolist()}
                 for difficulty, by_depth in result.solved.per_example.items() for depth, right in by_depth.items()]
     write_lines(run, {ROWS: [{"step": step, **row.as_dict()} for row in result.rows], EXAMPLES: examples})
+    trained = Trained(trained_depths(config), (data.train.low, data.train.high))
+    report = DepthReport(facts, data.task.difficulty, trained, result.solved.rows, result.solved.per_example,
+                         [result.stability], result.exits, result.example)
+    try:
+        write_depth_report(run / "report.html", report)
+    except OSError as error:
+        raise cannot_write(run, error) from None
 
 
 def task_table(result: TaskEvaluation, data: TaskData) -> str:

@@ -15,6 +15,9 @@ METRICS, LOG = "metrics.jsonl", "train.log"
 TIMING = ("seconds", "tokens_per_second", "peak_bytes")
 """Fields of metrics.jsonl that differ between two runs of the same command; all others are a function of the config."""
 
+COSTS = ("step", "tokens", "layer_forwards", "seconds", "peak_bytes")
+"""What training takes, as `costs_of` gives it."""
+
 
 class Meter:
     """Means over the steps since the last line of the log; its sums are saved, so a resumed line is the same line."""
@@ -116,6 +119,18 @@ def keep_until(path: Path, step: int) -> None:
     kept = [line for line in lines if _step_of(line) <= step]
     if kept != lines:
         write_text(path, "".join(kept))
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The whole lines of a run's metrics.jsonl."""
+    lines = (run / METRICS).read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if _step_of(line) < float("inf")]
+
+
+def costs_of(lines: list[dict[str, Any]]) -> dict[str, float]:
+    """What training took in all; the peak is the highest of the processes that had a part in it."""
+    trained = [line for line in lines if line["kind"] == "train"]
+    return {name: trained[-1][name] for name in COSTS[:-1]} | {"peak_bytes": max(t["peak_bytes"] for t in trained)}
 
 
 def _step_of(line: str) -> float:
