@@ -185,7 +185,8 @@ def _facts(run):
     costs = costs_of([line for line in read_metrics(run.path) if line["step"] <= run.step])
     others = {"parameters": f"{sum(p.numel() for p in run.objective.parameters()):,}",
               "machine": f"{stamp.get('machine', 'unknown')}, {stamp.get('device', 'unknown')}"}
-    return RunFacts(run.path.name, f"{config.task.name} {config.task.options or ''}".strip(), config.objective,
+    task = ", ".join([config.task.name, *(f"{name} {value}" for name, value in config.task.options.items())])
+    return RunFacts(run.path.name, task, config.objective,
                     stamp.get("seed", config.seed), run.step, costs["layer_forwards"], int(costs["tokens"]),
                     costs["seconds"], others)
 
