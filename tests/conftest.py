@@ -1,4 +1,12 @@
-"""Shapes are checked in tests: the hook must be there before any module of looped is imported, users never meet it."""
+"""Shapes are checked in tests: the hook must be there before any module of looped is imported, users never meet it.
+
+A worker has one thread, and so have the processes it starts: several with as many threads as cores wait for each other.
+"""
+
+import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
 
 import pytest
 from jaxtyping import config, install_import_hook
