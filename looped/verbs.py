@@ -5,7 +5,6 @@ work; what is heavy is imported there.
 import json
 import os
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,38 +12,9 @@ from typing import Literal
 from tyro.conf import Positional
 
 from looped.config import Config, describe_settings, dump_config, load_config
-from looped.config_base import MAX_DEPTH
 from looped.errors import UserError
-
-Settings = Mapping[str, str]
-
-
-def _no_settings(settings: Settings, verb: str) -> None:
-    if settings:
-        raise UserError(f"{verb} takes no settings, but got --{next(iter(settings))}")
-
-
-def parse_depths(text: str) -> list[int]:
-    """`1,2,4` as ascending depths. Raises UserError."""
-    try:
-        depths = sorted({int(part) for part in text.split(",")})
-    except ValueError:
-        raise UserError(f"--depths {text!r} is not a list of whole numbers; write for instance 1,2,4,8") from None
-    for depth in depths:
-        _check_range("--depths", depth)
-    return depths
-
-
-def _check_range(flag: str, value: int) -> None:
-    if not 1 <= value <= MAX_DEPTH:
-        raise UserError(f"{flag} {value} does not lie between 1 and {MAX_DEPTH}")
-
-
-class Verb:
-    """One verb; `settings` are the `--section.key value` flags of the command line."""
-
-    def __call__(self, settings: Settings) -> int | None:
-        raise NotImplementedError
+from looped.verb import Settings, Verb, check_range, no_settings, parse_depths, parse_levels
+from looped.verb_eval import Eval
 
 
 @dataclass
@@ -78,139 +48,6 @@ class Train(Verb):
 
 
 @dataclass
-class Eval(Verb):
-    """Measure a trained run at every depth: on held-out text, with samples of its own, or on held-out problems.
-
-    Prints a table; writes eval/depth.jsonl, eval/examples.jsonl, eval/samples.jsonl and plots/*.png in the run's
-    folder. Settings of evaluation.* and the solver (--denoise.solver, .schedule, .bridge, .start) may be changed.
-    """
-
-    run: Positional[Path]
-    """the folder of a run"""
-    depths: str | None = None
-    """loop steps, or solver steps of a denoiser, as 1,4,16; those of evaluation.depths if not given"""
-    trajectories: int = 0
-    """also measure a denoiser's configured solver as it is, by the mean readout of this many runs"""
-    probes: bool = False
-    """also look for what a loss can hide: copying, an ignored context, a curve that falls"""
-    twin: Path | None = None
-    """a run of --objective ar on the same text: the probes also say how far behind it this one is"""
-    judge: str | None = None
-    """who reads the samples: a run (another seed, the same text), or a causal model of the Hugging Face hub"""
-    match: Path | None = None
-    """with --judge, a run whose samples these are held against at equal diversity"""
-    mauve: str | None = None
-    """also MAUVE, with the features of this encoder: a run, or a model of the Hugging Face hub"""
-    difficulties: str | None = None
-    """of a task: the levels to measure, as 16,32,64; those of evaluation.difficulties, or the task's own, if not given
-    """
-    exits: str | None = None
-    """of a task: also stop each problem early, by kl, entropy, latent, answer, confidence or head, with thresholds as
-    in kl=1e-4; several with commas"""
-    step: int | None = None
-    """evaluate this checkpoint instead of the newest one"""
-    raw: bool = False
-    """the last weights instead of the averaged ones (optim.ema_decay)"""
-    json: bool = False
-    """print the rows as JSON lines instead of the table"""
-
-    def __call__(self, settings: Settings) -> None:
-        depths = parse_depths(self.depths) if self.depths is not None else None
-        if self.trajectories < 0:
-            raise UserError(f"--trajectories {self.trajectories} is negative; 0 leaves the solver out")
-        if self.match is not None and self.judge is None:
-            raise UserError("--match needs somebody who reads both; add --judge")
-        from looped.evaluation.depth import Twin, evaluate_run
-        from looped.evaluation.probes import probe_table
-        from looped.evaluation.report import depth_table, save_evaluation
-        from looped.hub.choose import open_encoder, open_judge, open_twin
-        from looped.training.runs import load_run
-
-        run = load_run(self.run, ema=not self.raw, step=self.step, settings=settings)
-        depths = depths or run.config.evaluation.depths
-        if run.config.is_task:
-            self._of_task(run, depths)
-            return
-        if self.difficulties is not None or self.exits is not None:
-            raise UserError(f"--difficulties and --exits are for tasks, and {self.run} is trained on text; leave them "
-                            f"out")
-        twin, other = (open_twin(path, run) if path is not None else None for path in (self.twin, self.match))
-        result = evaluate_run(
-            run.objective, run.data, run.config, depths,
-            num_trajectories=self.trajectories, judge=open_judge(self.judge, run) if self.judge is not None else None,
-            match=Twin(str(other.path), other.objective, other.config.main_depth) if other is not None else None,
-            encoder=open_encoder(self.mauve) if self.mauve is not None else None)
-        found = _probe(run, result, twin) if self.probes or twin is not None else None
-        save_evaluation(run.path, result, run.config, step=run.step, probes=found)
-        if self.json:
-            rows = result.rows + (found.rows if found is not None else [])
-            print("\n".join(json.dumps(row.as_dict()) for row in rows))
-        else:
-            print(f"{run.path}: {run.config.objective} after {run.step} steps\n")
-            print(depth_table({run.path.name: [row.as_dict() for row in result.rows]}))
-            if found is not None:
-                print(f"\nprobes:\n{probe_table(found.rows)}\n")
-                print("\n".join(found.sentences) or "nothing is out of order")
-            print(f"\npictures in {run.path / 'plots'}, rows in {run.path / 'eval'}")
-
-
-    def _of_task(self, run, depths) -> None:
-        """Problems instead of text."""
-        for flag in ("probes", "twin", "judge", "match", "mauve", "trajectories"):
-            if getattr(self, flag):
-                raise UserError(f"--{flag} is for text, and {self.run} solves {run.config.task.name}; leave it out"
-                                + ("; --evaluation.trajectories sets those of an answer" * (flag == "trajectories")))
-        from looped.evaluation.exits import Exit
-        from looped.evaluation.task_report import evaluate_task, save_task_evaluation, task_table
-
-        levels = _parse_levels(self.difficulties) if self.difficulties is not None else None
-        exits = [Exit.parse(part) for part in self.exits.split(",")] if self.exits is not None else []
-        result = evaluate_task(run.objective, run.data, run.config, depths, levels, exits)
-        save_task_evaluation(run.path, result, run.data, run.config, _facts(run))
-        if self.json:
-            print("\n".join(json.dumps(row.as_dict()) for row in result.rows))
-            return
-        print(f"{run.path}: {run.config.objective} on {run.config.task.name} after {run.step} steps\n")
-        print(task_table(result, run.data))
-        print(f"\n{run.path / 'report.html'} holds all of it, with verdicts; rows in {run.path / 'eval'}")
-
-
-def _facts(run):
-    """What the head of a depth report says of a run."""
-    from looped.evaluation.depth_page import RunFacts
-    from looped.training.monitor import costs_of, read_metrics
-    from looped.training.runs import read_stamp
-
-    config, stamp = run.config, read_stamp(run.path)
-    costs = costs_of([line for line in read_metrics(run.path) if line["step"] <= run.step])
-    others = {"parameters": f"{sum(p.numel() for p in run.objective.parameters()):,}",
-              "machine": f"{stamp.get('machine', 'unknown')}, {stamp.get('device', 'unknown')}"}
-    task = ", ".join([config.task.name, *(f"{name} {value}" for name, value in config.task.options.items())])
-    return RunFacts(run.path.name, task, config.objective,
-                    stamp.get("seed", config.seed), run.step, costs["layer_forwards"], int(costs["tokens"]),
-                    costs["seconds"], others)
-
-
-def _parse_levels(text: str) -> list[int]:
-    try:
-        levels = sorted({int(part) for part in text.split(",")})
-    except ValueError:
-        levels = [-1]
-    if levels[0] < 0:
-        raise UserError(f"--difficulties {text!r} is not a list of whole numbers; write for instance 16,32,64")
-    return levels
-
-
-def _probe(run, result, twin):
-    from looped.evaluation.probes import probe
-
-    by_depth = result.per_example["nats_per_token"]
-    tokens = run.data.heldout.sequences(len(next(iter(by_depth.values()))), run.config.data.length)
-    return probe(run.objective, tokens, by_depth, vocab_size=run.data.vocab_size, twin=twin and twin.objective,
-                 seed=run.config.seed)
-
-
-@dataclass
 class Generate(Verb):
     """Continue a text with a trained run, at any depth; or many texts at once."""
 
@@ -239,7 +76,7 @@ class Generate(Verb):
 
     def __call__(self, settings: Settings) -> None:
         for name in ("depth", "num_tokens", "num_samples"):
-            _check_range(f"--{name.replace('_', '-')}", getattr(self, name))
+            check_range(f"--{name.replace('_', '-')}", getattr(self, name))
         import torch
 
         from looped.evaluation.generation import generate
@@ -294,8 +131,8 @@ class Bench(Verb):
     """print JSON instead of a table"""
 
     def __call__(self, settings: Settings) -> None:
-        _check_range("--repeats", self.repeats)
-        _check_range("--threads", self.threads)
+        check_range("--repeats", self.repeats)
+        check_range("--threads", self.threads)
         config = load_config(self.config, settings)
         from looped.arms import split_arms
         from looped.evaluation import cost
@@ -340,7 +177,7 @@ class Compare(Verb):
 
     def __call__(self, settings: Settings) -> int:
         for name in ("seeds", "jobs"):
-            _check_range(f"--{name}", getattr(self, name))
+            check_range(f"--{name}", getattr(self, name))
         if self.amount is not None and self.amount < 1:
             raise UserError(f"--amount {self.amount} is not at least 1")
         depths = parse_depths(self.depths) if self.depths is not None else None
@@ -348,7 +185,7 @@ class Compare(Verb):
         if self.difficulties is not None:
             if not config.is_task:
                 raise UserError(f"--difficulties are for tasks, and {self.config} trains on text; leave them out")
-            config = config.replace(**{"evaluation.difficulties": _parse_levels(self.difficulties)})
+            config = config.replace(**{"evaluation.difficulties": parse_levels(self.difficulties)})
         from looped.compare import compare, make_plan
 
         plan = make_plan(config, self.objectives, unit=self.budget, amount=self.amount, num_seeds=self.seeds,
@@ -368,7 +205,7 @@ class Plot(Verb):
     """what to draw: nats_per_token or bits_per_byte"""
 
     def __call__(self, settings: Settings) -> None:
-        _no_settings(settings, "plot")
+        no_settings(settings, "plot")
         if not self.runs:
             raise UserError("plot needs the folder of at least one run; see looped plot --help")
         from looped.evaluation.report import plot_runs
@@ -386,10 +223,10 @@ class Info(Verb):
 
     def __call__(self, settings: Settings) -> None:
         if self.target is None:
-            _no_settings(settings, "info without a target")
+            no_settings(settings, "info without a target")
             _describe_machine()
         elif self.target.is_dir():
-            _no_settings(settings, "info RUN")
+            no_settings(settings, "info RUN")
             _describe_run(self.target)
         else:
             print(_costs(load_config(self.target, settings)))

@@ -10,7 +10,8 @@ import yaml
 from looped.cli import main, split_settings
 from looped.config import describe_settings, dump_config
 from looped.errors import UserError
-from looped.verbs import VERBS, parse_depths
+from looped.verb import parse_depths
+from looped.verbs import VERBS
 
 
 @pytest.fixture(scope="module")

@@ -4,13 +4,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from looped.config import Config
 from looped.data.problems import TaskData
-from looped.data.task import Problem, Task, next_token
+from looped.data.task import Cells, Problem, Task, next_token
 from looped.evaluation.answers import answer
 from looped.evaluation.depth import layer_forwards_at, peak_bytes
 from looped.evaluation.exits import Exit
@@ -128,3 +129,14 @@ def is_right(task: Task, problem: Problem, form: Problem, answer) -> bool:
     if form is not problem:
         return bool((answer == form.targets)[form.scored].all())
     return task.is_right(problem, answer)
+
+
+def one_answer(objective: Objective, data: TaskData, config: Config, depth: int,
+               difficulty: int) -> tuple[Problem, Cells]:
+    """The first held-out problem of a difficulty, and the answer to it with what was given, as long as the problem."""
+    problem = data.heldout(1, difficulty)[0]
+    batch = data.collate([problem]).to(next(objective.parameters()).device)
+    cells = answer(objective, batch, [depth], config.evaluation, seed=config.seed)[depth].answers[0].cpu().numpy()
+    if len(cells) < len(problem):  # from left to right, where the first cell is given and its successor asked
+        cells = np.concatenate([problem.targets[:1], cells])
+    return problem, np.where(problem.scored, cells, problem.inputs)

@@ -10,17 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from looped.config import Config
 from looped.data.problems import TaskData
-from looped.evaluation.answers import answer
 from looped.evaluation.depth_page import DepthReport, Example, RunFacts, write_depth_report
 from looped.evaluation.exits import Exit
 from looped.evaluation.plots_tasks import Trained
 from looped.evaluation.report import EXAMPLES, ROWS, cannot_write, markdown_table, write_lines
 from looped.evaluation.rows import Row
-from looped.evaluation.solving import Solved, exit_rows, solved
+from looped.evaluation.solving import Solved, exit_rows, one_answer, solved
 from looped.evaluation.stability import Stability, stability
 from looped.objectives.base import Objective
 from looped.objectives.depth import trained_depths
@@ -49,19 +46,9 @@ def evaluate_task(objective: Objective, data: TaskData, config: Config, depths: 
     found = solved(objective, data, config, depths, levels)
     exits = exit_rows(objective, data, config, max(depths), levels, exits) if exits else []
     level = min(levels, key=lambda each: (abs(each - data.train.high), each))
-    return TaskEvaluation(found, exits, stability(objective, data, config, max(depths), level),
-                          example(objective, data, config, found.best(level)[0], level))
-
-
-def example(objective: Objective, data: TaskData, config: Config, depth: int, difficulty: int) -> Example:
-    """The first held-out problem of a difficulty and its answer."""
-    problem = data.heldout(1, difficulty)[0]
-    batch = data.collate([problem]).to(next(objective.parameters()).device)
-    found = answer(objective.eval(), batch, [depth], config.evaluation, seed=config.seed)[depth]
-    cells = found.answers[0].cpu().numpy()
-    if len(cells) < len(problem):  # from left to right the first cell is given
-        cells = np.concatenate([problem.targets[:1], cells])
-    return Example(data.task, problem, np.where(problem.scored, cells, problem.inputs), difficulty, depth)
+    depth, _ = found.best(level)
+    example = Example(data.task, *one_answer(objective, data, config, depth, level), level, depth)
+    return TaskEvaluation(found, exits, stability(objective, data, config, max(depths), level), example)
 
 
 def save_task_evaluation(run: Path, result: TaskEvaluation, data: TaskData, config: Config, facts: RunFacts) -> None:

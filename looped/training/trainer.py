@@ -20,26 +20,18 @@ from torch import Tensor
 from looped.config import Config
 from looped.data.batch import Batch
 from looped.data.opening import Data, open_data
-from looped.data.problems import TaskData
-from looped.data.text import TextData
 from looped.errors import UserError
-from looped.evaluation.answers import answer
-from looped.evaluation.depth import evaluate_samples, peak_bytes
-from looped.evaluation.likelihood import main_losses
-from looped.evaluation.solving import solved
+from looped.evaluation.depth import peak_bytes
 from looped.models.build import build
 from looped.objectives import Loss, Objective, build_objective
 from looped.rng import StepRandom
 from looped.training import checkpoint as ckpt
+from looped.training.heldout import heldout_loss, heldout_solved, sampled_answer, sampled_text
 from looped.training.monitor import Meter, Monitor
 from looped.training.optim import EMA, build_optimizers, lr_factor, set_lr
 from looped.training.processes import catch_signals, every_process, first_process, start_accelerator
 from looped.training.runs import load_run, open_run, save_tokenizer
 from looped.training.warm_start import take_over
-
-HELDOUT_STEP = -1
-"""The held-out loss draws its noise as this step would, which is never trained."""
-
 
 Evaluate = Callable[[Objective, Data, Config], dict[str, float]]
 Sample = Callable[[Objective, Data, Config], str]
@@ -371,54 +363,6 @@ def micro_batch_size(config: Config, num_processes: int) -> int:
                         f"training.accumulation {training.accumulation} micro-batches; try "
                         f"{max(1, training.batch_size // parts) * parts}")
     return training.batch_size // parts
-
-
-def heldout_loss(objective: Objective, data: TextData, config: Config) -> dict[str, float]:
-    """Of fixed held-out sequences, with the same noise at every call: the training loss, and `next_token`, which can be
-    compared between objectives (`main_losses`)."""
-    c, device = config.evaluation, next(objective.parameters()).device
-    tokens = data.heldout.sequences(min(c.num_sequences, data.heldout.windows(config.data.length)), config.data.length)
-    tokens, total = tokens.to(device), 0.0
-    for start in range(0, len(tokens), c.batch_size):
-        rows = tokens[start : start + c.batch_size]
-        random = StepRandom(config.seed, HELDOUT_STEP, start=start, count=len(rows), total=len(tokens), device=device)
-        total += objective(rows, random).value.item() * len(rows)
-    losses = main_losses(objective, tokens, config.main_depth, seed=config.seed, batch_size=c.batch_size)
-    return {"loss": total / len(tokens), "next_token": losses.mean().item()}
-
-
-def sampled_text(objective: Objective, data: TextData, config: Config) -> str:
-    """Continuations of held-out prompts, a line each, depth by depth with their distinct-2."""
-    c = config.evaluation
-    num = min(c.num_samples, data.heldout.windows(config.data.length))
-    prompts = data.heldout.sequences(num, config.data.length)[:, : c.prompt_length]
-    prompts = prompts.to(next(objective.parameters()).device)
-    rows, samples = evaluate_samples(objective, prompts, c.sample_depths, num_tokens=c.sample_length, seed=config.seed)
-    diversity = {row.depth: row.mean for row in rows if row.metric == "distinct_2"}
-    lines = []
-    for depth, texts in samples.items():
-        lines.append(f"depth {depth}, distinct-2 {diversity[depth]:.3f}")
-        lines += [f"  {data.tokenizer.decode(text.tolist())!r}" for text in texts]
-    return "\n".join(lines)
-
-
-def heldout_solved(objective: Objective, data: TaskData, config: Config) -> dict[str, float]:
-    """Shares of held-out problems that are solved at the hardest trained level, and at the best of
-    `evaluation.depths`."""
-    found, hardest = solved(objective, data, config, config.evaluation.depths, [data.train.high]), data.train.high
-    depth, share = found.best(hardest)
-    first = min(found.per_example[hardest])
-    return {"solved": share, "best_depth": depth,
-            f"solved_at_{first}": found.per_example[hardest][first].double().mean().item()}
-
-
-def sampled_answer(objective: Objective, data: TaskData, config: Config) -> str:
-    """A held-out problem of the hardest trained level, and its answer at the deepest of `evaluation.sample_depths`."""
-    problem, depth = data.heldout(1, data.train.high)[0], max(config.evaluation.sample_depths)
-    batch = data.collate([problem]).to(next(objective.parameters()).device)
-    found = answer(objective, batch, [depth], config.evaluation, seed=config.seed)[depth].answers
-    shown = torch.where(batch.scored, found, batch.inputs)[0].cpu()
-    return f"depth {depth}\n{data.task.show(batch.inputs[0].numpy())}\n\n{data.task.show(shown.numpy())}"
 
 
 def _due(step: int, every: int) -> bool:

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from looped.evaluation.likelihood import losses_by_depth, losses_by_sigma
+from looped.training.heldout import heldout_loss
 from looped.training.runs import load_run
-from looped.training.trainer import heldout_loss, train
+from looped.training.trainer import train
 
 
 def heldout_lines(run):

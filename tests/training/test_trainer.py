@@ -20,9 +20,10 @@ from looped.models.build import build
 from looped.objectives import Denoise, Loss, build_objective
 from looped.rng import StepRandom
 from looped.training import checkpoint as ckpt
+from looped.training.heldout import heldout_loss
 from looped.training.monitor import TIMING
 from looped.training.runs import load_run
-from looped.training.trainer import heldout_loss, micro_batch_size, train
+from looped.training.trainer import micro_batch_size, train
 
 VARIANTS = {
     "denoise": {"denoise.noise.distribution": "adaptive", "optim.ema_decay": 0.9},

@@ -1,0 +1,47 @@
+"""What every verb of the command line is, and how its flags are read."""
+
+from collections.abc import Mapping
+
+from looped.config_base import MAX_DEPTH
+from looped.errors import UserError
+
+Settings = Mapping[str, str]
+
+
+def no_settings(settings: Settings, verb: str) -> None:
+    if settings:
+        raise UserError(f"{verb} takes no settings, but got --{next(iter(settings))}")
+
+
+def parse_depths(text: str) -> list[int]:
+    """`1,2,4` as ascending depths. Raises UserError."""
+    try:
+        depths = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        raise UserError(f"--depths {text!r} is not a list of whole numbers; write for instance 1,2,4,8") from None
+    for depth in depths:
+        check_range("--depths", depth)
+    return depths
+
+
+def check_range(flag: str, value: int) -> None:
+    if not 1 <= value <= MAX_DEPTH:
+        raise UserError(f"{flag} {value} does not lie between 1 and {MAX_DEPTH}")
+
+
+def parse_levels(text: str) -> list[int]:
+    """`16,32,64` as ascending levels of a task. Raises UserError."""
+    try:
+        levels = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        levels = [-1]
+    if levels[0] < 0:
+        raise UserError(f"--difficulties {text!r} is not a list of whole numbers; write for instance 16,32,64")
+    return levels
+
+
+class Verb:
+    """One verb; `settings` are the `--section.key value` flags of the command line."""
+
+    def __call__(self, settings: Settings) -> int | None:
+        raise NotImplementedError

@@ -1,0 +1,133 @@
+"""`looped eval`: a trained run measured at every depth, on text or on problems; what is heavy is imported in place."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from looped.errors import UserError
+from looped.verb import Settings, Verb, parse_depths, parse_levels
+
+
+@dataclass
+class Eval(Verb):
+    """Measure a trained run at every depth: on held-out text, with samples of its own, or on held-out problems.
+
+    Prints a table; writes eval/depth.jsonl, eval/examples.jsonl, eval/samples.jsonl and plots/*.png in the run's
+    folder. Settings of evaluation.* and the solver (--denoise.solver, .schedule, .bridge, .start) may be changed.
+    """
+
+    run: Positional[Path]
+    """the folder of a run"""
+    depths: str | None = None
+    """loop steps, or solver steps of a denoiser, as 1,4,16; those of evaluation.depths if not given"""
+    trajectories: int = 0
+    """also measure a denoiser's configured solver as it is, by the mean readout of this many runs"""
+    probes: bool = False
+    """also look for what a loss can hide: copying, an ignored context, a curve that falls"""
+    twin: Path | None = None
+    """a run of --objective ar on the same text: the probes also say how far behind it this one is"""
+    judge: str | None = None
+    """who reads the samples: a run (another seed, the same text), or a causal model of the Hugging Face hub"""
+    match: Path | None = None
+    """with --judge, a run whose samples these are held against at equal diversity"""
+    mauve: str | None = None
+    """also MAUVE, with the features of this encoder: a run, or a model of the Hugging Face hub"""
+    difficulties: str | None = None
+    """of a task: the levels to measure, as 16,32,64; those of evaluation.difficulties, or the task's own, if not given
+    """
+    exits: str | None = None
+    """of a task: also stop each problem early, by kl, entropy, latent, answer, confidence or head, with thresholds as
+    in kl=1e-4; several with commas"""
+    step: int | None = None
+    """evaluate this checkpoint instead of the newest one"""
+    raw: bool = False
+    """the last weights instead of the averaged ones (optim.ema_decay)"""
+    json: bool = False
+    """print the rows as JSON lines instead of the table"""
+
+    def __call__(self, settings: Settings) -> None:
+        depths = parse_depths(self.depths) if self.depths is not None else None
+        if self.trajectories < 0:
+            raise UserError(f"--trajectories {self.trajectories} is negative; 0 leaves the solver out")
+        if self.match is not None and self.judge is None:
+            raise UserError("--match needs somebody who reads both; add --judge")
+        from looped.evaluation.depth import Twin, evaluate_run
+        from looped.evaluation.probes import probe_table
+        from looped.evaluation.report import depth_table, save_evaluation
+        from looped.hub.choose import open_encoder, open_judge, open_twin
+        from looped.training.runs import load_run
+
+        run = load_run(self.run, ema=not self.raw, step=self.step, settings=settings)
+        depths = depths or run.config.evaluation.depths
+        if run.config.is_task:
+            self._of_task(run, depths)
+            return
+        if self.difficulties is not None or self.exits is not None:
+            raise UserError(f"--difficulties and --exits are for tasks, and {self.run} is trained on text; leave them "
+                            f"out")
+        twin, other = (open_twin(path, run) if path is not None else None for path in (self.twin, self.match))
+        result = evaluate_run(
+            run.objective, run.data, run.config, depths,
+            num_trajectories=self.trajectories, judge=open_judge(self.judge, run) if self.judge is not None else None,
+            match=Twin(str(other.path), other.objective, other.config.main_depth) if other is not None else None,
+            encoder=open_encoder(self.mauve) if self.mauve is not None else None)
+        found = _probe(run, result, twin) if self.probes or twin is not None else None
+        save_evaluation(run.path, result, run.config, step=run.step, probes=found)
+        if self.json:
+            rows = result.rows + (found.rows if found is not None else [])
+            print("\n".join(json.dumps(row.as_dict()) for row in rows))
+        else:
+            print(f"{run.path}: {run.config.objective} after {run.step} steps\n")
+            print(depth_table({run.path.name: [row.as_dict() for row in result.rows]}))
+            if found is not None:
+                print(f"\nprobes:\n{probe_table(found.rows)}\n")
+                print("\n".join(found.sentences) or "nothing is out of order")
+            print(f"\npictures in {run.path / 'plots'}, rows in {run.path / 'eval'}")
+
+
+    def _of_task(self, run, depths) -> None:
+        """Problems instead of text."""
+        for flag in ("probes", "twin", "judge", "match", "mauve", "trajectories"):
+            if getattr(self, flag):
+                raise UserError(f"--{flag} is for text, and {self.run} solves {run.config.task.name}; leave it out"
+                                + ("; --evaluation.trajectories sets those of an answer" * (flag == "trajectories")))
+        from looped.evaluation.exits import Exit
+        from looped.evaluation.task_report import evaluate_task, save_task_evaluation, task_table
+
+        levels = parse_levels(self.difficulties) if self.difficulties is not None else None
+        exits = [Exit.parse(part) for part in self.exits.split(",")] if self.exits is not None else []
+        result = evaluate_task(run.objective, run.data, run.config, depths, levels, exits)
+        save_task_evaluation(run.path, result, run.data, run.config, _facts(run))
+        if self.json:
+            print("\n".join(json.dumps(row.as_dict()) for row in result.rows))
+            return
+        print(f"{run.path}: {run.config.objective} on {run.config.task.name} after {run.step} steps\n")
+        print(task_table(result, run.data))
+        print(f"\n{run.path / 'report.html'} holds all of it, with verdicts; rows in {run.path / 'eval'}")
+
+
+def _facts(run):
+    """What the head of a depth report says of a run."""
+    from looped.evaluation.depth_page import RunFacts
+    from looped.training.monitor import costs_of, read_metrics
+    from looped.training.runs import read_stamp
+
+    config, stamp = run.config, read_stamp(run.path)
+    costs = costs_of([line for line in read_metrics(run.path) if line["step"] <= run.step])
+    others = {"parameters": f"{sum(p.numel() for p in run.objective.parameters()):,}",
+              "machine": f"{stamp.get('machine', 'unknown')}, {stamp.get('device', 'unknown')}"}
+    task = ", ".join([config.task.name, *(f"{name} {value}" for name, value in config.task.options.items())])
+    return RunFacts(run.path.name, task, config.objective,
+                    stamp.get("seed", config.seed), run.step, costs["layer_forwards"], int(costs["tokens"]),
+                    costs["seconds"], others)
+
+
+def _probe(run, result, twin):
+    from looped.evaluation.probes import probe
+
+    by_depth = result.per_example["nats_per_token"]
+    tokens = run.data.heldout.sequences(len(next(iter(by_depth.values()))), run.config.data.length)
+    return probe(run.objective, tokens, by_depth, vocab_size=run.data.vocab_size, twin=twin and twin.objective,
+                 seed=run.config.seed)
