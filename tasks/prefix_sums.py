@@ -2,21 +2,25 @@
 
 import numpy as np
 
-from looped.data.task import Problem, Task, register
+from looped.data.task import Problem, Task, after_start, register
 
 
 @register
 class PrefixSums(Task):
-    """Bits in, their running exclusive or out: every cell is sought, and every cell is given."""
+    """The start marker `^`, then bits in, their running exclusive or out: every bit's cell is given, and sought.
+
+    The marker tells the first bit from one whose left neighbour is not known yet, which the published nets, made of
+    convolutions, read off the zeros beside the string.
+    """
 
     name = "prefix-sums"
     source = "aks2203/easy-to-hard-data, make_prefixsums.py; Bansal et al. 2022, arXiv 2202.05826"
     difficulty = "bits"
     trained = (1, 16)
     tested = (16, 32, 64)
-    symbols = (".", "0", "1")
+    symbols = (".", "0", "1", "^")
     causal = "aligned"
 
     def make(self, rng: np.random.Generator, difficulty: int, *, heldout: bool) -> Problem:
         bits = rng.integers(0, 2, difficulty)
-        return Problem(1 + bits, 1 + np.bitwise_xor.accumulate(bits), np.ones(difficulty, dtype=bool))
+        return after_start(3, 1 + bits, 1 + np.bitwise_xor.accumulate(bits))

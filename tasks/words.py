@@ -8,7 +8,7 @@ from itertools import accumulate, permutations
 
 import numpy as np
 
-from looped.data.task import Problem, Task, register
+from looped.data.task import Problem, Task, after_start, register
 
 
 def is_even(permutation: tuple[int, ...]) -> bool:
@@ -23,7 +23,8 @@ def multiplication_table(elements: list[tuple[int, ...]]) -> np.ndarray:
 
 
 class WordProblem(Task):
-    """n uniform elements x_1 ... x_n in; at place i the product x_1·x_2·...·x_i, the factors applied left to right.
+    """The start marker `^`, then n uniform elements x_1 ... x_n in; at place i the product x_1·x_2·...·x_i, the factors
+    applied left to right.
 
     Elements are permutations p of 0 ... 4, written as p(0) p(1) ... p(4), in lexicographic order: token 1 is the
     identity 01234.
@@ -39,11 +40,11 @@ class WordProblem(Task):
     def make(self, rng: np.random.Generator, difficulty: int, *, heldout: bool) -> Problem:
         word = rng.integers(0, len(self.table), difficulty)
         products = list(accumulate(word, lambda product, factor: self.table[product, factor]))
-        return Problem(1 + word, 1 + np.array(products), np.ones(difficulty, dtype=bool))
+        return after_start(1 + len(self.table), 1 + word, 1 + np.array(products))
 
 
 def symbols_of(elements: list[tuple[int, ...]]) -> tuple[str, ...]:
-    return (".", *("".join(map(str, element)) for element in elements))
+    return (".", *("".join(map(str, element)) for element in elements), "^")
 
 
 ALL = list(permutations(range(5)))

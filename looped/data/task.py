@@ -106,6 +106,12 @@ def blanks(given: Sequence[int | np.integer] | Cells, answer: Sequence[int | np.
     return Problem(np.concatenate([given, np.full_like(answer, BLANK)]), np.concatenate([given, answer]), scored)
 
 
+def after_start(marker: int, given: Cells, answer: Cells) -> Problem:
+    """Cells that are given and sought, each in its place, after a start marker that is only given."""
+    scored = np.arange(1 + len(given)) > 0
+    return Problem(np.array([marker, *given]), np.array([marker, *answer]), scored)
+
+
 def next_token(problem: Problem) -> Problem:
     """The problem as a text to continue: row i holds the right token i and asks for the one after it."""
     return Problem(problem.targets[:-1], problem.targets[1:], problem.scored[1:])

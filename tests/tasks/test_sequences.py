@@ -13,9 +13,9 @@ from looped.tasks.addition import add
 from looped.tasks.induction import follow
 
 GOLDEN = {  # of the first problem at the hardest tested difficulty: a change of the stream changes every result
-    "prefix-sums": "bf40c2b7101a9ab0", "parity": "3e93782497adf6de", "copy": "b2bc4b08f7163240",
+    "prefix-sums": "6c3a45fd03c20ad2", "parity": "3e93782497adf6de", "copy": "b2bc4b08f7163240",
     "addition": "e7606a606de8955f", "nary-addition": "33f48a30842e00de", "p-hop": "282b3b495b608077",
-    "s5": "b48655c0a6854f16", "a5": "ec0b9e1483778edb",
+    "s5": "573424fe621255f4", "a5": "5c4831c5bcf32a17",
 }
 VARIANTS = [
     *((name, {}) for name in GOLDEN), ("copy", {"alphabet": 2}), ("addition", {"reverse": False}),
@@ -44,8 +44,11 @@ def test_prefix_sums_are_the_parities_of_the_ones_so_far():
     task = find_task("prefix-sums")
     for bits, problem in problems(task):
         given = task.show(problem.inputs)
-        assert len(given) == bits
-        assert task.show(problem.targets) == "".join(str(given[:end].count("1") % 2) for end in range(1, bits + 1))
+        assert given[0] == "^"
+        assert len(given) == 1 + bits == 1 + problem.scored[1:].sum()
+        assert not problem.scored[0]
+        parities = (str(given[:end].count("1") % 2) for end in range(2, bits + 2))
+        assert task.show(problem.targets) == "^" + "".join(parities)
 
 
 def test_parity_is_that_of_the_number_of_ones():
@@ -137,12 +140,13 @@ def test_rows_of_p_hop_are_not_those_of_few_hops():
 def test_running_products_are_those_of_sympy(name, group):
     task = find_task(name)
     symbol = {"".join(map(str, element.array_form)): element for element in group.elements}
-    assert set(task.symbols[1:]) == set(symbol)
+    assert set(task.symbols[1:-1]) == set(symbol)
     for factors, problem in problems(task, count=2):
-        word = [symbol[task.symbols[token]] for token in problem.inputs]
-        assert len(word) == factors
+        assert task.symbols[problem.inputs[0]] == "^"
+        assert problem.scored.tolist() == [False] + [True] * factors
+        word = [symbol[task.symbols[token]] for token in problem.inputs[1:]]
         products = list(accumulate(word, lambda left, right: left * right))  # sympy applies the left one first
-        assert [symbol[task.symbols[token]] for token in problem.targets] == products
+        assert [symbol[task.symbols[token]] for token in problem.targets[1:]] == products
 
 
 @pytest.mark.parametrize(("name", "order"), [("s5", 120), ("a5", 60)])
@@ -160,7 +164,7 @@ def test_the_tables_are_groups(name, order):
 
 def test_a5_is_the_subgroup_of_s5():
     s5, a5 = find_task("s5"), find_task("a5")
-    into = s5.tokens(a5.symbols[1:]) - 1
+    into = s5.tokens(a5.symbols[1:-1]) - 1
     assert (s5.table[np.ix_(into, into)] == into[a5.table]).all()
 
 

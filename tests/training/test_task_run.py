@@ -53,7 +53,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(tmp_path):
 def test_tokens_are_counted_as_they_are_seen(tmp_path):
     config = load_config(None, TINY | {"task.difficulty": [3, 3]})
     train(config, tmp_path / "run")
-    assert lines(tmp_path / "run", "train")[-1]["tokens"] == 6 * 8 * 3
+    assert lines(tmp_path / "run", "train")[-1]["tokens"] == 6 * 8 * (1 + 3)  # with the start marker
 
 
 @pytest.mark.slow
