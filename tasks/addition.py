@@ -1,8 +1,10 @@
 """Addition: of two long numbers, and of many short ones."""
 
+from itertools import count
+
 import numpy as np
 
-from looped.data.task import Problem, Task, blanks, register
+from looped.data.task import Problem, Task, blanks, check_columns, register
 from looped.errors import UserError
 
 DIGITS = tuple("0123456789")
@@ -26,6 +28,18 @@ def written(operands: np.ndarray, width: int, reverse: bool) -> Problem:
     return blanks([*question[:-1], EQUALS], 1 + add(operands, width)[::order])
 
 
+def in_columns(digits: int, numbers: int, width: int, reverse: bool) -> np.ndarray:
+    """(row, place) of every cell of `written`, as on paper: a number a row, digits of one significance in one column.
+
+    That is position coupling (Cho et al. 2024, arXiv 2405.20671). The signs mark both ends: `+` stands before the least
+    significant column, into which nothing is carried, `=` after the last one of the sum.
+    """
+    order = 1 if reverse else -1
+    rows = [(row, place) for row in range(numbers) for place in (*np.arange(digits)[::order], -1)]
+    rows[-1] = (numbers - 1, width)
+    return np.array([*rows, *((numbers, place) for place in np.arange(width)[::order])])
+
+
 def check_reverse(reverse: bool) -> None:
     if not isinstance(reverse, bool):
         raise UserError(f"task.options.reverse {reverse!r} is neither true (least significant digit first) nor false")
@@ -36,7 +50,8 @@ class Addition(Task):
     """`a+b=` and the sum: a and b of n uniform digits each (leading zeros are written), the sum of n + 1.
 
     reverse: all three numbers are written with the least significant digit first, so that a carry goes the way of the
-    text, as the length generalisation literature has it; otherwise most significant first, as people write.
+    text, as the length generalisation literature has it; otherwise most significant first, as people write. columns:
+    under task.layout full, digits of one significance have one column (`in_columns`) instead of a place in the text.
     """
 
     name = "addition"
@@ -47,12 +62,17 @@ class Addition(Task):
     symbols = (".", *DIGITS, "+", "=")
     causal = "next-token"
 
-    def __init__(self, *, reverse: bool = True) -> None:
+    def __init__(self, *, reverse: bool = True, columns: bool = False) -> None:
         check_reverse(reverse)
-        self.reverse = reverse
+        check_columns(columns)
+        self.reverse, self.columns = reverse, columns
 
     def make(self, rng: np.random.Generator, difficulty: int, *, heldout: bool) -> Problem:
         return written(rng.integers(0, 10, (2, difficulty)), difficulty + 1, self.reverse)
+
+    def coordinates(self, length: int) -> np.ndarray:
+        digits = length // 3 - 1  # of 3 * digits + 3 cells
+        return in_columns(digits, 2, digits + 1, self.reverse) if self.columns else super().coordinates(length)
 
 
 @register
@@ -61,7 +81,7 @@ class NaryAddition(Task):
 
     That width grows with n (of three digits: 4 up to ten numbers, then 5), since a cell that were always 0 in training
     would teach just that. digits: of each number; 3 in the paper. reverse: as in `addition`; the paper, which trains
-    on n = 2, 4, 8, 16, 32, writes the most significant digit first.
+    on n = 2, 4, 8, 16, 32, writes the most significant digit first. columns: as in `addition`.
     """
 
     name = "nary-addition"
@@ -73,12 +93,22 @@ class NaryAddition(Task):
     symbols = (".", *DIGITS, "+", "=")
     causal = "next-token"
 
-    def __init__(self, *, digits: int = 3, reverse: bool = True) -> None:
+    def __init__(self, *, digits: int = 3, reverse: bool = True, columns: bool = False) -> None:
         if not (isinstance(digits, int) and digits >= 1):
             raise UserError(f"task.options.digits {digits!r} is not a number of digits; make it 1 or more")
         check_reverse(reverse)
-        self.digits, self.reverse = digits, reverse
+        check_columns(columns)
+        self.digits, self.reverse, self.columns = digits, reverse, columns
 
     def make(self, rng: np.random.Generator, difficulty: int, *, heldout: bool) -> Problem:
-        operands = rng.integers(0, 10, (difficulty, self.digits))
-        return written(operands, len(str(difficulty * (10**self.digits - 1))), self.reverse)
+        return written(rng.integers(0, 10, (difficulty, self.digits)), self._width(difficulty), self.reverse)
+
+    def _width(self, numbers: int) -> int:
+        """Digits of the largest sum."""
+        return len(str(numbers * (10**self.digits - 1)))
+
+    def coordinates(self, length: int) -> np.ndarray:
+        if not self.columns:
+            return super().coordinates(length)
+        numbers = next(n for n in count(self.easiest) if n * (self.digits + 1) + self._width(n) == length)
+        return in_columns(self.digits, numbers, self._width(numbers), self.reverse)

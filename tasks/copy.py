@@ -4,7 +4,7 @@ from string import ascii_lowercase
 
 import numpy as np
 
-from looped.data.task import Problem, Task, blanks, register
+from looped.data.task import Problem, Task, blanks, check_columns, register
 from looped.errors import UserError
 
 
@@ -12,7 +12,9 @@ from looped.errors import UserError
 class Copy(Task):
     """n uniform letters, the separator `|`, and n answer cells: the same letters in the same order.
 
-    alphabet: number of letters, 2 to 26. Letters repeat, so that a copy by "what followed this letter" fails.
+    alphabet: number of letters, 2 to 26. Letters repeat, so that a copy by "what followed this letter" fails. columns:
+    under task.layout full, a letter and its copy stand in one column (position coupling, Cho et al. 2024, arXiv
+    2405.20671).
     """
 
     name = "copy"
@@ -22,12 +24,17 @@ class Copy(Task):
     tested = (20, 30, 40)
     causal = "next-token"
 
-    def __init__(self, *, alphabet: int = 10) -> None:
+    def __init__(self, *, alphabet: int = 10, columns: bool = False) -> None:
         if not (isinstance(alphabet, int) and 2 <= alphabet <= len(ascii_lowercase)):
             raise UserError(f"task.options.alphabet {alphabet!r} is not a number of letters from 2 to 26")
-        self.alphabet = alphabet
+        check_columns(columns)
+        self.alphabet, self.columns = alphabet, columns
         self.symbols = (".", "|", *ascii_lowercase[:alphabet])
 
     def make(self, rng: np.random.Generator, difficulty: int, *, heldout: bool) -> Problem:
         letters = 2 + rng.integers(0, self.alphabet, difficulty)
         return blanks([*letters, 1], letters)
+
+    def coordinates(self, length: int) -> np.ndarray:
+        wide = length // 2 + 1  # the letters and the separator
+        return np.stack(np.divmod(np.arange(length), wide), axis=1) if self.columns else super().coordinates(length)

@@ -112,6 +112,12 @@ def after_start(marker: int, given: Cells, answer: Cells) -> Problem:
     return Problem(np.array([marker, *given]), np.array([marker, *answer]), scored)
 
 
+def check_columns(columns: Any) -> None:
+    """Raises UserError for an option `columns` that is neither true nor false."""
+    if not isinstance(columns, bool):
+        raise UserError(f"task.options.columns {columns!r} is neither true (cells in columns, as on paper) nor false")
+
+
 def next_token(problem: Problem) -> Problem:
     """The problem as a text to continue: row i holds the right token i and asks for the one after it."""
     return Problem(problem.targets[:-1], problem.targets[1:], problem.scored[1:])

@@ -19,6 +19,8 @@ GOLDEN = {  # of the first problem at the hardest tested difficulty: a change of
 }
 VARIANTS = [
     *((name, {}) for name in GOLDEN), ("copy", {"alphabet": 2}), ("addition", {"reverse": False}),
+    ("copy", {"columns": True}), ("addition", {"columns": True}),
+    ("nary-addition", {"columns": True, "reverse": False, "digits": 4}),
     ("nary-addition", {"reverse": False, "digits": 1}), ("p-hop", {"alphabet": 3, "length": 100}),
 ]
 
@@ -168,6 +170,27 @@ def test_a5_is_the_subgroup_of_s5():
     assert (s5.table[np.ix_(into, into)] == into[a5.table]).all()
 
 
+@pytest.mark.parametrize("reverse", [True, False])
+@pytest.mark.parametrize("name", ["addition", "nary-addition"])
+def test_columns_hold_digits_of_one_significance(name, reverse):
+    task = find_task(name, {"reverse": reverse, "columns": True})
+    for _, problem in problems(task, count=2):
+        cells = dict(zip(map(tuple, task.coordinates(len(problem)).tolist()), problem.targets - 1, strict=True))
+        assert len(cells) == len(problem)
+        rows = max(row for row, _ in cells)
+        numbers = [sum(10**place * digit for (row, place), digit in cells.items() if row == at and digit < 10)
+                   for at in range(rows + 1)]
+        assert sum(numbers[:-1]) == numbers[-1]
+
+
+def test_columns_hold_a_letter_and_its_copy():
+    task = find_task("copy", {"columns": True})
+    for letters, problem in problems(task, count=2):
+        cells = dict(zip(map(tuple, task.coordinates(len(problem)).tolist()), problem.targets, strict=True))
+        assert [cells[0, place] for place in range(letters)] == [cells[1, place] for place in range(letters)]
+        assert task.symbols[cells[0, letters]] == "|"
+
+
 # ---- what holds of every task ----------------------------------------------------------------------------------------
 
 
@@ -249,6 +272,7 @@ def test_the_stream_of_problems_has_not_changed(name):
 @pytest.mark.parametrize(("name", "options", "why"), [
     ("copy", {"alphabet": 1}, "task.options.alphabet 1 is not .* 2 to 26"),
     ("copy", {"alphabet": "ab"}, "task.options.alphabet 'ab'"),
+    ("copy", {"columns": 1}, "task.options.columns 1 is neither true .* nor false"),
     ("addition", {"reverse": "no"}, "task.options.reverse 'no' is neither true .* nor false"),
     ("nary-addition", {"reverse": 1}, "task.options.reverse 1"),
     ("nary-addition", {"digits": 0}, "task.options.digits 0 .* 1 or more"),
