@@ -1,7 +1,11 @@
-"""The curve of a run: a held-out figure against what training has spent, and when it first was as good as another."""
+"""The curve of a run: a held-out figure against what training has spent, read along either: when it first was as good
+as another, and what it was when so much had been spent."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
 
 BUDGETS = ("seconds", "tokens", "layer_forwards")
 """What a curve can be drawn against."""
@@ -37,3 +41,14 @@ def crossing(curve: Sequence[dict], wanted: float, gauge: Gauge) -> dict | None:
         part = (before[gauge.field] - wanted) / (before[gauge.field] - now)
         return {unit: before[unit] + part * (line[unit] - before[unit]) for unit in BUDGETS} | {"early": False}
     return None
+
+
+def value_at(curve: Sequence[dict], unit: str, spent: float, gauge: Gauge) -> float | None:
+    """The figure when `spent` of a budget had been spent, on the straight line between two evaluations. None before the
+    first of them, where nothing is known; after the last, which is the end of training, it stays as it is."""
+    return values_at(curve, unit, [spent], gauge).item() if spent >= curve[0][unit] else None
+
+
+def values_at(curve: Sequence[dict], unit: str, spent: ArrayLike, gauge: Gauge) -> np.ndarray:
+    """The figure at each of many amounts of a budget, (N,): straight lines between evaluations, level outside them."""
+    return np.interp(spent, [line[unit] for line in curve], [line[gauge.field] for line in curve])

@@ -12,6 +12,9 @@ BODY = Template("""<h1>$title</h1>
 $findings
 <h2>Quality and cost</h2>
 $table
+<h2>At equal budgets</h2>
+<p class="soft">$equal_note</p>
+$equal
 <div class="beside">
 $curves
 </div>
@@ -33,6 +36,8 @@ class Page:
     command: str
     findings: Sequence[str]
     table: tuple[Sequence[str], Sequence[Sequence[str]]]
+    equal: tuple[Sequence[str], Sequence[Sequence[str]]]
+    equal_note: str
     judged: tuple[Sequence[str], Sequence[Sequence[str]]] | None
     curves: Sequence[Figure]
     depths: Sequence[Figure]
@@ -46,6 +51,7 @@ def render(page: Page) -> str:
     return document(page.title, BODY.substitute(
         title=escape(page.title), subtitle=escape(page.subtitle), command=escape(page.command),
         findings=bullets(page.findings, 'class="findings"'), table=table(*page.table),
+        equal=table(*page.equal), equal_note=escape(page.equal_note),
         judged="<h2>Samples at equal diversity</h2>\n" + table(*page.judged) if page.judged else "",
         curves="\n".join(map(figure, page.curves)), depths=beside(page.depths),
         notes=bullets(page.notes, 'class="soft"'), samples=_samples(page.samples), facts=facts(page.facts)))

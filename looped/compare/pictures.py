@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from looped.compare.curve import BUDGETS, UNITS, Gauge
+from looped.compare.curve import BUDGETS, UNITS, Gauge, values_at
 from looped.compare.html import Figure
 from looped.compare.plan import Plan
 from looped.compare.summary import ArmSummary
@@ -72,10 +72,9 @@ def plot_budget(arms: Sequence[ArmSummary], unit: str, path: Path) -> None:
 
 def curves(arm: ArmSummary, unit: str) -> tuple[np.ndarray, np.ndarray]:
     """(grid, the gauge of each seed on it): straight lines between evaluations, over the range all seeds have."""
-    lines = [[(line[unit], line[run.gauge.field]) for line in run.curve] for run in arm.runs]
-    low, high = max(line[0][0] for line in lines), min(line[-1][0] for line in lines)
+    low, high = max(run.curve[0][unit] for run in arm.runs), min(run.curve[-1][unit] for run in arm.runs)
     grid = np.geomspace(low, high, GRID) if low < high else np.array([high])
-    return grid, np.array([np.interp(grid, *zip(*line, strict=True)) for line in lines])
+    return grid, np.array([values_at(run.curve, unit, grid, run.gauge) for run in arm.runs])
 
 
 def _band(axes, x, seeds: np.ndarray, colour: str, label: str, style: str) -> None:

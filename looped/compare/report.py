@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from looped.compare.budgets import at_equal, equal_note, equal_table
 from looped.compare.html import Figure, Page, render
 from looped.compare.kinds import Kind
 from looped.compare.measure import Measured
@@ -28,8 +29,11 @@ def write_report(plan: Plan, kind: Kind, measured: Sequence[Measured]) -> str:
     """Write everything into the folder of the plan; the table with its sentences. Raises UserError."""
     arms = kind.summarise(measured)
     found = kind.reaches(arms)
-    tables = [each for each in (kind.table(arms, plan), kind.second_table(arms)) if each is not None]
-    text = "\n\n".join([*(markdown_table(*each) for each in tables), *map(sentence, found), *kind.notes(arms, plan)])
+    second = kind.second_table(arms)
+    text = "\n\n".join([
+        markdown_table(*kind.table(arms, plan)),
+        f"At equal budgets: {equal_note(arms, plan)}", markdown_table(*equal_table(arms)),
+        *([markdown_table(*second)] if second else []), *map(sentence, found), *kind.notes(arms, plan)])
     try:
         write_text(plan.out / ROWS, "".join(json.dumps(_known(row)) + "\n" for row in rows(kind, arms, found)))
         write_text(plan.out / TABLE, text + "\n")
@@ -49,8 +53,9 @@ def page(plan: Plan, kind: Kind, arms: Sequence[ArmSummary], found: Sequence[Rea
         title=", ".join(arm.name for arm in arms[:-1]) + (" and " if len(arms) > 1 else "") + arms[-1].name,
         subtitle=f"{plan.amount:,} {unit} of training each, {seeds}, the same held-out {kind.held_out}.",
         command=shlex.join(["looped", *sys.argv[1:]]), findings=[sentence(each) for each in found],
-        table=kind.table(arms, plan), judged=kind.second_table(arms), notes=kind.notes(arms, plan),
-        samples=kind.samples(arms), facts=_facts(plan, arms), curves=curves, depths=depths)
+        table=kind.table(arms, plan), equal=equal_table(arms), equal_note=equal_note(arms, plan),
+        judged=kind.second_table(arms), notes=kind.notes(arms, plan), samples=kind.samples(arms),
+        facts=_facts(plan, arms), curves=curves, depths=depths)
 
 
 def _facts(plan: Plan, arms: Sequence[ArmSummary]) -> dict[str, str]:
@@ -74,7 +79,8 @@ def _all(values: Iterable[Any]) -> str:
 
 def rows(kind: Kind, arms: Sequence[ArmSummary], found: Sequence[Reach]) -> list[dict[str, Any]]:
     """`kind` figure: a row of an evaluation; cost: what a run took; difference: of an arm to the first; share: of a
-    task, a figure of the table; reach: when an arm had another's final figure."""
+    task, a figure of the table; equal: of an arm when so much of a budget had been spent as all runs have; reach: when
+    an arm had another's final figure."""
     lines: list[dict[str, Any]] = []
     for arm in arms:
         for run in arm.runs:
@@ -82,6 +88,7 @@ def rows(kind: Kind, arms: Sequence[ArmSummary], found: Sequence[Reach]) -> list
             lines += [{"kind": "figure", **who, **row} for row in run.rows]
             lines.append({"kind": "cost", **who, **run.costs})
         lines += [{"kind": row["kind"], "arm": arm.name} | row for row in kind.rows(arm)]
+    lines += [{"kind": "equal", **each.as_dict()} for each in at_equal(arms)]
     return lines + [{"kind": "reach", **each.as_dict()} for each in found]
 
 

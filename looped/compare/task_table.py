@@ -48,8 +48,9 @@ def task_notes(arms: Sequence[TaskSummary], plan: Plan) -> list[str]:
         f"against {arms[0].name}: the difference of the shares at each arm's own best depth, paired by problem and "
         f"seed; the 95 % interval is a bootstrap over problems of the mean over seeds, so it does not hold the spread "
         f"between seeds.",
-        f"The curves over a budget, and when an arm had another's final share, are of metrics.jsonl: problems of "
-        f"difficulty {high} at the best of the depths {', '.join(map(str, config.evaluation.depths))}, chosen on the "
-        f"problems that are reported, and so a little too good.",
+        f"The curves over a budget, the table at equal budgets, and when an arm had another's final share, are of "
+        f"metrics.jsonl: problems of difficulty {high} at the best of the depths "
+        f"{', '.join(map(str, config.evaluation.depths))}, chosen on the problems that are reported, and so a little "
+        f"too good.",
         *closing_notes(arms, plan),
     ]

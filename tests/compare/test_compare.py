@@ -45,7 +45,7 @@ def test_the_report_is_a_table_rows_and_pictures(done):
     assert table.splitlines()[2].startswith("| ar ")
     assert table.splitlines()[3].startswith("| denoise ")
     assert "final loss" in table
-    assert {row["kind"] for row in rows_of(done)} == {"figure", "cost", "difference", "reach"}
+    assert {row["kind"] for row in rows_of(done)} == {"figure", "cost", "difference", "equal", "reach"}
     for name in ("depth", "seconds", "tokens", "layer-forwards"):
         assert (done / "plots" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 

@@ -21,7 +21,8 @@ def page(tmp_path_factory):
     canvas.savefig(path)
     picture = Figure(path, f"caption {EVIL}", f"alt {EVIL}")
     return render(Page(title=f"title {EVIL}", subtitle="sub", command=f"looped compare {EVIL}", findings=[EVIL],
-                       table=(["arm", EVIL], [["ar", EVIL], ["denoise", "1.0"]]), judged=(["arm"], [["ar"]]),
+                       table=(["arm", EVIL], [["ar", EVIL], ["denoise", "1.0"]]),
+                       equal=(["arm"], [["ar"]]), equal_note=EVIL, judged=(["arm"], [["ar"]]),
                        curves=[picture] * 3, depths=[picture], notes=[EVIL], samples={f"ar {EVIL}": [(EVIL, EVIL)]},
                        facts={EVIL: EVIL}))
 
@@ -40,9 +41,9 @@ def test_a_page_that_is_not_alone_is_noticed(page, bad):
 
 def test_what_the_page_is_given_is_shown_as_it_is(page):
     reader, _ = check_alone(page)
-    assert reader.text.count(EVIL) == 16  # the title twice, four captions, and ten other places
+    assert reader.text.count(EVIL) == 17  # the title twice, four captions, and eleven other places
     tags = [tag for tag, _ in reader.tags]
-    assert tags.count("td") == 4 + 1
+    assert tags.count("td") == 4 + 1 + 1
     assert [attributes["alt"] for tag, attributes in reader.tags if tag == "img"] == [f"alt {EVIL}"] * 4
 
 

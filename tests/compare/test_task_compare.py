@@ -59,9 +59,9 @@ def rows_of(out):
 
 
 def table_of(out):
-    """Arm -> column -> cell of compare.md."""
+    """Arm -> column -> cell of the first table of compare.md."""
     header, _, *lines = [[cell.strip() for cell in line.strip("|").split("|")]
-                         for line in (out / "compare.md").read_text().splitlines() if line.startswith("|")]
+                         for line in (out / "compare.md").read_text().split("\n\n")[0].splitlines()]
     return {line[0]: dict(zip(header, line, strict=True)) for line in lines}
 
 

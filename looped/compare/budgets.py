@@ -1,0 +1,79 @@
+"""Every arm at equal budgets: its held-out figure when so much had been spent as every run of every arm has spent.
+
+A comparison has one budget, so at its end the arms are equal in that alone: after the same seconds one has done more
+layer forwards than another. The most that all of them have spent of each budget lies on all of their curves.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from looped.compare.cells import Table, mean_cell, over_seeds
+from looped.compare.curve import BUDGETS, UNITS, value_at
+from looped.compare.plan import Plan
+from looped.compare.summary import ArmSummary, Spread, spread
+
+LATER = "first measured later"
+"""The cell of an arm whose first evaluation lies beyond the budget."""
+
+
+@dataclass(frozen=True)
+class AtEqual:
+    """An arm when `spent` of `budget` had been spent: `value` over the seeds that were measured by then, None where
+    there are none; `num_seeds` of all there are."""
+
+    arm: str
+    budget: str
+    spent: float
+    value: Spread | None
+    num_seeds: int
+
+    @property
+    def cell(self) -> str:
+        """`0.912 ± 0.013`; words where seeds are missing."""
+        if self.value is None:
+            return LATER
+        few = f" ({self.value.num} of {self.num_seeds} seeds, the others {LATER})"
+        return mean_cell(self.value) + (few if self.value.num < self.num_seeds else "")
+
+    def as_dict(self) -> dict[str, Any]:
+        """As a row; `num` is the number of seeds that were measured by then."""
+        mean, sd, num = (self.value.mean, self.value.sd, self.value.num) if self.value else (None, None, 0)
+        return {"arm": self.arm, "budget": self.budget, "spent": self.spent, "mean": mean, "sd": sd, "num": num}
+
+
+def spent_by_all(arms: Sequence[ArmSummary]) -> dict[str, float]:
+    """Of each of `BUDGETS` the most that every run of every arm has spent."""
+    return {unit: min(run.curve[-1][unit] for arm in arms for run in arm.runs) for unit in BUDGETS}
+
+
+def at_equal(arms: Sequence[ArmSummary]) -> list[AtEqual]:
+    """Arm by arm, at each of `BUDGETS`."""
+    return [_at(arm, unit, spent) for arm in arms for unit, spent in spent_by_all(arms).items()]
+
+
+def _at(arm: ArmSummary, unit: str, spent: float) -> AtEqual:
+    values = [value_at(run.curve, unit, spent, run.gauge) for run in arm.runs]
+    known = [value for value in values if value is not None]
+    return AtEqual(arm.name, unit, spent, spread(known) if known else None, len(values))
+
+
+def equal_table(arms: Sequence[ArmSummary]) -> Table:
+    """A line an arm, a column a budget: `after 60 seconds`."""
+    cells = {(each.arm, each.budget): each.cell for each in at_equal(arms)}
+    header = ["arm", *(f"after {amount(spent)} {UNITS[unit]}" for unit, spent in spent_by_all(arms).items())]
+    return header, [[arm.name, *(cells[arm.name, unit] for unit in BUDGETS)] for arm in arms]
+
+
+def amount(spent: float) -> str:
+    """`1,234,567`, and `2.31` where so little has been spent."""
+    return f"{spent:,.0f}" if spent >= 100 else f"{spent:.3g}"
+
+
+def equal_note(arms: Sequence[ArmSummary], plan: Plan) -> str:
+    """What the table holds."""
+    gauge = arms[0].runs[0].gauge
+    return (f"Held-out {gauge.name}{gauge.remark} ({'higher' if gauge.higher_is_better else 'lower'} is better) when "
+            f"so much had been spent: the most seconds, tokens and layer forwards that every run of every arm has "
+            f"spent. It is read off the curves of the pictures, on the straight line between two evaluations; "
+            f"{over_seeds(plan)}. {LATER}: there was no evaluation by then.")

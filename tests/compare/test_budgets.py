@@ -1,0 +1,120 @@
+"""Every arm at equal budgets: what is read off the curves is what straight lines give, and no cell is left blank."""
+
+import json
+import math
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean, stdev
+
+import pytest
+from page_checks import check_alone
+
+from looped.compare.budgets import LATER, amount, at_equal, equal_note, equal_table, spent_by_all
+from looped.compare.curve import crossing, value_at
+from looped.compare.plan import make_plan
+from looped.compare.text_measure import NEXT_TOKEN
+from looped.compare.text_summary import summarise_texts
+from looped.config import load_config
+
+
+def line(step, loss):
+    return {"step": step, "next_token": loss, "seconds": step / 2, "tokens": 10 * step, "layer_forwards": 100 * step}
+
+
+CURVE = [line(2, 5.0), line(4, 4.0), line(8, 3.0)]
+
+
+def test_a_value_lies_on_the_straight_line_between_two_evaluations():
+    assert value_at(CURVE, "tokens", 30, NEXT_TOKEN) == 4.5
+    assert value_at(CURVE, "tokens", 40, NEXT_TOKEN) == 4.0
+    assert value_at(CURVE, "layer_forwards", 500, NEXT_TOKEN) == 3.75
+    assert value_at(CURVE, "seconds", 1, NEXT_TOKEN) == 5.0
+
+
+def test_nothing_is_known_before_the_first_evaluation_and_the_end_of_training_stays():
+    assert value_at(CURVE, "tokens", 19.9, NEXT_TOKEN) is None
+    assert value_at(CURVE, "tokens", 1000, NEXT_TOKEN) == 3.0
+    assert value_at([line(3, 5.0)], "tokens", 30, NEXT_TOKEN) == 5.0
+
+
+@pytest.mark.parametrize("wanted", [4.75, 4.0, 3.125])
+def test_what_was_spent_at_a_crossing_gives_the_figure_back(wanted):
+    point = crossing(CURVE, wanted, NEXT_TOKEN)
+    assert all(value_at(CURVE, unit, point[unit], NEXT_TOKEN) == wanted for unit in ("seconds", "tokens"))
+
+
+@pytest.fixture
+def arms(made_up):
+    """The same seconds for both arms, of which one has done ten times the steps: 40 against 4."""
+    quick = [made_up("denoise", seed, [3.0], [(10, 5.0 + seed), (40, 2.0 + seed)], seconds_a_step=0.1)
+             for seed in range(2)]
+    slow = [made_up("full", seed, [3.0], [(1, 6.0), (4, 3.0 + seed)]) for seed in range(2)]
+    return summarise_texts([*quick, *slow])
+
+
+def test_budgets_are_the_most_that_every_run_of_every_arm_has_spent(arms, made_up):
+    assert spent_by_all(arms) == {"seconds": 4, "tokens": 40, "layer_forwards": 400}
+    early = summarise_texts([made_up("ar", 0, [3.0], [(1, 5.0), (2, 4.0)])])
+    assert spent_by_all([*arms, *early]) == {"seconds": 2, "tokens": 20, "layer_forwards": 200}
+
+
+def test_the_table_is_what_the_straight_lines_give_by_hand(arms):
+    header, lines = equal_table(arms)
+    assert header == ["arm", "after 4 seconds", "after 40 tokens", "after 400 layer forwards"]
+    assert lines == [["denoise", "2.500 ± 0.707", LATER, LATER], ["full", *["3.500 ± 0.707"] * 3]]
+    third = at_equal(arms)[3].as_dict()
+    assert third == {"arm": "full", "budget": "seconds", "spent": 4, "mean": 3.5, "sd": pytest.approx(0.5**0.5),
+                     "num": 2}
+
+
+def test_seeds_that_were_measured_later_are_counted_in_the_cell(made_up):
+    runs = [made_up("ar", 0, [3.0], [(1, 5.0), (3, 3.0)]), made_up("ar", 1, [3.0], [(3, 4.0), (6, 3.0)]),
+            made_up("denoise", 0, [3.0], [(1, 9.0), (2, 8.0)])]
+    arms = summarise_texts(runs)
+    assert equal_table(arms)[1][0][1:] == [f"4.000 (1 of 2 seeds, the others {LATER})"] * 3
+    rows = [each.as_dict() for each in at_equal(arms)]
+    assert (rows[0]["num"], rows[0]["mean"]) == (1, 4)
+    assert math.isnan(rows[0]["sd"])  # which the report leaves out of its rows
+
+
+@pytest.mark.parametrize(("spent", "shown"), [(60.02, "60"), (2.314, "2.31"), (128, "128"), (1234567.0, "1,234,567")])
+def test_amounts_read_well(spent, shown):
+    assert amount(spent) == shown
+
+
+def test_the_note_says_what_is_shown(arms):
+    plan = make_plan(load_config(None), "denoise,full", unit="tokens", amount=5, num_seeds=2, depths=None,
+                     out=Path("out"))
+    said = equal_note(arms, plan)
+    assert "Held-out loss as a next-token predictor (lower is better)" in said
+    assert "over 2 seeds" in said
+
+
+def by_hand(out, arm, unit, spent):
+    """The losses of an arm's seeds, from the runs' own files."""
+    values = []
+    for seed in range(2):
+        lines = map(json.loads, (out / f"{arm}-{seed}/metrics.jsonl").read_text().splitlines())
+        points = [(each[unit], each["next_token"]) for each in lines if each["kind"] == "heldout"]
+        values += [before + (spent - low) / (high - low) * (after - before)
+                   for (low, before), (high, after) in pairwise(points) if low < spent <= high]
+    return values
+
+
+def test_a_real_comparison_holds_it_in_its_rows_its_table_and_its_page(done):
+    rows = [json.loads(line) for line in (done / "compare.jsonl").read_text().splitlines()]
+    equal = {(row["arm"], row["budget"]): row for row in rows if row["kind"] == "equal"}
+    assert len(equal) == 2 * 3
+    for arm in ("ar", "denoise"):
+        row = equal[arm, "tokens"]
+        values = by_hand(done, arm, "tokens", row["spent"])
+        assert (row["spent"], row["num"]) == (512, 2)
+        assert (row["mean"], row["sd"]) == (pytest.approx(fmean(values)), pytest.approx(stdev(values)))
+    table = next(part for part in (done / "compare.md").read_text().split("\n\n") if "after 512 tokens" in part)
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    assert all(cell for line in cells for cell in line)
+    assert [line[0] for line in cells[2:]] == ["ar", "denoise"]
+    page = (done / "report.html").read_text()
+    assert "<h2>At equal budgets</h2>" in page
+    reader, _ = check_alone(page)
+    assert all(cell in reader.text for line in (cells[0], *cells[2:]) for cell in line)
