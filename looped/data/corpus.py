@@ -41,7 +41,7 @@ class Corpus:
         """
         if len(self.documents) == 1:
             return _cut_in_two(self.documents[0], share)
-        places = {document.name: _place(document.name) for document in self.documents}
+        places = {document.name: place_of(document.name) for document in self.documents}
         heldout = {name for name, place in places.items() if place < share} or {min(places, key=places.get)}
         if len(heldout) == len(places):
             heldout.remove(max(places, key=places.get))
@@ -120,7 +120,7 @@ def _unique(documents: Iterable[Document]) -> tuple[Document, ...]:
     return tuple(unique)
 
 
-def _place(name: str) -> float:
+def place_of(name: str) -> float:
     """A place in [0, 1) that depends on the name alone."""
     digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=7).digest()
     return int.from_bytes(digest, "big") / 256**7

@@ -56,9 +56,7 @@ class TokenStream:
                 for row, start in zip(numbers, starts.tolist(), strict=True)]
 
     def _starts(self, step: int, batch_size: int, length: int, seed: int, rows: Iterable[int] | None) -> np.ndarray:
-        count = self.windows(length)
-        items = [step * batch_size + row for row in (range(batch_size) if rows is None else rows)]
-        return np.array([_order(seed, item // count, count)[item % count] * length for item in items], dtype=np.int64)
+        return shuffled(self.windows(length), step, batch_size=batch_size, seed=seed, rows=rows) * length
 
     def _gather(self, starts: np.ndarray, length: int) -> Tensor:
         index = starts[:, None] + np.arange(length + 1)  # B, L+1
@@ -75,8 +73,15 @@ class TokenStream:
         return f" ({', '.join(names[:3])}{more})"
 
 
+def shuffled(count: int, step: int, *, batch_size: int, seed: int,
+             rows: Iterable[int] | None = None) -> Int[np.ndarray, "rows"]:
+    """Which of `count` things the given rows (all by default) of optimiser step `step` are: each one once an epoch."""
+    items = [step * batch_size + row for row in (range(batch_size) if rows is None else rows)]
+    return np.array([_order(seed, item // count, count)[item % count] for item in items], dtype=np.int64)
+
+
 @lru_cache(maxsize=2)
 def _order(seed: int, epoch: int, count: int) -> np.ndarray:
-    """The shuffled windows of an epoch: sorted by Philox's raw draws, a stream that numpy promises never to change."""
+    """The shuffled things of an epoch: sorted by Philox's raw draws, a stream that numpy promises never to change."""
     draws = np.random.Philox(key=np.array([seed % 2**64, epoch], dtype=np.uint64)).random_raw(count)
     return np.argsort(draws, kind="stable")
