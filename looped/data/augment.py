@@ -1,0 +1,74 @@
+"""Training images varied at random: mirrored, and RandAugment.
+
+RandAugment (Cubuk et al. 2020, arXiv 1909.13719) draws `num_ops` of fourteen operations, evenly and with return, and
+applies each at one strength. Operations, their scales and the random sign are torchvision's `RandAugment`, on the
+same Pillow calls; what comes into the picture from outside is black.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image, ImageEnhance, ImageOps
+
+from looped.config_images import MAX_MAGNITUDE
+
+Pixels = UInt8[np.ndarray, "height width channels"]
+
+
+class Operation(NamedTuple):
+    """`apply(image, by)`, where `by` runs from 0 to `most` over the scale; negative half the time where `signed`."""
+
+    apply: Callable[[Image.Image, float], Image.Image]
+    most: float = 0.0
+    signed: bool = False
+
+
+def _affine(image: Image.Image, *matrix: float) -> Image.Image:
+    """Pixel (x, y) is taken from (a x + b y + c, d x + e y + f), the nearest one."""
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST)
+
+
+OPERATIONS: dict[str, Operation] = {
+    "Identity": Operation(lambda image, _: image),
+    "ShearX": Operation(lambda image, by: _affine(image, 1, by, 0, 0, 1, 0), 0.3, True),
+    "ShearY": Operation(lambda image, by: _affine(image, 1, 0, 0, by, 1, 0), 0.3, True),
+    # In pixels of the 331 a side that AutoAugment was tuned on, brought to this side and cut to whole ones.
+    "TranslateX": Operation(lambda image, by: _affine(image, 1, 0, -int(by * image.width / 331), 0, 1, 0), 150, True),
+    "TranslateY": Operation(lambda image, by: _affine(image, 1, 0, 0, 0, 1, -int(by * image.height / 331)), 150, True),
+    "Rotate": Operation(lambda image, by: image.rotate(by), 30.0, True),  # degrees, counter-clockwise
+    "Brightness": Operation(lambda image, by: ImageEnhance.Brightness(image).enhance(1 + by), 0.9, True),
+    "Color": Operation(lambda image, by: ImageEnhance.Color(image).enhance(1 + by), 0.9, True),
+    "Contrast": Operation(lambda image, by: ImageEnhance.Contrast(image).enhance(1 + by), 0.9, True),
+    "Sharpness": Operation(lambda image, by: ImageEnhance.Sharpness(image).enhance(1 + by), 0.9, True),
+    "Posterize": Operation(lambda image, by: ImageOps.posterize(image, 8 - round(by)), 4.0),
+    # From the threshold up, levels are inverted; it starts at 255, so that at magnitude 0 white alone turns black.
+    "Solarize": Operation(lambda image, by: ImageOps.solarize(image, 255 - by), 255.0),
+    "AutoContrast": Operation(lambda image, _: ImageOps.autocontrast(image)),
+    "Equalize": Operation(lambda image, _: ImageOps.equalize(image)),
+}
+
+
+def apply_operation(name: str, image: Image.Image, magnitude: int, *, negative: bool = False) -> Image.Image:
+    """One operation at a magnitude of 0 ... `MAX_MAGNITUDE`, on an image of mode L or RGB; the input is left alone."""
+    operation = OPERATIONS[name]
+    by = float(torch.linspace(0, operation.most, MAX_MAGNITUDE + 1)[magnitude])  # in torchvision's own rounding
+    return operation.apply(image, -by if negative and operation.signed else by)
+
+
+def mirror(pixels: Pixels, rng: np.random.Generator) -> Pixels:
+    """The image, or half the time its mirror image, left for right."""
+    return pixels[:, ::-1] if rng.random() < 0.5 else pixels
+
+
+def rand_augment(pixels: Pixels, rng: np.random.Generator, *, num_ops: int, magnitude: int) -> Pixels:
+    """The image after `num_ops` operations drawn from `rng`; grey where there is one channel, else RGB."""
+    height, width, channels = pixels.shape
+    image = Image.fromarray(np.ascontiguousarray(pixels[:, :, 0] if channels == 1 else pixels))
+    names = tuple(OPERATIONS)
+    for _ in range(num_ops):
+        which, negative = rng.integers(len(names)), rng.integers(2)  # both always, so that draws do not depend on draws
+        image = apply_operation(names[which], image, magnitude, negative=bool(negative))
+    return np.asarray(image).reshape(height, width, channels)
