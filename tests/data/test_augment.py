@@ -109,7 +109,7 @@ def test_levels_change_by_their_closed_forms():
     assert np.array_equal(applied("Solarize", levels, 0), np.where(levels < 255, levels, 0))
     brighter = applied("Brightness", levels, 10).astype(int)
     assert np.abs(brighter - np.minimum(levels * 1.3, 255)).max() <= 1  # cut, not rounded
-    assert np.array_equal(applied("AutoContrast", levels // 2, 9), np.floor((levels // 2) * 255 / 127))
+    assert np.abs(applied("AutoContrast", levels // 2, 9) - (levels // 2) * (255 / 127)).max() <= 1
     assert np.array_equal(applied("Equalize", levels, 9), levels)  # even already
 
 
