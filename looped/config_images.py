@@ -54,6 +54,9 @@ class ImageConfig(Section):
                     "dataset": "a name for datasets.load_dataset, or a local path"}[self.source]
             raise ValueError(f"source {self.source} needs {what}; set images.{needed[0]}")
         self._refuse_pointers(allowed=READS[self.source], why=f"source {self.source} does not read")
+        if self.test_split == self.split:
+            raise ValueError(f"test_split {self.test_split} is also the split trained on; set images.test_split to "
+                             f"another, or to null")
         return self
 
     def _refuse_pointers(self, allowed: tuple[str, ...], why: str) -> None:

@@ -182,12 +182,13 @@ def _dataset_rows(data: DataConfig) -> Iterator[Mapping[str, Any]]:
             rows = rows.select_columns([data.text_field])  # so that images and audio beside the text stay undecoded
         yield from rows
     except Exception as error:  # load_dataset lets through whatever the network, a reader or a builder raises
-        raise UserError(f"data.dataset {data.dataset} cannot be read ({one_line(_root(error))}); check its name, "
+        raise UserError(f"data.dataset {data.dataset} cannot be read ({one_line(root_cause(error))}); check its name, "
                         f"data.dataset_config, data.split and the network, or use data.path") from None
 
 
-def _root(error: BaseException) -> BaseException:
-    return error if error.__cause__ is None else _root(error.__cause__)
+def root_cause(error: BaseException) -> BaseException:
+    """What an exception was raised from, in the end."""
+    return error if error.__cause__ is None else root_cause(error.__cause__)
 
 
 def text_of(row: Any, field: str, where: str) -> str:

@@ -25,6 +25,7 @@ BAD = {
         "path a is set, which source digits does not read; set images.source to idx or folder, or images.path to null"),
     "a dataset beside a path": ({"source": "idx", "path": "a", "dataset": "b"}, "dataset b is set, which source idx"),
     "a test split of a folder": ({"source": "folder", "path": "a", "test_split": "b"}, "test_split b is set, which"),
+    "one split for both": ({"source": "dataset", "dataset": "a", "test_split": "train"}, "is also the split trained"),
     "a path alone": ({"path": "a"}, "path a is set, which nothing reads without images.source; set images.source to"),
     "an unknown source": ({"source": "mnist"}, "'digits', 'idx', 'folder' or 'dataset'"),
     "an unknown name": ({"pth": "a"}, "Extra inputs"),

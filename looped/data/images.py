@@ -1,0 +1,215 @@
+"""Labelled images as training data: each step's batch is a function of (seed, step), as with text and tasks.
+
+Row r of optimiser step s in batches of B is item s * B + r of an endless sequence that goes through all training images
+once an epoch, shuffled anew each time. How an image is varied is a function of (seed, item), so that neither resuming
+nor splitting a batch over processes changes a row. Images stay bytes in memory; a batch is (level / 255 - mean) / std.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from looped.config_images import ImageConfig
+from looped.data.augment import mirror, rand_augment
+from looped.data.corpus import place_of
+from looped.data.image_sources import Source, read_source
+from looped.data.loader import shuffled
+from looped.data.pixels import Pictures
+from looped.data.task import rng_of
+from looped.errors import UserError
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """images: normalised, float32. labels: numbers of classes, int64."""
+
+    images: Float[Tensor, "batch channels height width"]
+    labels: Int[Tensor, "batch"]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, rows: slice | Int[Tensor, "rows"]) -> "ImageBatch":
+        """Some of the images."""
+        return ImageBatch(self.images[rows], self.labels[rows])
+
+    def to(self, device: torch.device | str) -> "ImageBatch":
+        return ImageBatch(self.images.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True)
+class Scale:
+    """From levels 0 ... 255 to what a model sees, and back; `mean` and `std` of each channel, of levels / 255."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def normalise(self, pixels: UInt8[np.ndarray, "batch height width channels"]
+                  ) -> Float[Tensor, "batch channels height width"]:
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return (torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()).float() / 255 - mean) / std
+
+    def levels(self, images: Float[Tensor, "batch channels height width"]
+               ) -> UInt8[Tensor, "batch height width channels"]:
+        """The nearest levels to images that were normalised, or generated; what is out of range is cut off."""
+        mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (self.mean, self.std))
+        return ((images.float() * std + mean) * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
+
+
+@dataclass(frozen=True)
+class HeldoutImages:
+    """Images to measure on, never varied: `heldout[rows]` is a batch, `heldout.batches(64)` all of them in order."""
+
+    pictures: Pictures
+    scale: Scale
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, rows: slice | Int[np.ndarray, "rows"]) -> ImageBatch:
+        part = self.pictures[rows]
+        return ImageBatch(self.scale.normalise(part.pixels), torch.from_numpy(part.labels))
+
+    def batches(self, batch_size: int) -> Iterator[ImageBatch]:
+        """All images in order; the last batch may be smaller."""
+        for start in range(0, len(self), batch_size):
+            yield self[start : start + batch_size]
+
+
+@dataclass(frozen=True)
+class ImageStream:
+    """Training images in an endless row, varied as `config` says."""
+
+    pictures: Pictures
+    scale: Scale
+    config: ImageConfig
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def batch(self, step: int, *, batch_size: int, seed: int, rows: range | None = None) -> ImageBatch:
+        """The given rows (all by default) of the batch of optimiser step `step`, counted from 0."""
+        rows = range(batch_size) if rows is None else rows
+        part = self.pictures[shuffled(len(self), step, batch_size=batch_size, seed=seed, rows=rows)]
+        pixels = part.pixels
+        if self.config.flip or self.config.randaugment:
+            pixels = np.empty_like(pixels)
+            for place, row in enumerate(rows):
+                pixels[place] = self._varied(part.pixels[place], seed, step * batch_size + row)
+        return ImageBatch(self.scale.normalise(pixels), torch.from_numpy(part.labels))
+
+    def describe(self, step: int, *, batch_size: int, seed: int, rows: range) -> list[str]:
+        """What each row of a batch is, in words."""
+        places = shuffled(len(self), step, batch_size=batch_size, seed=seed, rows=rows)
+        return [f"row {row}: training image {place} (class {self.pictures.labels[place]}), item "
+                f"{step * batch_size + row} of seed {seed}" for row, place in zip(rows, places.tolist(), strict=True)]
+
+    def _varied(self, pixels: np.ndarray, seed: int, item: int) -> np.ndarray:
+        rng = rng_of("image", seed, item)
+        if self.config.flip:
+            pixels = mirror(pixels, rng)
+        if self.config.randaugment:
+            pixels = rand_augment(pixels, rng, num_ops=self.config.randaugment_ops,
+                                  magnitude=self.config.randaugment_magnitude)
+        return pixels
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """Images as `train` sees them; the same members as `TextData` and `TaskData` where they have them.
+
+    size: (height, width). fingerprint: hash of images, classes, split and settings; two runs with the same one see
+    the same images.
+    """
+
+    train: ImageStream
+    heldout: HeldoutImages
+    class_names: tuple[str, ...]
+    scale: Scale
+    fingerprint: str
+    source: str
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def channels(self) -> int:
+        return self.train.pictures.pixels.shape[3]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.train.pictures.pixels.shape[1:3]
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        return self.scale.mean
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        return self.scale.std
+
+    @property
+    def summary(self) -> str:
+        """One line for logs."""
+        height, width = self.size
+        return (f"{self.source}: {len(self.train):,} images to train, {len(self.heldout):,} held out, "
+                f"{self.num_classes} classes, {height} x {width} pixels, {'grey' if self.channels == 1 else 'RGB'}")
+
+
+def prepare_images(config: ImageConfig) -> ImageData:
+    """The training and held-out images of a config. Raises `UserError` where they cannot be had."""
+    source = read_source(config)
+    train, heldout = split(source, config.heldout) if source.test is None else (source.train, source.test)
+    scale = measure(train) if config.normalise == "standard" else symmetric(train.pixels.shape[3])
+    return ImageData(ImageStream(train, scale, config), HeldoutImages(heldout, scale), source.class_names, scale,
+                     _fingerprint(config, train, heldout, source.class_names), source.name)
+
+
+def split(source: Source, share: float) -> tuple[Pictures, Pictures]:
+    """(train, held-out): the images whose numbers have the lowest hashes are held out, so that order has no part in it.
+
+    Raises `UserError` where there is one image only.
+    """
+    count = len(source.train)
+    if count < 2:
+        raise UserError(f"{source.name} holds one image, and images.heldout {share} needs another to hold out; "
+                        f"give more images")
+    num = min(max(round(share * count), 1), count - 1)
+    order = np.argsort([place_of(str(number)) for number in range(count)], kind="stable")
+    return source.train[np.sort(order[num:])], source.train[np.sort(order[:num])]
+
+
+def measure(pictures: Pictures) -> Scale:
+    """Mean and standard deviation of each channel, exact, from its counts of levels; a constant channel keeps std 1."""
+    channels = pictures.pixels.shape[3]
+    counts = np.zeros((channels, 256), dtype=np.int64)
+    for start in range(0, len(pictures), 1024):  # bincount widens what it counts
+        part = pictures.pixels[start : start + 1024]
+        counts += [np.bincount(part[..., channel].ravel(), minlength=256) for channel in range(channels)]
+    level, share = np.arange(256) / 255, counts / counts.sum(1, keepdims=True)
+    mean = share @ level
+    std = np.sqrt((share * (level - mean[:, None]) ** 2).sum(1))
+    return Scale(tuple(mean.tolist()), tuple(np.where(std > 0, std, 1.0).tolist()))
+
+
+def symmetric(channels: int) -> Scale:
+    """Levels 0 ... 255 to the range [-1, 1]."""
+    return Scale((0.5,) * channels, (0.5,) * channels)
+
+
+def _fingerprint(config: ImageConfig, train: Pictures, heldout: Pictures, class_names: tuple[str, ...]) -> str:
+    settings = config.model_dump(mode="json", include={"flip", "randaugment", "randaugment_ops",
+                                                       "randaugment_magnitude", "normalise"})
+    digest = hashlib.sha256(json.dumps([settings, class_names], sort_keys=True).encode())
+    for pictures in (train, heldout):
+        digest.update(repr(pictures.pixels.shape).encode())
+        digest.update(np.ascontiguousarray(pictures.pixels))
+        digest.update(np.ascontiguousarray(pictures.labels, dtype="<i8"))
+    return digest.hexdigest()[:32]
