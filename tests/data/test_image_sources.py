@@ -283,6 +283,12 @@ def test_a_dataset_without_a_test_split_is_split_here(saved):
     assert read_source(ImageConfig(**where, split="train+validation")).test is None
 
 
+def test_a_test_split_that_is_trained_on_is_not_held_out_too(saved):
+    where = saved(CLASSES, train=rows(6), test=rows(3, first=50))
+    both = read_source(ImageConfig(**where, split="train+test"))
+    assert (len(both.train), both.test) == (9, None)
+
+
 def test_labels_may_be_words_or_scattered_numbers_under_other_names(saved):
     where = saved(train={"picture": rows(4)["image"], "kind": ["b", "a", "b", "c"], "code": [9, 3, 9, 5]})
     words = read_source(ImageConfig(**where, image_field="picture", label_field="kind"))
