@@ -1,10 +1,15 @@
-"""Small image files written by other means than the readers': struct, gzip and Pillow."""
+"""Small image files written by other means than the readers': struct, gzip and Pillow; and what reading ends in."""
 
 import gzip
 import struct
 
 import numpy as np
+import pytest
 from PIL import Image
+
+from looped.config_images import ImageConfig
+from looped.data.image_sources import read_source
+from looped.errors import UserError
 
 
 def idx_bytes(array, kind=8):
@@ -28,3 +33,17 @@ def write_mnist(folder, part, images, labels, *, compress=False):
 def write_picture(path, pixels, **options):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path, **options)
+
+
+def picture(number, *shape):
+    return np.random.default_rng(number).integers(0, 256, shape, dtype=np.uint8)
+
+
+def sentence(**settings):
+    """The message that reading ends in."""
+    with pytest.raises(UserError) as caught:
+        read_source(ImageConfig(**settings))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 600
+    return message
