@@ -1,6 +1,6 @@
 """Which training rule buys depth on which task: every rule on every task at equal seconds and equal layer forwards.
 
-    python scripts/reproduce/depth_tasks.py --scale cpu      # 12 hours of training on two cores, and evaluations
+    python scripts/reproduce/depth_tasks.py --scale cpu      # 7 hours of training on two cores, and evaluations
     python scripts/reproduce/depth_tasks.py --scale cpu --tasks sudoku4,maze --seconds 60 --seeds 1
     python scripts/reproduce/depth_tasks.py --scale paper    # width 512: a GPU, and days
 
@@ -29,7 +29,8 @@ from looped.data.problems import prepare_task
 from looped.errors import UserError, did_you_mean
 from looped.evaluation.report import markdown_table
 
-ROOT = Path(__file__).resolve().parents[2]
+BASE = Path(__file__).resolve().parents[2] / "configs" / "sudoku4-denoise.yaml"
+"""What the settings below are changes to."""
 TABLE = "depth_tasks.md"
 EQUAL = ("seconds", "layer_forwards")
 """Budgets of the table: what a user waits for, and what no machine changes."""
@@ -39,67 +40,76 @@ BEYOND = {"best": "best depth", "deepest": "deepest"}
 
 @dataclass(frozen=True)
 class Rule:
-    """`arm`: the objective, and settings that any task needs with it. `lr`: where the task has none of its own."""
+    """`arm`: the objective, and what it needs on any task. `lr`: its learning rate."""
 
     arm: str
     lr: float
 
 
-UNROLLED = "recurrence.loss_on=every model.state_init=zero"
 RULES = {
-    "full": Rule(f"full {UNROLLED}", 1e-3),
-    "truncated": Rule(f"truncated {UNROLLED} recurrence.per_sequence=false", 1e-3),  # one depth a batch for loss_on
-    "progressive": Rule(f"progressive {UNROLLED}", 1e-3),
-    "one-step": Rule("one-step model.state_init=zero", 1e-3),
-    "fixed-point": Rule("fixed-point model.state_init=zero", 1e-3),
-    "denoise": Rule("denoise", 2e-3),
-    "k-step": Rule("denoise denoise.train_steps=2 denoise.order=together", 2e-3),  # confidence is for one step
-    "ar": Rule("ar", 2e-3),  # the same layers in one pass: what there is without depth
+    "full": Rule("full model.state_init=zero recurrence.loss_on=every", 4e-3),
+    # One depth a batch, since a loss on every step needs it.
+    "truncated": Rule("truncated model.state_init=zero recurrence.loss_on=every recurrence.backprop=4 "
+                      "recurrence.per_sequence=false", 4e-3),
+    "progressive": Rule("progressive model.state_init=zero recurrence.progressive_weight=0.5", 4e-3),
+    "one-step": Rule("one-step model.state_init=zero", 2e-3),
+    # Plain steps from a fixed point that Anderson's method has found can cycle around it; damped ones reach it.
+    "fixed-point": Rule("fixed-point model.state_init=zero recurrence.damping=0.3", 4e-3),
+    "denoise": Rule("denoise", 4e-3),
+    # The order by confidence is for one step; where all cells fall together, every level has to be trained.
+    "k-step": Rule("denoise denoise.train_steps=2 denoise.order=together denoise.noise.share_at_max=0.5", 4e-3),
+    "ar": Rule("ar", 4e-3),  # the same layers in one pass: what there is without depth
 }
 
 
 @dataclass(frozen=True)
 class Setup:
-    """One line of the table. `difficulty`: that is trained, None for the task's own. `depths`: that are measured, and
-    that the figures over a budget are the best of. `lr`: of rules that need another here. `flags`: further settings."""
+    """One line of the table. `seconds` of training on a CPU. `window`, `options`: of the task. `depths`: that are
+    measured after training, and `curve` while it goes on. `flags`: further settings, above `SMALL`."""
 
     name: str
+    seconds: int
     options: Mapping[str, Any] = field(default_factory=dict)
-    difficulty: tuple[int, int] | None = None
-    width: int = 64
-    depths: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
-    lr: Mapping[str, float] = field(default_factory=dict)
+    window: int | None = None
+    curve: tuple[int, ...] = (1, 8, 16)
+    depths: tuple[int, ...] = (1, 8, 16, 32)
     flags: Mapping[str, Any] = field(default_factory=dict)
-    config: str = "sudoku4-denoise.yaml"
 
+
+SMALL = {"model.width": 64, "model.ffn_width": 128, "model.num_coda_layers": 0, "model.rope_base": 100,
+         "recurrence.mean": 8, "training.num_evals": 8, "evaluation.num_problems": 128}
+"""A layer before the loop and two inside, for all rules."""
+WIDE = {"model.width": 128, "model.ffn_width": 512}
 
 TASKS = {
-    "sudoku4": Setup("sudoku", {"size": 4}, depths=(1, 2, 4, 10, 20, 40)),
-    "sudoku6": Setup("sudoku", {"size": 6}, depths=(1, 4, 12, 24, 48)),
-    "sudoku9": Setup("sudoku", {"size": 9}, depths=(1, 13, 26, 51, 102)),
-    "maze": Setup("maze"),
-    "prefix-sums": Setup("prefix-sums"),
-    "addition": Setup("addition"),
-    "nary-addition": Setup("nary-addition"),
-    "parity": Setup("parity"),
-    "copy": Setup("copy"),
-    "p-hop": Setup("p-hop"),
-    "s5": Setup("s5"),
-    "a5": Setup("a5"),
+    "prefix-sums": Setup("prefix-sums", 60, window=2, depths=(1, 8, 16, 32, 64)),
+    "addition": Setup("addition", 60, {"columns": True}, window=2, curve=(1, 9, 16), depths=(1, 9, 17, 34)),
+    "copy": Setup("copy", 60, {"columns": True}, window=2, depths=(1, 8, 20, 40)),
+    "parity": Setup("parity", 60),
+    "nary-addition": Setup("nary-addition", 60, {"columns": True}),
+    "sudoku4": Setup("sudoku", 60, {"size": 4}, curve=(1, 10, 20), depths=(1, 4, 10, 20, 40)),
+    "s5": Setup("s5", 300, window=2, depths=(1, 8, 16, 32, 64), flags=WIDE),
+    "a5": Setup("a5", 300, window=2, depths=(1, 8, 16, 32, 64), flags=WIDE),
+    "p-hop": Setup("p-hop", 300, flags={"model.rope_base": 10_000, "training.batch_size": 32}),
+    "maze": Setup("maze", 300, window=2, curve=(1, 10, 40), depths=(1, 10, 40, 80),
+                  flags={"training.batch_size": 32}),
+    "sudoku6": Setup("sudoku", 300, {"size": 6, "unique": True}, curve=(1, 8, 24), depths=(1, 8, 24, 48), flags=WIDE),
+    "sudoku9": Setup("sudoku", 300, {"size": 9}, curve=(1, 13, 51), depths=(1, 13, 51, 102),
+                     flags=WIDE | {"training.batch_size": 32}),
 }
 
 
 @dataclass(frozen=True)
 class Scale:
-    """`flags`: settings of every task, above those of its own."""
+    """`seconds`: of training, None for those of each task. `flags`: settings of every task, above those of its own."""
 
-    seconds: int
+    seconds: int | None
     flags: Mapping[str, Any]
 
 
 SCALES = {
-    "cpu": Scale(300, {"training.threads": 1}),
-    "paper": Scale(3600, {"model.width": 512, "model.num_heads": 8, "training.batch_size": 512,
+    "cpu": Scale(None, {"training.threads": 1}),
+    "paper": Scale(3600, {"model.width": 512, "model.ffn_width": None, "model.num_heads": 8, "training.batch_size": 512,
                           "training.precision": "bf16", "training.threads": None, "evaluation.num_problems": 1024}),
 }
 
@@ -162,9 +172,7 @@ class Entry:
 
     task: str
     out: Path
-    path: Path
     flags: Mapping[str, Any]
-    depths: Sequence[int]
     arms: Mapping[str, Arm]
     refused: Mapping[str, str]
     difficulty: str = ""
@@ -176,16 +184,15 @@ def make_entry(task: str, rules: Sequence[str], scale: Scale, settings: Mapping[
     noted."""
     setup = TASKS[task]
     flags = flags_of(setup, scale) | settings
-    path = ROOT / "configs" / setup.config
-    config = load_config(path, flags)
-    common = {"task": task, "out": out / task, "path": path, "flags": flags, "depths": config.evaluation.depths}
+    config = load_config(BASE, flags)
+    common = {"task": task, "out": out / task, "flags": flags}
     try:
         data = prepare_task(config.task)
     except UserError as error:
         return Entry(**common, arms={}, refused=dict.fromkeys(rules, str(error)))
     arms, refused = {}, {}
     for rule in rules:
-        text = arm_text(rule, setup)
+        text = arm_text(rule)
         try:
             arms[rule] = parse_arm(config, text)
         except UserError as error:
@@ -196,22 +203,22 @@ def make_entry(task: str, rules: Sequence[str], scale: Scale, settings: Mapping[
 def flags_of(setup: Setup, scale: Scale) -> dict[str, Any]:
     """Settings that all rules share. The objective is that of no arm: a rule that the config itself names would be
     checked with it, and refused for all."""
-    return {"objective": "full", "task.name": setup.name, "task.options": dict(setup.options),
-            "task.difficulty": setup.difficulty, "model.width": setup.width, "model.rope_base": 10_000,
-            "evaluation.depths": list(setup.depths), **setup.flags, **scale.flags}
+    return {"objective": "full", "task.name": setup.name, "task.options": dict(setup.options), "task.difficulty": None,
+            "task.window": setup.window, "evaluation.depths": list(setup.curve), **SMALL, **setup.flags, **scale.flags}
 
 
-def arm_text(rule: str, setup: Setup) -> str:
+def arm_text(rule: str) -> str:
     """The rule as an arm of `looped compare`."""
-    return f"{RULES[rule].arm} optim.lr={setup.lr.get(rule, RULES[rule].lr)}"
+    return f"{RULES[rule].arm} optim.lr={RULES[rule].lr}"
 
 
 def compare_command(entry: Entry, args: argparse.Namespace, scale: Scale) -> list[str]:
     """`looped compare` of a task."""
+    setup = TASKS[entry.task]
     options = {"objectives": ",".join(arm.name for arm in entry.arms.values()), "budget": "seconds",
-               "amount": args.seconds or scale.seconds, "seeds": args.seeds, "jobs": args.jobs, "out": entry.out,
-               "depths": ",".join(map(str, entry.depths))}
-    return [sys.executable, "-m", "looped.cli", "compare", str(entry.path),
+               "amount": args.seconds or scale.seconds or setup.seconds, "seeds": args.seeds, "jobs": args.jobs,
+               "out": entry.out, "depths": ",".join(map(str, setup.depths))}
+    return [sys.executable, "-m", "looped.cli", "compare", str(BASE),
             *(word for name, value in options.items() for word in (f"--{name}", str(value))),
             *(f"--{name}={value if isinstance(value, str) else json.dumps(value)}"
               for name, value in entry.flags.items())]

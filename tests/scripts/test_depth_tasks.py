@@ -123,13 +123,13 @@ def test_a_rule_that_a_setting_refuses_is_not_trained_and_has_a_footnote(run):
         asked.append((folder.name, [arm.split()[0] for arm in arms]))
         return all_well(arms, folder, command)
 
-    code, text = run(compare, "--tasks", "parity,sudoku4,s5", "--rules", "denoise,k-step,full", "--seeds", "2",
-                     "--task.layout", "causal", "--evaluation.difficulties=[32]")
+    code, text = run(compare, "--tasks", "parity,sudoku4,nary-addition", "--rules", "denoise,k-step,full",
+                     "--seeds", "2", "--task.layout", "causal", "--evaluation.difficulties=[32]")
     assert code == 0
-    assert asked == [("parity", ["denoise", "full"]), ("s5", ["denoise", "full"])]  # the denoiser is k-step
+    assert asked == [("parity", ["denoise", "full"]), ("nary-addition", ["denoise", "full"])]  # the denoiser is k-step
     main = tables(text)[0]
-    assert main["parity"]["denoise"] == main["s5"]["denoise"] == "[1]"
-    assert main["s5"]["k-step"].startswith("0.110")
+    assert main["parity"]["denoise"] == main["nary-addition"]["denoise"] == "[1]"
+    assert main["nary-addition"]["k-step"].startswith("0.110")
     assert set(main["sudoku4"].values()) == {"sudoku4", "[2]"}
     assert tables(text)[1]["denoise"]["32: deepest"] == "[1]"
     assert "[1] does not apply: denoise.order confidence settles the cells of a task one after another" in text
@@ -186,8 +186,9 @@ def test_the_command_has_the_settings_of_the_task_below_those_of_the_user(run):
     assert {"--task.name=sudoku", '--task.options={"size": 4}', "--task.difficulty=null"} < {*command}
     assert [word for word in command if word.startswith("--model.width")] == ["--model.width=32"]
     options = dict(zip(command[5::2], command[6::2], strict=False))
-    assert (options["--amount"], options["--depths"], options["--jobs"]) == ("7", "1,5", "1")
-    assert options["--objectives"].startswith("truncated recurrence.loss_on=every")
+    assert (options["--amount"], options["--depths"], options["--jobs"]) == ("7", "1,4,10,20,40", "1")
+    assert "--evaluation.depths=[1, 5]" in command  # those of the curves; the table has the task's own
+    assert options["--objectives"].startswith("truncated model.state_init=zero")
 
 
 @pytest.mark.parametrize(("arguments", "why"), [
