@@ -29,12 +29,12 @@ def test_plain_tokens_ask_for_each_token_from_those_before_it():
 def test_shorter_problems_are_filled_up_with_cells_that_count_for_nothing():
     task = find_task("prefix-sums")
     batch = collate(task, [task.problem(0, index, bits) for index, bits in enumerate((5, 3))], causal=False)
-    assert batch.lengths.tolist() == [5, 3]
-    assert batch.inputs[1, 3:].tolist() == [BLANK, BLANK]
+    assert batch.lengths.tolist() == [6, 4]  # with the start marker
+    assert batch.inputs[1, 4:].tolist() == [BLANK, BLANK]
     assert batch.scored.sum(1).tolist() == [5, 3]
-    assert batch.num_tokens == 8
-    losses = torch.ones(2, 5)
-    losses[1, 3:] = 100.0
+    assert batch.num_tokens == 10
+    losses = torch.ones(2, 6)
+    losses[1, 4:] = 100.0
     assert batch.mean(losses).tolist() == [1.0, 1.0]
 
 
@@ -65,7 +65,7 @@ def test_some_sequences_of_a_batch_and_several_copies_of_it():
     task = find_task("prefix-sums")
     batch = collate(task, [task.problem(0, index, 3 + index) for index in range(3)], causal=False)
     picked = batch[torch.tensor([2, 0])]
-    assert picked.lengths.tolist() == [5, 3]
+    assert picked.lengths.tolist() == [6, 4]
     assert torch.equal(picked.inputs, batch.inputs[[2, 0]])
     assert len(batch.repeat(2)) == 6
     assert batch.repeat(2).causal is False
@@ -105,7 +105,7 @@ def test_another_range_or_another_option_is_another_fingerprint():
 
 
 def test_the_rows_of_a_sequence_are_those_of_the_middle_of_the_range():
-    assert cells_of(task_config(difficulty=[2, 9])) == 6
+    assert cells_of(task_config(difficulty=[2, 9])) == 1 + 6
 
 
 @pytest.mark.parametrize(("settings", "words"), [

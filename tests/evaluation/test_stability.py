@@ -90,7 +90,7 @@ def test_answers_that_turn_around_are_seen_by_step():
     """s <- -s + e goes between two states, and the readouts of both differ for some problems."""
     found = watched(core=Linear(-1.0), depth=24)
     periods = periods_of(found.answers)
-    assert found.answers.shape == (24, 6, 5)
+    assert found.answers.shape == (24, 6, 1 + 5)
     assert set(periods.tolist()) <= {1, 2}
     assert (periods == 2).any()
     right = {depth: torch.ones(6) for depth in (1, 24)}

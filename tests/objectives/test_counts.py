@@ -198,7 +198,7 @@ def test_the_costs_of_a_task_are_those_of_its_cells_which_all_see_each_other(arm
     """Left out of the bytes: what is kept once a sequence."""
     config = config_of(arm, **LOOPS.get(arm, {}), **TASK)
     counts, (forwards, whole) = count(config, VOCAB), measured_flops(config)
-    assert rows_of(config) == 20 != config.data.length
+    assert rows_of(config) == 21 != config.data.length
     assert (counts.forward_flops, counts.step_flops) == pytest.approx((forwards, whole), rel=1e-9)
     assert counts.saved_activation_bytes == pytest.approx(kept_bytes(config), rel=1e-3)
 
