@@ -1,0 +1,85 @@
+"""A looped Vision Transformer: the patches of an image are what is known, and one row before them is to name its class.
+
+`encode` cuts the image into patches (Dosovitskiy et al. 2021, arXiv 2010.11929) instead of embedding tokens; all the
+rest is the language model's, whose "vocabulary" are the classes. A patch stands at (row + 1, column + 1),
+the row of the class at (0, 0). So every training rule of the toolkit trains a classifier; a denoiser has noise in the
+row of the class alone.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from looped.config import ModelConfig
+from looped.errors import UserError
+from looped.models.language import LanguageModel, Positions, Start, State
+from looped.nn.bias import Mask
+from looped.nn.cache import Cache
+from looped.nn.recurrence import run_layers
+
+Images = Float[Tensor, "batch channels down across"]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The size of images, and of the square patches they are cut into. Raises UserError where these do not fit."""
+
+    channels: int
+    height: int
+    width: int
+    patch: int
+
+    def __post_init__(self) -> None:
+        if self.height % self.patch or self.width % self.patch:
+            whole = [size for size in range(1, min(self.height, self.width) + 1)
+                     if self.height % size == self.width % size == 0]
+            raise UserError(f"model.patch_size {self.patch} does not divide images of {self.height} x {self.width}; "
+                            f"take one of {', '.join(map(str, whole))}")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches from top to bottom, and from left to right."""
+        return self.height // self.patch, self.width // self.patch
+
+    @property
+    def num_rows(self) -> int:
+        """Patches, and the row of the class."""
+        return 1 + math.prod(self.grid)
+
+    def positions(self) -> Int[Tensor, "rows 2"]:
+        """Where the rows stand."""
+        down, across = self.grid
+        patches = torch.cartesian_prod(torch.arange(1, down + 1), torch.arange(1, across + 1))
+        return torch.cat([torch.zeros(1, 2, dtype=torch.long), patches])
+
+
+def cut(images: Images, patch: int) -> Float[Tensor, "batch patches size"]:
+    """Square patches from left to right and from top to bottom, each as its channels' pixels in reading order."""
+    B, C, height, width = images.shape
+    grid = images.reshape(B, C, height // patch, patch, width // patch, patch)
+    return grid.permute(0, 2, 4, 1, 3, 5).reshape(B, -1, C * patch * patch)  # B N (C p p)
+
+
+class ImageClassifier(LanguageModel):
+    """`num_classes` are the tokens; `encode` takes images. Other arguments as for `LanguageModel`."""
+
+    def __init__(self, config: ModelConfig, num_classes: int, picture: Picture, **options):
+        super().__init__(config, num_classes, **options)
+        self.picture = picture
+        size = picture.channels * picture.patch**2
+        self.patches = nn.Linear(size, config.width)
+        # Pixels have unit variance: rows of patches begin on the scale of embedded tokens.
+        nn.init.normal_(self.patches.weight, std=math.sqrt(2 / (5 * size)))
+        nn.init.zeros_(self.patches.bias)
+        self.class_row = nn.Parameter(torch.zeros(config.width))
+
+    def encode(self, tokens: Images, *, mask: Mask | None = None, cache: Cache | None = None, start: Start = 0,
+               positions: Positions | None = None) -> State:
+        """The prelude's output `e` of images, the row of the class first."""
+        patches = self.patches(cut(tokens.to(self.patches.weight.dtype), self.picture.patch))
+        x = torch.cat([self.class_row.to(patches.dtype).expand(len(patches), 1, -1), patches], dim=1)
+        return run_layers(self.prelude, x, cache=cache and cache.child("prelude"),
+                          **self._rows(x, start, mask, positions=positions))

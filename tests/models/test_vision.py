@@ -1,0 +1,71 @@
+"""The classifier: patches as a convolution cuts them, rows that know their place, every rule able to train it."""
+
+import pytest
+import torch
+
+from looped.config import ModelConfig
+from looped.errors import UserError
+from looped.models.language import LanguageModel
+from looped.models.vision import ImageClassifier, Picture, cut
+from looped.nn.bias import Full
+
+SMALL = ModelConfig(width=16, num_heads=2, num_core_layers=1)
+PICTURE = Picture(3, 8, 12, 4)
+MASK = Full()
+
+
+def made(picture=PICTURE, num_classes=5):
+    torch.manual_seed(0)
+    return ImageClassifier(SMALL, num_classes, picture).double()
+
+
+def images(num=2, picture=PICTURE):
+    shape = (num, picture.channels, picture.height, picture.width)
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def test_patches_times_a_matrix_are_a_convolution():
+    model, x = made(), images()
+    kernel = model.patches.weight.reshape(16, 3, 4, 4)
+    convolved = torch.nn.functional.conv2d(x, kernel, model.patches.bias, stride=4)
+    torch.testing.assert_close(model.patches(cut(x, 4)), convolved.flatten(2).transpose(1, 2))
+
+
+def test_rows_are_the_class_and_the_patches_in_reading_order():
+    assert PICTURE.grid == (2, 3)
+    assert PICTURE.num_rows == 7
+    assert PICTURE.positions().tolist() == [[0, 0], [1, 1], [1, 2], [1, 3], [2, 1], [2, 2], [2, 3]]
+
+
+def test_the_class_is_read_from_all_patches_and_from_where_they_are():
+    model, x, rows = made(), images(1), {"mask": MASK, "positions": PICTURE.positions()[None]}
+
+    def read(x):
+        return model.decode(model.unroll(model.encode(x, **rows), grad=2, **rows,
+                                         noise=torch.ones(1, 7, 16, dtype=torch.float64)), **rows)[0, 0]
+
+    assert read(x).shape == (5,)
+    for corner in ((0, 0), (7, 11)):
+        other = x.clone()
+        other[0, 0, corner[0], corner[1]] += 1
+        assert not torch.allclose(read(x), read(other))
+    turned = x.flip(-1)  # the same pixels elsewhere
+    assert not torch.allclose(read(x), read(turned))
+
+
+def test_it_is_a_language_model_but_for_what_it_reads():
+    extra = set(dict(made().named_parameters())) - set(dict(LanguageModel(SMALL, 5).named_parameters()))
+    assert extra == {"patches.weight", "patches.bias", "class_row"}
+
+
+def test_rows_of_patches_are_on_the_scale_of_embedded_tokens():
+    """So that the initial scale of the layers, which is made for tokens, fits both."""
+    picture = Picture(1, 32, 32, 4)
+    model, x = ImageClassifier(ModelConfig(width=128), 10, picture), images(8, picture).float()
+    tokens = 128**0.5 * model.embed.weight
+    assert model.patches(cut(x, 4)).std().item() == pytest.approx(tokens.std().item(), rel=0.1)
+
+
+def test_a_patch_that_does_not_fit_is_named_with_those_that_do():
+    with pytest.raises(UserError, match="patch_size 3 does not divide images of 8 x 12; take one of 1, 2, 4"):
+        Picture(1, 8, 12, 3)
