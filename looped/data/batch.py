@@ -13,12 +13,12 @@ from looped.data.task import BLANK, Problem, Task, next_token
 
 @dataclass(frozen=True)
 class Batch:
-    """inputs, targets: tokens (B, L). scored: the rows that are sought (None: all). lengths: how many rows of each
-    sequence are real (None: all); the others follow them. positions: where the rows stand (B, L, A), where that is not
-    one after another. causal: a row sees the rows up to itself; otherwise every real row, or with a `window` those
-    that stand at most so far away on every axis."""
+    """inputs, targets: tokens (B, L); inputs may be images (B, C, H, W) that a model cuts into L rows. scored: the rows
+    that are sought (None: all). lengths: how many rows of each sequence are real (None: all); the others follow them.
+    positions: where the rows stand (B, L, A), where that is not one after another. causal: a row sees the rows up to
+    itself; otherwise every real row, or with a `window` those that stand at most so far away on every axis."""
 
-    inputs: Int[Tensor, "batch length"]
+    inputs: Int[Tensor, "batch length"] | Float[Tensor, "batch channels height width"]
     targets: Int[Tensor, "batch length"]
     scored: Bool[Tensor, "batch length"] | None = None
     lengths: Int[Tensor, "batch"] | None = None
@@ -51,12 +51,12 @@ class Batch:
     @property
     def sought(self) -> Bool[Tensor, "batch length"]:
         """The rows that are sought, as a tensor in any case."""
-        return torch.ones_like(self.inputs, dtype=torch.bool) if self.scored is None else self.scored
+        return torch.ones_like(self.targets, dtype=torch.bool) if self.scored is None else self.scored
 
     @property
     def num_tokens(self) -> int:
         """Rows that are real."""
-        return self.inputs.numel() if self.lengths is None else int(self.lengths.sum())
+        return self.targets.numel() if self.lengths is None else int(self.lengths.sum())
 
     def mean(self, losses: Float[Tensor, "batch length"]) -> Float[Tensor, "batch"]:
         """The mean of each sequence over the rows that are sought."""

@@ -7,53 +7,19 @@ row of the class alone.
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from looped.config import ModelConfig
-from looped.errors import UserError
+from looped.data.labelled import Picture
 from looped.models.language import LanguageModel, Positions, Start, State
 from looped.nn.bias import Mask
 from looped.nn.cache import Cache
 from looped.nn.recurrence import run_layers
 
 Images = Float[Tensor, "batch channels down across"]
-
-
-@dataclass(frozen=True)
-class Picture:
-    """The size of images, and of the square patches they are cut into. Raises UserError where these do not fit."""
-
-    channels: int
-    height: int
-    width: int
-    patch: int
-
-    def __post_init__(self) -> None:
-        if self.height % self.patch or self.width % self.patch:
-            whole = [size for size in range(1, min(self.height, self.width) + 1)
-                     if self.height % size == self.width % size == 0]
-            raise UserError(f"model.patch_size {self.patch} does not divide images of {self.height} x {self.width}; "
-                            f"take one of {', '.join(map(str, whole))}")
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Patches from top to bottom, and from left to right."""
-        return self.height // self.patch, self.width // self.patch
-
-    @property
-    def num_rows(self) -> int:
-        """Patches, and the row of the class."""
-        return 1 + math.prod(self.grid)
-
-    def positions(self) -> Int[Tensor, "rows 2"]:
-        """Where the rows stand."""
-        down, across = self.grid
-        patches = torch.cartesian_prod(torch.arange(1, down + 1), torch.arange(1, across + 1))
-        return torch.cat([torch.zeros(1, 2, dtype=torch.long), patches])
 
 
 def cut(images: Images, patch: int) -> Float[Tensor, "batch patches size"]:

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from looped.config import ModelConfig
-from looped.errors import UserError
+from looped.data.labelled import Picture
 from looped.models.language import LanguageModel
-from looped.models.vision import ImageClassifier, Picture, cut
+from looped.models.vision import ImageClassifier, cut
 from looped.nn.bias import Full
 
 SMALL = ModelConfig(width=16, num_heads=2, num_core_layers=1)
@@ -29,12 +29,6 @@ def test_patches_times_a_matrix_are_a_convolution():
     kernel = model.patches.weight.reshape(16, 3, 4, 4)
     convolved = torch.nn.functional.conv2d(x, kernel, model.patches.bias, stride=4)
     torch.testing.assert_close(model.patches(cut(x, 4)), convolved.flatten(2).transpose(1, 2))
-
-
-def test_rows_are_the_class_and_the_patches_in_reading_order():
-    assert PICTURE.grid == (2, 3)
-    assert PICTURE.num_rows == 7
-    assert PICTURE.positions().tolist() == [[0, 0], [1, 1], [1, 2], [1, 3], [2, 1], [2, 2], [2, 3]]
 
 
 def test_the_class_is_read_from_all_patches_and_from_where_they_are():
@@ -64,8 +58,3 @@ def test_rows_of_patches_are_on_the_scale_of_embedded_tokens():
     model, x = ImageClassifier(ModelConfig(width=128), 10, picture), images(8, picture).float()
     tokens = 128**0.5 * model.embed.weight
     assert model.patches(cut(x, 4)).std().item() == pytest.approx(tokens.std().item(), rel=0.1)
-
-
-def test_a_patch_that_does_not_fit_is_named_with_those_that_do():
-    with pytest.raises(UserError, match="patch_size 3 does not divide images of 8 x 12; take one of 1, 2, 4"):
-        Picture(1, 8, 12, 3)

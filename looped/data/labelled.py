@@ -1,0 +1,112 @@
+"""Labelled images as batches for the training rules: patches are given, the class is sought in a row before them."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from looped.config_images import ImageConfig
+from looped.data.batch import Batch
+from looped.data.images import ImageBatch, ImageData, ImageStream, prepare_images
+from looped.errors import UserError
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The size of images, and of the square patches they are cut into. Raises UserError where these do not fit."""
+
+    channels: int
+    height: int
+    width: int
+    patch: int
+
+    def __post_init__(self) -> None:
+        if self.height % self.patch or self.width % self.patch:
+            whole = [size for size in range(1, min(self.height, self.width) + 1)
+                     if self.height % size == self.width % size == 0]
+            raise UserError(f"model.patch_size {self.patch} does not divide images of {self.height} x {self.width}; "
+                            f"take one of {', '.join(map(str, whole))}")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches from top to bottom, and from left to right."""
+        return self.height // self.patch, self.width // self.patch
+
+    @property
+    def num_rows(self) -> int:
+        """Patches, and the row of the class."""
+        return 1 + math.prod(self.grid)
+
+    def positions(self) -> Int[Tensor, "rows 2"]:
+        """Where the rows stand: the class at (0, 0), a patch at (row + 1, column + 1)."""
+        down, across = self.grid
+        patches = torch.cartesian_prod(torch.arange(1, down + 1), torch.arange(1, across + 1))
+        return torch.cat([torch.zeros(1, 2, dtype=torch.long), patches])
+
+    def ask(self, images: ImageBatch) -> Batch:
+        """The images as a question for their classes: row 0 is sought, and all rows see each other."""
+        targets = torch.zeros(len(images), self.num_rows, dtype=torch.long)
+        targets[:, 0] = images.labels
+        scored = torch.zeros(len(images), self.num_rows, dtype=torch.bool)
+        scored[:, 0] = True
+        return Batch(images.images, targets, scored, positions=self.positions().expand(len(images), -1, -1),
+                     causal=False)
+
+
+@dataclass(frozen=True)
+class LabelledStream:
+    """Training images in an order that is a function of (seed, step); the same members as a stream of problems."""
+
+    images: ImageStream
+    picture: Picture
+
+    def batch(self, step: int, *, batch_size: int, seed: int, rows: range | None = None) -> Batch:
+        """The given rows (all by default) of the batch of an optimiser step, counted from 0."""
+        return self.picture.ask(self.images.batch(step, batch_size=batch_size, seed=seed, rows=rows))
+
+    def describe(self, step: int, *, batch_size: int, seed: int, rows: range) -> list[str]:
+        """What each row of a batch is, in words."""
+        return self.images.describe(step, batch_size=batch_size, seed=seed, rows=rows)
+
+
+@dataclass(frozen=True)
+class LabelledData:
+    """Images as `train` sees them; the same members as `TextData` and `TaskData` where all have them."""
+
+    images: ImageData
+    train: LabelledStream
+
+    tokenizer = None
+    """Classes are tokens."""
+
+    @property
+    def picture(self) -> Picture:
+        return self.train.picture
+
+    @property
+    def vocab_size(self) -> int:
+        return self.images.num_classes
+
+    @property
+    def fingerprint(self) -> str:
+        return self.images.fingerprint
+
+    @property
+    def summary(self) -> str:
+        """One line for logs."""
+        down, across = self.picture.grid
+        return f"{self.images.summary}; {down} x {across} patches"
+
+    def heldout(self, batch_size: int) -> Iterator[Batch]:
+        """All held-out images, in order."""
+        return map(self.picture.ask, self.images.heldout.batches(batch_size))
+
+
+def prepare_labelled(config: ImageConfig, patch: int) -> LabelledData:
+    """The images of a config, cut into patches of `patch` pixels a side. Raises UserError where they cannot be had."""
+    images = prepare_images(config)
+    picture = Picture(images.channels, *images.size, patch)
+    return LabelledData(images, LabelledStream(images.train, picture))
