@@ -176,7 +176,7 @@ def _put(old: Tensor | None, rows: Tensor, new: Tensor, num: int) -> Tensor:
 
 def own_normal(random: StepRandom, stream: str, batch: Batch, dim: int) -> Float[Tensor, "batch length dim"]:
     """Standard normal draws for each row of each sequence, which do not depend on how far the batch is filled up."""
-    length = batch.inputs.shape[1]
+    length = batch.targets.shape[1]
     if batch.lengths is None:
         return random.normal(stream, (length, dim))
     rows = [torch.randn((int(real), dim), generator=gen)

@@ -1,7 +1,7 @@
 """Solving held-out problems at any depth and difficulty, with and without exits, and scoring the answers: as rows."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,9 +30,7 @@ class Solved:
 
     def best(self, difficulty: int) -> tuple[int, float]:
         """(depth, share solved) where most are; the shallowest of equals."""
-        shares = {depth: right.double().mean().item() for depth, right in self.per_example[difficulty].items()}
-        depth = max(sorted(shares), key=shares.__getitem__)
-        return depth, shares[depth]
+        return best_depth(self.per_example[difficulty])
 
     def table(self) -> list[list[str]]:
         """Cells of the share solved: a line a difficulty, a column a depth."""
@@ -62,7 +60,7 @@ def solved(objective: Objective, data: TaskData, config: Config, depths: Sequenc
     rows, per_example = [], {}
     for difficulty in difficulties:
         scores = {}
-        for group in _at_once(objective, depths):
+        for group in at_once(objective, depths):
             scores |= score(objective, data, config, difficulty, group)
         per_example[difficulty] = {depth: each.right for depth, each in scores.items()}
         for depth, each in scores.items():
@@ -88,7 +86,14 @@ def exit_rows(objective: Objective, data: TaskData, config: Config, depth: int, 
     return rows
 
 
-def _at_once(objective: Objective, depths: Sequence[int]) -> list[tuple[int, ...]]:
+def best_depth(right: Mapping[int, Bool[Tensor, "num"]]) -> tuple[int, float]:
+    """(depth, share that is right) where it is highest; the shallowest of equals."""
+    shares = {depth: each.double().mean().item() for depth, each in right.items()}
+    depth = max(sorted(shares), key=shares.__getitem__)
+    return depth, shares[depth]
+
+
+def at_once(objective: Objective, depths: Sequence[int]) -> list[tuple[int, ...]]:
     """Depths that one run gives together: all of a loop's, each of a solver's alone."""
     depths = sorted(set(depths))
     return [(depth,) for depth in depths] if isinstance(objective, Denoise) else [tuple(depths)]

@@ -158,7 +158,7 @@ def _real(batch: Batch) -> Tensor | None:
     """Cells that do not only fill up the batch; None for all."""
     if batch.lengths is None:
         return None
-    return torch.arange(batch.inputs.shape[1], device=batch.lengths.device) < batch.lengths.unsqueeze(1)
+    return torch.arange(batch.targets.shape[1], device=batch.lengths.device) < batch.lengths.unsqueeze(1)
 
 
 def _rows(seen: list[_Twice]) -> list[Row]:

@@ -1,0 +1,55 @@
+"""How many held-out images a classifier of any depth names rightly, as rows over depth."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from looped.config import Config
+from looped.data.labelled import LabelledData
+from looped.evaluation.answers import answer
+from looped.evaluation.depth import layer_forwards_at, peak_bytes
+from looped.evaluation.rows import Row, summarise
+from looped.evaluation.solving import at_once, best_depth
+from looped.objectives.base import Objective
+
+
+@dataclass(frozen=True)
+class Classified:
+    """`rows`: the `accuracy` by depth; `right[depth]`: which held-out images are named rightly."""
+
+    rows: list[Row]
+    right: dict[int, Bool[Tensor, "num"]]
+
+    def best(self) -> tuple[int, float]:
+        """(depth, accuracy) where it is highest; the shallowest of equals."""
+        return best_depth(self.right)
+
+
+def classify(objective: Objective, data: LabelledData, config: Config, depths: Sequence[int]) -> Classified:
+    """Name the class of every held-out image at each depth: loop steps, or solver steps of a denoiser."""
+    rows, right = [], {}
+    for group in at_once(objective, depths):
+        start = time.perf_counter()
+        right |= _right(objective, data, config, group)
+        seconds = time.perf_counter() - start
+        rows += [summarise("accuracy", right[depth].double(), depth=depth, seconds=seconds, peak_bytes=peak_bytes(),
+                           layer_forwards=layer_forwards_at(objective, depth)) for depth in group]
+    return Classified(rows, right)
+
+
+def _right(objective: Objective, data: LabelledData, config: Config,
+           depths: Sequence[int]) -> dict[int, Bool[Tensor, "num"]]:
+    device, found, first = next(objective.parameters()).device, {depth: [] for depth in depths}, 0
+    was_training = objective.training
+    objective.eval()
+    for batch in data.heldout(config.evaluation.batch_size):
+        answers = answer(objective, batch.to(device), depths, config.evaluation, seed=config.seed, first=first)
+        for depth, each in answers.items():
+            found[depth].append(each.answers[:, 0].cpu() == batch.targets[:, 0])
+        first += len(batch)
+    objective.train(was_training)
+    return {depth: torch.cat(parts) for depth, parts in found.items()}
