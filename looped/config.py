@@ -14,7 +14,8 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from looped.config_base import Count, Depth, Fraction, NonNegative, Positive, Section
-from looped.config_denoise import DenoiseConfig, noise_preset
+from looped.config_blocks import BlocksConfig, check_blocks
+from looped.config_denoise import DenoiseConfig, check_layout, noise_preset
 from looped.config_rules import FixedPointConfig, SupervisionConfig
 from looped.errors import UserError, did_you_mean
 
@@ -27,7 +28,7 @@ class ModelConfig(Section):
     num_kv_heads: int | None = Field(None, ge=1, description="key and value heads; null means num_heads")
     ffn_width: int | None = Field(None, ge=1, description="hidden width of SwiGLU; null means 4 * width")
     num_prelude_layers: Count = Field(1, description="layers before the loop")
-    num_core_layers: Depth = Field(2, description="layers inside the loop")
+    num_core_layers: Depth = Field(2, description="layers inside the loop, over all its blocks")
     num_coda_layers: Count = Field(1, description="layers after the loop")
     block: Literal["prenorm", "sandwich"] = Field("prenorm", description="sandwich: Huginn's second norm, on the sum")
     qk_norm: bool = Field(False, description="RMSNorm on queries and keys before the rotation")
@@ -197,6 +198,7 @@ class Config(Section):
     supervision: SupervisionConfig = SupervisionConfig()
     fixed_point: FixedPointConfig = FixedPointConfig()
     denoise: DenoiseConfig = DenoiseConfig()
+    blocks: BlocksConfig = BlocksConfig()
     task: TaskConfig = TaskConfig()
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
@@ -212,7 +214,9 @@ class Config(Section):
             raise ValueError(f"denoise.target.tied needs denoise.target.dim = model.width; leave denoise.target.dim "
                              f"out, or set it to {self.model.width}")
         self._check_loss()
-        self._check_layout()
+        if self.objective == "denoise":
+            check_layout(self.denoise, self.task)
+        check_blocks(self)
         if self.denoise.block_size > 1 and self.model.injection == "none":
             raise ValueError("denoise.block_size above 1 needs an injection, which tells the core where in its block "
                              "a row stands; set model.injection to linear, add, gated or diagonal")
@@ -237,24 +241,6 @@ class Config(Section):
             where = "after each segment" if rule == "one-step" else "at the fixed point"
             raise ValueError(f"recurrence.loss_on every is not for {rule}, whose loss is read {where}; set it to last")
 
-    def _check_layout(self):
-        """Denoising in a layout where every cell sees every other, and in one where none may see later ones."""
-        denoise, full = self.denoise, self.task.name is not None and self.task.layout == "full"
-        if self.objective != "denoise":
-            return
-        if full and denoise.context != "inject":
-            raise ValueError(f"denoise.context {denoise.context} is for rows that see earlier ones alone, and under "
-                             f"task.layout full all cells are sought together; set denoise.context to inject")
-        if self.task.name is not None and denoise.block_size > 1:
-            raise ValueError(f"denoise.block_size {denoise.block_size} is for text; task.layout full seeks all cells "
-                             f"of a task together; leave it at 1")
-        if denoise.order == "confidence" and not full:
-            raise ValueError("denoise.order confidence settles the cells of a task one after another; it needs "
-                             "task.name, and task.layout full")
-        if denoise.carry != "none" and denoise.context == "inject" and not full:
-            raise ValueError(f"denoise.carry {denoise.carry} needs rows that no other row attends to, and under "
-                             f"context inject they do; set denoise.context to concat or context")
-
     @property
     def is_task(self) -> bool:
         """Whether problems of a task are trained, not text."""
@@ -262,18 +248,28 @@ class Config(Section):
 
     @property
     def single_pass(self) -> bool:
-        """Whether a training step applies the core once, however deep the model is run later."""
+        """Whether a training step goes through the core once, however deep the model is run later."""
         return self.objective in ("denoise", "ar")
 
     @property
     def main_depth(self) -> int:
         """The depth that stands for the trained ones: their mean (their most, under `progressive` and `fixed-point`),
-        or the one pass of `single_pass`."""
+        or one pass through all blocks where training is `single_pass`."""
         if self.objective == "one-step":
             return self.supervision.segments * (self.supervision.steps + 1)
         if self.objective == "fixed-point":
             return self.fixed_point.max_steps
-        return 1 if self.single_pass else self.recurrence.mean
+        return self.blocks.num if self.single_pass else self.recurrence.mean
+
+    @property
+    def block_layers(self) -> tuple[int, ...]:
+        """Layers of each block of the core."""
+        return self.blocks.split(self.model.num_core_layers)
+
+    @property
+    def step_layers(self) -> float:
+        """Layers of the core that a loop step runs: a mean over its blocks."""
+        return self.model.num_core_layers / self.blocks.num
 
     def replace(self, **flags: Any) -> "Config":
         """A validated copy; `config.replace(**{"model.width": 64, "objective": "full"})`."""

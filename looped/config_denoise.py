@@ -119,3 +119,21 @@ class DenoiseConfig(Section):
             raise ValueError(f"order {self.order} is trained one step at a time, and denoise.train_steps is "
                              f"{self.train_steps}; set it to 1")
         return self
+
+
+def check_layout(denoise: DenoiseConfig, task: Any) -> None:
+    """Denoising in a layout where every cell sees every other, and in one where none may see later ones, as `task`
+    says. Raises ValueError."""
+    full = task.name is not None and task.layout == "full"
+    if full and denoise.context != "inject":
+        raise ValueError(f"denoise.context {denoise.context} is for rows that see earlier ones alone, and under "
+                         f"task.layout full all cells are sought together; set denoise.context to inject")
+    if task.name is not None and denoise.block_size > 1:
+        raise ValueError(f"denoise.block_size {denoise.block_size} is for text; task.layout full seeks all cells "
+                         f"of a task together; leave it at 1")
+    if denoise.order == "confidence" and not full:
+        raise ValueError("denoise.order confidence settles the cells of a task one after another; it needs "
+                         "task.name, and task.layout full")
+    if denoise.carry != "none" and denoise.context == "inject" and not full:
+        raise ValueError(f"denoise.carry {denoise.carry} needs rows that no other row attends to, and under "
+                         f"context inject they do; set denoise.context to concat or context")

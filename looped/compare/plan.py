@@ -39,7 +39,7 @@ class Place:
 
     @property
     def text_depth(self) -> int:
-        """The depth of the samples that stand for the arm: `ar` has no other than one step; a solver's is free."""
+        """The depth of the samples that stand for the arm: `ar` has no other than its one pass; a solver's is free."""
         config = self.arm.config
         return config.recurrence.mean if config.objective == "denoise" else config.main_depth
 
@@ -47,7 +47,7 @@ class Place:
     def text_depths(self) -> list[int]:
         """The depths that samples are written at."""
         if self.arm.config.objective == "ar":
-            return [1]
+            return [self.text_depth]
         return sorted({*self.arm.config.evaluation.sample_depths, self.text_depth})
 
 

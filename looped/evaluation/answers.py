@@ -77,12 +77,12 @@ def loop_states(objective: Unrolled, batch: Batch, depth: int, random: StepRando
     e = model.encode(batch.inputs, **rows)
     noise = own_normal(random, "state", batch, e.shape[-1]) if model.recurrence.needs_noise else None
     state = model.initial_state(e, noise) if start is None else start
-    for _ in range(depth):
+    for step in range(depth):
         working = stopping.working
         if len(working) < len(state):
             rows = surroundings(batch[working])
         before = state[working]
-        after = model.step(before, e[working], **rows)
+        after = model.step(before, e[working], block=step % len(model.core_layers), **rows)
         after = after if damping == 0 else damping * before + (1 - damping) * after
         state = state.index_copy(0, working, after)
         stopping.take(model.decode(after, **rows), after)

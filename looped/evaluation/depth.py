@@ -1,5 +1,6 @@
 """The depth sweep: how good a trained model is at every depth, and what it writes there, as rows with intervals."""
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -142,7 +143,8 @@ def layer_forwards_at(objective: Objective, depth: int) -> float:
     """Forward passes of one layer that a sequence costs at this depth."""
     c = objective.model.config
     if not isinstance(objective, Denoise):
-        return c.num_prelude_layers + depth * c.num_core_layers + c.num_coda_layers
+        blocks = itertools.cycle(objective.model.core_layers)
+        return c.num_prelude_layers + sum(itertools.islice(blocks, depth)) + c.num_coda_layers
     solver = c.num_core_layers + c.num_coda_layers
     clean = solver if objective.config.context == "concat" else 0  # the clean rows run once, whatever the depth
     return c.num_prelude_layers + clean + depth * solver

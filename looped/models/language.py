@@ -5,6 +5,7 @@ number of times with `e` injected, one final norm used after the loop and again 
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -31,27 +32,26 @@ class LanguageModel(nn.Module):
 
     `cond_width` builds the noise-level conditioning of the core (denoising); None builds the plain loop.
     `effective_depth` scales the initialisation of the output projections; None counts every layer once.
+    `core_layers`: the layers of each block of the core; None has them all in one, the weight-tied loop.
     """
 
     def __init__(self, config: ModelConfig, vocab_size: int, *, cond_width: int | None = None,
-                 effective_depth: int | None = None):
+                 effective_depth: int | None = None, core_layers: Sequence[int] | None = None):
         super().__init__()
         self.config, self.vocab_size, self.width = config, vocab_size, config.width
         self.embed = nn.Embedding(vocab_size, config.width)
         self.prelude = nn.ModuleList(self._layer() for _ in range(config.num_prelude_layers))
-        core = LayerStack(build_injection(config.injection, config.width),
-                          [self._layer(cond_width) for _ in range(config.num_core_layers)])
-        self.recurrence = RecurrentDepth(Core(core), state_init=config.state_init)
+        core = [LayerStack(build_injection(config.injection, config.width),
+                           [self._layer(cond_width) for _ in range(num_layers)])
+                for num_layers in core_layers or (config.num_core_layers,)]
+        self.recurrence = RecurrentDepth(Core(*core), state_init=config.state_init)
         self.level_embedding = LevelEmbedding(cond_width) if cond_width else None
         self.coda = nn.ModuleList(self._layer() for _ in range(config.num_coda_layers))
         self.norm = RMSNorm(config.width, eps=config.norm_eps)
         self.head = None if config.tie_embeddings else nn.Linear(config.width, vocab_size, bias=False)
         self.rotary = Rotary(config.width // config.num_heads, base=config.rope_base)
         layers = config.num_prelude_layers + config.num_core_layers + config.num_coda_layers
-        init_weights(self, config.width, effective_depth or layers)
-        for module in self.modules():
-            if isinstance(module, Diagonal):
-                module.reset_mix()
+        start_weights(self, config.width, effective_depth or layers)
 
     def _layer(self, cond_width: int | None = None) -> TransformerLayer:
         c = self.config
@@ -74,19 +74,30 @@ class LanguageModel(nn.Module):
         return run_layers(self.prelude, x, cache=cache and cache.child("prelude"),
                           **self._rows(x, start, mask, positions=positions))
 
+    @property
+    def core_layers(self) -> tuple[int, ...]:
+        """Layers of each block of the core."""
+        return tuple(len(block.layers) for block in self.recurrence.core.blocks)
+
+    @property
+    def step_layers(self) -> float:
+        """Layers of the core that a loop step runs: a mean over its blocks."""
+        return sum(self.core_layers) / len(self.core_layers)
+
     def initial_state(self, e: State, noise: State | None = None) -> State:
         """The state before the first loop step; see `RecurrentDepth.initial_state`."""
         return self.recurrence.initial_state(e, noise)
 
     def step(self, state: State, e: State, level: Level | None = None, *, mask: Mask | None = None,
              cache: Cache | None = None, context: Cache | None = None, start: Start = 0, strict: bool = False,
-             positions: Positions | None = None) -> State:
+             positions: Positions | None = None, block: int | None = None) -> State:
         """One loop step. `level` (B,) or (B, L) conditions it on a noise level; `context` holds clean keys and values
         (see `make_context`), which row i sees up to i beside itself or as `mask` says of context and rows together;
-        `cache` holds those of earlier rows at the same step."""
+        `cache` holds those of earlier rows at the same step. `block`: which block of the core; None: the first."""
         cond = self.level_embedding(level) if level is not None else None
         return self.recurrence.step(state, e, cond, cache=cache, context=context and context.child("core"),
-                                    strict=strict, **self._rows(state, start, mask, context, positions))
+                                    strict=strict, **({} if block is None else {"block": block}),
+                                    **self._rows(state, start, mask, context, positions))
 
     def decode(self, state: State, *, mask: Mask | None = None, cache: Cache | None = None,
                context: Cache | None = None, start: Start = 0, strict: bool = False,
@@ -162,3 +173,11 @@ class LanguageModel(nn.Module):
     def compile_step(self) -> None:
         """Compile one loop step."""
         self.recurrence.compile_step()
+
+
+def start_weights(module: nn.Module, width: int, effective_depth: int) -> None:
+    """Initialise a model, or a block of its core, in place: `init_weights`, and the injections that start otherwise."""
+    init_weights(module, width, effective_depth)
+    for child in module.modules():
+        if isinstance(child, Diagonal):
+            child.reset_mix()

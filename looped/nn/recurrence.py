@@ -138,7 +138,8 @@ class RecurrentDepth(nn.Module):
 
 def _step_options(core: nn.Module, index: int, options: Callable[[int, Tensor | None], dict] | None,
                   rows: Tensor | None = None) -> dict:
-    chosen = {"index": index} if getattr(core, "num_blocks", 1) > 1 else {}
+    num = getattr(core, "num_blocks", 1)
+    chosen = {"block": index % num} if num > 1 else {}  # not the index: a compiled step then has a graph a block
     return chosen | (options(index, rows) if options is not None else {})
 
 

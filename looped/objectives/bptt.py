@@ -83,9 +83,9 @@ class Unrolled(Objective):
 
     def cost(self, no_grad: float, grad: float, *, readings: float) -> float:
         """Layer forwards of a sequence: one encoding, so many loop steps, so many readouts."""
-        c = self.model.config
-        with_gradient = grad * c.num_core_layers + c.num_prelude_layers + readings * c.num_coda_layers
-        return no_grad * c.num_core_layers + 3 * with_gradient
+        c, step = self.model.config, self.model.step_layers
+        with_gradient = grad * step + c.num_prelude_layers + readings * c.num_coda_layers
+        return no_grad * step + 3 * with_gradient
 
 
 class Full(Unrolled):
@@ -137,10 +137,11 @@ class Progressive(Unrolled):
 
 
 class Autoregressive(Unrolled):
-    """The twin without a loop: the same layers, one step, next-token loss. A denoiser is held against it."""
+    """The twin without a loop: the same layers, one step (of several blocks one each, in a row), next-token loss. A
+    denoiser is held against it."""
 
     def depths(self, random: StepRandom) -> tuple[int, int]:
-        return 0, 1
+        return 0, self.model.recurrence.core.num_blocks
 
     def expected_depths(self) -> tuple[float, float]:
-        return 0.0, 1.0
+        return 0.0, float(self.model.recurrence.core.num_blocks)

@@ -19,9 +19,9 @@ class Counts:
     """`count`'s answer. FLOPs are those of one optimiser step over all its sequences, bytes those of a micro-batch.
 
     parameters: unique numbers of the objective, its own included. effective_parameters: those of the network that a
-    training step would be if it were written out, the core counted once for each loop step (`Config.main_depth`), or
-    for each of a denoiser's `train_steps`. training_bytes: weights, gradients, optimiser state, averaged weights and
-    saved activations.
+    training step would be if it were written out, the core counted once for each pass through it (`Config.main_depth`
+    steps, each of one block), or for each of a denoiser's `train_steps`. training_bytes: weights, gradients, optimiser
+    state, averaged weights and saved activations.
     """
 
     parameters: int
@@ -37,19 +37,20 @@ def count(config: Config, vocab_size: int) -> Counts:
     """The counts of a config with a vocabulary of `vocab_size` tokens; random depths enter by their means."""
     with torch.device("meta"):
         denoise = config.objective == "denoise"
-        model = LanguageModel(config.model, vocab_size, cond_width=config.denoise.cond_width if denoise else None)
+        model = LanguageModel(config.model, vocab_size, cond_width=config.denoise.cond_width if denoise else None,
+                              core_layers=config.block_layers)
         whole = Denoiser(model, config.denoise) if denoise else model
     halting = config.model.width + 1 if config.objective == "one-step" else 0
     parameters, core = _numel(whole) + halting, _numel(model.recurrence.core)
     parts = parts_of(config, vocab_size)
-    passes = config.denoise.train_steps if denoise else config.main_depth
+    passes = config.denoise.train_steps if denoise else config.main_depth / config.blocks.num
     tokens = config.training.batch_size * rows_of(config)
     saved = saved_bytes(config, vocab_size)
     states = 2 + (2 if config.optim.name == "adamw" else 1) + (config.optim.ema_decay > 0)
     rest = 0 if config.optim.name == "adamw" else parameters - _hidden_matrices(model)  # Muon leaves these to AdamW
     return Counts(
         parameters=parameters, core_parameters=core,
-        effective_parameters=parameters + core * (passes - 1),
+        effective_parameters=round(parameters + core * (passes - 1)),
         forward_flops=round(tokens * sum(part.flops * (part.no_grad + part.grad) for part in parts)),
         step_flops=round(tokens * sum(part.flops * (part.no_grad + 3 * part.grad + part.backward) for part in parts)),
         saved_activation_bytes=saved, training_bytes=WIDE * (parameters * states + rest) + saved)

@@ -87,10 +87,11 @@ def implicit_steps(config: FixedPointConfig) -> float:
 
 
 def trained_depths(config: Config) -> tuple[int, int]:
-    """The depths that training runs: the middle 90 % of them under Huginn's sampler; one pass under `denoise`, `ar`."""
+    """The depths that training runs: the middle 90 % of them under Huginn's sampler; one pass through all blocks of the
+    core under `denoise`, `ar`."""
     recurrence = config.recurrence
     if config.single_pass:
-        return 1, 1
+        return config.main_depth, config.main_depth
     if config.objective in ("progressive", "one-step", "fixed-point"):  # read after each segment; at any solver step
         return config.supervision.steps + 1 if config.objective == "one-step" else 1, config.main_depth
     if config.objective == "full" or recurrence.distribution == "fixed":

@@ -49,7 +49,7 @@ def parts_of(config: Config, vocab_size: int) -> list[Part]:
         return [prelude, *_denoiser_parts(config, vocab_size)]
     (no_grad, grad), read, once = mean_steps(config), num_readings(config), config.objective == "one-step"
     return [prelude, Part("injection", injection_flops(model), no_grad, grad),
-            Part("core", layer * model.num_core_layers, no_grad, grad), *_implicit_parts(config),
+            Part("core", layer * config.step_layers, no_grad, grad), *_implicit_parts(config),
             Part("coda", layer * model.num_coda_layers, 0, read), Part("head", head, 0, read),
             Part("halting head", 2 * model.width / length, 0, read * once), Part("answers", head, read * once, 0)]
 
@@ -168,7 +168,7 @@ def mean_steps(config: Config) -> tuple[float, float]:
         return fixed_point_steps(config.fixed_point)
     if config.objective == "denoise":
         return first_readings(config.denoise), float(config.denoise.train_steps)
-    return 0.0, float(config.recurrence.mean if config.objective == "full" else 1)
+    return 0.0, float(config.main_depth)
 
 
 def num_unrolls(config: Config) -> int:

@@ -55,7 +55,7 @@ def saved_bytes(config: Config, vocab_size: int) -> int:
         fixed += _table_bytes(config, vocab_size) + _mask_bytes(config)
     else:
         each, once = _injection_bytes(model, kept)
-        token += once + steps * (each + _stack_bytes(model, model.num_core_layers, Kept(kept.narrow, kept.core)))
+        token += once + steps * (each + _stack_bytes(model, config.step_layers, Kept(kept.narrow, kept.core)))
         token += num_readings(config) * _read_out_bytes(model, kept)
     if config.objective == "one-step":
         token += num_readings(config) * WIDE  # the norm that the halting head reads through
@@ -96,7 +96,7 @@ def layer_bytes(model: ModelConfig, kept: Kept) -> int:
     return total
 
 
-def _stack_bytes(model: ModelConfig, num_layers: int, kept: Kept) -> int:
+def _stack_bytes(model: ModelConfig, num_layers: float, kept: Kept) -> float:
     if not num_layers:
         return 0
     later = Kept(kept.narrow, kept.narrow if model.block == "sandwich" else kept.stream)
@@ -231,7 +231,7 @@ def weight_copies(config: Config, vocab_size: int) -> int:
     model, d = config.model, config.model.width
     layer = 2 * (2 * d**2 + 2 * d * kv_width(model) + 2 * d * model.hidden)
     total = layer * (model.num_prelude_layers + model.num_core_layers + model.num_coda_layers)
-    total += injection_flops(model)  # two bytes a weight, as two FLOPs a weight
+    total += config.blocks.num * injection_flops(model)  # two bytes a weight, as two FLOPs a weight
     return total + (_denoiser_copies(config, vocab_size) if config.objective == "denoise" else 0)
 
 

@@ -79,6 +79,21 @@ def kept_bytes(config):
     return sum(t.untyped_storage().nbytes() for t in kept.values())
 
 
+UNTIED = {"model.num_core_layers": 4, "blocks.num": 2, "blocks.layers": [1, 3]}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("arm", ["ar", "full", "truncated"])
+def test_blocks_of_the_core_are_counted_as_they_run(arm, precision):
+    config = config_of(arm, **UNTIED, **{"training.precision": precision})
+    objective, counts = objective_of(config), count(config, VOCAB)
+    assert counts.parameters == sum(p.numel() for p in objective.parameters())
+    assert counts.effective_parameters == counts.parameters + counts.core_parameters * (arm != "ar")
+    assert counts.saved_activation_bytes == pytest.approx(kept_bytes(config), rel=2e-3)
+    if precision == "fp32":
+        check_flops(config)
+
+
 # ---- parameters
 
 
