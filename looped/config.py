@@ -190,8 +190,9 @@ class EvaluationConfig(Section):
 class Config(Section):
     """A whole run."""
 
-    objective: Literal["full", "truncated", "progressive", "one-step", "fixed-point", "denoise", "ar"] = Field(
-        "denoise", description="training rule; ar: the same layers without a loop, the yardstick of the others")
+    objective: Literal["full", "truncated", "progressive", "one-step", "fixed-point", "denoise", "blockwise",
+                       "ar"] = Field("denoise", description="training rule; ar: the same layers without a loop, the "
+                                                            "yardstick of the others")
     seed: Count = Field(0, description="with the step number, it decides all randomness and the order of the data")
     model: ModelConfig = ModelConfig()
     recurrence: RecurrenceConfig = RecurrenceConfig()
@@ -214,7 +215,7 @@ class Config(Section):
             raise ValueError(f"denoise.target.tied needs denoise.target.dim = model.width; leave denoise.target.dim "
                              f"out, or set it to {self.model.width}")
         self._check_loss()
-        if self.objective == "denoise":
+        if self.denoises:
             check_layout(self.denoise, self.task)
         check_blocks(self)
         if self.denoise.block_size > 1 and self.model.injection == "none":
@@ -247,9 +248,15 @@ class Config(Section):
         return self.task.name is not None
 
     @property
+    def denoises(self) -> bool:
+        """Whether the model is a denoiser, whose depth is that of a solver."""
+        return self.objective in ("denoise", "blockwise")
+
+    @property
     def single_pass(self) -> bool:
-        """Whether a training step goes through the core once, however deep the model is run later."""
-        return self.objective in ("denoise", "ar")
+        """Whether a training step goes through the core (or a block of it) once, however deep the model is run later.
+        """
+        return self.denoises or self.objective == "ar"
 
     @property
     def main_depth(self) -> int:

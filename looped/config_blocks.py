@@ -1,22 +1,52 @@
 """Settings of a core of several blocks, each with weights of its own; one block is the weight-tied loop."""
 
-from typing import Any
+from itertools import pairwise
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from looped.config_base import Depth, Section
+from looped.config_base import Depth, NonNegative, Positive, Section
 
-RULES = ("full", "truncated", "ar")
-"""Training rules that know several blocks: a step of the loop takes the next one. The others go on from a state as if
-every step were the same map."""
+RULES = ("blockwise", "full", "truncated", "ar")
+"""Training rules that know several blocks: a step of the loop takes the next one, a reading of a denoiser the one that
+owns its noise level. The others go on from a state as if every step were the same map."""
 
 
 class BlocksConfig(Section):
-    """Blocks of the core: how many, and how deep each is."""
+    """Blocks of the core: how many, how deep, and under `blockwise` which noise levels each has and how it is trained.
+    """
 
-    num: Depth = Field(1, description="blocks of the core, applied in turn; 1 is the weight-tied loop")
+    num: Depth = Field(1, description="blocks of the core: loop steps take them in turn, under `blockwise` each has "
+                                      "noise levels of its own, the first the highest; 1 is the weight-tied loop")
     layers: tuple[Depth, ...] | None = Field(
         None, description="layers of each block, as [4, 4, 4]; null: model.num_core_layers split evenly")
+    partition: Literal["mass", "log-uniform"] = Field(
+        "mass", description="noise levels of a block: of equal mass under the training distribution without "
+                            "noise.share_at_max (the paper's equi-probability), or even in ln sigma")
+    edges: tuple[Positive, ...] | None = Field(
+        None, description="the levels between neighbouring blocks themselves, falling, as [5.0, 1.2]; null: as "
+                          "blocks.partition says")
+    overlap: NonNegative = Field(0.05, description="how far a block is trained on its neighbours' levels: its ends "
+                                                   "moved by this power of their ratio (the paper's gamma)")
+    choose: Literal["uniform", "mass"] = Field(
+        "uniform", description="which block an optimiser step trains: each as often, or as often as its own levels are "
+                               "in the training distribution, where noise.share_at_max is the first block's")
+    shared: Literal["trained", "frozen"] = Field(
+        "trained", description="what is no block's own (embeddings, prelude, coda, norm, head, level embedding, "
+                               "targets): trained by each block at work, at the price of its gradients and optimiser "
+                               "state beside every block's; or left at its first values, which costs neither")
+
+    @model_validator(mode="after")
+    def _check_edges(self):
+        if self.edges is None:
+            return self
+        if len(self.edges) != self.num - 1:
+            raise ValueError(f"edges {list(self.edges)} part {len(self.edges) + 1} blocks, and num is {self.num}; set "
+                             f"blocks.num to {len(self.edges) + 1}, or give {self.num - 1} edges")
+        if any(high <= low for high, low in pairwise(self.edges)):
+            raise ValueError(f"edges {list(self.edges)} do not fall, and the first block has the highest noise; give "
+                             f"{sorted(set(self.edges), reverse=True)}")
+        return self
 
     @model_validator(mode="after")
     def _check_layers(self):
@@ -37,6 +67,8 @@ def check_blocks(config: Any) -> None:
         _refuse_split(blocks, total)
     if blocks.num > 1:
         _check_rule(config)
+    if config.objective == "blockwise":
+        _check_blockwise(blocks, config.denoise)
 
 
 def _refuse_split(blocks: BlocksConfig, total: int) -> None:
@@ -51,10 +83,13 @@ def _refuse_split(blocks: BlocksConfig, total: int) -> None:
 
 def _check_rule(config: Any) -> None:
     num, recurrence, rule = config.blocks.num, config.recurrence, config.objective
+    if rule == "denoise":
+        raise ValueError(f"objective denoise trains one block on all noise levels, and blocks.num is {num}; set "
+                         f"objective to blockwise, or blocks.num to 1")
     if rule not in RULES:
         raise ValueError(f"objective {rule} knows one block alone, and blocks.num is {num}; set blocks.num to 1, or "
                          f"objective to {', '.join(RULES[:-1])} or {RULES[-1]}")
-    if rule == "ar":
+    if rule in ("ar", "blockwise"):
         return
     if recurrence.mean % num:
         raise ValueError(f"recurrence.mean {recurrence.mean} ends inside a pass through blocks.num {num} blocks; set "
@@ -65,3 +100,31 @@ def _check_rule(config: Any) -> None:
     if rule == "truncated" and recurrence.backprop < num:
         raise ValueError(f"recurrence.backprop {recurrence.backprop} leaves some of blocks.num {num} blocks without "
                          f"gradient; set it to {num} or more")
+
+
+def _check_blockwise(blocks: BlocksConfig, denoise: Any) -> None:
+    """One level for all rows says which block is at work, and nothing may pass from a block to another in training."""
+    noise = denoise.noise
+    if blocks.num < 2:
+        raise ValueError("objective blockwise trains one of several blocks at a time, and blocks.num is 1; set "
+                         "objective to denoise, or blocks.num to 2 or more")
+    alone = {"order": "together", "train_steps": 1, "next_token_weight": 0.0}
+    for name, value in alone.items():
+        if getattr(denoise, name) != value:
+            raise ValueError(f"denoise.{name} {getattr(denoise, name)} is for one block that knows all noise levels, "
+                             f"and objective blockwise has a block for each part of them; set it to {value}")
+    if denoise.carry == "latent":
+        raise ValueError("denoise.carry latent hands a block's output to another block, which objective blockwise "
+                         "never trains; set it to none or estimate")
+    if noise.share_per_token:
+        raise ValueError(f"denoise.noise.share_per_token {noise.share_per_token} mixes the levels of several blocks in "
+                         f"a sequence, and objective blockwise needs one level for all its rows; set it to 0")
+    if noise.distribution == "adaptive":
+        raise ValueError("denoise.noise.distribution adaptive would move the edges between blocks while objective "
+                         "blockwise trains them; set it to log-uniform or log-normal")
+    if blocks.choose == "mass" and noise.share_at_max == 1:
+        raise ValueError("blocks.choose mass with denoise.noise.share_at_max 1.0 trains the first block alone; set "
+                         "blocks.choose to uniform")
+    if blocks.edges is not None and not noise.sigma_min < blocks.edges[-1] <= blocks.edges[0] < noise.sigma_max:
+        raise ValueError(f"blocks.edges {list(blocks.edges)} do not lie between denoise.noise.sigma_min "
+                         f"{noise.sigma_min} and denoise.noise.sigma_max {noise.sigma_max}; move them inside")

@@ -271,6 +271,8 @@ def _describe_run(path: Path) -> None:
     run, stamp = load_run(path), read_stamp(path)
     print(f"{path}: {run.config.objective}, {sum(p.numel() for p in run.objective.parameters()):,} parameters, "
           f"step {run.step} of {run.config.training.budget} {run.config.training.budget_unit}")
+    if run.config.blocks.num > 1:
+        print(f"a core of {run.config.blocks.num} blocks of {', '.join(map(str, run.config.block_layers))} layers")
     print(f"started {stamp.get('created')} by {' '.join(map(str, stamp.get('argv', [])))}")
     print("checkpoints: " + ", ".join(folder.name for folder in list_checkpoints(path)))
 

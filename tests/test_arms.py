@@ -34,7 +34,17 @@ def test_the_paper_is_a_dictionary_of_settings():
 
 @pytest.mark.parametrize("name", ARMS)
 def test_every_known_name_is_an_arm(config, name):
-    assert parse_arm(config, name).config.objective == name.split(":")[0]
+    """One of them with what it cannot do without."""
+    settings = " blocks.num=2" if name == "blockwise" else ""
+    assert parse_arm(config, name + settings).config.objective == name.split(":")[0]
+
+
+def test_an_arm_has_blocks_of_its_own(config):
+    config = config.replace(**{"model.num_core_layers": 12})
+    text = "ar,blockwise blocks.num=3,blockwise blocks.num=3 blocks.layers=[3,6,3],ar blocks.num=3"
+    one, even, uneven, twin = (arm.config for arm in parse_arms(config, text))
+    assert [each.block_layers for each in (one, even, uneven, twin)] == [(12,), (4, 4, 4), (3, 6, 3), (4, 4, 4)]
+    assert twin.main_depth == 3
 
 
 def test_slugs_are_names_of_files_and_differ(config):

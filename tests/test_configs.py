@@ -39,7 +39,9 @@ def test_a_config_takes_an_optimiser_step(path):
         vocab_size = config.data.vocab_size
         rows = torch.randint(vocab_size, (2, 17), generator=torch.Generator().manual_seed(0))
     objective = build_objective(config, build(config, vocab_size))
-    objective(rows, StepRandom(config.seed, 0, count=2)).value.backward()
+    num_steps = 12 if config.objective == "blockwise" else 1  # by then each block has had a turn
+    for step in range(num_steps):
+        objective(rows, StepRandom(config.seed, step, count=2)).value.backward()
     assert all(p.grad is not None for p in objective.parameters() if p.requires_grad)
 
 
@@ -48,6 +50,11 @@ def test_the_stdlib_configs_differ_in_the_objective_alone():
     settings = {name: yaml.safe_load((FOLDER / f"stdlib-{name}.yaml").read_text()) for name in names}
     assert {values.pop("objective") for values in settings.values()} == names
     assert settings["full"] == settings["truncated"] == settings["denoise"]
+
+
+def test_the_blocks_of_stdlib_blockwise_in_a_row_are_its_end_to_end_twin():
+    twin = load_config(FOLDER / "stdlib-blockwise.yaml", {"objective": "ar"})
+    assert (twin.main_depth, twin.block_layers) == (3, (2, 2, 2))
 
 
 def test_huginn_70m_is_the_published_size():

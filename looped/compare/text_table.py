@@ -74,7 +74,7 @@ def text_notes(arms: Sequence[TextSummary], plan: Plan) -> list[str]:
         f"distinct-2: the share of different pairs among all pairs of neighbouring tokens in the samples, at the mean "
         f"trained depth (a denoiser with {means} solver steps, ar with one).",
     ]
-    blocks = {config.denoise.block_size for config in configs if config.objective == "denoise"} - {1}
+    blocks = {config.denoise.block_size for config in configs if config.denoises} - {1}
     if blocks:
         sizes = " or ".join(map(str, sorted(blocks)))
         found.append(f"Where a denoiser writes blocks of {sizes} tokens, all tokens of a block are noisy together: at "

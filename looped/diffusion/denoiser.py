@@ -10,13 +10,15 @@ from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor, nn
 
 from looped.config_denoise import DenoiseConfig
 from looped.diffusion.bridge import bridge
 from looped.diffusion.edm import EDM, align
+from looped.diffusion.noise import block_of
 from looped.diffusion.targets import TargetEmbedding
+from looped.errors import UserError
 from looped.nn.bias import CleanNoisyBlocks
 from looped.nn.cache import Cache
 from looped.nn.fused import compute_dtype
@@ -45,11 +47,16 @@ class LoopedModel(Protocol):
 
 
 class Denoiser(nn.Module):
-    """`(z, sigma, e) -> logits`, and through the bridge `-> D`, for any model with `step` and `decode`."""
+    """`(z, sigma, e) -> logits`, and through the bridge `-> D`, for any model with `step` and `decode`.
 
-    def __init__(self, model: LoopedModel, config: DenoiseConfig):
+    `edges`: descending noise levels, those between which each block of the model's core is at work; None: its one block
+    is at work at all of them. Which one a level belongs to is `owners`' to say, in training, evaluation and sampling.
+    """
+
+    def __init__(self, model: LoopedModel, config: DenoiseConfig, *, edges: Float64[Tensor, "edges"] | None = None):
         super().__init__()
         self.model, self.config = model, config
+        self.edges = edges  # no buffer: a module that is made half precision would round it
         self.targets = TargetEmbedding(model.vocab_size, config.target, model.width)
         self.edm = EDM(self.targets.sigma_data)
         self.in_proj = nn.Linear(self.targets.dim, model.width, bias=False)
@@ -90,16 +97,24 @@ class Denoiser(nn.Module):
 
         sigma: one level a sequence (B,) or a row (B, L). `cache` keeps the rows of one solver step, `carry` is what the
         step before handed on (`Walk`). `steer` changes the network's logits before the known part of the posterior is
-        added (`Steering`).
+        added (`Steering`). Of several blocks of the core each sequence is read by the one that owns its level.
         """
         return self.read(z, sigma, e, context=context, cache=cache, carry=carry, steer=steer, **options)[0]
 
-    def read(self, z: Noisy, sigma: Sigma, e: Tensor, *, context: Cache | None = None, cache: Cache | None = None,
-             carry: Tensor | None = None, steer: Callable[[Tensor], Tensor] | None = None,
+    def owners(self, sigma: Sigma) -> Int64[Tensor, "*shape"]:
+        """The block of the core at work at each level."""
+        return block_of(sigma, self.edges)
+
+    def read(self, z: Noisy, sigma: Sigma, e: Tensor, *, block: int | None = None, context: Cache | None = None,
+             cache: Cache | None = None, carry: Tensor | None = None, steer: Callable[[Tensor], Tensor] | None = None,
              **options) -> tuple[Tensor, Tensor | None]:
-        """(logits, what this step hands on to the next)."""
+        """(logits, what this step hands on to the next). `block`: read by this block of several, whoever owns the
+        levels: training does, since blocks learn their neighbours' as well."""
+        if self.edges is not None and block is None:
+            return self._read_by_owners(z, sigma, e, context=context, cache=cache, carry=carry, steer=steer, **options)
+        context, cache = context and context.of_block(block), cache and cache.of_block(block)
         options = self._block_options(z, options)
-        state = self._state(z, sigma, e, context=context, cache=cache, carry=carry, **options)
+        state = self._state(z, sigma, e, block=block, context=context, cache=cache, carry=carry, **options)
         logits = self.model.decode(state, context=context, cache=cache and cache.child("coda"), **options)
         logits = logits.float() * self.logit_scale
         logits = logits if steer is None else steer(logits)
@@ -107,18 +122,40 @@ class Denoiser(nn.Module):
         D = bridge("soft", logits, self.table()) if self.config.carry == "estimate" else None
         return logits, self.handed_on(state, D)
 
+    def _read_by_owners(self, z: Noisy, sigma: Sigma, e: Tensor, *, cache: Cache | None,
+                        **options) -> tuple[Tensor, Tensor | None]:
+        """Each sequence by the block that owns its level. Masks and contexts are those of the whole batch, so where
+        there are several owners, each reads all of it and answers for its own sequences. Raises UserError for a cache,
+        which holds the rows of one block, and for levels by row."""
+        owners = self.owners(sigma)
+        blocks = owners.unique().tolist()
+        if len(blocks) == 1:
+            return self.read(z, sigma, e, block=blocks[0], cache=cache, **options)
+        if cache is not None or owners.ndim > 1:
+            raise UserError(f"these noise levels belong to blocks {blocks} of the core, and "
+                            f"{'a cache keeps the rows of one' if cache is not None else 'a sequence is read by one'}; "
+                            f"give all rows levels of one block (blocks.edges)")
+        logits, handed = self.read(z, sigma, e, block=blocks[0], **options)
+        for block in blocks[1:]:
+            own = (owners == block).view(-1, 1, 1)
+            other, other_handed = self.read(z, sigma, e, block=block, **options)
+            logits = torch.where(own, other, logits)
+            handed = None if handed is None else torch.where(own, other_handed, handed)
+        return logits, handed
+
     def handed_on(self, state: Tensor, D: Noisy | None) -> Tensor | None:
         """What `denoise.carry` hands on: the soft estimate D in units of sigma_data, the core's output, or nothing."""
         if self.config.carry == "estimate":
             return D / self.edm.sigma_data
         return state if self.config.carry == "latent" else None
 
-    def trace(self, z: Noisy, sigma: Sigma, e: Tensor, *, context: Cache | None = None, carry: Tensor | None = None,
-              **options) -> tuple[Tensor, Tensor]:
+    def trace(self, z: Noisy, sigma: Sigma, e: Tensor, *, block: int | None = None, context: Cache | None = None,
+              carry: Tensor | None = None, **options) -> tuple[Tensor, Tensor]:
         """(the core's output, what the head reads), for a loss that needs no logits of all rows at once: these are
-        `logits(hidden, z, sigma)`."""
-        options = self._block_options(z, options)
-        state = self._state(z, sigma, e, context=context, carry=carry, **options)
+        `logits(hidden, z, sigma)`. `block`: as in `read`; of several blocks one must be named."""
+        assert (block is None) == (self.edges is None), "of several blocks one is at work"
+        context, options = context and context.of_block(block), self._block_options(z, options)
+        state = self._state(z, sigma, e, block=block, context=context, carry=carry, **options)
         return state, self.model.hidden(state, context=context, **options)
 
     def logits(self, hidden: Float[Tensor, "batch length width"], z: Noisy,
@@ -127,9 +164,11 @@ class Denoiser(nn.Module):
         logits = nn.functional.linear(hidden, self.model.head_weight).float() * self.logit_scale
         return logits + self._log_likelihood(z, sigma) if self.config.posterior else logits
 
-    def _state(self, z: Noisy, sigma: Sigma, e: Tensor, *, context: Cache | None = None, cache: Cache | None = None,
-              carry: Tensor | None = None, **options) -> Float[Tensor, "batch length width"]:
+    def _state(self, z: Noisy, sigma: Sigma, e: Tensor, *, block: int | None, context: Cache | None = None,
+               cache: Cache | None = None, carry: Tensor | None = None,
+               **options) -> Float[Tensor, "batch length width"]:
         """The preconditioned z through one step of the core."""
+        options = options if block is None else options | {"block": block}
         z = z.to(self.in_proj.weight.dtype)
         state = self.in_proj(align(self.edm.c_in(sigma).to(z), z) * z)
         if self.carry_proj is not None:  # with zeros, not left out: under DDP every weight needs a gradient

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor, nn
 
+from looped.config_blocks import BlocksConfig
 from looped.config_denoise import NoiseConfig
 from looped.errors import UserError
 
@@ -281,6 +282,27 @@ def interval(block: int, edges: Float64[Tensor, "edges"], overlap: float = 0.0) 
     high, low = edges[block].item(), edges[block + 1].item()
     a = (high / low) ** overlap
     return max(low / a, edges[-1].item()), min(high * a, edges[0].item())
+
+
+def edges_of(config: BlocksConfig, noise: Noise) -> Float64[Tensor, "edges"]:
+    """The descending edges that `blocks` describes, from sigma_max to sigma_min, on the CPU."""
+    if config.edges is not None:
+        return torch.tensor([noise.sigma_max, *config.edges, noise.sigma_min], dtype=torch.float64)
+    return partition(noise if config.partition == "mass" else LogUniform(noise.sigma_min, noise.sigma_max), config.num)
+
+
+def block_shares(config: BlocksConfig, noise: Noise) -> Float64[Tensor, "blocks"]:
+    """How often each block is trained (`blocks.choose`); an atom at sigma_max belongs to block 0."""
+    if config.choose == "uniform":
+        return torch.full((config.num,), 1 / config.num, dtype=torch.float64)
+    return -noise.cdf(edges_of(config, noise)).diff()
+
+
+def sample_between(noise: Noise, low: float, high: float,
+                   uniform: Float64[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
+    """Levels of a distribution restricted to [low, high], for uniform numbers in (0, 1)."""
+    below, up_to = noise.cdf(low), noise.cdf(high)
+    return noise.quantile(below + uniform * (up_to - below).to(uniform.device)).clamp(low, high)
 
 
 def isotonic(values: Float64[Tensor, "nodes"], weights: Float64[Tensor, "nodes"]) -> Float64[Tensor, "nodes"]:

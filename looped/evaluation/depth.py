@@ -13,6 +13,7 @@ from torch import Tensor
 
 from looped.config import Config
 from looped.data.text import TextData
+from looped.diffusion.schedules import schedule
 from looped.errors import UserError
 from looped.evaluation.judge import Reader, judged_rows
 from looped.evaluation.likelihood import DepthLosses, losses_by_depth, losses_by_sigma, losses_by_solver
@@ -145,9 +146,19 @@ def layer_forwards_at(objective: Objective, depth: int) -> float:
     if not isinstance(objective, Denoise):
         blocks = itertools.cycle(objective.model.core_layers)
         return c.num_prelude_layers + sum(itertools.islice(blocks, depth)) + c.num_coda_layers
-    solver = c.num_core_layers + c.num_coda_layers
-    clean = solver if objective.config.context == "concat" else 0  # the clean rows run once, whatever the depth
-    return c.num_prelude_layers + clean + depth * solver
+    num_blocks = len(objective.model.core_layers)
+    concat = objective.config.context == "concat"  # the clean rows run once through each block, whatever the depth
+    clean = c.num_core_layers + num_blocks * c.num_coda_layers if concat else 0
+    return c.num_prelude_layers + clean + _read_layers(objective, depth) + depth * c.num_coda_layers
+
+
+def _read_layers(objective: Denoise, depth: int) -> int:
+    """Layers of the core that the readings of a schedule run: each those of the block that owns its level."""
+    layers = objective.model.core_layers
+    if len(layers) == 1 or depth == 0:
+        return depth * layers[0]
+    levels = schedule(objective.config.schedule, depth, objective.noise)[:-1]
+    return sum(layers[block] for block in objective.denoiser.owners(levels).tolist())
 
 
 def solver_layer_forwards(objective: Denoise, depth: int, num_trajectories: int) -> float:

@@ -59,7 +59,8 @@ def probe(objective: Objective, tokens: Tokens, by_depth: Mapping[int, Float[Ten
     if twin is not None:
         behind = first - next_token_losses(twin, tokens, 1, seed=seed).mean(1).double().cpu()
         rows.append(summarise("behind_the_twin", behind))
-    if isinstance(objective, Denoise) and objective.config.block_size > 1:
+    # Several blocks of the core have no block for rows of several levels.
+    if isinstance(objective, Denoise) and objective.config.block_size > 1 and objective.denoiser.edges is None:
         alone, known = block_reading(objective, tokens, seed=seed)
         rows += [summarise("block_alone", alone), summarise("block_others_known", known)]
         if (alone - known).mean() < READING_GAP:

@@ -4,7 +4,8 @@
     runs/<name>/eval/examples.jsonl  the figure of every held-out sequence, for paired comparisons
     runs/<name>/eval/samples.jsonl   prompts and their continuations at each depth
     runs/<name>/eval/probes.jsonl    with --probes: their figures, and what is out of order
-    runs/<name>/plots/depth.png      the depth curve; sigma.png the loss by noise level
+    runs/<name>/plots/depth.png      the depth curve; sigma.png the loss by noise level; partition.png which of several
+                                     blocks has which levels
 """
 
 import json
@@ -13,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from looped.config import Config, load_config
+from looped.diffusion.noise import noise_from_config
 from looped.errors import UserError, did_you_mean
 from looped.evaluation.depth import Evaluation
 from looped.evaluation.mauve import ENOUGH
 from looped.evaluation.plots import Curve, plot_depth, plot_sigma
+from looped.evaluation.plots_blocks import plot_partition
 from looped.evaluation.probes import Probes
 from looped.objectives.depth import trained_depths
 
@@ -42,8 +45,15 @@ def save_evaluation(run: Path, evaluation: Evaluation, config: Config, *, step: 
         if any("sigma" in row for row in rows):
             plot_sigma({run.name: [row for row in rows if row["metric"] == "nats_at_sigma"]},
                        run / "plots" / "sigma.png")
+        picture_blocks(run, config)
     except OSError as error:
         raise cannot_write(run, error) from None
+
+
+def picture_blocks(run: Path, config: Config) -> None:
+    """plots/partition.png of a run whose blocks have noise levels of their own."""
+    if config.objective == "blockwise":
+        plot_partition(config.blocks, noise_from_config(config.denoise.noise), run / "plots" / "partition.png")
 
 
 def write_lines(run: Path, files: Mapping[str, Iterable[Mapping[str, Any]]]) -> None:

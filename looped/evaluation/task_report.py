@@ -3,7 +3,8 @@ a page.
 
     runs/<name>/eval/depth.jsonl     one row a figure: {depth, difficulty, metric, mean, ci_low, ci_high, n, ...}
     runs/<name>/eval/examples.jsonl  which held-out problems are solved, for paired comparisons
-    runs/<name>/report.html          the page, with verdicts (depth_page.py); its pictures in plots/
+    runs/<name>/report.html          the page, with verdicts (depth_page.py); its pictures in plots/, where also
+                                     partition.png is, of which of several blocks has which noise levels
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from looped.data.problems import TaskData
 from looped.evaluation.depth_page import DepthReport, Example, RunFacts, write_depth_report
 from looped.evaluation.exits import Exit
 from looped.evaluation.plots_tasks import Trained
-from looped.evaluation.report import EXAMPLES, ROWS, cannot_write, markdown_table, write_lines
+from looped.evaluation.report import EXAMPLES, ROWS, cannot_write, markdown_table, picture_blocks, write_lines
 from looped.evaluation.rows import Row
 from looped.evaluation.solving import Solved, exit_rows, one_answer, solved
 from looped.evaluation.stability import Stability, stability
@@ -63,6 +64,7 @@ def save_task_evaluation(run: Path, result: TaskEvaluation, data: TaskData, conf
                          [result.stability], result.exits, result.example)
     try:
         write_depth_report(run / "report.html", report)
+        picture_blocks(run, config)
     except OSError as error:
         raise cannot_write(run, error) from None
 

@@ -140,27 +140,32 @@ class LanguageModel(nn.Module):
         return self.decode(self.unroll(self.encode(tokens), grad=num_steps, noise=noise))
 
     def make_context(self, e: State, kind: str, *, mask: Mask | None = None, cache: Cache | None = None,
-                     start: Start = 0) -> Cache | None:
+                     start: Start = 0, block: int | None = None) -> Cache | None:
         """The clean keys and values that noisy rows attend to in every core and coda layer, whatever the noise level.
 
         inject: none (None). context: every layer reads the prelude's output. concat: the clean rows run through the
         core once and the coda, unconditioned. With `cache` (an earlier return value) new rows are appended to it.
-        `mask`: who sees whom among the clean rows, causal where None.
+        `mask`: who sees whom among the clean rows, causal where None. A core of several blocks has a context for each
+        (`Cache.of_block`), as if the others were not there, or for `block` alone.
         """
         if kind == "inject":
             return None
         assert kind in ("context", "concat"), kind
         context = cache if cache is not None else Cache()
-        rows = self._rows(e, start, mask)
-        core = self.recurrence.core.blocks[0].layers
+        rows, blocks = self._rows(e, start, mask), self.recurrence.core.blocks
+        for number in range(len(blocks)) if block is None else [block]:
+            self._record(blocks[number].layers, e, kind, context.of_block(number if len(blocks) > 1 else None), rows)
+        return context
+
+    def _record(self, core: nn.ModuleList, e: State, kind: str, context: Cache, rows: dict) -> None:
+        """The context of one block."""
         if kind == "context":
             for name, layers in (("core", core), ("coda", self.coda)):
                 for i, layer in enumerate(layers):
                     layer.record(e, context.child(name).layer(i), rotation=rows["rotation"])
-            return context
+            return
         x = run_layers(core, e, cache=context.child("core"), **rows)
         self._record_last(x, context, rows)
-        return context
 
     def _record_last(self, x: State, context: Cache, rows: dict) -> None:
         """The clean rows' way through the coda; nobody reads the last layer's output, so only its keys are made."""

@@ -55,6 +55,10 @@ class Cache:
         for child in self._children.values():
             child.truncate(length)
 
+    def of_block(self, block: int | None) -> "Cache":
+        """The part that belongs to one of several blocks of a core; all of it where there is one block (None)."""
+        return self if block is None else self.child("block", block)
+
     def num_bytes(self) -> int:
         own = sum(t.nbytes for layer in self._layers.values() for t in (layer.k, layer.v) if t is not None)
         return own + sum(child.num_bytes() for child in self._children.values())

@@ -3,14 +3,15 @@
 from looped.config import Config
 from looped.models.language import LanguageModel
 from looped.objectives.base import Loss, Objective
+from looped.objectives.blockwise import Blockwise
 from looped.objectives.bptt import Autoregressive, Full, Progressive, Truncated
 from looped.objectives.denoise import Denoise
 from looped.objectives.fixed_point import FixedPoint
 from looped.objectives.one_step import OneStep
 from looped.rng import seeded_init
 
-__all__ = ["Autoregressive", "Denoise", "FixedPoint", "Full", "Loss", "Objective", "OneStep", "Progressive",
-           "Truncated", "build_objective"]
+__all__ = ["Autoregressive", "Blockwise", "Denoise", "FixedPoint", "Full", "Loss", "Objective", "OneStep",
+           "Progressive", "Truncated", "build_objective"]
 
 UNROLLED = {"full": Full, "truncated": Truncated, "progressive": Progressive, "ar": Autoregressive}
 
@@ -20,6 +21,8 @@ def build_objective(config: Config, model: LanguageModel) -> Objective:
     with seeded_init(config.seed, "objective"):
         if config.objective == "denoise":
             return Denoise(model, config.denoise)
+        if config.objective == "blockwise":
+            return Blockwise(model, config.denoise, config.blocks)
         if config.objective == "one-step":
             return OneStep(model, config.recurrence, config.supervision)
         if config.objective == "fixed-point":

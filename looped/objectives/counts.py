@@ -3,6 +3,7 @@
 Closed forms (`flops`, `saved`), so nothing is allocated.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -36,7 +37,7 @@ class Counts:
 def count(config: Config, vocab_size: int) -> Counts:
     """The counts of a config with a vocabulary of `vocab_size` tokens; random depths enter by their means."""
     with torch.device("meta"):
-        denoise = config.objective == "denoise"
+        denoise = config.denoises
         model = LanguageModel(config.model, vocab_size, cond_width=config.denoise.cond_width if denoise else None,
                               core_layers=config.block_layers)
         whole = Denoiser(model, config.denoise) if denoise else model
@@ -46,14 +47,19 @@ def count(config: Config, vocab_size: int) -> Counts:
     passes = config.denoise.train_steps if denoise else config.main_depth / config.blocks.num
     tokens = config.training.batch_size * rows_of(config)
     saved = saved_bytes(config, vocab_size)
-    states = 2 + (2 if config.optim.name == "adamw" else 1) + (config.optim.ema_decay > 0)
-    rest = 0 if config.optim.name == "adamw" else parameters - _hidden_matrices(model)  # Muon leaves these to AdamW
+    blockwise, blocks = config.objective == "blockwise", model.recurrence.core.blocks
+    trained = core if blockwise and config.blocks.shared == "frozen" else parameters
+    gradients = trained - (core - max(map(_numel, blocks)) if blockwise else 0)  # blocks at rest have none
+    layers = blocks if trained < parameters else [*model.prelude, *blocks, *model.coda]
+    # AdamW keeps two moments of each weight; Muon one of the matrices it takes, and leaves the others to AdamW.
+    moments = 2 * trained - (_matrices(layers) if config.optim.name == "muon" else 0)
+    weights = parameters * (1 + (config.optim.ema_decay > 0))
     return Counts(
         parameters=parameters, core_parameters=core,
         effective_parameters=round(parameters + core * (passes - 1)),
         forward_flops=round(tokens * sum(part.flops * (part.no_grad + part.grad) for part in parts)),
         step_flops=round(tokens * sum(part.flops * (part.no_grad + 3 * part.grad + part.backward) for part in parts)),
-        saved_activation_bytes=saved, training_bytes=WIDE * (parameters * states + rest) + saved)
+        saved_activation_bytes=saved, training_bytes=WIDE * (weights + gradients + moments) + saved)
 
 
 def format_counts(counts: Counts) -> str:
@@ -71,7 +77,6 @@ def _numel(module: torch.nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def _hidden_matrices(model: LanguageModel) -> int:
-    """Numbers in the matrices of the repeated layers, which Muon takes."""
-    layers = [*model.prelude, *model.recurrence.core.blocks, *model.coda]
+def _matrices(layers: Iterable[torch.nn.Module]) -> int:
+    """Numbers in the matrices of repeated layers."""
     return sum(m.weight.numel() for layer in layers for m in layer.modules() if isinstance(m, torch.nn.Linear))

@@ -13,12 +13,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from looped.config_blocks import BlocksConfig
 from looped.config_denoise import DenoiseConfig
 from looped.data.batch import Batch
 from looped.diffusion.bridge import bridge
 from looped.diffusion.denoiser import Denoiser
 from looped.diffusion.edm import align
-from looped.diffusion.noise import noise_from_config
+from looped.diffusion.noise import edges_of, noise_from_config
 from looped.diffusion.samplers import ancestral_step
 from looped.models.language import LanguageModel
 from looped.objectives.base import Loss, Objective, head_losses, surroundings
@@ -29,6 +30,10 @@ CARRY_SHARE = 0.5
 
 NUM_BINS = 6
 """Bins of equal width in ln sigma that the log reports the loss by."""
+
+
+ONE_BLOCK = BlocksConfig()
+"""The weight-tied core."""
 
 
 def only_sought(z: Float[Tensor, "batch length dim"], batch: Batch) -> Float[Tensor, "batch length dim"]:
@@ -46,11 +51,11 @@ def _sought(sigma: Tensor, losses: Tensor, batch: Batch) -> tuple[Tensor, Tensor
 class Denoise(Objective):
     """The single-pass rule, for text and for problems."""
 
-    def __init__(self, model: LanguageModel, config: DenoiseConfig):
+    def __init__(self, model: LanguageModel, config: DenoiseConfig, blocks: BlocksConfig = ONE_BLOCK):
         super().__init__()
-        self.config = config
-        self.denoiser = Denoiser(model, config)
-        self.noise = noise_from_config(config.noise)
+        self.config, noise = config, noise_from_config(config.noise)
+        self.denoiser = Denoiser(model, config, edges=edges_of(blocks, noise) if blocks.num > 1 else None)
+        self.noise = noise
 
     @property
     def model(self) -> LanguageModel:
@@ -58,10 +63,13 @@ class Denoise(Objective):
 
     def forward(self, tokens: Int[Tensor, "batch length_and_one"] | Batch, random: StepRandom) -> Loss:
         batch = Batch.of(tokens)
-        sigma = self.levels(random, batch.targets.shape[1])
+        return self.loss_at(batch, self.levels(random, batch.targets.shape[1]), random)
+
+    def loss_at(self, batch: Batch, sigma: Tensor, random: StepRandom, block: int | None = None) -> Loss:
+        """The loss at given levels (B,) or (B, L); `block`: of one block of the core, if there are several."""
         rows = surroundings(batch)
         e = self.model.encode(batch.inputs, **rows)
-        losses = self._losses(e, batch, sigma, random, rows)  # B L
+        losses = self._losses(e, batch, sigma, random, rows, block)  # B L
         by_level = losses.detach() if sigma.ndim == 2 else batch.mean(losses.detach())
         if self.training:
             self.noise.observe(*_sought(sigma, by_level, batch))
@@ -102,15 +110,16 @@ class Denoise(Objective):
         settled = random.uniform("settled", (length,)) < share
         return torch.where(settled, self.noise.sigma_min, sigma.unsqueeze(1))
 
-    def _losses(self, e: Tensor, batch: Batch, sigma: Tensor, random: StepRandom,
-                rows: dict) -> Float[Tensor, "batch length"]:
+    def _losses(self, e: Tensor, batch: Batch, sigma: Tensor, random: StepRandom, rows: dict,
+                block: int | None = None) -> Float[Tensor, "batch length"]:
         """Cross-entropy of the clean tokens, the mean over the solver steps that are trained."""
-        y, context = batch.targets, self.model.make_context(e, self.config.context)
+        y = batch.targets
+        rows = rows | {"context": self.model.make_context(e, self.config.context, block=block), "block": block}
         target = self.denoiser.target(y)
         z = only_sought(target + align(sigma, target).float() * random.normal("noise", target.shape[1:]), batch)
-        carry = self._carry_of_a_first_reading(z, sigma, e, random, context=context, **rows)
+        carry = self._carry_of_a_first_reading(z, sigma, e, random, **rows)
         levels = self._falling(sigma)
-        state, hidden = self.denoiser.trace(z, sigma, e, context=context, carry=carry, **rows)
+        state, hidden = self.denoiser.trace(z, sigma, e, carry=carry, **rows)
         losses = [self._read_out(hidden, y, z, sigma)]
         for step, (level, lower) in enumerate(itertools.pairwise(levels), start=1):
             logits = self.denoiser.logits(hidden, z, level)
@@ -118,7 +127,7 @@ class Denoise(Objective):
             carry = self.denoiser.handed_on(state, D)
             z = ancestral_step(z, D, level, lower, random.normal(f"noise{step}", target.shape[1:]))
             z = only_sought(z, batch)
-            state, hidden = self.denoiser.trace(z, lower, e, context=context, carry=carry, **rows)
+            state, hidden = self.denoiser.trace(z, lower, e, carry=carry, **rows)
             losses.append(self._read_out(hidden, y, z, lower))
         return torch.stack(losses).mean(0)
 
@@ -172,9 +181,14 @@ class Denoise(Objective):
     def after_step(self) -> None:
         self.noise.update()
 
+    @property
+    def reading_layers(self) -> float:
+        """Mean layers of the core that a reading of a training step runs."""
+        return self.model.config.num_core_layers
+
     def layer_forwards(self) -> float:
         c, config = self.model.config, self.config
-        solver = c.num_core_layers + c.num_coda_layers
+        solver = self.reading_layers + c.num_coda_layers
         clean = solver if config.context == "concat" else 0  # clean rows also run through core and coda
         plain = solver if config.next_token_weight else 0
         first = CARRY_SHARE * solver if config.carry != "none" and config.train_steps == 1 else 0

@@ -7,12 +7,13 @@ out all L x 2L. A backward pass is twice its forward, so products that backward 
 logits) are not counted: they buy memory, not training.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from looped.config import Config, ModelConfig, TaskConfig
 from looped.config_denoise import DenoiseConfig
 from looped.data.problems import cells_of
+from looped.diffusion.noise import block_shares, noise_from_config
 from looped.diffusion.targets import target_dim
 from looped.objectives.denoise import CARRY_SHARE
 from looped.objectives.depth import (
@@ -45,8 +46,9 @@ def parts_of(config: Config, vocab_size: int) -> list[Part]:
     model, length = config.model, rows_of(config)
     layer, head = layer_flops(model, length, full=sees_all(config)), 2 * model.width * vocab_size
     prelude = Part("prelude", layer * model.num_prelude_layers, 0, 1)
-    if config.objective == "denoise":
-        return [prelude, *_denoiser_parts(config, vocab_size)]
+    if config.denoises:
+        parts = [prelude, *_denoiser_parts(config, vocab_size)]
+        return list(map(_frozen, parts)) if config.blocks.shared == "frozen" else parts
     (no_grad, grad), read, once = mean_steps(config), num_readings(config), config.objective == "one-step"
     return [prelude, Part("injection", injection_flops(model), no_grad, grad),
             Part("core", layer * config.step_layers, no_grad, grad), *_implicit_parts(config),
@@ -84,12 +86,24 @@ def _denoiser_parts(config: Config, vocab_size: int) -> list[Part]:
         Part("expected embedding", (table + head) * denoise.evidence_in, first, steps),
         Part("handed on", 2 * carry_size(config) * model.width, first + 0.5, steps - 0.5),  # at first, zeros
         Part("injection", injection_flops(model), first, steps + plain),
-        Part("core", noisy * model.num_core_layers, first, steps),
+        Part("core", noisy * core_layers(config), first, steps),
         Part("coda", noisy * model.num_coda_layers, first, steps),
-        Part("plain step", clean * (model.num_core_layers + model.num_coda_layers), 0, plain),
+        Part("plain step", clean * (core_layers(config) + model.num_coda_layers), 0, plain),
         Part("head", head, 0, steps + plain), Part("posterior", table * posterior, 0, steps),
         Part("logits", head + table * posterior, first, steps - 1),
         Part("estimate", table, first * own, steps - 1)]
+
+
+FROZEN = {"prelude": 0.0, "level": 0.0, "noisy input": 0.0, "expected embedding": 0.0, "handed on": 0.0,
+          "posterior": 0.0, "conditioning": 0.5, "injection": 0.5, "coda": 0.5, "head": 0.5}
+"""Part -> the share of its backward pass that is left where no weight outside the blocks is trained: none before the
+block, the gradient of the weights alone at its entry, that of the input alone after it. Attention inside a frozen coda
+counts as half, though it has two inputs."""
+
+
+def _frozen(part: Part) -> Part:
+    left = part.grad * FROZEN.get(part.name, 1.0)
+    return replace(part, no_grad=part.no_grad + part.grad - left, grad=left)
 
 
 def first_readings(denoise: DenoiseConfig) -> float:
@@ -125,15 +139,15 @@ def _clean_flops(config: Config, layer: Number) -> Number:
     if config.denoise.context == "inject":
         return 0
     if config.denoise.context == "context":
-        return keys * (model.num_core_layers + model.num_coda_layers)
+        return keys * (core_layers(config) + model.num_coda_layers)
     last = keys if model.num_coda_layers else 0  # nobody reads the last layer's output, so only its keys are made
-    return layer * (model.num_core_layers + max(model.num_coda_layers - 1, 0)) + last
+    return layer * (core_layers(config) + max(model.num_coda_layers - 1, 0)) + last
 
 
-def _conditioning_flops(config: Config) -> int:
+def _conditioning_flops(config: Config) -> float:
     """The modulations and the second half of the level embedding, a level."""
     cond = config.denoise.cond_width
-    return 2 * cond * cond + 2 * cond * 6 * config.model.width * config.model.num_core_layers
+    return 2 * cond * cond + 2 * cond * 6 * config.model.width * core_layers(config)
 
 
 # ----------------------------------------------------------------------------- sizes
@@ -166,7 +180,7 @@ def mean_steps(config: Config) -> tuple[float, float]:
         return float(segments * config.supervision.steps), float(segments)
     if config.objective == "fixed-point":
         return fixed_point_steps(config.fixed_point)
-    if config.objective == "denoise":
+    if config.denoises:
         return first_readings(config.denoise), float(config.denoise.train_steps)
     return 0.0, float(config.main_depth)
 
@@ -181,6 +195,14 @@ def num_unrolls(config: Config) -> int:
 def num_readings(config: Config) -> float:
     """How often a training step of a loop reads out."""
     return mean_steps(config)[1] if config.recurrence.loss_on == "every" else float(num_unrolls(config))
+
+
+def core_layers(config: Config) -> float:
+    """Layers of the core that a loop step or a reading runs: a mean over its blocks, as often as each is drawn."""
+    if config.objective != "blockwise":
+        return config.step_layers
+    shares = block_shares(config.blocks, noise_from_config(config.denoise.noise))
+    return sum(share * layers for share, layers in zip(shares.tolist(), config.block_layers, strict=True))
 
 
 def num_levels(config: Config) -> int:

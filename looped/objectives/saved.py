@@ -9,6 +9,7 @@ from looped.config import Config, ModelConfig
 from looped.objectives.flops import (
     NUM_LEVEL_FEATURES,
     carry_size,
+    core_layers,
     injection_flops,
     kv_width,
     mean_steps,
@@ -43,19 +44,21 @@ class Streams:
 
 
 def saved_bytes(config: Config, vocab_size: int) -> int:
-    """What autograd keeps for one micro-batch, in bytes: linear in the loop steps that carry gradient."""
+    """What autograd keeps for one micro-batch, in bytes: linear in the loop steps that carry gradient. Of `blockwise`
+    the mean over the blocks, as often as each is drawn; where what they share is frozen, this is what it would be if it
+    were not, so the most that can be."""
     model, length, kept = config.model, rows_of(config), streams(config)
     rows, (_, steps) = config.training.batch_size // config.training.accumulation, mean_steps(config)
     token = _stack_bytes(model, model.num_prelude_layers, Kept(kept.narrow, WIDE))
     placed = rows if sees_all(config) else 1  # sequences whose positions are given have angles of their own
     fixed = WIDE * length * (model.width // model.num_heads) * _rotations(config) * placed + _batch_bytes(config, rows)
-    if config.objective == "denoise":
+    if config.denoises:
         token += _denoiser_bytes(config, vocab_size)
         fixed += rows * num_levels(config) * _level_bytes(config)
         fixed += _table_bytes(config, vocab_size) + _mask_bytes(config)
     else:
         each, once = _injection_bytes(model, kept)
-        token += once + steps * (each + _stack_bytes(model, config.step_layers, Kept(kept.narrow, kept.core)))
+        token += once + steps * (each + _stack_bytes(model, core_layers(config), Kept(kept.narrow, kept.core)))
         token += num_readings(config) * _read_out_bytes(model, kept)
     if config.objective == "one-step":
         token += num_readings(config) * WIDE  # the norm that the halting head reads through
@@ -73,7 +76,7 @@ def streams(config: Config, *, noisy: bool | None = None) -> "Streams":
     """Under bf16 a residual stream is float32 until something rounds it: a matrix product, or a norm on the sum. Noisy
     rows enter the loop by one, the state of a plain step does not; a fixed-point solver's states are float32."""
     model, narrow = config.model, 2 if config.training.precision == "bf16" else WIDE
-    noisy = config.objective == "denoise" if noisy is None else noisy
+    noisy = config.denoises if noisy is None else noisy
     sandwich = model.block == "sandwich"
     e = narrow if sandwich and model.num_prelude_layers else WIDE
     if noisy and config.denoise.block_size > 1:
@@ -131,7 +134,7 @@ def _key_value_bytes(model: ModelConfig, narrow: int) -> int:
     return 2 * narrow * kv_width(model) + own
 
 
-def _denoiser_bytes(config: Config, vocab_size: int) -> int:
+def _denoiser_bytes(config: Config, vocab_size: int) -> float:
     """All that a denoiser keeps a token: the clean rows, each reading, what lies between two, and the plain step."""
     model, denoise, kept, dim = config.model, config.denoise, streams(config), noisy_dim(config)
     steps, (each, once) = denoise.train_steps, _injection_bytes(model, kept)
@@ -143,16 +146,16 @@ def _denoiser_bytes(config: Config, vocab_size: int) -> int:
     return total + (_plain_bytes(config) if denoise.next_token_weight else 0)
 
 
-def _noisy_bytes(config: Config, vocab_size: int) -> int:
+def _noisy_bytes(config: Config, vocab_size: int) -> float:
     """What goes into a reading and its core, a token; of blocks also that the context's keys and values are joined to
     the rows' own in each layer, and of levels by token the branches before their gates."""
     model, denoise, kept = config.model, config.denoise, streams(config)
     total = (kept.narrow + WIDE * denoise.posterior) * noisy_dim(config)
-    total += _stack_bytes(model, model.num_core_layers, Kept(kept.narrow, kept.core))
+    total += _stack_bytes(model, core_layers(config), Kept(kept.narrow, kept.core))
     if denoise.block_size > 1:
-        total += (model.num_core_layers + model.num_coda_layers) * 2 * kept.narrow * kv_width(model)
+        total += (core_layers(config) + model.num_coda_layers) * 2 * kept.narrow * kv_width(model)
     if num_levels(config) > 1:
-        total += model.num_core_layers * 2 * kept.narrow * model.width
+        total += core_layers(config) * 2 * kept.narrow * model.width
     if denoise.evidence_in:
         total += WIDE * noisy_dim(config) + (WIDE + (kept.narrow if kept.narrow < WIDE else 0)) * vocab_size
     return total
@@ -165,13 +168,13 @@ def _carry_bytes(config: Config) -> int:
     return streams(config).narrow * carry_size(config) * (1 + (config.denoise.train_steps - 1) * later)
 
 
-def _plain_bytes(config: Config) -> int:
+def _plain_bytes(config: Config) -> float:
     model, kept = config.model, streams(config, noisy=False)
-    core = _stack_bytes(model, model.num_core_layers, Kept(kept.narrow, kept.core))
+    core = _stack_bytes(model, core_layers(config), Kept(kept.narrow, kept.core))
     return _injection_bytes(model, kept)[0] + core + _read_out_bytes(model, kept)
 
 
-def _clean_bytes(config: Config) -> int:
+def _clean_bytes(config: Config) -> float:
     """The clean rows, a token."""
     model, context, kept = config.model, config.denoise.context, streams(config, noisy=False)
     recorded = WIDE + kept.narrow * model.width + _key_value_bytes(model, kept.narrow)  # rows that only show these
@@ -180,8 +183,8 @@ def _clean_bytes(config: Config) -> int:
     if context == "inject":
         return 0
     if context == "context":
-        return kept.e * model.width + (model.num_core_layers + model.num_coda_layers) * recorded
-    total = _stack_bytes(model, model.num_core_layers, Kept(kept.narrow, kept.e))
+        return kept.e * model.width + (core_layers(config) + model.num_coda_layers) * recorded
+    total = _stack_bytes(model, core_layers(config), Kept(kept.narrow, kept.e))
     if model.num_coda_layers:
         stream = kept.narrow if model.block == "sandwich" else kept.e
         total += _norm_bytes(model, stream) + kept.narrow * model.width + recorded
@@ -189,12 +192,12 @@ def _clean_bytes(config: Config) -> int:
     return total
 
 
-def _level_bytes(config: Config) -> int:
+def _level_bytes(config: Config) -> float:
     """Shift, scale and gate of every core layer, the level embedding, and what z is multiplied by; a level."""
     denoise, narrow = config.denoise, streams(config).narrow
     cond, steps = denoise.cond_width, denoise.train_steps
     layer = narrow * (6 + 2) * config.model.width + narrow * cond
-    reading = config.model.num_core_layers * layer + narrow * (NUM_LEVEL_FEATURES + 3 * cond)
+    reading = core_layers(config) * layer + narrow * (NUM_LEVEL_FEATURES + 3 * cond)
     factors = steps * (1 + denoise.posterior + denoise.evidence_in) + (steps - 1) * (2 + denoise.posterior) + 1
     return steps * reading + WIDE * factors
 
@@ -206,18 +209,18 @@ def _table_bytes(config: Config, vocab_size: int) -> int:
     return WIDE * vocab_size * (noisy_dim(config) + 2) * times
 
 
-def _mask_bytes(config: Config) -> int:
+def _mask_bytes(config: Config) -> float:
     """Blocks are attended to under a mask of queries x keys, which every layer keeps in its own precision."""
     model, length = config.model, rows_of(config)
     if config.denoise.block_size == 1:
         return 0
-    layers = model.num_core_layers + model.num_coda_layers
+    layers = core_layers(config) + model.num_coda_layers
     return config.denoise.train_steps * layers * streams(config).narrow * 2 * length**2
 
 
 def _rotations(config: Config) -> float:
     """How many times the angles of the rows are made: for the prelude, each loop and coda, and the clean rows."""
-    model, denoise = config.model, config.denoise if config.objective == "denoise" else None
+    model, denoise = config.model, config.denoise if config.denoises else None
     if denoise is None:
         loops = mean_steps(config)[1] if config.objective == "fixed-point" else num_unrolls(config)
         return (model.num_prelude_layers > 0) + loops + num_readings(config) * (model.num_coda_layers > 0)
@@ -226,20 +229,21 @@ def _rotations(config: Config) -> float:
     return (model.num_prelude_layers > 0) + passes * (1 + (model.num_coda_layers > 0)) + clean
 
 
-def weight_copies(config: Config, vocab_size: int) -> int:
+def weight_copies(config: Config, vocab_size: int) -> float:
     """Bytes of the bf16 copies that autocast's linear maps keep; SwiGLU's and gated output maps cast anew instead."""
     model, d = config.model, config.model.width
     layer = 2 * (2 * d**2 + 2 * d * kv_width(model) + 2 * d * model.hidden)
-    total = layer * (model.num_prelude_layers + model.num_core_layers + model.num_coda_layers)
-    total += config.blocks.num * injection_flops(model)  # two bytes a weight, as two FLOPs a weight
-    return total + (_denoiser_copies(config, vocab_size) if config.objective == "denoise" else 0)
+    blocks = 1 if config.denoises else config.blocks.num
+    total = layer * (model.num_prelude_layers + blocks * core_layers(config) + model.num_coda_layers)
+    total += blocks * injection_flops(model)  # two bytes a weight, as two FLOPs a weight
+    return total + (_denoiser_copies(config, vocab_size) if config.denoises else 0)
 
 
-def _denoiser_copies(config: Config, vocab_size: int) -> int:
-    model, denoise, d, cond = config.model, config.denoise, config.model.width, config.denoise.cond_width
+def _denoiser_copies(config: Config, vocab_size: int) -> float:
+    denoise, d, cond = config.denoise, config.model.width, config.denoise.cond_width
     # A gate of a sequence is part of the map; clean rows, a plain step and gates of a token leave a plain linear map.
     gated = denoise.context != "concat" and not denoise.next_token_weight and num_levels(config) == 1
-    total = 2 * (model.num_core_layers * 6 * d * cond + cond * cond) - model.num_core_layers * 2 * d**2 * gated
+    total = 2 * (core_layers(config) * 6 * d * cond + cond * cond) - core_layers(config) * 2 * d**2 * gated
     several = denoise.train_steps > 1  # what zeros, or a reading without gradient, hand on needs no copy
     total += 2 * d * (noisy_dim(config) + several * (carry_size(config) + vocab_size))
     return total + 2 * d * vocab_size * denoise.evidence_in * denoise.train_steps

@@ -87,7 +87,9 @@ def set_lr(optimizers: list[Optimizer], factor: float) -> None:
 class EMA:
     """Averaged weights: `a <- a + (1 - d)(w - a)` after each step, with d = min(decay, (1 + t) / (10 + t)).
 
-    The growing decay lets an average that is younger than 1 / (1 - decay) steps forget the initial weights.
+    The growing decay lets an average that is younger than 1 / (1 - decay) steps forget the initial weights. Weights
+    without gradient were not moved and keep their averages: a block that is at work in one step out of N has the
+    average of its own steps.
     """
 
     def __init__(self, module: nn.Module, decay: float):
@@ -99,7 +101,10 @@ class EMA:
     def update(self, module: nn.Module, step: int) -> None:
         """Take in the weights after optimiser step `step` (from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self.averages, list(module.parameters()), 1 - decay)
+        moved = [pair for pair in zip(self.averages, module.parameters(), strict=True) if pair[1].grad is not None]
+        if moved:
+            averages, weights = map(list, zip(*moved, strict=True))
+            torch._foreach_lerp_(averages, weights, 1 - decay)
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Continue from saved averages."""

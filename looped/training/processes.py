@@ -16,14 +16,16 @@ from looped.errors import UserError
 def start_accelerator(config: Config):
     """Device, processes and precision; imported here, as `import looped` users may never train.
 
-    DDP looks for no unused parameters: every training rule reaches all that it trains in each step (a test says so).
+    Every training rule reaches all that it trains in each step (a test says so), so DDP need not look for unused
+    parameters; `blockwise` alone leaves out the blocks that are not at work, which then have no gradient anywhere.
     """
-    from accelerate import Accelerator
+    from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state()  # a process may train several configs, each with its own precision
     precision = config.training.precision
-    accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision)
+    unused = DistributedDataParallelKwargs(find_unused_parameters=config.objective == "blockwise")
+    accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision, kwargs_handlers=[unused])
     if accelerator.num_processes > 1:
         atexit.register(_leave)
     return accelerator

@@ -147,10 +147,11 @@ class Trainer:
         self.check(losses, self.clip())
         for optimizer in self.optimizers:
             optimizer.step()
+        if self.ema is not None:  # while it can be seen what had a gradient
+            self.ema.update(self.objective, self.done.step)
+        for optimizer in self.optimizers:
             optimizer.zero_grad()
         self.objective.after_step()
-        if self.ema is not None:
-            self.ema.update(self.objective, self.done.step)
         self.count(time.perf_counter() - start)
 
     def rows(self, micro: int) -> range:

@@ -94,6 +94,34 @@ def test_blocks_of_the_core_are_counted_as_they_run(arm, precision):
         check_flops(config)
 
 
+BLOCKWISE = {**UNTIED, "denoise.noise.share_at_max": 0.5, "blocks.edges": [2.0], "denoise.context": "concat"}
+
+
+@pytest.mark.parametrize("recipe", [{}, {"denoise.context": "context"}, {"denoise.context": "inject"},
+                                    {"blocks.choose": "mass"}, {"training.precision": "bf16"},
+                                    {"denoise.block_size": 4}, {"denoise.carry": "estimate"}], ids=str)
+def test_one_block_at_a_time_costs_the_mean_over_the_blocks(recipe, monkeypatch):
+    config = config_of("blockwise", **BLOCKWISE | recipe)
+    objective, counts = objective_of(config), count(config, VOCAB)
+    assert counts.parameters == counts.effective_parameters == sum(p.numel() for p in objective.parameters())
+    mean = torch.zeros(3, dtype=torch.float64)
+    for block, share in enumerate(objective.shares):
+        monkeypatch.setattr("looped.objectives.blockwise.Blockwise.draw", lambda self, random, block=block: block)
+        mean += share * torch.tensor([*measured_flops(config), kept_bytes(config)], dtype=torch.float64)
+    ours = [counts.forward_flops, counts.step_flops, counts.saved_activation_bytes]
+    assert ours == pytest.approx(mean.tolist(), rel=1e-3)
+
+
+def test_frozen_shared_parts_cost_no_backward_of_their_own(monkeypatch):
+    config = config_of("blockwise", **BLOCKWISE | {"blocks.shared": "frozen", "denoise.context": "inject"})
+    monkeypatch.setattr("looped.objectives.blockwise.Blockwise.draw", lambda self, random: 0)
+    counts, (forwards, whole) = count(config, VOCAB), measured_flops(config)
+    trained = count(config.replace(**{"blocks.shared": "trained"}), VOCAB)
+    assert counts.forward_flops == trained.forward_flops
+    assert counts.step_flops / counts.forward_flops == pytest.approx(whole / forwards, rel=0.1)
+    assert counts.training_bytes < trained.training_bytes
+
+
 # ---- parameters
 
 

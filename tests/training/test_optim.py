@@ -133,8 +133,9 @@ def test_set_lr_scales_each_groups_own_peak():
 
 
 def test_averaged_weights_follow_the_recurrence_and_swap_in_and_out():
-    module = nn.Linear(3, 2)
+    module = nn.Linear(3, 2, bias=False)
     ema, expected = EMA(module, 0.5), copy.deepcopy(module.weight.detach())
+    module.weight.grad = torch.zeros_like(module.weight)
     for step in range(6):
         nn.init.normal_(module.weight)
         decay = min(0.5, (1 + step) / (10 + step))
@@ -145,3 +146,17 @@ def test_averaged_weights_follow_the_recurrence_and_swap_in_and_out():
         torch.testing.assert_close(module.weight.detach(), expected)
     assert torch.equal(module.weight, before)
     assert not math.isclose(before.sum().item(), expected.sum().item())  # the two differ, so the swap was seen
+
+
+def test_the_average_of_a_block_is_over_the_steps_that_it_was_at_work():
+    module = nn.ModuleList(nn.Linear(2, 2, bias=False) for _ in range(2))
+    ema, alone = EMA(module, 0.05), EMA(module[0], 0.05)
+    for step in range(6):
+        at_work = step % 2
+        nn.init.normal_(module[at_work].weight)
+        module[at_work].weight.grad, module[1 - at_work].weight.grad = torch.zeros(2, 2), None
+        ema.update(module, step)
+        if at_work == 0:
+            alone.update(module[0], step)
+    assert torch.equal(ema.averages[0], alone.averages[0])
+    assert not torch.allclose(ema.averages[0], ema.averages[1])

@@ -28,6 +28,8 @@ from looped.training.trainer import micro_batch_size, train
 VARIANTS = {
     "denoise": {"denoise.noise.distribution": "adaptive", "optim.ema_decay": 0.9},
     "truncated": {"objective": "truncated", "optim.name": "muon"},
+    "blockwise": {"objective": "blockwise", "blocks.num": 2, "model.num_core_layers": 2, "optim.ema_decay": 0.9,
+                  "training.accumulation": 2},
     "full-bf16": {"objective": "full", "training.precision": "bf16", "training.accumulation": 2, "optim.grad_clip": 0},
 }
 
@@ -143,20 +145,27 @@ raise SystemExit(train(load_config(sys.argv[1]), sys.argv[2]).exit_code)
 
 
 def test_two_processes_match_one_with_the_whole_batch(tmp_path, tiny):
-    config = tiny(**{"denoise.noise.distribution": "adaptive", "training.batch_size": 8, "training.accumulation": 2})
-    one = train(config, tmp_path / "one")
-    (tmp_path / "script.py").write_text(SCRIPT)
-    (tmp_path / "config.yaml").write_text(dump_config(config))
+    """One rule after the other, so that a busy machine has one launcher of processes at a time."""
+    rules = {"denoise": {"denoise.noise.distribution": "adaptive"}, "blockwise": VARIANTS["blockwise"]}
+    for name, rule in rules.items():
+        (tmp_path / name).mkdir()
+        check_two_processes(tmp_path / name, tiny(**rule | {"training.batch_size": 8, "training.accumulation": 2}))
+
+
+def check_two_processes(folder, config):
+    one = train(config, folder / "one")
+    (folder / "script.py").write_text(SCRIPT)
+    (folder / "config.yaml").write_text(dump_config(config))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-               tmp_path / "script.py", tmp_path / "config.yaml", tmp_path / "two"]
+               folder / "script.py", folder / "config.yaml", folder / "two"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300,
                           env=os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-2000:]
     assert "2 processes" in done.stdout
-    two = load_run(tmp_path / "two")
+    two = load_run(folder / "two", ema=False)
     for (name, a), b in zip(one.objective.state_dict().items(), two.objective.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6, msg=name)
-    for a, b in zip(figures(tmp_path / "one"), figures(tmp_path / "two"), strict=True):
+    for a, b in zip(figures(folder / "one"), figures(folder / "two"), strict=True):
         assert a.keys() == b.keys()
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
 
@@ -175,6 +184,27 @@ def test_every_trained_parameter_gets_a_gradient_in_every_step(tiny, changes):
         objective(tokens, StepRandom(0, step, count=4)).value.backward()
         assert not [name for name, p in objective.named_parameters() if p.requires_grad and p.grad is None]
         objective.zero_grad()
+
+
+def test_a_block_that_was_never_at_work_has_its_first_weights_and_no_optimiser_state(tmp_path, tiny):
+    """Nor does it decay. Two steps are taken, so of three blocks one at least has had no turn."""
+    config = tiny(objective="blockwise", **{"blocks.num": 3, "model.num_core_layers": 3, "optim.ema_decay": 0.5,
+                                            "training.budget": 2})
+    objective = build_objective(config, build(config, 270))
+    turns = {objective.draw(StepRandom(config.seed, step, count=1)) for step in range(2)}
+    done = train(config, tmp_path / "run")
+    saved = weights(tmp_path / "run")
+    slots, averages = saved["optimizer.safetensors"], saved["ema.safetensors"]
+    start = build(config, done.objective.model.vocab_size).recurrence.core.blocks
+    for number, block in enumerate(done.objective.model.recurrence.core.blocks):
+        rested, prefix = number not in turns, f"denoiser.model.recurrence.core.blocks.{number}."
+        assert rested != any(name.startswith(prefix) for name in slots)
+        same = [torch.equal(weight, first) for weight, first in zip(block.parameters(), start[number].parameters(),
+                                                                   strict=True)]
+        assert all(same) == rested
+        if rested:
+            assert all(torch.equal(averages[prefix + name], weight) for name, weight in block.named_parameters())
+    assert turns != {0, 1, 2}
 
 
 @pytest.mark.parametrize(("unit", "budget", "steps"), [("steps", 5, 5), ("tokens", 4 * 8 * 5, 5), ("tokens", 129, 5)])
