@@ -22,8 +22,9 @@ RULES = [{"objective": "truncated"}, {"objective": "ar"},
          *({"objective": "denoise", "denoise.context": c} for c in ("inject", "concat", "context"))]
 NAMES = ["truncated", "ar", "inject", "concat", "context"]
 BLOCKS = {"denoise.block_size": 2, "data.length": 8, "evaluation.prompt_length": 4}
-PADDED = [*RULES, RULES[3] | BLOCKS, RULES[4] | BLOCKS]
-PADDED_NAMES = [*NAMES, "concat, blocks of 2", "context, blocks of 2"]
+BLOCKWISE = {"objective": "blockwise", "blocks.num": 2}
+PADDED = [*RULES, RULES[3] | BLOCKS, RULES[4] | BLOCKS, *(rule | BLOCKWISE for rule in RULES[2:])]
+PADDED_NAMES = [*NAMES, "concat, blocks of 2", "context, blocks of 2", *(f"{name}, blockwise" for name in NAMES[2:])]
 
 
 def make(flags):

@@ -10,10 +10,11 @@ from looped.diffusion import denoiser as denoiser_module
 from looped.diffusion.denoiser import levels_of
 from looped.diffusion.noise import interval
 from looped.diffusion.schedules import schedule
+from looped.diffusion.steering import Steering
 from looped.errors import UserError
 from looped.evaluation.answers import answer
 from looped.evaluation.depth import layer_forwards_at
-from looped.evaluation.generation import generate
+from looped.evaluation.generation import DenoiseWriter, Padding, generate
 from looped.evaluation.likelihood import losses_by_depth, losses_by_sigma, losses_by_solver
 from looped.models.build import build
 from looped.nn.cache import Cache
@@ -228,9 +229,31 @@ def test_everything_that_reads_a_denoiser_reads_several_blocks(context):
     assert all(losses.isfinite().all() for _, losses in losses_by_sigma(objective, tokens(), num_levels=5))
     solved = losses_by_solver(objective, tokens(), [4], num_trajectories=2)
     assert all(result.losses.isfinite().all() for result in solved)
-    # Written token by token with a cache, as all at once: each token is what a fresh start would give.
-    text = generate(objective, tokens()[:, :4], num_tokens=3, depth=4, temperature=0)
-    assert text.shape == (4, 3)
+    assert generate(objective, tokens()[:, :4], num_tokens=3, depth=4).shape == (4, 3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("context", ["concat", "context"])
+def test_a_token_is_solved_from_the_logits_of_the_whole_sequence_at_every_level(context):
+    """The writer keeps clean keys and values of every block, and adds to them token by token."""
+    objective, seen = make(**{"denoise.context": context}).eval().double(), []
+    writer, rows = DenoiseWriter(objective, N, Steering(), Padding(None, 3)), tokens()[:, :5]
+    read = objective.denoiser.read
+
+    def watched(z, sigma, *args, **options):
+        found = read(z, sigma, *args, **options)
+        if "block" in options:
+            seen.append((z, sigma, options["block"], found[0]))
+        return found
+
+    objective.denoiser.read = watched
+    for new in (rows[:, :3], rows[:, 3:4], rows[:, 4:]):
+        writer.next_logits(new, StepRandom(0, 0, count=4))
+    objective.denoiser.read = read
+    assert [block for _, _, block, _ in seen] == [*range(N)] * 3
+    for z, sigma, _, logits in seen[-N:]:
+        whole = torch.cat([torch.zeros(4, 4, 4, dtype=torch.float64), z.double()], dim=1)
+        torch.testing.assert_close(logits, objective.logits(rows, whole, sigma)[:, -1:])
 
 
 @torch.no_grad()
