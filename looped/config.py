@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 from looped.config_base import Count, Depth, Fraction, NonNegative, Positive, Section
 from looped.config_blocks import BlocksConfig, check_blocks
 from looped.config_denoise import DenoiseConfig, check_layout, noise_preset
+from looped.config_images import ImageConfig
 from looped.config_rules import FixedPointConfig, SupervisionConfig
 from looped.errors import UserError, did_you_mean
 
@@ -39,6 +40,7 @@ class ModelConfig(Section):
     state_init: Literal["like-init", "zero", "embedding", "noise"] = Field(
         "like-init", description="state before the first loop step (loop objectives)")
     tie_embeddings: bool = Field(True, description="the head is the transposed embedding")
+    patch_size: Depth = Field(4, description="side of the square patches that images are cut into, in pixels")
     attention: Literal["auto", "xformers", "sdpa", "flex"] = Field("auto", description="attention backend")
 
     @model_validator(mode="after")
@@ -201,6 +203,7 @@ class Config(Section):
     denoise: DenoiseConfig = DenoiseConfig()
     blocks: BlocksConfig = BlocksConfig()
     task: TaskConfig = TaskConfig()
+    images: ImageConfig = ImageConfig()
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
     training: TrainingConfig = TrainingConfig()
@@ -214,9 +217,13 @@ class Config(Section):
         if self.denoise.target.tied and self.denoise.target.dim not in (None, self.model.width):
             raise ValueError(f"denoise.target.tied needs denoise.target.dim = model.width; leave denoise.target.dim "
                              f"out, or set it to {self.model.width}")
+        if self.is_task and self.is_images:
+            raise ValueError(f"task.name {self.task.name} and images.source {self.images.source} are both set; keep "
+                             f"one of them")
         self._check_loss()
         if self.denoises:
-            check_layout(self.denoise, self.task)
+            check_layout(self.denoise, text=not (self.is_task or self.is_images), images=self.is_images,
+                         full=self.sees_all)
         check_blocks(self)
         if self.denoise.block_size > 1 and self.model.injection == "none":
             raise ValueError("denoise.block_size above 1 needs an injection, which tells the core where in its block "
@@ -251,6 +258,16 @@ class Config(Section):
     def denoises(self) -> bool:
         """Whether the model is a denoiser, whose depth is that of a solver."""
         return self.objective in ("denoise", "blockwise")
+
+    @property
+    def is_images(self) -> bool:
+        """Whether the classes of images are trained."""
+        return self.images.source is not None
+
+    @property
+    def sees_all(self) -> bool:
+        """Whether every row sees every other, not only those before it."""
+        return self.is_images or (self.is_task and self.task.layout == "full")
 
     @property
     def single_pass(self) -> bool:

@@ -121,17 +121,18 @@ class DenoiseConfig(Section):
         return self
 
 
-def check_layout(denoise: DenoiseConfig, task: Any) -> None:
-    """Denoising in a layout where every cell sees every other, and in one where none may see later ones, as `task`
-    says. Raises ValueError."""
-    full = task.name is not None and task.layout == "full"
+def check_layout(denoise: DenoiseConfig, *, text: bool, images: bool, full: bool) -> None:
+    """Denoising of text, of a task or of images, where every row sees every other (`full`) or none may see later ones.
+    Raises ValueError."""
     if full and denoise.context != "inject":
-        raise ValueError(f"denoise.context {denoise.context} is for rows that see earlier ones alone, and under "
-                         f"task.layout full all cells are sought together; set denoise.context to inject")
-    if task.name is not None and denoise.block_size > 1:
-        raise ValueError(f"denoise.block_size {denoise.block_size} is for text; task.layout full seeks all cells "
-                         f"of a task together; leave it at 1")
-    if denoise.order == "confidence" and not full:
+        where = "in an image all rows see each other" if images else ("under task.layout full all cells are sought "
+                                                                      "together")
+        raise ValueError(f"denoise.context {denoise.context} is for rows that see earlier ones alone, and {where}; set "
+                         f"denoise.context to inject")
+    if denoise.block_size > 1 and not text:
+        raise ValueError(f"denoise.block_size {denoise.block_size} is for text; all that a task or an image asks for "
+                         f"is sought together; leave it at 1")
+    if denoise.order == "confidence" and (images or not full):
         raise ValueError("denoise.order confidence settles the cells of a task one after another; it needs "
                          "task.name, and task.layout full")
     if denoise.carry != "none" and denoise.context == "inject" and not full:

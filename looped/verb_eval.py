@@ -65,8 +65,12 @@ class Eval(Verb):
             self._of_task(run, depths)
             return
         if self.difficulties is not None or self.exits is not None:
-            raise UserError(f"--difficulties and --exits are for tasks, and {self.run} is trained on text; leave them "
-                            f"out")
+            trained = "images" if run.config.is_images else "text"
+            raise UserError(f"--difficulties and --exits are for tasks, and {self.run} is trained on {trained}; leave "
+                            f"them out")
+        if run.config.is_images:
+            self._of_images(run, depths)
+            return
         twin, other = (open_twin(path, run) if path is not None else None for path in (self.twin, self.match))
         result = evaluate_run(
             run.objective, run.data, run.config, depths,
@@ -87,12 +91,33 @@ class Eval(Verb):
             print(f"\npictures in {run.path / 'plots'}, rows in {run.path / 'eval'}")
 
 
-    def _of_task(self, run, depths) -> None:
-        """Problems instead of text."""
+    def _of_images(self, run, depths) -> None:
+        """Images instead of text."""
+        self._no_flags_of_text("names what is on images")
+        from looped.evaluation.accuracy import classify
+        from looped.evaluation.depth import Evaluation
+        from looped.evaluation.report import depth_table, save_evaluation
+
+        found = classify(run.objective, run.data, run.config, depths)
+        right = {depth: each.double() for depth, each in found.right.items()}
+        save_evaluation(run.path, Evaluation(found.rows, {"accuracy": right}, []), run.config, step=run.step)
+        if self.json:
+            print("\n".join(json.dumps(row.as_dict()) for row in found.rows))
+            return
+        print(f"{run.path}: {run.config.objective} on {run.data.images.source} after {run.step} steps\n")
+        print(depth_table({run.path.name: [row.as_dict() for row in found.rows]}))
+        print(f"\npicture in {run.path / 'plots'}, rows in {run.path / 'eval'}")
+
+    def _no_flags_of_text(self, does: str) -> None:
+        """Raises UserError for flags that only a run on text has a use for."""
         for flag in ("probes", "twin", "judge", "match", "mauve", "trajectories"):
             if getattr(self, flag):
-                raise UserError(f"--{flag} is for text, and {self.run} solves {run.config.task.name}; leave it out"
+                raise UserError(f"--{flag} is for text, and {self.run} {does}; leave it out"
                                 + ("; --evaluation.trajectories sets those of an answer" * (flag == "trajectories")))
+
+    def _of_task(self, run, depths) -> None:
+        """Problems instead of text."""
+        self._no_flags_of_text(f"solves {run.config.task.name}")
         from looped.evaluation.exits import Exit
         from looped.evaluation.task_report import evaluate_task, save_task_evaluation, task_table
 

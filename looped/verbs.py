@@ -83,9 +83,9 @@ class Generate(Verb):
         from looped.training.runs import load_run
 
         run = load_run(self.run, step=self.step, settings=settings)
-        if run.config.is_task:
-            raise UserError(f"{self.run} solves {run.config.task.name} and writes no text; look at its answers with "
-                            f"looped eval {self.run}")
+        if run.config.is_task or run.config.is_images:
+            does = f"solves {run.config.task.name}" if run.config.is_task else "names what is on images"
+            raise UserError(f"{self.run} {does} and writes no text; look at its answers with looped eval {self.run}")
         prompts = [prompt for prompt in self._texts() for _ in range(self.num_samples)]
         ids = [torch.tensor(run.tokenizer.encode(prompt), dtype=torch.long) for prompt in prompts]
         tokens = generate(run.objective, torch.nn.utils.rnn.pad_sequence(ids, batch_first=True),
@@ -140,6 +140,8 @@ class Bench(Verb):
         if self.what == "step":
             result, table = cost.bench_step(config, split_arms(self.objectives), repeats=self.repeats,
                                             threads=self.threads), cost.format_step
+        elif config.is_images:
+            raise UserError(f"bench flops times a language model, and {self.config} trains on images; use bench step")
         else:
             result, table = cost.bench_flops(config, repeats=self.repeats, threads=self.threads), cost.format_flops
         print(json.dumps(result, indent=1) if self.json else table(result))
@@ -182,6 +184,9 @@ class Compare(Verb):
             raise UserError(f"--amount {self.amount} is not at least 1")
         depths = parse_depths(self.depths) if self.depths is not None else None
         config = load_config(self.config, settings)
+        if config.is_images:
+            raise UserError(f"looped compare measures text and tasks, and {self.config} trains on images; train the "
+                            f"rules one by one, and set them side by side with looped plot --metric accuracy")
         if self.difficulties is not None:
             if not config.is_task:
                 raise UserError(f"--difficulties are for tasks, and {self.config} trains on text; leave them out")
@@ -240,11 +245,11 @@ def _costs(config: Config) -> str:
 
 
 def _vocab_size(config: Config) -> int:
-    from looped.data.problems import prepare_task
+    from looped.data.opening import open_data
     from looped.data.tokenizer import load_tokenizer
 
-    if config.is_task:
-        return prepare_task(config.task).vocab_size
+    if config.is_task or config.is_images:
+        return open_data(config).vocab_size
     return load_tokenizer(config.data.tokenizer).vocab_size if config.data.tokenizer else config.data.vocab_size
 
 

@@ -40,6 +40,11 @@ class Picture:
         """Patches, and the row of the class."""
         return 1 + math.prod(self.grid)
 
+    @property
+    def patch_numbers(self) -> int:
+        """Numbers in a patch."""
+        return self.channels * self.patch**2
+
     def positions(self) -> Int[Tensor, "rows 2"]:
         """Where the rows stand: the class at (0, 0), a patch at (row + 1, column + 1)."""
         down, across = self.grid

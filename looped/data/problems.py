@@ -56,7 +56,7 @@ class TaskData:
     train: ProblemStream
     fingerprint: str
 
-    tokenizer = None
+    tokenizer = picture = None
     """Symbols are tokens."""
 
     @property

@@ -54,6 +54,9 @@ class TextData:
     fingerprint: str
     source: str
 
+    picture = None
+    """There is none to look at."""
+
     def nats_to_bits_per_byte(self, nats: float) -> float:
         """Mean nats per held-out token as bits per held-out byte."""
         return nats / math.log(2) / self.bytes_per_token

@@ -26,12 +26,13 @@ from torch.autograd.graph import saved_tensors_hooks
 from looped.arms import ARMS, parse_arm
 from looped.config import Config, load_config
 from looped.errors import UserError, did_you_mean
+from looped.evaluation.bench_inputs import random_inputs, vocab_of
 from looped.evaluation.depth import peak_bytes
 from looped.models.build import build
 from looped.nn.bias import Causal
 from looped.objectives import build_objective
 from looped.objectives.counts import count
-from looped.objectives.flops import layer_flops
+from looped.objectives.flops import layer_flops, picture_of
 from looped.rng import StepRandom, generator
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -158,16 +159,14 @@ def serve() -> None:
 
 
 class Stepper:
-    """Optimiser steps of one config on random tokens."""
+    """Optimiser steps of one config on random tokens or images."""
 
     def __init__(self, config: Config):
         self.config, self.index = config, 0
-        vocab = config.data.vocab_size
-        self.objective = build_objective(config, build(config, vocab)).train()
+        self.vocab, self.inputs = vocab_of(config), random_inputs(config)
+        self.objective = build_objective(config, build(config, self.vocab, picture_of(config))).train()
         self.optimizer = torch.optim.AdamW(self.objective.parameters(), lr=config.optim.lr, betas=config.optim.betas,
                                            weight_decay=config.optim.weight_decay, fused=True)
-        self.tokens = torch.randint(vocab, (config.training.batch_size, config.data.length + 1),
-                                    generator=generator(config.seed, "bench"))
 
     def step(self) -> dict:
         """One more optimiser step: its seconds by the clock on the wall and by the processor's."""
@@ -184,17 +183,17 @@ class Stepper:
 
     def loss(self, micro: int = 0) -> Tensor:
         """The loss of a micro-batch of the present step."""
-        total, rows = len(self.tokens), len(self.tokens) // self.config.training.accumulation
+        total, rows = len(self.inputs), len(self.inputs) // self.config.training.accumulation
         random = StepRandom(self.config.seed, self.index, start=micro * rows, count=rows, total=total)
         with _autocast(self.config.training.precision):
-            return self.objective(self.tokens[micro * rows : (micro + 1) * rows], random).value
+            return self.objective(self.inputs[micro * rows : (micro + 1) * rows], random).value
 
     def figures(self, base: int) -> dict:
         """What does not vary from step to step. `base`: bytes of the process before it had a model."""
         peak = peak_rss()
         return {"saved_activation_bytes": saved_bytes(self.loss, self.objective), "peak_rss_bytes": peak,
-                "base_rss_bytes": base, "layer_forwards": self.objective.layer_forwards() * len(self.tokens),
-                "step_flops": count(self.config, self.config.data.vocab_size).step_flops}
+                "base_rss_bytes": base, "layer_forwards": self.objective.layer_forwards() * len(self.inputs),
+                "step_flops": count(self.config, self.vocab).step_flops}
 
 
 def peak_rss() -> int:

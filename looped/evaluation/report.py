@@ -29,6 +29,10 @@ PROBES = "eval/probes.jsonl"
 Rows = Sequence[Mapping[str, Any]]
 
 
+MAIN = ("nats_per_token", "accuracy")
+"""The figure that an evaluation is about: of text, or of images."""
+
+
 def save_evaluation(run: Path, evaluation: Evaluation, config: Config, *, step: int,
                     probes: Probes | None = None) -> None:
     """Write everything of an evaluation of the checkpoint of `step` into the folder of a run. Raises UserError."""
@@ -41,7 +45,8 @@ def save_evaluation(run: Path, evaluation: Evaluation, config: Config, *, step: 
         files[PROBES] += [{"step": step, "verdict": sentence} for sentence in probes.sentences]
     write_lines(run, files)
     try:
-        plot_depth([_curve(run.name, rows, config, "nats_per_token")], run / "plots" / "depth.png")
+        main = next(metric for metric in MAIN if any(row["metric"] == metric for row in rows))
+        plot_depth([_curve(run.name, rows, config, main)], run / "plots" / "depth.png")
         if any("sigma" in row for row in rows):
             plot_sigma({run.name: [row for row in rows if row["metric"] == "nats_at_sigma"]},
                        run / "plots" / "sigma.png")
@@ -122,7 +127,7 @@ def depth_table(runs: Mapping[str, Rows]) -> str:
         at = {(row["metric"], row.get("depth")): row for row in rows}
         for depth in sorted({row["depth"] for row in rows if "depth" in row}):
             mine = {metric: row for (metric, at_depth), row in at.items() if at_depth == depth}
-            if "nats_per_token" in mine:
+            if not mine.keys().isdisjoint(MAIN):
                 lines.append({"run": label, "depth": str(depth), **_cells(mine)})
         notes += _notes(label, at)
     header = [name for name in lines[0] if any(line[name] != "-" for line in lines)] if lines else ["run", "depth"]
@@ -135,13 +140,14 @@ def _cells(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     def mean(metric: str, digits: int = 3) -> str:
         return _number(rows.get(metric, {}).get("mean"), digits)
 
-    nats = rows.get("nats_per_token", {})
-    return {"nats a token": _with_interval(nats), "bits a byte": mean("bits_per_byte"),
+    nats, accuracy = (rows.get(metric, {}) for metric in MAIN)
+    return {"nats a token": _with_interval(nats), "accuracy": _with_interval(accuracy),
+            "bits a byte": mean("bits_per_byte"),
             "distinct-1, 2, 4": " ".join(mean(f"distinct_{n}") for n in (1, 2, 4)).replace("- - -", "-"),
             "repetition-4": mean("repetition_4"), "judged": mean("judged_nats"), "matched": _matched(rows),
             "mauve": mean("mauve"), "tokens a second": mean("tokens_per_second", 0),
-            "layer forwards": _number(nats.get("layer_forwards"), 0),
-            "seconds": _number(nats.get("seconds"), 2)}
+            "layer forwards": _number((nats or accuracy).get("layer_forwards"), 0),
+            "seconds": _number((nats or accuracy).get("seconds"), 2)}
 
 
 def _matched(rows: Mapping[str, Mapping[str, Any]]) -> str:

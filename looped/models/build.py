@@ -1,7 +1,9 @@
-"""From a config to a language model."""
+"""From a config to a language model, or to a classifier of images."""
 
 from looped.config import Config
+from looped.data.labelled import Picture
 from looped.models.language import LanguageModel, start_weights
+from looped.models.vision import ImageClassifier
 from looped.rng import seeded_init
 
 
@@ -14,15 +16,23 @@ def effective_depth(config: Config, block: int | None = None) -> int:
     return model.num_prelude_layers + round(core) + model.num_coda_layers
 
 
-def build(config: Config, vocab_size: int) -> LanguageModel:
+def build(config: Config, vocab_size: int, picture: Picture | None = None) -> LanguageModel:
     """The model of a config, its weights a function of `config.seed`; those of one of several blocks are a function of
-    the seed and its number, whatever the other blocks are."""
-    cond_width = config.denoise.cond_width if config.denoises else None
+    the seed and its number, whatever the other blocks are. With a `picture` a classifier of such images, whose
+    vocabulary are the classes."""
     with seeded_init(config.seed, "init"):
-        model = LanguageModel(config.model, vocab_size, cond_width=cond_width, core_layers=config.block_layers,
-                              effective_depth=effective_depth(config))
+        model = unseeded(config, vocab_size, picture)
     if config.blocks.num > 1:
         for number, block in enumerate(model.recurrence.core.blocks):
             with seeded_init(config.seed, f"block{number}"):
                 start_weights(block, model.width, effective_depth(config, number))
     return model
+
+
+def unseeded(config: Config, vocab_size: int, picture: Picture | None = None) -> LanguageModel:
+    """The same with weights from torch's global state, which a meta device does not need."""
+    options = {"cond_width": config.denoise.cond_width if config.denoises else None,
+               "core_layers": config.block_layers, "effective_depth": effective_depth(config)}
+    if picture is not None:
+        return ImageClassifier(config.model, vocab_size, picture, **options)
+    return LanguageModel(config.model, vocab_size, **options)

@@ -35,7 +35,7 @@ class ImageClassifier(LanguageModel):
     def __init__(self, config: ModelConfig, num_classes: int, picture: Picture, **options):
         super().__init__(config, num_classes, **options)
         self.picture = picture
-        size = picture.channels * picture.patch**2
+        size = picture.patch_numbers
         self.patches = nn.Linear(size, config.width)
         # Pixels have unit variance: rows of patches begin on the scale of embedded tokens.
         nn.init.normal_(self.patches.weight, std=math.sqrt(2 / (5 * size)))

@@ -10,8 +10,8 @@ import torch
 
 from looped.config import Config
 from looped.diffusion.denoiser import Denoiser
-from looped.models.language import LanguageModel
-from looped.objectives.flops import parts_of, rows_of
+from looped.models.build import unseeded
+from looped.objectives.flops import parts_of, picture_of, rows_of
 from looped.objectives.saved import WIDE, saved_bytes
 
 
@@ -38,8 +38,7 @@ def count(config: Config, vocab_size: int) -> Counts:
     """The counts of a config with a vocabulary of `vocab_size` tokens; random depths enter by their means."""
     with torch.device("meta"):
         denoise = config.denoises
-        model = LanguageModel(config.model, vocab_size, cond_width=config.denoise.cond_width if denoise else None,
-                              core_layers=config.block_layers)
+        model = unseeded(config, vocab_size, picture_of(config))
         whole = Denoiser(model, config.denoise) if denoise else model
     halting = config.model.width + 1 if config.objective == "one-step" else 0
     parameters, core = _numel(whole) + halting, _numel(model.recurrence.core)

@@ -12,6 +12,8 @@ from functools import lru_cache
 
 from looped.config import Config, ModelConfig, TaskConfig
 from looped.config_denoise import DenoiseConfig
+from looped.config_images import ImageConfig
+from looped.data.labelled import Picture, prepare_labelled
 from looped.data.problems import cells_of
 from looped.diffusion.noise import block_shares, noise_from_config
 from looped.diffusion.targets import target_dim
@@ -44,16 +46,25 @@ class Part:
 def parts_of(config: Config, vocab_size: int) -> list[Part]:
     """Everything with a matrix product in one training step; FLOPs are those of a token."""
     model, length = config.model, rows_of(config)
-    layer, head = layer_flops(model, length, full=sees_all(config)), 2 * model.width * vocab_size
-    prelude = Part("prelude", layer * model.num_prelude_layers, 0, 1)
+    layer, head = layer_flops(model, length, full=config.sees_all), 2 * model.width * vocab_size
+    before = [*_patch_parts(config), Part("prelude", layer * model.num_prelude_layers, 0, 1)]
     if config.denoises:
-        parts = [prelude, *_denoiser_parts(config, vocab_size)]
+        parts = [*before, *_denoiser_parts(config, vocab_size)]
         return list(map(_frozen, parts)) if config.blocks.shared == "frozen" else parts
     (no_grad, grad), read, once = mean_steps(config), num_readings(config), config.objective == "one-step"
-    return [prelude, Part("injection", injection_flops(model), no_grad, grad),
+    return [*before, Part("injection", injection_flops(model), no_grad, grad),
             Part("core", layer * config.step_layers, no_grad, grad), *_implicit_parts(config),
             Part("coda", layer * model.num_coda_layers, 0, read), Part("head", head, 0, read),
             Part("halting head", 2 * model.width / length, 0, read * once), Part("answers", head, read * once, 0)]
+
+
+def _patch_parts(config: Config) -> list[Part]:
+    """Of images, the map that embeds patches; nobody needs a gradient of pixels."""
+    picture = picture_of(config)
+    if picture is None:
+        return []
+    share = 1 - 1 / picture.num_rows  # of the rows, all but that of the class
+    return [Part("patches", 2 * picture.patch_numbers * config.model.width * share, 0.5, 0.5)]
 
 
 def _implicit_parts(config: Config) -> list[Part]:
@@ -63,8 +74,8 @@ def _implicit_parts(config: Config) -> list[Part]:
     model, solver = config.model, config.fixed_point
     if config.objective != "fixed-point" or solver.gradient != "implicit":
         return []
-    mixing, second = _attention_flops(model, rows_of(config), full=sees_all(config)), 2 * model.width * model.hidden
-    layer, state = layer_flops(model, rows_of(config), full=sees_all(config)), 1 - (model.injection == "diagonal")
+    mixing, second = _attention_flops(model, rows_of(config), full=config.sees_all), 2 * model.width * model.hidden
+    layer, state = layer_flops(model, rows_of(config), full=config.sees_all), 1 - (model.injection == "diagonal")
     return [Part("core again", layer * model.num_core_layers + injection_flops(model), 0, 0, backward=1),
             Part("solve in backward", (layer + mixing + second) * model.num_core_layers
                  + injection_flops(model) * state, 0, 0, backward=solver.max_steps)]
@@ -72,7 +83,7 @@ def _implicit_parts(config: Config) -> list[Part]:
 
 def _denoiser_parts(config: Config, vocab_size: int) -> list[Part]:
     """Readings of the noisy rows, what lies between two of them, and what is read beside them."""
-    model, denoise, length, full = config.model, config.denoise, rows_of(config), sees_all(config)
+    model, denoise, length, full = config.model, config.denoise, rows_of(config), config.sees_all
     first, steps = mean_steps(config)
     clean, noisy = (layer_flops(model, length, full=full, block=block) for block in (1, denoise.block_size))
     table, head = 2 * noisy_dim(config) * vocab_size, 2 * model.width * vocab_size
@@ -94,7 +105,7 @@ def _denoiser_parts(config: Config, vocab_size: int) -> list[Part]:
         Part("estimate", table, first * own, steps - 1)]
 
 
-FROZEN = {"prelude": 0.0, "level": 0.0, "noisy input": 0.0, "expected embedding": 0.0, "handed on": 0.0,
+FROZEN = {"patches": 0.0, "prelude": 0.0, "level": 0.0, "noisy input": 0.0, "expected embedding": 0.0, "handed on": 0.0,
           "posterior": 0.0, "conditioning": 0.5, "injection": 0.5, "coda": 0.5, "head": 0.5}
 """Part -> the share of its backward pass that is left where no weight outside the blocks is trained: none before the
 block, the gradient of the weights alone at its entry, that of the input alone after it. Attention inside a frozen coda
@@ -154,18 +165,26 @@ def _conditioning_flops(config: Config) -> float:
 
 
 def rows_of(config: Config) -> int:
-    """Rows of a training sequence; of a task, those of a problem in the middle of its trained range."""
+    """Rows of a training sequence; of a task, those of a problem in the middle of its trained range; of an image its
+    patches and the row of its class."""
+    if config.is_images:
+        return picture_of(config).num_rows
     return _cells(config.task.model_dump_json()) if config.is_task else config.data.length
+
+
+def picture_of(config: Config) -> Picture | None:
+    """The size of the images, which are read for it; None where there are none."""
+    return _picture(config.images.model_dump_json(), config.model.patch_size) if config.is_images else None
+
+
+@lru_cache
+def _picture(images: str, patch: int) -> Picture:
+    return prepare_labelled(ImageConfig.model_validate_json(images), patch).picture
 
 
 @lru_cache
 def _cells(task: str) -> int:
     return cells_of(TaskConfig.model_validate_json(task))
-
-
-def sees_all(config: Config) -> bool:
-    """Whether every row sees every other, not only those before it."""
-    return config.is_task and config.task.layout == "full"
 
 
 def mean_steps(config: Config) -> tuple[float, float]:

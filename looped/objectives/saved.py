@@ -17,8 +17,8 @@ from looped.objectives.flops import (
     num_levels,
     num_readings,
     num_unrolls,
+    picture_of,
     rows_of,
-    sees_all,
 )
 
 WIDE = 4
@@ -50,7 +50,7 @@ def saved_bytes(config: Config, vocab_size: int) -> int:
     model, length, kept = config.model, rows_of(config), streams(config)
     rows, (_, steps) = config.training.batch_size // config.training.accumulation, mean_steps(config)
     token = _stack_bytes(model, model.num_prelude_layers, Kept(kept.narrow, WIDE))
-    placed = rows if sees_all(config) else 1  # sequences whose positions are given have angles of their own
+    placed = rows if config.sees_all else 1  # sequences whose positions are given have angles of their own
     fixed = WIDE * length * (model.width // model.num_heads) * _rotations(config) * placed + _batch_bytes(config, rows)
     if config.denoises:
         token += _denoiser_bytes(config, vocab_size)
@@ -67,8 +67,11 @@ def saved_bytes(config: Config, vocab_size: int) -> int:
 
 
 def _batch_bytes(config: Config, rows: int) -> int:
-    """Tokens of 64 bits: of a text once, of a problem as inputs and targets, with what is sought as a mask."""
-    length = rows_of(config)
+    """Tokens of 64 bits: of a text once, of a problem as inputs and targets, with what is sought as a mask; of an image
+    its patches instead of the inputs."""
+    length, picture = rows_of(config), picture_of(config)
+    if picture is not None:
+        return rows * (WIDE * (length - 1) * picture.patch_numbers + length * (8 + 1)) + WIDE
     return rows * length * (8 + 8 + 1) + WIDE if config.is_task else 8 * rows * (length + 1) + WIDE
 
 

@@ -1,8 +1,12 @@
 """What a run says of itself while it trains: figures on held-out data, and samples, by the weights of the moment."""
 
 from looped.config import Config
+from looped.data.labelled import LabelledData
+from looped.data.opening import Data
 from looped.data.problems import TaskData
 from looped.data.text import TextData
+from looped.evaluation.accuracy import classify
+from looped.evaluation.answers import answer
 from looped.evaluation.depth import evaluate_samples
 from looped.evaluation.likelihood import main_losses
 from looped.evaluation.solving import one_answer, solved
@@ -11,6 +15,20 @@ from looped.rng import StepRandom
 
 HELDOUT_STEP = -1
 """The held-out loss draws its noise as this step would, which is never trained."""
+
+
+def heldout_figures(objective: Objective, data: Data, config: Config) -> dict[str, float]:
+    """Of text, a task or images."""
+    if isinstance(data, LabelledData):
+        return heldout_accuracy(objective, data, config)
+    return (heldout_solved if isinstance(data, TaskData) else heldout_loss)(objective, data, config)
+
+
+def heldout_samples(objective: Objective, data: Data, config: Config) -> str:
+    """What the weights of the moment write, answer, or see."""
+    if isinstance(data, LabelledData):
+        return sampled_classes(objective, data, config)
+    return (sampled_answer if isinstance(data, TaskData) else sampled_text)(objective, data, config)
 
 
 def heldout_loss(objective: Objective, data: TextData, config: Config) -> dict[str, float]:
@@ -57,3 +75,21 @@ def sampled_answer(objective: Objective, data: TaskData, config: Config) -> str:
     depth = max(config.evaluation.sample_depths)
     problem, cells = one_answer(objective, data, config, depth, data.train.high)
     return f"depth {depth}\n{data.task.show(problem.inputs)}\n\n{data.task.show(cells)}"
+
+
+def heldout_accuracy(objective: Objective, data: LabelledData, config: Config) -> dict[str, float]:
+    """The share of held-out images that are named rightly, at the best of `evaluation.depths`."""
+    found = classify(objective, data, config, config.evaluation.depths)
+    depth, share = found.best()
+    first = min(found.right)
+    return {"accuracy": share, "best_depth": depth, f"accuracy_at_{first}": found.right[first].double().mean().item()}
+
+
+def sampled_classes(objective: Objective, data: LabelledData, config: Config) -> str:
+    """The first `evaluation.num_samples` held-out images, and what they are taken for at the deepest of
+    `evaluation.sample_depths`."""
+    c, names, depth = config.evaluation, data.images.class_names, max(config.evaluation.sample_depths)
+    batch = next(iter(data.heldout(c.num_samples))).to(next(objective.parameters()).device)
+    answers = answer(objective, batch, [depth], c, seed=config.seed)[depth].answers[:, 0].tolist()
+    return "\n".join([f"depth {depth}", *(f"{names[label]} taken for {names[named]}" for label, named in
+                                          zip(batch.targets[:, 0].tolist(), answers, strict=True))])

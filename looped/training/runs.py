@@ -22,9 +22,8 @@ import torch
 
 import looped
 from looped.config import Config, dump_config, load_config
-from looped.data.opening import open_data
-from looped.data.problems import TaskData
-from looped.data.text import TextData
+from looped.data.labelled import Picture
+from looped.data.opening import Data, open_data
 from looped.data.tokenizer import TextTokenizer, load_tokenizer
 from looped.errors import UserError
 from looped.models.build import build
@@ -191,9 +190,9 @@ class Run:
     objective: Objective
 
     @cached_property
-    def data(self) -> TextData | TaskData:
-        """The run's text (`.train`, `.heldout`, `.bytes_per_token`) or its task (`.task`, `.heldout(num, difficulty)`);
-        prepared when first asked for."""
+    def data(self) -> Data:
+        """The run's text (`.train`, `.heldout`, `.bytes_per_token`), its task (`.task`, `.heldout(num, difficulty)`) or
+        its images (`.images`, `.heldout(batch_size)`); prepared when first asked for."""
         return open_data(self.config)
 
     @cached_property
@@ -218,7 +217,8 @@ def load_run(path: str | Path, *, ema: bool = True, step: int | None = None, dev
     checkpoint, state = _choose_checkpoint(path, step)
     name = "ema" if ema and (checkpoint / "ema.safetensors").exists() else "model"
     tensors = load_tensors(checkpoint, name)
-    objective = build_objective(config, build(config, state["vocab_size"]))
+    picture = Picture(**state["picture"]) if state.get("picture") else None
+    objective = build_objective(config, build(config, state["vocab_size"], picture))
     load_module(objective, tensors, checkpoint / f"{name}.safetensors")
     return Run(path, config, state["step"], objective.to(device).eval())
 

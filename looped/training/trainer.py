@@ -26,7 +26,7 @@ from looped.models.build import build
 from looped.objectives import Loss, Objective, build_objective
 from looped.rng import StepRandom
 from looped.training import checkpoint as ckpt
-from looped.training.heldout import heldout_loss, heldout_solved, sampled_answer, sampled_text
+from looped.training.heldout import heldout_figures, heldout_samples
 from looped.training.monitor import Meter, Monitor
 from looped.training.optim import EMA, build_optimizers, lr_factor, set_lr
 from looped.training.processes import catch_signals, every_process, first_process, start_accelerator
@@ -71,9 +71,10 @@ def train(config: Config, run_dir: str | Path, *, evaluate: Evaluate | None = No
     """Train `config` in the folder `run_dir`, or go on where its newest whole checkpoint stands.
 
     evaluate: (objective, data, config) -> figures to log every `training.eval_every` steps, `training.num_evals` times
-    over the budget, and at the end; when None the losses on held-out text, or how many problems of a task are solved.
-    sample: likewise -> text to print every `training.sample_every` steps; when None continuations of held-out text at
-    `evaluation.sample_depths`, or a problem with its answer. Both see averaged weights where there are some. data: None
+    over the budget, and at the end; when None the losses on held-out text, how many problems of a task are solved, or
+    the accuracy on images. sample: likewise -> text to print every `training.sample_every` steps; when None
+    continuations of held-out text at `evaluation.sample_depths`, a problem with its answer, or classes with their
+    names. Both see averaged weights where there are some. data: None
     prepares what the config names.
 
     The first SIGTERM or Ctrl-C finishes the step, saves and returns; a second one stops at once. Raises UserError for
@@ -104,9 +105,9 @@ def train(config: Config, run_dir: str | Path, *, evaluate: Evaluate | None = No
             if finished or step % config.training.log_every == 0:
                 trainer.log()
             if finished or passed or _due(step, config.training.eval_every):
-                trainer.evaluate(evaluate or (heldout_solved if config.is_task else heldout_loss))
+                trainer.evaluate(evaluate or heldout_figures)
             if _due(step, config.training.sample_every):
-                trainer.sample(sample or (sampled_answer if config.is_task else sampled_text))
+                trainer.sample(sample or heldout_samples)
             if finished or stop or _due(step, config.training.checkpoint_every):
                 trainer.save()
         trainer.say_goodbye(stop)
@@ -120,7 +121,8 @@ class Trainer:
         self.config, self.run_dir, self.data = config, run_dir, data
         self.accelerator, self.monitor = accelerator, monitor
         self.micro_batch = micro_batch_size(config, accelerator.num_processes)
-        self.objective = build_objective(config, build(config, data.vocab_size)).to(accelerator.device).train()
+        self.objective = build_objective(config, build(config, data.vocab_size, data.picture))
+        self.objective.to(accelerator.device).train()
         if config.training.warm_start and not ckpt.list_checkpoints(run_dir):
             every_process(accelerator, lambda: self.warm_start(config.training.warm_start))
         self.optimizers = build_optimizers(self.objective, config.optim)
@@ -169,7 +171,7 @@ class Trainer:
     def batch_settings(self) -> dict[str, int]:
         """What the order of the data depends on, besides the step."""
         c = self.config
-        text = {} if c.is_task else {"length": c.data.length}
+        text = {} if c.is_task or c.is_images else {"length": c.data.length}
         return {"batch_size": c.training.batch_size, "seed": c.seed, **text}
 
     def backward(self, micro: int) -> Loss:
@@ -320,7 +322,9 @@ class Trainer:
         if self.ema is not None:
             with self.ema.applied(self.objective):
                 tensors["ema"] = ckpt.module_tensors(self.objective)
-        state = asdict(self.done) | {"vocab_size": self.data.vocab_size, "data": self.data.fingerprint, "meter": meter,
+        picture = self.data.picture and asdict(self.data.picture)
+        state = asdict(self.done) | {"vocab_size": self.data.vocab_size, "picture": picture,
+                                     "data": self.data.fingerprint, "meter": meter,
                                      "groups": ckpt.optimizer_groups(self.optimizers)}
         ckpt.save_checkpoint(self.run_dir, self.done.step, tensors, state, self.config.training.keep_checkpoints)
 
@@ -337,8 +341,8 @@ class Trainer:
         if found is not None:
             path, state = found
             if state["data"] != self.data.fingerprint:
-                raise UserError(f"the text or tokenizer of run {self.run_dir} has changed since its step "
-                                f"{state['step']}; bring the old text back, or choose another --run")
+                raise UserError(f"the data of run {self.run_dir} have changed since its step {state['step']}; bring "
+                                f"the old ones back, or choose another --run")
             self.done = Counters(**{field.name: state[field.name] for field in fields(Counters)})
             ckpt.load_module(self.objective, ckpt.load_tensors(path, "model"), path / "model.safetensors")
             ckpt.load_optimizers(self.optimizers, ckpt.load_tensors(path, "optimizer"), path / "optimizer.safetensors")

@@ -8,11 +8,12 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from looped.config import load_config
+from looped.data.labelled import prepare_labelled
 from looped.data.problems import prepare_task
 from looped.models.build import build
 from looped.objectives import build_objective
 from looped.objectives.counts import count, format_counts
-from looped.objectives.flops import parts_of, rows_of
+from looped.objectives.flops import parts_of, picture_of, rows_of
 from looped.rng import StepRandom
 
 VOCAB, ROWS, LENGTH = 100, 3, 32
@@ -48,10 +49,12 @@ def config_of(arm="full", **settings):
 
 
 def objective_of(config):
-    return build_objective(config, build(config, VOCAB)).train()
+    return build_objective(config, build(config, VOCAB, picture_of(config))).train()
 
 
 def inputs_of(config):
+    if config.is_images:
+        return prepare_labelled(config.images, config.model.patch_size).train.batch(0, batch_size=ROWS, seed=0)
     if config.is_task:
         return prepare_task(config.task).train.batch(0, batch_size=ROWS, seed=0)
     return torch.randint(0, VOCAB, (ROWS, LENGTH + 1), generator=torch.Generator().manual_seed(0))
@@ -234,6 +237,17 @@ def test_flops_of_progressive_are_the_mean_over_all_its_draws(weight, loss_on, m
     counts = count(config, VOCAB)
     ours = [counts.forward_flops, counts.step_flops, counts.saved_activation_bytes]
     assert ours == pytest.approx(mean.tolist(), rel=1e-4)
+
+
+@pytest.mark.parametrize("arm", ["full", "denoise:inject"])
+def test_the_costs_of_an_image_are_those_of_its_patches_and_the_row_of_its_class(arm):
+    pytest.importorskip("sklearn")
+    config = config_of(arm, **LOOPS.get(arm, {}), **{"images.source": "digits", "model.patch_size": 2})
+    counts, (forwards, whole) = count(config, VOCAB), measured_flops(config)
+    assert rows_of(config) == 17 != config.data.length
+    assert counts.parameters == sum(p.numel() for p in objective_of(config).parameters())
+    assert (counts.forward_flops, counts.step_flops) == pytest.approx((forwards, whole), rel=1e-9)
+    assert counts.saved_activation_bytes == pytest.approx(kept_bytes(config), rel=1e-3)
 
 
 @pytest.mark.parametrize("arm", ["full", "one-step", "fixed-point", "denoise:inject"])

@@ -1,0 +1,105 @@
+"""A run on images: trained, resumed bit for bit, read back, measured by the command line; what it refuses."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+
+from looped.cli import main
+from looped.config import load_config
+from looped.errors import UserError
+from looped.training.runs import load_run
+from looped.training.trainer import train
+
+pytest.importorskip("sklearn")
+
+TINY = {"images.source": "digits", "model.width": 16, "model.num_heads": 2, "model.num_core_layers": 1,
+        "model.num_prelude_layers": 0, "model.num_coda_layers": 0, "model.patch_size": 4, "denoise.context": "inject",
+        "denoise.cond_width": 8, "recurrence.mean": 2, "training.batch_size": 16, "training.budget": 6,
+        "training.log_every": 3, "training.checkpoint_every": 3, "training.threads": 1, "evaluation.depths": [1, 2],
+        "evaluation.sample_depths": [1], "evaluation.num_samples": 3, "training.sample_every": 3,
+        "evaluation.batch_size": 64}
+
+
+def lines(run, kind):
+    return [line for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if line["kind"] == kind]
+
+
+@pytest.mark.parametrize("objective", ["denoise", "full", "one-step", "fixed-point"])
+def test_any_rule_trains_a_classifier(objective, tmp_path):
+    result = train(load_config(None, TINY | {"objective": objective}), tmp_path / "run")
+    found = lines(tmp_path / "run", "heldout")[-1]
+    assert {"accuracy", "best_depth", "accuracy_at_1"} <= found.keys()
+    assert 0 <= found["accuracy"] <= 1
+    assert lines(tmp_path / "run", "train")[-1]["tokens"] == 6 * 16 * 5  # four patches and the row of the class
+    assert result.step == 6
+    assert " taken for " in (tmp_path / "run/train.log").read_text()
+
+
+def test_a_run_goes_on_bit_for_bit_and_is_read_back(tmp_path):
+    config = load_config(None, TINY)
+    whole = train(config, tmp_path / "whole").objective
+
+    def stop(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return ""
+
+    assert train(config, tmp_path / "half", sample=stop).step == 4  # asked to stop after step 3, it finishes one more
+    assert train(config, tmp_path / "half").step == 6
+    run = load_run(tmp_path / "half")
+    for name, value in whole.state_dict().items():
+        assert torch.equal(run.objective.state_dict()[name], value)
+    assert run.objective.model.picture.grid == (2, 2)
+
+
+def test_eval_and_info_know_images(tmp_path, capsys):
+    train(load_config(None, TINY), tmp_path / "run")
+    capsys.readouterr()
+    assert main(["eval", str(tmp_path / "run"), "--depths", "1,3"]) == 0
+    said = capsys.readouterr().out
+    assert "accuracy" in said
+    assert (tmp_path / "run/plots/depth.png").stat().st_size > 1000
+    rows = [json.loads(line) for line in (tmp_path / "run/eval/depth.jsonl").read_text().splitlines()]
+    assert [(row["metric"], row["depth"], row["n"]) for row in rows] == [("accuracy", 1, 180), ("accuracy", 3, 180)]
+    assert main(["info", str(tmp_path / "run/config.yaml")]) == 0
+    assert "parameters" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("command", "why"), [
+    (["generate", "RUN"], "names what is on images and writes no text"),
+    (["eval", "RUN", "--probes"], "--probes is for text, and"),
+    (["eval", "RUN", "--exits", "kl"], "--difficulties and --exits are for tasks"),
+    (["compare", "RUN/config.yaml", "--objectives", "denoise,full", "--budget", "seconds"],
+     "measures text and tasks"),
+    (["bench", "flops", "--config", "RUN/config.yaml"], "times a language model")])
+def test_what_is_for_text_or_tasks_is_refused_in_a_sentence(command, why, tmp_path, capsys):
+    train(load_config(None, TINY | {"training.budget": 1}), tmp_path / "run")
+    capsys.readouterr()
+    assert main([word.replace("RUN", str(tmp_path / "run")) for word in command]) == 2
+    said = capsys.readouterr().err
+    assert why in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(("flags", "why"), [
+    ({"task.name": "copy"}, "task.name copy and images.source digits are both set"),
+    ({"denoise.context": "context"}, "in an image all rows see each other; set denoise.context to inject"),
+    ({"denoise.order": "confidence"}, "it needs task.name")])
+def test_settings_that_do_not_go_with_images_are_refused(flags, why):
+    with pytest.raises(UserError, match=why):
+        load_config(None, TINY | flags)
+
+
+def test_patches_that_do_not_fit_are_refused_before_training(tmp_path):
+    with pytest.raises(UserError, match="patch_size 3 does not divide images of 8 x 8; take one of 1, 2, 4, 8"):
+        train(load_config(None, TINY | {"model.patch_size": 3}), tmp_path / "run")
+
+
+def test_an_optimiser_step_on_images_can_be_timed():
+    from looped.evaluation.cost import Stepper
+
+    stepper = Stepper(load_config(None, TINY))
+    assert stepper.step()["seconds"] > 0
+    assert stepper.figures(0)["saved_activation_bytes"] > 0
