@@ -82,7 +82,7 @@ def loop_states(objective: Unrolled, batch: Batch, depth: int, random: StepRando
         if len(working) < len(state):
             rows = surroundings(batch[working])
         before = state[working]
-        after = model.step(before, e[working], block=step % len(model.core_layers), **rows)
+        after = model.step(before, e[working], block=model.recurrence.block_at(step), **rows)
         after = after if damping == 0 else damping * before + (1 - damping) * after
         state = state.index_copy(0, working, after)
         stopping.take(model.decode(after, **rows), after)

@@ -39,11 +39,12 @@ class LanguageModel(nn.Module):
                  effective_depth: int | None = None, core_layers: Sequence[int] | None = None):
         super().__init__()
         self.config, self.vocab_size, self.width = config, vocab_size, config.width
+        self.core_layers = tuple(core_layers or (config.num_core_layers,))
         self.embed = nn.Embedding(vocab_size, config.width)
         self.prelude = nn.ModuleList(self._layer() for _ in range(config.num_prelude_layers))
         core = [LayerStack(build_injection(config.injection, config.width),
                            [self._layer(cond_width) for _ in range(num_layers)])
-                for num_layers in core_layers or (config.num_core_layers,)]
+                for num_layers in self.core_layers]
         self.recurrence = RecurrentDepth(Core(*core), state_init=config.state_init)
         self.level_embedding = LevelEmbedding(cond_width) if cond_width else None
         self.coda = nn.ModuleList(self._layer() for _ in range(config.num_coda_layers))
@@ -73,11 +74,6 @@ class LanguageModel(nn.Module):
         x = math.sqrt(self.config.width) * self.embed(tokens)
         return run_layers(self.prelude, x, cache=cache and cache.child("prelude"),
                           **self._rows(x, start, mask, positions=positions))
-
-    @property
-    def core_layers(self) -> tuple[int, ...]:
-        """Layers of each block of the core."""
-        return tuple(len(block.layers) for block in self.recurrence.core.blocks)
 
     @property
     def step_layers(self) -> float:

@@ -72,6 +72,15 @@ class RecurrentDepth(nn.Module):
         self.state_init = state_init
 
     @property
+    def num_blocks(self) -> int:
+        """Blocks of the core, which steps take in turn; a core that says nothing is one."""
+        return getattr(self.core, "num_blocks", 1)
+
+    def block_at(self, index: int) -> int | None:
+        """The block that step `index` takes; None where there is one."""
+        return index % self.num_blocks if self.num_blocks > 1 else None
+
+    @property
     def needs_noise(self) -> bool:
         """Whether the initial state is drawn at random."""
         return self.state_init in ("like-init", "noise")
@@ -104,13 +113,13 @@ class RecurrentDepth(nn.Module):
             return self._unroll_rows(e, no_grad, grad, state, cond, options)
         for index in range(no_grad + grad):
             with torch.set_grad_enabled(index >= no_grad and torch.is_grad_enabled()):
-                state = self.step(state, e, cond, **_step_options(self.core, index, options))
+                state = self.step(state, e, cond, **self._step_options(index, options))
             if callback is not None and callback(index, state):
                 break
         return state
 
     def _unroll_rows(self, e, no_grad, grad, state, cond, options) -> State:
-        if getattr(self.core, "num_blocks", 1) > 1:
+        if self.num_blocks > 1:
             raise UserError("depth by sequence needs a tied core (one block); set recurrence.per_sequence to false")
         no_grad, grad = (torch.as_tensor(n, device=e.device).expand(e.shape[0]) for n in (no_grad, grad))
         # n and k = min(p, k_max) both grow with the depth p: in this order the rows still running are a prefix.
@@ -127,20 +136,19 @@ class RecurrentDepth(nn.Module):
         for index in range(depth[0]):
             rows = sum(d > index for d in depth)
             new = self.step(state[:rows], e[:rows], None if cond is None else cond[:rows],
-                            **_step_options(self.core, index, options, order[:rows]))
+                            **self._step_options(index, options, order[:rows]))
             state = torch.cat([new, state[rows:]]) if rows < len(depth) else new
         return state
+
+    def _step_options(self, index: int, options: Callable[[int, Tensor | None], dict] | None,
+                      rows: Tensor | None = None) -> dict:
+        block = self.block_at(index)
+        chosen = {} if block is None else {"block": block}  # not the index: a compiled step then has a graph a block
+        return chosen | (options(index, rows) if options is not None else {})
 
     def compile_step(self, **settings: Any) -> None:
         """`torch.compile` one step, never the loop: the graph does not depend on the number of steps."""
         self.step = torch.compile(self.step, **settings)
-
-
-def _step_options(core: nn.Module, index: int, options: Callable[[int, Tensor | None], dict] | None,
-                  rows: Tensor | None = None) -> dict:
-    num = getattr(core, "num_blocks", 1)
-    chosen = {"block": index % num} if num > 1 else {}  # not the index: a compiled step then has a graph a block
-    return chosen | (options(index, rows) if options is not None else {})
 
 
 def _normal(e: State, noise: State | None) -> State:

@@ -141,7 +141,7 @@ class Autoregressive(Unrolled):
     denoiser is held against it."""
 
     def depths(self, random: StepRandom) -> tuple[int, int]:
-        return 0, self.model.recurrence.core.num_blocks
+        return 0, self.model.recurrence.num_blocks
 
     def expected_depths(self) -> tuple[float, float]:
-        return 0.0, float(self.model.recurrence.core.num_blocks)
+        return 0.0, float(self.model.recurrence.num_blocks)
