@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from looped.config import DataConfig
+from looped.config_data import DataConfig
 from looped.data.sources import Document, read_dataset, read_file, read_paths
 from looped.errors import UserError
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from looped.config import TaskConfig
+from looped.config_data import TaskConfig
 from looped.data.batch import Batch, collate
 from looped.data.task import Problem, Task, find_task, rng_of
 from looped.errors import UserError

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from looped.config import DataConfig
+from looped.config_data import DataConfig
 from looped.errors import UserError
 
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")

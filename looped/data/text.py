@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
-from looped.config import DataConfig
+from looped.config_data import DataConfig
 from looped.data.corpus import Corpus, load_corpus
 from looped.data.loader import TokenStream
 from looped.data.sources import Document

@@ -10,7 +10,8 @@ logits) are not counted: they buy memory, not training.
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from looped.config import Config, ModelConfig, TaskConfig
+from looped.config import Config, ModelConfig
+from looped.config_data import TaskConfig
 from looped.config_denoise import DenoiseConfig
 from looped.config_images import ImageConfig
 from looped.data.labelled import Picture, prepare_labelled

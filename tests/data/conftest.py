@@ -2,7 +2,7 @@
 
 import pytest
 
-from looped.config import DataConfig
+from looped.config_data import DataConfig
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from looped.config import DataConfig
+from looped.config_data import DataConfig
 from looped.data.corpus import load_corpus
 from looped.data.text import prepare
 from looped.errors import UserError
