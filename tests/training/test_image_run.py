@@ -27,9 +27,13 @@ def lines(run, kind):
     return [line for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if line["kind"] == kind]
 
 
-@pytest.mark.parametrize("objective", ["denoise", "full", "one-step", "fixed-point"])
+RULES = {"denoise": {}, "full": {}, "truncated": {}, "progressive": {}, "one-step": {}, "fixed-point": {}, "ar": {},
+         "blockwise": {"blocks.num": 2, "model.num_core_layers": 2}}
+
+
+@pytest.mark.parametrize("objective", RULES)
 def test_any_rule_trains_a_classifier(objective, tmp_path):
-    result = train(load_config(None, TINY | {"objective": objective}), tmp_path / "run")
+    result = train(load_config(None, TINY | RULES[objective] | {"objective": objective}), tmp_path / "run")
     found = lines(tmp_path / "run", "heldout")[-1]
     assert {"accuracy", "best_depth", "accuracy_at_1"} <= found.keys()
     assert 0 <= found["accuracy"] <= 1
