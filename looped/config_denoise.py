@@ -78,6 +78,10 @@ class DenoiseConfig(Section):
     settle_above: Fraction = Field(
         1.0, description="under order confidence, cells that are surer than this settle at once, besides the share "
                          "that each step settles; 1 leaves them out")
+    settled: Literal["random", "surest"] = Field(
+        "random", description="under order confidence, the cells that training shows as settled: any share of them at "
+                              "random; or, in half of the steps, those that a first reading without gradient is surest "
+                              "of, as a solver meets them")
     noise: Annotated[NoiseConfig, BeforeValidator(noise_preset)] = Field(
         NoiseConfig(), description="noise levels, or a preset: paper, wide")
     target: TargetConfig = Field(TargetConfig(), description="target embedding")
@@ -112,6 +116,9 @@ class DenoiseConfig(Section):
         if self.order != "together" and self.solver != "ancestral":
             raise ValueError(f"order {self.order} is what the ancestral solver can do, and denoise.solver is "
                              f"{self.solver}; set it to ancestral")
+        if self.settled == "surest" and self.order != "confidence":
+            raise ValueError(f"settled surest is what order confidence meets, and order is {self.order}; set "
+                             f"denoise.order to confidence, or denoise.settled to random")
         if self.order != "together" and self.noise.share_per_token:
             raise ValueError(f"order {self.order} gives each token its level, and noise.share_per_token would give it "
                              f"another; set denoise.noise.share_per_token to 0")

@@ -25,8 +25,8 @@ from looped.models.language import LanguageModel
 from looped.objectives.base import Loss, Objective, head_losses, surroundings
 from looped.rng import StepRandom
 
-CARRY_SHARE = 0.5
-"""Share of the steps in which a first reading without gradient hands something on."""
+FIRST_SHARE = 0.5
+"""Share of the steps that begin with a reading without gradient: to hand something on, or to say what has settled."""
 
 NUM_BINS = 6
 """Bins of equal width in ln sigma that the log reports the loss by."""
@@ -46,6 +46,21 @@ def _sought(sigma: Tensor, losses: Tensor, batch: Batch) -> tuple[Tensor, Tensor
     if sigma.ndim == 1 or batch.scored is None:
         return sigma, losses
     return sigma[batch.scored], losses[batch.scored]
+
+
+def reads_first(random: StepRandom) -> bool:
+    """Whether this step is one of `FIRST_SHARE`."""
+    return float(torch.rand((), generator=random.lockstep("carry"))) < FIRST_SHARE
+
+
+def carried_readings(config: DenoiseConfig) -> float:
+    """Mean readings of a training step that hand something on to the one that is trained."""
+    return FIRST_SHARE if config.carry != "none" and config.train_steps == 1 else 0.0
+
+
+def settling_readings(config: DenoiseConfig) -> float:
+    """Mean readings of a training step that say what has settled."""
+    return FIRST_SHARE if config.settled == "surest" else 0.0
 
 
 class Denoise(Objective):
@@ -69,6 +84,8 @@ class Denoise(Objective):
         """The loss at given levels (B,) or (B, L); `block`: of one block of the core, if there are several."""
         rows = surroundings(batch)
         e = self.model.encode(batch.inputs, **rows)
+        if self.config.settled == "surest" and reads_first(random):
+            sigma = self._levels_surest_settled(e, batch, random, rows)
         losses = self._losses(e, batch, sigma, random, rows, block)  # B L
         by_level = losses.detach() if sigma.ndim == 2 else batch.mean(losses.detach())
         if self.training:
@@ -110,6 +127,20 @@ class Denoise(Objective):
         settled = random.uniform("settled", (length,)) < share
         return torch.where(settled, self.noise.sigma_min, sigma.unsqueeze(1))
 
+    @torch.no_grad()
+    def _levels_surest_settled(self, e: Tensor, batch: Batch, random: StepRandom,
+                               rows: dict) -> Float[Tensor, "batch length"]:
+        """The same shares, of the cells that the model is surest of when none has settled: a solver settles those
+        first, and what is then left is harder than a random rest."""
+        highest = e.new_full((len(batch),), self.noise.sigma_max, dtype=torch.float64)
+        z = self.noise.sigma_max * random.normal("noise of a first reading", (e.shape[1], self.denoiser.targets.dim))
+        logits = self.denoiser(only_sought(z, batch), highest, e, **rows)
+        sure = logits.softmax(-1).amax(-1).masked_fill(~batch.sought, -1.0)
+        place = sure.argsort(1, descending=True).argsort(1)
+        share, level = random.stratified("share settled"), self.noise.sample(random.stratified("sigma"))
+        settled = place < (share * batch.sought.sum(1)).round().unsqueeze(1)
+        return torch.where(settled, self.noise.sigma_min, level.unsqueeze(1))
+
     def _losses(self, e: Tensor, batch: Batch, sigma: Tensor, random: StepRandom, rows: dict,
                 block: int | None = None) -> Float[Tensor, "batch length"]:
         """Cross-entropy of the clean tokens, the mean over the solver steps that are trained."""
@@ -142,7 +173,7 @@ class Denoise(Objective):
         """What a first reading without gradient hands on, in half of the steps; so the only step that is trained learns
         both to start and to go on (Chen et al. 2022, "Analog bits", section 3.2). With K steps these do it."""
         alone = self.config.train_steps > 1 or self.config.carry == "none"
-        if alone or float(torch.rand((), generator=random.lockstep("carry"))) >= CARRY_SHARE:
+        if alone or not reads_first(random):
             return None
         with torch.no_grad():
             return self.denoiser.read(z, sigma, e, **rows)[1]
@@ -191,5 +222,5 @@ class Denoise(Objective):
         solver = self.reading_layers + c.num_coda_layers
         clean = solver if config.context == "concat" else 0  # clean rows also run through core and coda
         plain = solver if config.next_token_weight else 0
-        first = CARRY_SHARE * solver if config.carry != "none" and config.train_steps == 1 else 0
+        first = (carried_readings(config) + settling_readings(config)) * solver
         return 3.0 * (c.num_prelude_layers + clean + config.train_steps * solver + plain) + first

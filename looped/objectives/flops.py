@@ -12,13 +12,12 @@ from functools import lru_cache
 
 from looped.config import Config, ModelConfig
 from looped.config_data import TaskConfig
-from looped.config_denoise import DenoiseConfig
 from looped.config_images import ImageConfig
 from looped.data.labelled import Picture, prepare_labelled
 from looped.data.problems import cells_of
 from looped.diffusion.noise import block_shares, noise_from_config
 from looped.diffusion.targets import target_dim
-from looped.objectives.denoise import CARRY_SHARE
+from looped.objectives.denoise import carried_readings, settling_readings
 from looped.objectives.depth import (
     expected_depths,
     expected_progressive_depths,
@@ -89,11 +88,13 @@ def _denoiser_parts(config: Config, vocab_size: int) -> list[Part]:
     clean, noisy = (layer_flops(model, length, full=full, block=block) for block in (1, denoise.block_size))
     table, head = 2 * noisy_dim(config) * vocab_size, 2 * model.width * vocab_size
     levels, plain, posterior = num_levels(config) / length, denoise.next_token_weight > 0, denoise.posterior
-    own = denoise.carry == "estimate"
+    own, carried = denoise.carry == "estimate", carried_readings(denoise)
+    level = 2 * denoise.cond_width * NUM_LEVEL_FEATURES
     return [
         Part("clean rows", _clean_flops(config, clean), 0, 1),
-        Part("level", 2 * denoise.cond_width * NUM_LEVEL_FEATURES * levels, first + steps / 2, steps / 2),
-        Part("conditioning", _conditioning_flops(config) * levels, first, steps),
+        Part("level", level * levels, carried + steps / 2, steps / 2),
+        Part("conditioning", _conditioning_flops(config) * levels, carried, steps),
+        Part("level of all cells", (level + _conditioning_flops(config)) / length, settling_readings(denoise), 0),
         Part("noisy input", 2 * noisy_dim(config) * model.width, first, steps),
         Part("expected embedding", (table + head) * denoise.evidence_in, first, steps),
         Part("handed on", 2 * carry_size(config) * model.width, first + 0.5, steps - 0.5),  # at first, zeros
@@ -116,11 +117,6 @@ counts as half, though it has two inputs."""
 def _frozen(part: Part) -> Part:
     left = part.grad * FROZEN.get(part.name, 1.0)
     return replace(part, no_grad=part.no_grad + part.grad - left, grad=left)
-
-
-def first_readings(denoise: DenoiseConfig) -> float:
-    """Mean readings without gradient of a training step."""
-    return CARRY_SHARE if denoise.carry != "none" and denoise.train_steps == 1 else 0.0
 
 
 def layer_flops(model: ModelConfig, length: int, *, full: bool = False, block: int = 1) -> float:
@@ -201,7 +197,7 @@ def mean_steps(config: Config) -> tuple[float, float]:
     if config.objective == "fixed-point":
         return fixed_point_steps(config.fixed_point)
     if config.denoises:
-        return first_readings(config.denoise), float(config.denoise.train_steps)
+        return carried_readings(config.denoise) + settling_readings(config.denoise), float(config.denoise.train_steps)
     return 0.0, float(config.main_depth)
 
 

@@ -1,14 +1,18 @@
 """The solver that settles the surest cells first, and the levels that training shows it."""
 
+import pytest
 import torch
 
 from looped.config import load_config
 from looped.data.batch import collate
+from looped.data.problems import prepare_task
 from looped.data.task import find_task
 from looped.diffusion.samplers import sample_by_confidence
+from looped.errors import UserError
 from looped.evaluation.answers import answer
 from looped.models.build import build
 from looped.objectives import build_objective
+from looped.objectives.denoise import reads_first
 from looped.rng import StepRandom
 
 LOW, HIGH = 0.5, 20.0
@@ -96,3 +100,63 @@ def test_cells_that_are_surer_than_asked_settle_besides():
     assert settled[1] == [True, True, False, True]
     assert settled[2] == [True, True, False, True]  # three of four would have settled by now anyway
     assert settled[3] == [True, True, False, True]
+
+
+# ---- training on what has settled
+
+
+def levels_and_batch(monkeypatch, step, sureness=None, **settings):
+    """The noise levels that a training step is given, where the first reading (if there is one) is this sure of each
+    cell; and its batch."""
+    config = load_config(None, CONFIG | settings)
+    data, seen = prepare_task(config.task), []
+    objective = build_objective(config, build(config, data.vocab_size)).train()
+    losses = objective._losses
+
+    def read(z, sigma, e, **rows):
+        assert not torch.is_grad_enabled()
+        assert (sigma == objective.noise.sigma_max).all()
+        logits = torch.zeros(*z.shape[:2], data.vocab_size)
+        logits[..., 1] = sureness
+        return logits
+
+    def watched(e, batch, sigma, *rest):
+        seen.append(sigma)
+        return losses(e, batch, sigma, *rest)
+
+    monkeypatch.setattr(objective, "_losses", watched)
+    if sureness is not None:
+        monkeypatch.setattr(objective.denoiser, "forward", read)
+    batch = data.train.batch(step, batch_size=8, seed=0)
+    random = StepRandom(0, step, count=8, total=8)
+    objective(batch, random)
+    return seen[0], batch, random, objective
+
+
+def test_in_half_of_the_steps_the_cells_that_a_first_reading_is_surest_of_are_settled(monkeypatch):
+    sureness = torch.rand(8, 16, generator=torch.Generator().manual_seed(0))
+    firsts = [step for step in range(200) if reads_first(StepRandom(0, step, count=8))]
+    assert 70 < len(firsts) < 130
+    sigma, batch, random, objective = levels_and_batch(monkeypatch, firsts[0], sureness,
+                                                       **{"denoise.settled": "surest"})
+    settled = (sigma == objective.noise.sigma_min) & batch.scored
+    share = random.stratified("share settled")
+    assert settled.sum(1).tolist() == (share * batch.scored.sum(1)).round().tolist()
+    for row in range(8):
+        known, left = sureness[row][settled[row]], sureness[row][batch.scored[row] & ~settled[row]]
+        assert not len(known) or not len(left) or known.min() > left.max()
+
+
+def test_in_the_other_steps_any_cells_are_settled_as_without_it(monkeypatch):
+    step = next(step for step in range(50) if not reads_first(StepRandom(0, step, count=8)))
+    surest = levels_and_batch(monkeypatch, step, **{"denoise.settled": "surest"})[0]
+    assert torch.equal(surest, levels_and_batch(monkeypatch, step)[0])
+
+
+def test_a_first_reading_costs_half_a_pass_and_needs_the_order_by_confidence(monkeypatch):
+    plain, surest = (levels_and_batch(monkeypatch, 0, **{"denoise.settled": settled})[3].layer_forwards()
+                     for settled in ("random", "surest"))
+    model = load_config(None, CONFIG).model
+    assert surest - plain == 0.5 * (model.num_core_layers + model.num_coda_layers)
+    with pytest.raises(UserError, match="settled surest is what order confidence meets, and order is together"):
+        load_config(None, {"denoise.settled": "surest"})

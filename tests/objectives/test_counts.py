@@ -239,6 +239,13 @@ def test_flops_of_progressive_are_the_mean_over_all_its_draws(weight, loss_on, m
     assert ours == pytest.approx(mean.tolist(), rel=1e-4)
 
 
+@pytest.mark.parametrize("settled", ["random", "surest"])
+def test_the_costs_of_settled_cells_are_those_of_their_levels_and_of_who_says_so(settled):
+    config = config_of("denoise:inject", **TASK, **{"denoise.order": "confidence", "denoise.settled": settled})
+    counts, (forwards, whole) = count(config, VOCAB), measured_flops(config)
+    assert (counts.forward_flops, counts.step_flops) == pytest.approx((forwards, whole), rel=1e-9)
+
+
 @pytest.mark.parametrize("arm", ["full", "denoise:inject"])
 def test_the_costs_of_an_image_are_those_of_its_patches_and_the_row_of_its_class(arm):
     pytest.importorskip("sklearn")
