@@ -106,6 +106,9 @@ class TrainingConfig(Section):
     budget: int = Field(1000, ge=1, description="how much to train, in budget_unit")
     budget_unit: Literal["steps", "tokens", "layer-forwards", "seconds"] = Field(
         "steps", description="unit of the budget")
+    clock: Literal["wall", "processor"] = Field(
+        "wall", description="seconds of training by the wall, or of the processors (all threads together), which other "
+                            "programs on the machine do not lengthen")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 runs under autocast")
     threads: int | None = Field(None, ge=1, description="CPU threads; null leaves torch's choice")
     log_every: Depth = Field(10, description="steps between lines of metrics.jsonl")

@@ -5,10 +5,12 @@ at every length (unless TC0 = NC1), one whose depth grows can.
 """
 
 from itertools import accumulate, permutations
+from typing import ClassVar
 
 import numpy as np
 
 from looped.data.task import Problem, Task, after_start, register
+from looped.errors import UserError
 
 
 def is_even(permutation: tuple[int, ...]) -> bool:
@@ -23,28 +25,37 @@ def multiplication_table(elements: list[tuple[int, ...]]) -> np.ndarray:
 
 
 class WordProblem(Task):
-    """The start marker `^`, then n uniform elements x_1 ... x_n in; at place i the product x_1·x_2·...·x_i, the factors
+    """The start marker `^`, then n uniform factors x_1 ... x_n in; at place i the product x_1·x_2·...·x_i, the factors
     applied left to right.
 
     Elements are permutations p of 0 ... 4, written as p(0) p(1) ... p(4), in lexicographic order: token 1 is the
     identity 01234.
+
+    moved: the most things that a factor moves, all five by default. With fewer (2: swaps alone; 3: cycles of three as
+    well) products still reach the whole group, and a model has fewer pairs of an element and a factor to learn.
     """
 
-    source = "Merrill et al. 2024, The illusion of state in state-space models, arXiv 2404.08819"
+    source = ("Merrill et al. 2024, The illusion of state in state-space models, arXiv 2404.08819; factors that move few"
+              " things: Grazzi et al. 2024, arXiv 2411.12537")
     difficulty = "factors"
     trained = (1, 16)
     tested = (16, 32, 64)
     causal = "aligned"
-    table: np.ndarray
+    elements: ClassVar[list[tuple[int, ...]]]
+
+    def __init__(self, *, moved: int = 5) -> None:
+        num_moved = [sum(image != thing for thing, image in enumerate(element)) for element in self.elements]
+        if moved not in set(num_moved) - {0}:
+            raise UserError(f"task.options.moved {moved!r} is not how many of five things an element of {self.name} "
+                            f"moves; take one of {', '.join(map(str, sorted(set(num_moved) - {0})))}")
+        self.table = multiplication_table(self.elements)
+        self.factors = np.flatnonzero(np.array(num_moved) <= moved)
+        self.symbols = (".", *("".join(map(str, element)) for element in self.elements), "^")
 
     def make(self, rng: np.random.Generator, difficulty: int, *, heldout: bool) -> Problem:
-        word = rng.integers(0, len(self.table), difficulty)
+        word = self.factors[rng.integers(0, len(self.factors), difficulty)]
         products = list(accumulate(word, lambda product, factor: self.table[product, factor]))
         return after_start(1 + len(self.table), 1 + word, 1 + np.array(products))
-
-
-def symbols_of(elements: list[tuple[int, ...]]) -> tuple[str, ...]:
-    return (".", *("".join(map(str, element)) for element in elements), "^")
 
 
 ALL = list(permutations(range(5)))
@@ -56,8 +67,7 @@ class S5(WordProblem):
     """The running product of uniform elements of S5, the 120 permutations of five things; as in `WordProblem`."""
 
     name = "s5"
-    symbols = symbols_of(ALL)
-    table = multiplication_table(ALL)
+    elements = ALL
 
 
 @register
@@ -65,5 +75,4 @@ class A5(WordProblem):
     """The running product of uniform elements of A5, the 60 even permutations of five; as in `WordProblem`."""
 
     name = "a5"
-    symbols = symbols_of(EVEN)
-    table = multiplication_table(EVEN)
+    elements = EVEN

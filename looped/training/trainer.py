@@ -54,7 +54,8 @@ class Result:
 
 @dataclass
 class Counters:
-    """What has been spent: saved with every checkpoint. `seconds` is training alone, over all resumes."""
+    """What has been spent: saved with every checkpoint. `seconds` is training alone, over all resumes, by
+    `training.clock`."""
 
     step: int = 0
     tokens: int = 0
@@ -128,6 +129,7 @@ class Trainer:
         self.optimizers = build_optimizers(self.objective, config.optim)
         self.ema = EMA(self.objective, config.optim.ema_decay) if config.optim.ema_decay else None
         self.done, self.meter, self.seen = Counters(), Meter(), 0
+        self.clock = clock_of(config, accelerator.device)
         self.restore()
         self.saved, self.logged = self.done.step, replace(self.done)
         if config.training.compile:
@@ -143,7 +145,7 @@ class Trainer:
 
     def train_step(self) -> None:
         """Forward and backward over the micro-batches, the checks, then the update."""
-        start = time.perf_counter()
+        start = self.clock()
         set_lr(self.optimizers, lr_factor(self.fraction, self.done.step, self.config.optim))
         losses = [self.backward(micro) for micro in range(self.config.training.accumulation)]
         self.check(losses, self.clip())
@@ -154,7 +156,7 @@ class Trainer:
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         self.objective.after_step()
-        self.count(time.perf_counter() - start)
+        self.count(self.clock() - start)
 
     def rows(self, micro: int) -> range:
         """The rows of the optimiser step that this process takes in a micro-batch."""
@@ -368,6 +370,15 @@ def micro_batch_size(config: Config, num_processes: int) -> int:
                         f"training.accumulation {training.accumulation} micro-batches; try "
                         f"{max(1, training.batch_size // parts) * parts}")
     return training.batch_size // parts
+
+
+def clock_of(config: Config, device: torch.device) -> Callable[[], float]:
+    """Seconds by `training.clock`. Raises UserError where a processor's time says nothing about training."""
+    if config.training.clock == "wall":
+        return time.perf_counter
+    if device.type != "cpu":
+        raise UserError(f"training.clock processor does not see what {device} does; set training.clock to wall")
+    return time.process_time
 
 
 def _due(step: int, every: int) -> bool:

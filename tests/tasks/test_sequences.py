@@ -164,6 +164,27 @@ def test_the_tables_are_groups(name, order):
     assert (table != table.T).any()
 
 
+@pytest.mark.parametrize(("name", "moved", "num"), [("s5", 2, 1 + 10), ("s5", 3, 1 + 10 + 20), ("a5", 3, 1 + 20),
+                                                    ("s5", 5, 120), ("a5", 4, 1 + 20 + 15), ("a5", 5, 60)])
+def test_factors_move_as_few_things_as_asked_and_still_reach_the_whole_group(name, moved, num):
+    task = find_task(name, {"moved": moved})
+    assert len(task.factors) == num
+    assert all(sum(a != b for a, b in zip(task.symbols[1 + factor], "01234", strict=True)) <= moved
+               for factor in task.factors)
+    reached = {0}
+    while more := {int(task.table[element, factor]) for element in reached for factor in task.factors} - reached:
+        reached |= more
+    assert len(reached) == len(task.table)
+    drawn = {token for index in range(100) for token in task.problem(0, index, 16).inputs[1:]}
+    assert drawn <= set(1 + task.factors)
+
+
+@pytest.mark.parametrize(("name", "moved"), [("s5", 1), ("s5", 6), ("a5", 2), ("a5", "two")])
+def test_factors_that_cannot_move_so_many_are_refused(name, moved):
+    with pytest.raises(UserError, match=r"task.options.moved .* take one of"):
+        find_task(name, {"moved": moved})
+
+
 def test_a5_is_the_subgroup_of_s5():
     s5, a5 = find_task("s5"), find_task("a5")
     into = s5.tokens(a5.symbols[1:-1]) - 1

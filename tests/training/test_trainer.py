@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from looped.config import dump_config
+from looped.config import dump_config, load_config
 from looped.errors import UserError
 from looped.models.build import build
 from looped.objectives import Denoise, Loss, build_objective
@@ -23,7 +24,7 @@ from looped.training import checkpoint as ckpt
 from looped.training.heldout import heldout_loss
 from looped.training.monitor import TIMING
 from looped.training.runs import load_run
-from looped.training.trainer import micro_batch_size, train
+from looped.training.trainer import clock_of, micro_batch_size, train
 
 VARIANTS = {
     "denoise": {"denoise.noise.distribution": "adaptive", "optim.ema_decay": 0.9},
@@ -221,22 +222,30 @@ def test_a_budget_of_layer_forwards_counts_the_objectives_cost(tmp_path, tiny):
     assert result.step == 5
 
 
-def test_a_budget_of_seconds_counts_training_alone_and_over_resumes(tmp_path, tiny, monkeypatch):
+@pytest.mark.parametrize(("clock", "read"), [("wall", "perf_counter"), ("processor", "process_time")])
+def test_a_budget_of_seconds_counts_training_alone_and_over_resumes(tmp_path, tiny, monkeypatch, clock, read):
     """On a clock that moves a sixteenth of a second whenever it is read, and by hours during an evaluation."""
     ticks = itertools.count()
-    monkeypatch.setattr("looped.training.trainer.time", SimpleNamespace(perf_counter=lambda: next(ticks) / 16))
+    monkeypatch.setattr("looped.training.trainer.time", SimpleNamespace(**{read: lambda: next(ticks) / 16}))
 
     def slow(objective, data, config):
         for _ in range(100_000):
             next(ticks)
         return {"loss": 0.0}
 
-    config = tiny(**{"training.budget_unit": "seconds", "training.budget": 2, "training.eval_every": 4,
-                     "training.sample_every": 1, "training.checkpoint_every": 0})
+    config = tiny(**{"training.budget_unit": "seconds", "training.budget": 2, "training.clock": clock,
+                     "training.eval_every": 4, "training.sample_every": 1, "training.checkpoint_every": 0})
     train(config, tmp_path / "run", evaluate=slow, sample=signal_at(20))
     first = ckpt.check(ckpt.list_checkpoints(tmp_path / "run")[0])
     assert (first["step"], first["seconds"]) == (21, 21 / 16)  # the step after the signal
     assert train(config, tmp_path / "run", evaluate=slow, sample=lambda *_: "text").step == 32
+
+
+def test_a_processors_time_is_refused_where_another_device_works():
+    config = load_config(None, {"training.clock": "processor"})
+    assert clock_of(config, torch.device("cpu")) is time.process_time
+    with pytest.raises(UserError, match=r"does not see what cuda:0 does; set training.clock to wall"):
+        clock_of(config, torch.device("cuda:0"))
 
 
 def test_averaged_weights_are_what_is_evaluated_sampled_and_loaded(tmp_path, tiny):
