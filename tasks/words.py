@@ -35,8 +35,8 @@ class WordProblem(Task):
     well) products still reach the whole group, and a model has fewer pairs of an element and a factor to learn.
     """
 
-    source = ("Merrill et al. 2024, The illusion of state in state-space models, arXiv 2404.08819; factors that move few"
-              " things: Grazzi et al. 2024, arXiv 2411.12537")
+    source = ("Merrill et al. 2024, The illusion of state in state-space models, arXiv 2404.08819; "
+              "factors that move few things: Grazzi et al. 2024, arXiv 2411.12537")
     difficulty = "factors"
     trained = (1, 16)
     tested = (16, 32, 64)
