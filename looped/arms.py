@@ -22,7 +22,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     **DENOISE_PRESETS,
 }
 ARMS = (*OBJECTIVES, *(f"denoise:{variant}" for variant in VARIANTS))
-SHARED = ("objective", "seed", "task", "images", "data", "evaluation", "training.budget", "training.budget_unit")
+SHARED = ("objective", "seed", "task", "images", "data", "evaluation", "training.budget", "training.budget_unit",
+          "training.clock")
 """Settings, or sections of them, in which arms may not differ: the objective is named first, the rest makes them
 comparable."""
 
