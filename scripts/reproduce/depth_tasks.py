@@ -80,6 +80,9 @@ SMALL = {"model.width": 64, "model.ffn_width": 128, "model.num_coda_layers": 0, 
          "recurrence.mean": 8, "training.num_evals": 8, "evaluation.num_problems": 128}
 """A layer before the loop and two inside, for all rules."""
 WIDE = {"model.width": 128, "model.ffn_width": 512}
+WORDS = {"denoise.evidence_in": True}
+"""Of the many elements of a group a denoiser learns little from the few dimensions of its targets: what has settled is
+shown to it as the elements of the word are, by embeddings of full width."""
 
 TASKS = {
     "prefix-sums": Setup("prefix-sums", 60, window=2, depths=(1, 8, 16, 32, 64)),
@@ -88,8 +91,8 @@ TASKS = {
     "parity": Setup("parity", 60),
     "nary-addition": Setup("nary-addition", 60, {"columns": True}),
     "sudoku4": Setup("sudoku", 60, {"size": 4}, curve=(1, 10, 20), depths=(1, 4, 10, 20, 40)),
-    "s5": Setup("s5", 300, {"moved": 2}, window=2, depths=(1, 8, 16, 32, 64), flags=WIDE),
-    "a5": Setup("a5", 300, {"moved": 3}, window=2, depths=(1, 8, 16, 32, 64), flags=WIDE),
+    "s5": Setup("s5", 60, {"moved": 2}, window=2, depths=(1, 8, 16, 32, 64), flags=WORDS),
+    "a5": Setup("a5", 60, {"moved": 3}, window=2, depths=(1, 8, 16, 32, 64), flags=WORDS),
     "p-hop": Setup("p-hop", 300, flags={"model.rope_base": 10_000, "training.batch_size": 32}),
     "maze": Setup("maze", 300, window=2, curve=(1, 10, 40), depths=(1, 10, 40, 80),
                   flags={"training.batch_size": 32}),
