@@ -1,8 +1,9 @@
 """Arms: what a benchmark or a comparison sets side by side, an objective with settings of its own, written as text.
 
-    ar, truncated, denoise:concat, denoise:paper, denoise denoise.context=concat model.width=96
+    ar, truncated, denoise:concat, denoise:paper, denoise denoise.context=concat model.width=96, wide=ar model.width=96
 
-An objective, a variant of it after a colon, then settings after spaces. Imports no torch.
+An objective, a variant of it after a colon, then settings after spaces; before all of it a name of one's own and an
+equals sign. Imports no torch.
 """
 
 import re
@@ -28,22 +29,35 @@ SHARED = ("objective", "seed", "task", "images", "data", "evaluation", "training
 comparable."""
 
 
+ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,39}")
+"""A name of one's own: it is part of the names of files."""
+
+
 @dataclass(frozen=True)
 class Arm:
-    """`name`: its text; `slug`: the same for a file's name, and no other arm's; `config`: what it stands for."""
+    """`text`: the objective with its settings; `name`: what tables call it, that text if it has no name of its own;
+    `slug`: the same for a file's name, and no other arm's; `config`: what it stands for."""
 
     name: str
     slug: str
     config: Config
+    text: str
 
 
 def parse_arms(config: Config, text: str) -> list[Arm]:
     """The arms of a comma-separated list, as changes to `config`. Raises UserError."""
+    return read_arms(config, split_arms(text))
+
+
+def read_arms(config: Config, texts: typing.Iterable[str]) -> list[Arm]:
+    """Arms with names and slugs that differ. Raises UserError."""
     arms: list[Arm] = []
-    for part in split_arms(text):
-        arm = parse_arm(config, part, taken=[arm.slug for arm in arms])
-        if arm.name in [other.name for other in arms]:
-            raise UserError(f"arm '{arm.name}' is listed twice; list it once")
+    for text in texts:
+        arm = parse_arm(config, text, taken=[arm.slug for arm in arms])
+        other = next((other for other in arms if other.name == arm.name), None)
+        if other is not None:
+            out = "list it once" if other.text == arm.text else "give each of the two a name of its own"
+            raise UserError(f"arm '{arm.name}' is listed twice; {out}")
         arms.append(arm)
     return arms
 
@@ -58,16 +72,36 @@ def split_arms(text: str) -> list[str]:
 
 def parse_arm(config: Config, text: str, *, taken: typing.Collection[str] = ()) -> Arm:
     """One arm; its slug is none of those `taken`. Raises UserError."""
-    name, *settings = text.split()
-    if name not in ARMS:
-        raise UserError(f"objective '{name}' is unknown{did_you_mean(name, ARMS)}")
+    alias, name, settings = _words(text)
     objective, _, variant = name.partition(":")
     flags = {"objective": objective} | (VARIANTS[variant] if variant else {}) | dict(map(_setting, settings))
-    slug = base = re.sub(r"[^A-Za-z0-9.=]+", "-", text).strip("-")[:60]
+    plain = " ".join([name, *settings])
+    slug = base = alias or re.sub(r"[^A-Za-z0-9.=]+", "-", plain).strip("-")[:60]
     number = 2
     while slug in taken:
         slug, number = f"{base}-v{number}", number + 1
-    return Arm(" ".join([name, *settings]), slug, _changed(config, text, flags))
+    return Arm(alias or plain, slug, _changed(config, alias or text, flags), plain)
+
+
+def _words(text: str) -> tuple[str | None, str, list[str]]:
+    """(its own name or None, objective with its variant, settings) of an arm. Raises UserError."""
+    first, *settings = text.split()
+    before, equals, after = first.partition("=")
+    alias, name = (before, after) if equals else (None, first)
+    if name not in ARMS:
+        where = f" in '{first}'" if equals else ""
+        raise UserError(f"objective '{name}'{where} is unknown{did_you_mean(name, ARMS)}")
+    if alias is not None:
+        _check_alias(alias, name)
+    return alias, name, settings
+
+
+def _check_alias(alias: str, name: str) -> None:
+    if not ALIAS.fullmatch(alias):
+        raise UserError(f"'{alias}' cannot name an arm, as it names files too; take up to 40 letters, digits, - . _ +, "
+                        f"a letter or digit first, as in quick={name}")
+    if alias in ARMS and alias != name:
+        raise UserError(f"'{alias}' cannot name an arm of {name}, being another objective; take another name")
 
 
 def _setting(word: str) -> tuple[str, Any]:
@@ -80,8 +114,8 @@ def _setting(word: str) -> tuple[str, Any]:
     return name, parse_flag(name, value)
 
 
-def _changed(config: Config, text: str, flags: Mapping[str, Any]) -> Config:
+def _changed(config: Config, arm: str, flags: Mapping[str, Any]) -> Config:
     try:
         return config.replace(**flags)
     except UserError as error:
-        raise UserError(f"arm '{text}': {str(error).removeprefix('replace(): ')}") from None
+        raise UserError(f"arm '{arm}': {str(error).removeprefix('replace(): ')}") from None

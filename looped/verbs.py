@@ -122,7 +122,8 @@ class Bench(Verb):
     config: Path
     """the YAML file of the model"""
     objectives: str = "full,truncated,denoise"
-    """arms of `step`; denoise:concat, :context, :paper are variants, settings follow after spaces"""
+    """arms of `step`; denoise:concat, :context, :paper are variants, settings follow after spaces, NAME=OBJECTIVE names
+    an arm"""
     repeats: int = 5
     """timed steps an arm; the median counts"""
     threads: int = 1
@@ -161,8 +162,9 @@ class Compare(Verb):
     budget: Literal["tokens", "layer-forwards", "seconds"]
     """what every arm gets the same amount of"""
     objectives: str = "ar,truncated,denoise"
-    """arms, the first is what the others are held against; settings of one follow it after spaces, and denoise:concat,
-    :context, :paper are variants: "truncated,denoise,denoise model.injection=gated" """
+    """arms, the first is what the others are held against; settings of one follow it after spaces, denoise:concat,
+    :context, :paper are variants, and NAME=OBJECTIVE gives an arm the name that tables and files have for it:
+    "truncated,denoise,gated=denoise model.injection=gated" """
     amount: int | None = None
     """how much of the budget; training.budget if that is counted in the same unit"""
     seeds: int = 3

@@ -47,6 +47,19 @@ def test_an_arm_has_blocks_of_its_own(config):
     assert twin.main_depth == 3
 
 
+def test_a_name_of_ones_own_is_that_of_tables_and_files_and_changes_nothing_else(config):
+    named, plain = parse_arms(config, "quick=denoise:concat  optim.lr=1e-2,denoise:concat optim.lr=1e-2")
+    assert (named.name, named.slug, named.text) == ("quick", "quick", "denoise:concat optim.lr=1e-2")
+    assert (plain.name, plain.text) == ("denoise:concat optim.lr=1e-2",) * 2
+    assert named.config == plain.config
+
+
+def test_an_objective_may_name_an_arm_of_its_own_kind_and_slugs_still_differ(config):
+    arms = parse_arms(config, "ar=ar optim.lr=1,denoise-concat=ar,denoise:concat,t.1=truncated,t.1_+=full")
+    assert [arm.name for arm in arms] == ["ar", "denoise-concat", "denoise:concat", "t.1", "t.1_+"]
+    assert [arm.slug for arm in arms] == ["ar", "denoise-concat", "denoise-concat-v2", "t.1", "t.1_+"]
+
+
 def test_slugs_are_names_of_files_and_differ(config):
     slugs = [arm.slug for arm in parse_arms(config, "denoise:concat,denoise denoise.solver=euler,denoise "
                                                     "denoise.solver=heun,ar")]
@@ -67,6 +80,21 @@ def test_slugs_are_names_of_files_and_differ(config):
     ("denoise data.length=8", "which all arms share"),
     ("denoise seed=8", "which all arms share"),
     ("denoise model.width=[", "not a YAML value"),
+    ("a=ar,a=denoise", "'a' is listed twice; give each of the two a name of its own"),
+    ("a=ar,a=ar", "'a' is listed twice; list it once"),
+    ("denoise,denoise=denoise optim.lr=1", "'denoise' is listed twice; give each of the two"),
+    ("truncated=denoise", "'truncated' cannot name an arm of denoise, being another objective"),
+    ("a/b=ar", "'a/b' cannot name an arm, as it names files too"),
+    ("=ar", "'' cannot name an arm"),
+    (".=ar", r"'\.' cannot name an arm"),
+    ("denoise:concat=denoise:concat", "'denoise:concat' cannot name an arm"),
+    ("ä=ar", "'ä' cannot name an arm"),
+    (f"{'a' * 41}=ar", "up to 40 letters"),
+    ("a=denoize", "objective 'denoize' in 'a=denoize' is unknown; did you mean 'denoise'"),
+    ("a= ar", "objective '' in 'a=' is unknown"),
+    ("optim.lr=1e-2 denoise", "objective '1e-2' in 'optim.lr=1e-2' is unknown"),
+    ("a=b=ar", "objective 'b=ar' in 'a=b=ar' is unknown"),
+    ("a=denoise denoise.contxt=concat", "arm 'a': .*did you mean 'context'"),
 ])
 def test_a_bad_arm_is_named_in_one_sentence(config, text, why):
     with pytest.raises(UserError, match=why) as error:

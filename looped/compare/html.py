@@ -6,6 +6,8 @@ from string import Template
 
 from looped.evaluation.html import Figure, beside, bullets, document, escape, facts, figure, table
 
+FEW = 4
+"""Findings that stand open on the page."""
 BODY = Template("""<h1>$title</h1>
 <p class="soft">$subtitle</p>
 <pre>$command</pre>
@@ -20,6 +22,7 @@ $curves
 </div>
 $depths
 $judged
+$arms
 <h2>What the figures mean</h2>
 $notes
 $samples
@@ -29,7 +32,8 @@ $facts""")
 
 @dataclass(frozen=True)
 class Page:
-    """What the page holds, as plain text. `samples`: heading -> (prompt, text) pairs; `facts`: name -> value."""
+    """What the page holds, as plain text. `arms`: those with names of their own, in full; `samples`: heading ->
+    (prompt, text) pairs; `facts`: name -> value."""
 
     title: str
     subtitle: str
@@ -39,6 +43,7 @@ class Page:
     equal: tuple[Sequence[str], Sequence[Sequence[str]]]
     equal_note: str
     judged: tuple[Sequence[str], Sequence[Sequence[str]]] | None
+    arms: Mapping[str, str]
     curves: Sequence[Figure]
     depths: Sequence[Figure]
     notes: Sequence[str]
@@ -50,11 +55,19 @@ def render(page: Page) -> str:
     """The page."""
     return document(page.title, BODY.substitute(
         title=escape(page.title), subtitle=escape(page.subtitle), command=escape(page.command),
-        findings=bullets(page.findings, 'class="findings"'), table=table(*page.table),
+        findings=_findings(page.findings), table=table(*page.table),
         equal=table(*page.equal), equal_note=escape(page.equal_note),
         judged="<h2>Samples at equal diversity</h2>\n" + table(*page.judged) if page.judged else "",
+        arms=f"<h2>The arms</h2>\n{facts(page.arms)}" if page.arms else "",
         curves="\n".join(map(figure, page.curves)), depths=beside(page.depths),
         notes=bullets(page.notes, 'class="soft"'), samples=_samples(page.samples), facts=facts(page.facts)))
+
+
+def _findings(findings: Sequence[str]) -> str:
+    """The first few, and the others folded below them."""
+    few, rest = (bullets(part, 'class="findings"') for part in (findings[:FEW], findings[FEW:]))
+    more = len(findings) - FEW
+    return f"{few}\n<details><summary>{more} more</summary>\n{rest}\n</details>" if rest else few
 
 
 def _samples(samples: Mapping[str, Sequence[tuple[str, str]]]) -> str:

@@ -1,5 +1,6 @@
 """The pictures of a comparison: quality over depth, and over what has been spent."""
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -9,11 +10,15 @@ from looped.compare.curve import BUDGETS, UNITS, Gauge, values_at
 from looped.compare.html import Figure
 from looped.compare.plan import Plan
 from looped.compare.summary import ArmSummary
-from looped.evaluation.plots import COLOURS
+from looped.evaluation.plots import colours, new_figure, over_depth
 
 GRID = 200
 TALLEST = 2.0
 """A picture ends at this multiple of its lowest loss, so that one arm that fails does not flatten the others."""
+LETTERS = 14
+"""Of the legend, an inch."""
+LINE = 0.17
+"""Inches of a line of the legend."""
 
 
 def budget_figures(arms: Sequence[ArmSummary], out: Path) -> list[Figure]:
@@ -41,15 +46,11 @@ def band_note(plan: Plan) -> str:
 def plot_depths(arms: Sequence[ArmSummary], by_depth: Callable[[ArmSummary], Mapping[int, Sequence[float]]],
                 path: Path, *, title: str = "") -> None:
     """A figure over depth, of `by_depth(arm)[depth]` a figure a seed: the mean, from lowest to highest seed shaded."""
-    figure, axes = _figure(7.0)
+    figure, axes = new_figure()
     lines = [by_depth(arm) for arm in arms]
-    for arm, line, colour in zip(arms, lines, _colours(arms), strict=True):
+    for arm, line, colour in zip(arms, lines, colours(len(arms)), strict=True):
         _band(axes, list(line), np.array(list(line.values())).T, colour, arm.name, "o-")
-    ticks = sorted(set().union(*lines))
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(ticks, [str(tick) for tick in ticks])
-    axes.minorticks_off()
-    axes.set_xlabel("depth (loop steps, or solver steps of a denoiser)")
+    over_depth(axes, set().union(*lines))
     axes.set_title(title, fontsize=10)
     _save(figure, axes, path, arms[0].runs[0].gauge)
 
@@ -58,8 +59,8 @@ def plot_budget(arms: Sequence[ArmSummary], unit: str, path: Path) -> None:
     """The gauge over what has been spent of one budget."""
     from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
-    figure, axes = _figure(4.8)
-    for arm, colour in zip(arms, _colours(arms), strict=True):
+    figure, axes = new_figure(4.8)
+    for arm, colour in zip(arms, colours(len(arms)), strict=True):
         grid, seeds = curves(arm, unit)
         _band(axes, grid, seeds, colour, arm.name, "-" if len(grid) > 1 else "o")
     axes.set_xscale("log")
@@ -83,26 +84,26 @@ def _band(axes, x, seeds: np.ndarray, colour: str, label: str, style: str) -> No
         axes.fill_between(x, seeds.min(0), seeds.max(0), color=colour, alpha=0.18, linewidth=0)
 
 
-def _figure(width: float):
-    """A figure without pyplot, which keeps global state."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, 4.2), dpi=150, layout="constrained")
-    return figure, figure.add_subplot()
-
-
-def _colours(arms: Sequence[ArmSummary]) -> list[str]:
-    return [COLOURS[i % len(COLOURS)] for i in range(len(arms))]
-
-
 def _save(figure, axes, path: Path, gauge: Gauge) -> None:
     axes.set_ylim(*_limits(axes, gauge))
     axes.set_ylabel(gauge.axis)
     axes.grid(alpha=0.25, linewidth=0.6)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+    _legend(figure, axes)
     figure.savefig(path)
+
+
+def _legend(figure, axes) -> None:
+    """Above the axes, where it covers no curve, and in a picture that is higher by as much: as many columns as fit,
+    long names in several lines."""
+    handles, names = axes.get_legend_handles_labels()
+    width, height = figure.get_size_inches()
+    names = [textwrap.fill(name, int(LETTERS * (width - 1))) for name in names]
+    longest = max(len(line) for name in names for line in name.splitlines())
+    columns = min(max(int(width / (0.7 + longest / LETTERS)), 1), len(names))
+    figure.set_figheight(height + LINE * sum(1 + name.count("\n") for name in names) / columns)
+    figure.legend(handles, names, ncols=columns, loc="outside upper center", frameon=False, fontsize=8)
 
 
 def _limits(axes, gauge: Gauge) -> tuple[float, float]:

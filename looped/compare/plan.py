@@ -69,6 +69,11 @@ class Plan:
         return [Place(arm, seed, self.out / f"{arm.slug}-{seed}") for seed in range(self.num_seeds)
                 for arm in self.arms]
 
+    @property
+    def named(self) -> dict[str, str]:
+        """Name -> the arm in full, of those that have a name of their own."""
+        return {arm.name: arm.text for arm in self.arms if arm.name != arm.text}
+
     def yaml(self, arm: Arm) -> Path:
         """The config file of an arm."""
         return self.out / f"{arm.slug}.yaml"

@@ -33,7 +33,7 @@ class Reach:
 
 def reaches(arms: Sequence[ArmSummary]) -> list[Reach]:
     """Of every arm, to the first one and to `truncated`."""
-    targets = [arm for i, arm in enumerate(arms) if i == 0 or arm.name == "truncated"]
+    targets = [arm for i, arm in enumerate(arms) if i == 0 or "truncated" in (arm.name, arm.text)]
     return _known(reach(arm, to) for to in targets for arm in arms if arm is not to)
 
 

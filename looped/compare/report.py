@@ -33,7 +33,8 @@ def write_report(plan: Plan, kind: Kind, measured: Sequence[Measured]) -> str:
     text = "\n\n".join([
         markdown_table(*kind.table(arms, plan)),
         f"At equal budgets: {equal_note(arms, plan)}", markdown_table(*equal_table(arms)),
-        *([markdown_table(*second)] if second else []), *map(sentence, found), *kind.notes(arms, plan)])
+        *([markdown_table(*second)] if second else []), *arm_list(plan), *map(sentence, found),
+        *kind.notes(arms, plan)])
     try:
         write_text(plan.out / ROWS, "".join(json.dumps(_known(row)) + "\n" for row in rows(kind, arms, found)))
         write_text(plan.out / TABLE, text + "\n")
@@ -42,6 +43,12 @@ def write_report(plan: Plan, kind: Kind, measured: Sequence[Measured]) -> str:
     except OSError as error:
         raise UserError(f"cannot write to {plan.out}: {error.strerror or error}; free space or permissions") from None
     return text
+
+
+def arm_list(plan: Plan) -> list[str]:
+    """Markdown: the arms with names of their own in full; nothing where there are none."""
+    lines = "\n".join(f"- {name}: `{text}`" for name, text in plan.named.items())
+    return [f"The arms:\n\n{lines}"] if lines else []
 
 
 def page(plan: Plan, kind: Kind, arms: Sequence[ArmSummary], found: Sequence[Reach], curves: Sequence[Figure],
@@ -54,7 +61,7 @@ def page(plan: Plan, kind: Kind, arms: Sequence[ArmSummary], found: Sequence[Rea
         subtitle=f"{plan.amount:,} {unit} of training each, {seeds}, the same held-out {kind.held_out}.",
         command=shlex.join(["looped", *sys.argv[1:]]), findings=[sentence(each) for each in found],
         table=kind.table(arms, plan), equal=equal_table(arms), equal_note=equal_note(arms, plan),
-        judged=kind.second_table(arms), notes=kind.notes(arms, plan), samples=kind.samples(arms),
+        judged=kind.second_table(arms), arms=plan.named, notes=kind.notes(arms, plan), samples=kind.samples(arms),
         facts=_facts(plan, arms), curves=curves, depths=depths)
 
 

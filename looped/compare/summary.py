@@ -53,6 +53,11 @@ class ArmSummary:
     runs: list[Measured]
 
     @property
+    def text(self) -> str:
+        """The arm in full."""
+        return self.runs[0].place.arm.text
+
+    @property
     def costs(self) -> dict[str, Spread]:
         """What a run of it took."""
         return {cost: spread([run.costs[cost] for run in self.runs]) for cost in COSTS}

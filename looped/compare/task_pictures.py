@@ -1,6 +1,8 @@
 """The pictures of a comparison on a task over depth: curves at two difficulties, and a map of all of them for each arm.
 """
 
+import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +15,9 @@ from looped.compare.task_summary import TaskSummary
 from looped.data.problems import prepare_task
 from looped.evaluation.plots_tasks import draw_map
 
+ACROSS = 4
+"""Maps beside one another; more go on below."""
+
 
 def task_figures(arms: Sequence[TaskSummary], plan: Plan) -> list[Figure]:
     """The share solved over depth at the hardest trained difficulty and at the next one, and the maps."""
@@ -24,7 +29,7 @@ def task_figures(arms: Sequence[TaskSummary], plan: Plan) -> list[Figure]:
     path = picture(plan.out, "map")
     plot_maps(arms, data.task.difficulty, path)
     what = "Share solved by depth and difficulty, after training"
-    return [*found, Figure(path, f"{what}, a mean over seeds.", what)]
+    return [*found, Figure(path, f"{what}, a mean over seeds.", what, wide=len(arms) > ACROSS / 2)]
 
 
 def _over_depth(arms: Sequence[TaskSummary], plan: Plan, difficulty: int, title: str) -> Figure:
@@ -40,12 +45,17 @@ def shares_by_depth(arm: TaskSummary, difficulty: int) -> dict[int, list[float]]
 
 
 def plot_maps(arms: Sequence[TaskSummary], difficulty: str, path: Path) -> None:
-    """A field a depth and difficulty, with the share solved written in it; an arm beside the other."""
+    """A field a depth and difficulty, with the share solved written in it; `ACROSS` arms in a line."""
     from matplotlib.figure import Figure as Canvas
 
-    figure = Canvas(figsize=(1.2 + 2.8 * len(arms), 1.2 + 0.5 * len(arms[0].levels)), dpi=150, layout="constrained")
-    for arm, axes in zip(arms, figure.subplots(1, len(arms), squeeze=False)[0], strict=True):
+    across, down = min(len(arms), ACROSS), math.ceil(len(arms) / ACROSS)
+    size = 1.2 + 2.8 * across, 0.5 + down * (0.7 + 0.5 * len(arms[0].levels))
+    figure = Canvas(figsize=size, dpi=150, layout="constrained")
+    fields = figure.subplots(down, across, squeeze=False).flatten()
+    for arm, axes in zip(arms, fields, strict=False):
         _map(axes, arm)
+    for axes in fields[len(arms):]:
+        axes.remove()
     figure.supxlabel("depth", fontsize=9)
     figure.supylabel(difficulty, fontsize=9)
     figure.savefig(path)
@@ -55,4 +65,4 @@ def _map(axes, arm: TaskSummary) -> None:
     shares = np.array([[share.mean for share in level.shares.values()] for level in arm.levels.values()])
     depths = list(next(iter(arm.levels.values())).shares)
     draw_map(axes, shares, depths, list(arm.levels))
-    axes.set_title(arm.name, fontsize=9)
+    axes.set_title(textwrap.fill(arm.name, 40), fontsize=9)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from looped.arms import ARMS, parse_arm
+from looped.arms import ARMS, read_arms
 from looped.config import Config, load_config
 from looped.errors import UserError, did_you_mean
 from looped.evaluation.bench_inputs import random_inputs, vocab_of
@@ -58,7 +58,7 @@ def bench_step(config: Config, objectives: Sequence[str], *, repeats: int = 5, t
     process waited for its turn on a shared machine.
     Raises `UserError` for an unknown name or an arm whose process ends early.
     """
-    configs = {name: arm_config(config, name) for name in objectives}
+    configs = {arm.name: at_mean_depth(arm.config) for arm in read_arms(config, objectives)}
     if not configs:
         raise UserError(f"bench step needs at least one objective; known names: {', '.join(ARMS)}")
     with ExitStack() as stack:
@@ -70,11 +70,6 @@ def bench_step(config: Config, objectives: Sequence[str], *, repeats: int = 5, t
         figures = {name: _summary([steps[name] for steps in rounds]) | arm.ask("figures")
                    for name, arm in arms.items()}
     return {"arms": figures, "ratios": _ratios(figures, rounds), "machine": machine(threads)}
-
-
-def arm_config(config: Config, name: str) -> Config:
-    """The config that an arm's name stands for, its depth fixed."""
-    return at_mean_depth(parse_arm(config, name).config)
 
 
 def at_mean_depth(config: Config) -> Config:

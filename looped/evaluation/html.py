@@ -44,7 +44,7 @@ figure { margin: 1rem 0; }
 figure img { display: block; width: 100%; height: auto; background: #fff; border: 1px solid var(--line);
   border-radius: 8px; padding: .5rem; }
 .beside { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: 0 1rem; }
-.beside + figure, .small { max-width: 44rem; }
+.beside + figure:not(.across), .small { max-width: 44rem; }
 details { border-top: 1px solid var(--line); padding: .5rem 0; }
 summary { cursor: pointer; font-weight: 600; }
 pre, code { font: .86rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
@@ -65,11 +65,12 @@ $body
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture of the page; `alt` says what it shows to who cannot see it."""
+    """A picture of the page; `alt` says what it shows to who cannot see it. `wide`: none stands beside it."""
 
     path: Path
     caption: str
     alt: str
+    wide: bool = False
 
 
 def document(title: str, body: str) -> str:
@@ -93,14 +94,16 @@ def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 def figure(shown: Figure) -> str:
     """A picture with its caption, its bytes in the page."""
     data = base64.b64encode(shown.path.read_bytes()).decode()
-    return (f'<figure><img src="data:image/png;base64,{data}" '
+    across = ' class="across"' if shown.wide else ""
+    return (f'<figure{across}><img src="data:image/png;base64,{data}" '
             f'alt="{escape(shown.alt)}">\n<figcaption>{escape(shown.caption)}</figcaption></figure>')
 
 
 def beside(figures: Sequence[Figure]) -> str:
-    """One alone, several beside one another."""
-    shown = "\n".join(map(figure, figures))
-    return shown if len(figures) == 1 else f'<div class="beside">\n{shown}\n</div>'
+    """One alone, several beside one another, the wide ones below."""
+    narrow, wide = ([figure(shown) for shown in figures if shown.wide == is_wide] for is_wide in (False, True))
+    grid = ['<div class="beside">', *narrow, "</div>"] if len(narrow) > 1 else narrow
+    return "\n".join([*grid, *wide])
 
 
 def facts(values: Mapping[str, str]) -> str:

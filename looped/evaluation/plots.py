@@ -9,7 +9,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 AXES = {"nats_per_token": "held-out loss (nats a token)", "bits_per_byte": "held-out loss (bits a byte)",
         "accuracy": "share of held-out images named rightly"}
-COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#8f5fb0", "#c78100", "#4a4a4a")
+COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#8f5fb0", "#c78100", "#4a4a4a", "#2aa5a0", "#7b4a2b", "#d678b4", "#8a9a00")
 
 
 @dataclass(frozen=True)

@@ -196,11 +196,10 @@ def make_entry(task: str, rules: Sequence[str], scale: Scale, settings: Mapping[
         return Entry(**common, arms={}, refused=dict.fromkeys(rules, str(error)))
     arms, refused = {}, {}
     for rule in rules:
-        text = arm_text(rule)
         try:
-            arms[rule] = parse_arm(config, text)
+            arms[rule] = parse_arm(config, arm_text(rule))
         except UserError as error:
-            refused[rule] = str(error).removeprefix(f"arm '{text}': ")
+            refused[rule] = str(error).removeprefix(f"arm '{rule}': ")
     return Entry(**common, arms=arms, refused=refused, difficulty=data.task.difficulty, high=data.train.high)
 
 
@@ -212,14 +211,14 @@ def flags_of(setup: Setup, scale: Scale) -> dict[str, Any]:
 
 
 def arm_text(rule: str) -> str:
-    """The rule as an arm of `looped compare`."""
-    return f"{RULES[rule].arm} optim.lr={RULES[rule].lr}"
+    """The rule as an arm of `looped compare`, which calls it by the rule's name."""
+    return f"{rule}={RULES[rule].arm} optim.lr={RULES[rule].lr}"
 
 
 def compare_command(entry: Entry, args: argparse.Namespace, scale: Scale) -> list[str]:
     """`looped compare` of a task."""
     setup = TASKS[entry.task]
-    options = {"objectives": ",".join(arm.name for arm in entry.arms.values()), "budget": "seconds",
+    options = {"objectives": ",".join(map(arm_text, entry.arms)), "budget": "seconds",
                "amount": args.seconds or scale.seconds or setup.seconds, "seeds": args.seeds, "jobs": args.jobs,
                "out": entry.out, "depths": ",".join(map(str, setup.depths))}
     return [sys.executable, "-m", "looped.cli", "compare", str(BASE),
@@ -269,8 +268,8 @@ class Result:
     said: str = ""
 
     def of(self, kind: str, rule: str, **fields: Any) -> list[Mapping[str, Any]]:
-        """Rows of a kind and rule, whose title there is its whole text, that have these fields."""
-        wanted = {"kind": kind, "arm": self.entry.arms[rule].name, **fields}
+        """Rows of a kind and rule that have these fields."""
+        wanted = {"kind": kind, "arm": rule, **fields}
         return [row for row in self.rows if wanted.items() <= row.items()]
 
     def missing(self, rule: str) -> str | None:

@@ -53,7 +53,7 @@ def done(command, tiny_yaml):
 def made_up():
     """`made_up("denoise", 0, losses, curve)`: a measured run with these next-token losses and this curve of them."""
     def make(objective, seed, losses, curve=((1, 5.0), (2, 4.0)), *, seconds_a_step=1.0):
-        place = Place(Arm(objective, objective, load_config(None, {"objective": objective})), seed,
+        place = Place(Arm(objective, objective, load_config(None, {"objective": objective}), objective), seed,
                       Path(f"{objective}-{seed}"))
         losses = torch.tensor(losses, dtype=torch.float64)
         metric = {"nats_at_sigma_max": {1: losses}} if objective == "denoise" else {}

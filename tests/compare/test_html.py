@@ -22,7 +22,7 @@ def page(tmp_path_factory):
     picture = Figure(path, f"caption {EVIL}", f"alt {EVIL}")
     return render(Page(title=f"title {EVIL}", subtitle="sub", command=f"looped compare {EVIL}", findings=[EVIL],
                        table=(["arm", EVIL], [["ar", EVIL], ["denoise", "1.0"]]),
-                       equal=(["arm"], [["ar"]]), equal_note=EVIL, judged=(["arm"], [["ar"]]),
+                       equal=(["arm"], [["ar"]]), equal_note=EVIL, judged=(["arm"], [["ar"]]), arms={EVIL: EVIL},
                        curves=[picture] * 3, depths=[picture], notes=[EVIL], samples={f"ar {EVIL}": [(EVIL, EVIL)]},
                        facts={EVIL: EVIL}))
 
@@ -41,7 +41,7 @@ def test_a_page_that_is_not_alone_is_noticed(page, bad):
 
 def test_what_the_page_is_given_is_shown_as_it_is(page):
     reader, _ = check_alone(page)
-    assert reader.text.count(EVIL) == 17  # the title twice, four captions, and eleven other places
+    assert reader.text.count(EVIL) == 19  # the title twice, four captions, and thirteen other places
     tags = [tag for tag, _ in reader.tags]
     assert tags.count("td") == 4 + 1 + 1
     assert [attributes["alt"] for tag, attributes in reader.tags if tag == "img"] == [f"alt {EVIL}"] * 4

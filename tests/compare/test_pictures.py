@@ -1,7 +1,10 @@
 """Pictures show every arm in its colour, over the range that all of its seeds have."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.image import imread
 
 from looped.compare.pictures import TALLEST, budget_figures, curves
@@ -9,7 +12,7 @@ from looped.compare.plan import make_plan
 from looped.compare.text_pages import text_figures
 from looped.compare.text_summary import summarise_texts
 from looped.config import load_config
-from looped.evaluation.plots import COLOURS
+from looped.evaluation.plots import COLOURS, colours
 
 
 def test_curves_are_straight_lines_between_evaluations_over_what_all_seeds_have(made_up):
@@ -44,6 +47,27 @@ def test_every_arm_is_drawn_in_one_colour_and_nothing_in_another(made_up, tmp_pa
     for name in ("depth", "seconds", "tokens", "layer-forwards"):
         drawn = [inked(tmp_path / "plots" / f"{name}.png", colour) for colour in COLOURS[:4]]
         assert drawn == [True, True, True, False], name
+
+
+@pytest.mark.parametrize("name", ["r", "truncated model.state_init=zero recurrence.loss_on=every optim.lr="])
+@pytest.mark.parametrize("num", [1, 8])
+def test_the_legend_covers_neither_curves_nor_titles_and_lies_in_the_picture(made_up, tmp_path, monkeypatch, name, num):
+    kept = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path: kept.append(figure))
+    runs = [made_up("ar", 0, [4.0 + i]) for i in range(num)]
+    draw([replace(arm, name=f"{name}{i}") for i, run in enumerate(runs) for arm in summarise_texts([run])], tmp_path)
+    for figure in kept:
+        FigureCanvasAgg(figure).draw()
+        legend, (axes,) = figure.legends[0].get_window_extent(), figure.axes
+        assert len(figure.legends[0].texts) == num
+        assert not legend.overlaps(axes.get_tightbbox())
+        assert figure.bbox.x0 <= legend.x0 < legend.x1 <= figure.bbox.x1
+        assert legend.y1 <= figure.bbox.y1
+        assert axes.get_window_extent().height > 0.5 * 4.2 * figure.dpi  # however long the names are
+
+
+def test_eight_arms_have_eight_colours():
+    assert len(set(colours(8))) == 8
 
 
 def test_an_arm_that_fails_does_not_flatten_the_others(made_up, tmp_path):

@@ -178,8 +178,8 @@ TINY_FLAGS = {"task.name": "prefix-sums", "task.difficulty": [1, 4], "denoise.co
 
 def run(objective, seed, right, curve=((1, 0.1), (2, 0.2))):
     """A measured run: `right[depth]` which problems of difficulty 4 are solved; `curve` of (step, share)."""
-    place = Place(Arm(objective, objective, load_config(None, TINY_FLAGS | {"objective": objective})), seed,
-                  Path(f"{objective}-{seed}"))
+    arm = Arm(objective, objective, load_config(None, TINY_FLAGS | {"objective": objective}), objective)
+    place = Place(arm, seed, Path(f"{objective}-{seed}"))
     lines = [{"step": step, "solved": share, "seconds": step / 2, "tokens": 10 * step, "layer_forwards": 100 * step}
              for step, share in curve]
     costs = {name: lines[-1].get(name, 0) for name in ("step", "tokens", "layer_forwards", "seconds", "peak_bytes")}

@@ -7,6 +7,7 @@ import signal
 import pytest
 import torch
 
+from looped.arms import parse_arm
 from looped.config import load_config
 from looped.errors import UserError
 from looped.evaluation import cost
@@ -24,12 +25,12 @@ def config():
 
 @pytest.fixture(scope="module")
 def steps(config):
-    return cost.bench_step(config, ["full", "truncated", "denoise", "denoise:concat"], repeats=3)
+    return cost.bench_step(config, ["full", "truncated", "denoise", "wide=denoise:concat"], repeats=3)
 
 
 def test_every_arm_is_measured_and_the_figures_are_json(steps):
     assert json.loads(json.dumps(steps)) == steps
-    assert list(steps["arms"]) == ["full", "truncated", "denoise", "denoise:concat"]
+    assert list(steps["arms"]) == ["full", "truncated", "denoise", "wide"]
     for arm in steps["arms"].values():
         assert 0 < arm["step_seconds_min"] <= arm["step_seconds"] <= arm["step_seconds_max"]
         assert arm["peak_rss_bytes"] > arm["base_rss_bytes"] > 0
@@ -37,9 +38,10 @@ def test_every_arm_is_measured_and_the_figures_are_json(steps):
 
 @pytest.mark.parametrize("arm", ["full", "truncated", "denoise", "denoise:concat"])
 def test_bytes_and_flops_of_an_arm_are_the_counted_ones(config, steps, arm):
-    counts = count(cost.arm_config(config, arm), 300)
-    assert steps["arms"][arm]["saved_activation_bytes"] == pytest.approx(counts.saved_activation_bytes, rel=0.01)
-    assert steps["arms"][arm]["step_flops"] == counts.step_flops
+    counts = count(cost.at_mean_depth(parse_arm(config, arm).config), 300)
+    name = "wide" if arm == "denoise:concat" else arm
+    assert steps["arms"][name]["saved_activation_bytes"] == pytest.approx(counts.saved_activation_bytes, rel=0.01)
+    assert steps["arms"][name]["step_flops"] == counts.step_flops
 
 
 def test_layer_forwards_are_the_arithmetic_of_the_method(steps):
@@ -66,6 +68,8 @@ def test_the_timed_depth_is_the_mean_of_the_sampled_one(config):
 def test_an_unknown_arm_is_named_with_the_nearest_known_one(config):
     with pytest.raises(UserError, match="did you mean 'truncated'"):
         cost.bench_step(config, ["trunkated"])
+    with pytest.raises(UserError, match="listed twice"):
+        cost.bench_step(config, ["a=full", "a=denoise"])
     with pytest.raises(UserError, match="at least one"):
         cost.bench_step(config, [])
 

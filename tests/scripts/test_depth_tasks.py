@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from looped.arms import parse_arm
+from looped.arms import parse_arms
 from looped.compare.budgets import LATER
 from looped.config import load_config
 
@@ -29,13 +29,14 @@ def script(monkeypatch):
 @pytest.fixture
 def run(script, monkeypatch, tmp_path):
     """`run(compare, *arguments)`: the exit code and the text of the table, `compare` in the place of the process: it is
-    given (arms, folder, the command), and returns (exit code, what is said on stderr)."""
+    given (names of arms, folder, the command), and returns (exit code, what is said on stderr)."""
     def go(compare, *arguments):
         def wait_for(command):
             options = dict(zip(command[5::2], command[6::2], strict=False))
             folder = Path(options["--out"])
             (folder / "logs").mkdir(parents=True, exist_ok=True)
-            return compare(options["--objectives"].split(","), folder, command)
+            arms = parse_arms(load_config(None), options["--objectives"])
+            return compare([arm.name for arm in arms], folder, command)
 
         monkeypatch.setattr(script, "wait_for", wait_for)
         monkeypatch.setattr(sys, "argv", ["depth_tasks", "--out", str(tmp_path / "out"), *arguments])
@@ -120,13 +121,13 @@ def test_a_rule_that_a_setting_refuses_is_not_trained_and_has_a_footnote(run):
     asked = []
 
     def compare(arms, folder, command):
-        asked.append((folder.name, [arm.split()[0] for arm in arms]))
+        asked.append((folder.name, arms))
         return all_well(arms, folder, command)
 
     code, text = run(compare, "--tasks", "parity,sudoku4,nary-addition", "--rules", "denoise,k-step,full",
                      "--seeds", "2", "--task.layout", "causal", "--evaluation.difficulties=[32]")
     assert code == 0
-    assert asked == [("parity", ["denoise", "full"]), ("nary-addition", ["denoise", "full"])]  # the denoiser is k-step
+    assert asked == [("parity", ["k-step", "full"]), ("nary-addition", ["k-step", "full"])]
     main = tables(text)[0]
     assert main["parity"]["denoise"] == main["nary-addition"]["denoise"] == "[1]"
     assert main["nary-addition"]["k-step"].startswith("0.110")
@@ -142,9 +143,8 @@ def test_runs_that_failed_are_told_in_their_own_words_and_the_next_task_is_done(
         if folder.name == "s5":
             return all_well(arms, folder, command)
         write(folder, made_up(arms[0], 1, seeds=1))
-        slug = parse_arm(load_config(None), arms[0]).slug
-        (folder / "logs" / f"{slug}-1.log").write_text("step 1\nlooped: the loss is not finite\n")
-        (folder / "logs" / "ar-optim.lr=0.002-0.log").write_text("Killed\n")
+        (folder / "logs" / "full-1.log").write_text("step 1\nlooped: the loss is not finite\n")
+        (folder / "logs" / "ar-0.log").write_text("Killed\n")
         return 2, "looped: full, seed 1: the loss is not finite\n"
 
     code, text = run(compare, "--tasks", "prefix-sums,s5", "--rules", "full,ar", "--seeds", "2")
@@ -188,7 +188,7 @@ def test_the_command_has_the_settings_of_the_task_below_those_of_the_user(run):
     options = dict(zip(command[5::2], command[6::2], strict=False))
     assert (options["--amount"], options["--depths"], options["--jobs"]) == ("7", "1,4,10,20,40", "1")
     assert "--evaluation.depths=[1, 5]" in command  # those of the curves; the table has the task's own
-    assert options["--objectives"].startswith("truncated model.state_init=zero")
+    assert options["--objectives"].startswith("truncated=truncated model.state_init=zero")
 
 
 @pytest.mark.parametrize(("arguments", "why"), [
