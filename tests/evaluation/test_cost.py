@@ -47,7 +47,7 @@ def test_bytes_and_flops_of_an_arm_are_the_counted_ones(config, steps, arm):
 def test_layer_forwards_are_the_arithmetic_of_the_method(steps):
     """Per sequence: 7 steps of 2 layers, the last 2 with gradient, prelude and coda; against one pass."""
     forwards = {name: arm["layer_forwards"] / 2 for name, arm in steps["arms"].items()}
-    assert forwards == {"full": 3 * (12 + 2), "truncated": 5 * 2 + 3 * (4 + 2), "denoise": 12, "denoise:concat": 21}
+    assert forwards == {"full": 3 * (12 + 2), "truncated": 5 * 2 + 3 * (4 + 2), "denoise": 12, "wide": 21}
 
 
 def test_ratios_divide_each_arm_by_the_later_ones(steps):
@@ -128,7 +128,7 @@ def test_a_layer_of_huginns_size_keeps_at_most_seven_tenths_of_its_bytes():
 
 
 def test_tables_have_a_line_an_arm_and_a_line_a_dtype(steps, flops):
-    assert sum(line.startswith(("full ", "truncated ", "denoise ", "denoise:")) for line in
+    assert sum(line.startswith(("full ", "truncated ", "denoise ", "wide ")) for line in
                cost.format_step(steps).splitlines()) == 4
     assert {line[:4] for line in cost.format_flops(flops).splitlines()} >= {"fp32", "bf16"}
 
