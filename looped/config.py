@@ -18,6 +18,7 @@ from looped.config_blocks import BlocksConfig, check_blocks
 from looped.config_data import DataConfig, TaskConfig
 from looped.config_denoise import DenoiseConfig, check_layout, noise_preset
 from looped.config_images import ImageConfig
+from looped.config_noprop import NOPROP, NoPropConfig, check_noprop
 from looped.config_rules import FixedPointConfig, SupervisionConfig
 from looped.errors import UserError, did_you_mean
 
@@ -145,8 +146,8 @@ class Config(Section):
     """A whole run."""
 
     objective: Literal["full", "truncated", "progressive", "one-step", "fixed-point", "denoise", "blockwise",
-                       "ar"] = Field("denoise", description="training rule; ar: the same layers without a loop, the "
-                                                            "yardstick of the others")
+                       "noprop-dt", "noprop-ct", "noprop-fm", "ar"] = Field(
+        "denoise", description="training rule; ar: the same layers without a loop, the yardstick of the others")
     seed: Count = Field(0, description="with the step number, it decides all randomness and the order of the data")
     model: ModelConfig = ModelConfig()
     recurrence: RecurrenceConfig = RecurrenceConfig()
@@ -154,6 +155,7 @@ class Config(Section):
     fixed_point: FixedPointConfig = FixedPointConfig()
     denoise: DenoiseConfig = DenoiseConfig()
     blocks: BlocksConfig = BlocksConfig()
+    noprop: NoPropConfig = NoPropConfig()
     task: TaskConfig = TaskConfig()
     images: ImageConfig = ImageConfig()
     data: DataConfig = DataConfig()
@@ -177,6 +179,7 @@ class Config(Section):
             check_layout(self.denoise, text=not (self.is_task or self.is_images), images=self.is_images,
                          full=self.sees_all)
         check_blocks(self)
+        check_noprop(self)
         if self.denoise.block_size > 1 and self.model.injection == "none":
             raise ValueError("denoise.block_size above 1 needs an injection, which tells the core where in its block "
                              "a row stands; set model.injection to linear, add, gated or diagonal")
@@ -212,6 +215,21 @@ class Config(Section):
         return self.objective in ("denoise", "blockwise")
 
     @property
+    def is_noprop(self) -> bool:
+        """Whether the embedding of an image's class is denoised, block by block or at any time."""
+        return self.objective in NOPROP
+
+    @property
+    def has_levels(self) -> bool:
+        """Whether the core is told a noise level, or a time."""
+        return self.denoises or self.objective in ("noprop-ct", "noprop-fm")
+
+    @property
+    def one_block_a_step(self) -> bool:
+        """Whether an optimiser step trains one of several blocks of the core."""
+        return self.objective in ("blockwise", "noprop-dt")
+
+    @property
     def is_images(self) -> bool:
         """Whether the classes of images are trained."""
         return self.images.source is not None
@@ -225,7 +243,7 @@ class Config(Section):
     def single_pass(self) -> bool:
         """Whether a training step goes through the core (or a block of it) once, however deep the model is run later.
         """
-        return self.denoises or self.objective == "ar"
+        return self.denoises or self.is_noprop or self.objective == "ar"
 
     @property
     def main_depth(self) -> int:

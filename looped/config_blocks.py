@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from looped.config_base import Depth, NonNegative, Positive, Section
 
-RULES = ("blockwise", "full", "truncated", "ar")
+RULES = ("blockwise", "noprop-dt", "full", "truncated", "ar")
 """Training rules that know several blocks: a step of the loop takes the next one, a reading of a denoiser the one that
 owns its noise level. The others go on from a state as if every step were the same map."""
 
@@ -89,7 +89,7 @@ def _check_rule(config: Any) -> None:
     if rule not in RULES:
         raise ValueError(f"objective {rule} knows one block alone, and blocks.num is {num}; set blocks.num to 1, or "
                          f"objective to {', '.join(RULES[:-1])} or {RULES[-1]}")
-    if rule in ("ar", "blockwise"):
+    if rule in ("ar", "blockwise", "noprop-dt"):
         return
     if recurrence.mean % num:
         raise ValueError(f"recurrence.mean {recurrence.mean} ends inside a pass through blocks.num {num} blocks; set "

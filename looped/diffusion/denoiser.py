@@ -59,9 +59,7 @@ class Denoiser(nn.Module):
         self.edges = edges  # no buffer: a module that is made half precision would round it
         self.targets = TargetEmbedding(model.vocab_size, config.target, model.width)
         self.edm = EDM(self.targets.sigma_data)
-        self.in_proj = nn.Linear(self.targets.dim, model.width, bias=False)
-        # c_in z has unit variance a coordinate: the state starts at the scale of Huginn's like-init.
-        nn.init.normal_(self.in_proj.weight, std=math.sqrt(2 / (5 * self.targets.dim)))
+        self.in_proj = start_projection(self.targets.dim, model.width)
         # Where a row stands in its block; the rows of a block share the e of its first.
         self.place = nn.Parameter(torch.zeros(config.block_size, model.width)) if config.block_size > 1 else None
         self.carry_proj = self._carry_projection()
@@ -216,6 +214,13 @@ class Denoiser(nn.Module):
                  uniform: Float[Tensor, "batch length"] | None = None) -> Noisy:
         """D, the clean estimate a solver steps along, by the configured bridge; `sampled` takes `uniform` draws."""
         return bridge(self.config.bridge, logits, self.table(), top_k=self.config.bridge_top_k, uniform=uniform)
+
+
+def start_projection(dim: int, width: int) -> nn.Linear:
+    """From numbers of unit variance to a state on the scale of Huginn's like-init."""
+    projection = nn.Linear(dim, width, bias=False)
+    nn.init.normal_(projection.weight, std=math.sqrt(2 / (5 * dim)))
+    return projection
 
 
 class Walk:

@@ -18,7 +18,7 @@ from looped.diffusion.bridge import bridge
 from looped.diffusion.denoiser import levels_of
 from looped.diffusion.solve import solve
 from looped.evaluation.exits import Exit, Stopping
-from looped.objectives.base import Objective, surroundings
+from looped.objectives.base import Classifier, Objective, surroundings
 from looped.objectives.bptt import Unrolled
 from looped.objectives.denoise import Denoise, only_sought
 from looped.rng import StepRandom
@@ -43,9 +43,27 @@ def answer(objective: Objective, batch: Batch, depths: Sequence[int], config: Ev
     first: the number of the batch's first problem. Raises UserError for an exit that the model cannot take.
     """
     random = StepRandom(seed, 0, start=first, count=len(batch), device=batch.inputs.device)
+    if isinstance(objective, Classifier):
+        return {depth: _answers_of_classifier(objective, batch, depth, random, config) for depth in depths}
     if not isinstance(objective, Denoise):
         return _answers_of_loop(objective, batch, depths, random, exit)
     return {depth: _answers_of_denoiser(Solver(objective, batch), depth, random, config, exit) for depth in depths}
+
+
+def _trajectories(config: EvaluationConfig) -> list[str]:
+    """What the draws of each are called by."""
+    return [f"trajectory{number} " if number else "" for number in range(config.trajectories)]
+
+
+# ---- classifiers of their own kind -----------------------------------------------------------------------------------
+
+
+def _answers_of_classifier(objective: Classifier, batch: Batch, depth: int, random: StepRandom,
+                           config: EvaluationConfig) -> Answered:
+    """The class of each image, likeliest under the mean over trajectories."""
+    runs = [objective.class_logits(batch, depth, random, stream=stream) for stream in _trajectories(config)]
+    named = torch.stack([logits.softmax(-1) for logits in runs]).mean(0).argmax(-1)
+    return Answered(named.unsqueeze(1), torch.full_like(named, depth * len(runs)))
 
 
 # ---- loops -----------------------------------------------------------------------------------------------------------
@@ -158,7 +176,7 @@ class Solver:
 def _answers_of_denoiser(solver: Solver, depth: int, random: StepRandom, config: EvaluationConfig,
                          exit: Exit | None) -> Answered:
     """Of one trajectory; of several, the likeliest under their mean readout, or the answer that is surest of itself."""
-    streams = [f"trajectory{number} " if number else "" for number in range(config.trajectories)]
+    streams = _trajectories(config)
     runs = [solver.run(depth, random, stream=stream, exit=exit) for stream in streams]
     used = torch.stack([run.used for run in runs]).sum(0)
     if config.choose == "mean" or len(runs) == 1:

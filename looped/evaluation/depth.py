@@ -20,7 +20,7 @@ from looped.evaluation.likelihood import DepthLosses, losses_by_depth, losses_by
 from looped.evaluation.mauve import Encoder, mauve_rows
 from looped.evaluation.quality import Texts, diversity, matched_quality, write_texts
 from looped.evaluation.rows import Row, summarise
-from looped.objectives.base import Objective
+from looped.objectives.base import Classifier, Objective
 from looped.objectives.denoise import Denoise
 
 
@@ -142,6 +142,8 @@ def evaluate_samples(objective: Objective, prompts: Int[Tensor, "num length"], d
 
 def layer_forwards_at(objective: Objective, depth: int) -> float:
     """Forward passes of one layer that a sequence costs at this depth."""
+    if isinstance(objective, Classifier):
+        return objective.layers_at(depth)
     c = objective.model.config
     if not isinstance(objective, Denoise):
         blocks = itertools.cycle(objective.model.core_layers)

@@ -16,7 +16,7 @@ from looped.evaluation.answers import answer
 from looped.evaluation.depth import layer_forwards_at, peak_bytes
 from looped.evaluation.exits import Exit
 from looped.evaluation.rows import Row, summarise
-from looped.objectives.base import Objective
+from looped.objectives.base import Classifier, Objective
 from looped.objectives.denoise import Denoise
 
 
@@ -96,7 +96,8 @@ def best_depth(right: Mapping[int, Bool[Tensor, "num"]]) -> tuple[int, float]:
 def at_once(objective: Objective, depths: Sequence[int]) -> list[tuple[int, ...]]:
     """Depths that one run gives together: all of a loop's, each of a solver's alone."""
     depths = sorted(set(depths))
-    return [(depth,) for depth in depths] if isinstance(objective, Denoise) else [tuple(depths)]
+    alone = isinstance(objective, Denoise | Classifier)
+    return [(depth,) for depth in depths] if alone else [tuple(depths)]
 
 
 def score(objective: Objective, data: TaskData, config: Config, difficulty: int, depths: tuple[int, ...], *,

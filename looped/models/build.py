@@ -8,10 +8,10 @@ from looped.rng import seeded_init
 
 
 def effective_depth(config: Config, block: int | None = None) -> int:
-    """Layers on the longest residual path: the core counts once a loop step (Huginn, `mean` of them). Under `blockwise`
-    a path goes through one block: through `block`, or one of mean size."""
+    """Layers on the longest residual path: the core counts once a loop step (Huginn, `mean` of them). Where a step
+    trains one block of several, a path goes through one: through `block`, or one of mean size."""
     model, core = config.model, config.step_layers * config.main_depth
-    if config.objective == "blockwise":
+    if config.one_block_a_step:
         core = config.step_layers if block is None else config.block_layers[block]
     return model.num_prelude_layers + round(core) + model.num_coda_layers
 
@@ -31,7 +31,7 @@ def build(config: Config, vocab_size: int, picture: Picture | None = None) -> La
 
 def unseeded(config: Config, vocab_size: int, picture: Picture | None = None) -> LanguageModel:
     """The same with weights from torch's global state, which a meta device does not need."""
-    options = {"cond_width": config.denoise.cond_width if config.denoises else None,
+    options = {"cond_width": config.denoise.cond_width if config.has_levels else None,
                "core_layers": config.block_layers, "effective_depth": effective_depth(config)}
     if picture is not None:
         return ImageClassifier(config.model, vocab_size, picture, **options)

@@ -7,13 +7,15 @@ from looped.objectives.blockwise import Blockwise
 from looped.objectives.bptt import Autoregressive, Full, Progressive, Truncated
 from looped.objectives.denoise import Denoise
 from looped.objectives.fixed_point import FixedPoint
+from looped.objectives.noprop import NoPropCT, NoPropDT, NoPropFM
 from looped.objectives.one_step import OneStep
 from looped.rng import seeded_init
 
-__all__ = ["Autoregressive", "Blockwise", "Denoise", "FixedPoint", "Full", "Loss", "Objective", "OneStep",
-           "Progressive", "Truncated", "build_objective"]
+__all__ = ["Autoregressive", "Blockwise", "Denoise", "FixedPoint", "Full", "Loss", "NoPropCT", "NoPropDT",
+           "NoPropFM", "Objective", "OneStep", "Progressive", "Truncated", "build_objective"]
 
 UNROLLED = {"full": Full, "truncated": Truncated, "progressive": Progressive, "ar": Autoregressive}
+NOPROP = {"noprop-dt": NoPropDT, "noprop-ct": NoPropCT, "noprop-fm": NoPropFM}
 
 
 def build_objective(config: Config, model: LanguageModel) -> Objective:
@@ -27,4 +29,6 @@ def build_objective(config: Config, model: LanguageModel) -> Objective:
             return OneStep(model, config.recurrence, config.supervision)
         if config.objective == "fixed-point":
             return FixedPoint(model, config.recurrence, config.fixed_point)
+        if config.is_noprop:
+            return NOPROP[config.objective](model, config.noprop)
         return UNROLLED[config.objective](model, config.recurrence)

@@ -36,6 +36,19 @@ class Objective(nn.Module):
         raise NotImplementedError
 
 
+class Classifier(Objective):
+    """A training rule with a way of its own from an image to its class, which is no loop and no denoiser's solver."""
+
+    def class_logits(self, batch: Batch, depth: int, random: StepRandom, *,
+                     stream: str = "") -> Float[Tensor, "batch classes"]:
+        """Logits of the classes after `depth` steps; `stream` names the draws, for another try at the same images."""
+        raise NotImplementedError
+
+    def layers_at(self, depth: int) -> float:
+        """Forward passes of one layer that an image costs at this depth."""
+        raise NotImplementedError
+
+
 EVERYBODY = Full()
 
 

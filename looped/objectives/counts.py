@@ -11,6 +11,7 @@ import torch
 from looped.config import Config
 from looped.diffusion.denoiser import Denoiser
 from looped.models.build import unseeded
+from looped.objectives import NOPROP
 from looped.objectives.flops import parts_of, picture_of, rows_of
 from looped.objectives.saved import WIDE, saved_bytes
 
@@ -40,16 +41,18 @@ def count(config: Config, vocab_size: int) -> Counts:
         denoise = config.denoises
         model = unseeded(config, vocab_size, picture_of(config))
         whole = Denoiser(model, config.denoise) if denoise else model
+        if config.is_noprop:
+            whole = NOPROP[config.objective](model, config.noprop)
     halting = config.model.width + 1 if config.objective == "one-step" else 0
     parameters, core = _numel(whole) + halting, _numel(model.recurrence.core)
     parts = parts_of(config, vocab_size)
     passes = config.denoise.train_steps if denoise else config.main_depth / config.blocks.num
     tokens = config.training.batch_size * rows_of(config)
     saved = saved_bytes(config, vocab_size)
-    blockwise, blocks = config.objective == "blockwise", model.recurrence.core.blocks
-    trained = core if blockwise and config.blocks.shared == "frozen" else parameters
-    gradients = trained - (core - max(map(_numel, blocks)) if blockwise else 0)  # blocks at rest have none
-    layers = blocks if trained < parameters else [*model.prelude, *blocks, *model.coda]
+    blocks, frozen = model.recurrence.core.blocks, config.objective == "blockwise" and config.blocks.shared == "frozen"
+    trained = core if frozen else parameters - sum(p.numel() for p in whole.parameters() if not p.requires_grad)
+    gradients = trained - (core - max(map(_numel, blocks)) if config.one_block_a_step else 0)  # at rest they have none
+    layers = blocks if frozen else [*model.prelude, *blocks, *model.coda]
     # AdamW keeps two moments of each weight; Muon one of the matrices it takes, and leaves the others to AdamW.
     moments = 2 * trained - (_matrices(layers) if config.optim.name == "muon" else 0)
     weights = parameters * (1 + (config.optim.ema_decay > 0))

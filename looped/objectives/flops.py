@@ -51,6 +51,8 @@ def parts_of(config: Config, vocab_size: int) -> list[Part]:
     if config.denoises:
         parts = [*before, *_denoiser_parts(config, vocab_size)]
         return list(map(_frozen, parts)) if config.blocks.shared == "frozen" else parts
+    if config.is_noprop:
+        return [*before, *_noprop_parts(config, vocab_size)]
     (no_grad, grad), read, once = mean_steps(config), num_readings(config), config.objective == "one-step"
     return [*before, Part("injection", injection_flops(model), no_grad, grad),
             Part("core", layer * config.step_layers, no_grad, grad), *_implicit_parts(config),
@@ -105,6 +107,25 @@ def _denoiser_parts(config: Config, vocab_size: int) -> list[Part]:
         Part("head", head, 0, steps + plain), Part("posterior", table * posterior, 0, steps),
         Part("logits", head + table * posterior, first, steps - 1),
         Part("estimate", table, first * own, steps - 1)]
+
+
+def _noprop_parts(config: Config, vocab_size: int) -> list[Part]:
+    """One reading of a noisy class, which stands in one of the rows."""
+    model, noprop, length = config.model, config.noprop, rows_of(config)
+    dim, flow = embedded_dim(config, vocab_size), config.objective == "noprop-fm"
+    layer, learned = layer_flops(model, length, full=True), noprop.embedding == "learned"
+    moves = learned or (not flow and noprop.schedule_of(config.objective) == "learned")  # z has a gradient
+    share, levels = (0.5 * (not moves), 0.5 + 0.5 * moves), config.has_levels / length
+    named, read = 2 * dim * vocab_size / length, 2 * model.width * vocab_size / length
+    parts = [Part("level", 2 * config.denoise.cond_width * NUM_LEVEL_FEATURES * levels, 0.5, 0.5),
+             Part("conditioning", _conditioning_flops(config) * levels, 0, 1),
+             Part("noisy input", 2 * dim * model.width / length, *share),
+             Part("injection", injection_flops(model), 0, 1), Part("core", layer * config.step_layers, 0, 1),
+             Part("coda", layer * model.num_coda_layers, 0, 1)]
+    if flow:
+        return [*parts, Part("velocity", 2 * model.width * dim / length, 0, 1), Part("classifier", named, 0, 1)]
+    return [*parts, Part("class", read, 0, 1), Part("estimate", named, 0.5 * (not learned), 0.5 + 0.5 * learned),
+            Part("classifier", named, *share)]
 
 
 FROZEN = {"patches": 0.0, "prelude": 0.0, "level": 0.0, "noisy input": 0.0, "expected embedding": 0.0, "handed on": 0.0,
@@ -196,6 +217,8 @@ def mean_steps(config: Config) -> tuple[float, float]:
         return float(segments * config.supervision.steps), float(segments)
     if config.objective == "fixed-point":
         return fixed_point_steps(config.fixed_point)
+    if config.is_noprop:
+        return 0.0, 1.0
     if config.denoises:
         return carried_readings(config.denoise) + settling_readings(config.denoise), float(config.denoise.train_steps)
     return 0.0, float(config.main_depth)
@@ -234,6 +257,11 @@ def carry_size(config: Config) -> int:
 
 def noisy_dim(config: Config) -> int:
     return target_dim(config.denoise.target, config.model.width)
+
+
+def embedded_dim(config: Config, num_classes: int) -> int:
+    """Numbers of the embedding of a class that NoProp denoises."""
+    return config.noprop.dim if config.noprop.embedding == "learned" else num_classes
 
 
 def kv_width(model: ModelConfig) -> int:

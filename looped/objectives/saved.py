@@ -6,10 +6,12 @@ Parameters are left out; under bf16 the bf16 copies of the weights are in.
 from dataclasses import dataclass
 
 from looped.config import Config, ModelConfig
+from looped.diffusion.preserving import SCHEDULE_WIDTH
 from looped.objectives.flops import (
     NUM_LEVEL_FEATURES,
     carry_size,
     core_layers,
+    embedded_dim,
     injection_flops,
     kv_width,
     mean_steps,
@@ -60,6 +62,8 @@ def saved_bytes(config: Config, vocab_size: int) -> int:
         each, once = _injection_bytes(model, kept)
         token += once + steps * (each + _stack_bytes(model, core_layers(config), Kept(kept.narrow, kept.core)))
         token += num_readings(config) * _read_out_bytes(model, kept)
+    if config.is_noprop:
+        fixed += rows * _noprop_bytes(config, vocab_size) + _schedule_bytes(config, rows)
     if config.objective == "one-step":
         token += num_readings(config) * WIDE  # the norm that the halting head reads through
         fixed += num_readings(config) * rows * WIDE * model.width
@@ -195,14 +199,31 @@ def _clean_bytes(config: Config) -> float:
     return total
 
 
-def _level_bytes(config: Config) -> float:
-    """Shift, scale and gate of every core layer, the level embedding, and what z is multiplied by; a level."""
-    denoise, narrow = config.denoise, streams(config).narrow
-    cond, steps = denoise.cond_width, denoise.train_steps
+def _conditioning_bytes(config: Config) -> float:
+    """Shift, scale and gate of every core layer, and the level embedding; a level."""
+    cond, narrow = config.denoise.cond_width, streams(config).narrow
     layer = narrow * (6 + 2) * config.model.width + narrow * cond
-    reading = core_layers(config) * layer + narrow * (NUM_LEVEL_FEATURES + 3 * cond)
+    return core_layers(config) * layer + narrow * (NUM_LEVEL_FEATURES + 3 * cond)
+
+
+def _noprop_bytes(config: Config, num_classes: int) -> float:
+    """Beside the network, of an image: z in and u out, what is read of the class, and a level."""
+    model, narrow, dim = config.model, streams(config).narrow, embedded_dim(config, num_classes)
+    levels = _conditioning_bytes(config) if config.has_levels else 0
+    return levels + 4 * WIDE * dim + 2 * WIDE * num_classes + narrow * (model.width + dim)
+
+
+def _schedule_bytes(config: Config, rows: int) -> int:
+    """Of a learned schedule: float64 vectors of its width, so many of an image and so many of all."""
+    learned = config.noprop.schedule_of(config.objective) == "learned" and config.objective != "noprop-fm"
+    return (11 * rows + 100) * 8 * SCHEDULE_WIDTH if learned else 0
+
+
+def _level_bytes(config: Config) -> float:
+    """What conditions the core, and what z is multiplied by; a level."""
+    denoise, steps = config.denoise, config.denoise.train_steps
     factors = steps * (1 + denoise.posterior + denoise.evidence_in) + (steps - 1) * (2 + denoise.posterior) + 1
-    return steps * reading + WIDE * factors
+    return steps * _conditioning_bytes(config) + WIDE * factors
 
 
 def _table_bytes(config: Config, vocab_size: int) -> int:
@@ -236,7 +257,7 @@ def weight_copies(config: Config, vocab_size: int) -> float:
     """Bytes of the bf16 copies that autocast's linear maps keep; SwiGLU's and gated output maps cast anew instead."""
     model, d = config.model, config.model.width
     layer = 2 * (2 * d**2 + 2 * d * kv_width(model) + 2 * d * model.hidden)
-    blocks = 1 if config.denoises else config.blocks.num
+    blocks = 1 if config.denoises or config.one_block_a_step else config.blocks.num
     total = layer * (model.num_prelude_layers + blocks * core_layers(config) + model.num_coda_layers)
     total += blocks * injection_flops(model)  # two bytes a weight, as two FLOPs a weight
     return total + (_denoiser_copies(config, vocab_size) if config.denoises else 0)

@@ -17,14 +17,14 @@ def start_accelerator(config: Config):
     """Device, processes and precision; imported here, as `import looped` users may never train.
 
     Every training rule reaches all that it trains in each step (a test says so), so DDP need not look for unused
-    parameters; `blockwise` alone leaves out the blocks that are not at work, which then have no gradient anywhere.
+    parameters; only those that train one block a step leave out the others, which then have no gradient anywhere.
     """
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state()  # a process may train several configs, each with its own precision
     precision = config.training.precision
-    unused = DistributedDataParallelKwargs(find_unused_parameters=config.objective == "blockwise")
+    unused = DistributedDataParallelKwargs(find_unused_parameters=config.one_block_a_step)
     accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision, kwargs_handlers=[unused])
     if accelerator.num_processes > 1:
         atexit.register(_leave)

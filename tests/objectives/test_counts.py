@@ -257,6 +257,23 @@ def test_the_costs_of_an_image_are_those_of_its_patches_and_the_row_of_its_class
     assert counts.saved_activation_bytes == pytest.approx(kept_bytes(config), rel=1e-3)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("rule", "recipe"), [
+    ("noprop-dt", {"blocks.num": 2}), ("noprop-dt", {"blocks.num": 2, "noprop.embedding": "one-hot"}),
+    ("noprop-ct", {}), ("noprop-ct", {"noprop.embedding": "one-hot", "noprop.schedule": "cosine"}),
+    ("noprop-fm", {}), ("noprop-fm", {"noprop.embedding": "one-hot"})], ids=str)
+def test_the_costs_of_noprop_are_those_of_one_reading(rule, recipe, precision):
+    """Of the bytes, what stands in the row of the class alone is not counted to the last."""
+    pytest.importorskip("sklearn")
+    config = config_of(rule, **recipe, **{"images.source": "digits", "model.patch_size": 2,
+                                          "training.precision": precision})
+    objective, counts = objective_of(config), count(config, VOCAB)
+    assert counts.parameters == counts.effective_parameters == sum(p.numel() for p in objective.parameters())
+    assert counts.saved_activation_bytes == pytest.approx(kept_bytes(config), rel=0.03)
+    if precision == "fp32":
+        check_flops(config)
+
+
 @pytest.mark.parametrize("arm", ["full", "one-step", "fixed-point", "denoise:inject"])
 def test_the_costs_of_a_task_are_those_of_its_cells_which_all_see_each_other(arm):
     """Left out of the bytes: what is kept once a sequence."""

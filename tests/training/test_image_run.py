@@ -28,7 +28,8 @@ def lines(run, kind):
 
 
 RULES = {"denoise": {}, "full": {}, "truncated": {}, "progressive": {}, "one-step": {}, "fixed-point": {}, "ar": {},
-         "blockwise": {"blocks.num": 2, "model.num_core_layers": 2}}
+         "blockwise": {"blocks.num": 2, "model.num_core_layers": 2},
+         "noprop-dt": {"blocks.num": 2, "model.num_core_layers": 2}, "noprop-ct": {}, "noprop-fm": {}}
 
 
 @pytest.mark.parametrize("objective", RULES)
@@ -42,8 +43,9 @@ def test_any_rule_trains_a_classifier(objective, tmp_path):
     assert " taken for " in (tmp_path / "run/train.log").read_text()
 
 
-def test_a_run_goes_on_bit_for_bit_and_is_read_back(tmp_path):
-    config = load_config(None, TINY)
+@pytest.mark.parametrize("objective", ["denoise", "noprop-dt", "noprop-ct"])
+def test_a_run_goes_on_bit_for_bit_and_is_read_back(objective, tmp_path):
+    config = load_config(None, TINY | RULES[objective] | {"objective": objective})
     whole = train(config, tmp_path / "whole").objective
 
     def stop(*_):
@@ -58,8 +60,9 @@ def test_a_run_goes_on_bit_for_bit_and_is_read_back(tmp_path):
     assert run.objective.model.picture.grid == (2, 2)
 
 
-def test_eval_and_info_know_images(tmp_path, capsys):
-    train(load_config(None, TINY), tmp_path / "run")
+@pytest.mark.parametrize("objective", ["denoise", "noprop-dt"])
+def test_eval_and_info_know_images(objective, tmp_path, capsys):
+    train(load_config(None, TINY | RULES[objective] | {"objective": objective}), tmp_path / "run")
     capsys.readouterr()
     assert main(["eval", str(tmp_path / "run"), "--depths", "1,3"]) == 0
     said = capsys.readouterr().out

@@ -1,0 +1,62 @@
+"""Settings of the rules that teach a classifier of images piece by piece: NoProp's three."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from looped.config_base import Depth, Finite, Positive, Section
+
+NOPROP = ("noprop-dt", "noprop-ct", "noprop-fm")
+"""Discrete time, a block a step of it; continuous time; flow matching."""
+
+
+class NoPropConfig(Section):
+    """The embedding of a class that is denoised, its noise, and the solver (Li et al. 2025, arXiv 2503.24322)."""
+
+    embedding: Literal["learned", "one-hot"] = Field(
+        "learned", description="the clean vector of a class: learned from orthogonal ones on, or fixed, a class a "
+                               "coordinate")
+    dim: Depth = Field(20, description="numbers of a learned embedding; one-hot has one a class")
+    eta: Positive | None = Field(None, description="weight of the denoising loss; null: the paper's, 0.1 under "
+                                                   "noprop-dt and 1 under the others")
+    schedule: Literal["cosine", "learned"] | None = Field(
+        None, description="signal-to-noise ratio over time, which flow matching has none of: a cosine, or a monotone "
+                          "network's; null: the paper's, cosine under noprop-dt and learned under noprop-ct")
+    log_snr: tuple[Finite, Finite] = Field(
+        (-7.0, 7.0), description="ln of the signal-to-noise ratio at either end of time; a learned schedule begins "
+                                 "with these")
+    solver: Literal["euler", "posterior"] = Field(
+        "euler", description="steps of noprop-ct: Euler's along the probability flow, or draws from the posterior, as "
+                             "noprop-dt's are")
+
+    @model_validator(mode="after")
+    def _check_range(self):
+        low, high = self.log_snr
+        if low >= high:
+            raise ValueError(f"log_snr [{low}, {high}] does not rise, and noise is to fall over time; set "
+                             f"noprop.log_snr to [{min(low, high)}, {max(low, high) + (low == high)}]")
+        return self
+
+    def weight(self, rule: str) -> float:
+        """`eta` under a rule."""
+        return self.eta or (0.1 if rule == "noprop-dt" else 1.0)
+
+    def schedule_of(self, rule: str) -> str:
+        """`schedule` under a rule."""
+        return self.schedule or ("learned" if rule == "noprop-ct" else "cosine")
+
+
+def check_noprop(config: Any) -> None:
+    """Whether a whole config can be trained by the NoProp rule that it names, if it does. Raises ValueError."""
+    rule, blocks = config.objective, config.blocks.num
+    if rule not in NOPROP:
+        return
+    if not config.is_images:
+        raise ValueError(f"objective {rule} names what is on images; set images.source to digits, idx, folder or "
+                         f"dataset")
+    if rule == "noprop-dt" and blocks < 2:
+        raise ValueError("objective noprop-dt has a block for each step in time, and blocks.num is 1; set blocks.num "
+                         "to 2 or more, or objective to noprop-ct")
+    if rule == "noprop-dt" and config.noprop.schedule == "learned":
+        raise ValueError("noprop.schedule learned is for continuous time, and noprop-dt has steps of its own; set it "
+                         "to cosine")

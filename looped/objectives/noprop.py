@@ -1,0 +1,195 @@
+"""NoProp: each block learns to name the class behind a noisy embedding of it; nothing passes through all of them.
+
+    DT   -ln p(y | z_T) + KL(q(z_0 | u) || N(0, I)) + eta T / 2 (SNR(t) - SNR(t-1)) |u_t(z_{t-1}, x) - u|^2
+    CT   -ln p(y | z_1) + KL(q(z_0 | u) || N(0, I)) + eta / 2 SNR'(t) |u(z_t, x, t) - u|^2
+    FM   -ln p(y | z_t + (1 - t) v) + eta |v(z_t, x, t) - (u - z_0)|^2,   z_t = t u + (1 - t) z_0
+
+u is the embedding of the class y of an image x, p(y | z) a linear map of z and a softmax, and the network's u_t the
+mean of all classes' embeddings under its own softmax. Li, Teh, Pascanu 2025 (arXiv 2503.24322), equations 8 and 9 and
+section 2.2. The image reaches each block as it reaches a denoiser's, z is the row of the class.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, linear
+
+from looped.config_noprop import NoPropConfig
+from looped.data.batch import Batch
+from looped.diffusion.bridge import bridge
+from looped.diffusion.denoiser import start_projection
+from looped.diffusion.preserving import SCHEDULES, posterior, prior_divergence
+from looped.models.language import LanguageModel
+from looped.objectives.base import Classifier, Loss, surroundings
+from looped.rng import StepRandom
+
+Embedded = Float[Tensor, "batch dim"]
+
+
+class NoProp(Classifier):
+    """What the three have in common: the embedding of the classes, the way of z into the network, p(y | z)."""
+
+    rule: str
+
+    def __init__(self, model: LanguageModel, config: NoPropConfig):
+        super().__init__()
+        self.model, self.config, self.eta = model, config, config.weight(self.rule)
+        learned = config.embedding == "learned"
+        self.dim = config.dim if learned else model.vocab_size
+        table = nn.init.orthogonal_(torch.empty(model.vocab_size, self.dim)) if learned else torch.eye(self.dim)
+        self.table = nn.Parameter(table, requires_grad=learned)
+        self.in_proj = start_projection(self.dim, model.width)
+        self.classifier = nn.Linear(self.dim, model.vocab_size)
+
+    def forward(self, tokens: Int[Tensor, "batch length_and_one"] | Batch, random: StepRandom) -> Loss:
+        batch = Batch.of(tokens)
+        rows, labels = surroundings(batch), batch.targets[:, 0]
+        e, u = self.model.encode(batch.inputs, **rows), self.table[labels]
+        named, terms = self.terms(u, e, rows, random)
+        terms = {"cross_entropy": cross_entropy(named.float(), labels)} | terms
+        value = torch.stack(list(terms.values())).sum()
+        return Loss(value, {"loss": value.detach()} | {name: term.detach() for name, term in terms.items()})
+
+    def terms(self, u: Embedded, e: Tensor, rows: dict, random: StepRandom) -> tuple[Tensor, dict[str, Tensor]]:
+        """(logits of the final classifier, the terms of the loss beside its cross-entropy, by name)."""
+        raise NotImplementedError
+
+    def step(self, z: Embedded, e: Tensor, rows: dict, depth: int, index: int, draw: Tensor) -> Embedded:
+        """z after step `index` of `depth`; `draw` is standard normal."""
+        raise NotImplementedError
+
+    def num_steps(self, depth: int) -> int:
+        """The steps that are taken where `depth` are asked."""
+        return depth
+
+    def class_logits(self, batch: Batch, depth: int, random: StepRandom, *,
+                     stream: str = "") -> Float[Tensor, "batch classes"]:
+        rows = surroundings(batch)
+        e = self.model.encode(batch.inputs, **rows)
+        z = random.normal(f"{stream}start", (self.dim,)).to(self.table)
+        for index in range(self.num_steps(depth)):
+            z = self.step(z, e, rows, depth, index, random.normal(f"{stream}step{index}", (self.dim,)))
+        return self.classifier(z).float()
+
+    def hidden(self, z: Embedded, e: Tensor, rows: dict, **step) -> Float[Tensor, "batch width"]:
+        """What the network makes of z in the row of the class; `step`: the time, or the block."""
+        state = torch.cat([self.in_proj(z.to(self.in_proj.weight)).unsqueeze(1), torch.zeros_like(e[:, 1:])], dim=1)
+        return self.model.hidden(self.model.step(state, e, **step, **rows), **rows)[:, 0]
+
+    def estimate(self, z: Embedded, e: Tensor, rows: dict, **step) -> Embedded:
+        """The clean embedding as the network sees it: the mean under its softmax."""
+        return bridge("soft", linear(self.hidden(z, e, rows, **step), self.model.head_weight), self.table)
+
+    def layers_at(self, depth: int) -> float:
+        c = self.model.config
+        return c.num_prelude_layers + self.num_steps(depth) * (self.model.step_layers + c.num_coda_layers)
+
+    def layer_forwards(self) -> float:
+        c = self.model.config
+        return 3 * (c.num_prelude_layers + self.model.step_layers + c.num_coda_layers)
+
+
+class Diffused(NoProp):
+    """The two that denoise along a schedule of signal-to-noise ratios."""
+
+    def __init__(self, model: LanguageModel, config: NoPropConfig):
+        super().__init__(model, config)
+        self.schedule = SCHEDULES[config.schedule_of(self.rule)](*config.log_snr)
+
+    def bound(self, u: Embedded, error: Float[Tensor, "batch"], weight: Float[Tensor, "batch"] | float,
+              random: StepRandom) -> tuple[Tensor, dict[str, Tensor]]:
+        """`terms`, from the squared errors of a batch and their weights, 1 / 2 and eta left out."""
+        ends = torch.arange(2, dtype=torch.float64, device=u.device)
+        z = self.schedule.noised(u, ends[1].expand(len(u)), random.normal("noise at the end", (self.dim,)))
+        prior = prior_divergence(u, self.schedule.log_snr(ends[0])).mean()
+        return self.classifier(z), {"prior": prior, "denoising": self.eta / 2 * (weight * error).mean()}
+
+
+class NoPropDT(Diffused):
+    """Discrete time: T untied blocks, block t from z_{t-1} to z_t, one of them trained a step, whichever comes. There
+    are no more than T steps; fewer are read as z stands after them. metrics: the terms of the loss, and
+    `error_block0`, ... of the block at work."""
+
+    rule = "noprop-dt"
+
+    def terms(self, u, e, rows, random):
+        block = int(torch.randint(self.num_blocks, (), generator=random.lockstep("block")))
+        return self.terms_of(block, u, e, rows, random)
+
+    def terms_of(self, block: int, u: Embedded, e: Tensor, rows: dict,
+                 random: StepRandom) -> tuple[Tensor, dict[str, Tensor]]:
+        """`terms` where block number `block`, counted from 0, is at work."""
+        log_snr = self.log_snr(u.device)
+        t = torch.full((len(u),), block / self.num_blocks, dtype=torch.float64, device=u.device)
+        z = self.schedule.noised(u, t, random.normal("noise", (self.dim,)))
+        error = (self.estimate(z, e, rows, block=block) - u).square().sum(-1)
+        return self.bound(u, error, self.num_blocks * float(log_snr.exp().diff()[block]), random)
+
+    @property
+    def num_blocks(self) -> int:
+        return self.model.recurrence.num_blocks
+
+    def log_snr(self, device: torch.device) -> Tensor:
+        """At times 0, 1, ..., T."""
+        times = torch.arange(self.num_blocks + 1, dtype=torch.float64, device=device) / self.num_blocks
+        return self.schedule.log_snr(times)
+
+    def num_steps(self, depth: int) -> int:
+        return min(depth, self.num_blocks)
+
+    def step(self, z, e, rows, depth, index, draw):
+        a, b, c = (each[index].to(z) for each in posterior(*self._pairs(z.device)))
+        return a * self.estimate(z, e, rows, block=index) + b * z + c.sqrt() * draw
+
+    def _pairs(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        log_snr = self.log_snr(device)
+        return log_snr[:-1], log_snr[1:]
+
+
+class NoPropCT(Diffused):
+    """Continuous time: the core is told the time; any number of steps."""
+
+    rule = "noprop-ct"
+
+    def terms(self, u, e, rows, random):
+        t = random.stratified("time")
+        z = self.schedule.noised(u, t, random.normal("noise", (self.dim,)))
+        error = (self.estimate(z, e, rows, level=t) - u).square().sum(-1)
+        return self.bound(u, error, self.schedule.snr_slope(t).to(error), random)
+
+    def step(self, z, e, rows, depth, index, draw):
+        t, later = (torch.full((), each / depth, dtype=torch.float64, device=z.device) for each in (index, index + 1))
+        u = self.estimate(z, e, rows, level=t.expand(len(z)))
+        if self.config.solver == "euler":
+            return z + self.schedule.flow(z, u, t) / depth
+        a, b, c = (each.to(z) for each in posterior(self.schedule.log_snr(t), self.schedule.log_snr(later)))
+        return a * u + b * z + c.sqrt() * draw
+
+
+class NoPropFM(NoProp):
+    """Flow matching: the network says how z moves, and the cross-entropy where it would arrive keeps learned embeddings
+    apart; any number of Euler's steps. The velocity is no mean of embeddings, so a linear map of its own takes the
+    place of the model's head, which is left as it is."""
+
+    rule = "noprop-fm"
+
+    def __init__(self, model: LanguageModel, config: NoPropConfig):
+        super().__init__(model, config)
+        self.out_proj = nn.Linear(model.width, self.dim)
+        for unread in (model.embed.weight, model.head_weight):
+            unread.requires_grad_(False)
+
+    def terms(self, u, e, rows, random):
+        t, start = random.stratified("time"), random.normal("noise", (self.dim,)).to(u)
+        share = t.to(u).unsqueeze(-1)
+        z = share * u + (1 - share) * start
+        v = self.velocity(z, e, rows, t)
+        return self.classifier(z + (1 - share) * v), {"flow": self.eta * (v - (u - start)).square().sum(-1).mean()}
+
+    def velocity(self, z: Embedded, e: Tensor, rows: dict, t: Float[Tensor, "batch"]) -> Embedded:
+        """dz/dt."""
+        return self.out_proj(self.hidden(z, e, rows, level=t)).to(z)
+
+    def step(self, z, e, rows, depth, index, draw):
+        t = torch.full((len(z),), index / depth, dtype=torch.float64, device=z.device)
+        return z + self.velocity(z, e, rows, t) / depth
