@@ -151,7 +151,7 @@ class Bench(Verb):
 @dataclass
 class Compare(Verb):
     """Train several objectives at one budget over several seeds, measure them on the same text (or the same problems of
-    a task), and write a report.
+    a task, or the same images), and write a report.
 
     Each run has a process of its own. Leaves a table (compare.md), rows (compare.jsonl), plots/*.png and a page that
     holds everything (report.html). The same command again goes on; what is finished is not done again.
@@ -186,12 +186,10 @@ class Compare(Verb):
             raise UserError(f"--amount {self.amount} is not at least 1")
         depths = parse_depths(self.depths) if self.depths is not None else None
         config = load_config(self.config, settings)
-        if config.is_images:
-            raise UserError(f"looped compare measures text and tasks, and {self.config} trains on images; train the "
-                            f"rules one by one, and set them side by side with looped plot --metric accuracy")
         if self.difficulties is not None:
             if not config.is_task:
-                raise UserError(f"--difficulties are for tasks, and {self.config} trains on text; leave them out")
+                trained = "images" if config.is_images else "text"
+                raise UserError(f"--difficulties are for tasks, and {self.config} trains on {trained}; leave them out")
             config = config.replace(**{"evaluation.difficulties": parse_levels(self.difficulties)})
         from looped.compare import compare, make_plan
 

@@ -1,5 +1,5 @@
-"""Objectives side by side: `looped compare` trains arms at one budget, measures them on the same text or the same
-problems, and reports."""
+"""Objectives side by side: `looped compare` trains arms at one budget, measures them on the same text, problems or
+images, and reports."""
 
 from looped.compare.kinds import kind_of
 from looped.compare.plan import Plan, make_plan, write_configs

@@ -1,19 +1,21 @@
-"""What a comparison on text and one on a task do differently: what is measured, and how it is tabled and drawn."""
+"""What comparisons on text, a task and images do differently: what is measured, and how it is tabled and drawn."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from looped.compare.cells import Table
 from looped.compare.html import Figure
+from looped.compare.image_measure import ImageMeasurer, check_images
+from looped.compare.image_pages import image_figures, image_notes
 from looped.compare.measure import Measured, Measurer
 from looped.compare.plan import Plan
 from looped.compare.reach import Reach, reaches, with_reverse
+from looped.compare.share_summary import ShareSummary, summarise_shares
+from looped.compare.share_table import share_table
 from looped.compare.summary import ArmSummary
 from looped.compare.task_measure import TaskMeasurer, check_task
-from looped.compare.task_pictures import task_figures
-from looped.compare.task_summary import TaskSummary, summarise_tasks
-from looped.compare.task_table import task_notes, task_table
+from looped.compare.task_pages import task_figures, task_notes
 from looped.compare.text_measure import TextMeasurer
 from looped.compare.text_pages import text_figures, text_rows, text_samples
 from looped.compare.text_summary import summarise_texts
@@ -44,10 +46,14 @@ class Kind:
 
 TEXT = Kind("text", lambda plan: None, TextMeasurer, summarise_texts, reaches, text_table, samples_table, text_notes,
             text_rows, text_figures, text_samples)
-TASK = Kind("problems", check_task, TaskMeasurer, summarise_tasks, lambda arms: with_reverse(reaches(arms), arms),
-            task_table, lambda arms: None, task_notes, TaskSummary.rows, task_figures, lambda arms: {})
+TASK = Kind("problems", check_task, TaskMeasurer, summarise_shares, lambda arms: with_reverse(reaches(arms), arms),
+            share_table, lambda arms: None, task_notes, ShareSummary.rows, task_figures, lambda arms: {})
+IMAGES = replace(TASK, held_out="images", check=check_images, measurer=ImageMeasurer, notes=image_notes,
+                 depths=image_figures)
 
 
 def kind_of(config: Config) -> Kind:
     """By what the config trains on."""
+    if config.is_images:
+        return IMAGES
     return TASK if config.is_task else TEXT

@@ -86,8 +86,8 @@ def _all(values: Iterable[Any]) -> str:
 
 def rows(kind: Kind, arms: Sequence[ArmSummary], found: Sequence[Reach]) -> list[dict[str, Any]]:
     """`kind` figure: a row of an evaluation; cost: what a run took; difference: of an arm to the first; share: of a
-    task, a figure of the table; equal: of an arm when so much of a budget had been spent as all runs have; reach: when
-    an arm had another's final figure."""
+    task or of images, a figure of the table; equal: of an arm when so much of a budget had been spent as all runs
+    have; reach: when an arm had another's final figure."""
     lines: list[dict[str, Any]] = []
     for arm in arms:
         for run in arm.runs:

@@ -1,16 +1,11 @@
 """What a comparison measures of runs on a task: which held-out problems are solved, over depth and difficulty."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
 from looped.compare.curve import Gauge
-from looped.compare.measure import Measured, Measurer, load
+from looped.compare.measure import load
 from looped.compare.plan import Place, Plan
+from looped.compare.share_measure import ShareMeasured, ShareMeasurer, as_json
 from looped.config import Config
 from looped.data.problems import prepare_task
 from looped.errors import UserError
@@ -18,27 +13,18 @@ from looped.evaluation.solving import solved
 
 SHARE_SOLVED = Gauge("solved", "share solved", " at the hardest trained difficulty", "share of problems solved",
                      higher_is_better=True, worst=0.0)
-CHOOSING, REPORTED = slice(0, None, 2), slice(1, None, 2)
-"""The half of the held-out problems that a best depth is chosen on, and the half that every figure is read from: the
-best of several noisy figures is too good on the problems it was the best on."""
 
 
-@dataclass(frozen=True)
-class TaskMeasured(Measured):
-    """One run: `right[difficulty][depth]` says which held-out problems are solved (1 or 0)."""
+class TaskMeasured(ShareMeasured):
+    """One run on a task."""
 
     gauge = SHARE_SOLVED
-    right: dict[int, dict[int, Float[Tensor, "num"]]]
-
-    def reported(self, difficulty: int, depth: int) -> Float[Tensor, "half"]:
-        """Of the half that is reported."""
-        return self.right[difficulty][depth][REPORTED]
 
 
-class TaskMeasurer(Measurer):
+class TaskMeasurer(ShareMeasurer):
     """Solves the same problems with every arm and seed."""
 
-    keys = frozenset({"right"})
+    measured = TaskMeasured
 
     def __init__(self, plan: Plan, finished: list[Place]):
         super().__init__(plan, finished)
@@ -51,15 +37,7 @@ class TaskMeasurer(Measurer):
     def evaluate(self, place: Place) -> dict[str, Any]:
         run = load(place)
         found = solved(run.objective, self.data, run.config, self.depths(place), self.levels)
-        right = {str(difficulty): {str(depth): each.int().tolist() for depth, each in by_depth.items()}
-                 for difficulty, by_depth in found.per_example.items()}
-        return {"rows": [row.as_dict() for row in found.rows], "right": right}
-
-    def made(self, found: Mapping[str, Any], **common) -> TaskMeasured:
-        right = {int(difficulty): {int(depth): torch.tensor(each, dtype=torch.float64)
-                                   for depth, each in by_depth.items()}
-                 for difficulty, by_depth in found["right"].items()}
-        return TaskMeasured(right=right, **common)
+        return as_json(found.rows, found.per_example)
 
 
 def levels_of(config: Config) -> list[int]:

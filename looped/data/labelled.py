@@ -112,6 +112,10 @@ class LabelledData:
 
 def prepare_labelled(config: ImageConfig, patch: int) -> LabelledData:
     """The images of a config, cut into patches of `patch` pixels a side. Raises UserError where they cannot be had."""
-    images = prepare_images(config)
+    return cut(prepare_images(config), patch)
+
+
+def cut(images: ImageData, patch: int) -> LabelledData:
+    """Images as patches of `patch` pixels a side. Raises UserError where these do not fit."""
     picture = Picture(images.channels, *images.size, patch)
     return LabelledData(images, LabelledStream(images.train, picture))

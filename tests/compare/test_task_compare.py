@@ -15,8 +15,8 @@ from looped.cli import main
 from looped.compare.curve import crossing
 from looped.compare.plan import Place
 from looped.compare.reach import reaches, sentence, with_reverse
+from looped.compare.share_summary import summarise_shares
 from looped.compare.task_measure import SHARE_SOLVED, TaskMeasured
-from looped.compare.task_summary import summarise_tasks
 from looped.config import load_config
 from looped.errors import UserError
 
@@ -189,7 +189,7 @@ def run(objective, seed, right, curve=((1, 0.1), (2, 0.2))):
 
 def test_the_best_depth_is_chosen_on_the_other_half_than_the_one_that_is_reported():
     right = {1: [0, 0] * 4, 2: [1, 0, 1, 0, 1, 0, 1, 1], 8: [0, 1] * 4}  # 8 is best on the reported half, 2 elsewhere
-    level = summarise_tasks([run("truncated", 0, right)])[0].levels[4]
+    level = summarise_shares([run("truncated", 0, right)])[0].levels[4]
     assert level.at == {"trained": 2, "best": 2, "deepest": 8}
     assert level.shares[2].mean == 1 / 4
     assert level.shares[8].mean == 1
@@ -198,7 +198,7 @@ def test_the_best_depth_is_chosen_on_the_other_half_than_the_one_that_is_reporte
 def test_one_best_depth_for_all_seeds_of_an_arm_and_the_shallowest_of_equals():
     one = run("truncated", 0, {1: [0, 0, 0, 0], 2: [1, 0, 0, 0], 4: [1, 0, 1, 1]})
     two = run("truncated", 1, {1: [0, 0, 0, 0], 2: [1, 0, 1, 1], 4: [1, 0, 0, 0]})
-    level = summarise_tasks([one, two])[0].levels[4]
+    level = summarise_shares([one, two])[0].levels[4]
     assert level.at["best"] == 2
     assert (level.shares[2].mean, level.shares[2].num) == (0.25, 2)
 
@@ -209,7 +209,7 @@ def test_differences_are_of_each_arms_own_best_depth_and_paired_by_problem_and_s
     gained[1:40:2] = 1  # the first twenty of the reported half are solved besides
     first = [run("truncated", seed, {2: hard.tolist(), 8: [0] * 200}) for seed in range(2)]
     second = [run("denoise", seed, {1: [0] * 200, 8: gained.tolist()}) for seed in (1, 0)]
-    level = summarise_tasks([*first, *second])[1].levels[4]
+    level = summarise_shares([*first, *second])[1].levels[4]
     gap = (gained - hard)[1::2].double().mean().item()
     assert level.at["best"] == 8
     assert level.difference.mean == pytest.approx(gap)
@@ -227,17 +227,17 @@ def test_a_share_is_reached_from_below_on_the_straight_line():
 def test_reach_says_who_was_there_first_and_the_reverse_where_an_arm_never_is():
     good = run("full", 0, {2: [1, 1]}, [(10, 0.2), (20, 0.6), (40, 0.8)])
     bad = run("denoise", 0, {1: [1, 1]}, [(10, 0.1), (20, 0.4)])
-    arms = summarise_tasks([good, bad])
+    arms = summarise_shares([good, bad])
     said = [sentence(each) for each in with_reverse(reaches(arms), arms)]
     assert said == [
         "denoise does not reach full's final share solved (0.800).",
         "full reaches denoise's final share solved (0.400) after 0.38 of its own seconds: 0.75 of denoise's seconds, "
         "0.75 of denoise's tokens and 0.75 of denoise's layer forwards."]
     assert reaches(arms)[0].as_dict()["share_solved"] == 0.8
-    assert [sentence(each).split(" after")[0] for each in reaches(summarise_tasks([bad, good]))] == [
+    assert [sentence(each).split(" after")[0] for each in reaches(summarise_shares([bad, good]))] == [
         "full reaches denoise's final share solved (0.400)"]
 
 
 def test_an_arm_that_solves_nothing_is_nothing_to_reach():
     nothing = run("full", 0, {2: [0, 0]}, [(10, 0.0), (20, 0.0)])
-    assert reaches(summarise_tasks([nothing, run("denoise", 0, {1: [0, 0]})])) == []
+    assert reaches(summarise_shares([nothing, run("denoise", 0, {1: [0, 0]})])) == []

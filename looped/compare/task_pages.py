@@ -1,5 +1,5 @@
-"""The pictures of a comparison on a task over depth: curves at two difficulties, and a map of all of them for each arm.
-"""
+"""What a comparison on a task shows besides its table: the share solved over depth at two difficulties, a map of all of
+them for each arm, and what the columns mean."""
 
 import math
 import textwrap
@@ -8,10 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from looped.compare.cells import over_seeds
 from looped.compare.html import Figure
-from looped.compare.pictures import band_note, picture, plot_depths
+from looped.compare.pictures import picture
 from looped.compare.plan import Plan
-from looped.compare.task_summary import TaskSummary
+from looped.compare.share_pictures import share_figure
+from looped.compare.share_summary import ShareSummary
+from looped.compare.share_table import share_notes
 from looped.data.problems import prepare_task
 from looped.evaluation.plots_tasks import draw_map
 
@@ -19,7 +22,7 @@ ACROSS = 4
 """Maps beside one another; more go on below."""
 
 
-def task_figures(arms: Sequence[TaskSummary], plan: Plan) -> list[Figure]:
+def task_figures(arms: Sequence[ShareSummary], plan: Plan) -> list[Figure]:
     """The share solved over depth at the hardest trained difficulty and at the next one, and the maps."""
     data = prepare_task(plan.config.task)
     hardest = data.train.high
@@ -32,19 +35,12 @@ def task_figures(arms: Sequence[TaskSummary], plan: Plan) -> list[Figure]:
     return [*found, Figure(path, f"{what}, a mean over seeds.", what, wide=len(arms) > ACROSS / 2)]
 
 
-def _over_depth(arms: Sequence[TaskSummary], plan: Plan, difficulty: int, title: str) -> Figure:
-    path = picture(plan.out, f"depth-{difficulty}")
-    plot_depths(arms, lambda arm: shares_by_depth(arm, difficulty), path, title=title)
-    return Figure(path, f"Share solved by depth, {title}.{band_note(plan)}", f"Share solved by depth, {title}")
+def _over_depth(arms: Sequence[ShareSummary], plan: Plan, difficulty: int, title: str) -> Figure:
+    return share_figure(arms, plan, difficulty, name=f"depth-{difficulty}", title=title,
+                        caption=f"Share solved by depth, {title}")
 
 
-def shares_by_depth(arm: TaskSummary, difficulty: int) -> dict[int, list[float]]:
-    """Depth -> the share that each seed solves."""
-    return {depth: [run.reported(difficulty, depth).mean().item() for run in arm.runs]
-            for depth in arm.levels[difficulty].shares}
-
-
-def plot_maps(arms: Sequence[TaskSummary], difficulty: str, path: Path) -> None:
+def plot_maps(arms: Sequence[ShareSummary], difficulty: str, path: Path) -> None:
     """A field a depth and difficulty, with the share solved written in it; `ACROSS` arms in a line."""
     from matplotlib.figure import Figure as Canvas
 
@@ -61,8 +57,21 @@ def plot_maps(arms: Sequence[TaskSummary], difficulty: str, path: Path) -> None:
     figure.savefig(path)
 
 
-def _map(axes, arm: TaskSummary) -> None:
+def _map(axes, arm: ShareSummary) -> None:
     shares = np.array([[share.mean for share in level.shares.values()] for level in arm.levels.values()])
     depths = list(next(iter(arm.levels.values())).shares)
     draw_map(axes, shares, depths, list(arm.levels))
     axes.set_title(textwrap.fill(arm.name, 40), fontsize=9)
+
+
+def task_notes(arms: Sequence[ShareSummary], plan: Plan) -> list[str]:
+    """What the columns mean."""
+    data = prepare_task(plan.config.task)
+    low, high = data.train.low, data.train.high
+    return [
+        f"Share of held-out problems of {data.task.name} that are solved (higher is better), {over_seeds(plan)}. The "
+        f"number before a colon is the difficulty ({data.task.difficulty}; trained from {low} to {high}), the one in "
+        f"brackets the depth: loop steps, or solver steps of a denoiser.",
+        *share_notes(arms, plan, one="problem", group="problems of a difficulty",
+                     followed=f"problems of difficulty {high}"),
+    ]

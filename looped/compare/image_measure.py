@@ -1,0 +1,51 @@
+"""What a comparison measures of runs on images: which of those held out are named rightly, over depth."""
+
+from typing import Any
+
+from looped.compare.curve import Gauge
+from looped.compare.measure import load
+from looped.compare.plan import Place, Plan
+from looped.compare.share_measure import ShareMeasured, ShareMeasurer, as_json
+from looped.data.images import prepare_images
+from looped.data.labelled import cut
+from looped.errors import UserError
+from looped.evaluation.accuracy import classify
+from looped.evaluation.plots import AXES
+
+ACCURACY = Gauge("accuracy", "accuracy", "", AXES["accuracy"], higher_is_better=True, worst=0.0)
+
+
+class ImageMeasured(ShareMeasured):
+    """One run on images."""
+
+    gauge = ACCURACY
+
+
+class ImageMeasurer(ShareMeasurer):
+    """Shows the same images to every arm and seed, each in patches of its own size."""
+
+    measured = ImageMeasured
+
+    def __init__(self, plan: Plan, finished: list[Place]):
+        super().__init__(plan, finished)
+        self.images = prepare_images(plan.config.images)
+
+    def inputs(self, place: Place) -> dict[str, Any]:
+        return super().inputs(place) | {"images": self.images.fingerprint}
+
+    def evaluate(self, place: Place) -> dict[str, Any]:
+        run = load(place)
+        data = cut(self.images, run.config.model.patch_size)
+        found = classify(run.objective, data, run.config, self.depths(place))
+        return as_json(found.rows, {None: found.right})
+
+
+def check_images(plan: Plan) -> None:
+    """Raises UserError where the images are not to be had or do not split into an arm's patches, or too few are held
+    out."""
+    images = prepare_images(plan.config.images)
+    for arm in plan.arms:
+        cut(images, arm.config.model.patch_size)
+    if len(images.heldout) < 2:
+        raise UserError(f"{images.source} has one image held out, no half to choose a depth on and another to report; "
+                        f"hold out more, by images.heldout where there is no test part")
