@@ -19,6 +19,7 @@ HELP = """looped {version}: recurrent-depth Transformers, trained by unrolling o
 usage: looped VERB [arguments]
 
   train CONFIG       train a config, or go on with a run that was interrupted
+  merge RUN RUN ..   the runs of single blocks as one run of the whole model
   eval RUN           how good a trained run is at every depth: table, JSONL and picture
   generate RUN       continue a text at any depth
   bench WHAT         what a training step costs (step), how much of the processor it uses (flops)

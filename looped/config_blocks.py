@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from looped.config_base import Depth, NonNegative, Positive, Section
+from looped.config_base import Count, Depth, NonNegative, Positive, Section
 
 RULES = ("blockwise", "noprop-dt", "full", "truncated", "ar")
 """Training rules that know several blocks: a step of the loop takes the next one, a reading of a denoiser the one that
@@ -31,10 +31,20 @@ class BlocksConfig(Section):
     choose: Literal["uniform", "mass"] = Field(
         "uniform", description="which block an optimiser step trains: each as often, or as often as its own levels are "
                                "in the training distribution, where noise.share_at_max is the first block's")
-    shared: Literal["trained", "frozen"] = Field(
+    shared: Literal["trained", "frozen", "with-block"] = Field(
         "trained", description="what is no block's own (embeddings, prelude, coda, norm, head, level embedding, "
-                               "targets): trained by each block at work, at the price of its gradients and optimiser "
-                               "state beside every block's; or left at its first values, which costs neither")
+                               "targets). trained: by each block at work, at the price of its gradients and optimiser "
+                               "state beside every block's, and no block can be trained alone. frozen: left at its "
+                               "first values, which costs neither, and whatever it would have learned. with-block: by "
+                               "blocks.shared_by at work alone, at the price of that block's steps; the others do not "
+                               "adapt it to themselves, and alone they wait for that block's run")
+    shared_by: Count = Field(0, description="under `shared: with-block` the block that trains what all share")
+    shared_from: str | None = Field(
+        None, description="under `shared: with-block` the finished run of block shared_by alone, whose shared parts "
+                          "another block alone reads and keeps as they are")
+    alone: Count | None = Field(
+        None, description="hold and train this block and no other, on this machine and at this time (`looped train "
+                          "--block`); `looped merge` puts the runs of all blocks together. null: all of them")
 
     @model_validator(mode="after")
     def _check_edges(self):
@@ -55,6 +65,34 @@ class BlocksConfig(Section):
                              f"{self.num}; set blocks.num to {len(self.layers)}, or give a number for each block")
         return self
 
+    @model_validator(mode="after")
+    def _check_alone(self):
+        by = self.shared_by
+        if self.alone is not None and self.alone >= self.num:
+            raise ValueError(f"alone {self.alone} is not one of num {self.num} blocks; give 0 to {self.num - 1}")
+        if by >= self.num:
+            raise ValueError(f"shared_by {by} is not one of num {self.num} blocks; give 0 to {self.num - 1}")
+        if self.alone is not None and self.shared == "trained":
+            raise ValueError(f"shared trained would give alone {self.alone} shared parts that no other block has; set "
+                             f"blocks.shared to frozen or with-block")
+        reads = self.shared == "with-block" and self.alone not in (None, by)
+        if reads and self.shared_from is None:
+            raise ValueError(f"alone {self.alone} needs the shared parts that block {by} trains (shared_by); train "
+                             "that one first, and set blocks.shared_from to its run")
+        if self.shared_from is not None and not reads:
+            raise ValueError(f"shared_from {self.shared_from} is for shared with-block and a block alone that is not "
+                             f"shared_by; leave it out")
+        return self
+
+    @property
+    def held(self) -> tuple[int, ...]:
+        """The blocks that there are on this machine."""
+        return tuple(range(self.num)) if self.alone is None else (self.alone,)
+
+    def trains_shared(self, block: int) -> bool:
+        """Whether what the blocks share learns while a block is at work."""
+        return self.shared == "trained" or (self.shared == "with-block" and block == self.shared_by)
+
     def split(self, num_core_layers: int) -> tuple[int, ...]:
         """Layers of each block of a core that has so many in all."""
         return self.layers or (num_core_layers // self.num,) * self.num
@@ -69,6 +107,8 @@ def check_blocks(config: Any) -> None:
         _check_rule(config)
     if config.objective == "blockwise":
         _check_blockwise(blocks, config.denoise)
+    if blocks.alone is not None:
+        _check_alone(config)
 
 
 def _refuse_split(blocks: BlocksConfig, total: int) -> None:
@@ -100,6 +140,16 @@ def _check_rule(config: Any) -> None:
     if rule == "truncated" and recurrence.backprop < num:
         raise ValueError(f"recurrence.backprop {recurrence.backprop} leaves some of blocks.num {num} blocks without "
                          f"gradient; set it to {num} or more")
+
+
+def _check_alone(config: Any) -> None:
+    alone = config.blocks.alone
+    if config.objective != "blockwise":
+        raise ValueError(f"blocks.alone {alone} is for objective blockwise, whose blocks learn without each other, and "
+                         f"objective is {config.objective}; leave it out")
+    if config.training.sample_every:
+        raise ValueError(f"training.sample_every {config.training.sample_every} draws samples by all blocks, and "
+                         f"blocks.alone is {alone}; set it to 0")
 
 
 def _check_blockwise(blocks: BlocksConfig, denoise: Any) -> None:

@@ -60,6 +60,9 @@ class Eval(Verb):
         from looped.training.runs import load_run
 
         run = load_run(self.run, ema=not self.raw, step=self.step, settings=settings)
+        if run.config.blocks.alone is not None:
+            self._of_block(run)
+            return
         depths = depths or run.config.evaluation.depths
         if run.config.is_task:
             self._of_task(run, depths)
@@ -90,6 +93,24 @@ class Eval(Verb):
                 print("\n".join(found.sentences) or "nothing is out of order")
             print(f"\npictures in {run.path / 'plots'}, rows in {run.path / 'eval'}")
 
+
+    def _of_block(self, run) -> None:
+        """One block alone: its own loss, which asks no other."""
+        for flag in ("depths", "trajectories", "probes", "twin", "judge", "match", "mauve", "difficulties", "exits"):
+            if getattr(self, flag):
+                need_whole(run, f"does --{flag}")
+        import torch
+
+        from looped.training.heldout import heldout_own
+
+        with torch.no_grad():
+            loss = heldout_own(run.objective, run.data, run.config)["loss"]
+        if self.json:
+            print(json.dumps({"block": run.config.blocks.alone, "step": run.step, "loss": loss}))
+        else:
+            print(f"{run.path}: block {run.config.blocks.alone} alone after {run.step} steps\n\n"
+                  f"its own loss on held-out data: {loss:.4f} nats\n"
+                  f"(depth needs the other blocks as well: looped merge)")
 
     def _of_images(self, run, depths) -> None:
         """Images instead of text."""
@@ -131,6 +152,13 @@ class Eval(Verb):
         print(f"{run.path}: {run.config.objective} on {run.config.task.name} after {run.step} steps\n")
         print(task_table(result, run.data))
         print(f"\n{run.path / 'report.html'} holds all of it, with verdicts; rows in {run.path / 'eval'}")
+
+
+def need_whole(run, does: str) -> None:
+    """Raises UserError for a run of one block alone, where something asks all of them."""
+    if run.config.blocks.alone is not None:
+        raise UserError(f"{run.path} holds block {run.config.blocks.alone} alone, and only the whole model {does}; put "
+                        f"the runs of all blocks together with looped merge")
 
 
 def _facts(run):

@@ -14,7 +14,7 @@ from tyro.conf import Positional
 from looped.config import Config, describe_settings, dump_config, load_config
 from looped.errors import UserError
 from looped.verb import Settings, Verb, check_range, no_settings, parse_depths, parse_levels
-from looped.verb_eval import Eval
+from looped.verb_eval import Eval, need_whole
 
 
 @dataclass
@@ -27,11 +27,16 @@ class Train(Verb):
     config: Positional[Path]
     """a YAML file, or the config.yaml of a run"""
     run: Path | None = None
-    """the run's folder; runs/<name of the config> if not given"""
+    """the run's folder; runs/<name of the config> if not given, with -block0 and so on of a block alone"""
+    block: str | None = None
+    """hold and train this block of a core of several alone, 0 or 1 and so on; rank: each process that torchrun or
+    accelerate starts takes the block of its rank, in a run of its own (with --run RUN in RUN-block0 and so on)"""
     dry_run: bool = False
     """only print the resolved config, the parameters, the FLOPs and the memory it would need"""
 
     def __call__(self, settings: Settings) -> int:
+        if self.block is not None:
+            settings = dict(settings) | {"blocks.alone": str(self._alone(settings))}
         config = load_config(self.config, settings)
         if self.dry_run:
             print(dump_config(config))
@@ -39,12 +44,52 @@ class Train(Verb):
             return 0
         from looped.training.trainer import train
 
-        return train(config, self.run or self._default_run()).exit_code
+        return train(config, self._folder(config)).exit_code
 
-    def _default_run(self) -> Path:
-        if (self.config.parent / "stamp.json").exists():  # the config of a run: that run
+    def _alone(self, settings: Settings) -> int:
+        """The block that --block names. Raises UserError."""
+        if "blocks.alone" in settings:
+            raise UserError(f"--block {self.block} and --blocks.alone {settings['blocks.alone']} say the same; keep "
+                            f"one of them")
+        if self.block == "rank":
+            from looped.training.processes import leave_group
+
+            return leave_group(load_config(self.config, settings).blocks.num)
+        try:
+            return int(str(self.block))
+        except ValueError:
+            raise UserError(f"--block {self.block} is neither the number of a block nor rank; write for instance "
+                            f"--block 0") from None
+
+    def _folder(self, config: Config) -> Path:
+        """Where the run lies."""
+        name = "" if config.blocks.alone is None else f"-block{config.blocks.alone}"
+        if self.run is not None:
+            return self.run.with_name(self.run.name + name) if self.block == "rank" else self.run
+        if not (self.config.parent / "stamp.json").exists():
+            return Path("runs") / (self.config.stem + name)
+        if load_config(self.config).blocks.alone == config.blocks.alone:  # the config of a run: that run
             return self.config.parent
-        return Path("runs") / self.config.stem
+        return self.config.parent.with_name(self.config.parent.name + name)
+
+
+@dataclass
+class Merge(Verb):
+    """Put finished runs of single blocks together into the run of the whole model, which eval and generate can use.
+
+    Every block must be there once, from the same config and data, and what the blocks share must be bitwise the same.
+    """
+
+    runs: Positional[tuple[Path, ...]]
+    """folders of runs of `looped train --block`, in any order"""
+    out: Path
+    """the folder of the whole run, which must not exist"""
+
+    def __call__(self, settings: Settings) -> None:
+        no_settings(settings, "merge")
+        from looped.training.merge import merge
+
+        print(merge(self.runs, self.out))
 
 
 @dataclass
@@ -83,6 +128,7 @@ class Generate(Verb):
         from looped.training.runs import load_run
 
         run = load_run(self.run, step=self.step, settings=settings)
+        need_whole(run, "writes text")
         if run.config.is_task or run.config.is_images:
             does = f"solves {run.config.task.name}" if run.config.is_task else "names what is on images"
             raise UserError(f"{self.run} {does} and writes no text; look at its answers with looped eval {self.run}")
@@ -277,12 +323,14 @@ def _describe_run(path: Path) -> None:
     print(f"{path}: {run.config.objective}, {sum(p.numel() for p in run.objective.parameters()):,} parameters, "
           f"step {run.step} of {run.config.training.budget} {run.config.training.budget_unit}")
     if run.config.blocks.num > 1:
-        print(f"a core of {run.config.blocks.num} blocks of {', '.join(map(str, run.config.block_layers))} layers")
+        alone = run.config.blocks.alone
+        print(f"a core of {run.config.blocks.num} blocks of {', '.join(map(str, run.config.block_layers))} layers"
+              + ("" if alone is None else f", of which block {alone} alone is here"))
     print(f"started {stamp.get('created')} by {' '.join(map(str, stamp.get('argv', [])))}")
     print("checkpoints: " + ", ".join(folder.name for folder in list_checkpoints(path)))
 
 
-VERBS: dict[str, type[Verb]] = {"train": Train, "eval": Eval, "generate": Generate, "bench": Bench,
+VERBS: dict[str, type[Verb]] = {"train": Train, "merge": Merge, "eval": Eval, "generate": Generate, "bench": Bench,
                                 "compare": Compare, "plot": Plot, "info": Info}
 
 

@@ -92,8 +92,12 @@ def make_plan(config: Config, objectives: str, *, unit: str, amount: int | None,
     config = config.replace(**{
         "training.budget": amount or config.training.budget, "training.budget_unit": unit, "training.eval_every": 0,
         "training.num_evals": config.training.num_evals or NUM_EVALS})
-    mean = config.recurrence.mean
-    return Plan(out, config, parse_arms(config, objectives), num_seeds, unit, config.training.budget,
+    mean, arms = config.recurrence.mean, parse_arms(config, objectives)
+    for arm in arms:
+        if arm.config.blocks.alone is not None:
+            raise UserError(f"arm '{arm.name}' trains block {arm.config.blocks.alone} alone (blocks.alone), and a "
+                            f"comparison measures whole models; leave it out")
+    return Plan(out, config, arms, num_seeds, unit, config.training.budget,
                 sorted(set(depths or (1, mean, 4 * mean))))
 
 

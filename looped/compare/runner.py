@@ -16,8 +16,8 @@ from looped.compare.plan import Place, Plan, fixed
 from looped.config import load_config
 from looped.errors import UserError
 from looped.training.checkpoint import newest_good
+from looped.training.counters import Counters
 from looped.training.processes import Caught, catch_signals
-from looped.training.trainer import Counters
 
 POLL_SECONDS = 0.1
 
@@ -68,8 +68,7 @@ def is_finished(place: Place) -> bool:
         return False  # `looped train` says what is wrong
     if found is None:
         return False
-    done = Counters(**{name: found[1][name] for name in Counters.__dataclass_fields__})
-    return done.spent(place.config.training.budget_unit) >= place.config.training.budget
+    return Counters.of(found[1]).fraction(place.config.training) >= 1
 
 
 class Child:

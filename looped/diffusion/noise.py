@@ -292,7 +292,10 @@ def edges_of(config: BlocksConfig, noise: Noise) -> Float64[Tensor, "edges"]:
 
 
 def block_shares(config: BlocksConfig, noise: Noise) -> Float64[Tensor, "blocks"]:
-    """How often each block is trained (`blocks.choose`); an atom at sigma_max belongs to block 0."""
+    """How often each block is trained: one alone in each step, else by `blocks.choose`; an atom at sigma_max belongs to
+    block 0."""
+    if config.alone is not None:
+        return torch.eye(config.num, dtype=torch.float64)[config.alone]
     if config.choose == "uniform":
         return torch.full((config.num,), 1 / config.num, dtype=torch.float64)
     return -noise.cdf(edges_of(config, noise)).diff()

@@ -18,21 +18,24 @@ def effective_depth(config: Config, block: int | None = None) -> int:
 
 def build(config: Config, vocab_size: int, picture: Picture | None = None) -> LanguageModel:
     """The model of a config, its weights a function of `config.seed`; those of one of several blocks are a function of
-    the seed and its number, whatever the other blocks are. With a `picture` a classifier of such images, whose
-    vocabulary are the classes."""
+    the seed and its number, and what the blocks share one of the seed, whatever other blocks there are and whichever of
+    them are held (`blocks.alone`). With a `picture` a classifier of such images, whose vocabulary are the classes."""
     with seeded_init(config.seed, "init"):
         model = unseeded(config, vocab_size, picture)
     if config.blocks.num > 1:
-        for number, block in enumerate(model.recurrence.core.blocks):
+        with seeded_init(config.seed, "init"):
+            model.start_shared(effective_depth(config))
+        for number in config.blocks.held:
             with seeded_init(config.seed, f"block{number}"):
-                start_weights(block, model.width, effective_depth(config, number))
+                start_weights(model.recurrence.core.blocks[number], model.width, effective_depth(config, number))
     return model
 
 
 def unseeded(config: Config, vocab_size: int, picture: Picture | None = None) -> LanguageModel:
     """The same with weights from torch's global state, which a meta device does not need."""
     options = {"cond_width": config.denoise.cond_width if config.has_levels else None,
-               "core_layers": config.block_layers, "effective_depth": effective_depth(config)}
+               "core_layers": config.block_layers, "effective_depth": effective_depth(config),
+               "held": config.blocks.held}
     if picture is not None:
         return ImageClassifier(config.model, vocab_size, picture, **options)
     return LanguageModel(config.model, vocab_size, **options)

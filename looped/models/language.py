@@ -5,7 +5,7 @@ number of times with `e` injected, one final norm used after the loop and again 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -17,7 +17,7 @@ from looped.nn.cache import Cache
 from looped.nn.conditioning import LevelEmbedding
 from looped.nn.injection import Diagonal, build_injection
 from looped.nn.layers import RMSNorm, Rotary, TransformerLayer
-from looped.nn.recurrence import Core, LayerStack, RecurrentDepth, init_weights, run_layers
+from looped.nn.recurrence import Absent, Core, LayerStack, RecurrentDepth, init_weights, run_layers
 
 State = Float[Tensor, "batch length width"]
 Logits = Float[Tensor, "batch length vocab"]
@@ -33,18 +33,19 @@ class LanguageModel(nn.Module):
     `cond_width` builds the noise-level conditioning of the core (denoising); None builds the plain loop.
     `effective_depth` scales the initialisation of the output projections; None counts every layer once.
     `core_layers`: the layers of each block of the core; None has them all in one, the weight-tied loop.
+    `held`: the blocks that there are; None: all. The others take no memory and cannot be asked.
     """
 
     def __init__(self, config: ModelConfig, vocab_size: int, *, cond_width: int | None = None,
-                 effective_depth: int | None = None, core_layers: Sequence[int] | None = None):
+                 effective_depth: int | None = None, core_layers: Sequence[int] | None = None,
+                 held: Collection[int] | None = None):
         super().__init__()
         self.config, self.vocab_size, self.width = config, vocab_size, config.width
         self.core_layers = tuple(core_layers or (config.num_core_layers,))
         self.embed = nn.Embedding(vocab_size, config.width)
         self.prelude = nn.ModuleList(self._layer() for _ in range(config.num_prelude_layers))
-        core = [LayerStack(build_injection(config.injection, config.width),
-                           [self._layer(cond_width) for _ in range(num_layers)])
-                for num_layers in self.core_layers]
+        core = [self._block(num_layers, cond_width) if held is None or number in held else Absent(number)
+                for number, num_layers in enumerate(self.core_layers)]
         self.recurrence = RecurrentDepth(Core(*core), state_init=config.state_init)
         self.level_embedding = LevelEmbedding(cond_width) if cond_width else None
         self.coda = nn.ModuleList(self._layer() for _ in range(config.num_coda_layers))
@@ -53,6 +54,16 @@ class LanguageModel(nn.Module):
         self.rotary = Rotary(config.width // config.num_heads, base=config.rope_base)
         layers = config.num_prelude_layers + config.num_core_layers + config.num_coda_layers
         start_weights(self, config.width, effective_depth or layers)
+
+    def start_shared(self, effective_depth: int) -> None:
+        """Initialise all but the core in place, with draws that do not depend on the core."""
+        for child in self.children():
+            if child is not self.recurrence:
+                start_weights(child, self.width, effective_depth)
+
+    def _block(self, num_layers: int, cond_width: int | None) -> LayerStack:
+        return LayerStack(build_injection(self.config.injection, self.width),
+                          [self._layer(cond_width) for _ in range(num_layers)])
 
     def _layer(self, cond_width: int | None = None) -> TransformerLayer:
         c = self.config

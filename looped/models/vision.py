@@ -35,12 +35,18 @@ class ImageClassifier(LanguageModel):
     def __init__(self, config: ModelConfig, num_classes: int, picture: Picture, **options):
         super().__init__(config, num_classes, **options)
         self.picture = picture
-        size = picture.patch_numbers
-        self.patches = nn.Linear(size, config.width)
-        # Pixels have unit variance: rows of patches begin on the scale of embedded tokens.
-        nn.init.normal_(self.patches.weight, std=math.sqrt(2 / (5 * size)))
-        nn.init.zeros_(self.patches.bias)
+        self.patches = nn.Linear(picture.patch_numbers, config.width)
+        self._start_patches()
         self.class_row = nn.Parameter(torch.zeros(config.width))
+
+    def _start_patches(self) -> None:
+        """Pixels have unit variance: rows of patches begin on the scale of embedded tokens."""
+        nn.init.normal_(self.patches.weight, std=math.sqrt(2 / (5 * self.patches.in_features)))
+        nn.init.zeros_(self.patches.bias)
+
+    def start_shared(self, effective_depth: int) -> None:
+        super().start_shared(effective_depth)
+        self._start_patches()
 
     def encode(self, tokens: Images, *, mask: Mask | None = None, cache: Cache | None = None, start: Start = 0,
                positions: Positions | None = None) -> State:

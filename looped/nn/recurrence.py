@@ -8,7 +8,7 @@ Any `nn.Module` with `(state, e, cond) -> state` can be a block, so the loop can
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Float
@@ -37,6 +37,25 @@ class Core(nn.Module):
     def forward(self, state: Tensor, e: Tensor, cond: Tensor | None = None, *, index: int = 0,
                 block: int | None = None, **options: Any) -> Tensor:
         return self.blocks[index % self.num_blocks if block is None else block](state, e, cond, **options)
+
+
+class Absent(nn.Module):
+    """The place of a block that another machine holds: no weights, and a UserError for whoever asks it for anything."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.number = number
+
+    @property
+    def layers(self) -> NoReturn:
+        self._refuse()
+
+    def forward(self, state: Tensor, e: Tensor, cond: Tensor | None = None, **options: Any) -> NoReturn:
+        self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        raise UserError(f"block {self.number} of the core is not here (blocks.alone); put the runs of all blocks "
+                        f"together with looped merge")
 
 
 class LayerStack(nn.Module):

@@ -4,6 +4,9 @@
 
 DiffusionBlocks (arXiv 2506.14202, section 3). No gradient, no activation and no optimiser state passes between blocks;
 they meet in the solver, which reads each of its levels by the block that owns it. Block 0 owns the highest noise.
+
+So a block can be trained where no other is (`blocks.alone`): each step is then what a step of all blocks is when this
+one is drawn, on the same rows and noise.
 """
 
 import torch
@@ -23,32 +26,44 @@ from looped.rng import StepRandom
 class Blockwise(Denoise):
     """`denoise` for one block a step. metrics: those of `denoise`, and `ce_block0`, ... of the block at work.
 
-    In evaluation mode the loss is that of all blocks, each with the weight that it is drawn with.
+    In evaluation mode the loss is that of all blocks held, each with the weight that it is drawn with.
     """
 
     def __init__(self, model: LanguageModel, config: DenoiseConfig, blocks: BlocksConfig):
         super().__init__(model, config, blocks)
         self.blocks, self.shares = blocks, block_shares(blocks, self.noise)
-        if blocks.shared == "frozen":
-            for parameter in self.shared_parameters():
-                parameter.requires_grad_(False)
+        self._learning = [parameter for parameter in self.shared_parameters() if parameter.requires_grad]
+        self._let_shared_learn(any(map(blocks.trains_shared, blocks.held)))
 
     def shared_parameters(self) -> list[nn.Parameter]:
         """What is no block's own."""
         own = {id(parameter) for parameter in self.model.recurrence.core.parameters()}
         return [parameter for parameter in self.parameters() if id(parameter) not in own]
 
+    def names_of(self, block: int) -> set[str]:
+        """The names of a block's own parameters."""
+        own = {id(parameter) for parameter in self.model.recurrence.core.blocks[block].parameters()}
+        return {name for name, parameter in self.named_parameters() if id(parameter) in own}
+
+    def _let_shared_learn(self, learn: bool) -> None:
+        for parameter in self._learning:
+            parameter.requires_grad_(learn)
+
     def forward(self, tokens: Int[Tensor, "batch length_and_one"] | Batch, random: StepRandom) -> Loss:
         batch = Batch.of(tokens)
         if self.training:
-            return self.loss_of(self.draw(random), batch, random)
-        losses = [self.loss_of(block, batch, random) for block in range(self.blocks.num)]
-        metrics = {f"ce_block{block}": loss.metrics["cross_entropy"] for block, loss in enumerate(losses)}
-        value = sum(share * loss.value for share, loss in zip(self.shares.tolist(), losses, strict=True))
+            block = self.draw(random)
+            self._let_shared_learn(self.blocks.trains_shared(block))
+            return self.loss_of(block, batch, random)
+        losses = {block: self.loss_of(block, batch, random) for block in self.blocks.held}
+        metrics = {f"ce_block{block}": loss.metrics["cross_entropy"] for block, loss in losses.items()}
+        value = sum(self.shares[block].item() * loss.value for block, loss in losses.items())
         return Loss(value, {"loss": value.detach()} | metrics)
 
     def draw(self, random: StepRandom) -> int:
         """The block that an optimiser step trains: one for all its rows, micro-batches and processes."""
+        if self.blocks.alone is not None:
+            return self.blocks.alone
         return int(torch.multinomial(self.shares, 1, generator=random.lockstep("block")))
 
     def loss_of(self, block: int, batch: Batch, random: StepRandom) -> Loss:
@@ -70,7 +85,6 @@ class Blockwise(Denoise):
     def layer_forwards(self) -> float:
         """Nothing goes back through a frozen prelude, and through a frozen coda to its input alone."""
         c, total = self.model.config, super().layer_forwards()
-        if self.blocks.shared == "trained":
-            return total
+        frozen = sum(share for block, share in enumerate(self.shares.tolist()) if not self.blocks.trains_shared(block))
         codas = 2 if self.config.context == "concat" else 1
-        return total - 2 * c.num_prelude_layers - codas * c.num_coda_layers
+        return total - frozen * (2 * c.num_prelude_layers + codas * c.num_coda_layers)

@@ -49,10 +49,13 @@ def count(config: Config, vocab_size: int) -> Counts:
     passes = config.denoise.train_steps if denoise else config.main_depth / config.blocks.num
     tokens = config.training.batch_size * rows_of(config)
     saved = saved_bytes(config, vocab_size)
-    blocks, frozen = model.recurrence.core.blocks, config.objective == "blockwise" and config.blocks.shared == "frozen"
-    trained = core if frozen else parameters - sum(p.numel() for p in whole.parameters() if not p.requires_grad)
-    gradients = trained - (core - max(map(_numel, blocks)) if config.one_block_a_step else 0)  # at rest they have none
-    layers = blocks if frozen else [*model.prelude, *blocks, *model.coda]
+    blocks, blockwise = model.recurrence.core.blocks, config.objective == "blockwise"
+    shared = parameters - core - sum(p.numel() for p in whole.parameters() if not p.requires_grad)
+    learning = {block: not blockwise or config.blocks.trains_shared(block) for block in config.blocks.held}
+    trained = gradients = core + shared * any(learning.values())
+    if config.one_block_a_step:  # blocks at rest have none
+        gradients = max(_numel(blocks[block]) + shared * learns for block, learns in learning.items())
+    layers = [*model.prelude, *blocks, *model.coda] if any(learning.values()) else blocks
     # AdamW keeps two moments of each weight; Muon one of the matrices it takes, and leaves the others to AdamW.
     moments = 2 * trained - (_matrices(layers) if config.optim.name == "muon" else 0)
     weights = parameters * (1 + (config.optim.ema_decay > 0))

@@ -50,7 +50,8 @@ def parts_of(config: Config, vocab_size: int) -> list[Part]:
     before = [*_patch_parts(config), Part("prelude", layer * model.num_prelude_layers, 0, 1)]
     if config.denoises:
         parts = [*before, *_denoiser_parts(config, vocab_size)]
-        return list(map(_frozen, parts)) if config.blocks.shared == "frozen" else parts
+        frozen = frozen_share(config)
+        return [_frozen(part, frozen) for part in parts] if frozen else parts
     if config.is_noprop:
         return [*before, *_noprop_parts(config, vocab_size)]
     (no_grad, grad), read, once = mean_steps(config), num_readings(config), config.objective == "one-step"
@@ -135,8 +136,16 @@ block, the gradient of the weights alone at its entry, that of the input alone a
 counts as half, though it has two inputs."""
 
 
-def _frozen(part: Part) -> Part:
-    left = part.grad * FROZEN.get(part.name, 1.0)
+def frozen_share(config: Config) -> float:
+    """The share of the steps in which no weight outside the blocks is trained."""
+    if config.objective != "blockwise":
+        return 0.0
+    shares = block_shares(config.blocks, noise_from_config(config.denoise.noise))
+    return sum(share for block, share in enumerate(shares.tolist()) if not config.blocks.trains_shared(block))
+
+
+def _frozen(part: Part, share: float) -> Part:
+    left = part.grad * (1 - share * (1 - FROZEN.get(part.name, 1.0)))
     return replace(part, no_grad=part.no_grad + part.grad - left, grad=left)
 
 

@@ -1,6 +1,12 @@
 """What a run says of itself while it trains: figures on held-out data, and samples, by the weights of the moment."""
 
+from collections.abc import Iterable
+
+from jaxtyping import Int
+from torch import Tensor
+
 from looped.config import Config
+from looped.data.batch import Batch
 from looped.data.labelled import LabelledData
 from looped.data.opening import Data
 from looped.data.problems import TaskData
@@ -18,7 +24,9 @@ HELDOUT_STEP = -1
 
 
 def heldout_figures(objective: Objective, data: Data, config: Config) -> dict[str, float]:
-    """Of text, a task or images."""
+    """Of text, a task or images; of a block alone its own loss, since a solver would ask the others."""
+    if config.blocks.alone is not None:
+        return heldout_own(objective, data, config)
     if isinstance(data, LabelledData):
         return heldout_accuracy(objective, data, config)
     return (heldout_solved if isinstance(data, TaskData) else heldout_loss)(objective, data, config)
@@ -34,15 +42,39 @@ def heldout_samples(objective: Objective, data: Data, config: Config) -> str:
 def heldout_loss(objective: Objective, data: TextData, config: Config) -> dict[str, float]:
     """Of fixed held-out sequences, with the same noise at every call: the training loss, and `next_token`, which can be
     compared between objectives (`main_losses`)."""
-    c, device = config.evaluation, next(objective.parameters()).device
-    tokens = data.heldout.sequences(min(c.num_sequences, data.heldout.windows(config.data.length)), config.data.length)
-    tokens, total = tokens.to(device), 0.0
-    for start in range(0, len(tokens), c.batch_size):
-        rows = tokens[start : start + c.batch_size]
-        random = StepRandom(config.seed, HELDOUT_STEP, start=start, count=len(rows), total=len(tokens), device=device)
-        total += objective(rows, random).value.item() * len(rows)
-    losses = main_losses(objective, tokens, config.main_depth, seed=config.seed, batch_size=c.batch_size)
-    return {"loss": total / len(tokens), "next_token": losses.mean().item()}
+    tokens = heldout_tokens(data, config).to(next(objective.parameters()).device)
+    losses = main_losses(objective, tokens, config.main_depth, seed=config.seed,
+                         batch_size=config.evaluation.batch_size)
+    return heldout_own(objective, data, config) | {"next_token": losses.mean().item()}
+
+
+def heldout_tokens(data: TextData, config: Config) -> Int[Tensor, "rows length_and_one"]:
+    """The sequences that a run is measured on while it trains."""
+    num = min(config.evaluation.num_sequences, data.heldout.windows(config.data.length))
+    return data.heldout.sequences(num, config.data.length)
+
+
+def heldout_own(objective: Objective, data: Data, config: Config) -> dict[str, float]:
+    """The training loss on held-out text, problems of the hardest trained level, or images, with the same noise at
+    every call; it needs no solver."""
+    device, total, done = next(objective.parameters()).device, 0.0, 0
+    batches = list(_heldout_batches(data, config))
+    num = sum(map(len, batches))
+    for batch in batches:
+        random = StepRandom(config.seed, HELDOUT_STEP, start=done, count=len(batch), total=num, device=device)
+        total += objective(batch.to(device), random).value.item() * len(batch)
+        done += len(batch)
+    return {"loss": total / num}
+
+
+def _heldout_batches(data: Data, config: Config) -> Iterable[Tensor | Batch]:
+    c = config.evaluation
+    if isinstance(data, LabelledData):
+        return data.heldout(c.batch_size)
+    if isinstance(data, TextData):
+        return heldout_tokens(data, config).split(c.batch_size)
+    problems = data.heldout(c.num_problems, data.train.high)
+    return (data.collate(problems[start : start + c.batch_size]) for start in range(0, len(problems), c.batch_size))
 
 
 def sampled_text(objective: Objective, data: TextData, config: Config) -> str:

@@ -62,6 +62,29 @@ def every_process(accelerator, work: Callable[[], Any]) -> Any:
     return value if accelerator.is_main_process else work()
 
 
+GROUP = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What a launcher tells a process of its group."""
+
+
+def leave_group(num_blocks: int) -> int:
+    """The rank of this process of a launcher, which from then on is on its own, on the device of its local rank.
+
+    Raises UserError where no launcher has started it, or where it has started more processes than there are blocks.
+    """
+    told = {name: os.environ.pop(name) for name in GROUP if name in os.environ}
+    if "RANK" not in told:
+        raise UserError("--block rank takes the block from the rank that a launcher gives, and there is none; start it "
+                        "with torchrun or accelerate launch, or give the number of a block")
+    if int(told["WORLD_SIZE"]) > num_blocks:
+        raise UserError(f"{told['WORLD_SIZE']} processes were started for blocks.num {num_blocks} blocks; start no "
+                        f"more than {num_blocks}")
+    import torch
+
+    if torch.cuda.is_available() and not os.environ.get("ACCELERATE_USE_CPU"):
+        os.environ["ACCELERATE_TORCH_DEVICE"] = f"cuda:{told.get('LOCAL_RANK', 0)}"
+    return int(told["RANK"])
+
+
 @dataclass
 class Caught:
     """The last signal that arrived; 0: none."""

@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,11 @@ from looped.models.build import build
 from looped.objectives import Loss, Objective, build_objective
 from looped.rng import StepRandom
 from looped.training import checkpoint as ckpt
+from looped.training.counters import Counters
 from looped.training.heldout import heldout_figures, heldout_samples
 from looped.training.monitor import Meter, Monitor
 from looped.training.optim import EMA, build_optimizers, lr_factor, set_lr
+from looped.training.parts import take_shared
 from looped.training.processes import catch_signals, every_process, first_process, start_accelerator
 from looped.training.runs import load_run, open_run, save_tokenizer
 from looped.training.warm_start import take_over
@@ -50,21 +52,6 @@ class Result:
     def exit_code(self) -> int:
         """0, or by shell custom 128 + the signal: 130 after Ctrl-C, 143 after SIGTERM."""
         return 128 + self.signal if self.signal else 0
-
-
-@dataclass
-class Counters:
-    """What has been spent: saved with every checkpoint. `seconds` is training alone, over all resumes, by
-    `training.clock`."""
-
-    step: int = 0
-    tokens: int = 0
-    layer_forwards: float = 0.0
-    seconds: float = 0.0
-
-    def spent(self, unit: str) -> float:
-        return {"steps": self.step, "tokens": self.tokens, "layer-forwards": self.layer_forwards,
-                "seconds": self.seconds}[unit]
 
 
 def train(config: Config, run_dir: str | Path, *, evaluate: Evaluate | None = None, sample: Sample | None = None,
@@ -126,6 +113,8 @@ class Trainer:
         self.objective.to(accelerator.device).train()
         if config.training.warm_start and not ckpt.list_checkpoints(run_dir):
             every_process(accelerator, lambda: self.warm_start(config.training.warm_start))
+        if config.blocks.shared_from and not ckpt.list_checkpoints(run_dir):
+            every_process(accelerator, lambda: take_shared(self.objective, config, data.fingerprint))
         self.optimizers = build_optimizers(self.objective, config.optim)
         self.ema = EMA(self.objective, config.optim.ema_decay) if config.optim.ema_decay else None
         self.done, self.meter, self.seen = Counters(), Meter(), 0
@@ -139,7 +128,7 @@ class Trainer:
     @property
     def fraction(self) -> float:
         """The share of the budget that is spent."""
-        return self.done.spent(self.config.training.budget_unit) / self.config.training.budget
+        return self.done.fraction(self.config.training)
 
     # ---- one step ----------------------------------------------------------------------------------------------------
 
@@ -345,7 +334,7 @@ class Trainer:
             if state["data"] != self.data.fingerprint:
                 raise UserError(f"the data of run {self.run_dir} have changed since its step {state['step']}; bring "
                                 f"the old ones back, or choose another --run")
-            self.done = Counters(**{field.name: state[field.name] for field in fields(Counters)})
+            self.done = Counters.of(state)
             ckpt.load_module(self.objective, ckpt.load_tensors(path, "model"), path / "model.safetensors")
             ckpt.load_optimizers(self.optimizers, ckpt.load_tensors(path, "optimizer"), path / "optimizer.safetensors")
             if self.ema is not None:

@@ -1,0 +1,29 @@
+"""What training has spent, saved with every checkpoint."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from looped.config import TrainingConfig
+
+
+@dataclass
+class Counters:
+    """`seconds` is training alone, over all resumes, by `training.clock`."""
+
+    step: int = 0
+    tokens: int = 0
+    layer_forwards: float = 0.0
+    seconds: float = 0.0
+
+    @classmethod
+    def of(cls, state: dict[str, Any]) -> "Counters":
+        """Those in the state of a checkpoint."""
+        return cls(**{field.name: state[field.name] for field in fields(cls)})
+
+    def spent(self, unit: str) -> float:
+        return {"steps": self.step, "tokens": self.tokens, "layer-forwards": self.layer_forwards,
+                "seconds": self.seconds}[unit]
+
+    def fraction(self, training: TrainingConfig) -> float:
+        """The share of the budget that is spent."""
+        return self.spent(training.budget_unit) / training.budget

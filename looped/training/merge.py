@@ -1,0 +1,139 @@
+"""`looped merge`: the runs of single blocks, put together into the run of the whole model.
+
+Its checkpoint holds what theirs hold: each block's weights, averages and optimiser state from its own run, and what the
+blocks share once. Nothing is computed; the whole is complete or absent, as every run is.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from looped.config import Config, dump_config
+from looped.data.labelled import Picture
+from looped.errors import UserError
+from looped.models.build import build
+from looped.objectives import build_objective
+from looped.objectives.blockwise import Blockwise
+from looped.training.checkpoint import (
+    TEMPORARY,
+    Tensors,
+    check_same,
+    module_tensors,
+    save_checkpoint,
+    sync_folder,
+    write_text,
+)
+from looped.training.counters import Counters
+from looped.training.monitor import METRICS, append, costs_of, read_metrics
+from looped.training.parts import Part, check_fits, open_part, same_bits, shared_names, whole_config
+from looped.training.runs import CONFIG, STAMP, TOKENIZER, stamp
+
+
+def merge(runs: Sequence[str | Path], out: str | Path) -> Path:
+    """Write the run `out` of the whole model from finished runs of each of its blocks, in any order.
+
+    Raises UserError for a block that is missing or there twice, settings or data that differ, shared parts that are
+    not bitwise the same, an unfinished or damaged run, and an `out` that exists.
+    """
+    out = Path(out)
+    if out.exists() or out.is_symlink():
+        raise UserError(f"--out {out} exists; choose another --out, or remove it")
+    parts = _in_order([open_part(Path(path)) for path in runs])
+    config = whole_config(parts[0].config)
+    tensors = _assemble(config, parts)
+    temporary = out.parent / f"{TEMPORARY}{out.name}-{os.getpid()}"
+    try:
+        temporary.mkdir(parents=True)
+        _write(temporary, config, parts, tensors)
+        os.rename(temporary, out)
+        sync_folder(out.parent)
+    except OSError as error:
+        raise UserError(f"cannot write run {out}: {error.strerror or error}; free space or permissions, or choose "
+                        f"another --out") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return out
+
+
+def _in_order(parts: list[Part]) -> list[Part]:
+    """The parts by block, each there once and all of one whole."""
+    if not parts:
+        raise UserError("merge needs the run of each block; see looped merge --help")
+    first, by_block = parts[0], dict[int, Part]()
+    for part in parts:
+        if part.block in by_block:
+            raise UserError(f"{by_block[part.block].path} and {part.path} are both runs of block {part.block}; give "
+                            f"one run of each block")
+        check_fits(part, first.config, first.state["data"], first.path)
+        by_block[part.block] = part
+    num = first.config.blocks.num
+    missing = [str(block) for block in range(num) if block not in by_block]
+    if missing:
+        raise UserError(f"no run of block{'s' * (len(missing) > 1)} {', '.join(missing)} of {num} is given; train "
+                        f"{'them' if len(missing) > 1 else 'it'} with looped train --block, and give the run of each")
+    return [by_block[block] for block in range(num)]
+
+
+def _assemble(config: Config, parts: list[Part]) -> dict[str, Tensors]:
+    """The tensors of the whole's checkpoint, file by file."""
+    state = parts[0].state
+    picture = Picture(**state["picture"]) if state.get("picture") else None
+    objective = build_objective(config, build(config, state["vocab_size"], picture))
+    assert isinstance(objective, Blockwise)
+    expected = module_tensors(objective)
+    shared = _shared(config, parts, shared_names(objective, expected))
+    files = {}
+    for name in ("model", "ema") if parts[0].averages else ("model",):
+        files[name] = dict(shared)
+        for part in parts:
+            found, own = part.tensors(name), objective.names_of(part.block)
+            check_same({key: tensor for key, tensor in expected.items() if key in shared or key in own}, found,
+                       part.checkpoint / f"{name}.safetensors")
+            files[name] |= {key: found[key] for key in own}
+    return files | {"optimizer": _union(part.tensors("optimizer") for part in parts)}
+
+
+def _shared(config: Config, parts: list[Part], names: list[str]) -> Tensors:
+    """What the blocks share, as all of them were trained with it. Raises UserError where they were not."""
+    source = parts[config.blocks.shared_by if config.blocks.shared == "with-block" else 0]
+    for part in parts:
+        for name in names:
+            if name not in part.result or not same_bits(part.result[name], source.result[name]):
+                way = ("give the others its run as blocks.shared_from" if config.blocks.shared == "with-block" else
+                       "train all of them with the same version of looped and of torch")
+                raise UserError(f"the shared part '{name}' of {part.path} is not that of {source.path}, so they do not "
+                                f"belong together; {way}")
+    return {name: source.result[name] for name in names}
+
+
+def _union(tensors: Iterable[Tensors]) -> Tensors:
+    return {name: tensor for each in tensors for name, tensor in each.items()}
+
+
+def _write(folder: Path, config: Config, parts: list[Part], tensors: dict[str, Tensors]) -> None:
+    """A run's folder: the figures in it are what training took in all."""
+    first, spent = parts[0], asdict(_spent(parts))
+    state = spent | {"vocab_size": first.state["vocab_size"], "picture": first.state.get("picture"),
+                     "data": first.state["data"], "meter": {},
+                     "groups": [group for part in parts for group in part.state["groups"]]}
+    merged = {"merged": [str(part.path) for part in parts]}
+    write_text(folder / STAMP, json.dumps(stamp(config, "cpu") | merged, indent=1))
+    if (first.path / TOKENIZER).exists():
+        write_text(folder / TOKENIZER, (first.path / TOKENIZER).read_text(encoding="utf-8"))
+    append(folder / METRICS, json.dumps({"kind": "train", **spent, "peak_bytes": _peak(parts)}) + "\n")
+    save_checkpoint(folder, spent["step"], tensors, state, keep=1)
+    write_text(folder / CONFIG, dump_config(config))
+
+
+def _spent(parts: list[Part]) -> Counters:
+    """Steps are those of the longest run, everything else is the sum."""
+    each = [part.counters for part in parts]
+    return Counters(max(c.step for c in each), sum(c.tokens for c in each), sum(c.layer_forwards for c in each),
+                    sum(c.seconds for c in each))
+
+
+def _peak(parts: list[Part]) -> float:
+    return max(costs_of(read_metrics(part.path))["peak_bytes"] for part in parts)
