@@ -18,7 +18,7 @@ from looped.config_blocks import BlocksConfig, check_blocks
 from looped.config_data import DataConfig, TaskConfig
 from looped.config_denoise import DenoiseConfig, check_layout, noise_preset
 from looped.config_images import ImageConfig
-from looped.config_noprop import NOPROP, NoPropConfig, check_noprop
+from looped.config_local import NOPROP, ForwardForwardConfig, NoPropConfig, check_local
 from looped.config_rules import FixedPointConfig, SupervisionConfig
 from looped.errors import UserError, did_you_mean
 
@@ -146,7 +146,7 @@ class Config(Section):
     """A whole run."""
 
     objective: Literal["full", "truncated", "progressive", "one-step", "fixed-point", "denoise", "blockwise",
-                       "noprop-dt", "noprop-ct", "noprop-fm", "ar"] = Field(
+                       "noprop-dt", "noprop-ct", "noprop-fm", "forward-forward", "ar"] = Field(
         "denoise", description="training rule; ar: the same layers without a loop, the yardstick of the others")
     seed: Count = Field(0, description="with the step number, it decides all randomness and the order of the data")
     model: ModelConfig = ModelConfig()
@@ -156,6 +156,7 @@ class Config(Section):
     denoise: DenoiseConfig = DenoiseConfig()
     blocks: BlocksConfig = BlocksConfig()
     noprop: NoPropConfig = NoPropConfig()
+    forward_forward: ForwardForwardConfig = ForwardForwardConfig()
     task: TaskConfig = TaskConfig()
     images: ImageConfig = ImageConfig()
     data: DataConfig = DataConfig()
@@ -179,7 +180,7 @@ class Config(Section):
             check_layout(self.denoise, text=not (self.is_task or self.is_images), images=self.is_images,
                          full=self.sees_all)
         check_blocks(self)
-        check_noprop(self)
+        check_local(self)
         if self.denoise.block_size > 1 and self.model.injection == "none":
             raise ValueError("denoise.block_size above 1 needs an injection, which tells the core where in its block "
                              "a row stands; set model.injection to linear, add, gated or diagonal")
@@ -248,11 +249,13 @@ class Config(Section):
     @property
     def main_depth(self) -> int:
         """The depth that stands for the trained ones: their mean (their most, under `progressive` and `fixed-point`),
-        or one pass through all blocks where training is `single_pass`."""
+        one pass through all blocks where training is `single_pass`, or all layers under `forward-forward`."""
         if self.objective == "one-step":
             return self.supervision.segments * (self.supervision.steps + 1)
         if self.objective == "fixed-point":
             return self.fixed_point.max_steps
+        if self.objective == "forward-forward":
+            return self.model.num_core_layers
         return self.blocks.num if self.single_pass else self.recurrence.mean
 
     @property

@@ -8,7 +8,7 @@ import pytest
 from looped.arms import ARMS, parse_arm, parse_arms
 from looped.config import load_config
 from looped.config_denoise import DENOISE_PRESETS
-from looped.config_noprop import NOPROP
+from looped.config_local import NOPROP
 from looped.errors import UserError
 
 
@@ -37,7 +37,9 @@ def test_the_paper_is_a_dictionary_of_settings():
 def test_every_known_name_is_an_arm(config, name):
     """Some of them with what they cannot do without."""
     settings = " blocks.num=2" if name in ("blockwise", "noprop-dt") else ""
-    if name in NOPROP:
+    if name == "forward-forward":
+        settings = " model.injection=none model.num_prelude_layers=0 model.num_coda_layers=0"
+    if name in (*NOPROP, "forward-forward"):
         config = config.replace(**{"objective": "ar", "images.source": "digits"})
     assert parse_arm(config, name + settings).config.objective == name.split(":")[0]
 

@@ -9,8 +9,11 @@ from looped.rng import seeded_init
 
 def effective_depth(config: Config, block: int | None = None) -> int:
     """Layers on the longest residual path: the core counts once a loop step (Huginn, `mean` of them). Where a step
-    trains one block of several, a path goes through one: through `block`, or one of mean size."""
+    trains one block of several, a path goes through one: through `block`, or one of mean size; under `forward-forward`
+    through one layer."""
     model, core = config.model, config.step_layers * config.main_depth
+    if config.objective == "forward-forward":
+        return 1
     if config.one_block_a_step:
         core = config.step_layers if block is None else config.block_layers[block]
     return model.num_prelude_layers + round(core) + model.num_coda_layers

@@ -7,12 +7,13 @@ from looped.objectives.blockwise import Blockwise
 from looped.objectives.bptt import Autoregressive, Full, Progressive, Truncated
 from looped.objectives.denoise import Denoise
 from looped.objectives.fixed_point import FixedPoint
+from looped.objectives.forward_forward import ForwardForward
 from looped.objectives.noprop import NoPropCT, NoPropDT, NoPropFM
 from looped.objectives.one_step import OneStep
 from looped.rng import seeded_init
 
-__all__ = ["Autoregressive", "Blockwise", "Denoise", "FixedPoint", "Full", "Loss", "NoPropCT", "NoPropDT",
-           "NoPropFM", "Objective", "OneStep", "Progressive", "Truncated", "build_objective"]
+__all__ = ["Autoregressive", "Blockwise", "Denoise", "FixedPoint", "ForwardForward", "Full", "Loss", "NoPropCT",
+           "NoPropDT", "NoPropFM", "Objective", "OneStep", "Progressive", "Truncated", "build_objective"]
 
 UNROLLED = {"full": Full, "truncated": Truncated, "progressive": Progressive, "ar": Autoregressive}
 NOPROP = {"noprop-dt": NoPropDT, "noprop-ct": NoPropCT, "noprop-fm": NoPropFM}
@@ -31,4 +32,6 @@ def build_objective(config: Config, model: LanguageModel) -> Objective:
             return FixedPoint(model, config.recurrence, config.fixed_point)
         if config.is_noprop:
             return NOPROP[config.objective](model, config.noprop)
+        if config.objective == "forward-forward":
+            return ForwardForward(model, config.forward_forward)
         return UNROLLED[config.objective](model, config.recurrence)

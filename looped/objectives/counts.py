@@ -47,6 +47,8 @@ def count(config: Config, vocab_size: int) -> Counts:
     parameters, core = _numel(whole) + halting, _numel(model.recurrence.core)
     parts = parts_of(config, vocab_size)
     passes = config.denoise.train_steps if denoise else config.main_depth / config.blocks.num
+    if config.objective == "forward-forward":
+        passes = 1
     tokens = config.training.batch_size * rows_of(config)
     saved = saved_bytes(config, vocab_size)
     blocks, blockwise = model.recurrence.core.blocks, config.objective == "blockwise"

@@ -54,6 +54,9 @@ def parts_of(config: Config, vocab_size: int) -> list[Part]:
         return [_frozen(part, frozen) for part in parts] if frozen else parts
     if config.is_noprop:
         return [*before, *_noprop_parts(config, vocab_size)]
+    if config.objective == "forward-forward":
+        tried = vocab_size if config.forward_forward.negatives == "hard" else 0
+        return [*before, Part("core", layer * model.num_core_layers, tried, mean_steps(config)[1])]
     (no_grad, grad), read, once = mean_steps(config), num_readings(config), config.objective == "one-step"
     return [*before, Part("injection", injection_flops(model), no_grad, grad),
             Part("core", layer * config.step_layers, no_grad, grad), *_implicit_parts(config),
@@ -228,6 +231,8 @@ def mean_steps(config: Config) -> tuple[float, float]:
         return fixed_point_steps(config.fixed_point)
     if config.is_noprop:
         return 0.0, 1.0
+    if config.objective == "forward-forward":  # the right class, and a wrong one
+        return 0.0, 2.0
     if config.denoises:
         return carried_readings(config.denoise) + settling_readings(config.denoise), float(config.denoise.train_steps)
     return 0.0, float(config.main_depth)
@@ -242,6 +247,8 @@ def num_unrolls(config: Config) -> int:
 
 def num_readings(config: Config) -> float:
     """How often a training step of a loop reads out."""
+    if config.objective == "forward-forward":
+        return 0.0
     return mean_steps(config)[1] if config.recurrence.loss_on == "every" else float(num_unrolls(config))
 
 

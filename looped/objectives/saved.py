@@ -64,6 +64,8 @@ def saved_bytes(config: Config, vocab_size: int) -> int:
         token += num_readings(config) * _read_out_bytes(model, kept)
     if config.is_noprop:
         fixed += rows * _noprop_bytes(config, vocab_size) + _schedule_bytes(config, rows)
+    if config.objective == "forward-forward":  # the first input and each layer's output, to be squared
+        token += steps * WIDE * model.width * (model.num_core_layers + 1)
     if config.objective == "one-step":
         token += num_readings(config) * WIDE  # the norm that the halting head reads through
         fixed += num_readings(config) * rows * WIDE * model.width

@@ -274,6 +274,21 @@ def test_the_costs_of_noprop_are_those_of_one_reading(rule, recipe, precision):
         check_flops(config)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("recipe", [{}, {"forward_forward.negatives": "hard", "forward_forward.goodness": "sum"}],
+                         ids=["uniform", "hard"])
+def test_the_costs_of_forward_forward_are_those_of_two_passes_and_of_all_classes_tried(recipe, precision):
+    pytest.importorskip("sklearn")
+    config = config_of("forward-forward", **recipe, **{
+        "model.num_prelude_layers": 0, "model.num_coda_layers": 0, "model.injection": "none", "images.source": "digits",
+        "model.patch_size": 2, "training.precision": precision})
+    objective, counts = objective_of(config), count(config, VOCAB)
+    assert counts.parameters == counts.effective_parameters == sum(p.numel() for p in objective.parameters())
+    assert counts.saved_activation_bytes == pytest.approx(kept_bytes(config), rel=5e-3)
+    if precision == "fp32":
+        check_flops(config)
+
+
 @pytest.mark.parametrize("arm", ["full", "one-step", "fixed-point", "denoise:inject"])
 def test_the_costs_of_a_task_are_those_of_its_cells_which_all_see_each_other(arm):
     """Left out of the bytes: what is kept once a sequence."""

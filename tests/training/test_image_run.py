@@ -29,7 +29,8 @@ def lines(run, kind):
 
 RULES = {"denoise": {}, "full": {}, "truncated": {}, "progressive": {}, "one-step": {}, "fixed-point": {}, "ar": {},
          "blockwise": {"blocks.num": 2, "model.num_core_layers": 2},
-         "noprop-dt": {"blocks.num": 2, "model.num_core_layers": 2}, "noprop-ct": {}, "noprop-fm": {}}
+         "noprop-dt": {"blocks.num": 2, "model.num_core_layers": 2}, "noprop-ct": {}, "noprop-fm": {},
+         "forward-forward": {"model.num_core_layers": 2, "model.injection": "none"}}
 
 
 @pytest.mark.parametrize("objective", RULES)
@@ -43,7 +44,7 @@ def test_any_rule_trains_a_classifier(objective, tmp_path):
     assert " taken for " in (tmp_path / "run/train.log").read_text()
 
 
-@pytest.mark.parametrize("objective", ["denoise", "noprop-dt", "noprop-ct"])
+@pytest.mark.parametrize("objective", ["denoise", "noprop-dt", "noprop-ct", "forward-forward"])
 def test_a_run_goes_on_bit_for_bit_and_is_read_back(objective, tmp_path):
     config = load_config(None, TINY | RULES[objective] | {"objective": objective})
     whole = train(config, tmp_path / "whole").objective

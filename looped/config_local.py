@@ -1,4 +1,4 @@
-"""Settings of the rules that teach a classifier of images piece by piece: NoProp's three."""
+"""Settings of the rules that teach a classifier of images piece by piece: NoProp's three, and Forward-Forward."""
 
 from typing import Any, Literal
 
@@ -46,14 +46,44 @@ class NoPropConfig(Section):
         return self.schedule or ("learned" if rule == "noprop-ct" else "cosine")
 
 
-def check_noprop(config: Any) -> None:
-    """Whether a whole config can be trained by the NoProp rule that it names, if it does. Raises ValueError."""
-    rule, blocks = config.objective, config.blocks.num
-    if rule not in NOPROP:
+class ForwardForwardConfig(Section):
+    """What a layer takes for good, and what it is to take for bad (Hinton 2022, arXiv 2212.13345)."""
+
+    goodness: Literal["mean", "sum"] = Field(
+        "mean", description="of the squares of a row's coordinates, as a layer's log-odds beyond the threshold")
+    threshold: Positive = Field(2.0, description="mean square of a coordinate that parts good from bad; what enters a "
+                                                 "layer has 1")
+    negatives: Literal["uniform", "hard"] = Field(
+        "uniform", description="wrong classes that are shown: each as often, or as often as they are mistaken for the "
+                               "right one, for which a training step tries all classes without gradient")
+
+
+def check_local(config: Any) -> None:
+    """Whether a whole config can be trained by the rule of this file that it names, if it does. Raises ValueError."""
+    rule = config.objective
+    if rule not in (*NOPROP, "forward-forward"):
         return
     if not config.is_images:
         raise ValueError(f"objective {rule} names what is on images; set images.source to digits, idx, folder or "
                          f"dataset")
+    if rule == "forward-forward":
+        _check_forward_forward(config.model)
+    else:
+        _check_noprop(config)
+
+
+def _check_forward_forward(model: Any) -> None:
+    """All layers are those of the core, each reads the one before it alone, and none ends in a norm, which would leave
+    nothing to be good by."""
+    alone = {"num_prelude_layers": 0, "num_coda_layers": 0, "injection": "none", "block": "prenorm"}
+    for name, value in alone.items():
+        if getattr(model, name) != value:
+            raise ValueError(f"model.{name} {getattr(model, name)} is not for objective forward-forward, which teaches "
+                             f"each layer of the core by what it makes of the one before; set it to {value}")
+
+
+def _check_noprop(config: Any) -> None:
+    rule, blocks = config.objective, config.blocks.num
     if rule == "noprop-dt" and blocks < 2:
         raise ValueError("objective noprop-dt has a block for each step in time, and blocks.num is 1; set blocks.num "
                          "to 2 or more, or objective to noprop-ct")
