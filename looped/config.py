@@ -119,6 +119,9 @@ class TrainingConfig(Section):
     checkpoint_every: Count = Field(200, description="steps between checkpoints; 0 saves at the end only")
     keep_checkpoints: Depth = Field(2, description="newest checkpoints that are kept")
     warm_start: str | None = Field(None, description="a run whose model's weights are taken over before the first step")
+    checkpoint_activations: bool = Field(
+        False, description="keep each layer's input alone for backward, which runs the layer again: less memory for a "
+                           "third more time, the same gradients; rows that a cache keeps (concat) are left as they are")
     compile: bool = Field(False, description="torch.compile the loop step (never the loop)")
     wandb: Literal["off", "online", "offline"] = Field("off", description="Weights & Biases beside metrics.jsonl")
 

@@ -34,12 +34,14 @@ class LanguageModel(nn.Module):
     `effective_depth` scales the initialisation of the output projections; None counts every layer once.
     `core_layers`: the layers of each block of the core; None has them all in one, the weight-tied loop.
     `held`: the blocks that there are; None: all. The others take no memory and cannot be asked.
+    `checkpointed`: layers keep their inputs alone for backward (`TransformerLayer`).
     """
 
     def __init__(self, config: ModelConfig, vocab_size: int, *, cond_width: int | None = None,
                  effective_depth: int | None = None, core_layers: Sequence[int] | None = None,
-                 held: Collection[int] | None = None):
+                 held: Collection[int] | None = None, checkpointed: bool = False):
         super().__init__()
+        self._checkpointed = checkpointed
         self.config, self.vocab_size, self.width = config, vocab_size, config.width
         self.core_layers = tuple(core_layers or (config.num_core_layers,))
         self.embed = nn.Embedding(vocab_size, config.width)
@@ -68,7 +70,8 @@ class LanguageModel(nn.Module):
     def _layer(self, cond_width: int | None = None) -> TransformerLayer:
         c = self.config
         return TransformerLayer(c.width, c.num_heads, c.hidden, num_kv_heads=c.kv_heads, block=c.block,
-                                qk_norm=c.qk_norm, cond_width=cond_width, eps=c.norm_eps, backend=c.attention)
+                                qk_norm=c.qk_norm, cond_width=cond_width, eps=c.norm_eps, backend=c.attention,
+                                checkpointed=self._checkpointed)
 
     def _rows(self, x: Tensor, start: Start, mask: Mask | None, context: Cache | None = None,
               positions: Positions | None = None) -> dict:

@@ -13,9 +13,8 @@ from torch import Tensor
 class LayerCache:
     """Keys and values (B, M, G, K) of one layer."""
 
-    def __init__(self):
-        self.k: Tensor | None = None
-        self.v: Tensor | None = None
+    def __init__(self, k: Tensor | None = None, v: Tensor | None = None):
+        self.k, self.v = k, v
 
     @property
     def length(self) -> int:

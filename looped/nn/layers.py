@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from looped.errors import UserError
 from looped.nn.attention import attention, context_attention
@@ -145,13 +146,17 @@ class TransformerLayer(nn.Module):
 
     prenorm:  x = x + attn(n1(x));      x = x + mlp(n3(x))
     sandwich: x = n2(x + attn(n1(x)));  x = n4(x + mlp(n3(x)))
+
+    `checkpointed`: keep the inputs alone for backward, which runs the layer again (Chen et al. 2016, arXiv 1604.06174);
+    not where it fills a cache, which would be filled twice.
     """
 
     def __init__(self, width: int, num_heads: int, hidden: int, *, num_kv_heads: int | None = None,
                  block: str = "prenorm", qk_norm: bool = False, cond_width: int | None = None, eps: float = 1e-6,
-                 backend: str = "auto"):
+                 backend: str = "auto", checkpointed: bool = False):
         super().__init__()
         assert block in ("prenorm", "sandwich"), block
+        self.checkpointed = checkpointed
         self.attn = Attention(width, num_heads, num_kv_heads=num_kv_heads, qk_norm=qk_norm, eps=eps, backend=backend)
         self.mlp = SwiGLU(width, hidden)
         self.n1, self.n3 = RMSNorm(width, eps=eps), RMSNorm(width, eps=eps)
@@ -168,6 +173,18 @@ class TransformerLayer(nn.Module):
     def forward(self, x: State, cond: Tensor | None = None, *, mask: Mask | None, rotation: Rotation,
                 cache: LayerCache | None = None, context: LayerCache | None = None, strict: bool = False) -> State:
         """One layer; `cond` (B, C) or (B, L, C) modulates it, None leaves it plain."""
+        if not self.checkpointed or cache is not None or not torch.is_grad_enabled():
+            return self._run(x, cond, mask=mask, rotation=rotation, cache=cache, context=context, strict=strict)
+
+        def again(x, cond, cos, sin, k=None, v=None):
+            rows = None if context is None else LayerCache(k, v)
+            return self._run(x, cond, mask=mask, rotation=(cos, sin), context=rows, strict=strict)
+
+        rows = () if context is None else (context.k, context.v)
+        return checkpoint(again, x, cond, *rotation, *rows, use_reentrant=False, preserve_rng_state=False)
+
+    def _run(self, x: State, cond: Tensor | None, *, mask: Mask | None, rotation: Rotation,
+             cache: LayerCache | None = None, context: LayerCache | None = None, strict: bool = False) -> State:
         (shift1, scale1, gate1), (shift2, scale2, gate2) = self._modulate(cond)
         h = self.n1(x, scale=scale1, shift=shift1)
         x = self.n2(x + self.attn(h, mask=mask, rotation=rotation, cache=cache, context=context, strict=strict,

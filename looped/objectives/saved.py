@@ -3,7 +3,7 @@
 Parameters are left out; under bf16 the bf16 copies of the weights are in.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from looped.config import Config, ModelConfig
 from looped.diffusion.preserving import SCHEDULE_WIDTH
@@ -29,10 +29,12 @@ WIDE = 4
 
 @dataclass(frozen=True)
 class Kept:
-    """Bytes a number takes: in matrix products (`narrow`), in the residual stream that enters some layers."""
+    """Bytes a number takes: in matrix products (`narrow`), in the residual stream that enters some layers; whether
+    these keep their inputs alone."""
 
     narrow: int
     stream: int
+    checkpointed: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,11 @@ class Streams:
     e: int
     core: int
     state: int
+    checkpointed: bool
+
+    def enter(self, stream: int) -> Kept:
+        """Layers that a residual stream of so many bytes a number enters."""
+        return Kept(self.narrow, stream, self.checkpointed)
 
 
 def saved_bytes(config: Config, vocab_size: int) -> int:
@@ -51,7 +58,7 @@ def saved_bytes(config: Config, vocab_size: int) -> int:
     were not, so the most that can be."""
     model, length, kept = config.model, rows_of(config), streams(config)
     rows, (_, steps) = config.training.batch_size // config.training.accumulation, mean_steps(config)
-    token = _stack_bytes(model, model.num_prelude_layers, Kept(kept.narrow, WIDE))
+    token = _stack_bytes(model, model.num_prelude_layers, kept.enter(WIDE))
     placed = rows if config.sees_all else 1  # sequences whose positions are given have angles of their own
     fixed = WIDE * length * (model.width // model.num_heads) * _rotations(config) * placed + _batch_bytes(config, rows)
     if config.denoises:
@@ -60,7 +67,7 @@ def saved_bytes(config: Config, vocab_size: int) -> int:
         fixed += _table_bytes(config, vocab_size) + _mask_bytes(config)
     else:
         each, once = _injection_bytes(model, kept)
-        token += once + steps * (each + _stack_bytes(model, core_layers(config), Kept(kept.narrow, kept.core)))
+        token += once + steps * (each + _stack_bytes(model, core_layers(config), kept.enter(kept.core)))
         token += num_readings(config) * _read_out_bytes(model, kept)
     if config.is_noprop:
         fixed += rows * _noprop_bytes(config, vocab_size) + _schedule_bytes(config, rows)
@@ -92,13 +99,16 @@ def streams(config: Config, *, noisy: bool | None = None) -> "Streams":
         e = WIDE  # a row's place is added in float32
     core = {"linear": narrow, "diagonal": WIDE, "none": narrow if noisy else e}.get(model.injection, e)
     state = narrow if sandwich else core
-    return Streams(narrow, e, core, state=WIDE if config.objective == "fixed-point" else state)
+    return Streams(narrow, e, core, WIDE if config.objective == "fixed-point" else state,
+                   config.training.checkpoint_activations)
 
 
 def layer_bytes(model: ModelConfig, kept: Kept) -> int:
     """What one layer keeps, a token: its input, both norms' outputs, q, k, v, the mix, SwiGLU's halves; sandwich also
     keeps the two sums. Statistics are one float32 a row and a head."""
     d, narrow = model.width, kept.narrow
+    if kept.checkpointed:
+        return kept.stream * d
     sandwich = model.block == "sandwich"
     total = kept.stream * d + narrow * (4 * d + 2 * kv_width(model)) + WIDE * model.num_heads
     total += narrow * 2 * model.hidden + 2 * WIDE
@@ -111,13 +121,13 @@ def layer_bytes(model: ModelConfig, kept: Kept) -> int:
 def _stack_bytes(model: ModelConfig, num_layers: float, kept: Kept) -> float:
     if not num_layers:
         return 0
-    later = Kept(kept.narrow, kept.narrow if model.block == "sandwich" else kept.stream)
+    later = replace(kept, stream=kept.narrow if model.block == "sandwich" else kept.stream)
     return layer_bytes(model, kept) + (num_layers - 1) * layer_bytes(model, later)
 
 
 def _read_out_bytes(model: ModelConfig, kept: "Streams") -> int:
     """From the core's output to the loss: norm, coda, norm, what the head reads, a log-sum-exp."""
-    coda = _stack_bytes(model, model.num_coda_layers, Kept(kept.narrow, kept.narrow))
+    coda = _stack_bytes(model, model.num_coda_layers, kept.enter(kept.narrow))
     return coda + _norm_bytes(model, kept.state) + _norm_bytes(model, kept.narrow) + kept.narrow * model.width + WIDE
 
 
@@ -160,10 +170,10 @@ def _noisy_bytes(config: Config, vocab_size: int) -> float:
     the rows' own in each layer, and of levels by token the branches before their gates."""
     model, denoise, kept = config.model, config.denoise, streams(config)
     total = (kept.narrow + WIDE * denoise.posterior) * noisy_dim(config)
-    total += _stack_bytes(model, core_layers(config), Kept(kept.narrow, kept.core))
-    if denoise.block_size > 1:
+    total += _stack_bytes(model, core_layers(config), kept.enter(kept.core))
+    if denoise.block_size > 1 and not kept.checkpointed:
         total += (core_layers(config) + model.num_coda_layers) * 2 * kept.narrow * kv_width(model)
-    if num_levels(config) > 1:
+    if num_levels(config) > 1 and not kept.checkpointed:
         total += core_layers(config) * 2 * kept.narrow * model.width
     if denoise.evidence_in:
         total += WIDE * noisy_dim(config) + (WIDE + (kept.narrow if kept.narrow < WIDE else 0)) * vocab_size
@@ -179,7 +189,7 @@ def _carry_bytes(config: Config) -> int:
 
 def _plain_bytes(config: Config) -> float:
     model, kept = config.model, streams(config, noisy=False)
-    core = _stack_bytes(model, core_layers(config), Kept(kept.narrow, kept.core))
+    core = _stack_bytes(model, core_layers(config), kept.enter(kept.core))
     return _injection_bytes(model, kept)[0] + core + _read_out_bytes(model, kept)
 
 
@@ -187,7 +197,7 @@ def _clean_bytes(config: Config) -> float:
     """The clean rows, a token."""
     model, context, kept = config.model, config.denoise.context, streams(config, noisy=False)
     recorded = WIDE + kept.narrow * model.width + _key_value_bytes(model, kept.narrow)  # rows that only show these
-    if config.denoise.block_size > 1:
+    if config.denoise.block_size > 1 and not kept.checkpointed:
         recorded -= 2 * kept.narrow * kv_width(model)  # kept where they are joined to others
     if context == "inject":
         return 0
@@ -205,6 +215,7 @@ def _conditioning_bytes(config: Config) -> float:
     """Shift, scale and gate of every core layer, and the level embedding; a level."""
     cond, narrow = config.denoise.cond_width, streams(config).narrow
     layer = narrow * (6 + 2) * config.model.width + narrow * cond
+    layer *= not config.training.checkpoint_activations
     return core_layers(config) * layer + narrow * (NUM_LEVEL_FEATURES + 3 * cond)
 
 
@@ -238,7 +249,7 @@ def _table_bytes(config: Config, vocab_size: int) -> int:
 def _mask_bytes(config: Config) -> float:
     """Blocks are attended to under a mask of queries x keys, which every layer keeps in its own precision."""
     model, length = config.model, rows_of(config)
-    if config.denoise.block_size == 1:
+    if config.denoise.block_size == 1 or config.training.checkpoint_activations:
         return 0
     layers = core_layers(config) + model.num_coda_layers
     return config.denoise.train_steps * layers * streams(config).narrow * 2 * length**2
@@ -259,6 +270,7 @@ def weight_copies(config: Config, vocab_size: int) -> float:
     """Bytes of the bf16 copies that autocast's linear maps keep; SwiGLU's and gated output maps cast anew instead."""
     model, d = config.model, config.model.width
     layer = 2 * (2 * d**2 + 2 * d * kv_width(model) + 2 * d * model.hidden)
+    layer *= not streams(config).checkpointed
     blocks = 1 if config.denoises or config.one_block_a_step else config.blocks.num
     total = layer * (model.num_prelude_layers + blocks * core_layers(config) + model.num_coda_layers)
     total += blocks * injection_flops(model)  # two bytes a weight, as two FLOPs a weight
@@ -269,7 +281,8 @@ def _denoiser_copies(config: Config, vocab_size: int) -> float:
     denoise, d, cond = config.denoise, config.model.width, config.denoise.cond_width
     # A gate of a sequence is part of the map; clean rows, a plain step and gates of a token leave a plain linear map.
     gated = denoise.context != "concat" and not denoise.next_token_weight and num_levels(config) == 1
-    total = 2 * (core_layers(config) * 6 * d * cond + cond * cond) - core_layers(config) * 2 * d**2 * gated
+    inside = core_layers(config) * (not streams(config).checkpointed)
+    total = 2 * (inside * 6 * d * cond + cond * cond) - inside * 2 * d**2 * gated
     several = denoise.train_steps > 1  # what zeros, or a reading without gradient, hand on needs no copy
     total += 2 * d * (noisy_dim(config) + several * (carry_size(config) + vocab_size))
     return total + 2 * d * vocab_size * denoise.evidence_in * denoise.train_steps

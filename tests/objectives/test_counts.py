@@ -361,6 +361,16 @@ def test_saved_bytes_hold_for_every_kind_of_layer(arm, settings):
     assert count(config, VOCAB).saved_activation_bytes == pytest.approx(kept_bytes(config), rel=0.02)
 
 
+@pytest.mark.parametrize(("arm", "recipe"), [
+    ("full", {}), ("ar", {}), ("full", {"model.block": "sandwich"}), ("denoise:inject", {}), ("denoise:context", {}),
+    ("denoise:context", {"denoise.block_size": 4}),
+    ("denoise:inject", {"denoise.noise.share_per_token": 0.5})], ids=str)
+def test_saved_bytes_of_checkpointed_layers_are_their_inputs(arm, recipe):
+    config = config_of(arm, **recipe | {"training.checkpoint_activations": True})
+    assert count(config, VOCAB).saved_activation_bytes == pytest.approx(kept_bytes(config), rel=0.01)
+    assert kept_bytes(config) < 0.7 * kept_bytes(config_of(arm, **recipe))
+
+
 def test_saved_bytes_are_one_micro_batchs():
     whole, half = config_of("full", **{"training.batch_size": 6}), config_of(
         "full", **{"training.batch_size": 6, "training.accumulation": 2})
