@@ -22,7 +22,8 @@ usage: looped VERB [arguments]
   merge RUN RUN ..   the runs of single blocks as one run of the whole model
   eval RUN           how good a trained run is at every depth: table, JSONL and picture
   generate RUN       continue a text at any depth
-  bench WHAT         what a training step costs (step), how much of the processor it uses (flops)
+  bench WHAT CONFIG  what a training step costs (step), how much of the processor it uses (flops), what a block alone
+                     needs (memory)
   compare CONFIG     several objectives at one budget over seeds: table, pictures, page
   plot RUN [RUN ..]  depth curves of several runs in one picture
   info [RUN|CONFIG]  versions, devices and attention backends; or what a run or config is

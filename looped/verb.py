@@ -13,14 +13,14 @@ def no_settings(settings: Settings, verb: str) -> None:
         raise UserError(f"{verb} takes no settings, but got --{next(iter(settings))}")
 
 
-def parse_depths(text: str) -> list[int]:
-    """`1,2,4` as ascending depths. Raises UserError."""
+def parse_depths(text: str, flag: str = "--depths") -> list[int]:
+    """`1,2,4` as ascending depths, or other numbers. Raises UserError."""
     try:
         depths = sorted({int(part) for part in text.split(",")})
     except ValueError:
-        raise UserError(f"--depths {text!r} is not a list of whole numbers; write for instance 1,2,4,8") from None
+        raise UserError(f"{flag} {text!r} is not a list of whole numbers; write for instance 1,2,4,8") from None
     for depth in depths:
-        check_range("--depths", depth)
+        check_range(flag, depth)
     return depths
 
 

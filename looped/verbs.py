@@ -161,15 +161,20 @@ class Bench(Verb):
 
     step: seconds, saved activation bytes, peak memory and layer forwards of a training step under each objective.
     flops: floating-point operations a second of the model beside those of a matrix product.
+    memory: bytes that one of several blocks alone takes to train, beside the same layers end to end.
     """
 
-    what: Positional[Literal["step", "flops"]]
-    """step or flops"""
-    config: Path
+    what: Positional[Literal["step", "flops", "memory"]]
+    """step, flops or memory"""
+    model: Positional[Path | None] = None
     """the YAML file of the model"""
+    config: Path | None = None
+    """the same as a flag"""
     objectives: str = "full,truncated,denoise"
     """arms of `step`; denoise:concat, :context, :paper are variants, settings follow after spaces, NAME=OBJECTIVE names
     an arm"""
+    blocks: str = "1,2,4"
+    """numbers of blocks of `memory`; 1 is all layers end to end (ar)"""
     repeats: int = 5
     """timed steps an arm; the median counts"""
     threads: int = 1
@@ -180,15 +185,21 @@ class Bench(Verb):
     def __call__(self, settings: Settings) -> None:
         check_range("--repeats", self.repeats)
         check_range("--threads", self.threads)
-        config = load_config(self.config, settings)
+        path = self.model or self.config
+        if path is None or None not in (self.model, self.config):
+            raise UserError(f"bench {self.what} needs one YAML file; write looped bench {self.what} CONFIG")
+        config = load_config(path, settings)
         from looped.arms import split_arms
-        from looped.evaluation import cost
+        from looped.evaluation import cost, memory
 
-        if self.what == "step":
+        if self.what == "memory":
+            result, table = memory.bench_memory(config, parse_depths(self.blocks, "--blocks"), repeats=self.repeats,
+                                                threads=self.threads), memory.format_memory
+        elif self.what == "step":
             result, table = cost.bench_step(config, split_arms(self.objectives), repeats=self.repeats,
                                             threads=self.threads), cost.format_step
         elif config.is_images:
-            raise UserError(f"bench flops times a language model, and {self.config} trains on images; use bench step")
+            raise UserError(f"bench flops times a language model, and {path} trains on images; use bench step")
         else:
             result, table = cost.bench_flops(config, repeats=self.repeats, threads=self.threads), cost.format_flops
         print(json.dumps(result, indent=1) if self.json else table(result))

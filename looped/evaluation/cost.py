@@ -100,12 +100,12 @@ def _ratios(figures: dict[str, dict], rounds: list[dict[str, dict]]) -> dict:
 
 
 class Arm(AbstractContextManager):
-    """The parent's end of one arm's process."""
+    """The parent's end of one arm's process, whose end is `serve` of `module`."""
 
-    def __init__(self, name: str, config: Config, threads: int):
+    def __init__(self, name: str, config: Config, threads: int, *, module: str = __name__):
         self.name, self.errors = name, tempfile.TemporaryFile("w+")  # noqa: SIM115 closed by __exit__
         self.process = subprocess.Popen(
-            [sys.executable, "-c", "from looped.evaluation.cost import serve; serve()"], text=True,
+            [sys.executable, "-c", f"from {module} import serve; serve()"], text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
             env=os.environ | {"OMP_NUM_THREADS": str(threads)})
         self.settings = {"config": config.model_dump(mode="json"), "threads": threads}
@@ -141,13 +141,13 @@ class Arm(AbstractContextManager):
         self.errors.close()
 
 
-def serve() -> None:
-    """The arm's end: the settings, then commands until the parent hangs up."""
+def serve(kind: type["Stepper"] | None = None) -> None:
+    """The arm's end: the settings, then commands to a stepper until the parent hangs up."""
     answers, sys.stdout = sys.stdout, sys.stderr  # nothing else may write among the answers
     settings = json.loads(sys.stdin.readline())
     torch.set_num_threads(settings["threads"])
     base = psutil.Process().memory_info().rss
-    stepper = Stepper(load_config(None, settings["config"]))
+    stepper = (kind or Stepper)(load_config(None, settings["config"]))
     commands: dict[str, Callable] = {"step": stepper.step, "figures": lambda: stepper.figures(base)}
     for line in sys.stdin:
         print(json.dumps(commands[json.loads(line)]()), file=answers, flush=True)
@@ -366,7 +366,7 @@ def format_step(result: dict) -> str:
                      f"{r['step_seconds_max']:.2f} round by round; {r['step_cpu_seconds']:.2f} x the processor "
                      f"time), {r['saved_activation_bytes']:.2f} x the bytes kept, "
                      f"{r['layer_forwards']:.2f} x the layer forwards")
-    return "\n".join([*lines, _machine_line(result["machine"])])
+    return "\n".join([*lines, machine_line(result["machine"])])
 
 
 def format_flops(result: dict) -> str:
@@ -381,9 +381,9 @@ def format_flops(result: dict) -> str:
     beside = f", {result['saved_activation_ratio']:.2f} of Huginn's" if "saved_activation_ratio" in result else ""
     lines.append(f"a layer keeps {result['saved_activation_bytes_per_layer'] / 1e6:.1f} MB of {result['tokens']:,} "
                  f"tokens in fp32{beside}")
-    return "\n".join([*lines, _machine_line(result["machine"])])
+    return "\n".join([*lines, machine_line(result["machine"])])
 
 
-def _machine_line(where: dict) -> str:
+def machine_line(where: dict) -> str:
     return (f"{where['processor']}, {where['threads']} of {where['logical_cpus']} CPUs, torch {where['torch']}, "
             f"{where['cpu_capability']}")

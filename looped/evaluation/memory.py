@@ -1,0 +1,133 @@
+"""What training one block alone needs of a machine's memory, beside the same layers trained end to end.
+
+    (4 P + A) L / B      bytes of a stack of L layers, of P bytes of parameters and A of activations each, in B blocks
+
+DiffusionBlocks (arXiv 2506.14202, section 3): weights, gradients, two moments, and what backward reads. Every number of
+blocks runs in a process of its own, with and without checkpointed layers, and all take turns, as in `cost`.
+"""
+
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from statistics import median
+
+import torch
+from torch import nn
+
+from looped.config import Config
+from looped.errors import UserError
+from looped.evaluation import cost
+from looped.models.build import unseeded
+from looped.objectives.flops import rows_of
+from looped.objectives.saved import layer_bytes, streams
+
+FIRST = 0
+"""The block that is measured; they are of equal size."""
+KINDS = ("parameters", "gradients", "optimizer")
+
+
+def bench_memory(config: Config, num_blocks: Sequence[int], *, repeats: int = 2, threads: int = 1) -> dict:
+    """Bytes that training one of N blocks alone takes, for each N; 1 is `ar`, all layers trained end to end.
+
+    Returns {"arms": [...], "machine": ...}. An arm has `stack` (the held layers of the core) and, apart, `shared` (all
+    the rest), each {parameters, gradients, optimizer}; `saved_activation_bytes` of a micro-batch; `peak_rss_bytes` of
+    its process above `empty_rss_bytes`, those before it had a model, with all modules imported; `formula_bytes`; and
+    `of_twin`, its stack and its peak as shares of the first arm's, checkpointed alike. Raises UserError for numbers that
+    do not split the layers, and for a process that ends early.
+    """
+    if not num_blocks:
+        raise UserError("bench memory needs at least one number of blocks; give for instance --blocks 1,2,4")
+    configs = {(num, checkpointed): memory_config(config, num, checkpointed)
+               for num in num_blocks for checkpointed in (False, True)}
+    with ExitStack() as stack:
+        arms = {key: stack.enter_context(cost.Arm(_name(*key), arm, threads, module=__name__))
+                for key, arm in configs.items()}
+        for _ in range(cost.NUM_WARMUP):
+            for arm in arms.values():
+                arm.ask("step")
+        rounds = [{key: arm.ask("step")["seconds"] for key, arm in arms.items()} for _ in range(repeats)]
+        figures = [{"blocks": num, "checkpointed": checkpointed, **arms[num, checkpointed].ask("figures"),
+                    "formula_bytes": formula_bytes(configs[num, checkpointed]),
+                    "step_seconds": median(steps[num, checkpointed] for steps in rounds)}
+                   for num, checkpointed in arms]
+    for arm in figures:
+        arm["of_twin"] = _shares(arm, next(a for a in figures if a["checkpointed"] == arm["checkpointed"]))
+    return {"arms": figures, "machine": cost.machine(threads)}
+
+
+def _name(num: int, checkpointed: bool) -> str:
+    return ("end to end" if num == 1 else f"1 of {num} blocks") + ", checkpointed" * checkpointed
+
+
+def memory_config(config: Config, num: int, checkpointed: bool) -> Config:
+    """That of one of `num` equal blocks alone, or for 1 that of all layers end to end."""
+    alone = {"objective": "ar", "blocks.shared": "trained"} if num == 1 else {
+        "objective": "blockwise", "blocks.alone": FIRST}
+    try:
+        return config.replace(**alone | {"blocks.num": num, "blocks.layers": None, "blocks.edges": None,
+                                         "training.checkpoint_activations": checkpointed, "training.sample_every": 0})
+    except UserError as error:
+        raise UserError(f"{_name(num, False)}: {str(error).removeprefix('replace(): ')}") from None
+
+
+def formula_bytes(config: Config) -> int:
+    """(4 P + A) L / B: P of a plain layer, A what it keeps of a micro-batch (its input alone where checkpointed)."""
+    rows = config.training.batch_size // config.training.accumulation * rows_of(config)
+    return round((4 * _plain_layer(config) + layer_bytes(config.model, streams(config).enter(4)) * rows)
+                 * config.model.num_core_layers / config.blocks.num)
+
+
+def _plain_layer(config: Config) -> int:
+    """Bytes of the weights of a layer without conditioning."""
+    with torch.device("meta"):
+        model = unseeded(config.replace(**{"objective": "ar", "blocks.alone": None}), 2)
+    return _bytes(model.recurrence.core.blocks[FIRST].layers[0].parameters())
+
+
+def _shares(arm: dict, twin: dict) -> dict:
+    return {"stack": sum(arm["stack"].values()) / sum(twin["stack"].values()),
+            "peak_rss_bytes": arm["peak_rss_bytes"] / twin["peak_rss_bytes"]}
+
+
+class MemoryStepper(cost.Stepper):
+    """Optimiser steps of one config, and what they hold."""
+
+    def figures(self, base: int) -> dict:
+        """What does not vary from step to step. `base`: bytes of the process before it had a model."""
+        peak, core = cost.peak_rss(), list(self.objective.model.recurrence.core.parameters())
+        saved = cost.saved_bytes(self.loss, self.objective)
+        self.loss().backward()
+        own = {id(parameter) for parameter in core}
+        shared = [parameter for parameter in self.objective.parameters() if id(parameter) not in own]
+        return {"stack": self._held(core), "shared": self._held(shared), "saved_activation_bytes": saved,
+                "peak_rss_bytes": peak - base, "empty_rss_bytes": base}
+
+    def _held(self, parameters: list[nn.Parameter]) -> dict[str, int]:
+        slots = [slot for parameter in parameters for slot in self.optimizer.state[parameter].values()]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        return dict(zip(KINDS, map(_bytes, (parameters, gradients, slots)), strict=True))
+
+
+def _bytes(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def serve() -> None:
+    """An arm's end."""
+    import torch._dynamo  # noqa: F401 the first step would import it: modules are no part of what training takes
+
+    cost.serve(MemoryStepper)
+
+
+def format_memory(result: dict) -> str:
+    """The table of `bench_memory`."""
+    heads = "weights", "gradients", "optimizer", "shared", "kept", "(4P+A)L/B", "peak"
+    lines = ["MB; shared: weights, gradients and optimiser state outside the stack; kept: for backward; peak: above a "
+             "process without a model",
+             f"{'':28}" + "".join(f"{head:>10}" for head in heads) + f"{'s a step':>10}   of the first: stack, peak"]
+    for arm in result["arms"]:
+        figures = [*arm["stack"].values(), sum(arm["shared"].values()), arm["saved_activation_bytes"],
+                   arm["formula_bytes"], arm["peak_rss_bytes"]]
+        lines.append(f"{_name(arm['blocks'], arm['checkpointed']):28}"
+                     + "".join(f"{figure / 1e6:10.1f}" for figure in figures) + f"{arm['step_seconds']:10.2f}"
+                     + f"{arm['of_twin']['stack']:20.3f}, {arm['of_twin']['peak_rss_bytes']:.3f}")
+    return "\n".join([*lines, cost.machine_line(result["machine"])])
