@@ -31,8 +31,8 @@ def bench_memory(config: Config, num_blocks: Sequence[int], *, repeats: int = 2,
     Returns {"arms": [...], "machine": ...}. An arm has `stack` (the held layers of the core) and, apart, `shared` (all
     the rest), each {parameters, gradients, optimizer}; `saved_activation_bytes` of a micro-batch; `peak_rss_bytes` of
     its process above `empty_rss_bytes`, those before it had a model, with all modules imported; `formula_bytes`; and
-    `of_twin`, its stack and its peak as shares of the first arm's, checkpointed alike. Raises UserError for numbers that
-    do not split the layers, and for a process that ends early.
+    `of_twin`, its stack and its peak as shares of the first arm's, checkpointed alike. Raises UserError for numbers
+    that do not split the layers, and for a process that ends early.
     """
     if not num_blocks:
         raise UserError("bench memory needs at least one number of blocks; give for instance --blocks 1,2,4")
