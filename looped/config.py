@@ -19,6 +19,7 @@ from looped.config_data import DataConfig, TaskConfig
 from looped.config_denoise import DenoiseConfig, check_layout, noise_preset
 from looped.config_images import ImageConfig
 from looped.config_local import NOPROP, ForwardForwardConfig, NoPropConfig, check_local
+from looped.config_masked import MaskedConfig, check_masked
 from looped.config_rules import FixedPointConfig, SupervisionConfig
 from looped.errors import UserError, did_you_mean
 
@@ -133,6 +134,7 @@ class EvaluationConfig(Section):
                                       description="loop or solver steps that `looped eval` measures")
     sample_depths: tuple[Depth, ...] = Field((1, 4), min_length=1, description="those of the samples while training")
     num_sequences: Depth = Field(64, description="held-out sequences")
+    levels: Depth = Field(32, description="levels that each is read at for the bound of `masked`, evenly spread")
     batch_size: Depth = Field(16, description="sequences at once")
     num_samples: Depth = Field(2, description="texts generated at each depth")
     sample_length: Depth = Field(64, description="tokens a generated text")
@@ -148,7 +150,7 @@ class EvaluationConfig(Section):
 class Config(Section):
     """A whole run."""
 
-    objective: Literal["full", "truncated", "progressive", "one-step", "fixed-point", "denoise", "blockwise",
+    objective: Literal["full", "truncated", "progressive", "one-step", "fixed-point", "denoise", "blockwise", "masked",
                        "noprop-dt", "noprop-ct", "noprop-fm", "forward-forward", "ar"] = Field(
         "denoise", description="training rule; ar: the same layers without a loop, the yardstick of the others")
     seed: Count = Field(0, description="with the step number, it decides all randomness and the order of the data")
@@ -157,6 +159,7 @@ class Config(Section):
     supervision: SupervisionConfig = SupervisionConfig()
     fixed_point: FixedPointConfig = FixedPointConfig()
     denoise: DenoiseConfig = DenoiseConfig()
+    masked: MaskedConfig = MaskedConfig()
     blocks: BlocksConfig = BlocksConfig()
     noprop: NoPropConfig = NoPropConfig()
     forward_forward: ForwardForwardConfig = ForwardForwardConfig()
@@ -184,6 +187,7 @@ class Config(Section):
                          full=self.sees_all)
         check_blocks(self)
         check_local(self)
+        check_masked(self)
         if self.denoise.block_size > 1 and self.model.injection == "none":
             raise ValueError("denoise.block_size above 1 needs an injection, which tells the core where in its block "
                              "a row stands; set model.injection to linear, add, gated or diagonal")
@@ -231,7 +235,8 @@ class Config(Section):
     @property
     def one_block_a_step(self) -> bool:
         """Whether an optimiser step trains one of several blocks of the core."""
-        return self.objective in ("blockwise", "noprop-dt")
+        several = self.objective == "masked" and self.blocks.num > 1
+        return several or self.objective in ("blockwise", "noprop-dt")
 
     @property
     def is_images(self) -> bool:
@@ -241,13 +246,20 @@ class Config(Section):
     @property
     def sees_all(self) -> bool:
         """Whether every row sees every other, not only those before it."""
-        return self.is_images or (self.is_task and self.task.layout == "full")
+        return self.is_images or (self.is_task and self.task.layout == "full") or self.objective == "masked"
 
     @property
     def single_pass(self) -> bool:
         """Whether a training step goes through the core (or a block of it) once, however deep the model is run later.
         """
-        return self.denoises or self.is_noprop or self.objective == "ar"
+        return self.denoises or self.is_noprop or self.objective in ("masked", "ar")
+
+    @property
+    def cond_width(self) -> int | None:
+        """The width of the vector that tells the core its level; None where it is not told."""
+        if self.objective == "masked":
+            return self.masked.cond_width
+        return self.denoise.cond_width if self.has_levels else None
 
     @property
     def main_depth(self) -> int:

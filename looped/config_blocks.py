@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from looped.config_base import Count, Depth, NonNegative, Positive, Section
 
-RULES = ("blockwise", "noprop-dt", "full", "truncated", "ar")
+RULES = ("blockwise", "masked", "noprop-dt", "full", "truncated", "ar")
 """Training rules that know several blocks: a step of the loop takes the next one, a reading of a denoiser the one that
 owns its noise level. The others go on from a state as if every step were the same map."""
 
@@ -16,8 +16,9 @@ class BlocksConfig(Section):
     """Blocks of the core: how many, how deep, and under `blockwise` which noise levels each has and how it is trained.
     """
 
-    num: Depth = Field(1, description="blocks of the core: loop steps take them in turn, under `blockwise` each has "
-                                      "noise levels of its own, the first the highest; 1 is the weight-tied loop")
+    num: Depth = Field(1, description="blocks of the core: loop steps take them in turn, under `blockwise` and "
+                                      "`masked` each has noise levels of its own, the first the highest; 1 is the "
+                                      "weight-tied loop")
     layers: tuple[Depth, ...] | None = Field(
         None, description="layers of each block, as [4, 4, 4]; null: model.num_core_layers split evenly")
     partition: Literal["mass", "log-uniform"] = Field(
@@ -27,7 +28,8 @@ class BlocksConfig(Section):
         None, description="the levels between neighbouring blocks themselves, falling, as [5.0, 1.2]; null: as "
                           "blocks.partition says")
     overlap: NonNegative = Field(0.05, description="how far a block is trained on its neighbours' levels: its ends "
-                                                   "moved by this power of their ratio (the paper's gamma)")
+                                                   "moved by this power of their ratio (the paper's gamma); under "
+                          "`masked`, by this share of its decrement of alpha")
     choose: Literal["uniform", "mass"] = Field(
         "uniform", description="which block an optimiser step trains: each as often, or as often as its own levels are "
                                "in the training distribution, where noise.share_at_max is the first block's")
@@ -129,7 +131,7 @@ def _check_rule(config: Any) -> None:
     if rule not in RULES:
         raise ValueError(f"objective {rule} knows one block alone, and blocks.num is {num}; set blocks.num to 1, or "
                          f"objective to {', '.join(RULES[:-1])} or {RULES[-1]}")
-    if rule in ("ar", "blockwise", "noprop-dt"):
+    if rule in ("ar", "blockwise", "masked", "noprop-dt"):
         return
     if recurrence.mean % num:
         raise ValueError(f"recurrence.mean {recurrence.mean} ends inside a pass through blocks.num {num} blocks; set "

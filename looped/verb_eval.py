@@ -21,7 +21,7 @@ class Eval(Verb):
     run: Positional[Path]
     """the folder of a run"""
     depths: str | None = None
-    """loop steps, or solver steps of a denoiser, as 1,4,16; those of evaluation.depths if not given"""
+    """loop steps, solver steps of a denoiser, or unmasking steps, as 1,4,16; those of evaluation.depths if not given"""
     trajectories: int = 0
     """also measure a denoiser's configured solver as it is, by the mean readout of this many runs"""
     probes: bool = False
@@ -74,6 +74,11 @@ class Eval(Verb):
         if run.config.is_images:
             self._of_images(run, depths)
             return
+        if run.config.objective == "masked":
+            for flag in ("probes", "twin", "trajectories"):
+                if getattr(self, flag):
+                    raise UserError(f"--{flag} is for rules that predict the next token, and {self.run} fills in "
+                                    f"hidden ones; leave it out")
         twin, other = (open_twin(path, run) if path is not None else None for path in (self.twin, self.match))
         result = evaluate_run(
             run.objective, run.data, run.config, depths,

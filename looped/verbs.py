@@ -103,7 +103,7 @@ class Generate(Verb):
     prompts: Path | None = None
     """a file with a prompt a line instead: all are continued in one batch, each as it would be alone"""
     depth: int = 8
-    """loop or solver steps a token"""
+    """loop or solver steps a token; of masked diffusion, the unmasking steps of the whole text"""
     num_tokens: int = 128
     """tokens to write"""
     num_samples: int = 1

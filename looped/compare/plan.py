@@ -41,7 +41,7 @@ class Place:
     def text_depth(self) -> int:
         """The depth of the samples that stand for the arm: `ar` has no other than its one pass; a solver's is free."""
         config = self.arm.config
-        return config.recurrence.mean if config.denoises else config.main_depth
+        return config.recurrence.mean if config.denoises or config.objective == "masked" else config.main_depth
 
     @property
     def text_depths(self) -> list[int]:

@@ -33,9 +33,11 @@ class TextMeasured(Measured):
 
     @property
     def main(self) -> Float[Tensor, "num"]:
-        """Nats a token as a next-token predictor: at sigma_max for a denoiser, a loop at its mean trained depth."""
-        if "nats_at_sigma_max" in self.losses:
-            return self.losses["nats_at_sigma_max"][1]
+        """Nats a token as a next-token predictor: at sigma_max for a denoiser, a loop at its mean trained depth; the
+        bound of masked diffusion."""
+        for metric in ("nats_at_sigma_max", "nats_bound"):
+            if metric in self.losses:
+                return self.losses[metric][1]
         return self.losses["nats_per_token"][self.place.config.main_depth]
 
     def figure(self, metric: str, depth: int, field: str = "mean") -> float | None:
@@ -79,7 +81,7 @@ class TextMeasurer(Measurer):
         self.text = self.text or prepare(run.config.data)
         c, seed, decode = run.config.evaluation, run.config.seed, self.text.tokenizer.decode
         sweep = evaluate_depth(run.objective, self.sequences(c.num_sequences), self.depths(place), seed=seed,
-                               bytes_per_token=self.text.bytes_per_token, batch_size=c.batch_size)
+                               bytes_per_token=self.text.bytes_per_token, batch_size=c.batch_size, num_levels=c.levels)
         prompts = self.sequences(c.num_samples)[:, : c.prompt_length]
         rows, texts = evaluate_samples(run.objective, prompts, place.text_depths, num_tokens=c.sample_length, seed=seed)
         quality = self.quality(place, run, prompts, texts)

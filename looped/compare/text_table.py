@@ -67,10 +67,11 @@ def text_notes(arms: Sequence[TextSummary], plan: Plan) -> list[str]:
         f"{over_seeds(plan)}.",
         f"next token: the one figure all arms have: a loop at its mean trained depth ({means}), ar at "
         f"its one step, a denoiser at sigma_max, where its input holds nothing of the answer and one pass predicts the "
-        f"next token.",
+        f"next token; masked diffusion predicts none, and has its bound over all tokens.",
         f"against {arms[0].name}: the difference of that figure, paired by sequence and seed; the 95 % interval is a "
         f"bootstrap over sequences of the mean over seeds, so it does not hold the spread between seeds.",
-        "depth n: after n loop steps; for a denoiser the variational bound of its n-step stochastic solver.",
+        "depth n: after n loop steps; for a denoiser the variational bound of its n-step stochastic solver, for masked "
+        "diffusion that of n unmasking steps.",
         f"distinct-2: the share of different pairs among all pairs of neighbouring tokens in the samples, at the mean "
         f"trained depth (a denoiser with {means} solver steps, ar with one).",
     ]

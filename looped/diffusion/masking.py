@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
+from looped.config_blocks import BlocksConfig
 from looped.diffusion.bridge import draw
 from looped.errors import UserError, did_you_mean
 
@@ -63,10 +64,36 @@ def mask_edges(num_blocks: int) -> Float64[Tensor, "{num_blocks}+1"]:
     return torch.linspace(1, 0, num_blocks + 1, dtype=torch.float64)
 
 
+def block_times(name: str, num_blocks: int) -> Float64[Tensor, "{num_blocks}"]:
+    """The share of the times t that falls to each block."""
+    return -time_of(name, mask_edges(num_blocks)).diff()
+
+
+def block_shares(config: BlocksConfig, name: str) -> Float64[Tensor, "blocks"]:
+    """How often each block is trained (`blocks.choose`)."""
+    if config.choose == "mass":
+        return block_times(name, config.num)
+    return torch.full((config.num,), 1 / config.num, dtype=torch.float64)
+
+
 def hide(tokens: Tokens, m: Float[Tensor, "batch"], uniform: Float[Tensor, "batch length"],
          mask_token: int) -> tuple[Tokens, Bool[Tensor, "batch length"]]:
     """(tokens with each hidden with probability m of its sequence, which are)."""
     hidden = uniform < m.unsqueeze(1)
+    return tokens.masked_fill(hidden, mask_token), hidden
+
+
+def hide_one_and(tokens: Tokens, m: Float[Tensor, "batch"], uniform: Float[Tensor, "batch length+1"],
+                 mask_token: int) -> tuple[Tokens, Bool[Tensor, "batch length"]]:
+    """The same, but one token of each sequence, any with equal chance, is hidden for certain.
+
+    This draws each set of hidden tokens by its probability under `hide` times its size / (m length), so the mean over
+    the hidden tokens has the expectation of 1 / (m length) times the sum under `hide`: the bound without its weights,
+    and nearly without their variance. What every token costs alike comes out exactly.
+    """
+    length = tokens.shape[1]
+    one = (uniform[:, length:] * length).long()
+    hidden = (uniform[:, :length] < m.unsqueeze(1)).scatter(1, one, True)
     return tokens.masked_fill(hidden, mask_token), hidden
 
 

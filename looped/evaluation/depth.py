@@ -16,12 +16,20 @@ from looped.data.text import TextData
 from looped.diffusion.schedules import schedule
 from looped.errors import UserError
 from looped.evaluation.judge import Reader, judged_rows
-from looped.evaluation.likelihood import DepthLosses, losses_by_depth, losses_by_sigma, losses_by_solver
+from looped.evaluation.likelihood import (
+    DepthLosses,
+    losses_by_depth,
+    losses_by_sigma,
+    losses_by_solver,
+    masked_bounds,
+)
+from looped.evaluation.masked_bound import layer_forwards_of
 from looped.evaluation.mauve import Encoder, mauve_rows
 from looped.evaluation.quality import Texts, diversity, matched_quality, write_texts
 from looped.evaluation.rows import Row, summarise
 from looped.objectives.base import Classifier, Objective
 from looped.objectives.denoise import Denoise
+from looped.objectives.masked import Masked
 
 
 @dataclass(frozen=True)
@@ -37,16 +45,17 @@ class DepthSweep:
 
 
 def evaluate_depth(objective: Objective, tokens: Int[Tensor, "num length_and_one"], depths: Sequence[int], *,
-                   bytes_per_token: float, seed: int = 0, batch_size: int = 16,
-                   num_trajectories: int = 0) -> DepthSweep:
+                   bytes_per_token: float, seed: int = 0, batch_size: int = 16, num_trajectories: int = 0,
+                   num_levels: int = 32) -> DepthSweep:
     """Held-out nats a token and bits a byte at each of `depths`; for a denoiser also the loss by noise level.
 
     tokens: held-out sequences, one token longer than the context. `bytes_per_token` turns nats into bits a byte.
     A denoiser's nats are the variational bound of its stochastic solver; with `num_trajectories` its configured solver
-    is sampled besides (`nats_by_solver`).
+    is sampled besides (`nats_by_solver`). Masked diffusion has the bound of so many unmasking steps at each depth, and
+    besides that of ever more of them, over `num_levels` levels (`nats_bound`, `bits_per_byte_bound`).
     """
     settings = {"seed": seed, "batch_size": batch_size}
-    rows, per_example = [], {}
+    rows, per_example, bits = [], {}, 1 / math.log(2) / bytes_per_token
 
     def take(metric: str, results: Sequence[DepthLosses], forwards: Callable[[int], float]) -> None:
         per_example[metric] = {result.depth: result.losses for result in results}
@@ -55,7 +64,7 @@ def evaluate_depth(objective: Objective, tokens: Int[Tensor, "num length_and_one
                     "layer_forwards": forwards(result.depth)}
             rows.append(summarise(metric, result.losses, **cost))
             if metric == "nats_per_token":
-                rows.append(summarise("bits_per_byte", result.losses / math.log(2) / bytes_per_token, **cost))
+                rows.append(summarise("bits_per_byte", result.losses * bits, **cost))
 
     take("nats_per_token", losses_by_depth(objective, tokens, depths, **settings),
          lambda depth: layer_forwards_at(objective, depth))
@@ -69,6 +78,10 @@ def evaluate_depth(objective: Objective, tokens: Int[Tensor, "num length_and_one
             take("nats_by_solver", losses_by_solver(objective, tokens, depths, num_trajectories=num_trajectories,
                                                     **settings),
                  lambda depth: solver_layer_forwards(objective, depth, num_trajectories))
+    if isinstance(objective, Masked):
+        whole = masked_bounds(objective, tokens, num_levels, **settings)
+        per_example["nats_bound"] = {1: whole}
+        rows += [summarise("nats_bound", whole), summarise("bits_per_byte_bound", whole * bits)]
     return DepthSweep(rows, per_example)
 
 
@@ -107,7 +120,8 @@ def evaluate_run(objective: Objective, data: TextData, config: Config, depths: S
         raise UserError(f"evaluation.sample_length {c.sample_length} is longer than the held-out text after a prompt, "
                         f"so MAUVE would measure lengths; try {truth.shape[1]}")
     sweep = evaluate_depth(objective, tokens[: c.num_sequences], depths, bytes_per_token=data.bytes_per_token,
-                           seed=config.seed, batch_size=c.batch_size, num_trajectories=num_trajectories)
+                           seed=config.seed, batch_size=c.batch_size, num_trajectories=num_trajectories,
+                           num_levels=c.levels)
     rows, texts = evaluate_samples(objective, prompts, depths, num_tokens=c.sample_length, seed=config.seed)
     rows, per_example, decode = sweep.rows + rows, sweep.per_example, data.tokenizer.decode
     if judge is not None:
@@ -145,6 +159,8 @@ def layer_forwards_at(objective: Objective, depth: int) -> float:
     if isinstance(objective, Classifier):
         return objective.layers_at(depth)
     c = objective.model.config
+    if isinstance(objective, Masked):
+        return layer_forwards_of(objective, depth)
     if not isinstance(objective, Denoise):
         blocks = itertools.cycle(objective.model.core_layers)
         return c.num_prelude_layers + sum(itertools.islice(blocks, depth)) + c.num_coda_layers

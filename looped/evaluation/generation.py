@@ -4,11 +4,15 @@ A denoiser's earlier tokens are shown to the solver as in training. `inject`: on
 anew to the level of each solver step, and one forward pass of two rows does both: the token just chosen, the one
 sought. `concat` and `context` keep one clean cache, whatever the depth, and solve for a block of tokens at once.
 
+Masked diffusion writes no token after another: all that is sought is hidden at first, and shown step by step.
+
 Prompts of several lengths are padded on the left. Positions, masks and draws are those of each row alone, so a text
 does not depend on the batch that it is written in.
 """
 
 import itertools
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from jaxtyping import Int
@@ -16,14 +20,17 @@ from torch import Tensor
 
 from looped.diffusion.bridge import draw
 from looped.diffusion.denoiser import Walk, levels_of
+from looped.diffusion.masking import unmask
 from looped.diffusion.solve import solve
 from looped.diffusion.steering import Steering
 from looped.errors import UserError
+from looped.evaluation.masked_bound import step_levels
 from looped.nn.bias import Full, Mask, Padded
 from looped.nn.cache import Cache
-from looped.objectives.base import Objective
+from looped.objectives.base import EVERYBODY, Objective
 from looped.objectives.bptt import Unrolled
 from looped.objectives.denoise import Denoise
+from looped.objectives.masked import Masked
 from looped.rng import StepRandom
 
 
@@ -32,11 +39,13 @@ def generate(objective: Objective, prompt: Int[Tensor, "batch length"], *, num_t
              temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0, seed: int = 0,
              lengths: Int[Tensor, "batch"] | None = None, side: str = "right",
              first_row: int = 0) -> Int[Tensor, "batch {num_tokens}"]:
-    """Continue each prompt by `num_tokens` tokens with `depth` loop or solver steps a token, or a block of them.
+    """Continue each prompt by `num_tokens` tokens with `depth` loop or solver steps a token, or a block of them; of
+    masked diffusion, with `depth` steps in which all of them are shown.
 
     `temperature`, `top_k` and `top_p` steer the distribution that tokens are drawn from (`Steering`), for a denoiser at
-    every noise level. `lengths`: real tokens of each prompt, padded on `side`. Row i draws as row `first_row + i`, so
-    parts of a batch give what the whole gives. Raises `UserError` for an empty prompt or steering out of range.
+    every noise level, for masked diffusion at every step. `lengths`: real tokens of each prompt, padded on `side`. Row
+    i draws as row `first_row + i`, so parts of a batch give what the whole gives. Raises `UserError` for an empty
+    prompt or steering out of range.
     """
     padding = Padding(lengths, prompt.shape[1])
     if padding.shortest == 0:
@@ -44,15 +53,43 @@ def generate(objective: Objective, prompt: Int[Tensor, "batch length"], *, num_t
     steering = Steering(temperature, top_k, top_p)
     was_training = objective.training
     objective.eval()
+    write = _unmasked if isinstance(objective, Masked) else _one_after_another
+    draws = partial(StepRandom, seed, start=first_row, count=len(prompt), device=prompt.device)
+    texts = write(objective, padding.on_the_left(prompt, side), num_tokens, depth, steering, padding, draws)
+    objective.train(was_training)
+    return texts
+
+
+def _one_after_another(objective: Objective, prompt: Tensor, num_tokens: int, depth: int, steering: Steering,
+                       padding: "Padding", draws: Callable[[int], StepRandom]) -> Int[Tensor, "batch {num_tokens}"]:
+    """Each token, or block of them, from what stands before it."""
     writer = (DenoiseWriter if isinstance(objective, Denoise) else LoopWriter)(objective, depth, steering, padding)
-    new, chosen = padding.on_the_left(prompt, side), []
+    new, chosen = prompt, []
     while sum(tokens.shape[1] for tokens in chosen) < num_tokens:
-        random = StepRandom(seed, len(chosen), start=first_row, count=len(prompt), device=prompt.device)
+        random = draws(len(chosen))
         probs = torch.softmax(writer.next_logits(new, random).double(), dim=-1)  # B k V
         new = draw(probs, random.uniform("token", probs.shape[1:2]))
         chosen.append(new)
-    objective.train(was_training)
     return torch.cat(chosen, dim=1)[:, :num_tokens]
+
+
+def _unmasked(objective: Masked, prompt: Tensor, num_tokens: int, depth: int, steering: Steering,
+              padding: "Padding", draws: Callable[[int], StepRandom]) -> Int[Tensor, "batch {num_tokens}"]:
+    """All tokens together. In training about a share m of a text is hidden at level m, so a text whose prompt stays in
+    sight is at the level of its hidden share, which also says whose block it is."""
+    random, first, width = draws(0), prompt.shape[1], prompt.shape[1] + num_tokens
+    tokens = torch.nn.functional.pad(prompt, (0, num_tokens), value=objective.model.mask_token)
+    sought = (torch.arange(width, device=prompt.device) >= first).expand_as(tokens)
+    whole = torch.full((len(prompt),), width, dtype=torch.float64) + padding.start(0)  # without the empty columns
+    share = (num_tokens / whole).to(prompt.device)
+    rows = {"mask": padding.mask(width, causal=False) or EVERYBODY, "start": padding.start(0)}
+
+    def uniform(stream: str, step: int) -> Tensor:
+        own = random.uniform(f"{stream}{step}", (num_tokens,))
+        return torch.nn.functional.pad(own, (first, 0))  # a row's draws do not depend on what stands before it
+
+    return unmask(lambda tokens, m: steering(objective.logits(tokens, m * share, **rows)), tokens, sought,
+                  step_levels(objective, depth), uniform=uniform)[:, first:]
 
 
 class Padding:

@@ -11,6 +11,8 @@ where q is the exact step towards a known row, so p is the ancestral solver with
 denoiser the sum telescopes: the bound is -log p(y | z_1) at any depth, without variance. What it gains or loses with
 depth is therefore the network's doing alone.
 
+For masked diffusion it is the bound of n unmasking steps (`masked_bound`).
+
 `losses_by_solver` measures the configured solver as it is, by sampling it: the readouts of many trajectories, averaged.
 """
 
@@ -28,10 +30,13 @@ from looped.diffusion.denoiser import Walk, levels_of
 from looped.diffusion.noise import Noise
 from looped.diffusion.schedules import block_schedule
 from looped.diffusion.solve import solve
+from looped.errors import UserError
+from looped.evaluation.masked_bound import bound, step_bounds
 from looped.nn.cache import Cache
 from looped.objectives.base import Objective, token_losses
 from looped.objectives.bptt import Unrolled
 from looped.objectives.denoise import Denoise
+from looped.objectives.masked import Masked
 from looped.rng import StepRandom
 
 Tokens = Int[Tensor, "num length_and_one"]
@@ -49,10 +54,21 @@ class DepthLosses:
 @torch.no_grad()
 def losses_by_depth(objective: Objective, tokens: Tokens, depths: Sequence[int], *, seed: int = 0,
                     batch_size: int = 16) -> list[DepthLosses]:
-    """Nats a token of every sequence at every depth, depths ascending; for denoisers the variational bound. The
-    objective is left in the mode it came in."""
-    measure = _bound_rows if isinstance(objective, Denoise) else _loop_rows
+    """Nats a token of every sequence at every depth, depths ascending; for denoisers and masked diffusion the
+    variational bound. The objective is left in the mode it came in."""
+    measure = step_bounds if isinstance(objective, Masked) else _measure_of(objective)
     return _over_batches(objective, tokens, depths, measure, seed, batch_size)
+
+
+@torch.no_grad()
+def masked_bounds(objective: Masked, tokens: Tokens, num_levels: int, *, seed: int = 0,
+                  batch_size: int = 16) -> Float[Tensor, "num"]:
+    """The bound of masked diffusion with ever more steps, nats a token of every sequence, each read at `num_levels`
+    levels."""
+    def measure(objective, rows, depths, random):
+        return [(num_levels, bound(objective, rows, num_levels, random).unsqueeze(1), 0.0)]
+
+    return _over_batches(objective, tokens, [num_levels], measure, seed, batch_size)[0].losses
 
 
 @torch.no_grad()
@@ -70,11 +86,13 @@ def losses_by_solver(objective: Denoise, tokens: Tokens, depths: Sequence[int], 
 
 
 @torch.no_grad()
-def main_losses(objective: Objective, tokens: Tokens, depth: int, *, seed: int = 0,
-                batch_size: int = 16) -> Float[Tensor, "num"]:
+def main_losses(objective: Objective, tokens: Tokens, depth: int, *, seed: int = 0, batch_size: int = 16,
+                num_levels: int = 32) -> Float[Tensor, "num"]:
     """The one figure a sequence that all objectives have, nats a token as a next-token predictor: of a denoiser the
     cross-entropy at sigma_max, in one pass (of blocks: of each token without the others of its block); of a loop the
-    loss at `depth`."""
+    loss at `depth`; of masked diffusion, which predicts no next token, the bound over `num_levels` levels."""
+    if isinstance(objective, Masked):
+        return masked_bounds(objective, tokens, num_levels, seed=seed, batch_size=batch_size)
     if isinstance(objective, Denoise):
         (_, losses), = losses_by_sigma(objective, tokens, num_levels=1, seed=seed, batch_size=batch_size)
         return losses
@@ -84,14 +102,22 @@ def main_losses(objective: Objective, tokens: Tokens, depth: int, *, seed: int =
 @torch.no_grad()
 def next_token_losses(objective: Objective, rows: Tokens, depth: int, *,
                       seed: int = 0) -> Float[Tensor, "num length"]:
-    """Nats of every token of `rows` but the first at one depth; for denoisers the variational bound."""
-    measure = _bound_rows if isinstance(objective, Denoise) else _loop_rows
+    """Nats of every token of `rows` but the first at one depth; for denoisers the variational bound. Raises UserError
+    for masked diffusion, whose bound is one of whole texts."""
+    measure = _measure_of(objective)
     was_training = objective.training
     objective.eval()
     random = StepRandom(seed, 0, count=len(rows), device=rows.device)
     (_, losses, _), = measure(objective, rows, [depth], random)
     objective.train(was_training)
     return losses
+
+
+def _measure_of(objective: Objective) -> Callable:
+    if isinstance(objective, Masked):
+        raise UserError("objective masked gives a whole text its bound and no token its own loss, so it can neither "
+                        "judge samples nor be a twin; choose a run of --objective ar")
+    return _bound_rows if isinstance(objective, Denoise) else _loop_rows
 
 
 def _over_batches(objective: Objective, tokens: Tokens, depths: Sequence[int], measure: Callable, seed: int,

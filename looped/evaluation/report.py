@@ -164,6 +164,9 @@ def _notes(label: str, at: Mapping[tuple[str, int | None], Mapping[str, Any]]) -
     if "nats_at_sigma_max" in first:
         yield (f"{label} at sigma_max, where a denoiser is a next-token predictor: "
                f"{_with_interval(first['nats_at_sigma_max'])} nats a token")
+    if "nats_bound" in first:
+        nats, bits = (_with_interval(first[metric]) for metric in ("nats_bound", "bits_per_byte_bound"))
+        yield f"{label} with ever more unmasking steps: a bound of {nats} nats a token, {bits} bits a byte"
     if "judged_nats_of_text" in first:
         row = first["judged_nats_of_text"]
         yield (f"judged: nats a token of {row['n']} samples under {row.get('by', 'the judge')}, which gives the real "

@@ -36,9 +36,9 @@ def build(config: Config, vocab_size: int, picture: Picture | None = None) -> La
 
 def unseeded(config: Config, vocab_size: int, picture: Picture | None = None) -> LanguageModel:
     """The same with weights from torch's global state, which a meta device does not need."""
-    options = {"cond_width": config.denoise.cond_width if config.has_levels else None,
-               "core_layers": config.block_layers, "effective_depth": effective_depth(config),
-               "held": config.blocks.held, "checkpointed": config.training.checkpoint_activations}
+    options = {"cond_width": config.cond_width, "core_layers": config.block_layers,
+               "effective_depth": effective_depth(config), "held": config.blocks.held,
+               "checkpointed": config.training.checkpoint_activations}
     if picture is not None:
         return ImageClassifier(config.model, vocab_size, picture, **options)
-    return LanguageModel(config.model, vocab_size, **options)
+    return LanguageModel(config.model, vocab_size, mask_token=config.objective == "masked", **options)

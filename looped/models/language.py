@@ -34,17 +34,19 @@ class LanguageModel(nn.Module):
     `effective_depth` scales the initialisation of the output projections; None counts every layer once.
     `core_layers`: the layers of each block of the core; None has them all in one, the weight-tied loop.
     `held`: the blocks that there are; None: all. The others take no memory and cannot be asked.
-    `checkpointed`: layers keep their inputs alone for backward (`TransformerLayer`).
+    `checkpointed`: layers keep their inputs alone for backward (`TransformerLayer`). `mask_token`: one more row of the
+    embedding, number `vocab_size`, which stands for a hidden token and is never predicted.
     """
 
     def __init__(self, config: ModelConfig, vocab_size: int, *, cond_width: int | None = None,
                  effective_depth: int | None = None, core_layers: Sequence[int] | None = None,
-                 held: Collection[int] | None = None, checkpointed: bool = False):
+                 held: Collection[int] | None = None, checkpointed: bool = False, mask_token: bool = False):
         super().__init__()
         self._checkpointed = checkpointed
         self.config, self.vocab_size, self.width = config, vocab_size, config.width
         self.core_layers = tuple(core_layers or (config.num_core_layers,))
-        self.embed = nn.Embedding(vocab_size, config.width)
+        self.mask_token = vocab_size if mask_token else None
+        self.embed = nn.Embedding(vocab_size + mask_token, config.width)
         self.prelude = nn.ModuleList(self._layer() for _ in range(config.num_prelude_layers))
         core = [self._block(num_layers, cond_width) if held is None or number in held else Absent(number)
                 for number, num_layers in enumerate(self.core_layers)]
@@ -128,7 +130,9 @@ class LanguageModel(nn.Module):
     @property
     def head_weight(self) -> Float[Tensor, "vocab width"]:
         """The rows that `decode` compares `hidden` with."""
-        return self.embed.weight if self.head is None else self.head.weight
+        if self.head is not None:
+            return self.head.weight
+        return self.embed.weight[: self.vocab_size] if self.mask_token else self.embed.weight
 
     def unroll(self, e: State, *, no_grad: int | Tensor = 0, grad: int | Tensor, mask: Mask | None = None,
                cache: Cache | None = None, start: Start = 0, positions: Positions | None = None, **kwargs) -> State:

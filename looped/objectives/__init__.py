@@ -8,12 +8,14 @@ from looped.objectives.bptt import Autoregressive, Full, Progressive, Truncated
 from looped.objectives.denoise import Denoise
 from looped.objectives.fixed_point import FixedPoint
 from looped.objectives.forward_forward import ForwardForward
+from looped.objectives.masked import Masked, MaskedBlocks
 from looped.objectives.noprop import NoPropCT, NoPropDT, NoPropFM
 from looped.objectives.one_step import OneStep
 from looped.rng import seeded_init
 
-__all__ = ["Autoregressive", "Blockwise", "Denoise", "FixedPoint", "ForwardForward", "Full", "Loss", "NoPropCT",
-           "NoPropDT", "NoPropFM", "Objective", "OneStep", "Progressive", "Truncated", "build_objective"]
+__all__ = ["Autoregressive", "Blockwise", "Denoise", "FixedPoint", "ForwardForward", "Full", "Loss", "Masked",
+           "MaskedBlocks", "NoPropCT", "NoPropDT", "NoPropFM", "Objective", "OneStep", "Progressive", "Truncated",
+           "build_objective"]
 
 UNROLLED = {"full": Full, "truncated": Truncated, "progressive": Progressive, "ar": Autoregressive}
 NOPROP = {"noprop-dt": NoPropDT, "noprop-ct": NoPropCT, "noprop-fm": NoPropFM}
@@ -26,6 +28,9 @@ def build_objective(config: Config, model: LanguageModel) -> Objective:
             return Denoise(model, config.denoise)
         if config.objective == "blockwise":
             return Blockwise(model, config.denoise, config.blocks)
+        if config.objective == "masked":
+            several = config.blocks.num > 1
+            return MaskedBlocks(model, config.masked, config.blocks) if several else Masked(model, config.masked)
         if config.objective == "one-step":
             return OneStep(model, config.recurrence, config.supervision)
         if config.objective == "fixed-point":

@@ -51,9 +51,9 @@ def count(config: Config, vocab_size: int) -> Counts:
         passes = 1
     tokens = config.training.batch_size * rows_of(config)
     saved = saved_bytes(config, vocab_size)
-    blocks, blockwise = model.recurrence.core.blocks, config.objective == "blockwise"
+    blocks, turns = model.recurrence.core.blocks, config.one_block_a_step and not config.is_noprop
     shared = parameters - core - sum(p.numel() for p in whole.parameters() if not p.requires_grad)
-    learning = {block: not blockwise or config.blocks.trains_shared(block) for block in config.blocks.held}
+    learning = {block: not turns or config.blocks.trains_shared(block) for block in config.blocks.held}
     trained = gradients = core + shared * any(learning.values())
     if config.one_block_a_step:  # blocks at rest have none
         gradients = max(_numel(blocks[block]) + shared * learns for block, learns in learning.items())

@@ -15,6 +15,7 @@ from looped.config_data import TaskConfig
 from looped.config_images import ImageConfig
 from looped.data.labelled import Picture, prepare_labelled
 from looped.data.problems import cells_of
+from looped.diffusion import masking
 from looped.diffusion.noise import block_shares, noise_from_config
 from looped.diffusion.targets import target_dim
 from looped.objectives.denoise import carried_readings, settling_readings
@@ -48,15 +49,15 @@ def parts_of(config: Config, vocab_size: int) -> list[Part]:
     model, length = config.model, rows_of(config)
     layer, head = layer_flops(model, length, full=config.sees_all), 2 * model.width * vocab_size
     before = [*_patch_parts(config), Part("prelude", layer * model.num_prelude_layers, 0, 1)]
-    if config.denoises:
-        parts = [*before, *_denoiser_parts(config, vocab_size)]
-        frozen = frozen_share(config)
-        return [_frozen(part, frozen) for part in parts] if frozen else parts
     if config.is_noprop:
         return [*before, *_noprop_parts(config, vocab_size)]
     if config.objective == "forward-forward":
         tried = vocab_size if config.forward_forward.negatives == "hard" else 0
         return [*before, Part("core", layer * model.num_core_layers, tried, mean_steps(config)[1])]
+    if config.denoises or config.objective == "masked":
+        own = _denoiser_parts(config, vocab_size) if config.denoises else _masked_parts(config, layer, head)
+        frozen = frozen_share(config)
+        return [_frozen(part, frozen) for part in [*before, *own]] if frozen else [*before, *own]
     (no_grad, grad), read, once = mean_steps(config), num_readings(config), config.objective == "one-step"
     return [*before, Part("injection", injection_flops(model), no_grad, grad),
             Part("core", layer * config.step_layers, no_grad, grad), *_implicit_parts(config),
@@ -95,7 +96,7 @@ def _denoiser_parts(config: Config, vocab_size: int) -> list[Part]:
     table, head = 2 * noisy_dim(config) * vocab_size, 2 * model.width * vocab_size
     levels, plain, posterior = num_levels(config) / length, denoise.next_token_weight > 0, denoise.posterior
     own, carried = denoise.carry == "estimate", carried_readings(denoise)
-    level = 2 * denoise.cond_width * NUM_LEVEL_FEATURES
+    level = level_flops(config)
     return [
         Part("clean rows", _clean_flops(config, clean), 0, 1),
         Part("level", level * levels, carried + steps / 2, steps / 2),
@@ -121,7 +122,7 @@ def _noprop_parts(config: Config, vocab_size: int) -> list[Part]:
     moves = learned or (not flow and noprop.schedule_of(config.objective) == "learned")  # z has a gradient
     share, levels = (0.5 * (not moves), 0.5 + 0.5 * moves), config.has_levels / length
     named, read = 2 * dim * vocab_size / length, 2 * model.width * vocab_size / length
-    parts = [Part("level", 2 * config.denoise.cond_width * NUM_LEVEL_FEATURES * levels, 0.5, 0.5),
+    parts = [Part("level", level_flops(config) * levels, 0.5, 0.5),
              Part("conditioning", _conditioning_flops(config) * levels, 0, 1),
              Part("noisy input", 2 * dim * model.width / length, *share),
              Part("injection", injection_flops(model), 0, 1), Part("core", layer * config.step_layers, 0, 1),
@@ -130,6 +131,15 @@ def _noprop_parts(config: Config, vocab_size: int) -> list[Part]:
         return [*parts, Part("velocity", 2 * model.width * dim / length, 0, 1), Part("classifier", named, 0, 1)]
     return [*parts, Part("class", read, 0, 1), Part("estimate", named, 0.5 * (not learned), 0.5 + 0.5 * learned),
             Part("classifier", named, *share)]
+
+
+def _masked_parts(config: Config, layer: Number, head: Number) -> list[Part]:
+    """One reading of a text of which some is hidden, whose every row goes through the head."""
+    told = 1 / rows_of(config) if config.cond_width else 0
+    return [Part("level", level_flops(config) * told, 0.5, 0.5),
+            Part("conditioning", _conditioning_flops(config) * told, 0, 1),
+            Part("injection", injection_flops(config.model), 0, 1), Part("core", layer * core_layers(config), 0, 1),
+            Part("coda", layer * config.model.num_coda_layers, 0, 1), Part("head", head, 0, 1)]
 
 
 FROZEN = {"patches": 0.0, "prelude": 0.0, "level": 0.0, "noisy input": 0.0, "expected embedding": 0.0, "handed on": 0.0,
@@ -141,10 +151,9 @@ counts as half, though it has two inputs."""
 
 def frozen_share(config: Config) -> float:
     """The share of the steps in which no weight outside the blocks is trained."""
-    if config.objective != "blockwise":
+    if not config.one_block_a_step or config.is_noprop:
         return 0.0
-    shares = block_shares(config.blocks, noise_from_config(config.denoise.noise))
-    return sum(share for block, share in enumerate(shares.tolist()) if not config.blocks.trains_shared(block))
+    return sum(share for block, share in enumerate(shares_of(config)) if not config.blocks.trains_shared(block))
 
 
 def _frozen(part: Part, share: float) -> Part:
@@ -185,9 +194,14 @@ def _clean_flops(config: Config, layer: Number) -> Number:
     return layer * (core_layers(config) + max(model.num_coda_layers - 1, 0)) + last
 
 
+def level_flops(config: Config) -> int:
+    """The first half of the level embedding, a level; 0 where there is none."""
+    return 2 * (config.cond_width or 0) * NUM_LEVEL_FEATURES
+
+
 def _conditioning_flops(config: Config) -> float:
-    """The modulations and the second half of the level embedding, a level."""
-    cond = config.denoise.cond_width
+    """The modulations and the second half of the level embedding, a level; 0 where there is none."""
+    cond = config.cond_width or 0
     return 2 * cond * cond + 2 * cond * 6 * config.model.width * core_layers(config)
 
 
@@ -235,7 +249,7 @@ def mean_steps(config: Config) -> tuple[float, float]:
         return 0.0, 2.0
     if config.denoises:
         return carried_readings(config.denoise) + settling_readings(config.denoise), float(config.denoise.train_steps)
-    return 0.0, float(config.main_depth)
+    return 0.0, 1.0 if config.objective == "masked" else float(config.main_depth)
 
 
 def num_unrolls(config: Config) -> int:
@@ -254,16 +268,22 @@ def num_readings(config: Config) -> float:
 
 def core_layers(config: Config) -> float:
     """Layers of the core that a loop step or a reading runs: a mean over its blocks, as often as each is drawn."""
-    if config.objective != "blockwise":
+    if not config.one_block_a_step or config.is_noprop:
         return config.step_layers
-    shares = block_shares(config.blocks, noise_from_config(config.denoise.noise))
-    return sum(share * layers for share, layers in zip(shares.tolist(), config.block_layers, strict=True))
+    return sum(share * layers for share, layers in zip(shares_of(config), config.block_layers, strict=True))
+
+
+def shares_of(config: Config) -> list[float]:
+    """How often each block of the core has its turn in training."""
+    if config.objective == "masked":
+        return masking.block_shares(config.blocks, config.masked.schedule).tolist()
+    return block_shares(config.blocks, noise_from_config(config.denoise.noise)).tolist()
 
 
 def num_levels(config: Config) -> int:
     """Noise levels of a sequence: one, or one a token."""
     by_token = config.denoise.noise.share_per_token or config.denoise.order != "together"
-    return rows_of(config) if by_token else 1
+    return rows_of(config) if by_token and config.denoises else 1
 
 
 def carry_size(config: Config) -> int:

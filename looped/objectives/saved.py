@@ -59,7 +59,8 @@ def saved_bytes(config: Config, vocab_size: int) -> int:
     model, length, kept = config.model, rows_of(config), streams(config)
     rows, (_, steps) = config.training.batch_size // config.training.accumulation, mean_steps(config)
     token = _stack_bytes(model, model.num_prelude_layers, kept.enter(WIDE))
-    placed = rows if config.sees_all else 1  # sequences whose positions are given have angles of their own
+    # Sequences whose positions are given have angles of their own.
+    placed = rows if config.sees_all and config.objective != "masked" else 1
     fixed = WIDE * length * (model.width // model.num_heads) * _rotations(config) * placed + _batch_bytes(config, rows)
     if config.denoises:
         token += _denoiser_bytes(config, vocab_size)
@@ -67,6 +68,9 @@ def saved_bytes(config: Config, vocab_size: int) -> int:
         fixed += _table_bytes(config, vocab_size) + _mask_bytes(config)
     else:
         each, once = _injection_bytes(model, kept)
+        if config.objective == "masked":
+            once = 0  # e is the state that the step starts from, and kept as that
+            fixed += rows * (_conditioning_bytes(config) + WIDE)  # the last: the weight of the loss
         token += once + steps * (each + _stack_bytes(model, core_layers(config), kept.enter(kept.core)))
         token += num_readings(config) * _read_out_bytes(model, kept)
     if config.is_noprop:
@@ -80,11 +84,13 @@ def saved_bytes(config: Config, vocab_size: int) -> int:
 
 
 def _batch_bytes(config: Config, rows: int) -> int:
-    """Tokens of 64 bits: of a text once, of a problem as inputs and targets, with what is sought as a mask; of an image
-    its patches instead of the inputs."""
+    """Tokens of 64 bits: of a text once, of a problem as inputs and targets, with what is sought as a mask; of a masked
+    text also what is seen, and a mask; of an image its patches instead of the inputs."""
     length, picture = rows_of(config), picture_of(config)
     if picture is not None:
         return rows * (WIDE * (length - 1) * picture.patch_numbers + length * (8 + 1)) + WIDE
+    if config.objective == "masked":
+        return rows * (8 * (length + 1) + length * (8 + 1)) + WIDE
     return rows * length * (8 + 8 + 1) + WIDE if config.is_task else 8 * rows * (length + 1) + WIDE
 
 
@@ -212,8 +218,10 @@ def _clean_bytes(config: Config) -> float:
 
 
 def _conditioning_bytes(config: Config) -> float:
-    """Shift, scale and gate of every core layer, and the level embedding; a level."""
-    cond, narrow = config.denoise.cond_width, streams(config).narrow
+    """Shift, scale and gate of every core layer, and the level embedding; a level. 0 where the core is not told."""
+    cond, narrow = config.cond_width, streams(config).narrow
+    if cond is None:
+        return 0
     layer = narrow * (6 + 2) * config.model.width + narrow * cond
     layer *= not config.training.checkpoint_activations
     return core_layers(config) * layer + narrow * (NUM_LEVEL_FEATURES + 3 * cond)
@@ -222,8 +230,7 @@ def _conditioning_bytes(config: Config) -> float:
 def _noprop_bytes(config: Config, num_classes: int) -> float:
     """Beside the network, of an image: z in and u out, what is read of the class, and a level."""
     model, narrow, dim = config.model, streams(config).narrow, embedded_dim(config, num_classes)
-    levels = _conditioning_bytes(config) if config.has_levels else 0
-    return levels + 4 * WIDE * dim + 2 * WIDE * num_classes + narrow * (model.width + dim)
+    return _conditioning_bytes(config) + 4 * WIDE * dim + 2 * WIDE * num_classes + narrow * (model.width + dim)
 
 
 def _schedule_bytes(config: Config, rows: int) -> int:
@@ -274,15 +281,24 @@ def weight_copies(config: Config, vocab_size: int) -> float:
     blocks = 1 if config.denoises or config.one_block_a_step else config.blocks.num
     total = layer * (model.num_prelude_layers + blocks * core_layers(config) + model.num_coda_layers)
     total += blocks * injection_flops(model)  # two bytes a weight, as two FLOPs a weight
+    if config.objective == "masked" and config.cond_width:
+        return total + _conditioning_copies(config, gated=True)
     return total + (_denoiser_copies(config, vocab_size) if config.denoises else 0)
 
 
-def _denoiser_copies(config: Config, vocab_size: int) -> float:
-    denoise, d, cond = config.denoise, config.model.width, config.denoise.cond_width
-    # A gate of a sequence is part of the map; clean rows, a plain step and gates of a token leave a plain linear map.
-    gated = denoise.context != "concat" and not denoise.next_token_weight and num_levels(config) == 1
+def _conditioning_copies(config: Config, *, gated: bool) -> float:
+    """Those of the modulations and of the level embedding; a gate of a sequence is part of the output map, which then
+    needs none."""
+    d, cond = config.model.width, config.cond_width
     inside = core_layers(config) * (not streams(config).checkpointed)
-    total = 2 * (inside * 6 * d * cond + cond * cond) - inside * 2 * d**2 * gated
+    return 2 * (inside * 6 * d * cond + cond * cond) - inside * 2 * d**2 * gated
+
+
+def _denoiser_copies(config: Config, vocab_size: int) -> float:
+    denoise, d = config.denoise, config.model.width
+    # Clean rows, a plain step and gates of a token leave a plain linear map.
+    gated = denoise.context != "concat" and not denoise.next_token_weight and num_levels(config) == 1
+    total = _conditioning_copies(config, gated=gated)
     several = denoise.train_steps > 1  # what zeros, or a reading without gradient, hand on needs no copy
     total += 2 * d * (noisy_dim(config) + several * (carry_size(config) + vocab_size))
     return total + 2 * d * vocab_size * denoise.evidence_in * denoise.train_steps

@@ -42,9 +42,9 @@ def heldout_samples(objective: Objective, data: Data, config: Config) -> str:
 def heldout_loss(objective: Objective, data: TextData, config: Config) -> dict[str, float]:
     """Of fixed held-out sequences, with the same noise at every call: the training loss, and `next_token`, which can be
     compared between objectives (`main_losses`)."""
-    tokens = heldout_tokens(data, config).to(next(objective.parameters()).device)
-    losses = main_losses(objective, tokens, config.main_depth, seed=config.seed,
-                         batch_size=config.evaluation.batch_size)
+    tokens, c = heldout_tokens(data, config).to(next(objective.parameters()).device), config.evaluation
+    losses = main_losses(objective, tokens, config.main_depth, seed=config.seed, batch_size=c.batch_size,
+                         num_levels=c.levels)
     return heldout_own(objective, data, config) | {"next_token": losses.mean().item()}
 
 

@@ -21,22 +21,28 @@ SMALL = {"model.width": 16, "model.num_heads": 2, "denoise.target.dim": 8, "deno
 RULES = [{"objective": "truncated"}, {"objective": "ar"},
          *({"objective": "denoise", "denoise.context": c} for c in ("inject", "concat", "context"))]
 NAMES = ["truncated", "ar", "inject", "concat", "context"]
+MASKED = {"objective": "masked", "masked.cond_width": 8}
 BLOCKS = {"denoise.block_size": 2, "data.length": 8, "evaluation.prompt_length": 4}
 BLOCKWISE = {"objective": "blockwise", "blocks.num": 2}
-PADDED = [*RULES, RULES[3] | BLOCKS, RULES[4] | BLOCKS, *(rule | BLOCKWISE for rule in RULES[2:])]
-PADDED_NAMES = [*NAMES, "concat, blocks of 2", "context, blocks of 2", *(f"{name}, blockwise" for name in NAMES[2:])]
+PADDED = [*RULES, RULES[3] | BLOCKS, RULES[4] | BLOCKS, *(rule | BLOCKWISE for rule in RULES[2:]),
+          MASKED, MASKED | {"blocks.num": 2}]
+PADDED_NAMES = [*NAMES, "concat, blocks of 2", "context, blocks of 2", *(f"{name}, blockwise" for name in NAMES[2:]),
+                "masked", "masked, blocks"]
 
 
 def make(flags):
     config = load_config(None, SMALL | flags)
-    return build_objective(config, build(config, V))
+    objective = build_objective(config, build(config, V))
+    if config.objective == "masked":
+        objective.model.embed.weight.data.mul_(6)  # or its texts would hardly depend on what is seen
+    return objective
 
 
 def prompt():
     return torch.randint(V, (3, 5), generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("flags", RULES, ids=NAMES)
+@pytest.mark.parametrize("flags", [*RULES, MASKED], ids=[*NAMES, "masked"])
 @pytest.mark.parametrize("depth", [1, 4])
 def test_generation_is_a_function_of_the_seed(flags, depth):
     objective = make(flags)

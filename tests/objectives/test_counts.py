@@ -125,6 +125,32 @@ def test_frozen_shared_parts_cost_no_backward_of_their_own(monkeypatch):
     assert counts.training_bytes < trained.training_bytes
 
 
+MASKED = [{}, {"masked.cond_width": None, "model.injection": "none"}, {"model.injection": "gated"},
+          {"model.block": "sandwich", "model.tie_embeddings": False},
+          {"model.num_prelude_layers": 0, "model.num_coda_layers": 0}]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("recipe", MASKED, ids=str)
+def test_the_costs_of_a_masked_text_are_those_that_torch_counts(recipe, precision):
+    config = config_of("masked", **{"masked.cond_width": 16, "training.precision": precision} | recipe)
+    counts = count(config, VOCAB)
+    assert counts.parameters == counts.effective_parameters == sum(p.numel() for p in objective_of(config).parameters())
+    assert counts.saved_activation_bytes == pytest.approx(kept_bytes(config), abs=64)
+    check_flops(config)
+
+
+def test_one_block_of_a_masked_text_at_a_time_costs_the_mean_over_the_blocks(monkeypatch):
+    config = config_of("masked", **UNTIED, **{"masked.schedule": "cosine", "blocks.choose": "mass"})
+    objective, counts = objective_of(config), count(config, VOCAB)
+    mean = torch.zeros(3, dtype=torch.float64)
+    for block, share in enumerate(objective.shares):
+        monkeypatch.setattr("looped.objectives.one_block.OneBlock.draw", lambda self, random, block=block: block)
+        mean += share * torch.tensor([*measured_flops(config), kept_bytes(config)], dtype=torch.float64)
+    ours = [counts.forward_flops, counts.step_flops, counts.saved_activation_bytes]
+    assert ours == pytest.approx(mean.tolist(), rel=1e-3)
+
+
 # ---- parameters
 
 

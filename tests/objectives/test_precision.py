@@ -11,7 +11,7 @@ from looped.rng import StepRandom
 
 @pytest.mark.parametrize("block", ["prenorm", "sandwich"])
 @pytest.mark.parametrize("injection", ["none", "add", "linear", "gated", "diagonal"])
-@pytest.mark.parametrize("objective", ["truncated", "denoise"])
+@pytest.mark.parametrize("objective", ["truncated", "denoise", "masked"])
 def test_every_injection_trains_under_bf16(objective, injection, block):
     config = load_config(None, {"objective": objective, "model.injection": injection, "model.block": block,
                                 "model.width": 16, "model.num_heads": 2, "recurrence.mean": 2})

@@ -31,6 +31,8 @@ VARIANTS = {
     "truncated": {"objective": "truncated", "optim.name": "muon"},
     "blockwise": {"objective": "blockwise", "blocks.num": 2, "model.num_core_layers": 2, "optim.ema_decay": 0.9,
                   "training.accumulation": 2},
+    "masked": {"objective": "masked", "blocks.num": 2, "model.num_core_layers": 2, "masked.cond_width": 8,
+               "optim.ema_decay": 0.9, "training.accumulation": 2, "evaluation.levels": 4},
     "full-bf16": {"objective": "full", "training.precision": "bf16", "training.accumulation": 2, "optim.grad_clip": 0},
 }
 
@@ -147,7 +149,8 @@ raise SystemExit(train(load_config(sys.argv[1]), sys.argv[2]).exit_code)
 
 def test_two_processes_match_one_with_the_whole_batch(tmp_path, tiny):
     """One rule after the other, so that a busy machine has one launcher of processes at a time."""
-    rules = {"denoise": {"denoise.noise.distribution": "adaptive"}, "blockwise": VARIANTS["blockwise"]}
+    rules = {"denoise": {"denoise.noise.distribution": "adaptive"}, "blockwise": VARIANTS["blockwise"],
+             "masked": VARIANTS["masked"]}
     for name, rule in rules.items():
         (tmp_path / name).mkdir()
         check_two_processes(tmp_path / name, tiny(**rule | {"training.batch_size": 8, "training.accumulation": 2}))
@@ -173,7 +176,7 @@ def check_two_processes(folder, config):
 
 @pytest.mark.parametrize("changes", [
     {"objective": "truncated"}, {"objective": "truncated", "recurrence.per_sequence": False}, {"objective": "full"},
-    {"objective": "ar"},
+    {"objective": "ar"}, {"objective": "masked"}, {"objective": "masked", "masked.cond_width": None},
     {"denoise.context": "concat"}, {"denoise.context": "context"},
     {"denoise.target.tied": True, "denoise.target.dim": 16}, {"denoise.target.learned_logit_scale": False}])
 def test_every_trained_parameter_gets_a_gradient_in_every_step(tiny, changes):

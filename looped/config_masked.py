@@ -1,0 +1,34 @@
+"""Settings of masked diffusion: text whose tokens are hidden one by one instead of blurred."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from looped.config_base import Section
+
+
+class MaskedConfig(Section):
+    """How fast tokens are hidden, and whether the network is told how far that has come."""
+
+    schedule: Literal["linear", "cosine"] = Field(
+        "linear", description="alpha(t), the share of tokens that are still seen at time t: 1 - t, or MD4's cosine; "
+                              "decides how often `masked` trains each level, and where its unmasking steps are")
+    cond_width: int | None = Field(
+        128, ge=2, description="width of the embedding of the level, the log-odds of being hidden, that AdaLN tells "
+                               "the core; null: it has to see for itself how much is hidden")
+
+
+def check_masked(config: Any) -> None:
+    """Whether a whole config has anything that masked diffusion does not know, if that is its objective. Raises
+    ValueError."""
+    if config.objective != "masked":
+        return
+    if config.is_task or config.is_images:
+        what = f"task.name {config.task.name}" if config.is_task else f"images.source {config.images.source}"
+        raise ValueError(f"objective masked hides tokens of text, and {what} is no text; set objective to denoise, or "
+                         f"leave that out")
+    blocks = config.blocks
+    if blocks.edges is not None or blocks.partition != "mass":
+        what = "edges" if blocks.edges is not None else f"partition {blocks.partition}"
+        raise ValueError(f"blocks.{what} parts levels of sigma, and under objective masked the blocks share alpha in "
+                         f"equal decrements; leave it out")

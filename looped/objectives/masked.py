@@ -1,0 +1,143 @@
+"""Masked diffusion: tokens are hidden, and each is predicted from all that are seen (MD4, Shi et al. 2024, arXiv
+2406.04329, section 3).
+
+    t ~ U(0, 1) over the batch, m = 1 - alpha(t), loss = w(t) / L * sum over the hidden tokens of -ln p(token | seen, m)
+
+whose mean is the bound on -ln p(x) a token. One pass of the network: e = encode(tokens, hidden ones as the mask token)
+with full attention, state = step(e, e, level), logits = decode(state). The level is told through the noise-level
+embedding as ln(m / (1 - m)) / 4, a quarter of the log-odds as EDM's c_noise is a quarter of ln sigma.
+
+A core of several blocks parts the levels by equal decrements of alpha, and each training step has one block
+(DiffusionBlocks, arXiv 2506.14202). With one block the core is trained at all levels: the same layers in one block are
+the end-to-end twin of several.
+"""
+
+import torch
+from jaxtyping import Float, Float64, Int
+from torch import Tensor
+from torch.nn.functional import linear
+
+from looped.config_blocks import BlocksConfig
+from looped.config_masked import MaskedConfig
+from looped.data.batch import Batch
+from looped.diffusion import masking
+from looped.diffusion.masking import hide, hide_one_and, mask_edges
+from looped.diffusion.noise import block_of
+from looped.models.language import LanguageModel, Start
+from looped.nn.bias import Mask
+from looped.objectives.base import EVERYBODY, Loss, Objective, head_losses
+from looped.objectives.one_block import OneBlock
+from looped.rng import StepRandom
+
+LEAST = 1e-4
+"""Levels are told as if they were at least so far from 0 and from 1, where the log-odds end."""
+
+Tokens = Int[Tensor, "batch length"]
+Levels = Float64[Tensor, "batch"]
+
+
+class Masked(Objective):
+    """One core for all levels. metrics: `cross_entropy`, the mean over the hidden tokens, whatever their weight.
+
+    In evaluation mode the loss is the bound itself, at one level a sequence, without the weights' variance.
+    """
+
+    def __init__(self, model: LanguageModel, config: MaskedConfig):
+        super().__init__()
+        self.model, self.config = model, config
+        self.edges = mask_edges(len(model.core_layers))
+
+    def forward(self, tokens: Int[Tensor, "batch length_and_one"] | Batch, random: StepRandom) -> Loss:
+        """The loss of tokens[:, 1:], those that other rules predict."""
+        tokens = Batch.of(tokens).targets
+        return self.training_loss(tokens, random) if self.training else self.bound(tokens, random)
+
+    def training_loss(self, tokens: Tokens, random: StepRandom) -> Loss:
+        return self.loss_between(tokens, 0.0, 1.0, random)
+
+    def loss_between(self, tokens: Tokens, low: float, high: float, random: StepRandom, *, scale: float = 1.0,
+                     block: int | None = None) -> Loss:
+        """The weighted loss at times of levels in [low, high], through one block if there are several."""
+        ends = masking.time_of(self.config.schedule, torch.tensor([low, high], dtype=torch.float64)).tolist()
+        t = ends[0] + (ends[1] - ends[0]) * random.stratified("time")
+        m, w = masking.level(self.config.schedule, t), scale * masking.weight(self.config.schedule, t)
+        shown, hidden = hide(tokens, m, random.uniform("hidden", tokens.shape[1:]), self.model.mask_token)
+        losses = head_losses(self.model, self.read(shown, m, block=block), tokens) * hidden
+        value = (w.to(losses) * losses.mean(1)).mean()
+        mean = losses.detach().sum() / hidden.sum().clamp(min=1)
+        return Loss(value, {"loss": value.detach(), "cross_entropy": mean})
+
+    def bound(self, tokens: Tokens, random: StepRandom) -> Loss:
+        """The bound at one level a sequence, spread over the batch."""
+        losses = self.losses_at(tokens, random.stratified("time"), random, "hidden")
+        return Loss(losses.mean(), {"loss": losses.detach().mean(), "cross_entropy": losses.detach().mean()})
+
+    def losses_at(self, tokens: Tokens, m: Levels, random: StepRandom, stream: str) -> Float[Tensor, "batch"]:
+        """Mean cross-entropy of each sequence's hidden tokens at its level, at least one of them; its mean over m ~
+        U(0, 1) is the bound a token (`hide_one_and`)."""
+        uniform = random.uniform(stream, (tokens.shape[1] + 1,))
+        shown, hidden = hide_one_and(tokens, m, uniform, self.model.mask_token)
+        losses = head_losses(self.model, self.read_by_owners(shown, m), tokens)
+        return (losses * hidden).sum(1) / hidden.sum(1)
+
+    def read(self, tokens: Tokens, m: Levels, *, block: int | None = None, mask: Mask = EVERYBODY,
+             start: Start = 0) -> Float[Tensor, "batch length width"]:
+        """What the head reads, of tokens of which some are the mask token, at levels m."""
+        rows = {"mask": mask, "start": start}
+        e = self.model.encode(tokens, **rows)
+        level = torch.logit(m, eps=LEAST) / 4 if self.config.cond_width else None
+        return self.model.hidden(self.model.step(e, e, level, block=block, **rows), **rows)
+
+    def read_by_owners(self, tokens: Tokens, m: Levels, *, mask: Mask = EVERYBODY,
+                       start: Start = 0) -> Float[Tensor, "batch length width"]:
+        """`read`, each sequence by the block that owns its level."""
+        owners = self.owners(m)
+        order, parts = owners.argsort(stable=True), []
+        blocks, counts = owners.unique(return_counts=True)
+        for block, rows in zip(blocks.tolist(), order.split(counts.tolist()), strict=True):
+            first = start[rows.to(start.device)] if isinstance(start, Tensor) else start
+            parts.append(self.read(tokens[rows], m[rows], block=block, mask=mask.of_rows(rows), start=first))
+        return torch.cat(parts)[order.argsort()]
+
+    def logits(self, tokens: Tokens, m: Levels, *, mask: Mask = EVERYBODY,
+               start: Start = 0) -> Float[Tensor, "batch length vocab"]:
+        """Logits of the tokens themselves, hidden or not."""
+        return linear(self.read_by_owners(tokens, m, mask=mask, start=start), self.model.head_weight)
+
+    def owners(self, m: Levels) -> Int[Tensor, "batch"]:
+        """The block of the core at work at each level."""
+        return block_of(m, self.edges)
+
+    @property
+    def reading_layers(self) -> float:
+        """Mean layers of the core that a reading of a training step runs."""
+        return self.model.config.num_core_layers
+
+    def layer_forwards(self) -> float:
+        c = self.model.config
+        return 3.0 * (c.num_prelude_layers + self.reading_layers + c.num_coda_layers)
+
+
+class MaskedBlocks(OneBlock, Masked):
+    """Several blocks, of which each optimiser step trains one, on levels of its own and, by `blocks.overlap`, a little
+    way into its neighbours'. metrics: also `ce_block0`, ... of the block at work."""
+
+    def __init__(self, model: LanguageModel, config: MaskedConfig, blocks: BlocksConfig):
+        super().__init__(model, config)
+        self.take_turns(blocks, masking.block_shares(blocks, config.schedule))
+        # Of all steps together the loss has the mean of the bound, however often a block has its turn.
+        self.scales = (masking.block_times(config.schedule, blocks.num) / self.shares).tolist()
+
+    def training_loss(self, tokens: Tokens, random: StepRandom) -> Loss:
+        return self.loss_of(self.turn(random), tokens, random)
+
+    def loss_of(self, block: int, tokens: Tokens, random: StepRandom) -> Loss:
+        """The loss of one block, whatever the others are."""
+        loss = self.loss_between(tokens, *self.interval(block), random, scale=self.scales[block], block=block)
+        return Loss(loss.value, loss.metrics | {f"ce_block{block}": loss.metrics["cross_entropy"]})
+
+    def interval(self, block: int) -> tuple[float, float]:
+        """Lowest and highest level that a block trains on."""
+        high, low = self.edges[block].item(), self.edges[block + 1].item()
+        more = self.blocks.overlap * (high - low)
+        return max(low - more, 0.0), min(high + more, 1.0)

@@ -1,0 +1,62 @@
+"""Training one of several blocks of the core at a time: whose turn it is, what learns with it, and what that costs
+(DiffusionBlocks, arXiv 2506.14202, section 3)."""
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor, nn
+
+from looped.config_blocks import BlocksConfig
+from looped.objectives.base import Objective
+from looped.rng import StepRandom
+
+
+class OneBlock(Objective):
+    """Mixed into a rule whose every reading goes through one block; the rule calls `take_turns` when it is made."""
+
+    def take_turns(self, blocks: BlocksConfig, shares: Float64[Tensor, "blocks"]) -> None:
+        """shares: how often each block is trained."""
+        self.blocks, self.shares = blocks, shares
+        self._learning = [parameter for parameter in self.shared_parameters() if parameter.requires_grad]
+        self._let_shared_learn(any(map(blocks.trains_shared, blocks.held)))
+
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """What is no block's own."""
+        own = {id(parameter) for parameter in self.model.recurrence.core.parameters()}
+        return [parameter for parameter in self.parameters() if id(parameter) not in own]
+
+    def names_of(self, block: int) -> set[str]:
+        """The names of a block's own parameters."""
+        own = {id(parameter) for parameter in self.model.recurrence.core.blocks[block].parameters()}
+        return {name for name, parameter in self.named_parameters() if id(parameter) in own}
+
+    def _let_shared_learn(self, learn: bool) -> None:
+        for parameter in self._learning:
+            parameter.requires_grad_(learn)
+
+    def draw(self, random: StepRandom) -> int:
+        """The block that an optimiser step trains: one for all its rows, micro-batches and processes."""
+        if self.blocks.alone is not None:
+            return self.blocks.alone
+        return int(torch.multinomial(self.shares, 1, generator=random.lockstep("block")))
+
+    def turn(self, random: StepRandom) -> int:
+        """The same, with what is shared ready to learn or not."""
+        block = self.draw(random)
+        self._let_shared_learn(self.blocks.trains_shared(block))
+        return block
+
+    @property
+    def reading_layers(self) -> float:
+        """Mean layers of the core that a reading of a training step runs."""
+        return sum(share * layers for share, layers in zip(self.shares.tolist(), self.model.core_layers, strict=True))
+
+    @property
+    def num_codas(self) -> int:
+        """How often a training step runs the coda."""
+        return 1
+
+    def layer_forwards(self) -> float:
+        """Nothing goes back through a frozen prelude, and through a frozen coda to its input alone."""
+        c, total = self.model.config, super().layer_forwards()
+        frozen = sum(share for block, share in enumerate(self.shares.tolist()) if not self.blocks.trains_shared(block))
+        return total - frozen * (2 * c.num_prelude_layers + self.num_codas * c.num_coda_layers)
