@@ -34,6 +34,10 @@ class ImageConfig(Section):
                                                  "centre kept; null keeps the size that all of them have")
     heldout: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.1, description="share of the images held out, where the source has no test part")
+    max_train: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="images that are trained, of those there are; null: all")
+    max_heldout: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="images held out that are measured; null: all")
     flip: bool = Field(False, description="mirror half of the training images left to right")
     randaugment: bool = Field(False, description="vary training images by RandAugment")
     randaugment_ops: Depth = Field(2, description="operations an image, drawn anew each time")

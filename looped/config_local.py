@@ -51,6 +51,9 @@ class ForwardForwardConfig(Section):
 
     goodness: Literal["mean", "sum"] = Field(
         "mean", description="of the squares of a row's coordinates, as a layer's log-odds beyond the threshold")
+    rows: Literal["class", "all"] = Field(
+        "class", description="whose squares: those of the row that the class stands in, or the mean over the patches "
+                             "too")
     threshold: Positive = Field(2.0, description="mean square of a coordinate that parts good from bad; what enters a "
                                                  "layer has 1")
     negatives: Literal["uniform", "hard"] = Field(

@@ -167,6 +167,7 @@ def prepare_images(config: ImageConfig) -> ImageData:
     """The training and held-out images of a config. Raises `UserError` where they cannot be had."""
     source = read_source(config)
     train, heldout = split(source, config.heldout) if source.test is None else (source.train, source.test)
+    train, heldout = some(train, config.max_train), some(heldout, config.max_heldout)
     scale = measure(train) if config.normalise == "standard" else symmetric(train.pixels.shape[3])
     return ImageData(ImageStream(train, scale, config), HeldoutImages(heldout, scale), source.class_names, scale,
                      _fingerprint(config, train, heldout, source.class_names), source.name)
@@ -182,8 +183,18 @@ def split(source: Source, share: float) -> tuple[Pictures, Pictures]:
         raise UserError(f"{source.name} holds one image, and images.heldout {share} needs another to hold out; "
                         f"give more images")
     num = min(max(round(share * count), 1), count - 1)
-    order = np.argsort([place_of(str(number)) for number in range(count)], kind="stable")
+    order = by_hash(count)
     return source.train[np.sort(order[num:])], source.train[np.sort(order[:num])]
+
+
+def some(pictures: Pictures, most: int | None) -> Pictures:
+    """At most so many of them, whichever they are sorted by: those whose numbers have the highest hashes."""
+    return pictures if most is None or len(pictures) <= most else pictures[np.sort(by_hash(len(pictures))[-most:])]
+
+
+def by_hash(count: int) -> Int[np.ndarray, "count"]:
+    """The numbers up to `count`, as good as shuffled."""
+    return np.argsort([place_of(str(number)) for number in range(count)], kind="stable")
 
 
 def measure(pictures: Pictures) -> Scale:

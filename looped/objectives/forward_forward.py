@@ -2,9 +2,10 @@
 
     loss = mean over layers of [ softplus(theta - g(x, y)) + softplus(g(x, not y) - theta) ] / 2
 
-with the goodness g of a layer the mean (or sum) of its squared activities. What a layer passes on is normalised, so
-that the next cannot read the goodness off its length, and carries no gradient. A class is named by the goodness that
-the layers beyond the first find in it together. Hinton 2022 (arXiv 2212.13345), sections 2 and 3.3.
+with the goodness g of a layer the mean (or sum) of its squared activities, in the row that the class stands in or in
+all rows. What a layer passes on is normalised, so that the next cannot read the goodness off its length, and carries no
+gradient. A class is named by the goodness that the layers beyond the first find in it together. Hinton 2022 (arXiv
+2212.13345), sections 2 and 3.3.
 """
 
 import math
@@ -77,7 +78,7 @@ class ForwardForward(Classifier):
         x, found = normalised(torch.cat([e[:, :1] + named, e[:, 1:]], dim=1)), []
         for layer in self.layers:
             x = layer(x, **rows)
-            squares = x.float().square()
+            squares = (x[:, :1] if self.config.rows == "class" else x).float().square()
             found.append((squares.sum(-1) if self.config.goodness == "sum" else squares.mean(-1)).mean(1))
             x = self.passed_on(x)
         return torch.stack(found)

@@ -106,6 +106,8 @@ def test_the_same_command_again_does_nothing(done, tiny, capsys):
 def test_every_rule_is_compared(objective):
     config = load_config(None, {"model.num_core_layers": 3, "denoise.context": "inject", "images.source": "digits"})
     settings = " blocks.num=3" if objective in ("blockwise", "noprop-dt") else ""
+    if objective == "forward-forward":
+        settings = " model.injection=none model.num_prelude_layers=0 model.num_coda_layers=0"
     plan = make_plan(config, objective + settings, unit="seconds", amount=1, num_seeds=1, depths=None, out=Path("out"))
     check_images(plan)
     assert kind_of(plan.config) is IMAGES

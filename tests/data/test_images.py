@@ -163,6 +163,21 @@ def test_the_split_takes_from_all_places_and_does_not_know_the_seed(tmp_path):
     assert data.fingerprint == prepare_images(ImageConfig(source="idx", path=str(tmp_path), heldout=0.5)).fingerprint
 
 
+def test_some_of_the_images_are_taken_from_all_places(tmp_path):
+    images, _ = random_part(1000)
+    places = np.arange(1000) % 256
+    write_mnist(tmp_path, "train", images, places)
+    whole = prepare_images(ImageConfig(source="idx", path=str(tmp_path), heldout=0.5))
+    part = prepare_images(ImageConfig(source="idx", path=str(tmp_path), heldout=0.5, max_train=200, max_heldout=50))
+    assert (len(part.train), len(part.heldout)) == (200, 50)
+    assert part.fingerprint != whole.fingerprint
+    assert abs(part.train.pictures.labels.mean() - whole.train.pictures.labels.mean()) < 20
+    for some, every in ((part.train, whole.train), (part.heldout, whole.heldout)):
+        assert {each.tobytes() for each in some.pictures.pixels} <= {each.tobytes() for each in every.pictures.pixels}
+    more = prepare_images(ImageConfig(source="idx", path=str(tmp_path), heldout=0.5, max_train=9000))
+    assert more.fingerprint == whole.fingerprint
+
+
 def test_one_image_cannot_be_split(tmp_path):
     write_mnist(tmp_path, "train", *random_part(1))
     with pytest.raises(UserError, match=r"holds one image, and images\.heldout 0\.1 needs another to hold out"):

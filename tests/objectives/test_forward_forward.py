@@ -69,9 +69,11 @@ def test_all_that_is_trained_has_a_gradient():
 # ---- the loss
 
 
+@pytest.mark.parametrize("rows_read", ["class", "all"])
 @pytest.mark.parametrize("kind", ["mean", "sum"])
-def test_the_loss_is_the_log_likelihood_of_right_and_wrong(kind):
-    rule, batch = make(**{"forward_forward.goodness": kind, "forward_forward.threshold": 1.5}), images()
+def test_the_loss_is_the_log_likelihood_of_right_and_wrong(kind, rows_read):
+    rule, batch = make(**{"forward_forward.goodness": kind, "forward_forward.threshold": 1.5,
+                          "forward_forward.rows": rows_read}), images()
     labels = batch.targets[:, 0]
     wrong = rule.wrong(rule.encode(batch), labels, batch, draw())
     losses, scale = [], 16 if kind == "sum" else 1
@@ -81,7 +83,7 @@ def test_the_loss_is_the_log_likelihood_of_right_and_wrong(kind):
         for layer in rule.layers:
             rows = surroundings(batch)
             x = layer(normalize(x, dim=-1) * 4, mask=rows["mask"], rotation=rule.model.rotary(rows["positions"]))
-            g = x.square().mean((1, 2)) * scale
+            g = (x[:, :1] if rows_read == "class" else x).square().mean((1, 2)) * scale
             losses.append(-logsigmoid(sign * (g - 1.5 * scale)).mean())
     loss = rule(batch, draw())
     assert loss.value.item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-4)
