@@ -104,7 +104,21 @@ class DenoiseConfig(Section):
         None, description="level that the restart solver comes back to; null: the geometric middle")
     start: Literal["noise", "zero"] = Field(
         "noise", description="where a solver starts: pure noise gives samples, zero the mean of them, for decisions")
+    context_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="share of the images that training does not show, but for a learned row in the place of all "
+                         "theirs, so that answers can be guided")
+    guidance: NonNegative = Field(
+        0.0, description="w in (1 + w) logits - w logits without the image, at each solver step (classifier-free "
+                         "guidance); 0 reads once")
     schedule: Literal["karras", "quantile", "log-linear"] = Field("quantile", description="default noise schedule")
+
+    @model_validator(mode="after")
+    def _check_guidance(self):
+        if self.guidance and not self.context_dropout:
+            raise ValueError(f"guidance {self.guidance} asks what the model says without the image, which it has never "
+                             f"learned with context_dropout 0; set denoise.context_dropout to 0.1, or "
+                             f"denoise.guidance to 0")
+        return self
 
     @model_validator(mode="after")
     def _check_block(self):
@@ -136,6 +150,9 @@ def check_layout(denoise: DenoiseConfig, *, text: bool, images: bool, full: bool
                                                                       "together")
         raise ValueError(f"denoise.context {denoise.context} is for rows that see earlier ones alone, and {where}; set "
                          f"denoise.context to inject")
+    if denoise.context_dropout and not images:
+        raise ValueError(f"denoise.context_dropout {denoise.context_dropout} leaves out what is known of an image; set "
+                         f"images.source, or denoise.context_dropout to 0")
     if denoise.block_size > 1 and not text:
         raise ValueError(f"denoise.block_size {denoise.block_size} is for text; all that a task or an image asks for "
                          f"is sought together; leave it at 1")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Float64, Int, Int64
+from jaxtyping import Bool, Float, Float64, Int, Int64
 from torch import Tensor, nn
 
 from looped.config_denoise import DenoiseConfig
@@ -62,6 +62,8 @@ class Denoiser(nn.Module):
         self.in_proj = start_projection(self.targets.dim, model.width)
         # Where a row stands in its block; the rows of a block share the e of its first.
         self.place = nn.Parameter(torch.zeros(config.block_size, model.width)) if config.block_size > 1 else None
+        # What stands in every row where the image is left out.
+        self.nothing = nn.Parameter(torch.zeros(model.width)) if config.context_dropout else None
         self.carry_proj = self._carry_projection()
         self.log_logit_scale = nn.Parameter(torch.zeros(()), requires_grad=config.target.learned_logit_scale)
 
@@ -98,6 +100,18 @@ class Denoiser(nn.Module):
         added (`Steering`). Of several blocks of the core each sequence is read by the one that owns its level.
         """
         return self.read(z, sigma, e, context=context, cache=cache, carry=carry, steer=steer, **options)[0]
+
+    def without(self, e: Float[Tensor, "batch length width"],
+                dropped: Bool[Tensor, "batch"] | None = None) -> Float[Tensor, "batch length width"]:
+        """e where the `dropped` images (None: all) are left out."""
+        nothing = self.nothing.to(e.dtype).expand_as(e)
+        return nothing if dropped is None else torch.where(dropped.view(-1, 1, 1), nothing, e)
+
+    def guided(self, logits: Tensor, z: Noisy, sigma: Sigma, e: Tensor, **options) -> Tensor:
+        """(1 + w) logits - w logits without the image, w = `denoise.guidance` (Ho & Salimans 2022, arXiv 2207.12598,
+        equation 6, on logits, so that what is known of the posterior counts once)."""
+        w = self.config.guidance
+        return logits if w == 0 else (1 + w) * logits - w * self.read(z, sigma, self.without(e), **options)[0]
 
     def owners(self, sigma: Sigma) -> Int64[Tensor, "*shape"]:
         """The block of the core at work at each level."""

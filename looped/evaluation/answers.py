@@ -152,12 +152,16 @@ class Solver:
         """Logits of the problems at work, and what the step hands on."""
         sigma = levels_of(z, level)
         if len(working) == len(z):
-            return self.denoiser.read(z, sigma, self.e, context=self.context, carry=carry, **self.rows)
+            return self._guided(z, sigma, self.e, context=self.context, carry=carry, **self.rows)
         if self.context is not None:  # its keys and values are those of the whole batch
             logits, handed = self.denoiser.read(z, sigma, self.e, context=self.context, carry=carry, **self.rows)
             return logits[working], None if handed is None else handed[working]
-        return self.denoiser.read(z[working], sigma[working], self.e[working],
-                                  carry=None if carry is None else carry[working], **surroundings(self.batch[working]))
+        return self._guided(z[working], sigma[working], self.e[working],
+                            carry=None if carry is None else carry[working], **surroundings(self.batch[working]))
+
+    def _guided(self, z: Tensor, sigma: Tensor, e: Tensor, **options) -> tuple[Tensor, Tensor | None]:
+        logits, handed = self.denoiser.read(z, sigma, e, **options)
+        return self.denoiser.guided(logits, z, sigma, e, **options), handed
 
     def consistency(self, answers: Int[Tensor, "batch length"], random: StepRandom,
                     stream: str) -> Float[Tensor, "batch"]:

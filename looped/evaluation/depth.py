@@ -167,7 +167,8 @@ def layer_forwards_at(objective: Objective, depth: int) -> float:
     num_blocks = len(objective.model.core_layers)
     concat = objective.config.context == "concat"  # the clean rows run once through each block, whatever the depth
     clean = c.num_core_layers + num_blocks * c.num_coda_layers if concat else 0
-    return c.num_prelude_layers + clean + _read_layers(objective, depth) + depth * c.num_coda_layers
+    readings = _read_layers(objective, depth) + depth * c.num_coda_layers
+    return c.num_prelude_layers + clean + readings * (2 if objective.config.guidance else 1)
 
 
 def _read_layers(objective: Denoise, depth: int) -> int:

@@ -84,6 +84,8 @@ class Denoise(Objective):
         """The loss at given levels (B,) or (B, L); `block`: of one block of the core, if there are several."""
         rows = surroundings(batch)
         e = self.model.encode(batch.inputs, **rows)
+        if self.config.context_dropout and self.training:
+            e = self.denoiser.without(e, random.uniform("context dropped", ()) < self.config.context_dropout)
         if self.config.settled == "surest" and reads_first(random):
             sigma = self._levels_surest_settled(e, batch, random, rows)
         losses = self._losses(e, batch, sigma, random, rows, block)  # B L

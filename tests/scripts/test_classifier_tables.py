@@ -1,4 +1,4 @@
-"""The tables of one classifier trained in parts: every rule applies, figures stand where they belong, all have a cell."""
+"""The tables of one classifier trained in parts: every rule applies, figures stand where they belong."""
 
 import importlib.util
 import json
