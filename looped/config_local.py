@@ -90,6 +90,9 @@ def _check_noprop(config: Any) -> None:
     if rule == "noprop-dt" and blocks < 2:
         raise ValueError("objective noprop-dt has a block for each step in time, and blocks.num is 1; set blocks.num "
                          "to 2 or more, or objective to noprop-ct")
+    if config.blocks.shared != "trained":
+        raise ValueError(f"blocks.shared {config.blocks.shared} is for objective blockwise, and under {rule} what "
+                         f"blocks share is trained by each of them; set it to trained")
     if rule == "noprop-dt" and config.noprop.schedule == "learned":
         raise ValueError("noprop.schedule learned is for continuous time, and noprop-dt has steps of its own; set it "
                          "to cosine")

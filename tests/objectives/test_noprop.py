@@ -200,6 +200,7 @@ def test_a_training_step_costs_one_block_or_the_whole_core():
     ({"objective": "noprop-dt"}, "blocks.num is 1; set blocks.num to 2 or more, or objective to noprop-ct"),
     ({"objective": "noprop-fm", "blocks.num": 3}, "noprop-fm knows one block alone"),
     ({"objective": "noprop-dt", "blocks.num": 3, "noprop.schedule": "learned"}, "is for continuous time"),
+    ({"objective": "noprop-dt", "blocks.num": 3, "blocks.shared": "frozen"}, "set it to trained"),
     ({"noprop.log_snr": [2.0, -2.0]}, r"set noprop.log_snr to \[-2.0, 2.0\]"),
     ({"noprop.eta": 0}, "noprop.eta"), ({"noprop.embeding": "learned"}, "did you mean 'embedding'")])
 def test_what_does_not_fit_is_named_in_one_sentence(flags, why):
