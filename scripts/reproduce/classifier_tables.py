@@ -220,11 +220,11 @@ def published(percent: float | None) -> str:
 
 def meaning(num_seeds: int) -> list[str]:
     return [
-        f"Accuracy on held-out images, mean ± standard deviation over {num_seeds} seed{'s' * (num_seeds > 1)}, when each run has spent the "
-        f"same layer forwards (a backward pass counts two). best depth: chosen on one half of the images and reported "
-        f"on the other, the depth in brackets: solver steps, passes through all blocks, or layers that are asked under "
-        f"forward-forward. At equal seconds: of what each run had spent when the fastest was done, at the best of the "
-        f"depths that are measured while training goes on, and so a little too good.",
+        f"Accuracy on held-out images, mean ± standard deviation over {num_seeds} seed{'s' * (num_seeds > 1)}, when "
+        f"each run has spent the same layer forwards (a backward pass counts two). best depth: chosen on one half of "
+        f"the images and reported on the other, the depth in brackets: solver steps, passes through all blocks, or "
+        f"layers that are asked under forward-forward. At equal seconds: of what each run had spent when the fastest "
+        f"was done, at the best of the depths that are measured while training goes on, and so a little too good.",
         "The last two columns are the papers', on CIFAR-100 at their own sizes and budgets: to compare the direction "
         "with, not the figures."]
 
