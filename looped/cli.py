@@ -21,7 +21,7 @@ usage: looped VERB [arguments]
   train CONFIG       train a config, or go on with a run that was interrupted
   merge RUN RUN ..   the runs of single blocks as one run of the whole model
   eval RUN           how good a trained run is at every depth: table, JSONL and picture
-  generate RUN       continue a text at any depth
+  generate RUN       continue a text, or make images, at any depth
   bench WHAT CONFIG  what a training step costs (step), how much of the processor it uses (flops), what a block alone
                      needs (memory)
   compare CONFIG     several objectives at one budget over seeds: table, pictures, page

@@ -17,7 +17,7 @@ from looped.config_base import Count, Depth, Fraction, NonNegative, Positive, Se
 from looped.config_blocks import BlocksConfig, check_blocks
 from looped.config_data import DataConfig, TaskConfig
 from looped.config_denoise import DenoiseConfig, check_layout, noise_preset
-from looped.config_images import ImageConfig
+from looped.config_images import ImageConfig, check_generator
 from looped.config_local import NOPROP, ForwardForwardConfig, NoPropConfig, check_local
 from looped.config_masked import MaskedConfig, check_masked
 from looped.config_rules import FixedPointConfig, SupervisionConfig
@@ -116,7 +116,8 @@ class TrainingConfig(Section):
     log_every: Depth = Field(10, description="steps between lines of metrics.jsonl")
     eval_every: Count = Field(0, description="steps between evaluations; 0 evaluates at the end only")
     num_evals: Count = Field(0, description="evaluations spread evenly over the budget, whatever its unit")
-    sample_every: Count = Field(0, description="steps between printed samples; 0 prints none")
+    sample_every: Count = Field(0, description="steps between printed samples, or pictures in samples/; 0 "
+                                                "makes none")
     checkpoint_every: Count = Field(200, description="steps between checkpoints; 0 saves at the end only")
     keep_checkpoints: Depth = Field(2, description="newest checkpoints that are kept")
     warm_start: str | None = Field(None, description="a run whose model's weights are taken over before the first step")
@@ -136,7 +137,7 @@ class EvaluationConfig(Section):
     num_sequences: Depth = Field(64, description="held-out sequences")
     levels: Depth = Field(32, description="levels that each is read at for the bound of `masked`, evenly spread")
     batch_size: Depth = Field(16, description="sequences at once")
-    num_samples: Depth = Field(2, description="texts generated at each depth")
+    num_samples: Depth = Field(2, description="texts generated at each depth, or images of each class")
     sample_length: Depth = Field(64, description="tokens a generated text")
     prompt_length: Depth = Field(16, description="held-out tokens it continues")
     difficulties: tuple[Count, ...] = Field((), description="levels of a task to measure; none given: the task's own")
@@ -145,6 +146,11 @@ class EvaluationConfig(Section):
     choose: Literal["mean", "consistent"] = Field(
         "mean", description="of several: the likeliest under their mean readout, or the one that the denoiser, shown "
                             "it noised afresh, is surest of")
+    guidance: NonNegative = Field(
+        1.0, description="classifier-free guidance of generated images: 1 is the plain class, above it more of what "
+                         "sets the class apart, 0 any class")
+    num_images: Depth | None = Field(
+        None, description="images generated at each depth to be held against the held-out ones; null: as many")
 
 
 class Config(Section):
@@ -188,6 +194,8 @@ class Config(Section):
         check_blocks(self)
         check_local(self)
         check_masked(self)
+        if self.generates:
+            check_generator(self)
         if self.denoise.block_size > 1 and self.model.injection == "none":
             raise ValueError("denoise.block_size above 1 needs an injection, which tells the core where in its block "
                              "a row stands; set model.injection to linear, add, gated or diagonal")
@@ -240,8 +248,13 @@ class Config(Section):
 
     @property
     def is_images(self) -> bool:
-        """Whether the classes of images are trained."""
+        """Whether images are trained on: their classes, or they themselves."""
         return self.images.source is not None
+
+    @property
+    def generates(self) -> bool:
+        """Whether images are made, not named."""
+        return self.images.goal == "generate"
 
     @property
     def sees_all(self) -> bool:

@@ -85,7 +85,7 @@ class DenoiseConfig(Section):
     noise: Annotated[NoiseConfig, BeforeValidator(noise_preset)] = Field(
         NoiseConfig(), description="noise levels, or a preset: paper, wide")
     target: TargetConfig = Field(TargetConfig(), description="target embedding")
-    weight: Literal["none", "edm"] = Field("none", description="weight of the cross-entropy by noise level")
+    weight: Literal["none", "edm"] = Field("none", description="weight of the loss by noise level")
     train_steps: Depth = Field(1, description="solver steps K of a training step, with gradient through all of them")
     carry: Literal["none", "estimate", "latent"] = Field(
         "none", description="what a solver step hands to the next beside z: its soft estimate (self-conditioning), or "

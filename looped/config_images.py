@@ -1,10 +1,11 @@
-"""Settings of image data: where images come from, their size, what is held out, and how they are varied."""
+"""Settings of image data: where images come from, their size, what is held out, how they are varied, and whether their
+classes are sought or they themselves."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from looped.config_base import Depth, Section
+from looped.config_base import Depth, Fraction, Section
 
 MAX_MAGNITUDE = 30
 """The top of RandAugment's scale; the published strengths are given on it."""
@@ -22,6 +23,9 @@ class ImageConfig(Section):
     source: Literal["digits", "idx", "folder", "dataset"] | None = Field(
         None, description="scikit-learn's 8 x 8 digits, MNIST's files, a folder a class, or datasets.load_dataset; "
                           "null: no images")
+    goal: Literal["classify", "generate"] = Field(
+        "classify", description="name the class of an image; or, under denoise and blockwise, make images of a class "
+                                "out of noise")
     path: str | None = Field(None, description="folder of the IDX files (train-images-idx3-ubyte, ..., plain or .gz), "
                                                "or of the class folders, which may lie below train/ and test/")
     dataset: str | None = Field(None, description="name (or local path) for datasets.load_dataset")
@@ -46,11 +50,16 @@ class ImageConfig(Section):
     normalise: Literal["standard", "symmetric"] = Field(
         "standard", description="zero mean and unit variance a channel, as measured on the training images; or the "
                                 "range [-1, 1]")
+    label_dropout: Fraction = Field(
+        0.1, description="share of the training images whose class is hidden under goal generate, which guidance needs")
 
     @model_validator(mode="after")
     def _check_source(self):
         if self.source is None:
             self._refuse_pointers(allowed=(), why="nothing reads without images.source")
+            if self.goal == "generate":
+                raise ValueError("goal generate has no images to learn from; set images.source, or images.goal to "
+                                 "classify")
             return self
         needed = READS[self.source][:1]
         if needed and getattr(self, needed[0]) is None:
@@ -71,3 +80,34 @@ class ImageConfig(Section):
                 readers = " or ".join(source for source, reads in READS.items() if name in reads)
                 raise ValueError(f"{name} {value} is set, which {why}; set images.source to {readers}, or "
                                  f"images.{name} to null")
+
+
+PIXELS_NEED: dict[str, tuple[Any, str]] = {
+    "model.num_prelude_layers": (0, "all layers of a generator are in its core, where the noise level reaches them"),
+    "model.num_coda_layers": (0, "all layers of a generator are in its core, where the noise level reaches them"),
+    "model.injection": ("none", "the class conditions each layer, and there is no other input to inject"),
+    "denoise.train_steps": (1, "pixels are denoised one step at a time"),
+    "denoise.carry": ("none", "the clean estimate of pixels is all that a step finds"),
+    "denoise.next_token_weight": (0.0, "images have no next token"),
+    "denoise.evidence_in": (False, "pixels have no token that noise could be evidence of"),
+    "denoise.noise.share_per_token": (0.0, "an image has one noise level"),
+    "denoise.noise.distribution": (("log-normal", "log-uniform"), "adaptive levels follow a cross-entropy"),
+    "denoise.context_dropout": (0.0, "there is no image to hide, and images.label_dropout hides classes"),
+    "denoise.start": ("noise", "zero would lead to one image of each class"),
+    "blocks.shared": (("trained", "with-block"), "the last map to pixels starts at zero and would stay there"),
+}
+"""Setting -> what generating images asks of it (the first of several), and why."""
+
+
+def check_generator(config: Any) -> None:
+    """Whether a whole config goes with generating images. Raises ValueError."""
+    if not config.denoises:
+        raise ValueError(f"images.goal generate is trained by denoising, and objective is {config.objective}; set "
+                         f"objective to denoise or blockwise, or images.goal to classify")
+    for name, (wanted, why) in PIXELS_NEED.items():
+        value = config
+        for part in name.split("."):
+            value = getattr(value, part)
+        allowed = wanted if isinstance(wanted, tuple) else (wanted,)
+        if value not in allowed:
+            raise ValueError(f"{name} {value} does not go with images.goal generate: {why}; set it to {allowed[0]}")

@@ -40,6 +40,9 @@ class Eval(Verb):
     exits: str | None = None
     """of a task: also stop each problem early, by kl, entropy, latent, answer, confidence or head, with thresholds as
     in kl=1e-4; several with commas"""
+    features: Path | None = None
+    """of a run that makes images: the run of a classifier of the same images, in whose features distances are measured;
+    pixels if not given"""
     step: int | None = None
     """evaluate this checkpoint instead of the newest one"""
     raw: bool = False
@@ -64,6 +67,8 @@ class Eval(Verb):
             self._of_block(run)
             return
         depths = depths or run.config.evaluation.depths
+        if self.features is not None and not run.config.generates:
+            raise UserError(f"--features are for runs that make images, and {self.run} makes none; leave them out")
         if run.config.is_task:
             self._of_task(run, depths)
             return
@@ -72,7 +77,7 @@ class Eval(Verb):
             raise UserError(f"--difficulties and --exits are for tasks, and {self.run} is trained on {trained}; leave "
                             f"them out")
         if run.config.is_images:
-            self._of_images(run, depths)
+            (self._of_made_images if run.config.generates else self._of_images)(run, depths)
             return
         if run.config.objective == "masked":
             for flag in ("probes", "twin", "trajectories"):
@@ -101,7 +106,8 @@ class Eval(Verb):
 
     def _of_block(self, run) -> None:
         """One block alone: its own loss, which asks no other."""
-        for flag in ("depths", "trajectories", "probes", "twin", "judge", "match", "mauve", "difficulties", "exits"):
+        for flag in ("depths", "trajectories", "probes", "twin", "judge", "match", "mauve", "difficulties", "exits",
+                     "features"):
             if getattr(self, flag):
                 need_whole(run, f"does --{flag}")
         import torch
@@ -114,7 +120,7 @@ class Eval(Verb):
             print(json.dumps({"block": run.config.blocks.alone, "step": run.step, "loss": loss}))
         else:
             print(f"{run.path}: block {run.config.blocks.alone} alone after {run.step} steps\n\n"
-                  f"its own loss on held-out data: {loss:.4f} nats\n"
+                  f"its own loss on held-out data: {loss:.4f}{'' if run.config.generates else ' nats'}\n"
                   f"(depth needs the other blocks as well: looped merge)")
 
     def _of_images(self, run, depths) -> None:
@@ -133,6 +139,29 @@ class Eval(Verb):
         print(f"{run.path}: {run.config.objective} on {run.data.images.source} after {run.step} steps\n")
         print(depth_table({run.path.name: [row.as_dict() for row in found.rows]}))
         print(f"\npicture in {run.path / 'plots'}, rows in {run.path / 'eval'}")
+
+    def _of_made_images(self, run, depths) -> None:
+        """Images that the run makes."""
+        self._no_flags_of_text("makes images")
+        from looped.evaluation.image_features import classifier_features, pixel_features
+        from looped.evaluation.image_quality import evaluate_images
+        from looped.evaluation.report import depth_table, level_table, save_evaluation
+        from looped.training.runs import load_run
+
+        features = pixel_features()
+        if self.features is not None:
+            other = load_run(self.features)
+            features = classifier_features(str(self.features), other.objective, other.config, picture=run.data.picture,
+                                           scale=other.data.images.scale if other.config.is_images else None)
+        found = evaluate_images(run.objective, run.data, run.config, depths, features)
+        save_evaluation(run.path, found, run.config, step=run.step)
+        rows = [row.as_dict() for row in found.rows]
+        if self.json:
+            print("\n".join(map(json.dumps, rows)))
+            return
+        print(f"{run.path}: {run.config.objective} on {run.data.images.source} after {run.step} steps\n")
+        print(f"{level_table(rows)}\n\n{depth_table({run.path.name: rows})}")
+        print(f"\npictures in {run.path / 'plots'}, rows in {run.path / 'eval'}")
 
     def _no_flags_of_text(self, does: str) -> None:
         """Raises UserError for flags that only a run on text has a use for."""

@@ -3,6 +3,7 @@ work; what is heavy is imported there.
 """
 
 import json
+import math
 import os
 import sys
 from dataclasses import dataclass
@@ -94,7 +95,8 @@ class Merge(Verb):
 
 @dataclass
 class Generate(Verb):
-    """Continue a text with a trained run, at any depth; or many texts at once."""
+    """Continue a text with a trained run, at any depth; or many texts at once. Of a run that makes images, write a
+    picture with a row of them for each class."""
 
     run: Positional[Path]
     """the folder of a run"""
@@ -107,7 +109,7 @@ class Generate(Verb):
     num_tokens: int = 128
     """tokens to write"""
     num_samples: int = 1
-    """continuations"""
+    """continuations, or images of each class"""
     temperature: float = 1.0
     """below 1 keeps to likely tokens; 0 takes the likeliest alone"""
     top_k: int | None = None
@@ -118,6 +120,10 @@ class Generate(Verb):
     """use this checkpoint instead of the newest one"""
     json: bool = False
     """print JSON lines {prompt, depth, text}"""
+    guidance: float | None = None
+    """of images: classifier-free guidance; 1 is the plain class; evaluation.guidance if not given"""
+    out: Path | None = None
+    """of images: the picture; grid.png if not given"""
 
     def __call__(self, settings: Settings) -> None:
         for name in ("depth", "num_tokens", "num_samples"):
@@ -128,7 +134,11 @@ class Generate(Verb):
         from looped.training.runs import load_run
 
         run = load_run(self.run, step=self.step, settings=settings)
-        need_whole(run, "writes text")
+        need_whole(run, "makes images" if run.config.generates else "writes text")
+        if run.config.generates:
+            self._make_images(run)
+            return
+        self._refuse(("guidance", "out"), "images", "makes none")
         if run.config.is_task or run.config.is_images:
             does = f"solves {run.config.task.name}" if run.config.is_task else "names what is on images"
             raise UserError(f"{self.run} {does} and writes no text; look at its answers with looped eval {self.run}")
@@ -140,6 +150,28 @@ class Generate(Verb):
         for prompt, text in zip(prompts, map(run.tokenizer.decode, tokens.tolist()), strict=True):
             line = {"prompt": prompt, "depth": self.depth, "text": text}
             print(json.dumps(line) if self.json else prompt + text + "\n" * (len(prompts) > 1))
+
+    def _make_images(self, run) -> None:
+        """A row a class."""
+        self._refuse(("prompt", "prompts", "num_tokens", "temperature", "top_k", "top_p", "json"), "text",
+                     "makes images")
+        guidance = run.config.evaluation.guidance if self.guidance is None else self.guidance
+        if not 0 <= guidance < math.inf:
+            raise UserError(f"--guidance {guidance} is negative or not a number; use 1 for the plain class")
+        from looped.evaluation.image_samples import grid_of_classes, image_layers, write_picture
+
+        path, scale = self.out or Path("grid.png"), run.data.images.scale
+        picture = grid_of_classes(run.objective, scale, self.depth, self.num_samples, guidance=guidance,
+                                  seed=run.config.seed, batch_size=run.config.evaluation.batch_size)
+        write_picture(picture, path)
+        print(f"{path}: a row each of {', '.join(run.data.images.class_names)}; {self.depth} solver steps, "
+              f"{image_layers(run.objective, self.depth, guidance):,.0f} layer forwards an image")
+
+    def _refuse(self, flags: tuple[str, ...], what: str, does: str) -> None:
+        """Raises UserError for flags of another kind of run."""
+        for name in flags:
+            if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                raise UserError(f"--{name.replace('_', '-')} is for {what}, and {self.run} {does}; leave it out")
 
     def _texts(self) -> list[str]:
         """The prompts. Raises UserError for a file that is none."""
@@ -335,8 +367,9 @@ def _describe_run(path: Path) -> None:
           f"step {run.step} of {run.config.training.budget} {run.config.training.budget_unit}")
     if run.config.blocks.num > 1:
         alone = run.config.blocks.alone
+        here = ", of which a solver step runs one" * run.config.denoises
         print(f"a core of {run.config.blocks.num} blocks of {', '.join(map(str, run.config.block_layers))} layers"
-              + ("" if alone is None else f", of which block {alone} alone is here"))
+              + (here if alone is None else f", of which block {alone} alone is here"))
     print(f"started {stamp.get('created')} by {' '.join(map(str, stamp.get('argv', [])))}")
     print("checkpoints: " + ", ".join(folder.name for folder in list_checkpoints(path)))
 

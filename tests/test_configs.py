@@ -32,13 +32,14 @@ def test_a_config_says_what_it_is_before_it_says_how(path):
 def test_a_config_takes_an_optimiser_step(path):
     """On its own model and objective, with short sequences."""
     config = load_config(path, {"data.length": 16, "evaluation.prompt_length": 4, "recurrence.mean": 2})
-    if config.is_task:
+    picture = None
+    if config.is_task or config.generates:
         data = open_data(config)
-        vocab_size, rows = data.vocab_size, data.train.batch(0, batch_size=2, seed=0)
+        vocab_size, picture, rows = data.vocab_size, data.picture, data.train.batch(0, batch_size=2, seed=0)
     else:
         vocab_size = config.data.vocab_size
         rows = torch.randint(vocab_size, (2, 17), generator=torch.Generator().manual_seed(0))
-    objective = build_objective(config, build(config, vocab_size))
+    objective = build_objective(config, build(config, vocab_size, picture))
     num_steps = 12 if config.objective == "blockwise" else 1  # by then each block has had a turn
     for step in range(num_steps):
         objective(rows, StepRandom(config.seed, step, count=2)).value.backward()
@@ -55,6 +56,15 @@ def test_the_stdlib_configs_differ_in_the_objective_alone():
 def test_the_blocks_of_stdlib_blockwise_in_a_row_are_its_end_to_end_twin():
     twin = load_config(FOLDER / "stdlib-blockwise.yaml", {"objective": "ar"})
     assert (twin.main_depth, twin.block_layers) == (3, (2, 2, 2))
+
+
+def test_the_twin_of_digits_generate_has_its_layers_and_three_times_its_layer_forwards():
+    path = FOLDER / "digits-generate.yaml"
+    ours, twin = load_config(path), load_config(path, {"objective": "denoise", "blocks.num": 1})
+    assert (ours.block_layers, twin.block_layers) == ((2, 2, 2), (6,))
+    picture = open_data(ours).picture
+    costs = [build_objective(config, build(config, 10, picture)).layer_forwards() for config in (ours, twin)]
+    assert costs == [6, 18]
 
 
 def test_huginn_70m_is_the_published_size():

@@ -8,7 +8,7 @@ nor splitting a batch over processes changes a row. Images stay bytes in memory;
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -37,10 +37,10 @@ class ImageBatch:
 
     def __getitem__(self, rows: slice | Int[Tensor, "rows"]) -> "ImageBatch":
         """Some of the images."""
-        return ImageBatch(self.images[rows], self.labels[rows])
+        return replace(self, images=self.images[rows], labels=self.labels[rows])
 
     def to(self, device: torch.device | str) -> "ImageBatch":
-        return ImageBatch(self.images.to(device), self.labels.to(device))
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
 
 @dataclass(frozen=True)
@@ -156,6 +156,13 @@ class ImageData:
         return self.scale.std
 
     @property
+    def deviation(self) -> float:
+        """Standard deviation of the numbers of the training images as a model sees them, over all channels."""
+        mean, std = _moments(self.train.pictures)
+        mean, std = (mean - self.mean) / self.std, std / self.std
+        return float(np.sqrt((std**2 + mean**2).mean() - mean.mean() ** 2)) or 1.0
+
+    @property
     def summary(self) -> str:
         """One line for logs."""
         height, width = self.size
@@ -198,7 +205,13 @@ def by_hash(count: int) -> Int[np.ndarray, "count"]:
 
 
 def measure(pictures: Pictures) -> Scale:
-    """Mean and standard deviation of each channel, exact, from its counts of levels; a constant channel keeps std 1."""
+    """Mean and standard deviation of each channel; a constant channel keeps std 1."""
+    mean, std = _moments(pictures)
+    return Scale(tuple(mean.tolist()), tuple(np.where(std > 0, std, 1.0).tolist()))
+
+
+def _moments(pictures: Pictures) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each channel of levels / 255, exact, from its counts of levels."""
     channels = pictures.pixels.shape[3]
     counts = np.zeros((channels, 256), dtype=np.int64)
     for start in range(0, len(pictures), 1024):  # bincount widens what it counts
@@ -206,8 +219,7 @@ def measure(pictures: Pictures) -> Scale:
         counts += [np.bincount(part[..., channel].ravel(), minlength=256) for channel in range(channels)]
     level, share = np.arange(256) / 255, counts / counts.sum(1, keepdims=True)
     mean = share @ level
-    std = np.sqrt((share * (level - mean[:, None]) ** 2).sum(1))
-    return Scale(tuple(mean.tolist()), tuple(np.where(std > 0, std, 1.0).tolist()))
+    return mean, np.sqrt((share * (level - mean[:, None]) ** 2).sum(1))
 
 
 def symmetric(channels: int) -> Scale:

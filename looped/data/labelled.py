@@ -1,4 +1,5 @@
-"""Labelled images as batches for the training rules: patches are given, the class is sought in a row before them."""
+"""Labelled images as batches for the training rules: patches are given and the class is sought in a row before them, or
+the class is given and all patches are sought (`images.goal`)."""
 
 import math
 from collections.abc import Iterator
@@ -15,13 +16,27 @@ from looped.errors import UserError
 
 
 @dataclass(frozen=True)
+class SoughtImages(ImageBatch):
+    """Images that are sought, as so many rows of patches each; their classes are given."""
+
+    num_rows: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Rows of all images."""
+        return len(self) * self.num_rows
+
+
+@dataclass(frozen=True)
 class Picture:
-    """The size of images, and of the square patches they are cut into. Raises UserError where these do not fit."""
+    """The size of images, and of the square patches they are cut into; `deviation`: the standard deviation of their
+    numbers. Raises UserError where patches do not fit."""
 
     channels: int
     height: int
     width: int
     patch: int
+    deviation: float = 1.0
 
     def __post_init__(self) -> None:
         if self.height % self.patch or self.width % self.patch:
@@ -36,9 +51,13 @@ class Picture:
         return self.height // self.patch, self.width // self.patch
 
     @property
+    def num_patches(self) -> int:
+        return math.prod(self.grid)
+
+    @property
     def num_rows(self) -> int:
         """Patches, and the row of the class."""
-        return 1 + math.prod(self.grid)
+        return 1 + self.num_patches
 
     @property
     def patch_numbers(self) -> int:
@@ -60,6 +79,14 @@ class Picture:
         return Batch(images.images, targets, scored, positions=self.positions().expand(len(images), -1, -1),
                      causal=False)
 
+    def seek(self, images: ImageBatch) -> SoughtImages:
+        """The images as what is sought, given their classes."""
+        return SoughtImages(images.images, images.labels, self.num_patches)
+
+    def batch(self, images: ImageBatch, goal: str) -> Batch | SoughtImages:
+        """The images as `images.goal` has them."""
+        return self.ask(images) if goal == "classify" else self.seek(images)
+
 
 @dataclass(frozen=True)
 class LabelledStream:
@@ -68,9 +95,10 @@ class LabelledStream:
     images: ImageStream
     picture: Picture
 
-    def batch(self, step: int, *, batch_size: int, seed: int, rows: range | None = None) -> Batch:
+    def batch(self, step: int, *, batch_size: int, seed: int, rows: range | None = None) -> Batch | SoughtImages:
         """The given rows (all by default) of the batch of an optimiser step, counted from 0."""
-        return self.picture.ask(self.images.batch(step, batch_size=batch_size, seed=seed, rows=rows))
+        images = self.images.batch(step, batch_size=batch_size, seed=seed, rows=rows)
+        return self.picture.batch(images, self.images.config.goal)
 
     def describe(self, step: int, *, batch_size: int, seed: int, rows: range) -> list[str]:
         """What each row of a batch is, in words."""
@@ -105,9 +133,10 @@ class LabelledData:
         down, across = self.picture.grid
         return f"{self.images.summary}; {down} x {across} patches"
 
-    def heldout(self, batch_size: int) -> Iterator[Batch]:
+    def heldout(self, batch_size: int) -> Iterator[Batch | SoughtImages]:
         """All held-out images, in order."""
-        return map(self.picture.ask, self.images.heldout.batches(batch_size))
+        goal = self.train.images.config.goal
+        return (self.picture.batch(images, goal) for images in self.images.heldout.batches(batch_size))
 
 
 def prepare_labelled(config: ImageConfig, patch: int) -> LabelledData:
@@ -117,5 +146,5 @@ def prepare_labelled(config: ImageConfig, patch: int) -> LabelledData:
 
 def cut(images: ImageData, patch: int) -> LabelledData:
     """Images as patches of `patch` pixels a side. Raises UserError where these do not fit."""
-    picture = Picture(images.channels, *images.size, patch)
+    picture = Picture(images.channels, *images.size, patch, images.deviation)
     return LabelledData(images, LabelledStream(images.train, picture))

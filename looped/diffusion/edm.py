@@ -55,6 +55,17 @@ class EDM:
         c_skip, c_out = align(self.c_skip(sigma), z), align(self.c_out(sigma), z)
         return c_skip.to(z.device) * z + c_out.to(z.device) * F
 
+    def target(
+        self, y: Float[Tensor, "*shape"], z: Float[Tensor, "*shape"], sigma: Float[Tensor, "*batch"] | float
+    ) -> Float[Tensor, "*shape"]:
+        """What F has to be for D to be `y`: `(y - c_skip z) / c_out`, of unit variance at every level (equation 8)."""
+        c_skip, c_out = align(self.c_skip(sigma), z), align(self.c_out(sigma), z)
+        return (y - c_skip.to(z.device) * z) / c_out.to(z.device)
+
+    def residual_weight(self, sigma: Float[Tensor, "*batch"], weight: str) -> Float[Tensor, "*batch"]:
+        """What a squared error of F is multiplied by where that of D has the `weight` edm (then it is 1) or none."""
+        return torch.ones_like(sigma, dtype=torch.float32) if weight == "edm" else self.c_out(sigma).square()
+
 
 def align(coefficient: Float[Tensor, "*batch"], z: Float[Tensor, "*shape"]) -> Float[Tensor, "*aligned"]:
     """A number per batch row (or per position) with trailing axes of 1, so that it multiplies `z` row by row.

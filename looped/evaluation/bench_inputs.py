@@ -7,6 +7,7 @@ from torch import Tensor
 from looped.config import Config
 from looped.data.batch import Batch
 from looped.data.images import ImageBatch
+from looped.data.labelled import SoughtImages
 from looped.data.opening import open_data
 from looped.objectives.flops import picture_of
 from looped.rng import generator
@@ -17,10 +18,11 @@ def vocab_of(config: Config) -> int:
     return open_data(config).vocab_size if config.is_images else config.data.vocab_size
 
 
-def random_inputs(config: Config) -> Int[Tensor, "batch length_and_one"] | Batch:
+def random_inputs(config: Config) -> Int[Tensor, "batch length_and_one"] | Batch | SoughtImages:
     """A whole batch, the same on every call."""
     gen, num, picture = generator(config.seed, "bench"), config.training.batch_size, picture_of(config)
     if picture is None:
         return torch.randint(vocab_of(config), (num, config.data.length + 1), generator=gen)
     images = torch.randn((num, picture.channels, picture.height, picture.width), generator=gen)
-    return picture.ask(ImageBatch(images, torch.randint(vocab_of(config), (num,), generator=gen)))
+    batch = ImageBatch(images, torch.randint(vocab_of(config), (num,), generator=gen))
+    return picture.batch(batch, config.images.goal)

@@ -8,7 +8,8 @@ from typing import Any
 Rows = Sequence[Mapping[str, Any]]
 
 AXES = {"nats_per_token": "held-out loss (nats a token)", "bits_per_byte": "held-out loss (bits a byte)",
-        "accuracy": "share of held-out images named rightly"}
+        "accuracy": "share of held-out images named rightly", "nats_at_sigma": "held-out loss (nats a token)",
+        "loss_at_sigma": "held-out squared error, weighted", "frechet_distance": "Fréchet distance to held-out images"}
 COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#8f5fb0", "#c78100", "#4a4a4a", "#2aa5a0", "#7b4a2b", "#d678b4", "#8a9a00")
 
 
@@ -42,7 +43,7 @@ def plot_depth(curves: Sequence[Curve], path: Path) -> None:
 
 
 def plot_sigma(runs: Mapping[str, Rows], path: Path) -> None:
-    """Cross-entropy of the clean token over the noise level it is hidden by."""
+    """The loss of what is hidden over the noise level it is hidden by: cross-entropy, or a squared error."""
     figure, axes = new_figure()
     for (label, rows), colour in zip(runs.items(), colours(len(runs)), strict=True):
         rows = sorted(rows, key=lambda row: row["sigma"])
@@ -52,7 +53,7 @@ def plot_sigma(runs: Mapping[str, Rows], path: Path) -> None:
                           [row["ci_high"] for row in rows], color=colour, alpha=0.12, linewidth=0)
     axes.set_xscale("log")
     axes.set_xlabel("noise level sigma")
-    axes.set_ylabel(AXES["nats_per_token"])
+    axes.set_ylabel(AXES[rows[0]["metric"]])
     save(figure, axes, path)
 
 

@@ -29,8 +29,10 @@ PROBES = "eval/probes.jsonl"
 Rows = Sequence[Mapping[str, Any]]
 
 
-MAIN = ("nats_per_token", "accuracy")
-"""The figure that an evaluation is about: of text, or of images."""
+MAIN = ("nats_per_token", "accuracy", "frechet_distance")
+"""The figure that an evaluation is about: of text, of images that are named, or of images that are made."""
+BY_LEVEL = ("nats_at_sigma", "loss_at_sigma")
+"""Figures by noise level."""
 
 
 def save_evaluation(run: Path, evaluation: Evaluation, config: Config, *, step: int,
@@ -48,7 +50,7 @@ def save_evaluation(run: Path, evaluation: Evaluation, config: Config, *, step: 
         main = next(metric for metric in MAIN if any(row["metric"] == metric for row in rows))
         plot_depth([_curve(run.name, rows, config, main)], run / "plots" / "depth.png")
         if any("sigma" in row for row in rows):
-            plot_sigma({run.name: [row for row in rows if row["metric"] == "nats_at_sigma"]},
+            plot_sigma({run.name: [row for row in rows if row["metric"] in BY_LEVEL]},
                        run / "plots" / "sigma.png")
         picture_blocks(run, config)
     except OSError as error:
@@ -140,14 +142,15 @@ def _cells(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     def mean(metric: str, digits: int = 3) -> str:
         return _number(rows.get(metric, {}).get("mean"), digits)
 
-    nats, accuracy = (rows.get(metric, {}) for metric in MAIN)
+    nats, accuracy, frechet = (rows.get(metric, {}) for metric in MAIN)
+    main = nats or accuracy or frechet
     return {"nats a token": _with_interval(nats), "accuracy": _with_interval(accuracy),
+            "Fréchet distance": mean("frechet_distance"), "precision": mean("precision"), "recall": mean("recall"),
             "bits a byte": mean("bits_per_byte"),
             "distinct-1, 2, 4": " ".join(mean(f"distinct_{n}") for n in (1, 2, 4)).replace("- - -", "-"),
             "repetition-4": mean("repetition_4"), "judged": mean("judged_nats"), "matched": _matched(rows),
             "mauve": mean("mauve"), "tokens a second": mean("tokens_per_second", 0),
-            "layer forwards": _number((nats or accuracy).get("layer_forwards"), 0),
-            "seconds": _number((nats or accuracy).get("seconds"), 2)}
+            "layer forwards": _number(main.get("layer_forwards"), 0), "seconds": _number(main.get("seconds"), 2)}
 
 
 def _matched(rows: Mapping[str, Mapping[str, Any]]) -> str:
@@ -167,6 +170,10 @@ def _notes(label: str, at: Mapping[tuple[str, int | None], Mapping[str, Any]]) -
     if "nats_bound" in first:
         nats, bits = (_with_interval(first[metric]) for metric in ("nats_bound", "bits_per_byte_bound"))
         yield f"{label} with ever more unmasking steps: a bound of {nats} nats a token, {bits} bits a byte"
+    if "frechet_distance" in first:
+        row = first["frechet_distance"]
+        yield (f"{label}: Fréchet distance, precision and recall in features of {row['by']}: not Inception FID; of "
+               f"{row['n']} images made, against the held-out ones. Layer forwards are those of one image.")
     if "judged_nats_of_text" in first:
         row = first["judged_nats_of_text"]
         yield (f"judged: nats a token of {row['n']} samples under {row.get('by', 'the judge')}, which gives the real "
@@ -203,3 +210,10 @@ def markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str
                               for i, (cell, w) in enumerate(zip(line, widths, strict=True))) + " |" for line in lines]
     rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
     return "\n".join([text[0], rule, *text[1:]])
+
+
+def level_table(rows: Rows) -> str:
+    """Markdown: the held-out loss of a run that makes images, over all levels and of each block, then by level."""
+    lines = [[row.get("by", "all"), f"{row['sigma']:.3g}" if "sigma" in row else "as trained", _with_interval(row)]
+             for row in rows if row["metric"] in ("heldout_loss", "loss_at_sigma")]
+    return markdown_table(["block", "noise level", "held-out loss"], lines)

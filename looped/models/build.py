@@ -1,7 +1,8 @@
-"""From a config to a language model, or to a classifier of images."""
+"""From a config to a language model, to a classifier of images, or to a denoiser of them."""
 
 from looped.config import Config
 from looped.data.labelled import Picture
+from looped.models.image_denoiser import ImageDenoiser
 from looped.models.language import LanguageModel, start_weights
 from looped.models.vision import ImageClassifier
 from looped.rng import seeded_init
@@ -19,10 +20,11 @@ def effective_depth(config: Config, block: int | None = None) -> int:
     return model.num_prelude_layers + round(core) + model.num_coda_layers
 
 
-def build(config: Config, vocab_size: int, picture: Picture | None = None) -> LanguageModel:
+def build(config: Config, vocab_size: int, picture: Picture | None = None) -> LanguageModel | ImageDenoiser:
     """The model of a config, its weights a function of `config.seed`; those of one of several blocks are a function of
     the seed and its number, and what the blocks share one of the seed, whatever other blocks there are and whichever of
-    them are held (`blocks.alone`). With a `picture` a classifier of such images, whose vocabulary are the classes."""
+    them are held (`blocks.alone`). With a `picture` a classifier, or by `images.goal` a denoiser, of such images, whose
+    vocabulary are the classes."""
     with seeded_init(config.seed, "init"):
         model = unseeded(config, vocab_size, picture)
     if config.blocks.num > 1:
@@ -34,11 +36,11 @@ def build(config: Config, vocab_size: int, picture: Picture | None = None) -> La
     return model
 
 
-def unseeded(config: Config, vocab_size: int, picture: Picture | None = None) -> LanguageModel:
+def unseeded(config: Config, vocab_size: int, picture: Picture | None = None) -> LanguageModel | ImageDenoiser:
     """The same with weights from torch's global state, which a meta device does not need."""
     options = {"cond_width": config.cond_width, "core_layers": config.block_layers,
                "effective_depth": effective_depth(config), "held": config.blocks.held,
                "checkpointed": config.training.checkpoint_activations}
     if picture is not None:
-        return ImageClassifier(config.model, vocab_size, picture, **options)
+        return (ImageDenoiser if config.generates else ImageClassifier)(config.model, vocab_size, picture, **options)
     return LanguageModel(config.model, vocab_size, mask_token=config.objective == "masked", **options)

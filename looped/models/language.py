@@ -42,17 +42,16 @@ class LanguageModel(nn.Module):
                  effective_depth: int | None = None, core_layers: Sequence[int] | None = None,
                  held: Collection[int] | None = None, checkpointed: bool = False, mask_token: bool = False):
         super().__init__()
-        self._checkpointed = checkpointed
         self.config, self.vocab_size, self.width = config, vocab_size, config.width
         self.core_layers = tuple(core_layers or (config.num_core_layers,))
         self.mask_token = vocab_size if mask_token else None
         self.embed = nn.Embedding(vocab_size + mask_token, config.width)
-        self.prelude = nn.ModuleList(self._layer() for _ in range(config.num_prelude_layers))
-        core = [self._block(num_layers, cond_width) if held is None or number in held else Absent(number)
-                for number, num_layers in enumerate(self.core_layers)]
-        self.recurrence = RecurrentDepth(Core(*core), state_init=config.state_init)
+        self.prelude = nn.ModuleList(layer_of(config, checkpointed=checkpointed)
+                                     for _ in range(config.num_prelude_layers))
+        self.recurrence = loop_of(config, self.core_layers, cond_width, held=held, checkpointed=checkpointed)
         self.level_embedding = LevelEmbedding(cond_width) if cond_width else None
-        self.coda = nn.ModuleList(self._layer() for _ in range(config.num_coda_layers))
+        self.coda = nn.ModuleList(layer_of(config, checkpointed=checkpointed)
+                                  for _ in range(config.num_coda_layers))
         self.norm = RMSNorm(config.width, eps=config.norm_eps)
         self.head = None if config.tie_embeddings else nn.Linear(config.width, vocab_size, bias=False)
         self.rotary = Rotary(config.width // config.num_heads, base=config.rope_base)
@@ -61,19 +60,7 @@ class LanguageModel(nn.Module):
 
     def start_shared(self, effective_depth: int) -> None:
         """Initialise all but the core in place, with draws that do not depend on the core."""
-        for child in self.children():
-            if child is not self.recurrence:
-                start_weights(child, self.width, effective_depth)
-
-    def _block(self, num_layers: int, cond_width: int | None) -> LayerStack:
-        return LayerStack(build_injection(self.config.injection, self.width),
-                          [self._layer(cond_width) for _ in range(num_layers)])
-
-    def _layer(self, cond_width: int | None = None) -> TransformerLayer:
-        c = self.config
-        return TransformerLayer(c.width, c.num_heads, c.hidden, num_kv_heads=c.kv_heads, block=c.block,
-                                qk_norm=c.qk_norm, cond_width=cond_width, eps=c.norm_eps, backend=c.attention,
-                                checkpointed=self._checkpointed)
+        start_around(self, effective_depth)
 
     def _rows(self, x: Tensor, start: Start, mask: Mask | None, context: Cache | None = None,
               positions: Positions | None = None) -> dict:
@@ -192,6 +179,32 @@ class LanguageModel(nn.Module):
     def compile_step(self) -> None:
         """Compile one loop step."""
         self.recurrence.compile_step()
+
+
+def layer_of(config: ModelConfig, cond_width: int | None = None, *, checkpointed: bool) -> TransformerLayer:
+    """A layer of a model."""
+    c = config
+    return TransformerLayer(c.width, c.num_heads, c.hidden, num_kv_heads=c.kv_heads, block=c.block, qk_norm=c.qk_norm,
+                            cond_width=cond_width, eps=c.norm_eps, backend=c.attention, checkpointed=checkpointed)
+
+
+def loop_of(config: ModelConfig, core_layers: Sequence[int], cond_width: int | None, *, held: Collection[int] | None,
+            checkpointed: bool) -> RecurrentDepth:
+    """The loop over a core of blocks of so many layers, of which those `held` are there."""
+    def block_of(num_layers: int) -> LayerStack:
+        layers = [layer_of(config, cond_width, checkpointed=checkpointed) for _ in range(num_layers)]
+        return LayerStack(build_injection(config.injection, config.width), layers)
+
+    core = [block_of(num_layers) if held is None or number in held else Absent(number)
+            for number, num_layers in enumerate(core_layers)]
+    return RecurrentDepth(Core(*core), state_init=config.state_init)
+
+
+def start_around(model: nn.Module, effective_depth: int) -> None:
+    """Initialise all but the core of a model in place, with draws that do not depend on the core."""
+    for child in model.children():
+        if child is not model.recurrence:
+            start_weights(child, model.width, effective_depth)
 
 
 def start_weights(module: nn.Module, width: int, effective_depth: int) -> None:

@@ -29,6 +29,13 @@ def cut(images: Images, patch: int) -> Float[Tensor, "batch patches size"]:
     return grid.permute(0, 2, 4, 1, 3, 5).reshape(B, -1, C * patch * patch)  # B N (C p p)
 
 
+def join(patches: Float[Tensor, "batch patches size"], picture: Picture) -> Images:
+    """The images that `cut` made these patches of."""
+    (down, across), C, p = picture.grid, picture.channels, picture.patch
+    grid = patches.reshape(-1, down, across, C, p, p)  # B (h w) (C p p) -> B h w C p p
+    return grid.permute(0, 3, 1, 4, 2, 5).reshape(-1, C, picture.height, picture.width)
+
+
 class ImageClassifier(LanguageModel):
     """`num_classes` are the tokens; `encode` takes images. Other arguments as for `LanguageModel`."""
 

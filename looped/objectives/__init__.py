@@ -1,6 +1,7 @@
 """Training rules: how `step` is unrolled, and where gradients flow. Found by name through `build_objective`."""
 
 from looped.config import Config
+from looped.models.image_denoiser import ImageDenoiser
 from looped.models.language import LanguageModel
 from looped.objectives.base import Loss, Objective
 from looped.objectives.blockwise import Blockwise
@@ -11,19 +12,23 @@ from looped.objectives.forward_forward import ForwardForward
 from looped.objectives.masked import Masked, MaskedBlocks
 from looped.objectives.noprop import NoPropCT, NoPropDT, NoPropFM
 from looped.objectives.one_step import OneStep
+from looped.objectives.pixels import BlockwisePixels, DenoisePixels
 from looped.rng import seeded_init
 
-__all__ = ["Autoregressive", "Blockwise", "Denoise", "FixedPoint", "ForwardForward", "Full", "Loss", "Masked",
-           "MaskedBlocks", "NoPropCT", "NoPropDT", "NoPropFM", "Objective", "OneStep", "Progressive", "Truncated",
-           "build_objective"]
+__all__ = ["Autoregressive", "Blockwise", "BlockwisePixels", "Denoise", "DenoisePixels", "FixedPoint", "ForwardForward",
+           "Full", "Loss", "Masked", "MaskedBlocks", "NoPropCT", "NoPropDT", "NoPropFM", "Objective", "OneStep",
+           "Progressive", "Truncated", "build_objective"]
 
 UNROLLED = {"full": Full, "truncated": Truncated, "progressive": Progressive, "ar": Autoregressive}
 NOPROP = {"noprop-dt": NoPropDT, "noprop-ct": NoPropCT, "noprop-fm": NoPropFM}
 
 
-def build_objective(config: Config, model: LanguageModel) -> Objective:
+def build_objective(config: Config, model: LanguageModel | ImageDenoiser) -> Objective:
     """The training rule `config.objective` around `model`; what it adds to the model is initialised from the seed."""
     with seeded_init(config.seed, "objective"):
+        if config.generates:
+            settings = model, config.denoise, config.images.label_dropout
+            return DenoisePixels(*settings) if config.blocks.num == 1 else BlockwisePixels(*settings, config.blocks)
         if config.objective == "denoise":
             return Denoise(model, config.denoise)
         if config.objective == "blockwise":

@@ -1,6 +1,6 @@
 """Block-wise denoising: a core of several blocks, of which each optimiser step trains one, on noise levels of its own.
 
-    b ~ blocks.choose, sigma ~ p(sigma | interval of b), loss as in `denoise` with block b as the core
+    b ~ blocks.choose, sigma ~ p(sigma | interval of b), loss as in the rule for one block, with block b as the core
 
 DiffusionBlocks (arXiv 2506.14202, section 3). No gradient, no activation and no optimiser state passes between blocks;
 they meet in the solver, which reads each of its levels by the block that owns it. Block 0 owns the highest noise.
@@ -9,12 +9,12 @@ So a block can be trained where no other is (`blocks.alone`): each step is then 
 one is drawn, on the same rows and noise.
 """
 
-from jaxtyping import Int
+from typing import Any
+
 from torch import Tensor
 
 from looped.config_blocks import BlocksConfig
 from looped.config_denoise import DenoiseConfig
-from looped.data.batch import Batch
 from looped.diffusion.noise import block_shares, interval, sample_between
 from looped.models.language import LanguageModel
 from looped.objectives.base import Loss
@@ -23,29 +23,28 @@ from looped.objectives.one_block import OneBlock
 from looped.rng import StepRandom
 
 
-class Blockwise(OneBlock, Denoise):
-    """`denoise` for one block a step. metrics: those of `denoise`, and `ce_block0`, ... of the block at work.
+class OneBlockByLevel(OneBlock):
+    """Mixed into a denoising rule, whose `loss_at` is called for one block a step. metrics: those of the rule, and its
+    `figure` as `ce_block0`, ... of the block at work (`ce` being `short`).
 
     In evaluation mode the loss is that of all blocks held, each with the weight that it is drawn with.
     """
 
-    def __init__(self, model: LanguageModel, config: DenoiseConfig, blocks: BlocksConfig):
-        super().__init__(model, config, blocks)
-        self.take_turns(blocks, block_shares(blocks, self.noise))
-
-    def forward(self, tokens: Int[Tensor, "batch length_and_one"] | Batch, random: StepRandom) -> Loss:
-        batch = Batch.of(tokens)
+    def forward(self, batch: Any, random: StepRandom) -> Loss:
         if self.training:
             return self.loss_of(self.turn(random), batch, random)
         losses = {block: self.loss_of(block, batch, random) for block in self.blocks.held}
-        metrics = {f"ce_block{block}": loss.metrics["cross_entropy"] for block, loss in losses.items()}
+        metrics = {self._named(block): loss.metrics[self.figure] for block, loss in losses.items()}
         value = sum(self.shares[block].item() * loss.value for block, loss in losses.items())
         return Loss(value, {"loss": value.detach()} | metrics)
 
-    def loss_of(self, block: int, batch: Batch, random: StepRandom) -> Loss:
+    def loss_of(self, block: int, batch: Any, random: StepRandom) -> Loss:
         """The loss of one block, whatever the others are."""
         loss = self.loss_at(batch, self.levels_of(block, random), random, block=block)
-        return Loss(loss.value, loss.metrics | {f"ce_block{block}": loss.metrics["cross_entropy"]})
+        return Loss(loss.value, loss.metrics | {self._named(block): loss.metrics[self.figure]})
+
+    def _named(self, block: int) -> str:
+        return f"{self.short}_block{block}"
 
     def levels_of(self, block: int, random: StepRandom) -> Tensor:
         """Noise levels (B,) of a training step of a block: of the training distribution in its interval, which
@@ -53,6 +52,14 @@ class Blockwise(OneBlock, Denoise):
         low, high = interval(block, self.denoiser.edges, self.blocks.overlap)
         return sample_between(self.noise if block == 0 else self.noise.continuous, low, high,
                               random.stratified("sigma"))
+
+
+class Blockwise(OneBlockByLevel, Denoise):
+    """`denoise` for one block a step."""
+
+    def __init__(self, model: LanguageModel, config: DenoiseConfig, blocks: BlocksConfig):
+        super().__init__(model, config, blocks)
+        self.take_turns(blocks, block_shares(blocks, self.noise))
 
     @property
     def num_codas(self) -> int:

@@ -40,7 +40,7 @@ def count(config: Config, vocab_size: int) -> Counts:
     with torch.device("meta"):
         denoise = config.denoises
         model = unseeded(config, vocab_size, picture_of(config))
-        whole = Denoiser(model, config.denoise) if denoise else model
+        whole = Denoiser(model, config.denoise) if denoise and not config.generates else model
         if config.is_noprop:
             whole = NOPROP[config.objective](model, config.noprop)
     halting = config.model.width + 1 if config.objective == "one-step" else 0
@@ -57,7 +57,8 @@ def count(config: Config, vocab_size: int) -> Counts:
     trained = gradients = core + shared * any(learning.values())
     if config.one_block_a_step:  # blocks at rest have none
         gradients = max(_numel(blocks[block]) + shared * learns for block, learns in learning.items())
-    layers = [*model.prelude, *blocks, *model.coda] if any(learning.values()) else blocks
+    around = [] if config.generates else [*model.prelude, *model.coda]
+    layers = [*around, *blocks] if any(learning.values()) else blocks
     # AdamW keeps two moments of each weight; Muon one of the matrices it takes, and leaves the others to AdamW.
     moments = 2 * trained - (_matrices(layers) if config.optim.name == "muon" else 0)
     weights = parameters * (1 + (config.optim.ema_decay > 0))

@@ -19,7 +19,7 @@ from looped.data.batch import Batch
 from looped.diffusion.bridge import bridge
 from looped.diffusion.denoiser import Denoiser
 from looped.diffusion.edm import align
-from looped.diffusion.noise import edges_of, noise_from_config
+from looped.diffusion.noise import Noise, edges_of, noise_from_config
 from looped.diffusion.samplers import ancestral_step
 from looped.models.language import LanguageModel
 from looped.objectives.base import Loss, Objective, head_losses, surroundings
@@ -63,8 +63,20 @@ def settling_readings(config: DenoiseConfig) -> float:
     return FIRST_SHARE if config.settled == "surest" else 0.0
 
 
+def by_bin(short: str, sigma: Tensor, losses: Tensor, noise: Noise) -> dict[str, Tensor]:
+    """Mean losses of what is at sigma_max, and by bin of ln sigma; of sequences, or of tokens."""
+    at_max = sigma >= noise.sigma_max
+    place = ((sigma / noise.sigma_min).log() / math.log(noise.sigma_max / noise.sigma_min) * NUM_BINS).long()
+    place = place.clamp(0, NUM_BINS - 1)
+    groups = {"at_max": at_max} | {f"bin{b}": (place == b) & ~at_max for b in range(NUM_BINS)}
+    return {f"{short}_{name}": losses.detach()[rows].mean() for name, rows in groups.items() if rows.any()}
+
+
 class Denoise(Objective):
     """The single-pass rule, for text and for problems."""
+
+    figure, short = "cross_entropy", "ce"
+    """The figure of the log, and its name by level and block."""
 
     def __init__(self, model: LanguageModel, config: DenoiseConfig, blocks: BlocksConfig = ONE_BLOCK):
         super().__init__()
@@ -80,8 +92,10 @@ class Denoise(Objective):
         batch = Batch.of(tokens)
         return self.loss_at(batch, self.levels(random, batch.targets.shape[1]), random)
 
-    def loss_at(self, batch: Batch, sigma: Tensor, random: StepRandom, block: int | None = None) -> Loss:
+    def loss_at(self, tokens: Int[Tensor, "batch length_and_one"] | Batch, sigma: Tensor, random: StepRandom,
+                block: int | None = None) -> Loss:
         """The loss at given levels (B,) or (B, L); `block`: of one block of the core, if there are several."""
+        batch = Batch.of(tokens)
         rows = surroundings(batch)
         e = self.model.encode(batch.inputs, **rows)
         if self.config.context_dropout and self.training:
@@ -95,9 +109,9 @@ class Denoise(Objective):
         value = batch.mean(align(self.weight(sigma), losses) * losses).mean()
         if self.config.next_token_weight:
             value = value + self.config.next_token_weight * self._next_token_loss(e, batch, random, rows)
-        metrics = {"loss": value.detach(), "cross_entropy": batch.mean(losses.detach()).mean()}
+        metrics = {"loss": value.detach(), self.figure: batch.mean(losses.detach()).mean()}
         sigma, by_level = _sought(sigma, by_level, batch)
-        return Loss(value, metrics | self._bins(sigma, by_level))
+        return Loss(value, metrics | by_bin(self.short, sigma, by_level, self.noise))
 
     def levels(self, random: StepRandom, length: int) -> Tensor:
         """Noise levels of a training step: (B,), or (B, L) where some sequences have a level for each token."""
@@ -202,14 +216,6 @@ class Denoise(Objective):
         if self.config.weight == "none":
             return torch.ones_like(sigma, dtype=torch.float32)
         return self.denoiser.edm.weight(sigma)
-
-    def _bins(self, sigma: Tensor, losses: Tensor) -> dict[str, Tensor]:
-        """Mean cross-entropy of what is at sigma_max, and by bin of ln sigma; of sequences, or of tokens."""
-        low, high = self.config.noise.sigma_min, self.config.noise.sigma_max
-        at_max = sigma >= high
-        place = ((sigma / low).log() / math.log(high / low) * NUM_BINS).long().clamp(0, NUM_BINS - 1)
-        groups = {"at_max": at_max} | {f"bin{b}": (place == b) & ~at_max for b in range(NUM_BINS)}
-        return {f"ce_{name}": losses.detach()[rows].mean() for name, rows in groups.items() if rows.any()}
 
     def after_step(self) -> None:
         self.noise.update()

@@ -46,6 +46,9 @@ class Part:
 
 def parts_of(config: Config, vocab_size: int) -> list[Part]:
     """Everything with a matrix product in one training step; FLOPs are those of a token."""
+    frozen = frozen_share(config)
+    if config.generates:
+        return [_frozen(part, frozen) for part in _pixel_parts(config)] if frozen else _pixel_parts(config)
     model, length = config.model, rows_of(config)
     layer, head = layer_flops(model, length, full=config.sees_all), 2 * model.width * vocab_size
     before = [*_patch_parts(config), Part("prelude", layer * model.num_prelude_layers, 0, 1)]
@@ -56,7 +59,6 @@ def parts_of(config: Config, vocab_size: int) -> list[Part]:
         return [*before, Part("core", layer * model.num_core_layers, tried, mean_steps(config)[1])]
     if config.denoises or config.objective == "masked":
         own = _denoiser_parts(config, vocab_size) if config.denoises else _masked_parts(config, layer, head)
-        frozen = frozen_share(config)
         return [_frozen(part, frozen) for part in [*before, *own]] if frozen else [*before, *own]
     (no_grad, grad), read, once = mean_steps(config), num_readings(config), config.objective == "one-step"
     return [*before, Part("injection", injection_flops(model), no_grad, grad),
@@ -72,6 +74,15 @@ def _patch_parts(config: Config) -> list[Part]:
         return []
     share = 1 - 1 / picture.num_rows  # of the rows, all but that of the class
     return [Part("patches", 2 * picture.patch_numbers * config.model.width * share, 0.5, 0.5)]
+
+
+def _pixel_parts(config: Config) -> list[Part]:
+    """Of a denoiser of pixels; nobody needs a gradient of noisy images or of noise levels."""
+    d, cond, length, size = config.model.width, config.denoise.cond_width, rows_of(config), patch_numbers(config)
+    return [Part("patches", 2 * size * d, 0.5, 0.5), Part("level", 2 * cond * NUM_LEVEL_FEATURES / length, 0.5, 0.5),
+            Part("conditioning", (_conditioning_flops(config) + 2 * cond * 2 * d) / length, 0, 1),
+            Part("core", layer_flops(config.model, length, full=True) * core_layers(config), 0, 1),
+            Part("pixels", 2 * d * size, 0, 1)]
 
 
 def _implicit_parts(config: Config) -> list[Part]:
@@ -143,7 +154,7 @@ def _masked_parts(config: Config, layer: Number, head: Number) -> list[Part]:
 
 
 FROZEN = {"patches": 0.0, "prelude": 0.0, "level": 0.0, "noisy input": 0.0, "expected embedding": 0.0, "handed on": 0.0,
-          "posterior": 0.0, "conditioning": 0.5, "injection": 0.5, "coda": 0.5, "head": 0.5}
+          "posterior": 0.0, "conditioning": 0.5, "injection": 0.5, "coda": 0.5, "head": 0.5, "pixels": 0.5}
 """Part -> the share of its backward pass that is left where no weight outside the blocks is trained: none before the
 block, the gradient of the weights alone at its entry, that of the input alone after it. Attention inside a frozen coda
 counts as half, though it has two inputs."""
@@ -210,15 +221,20 @@ def _conditioning_flops(config: Config) -> float:
 
 def rows_of(config: Config) -> int:
     """Rows of a training sequence; of a task, those of a problem in the middle of its trained range; of an image its
-    patches and the row of its class."""
+    patches, and where it is named the row of its class."""
     if config.is_images:
-        return picture_of(config).num_rows
+        return picture_of(config).num_patches if config.generates else picture_of(config).num_rows
     return _cells(config.task.model_dump_json()) if config.is_task else config.data.length
 
 
 def picture_of(config: Config) -> Picture | None:
     """The size of the images, which are read for it; None where there are none."""
     return _picture(config.images.model_dump_json(), config.model.patch_size) if config.is_images else None
+
+
+def patch_numbers(config: Config) -> int:
+    """Numbers in a patch of the images."""
+    return picture_of(config).patch_numbers
 
 
 @lru_cache

@@ -19,6 +19,7 @@ from looped.objectives.flops import (
     num_levels,
     num_readings,
     num_unrolls,
+    patch_numbers,
     picture_of,
     rows_of,
 )
@@ -56,6 +57,8 @@ def saved_bytes(config: Config, vocab_size: int) -> int:
     """What autograd keeps for one micro-batch, in bytes: linear in the loop steps that carry gradient. Of `blockwise`
     the mean over the blocks, as often as each is drawn; where what they share is frozen, this is what it would be if it
     were not, so the most that can be."""
+    if config.generates:
+        return pixel_bytes(config)
     model, length, kept = config.model, rows_of(config), streams(config)
     rows, (_, steps) = config.training.batch_size // config.training.accumulation, mean_steps(config)
     token = _stack_bytes(model, model.num_prelude_layers, kept.enter(WIDE))
@@ -81,6 +84,27 @@ def saved_bytes(config: Config, vocab_size: int) -> int:
         token += num_readings(config) * WIDE  # the norm that the halting head reads through
         fixed += num_readings(config) * rows * WIDE * model.width
     return round(rows * length * token + fixed + (weight_copies(config, vocab_size) if kept.narrow < WIDE else 0))
+
+
+def pixel_bytes(config: Config) -> int:
+    """Of a denoiser of pixels: the patches, the layers, the last norm and map, the error; of each image its noise
+    level, class and modulations; the angles of all rows."""
+    model, cond, kept = config.model, config.denoise.cond_width, streams(config)
+    rows, narrow = config.training.batch_size // config.training.accumulation, kept.narrow
+    length, size = rows_of(config), patch_numbers(config)
+    last = narrow if model.block == "sandwich" else WIDE
+    token = (narrow + WIDE) * size + _stack_bytes(model, core_layers(config), kept.enter(WIDE))
+    token += _norm_bytes(model, last) + narrow * model.width
+    image = _conditioning_bytes(config) + (WIDE - narrow) * cond  # level and class are added in float32
+    image += narrow * (cond + 2 * model.width) + WIDE + 8
+    angles = WIDE * length * (model.width // model.num_heads)
+    return round(rows * (length * token + image) + angles + (_pixel_copies(config) if narrow < WIDE else 0))
+
+
+def _pixel_copies(config: Config) -> float:
+    """Bytes of the bf16 copies of weights; a gated output map casts anew, and the first maps need none."""
+    around = 2 * config.model.width * (2 * config.denoise.cond_width + patch_numbers(config))
+    return core_layers(config) * _layer_copies(config) + _conditioning_copies(config, gated=True) + around
 
 
 def _batch_bytes(config: Config, rows: int) -> int:
@@ -275,15 +299,19 @@ def _rotations(config: Config) -> float:
 
 def weight_copies(config: Config, vocab_size: int) -> float:
     """Bytes of the bf16 copies that autocast's linear maps keep; SwiGLU's and gated output maps cast anew instead."""
-    model, d = config.model, config.model.width
-    layer = 2 * (2 * d**2 + 2 * d * kv_width(model) + 2 * d * model.hidden)
-    layer *= not streams(config).checkpointed
+    model, layer = config.model, _layer_copies(config)
     blocks = 1 if config.denoises or config.one_block_a_step else config.blocks.num
     total = layer * (model.num_prelude_layers + blocks * core_layers(config) + model.num_coda_layers)
     total += blocks * injection_flops(model)  # two bytes a weight, as two FLOPs a weight
     if config.objective == "masked" and config.cond_width:
         return total + _conditioning_copies(config, gated=True)
     return total + (_denoiser_copies(config, vocab_size) if config.denoises else 0)
+
+
+def _layer_copies(config: Config) -> int:
+    model, d = config.model, config.model.width
+    copies = 2 * (2 * d**2 + 2 * d * kv_width(model) + 2 * d * model.hidden)
+    return copies * (not streams(config).checkpointed)
 
 
 def _conditioning_copies(config: Config, *, gated: bool) -> float:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+import numpy as np
 from jaxtyping import Int
 from torch import Tensor
 
@@ -14,6 +15,8 @@ from looped.data.text import TextData
 from looped.evaluation.accuracy import classify
 from looped.evaluation.answers import answer
 from looped.evaluation.depth import evaluate_samples
+from looped.evaluation.image_quality import heldout_errors, training_levels
+from looped.evaluation.image_samples import grid_of_classes
 from looped.evaluation.likelihood import main_losses
 from looped.evaluation.solving import one_answer, solved
 from looped.objectives import Objective
@@ -27,13 +30,17 @@ def heldout_figures(objective: Objective, data: Data, config: Config) -> dict[st
     """Of text, a task or images; of a block alone its own loss, since a solver would ask the others."""
     if config.blocks.alone is not None:
         return heldout_own(objective, data, config)
+    if config.generates:
+        return heldout_error(objective, data, config)
     if isinstance(data, LabelledData):
         return heldout_accuracy(objective, data, config)
     return (heldout_solved if isinstance(data, TaskData) else heldout_loss)(objective, data, config)
 
 
-def heldout_samples(objective: Objective, data: Data, config: Config) -> str:
-    """What the weights of the moment write, answer, or see."""
+def heldout_samples(objective: Objective, data: Data, config: Config) -> str | np.ndarray:
+    """What the weights of the moment write, answer, or see; or a picture of what they make."""
+    if config.generates:
+        return made_images(objective, data, config)
     if isinstance(data, LabelledData):
         return sampled_classes(objective, data, config)
     return (sampled_answer if isinstance(data, TaskData) else sampled_text)(objective, data, config)
@@ -125,3 +132,16 @@ def sampled_classes(objective: Objective, data: LabelledData, config: Config) ->
     answers = answer(objective, batch, [depth], c, seed=config.seed)[depth].answers[:, 0].tolist()
     return "\n".join([f"depth {depth}", *(f"{names[label]} taken for {names[named]}" for label, named in
                                           zip(batch.targets[:, 0].tolist(), answers, strict=True))])
+
+
+def heldout_error(objective: Objective, data: LabelledData, config: Config) -> dict[str, float]:
+    """The denoising loss of held-out images at training levels, each read by the block that owns it, with the same
+    noise at every call."""
+    return {"loss": heldout_errors(objective, data, config, training_levels(objective, data, config)).mean().item()}
+
+
+def made_images(objective: Objective, data: LabelledData, config: Config) -> np.ndarray:
+    """A row of `evaluation.num_samples` images for each class, at the deepest of `evaluation.sample_depths`."""
+    c = config.evaluation
+    return grid_of_classes(objective, data.images.scale, max(c.sample_depths), c.num_samples, guidance=c.guidance,
+                           seed=config.seed, batch_size=c.batch_size)

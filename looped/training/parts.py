@@ -14,7 +14,7 @@ from torch import Tensor
 
 from looped.config import Config, load_config
 from looped.errors import UserError
-from looped.objectives.blockwise import Blockwise
+from looped.objectives.one_block import OneBlock
 from looped.training.checkpoint import DamagedError, Tensors, check, check_same, list_checkpoints, load_tensors
 from looped.training.counters import Counters
 from looped.training.runs import CONFIG, first_difference
@@ -115,14 +115,14 @@ def _bytes(tensor: Tensor) -> Tensor:
     return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
-def shared_names(objective: Blockwise, names: Iterable[str]) -> list[str]:
+def shared_names(objective: OneBlock, names: Iterable[str]) -> list[str]:
     """Those that are no block's own."""
     own = set().union(*(objective.names_of(block) for block in range(objective.blocks.num)))
     return [name for name in names if name not in own]
 
 
 @torch.no_grad()
-def take_shared(objective: Blockwise, config: Config, data: str) -> None:
+def take_shared(objective: OneBlock, config: Config, data: str) -> None:
     """Copy the shared parts of the run `blocks.shared_from` into the model of another block. Raises UserError where it
     is not the finished run of block `blocks.shared_by` of the same config on the same data."""
     part = open_part(Path(str(config.blocks.shared_from)))

@@ -14,14 +14,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from looped.config import Config
 from looped.data.batch import Batch
+from looped.data.labelled import SoughtImages
 from looped.data.opening import Data, open_data
 from looped.errors import UserError
 from looped.evaluation.depth import peak_bytes
+from looped.evaluation.image_samples import write_picture
 from looped.models.build import build
 from looped.objectives import Loss, Objective, build_objective
 from looped.rng import StepRandom
@@ -36,7 +39,7 @@ from looped.training.runs import load_run, open_run, save_tokenizer
 from looped.training.warm_start import take_over
 
 Evaluate = Callable[[Objective, Data, Config], dict[str, float]]
-Sample = Callable[[Objective, Data, Config], str]
+Sample = Callable[[Objective, Data, Config], str | np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -60,10 +63,10 @@ def train(config: Config, run_dir: str | Path, *, evaluate: Evaluate | None = No
 
     evaluate: (objective, data, config) -> figures to log every `training.eval_every` steps, `training.num_evals` times
     over the budget, and at the end; when None the losses on held-out text, how many problems of a task are solved, or
-    the accuracy on images. sample: likewise -> text to print every `training.sample_every` steps; when None
-    continuations of held-out text at `evaluation.sample_depths`, a problem with its answer, or classes with their
-    names. Both see averaged weights where there are some. data: None
-    prepares what the config names.
+    the accuracy on images or the loss of making them. sample: likewise -> text to print, or a picture to keep in
+    samples/, every `training.sample_every` steps; when None continuations of held-out text at
+    `evaluation.sample_depths`, a problem with its answer, classes with their names, or images. Both see averaged
+    weights where there are some. data: None prepares what the config names.
 
     The first SIGTERM or Ctrl-C finishes the step, saves and returns; a second one stops at once. Raises UserError for
     a run in use, a config that does not fit, damaged checkpoints, a full disk, or a loss that is not finite.
@@ -152,7 +155,7 @@ class Trainer:
         index = self.accelerator.process_index * self.config.training.accumulation + micro
         return range(index * self.micro_batch, (index + 1) * self.micro_batch)
 
-    def inputs(self, rows: range) -> tuple[Tensor | Batch, StepRandom]:
+    def inputs(self, rows: range) -> tuple[Tensor | Batch | SoughtImages, StepRandom]:
         """Tokens (or problems) and randomness of some rows of the present step."""
         c, device = self.config, self.accelerator.device
         tokens = self.data.train.batch(self.done.step, rows=rows, **self.batch_settings())
@@ -172,7 +175,7 @@ class Trainer:
             data, random = self.inputs(self.rows(micro))
             loss = self.module(data, random)
             self.accelerator.backward(loss.value / num)
-        self.seen += Batch.of(data).num_tokens
+        self.seen += (Batch.of(data) if isinstance(data, Tensor) else data).num_tokens
         return Loss(loss.value.detach(), loss.metrics)
 
     def clip(self) -> Tensor:
@@ -267,10 +270,17 @@ class Trainer:
                              + "  ".join(f"{name} {value:.4g}" for name, value in values.items()))
 
     def sample(self, sample: Sample) -> None:
-        """Text by the (averaged) weights, by the first process."""
-        text = self.on_eval(lambda objective: sample(objective, self.data, self.config))
-        if text is not None:
-            self.monitor.say(f"step {self.done.step}  sample\n{text}")
+        """Text or a picture by the (averaged) weights, by the first process."""
+        made = self.on_eval(lambda objective: sample(objective, self.data, self.config))
+        if made is not None:
+            shown = made if isinstance(made, str) else self.keep_picture(made)
+            self.monitor.say(f"step {self.done.step}  sample\n{shown}")
+
+    def keep_picture(self, pixels: np.ndarray) -> Path:
+        """Where a sample that is a picture now is."""
+        path = self.run_dir / "samples" / f"step-{self.done.step:08d}.png"
+        write_picture(pixels, path)
+        return path
 
     def on_eval(self, work: Callable[[Objective], Any]) -> Any:
         """`work(objective)` on the first process, in evaluation mode and with averaged weights."""

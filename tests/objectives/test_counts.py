@@ -435,3 +435,25 @@ def test_the_table_names_every_figure():
     text = format_counts(count(config_of("denoise"), VOCAB))
     assert len(text.splitlines()) == 6
     assert "MB" in text
+
+
+# ---- a denoiser of pixels
+
+
+PIXELS = {"images.source": "digits", "images.goal": "generate", "model.patch_size": 2, "model.num_prelude_layers": 0,
+          "model.num_coda_layers": 0, "model.num_core_layers": 4, "model.injection": "none", "denoise.weight": "edm"}
+
+
+@pytest.mark.parametrize("recipe", [
+    {}, {"objective": "blockwise", "blocks.num": 2}, {"training.precision": "bf16", "model.qk_norm": True},
+    {"model.block": "sandwich", "model.num_kv_heads": 2}, {"model.block": "sandwich", "training.precision": "bf16"},
+    {"model.patch_size": 4, "denoise.weight": "none"}, {"training.checkpoint_activations": True},
+    {"training.checkpoint_activations": True, "training.precision": "bf16"}], ids=str)
+def test_a_denoiser_of_pixels_is_counted_as_it_runs(recipe):
+    pytest.importorskip("sklearn")
+    config = config_of(**PIXELS | {"objective": "denoise"} | recipe)
+    objective, counts = objective_of(config), count(config, VOCAB)
+    assert counts.parameters == counts.effective_parameters == sum(p.numel() for p in objective.parameters())
+    if not config.training.checkpoint_activations:  # these run again in backward
+        check_flops(config)
+    assert counts.saved_activation_bytes == pytest.approx(kept_bytes(config), rel=2e-3)

@@ -1,0 +1,76 @@
+"""Features of images to measure distances in, by a name that stands beside each figure: pixels, or a trained
+classifier's last hidden row. They are not Inception's, so distances in them are not the published FID.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from looped.config import Config
+from looped.data.images import ImageBatch, Scale
+from looped.data.labelled import Picture
+from looped.errors import UserError
+from looped.models.vision import ImageClassifier
+from looped.objectives.base import Objective, surroundings
+from looped.objectives.denoise import Denoise
+
+Levels = UInt8[Tensor, "num down across channels"]
+PIXELS = "pixels"
+
+
+@dataclass(frozen=True)
+class Features:
+    """`name`: whose they are; `of`: levels 0 ... 255 of images -> (images, numbers)."""
+
+    name: str
+    of: Callable[[Levels], Float[Tensor, "_ _"]]
+
+
+def pixel_features() -> Features:
+    """The levels themselves, as shares of white."""
+    return Features(PIXELS, lambda levels: levels.flatten(1).float() / 255)
+
+
+def classifier_features(name: str, objective: Objective, config: Config, scale: Scale, picture: Picture,
+                        batch_size: int = 256) -> Features:
+    """What the head of a trained classifier reads in the row of the class; `scale`: of its own images, `picture`: the
+    images to be measured. Raises UserError for what is no classifier of such images."""
+    model = objective.model
+    if not isinstance(model, ImageClassifier):
+        raise UserError(f"--features {name} names no classes of images; give it the run of a classifier of the same "
+                        f"images (images.goal classify), or leave it out to measure in pixels")
+    theirs, ours = ((p.channels, p.height, p.width) for p in (model.picture, picture))
+    if theirs != ours:
+        raise UserError(f"--features {name} knows images of {theirs[1]} x {theirs[2]} pixels in {theirs[0]} channels, "
+                        f"and these are {ours[1]} x {ours[2]} in {ours[0]}; give it a classifier of the same images")
+
+    @torch.no_grad()
+    def of(levels: Levels) -> Float[Tensor, "_ _"]:
+        parts = (scale.normalise(part.numpy()) for part in levels.split(batch_size))
+        return torch.cat([class_rows(objective, images, config.main_depth) for images in parts])
+
+    return Features(name, of)
+
+
+def class_rows(objective: Objective, images: Float[Tensor, "num channels down across"],
+               depth: int) -> Float[Tensor, "num width"]:
+    """The last hidden row of the class: of a loop after `depth` steps; of a denoiser at its highest noise level from a
+    start at zero, where it is told nothing of the class."""
+    model = objective.model
+    batch = model.picture.ask(ImageBatch(images, _no_labels(images)))
+    rows = surroundings(batch)
+    e = model.encode(batch.inputs, **rows)
+    if isinstance(objective, Denoise):
+        z = e.new_zeros(*e.shape[:2], objective.denoiser.targets.dim)
+        sigma = e.new_full((len(e),), objective.noise.sigma_max, dtype=torch.float64)
+        block = 0 if objective.denoiser.edges is not None else None
+        return objective.denoiser.trace(z, sigma, e, block=block, **rows)[1][:, 0].float()
+    noise = torch.zeros_like(e) if model.recurrence.needs_noise else None
+    return model.hidden(model.unroll(e, grad=depth, noise=noise, **rows), **rows)[:, 0].float()
+
+
+def _no_labels(images: Tensor) -> Int[Tensor, "num"]:
+    return torch.zeros(len(images), dtype=torch.long)

@@ -1,0 +1,99 @@
+"""How good a denoiser of pixels is: its loss by noise level and block, and its images beside held-out ones, as rows."""
+
+import time
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from looped.config import Config
+from looped.data.labelled import LabelledData
+from looped.diffusion.noise import LogUniform
+from looped.evaluation.depth import Evaluation, peak_bytes
+from looped.evaluation.image_distances import distances
+from looped.evaluation.image_features import Features
+from looped.evaluation.image_samples import image_layers, make_images
+from looped.evaluation.rows import Row, summarise
+from looped.objectives.pixels import DenoisePixels
+from looped.rng import StepRandom
+
+NUM_LEVELS = 9
+"""Levels, even in ln sigma from sigma_max to sigma_min, that the loss is measured at."""
+LOSS_STEP = -1
+"""Noise is drawn as this step would, which is never trained."""
+
+
+def evaluate_images(objective: DenoisePixels, data: LabelledData, config: Config, depths: Sequence[int],
+                    features: Features) -> Evaluation:
+    """All that `looped eval` reports of a run that makes images."""
+    rows, per_example = loss_rows(objective, data, config)
+    return Evaluation(rows + distance_rows(objective, data, config, depths, features), per_example, [])
+
+
+# ---- the loss --------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def heldout_errors(objective: DenoisePixels, data: LabelledData, config: Config,
+                   sigma: Float64[Tensor, "num"]) -> Float[Tensor, "num"]:
+    """The weighted squared error of each held-out image at its level, by the block that owns it."""
+    device, was_training, found, first = next(objective.parameters()).device, objective.training, [], 0
+    objective.eval()
+    for batch in data.heldout(config.evaluation.batch_size):
+        random = StepRandom(config.seed, LOSS_STEP, start=first, count=len(batch), device=device)
+        found.append(objective.losses(batch.to(device), sigma[first : first + len(batch)].to(device), random).cpu())
+        first += len(batch)
+    objective.train(was_training)
+    return torch.cat(found)
+
+
+def training_levels(objective: DenoisePixels, data: LabelledData, config: Config) -> Float64[Tensor, "num"]:
+    """A level of the training distribution for each held-out image, always the same."""
+    num = len(data.images.heldout)
+    return objective.noise.sample(StepRandom(config.seed, LOSS_STEP, count=num).stratified("sigma"))
+
+
+def loss_rows(objective: DenoisePixels, data: LabelledData,
+              config: Config) -> tuple[list[Row], dict[str, dict[int, Tensor]]]:
+    """`heldout_loss` over the training levels, and of each block over its own; `loss_at_sigma` by level; `by` is the
+    block that reads them, where there are several."""
+    sigma = training_levels(objective, data, config)
+    errors, owners = heldout_errors(objective, data, config, sigma), objective.denoiser.owners(sigma)
+    rows = [summarise("heldout_loss", errors)]
+    if objective.denoiser.edges is not None:
+        rows += [summarise("heldout_loss", errors[owners == block], by=_name(block))
+                 for block in owners.unique().tolist()]
+    noise = objective.noise
+    for level in LogUniform(noise.sigma_min, noise.sigma_max).quantile(
+            torch.linspace(1, 0, NUM_LEVELS, dtype=torch.float64)):
+        by = {} if objective.denoiser.edges is None else {"by": _name(int(objective.denoiser.owners(level)))}
+        at = heldout_errors(objective, data, config, level.expand(len(sigma)))
+        rows.append(summarise("loss_at_sigma", at, sigma=level.item(), **by))
+    return rows, {"heldout_loss": {1: errors}}
+
+
+def _name(block: int) -> str:
+    return f"block {block}"
+
+
+# ---- the images ------------------------------------------------------------------------------------------------------
+
+
+def distance_rows(objective: DenoisePixels, data: LabelledData, config: Config, depths: Sequence[int],
+                  features: Features) -> list[Row]:
+    """Fréchet distance, precision and recall between held-out images and as many made ones of the same classes
+    (`evaluation.num_images`), at each number of solver steps. layer_forwards: of one image."""
+    c, scale, heldout = config.evaluation, data.images.scale, data.images.heldout
+    labels = torch.from_numpy(heldout.pictures.labels)
+    labels = labels[torch.arange(c.num_images or len(labels)) % len(labels)]
+    real, rows = features.of(torch.from_numpy(heldout.pictures.pixels)), []
+    for depth in depths:
+        start = time.perf_counter()
+        images = make_images(objective, labels, depth, guidance=c.guidance, seed=config.seed, batch_size=c.batch_size)
+        cost = {"depth": depth, "seconds": time.perf_counter() - start, "peak_bytes": peak_bytes(),
+                "layer_forwards": image_layers(objective, depth, c.guidance)}
+        found = distances(real, features.of(scale.levels(images)), by=features.name)
+        rows += [Row(metric, value, None, None, len(labels), by=found.by, **cost) for metric, value in
+                 (("frechet_distance", found.frechet), ("precision", found.precision), ("recall", found.recall))]
+    return rows

@@ -1,0 +1,89 @@
+"""Images that a denoiser of pixels makes of classes, with any number of solver steps; and many of them in one picture.
+
+Every draw depends on the image's number alone, so that an image is the same in any batch, to rounding.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from PIL import Image
+from torch import Tensor
+
+from looped.data.images import Scale
+from looped.diffusion.schedules import schedule
+from looped.diffusion.solve import solve
+from looped.errors import UserError
+from looped.objectives.pixels import DenoisePixels
+from looped.rng import StepRandom
+
+Images = Float[Tensor, "num channels down across"]
+MIN_SIDE = 512
+"""Pixels of a picture's shorter side, at least: small images are enlarged by whole factors."""
+
+
+@torch.no_grad()
+def make_images(objective: DenoisePixels, labels: Int[Tensor, "num"], num_steps: int, *, guidance: float = 1.0,
+                seed: int = 0, batch_size: int = 64) -> Images:
+    """Images of the classes `labels` after `num_steps` steps of the configured solver, on the CPU, as the model sees
+    images. Raises UserError for guidance of a model that was never shown an image without its class."""
+    if guidance != 1 and not objective.label_dropout:
+        raise UserError(f"guidance {guidance:g} needs a model that knows images without a class, and this one was "
+                        f"trained with images.label_dropout 0; use 1")
+    device, was_training = next(objective.parameters()).device, objective.training
+    objective.eval()
+    made = [_solved(objective, labels[first : first + batch_size].to(device), num_steps, guidance, seed, first).cpu()
+            for first in range(0, len(labels), batch_size)]
+    objective.train(was_training)
+    return torch.cat(made)
+
+
+def _solved(objective: DenoisePixels, labels: Tensor, num_steps: int, guidance: float, seed: int,
+            first: int) -> Images:
+    picture = objective.model.picture
+    random = StepRandom(seed, 0, start=first, count=len(labels), device=labels.device)
+    return solve(objective.config, objective.noise, objective.denoiser.solver(labels, guidance), num_steps,
+                 normal=lambda stream: random.normal(stream, (picture.channels, picture.height, picture.width)))
+
+
+def image_layers(objective: DenoisePixels, num_steps: int, guidance: float = 1.0) -> float:
+    """Forward passes of one layer that an image costs: at each level of the schedule those of the block that owns it;
+    Heun's solver reads all but the first twice, and guidance twice as often."""
+    levels = schedule(objective.config.schedule, num_steps, objective.noise)[:-1]
+    layers = [objective.model.core_layers[block] for block in objective.denoiser.owners(levels).tolist()]
+    again = sum(layers[1:]) if objective.config.solver == "heun" else 0
+    return float(sum(layers) + again) * (1 if guidance == 1 else 2)
+
+
+def grid_of_classes(objective: DenoisePixels, scale: Scale, num_steps: int, per_class: int, *, guidance: float = 1.0,
+                    seed: int = 0, batch_size: int = 64) -> UInt8[np.ndarray, "height width channels"]:
+    """A picture with a row of `per_class` images for each class."""
+    labels = torch.arange(objective.model.num_classes).repeat_interleave(per_class)
+    images = make_images(objective, labels, num_steps, guidance=guidance, seed=seed, batch_size=batch_size)
+    return tile(scale.levels(images).numpy(), per_class)
+
+
+def tile(pixels: UInt8[np.ndarray, "num down across channels"],
+         columns: int) -> UInt8[np.ndarray, "height width channels"]:
+    """Images in rows of `columns`, two pixels apart, enlarged by a whole factor where they are small."""
+    num, down, across, channels = pixels.shape
+    gap = 2
+    rows = -(-num // columns)
+    size = rows * (down + gap) - gap, columns * (across + gap) - gap
+    sheet = np.full((*size, channels), 255, dtype=np.uint8)
+    for place, image in enumerate(pixels):
+        top, left = place // columns * (down + gap), place % columns * (across + gap)
+        sheet[top : top + down, left : left + across] = image
+    factor = max(1, -(-MIN_SIDE // min(size)))
+    return sheet.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def write_picture(pixels: UInt8[np.ndarray, "height width channels"], path: Path) -> None:
+    """A picture as a file, by the ending of its name. Raises UserError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}; choose another file, as "
+                        f"grid.png") from None

@@ -1,0 +1,81 @@
+"""A Diffusion Transformer: the patches of a noisy image, and at each of them the clean pixels.
+
+DiT (Peebles & Xie 2022, arXiv 2212.09748): the noise level and the class condition every layer by AdaLN, and so does
+the norm before the last map, which starts at zero. What differs are this toolkit's layers (RMSNorm, rotary positions of
+row and column, SwiGLU, gates that start at one) and a table of places that is learned. Rotation alone could not tell
+where a row stands as long as all rows are alike, as they are under high noise.
+"""
+
+import math
+from collections.abc import Collection, Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from looped.config import ModelConfig
+from looped.data.labelled import Picture
+from looped.models.language import Level, loop_of, start_around, start_weights
+from looped.models.vision import Images, cut, join
+from looped.nn.bias import Full
+from looped.nn.conditioning import LevelEmbedding
+from looped.nn.layers import RMSNorm, Rotary
+
+EVERYBODY = Full()
+
+
+class ImageDenoiser(nn.Module):
+    """`(images, level, labels) -> images`. Label `num_classes` stands for no class; other arguments as for
+    `LanguageModel`."""
+
+    def __init__(self, config: ModelConfig, num_classes: int, picture: Picture, *, cond_width: int,
+                 effective_depth: int | None = None, core_layers: Sequence[int] | None = None,
+                 held: Collection[int] | None = None, checkpointed: bool = False):
+        super().__init__()
+        self.config, self.picture, self.num_classes, self.width = config, picture, num_classes, config.width
+        self.core_layers = tuple(core_layers or (config.num_core_layers,))
+        size = picture.patch_numbers
+        self.patches = nn.Linear(size, config.width)
+        self.place = nn.Parameter(torch.zeros(picture.num_patches, config.width))
+        self.level_embedding = LevelEmbedding(cond_width)
+        self.classes = nn.Embedding(num_classes + 1, cond_width)
+        self.recurrence = loop_of(config, self.core_layers, cond_width, held=held, checkpointed=checkpointed)
+        self.norm = RMSNorm(config.width, eps=config.norm_eps)
+        self.last_modulation = nn.Linear(cond_width, 2 * config.width)
+        self.pixels = nn.Linear(config.width, size)
+        self.rotary = Rotary(config.width // config.num_heads, base=config.rope_base)
+        start_weights(self, config.width, effective_depth or config.num_core_layers)
+        self._start_ends()
+
+    def start_shared(self, effective_depth: int) -> None:
+        """Initialise all but the core in place, with draws that do not depend on the core."""
+        start_around(self, effective_depth)
+        self._start_ends()
+
+    def _start_ends(self) -> None:
+        """Pixels come in with unit variance, and rows begin on the scale of embedded tokens; none go out."""
+        nn.init.normal_(self.patches.weight, std=math.sqrt(2 / (5 * self.patches.in_features)))
+        for last in (self.last_modulation, self.pixels):
+            nn.init.zeros_(last.weight)
+
+    def forward(self, images: Images, level: Level, labels: Int[Tensor, "batch"], *,
+                block: int | None = None) -> Images:
+        """What each patch reads. `block`: which block of the core is at work; None: the first."""
+        cond = self.level_embedding(level) + self.classes(labels)
+        x = self.patches(cut(images.to(self.patches.weight.dtype), self.picture.patch)) + self.place
+        chosen = {} if block is None else {"block": block}
+        x = self.recurrence.step(x, x, cond, mask=EVERYBODY, rotation=self.rotary(self._positions(x)), **chosen)
+        return join(self.pixels(self._modulated(x, cond)), self.picture)
+
+    def _positions(self, x: Tensor) -> Int[Tensor, "1 patches 2"]:
+        return self.picture.positions()[None, 1:].to(x.device)
+
+    def _modulated(self, x: Float[Tensor, "batch patches width"],
+                   cond: Float[Tensor, "batch cond"]) -> Float[Tensor, "batch patches width"]:
+        shift, scale = self.last_modulation(silu(cond)).unsqueeze(1).chunk(2, dim=-1)
+        return self.norm(x, scale=scale, shift=shift)
+
+    def compile_step(self) -> None:
+        """Compile one step of the core."""
+        self.recurrence.compile_step()

@@ -1,0 +1,78 @@
+"""Denoising of pixels: images of a class are learned by one pass at a sampled noise level (EDM, Karras et al. 2022).
+
+    z = y + sigma eps, loss = w(sigma) |D(z, sigma, class) - y|^2
+
+One block of the core for all noise levels is the end-to-end twin of several with levels of their own.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from looped.config_blocks import BlocksConfig
+from looped.config_denoise import DenoiseConfig
+from looped.data.labelled import SoughtImages
+from looped.diffusion.noise import block_shares, edges_of, noise_from_config
+from looped.diffusion.pixels import PixelDenoiser
+from looped.models.image_denoiser import ImageDenoiser
+from looped.objectives.base import Loss, Objective
+from looped.objectives.blockwise import OneBlockByLevel
+from looped.objectives.denoise import ONE_BLOCK, by_bin
+from looped.rng import StepRandom
+
+
+class DenoisePixels(Objective):
+    """`label_dropout`: the share of images whose class is hidden. The loss is a mean over the numbers of an image;
+    under EDM's weight it begins at 1, at every level. metrics: `loss_at_max`, `loss_bin0`, ... by noise level."""
+
+    figure = short = "loss"
+
+    def __init__(self, model: ImageDenoiser, config: DenoiseConfig, label_dropout: float,
+                 blocks: BlocksConfig = ONE_BLOCK):
+        super().__init__()
+        self.config, self.label_dropout, self.noise = config, label_dropout, noise_from_config(config.noise)
+        edges = edges_of(blocks, self.noise) if blocks.num > 1 else None
+        self.denoiser = PixelDenoiser(model, config.target.sigma_data or model.picture.deviation, edges=edges)
+
+    @property
+    def model(self) -> ImageDenoiser:
+        return self.denoiser.model
+
+    def forward(self, batch: SoughtImages, random: StepRandom) -> Loss:
+        return self.loss_at(batch, self.noise.sample(random.stratified("sigma")), random)
+
+    def loss_at(self, batch: SoughtImages, sigma: Float[Tensor, "batch"], random: StepRandom,
+                block: int | None = None) -> Loss:
+        """The loss at given levels; `block`: of one block of the core, if there are several."""
+        losses = self.losses(batch, sigma, random, block=block, labels=self.shown(batch.labels, random))
+        value = losses.mean()
+        return Loss(value, {"loss": value.detach()} | by_bin(self.short, sigma, losses, self.noise))
+
+    def losses(self, batch: SoughtImages, sigma: Float[Tensor, "batch"], random: StepRandom, *,
+               block: int | None = None, labels: Int[Tensor, "batch"] | None = None) -> Float[Tensor, "batch"]:
+        """The weighted squared error of each image, by the blocks that own the levels or by `block`; `labels`: the
+        classes shown, those of the images if None."""
+        eps = random.normal("noise", batch.images.shape[1:])
+        return self.denoiser.losses(batch.images, eps, sigma, batch.labels if labels is None else labels,
+                                    weight=self.config.weight, block=block)
+
+    def shown(self, labels: Int[Tensor, "batch"], random: StepRandom) -> Int[Tensor, "batch"]:
+        """The classes, some of them hidden."""
+        hidden = random.uniform("class hidden", ()) < self.label_dropout
+        return torch.where(hidden, self.model.num_classes, labels)
+
+    @property
+    def reading_layers(self) -> float:
+        """Mean layers of the core that a training step runs."""
+        return self.model.config.num_core_layers
+
+    def layer_forwards(self) -> float:
+        return 3.0 * self.reading_layers
+
+
+class BlockwisePixels(OneBlockByLevel, DenoisePixels):
+    """The same for one block a step."""
+
+    def __init__(self, model: ImageDenoiser, config: DenoiseConfig, label_dropout: float, blocks: BlocksConfig):
+        super().__init__(model, config, label_dropout, blocks)
+        self.take_turns(blocks, block_shares(blocks, self.noise))
