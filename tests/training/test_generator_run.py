@@ -4,6 +4,7 @@ line; what it refuses."""
 import json
 import os
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from looped.training.trainer import train
 
 pytest.importorskip("sklearn")
 
+CONFIG = Path(__file__).parents[2] / "configs/digits-generate.yaml"
 COMMON = {"images.source": "digits", "model.width": 16, "model.num_heads": 2, "model.num_core_layers": 2,
           "model.num_prelude_layers": 0, "model.num_coda_layers": 0, "model.patch_size": 4,
           "denoise.context": "inject", "denoise.cond_width": 8, "training.batch_size": 16, "training.budget": 6,
@@ -153,6 +155,9 @@ def test_the_true_deviation_is_measured_where_pixels_are_not_normalised():
     (["generate", "maker", "--guidance", "-1"], "--guidance -1.0 is negative"),
     (["generate", "namer", "--out", "x.png"], "--out is for images, and"),
     (["generate", "maker", "--out", "x.nonsense"], "cannot write x.nonsense"),
+    (["compare", str(CONFIG), "--objectives", "denoise blocks.num=1", "--budget", "tokens", "--amount", "1"],
+     "images.goal generate makes them"),
+    (["bench", "flops", "--config", str(CONFIG)], "times a language model"),
     (["eval", "maker", "--probes"], "--probes is for text, and"),
     (["eval", "namer", "--features", "maker"], "--features are for runs that make images"),
     (["eval", "maker", "--features", "maker"], "names no classes of images"),
@@ -173,3 +178,11 @@ def test_a_classifier_of_other_sizes_and_guidance_without_hidden_classes_are_ref
     maker.label_dropout = 0.0
     with pytest.raises(UserError, match=r"images.label_dropout 0; use 1"):
         make_images(maker, torch.arange(2), 1, guidance=2.0)
+
+
+def test_an_optimiser_step_can_be_timed():
+    from looped.evaluation.cost import Stepper
+
+    stepper = Stepper(load_config(None, TINY | RULES["blocks"]))
+    assert stepper.step()["seconds"] > 0
+    assert stepper.figures(0)["saved_activation_bytes"] > 0
