@@ -131,6 +131,21 @@ def test_features_of_a_classifier_are_what_its_head_reads(runs):
     assert torch.equal(pixel_features().of(levels)[0], levels[0].flatten() / 255)
 
 
+def test_blocks_that_were_trained_alone_make_images_together(tmp_path, capsys):
+    alone = TINY | {"objective": "blockwise", "blocks.num": 2, "blocks.shared": "with-block", "blocks.shared_by": 0,
+                    "training.sample_every": 0}
+    train(load_config(None, alone | {"blocks.alone": 0}), tmp_path / "b0")
+    train(load_config(None, alone | {"blocks.alone": 1, "blocks.shared_from": str(tmp_path / "b0")}), tmp_path / "b1")
+    assert main(["merge", str(tmp_path / "b1"), str(tmp_path / "b0"), "--out", str(tmp_path / "whole")]) == 0
+    grid = ["--depth", "2", "--out", str(tmp_path / "grid.png")]
+    assert main(["generate", str(tmp_path / "whole"), *grid]) == 0
+    capsys.readouterr()
+    assert main(["generate", str(tmp_path / "b1"), *grid]) == 2
+    assert "only the whole model makes images" in capsys.readouterr().err
+    assert main(["eval", str(tmp_path / "b1")]) == 0
+    assert "its own loss on held-out data" in capsys.readouterr().out
+
+
 def test_tiles_stand_where_they_belong():
     pixels = np.arange(1, 6, dtype=np.uint8)[:, None, None, None] * np.ones((1, 300, 300, 1), dtype=np.uint8)
     sheet = tile(pixels, 2)
