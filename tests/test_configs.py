@@ -40,7 +40,7 @@ def test_a_config_takes_an_optimiser_step(path):
         vocab_size = config.data.vocab_size
         rows = torch.randint(vocab_size, (2, 17), generator=torch.Generator().manual_seed(0))
     objective = build_objective(config, build(config, vocab_size, picture))
-    num_steps = 12 if config.objective == "blockwise" else 1  # by then each block has had a turn
+    num_steps = 12 if config.one_block_a_step else 1  # by then each block has had a turn
     for step in range(num_steps):
         objective(rows, StepRandom(config.seed, step, count=2)).value.backward()
     assert all(p.grad is not None for p in objective.parameters() if p.requires_grad)
@@ -65,6 +65,18 @@ def test_the_twin_of_digits_generate_has_its_layers_and_three_times_its_layer_fo
     picture = open_data(ours).picture
     costs = [build_objective(config, build(config, 10, picture)).layer_forwards() for config in (ours, twin)]
     assert costs == [6, 18]
+
+
+def test_one_block_with_all_the_layers_is_the_end_to_end_twin_of_stdlib_masked():
+    """The layers of three blocks in a row, beside the one block of the twin with the same weights."""
+    small = {"model.width": 16, "model.num_heads": 2, "data.vocab_size": 300, "masked.cond_width": 8}
+    blocks, twin = (build_objective(config, build(config, 300)) for config in (
+        load_config(FOLDER / "stdlib-masked.yaml", small | {"blocks.num": num}) for num in (3, 1)))
+    layers = [layer for block in blocks.model.recurrence.core.blocks for layer in block.layers]
+    (whole,) = twin.model.recurrence.core.blocks
+    assert len(whole.layers) == len(layers) == 6
+    assert sum(p.numel() for p in twin.parameters()) == sum(p.numel() for p in blocks.parameters())
+    assert not list(whole.injection.parameters())
 
 
 def test_huginn_70m_is_the_published_size():
