@@ -79,8 +79,6 @@ def test_eval_and_info_know_images(objective, tmp_path, capsys):
     (["generate", "RUN"], "names what is on images and writes no text"),
     (["eval", "RUN", "--probes"], "--probes is for text, and"),
     (["eval", "RUN", "--exits", "kl"], "--difficulties and --exits are for tasks"),
-    (["compare", "RUN/config.yaml", "--objectives", "denoise,full", "--budget", "seconds"],
-     "measures text and tasks"),
     (["bench", "flops", "--config", "RUN/config.yaml"], "times a language model")])
 def test_what_is_for_text_or_tasks_is_refused_in_a_sentence(command, why, tmp_path, capsys):
     train(load_config(None, TINY | {"training.budget": 1}), tmp_path / "run")
