@@ -33,13 +33,15 @@ class BlocksConfig(Section):
     choose: Literal["uniform", "mass"] = Field(
         "uniform", description="which block an optimiser step trains: each as often, or as often as its own levels are "
                                "in the training distribution, where noise.share_at_max is the first block's")
-    shared: Literal["trained", "frozen", "with-block"] = Field(
+    shared: Literal["trained", "frozen", "with-block", "per-block"] = Field(
         "trained", description="what is no block's own (embeddings, prelude, coda, norm, head, level embedding, "
                                "targets). trained: by each block at work, at the price of its gradients and optimiser "
                                "state beside every block's, and no block can be trained alone. frozen: left at its "
                                "first values, which costs neither, and whatever it would have learned. with-block: by "
                                "blocks.shared_by at work alone, at the price of that block's steps; the others do not "
-                               "adapt it to themselves, and alone they wait for that block's run")
+                               "adapt it to themselves, and alone they wait for that block's run. per-block: "
+                               "each block has its own, from the same first values, at the price of so many times its "
+                               "memory in the whole model; the targets alone are common, at their first values")
     shared_by: Count = Field(0, description="under `shared: with-block` the block that trains what all share")
     shared_from: str | None = Field(
         None, description="under `shared: with-block` the finished run of block shared_by alone, whose shared parts "
@@ -76,7 +78,7 @@ class BlocksConfig(Section):
             raise ValueError(f"shared_by {by} is not one of num {self.num} blocks; give 0 to {self.num - 1}")
         if self.alone is not None and self.shared == "trained":
             raise ValueError(f"shared trained would give alone {self.alone} shared parts that no other block has; set "
-                             f"blocks.shared to frozen or with-block")
+                             f"blocks.shared to frozen, with-block or per-block")
         reads = self.shared == "with-block" and self.alone not in (None, by)
         if reads and self.shared_from is None:
             raise ValueError(f"alone {self.alone} needs the shared parts that block {by} trains (shared_by); train "
@@ -92,8 +94,8 @@ class BlocksConfig(Section):
         return tuple(range(self.num)) if self.alone is None else (self.alone,)
 
     def trains_shared(self, block: int) -> bool:
-        """Whether what the blocks share learns while a block is at work."""
-        return self.shared == "trained" or (self.shared == "with-block" and block == self.shared_by)
+        """Whether what a block shares with others, or has beside the core, learns while it is at work."""
+        return self.shared in ("trained", "per-block") or (self.shared == "with-block" and block == self.shared_by)
 
     def split(self, num_core_layers: int) -> tuple[int, ...]:
         """Layers of each block of a core that has so many in all."""
@@ -111,6 +113,8 @@ def check_blocks(config: Any) -> None:
         _check_blockwise(blocks, config.denoise)
     if blocks.alone is not None:
         _check_alone(config)
+    if blocks.shared == "per-block":
+        _check_per_block(config)
 
 
 def _refuse_split(blocks: BlocksConfig, total: int) -> None:
@@ -142,6 +146,18 @@ def _check_rule(config: Any) -> None:
     if rule == "truncated" and recurrence.backprop < num:
         raise ValueError(f"recurrence.backprop {recurrence.backprop} leaves some of blocks.num {num} blocks without "
                          f"gradient; set it to {num} or more")
+
+
+def _check_per_block(config: Any) -> None:
+    if config.objective != "blockwise":
+        raise ValueError(f"blocks.shared per-block is for objective blockwise, and objective is {config.objective}; "
+                         f"set it to trained")
+    if config.generates:
+        raise ValueError("blocks.shared per-block is for what has targets, and images.goal generate has the images "
+                         "themselves; set blocks.shared to frozen")
+    if config.denoise.target.tied:
+        raise ValueError("blocks.shared per-block gives each block an input embedding of its own, and "
+                         "denoise.target.tied takes the common targets from it; set denoise.target.tied to false")
 
 
 def _check_alone(config: Any) -> None:

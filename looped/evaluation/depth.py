@@ -30,6 +30,7 @@ from looped.evaluation.rows import Row, summarise
 from looped.objectives.base import Classifier, Objective
 from looped.objectives.denoise import Denoise
 from looped.objectives.masked import Masked
+from looped.objectives.per_block import PerBlock
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,8 @@ def layer_forwards_at(objective: Objective, depth: int) -> float:
     concat = objective.config.context == "concat"  # the clean rows run once through each block, whatever the depth
     clean = c.num_core_layers + num_blocks * c.num_coda_layers if concat else 0
     readings = _read_layers(objective, depth) + depth * c.num_coda_layers
-    return c.num_prelude_layers + clean + readings * (2 if objective.config.guidance else 1)
+    preludes = num_blocks if isinstance(objective, PerBlock) else 1
+    return preludes * c.num_prelude_layers + clean + readings * (2 if objective.config.guidance else 1)
 
 
 def _read_layers(objective: Denoise, depth: int) -> int:

@@ -48,12 +48,12 @@ class Absent(nn.Module):
 
     @property
     def layers(self) -> NoReturn:
-        self._refuse()
+        self.refuse()
 
     def forward(self, state: Tensor, e: Tensor, cond: Tensor | None = None, **options: Any) -> NoReturn:
-        self._refuse()
+        self.refuse()
 
-    def _refuse(self) -> NoReturn:
+    def refuse(self) -> NoReturn:
         raise UserError(f"block {self.number} of the core is not here (blocks.alone); put the runs of all blocks "
                         f"together with looped merge")
 

@@ -3,6 +3,7 @@
 from looped.config import Config
 from looped.models.image_denoiser import ImageDenoiser
 from looped.models.language import LanguageModel
+from looped.models.per_block import PerBlockModel
 from looped.objectives.base import Loss, Objective
 from looped.objectives.blockwise import Blockwise
 from looped.objectives.bptt import Autoregressive, Full, Progressive, Truncated
@@ -12,18 +13,19 @@ from looped.objectives.forward_forward import ForwardForward
 from looped.objectives.masked import Masked, MaskedBlocks
 from looped.objectives.noprop import NoPropCT, NoPropDT, NoPropFM
 from looped.objectives.one_step import OneStep
+from looped.objectives.per_block import PerBlock
 from looped.objectives.pixels import BlockwisePixels, DenoisePixels
 from looped.rng import seeded_init
 
 __all__ = ["Autoregressive", "Blockwise", "BlockwisePixels", "Denoise", "DenoisePixels", "FixedPoint", "ForwardForward",
            "Full", "Loss", "Masked", "MaskedBlocks", "NoPropCT", "NoPropDT", "NoPropFM", "Objective", "OneStep",
-           "Progressive", "Truncated", "build_objective"]
+           "PerBlock", "Progressive", "Truncated", "build_objective"]
 
 UNROLLED = {"full": Full, "truncated": Truncated, "progressive": Progressive, "ar": Autoregressive}
 NOPROP = {"noprop-dt": NoPropDT, "noprop-ct": NoPropCT, "noprop-fm": NoPropFM}
 
 
-def build_objective(config: Config, model: LanguageModel | ImageDenoiser) -> Objective:
+def build_objective(config: Config, model: LanguageModel | ImageDenoiser | PerBlockModel) -> Objective:
     """The training rule `config.objective` around `model`; what it adds to the model is initialised from the seed."""
     with seeded_init(config.seed, "objective"):
         if config.generates:
@@ -32,7 +34,8 @@ def build_objective(config: Config, model: LanguageModel | ImageDenoiser) -> Obj
         if config.objective == "denoise":
             return Denoise(model, config.denoise)
         if config.objective == "blockwise":
-            return Blockwise(model, config.denoise, config.blocks)
+            rule = PerBlock if config.blocks.shared == "per-block" else Blockwise
+            return rule(model, config.denoise, config.blocks)
         if config.objective == "masked":
             several = config.blocks.num > 1
             return MaskedBlocks(model, config.masked, config.blocks) if several else Masked(model, config.masked)

@@ -10,6 +10,7 @@ import torch
 
 from looped.config import Config
 from looped.diffusion.denoiser import Denoiser
+from looped.diffusion.per_block import PerBlockDenoiser
 from looped.models.build import unseeded
 from looped.objectives import NOPROP
 from looped.objectives.flops import parts_of, picture_of, rows_of
@@ -40,33 +41,39 @@ def count(config: Config, vocab_size: int) -> Counts:
     with torch.device("meta"):
         denoise = config.denoises
         model = unseeded(config, vocab_size, picture_of(config))
-        whole = Denoiser(model, config.denoise) if denoise and not config.generates else model
+        apart = config.blocks.shared == "per-block"
+        whole = Denoiser(model, config.denoise) if denoise and not (apart or config.generates) else model
+        if apart:
+            whole = PerBlockDenoiser(model, config.denoise, edges=None)
         if config.is_noprop:
             whole = NOPROP[config.objective](model, config.noprop)
     halting = config.model.width + 1 if config.objective == "one-step" else 0
-    parameters, core = _numel(whole) + halting, _numel(model.recurrence.core)
-    parts = parts_of(config, vocab_size)
+    parts = list(model.held.values()) if apart else [model]
+    held = zip(parts if apart else parts * len(config.blocks.held), config.blocks.held, strict=True)
+    blocks = {number: part.recurrence.core.blocks[number] for part, number in held}
+    parameters, core = _numel(whole) + halting, sum(map(_numel, blocks.values()))
+    work = parts_of(config, vocab_size)
     passes = config.denoise.train_steps if denoise else config.main_depth / config.blocks.num
     if config.objective == "forward-forward":
         passes = 1
     tokens = config.training.batch_size * rows_of(config)
     saved = saved_bytes(config, vocab_size)
-    blocks, turns = model.recurrence.core.blocks, config.one_block_a_step and not config.is_noprop
+    turns = config.one_block_a_step and not config.is_noprop
     shared = parameters - core - sum(p.numel() for p in whole.parameters() if not p.requires_grad)
     learning = {block: not turns or config.blocks.trains_shared(block) for block in config.blocks.held}
     trained = gradients = core + shared * any(learning.values())
     if config.one_block_a_step:  # blocks at rest have none
-        gradients = max(_numel(blocks[block]) + shared * learns for block, learns in learning.items())
-    around = [] if config.generates else [*model.prelude, *model.coda]
-    layers = [*around, *blocks] if any(learning.values()) else blocks
+        gradients = max(_numel(blocks[block]) + shared // len(parts) * learns for block, learns in learning.items())
+    around = [] if config.generates else [layer for part in parts for layer in (*part.prelude, *part.coda)]
+    layers = [*around, *blocks.values()] if any(learning.values()) else blocks.values()
     # AdamW keeps two moments of each weight; Muon one of the matrices it takes, and leaves the others to AdamW.
     moments = 2 * trained - (_matrices(layers) if config.optim.name == "muon" else 0)
     weights = parameters * (1 + (config.optim.ema_decay > 0))
     return Counts(
         parameters=parameters, core_parameters=core,
         effective_parameters=round(parameters + core * (passes - 1)),
-        forward_flops=round(tokens * sum(part.flops * (part.no_grad + part.grad) for part in parts)),
-        step_flops=round(tokens * sum(part.flops * (part.no_grad + 3 * part.grad + part.backward) for part in parts)),
+        forward_flops=round(tokens * sum(part.flops * (part.no_grad + part.grad) for part in work)),
+        step_flops=round(tokens * sum(part.flops * (part.no_grad + 3 * part.grad + part.backward) for part in work)),
         saved_activation_bytes=saved, training_bytes=WIDE * (weights + gradients + moments) + saved)
 
 

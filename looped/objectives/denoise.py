@@ -84,6 +84,14 @@ class Denoise(Objective):
         self.denoiser = Denoiser(model, config, edges=edges_of(blocks, noise) if blocks.num > 1 else None)
         self.noise = noise
 
+    @classmethod
+    def around(cls, denoiser: Denoiser, noise: Noise) -> "Denoise":
+        """The rule for a denoiser that is already there."""
+        rule = cls.__new__(cls)
+        Objective.__init__(rule)
+        rule.config, rule.denoiser, rule.noise = denoiser.config, denoiser, noise
+        return rule
+
     @property
     def model(self) -> LanguageModel:
         return self.denoiser.model

@@ -24,9 +24,12 @@ class OneBlock(Objective):
         own = {id(parameter) for parameter in self.model.recurrence.core.parameters()}
         return [parameter for parameter in self.parameters() if id(parameter) not in own]
 
+    def own_parameters(self, block: int) -> list[nn.Parameter]:
+        return list(self.model.recurrence.core.blocks[block].parameters())
+
     def names_of(self, block: int) -> set[str]:
         """The names of a block's own parameters."""
-        own = {id(parameter) for parameter in self.model.recurrence.core.blocks[block].parameters()}
+        own = {id(parameter) for parameter in self.own_parameters(block)}
         return {name for name, parameter in self.named_parameters() if id(parameter) in own}
 
     def _let_shared_learn(self, learn: bool) -> None:
