@@ -1,10 +1,11 @@
 """Block-wise denoising of blocks that share nothing: each learns with a prelude, a coda and a head of its own."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from looped.config_blocks import BlocksConfig
 from looped.config_denoise import DenoiseConfig
-from looped.data.batch import Batch
 from looped.diffusion.noise import block_shares, edges_of, noise_from_config
 from looped.diffusion.per_block import PerBlockDenoiser
 from looped.models.per_block import PerBlockModel
@@ -38,6 +39,6 @@ class PerBlock(Blockwise):
     def _let_shared_learn(self, learn: bool) -> None:
         """What is common to blocks is fixed; what a block has beside its core always learns with it."""
 
-    def loss_at(self, batch: Batch, sigma: Tensor, random: StepRandom, block: int | None = None) -> Loss:
+    def loss_at(self, tokens: Any, sigma: Tensor, random: StepRandom, block: int | None = None) -> Loss:
         assert block is not None, "of several blocks one is at work"
-        return self._rules[block].loss_at(batch, sigma, random, block=block)
+        return self._rules[block].train(self.training).loss_at(tokens, sigma, random, block=block)
