@@ -8,149 +8,22 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from looped.config_base import Count, Depth, Fraction, NonNegative, Positive, Section
+from looped.config_base import Count, Section
 from looped.config_blocks import BlocksConfig, check_blocks
 from looped.config_data import DataConfig, TaskConfig
 from looped.config_denoise import DenoiseConfig, check_layout, noise_preset
 from looped.config_images import ImageConfig, check_generator
 from looped.config_local import NOPROP, ForwardForwardConfig, NoPropConfig, check_local
 from looped.config_masked import MaskedConfig, check_masked
-from looped.config_rules import FixedPointConfig, SupervisionConfig
+from looped.config_model import ModelConfig
+from looped.config_rules import FixedPointConfig, RecurrenceConfig, SupervisionConfig
+from looped.config_training import EvaluationConfig, OptimConfig, TrainingConfig
 from looped.errors import UserError, did_you_mean
-
-
-class ModelConfig(Section):
-    """The network: prelude, weight-tied core, coda."""
-
-    width: int = Field(128, ge=2, description="width D of the residual stream")
-    num_heads: int = Field(4, ge=1, description="query heads H")
-    num_kv_heads: int | None = Field(None, ge=1, description="key and value heads; null means num_heads")
-    ffn_width: int | None = Field(None, ge=1, description="hidden width of SwiGLU; null means 4 * width")
-    num_prelude_layers: Count = Field(1, description="layers before the loop")
-    num_core_layers: Depth = Field(2, description="layers inside the loop, over all its blocks")
-    num_coda_layers: Count = Field(1, description="layers after the loop")
-    block: Literal["prenorm", "sandwich"] = Field("prenorm", description="sandwich: Huginn's second norm, on the sum")
-    qk_norm: bool = Field(False, description="RMSNorm on queries and keys before the rotation")
-    rope_base: Positive = Field(10_000.0, description="base of the rotary frequencies")
-    norm_eps: Positive = Field(1e-6, description="epsilon of every RMSNorm")
-    injection: Literal["none", "add", "linear", "gated", "diagonal"] = Field(
-        "linear", description="how the encoded input enters each loop step")
-    state_init: Literal["like-init", "zero", "embedding", "noise"] = Field(
-        "like-init", description="state before the first loop step (loop objectives)")
-    tie_embeddings: bool = Field(True, description="the head is the transposed embedding")
-    patch_size: Depth = Field(4, description="side of the square patches that images are cut into, in pixels")
-    attention: Literal["auto", "xformers", "sdpa", "flex"] = Field("auto", description="attention backend")
-
-    @model_validator(mode="after")
-    def _check_heads(self):
-        if self.width % self.num_heads or (self.width // self.num_heads) % 2:
-            step = 2 * self.num_heads
-            low = max(step, self.width // step * step)
-            raise ValueError(f"width {self.width} does not split into num_heads {self.num_heads} heads of even size; "
-                             f"try {low} or {low + step}")
-        if self.num_heads % self.kv_heads:
-            raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}; "
-                             f"try {self.num_heads}")
-        return self
-
-    @property
-    def kv_heads(self) -> int:
-        return self.num_kv_heads or self.num_heads
-
-    @property
-    def hidden(self) -> int:
-        return self.ffn_width or 4 * self.width
-
-
-class RecurrenceConfig(Section):
-    """How often the core runs under `full`, `truncated` and `progressive`."""
-
-    mean: Depth = Field(8, description="mean number of loop steps; `full` runs exactly this many, `progressive` at "
-                                       "most")
-    backprop: Depth = Field(4, description="last steps that carry gradient under `truncated`")
-    distribution: Literal["huginn", "fixed"] = Field("huginn", description="log-normal Poisson, or always `mean`")
-    per_sequence: bool = Field(True, description="one depth a sequence (Parcae) instead of one a batch (Huginn)")
-    loss_on: Literal["last", "every"] = Field(
-        "last", description="the loss is read after the last step, or after every step that carries gradient")
-    progressive_weight: Fraction = Field(
-        1.0, description="weight of the progressive loss under `progressive`; the rest is that of a full unroll")
-    damping: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="share of the old state that a step keeps when problems are solved; 0 is the plain loop")
-
-
-class OptimConfig(Section):
-    """Optimiser, learning-rate schedule, clipping and weight averaging."""
-
-    name: Literal["adamw", "muon"] = Field("adamw", description="muon: Muon for the matrices, AdamW for the rest")
-    lr: Positive = Field(2e-3, description="peak learning rate of AdamW")
-    muon_lr: Positive = Field(2e-2, description="peak learning rate of Muon")
-    betas: tuple[Fraction, Fraction] = Field((0.9, 0.95), description="AdamW's moment decays")
-    weight_decay: NonNegative = Field(0.1, description="decoupled decay of matrices; vectors have none")
-    schedule: Literal["cosine", "wsd", "constant"] = Field(
-        "cosine", description="after warmup: cosine, stable-then-decay, flat")
-    warmup_steps: Count = Field(50, description="linear warmup")
-    decay_fraction: Fraction = Field(0.2, description="last share of the budget that wsd decays over")
-    min_lr_fraction: Fraction = Field(0.1, description="learning rate at the end, as a share of the peak")
-    grad_clip: NonNegative = Field(1.0, description="clip the gradient norm here; 0 leaves it alone")
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="decay of averaged weights; 0 keeps none")
-
-
-class TrainingConfig(Section):
-    """Budget, batch, precision and what is written how often."""
-
-    batch_size: Depth = Field(32, description="sequences an optimiser step, over all processes and micro-batches")
-    accumulation: Depth = Field(1, description="micro-batches an optimiser step is split into")
-    budget: int = Field(1000, ge=1, description="how much to train, in budget_unit")
-    budget_unit: Literal["steps", "tokens", "layer-forwards", "seconds"] = Field(
-        "steps", description="unit of the budget")
-    clock: Literal["wall", "processor"] = Field(
-        "wall", description="seconds of training by the wall, or of the processors (all threads together), which other "
-                            "programs on the machine do not lengthen")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 runs under autocast")
-    threads: int | None = Field(None, ge=1, description="CPU threads; null leaves torch's choice")
-    log_every: Depth = Field(10, description="steps between lines of metrics.jsonl")
-    eval_every: Count = Field(0, description="steps between evaluations; 0 evaluates at the end only")
-    num_evals: Count = Field(0, description="evaluations spread evenly over the budget, whatever its unit")
-    sample_every: Count = Field(0, description="steps between printed samples, or pictures in samples/; 0 "
-                                                "makes none")
-    checkpoint_every: Count = Field(200, description="steps between checkpoints; 0 saves at the end only")
-    keep_checkpoints: Depth = Field(2, description="newest checkpoints that are kept")
-    warm_start: str | None = Field(None, description="a run whose model's weights are taken over before the first step")
-    checkpoint_activations: bool = Field(
-        False, description="keep each layer's input alone for backward, which runs the layer again: less memory for a "
-                           "third more time, the same gradients; rows that a cache keeps (concat) are left as they are")
-    compile: bool = Field(False, description="torch.compile the loop step (never the loop)")
-    wandb: Literal["off", "online", "offline"] = Field("off", description="Weights & Biases beside metrics.jsonl")
-
-
-class EvaluationConfig(Section):
-    """How held-out text is measured, and what the samples of `training.sample_every` are."""
-
-    depths: tuple[Depth, ...] = Field((1, 2, 4, 8, 16, 32, 64), min_length=1,
-                                      description="loop or solver steps that `looped eval` measures")
-    sample_depths: tuple[Depth, ...] = Field((1, 4), min_length=1, description="those of the samples while training")
-    num_sequences: Depth = Field(64, description="held-out sequences")
-    levels: Depth = Field(32, description="levels that each is read at for the bound of `masked`, evenly spread")
-    batch_size: Depth = Field(16, description="sequences at once")
-    num_samples: Depth = Field(2, description="texts generated at each depth, or images of each class")
-    sample_length: Depth = Field(64, description="tokens a generated text")
-    prompt_length: Depth = Field(16, description="held-out tokens it continues")
-    difficulties: tuple[Count, ...] = Field((), description="levels of a task to measure; none given: the task's own")
-    num_problems: Depth = Field(256, description="held-out problems of each level")
-    trajectories: Depth = Field(1, description="solver trajectories of a denoiser that an answer is made from")
-    choose: Literal["mean", "consistent"] = Field(
-        "mean", description="of several: the likeliest under their mean readout, or the one that the denoiser, shown "
-                            "it noised afresh, is surest of")
-    guidance: NonNegative = Field(
-        1.0, description="classifier-free guidance of generated images: 1 is the plain class, above it more of what "
-                         "sets the class apart, 0 any class")
-    num_images: Depth | None = Field(
-        None, description="images generated at each depth to be held against the held-out ones; null: as many")
 
 
 class Config(Section):

@@ -1,13 +1,29 @@
-"""Settings of two training rules that unroll nothing: supervised segments, and the fixed point of the core."""
+"""Settings of the rules that run a loop: how often, in supervised segments, or to the fixed point of the core."""
 
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from looped.config_base import Count, Depth, NonNegative, Positive, Section
+from looped.config_base import Count, Depth, Fraction, NonNegative, Positive, Section
 
 FEWEST_STEPS = {"fixed_point_iter": 1, "broyden": 2, "anderson": 3}
 """Solver -> applications of the core before it has anything to return but what it was given."""
+
+
+class RecurrenceConfig(Section):
+    """How often the core runs under `full`, `truncated` and `progressive`."""
+
+    mean: Depth = Field(8, description="mean number of loop steps; `full` runs exactly this many, `progressive` at "
+                                       "most")
+    backprop: Depth = Field(4, description="last steps that carry gradient under `truncated`")
+    distribution: Literal["huginn", "fixed"] = Field("huginn", description="log-normal Poisson, or always `mean`")
+    per_sequence: bool = Field(True, description="one depth a sequence (Parcae) instead of one a batch (Huginn)")
+    loss_on: Literal["last", "every"] = Field(
+        "last", description="the loss is read after the last step, or after every step that carries gradient")
+    progressive_weight: Fraction = Field(
+        1.0, description="weight of the progressive loss under `progressive`; the rest is that of a full unroll")
+    damping: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="share of the old state that a step keeps when problems are solved; 0 is the plain loop")
 
 
 class SupervisionConfig(Section):

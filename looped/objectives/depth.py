@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from looped.config import Config, FixedPointConfig, RecurrenceConfig
+from looped.config import Config
+from looped.config_rules import FixedPointConfig, RecurrenceConfig
 from looped.rng import StepRandom
 
 SIGMA = 0.5

@@ -10,9 +10,10 @@ logits) are not counted: they buy memory, not training.
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from looped.config import Config, ModelConfig
+from looped.config import Config
 from looped.config_data import TaskConfig
 from looped.config_images import ImageConfig
+from looped.config_model import ModelConfig
 from looped.data.labelled import Picture, prepare_labelled
 from looped.data.problems import cells_of
 from looped.diffusion import masking

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import Any
 
-from looped.config import TrainingConfig
+from looped.config_training import TrainingConfig
 
 
 @dataclass

@@ -1,0 +1,77 @@
+"""Settings of how a model is trained and measured: optimiser, budget, batch, and what is held out."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from looped.config_base import Count, Depth, Fraction, NonNegative, Positive, Section
+
+
+class OptimConfig(Section):
+    """Optimiser, learning-rate schedule, clipping and weight averaging."""
+
+    name: Literal["adamw", "muon"] = Field("adamw", description="muon: Muon for the matrices, AdamW for the rest")
+    lr: Positive = Field(2e-3, description="peak learning rate of AdamW")
+    muon_lr: Positive = Field(2e-2, description="peak learning rate of Muon")
+    betas: tuple[Fraction, Fraction] = Field((0.9, 0.95), description="AdamW's moment decays")
+    weight_decay: NonNegative = Field(0.1, description="decoupled decay of matrices; vectors have none")
+    schedule: Literal["cosine", "wsd", "constant"] = Field(
+        "cosine", description="after warmup: cosine, stable-then-decay, flat")
+    warmup_steps: Count = Field(50, description="linear warmup")
+    decay_fraction: Fraction = Field(0.2, description="last share of the budget that wsd decays over")
+    min_lr_fraction: Fraction = Field(0.1, description="learning rate at the end, as a share of the peak")
+    grad_clip: NonNegative = Field(1.0, description="clip the gradient norm here; 0 leaves it alone")
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="decay of averaged weights; 0 keeps none")
+
+
+class TrainingConfig(Section):
+    """Budget, batch, precision and what is written how often."""
+
+    batch_size: Depth = Field(32, description="sequences an optimiser step, over all processes and micro-batches")
+    accumulation: Depth = Field(1, description="micro-batches an optimiser step is split into")
+    budget: int = Field(1000, ge=1, description="how much to train, in budget_unit")
+    budget_unit: Literal["steps", "tokens", "layer-forwards", "seconds"] = Field(
+        "steps", description="unit of the budget")
+    clock: Literal["wall", "processor"] = Field(
+        "wall", description="seconds of training by the wall, or of the processors (all threads together), which other "
+                            "programs on the machine do not lengthen")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 runs under autocast")
+    threads: int | None = Field(None, ge=1, description="CPU threads; null leaves torch's choice")
+    log_every: Depth = Field(10, description="steps between lines of metrics.jsonl")
+    eval_every: Count = Field(0, description="steps between evaluations; 0 evaluates at the end only")
+    num_evals: Count = Field(0, description="evaluations spread evenly over the budget, whatever its unit")
+    sample_every: Count = Field(0, description="steps between printed samples, or pictures in samples/; 0 "
+                                                "makes none")
+    checkpoint_every: Count = Field(200, description="steps between checkpoints; 0 saves at the end only")
+    keep_checkpoints: Depth = Field(2, description="newest checkpoints that are kept")
+    warm_start: str | None = Field(None, description="a run whose model's weights are taken over before the first step")
+    checkpoint_activations: bool = Field(
+        False, description="keep each layer's input alone for backward, which runs the layer again: less memory for a "
+                           "third more time, the same gradients; rows that a cache keeps (concat) are left as they are")
+    compile: bool = Field(False, description="torch.compile the loop step (never the loop)")
+    wandb: Literal["off", "online", "offline"] = Field("off", description="Weights & Biases beside metrics.jsonl")
+
+
+class EvaluationConfig(Section):
+    """How held-out text is measured, and what the samples of `training.sample_every` are."""
+
+    depths: tuple[Depth, ...] = Field((1, 2, 4, 8, 16, 32, 64), min_length=1,
+                                      description="loop or solver steps that `looped eval` measures")
+    sample_depths: tuple[Depth, ...] = Field((1, 4), min_length=1, description="those of the samples while training")
+    num_sequences: Depth = Field(64, description="held-out sequences")
+    levels: Depth = Field(32, description="levels that each is read at for the bound of `masked`, evenly spread")
+    batch_size: Depth = Field(16, description="sequences at once")
+    num_samples: Depth = Field(2, description="texts generated at each depth, or images of each class")
+    sample_length: Depth = Field(64, description="tokens a generated text")
+    prompt_length: Depth = Field(16, description="held-out tokens it continues")
+    difficulties: tuple[Count, ...] = Field((), description="levels of a task to measure; none given: the task's own")
+    num_problems: Depth = Field(256, description="held-out problems of each level")
+    trajectories: Depth = Field(1, description="solver trajectories of a denoiser that an answer is made from")
+    choose: Literal["mean", "consistent"] = Field(
+        "mean", description="of several: the likeliest under their mean readout, or the one that the denoiser, shown "
+                            "it noised afresh, is surest of")
+    guidance: NonNegative = Field(
+        1.0, description="classifier-free guidance of generated images: 1 is the plain class, above it more of what "
+                         "sets the class apart, 0 any class")
+    num_images: Depth | None = Field(
+        None, description="images generated at each depth to be held against the held-out ones; null: as many")
