@@ -11,7 +11,6 @@ setting of `looped train` can be added for all arms, as in --model.width 32.
 """
 
 import argparse
-import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,13 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from comparison import chosen, compare_command, parser_of, read_rows, run_script, spread_of
+
 from looped.arms import parse_arms
-from looped.cli import split_settings
 from looped.compare.budgets import AtEqual, amount
 from looped.compare.cells import mean_cell
-from looped.compare.summary import Spread
 from looped.config import load_config
-from looped.errors import UserError, did_you_mean
+from looped.errors import UserError
 from looped.evaluation.report import markdown_table
 
 BASE = Path(__file__).resolve().parents[2] / "configs" / "digits-denoise.yaml"
@@ -93,30 +92,17 @@ SCALES = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     allow_abbrev=False)
-    parser.add_argument("--scale", choices=SCALES, default="cpu")
+    parser = parser_of("classifier_tables", __doc__, SCALES)
     parser.add_argument("--sets", help="images, by their names in the table; all of the scale if not given")
     parser.add_argument("--rules", default=",".join(RULES), help="lines of the table; all if not given")
     parser.add_argument("--layer-forwards", type=int, help="of training of each run; those of the scale if not given")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ... of every rule")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at once; they should not have to share a processor")
-    parser.add_argument("--out", type=Path, help="folder of all; runs/classifier-tables-<scale> if not given")
-    args, rest = parser.parse_known_args()
-    try:
-        return reproduce(args, rest)
-    except UserError as error:
-        print(f"classifier_tables: {error}", file=sys.stderr)
-        return 2
+    return run_script("classifier_tables", parser, reproduce)
 
 
-def reproduce(args: argparse.Namespace, rest: list[str]) -> int:
+def reproduce(args: argparse.Namespace, settings: dict[str, str]) -> int:
     """One comparison after another, the table after each; the exit code of the last that was not 0. Raises UserError
     before anything is trained."""
-    unknown, settings = split_settings(rest)
-    if unknown:
-        raise UserError(f"{' '.join(unknown)} is neither an option of this script nor a setting; see --help")
-    scale, out = SCALES[args.scale], args.out or Path("runs") / f"classifier-tables-{args.scale}"
+    scale, out = SCALES[args.scale], args.out
     rules = chosen(args.rules, RULES)
     names = chosen(args.sets or ",".join(scale.sets), scale.sets)
     flags = {name: flags_of(scale, name, settings) for name in names}
@@ -133,15 +119,6 @@ def reproduce(args: argparse.Namespace, rest: list[str]) -> int:
         (out / TABLE).write_text(report(results, rules, args.seeds) + "\n", encoding="utf-8")
     print((out / TABLE).read_text(encoding="utf-8"), end="")
     return last
-
-
-def chosen(text: str, known: Mapping[str, Any]) -> list[str]:
-    """Names of a comma-separated list. Raises UserError."""
-    names = [name.strip() for name in text.split(",")]
-    for name in names:
-        if name not in known:
-            raise UserError(f"'{name}' is not among {', '.join(known)}{did_you_mean(name, known)}")
-    return list(dict.fromkeys(names))
 
 
 def flags_of(scale: Scale, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,14 +143,7 @@ def command_of(name: str, rules: Sequence[str], flags: Mapping[str, Any], args: 
     options = {"objectives": arms_text(rules), "budget": "layer-forwards", "seeds": args.seeds, "jobs": args.jobs,
                "amount": args.layer_forwards or SCALES[args.scale].layer_forwards, "out": out,
                "depths": f"3,6,{DEEPEST}"}
-    return [sys.executable, "-m", "looped.cli", "compare", str(BASE),
-            *(word for option, value in options.items() for word in (f"--{option}", str(value))),
-            *(f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in flags.items())]
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Those of a comparison."""
-    return list(map(json.loads, path.read_text(encoding="utf-8").splitlines()))
+    return compare_command(BASE, options, flags)
 
 
 # ---- the table -------------------------------------------------------------------------------------------------------
@@ -201,11 +171,6 @@ def cells(rows: Sequence[Mapping[str, Any]], rule: str) -> tuple[str, str]:
     trained = sum(row["kind"] == "cost" for row in own)
     at = AtEqual(rule, "seconds", equal["spent"], spread_of(equal), trained).cell
     return f"{mean_cell(spread_of(best))} ({best['depth']})", at
-
-
-def spread_of(row: Mapping[str, Any]) -> Spread | None:
-    """Of a row, which leaves out what is not known."""
-    return Spread(row["mean"], row.get("sd", float("nan")), row["num"]) if row["num"] else None
 
 
 def equal_budgets(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -10,8 +10,6 @@ setting of `looped train` can be added for all of them, as in --model.width 32.
 """
 
 import argparse
-import json
-import math
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,14 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from comparison import chosen, compare_command, parser_of, read_rows, run_script, spread_of
+
 from looped.arms import Arm, parse_arm
-from looped.cli import split_settings
 from looped.compare.budgets import AtEqual, amount
 from looped.compare.cells import mean_cell
-from looped.compare.summary import Spread
 from looped.config import load_config
 from looped.data.problems import prepare_task
-from looped.errors import UserError, did_you_mean
+from looped.errors import UserError
 from looped.evaluation.report import markdown_table
 
 BASE = Path(__file__).resolve().parents[2] / "configs" / "sudoku4-denoise.yaml"
@@ -119,30 +117,17 @@ SCALES = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     allow_abbrev=False)
-    parser.add_argument("--scale", choices=SCALES, default="cpu")
+    parser = parser_of("depth_tasks", __doc__, SCALES)
     parser.add_argument("--tasks", default=",".join(TASKS), help="lines of the table; all if not given")
     parser.add_argument("--rules", default=",".join(RULES), help="its columns; all if not given")
     parser.add_argument("--seconds", type=int, help="of training of each run; those of the scale if not given")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ... of every rule")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at once; they should not have to share a processor")
-    parser.add_argument("--out", type=Path, help="folder of all; runs/depth-tasks-<scale> if not given")
-    args, rest = parser.parse_known_args()
-    try:
-        return reproduce(args, rest)
-    except UserError as error:
-        print(f"depth_tasks: {error}", file=sys.stderr)
-        return 2
+    return run_script("depth_tasks", parser, reproduce)
 
 
-def reproduce(args: argparse.Namespace, rest: list[str]) -> int:
+def reproduce(args: argparse.Namespace, settings: dict[str, str]) -> int:
     """One comparison after another, the table after each; the exit code of the last that was not 0. Raises UserError
     before anything is trained."""
-    unknown, settings = split_settings(rest)
-    if unknown:
-        raise UserError(f"{' '.join(unknown)} is neither an option of this script nor a setting; see --help")
-    out, scale = args.out or Path("runs") / f"depth-tasks-{args.scale}", SCALES[args.scale]
+    out, scale = args.out, SCALES[args.scale]
     rules = chosen(args.rules, RULES)
     entries = [make_entry(task, rules, scale, settings, out) for task in chosen(args.tasks, TASKS)]
     results, last = [], 0
@@ -156,15 +141,6 @@ def reproduce(args: argparse.Namespace, rest: list[str]) -> int:
         (out / TABLE).write_text(report(results, rules) + "\n", encoding="utf-8")
     print((out / TABLE).read_text(encoding="utf-8"), end="")
     return last
-
-
-def chosen(text: str, known: Mapping[str, Any]) -> list[str]:
-    """Names of a comma-separated list. Raises UserError."""
-    names = [name.strip() for name in text.split(",")]
-    for name in names:
-        if name not in known:
-            raise UserError(f"'{name}' is not among {', '.join(known)}{did_you_mean(name, known)}")
-    return list(dict.fromkeys(names))
 
 
 # ---- one task --------------------------------------------------------------------------------------------------------
@@ -215,16 +191,13 @@ def arm_text(rule: str) -> str:
     return f"{rule}={RULES[rule].arm} optim.lr={RULES[rule].lr}"
 
 
-def compare_command(entry: Entry, args: argparse.Namespace, scale: Scale) -> list[str]:
+def command_of(entry: Entry, args: argparse.Namespace, scale: Scale) -> list[str]:
     """`looped compare` of a task."""
     setup = TASKS[entry.task]
     options = {"objectives": ",".join(map(arm_text, entry.arms)), "budget": "seconds",
                "amount": args.seconds or scale.seconds or setup.seconds, "seeds": args.seeds, "jobs": args.jobs,
                "out": entry.out, "depths": ",".join(map(str, setup.depths))}
-    return [sys.executable, "-m", "looped.cli", "compare", str(BASE),
-            *(word for name, value in options.items() for word in (f"--{name}", str(value))),
-            *(f"--{name}={value if isinstance(value, str) else json.dumps(value)}"
-              for name, value in entry.flags.items())]
+    return compare_command(BASE, options, entry.flags)
 
 
 def run_compare(entry: Entry, args: argparse.Namespace, scale: Scale) -> tuple[int, "Result"]:
@@ -235,7 +208,7 @@ def run_compare(entry: Entry, args: argparse.Namespace, scale: Scale) -> tuple[i
     print(f"\n{entry.task}: {', '.join(entry.arms)}", flush=True)
     rows = entry.out / "compare.jsonl"
     before = rows.stat().st_mtime_ns if rows.exists() else None
-    code, said = wait_for(compare_command(entry, args, scale))
+    code, said = wait_for(command_of(entry, args, scale))
     print(said, end="", file=sys.stderr)
     fresh = code == 0 or (rows.exists() and rows.stat().st_mtime_ns != before)
     return code, Result(entry, read_rows(rows) if fresh else [], args.seeds, said)
@@ -249,11 +222,6 @@ def wait_for(command: list[str]) -> tuple[int, str]:
     except KeyboardInterrupt:  # the child has had it too: its runs save and end
         _, said = process.communicate()
     return process.returncode, said
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Those of a comparison."""
-    return list(map(json.loads, path.read_text(encoding="utf-8").splitlines()))
 
 
 # ---- the tables ------------------------------------------------------------------------------------------------------
@@ -313,11 +281,6 @@ class Result:
         """`0.912 ± 0.013 (8)` at each of `BEYOND` of each difficulty, the depth in brackets."""
         found = [self.of("share", rule, difficulty=level, at=at)[0] for level in self.beyond for at in BEYOND]
         return [f"{mean_cell(spread_of(row))} ({row['depth']})" for row in found]
-
-
-def spread_of(row: Mapping[str, Any]) -> Spread | None:
-    """Of a row, which leaves out what is not known."""
-    return Spread(row["mean"], row.get("sd", math.nan), row["num"]) if row["num"] else None
 
 
 def last_sentence(said: str) -> str | None:

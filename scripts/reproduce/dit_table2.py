@@ -19,15 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from comparison import chosen, parser_of, run_script
 
 from looped.arms import Arm
-from looped.cli import split_settings
 from looped.compare.cells import mean_cell
 from looped.compare.plan import Place, Plan, make_plan, write_configs
 from looped.compare.runner import train_all
 from looped.compare.summary import spread
 from looped.config import Config, load_config
-from looped.errors import UserError, did_you_mean
 from looped.evaluation.image_distances import distances
 from looped.evaluation.image_features import Features, classifier_features
 from looped.evaluation.image_quality import evaluate_images
@@ -94,29 +93,16 @@ SCALES = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     allow_abbrev=False)
-    parser.add_argument("--scale", choices=SCALES, default="cpu")
+    parser = parser_of("dit_table2", __doc__, SCALES)
     parser.add_argument("--arms", help="rows of the table, with commas; those of the scale if not given")
     parser.add_argument("--layer-forwards", type=int, help="of each run; those of the scale if not given")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ... of every arm")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at once; they should not have to share a processor")
-    parser.add_argument("--out", type=Path, help="folder of all; runs/dit-table2-<scale> if not given")
-    args, rest = parser.parse_known_args()
-    try:
-        return reproduce(args, rest)
-    except UserError as error:
-        print(f"dit_table2: {error}", file=sys.stderr)
-        return 2
+    return run_script("dit_table2", parser, reproduce)
 
 
-def reproduce(args: argparse.Namespace, rest: list[str]) -> int:
+def reproduce(args: argparse.Namespace, settings: dict[str, str]) -> int:
     """The exit code. Raises UserError, before anything is trained where an argument is wrong."""
-    unknown, settings = split_settings(rest)
-    if unknown:
-        raise UserError(f"{' '.join(unknown)} is neither an option of this script nor a setting; see --help")
-    out, scale = args.out or Path("runs") / f"dit-table2-{args.scale}", SCALES[args.scale]
-    names = chosen(args.arms, scale)
+    out, scale = args.out, SCALES[args.scale]
+    names = chosen(args.arms or ",".join(scale.arms), ARMS)
     plan = plan_of(names, scale, args, settings, out)
     classifier = classifier_config(plan.config, scale)
     write_configs(plan)
@@ -131,15 +117,6 @@ def reproduce(args: argparse.Namespace, rest: list[str]) -> int:
     for name, why in trained.failures.items():
         print(f"dit_table2: {name}: {why}", file=sys.stderr)
     return 2 if trained.failures else 0
-
-
-def chosen(text: str | None, scale: Scale) -> list[str]:
-    """Names of arms. Raises UserError."""
-    names = list(scale.arms) if text is None else list(dict.fromkeys(name.strip() for name in text.split(",")))
-    for name in names:
-        if name not in ARMS:
-            raise UserError(f"'{name}' is not among {', '.join(ARMS)}{did_you_mean(name, ARMS)}")
-    return names
 
 
 def plan_of(names: Sequence[str], scale: Scale, args: argparse.Namespace, settings: Mapping[str, Any],

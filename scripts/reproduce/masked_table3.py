@@ -11,7 +11,6 @@ command again goes on where it was interrupted. Any setting of `looped train` ca
 """
 
 import argparse
-import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from looped.cli import split_settings
+from comparison import compare_command, parser_of, read_rows, run_script
+
 from looped.compare.cells import mean_cell
 from looped.compare.summary import spread
 from looped.errors import UserError
@@ -56,48 +56,31 @@ SCALES = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     allow_abbrev=False)
-    parser.add_argument("--scale", choices=SCALES, default="cpu")
+    parser = parser_of("masked_table3", __doc__, SCALES, jobs=1)
     parser.add_argument("--layer-forwards", type=int, help="of each run; those of the scale if not given")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ... of both arms")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at once; they should not have to share a processor")
-    parser.add_argument("--out", type=Path, help="folder of all; runs/masked-table3-<scale> if not given")
-    args, rest = parser.parse_known_args()
-    try:
-        return reproduce(args, rest)
-    except UserError as error:
-        print(f"masked_table3: {error}", file=sys.stderr)
-        return 2
+    return run_script("masked_table3", parser, reproduce)
 
 
-def reproduce(args: argparse.Namespace, rest: Sequence[str]) -> int:
+def reproduce(args: argparse.Namespace, settings: dict[str, str]) -> int:
     """The comparison, then the table; the exit code. Raises UserError before anything is trained."""
-    unknown, settings = split_settings(rest)
-    if unknown:
-        raise UserError(f"{' '.join(unknown)} is neither an option of this script nor a setting; see --help")
     if SCALES[args.scale].own_text and "data.path" not in settings:
         raise UserError("--scale paper needs a text of its own; give the files of text8 with --data.path")
-    out = args.out or Path("runs") / f"masked-table3-{args.scale}"
-    code = subprocess.call(compare_command(args, settings, out))
+    code = subprocess.call(command_of(args, settings))
     if code:
         return code
-    rows = list(map(json.loads, (out / "compare.jsonl").read_text(encoding="utf-8").splitlines()))
-    (out / TABLE).write_text(report(rows) + "\n", encoding="utf-8")
+    rows = read_rows(args.out / "compare.jsonl")
+    (args.out / TABLE).write_text(report(rows) + "\n", encoding="utf-8")
     print(f"\n{report(rows)}")
     return 0
 
 
-def compare_command(args: argparse.Namespace, settings: Mapping[str, Any], out: Path) -> list[str]:
+def command_of(args: argparse.Namespace, settings: Mapping[str, Any]) -> list[str]:
     """`looped compare` of both arms; `settings` are those of the user."""
     scale = SCALES[args.scale]
     options = {"objectives": ",".join(ARMS.values()), "budget": "layer-forwards",
                "amount": args.layer_forwards or scale.layer_forwards, "seeds": args.seeds, "jobs": args.jobs,
-               "out": out, "depths": ",".join(map(str, DEPTHS))}
-    return [sys.executable, "-m", "looped.cli", "compare", str(BASE),
-            *(word for name, value in options.items() for word in (f"--{name}", str(value))),
-            *(f"--{name}={value if isinstance(value, str) else json.dumps(value)}"
-              for name, value in (scale.flags | settings).items())]
+               "out": args.out, "depths": ",".join(map(str, DEPTHS))}
+    return compare_command(BASE, options, scale.flags | settings)
 
 
 def report(rows: Sequence[Mapping[str, Any]]) -> str:

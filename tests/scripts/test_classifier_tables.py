@@ -1,6 +1,5 @@
 """The tables of one classifier trained in parts: every rule applies, figures stand where they belong."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -10,19 +9,14 @@ import pytest
 from looped.arms import parse_arms
 from looped.config import load_config
 
-PATH = Path(__file__).parents[2] / "scripts/reproduce/classifier_tables.py"
 FOLDER = {"images.path": "somewhere"}
 TINY = {"model.width": 16, "model.num_heads": 2, "model.ffn_width": 16, "model.num_core_layers": 3,
         "model.patch_size": 4, "denoise.cond_width": 8, "training.num_evals": 2, "evaluation.batch_size": 180}
 
 
 @pytest.fixture
-def script(monkeypatch):
-    spec = importlib.util.spec_from_file_location("classifier_tables", PATH)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "classifier_tables", module)  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+def script(load):
+    return load("classifier_tables")
 
 
 @pytest.fixture

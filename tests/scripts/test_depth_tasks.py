@@ -1,6 +1,5 @@
 """The table of rules by tasks: figures stand where they belong, no cell is blank, what is missing has its reason."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -11,19 +10,14 @@ from looped.arms import parse_arms
 from looped.compare.budgets import LATER
 from looped.config import load_config
 
-PATH = Path(__file__).parents[2] / "scripts/reproduce/depth_tasks.py"
 TINY = {"model.width": 24, "model.num_core_layers": 1, "recurrence.mean": 2, "recurrence.backprop": 1,
         "supervision.segments": 2, "fixed_point.max_steps": 4, "denoise.cond_width": 8, "training.batch_size": 8,
         "training.num_evals": 4, "evaluation.num_problems": 8, "evaluation.depths": [1, 3]}
 
 
 @pytest.fixture
-def script(monkeypatch):
-    spec = importlib.util.spec_from_file_location("depth_tasks", PATH)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "depth_tasks", module)  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+def script(load):
+    return load("depth_tasks")
 
 
 @pytest.fixture

@@ -1,28 +1,21 @@
 """The table of generators trained end to end and in blocks: what is run for it, and one small run of all of it."""
 
 import argparse
-import importlib.util
 import json
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip("sklearn")
 
-PATH = Path(__file__).parents[2] / "scripts/reproduce/dit_table2.py"
 TINY = ["--model.width=16", "--model.num_heads=2", "--model.ffn_width=16", "--model.patch_size=4",
         "--denoise.cond_width=8", "--training.batch_size=8", "--evaluation.depths=[1,2]", "--evaluation.num_images=20"]
 
 
 @pytest.fixture
-def script(monkeypatch):
-    spec = importlib.util.spec_from_file_location("dit_table2", PATH)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "dit_table2", module)  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+def script(load):
+    return load("dit_table2")
 
 
 def arguments(**changes):

@@ -1,8 +1,6 @@
 """The table of masked diffusion: every figure in its place, both arms for real on a tiny text, refusals first."""
 
-import importlib.util
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -10,16 +8,10 @@ from looped.arms import parse_arms
 from looped.cli import split_settings
 from looped.config import load_config
 
-PATH = Path(__file__).parents[2] / "scripts/reproduce/masked_table3.py"
-
 
 @pytest.fixture
-def script(monkeypatch):
-    spec = importlib.util.spec_from_file_location("masked_table3", PATH)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "masked_table3", module)  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+def script(load):
+    return load("masked_table3")
 
 
 def run(script, monkeypatch, *arguments):
