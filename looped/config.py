@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 from looped.config_base import Count, Section
 from looped.config_blocks import BlocksConfig, check_blocks
 from looped.config_data import DataConfig, TaskConfig
-from looped.config_denoise import DenoiseConfig, check_layout, noise_preset
+from looped.config_denoise import DenoiseConfig, check_guidance, check_layout, noise_preset
 from looped.config_images import ImageConfig, check_generator
 from looped.config_local import NOPROP, ForwardForwardConfig, NoPropConfig, check_local
 from looped.config_masked import MaskedConfig, check_masked
@@ -69,6 +69,9 @@ class Config(Section):
         check_masked(self)
         if self.generates:
             check_generator(self)
+            check_guidance(self.denoise, self.images.label_dropout, "images.label_dropout", "its class")
+        elif self.denoises:
+            check_guidance(self.denoise, self.denoise.context_dropout, "denoise.context_dropout", "the image")
         if self.denoise.block_size > 1 and self.model.injection == "none":
             raise ValueError("denoise.block_size above 1 needs an injection, which tells the core where in its block "
                              "a row stands; set model.injection to linear, add, gated or diagonal")

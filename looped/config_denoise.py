@@ -108,17 +108,9 @@ class DenoiseConfig(Section):
         0.0, description="share of the images that training does not show, but for a learned row in the place of all "
                          "theirs, so that answers can be guided")
     guidance: NonNegative = Field(
-        0.0, description="w in (1 + w) logits - w logits without the image, at each solver step (classifier-free "
-                         "guidance); 0 reads once")
+        1.0, description="w in u + w (c - u) at each solver step, u what is said without the image (its class, under "
+                         "images.goal generate) and c with it (classifier-free guidance); 1 reads once")
     schedule: Literal["karras", "quantile", "log-linear"] = Field("quantile", description="default noise schedule")
-
-    @model_validator(mode="after")
-    def _check_guidance(self):
-        if self.guidance and not self.context_dropout:
-            raise ValueError(f"guidance {self.guidance} asks what the model says without the image, which it has never "
-                             f"learned with context_dropout 0; set denoise.context_dropout to 0.1, or "
-                             f"denoise.guidance to 0")
-        return self
 
     @model_validator(mode="after")
     def _check_block(self):
@@ -140,6 +132,13 @@ class DenoiseConfig(Section):
             raise ValueError(f"order {self.order} is trained one step at a time, and denoise.train_steps is "
                              f"{self.train_steps}; set it to 1")
         return self
+
+
+def check_guidance(denoise: DenoiseConfig, hidden: float, setting: str, what: str) -> None:
+    """Whether a share of the images was `hidden` in training, as guidance needs. Raises ValueError."""
+    if denoise.guidance != 1 and not hidden:
+        raise ValueError(f"denoise.guidance {denoise.guidance} asks what the model says without {what}, which it has "
+                         f"never learned with {setting} 0; set {setting} to 0.1, or denoise.guidance to 1")
 
 
 def check_layout(denoise: DenoiseConfig, *, text: bool, images: bool, full: bool) -> None:

@@ -70,8 +70,5 @@ class EvaluationConfig(Section):
     choose: Literal["mean", "consistent"] = Field(
         "mean", description="of several: the likeliest under their mean readout, or the one that the denoiser, shown "
                             "it noised afresh, is surest of")
-    guidance: NonNegative = Field(
-        1.0, description="classifier-free guidance of generated images: 1 is the plain class, above it more of what "
-                         "sets the class apart, 0 any class")
     num_images: Depth | None = Field(
         None, description="images generated at each depth to be held against the held-out ones; null: as many")

@@ -121,7 +121,7 @@ class Generate(Verb):
     json: bool = False
     """print JSON lines {prompt, depth, text}"""
     guidance: float | None = None
-    """of images: classifier-free guidance; 1 is the plain class; evaluation.guidance if not given"""
+    """of images: classifier-free guidance; 1 is the plain class; denoise.guidance if not given"""
     out: Path | None = None
     """of images: the picture; grid.png if not given"""
 
@@ -155,7 +155,7 @@ class Generate(Verb):
         """A row a class."""
         self._refuse(("prompt", "prompts", "num_tokens", "temperature", "top_k", "top_p", "json"), "text",
                      "makes images")
-        guidance = run.config.evaluation.guidance if self.guidance is None else self.guidance
+        guidance = run.config.denoise.guidance if self.guidance is None else self.guidance
         if not 0 <= guidance < math.inf:
             raise UserError(f"--guidance {guidance} is negative or not a number; use 1 for the plain class")
         from looped.evaluation.image_samples import grid_of_classes, image_layers, write_picture

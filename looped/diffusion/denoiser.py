@@ -108,10 +108,11 @@ class Denoiser(nn.Module):
         return nothing if dropped is None else torch.where(dropped.view(-1, 1, 1), nothing, e)
 
     def guided(self, logits: Tensor, z: Noisy, sigma: Sigma, e: Tensor, **options) -> Tensor:
-        """(1 + w) logits - w logits without the image, w = `denoise.guidance` (Ho & Salimans 2022, arXiv 2207.12598,
-        equation 6, on logits, so that what is known of the posterior counts once)."""
-        w = self.config.guidance
-        return logits if w == 0 else (1 + w) * logits - w * self.read(z, sigma, self.without(e), **options)[0]
+        """u + w (logits - u), u the logits without the image and w = `denoise.guidance` (Ho & Salimans 2022, arXiv
+        2207.12598, equation 6 with w - 1 for its w, on logits: what is known of the posterior counts once)."""
+        if self.config.guidance == 1:
+            return logits
+        return torch.lerp(self.read(z, sigma, self.without(e), **options)[0], logits, self.config.guidance)
 
     def owners(self, sigma: Sigma) -> Int64[Tensor, "*shape"]:
         """The block of the core at work at each level."""

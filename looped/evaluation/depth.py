@@ -170,7 +170,7 @@ def layer_forwards_at(objective: Objective, depth: int) -> float:
     clean = c.num_core_layers + num_blocks * c.num_coda_layers if concat else 0
     readings = _read_layers(objective, depth) + depth * c.num_coda_layers
     preludes = num_blocks if isinstance(objective, PerBlock) else 1
-    return preludes * c.num_prelude_layers + clean + readings * (2 if objective.config.guidance else 1)
+    return preludes * c.num_prelude_layers + clean + readings * (1 if objective.config.guidance == 1 else 2)
 
 
 def _read_layers(objective: Denoise, depth: int) -> int:

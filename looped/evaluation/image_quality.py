@@ -85,14 +85,15 @@ def distance_rows(objective: DenoisePixels, data: LabelledData, config: Config, 
     """Fréchet distance, precision and recall between held-out images and as many made ones of the same classes
     (`evaluation.num_images`), at each number of solver steps. layer_forwards: of one image."""
     c, scale, heldout = config.evaluation, data.images.scale, data.images.heldout
+    guidance = config.denoise.guidance
     labels = torch.from_numpy(heldout.pictures.labels)
     labels = labels[torch.arange(c.num_images or len(labels)) % len(labels)]
     real, rows = features.of(torch.from_numpy(heldout.pictures.pixels)), []
     for depth in depths:
         start = time.perf_counter()
-        images = make_images(objective, labels, depth, guidance=c.guidance, seed=config.seed, batch_size=c.batch_size)
+        images = make_images(objective, labels, depth, guidance=guidance, seed=config.seed, batch_size=c.batch_size)
         cost = {"depth": depth, "seconds": time.perf_counter() - start, "peak_bytes": peak_bytes(),
-                "layer_forwards": image_layers(objective, depth, c.guidance)}
+                "layer_forwards": image_layers(objective, depth, guidance)}
         found = distances(real, features.of(scale.levels(images)), by=features.name)
         rows += [Row(metric, value, None, None, len(labels), by=found.by, **cost) for metric, value in
                  (("frechet_distance", found.frechet), ("precision", found.precision), ("recall", found.recall))]

@@ -143,5 +143,5 @@ def heldout_error(objective: Objective, data: LabelledData, config: Config) -> d
 def made_images(objective: Objective, data: LabelledData, config: Config) -> np.ndarray:
     """A row of `evaluation.num_samples` images for each class, at the deepest of `evaluation.sample_depths`."""
     c = config.evaluation
-    return grid_of_classes(objective, data.images.scale, max(c.sample_depths), c.num_samples, guidance=c.guidance,
-                           seed=config.seed, batch_size=c.batch_size)
+    return grid_of_classes(objective, data.images.scale, max(c.sample_depths), c.num_samples,
+                           guidance=config.denoise.guidance, seed=config.seed, batch_size=c.batch_size)

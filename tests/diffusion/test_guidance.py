@@ -66,7 +66,7 @@ def test_without_guidance_answers_are_the_same_bits_of_as_many_readings(rule, mo
 
 @pytest.mark.parametrize("rule", RULES)
 def test_guidance_moves_away_from_what_is_said_without_the_image(rule):
-    objective = make(rule, **{"denoise.guidance": 1.5}).eval()
+    objective = make(rule, **{"denoise.guidance": 2.5}).eval()
     z, sigma, e, rows = one_reading(objective, images())
     with torch.no_grad():
         shown, _ = objective.denoiser.read(z, sigma, e, **rows)
@@ -108,7 +108,7 @@ def test_only_images_that_are_left_out_teach_the_row_in_their_place():
 
 def test_guidance_costs_each_reading_twice_and_the_row_one_width():
     assert layer_forwards_at(make(), 3) == 1 + 3 * 2
-    assert layer_forwards_at(make(**{"denoise.guidance": 1.0}), 3) == 1 + 6 * 2
+    assert layer_forwards_at(make(**{"denoise.guidance": 2.0}), 3) == 1 + 6 * 2
     pytest.importorskip("sklearn")
     sizes = [count(load_config(None, SMALL | {"denoise.context_dropout": share}), CLASSES).parameters
              for share in (0, 0.25)]
@@ -116,7 +116,7 @@ def test_guidance_costs_each_reading_twice_and_the_row_one_width():
 
 
 @pytest.mark.parametrize(("flags", "why"), [
-    ({"denoise.context_dropout": 0, "denoise.guidance": 1}, "set denoise.context_dropout to 0.1, or denoise.guidance"),
+    ({"denoise.context_dropout": 0, "denoise.guidance": 2}, "set denoise.context_dropout to 0.1, or denoise.guidance"),
     ({"images.source": None}, "leaves out what is known of an image; set images.source"),
     ({"denoise.context_dropout": 1}, "less than 1"), ({"denoise.guidance": -1}, "denoise.guidance")])
 def test_what_does_not_fit_is_named_in_one_sentence(flags, why):
