@@ -1,6 +1,6 @@
 """Which training rule buys depth on which task: every rule on every task at equal seconds and equal layer forwards.
 
-    python scripts/reproduce/depth_tasks.py --scale cpu      # 7 hours of training on two cores, and evaluations
+    python scripts/reproduce/depth_tasks.py --scale cpu      # 6 hours of training on two cores, and evaluations
     python scripts/reproduce/depth_tasks.py --scale cpu --tasks sudoku4,maze --seconds 60 --seeds 1
     python scripts/reproduce/depth_tasks.py --scale paper    # width 512: a GPU, and days
 
