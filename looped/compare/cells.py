@@ -39,5 +39,7 @@ def closing_notes(arms: Sequence[ArmSummary], plan: Plan) -> list[str]:
     """What the columns of cost mean, and whose seeds are missing."""
     found = ["seconds, steps, tokens, layer forwards (a backward pass counts two), peak MB: of training alone, a "
              "mean over seeds."]
+    if plan.config.training.clock == "processor":
+        found.append("Seconds are those of the processors, all threads together (training.clock), not of the wall.")
     unfinished = [arm.name for arm in arms if len(arm.runs) < plan.num_seeds]
     return found + ([f"Not all seeds are in: {', '.join(unfinished)}."] if unfinished else [])

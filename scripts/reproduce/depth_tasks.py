@@ -318,8 +318,8 @@ def report(results: Sequence[Result], rules: Sequence[str]) -> str:
 MEANING = (
     "Share of held-out problems solved at the hardest trained difficulty (higher is better), mean ± standard deviation "
     "over seeds: before the semicolon at equal seconds of training, after it at equal layer forwards (a backward pass "
-    "counts two), the most that every run of every rule in the line has spent. It is of the best of the measured "
-    "depths, chosen on the same problems, and so a little too good.",
+    "counts two), the most that every run of every rule in the line has spent; seconds by "
+    "training.clock. It is of the best of the measured depths, chosen on the same problems, and so a little too good.",
     "Beyond the trained difficulty: at the end of training, at the best depth, chosen on one half of the problems, and "
     "at the deepest that was measured; shares are of the other half, depths in brackets.",
     "The rules; learning rates, and all else that is set for a task, are in the YAML files of its folder:",

@@ -10,6 +10,7 @@ import pytest
 from page_checks import check_alone
 
 from looped.compare.budgets import LATER, amount, at_equal, equal_note, equal_table, spent_by_all
+from looped.compare.cells import closing_notes
 from looped.compare.curve import crossing, value_at
 from looped.compare.plan import make_plan
 from looped.compare.text_measure import NEXT_TOKEN
@@ -118,3 +119,10 @@ def test_a_real_comparison_holds_it_in_its_rows_its_table_and_its_page(done):
     assert "<h2>At equal budgets</h2>" in page
     reader, _ = check_alone(page)
     assert all(cell in reader.text for line in (cells[0], *cells[2:]) for cell in line)
+
+
+@pytest.mark.parametrize(("clock", "said"), [("processor", True), ("wall", False)])
+def test_the_clock_of_the_seconds_is_named_where_it_is_not_the_walls(tmp_path, clock, said):
+    config = load_config(None, {"training.clock": clock})
+    plan = make_plan(config, "ar,full", unit="seconds", amount=5, num_seeds=1, depths=[1], out=tmp_path)
+    assert any("training.clock" in note for note in closing_notes([], plan)) is said
