@@ -27,7 +27,9 @@ class PHop(Task):
     symbol, so that also a causal model reads every letter knowing p.
 
     alphabet: number of letters k, 3 to 26 (with two, rows without equal neighbours leave nothing to find). length: of
-    the row, n; 256 in the second paper, and here 64, which a CPU can train.
+    the row, n; 256 in the second paper, and here 64, which a CPU can train. every: an answer cell for each letter, as
+    the first paper defines the task, `-` where the chain ends before p hops; under task.layout full each stands in one
+    column with its letter. A row then says n times what its last letter alone says once.
     """
 
     name = "p-hop"
@@ -36,15 +38,17 @@ class PHop(Task):
     trained = (1, 4)
     causal = "next-token"
 
-    def __init__(self, *, alphabet: int = 4, length: int = 64) -> None:
+    def __init__(self, *, alphabet: int = 4, length: int = 64, every: bool = False) -> None:
         if not (isinstance(alphabet, int) and 3 <= alphabet <= len(ascii_lowercase)):
             raise UserError(f"task.options.alphabet {alphabet!r} is not a number of letters from 3 to 26")
         least = alphabet * self.trained[1]
         if not (isinstance(length, int) and length >= least):
             raise UserError(f"task.options.length {length!r} is too short for {self.trained[1]} hops among "
                             f"{alphabet} letters; make it {least} or more")
-        self.alphabet, self.length = alphabet, length
-        self.symbols = (".", ">", *ascii_lowercase[:alphabet])
+        if not isinstance(every, bool):
+            raise UserError(f"task.options.every {every!r} is neither true (an answer for each letter) nor false")
+        self.alphabet, self.length, self.every = alphabet, length, every
+        self.symbols = (".", ">", *ascii_lowercase[:alphabet], *("-" if every else ""))
         self.tested = tuple(hops for hops in (4, 8, 16, 32, 64) if alphabet * hops <= length)
 
     def make(self, rng: np.random.Generator, difficulty: int, *, heldout: bool) -> Problem:
@@ -53,10 +57,10 @@ class PHop(Task):
                             f"{self.alphabet} letters; make it {self.alphabet * difficulty} or more")
         while True:
             letters = self._letters(rng)
-            place = follow(letters, difficulty)
-            if place is not None:
-                marks = [HOP] * difficulty
-                return blanks([*marks, *(FIRST_LETTER + letters)], [FIRST_LETTER + letters[place]])
+            found = follow(letters, difficulty)
+            if found[-1] < self.length:
+                answers = FIRST_LETTER + np.append(letters, self.alphabet)[found]  # the end of a chain: the last symbol
+                return blanks([*[HOP] * difficulty, *(FIRST_LETTER + letters)], answers if self.every else answers[-1:])
 
     def _letters(self, rng: np.random.Generator) -> np.ndarray:
         """Uniform letters, no two neighbours equal: each is 1 to k - 1 further round the alphabet than the last."""
@@ -64,13 +68,20 @@ class PHop(Task):
         steps[0] = rng.integers(0, self.alphabet)
         return np.cumsum(steps) % self.alphabet
 
+    def coordinates(self, length: int) -> np.ndarray:
+        if not self.every:
+            return super().coordinates(length)
+        hops = length - 2 * self.length
+        return np.array([(row, place) for row, first in ((0, -hops), (1, 0)) for place in range(first, self.length)])
 
-def follow(letters: np.ndarray, hops: int) -> int | None:
-    """The place (from 0) that so many hops lead to from the last letter; None where they end before."""
-    place = len(letters) - 1
+
+def follow(letters: np.ndarray, hops: int) -> np.ndarray:
+    """(n,) the places (from 0) that so many hops lead to from each of n letters; n where the chain ends before."""
+    end = len(letters)
+    earlier = np.tril(letters[:, None] == letters, k=-1)
+    # The place after the last earlier one of this letter; the end leads to itself.
+    hop = np.append(np.where(earlier.any(axis=1), end - earlier[:, ::-1].argmax(axis=1), end), end)
+    places = np.arange(end)
     for _ in range(hops):
-        earlier = np.flatnonzero(letters[:place] == letters[place])
-        if len(earlier) == 0:
-            return None
-        place = int(earlier[-1]) + 1
-    return place
+        places = hop[places]
+    return places

@@ -22,6 +22,7 @@ VARIANTS = [
     ("copy", {"columns": True}), ("addition", {"columns": True}),
     ("nary-addition", {"columns": True, "reverse": False, "digits": 4}),
     ("nary-addition", {"reverse": False, "digits": 1}), ("p-hop", {"alphabet": 3, "length": 100}),
+    ("p-hop", {"every": True}),
 ]
 
 
@@ -93,15 +94,16 @@ def test_a_carry_runs_through_the_whole_sum():
     assert add(np.full((1000, 3), 9), 6).tolist() == [0, 0, 0, 9, 9, 9]  # 1000 x 999 = 999000
 
 
-def hop(row, hops):
-    """The paper's definition, places counted from 1 and 0 for "nowhere": the letter, or None."""
+def hop(row, hops, start=None):
+    """The paper's definition, places counted from 1 and 0 for "nowhere": the letter that `hops` hops from place `start`
+    (the last) lead to, or None."""
     v = " " + row
 
     def find(i, p):
         i = i if p == 1 else find(i, p - 1)
         return max({0} | {j for j in range(2, i + 1) if v[j - 1] == v[i]})
 
-    place = find(len(row), hops)
+    place = find(start or len(row), hops)
     return v[place] if place else None
 
 
@@ -123,10 +125,20 @@ def test_p_hop_agrees_with_the_paper_and_its_chain_never_ends_early(options):
     assert len(answers) >= 3
 
 
+def test_p_hop_asked_at_every_letter_agrees_with_the_paper_at_each():
+    task = find_task("p-hop", {"every": True, "length": 40})
+    assert task.symbols[-1] == "-"
+    for hops, problem in problems(task, count=3):
+        question, answer = texts(task, problem)
+        row = question.removeprefix(">" * hops)
+        assert answer == "".join(hop(row, hops, place) or "-" for place in range(1, 41))
+        assert answer[0] == "-" != answer[-1]
+
+
 def test_hops_done_by_hand():
     row = "bacbcab"  # b at 7: the b before is at 4, and c follows; that c: the one before is at 3, b follows; then a
     letters = np.array(["abc".index(letter) for letter in row])
-    assert [follow(letters, hops) for hops in (1, 2, 3, 4)] == [4, 3, 1, None]
+    assert [follow(letters, hops)[-1] for hops in (1, 2, 3, 4)] == [4, 3, 1, len(row)]
     assert [hop(row, hops) for hops in (1, 2, 3, 4)] == ["c", "b", "a", None]
 
 
@@ -210,6 +222,13 @@ def test_columns_hold_a_letter_and_its_copy():
         cells = dict(zip(map(tuple, task.coordinates(len(problem)).tolist()), problem.targets, strict=True))
         assert [cells[0, place] for place in range(letters)] == [cells[1, place] for place in range(letters)]
         assert task.symbols[cells[0, letters]] == "|"
+
+
+def test_columns_hold_a_letter_and_what_is_asked_of_it():
+    task = find_task("p-hop", {"every": True})
+    rows, places = task.coordinates(3 + 2 * 64).T
+    assert rows.tolist() == [0] * 67 + [1] * 64
+    assert places.tolist() == [*range(-3, 64), *range(64)]
 
 
 # ---- what holds of every task ----------------------------------------------------------------------------------------
@@ -300,6 +319,7 @@ def test_the_stream_of_problems_has_not_changed(name):
     ("p-hop", {"alphabet": 2}, "task.options.alphabet 2 is not .* 3 to 26"),
     ("p-hop", {"length": 15}, "task.options.length 15 is too short for 4 hops among 4 letters; make it 16 or more"),
     ("p-hop", {"length": None}, "task.options.length None"),
+    ("p-hop", {"every": 1}, "task.options.every 1 is neither true .an answer for each letter. nor false"),
     ("parity", {"alphabet": 2}, "no option 'alphabet'"),
 ])
 def test_a_bad_option_is_named_with_its_value_and_the_way_out(name, options, why):
