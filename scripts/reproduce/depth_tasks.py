@@ -1,6 +1,6 @@
 """Which training rule buys depth on which task: every rule on every task at equal seconds and equal layer forwards.
 
-    python scripts/reproduce/depth_tasks.py --scale cpu      # 6 hours of training on two cores, and evaluations
+    python scripts/reproduce/depth_tasks.py --scale cpu      # 3 hours of training on two cores, and evaluations
     python scripts/reproduce/depth_tasks.py --scale cpu --tasks sudoku4,maze --seconds 60 --seeds 1
     python scripts/reproduce/depth_tasks.py --scale paper    # width 512: a GPU, and days
 
@@ -63,7 +63,8 @@ RULES = {
 @dataclass(frozen=True)
 class Setup:
     """One line of the table. `seconds` of training on a CPU. `window`, `options`: of the task. `depths`: that are
-    measured after training, and `curve` while it goes on. `flags`: further settings, above `SMALL`."""
+    measured after training, and `curve` while it goes on. `rate`: what every rule's learning rate is multiplied by.
+    `flags`: further settings, above `SMALL`."""
 
     name: str
     seconds: int
@@ -71,6 +72,7 @@ class Setup:
     window: int | None = None
     curve: tuple[int, ...] = (1, 8, 16)
     depths: tuple[int, ...] = (1, 8, 16, 32)
+    rate: float = 1.0
     flags: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -81,6 +83,8 @@ WIDE = {"model.width": 128, "model.ffn_width": 512}
 WORDS = {"denoise.evidence_in": True}
 """Of the many elements of a group a denoiser learns little from the few dimensions of its targets: what has settled is
 shown to it as the elements of the word are, by embeddings of full width."""
+FEW_LOOKS = {"training.batch_size": 32, "training.num_evals": 4}
+"""Where a look at the held-out problems takes as long as a tenth of the training."""
 
 TASKS = {
     "prefix-sums": Setup("prefix-sums", 60, window=2, depths=(1, 8, 16, 32, 64)),
@@ -91,12 +95,15 @@ TASKS = {
     "sudoku4": Setup("sudoku", 60, {"size": 4}, curve=(1, 10, 20), depths=(1, 4, 10, 20, 40)),
     "s5": Setup("s5", 60, {"moved": 2}, window=2, depths=(1, 8, 16, 32, 64), flags=WORDS),
     "a5": Setup("a5", 60, {"moved": 3}, window=2, depths=(1, 8, 16, 32, 64), flags=WORDS),
-    "p-hop": Setup("p-hop", 300, flags={"model.rope_base": 10_000, "training.batch_size": 32}),
-    "maze": Setup("maze", 300, window=2, curve=(1, 10, 40), depths=(1, 10, 40, 80),
-                  flags={"training.batch_size": 32}),
-    "sudoku6": Setup("sudoku", 300, {"size": 6, "unique": True}, curve=(1, 8, 24), depths=(1, 8, 24, 48), flags=WIDE),
-    "sudoku9": Setup("sudoku", 300, {"size": 9}, curve=(1, 13, 51), depths=(1, 13, 51, 102),
-                     flags=WIDE | {"training.batch_size": 32}),
+    "p-hop": Setup("p-hop", 60, {"every": True}, flags=FEW_LOOKS | {"model.rope_base": 10_000}),
+    "maze": Setup("maze", 120, window=2, curve=(1, 40), depths=(1, 10, 40, 80),
+                  flags=FEW_LOOKS | {"evaluation.difficulties": [9, 13]}),
+    "sudoku6": Setup("sudoku", 100, {"size": 6}, curve=(1, 24), depths=(1, 8, 24), rate=0.5,
+                     flags=WIDE | FEW_LOOKS | {"training.batch_size": 64, "evaluation.difficulties": [24, 26]}),
+    # 41 clues and more: a minute and a half of the hardest teaches nobody anything.
+    "sudoku9": Setup("sudoku", 100, {"size": 9}, curve=(1, 51), depths=(1, 13, 51), rate=0.5,
+                     flags=WIDE | FEW_LOOKS | {"task.difficulty": [20, 40], "evaluation.difficulties": [40, 51],
+                                               "evaluation.num_problems": 64}),
 }
 
 
@@ -173,7 +180,7 @@ def make_entry(task: str, rules: Sequence[str], scale: Scale, settings: Mapping[
     arms, refused = {}, {}
     for rule in rules:
         try:
-            arms[rule] = parse_arm(config, arm_text(rule))
+            arms[rule] = parse_arm(config, arm_text(rule, setup))
         except UserError as error:
             refused[rule] = str(error).removeprefix(f"arm '{rule}': ")
     return Entry(**common, arms=arms, refused=refused, difficulty=data.task.difficulty, high=data.train.high)
@@ -186,15 +193,15 @@ def flags_of(setup: Setup, scale: Scale) -> dict[str, Any]:
             "task.window": setup.window, "evaluation.depths": list(setup.curve), **SMALL, **setup.flags, **scale.flags}
 
 
-def arm_text(rule: str) -> str:
+def arm_text(rule: str, setup: Setup) -> str:
     """The rule as an arm of `looped compare`, which calls it by the rule's name."""
-    return f"{rule}={RULES[rule].arm} optim.lr={RULES[rule].lr}"
+    return f"{rule}={RULES[rule].arm} optim.lr={RULES[rule].lr * setup.rate:g}"
 
 
 def command_of(entry: Entry, args: argparse.Namespace, scale: Scale) -> list[str]:
     """`looped compare` of a task."""
     setup = TASKS[entry.task]
-    options = {"objectives": ",".join(map(arm_text, entry.arms)), "budget": "seconds",
+    options = {"objectives": ",".join(arm_text(rule, setup) for rule in entry.arms), "budget": "seconds",
                "amount": args.seconds or scale.seconds or setup.seconds, "seeds": args.seeds, "jobs": args.jobs,
                "out": entry.out, "depths": ",".join(map(str, setup.depths))}
     return compare_command(BASE, options, entry.flags)
