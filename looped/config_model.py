@@ -13,7 +13,9 @@ class ModelConfig(Section):
     width: int = Field(128, ge=2, description="width D of the residual stream")
     num_heads: int = Field(4, ge=1, description="query heads H")
     num_kv_heads: int | None = Field(None, ge=1, description="key and value heads; null means num_heads")
-    ffn_width: int | None = Field(None, ge=1, description="hidden width of SwiGLU; null means 4 * width")
+    ffn: Literal["swiglu", "gelu"] = Field(
+        "swiglu", description="feed-forward net: gelu has two matrices, as BERT and ViT; swiglu three")
+    ffn_width: int | None = Field(None, ge=1, description="its hidden width; null means 4 * width")
     num_prelude_layers: Count = Field(1, description="layers before the loop")
     num_core_layers: Depth = Field(2, description="layers inside the loop, over all its blocks")
     num_coda_layers: Count = Field(1, description="layers after the loop")
@@ -48,3 +50,8 @@ class ModelConfig(Section):
     @property
     def hidden(self) -> int:
         return self.ffn_width or 4 * self.width
+
+    @property
+    def ffn_inputs(self) -> int:
+        """Numbers that the feed-forward net's activation is taken of."""
+        return self.hidden * (2 if self.ffn == "swiglu" else 1)

@@ -4,9 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from looped.cli import main
 from looped.config import load_config
@@ -28,12 +30,24 @@ def test_a_config_says_what_it_is_before_it_says_how(path):
     assert max(map(len, text.splitlines())) <= 120
 
 
+@pytest.fixture(scope="session")
+def hundred_classes(tmp_path_factory):
+    """A folder in place of CIFAR-100: two images of 32 x 32 pixels of each of 100 classes."""
+    folder, gen = tmp_path_factory.mktemp("classes"), np.random.default_rng(0)
+    for number in range(200):
+        (folder / f"{number % 100:02d}").mkdir(exist_ok=True)
+        pixels = gen.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number % 100:02d}" / f"{number}.png")
+    return {"images.source": "folder", "images.path": str(folder), "images.dataset": None}
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=IDS)
-def test_a_config_takes_an_optimiser_step(path):
+def test_a_config_takes_an_optimiser_step(path, hundred_classes):
     """On its own model and objective, with short sequences."""
-    config = load_config(path, {"data.length": 16, "evaluation.prompt_length": 4, "recurrence.mean": 2})
+    small = {"data.length": 16, "evaluation.prompt_length": 4, "recurrence.mean": 2}
+    config = load_config(path, small | (hundred_classes if path.stem == "vit-release" else {}))
     picture = None
-    if config.is_task or config.generates:
+    if config.is_task or config.is_images:
         data = open_data(config)
         vocab_size, picture, rows = data.vocab_size, data.picture, data.train.batch(0, batch_size=2, seed=0)
     else:
@@ -44,6 +58,14 @@ def test_a_config_takes_an_optimiser_step(path):
     for step in range(num_steps):
         objective(rows, StepRandom(config.seed, step, count=2)).value.backward()
     assert all(p.grad is not None for p in objective.parameters() if p.requires_grad)
+
+
+def test_vit_release_has_the_sizes_of_the_release(hundred_classes):
+    config = load_config(FOLDER / "vit-release.yaml", hundred_classes)
+    data, model = open_data(config), config.model
+    assert (model.width, model.num_heads, model.ffn_inputs, model.hidden, model.patch_size) == (128, 4, 3072, 3072, 4)
+    assert (config.block_layers, data.vocab_size, data.picture.num_rows) == ((4, 4, 4), 100, 64 + 1)
+    assert config.training.batch_size == 128
 
 
 def test_the_stdlib_configs_differ_in_the_objective_alone():

@@ -281,7 +281,7 @@ def _rate(function: Callable[[], object], flops: int | float, least_seconds: flo
 def matrix_products(config: Config, dtype: torch.dtype) -> dict[str, tuple[Callable, int]]:
     """Name -> (a product, its FLOPs), each with the second factor as it lies and transposed."""
     model, tokens = config.model, config.training.batch_size * config.data.length
-    shapes = {(tokens, model.width, model.width), (tokens, model.width, 2 * model.hidden),
+    shapes = {(tokens, model.width, model.width), (tokens, model.width, model.ffn_inputs),
               (tokens, model.hidden, model.width), (1024, 1024, 1024), (2048, 2048, 2048)}
     gen, products = generator("matrix products"), {}
     for m, k, n in sorted(shapes):
@@ -319,7 +319,7 @@ def _layer_memory(config: Config) -> dict:
     layer = LayerBench(config.replace(**{"training.precision": "fp32", "objective": "truncated"}))
     kept, model = saved_bytes(layer.forward, layer.model), config.model
     result = {"saved_activation_bytes_per_layer": kept, "tokens": layer.tokens}
-    if (model.width, model.num_heads, model.hidden) == (512, 8, 2048):
+    if (model.width, model.num_heads, model.ffn, model.hidden) == (512, 8, "swiglu", 2048):
         huginn = HUGINN_LAYER_BYTES * layer.tokens
         result |= {"huginn_saved_activation_bytes_per_layer": huginn, "saved_activation_ratio": kept / huginn}
     return result

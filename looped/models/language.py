@@ -185,7 +185,8 @@ def layer_of(config: ModelConfig, cond_width: int | None = None, *, checkpointed
     """A layer of a model."""
     c = config
     return TransformerLayer(c.width, c.num_heads, c.hidden, num_kv_heads=c.kv_heads, block=c.block, qk_norm=c.qk_norm,
-                            cond_width=cond_width, eps=c.norm_eps, backend=c.attention, checkpointed=checkpointed)
+                            cond_width=cond_width, eps=c.norm_eps, backend=c.attention, checkpointed=checkpointed,
+                            activation=c.ffn)
 
 
 def loop_of(config: ModelConfig, core_layers: Sequence[int], cond_width: int | None, *, held: Collection[int] | None,

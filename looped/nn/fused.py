@@ -1,16 +1,21 @@
 """Norms, projections and a loss that keep less for the backward pass than their plain forms.
 
 Under BPTT every saved tensor is paid once a loop step. `rms_norm` keeps its input and one number a row, and carries
-the AdaLN modulation for free. `project` keeps the two halves of SwiGLU and rebuilds their product, and differentiates
-a per-sequence output gate without keeping the ungated output. `linear_cross_entropy` never holds the logits of more
+the AdaLN modulation for free. `project` keeps what an activation is taken of and takes it again, and differentiates a
+per-sequence output gate without keeping the ungated output. `linear_cross_entropy` never holds the logits of more
 than a few rows. Values and gradients are those of the plain formulas.
 """
+
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+Activation = Literal["swiglu", "gelu"]
+"""Of x = [a; b] `silu(a) * b` (Shazeer 2020); `gelu(x)` with the exact normal distribution (Hendrycks 2016)."""
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -63,25 +68,25 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def project(x: Float[Tensor, "batch length inner"], weight: Float[Tensor, "width hidden"], *,
-            gate: Tensor | None = None, swiglu: bool = False) -> Float[Tensor, "batch length width"]:
-    """`gate * (h @ weight.T)` with `h = x`, or `h = silu(a) * b` for x = [a; b] under `swiglu`.
+            gate: Tensor | None = None, activation: Activation | None = None) -> Float[Tensor, "batch length width"]:
+    """`gate * (h @ weight.T)` with `h = x`, or the `activation` of x.
 
     A gate of shape (batch, 1, width) costs no saved activation; one of (batch, length, width) keeps the output.
     """
     if gate is not None and gate.shape[-2] != 1:
-        return project(x, weight, swiglu=swiglu) * gate
-    if gate is None and not swiglu:
+        return project(x, weight, activation=activation) * gate
+    if gate is None and activation is None:
         return F.linear(x, weight)
-    return _Project.apply(x, weight, gate, swiglu, compute_dtype(x))
+    return _Project.apply(x, weight, gate, activation, compute_dtype(x))
 
 
 class _Project(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, gate, swiglu, dtype):
+    def forward(ctx, x, weight, gate, activation, dtype):
         # The float32 weight is kept and cast again in backward: a cast copy would count as one more activation.
         ctx.save_for_backward(x, weight, gate)
-        ctx.swiglu, ctx.dtype = swiglu, dtype
-        out = F.linear(_hidden(x, swiglu, dtype), weight.to(dtype))
+        ctx.activation, ctx.dtype = activation, dtype
+        out = F.linear(_hidden(x, activation, dtype), weight.to(dtype))
         return out if gate is None else out * gate.to(out.dtype)
 
     @staticmethod
@@ -92,8 +97,8 @@ class _Project(torch.autograd.Function):
         grad, narrow, grad_gate = grad.to(dtype), weight.to(dtype), None
         gated = grad if gate is None else grad * gate.to(dtype)
         grad_x, hidden = gated @ narrow, x.to(dtype)
-        if ctx.swiglu:
-            hidden, grad_x = _swiglu_backward(x, grad_x)
+        if ctx.activation:
+            hidden, grad_x = _activation_backward(x, grad_x, ctx.activation)
         if gate is None:
             grad_weight = grad.flatten(0, -2).T @ hidden.flatten(0, -2)
         else:
@@ -101,24 +106,27 @@ class _Project(torch.autograd.Function):
         return grad_x.to(x.dtype), grad_weight.to(weight.dtype), grad_gate, None, None
 
 
-def _hidden(x: Tensor, swiglu: bool, dtype: torch.dtype) -> Tensor:
-    if not swiglu:
-        return x.to(dtype)
-    a, b = x.chunk(2, -1)
-    return F.silu(a).mul_(b).to(dtype)
+def _hidden(x: Tensor, activation: Activation | None, dtype: torch.dtype) -> Tensor:
+    if activation == "swiglu":
+        a, b = x.chunk(2, -1)
+        return F.silu(a).mul_(b).to(dtype)
+    return (F.gelu(x) if activation == "gelu" else x).to(dtype)
 
 
-def _swiglu_backward(x: Tensor, grad_hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """(the product of the halves again, the gradient of x), a few rows at a time, so that each is read while in cache.
-    """
+def _activation_backward(x: Tensor, grad_hidden: Tensor, activation: Activation) -> tuple[Tensor, Tensor]:
+    """(the activation again, the gradient of x), a few rows at a time, so that each is read while in cache."""
     hidden, grad = torch.empty_like(grad_hidden, dtype=x.dtype), torch.empty_like(x)
-    length = 64 if x.device.type == "cpu" else x.numel()
+    length, ops = 64 if x.device.type == "cpu" else x.numel(), torch.ops.aten
     rows = zip(*(t.flatten(0, -2).split(length) for t in (x, grad_hidden, hidden, grad)), strict=True)
     for x_part, d_hidden, hidden_part, grad_part in rows:
+        if activation == "gelu":
+            ops.gelu.out(x_part, out=hidden_part)
+            ops.gelu_backward.grad_input(d_hidden.to(x.dtype), x_part, grad_input=grad_part)
+            continue
         (a, b), (d_a, d_b) = x_part.chunk(2, -1), grad_part.chunk(2, -1)
-        torch.ops.aten.silu.out(a, out=hidden_part)
+        ops.silu.out(a, out=hidden_part)
         torch.mul(hidden_part, d_hidden, out=d_b)
-        torch.ops.aten.silu_backward.grad_input(d_hidden * b, a, grad_input=d_a)
+        ops.silu_backward.grad_input(d_hidden * b, a, grad_input=d_a)
         hidden_part.mul_(b)
     return hidden, grad
 

@@ -1,4 +1,4 @@
-"""The Transformer layer: RMSNorm, rotary positions, grouped-query attention, SwiGLU, pre-norm or sandwich.
+"""The Transformer layer: RMSNorm, rotary positions, grouped-query attention, SwiGLU or GELU, pre-norm or sandwich.
 
 Sandwich is Huginn's: the second norm acts on the SUM of branch and residual (Ouro and Gemma norm the branch).
 Conditioned layers take AdaLN's shift, scale and gate; they cost no saved activation (see fused.py).
@@ -15,7 +15,7 @@ from looped.nn.attention import attention, context_attention
 from looped.nn.bias import Mask
 from looped.nn.cache import LayerCache
 from looped.nn.conditioning import Modulation
-from looped.nn.fused import project, rms_norm
+from looped.nn.fused import Activation, project, rms_norm
 
 State = Float[Tensor, "batch length width"]
 Rotation = tuple[Tensor, Tensor]
@@ -129,20 +129,21 @@ class Attention(nn.Module):
         return project(mixed.flatten(-2), self.out.weight, gate=gate)  # B L H K -> B L (H K)
 
 
-class SwiGLU(nn.Module):
-    """`W_out (silu(a) * b)` with `[a; b] = W_in x` (Shazeer 2020)."""
+class FeedForward(nn.Module):
+    """`W_out h` of the `activation` h of `W_in x`, of `hidden` numbers."""
 
-    def __init__(self, width: int, hidden: int):
+    def __init__(self, width: int, hidden: int, activation: Activation = "swiglu"):
         super().__init__()
-        self.in_ = nn.Linear(width, 2 * hidden, bias=False)
+        self.activation = activation
+        self.in_ = nn.Linear(width, hidden * (2 if activation == "swiglu" else 1), bias=False)
         self.out = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: State, *, gate: Tensor | None = None) -> State:
-        return project(self.in_(x), self.out.weight, gate=gate, swiglu=True)
+        return project(self.in_(x), self.out.weight, gate=gate, activation=self.activation)
 
 
 class TransformerLayer(nn.Module):
-    """Attention and SwiGLU, each a residual branch.
+    """Attention and a feed-forward net, each a residual branch.
 
     prenorm:  x = x + attn(n1(x));      x = x + mlp(n3(x))
     sandwich: x = n2(x + attn(n1(x)));  x = n4(x + mlp(n3(x)))
@@ -153,12 +154,12 @@ class TransformerLayer(nn.Module):
 
     def __init__(self, width: int, num_heads: int, hidden: int, *, num_kv_heads: int | None = None,
                  block: str = "prenorm", qk_norm: bool = False, cond_width: int | None = None, eps: float = 1e-6,
-                 backend: str = "auto", checkpointed: bool = False):
+                 backend: str = "auto", checkpointed: bool = False, activation: Activation = "swiglu"):
         super().__init__()
         assert block in ("prenorm", "sandwich"), block
         self.checkpointed = checkpointed
         self.attn = Attention(width, num_heads, num_kv_heads=num_kv_heads, qk_norm=qk_norm, eps=eps, backend=backend)
-        self.mlp = SwiGLU(width, hidden)
+        self.mlp = FeedForward(width, hidden, activation)
         self.n1, self.n3 = RMSNorm(width, eps=eps), RMSNorm(width, eps=eps)
         sandwich = block == "sandwich"
         self.n2 = RMSNorm(width, eps=eps) if sandwich else nn.Identity()

@@ -135,14 +135,15 @@ def streams(config: Config, *, noisy: bool | None = None) -> "Streams":
 
 
 def layer_bytes(model: ModelConfig, kept: Kept) -> int:
-    """What one layer keeps, a token: its input, both norms' outputs, q, k, v, the mix, SwiGLU's halves; sandwich also
+    """What one layer keeps, a token: its input, both norms' outputs, q, k, v, the mix, what the feed-forward net's
+    activation is taken of; sandwich also
     keeps the two sums. Statistics are one float32 a row and a head."""
     d, narrow = model.width, kept.narrow
     if kept.checkpointed:
         return kept.stream * d
     sandwich = model.block == "sandwich"
     total = kept.stream * d + narrow * (4 * d + 2 * kv_width(model)) + WIDE * model.num_heads
-    total += narrow * 2 * model.hidden + 2 * WIDE
+    total += narrow * model.ffn_inputs + 2 * WIDE
     total += kept.stream * d + (2 * narrow * d + 2 * WIDE if sandwich else 0)
     if model.qk_norm:
         total += narrow * (d + kv_width(model)) + WIDE * (model.num_heads + model.kv_heads)
@@ -299,7 +300,7 @@ def _rotations(config: Config) -> float:
 
 
 def weight_copies(config: Config, vocab_size: int) -> float:
-    """Bytes of the bf16 copies that autocast's linear maps keep; SwiGLU's and gated output maps cast anew instead."""
+    """Bytes of the bf16 copies that autocast's linear maps keep; activations' and gated output maps cast anew instead."""
     model, layer = config.model, _layer_copies(config)
     blocks = 1 if config.denoises or config.one_block_a_step else config.blocks.num
     total = layer * (model.num_prelude_layers + blocks * core_layers(config) + model.num_coda_layers)
@@ -311,7 +312,7 @@ def weight_copies(config: Config, vocab_size: int) -> float:
 
 def _layer_copies(config: Config) -> int:
     model, d = config.model, config.model.width
-    copies = 2 * (2 * d**2 + 2 * d * kv_width(model) + 2 * d * model.hidden)
+    copies = 2 * (2 * d**2 + 2 * d * kv_width(model) + d * model.ffn_inputs)
     return copies * (not streams(config).checkpointed)
 
 

@@ -21,10 +21,11 @@ def plain_norm(x, weight, scale, shift):
     return out if scale is None else out * (1 + scale) + shift
 
 
-def plain_project(x, weight, gate, swiglu):
-    if swiglu:
+def plain_project(x, weight, gate, activation):
+    if activation == "swiglu":
         a, b = x.chunk(2, -1)
         x = F.silu(a) * b
+    x = F.gelu(x) if activation == "gelu" else x
     out = F.linear(x, weight)
     return out if gate is None else out * gate
 
@@ -45,12 +46,12 @@ def test_rms_norm_equals_torchs(rows):
     same_gradients(ours, theirs, [t for t in (x, weight, scale, shift) if t is not None])
 
 
-@pytest.mark.parametrize("swiglu", [False, True])
+@pytest.mark.parametrize("activation", [None, "swiglu", "gelu"])
 @pytest.mark.parametrize("rows", [None, 1, L], ids=["no gate", "gate by sequence", "gate by token"])
-def test_project_equals_the_plain_formula(rows, swiglu):
-    x, weight = draw(B, L, HIDDEN * (2 if swiglu else 1)), draw(D, HIDDEN, seed=1)
+def test_project_equals_the_plain_formula(rows, activation):
+    x, weight = draw(B, L, HIDDEN * (2 if activation == "swiglu" else 1)), draw(D, HIDDEN, seed=1)
     gate = None if rows is None else draw(B, rows, D, seed=2)
-    ours, theirs = project(x, weight, gate=gate, swiglu=swiglu), plain_project(x, weight, gate, swiglu)
+    ours, theirs = project(x, weight, gate=gate, activation=activation), plain_project(x, weight, gate, activation)
     torch.testing.assert_close(ours, theirs)
     same_gradients(ours, theirs, [t for t in (x, weight, gate) if t is not None])
 
@@ -72,8 +73,8 @@ def kept_numbers(function, *leaves):
 
 def test_a_gated_swiglu_projection_keeps_nothing_and_the_plain_one_does():
     x, weight, gate = draw(B, L, 2 * HIDDEN), draw(D, HIDDEN, seed=1), draw(B, 1, D, seed=2)
-    assert kept_numbers(lambda: project(x, weight, gate=gate, swiglu=True), x, weight, gate) == 0
-    assert kept_numbers(lambda: plain_project(x, weight, gate, True), x, weight, gate) >= B * L * (2 * HIDDEN + D)
+    assert kept_numbers(lambda: project(x, weight, gate=gate, activation="swiglu"), x, weight, gate) == 0
+    assert kept_numbers(lambda: plain_project(x, weight, gate, "swiglu"), x, weight, gate) >= B * L * (2 * HIDDEN + D)
 
 
 def test_a_modulated_norm_keeps_one_number_a_row():
@@ -82,14 +83,14 @@ def test_a_modulated_norm_keeps_one_number_a_row():
     assert kept == B * L
 
 
-@pytest.mark.parametrize("swiglu", [False, True])
-def test_autocast_runs_products_in_bf16_within_twice_the_plain_error(swiglu):
-    x = draw(B, L, HIDDEN * (2 if swiglu else 1), dtype=torch.float32)
+@pytest.mark.parametrize("activation", [None, "swiglu", "gelu"])
+def test_autocast_runs_products_in_bf16_within_twice_the_plain_error(activation):
+    x = draw(B, L, HIDDEN * (2 if activation == "swiglu" else 1), dtype=torch.float32)
     weight = draw(D, HIDDEN, seed=1, dtype=torch.float32)
     gate = draw(B, 1, D, seed=2, dtype=torch.float32)
-    exact = plain_project(x, weight, gate, swiglu)
+    exact = plain_project(x, weight, gate, activation)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        ours, plain = project(x, weight, gate=gate, swiglu=swiglu), plain_project(x, weight, gate, swiglu)
+        ours, plain = project(x, weight, gate=gate, activation=activation), plain_project(x, weight, gate, activation)
     assert ours.dtype == torch.bfloat16
     assert (ours - exact).abs().max() <= 2 * (plain - exact).abs().max() + 1e-2
     ours_grad = torch.autograd.grad(ours.float().sum(), [x, weight, gate])

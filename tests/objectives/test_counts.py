@@ -204,6 +204,17 @@ def test_saved_bytes_hold_for_every_kind_of_layer(arm, settings):
     assert count(config, VOCAB).saved_activation_bytes == pytest.approx(kept_bytes(config), rel=0.02)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("arm", "recipe"), [("full", {}), ("denoise:context", {}), ("fixed-point", FIXED_POINTS[2])])
+def test_a_feed_forward_net_of_two_matrices_is_counted_as_it_runs(arm, recipe, precision):
+    config = config_of(arm, **recipe, **{"model.ffn": "gelu", "training.precision": precision})
+    counts = count(config, VOCAB)
+    assert counts.parameters == sum(p.numel() for p in objective_of(config).parameters())
+    assert counts.parameters < count(config.replace(**{"model.ffn": "swiglu"}), VOCAB).parameters
+    check_flops(config)
+    assert counts.saved_activation_bytes == pytest.approx(kept_bytes(config), rel=5e-4)
+
+
 @pytest.mark.parametrize(("arm", "recipe"), [
     ("full", {}), ("ar", {}), ("full", {"model.block": "sandwich"}), ("denoise:inject", {}), ("denoise:context", {}),
     ("denoise:context", {"denoise.block_size": 4}),
