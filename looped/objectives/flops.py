@@ -88,8 +88,8 @@ def _pixel_parts(config: Config) -> list[Part]:
 
 def _implicit_parts(config: Config) -> list[Part]:
     """What the solve in backward adds: the core once more, and products with its transposed Jacobian. Such a product
-    goes through every map to its input alone, but for the feed-forward net's second, whose gradient comes with its input's, and
-    through both sides of attention's products."""
+    goes through every map to its input alone, but for the feed-forward net's second, whose gradient comes with its
+    input's, and through both sides of attention's products."""
     model, solver = config.model, config.fixed_point
     if config.objective != "fixed-point" or solver.gradient != "implicit":
         return []
@@ -176,7 +176,8 @@ def _frozen(part: Part, share: float) -> Part:
 def layer_flops(model: ModelConfig, length: int, *, full: bool = False, block: int = 1) -> float:
     """One forward of one layer, a token, over `length` rows."""
     attention = _attention_flops(model, length, full=full, block=block)
-    return 4 * model.width**2 + _key_value_flops(model) + attention + 2 * model.width * (model.ffn_inputs + model.hidden)
+    feed_forward = 2 * model.width * (model.ffn_inputs + model.hidden)
+    return 4 * model.width**2 + _key_value_flops(model) + attention + feed_forward
 
 
 def _attention_flops(model: ModelConfig, length: int, *, full: bool, block: int = 1) -> float:

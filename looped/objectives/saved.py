@@ -300,7 +300,7 @@ def _rotations(config: Config) -> float:
 
 
 def weight_copies(config: Config, vocab_size: int) -> float:
-    """Bytes of the bf16 copies that autocast's linear maps keep; activations' and gated output maps cast anew instead."""
+    """Bytes of the bf16 copies that autocast's linear maps keep; those after an activation and gated ones cast anew."""
     model, layer = config.model, _layer_copies(config)
     blocks = 1 if config.denoises or config.one_block_a_step else config.blocks.num
     total = layer * (model.num_prelude_layers + blocks * core_layers(config) + model.num_coda_layers)
