@@ -27,6 +27,10 @@ class BlocksConfig(Section):
     edges: tuple[Positive, ...] | None = Field(
         None, description="the levels between neighbouring blocks themselves, falling, as [5.0, 1.2]; null: as "
                           "blocks.partition says")
+    edges_from: str | None = Field(
+        None, description="a finished run of objective denoise with denoise.noise.distribution adaptive, from whose "
+                          "measured difficulty `looped train` takes the edges: each block has the same rise of the "
+                          "cross-entropy. The run that it trains keeps them as blocks.edges")
     overlap: NonNegative = Field(0.05, description="how far a block is trained on its neighbours' levels: its ends "
                                                    "moved by this power of their ratio (the paper's gamma); under "
                           "`masked`, by this share of its decrement of alpha")
@@ -52,6 +56,9 @@ class BlocksConfig(Section):
 
     @model_validator(mode="after")
     def _check_edges(self):
+        if self.edges is not None and self.edges_from is not None:
+            raise ValueError(f"edges_from {self.edges_from} measures what edges {list(self.edges)} say; keep one of "
+                             f"them")
         if self.edges is None:
             return self
         if len(self.edges) != self.num - 1:
@@ -109,6 +116,9 @@ def check_blocks(config: Any) -> None:
         _refuse_split(blocks, total)
     if blocks.num > 1:
         _check_rule(config)
+    if blocks.edges_from is not None and config.objective != "blockwise":
+        raise ValueError(f"blocks.edges_from {blocks.edges_from} is for objective blockwise, and objective is "
+                         f"{config.objective}; leave it out")
     if config.objective == "blockwise":
         _check_blockwise(blocks, config.denoise)
     if blocks.alone is not None:

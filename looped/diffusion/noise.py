@@ -285,7 +285,11 @@ def interval(block: int, edges: Float64[Tensor, "edges"], overlap: float = 0.0) 
 
 
 def edges_of(config: BlocksConfig, noise: Noise) -> Float64[Tensor, "edges"]:
-    """The descending edges that `blocks` describes, from sigma_max to sigma_min, on the CPU."""
+    """The descending edges that `blocks` describes, from sigma_max to sigma_min, on the CPU. Raises UserError where they
+    are still to be measured."""
+    if config.edges_from is not None:
+        raise UserError(f"blocks.edges_from {config.edges_from} is not read here; give the edges that `looped train` "
+                        f"has put into its run's config.yaml as blocks.edges")
     if config.edges is not None:
         return torch.tensor([noise.sigma_max, *config.edges, noise.sigma_min], dtype=torch.float64)
     return partition(noise if config.partition == "mass" else LogUniform(noise.sigma_min, noise.sigma_max), config.num)

@@ -30,6 +30,7 @@ from looped.objectives import Loss, Objective, build_objective
 from looped.rng import StepRandom
 from looped.training import checkpoint as ckpt
 from looped.training.counters import Counters
+from looped.training.edges import with_measured_edges
 from looped.training.heldout import heldout_figures, heldout_samples
 from looped.training.monitor import Meter, Monitor
 from looped.training.optim import EMA, build_optimizers, lr_factor, set_lr
@@ -71,6 +72,7 @@ def train(config: Config, run_dir: str | Path, *, evaluate: Evaluate | None = No
     The first SIGTERM or Ctrl-C finishes the step, saves and returns; a second one stops at once. Raises UserError for
     a run in use, a config that does not fit, damaged checkpoints, a full disk, or a loss that is not finite.
     """
+    config = with_measured_edges(config)
     if config.training.threads:
         torch.set_num_threads(config.training.threads)
     accelerator = start_accelerator(config)
