@@ -285,8 +285,10 @@ def interval(block: int, edges: Float64[Tensor, "edges"], overlap: float = 0.0) 
 
 
 def edges_of(config: BlocksConfig, noise: Noise) -> Float64[Tensor, "edges"]:
-    """The descending edges that `blocks` describes, from sigma_max to sigma_min, on the CPU. Raises UserError where they
-    are still to be measured."""
+    """The descending edges that `blocks` describes, from sigma_max to sigma_min, on the CPU.
+
+    Raises UserError where they are still to be measured.
+    """
     if config.edges_from is not None:
         raise UserError(f"blocks.edges_from {config.edges_from} is not read here; give the edges that `looped train` "
                         f"has put into its run's config.yaml as blocks.edges")
