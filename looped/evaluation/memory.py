@@ -3,9 +3,11 @@
     (4 P + A) L / B      bytes of a stack of L layers, of P bytes of parameters and A of activations each, in B blocks
 
 DiffusionBlocks (arXiv 2506.14202, section 3): weights, gradients, two moments, and what backward reads. Every number of
-blocks runs in a process of its own, with and without checkpointed layers, and all take turns, as in `cost`.
+blocks runs in a process of its own, with and without checkpointed layers, and all take turns, as in `cost`. Of a model
+that makes images also what a solver step takes: one block reads them, whichever owns their noise level.
 """
 
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from statistics import median
@@ -16,23 +18,27 @@ from torch import nn
 from looped.config import Config
 from looped.errors import UserError
 from looped.evaluation import cost
-from looped.models.build import unseeded
+from looped.models.language import layer_of
 from looped.objectives.flops import rows_of
 from looped.objectives.saved import layer_bytes, streams
 
 FIRST = 0
 """The block that is measured; they are of equal size."""
 KINDS = ("parameters", "gradients", "optimizer")
+NUM_READINGS = 5
+"""Of a batch of images, for the seconds of a solver step."""
 
 
 def bench_memory(config: Config, num_blocks: Sequence[int], *, repeats: int = 2, threads: int = 1) -> dict:
-    """Bytes that training one of N blocks alone takes, for each N; 1 is `ar`, all layers trained end to end.
+    """Bytes that training one of N blocks alone takes, for each N; 1 is all layers trained end to end, by `ar`, or by
+    `denoise` where images are made.
 
     Returns {"arms": [...], "machine": ...}. An arm has `stack` (the held layers of the core) and, apart, `shared` (all
     the rest), each {parameters, gradients, optimizer}; `saved_activation_bytes` of a micro-batch; `peak_rss_bytes` of
-    its process above `empty_rss_bytes`, those before it had a model, with all modules imported; `formula_bytes`; and
-    `of_twin`, its stack and its peak as shares of the first arm's, checkpointed alike. Raises UserError for numbers
-    that do not split the layers, and for a process that ends early.
+    its process above `empty_rss_bytes`, those before it had a model, with all modules imported; `formula_bytes`;
+    `of_twin`, its stack and its peak as shares of the first arm's, checkpointed alike; and where images are made
+    `solver_step`, {layers, weight_bytes, seconds} of one reading of a batch. Raises UserError for numbers that do not
+    split the layers, and for a process that ends early.
     """
     if not num_blocks:
         raise UserError("bench memory needs at least one number of blocks; give for instance --blocks 1,2,4")
@@ -60,7 +66,8 @@ def _name(num: int, checkpointed: bool) -> str:
 
 def memory_config(config: Config, num: int, checkpointed: bool) -> Config:
     """That of one of `num` equal blocks alone, or for 1 that of all layers end to end."""
-    alone = {"objective": "ar", "blocks.shared": "trained"} if num == 1 else {
+    twin = "denoise" if config.generates else "ar"
+    alone = {"objective": twin, "blocks.shared": "trained"} if num == 1 else {
         "objective": "blockwise", "blocks.alone": FIRST}
     try:
         return config.replace(**alone | {"blocks.num": num, "blocks.layers": None, "blocks.edges": None,
@@ -79,8 +86,7 @@ def formula_bytes(config: Config) -> int:
 def _plain_layer(config: Config) -> int:
     """Bytes of the weights of a layer without conditioning."""
     with torch.device("meta"):
-        model = unseeded(config.replace(**{"objective": "ar", "blocks.alone": None}), 2)
-    return _bytes(model.recurrence.core.blocks[FIRST].layers[0].parameters())
+        return _bytes(layer_of(config.model, checkpointed=False).parameters())
 
 
 def _shares(arm: dict, twin: dict) -> dict:
@@ -98,8 +104,22 @@ class MemoryStepper(cost.Stepper):
         self.loss().backward()
         own = {id(parameter) for parameter in core}
         shared = [parameter for parameter in self.objective.parameters() if id(parameter) not in own]
-        return {"stack": self._held(core), "shared": self._held(shared), "saved_activation_bytes": saved,
-                "peak_rss_bytes": peak - base, "empty_rss_bytes": base}
+        found = {"stack": self._held(core), "shared": self._held(shared), "saved_activation_bytes": saved,
+                 "peak_rss_bytes": peak - base, "empty_rss_bytes": base}
+        return found | ({"solver_step": self._solver_step()} if self.config.generates else {})
+
+    @torch.no_grad()
+    def _solver_step(self) -> dict:
+        """Of one reading of a batch of images as noisy as can be, by the block that owns their level."""
+        denoiser, images, labels = self.objective.denoiser, self.inputs.images, self.inputs.labels
+        sigma = torch.full((len(images),), self.config.denoise.noise.sigma_max, dtype=torch.float64)
+        seconds = []
+        for _ in range(NUM_READINGS):
+            start = time.perf_counter()
+            denoiser(images, sigma, labels)
+            seconds.append(time.perf_counter() - start)
+        return {"layers": self.objective.reading_layers, "weight_bytes": _bytes(self.objective.parameters()),
+                "seconds": median(seconds)}
 
     def _held(self, parameters: list[nn.Parameter]) -> dict[str, int]:
         slots = [slot for parameter in parameters for slot in self.optimizer.state[parameter].values()]
@@ -130,4 +150,11 @@ def format_memory(result: dict) -> str:
         lines.append(f"{_name(arm['blocks'], arm['checkpointed']):28}"
                      + "".join(f"{figure / 1e6:10.1f}" for figure in figures) + f"{arm['step_seconds']:10.2f}"
                      + f"{arm['of_twin']['stack']:20.3f}, {arm['of_twin']['peak_rss_bytes']:.3f}")
+    lines += [_solver_line(arm) for arm in result["arms"] if "solver_step" in arm and not arm["checkpointed"]]
     return "\n".join([*lines, cost.machine_line(result["machine"])])
+
+
+def _solver_line(arm: dict) -> str:
+    step = arm["solver_step"]
+    return (f"a solver step of {_name(arm['blocks'], False)}: {step['layers']:g} layer{'s' * (step['layers'] != 1)}, "
+            f"{step['weight_bytes'] / 1e6:.1f} MB of weights, {step['seconds']:.3f} s a batch")

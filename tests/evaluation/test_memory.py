@@ -79,6 +79,21 @@ def test_peaks_are_above_an_empty_process_and_the_table_has_a_line_an_arm(result
     assert len(format_memory(result).splitlines()) == 2 + 4 + 1
 
 
+def test_a_solver_step_of_images_is_that_of_one_block(config):
+    """Images of 8 x 8 pixels are read by two layers of six where three blocks share them."""
+    pytest.importorskip("sklearn")
+    images = {"images.source": "digits", "images.goal": "generate", "model.patch_size": 2, "model.injection": "none",
+              "denoise.weight": "edm", "denoise.context": "inject", "blocks.shared": "with-block"}
+    result = bench_memory(config.replace(**images), [1, 3], repeats=1)
+    whole, part = arm_of(result, 1), arm_of(result, 3)
+    assert (whole["solver_step"]["layers"], part["solver_step"]["layers"]) == (6, 2)
+    for arm in (whole, part):
+        assert arm["solver_step"]["weight_bytes"] == arm["stack"]["parameters"] + arm["shared"]["parameters"]
+        assert arm["solver_step"]["seconds"] > 0
+    assert part["of_twin"]["stack"] == pytest.approx(1 / 3, rel=0.01)
+    assert "a solver step of 1 of 3 blocks: 2 layers, " in format_memory(result)
+
+
 def test_what_does_not_fit_is_one_sentence(config, tmp_path, capsys):
     with pytest.raises(UserError, match=r"1 of 4 blocks: model.num_core_layers 6 does not split .* set it to 4 or 8"):
         bench_memory(config, [1, 4])
