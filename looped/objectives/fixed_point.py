@@ -95,19 +95,23 @@ class Equilibrium:
         return self.differentiate(None, f, state.detach())[-1]
 
     def _solve(self, f: Map, state: Tensor) -> tuple[Tensor, dict, int]:
-        """(fixed point, TorchDEQ's figures, applications of f). The solver's own algebra is not for bf16."""
-        num_steps = 0
+        """(fixed point, TorchDEQ's figures, applications of f).
+
+        The solver's own algebra is in float64: Anderson's method solves with the inner products of the last changes plus
+        1e-4 on the diagonal, which float32 rounds away where states are long, and is left with a singular matrix.
+        """
+        num_steps, wide = 0, torch.float32 if state.device.type == "mps" else torch.float64
 
         def counted(s: Tensor) -> Tensor:
             nonlocal num_steps
             num_steps += 1
-            return f(s)
+            return f(s.to(state.dtype)).to(s.dtype)
 
         # Broyden's method applies f once before it counts.
         most = self.config.max_steps - (self.config.solver == "broyden")
         with torch.autocast(state.device.type, enabled=False):
-            found, _, info = self.solver(counted, state, max_iter=most, tol=self.config.tol, stop_mode="rel")
-        return found, info, num_steps
+            found, _, info = self.solver(counted, state.to(wide), max_iter=most, tol=self.config.tol, stop_mode="rel")
+        return found.to(state.dtype), info, num_steps
 
     def _solve_backward(self, f: Map, grad: Tensor) -> tuple[Tensor, list, dict]:
         """The solve inside backward, which TorchDEQ calls; before it, the map has been applied once more."""

@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy, cross_entropy
+from torchdeq.solver import get_solver
 
 from looped.config import describe_settings, load_config
 from looped.config_rules import FixedPointConfig
@@ -289,6 +290,19 @@ def test_the_loss_of_a_fixed_point_is_read_where_one_more_step_changes_nothing()
         state = rule.model.step(state, e)
     assert loss.metrics["residual"] < 1e-9
     assert loss.value.item() == pytest.approx(read(rule, state).item(), rel=1e-6)
+
+
+def test_andersons_method_takes_long_states_that_go_on_by_equal_steps():
+    """In float32 TorchDEQ's own call ends in an error there: the positive control."""
+    def on(s):
+        return s + 500.0
+
+    start = torch.zeros(2, 64, 64)
+    with pytest.raises(torch.linalg.LinAlgError, match="singular"):
+        get_solver("anderson")(on, start, max_iter=24, tol=1e-6, stop_mode="rel")
+    found = Equilibrium(FixedPointConfig(tol=1e-6))(on, start)
+    assert found.dtype == torch.float32
+    assert found.isfinite().all()
 
 
 def test_a_missing_torchdeq_is_one_sentence(monkeypatch):
