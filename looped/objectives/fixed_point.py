@@ -97,8 +97,8 @@ class Equilibrium:
     def _solve(self, f: Map, state: Tensor) -> tuple[Tensor, dict, int]:
         """(fixed point, TorchDEQ's figures, applications of f).
 
-        The solver's own algebra is in float64: Anderson's method solves with the inner products of the last changes plus
-        1e-4 on the diagonal, which float32 rounds away where states are long, and is left with a singular matrix.
+        The solver's own algebra is in float64: Anderson's method solves with the inner products of the last changes and
+        1e-4 on their diagonal, which float32 rounds away where states are long, and is left with a singular matrix.
         """
         num_steps, wide = 0, torch.float32 if state.device.type == "mps" else torch.float64
 
