@@ -70,8 +70,9 @@ def memory_config(config: Config, num: int, checkpointed: bool) -> Config:
     alone = {"objective": twin, "blocks.shared": "trained"} if num == 1 else {
         "objective": "blockwise", "blocks.alone": FIRST}
     try:
-        return config.replace(**alone | {"blocks.num": num, "blocks.layers": None, "blocks.edges": None,
-                                         "training.checkpoint_activations": checkpointed, "training.sample_every": 0})
+        return config.replace(**alone | {
+            "blocks.num": num, "blocks.layers": None, "blocks.edges": None, "blocks.edges_from": None,
+            "training.checkpoint_activations": checkpointed, "training.sample_every": 0})
     except UserError as error:
         raise UserError(f"{_name(num, False)}: {str(error).removeprefix('replace(): ')}") from None
 

@@ -19,8 +19,8 @@ def with_measured_edges(config: Config) -> Config:
     source = config.blocks.edges_from
     if source is None:
         return config
-    run, ends = load_run(source, ema=False), ("sigma_min", "sigma_max")
-    noise = getattr(run.objective, "noise", None)
+    pilot = load_run(source, ema=False, settings={"training.threads": config.training.threads})
+    noise = getattr(pilot.objective, "noise", None)
     learned = None if noise is None else noise.continuous
     if not isinstance(learned, Adaptive):
         raise UserError(f"blocks.edges_from {source} has measured no difficulty; give a run with objective denoise and "
@@ -28,7 +28,7 @@ def with_measured_edges(config: Config) -> Config:
     if learned.num_seen.min() < learned.min_count:
         raise UserError(f"blocks.edges_from {source} has seen one of its noise levels {learned.num_seen.min():.0f} "
                         f"times, and {learned.min_count:g} are needed; train it for longer")
-    for name in ends:
+    for name in ("sigma_min", "sigma_max"):
         ours, theirs = getattr(config.denoise.noise, name), getattr(learned, name)
         if ours != theirs:
             raise UserError(f"blocks.edges_from {source} has {name} {theirs:g}, and denoise.noise.{name} is {ours:g}; "
