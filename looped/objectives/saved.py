@@ -136,8 +136,7 @@ def streams(config: Config, *, noisy: bool | None = None) -> "Streams":
 
 def layer_bytes(model: ModelConfig, kept: Kept) -> int:
     """What one layer keeps, a token: its input, both norms' outputs, q, k, v, the mix, what the feed-forward net's
-    activation is taken of; sandwich also
-    keeps the two sums. Statistics are one float32 a row and a head."""
+    activation is taken of; sandwich also keeps the two sums. Statistics are one float32 a row and a head."""
     d, narrow = model.width, kept.narrow
     if kept.checkpointed:
         return kept.stream * d

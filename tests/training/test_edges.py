@@ -2,8 +2,8 @@
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
-import torch
 
 from looped.config import load_config
 from looped.diffusion.noise import Adaptive, edges_of, noise_from_config, partition
@@ -38,22 +38,20 @@ def test_every_block_has_the_same_share_of_the_measured_rise(pilot, blocks):
     assert isinstance(learned, Adaptive)
     shares = -learned.cdf(edges_of(config.blocks, noise_from_config(config.denoise.noise))).diff()
     assert shares.tolist() == pytest.approx([1 / 3] * 3, abs=1e-4)
-    loss, nodes = learned.cross_entropy(), torch.linspace(learned.x_min, learned.x_max, learned.num_bins + 1)
-    rises = [sum(_rise(loss, nodes, low, high)) for high, low in pairwise(
-        [learned.sigma_max, *config.blocks.edges, learned.sigma_min])]
-    even = learned.floor / 3  # what is shared out evenly in ln sigma, whatever was measured
-    assert all(0 < rise <= (1 / 3) / (1 - learned.floor) + even for rise in rises)
+    levels = [learned.sigma_max, *config.blocks.edges, learned.sigma_min]
+    by_hand = [(1 - learned.floor) * rise + learned.floor * width for rise, width in (
+        _rise_and_width(learned, low, high) for high, low in pairwise(levels))]
+    assert by_hand == pytest.approx([1 / 3] * 3, abs=1e-4)
     by_mass = edges_of(blocks(**{"blocks.edges_from": None}).blocks, noise_from_config(config.denoise.noise))
     assert by_mass[1:-1].tolist() != pytest.approx(list(config.blocks.edges), rel=0.05)  # positive control
 
 
-def _rise(loss, nodes, low, high):
-    """Shares of the whole rise, straight between the nodes, from level to level."""
-    ends = torch.tensor([low, high], dtype=torch.float64).log()
-    place = (ends - nodes[0]) / (nodes[-1] - nodes[0]) * (len(nodes) - 1)
-    node = place.floor().clamp(0, len(nodes) - 2).long()
-    first, second = (loss[node] + (place - node) * (loss[node + 1] - loss[node])).tolist()
-    return [(second - first) / (loss[-1] - loss[0]).item()]
+def _rise_and_width(learned, low, high):
+    """Between two levels, as shares of the whole: the rise of the cross-entropy, straight between nodes; ln sigma."""
+    loss, nodes = learned.cross_entropy().numpy(), np.linspace(learned.x_min, learned.x_max, learned.num_bins + 1)
+    ends = np.log([low, high])
+    return (float(np.diff(np.interp(ends, nodes, loss))[0] / (loss[-1] - loss[0])),
+            float(np.diff(ends)[0] / (nodes[-1] - nodes[0])))
 
 
 def test_the_run_keeps_the_edges_and_needs_the_pilot_no_more(blocks, tmp_path):
