@@ -19,6 +19,9 @@ def start_accelerator(config: Config):
     Every training rule reaches all that it trains in each step (a test says so), so DDP need not look for unused
     parameters; only those that train one block a step leave out the others, which then have no gradient anywhere.
     """
+    # This module's functions have the group there is when it is imported as a default, which would keep it alive when
+    # `_leave` drops it; DDP imports it, and so it has to be there before there is a group.
+    import torch.distributed.nn.functional  # noqa: F401
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
 
@@ -32,9 +35,17 @@ def start_accelerator(config: Config):
 
 
 def _leave() -> None:
-    """Close the connections to the other processes; one that is left open may abort whoever exits last."""
+    """Close the connections to the other processes and end the threads that serve them.
+
+    Such a thread may still be dropping the tensors of the last exchange, for which it needs the interpreter; where that
+    is gone by then, the process is aborted (https://github.com/pytorch/pytorch/pull/179291). The threads are waited for
+    when the last who knows the group is gone, and wrapped models, which are in cycles, know it too.
+    """
+    import gc
+
     import torch
 
+    gc.collect()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 

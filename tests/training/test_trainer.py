@@ -140,10 +140,15 @@ def test_four_micro_batches_make_the_step_of_one(tmp_path, tiny, objective):
 
 
 SCRIPT = """
-import sys
+import atexit, glob, sys
+def tell():  # registered first, and so the last to be called
+    names = [open(name).read() for name in glob.glob("/proc/self/task/*/comm")]
+    print("threads of the group at the end:", sum("gloo" in name for name in names))
+atexit.register(tell)
 from looped.config import load_config
 from looped.training.trainer import train
-raise SystemExit(train(load_config(sys.argv[1]), sys.argv[2]).exit_code)
+result = train(load_config(sys.argv[1]), sys.argv[2])
+raise SystemExit(result.exit_code)
 """
 
 
@@ -162,10 +167,11 @@ def check_two_processes(folder, config):
     (folder / "config.yaml").write_text(dump_config(config))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
                folder / "script.py", folder / "config.yaml", folder / "two"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300,
-                          env=os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr[-2000:]
+    settings = {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | settings)
+    assert done.returncode == 0, done.stderr[:6000]  # where a process says why, before the launcher's own account
     assert "2 processes" in done.stdout
+    assert done.stdout.count("threads of the group at the end: 0") == 2  # those that are left may abort the process
     two = load_run(folder / "two", ema=False)
     for (name, a), b in zip(one.objective.state_dict().items(), two.objective.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6, msg=name)
