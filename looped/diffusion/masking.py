@@ -64,6 +64,13 @@ def mask_edges(num_blocks: int) -> Float64[Tensor, "{num_blocks}+1"]:
     return torch.linspace(1, 0, num_blocks + 1, dtype=torch.float64)
 
 
+def mask_interval(block: int, edges: Float64[Tensor, "edges"], overlap: float) -> tuple[float, float]:
+    """Lowest and highest level that a block trains on: its own, and `overlap` of its width of each neighbour's."""
+    high, low = edges[block].item(), edges[block + 1].item()
+    more = overlap * (high - low)
+    return max(low - more, 0.0), min(high + more, 1.0)
+
+
 def block_times(name: str, num_blocks: int) -> Float64[Tensor, "{num_blocks}"]:
     """The share of the times t that falls to each block."""
     return -time_of(name, mask_edges(num_blocks)).diff()

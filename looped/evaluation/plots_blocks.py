@@ -1,11 +1,14 @@
 """A picture of the noise levels that each block of a core has, over the density that training draws them from."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from looped.config_blocks import BlocksConfig
+from looped.diffusion import masking
 from looped.diffusion.noise import Noise, edges_of, interval
 from looped.evaluation.plots import colours, new_figure, save
 
@@ -19,26 +22,15 @@ def plot_partition(blocks: BlocksConfig, noise: Noise, path: Path) -> None:
     is the density of ln sigma without the atom at sigma_max, whose share is in the title."""
     edges, continuous = edges_of(blocks, noise), noise.continuous
     figure, axes = new_figure()
-    densities = [_density(noise, *edges[block : block + 2]) for block in range(blocks.num)]
-    top = 1.3 * max(density.max().item() for _, density in densities)
-    for block, (colour, (sigma, density)) in enumerate(zip(colours(blocks.num), densities, strict=True)):
-        high, low = edges[block].item(), edges[block + 1].item()
-        widest = interval(block, edges, blocks.overlap)
-        axes.axvspan(low, high, color=colour, alpha=0.15, linewidth=0)
-        axes.fill_between(sigma, density, color=colour, alpha=0.35, linewidth=0)
-        axes.plot(sigma, density, color=GREY, linewidth=1.4, label="density of training" if block == 0 else None)
-        for start, stop in ((widest[0], low), (high, widest[1])):
-            if start < stop:
-                axes.axvspan(start, stop, facecolor="none", edgecolor=colour, alpha=0.5, hatch="////", linewidth=0)
-        mass = (continuous.cdf(high) - continuous.cdf(low)).item()
-        axes.text((low * high) ** 0.5, 0.98 * top, f"{block}\n{mass:.3f}", ha="center", va="top",
-                  fontsize=8 if blocks.num < 6 else 6, color=colour)
-    for edge in edges.tolist():
-        axes.axvline(edge, color=GREY, linewidth=0.8, linestyle=":")
     axes.set_xscale("log")
-    axes.set_xticks(edges.tolist(), [f"{edge:.3g}" for edge in edges.tolist()], rotation=0 if blocks.num < 4 else 45)
-    axes.minorticks_off()
-    axes.set_ylim(0, top)
+
+    def density(high: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
+        sigma = torch.linspace(low.log(), high.log(), NUM_POINTS, dtype=torch.float64).exp()
+        sigma = sigma.clamp(noise.sigma_min, noise.sigma_max)  # exp(log(sigma)) may be one unit off
+        return sigma, continuous.log_density(sigma).exp()
+
+    _draw(axes, edges, [interval(block, edges, blocks.overlap) for block in range(blocks.num)], density,
+          continuous.cdf(edges), (edges[:-1] * edges[1:]).sqrt())
     axes.set_xlabel("noise level sigma; hatched: the neighbour trains there as well")
     axes.set_ylabel("density of ln sigma")
     atom = 1 - noise.cdf(noise.sigma_max * (1 - 1e-9)).item()
@@ -47,8 +39,44 @@ def plot_partition(blocks: BlocksConfig, noise: Noise, path: Path) -> None:
     save(figure, axes, path)
 
 
-def _density(noise: Noise, high: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
-    """(levels, density of ln sigma) from edge to edge."""
-    sigma = torch.linspace(low.log(), high.log(), NUM_POINTS, dtype=torch.float64).exp()
-    sigma = sigma.clamp(noise.sigma_min, noise.sigma_max)  # exp(log(sigma)) may be one unit off
-    return sigma, noise.continuous.log_density(sigma).exp()
+def plot_mask_partition(blocks: BlocksConfig, schedule: str, path: Path) -> None:
+    """The same under masked diffusion: blocks as stretches of the share of hidden tokens, and the density of it where
+    the times t are uniform."""
+    edges = masking.mask_edges(blocks.num)
+    figure, axes = new_figure()
+
+    def density(high: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
+        ends = masking.time_of(schedule, torch.linspace(low, high, NUM_POINTS + 1, dtype=torch.float64))
+        levels = masking.level(schedule, (ends[:-1] + ends[1:]) / 2)
+        return levels, ends.diff() * NUM_POINTS / (high - low)
+
+    _draw(axes, edges, [masking.mask_interval(block, edges, blocks.overlap) for block in range(blocks.num)], density,
+          masking.time_of(schedule, edges), (edges[:-1] + edges[1:]) / 2)
+    axes.set_xlabel("share of hidden tokens, 1 - alpha; hatched: the neighbour trains there as well")
+    axes.set_ylabel("density at uniform times")
+    axes.set_title("number of each block and its share of the times", fontsize=9)
+    save(figure, axes, path)
+
+
+def _draw(axes: Any, edges: Tensor, intervals: Sequence[tuple[float, float]],
+          density: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], cdf: Tensor, middles: Tensor) -> None:
+    """`intervals`: the lowest and highest level that each block trains on. `density`: (levels, density) from one edge
+    to the next lower one. `cdf`: at the edges. `middles`: where the numbers stand."""
+    num = len(intervals)
+    densities = [density(edges[block], edges[block + 1]) for block in range(num)]
+    top = 1.3 * max(curve.max().item() for _, curve in densities)
+    for block, (colour, (levels, curve)) in enumerate(zip(colours(num), densities, strict=True)):
+        high, low = edges[block].item(), edges[block + 1].item()
+        axes.axvspan(low, high, color=colour, alpha=0.15, linewidth=0)
+        axes.fill_between(levels, curve, color=colour, alpha=0.35, linewidth=0)
+        axes.plot(levels, curve, color=GREY, linewidth=1.4, label="density of training" if block == 0 else None)
+        for start, stop in ((intervals[block][0], low), (high, intervals[block][1])):
+            if start < stop:
+                axes.axvspan(start, stop, facecolor="none", edgecolor=colour, alpha=0.5, hatch="////", linewidth=0)
+        axes.text(middles[block].item(), 0.98 * top, f"{block}\n{(cdf[block] - cdf[block + 1]).item():.3f}",
+                  ha="center", va="top", fontsize=8 if num < 6 else 6, color=colour)
+    for edge in edges.tolist():
+        axes.axvline(edge, color=GREY, linewidth=0.8, linestyle=":")
+    axes.set_xticks(edges.tolist(), [f"{edge:.3g}" for edge in edges.tolist()], rotation=0 if num < 4 else 45)
+    axes.minorticks_off()
+    axes.set_ylim(0, top)

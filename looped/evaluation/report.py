@@ -19,7 +19,7 @@ from looped.errors import UserError, did_you_mean
 from looped.evaluation.depth import Evaluation
 from looped.evaluation.mauve import ENOUGH
 from looped.evaluation.plots import Curve, plot_depth, plot_sigma
-from looped.evaluation.plots_blocks import plot_partition
+from looped.evaluation.plots_blocks import plot_mask_partition, plot_partition
 from looped.evaluation.probes import Probes
 from looped.objectives.depth import trained_depths
 
@@ -59,8 +59,11 @@ def save_evaluation(run: Path, evaluation: Evaluation, config: Config, *, step: 
 
 def picture_blocks(run: Path, config: Config) -> None:
     """plots/partition.png of a run whose blocks have noise levels of their own."""
+    path = run / "plots" / "partition.png"
     if config.objective == "blockwise":
-        plot_partition(config.blocks, noise_from_config(config.denoise.noise), run / "plots" / "partition.png")
+        plot_partition(config.blocks, noise_from_config(config.denoise.noise), path)
+    elif config.objective == "masked" and config.blocks.num > 1:
+        plot_mask_partition(config.blocks, config.masked.schedule, path)
 
 
 def write_lines(run: Path, files: Mapping[str, Iterable[Mapping[str, Any]]]) -> None:

@@ -138,6 +138,4 @@ class MaskedBlocks(OneBlock, Masked):
 
     def interval(self, block: int) -> tuple[float, float]:
         """Lowest and highest level that a block trains on."""
-        high, low = self.edges[block].item(), self.edges[block + 1].item()
-        more = self.blocks.overlap * (high - low)
-        return max(low - more, 0.0), min(high + more, 1.0)
+        return masking.mask_interval(block, self.edges, self.blocks.overlap)

@@ -9,8 +9,10 @@ from scipy import stats
 from looped.config import load_config
 from looped.config_blocks import BlocksConfig
 from looped.config_denoise import NOISE_PRESETS, NoiseConfig
+from looped.diffusion import masking
 from looped.diffusion.noise import block_shares, edges_of, interval, noise_from_config, sample_between
-from looped.evaluation.plots_blocks import plot_partition
+from looped.evaluation.plots import save
+from looped.evaluation.plots_blocks import plot_mask_partition, plot_partition
 from looped.rng import StepRandom
 
 PAPER = noise_from_config(NoiseConfig(**NOISE_PRESETS["paper"]))
@@ -64,3 +66,20 @@ def test_the_picture_of_a_partition(tmp_path):
                                     "model.num_core_layers": num})
         plot_partition(config.blocks, noise_from_config(config.denoise.noise), tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("schedule", "expected"), [
+    ("linear", lambda m: torch.ones_like(m)),
+    ("cosine", lambda m: 2 / math.pi / (1 - m.square()).sqrt())])  # m = cos(pi / 2 (1 - t))
+def test_the_picture_of_hidden_shares_draws_their_density(tmp_path, monkeypatch, schedule, expected):
+    kept = []
+    monkeypatch.setattr("looped.evaluation.plots_blocks.save",
+                        lambda figure, axes, path, save=save: (kept.append(axes), save(figure, axes, path)))
+    plot_mask_partition(BlocksConfig(num=3), schedule, tmp_path / "partition.png")
+    assert (tmp_path / "partition.png").read_bytes().startswith(b"\x89PNG")
+    for line in kept[0].lines[:3]:
+        m, density = (torch.tensor(values) for values in line.get_data())
+        inside = m < 0.98  # at 1 the cosine's density is infinite
+        torch.testing.assert_close(density[inside], expected(m[inside]), rtol=2e-3, atol=0)
+    shares = [float(text.get_text().split("\n")[1]) for text in kept[0].texts]
+    assert shares == pytest.approx(masking.block_times(schedule, 3).tolist(), abs=6e-4)
