@@ -44,16 +44,19 @@ class Rule:
     cnn: float | None = None
 
 
-LOG_NORMAL = "blockwise blocks.num=3 denoise.noise.distribution=log-normal"
-"""Under a log-uniform density both partitions are the same."""
+LOG_NORMAL = ("blockwise blocks.num=3 denoise.noise.distribution=log-normal denoise.noise.log_mean=1.2 "
+              "denoise.noise.log_std=0.8")
+"""Under a log-uniform density both partitions are the same. Around sigma = 3 a label is half hidden: below 1 the noisy
+label names the class by itself, and a block that has such levels alone learns nothing of images."""
 
 # Learning rates: of those tried, the best on the digits, seed 0, after 150,000 layer forwards, or 400,000 for noprop-ct
 # and noprop-fm, which are at chance before.
 RULES = {
     "end-to-end": Rule("ar blocks.num=3", 3e-3, vit=60.25, cnn=47.80),  # 1e-3 .86, 3e-3 .95, 6e-3 .93
-    # As `blockwise` with a log-uniform density: 3e-3 .72, 6e-3 .83, 1e-2 .08.
-    "blockwise": Rule(f"{LOG_NORMAL} blocks.partition=mass", 6e-3, vit=59.30, cnn=46.88),
-    "blockwise-uniform": Rule(f"{LOG_NORMAL} blocks.partition=log-uniform", 6e-3),
+    # On Fashion-MNIST after a million, with levels of 1 to 10: 2e-3 .838, 3e-3 .844, 6e-3 .831; on the digits .961 and
+    # .967 with the last two.
+    "blockwise": Rule(f"{LOG_NORMAL} blocks.partition=mass", 4e-3, vit=59.30, cnn=46.88),
+    "blockwise-uniform": Rule(f"{LOG_NORMAL} blocks.partition=log-uniform", 4e-3),
     "noprop-dt": Rule("noprop-dt blocks.num=3", 1e-2, cnn=46.06),  # 3e-3 .67, 1e-2 .79, 2e-2 .50
     "noprop-ct": Rule("noprop-ct", 3e-3, cnn=21.31),  # 3e-3 .46, 1e-2 .11; 5e-3 .24 by its posterior
     "noprop-fm": Rule("noprop-fm", 3e-3, cnn=37.57),  # 3e-3 .68, 5e-3 .19, 1e-2 .08
