@@ -54,8 +54,12 @@ def chosen(text: str, known: Mapping[str, Any]) -> list[str]:
 def compare_command(config: Path, options: Mapping[str, Any], flags: Mapping[str, Any]) -> list[str]:
     """`looped compare` with its options and the settings that all arms share."""
     return [sys.executable, "-m", "looped.cli", "compare", str(config),
-            *(word for name, value in options.items() for word in (f"--{name}", str(value))),
-            *(f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in flags.items())]
+            *(word for name, value in options.items() for word in (f"--{name}", str(value))), *flag_words(flags)]
+
+
+def flag_words(flags: Mapping[str, Any]) -> list[str]:
+    """Settings as a command line has them."""
+    return [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in flags.items()]
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

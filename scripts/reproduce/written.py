@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from comparison import parser_of, run_script
+from comparison import flag_words, parser_of, run_script
 
 from looped.compare.cells import mean_cell
 from looped.compare.summary import spread
@@ -101,8 +101,7 @@ class Table:
         budget = {"training.budget": writer.budgets * (args.budget or scale.budget), "training.budget_unit": scale.unit}
         flags = {"seed": seed, "training.eval_every": 0, **scale.flags, **writer.flags, **budget, **settings}
         return [sys.executable, "-m", "looped.cli", "train", str(CONFIGS / scale.config), "--run", str(run),
-                *(f"--{name}={value if isinstance(value, str) else json.dumps(value)}"
-                  for name, value in flags.items())]
+                *flag_words(flags)]
 
     def report(self, rows: Sequence[Mapping[str, Any]], judges: Sequence[str], encoder: str, num_seeds: int) -> str:
         """Markdown, a line a writer and depth."""
