@@ -19,11 +19,14 @@ def start_accelerator(config: Config):
     Every training rule reaches all that it trains in each step (a test says so), so DDP need not look for unused
     parameters; only those that train one block a step leave out the others, which then have no gradient anywhere.
     """
-    # This module's functions have the group there is when it is imported as a default, which would keep it alive when
-    # `_leave` drops it; DDP imports it, and so it has to be there before there is a group.
-    import torch.distributed.nn.functional  # noqa: F401
+    import torch
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
+
+    if torch.distributed.is_available():
+        # Its functions have the group there is when it is imported as a default, which would keep it alive when
+        # `_leave` drops it; DDP imports it, and so it has to be there before there is a group.
+        import torch.distributed.nn.functional
 
     AcceleratorState._reset_state()  # a process may train several configs, each with its own precision
     precision = config.training.precision

@@ -1,8 +1,8 @@
 """Tables 4 and A3 of DiffusionBlocks (arXiv 2506.14202): an autoregressive language model of twelve layers trained end
 to end, and in four blocks that each denoise the next token at noise levels of their own, judged by what they write.
 
-    python scripts/reproduce/blocks_table4.py --scale cpu     # three quarters of an hour on two cores
-    python scripts/reproduce/blocks_table4.py --scale paper   # LM1B, 12 layers of width 768: a GPU, and days
+    python scripts/reproduce/blocks_table4.py --scale cpu --seeds 1   # half an hour on two cores, by its layer forwards
+    python scripts/reproduce/blocks_table4.py --scale paper           # LM1B, 12 layers of width 768: a GPU, and days
 
 Both get the same number of layer forwards, so the blocks, which run a quarter of the core in a step, take 2.5 to 2.8
 times the steps. `cpu` keeps the four blocks, on the default corpus; an autoregressive run of another seed stands in for

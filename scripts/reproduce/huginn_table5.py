@@ -1,8 +1,8 @@
 """Table 5 of DiffusionBlocks (arXiv 2506.14202): a recurrent-depth model trained by truncated back-propagation, and
 the same model trained by single-pass denoising for three times as many epochs, judged by what they write.
 
-    python scripts/reproduce/huginn_table5.py --scale cpu     # under an hour on two cores, everything at hand
-    python scripts/reproduce/huginn_table5.py --scale paper   # LM1B, 2/4/2 layers of width 512: a GPU, and days
+    python scripts/reproduce/huginn_table5.py --scale cpu --seeds 1   # under an hour on two cores
+    python scripts/reproduce/huginn_table5.py --scale paper           # LM1B, 2/4/2 layers of width 512: a GPU, and days
 
 `cpu` keeps the structure, 2/4/2 layers, mean depth 32 with gradients through 8, and the ratio of epochs, on the default
 corpus; an autoregressive run of another seed stands in for the judges and the encoder. The paper's figures are printed

@@ -1,0 +1,85 @@
+"""Several processes: two make the weights of one, and end well; every parameter has the gradient they wait for."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from looped.config import dump_config
+from looped.models.build import build
+from looped.objectives import build_objective
+from looped.rng import StepRandom
+from looped.training.monitor import read_metrics
+from looped.training.runs import load_run
+from looped.training.trainer import train
+
+TWO_BLOCKS = {"blocks.num": 2, "model.num_core_layers": 2, "optim.ema_decay": 0.9, "evaluation.levels": 4}
+
+SCRIPT = """
+import atexit, os, pathlib, sys, time
+def threads_of_the_group():
+    found = 0
+    for name in pathlib.Path("/proc/self/task").glob("*/comm"):
+        try:
+            found += "gloo" in name.read_text()
+        except OSError:  # it has ended meanwhile
+            pass
+    return found
+def tell():  # registered first, and so the last to be called
+    deadline = time.monotonic() + 5
+    while threads_of_the_group() and time.monotonic() < deadline:  # the kernel takes a moment to forget one
+        time.sleep(0.01)
+    os.write(1, b"threads of the group at the end: %d\\n" % threads_of_the_group())  # a print may be cut by the other's
+atexit.register(tell)
+from looped.config import load_config
+from looped.training.trainer import train
+result = train(load_config(sys.argv[1]), sys.argv[2])
+raise SystemExit(result.exit_code)
+"""
+
+
+def test_two_processes_match_one_with_the_whole_batch(tmp_path, tiny):
+    """One rule after the other, so that a busy machine has one launcher of processes at a time."""
+    rules = {"denoise": {"denoise.noise.distribution": "adaptive"},
+             "blockwise": {"objective": "blockwise"} | TWO_BLOCKS,
+             "masked": {"objective": "masked", "masked.cond_width": 8} | TWO_BLOCKS}
+    for name, rule in rules.items():
+        (tmp_path / name).mkdir()
+        check_two_processes(tmp_path / name, tiny(**rule | {"training.batch_size": 8, "training.accumulation": 2}))
+
+
+def check_two_processes(folder, config):
+    one = train(config, folder / "one")
+    (folder / "script.py").write_text(SCRIPT)
+    (folder / "config.yaml").write_text(dump_config(config))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+               folder / "script.py", folder / "config.yaml", folder / "two"]
+    settings = {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | settings)
+    assert done.returncode == 0, done.stderr[:6000]  # where a process says why, before the launcher's own account
+    assert "2 processes" in done.stdout
+    assert done.stdout.count("threads of the group at the end: 0") == 2  # those that are left may abort the process
+    two = load_run(folder / "two", ema=False)
+    for (name, a), b in zip(one.objective.state_dict().items(), two.objective.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6, msg=lambda said, name=name: f"{name}: {said}")
+    for a, b in zip(read_metrics(folder / "one"), read_metrics(folder / "two"), strict=True):
+        assert a.keys() == b.keys()
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("changes", [
+    {"objective": "truncated"}, {"objective": "truncated", "recurrence.per_sequence": False}, {"objective": "full"},
+    {"objective": "ar"}, {"objective": "masked"}, {"objective": "masked", "masked.cond_width": None},
+    {"denoise.context": "concat"}, {"denoise.context": "context"},
+    {"denoise.target.tied": True, "denoise.target.dim": 16}, {"denoise.target.learned_logit_scale": False}])
+def test_every_trained_parameter_gets_a_gradient_in_every_step(tiny, changes):
+    """What DDP relies on: it waits for the gradient of each parameter."""
+    config = tiny(**changes)
+    objective = build_objective(config, build(config, 270))
+    for step in range(3):
+        tokens = torch.randint(270, (4, 9), generator=torch.Generator().manual_seed(step))
+        objective(tokens, StepRandom(0, step, count=4)).value.backward()
+        assert not [name for name, p in objective.named_parameters() if p.requires_grad and p.grad is None]
+        objective.zero_grad()
