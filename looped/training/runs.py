@@ -42,7 +42,8 @@ from looped.training.checkpoint import (
 
 FREE_AFTER_TRAINING = ("seed", "evaluation", "training.threads", "denoise.solver", "denoise.schedule", "denoise.bridge",
                        "denoise.bridge_top_k", "denoise.start", "denoise.restart_level", "denoise.settle_above",
-                       "denoise.guidance", "noprop.solver", "recurrence.damping", "masked.schedule")
+                       "denoise.guidance", "noprop.solver", "recurrence.damping", "masked.schedule",
+                       "images.max_heldout")
 """Settings, or sections of them, that a trained run can be evaluated and sampled with."""
 
 CONFIG, STAMP, TOKENIZER, LOCK = "config.yaml", "stamp.json", "tokenizer.json", ".lock"

@@ -75,6 +75,17 @@ def test_eval_and_info_know_images(objective, tmp_path, capsys):
     assert "parameters" in capsys.readouterr().out
 
 
+def test_a_run_is_measured_on_more_or_fewer_of_the_images_held_out(tmp_path, capsys):
+    train(load_config(None, TINY | {"images.max_heldout": 50}), tmp_path / "run")
+    counts = []
+    for most in ([], ["--images.max_heldout", "20"], ["--images.max_heldout", "null"]):
+        assert main(["eval", str(tmp_path / "run"), "--depths", "1", *most]) == 0
+        counts.append(json.loads((tmp_path / "run/eval/depth.jsonl").read_text())["n"])
+    assert counts == [50, 20, 180]
+    assert main(["eval", str(tmp_path / "run"), "--images.max_train", "20"]) == 2
+    assert "--images.max_train was fixed when" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("command", "why"), [
     (["generate", "RUN"], "names what is on images and writes no text"),
     (["eval", "RUN", "--probes"], "--probes is for text, and"),
