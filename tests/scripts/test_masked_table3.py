@@ -21,16 +21,17 @@ def run(script, monkeypatch, *arguments):
 
 @pytest.mark.parametrize("scale", ["cpu", "paper"])
 def test_the_arms_are_the_same_layers_in_three_blocks_and_in_one(script, scale):
-    settings = script.SCALES[scale].flags
-    arms = parse_arms(load_config(script.BASE, settings), ",".join(script.ARMS.values()))
+    size = script.SCALES[scale]
+    arms = parse_arms(load_config(script.BASE, size.flags), ",".join(script.arms_of(size)))
     twin, blocks = (arm.config for arm in arms)
-    assert twin == blocks.replace(**{"blocks.num": 1})
+    assert {arm.name: arm.config.optim.lr for arm in arms} == size.rates
+    assert twin == blocks.replace(**{"blocks.num": 1, "optim.lr": twin.optim.lr})
     assert (blocks.blocks.num, twin.blocks.num) == (3, 1)
 
 
 def test_figures_stand_where_they_belong(script):
     rows = []
-    for number, arm in enumerate(script.ARMS.values(), 1):
+    for number, arm in enumerate(script.ARMS, 1):
         for seed in (0, 1):
             who = {"kind": "figure", "arm": arm, "seed": seed}
             rows.append(who | {"metric": "bits_per_byte_bound", "mean": number + seed / 10})
@@ -38,14 +39,14 @@ def test_figures_stand_where_they_belong(script):
                      for depth in (1, 3, 8, 64)]
             rows.append({"kind": "cost", "arm": arm, "seed": seed, "step": 10 * number, "layer_forwards": 1234.0,
                          "seconds": 56.0 * number})
-    rows.append({"kind": "difference", "arm": "masked", "to": "masked blocks.num=1", "mean": -0.25, "ci_low": -0.5,
+    rows.append({"kind": "difference", "arm": "three-blocks", "to": "end-to-end", "mean": -0.25, "ci_low": -0.5,
                  "ci_high": 0.125, "num_seeds": 2})
     text = script.report(rows)
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()
              if line.startswith(("| end", "| three"))]
     assert lines == [
-        ["end to end", "1.050 ± 0.071", "1.010 ± 0.000", "1.080 ± 0.000", "1.640 ± 0.000", "10", "1,234", "56", "1.56"],
-        ["three blocks", "2.050 ± 0.071", "2.010 ± 0.000", "2.080 ± 0.000", "2.640 ± 0.000", "20", "1,234", "112",
+        ["end-to-end", "1.050 ± 0.071", "1.010 ± 0.000", "1.080 ± 0.000", "1.640 ± 0.000", "10", "1,234", "56", "1.56"],
+        ["three-blocks", "2.050 ± 0.071", "2.010 ± 0.000", "2.080 ± 0.000", "2.640 ± 0.000", "20", "1,234", "112",
          "1.45"]]
     assert "-0.250 nats a token, 95 % interval over texts [-0.500, +0.125]" in text
 
