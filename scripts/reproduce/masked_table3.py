@@ -45,8 +45,8 @@ class Scale:
 
 SCALES = {
     # By the processor's time, other programs on the machine do not show in the seconds of the table.
-    # Rates: nats a token at the end, seed 0: end to end 1e-3 5.25, 2e-3 5.42; in blocks 2e-3 4.53, 4e-3 5.36. Others were
-    # stopped as worse: 5e-4, 4e-3 and 1e-3.
+    # Rates: nats a token at the end, seed 0: end to end 1e-3 5.25, 2e-3 5.42 (5e-4 and 4e-3 were stopped as worse); in
+    # blocks 2e-3 4.53, 4e-3 5.36 (1e-3 was stopped).
     "cpu": Scale(200_000, {"end-to-end": 1e-3, "three-blocks": 2e-3}, {
         "training.threads": 1, "training.clock": "processor", "training.num_evals": 5,
         "training.checkpoint_every": 200, "evaluation.num_sequences": 64, "evaluation.levels": 16,
