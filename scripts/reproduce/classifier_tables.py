@@ -101,7 +101,7 @@ def main() -> int:
     parser.add_argument("--layer-forwards", type=int, help="of training of each run; those of the scale if not given")
     parser.add_argument("--deepest", type=int, default=DEEPEST,
                         help=f"solver steps that are measured beside 3 and 6; {DEEPEST} if not given")
-    return run_script("classifier_tables", parser, reproduce)
+    return run_script("classifier_tables", parser, reproduce, own=["optim.lr"])
 
 
 def reproduce(args: argparse.Namespace, settings: dict[str, str]) -> int:

@@ -7,7 +7,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,19 @@ def parser_of(script: str, doc: str | None, scales: Mapping[str, Any], *, jobs: 
 
 
 def run_script(script: str, parser: argparse.ArgumentParser,
-               reproduce: Callable[[argparse.Namespace, dict[str, str]], int]) -> int:
-    """`reproduce(options, settings of looped train)`: its exit code, or 2 and a sentence for what cannot be."""
+               reproduce: Callable[[argparse.Namespace, dict[str, str]], int], *, own: Collection[str] = ()) -> int:
+    """`reproduce(options, settings of looped train)`: its exit code, or 2 and a sentence for what cannot be. `own`:
+    settings that every arm has for itself, so that one for all of them would be lost."""
     args, rest = parser.parse_known_args()
     args.out = args.out or Path("runs") / f"{script.replace('_', '-')}-{args.scale}"
     try:
         unknown, settings = split_settings(rest)
         if unknown:
             raise UserError(f"{' '.join(unknown)} is neither an option of this script nor a setting; see --help")
+        for name in own:
+            if name in settings:
+                raise UserError(f"--{name} {settings[name]} would be lost, since every arm of this script has its own; "
+                                f"leave it out, or give the arms to `looped compare`")
         return reproduce(args, settings)
     except UserError as error:
         print(f"{script}: {error}", file=sys.stderr)

@@ -128,7 +128,7 @@ def main() -> int:
     parser.add_argument("--tasks", default=",".join(TASKS), help="lines of the table; all if not given")
     parser.add_argument("--rules", default=",".join(RULES), help="its columns; all if not given")
     parser.add_argument("--seconds", type=int, help="of training of each run; those of the scale if not given")
-    return run_script("depth_tasks", parser, reproduce)
+    return run_script("depth_tasks", parser, reproduce, own=["optim.lr"])
 
 
 def reproduce(args: argparse.Namespace, settings: dict[str, str]) -> int:

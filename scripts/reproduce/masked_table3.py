@@ -63,7 +63,7 @@ SCALES = {
 def main() -> int:
     parser = parser_of("masked_table3", __doc__, SCALES, jobs=1)
     parser.add_argument("--layer-forwards", type=int, help="of each run; those of the scale if not given")
-    return run_script("masked_table3", parser, reproduce)
+    return run_script("masked_table3", parser, reproduce, own=["optim.lr"])
 
 
 def reproduce(args: argparse.Namespace, settings: dict[str, str]) -> int:

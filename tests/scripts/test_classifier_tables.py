@@ -114,7 +114,8 @@ def test_the_command_has_the_settings_of_the_images_below_those_of_the_user(run)
 @pytest.mark.parametrize(("arguments", "why"), [
     ([], "fashion needs the folder of its IDX files; give --images.path"),
     (["--sets", "digit"], "did you mean 'digits'"), (["--sets", "digits", "--rules", "noprop"], "is not among"),
-    (["--sets", "digits", "--model.widht", "3"], "did you mean 'width'"), (["--second", "3"], "neither an option")])
+    (["--sets", "digits", "--model.widht", "3"], "did you mean 'width'"), (["--second", "3"], "neither an option"),
+    (["--sets", "digits", "--optim.lr=1e-3"], "--optim.lr 1e-3 would be lost")])
 def test_bad_input_is_one_sentence_and_nothing_is_trained(run, arguments, why, capsys):
     code, text = run(lambda *_: pytest.fail("trained"), *arguments)
     assert (code, text) == (2, None)

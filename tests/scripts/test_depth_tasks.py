@@ -187,7 +187,8 @@ def test_the_command_has_the_settings_of_the_task_below_those_of_the_user(run):
 
 @pytest.mark.parametrize(("arguments", "why"), [
     (["--tasks", "mase"], "did you mean 'maze'"), (["--rules", "denoize"], "did you mean 'denoise'"),
-    (["--model.widht", "3"], "did you mean 'width'"), (["--second", "3"], "neither an option of this script")])
+    (["--model.widht", "3"], "did you mean 'width'"), (["--second", "3"], "neither an option of this script"),
+    (["--optim.lr", "1e-3"], "--optim.lr 1e-3 would be lost")])
 def test_bad_input_is_one_sentence_and_nothing_is_trained(run, arguments, why, capsys):
     code, text = run(all_well, *arguments)
     assert (code, text) == (2, None)

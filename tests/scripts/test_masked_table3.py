@@ -53,6 +53,7 @@ def test_figures_stand_where_they_belong(script):
 
 @pytest.mark.parametrize(("arguments", "said"), [
     (["--scale", "paper"], "--scale paper needs a text of its own"),
+    (["--optim.lr", "1e-3"], "--optim.lr 1e-3 would be lost, since every arm of this script has its own; leave it out"),
     (["--sceds", "3"], "--sceds 3 is neither an option of this script nor a setting")])
 def test_what_cannot_be_done_is_said_before_anything_is_trained(script, monkeypatch, capsys, arguments, said):
     monkeypatch.setattr(script.subprocess, "call", lambda command: pytest.fail("it trains"))
