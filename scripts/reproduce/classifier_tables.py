@@ -7,7 +7,7 @@ block, by NoProp's three rules (arXiv 2503.24322) and by Forward-Forward (arXiv 
 
 FASHION is the folder of Fashion-MNIST's four IDX files. Each set of images is a `looped compare` in a folder of its
 own; after each, classifier_tables.md is written anew. The same command again goes on where it was interrupted. Any
-setting of `looped train` can be added for all arms, as in --model.width 32.
+setting of `looped train` but the learning rate, which is each arm's own, can be added, as in --model.width 32.
 """
 
 import argparse

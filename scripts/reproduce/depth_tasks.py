@@ -6,7 +6,7 @@
 
 Each task is a `looped compare` in a folder of its own; after each, depth_tasks.md is written anew. The same command
 again goes on where it was interrupted. What is set for each task is in `TASKS`, for each rule in `RULES`, and any
-setting of `looped train` can be added for all of them, as in --model.width 32.
+setting of `looped train` but the learning rate can be added for all of them, as in --model.width 32.
 """
 
 import argparse

@@ -7,7 +7,7 @@
 Both arms get the same number of layer forwards, so the blocks, which run a third of the layers in a step, take three
 times the steps. `cpu` is configs/stdlib-masked.yaml on the default corpus, in bits a byte; `paper` is MD4's size on
 bytes, text8 given by the user in several files, of which some are held out. It is a `looped compare`, and the same
-command again goes on where it was interrupted. Any setting of `looped train` can be added.
+command again goes on where it was interrupted. Any setting of `looped train` but the learning rate can be added.
 """
 
 import argparse
