@@ -46,11 +46,13 @@ def test_rms_norm_equals_torchs(rows):
     same_gradients(ours, theirs, [t for t in (x, weight, scale, shift) if t is not None])
 
 
+@pytest.mark.parametrize("length", [L, 5 * L], ids=["short", "long"])
 @pytest.mark.parametrize("activation", [None, "swiglu", "gelu"])
-@pytest.mark.parametrize("rows", [None, 1, L], ids=["no gate", "gate by sequence", "gate by token"])
-def test_project_equals_the_plain_formula(rows, activation):
-    x, weight = draw(B, L, HIDDEN * (2 if activation == "swiglu" else 1)), draw(D, HIDDEN, seed=1)
-    gate = None if rows is None else draw(B, rows, D, seed=2)
+@pytest.mark.parametrize("by", [None, "sequence", "token"])
+def test_project_equals_the_plain_formula(by, activation, length):
+    x, weight = draw(B, length, HIDDEN * (2 if activation == "swiglu" else 1)), draw(D, HIDDEN, seed=1)
+    gate = None if by is None else draw(B, 1 if by == "sequence" else length, D, seed=2)
+    assert fused._is_long(x) == (length > L)
     ours, theirs = project(x, weight, gate=gate, activation=activation), plain_project(x, weight, gate, activation)
     torch.testing.assert_close(ours, theirs)
     same_gradients(ours, theirs, [t for t in (x, weight, gate) if t is not None])
@@ -83,9 +85,10 @@ def test_a_modulated_norm_keeps_one_number_a_row():
     assert kept == B * L
 
 
+@pytest.mark.parametrize("length", [L, 20 * L], ids=["short", "long"])
 @pytest.mark.parametrize("activation", [None, "swiglu", "gelu"])
-def test_autocast_runs_products_in_bf16_within_twice_the_plain_error(activation):
-    x = draw(B, L, HIDDEN * (2 if activation == "swiglu" else 1), dtype=torch.float32)
+def test_autocast_runs_products_in_bf16_within_twice_the_plain_error(activation, length):
+    x = draw(B, length, HIDDEN * (2 if activation == "swiglu" else 1), dtype=torch.float32)
     weight = draw(D, HIDDEN, seed=1, dtype=torch.float32)
     gate = draw(B, 1, D, seed=2, dtype=torch.float32)
     exact = plain_project(x, weight, gate, activation)
