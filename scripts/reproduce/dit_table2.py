@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from comparison import chosen, parser_of, run_script
 
@@ -144,7 +145,7 @@ def measured(plan: Plan, names: Sequence[str], places: Sequence[Place], out: Pat
     features = classifier_features(str(run.path), run.objective, run.config, run.data.images.scale, picture)
     rows = [row for place in places for row in rows_of(place, plan.depths, features)]
     write_text(out / ROWS, "".join(json.dumps(row) + "\n" for row in rows))
-    text = report(plan, names, rows, features.name, floor(run, features))
+    text = report(plan, names, rows, features.name, of_training_images(run, features))
     write_text(out / TABLE, text + "\n")
     return text
 
@@ -157,22 +158,25 @@ def rows_of(place: Place, depths: Sequence[int], features: Features) -> list[dic
             *(about | row.as_dict() for row in found.rows)]
 
 
-def floor(run: Any, features: Features) -> float:
-    """The Fréchet distance of as many training images as are held out: what a perfect generator would have."""
-    train_images, heldout = (torch.from_numpy(part.pictures.pixels) for part in
-                             (run.data.images.train, run.data.images.heldout))
-    real = features.of(heldout)
-    return distances(real, features.of(train_images[: len(heldout)]), by=features.name).frechet
+def of_training_images(run: Any, features: Features) -> float:
+    """The Fréchet distance of training images, as many of each class as are held out: what a perfect generator has.
+    With the classes as chance has it they would be further off than images that are made to the held-out classes."""
+    train_images, heldout = run.data.images.train.pictures, run.data.images.heldout.pictures
+    rows = [np.flatnonzero(train_images.labels == label)[:count]
+            for label, count in zip(*np.unique(heldout.labels, return_counts=True), strict=True)]
+    real, others = (features.of(torch.from_numpy(pixels)) for pixels in
+                    (heldout.pixels, train_images.pixels[np.concatenate(rows)]))
+    return distances(real, others, by=features.name).frechet
 
 
-def report(plan: Plan, names: Sequence[str], rows: Sequence[Mapping[str, Any]], features: str, least: float) -> str:
+def report(plan: Plan, names: Sequence[str], rows: Sequence[Mapping[str, Any]], features: str, trained: float) -> str:
     """Markdown: a line an arm."""
     header = ["arm", "layers a step", "steps", "seconds", "held-out loss",
               *(f"Fréchet, {depth} steps" for depth in plan.depths), "precision", "recall", "FID in the paper"]
     lines = [_line(arm, plan, rows) for arm in plan.arms]
     arms = "\n".join(f"- {name}: `{ARMS[name].text}`." for name in names)
     table = markdown_table(header, lines)
-    return "\n\n".join(["# End to end and block by block", table, _meaning(plan, features, least), arms])
+    return "\n\n".join(["# End to end and block by block", table, _meaning(plan, features, trained), arms])
 
 
 def _line(arm: Arm, plan: Plan, rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -189,13 +193,13 @@ def _line(arm: Arm, plan: Plan, rows: Sequence[Mapping[str, Any]]) -> list[str]:
             cell("recall", deepest), ARMS[arm.name].paper]
 
 
-def _meaning(plan: Plan, features: str, least: float) -> str:
+def _meaning(plan: Plan, features: str, trained: float) -> str:
     return (f"Mean ± standard deviation over {plan.num_seeds} seeds (lower is better, but for precision and recall). "
             f"All arms have the same layers and {plan.amount:,} layer forwards of training, of which a backward pass "
             f"counts two; a step of training and a reading of the solver run the layers of one block. Fréchet distance "
-            f"in features of {features}: not Inception FID; as many training images as are held out are at {least:.3f} "
-            f"from these. Precision and recall at {max(plan.depths)} solver steps. The held-out loss is that of the "
-            f"levels trained, each read by the block that owns it.")
+            f"in features of {features}: not Inception FID; as many training images of each class as are held out are "
+            f"at {trained:.3f} from these. Precision and recall at {max(plan.depths)} solver steps. The held-out loss "
+            f"is that of the levels trained, each read by the block that owns it.")
 
 
 if __name__ == "__main__":

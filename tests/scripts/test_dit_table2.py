@@ -4,8 +4,13 @@ import argparse
 import json
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
+
+from looped.evaluation.image_distances import frechet_distance
 
 pytest.importorskip("sklearn")
 
@@ -63,6 +68,20 @@ def test_a_figure_stands_under_its_arm(script, tmp_path):
         "FID in the paper": script.ARMS["3-blocks"].paper}
     assert "features of X: not Inception FID" in text
     assert "0.250" in text
+
+
+def test_training_images_are_compared_class_by_class(script):
+    """Images of a class are all alike, so of the same shares of classes the distance is nothing."""
+    def part(labels):
+        labels = np.array(labels)
+        return SimpleNamespace(pictures=SimpleNamespace(labels=labels, pixels=labels[:, None] * np.ones((1, 4))))
+
+    features = SimpleNamespace(name="X", of=lambda pixels: pixels)
+    images = SimpleNamespace(train=part([0] * 8 + [1] * 4 + [2] * 2), heldout=part([0, 1, 1, 2, 0, 2]))
+    run = SimpleNamespace(data=SimpleNamespace(images=images))
+    assert script.of_training_images(run, features) == pytest.approx(0, abs=1e-12)
+    by_order = torch.from_numpy(images.train.pictures.pixels[:6])
+    assert frechet_distance(torch.from_numpy(images.heldout.pictures.pixels), by_order) > 1
 
 
 @pytest.mark.parametrize(("words", "why"), [
