@@ -20,7 +20,7 @@ def lines_of(table):
 @pytest.mark.parametrize(("script", "budget", "lines"), [
     ("huginn_table5", 64, [["truncated, 5 epochs", "1"], ["truncated, 5 epochs", "4"], ["truncated, 5 epochs", "32"],
                            ["denoise, 15 epochs", "1"], ["denoise, 15 epochs", "4"], ["denoise, 15 epochs", "32"]]),
-    ("blocks_table4", 200, [["end-to-end", "1"], ["four-blocks", "4"], ["four-blocks", "8"], ["four-blocks", "16"]])])
+    ("blocks_table4", 200, [["end-to-end", "4"], ["four-blocks", "4"], ["four-blocks", "8"], ["four-blocks", "16"]])])
 def test_all_train_and_are_judged_and_the_table_is_printed(tmp_path, script, budget, lines):
     text = "".join(f"def f{i}(x):\n    return x * {i} + {i * i % 17}  # number {i}\n\n" for i in range(600))
     (tmp_path / "text").mkdir()
@@ -73,5 +73,6 @@ def test_the_blocks_are_the_layers_of_the_twin_and_the_settings_are_some(load, t
         _, settings = split_settings(command[4:])
         configs[name] = load_config(command[4], settings)
     blocks, twin = configs["four-blocks"], configs["end-to-end"]
+    assert table.writers["end-to-end"].depths == (twin.blocks.num,), "one pass through all blocks, as it was trained"
     assert (blocks.blocks.num, blocks.step_layers * 4) == (4, blocks.model.num_core_layers)
     assert twin == blocks.replace(objective="ar")
