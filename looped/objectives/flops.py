@@ -4,7 +4,7 @@ A multiplication with its addition is two FLOPs; only matrix products of the mod
 attention is counted as the pairs that its mask allows, L^2 a head where all rows see each other (also under
 `task.window`: SDPA works all of them out), L (L + 1) / 2 where causal, also of blocks, for which SDPA's kernel works
 out all L x 2L. A backward pass is twice its forward, so products that backward makes a second time (attention scores,
-logits) are not counted: they buy memory, not training.
+logits, what a gate of short rows multiplies) are not counted: they buy memory, not training.
 """
 
 from dataclasses import dataclass, replace
