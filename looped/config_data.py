@@ -42,6 +42,10 @@ class DataConfig(Section):
     tokenizer: str | None = Field(None, description="a tokenizer.json to load; null trains a byte-level BPE")
     vocab_size: int = Field(1024, ge=257, description="size of the trained vocabulary")
     length: int = Field(128, ge=2, description="tokens a training sequence")
+    documents: Literal["packed", "separate"] = Field(
+        "packed", description="a training sequence may hold the end of one document and the beginning of the next. "
+                              "packed: all of it is one context; separate: a token sees its own document alone, and "
+                              "positions start anew with each")
     heldout: Annotated[float, Field(gt=0, lt=1)] = Field(0.05, description="share of the documents held out")
     cache_dir: str | None = Field(None, description="token files; null means $LOOPED_CACHE or ~/.cache/looped")
 

@@ -116,6 +116,10 @@ class Generate(Verb):
     """only the k likeliest tokens"""
     top_p: float = 1.0
     """only the likeliest tokens that together hold this share"""
+    stop: tuple[str, ...] = ()
+    """strings that end a text where it says one of them, which is left out; an end of text always does"""
+    past_the_end: bool = False
+    """write all tokens, on past an end of text into another document"""
     step: int | None = None
     """use this checkpoint instead of the newest one"""
     json: bool = False
@@ -131,6 +135,7 @@ class Generate(Verb):
         import torch
 
         from looped.evaluation.generation import generate
+        from looped.evaluation.texts import Ending, as_lists
         from looped.training.runs import load_run
 
         run = load_run(self.run, step=self.step, settings=settings)
@@ -146,15 +151,17 @@ class Generate(Verb):
         ids = [torch.tensor(run.tokenizer.encode(prompt), dtype=torch.long) for prompt in prompts]
         tokens = generate(run.objective, torch.nn.utils.rnn.pad_sequence(ids, batch_first=True),
                           lengths=torch.tensor([len(row) for row in ids]), num_tokens=self.num_tokens, depth=self.depth,
-                          temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, seed=run.config.seed)
-        for prompt, text in zip(prompts, map(run.tokenizer.decode, tokens.tolist()), strict=True):
-            line = {"prompt": prompt, "depth": self.depth, "text": text}
+                          temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, seed=run.config.seed,
+                          stop=self.stop, decode=run.tokenizer.decode, past_the_end=self.past_the_end)
+        ending = Ending(stop=self.stop, decode=run.tokenizer.decode)
+        for prompt, text in zip(prompts, map(run.tokenizer.decode, as_lists(tokens)), strict=True):
+            line = {"prompt": prompt, "depth": self.depth, "text": (text := ending.without_stop(text))}
             print(json.dumps(line) if self.json else prompt + text + "\n" * (len(prompts) > 1))
 
     def _make_images(self, run) -> None:
         """A row a class."""
-        self._refuse(("prompt", "prompts", "num_tokens", "temperature", "top_k", "top_p", "json"), "text",
-                     "makes images")
+        self._refuse(("prompt", "prompts", "num_tokens", "temperature", "top_k", "top_p", "stop", "past_the_end",
+                      "json"), "text", "makes images")
         guidance = run.config.denoise.guidance if self.guidance is None else self.guidance
         if not 0 <= guidance < math.inf:
             raise UserError(f"--guidance {guidance} is negative or not a number; use 1 for the plain class")

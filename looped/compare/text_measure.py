@@ -17,6 +17,7 @@ from looped.evaluation.depth import evaluate_depth, evaluate_samples
 from looped.evaluation.judge import Judge
 from looped.evaluation.plots import AXES
 from looped.evaluation.quality import Quality, matched_quality
+from looped.evaluation.texts import as_lists
 from looped.training.runs import Run
 
 NEXT_TOKEN = Gauge("next_token", "loss", " as a next-token predictor", AXES["nats_per_token"], higher_is_better=False,
@@ -86,7 +87,7 @@ class TextMeasurer(Measurer):
         rows, texts = evaluate_samples(run.objective, prompts, place.text_depths, num_tokens=c.sample_length, seed=seed)
         quality = self.quality(place, run, prompts, texts)
         samples = [{"depth": depth, "prompt": decode(prompt), "text": decode(text)} for depth in texts
-                   for prompt, text in zip(prompts.tolist(), texts[depth].tolist(), strict=True)]
+                   for prompt, text in zip(prompts.tolist(), as_lists(texts[depth]), strict=True)]
         losses = {metric: {str(depth): values.tolist() for depth, values in by_depth.items()}
                   for metric, by_depth in (sweep.per_example | quality.per_example).items()}
         return {"rows": [row.as_dict() for row in [*sweep.rows, *rows, *quality.rows]], "losses": losses,

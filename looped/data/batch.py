@@ -16,7 +16,8 @@ class Batch:
     """inputs, targets: tokens (B, L); inputs may be images (B, C, H, W) that a model cuts into L rows. scored: the rows
     that are sought (None: all). lengths: how many rows of each sequence are real (None: all); the others follow them.
     positions: where the rows stand (B, L, A), where that is not one after another. causal: a row sees the rows up to
-    itself; otherwise every real row, or with a `window` those that stand at most so far away on every axis."""
+    itself; otherwise every real row, or with a `window` those that stand at most so far away on every axis.
+    documents: the number of the document that a row belongs to (B, L); a row sees those of its own alone."""
 
     inputs: Int[Tensor, "batch length"] | Float[Tensor, "batch channels height width"]
     targets: Int[Tensor, "batch length"]
@@ -25,11 +26,22 @@ class Batch:
     positions: Int[Tensor, "batch length axes"] | None = None
     causal: bool = True
     window: int | None = None
+    documents: Int[Tensor, "batch length"] | None = None
 
     @staticmethod
     def of(tokens: "Int[Tensor, 'batch length_and_one'] | Batch") -> "Batch":
         """A batch as it is; of plain tokens, the task to predict each from those before it."""
         return tokens if isinstance(tokens, Batch) else Batch(tokens[:, :-1], tokens[:, 1:])
+
+    @staticmethod
+    def of_documents(tokens: Int[Tensor, "batch length_and_one"], end_of_text: int) -> "Batch":
+        """The same within each document: the row of an end of text begins the next one, whose first token is predicted
+        from it alone, at position 0; so every target belongs to the document of its row."""
+        batch = Batch.of(tokens)
+        begins = batch.inputs == end_of_text
+        place = torch.arange(batch.inputs.shape[1], device=tokens.device)
+        first = torch.where(begins, place, 0).cummax(1).values
+        return replace(batch, documents=begins.cumsum(1), positions=(place - first).unsqueeze(-1))
 
     def __len__(self) -> int:
         return len(self.inputs)

@@ -17,8 +17,9 @@ from looped.errors import UserError
 
 @dataclass(frozen=True)
 class Steering:
-    """`temperature` divides the logits (0: the likeliest token alone); then only the `top_k` likeliest tokens stay, and
-    of these the smallest set that holds a share `top_p` of the probability (Holtzman et al. 2020). Raises UserError."""
+    """`temperature` divides the logits (0, or so little that nothing can be divided by it: the likeliest token alone);
+    then only the `top_k` likeliest tokens stay, and of these the smallest set that holds a share `top_p` of the
+    probability (Holtzman et al. 2020). Raises UserError."""
 
     temperature: float = 1.0
     top_k: int | None = None
@@ -36,9 +37,10 @@ class Steering:
     def __call__(self, logits: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch vocab"]:
         """Logits of the steered distribution, at least float32; tokens that are out have -inf."""
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        num_kept = 1 if self.temperature == 0 else self.top_k
-        if self.temperature not in (0, 1):
-            logits = logits / self.temperature
+        likeliest = self.temperature < torch.finfo(torch.float32).tiny  # dividing by it would be dividing by zero
+        num_kept = 1 if likeliest else self.top_k
+        if not likeliest and self.temperature != 1:
+            logits = (logits - logits.amax(-1, keepdim=True)) / self.temperature  # the largest cannot overflow
         if num_kept is not None and num_kept < logits.shape[-1]:
             logits = _only(logits, logits.topk(num_kept, dim=-1).indices)
         return self._nucleus(logits) if self.top_p < 1 else logits

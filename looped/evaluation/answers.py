@@ -117,7 +117,7 @@ class Solver:
         self.objective, self.batch, self.rows = objective, batch, surroundings(batch)
         self.denoiser, self.config = objective.denoiser, objective.config
         self.e = objective.model.encode(batch.inputs, **self.rows)
-        self.context = objective.model.make_context(self.e, self.config.context)
+        self.context = objective.model.make_context(self.e, self.config.context, **self.rows)
 
     def run(self, depth: int, random: StepRandom, *, stream: str = "", exit: Exit | None = None,
             watch: Callable[[int, Tensor, Tensor, Tensor], None] | None = None) -> Stopping:

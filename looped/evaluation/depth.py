@@ -25,8 +25,9 @@ from looped.evaluation.likelihood import (
 )
 from looped.evaluation.masked_bound import layer_forwards_of
 from looped.evaluation.mauve import Encoder, mauve_rows
-from looped.evaluation.quality import Texts, diversity, matched_quality, write_texts
+from looped.evaluation.quality import diversity, matched_quality, write_texts
 from looped.evaluation.rows import Row, summarise
+from looped.evaluation.texts import Ending, Texts, as_lists, lengths_of
 from looped.objectives.base import Classifier, Objective
 from looped.objectives.denoise import Denoise
 from looped.objectives.masked import Masked
@@ -120,6 +121,7 @@ def evaluate_run(objective: Objective, data: TextData, config: Config, depths: S
     if encoder is not None and truth.shape[1] < c.sample_length:
         raise UserError(f"evaluation.sample_length {c.sample_length} is longer than the held-out text after a prompt, "
                         f"so MAUVE would measure lengths; try {truth.shape[1]}")
+    truth = Ending(objective.end_of_text).cut(truth)
     sweep = evaluate_depth(objective, tokens[: c.num_sequences], depths, bytes_per_token=data.bytes_per_token,
                            seed=config.seed, batch_size=c.batch_size, num_trajectories=num_trajectories,
                            num_levels=c.levels)
@@ -133,25 +135,27 @@ def evaluate_run(objective: Objective, data: TextData, config: Config, depths: S
                                 seed=config.seed, twin_depth=match.depth, twin_name=match.name, texts=texts)
         rows, per_example = rows + found.rows, per_example | found.per_example
     if encoder is not None:
-        real, *written = ([decode(row) for row in torch.cat([prompts, each], dim=1).tolist()]
+        real, *written = ([decode(row) for row in as_lists(torch.cat([prompts, each], dim=1))]
                           for each in (truth, *texts.values()))
         rows += mauve_rows(encoder, real, dict(zip(texts, written, strict=True)), seed=config.seed)
     samples = [{"depth": depth, "prompt": decode(prompt), "text": decode(text)} for depth in texts
-               for prompt, text in zip(prompts.tolist(), texts[depth].tolist(), strict=True)]
+               for prompt, text in zip(prompts.tolist(), as_lists(texts[depth]), strict=True)]
     return Evaluation(rows, per_example, samples)
 
 
 def evaluate_samples(objective: Objective, prompts: Int[Tensor, "num length"], depths: Sequence[int], *,
                      num_tokens: int, seed: int = 0) -> tuple[list[Row], dict[int, Texts]]:
-    """Continuations of held-out prompts at each depth: how diverse they are, and how fast they were written."""
+    """Continuations of held-out prompts at each depth: how diverse they are, how long, and how fast they were
+    written."""
     samples, rows = {}, []
     for depth in depths:
         start = time.perf_counter()
         samples[depth] = write_texts(objective, prompts, depth, num_tokens=num_tokens, seed=seed)
         seconds = time.perf_counter() - start
         rows += [*diversity(samples[depth], depth),
-                 Row("tokens_per_second", samples[depth].numel() / seconds, None, None, len(prompts), depth=depth,
-                     seconds=seconds)]
+                 summarise("text_tokens", lengths_of(samples[depth]).double().cpu(), depth=depth),
+                 Row("tokens_per_second", int(lengths_of(samples[depth]).sum()) / seconds, None, None, len(prompts),
+                     depth=depth, seconds=seconds)]
     return rows, samples
 
 

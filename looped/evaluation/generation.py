@@ -11,7 +11,7 @@ does not depend on the batch that it is written in.
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -25,6 +25,7 @@ from looped.diffusion.solve import solve
 from looped.diffusion.steering import Steering
 from looped.errors import UserError
 from looped.evaluation.masked_bound import step_levels
+from looped.evaluation.texts import NOTHING, Ending
 from looped.nn.bias import Full, Mask, Padded
 from looped.nn.cache import Cache
 from looped.objectives.base import EVERYBODY, Objective
@@ -37,44 +38,84 @@ from looped.rng import StepRandom
 @torch.no_grad()
 def generate(objective: Objective, prompt: Int[Tensor, "batch length"], *, num_tokens: int, depth: int,
              temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0, seed: int = 0,
-             lengths: Int[Tensor, "batch"] | None = None, side: str = "right",
-             first_row: int = 0) -> Int[Tensor, "batch {num_tokens}"]:
-    """Continue each prompt by `num_tokens` tokens with `depth` loop or solver steps a token, or a block of them; of
-    masked diffusion, with `depth` steps in which all of them are shown.
+             lengths: Int[Tensor, "batch"] | None = None, side: str = "right", first_row: int = 0,
+             stop: Sequence[str] = (), decode: Callable[[Sequence[int]], str] | None = None,
+             past_the_end: bool = False) -> Int[Tensor, "batch {num_tokens}"]:
+    """Continue each prompt by at most `num_tokens` tokens with `depth` loop or solver steps a token, or a block of
+    them; of masked diffusion, with `depth` steps in which all of them are shown.
+
+    A text ends with the objective's `end_of_text`, unless it is to go on `past_the_end`, or with the token that
+    completes one of the `stop` strings, which are looked for in its `decode`; the rest of its row is `NOTHING` (-1).
 
     `temperature`, `top_k` and `top_p` steer the distribution that tokens are drawn from (`Steering`), for a denoiser at
     every noise level, for masked diffusion at every step. `lengths`: real tokens of each prompt, padded on `side`. Row
-    i draws as row `first_row + i`, so parts of a batch give what the whole gives. Raises `UserError` for an empty
-    prompt or steering out of range.
+    i draws as row `first_row + i`, so parts of a batch give what the whole gives. Of an objective whose documents are
+    kept `separate` a prompt begins with its last end of text, which is all that the model may see of it. Raises
+    `UserError` for a prompt without tokens, and for numbers or steering out of range.
     """
+    _check_request(objective, prompt, num_tokens, depth)
     padding = Padding(lengths, prompt.shape[1])
     if padding.shortest == 0:
         raise UserError("the prompt has no tokens; give it at least one")
     steering = Steering(temperature, top_k, top_p)
+    ending = Ending(None if past_the_end else objective.end_of_text, stop, decode)
+    prompt = padding.on_the_left(prompt, side)
+    if objective.separate:
+        padding = _last_document(prompt, padding, objective.end_of_text)
     was_training = objective.training
     objective.eval()
     write = _unmasked if isinstance(objective, Masked) else _one_after_another
     draws = partial(StepRandom, seed, start=first_row, count=len(prompt), device=prompt.device)
-    texts = write(objective, padding.on_the_left(prompt, side), num_tokens, depth, steering, padding, draws)
-    objective.train(was_training)
-    return texts
+    try:
+        return ending.cut(write(objective, prompt, num_tokens, depth, steering, padding, draws, ending))
+    finally:
+        objective.train(was_training)
+
+
+def _check_request(objective: Objective, prompt: Tensor, num_tokens: int, depth: int) -> None:
+    """Raises UserError for what cannot be continued, or not by so much."""
+    if prompt.ndim != 2 or prompt.dtype != torch.long:
+        raise UserError(f"a prompt is a tensor of token ids, int64 (batch, length); got {prompt.dtype} of shape "
+                        f"{tuple(prompt.shape)}")
+    for name, value in (("depth", depth), ("num_tokens", num_tokens)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise UserError(f"{name} {value!r} is not a whole number of 1 or more; give one")
+    known = objective.model.vocab_size
+    if prompt.numel() and not 0 <= int(prompt.min()) <= int(prompt.max()) < known:
+        raise UserError(f"the prompt holds token {int(prompt.max() if prompt.min() >= 0 else prompt.min())}, and the "
+                        f"model knows 0 to {known - 1}; encode it with the tokenizer of the run")
+
+
+def _last_document(prompt: Tensor, padding: "Padding", end_of_text: int) -> "Padding":
+    """Padding that hides what stands before the last end of text of each prompt, padded on the left."""
+    width = prompt.shape[1]
+    own = torch.arange(width, device=prompt.device) >= (0 if padding.empty is None else
+                                                        padding.empty.to(prompt.device).unsqueeze(1))
+    last = torch.where((prompt == end_of_text) & own, torch.arange(width, device=prompt.device), 0).amax(1)
+    empty = last if padding.empty is None else torch.maximum(last, padding.empty.to(prompt.device))
+    return Padding((width - empty).cpu(), width)
 
 
 def _one_after_another(objective: Objective, prompt: Tensor, num_tokens: int, depth: int, steering: Steering,
-                       padding: "Padding", draws: Callable[[int], StepRandom]) -> Int[Tensor, "batch {num_tokens}"]:
-    """Each token, or block of them, from what stands before it."""
+                       padding: "Padding", draws: Callable[[int], StepRandom],
+                       ending: Ending) -> Int[Tensor, "batch _"]:
+    """Each token, or block of them, from what stands before it, until all texts are over; then `NOTHING`."""
     writer = (DenoiseWriter if isinstance(objective, Denoise) else LoopWriter)(objective, depth, steering, padding)
-    new, chosen = prompt, []
-    while sum(tokens.shape[1] for tokens in chosen) < num_tokens:
-        random = draws(len(chosen))
+    new, texts, step = prompt, prompt[:, :0], 0
+    over = torch.zeros(len(prompt), dtype=torch.bool, device=prompt.device)
+    while texts.shape[1] < num_tokens and not bool(over.all()):
+        random = draws(step)
         probs = torch.softmax(writer.next_logits(new, random).double(), dim=-1)  # B k V
-        new = draw(probs, random.uniform("token", probs.shape[1:2]))
-        chosen.append(new)
-    return torch.cat(chosen, dim=1)[:, :num_tokens]
+        new, step = draw(probs, random.uniform("token", probs.shape[1:2])), step + 1
+        texts = torch.cat([texts, new], dim=1)
+        over |= ending.over(texts[:, -ending.reach(new.shape[1]) :])
+    texts = texts[:, :num_tokens]
+    return torch.nn.functional.pad(texts, (0, num_tokens - texts.shape[1]), value=NOTHING)
 
 
 def _unmasked(objective: Masked, prompt: Tensor, num_tokens: int, depth: int, steering: Steering,
-              padding: "Padding", draws: Callable[[int], StepRandom]) -> Int[Tensor, "batch {num_tokens}"]:
+              padding: "Padding", draws: Callable[[int], StepRandom],
+              ending: Ending) -> Int[Tensor, "batch {num_tokens}"]:
     """All tokens together. In training about a share m of a text is hidden at level m, so a text whose prompt stays in
     sight is at the level of its hidden share, which also says whose block it is."""
     random, first, width = draws(0), prompt.shape[1], prompt.shape[1] + num_tokens

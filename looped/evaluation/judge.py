@@ -17,10 +17,24 @@ from torch import Tensor
 from looped.errors import UserError
 from looped.evaluation.likelihood import next_token_losses
 from looped.evaluation.rows import Row, summarise
+from looped.evaluation.texts import NOTHING, Texts, as_lists, per_token
 from looped.objectives.base import Objective
 
 BATCH = 64
 """Texts that are read at once."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """`nats` of each text, and the `counts` of the writer's tokens that they are of."""
+
+    nats: Float[Tensor, "num"]
+    counts: Int[Tensor, "num"]
+
+    @property
+    def per_token(self) -> Float[Tensor, "num"]:
+        """Nats by token, a figure a text; their mean is that of all tokens, however unequal the texts are."""
+        return per_token(self.nats, self.counts)
 
 
 @runtime_checkable
@@ -29,8 +43,8 @@ class Reader(Protocol):
 
     name: str
 
-    def losses(self, prompts: Int[Tensor, "num prompt"], texts: Int[Tensor, "num length"]) -> Float[Tensor, "num"]:
-        """Nats of each text after its prompt, a token of the writer."""
+    def read(self, prompts: Int[Tensor, "num prompt"], texts: Texts) -> "Judged":
+        """Each text after its prompt."""
 
 
 def continuation(decode: Callable[[Sequence[int]], str], prompt: Sequence[int], text: Sequence[int]) -> tuple[str, int]:
@@ -40,17 +54,14 @@ def continuation(decode: Callable[[Sequence[int]], str], prompt: Sequence[int], 
     return whole, next((i for i, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b), len(before))
 
 
-def judged_rows(judge: Reader, prompts: Int[Tensor, "num prompt"], texts: Int[Tensor, "num length"],
+def judged_rows(judge: Reader, prompts: Int[Tensor, "num prompt"], texts: Texts,
                 decode: Callable[[Sequence[int]], str], *, suffix: str = "", depth: int | None = None) -> list[Row]:
     """`judged_nats`, a token of the writer, and `judged_bits_per_byte`, those of all texts over all their bytes."""
-    losses, fields = judge.losses(prompts, texts), {"depth": depth, "by": judge.name}
-    wholes = (continuation(decode, *pair) for pair in zip(prompts.tolist(), texts.tolist(), strict=True))
-    sizes = torch.tensor([len(whole[start:].encode()) for whole, start in wholes], dtype=torch.float64)
-    bits = losses * texts.shape[1] / math.log(2)
-    ratio = bits.sum() / sizes.sum().clamp(min=1)
-    by_text = ratio + (bits - ratio * sizes) / sizes.mean().clamp(min=1)  # of the ratio's mean and spread
-    return [summarise(f"judged_nats{suffix}", losses, **fields),
-            summarise(f"judged_bits_per_byte{suffix}", by_text, **fields)]
+    found, fields = judge.read(prompts, texts), {"depth": depth, "by": judge.name}
+    wholes = (continuation(decode, *pair) for pair in zip(prompts.tolist(), as_lists(texts), strict=True))
+    sizes = torch.tensor([len(whole[start:].encode()) for whole, start in wholes])
+    return [summarise(f"judged_nats{suffix}", found.per_token, **fields),
+            summarise(f"judged_bits_per_byte{suffix}", per_token(found.nats / math.log(2), sizes), **fields)]
 
 
 @dataclass(frozen=True)
@@ -68,8 +79,10 @@ class Judge:
             raise UserError(f"judge {self.name} has another tokenizer than {writer}; choose a run trained on the same "
                             f"text with the same data settings")
 
-    def losses(self, prompts: Int[Tensor, "num prompt"], texts: Int[Tensor, "num length"]) -> Float[Tensor, "num"]:
-        """Mean nats a token of each text after its prompt."""
-        rows = torch.cat([prompts, texts], dim=1).split(BATCH)
+    def read(self, prompts: Int[Tensor, "num prompt"], texts: Texts) -> Judged:
+        """Each text after its prompt, its end of text included."""
+        real = texts != NOTHING
+        rows = torch.cat([prompts, texts.where(real, 0)], dim=1).split(BATCH)  # nobody sees what comes later
         losses = torch.cat([next_token_losses(self.objective, part, self.depth) for part in rows])
-        return losses[:, prompts.shape[1] - 1 :].mean(1).double().cpu()
+        nats = (losses[:, prompts.shape[1] - 1 :] * real).double().sum(1)
+        return Judged(nats.cpu(), real.sum(1).cpu())

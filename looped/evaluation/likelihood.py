@@ -32,8 +32,9 @@ from looped.diffusion.schedules import block_schedule
 from looped.diffusion.solve import solve
 from looped.errors import UserError
 from looped.evaluation.masked_bound import bound, step_bounds
+from looped.nn.bias import CleanNoisy, Within
 from looped.nn.cache import Cache
-from looped.objectives.base import Objective, token_losses
+from looped.objectives.base import Objective, surroundings, token_losses
 from looped.objectives.bptt import Unrolled
 from looped.objectives.denoise import Denoise
 from looped.objectives.masked import Masked
@@ -138,9 +139,10 @@ def _over_batches(objective: Objective, tokens: Tokens, depths: Sequence[int], m
 
 def _loop_rows(objective: Unrolled, rows: Tokens, depths: list[int], random: StepRandom) -> list[tuple]:
     """One unroll; the time at a depth counts the loop up to there and one readout."""
-    model, (x, y) = objective.model, (rows[:, :-1], rows[:, 1:])
+    model, batch = objective.model, objective.ask(rows)
+    around = surroundings(batch)
     began = time.perf_counter()
-    e = model.encode(x)
+    e = model.encode(batch.inputs, **around)
     noise = random.normal("state", e.shape[1:]) if model.recurrence.needs_noise else None
     results, reading = [], 0.0
 
@@ -148,12 +150,12 @@ def _loop_rows(objective: Unrolled, rows: Tokens, depths: list[int], random: Ste
         nonlocal reading
         if index + 1 in depths:
             start = time.perf_counter()
-            losses = token_losses(model.decode(state), y)
+            losses = token_losses(model.decode(state, **around), batch.targets)
             own = time.perf_counter() - start
             results.append((index + 1, losses, start - began - reading + own))
             reading += own
 
-    model.unroll(e, grad=depths[-1], noise=noise, callback=read_out)
+    model.unroll(e, grad=depths[-1], noise=noise, callback=read_out, **around)
     return results
 
 
@@ -166,9 +168,8 @@ def _bound_rows(objective: Denoise, rows: Tokens, depths: list[int], random: Ste
 
 
 def _bound(objective: Denoise, rows: Tokens, depth: int, random: StepRandom) -> Float[Tensor, "batch length"]:
-    denoiser, (x, y) = objective.denoiser, (rows[:, :-1], rows[:, 1:])
-    e = objective.model.encode(x)
-    context = objective.model.make_context(e, objective.config.context)
+    denoiser, batch = objective.denoiser, objective.ask(rows)
+    y, (e, around) = batch.targets, objective.encoded(batch)
     target, table = denoiser.target(y), denoiser.table()
     levels = _rows_of_blocks(objective, depth, y.shape[1])  # n L
     z = target + levels[0].float().unsqueeze(-1) * random.normal("chain0", target.shape[1:])
@@ -176,7 +177,7 @@ def _bound(objective: Denoise, rows: Tokens, depth: int, random: StepRandom) -> 
     walk = Walk(denoiser)
 
     def logits_at(z: Tensor, level: Tensor) -> Tensor:
-        return walk(z, levels_of(z, level), e, context=context)
+        return walk(z, levels_of(z, level), e, **around)
 
     for step, (sigma, lower) in enumerate(itertools.pairwise(levels)):
         # q(z' | z, y): mean keep z + (1 - keep) y, variance lower^2 (1 - keep), with keep = (lower / sigma)^2.
@@ -217,9 +218,9 @@ class TeacherForced:
 
     def __init__(self, objective: Denoise, rows: Tokens):
         self.objective, self.denoiser = objective, objective.denoiser
-        self.y = rows[:, 1:]
-        self.e = objective.model.encode(rows[:, :-1])
-        self.context = objective.model.make_context(self.e, objective.config.context)
+        self.batch = objective.ask(rows)
+        self.y = self.batch.targets
+        self.e, self.around = objective.encoded(self.batch)
         self.target = self.denoiser.target(self.y)
 
     def log_probs(self, num_steps: int, random: StepRandom, stream: str) -> Float[Tensor, "batch length"]:
@@ -241,11 +242,12 @@ class TeacherForced:
     def _surroundings(self, sigma: Tensor, eps: Tensor) -> dict:
         """What the solved rows attend to besides themselves: clean rows, or the noised truth of strictly earlier ones
         (row i of it holds token i + 1, which row i itself must not see)."""
-        if self.context is not None:
-            return {"context": self.context}
-        teacher = Cache()
-        self.denoiser(self.target + sigma.float()[:, None, None] * eps, sigma, self.e, cache=teacher)
-        return {"context": teacher, "strict": True}
+        if self.around["context"] is not None:
+            return self.around
+        teacher, documents = Cache(), self.batch.documents
+        self.denoiser(self.target + sigma.float()[:, None, None] * eps, sigma, self.e, cache=teacher, **self.around)
+        apart = {} if documents is None else {"mask": Within(CleanNoisy(documents.shape[1], strict=True), documents)}
+        return self.around | apart | {"context": teacher, "strict": True}
 
 
 @torch.no_grad()
@@ -264,7 +266,7 @@ def losses_by_sigma(objective: Denoise, tokens: Tokens, *, num_levels: int = 12,
             random = StepRandom(seed, 0, start=start, count=len(rows), total=len(tokens), device=rows.device)
             target = objective.denoiser.target(rows[:, 1:])
             z = target + level * random.normal("noise", target.shape[1:])
-            logits = objective.logits(rows[:, :-1], z, levels_of(z, level))
+            logits = objective.logits(rows, z, levels_of(z, level))
             losses.append(token_losses(logits, rows[:, 1:]).mean(1).double().cpu())
         results.append((level, torch.cat(losses)))
     objective.train(was_training)

@@ -6,19 +6,20 @@ training levels leave the answer readable in z; one that ignores its context; a 
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from looped.data.batch import Batch
 from looped.diffusion.bridge import bridge
 from looped.diffusion.denoiser import levels_of
 from looped.evaluation.likelihood import next_token_losses
 from looped.evaluation.motion import Motion
 from looped.evaluation.rows import Row, summarise
 from looped.evaluation.verdicts import NATS, verdict
-from looped.objectives.base import Objective, token_losses
+from looped.objectives.base import Objective, surroundings, token_losses
 from looped.objectives.denoise import Denoise
 from looped.rng import StepRandom, generator
 
@@ -87,16 +88,24 @@ def _against_chance(losses: Float[Tensor, "num"], vocab_size: int) -> str:
 
 def scrambled_context(objective: Objective, tokens: Tokens, *, seed: int = 0) -> Float[Tensor, "num"]:
     """Nats a token that the context of another sequence costs, at one loop step or at sigma_max."""
-    x, y = tokens[:, :-1], tokens[:, 1:]
-    random = StepRandom(seed, 0, count=len(tokens), device=tokens.device)
+    batch = objective.ask(tokens)
+    y, random = batch.targets, StepRandom(seed, 0, count=len(tokens), device=tokens.device)
 
     def losses(context: Tensor) -> Tensor:
+        asked = replace(batch, inputs=context)
         if isinstance(objective, Denoise):
-            return token_losses(objective.logits(context, *_noised(objective, y, objective.noise.sigma_max, random)), y)
-        noise = random.normal("state", (x.shape[1], objective.model.width))
-        return token_losses(objective.model(context, 1, noise=noise), y)
+            return token_losses(objective.logits(asked, *_noised(objective, y, objective.noise.sigma_max, random)), y)
+        return token_losses(_after_one_step(objective, asked, random), y)
 
-    return (losses(x.roll(1, 0)) - losses(x)).mean(1).double().cpu()
+    return (losses(batch.inputs.roll(1, 0)) - losses(batch.inputs)).mean(1).double().cpu()
+
+
+def _after_one_step(objective: Objective, batch: Batch, random: StepRandom) -> Float[Tensor, "num length vocab"]:
+    """Logits of a loop after its first step."""
+    model, rows = objective.model, surroundings(batch)
+    e = model.encode(batch.inputs, **rows)
+    noise = random.normal("state", e.shape[1:]) if model.recurrence.needs_noise else None
+    return model.decode(model.unroll(e, grad=1, noise=noise, **rows), **rows)
 
 
 def _noised(objective: Denoise, y: Tensor, level: float, random: StepRandom) -> tuple[Tensor, Tensor]:
@@ -108,14 +117,14 @@ def _noised(objective: Denoise, y: Tensor, level: float, random: StepRandom) -> 
 def block_reading(objective: Denoise, tokens: Tokens, *, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Nats a token of every sequence at sigma_max with all of its block there, and with the others of its block at
     sigma_min, which all but gives them away: place by place, then the mean."""
-    x, y, noise, block = tokens[:, :-1], tokens[:, 1:], objective.noise, objective.config.block_size
+    y, noise, block = tokens[:, 1:], objective.noise, objective.config.block_size
     random = StepRandom(seed, 0, count=len(tokens), device=tokens.device)
     target = objective.denoiser.target(y)
     eps, place = random.normal("noise", target.shape[1:]), torch.arange(y.shape[1], device=y.device) % block
 
     def losses(levels: Tensor) -> Tensor:
         z = target + levels.float().unsqueeze(-1) * eps
-        return token_losses(objective.logits(x, z, levels_of(z, levels)), y)
+        return token_losses(objective.logits(tokens, z, levels_of(z, levels)), y)
 
     alone = losses(torch.full(y.shape[1:], noise.sigma_max, dtype=torch.float64, device=y.device))
     known = torch.zeros_like(alone)
@@ -128,11 +137,10 @@ def block_reading(objective: Denoise, tokens: Tokens, *, seed: int = 0) -> tuple
 
 def denoiser_probes(objective: Denoise, tokens: Tokens, *, seed: int = 0) -> list[Row]:
     """By noise level: entropy of the readout (nats) and norm of the soft estimate as a share of |y|; decodability."""
-    x, y = tokens[:, :-1], tokens[:, 1:]
-    random = StepRandom(seed, 0, count=len(tokens), device=tokens.device)
+    y, random = tokens[:, 1:], StepRandom(seed, 0, count=len(tokens), device=tokens.device)
     table, norm, rows = objective.denoiser.table(), objective.denoiser.targets.row_norm, []
     for level in _levels(objective):
-        logits = objective.logits(x, *_noised(objective, y, level, random))
+        logits = objective.logits(tokens, *_noised(objective, y, level, random))
         log_p = torch.log_softmax(logits, -1)
         entropy = -(log_p.exp() * log_p).nan_to_num().sum(-1)
         length = bridge("soft", logits, table).norm(dim=-1) / norm
@@ -169,10 +177,12 @@ def decodability(table: Float[Tensor, "vocab dim"], objective: Denoise,
 def loop_probes(objective: Objective, tokens: Tokens, num_steps: int, *, seed: int = 0) -> list[Row]:
     """By loop step: root mean square of the state, and contraction, |s_t - s_{t-1}| over |s_{t-1} - s_{t-2}|."""
     model, random = objective.model, StepRandom(seed, 0, count=len(tokens), device=tokens.device)
-    e = model.encode(tokens[:, :-1])
+    batch = objective.ask(tokens)
+    rows_of_model = surroundings(batch)
+    e = model.encode(batch.inputs, **rows_of_model)
     noise = random.normal("state", e.shape[1:]) if model.recurrence.needs_noise else None
     motion = Motion()
-    model.unroll(e, grad=num_steps, noise=noise, callback=lambda _, state: motion.take(state))
+    model.unroll(e, grad=num_steps, noise=noise, callback=lambda _, state: motion.take(state), **rows_of_model)
     rows = []
     for depth, (size, ratio) in enumerate(zip(motion.sizes, motion.ratios, strict=True), start=1):
         rows.append(summarise("state_rms", size, depth=depth))

@@ -21,14 +21,13 @@ from looped.errors import UserError
 from looped.evaluation.generation import generate
 from looped.evaluation.judge import Reader
 from looped.evaluation.rows import Row, summarise
+from looped.evaluation.texts import Texts, as_lists
 from looped.objectives.base import Objective
 
 BATCH = 128
 """Texts that are written at once; what is written does not depend on it."""
 TEMPERATURES = 0.5, 2.0
 """Where a matching temperature is sought."""
-
-Texts = Int[Tensor, "num tokens"]
 
 
 def write_texts(objective: Objective, prompts: Int[Tensor, "num length"], depth: int, *, num_tokens: int,
@@ -44,7 +43,7 @@ def write_texts(objective: Objective, prompts: Int[Tensor, "num length"], depth:
 
 def diversity(texts: Texts, depth: int | None = None) -> list[Row]:
     """distinct-1, 2 and 4 and repetition-4 of a set of texts."""
-    lists, rows = texts.tolist(), []
+    lists, rows = as_lists(texts), []
     for n in (1, 2, 4):
         mean, spread = distinct(lists, n), jackknife(lists, n)
         rows.append(Row(f"distinct_{n}", mean, mean - spread, mean + spread, len(lists), depth=depth))
@@ -52,8 +51,8 @@ def diversity(texts: Texts, depth: int | None = None) -> list[Row]:
 
 
 def distinct(texts: Sequence[Sequence], n: int) -> float:
-    """Share of different n-grams among all n-grams of all texts; 0 where there are none. It falls as texts are added,
-    so only equal numbers of equally long texts compare."""
+    """Share of different n-grams among all n-grams of all texts, an end of text being a token; 0 where there are none.
+    It falls as texts are added, so only equal numbers of texts compare, and of nearly equal lengths."""
     grams = [gram for text in texts for gram in _ngrams(text, n)]
     return len(set(grams)) / len(grams) if grams else 0.0
 
@@ -111,7 +110,7 @@ def match_distinct(write: Callable[..., Texts], reference: float, *, start: Text
     best, temperature = None, 1.0
     while temperature not in gaps and len(gaps) < max_tries:
         texts = start if temperature == 1.0 and start is not None else write(temperature=temperature)
-        share = distinct(texts.tolist(), n)
+        share = distinct(as_lists(texts), n)
         gaps[temperature] = share - reference
         if best is None or abs(share - reference) < abs(best.distinct - reference):
             best = Matched(temperature, texts, share, abs(share - reference) <= tolerance)
@@ -176,7 +175,7 @@ def matched_quality(objective: Objective, twin: Objective, judge: Reader, prompt
     found, settings = Quality(), {"num_tokens": num_tokens, "seed": seed}
     write_as_twin = partial(write_texts, twin, prompts, twin_depth, **settings)
     reference = write_as_twin()
-    theirs, share = judge.losses(prompts, reference), distinct(reference.tolist(), 2)
+    theirs, share = judge.read(prompts, reference).per_token, distinct(as_lists(reference), 2)
     found.take("twin_judged_nats", theirs, depth=twin_depth, by=judge.name)
     found.rows.append(_distinct_2("twin_distinct_2", reference, depth=twin_depth, by=twin_name))
     price = price_of_diversity(write_as_twin, judge, prompts)
@@ -184,13 +183,13 @@ def matched_quality(objective: Objective, twin: Objective, judge: Reader, prompt
     for depth in depths:
         write = partial(write_texts, objective, prompts, depth, **settings)
         own = texts[depth] if texts is not None and depth in texts else write()
-        found.take_behind("judged", judge.losses(prompts, own) - theirs, depth=depth, by=twin_name)
+        found.take_behind("judged", judge.read(prompts, own).per_token - theirs, depth=depth, by=twin_name)
         matched = match_distinct(write, share, start=own, tolerance=tolerance)
         fields = {"depth": depth, "temperature": matched.temperature}
         if not matched.reached:
             found.rows.append(_distinct_2("unmatched_distinct_2", matched.texts, by=twin_name, **fields))
             continue
-        nats = judge.losses(prompts, matched.texts)
+        nats = judge.read(prompts, matched.texts).per_token
         found.take("matched_nats", nats, by=judge.name, **fields)
         found.rows.append(_distinct_2("matched_distinct_2", matched.texts, **fields))
         found.take_behind("matched", _corrected(nats - theirs, matched.texts, reference, price), by=twin_name, **fields)
@@ -200,20 +199,20 @@ def matched_quality(objective: Objective, twin: Objective, judge: Reader, prompt
 def price_of_diversity(write: Callable[..., Texts], judge: Reader, prompts: Int[Tensor, "num length"]) -> float:
     """Nats a token that the judge asks for a unit of distinct-2, between temperatures 0.9 and 1.1."""
     low, high = (write(temperature=temperature) for temperature in (0.9, 1.1))
-    more = distinct(high.tolist(), 2) - distinct(low.tolist(), 2)
-    nats = (judge.losses(prompts, high) - judge.losses(prompts, low)).mean().item()
+    more = distinct(as_lists(high), 2) - distinct(as_lists(low), 2)
+    nats = (judge.read(prompts, high).per_token - judge.read(prompts, low).per_token).mean().item()
     return nats / more if more > 0.005 else 0.0  # a writer that temperature does not move has no price
 
 
 def _corrected(differences: Float[Tensor, "num"], texts: Texts, reference: Texts, price: float) -> Float[Tensor, "num"]:
     """Differences whose mean is theirs at equal diversity, mean(d) - price (D - D_reference), and whose spread is that
     of the mean's leave-one-out values, the two D's included."""
-    shares = [distinct(t.tolist(), 2) for t in (texts, reference)]
-    left_out = [leave_one_out(t.tolist(), 2) for t in (texts, reference)]
+    shares = [distinct(as_lists(t), 2) for t in (texts, reference)]
+    left_out = [leave_one_out(as_lists(t), 2) for t in (texts, reference)]
     influence = (len(differences) - 1) * (left_out[0].mean() - left_out[0] - left_out[1].mean() + left_out[1])
     return differences - price * (shares[0] - shares[1] + influence)
 
 
 def _distinct_2(metric: str, texts: Texts, **fields) -> Row:
-    mean, spread = distinct(texts.tolist(), 2), jackknife(texts.tolist(), 2)
+    mean, spread = distinct(as_lists(texts), 2), jackknife(as_lists(texts), 2)
     return Row(metric, mean, mean - spread, mean + spread, len(texts), **fields)

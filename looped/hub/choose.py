@@ -14,7 +14,7 @@ def open_judge(name: str, writer: Run) -> Reader:
     if not is_run(name):
         from looped.hub.judge import HubJudge
 
-        return HubJudge(name, writer.tokenizer.decode)
+        return HubJudge(name, writer.tokenizer.decode, end_of_text=writer.tokenizer.end_of_text)
     run = load_run(name)
     judge = Judge(name, run.objective, run.config.main_depth, run.tokenizer.json())
     judge.check(str(writer.path), writer.tokenizer.json())

@@ -2,7 +2,8 @@
 
 The prompt and what was written are decoded together and tokenized anew. The nats of what was written are those of the
 judge's tokens from the first one that reaches beyond the prompt: a token across the boundary counts whole. An end of
-text is nothing that can be read, so the judge sees the documents on both sides of it as one.
+text is nothing that can be read: it is not counted, and of a prompt that holds one the judge sees the documents on both
+sides as one.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +14,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from looped.errors import UserError
-from looped.evaluation.judge import continuation
+from looped.evaluation.judge import Judged, continuation
+from looped.evaluation.texts import Texts, as_lists
 from looped.hub.loading import batches, load, max_length
 
 BATCH = 8
@@ -21,13 +23,15 @@ BATCH = 8
 
 
 class HubJudge:
-    """A model and its tokenizer that read what a writer has written; `decode` is the writer's, from ids to text.
+    """A model and its tokenizer that read what a writer has written; `decode` is the writer's, from ids to text, and
+    `end_of_text` its token that says nothing.
 
     Raises `UserError` for what `load` refuses and for a model that looks ahead.
     """
 
-    def __init__(self, name: str, decode: Callable[[Sequence[int]], str], *, device: str | torch.device = "cpu"):
-        self.name, self.decode = name, decode
+    def __init__(self, name: str, decode: Callable[[Sequence[int]], str], *, end_of_text: int | None = None,
+                 device: str | torch.device = "cpu"):
+        self.name, self.decode, self.end_of_text = name, decode, end_of_text
         self.model, self.tokenizer = load(name, "AutoModelForCausalLM")
         self.model.to(device)
         self._check_causal()
@@ -41,10 +45,11 @@ class HubJudge:
             raise UserError(f"model {self.name} looks ahead: what it expects depends on later tokens; name a causal "
                             f"language model as the judge")
 
-    def losses(self, prompts: Int[Tensor, "num prompt"], texts: Int[Tensor, "num length"]) -> Float[Tensor, "num"]:
-        """Nats of each text after its prompt, a token of the writer."""
-        return self.nats([continuation(self.decode, *pair) for pair in zip(prompts.tolist(), texts.tolist(),
-                                                                           strict=True)]) / texts.shape[1]
+    def read(self, prompts: Int[Tensor, "num prompt"], texts: Texts) -> Judged:
+        """Each text after its prompt, without its end of text."""
+        rows = as_lists(texts)
+        nats = self.nats([continuation(self.decode, *pair) for pair in zip(prompts.tolist(), rows, strict=True)])
+        return Judged(nats, torch.tensor([sum(token != self.end_of_text for token in row) for row in rows]))
 
     @torch.no_grad()
     def nats(self, texts: Sequence[tuple[str, int]]) -> Float[Tensor, "num"]:

@@ -141,7 +141,7 @@ class LanguageModel(nn.Module):
         return self.decode(self.unroll(self.encode(tokens), grad=num_steps, noise=noise))
 
     def make_context(self, e: State, kind: str, *, mask: Mask | None = None, cache: Cache | None = None,
-                     start: Start = 0, block: int | None = None) -> Cache | None:
+                     start: Start = 0, positions: Positions | None = None, block: int | None = None) -> Cache | None:
         """The clean keys and values that noisy rows attend to in every core and coda layer, whatever the noise level.
 
         inject: none (None). context: every layer reads the prelude's output. concat: the clean rows run through the
@@ -153,7 +153,7 @@ class LanguageModel(nn.Module):
             return None
         assert kind in ("context", "concat"), kind
         context = cache if cache is not None else Cache()
-        rows, blocks = self._rows(e, start, mask), self.recurrence.core.blocks
+        rows, blocks = self._rows(e, start, mask, positions=positions), self.recurrence.core.blocks
         for number in range(len(blocks)) if block is None else [block]:
             self._record(blocks[number].layers, e, kind, context.of_block(number if len(blocks) > 1 else None), rows)
         return context

@@ -188,6 +188,8 @@ class Packed(Mask):
     def __post_init__(self):
         if not isinstance(self.documents, Tensor):
             object.__setattr__(self, "documents", _number_documents(self.documents))
+        if bool((self.documents.diff() >= 0).all()):  # numbers that never fall come back to nothing
+            return
         for i, row in enumerate(self.documents):
             if len(row.unique()) < len(row.unique_consecutive()):
                 raise UserError(f"row {i} of documents comes back to a document it had left; number each run anew")
@@ -218,6 +220,40 @@ def _number_documents(lengths: Sequence[Sequence[int]]) -> Int[Tensor, "batch le
     if len(set(totals)) != 1 or any(n < 1 for row in lengths for n in row):
         raise UserError(f"document lengths must be positive and add up to the same in each row; rows have {totals}")
     return torch.stack([torch.arange(len(row)).repeat_interleave(torch.tensor(row)) for row in lengths])
+
+
+@dataclass(frozen=True, eq=False)
+class Within(Mask):
+    """Another mask, within documents alone. `documents` (B, L) numbers each position's document; a mask of two halves
+    of L rows, clean and noisy ones, has the same documents in both. Here `CleanNoisy` of documents of 1 and 2:
+
+    ```
+    # . . . . .
+    . # . . . .
+    . # # . . .
+    # . . # . .
+    . # . . # .
+    . # # . . #
+    ```
+    """
+
+    mask: Mask
+    documents: Int[Tensor, "batch length"]
+
+    @property
+    def batch(self) -> int:
+        return self.documents.shape[0]
+
+    @property
+    def size(self) -> int:
+        return self.mask.size or self.documents.shape[1]
+
+    def allow(self, q, k, b=0):
+        documents, length = self.documents.to(k.device), self.documents.shape[1]
+        return self.mask.allow(q, k, b) & (documents[b, q % length] == documents[b, k % length])
+
+    def of_rows(self, rows):
+        return replace(self, mask=self.mask.of_rows(rows), documents=self.documents[rows.to(self.documents.device)])
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,7 @@
 """Training rules: how `step` is unrolled, and where gradients flow. Found by name through `build_objective`."""
 
 from looped.config import Config
+from looped.errors import UserError
 from looped.models.image_denoiser import ImageDenoiser
 from looped.models.language import LanguageModel
 from looped.models.per_block import PerBlockModel
@@ -25,8 +26,19 @@ UNROLLED = {"full": Full, "truncated": Truncated, "progressive": Progressive, "a
 NOPROP = {"noprop-dt": NoPropDT, "noprop-ct": NoPropCT, "noprop-fm": NoPropFM}
 
 
-def build_objective(config: Config, model: LanguageModel | ImageDenoiser | PerBlockModel) -> Objective:
-    """The training rule `config.objective` around `model`; what it adds to the model is initialised from the seed."""
+def build_objective(config: Config, model: LanguageModel | ImageDenoiser | PerBlockModel,
+                    end_of_text: int | None = None) -> Objective:
+    """The training rule `config.objective` around `model`; what it adds to the model is initialised from the seed.
+    end_of_text: the token that ends a document, which `data.documents separate` cannot do without."""
+    objective = _rule(config, model)
+    objective.end_of_text, objective.separate = end_of_text, config.data.documents == "separate"
+    if objective.separate and end_of_text is None:
+        raise UserError("data.documents separate tells documents apart by their end-of-text token; pass end_of_text=, "
+                        "or set data.documents to packed")
+    return objective
+
+
+def _rule(config: Config, model: LanguageModel | ImageDenoiser | PerBlockModel) -> Objective:
     with seeded_init(config.seed, "objective"):
         if config.generates:
             settings = model, config.denoise, config.images.label_dropout

@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from looped.data.batch import Batch
 from looped.models.language import LanguageModel
-from looped.nn.bias import Full, Near, Padded
+from looped.nn.bias import Full, Near, Packed, Padded
 from looped.nn.fused import linear_cross_entropy
 from looped.rng import StepRandom
 
@@ -22,7 +22,22 @@ class Loss:
 
 
 class Objective(nn.Module):
-    """A training rule over `encode`, `step`, `decode`; holds the model and whatever else the rule learns."""
+    """A training rule over `encode`, `step`, `decode`; holds the model and whatever else the rule learns.
+
+    end_of_text: the token that ends a document, None where there is none. separate: whether documents in one sequence
+    do not see each other (`data.documents`).
+    """
+
+    end_of_text: int | None = None
+    separate: bool = False
+
+    def ask(self, tokens: Int[Tensor, "batch length_and_one"] | Batch) -> Batch:
+        """Plain tokens as the question that this rule makes of them: each token from those before it, or from those of
+        its own document; a batch as it is."""
+        if self.separate and isinstance(tokens, Tensor):
+            assert self.end_of_text is not None, "documents are told apart by their ends"
+            return Batch.of_documents(tokens, self.end_of_text)
+        return Batch.of(tokens)
 
     def forward(self, tokens: Int[Tensor, "batch length_and_one"] | Batch, random: StepRandom) -> Loss:
         """The loss of predicting tokens[:, 1:] from tokens[:, :-1], or the targets of a batch from its inputs."""
@@ -54,6 +69,8 @@ EVERYBODY = Full()
 
 def surroundings(batch: Batch) -> dict:
     """What the model has to know of a batch besides its tokens: who sees whom, and where the rows stand."""
+    if batch.documents is not None:
+        return {"mask": Packed(batch.documents, causal=batch.causal), "positions": batch.positions}
     if batch.causal:  # what fills up a sequence comes after it
         return {}
     if batch.window is not None:

@@ -56,7 +56,7 @@ class Unrolled(Objective):
         return Loss(value, {"loss": value.detach(), "num_steps": mean_steps})
 
     def start(self, tokens: Int[Tensor, "batch length_and_one"] | Batch, random: StepRandom) -> Start:
-        batch = Batch.of(tokens)
+        batch = self.ask(tokens)
         rows = surroundings(batch)
         e = self.model.encode(batch.inputs, **rows)
         noise = random.normal("state", e.shape[1:]) if self.model.recurrence.needs_noise else None

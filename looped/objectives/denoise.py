@@ -22,6 +22,7 @@ from looped.diffusion.edm import align
 from looped.diffusion.noise import Noise, edges_of, noise_from_config
 from looped.diffusion.samplers import ancestral_step
 from looped.models.language import LanguageModel
+from looped.nn.bias import CleanNoisy, Within
 from looped.objectives.base import Loss, Objective, head_losses, surroundings
 from looped.rng import StepRandom
 
@@ -97,13 +98,13 @@ class Denoise(Objective):
         return self.denoiser.model
 
     def forward(self, tokens: Int[Tensor, "batch length_and_one"] | Batch, random: StepRandom) -> Loss:
-        batch = Batch.of(tokens)
+        batch = self.ask(tokens)
         return self.loss_at(batch, self.levels(random, batch.targets.shape[1]), random)
 
     def loss_at(self, tokens: Int[Tensor, "batch length_and_one"] | Batch, sigma: Tensor, random: StepRandom,
                 block: int | None = None) -> Loss:
         """The loss at given levels (B,) or (B, L); `block`: of one block of the core, if there are several."""
-        batch = Batch.of(tokens)
+        batch = self.ask(tokens)
         rows = surroundings(batch)
         e = self.model.encode(batch.inputs, **rows)
         if self.config.context_dropout and self.training:
@@ -169,7 +170,7 @@ class Denoise(Objective):
                 block: int | None = None) -> Float[Tensor, "batch length"]:
         """Cross-entropy of the clean tokens, the mean over the solver steps that are trained."""
         y = batch.targets
-        rows = rows | {"context": self.model.make_context(e, self.config.context, block=block), "block": block}
+        rows = self.beside(e, batch, rows, block=block) | {"block": block}
         target = self.denoiser.target(y)
         z = only_sought(target + align(sigma, target).float() * random.normal("noise", target.shape[1:]), batch)
         carry = self._carry_of_a_first_reading(z, sigma, e, random, **rows)
@@ -214,10 +215,25 @@ class Denoise(Objective):
         hidden = self.model.hidden(self.model.unroll(e, grad=1, noise=noise, **rows), **rows)
         return batch.mean(head_losses(self.model, hidden, batch.targets)).mean()
 
-    def logits(self, x: Int[Tensor, "batch length"], z: Tensor, sigma: Tensor) -> Tensor:
-        """Logits of the token after each of `x`, from its noised target in z and the clean tokens up to there."""
-        e = self.model.encode(x)
-        return self.denoiser(z, sigma, e, context=self.model.make_context(e, self.config.context))
+    def beside(self, e: Tensor, batch: Batch, rows: dict, *, block: int | None = None) -> dict:
+        """The keyword arguments of a reading of the noisy rows of a batch, whose clean rows have `rows`
+        (`surroundings`): what they attend to besides themselves, and who sees whom."""
+        one = {} if block is None else {"block": block}
+        context = self.model.make_context(e, self.config.context, **one, **rows)
+        if context is not None and batch.documents is not None:
+            rows = rows | {"mask": Within(CleanNoisy(batch.documents.shape[1]), batch.documents)}
+        return rows | {"context": context}
+
+    def encoded(self, batch: Batch) -> tuple[Tensor, dict]:
+        """(e, the keyword arguments of readings beside it) of a batch."""
+        rows = surroundings(batch)
+        e = self.model.encode(batch.inputs, **rows)
+        return e, self.beside(e, batch, rows)
+
+    def logits(self, tokens: Int[Tensor, "batch length_and_one"] | Batch, z: Tensor, sigma: Tensor) -> Tensor:
+        """Logits of every target, from its noised row in z and the clean tokens before it."""
+        e, rows = self.encoded(self.ask(tokens))
+        return self.denoiser(z, sigma, e, **rows)
 
     def weight(self, sigma: Tensor) -> Tensor:
         """w(sigma): one, or EDM's, which over-weights the trivial low-noise end of a cross-entropy."""

@@ -12,6 +12,8 @@ A core of several blocks parts the levels by equal decrements of alpha, and each
 the end-to-end twin of several.
 """
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
@@ -23,9 +25,9 @@ from looped.data.batch import Batch
 from looped.diffusion import masking
 from looped.diffusion.masking import hide, hide_one_and, mask_edges
 from looped.diffusion.noise import block_of
-from looped.models.language import LanguageModel, Start
+from looped.models.language import LanguageModel, Positions, Start
 from looped.nn.bias import Mask
-from looped.objectives.base import EVERYBODY, Loss, Objective, head_losses
+from looped.objectives.base import EVERYBODY, Loss, Objective, head_losses, surroundings
 from looped.objectives.one_block import OneBlock
 from looped.rng import StepRandom
 
@@ -49,60 +51,69 @@ class Masked(Objective):
 
     def forward(self, tokens: Int[Tensor, "batch length_and_one"] | Batch, random: StepRandom) -> Loss:
         """The loss of tokens[:, 1:], those that other rules predict."""
-        tokens = Batch.of(tokens).targets
-        return self.training_loss(tokens, random) if self.training else self.bound(tokens, random)
+        batch = self.ask(tokens)
+        return self.training_loss(batch, random) if self.training else self.bound(batch, random)
 
-    def training_loss(self, tokens: Tokens, random: StepRandom) -> Loss:
-        return self.loss_between(tokens, 0.0, 1.0, random)
+    def ask(self, tokens: Int[Tensor, "batch length_and_one"] | Batch) -> Batch:
+        """As for every rule, but that tokens on both sides are seen."""
+        return replace(super().ask(tokens), causal=False)
 
-    def loss_between(self, tokens: Tokens, low: float, high: float, random: StepRandom, *, scale: float = 1.0,
+    def training_loss(self, batch: Batch, random: StepRandom) -> Loss:
+        return self.loss_between(batch, 0.0, 1.0, random)
+
+    def loss_between(self, batch: Batch, low: float, high: float, random: StepRandom, *, scale: float = 1.0,
                      block: int | None = None) -> Loss:
         """The weighted loss at times of levels in [low, high], through one block if there are several."""
+        tokens = batch.targets
         ends = masking.time_of(self.config.schedule, torch.tensor([low, high], dtype=torch.float64)).tolist()
         t = ends[0] + (ends[1] - ends[0]) * random.stratified("time")
         m, w = masking.level(self.config.schedule, t), scale * masking.weight(self.config.schedule, t)
         shown, hidden = hide(tokens, m, random.uniform("hidden", tokens.shape[1:]), self.model.mask_token)
-        losses = head_losses(self.model, self.read(shown, m, block=block), tokens) * hidden
+        losses = head_losses(self.model, self.read(shown, m, block=block, **surroundings(batch)), tokens) * hidden
         value = (w.to(losses) * losses.mean(1)).mean()
         mean = losses.detach().sum() / hidden.sum().clamp(min=1)
         return Loss(value, {"loss": value.detach(), "cross_entropy": mean})
 
-    def bound(self, tokens: Tokens, random: StepRandom) -> Loss:
+    def bound(self, batch: Batch, random: StepRandom) -> Loss:
         """The bound at one level a sequence, spread over the batch."""
-        losses = self.losses_at(tokens, random.stratified("time"), random, "hidden")
+        losses = self.losses_at(batch, random.stratified("time"), random, "hidden")
         return Loss(losses.mean(), {"loss": losses.detach().mean(), "cross_entropy": losses.detach().mean()})
 
-    def losses_at(self, tokens: Tokens, m: Levels, random: StepRandom, stream: str) -> Float[Tensor, "batch"]:
+    def losses_at(self, batch: Batch, m: Levels, random: StepRandom, stream: str) -> Float[Tensor, "batch"]:
         """Mean cross-entropy of each sequence's hidden tokens at its level, at least one of them; its mean over m ~
         U(0, 1) is the bound a token (`hide_one_and`)."""
+        tokens = batch.targets
         uniform = random.uniform(stream, (tokens.shape[1] + 1,))
         shown, hidden = hide_one_and(tokens, m, uniform, self.model.mask_token)
-        losses = head_losses(self.model, self.read_by_owners(shown, m), tokens)
+        losses = head_losses(self.model, self.read_by_owners(shown, m, **surroundings(batch)), tokens)
         return (losses * hidden).sum(1) / hidden.sum(1)
 
-    def read(self, tokens: Tokens, m: Levels, *, block: int | None = None, mask: Mask = EVERYBODY,
-             start: Start = 0) -> Float[Tensor, "batch length width"]:
+    def read(self, tokens: Tokens, m: Levels, *, block: int | None = None, mask: Mask = EVERYBODY, start: Start = 0,
+             positions: Positions | None = None) -> Float[Tensor, "batch length width"]:
         """What the head reads, of tokens of which some are the mask token, at levels m."""
-        rows = {"mask": mask, "start": start}
+        rows = {"mask": mask, "start": start, "positions": positions}
         e = self.model.encode(tokens, **rows)
         level = torch.logit(m, eps=LEAST) / 4 if self.config.cond_width else None
         return self.model.hidden(self.model.step(e, e, level, block=block, **rows), **rows)
 
-    def read_by_owners(self, tokens: Tokens, m: Levels, *, mask: Mask = EVERYBODY,
-                       start: Start = 0) -> Float[Tensor, "batch length width"]:
+    def read_by_owners(self, tokens: Tokens, m: Levels, *, mask: Mask = EVERYBODY, start: Start = 0,
+                       positions: Positions | None = None) -> Float[Tensor, "batch length width"]:
         """`read`, each sequence by the block that owns its level."""
         owners = self.owners(m)
         order, parts = owners.argsort(stable=True), []
         blocks, counts = owners.unique(return_counts=True)
         for block, rows in zip(blocks.tolist(), order.split(counts.tolist()), strict=True):
             first = start[rows.to(start.device)] if isinstance(start, Tensor) else start
-            parts.append(self.read(tokens[rows], m[rows], block=block, mask=mask.of_rows(rows), start=first))
+            places = None if positions is None else positions[rows.to(positions.device)]
+            parts.append(self.read(tokens[rows], m[rows], block=block, mask=mask.of_rows(rows), start=first,
+                                   positions=places))
         return torch.cat(parts)[order.argsort()]
 
-    def logits(self, tokens: Tokens, m: Levels, *, mask: Mask = EVERYBODY,
-               start: Start = 0) -> Float[Tensor, "batch length vocab"]:
+    def logits(self, tokens: Tokens, m: Levels, *, mask: Mask = EVERYBODY, start: Start = 0,
+               positions: Positions | None = None) -> Float[Tensor, "batch length vocab"]:
         """Logits of the tokens themselves, hidden or not."""
-        return linear(self.read_by_owners(tokens, m, mask=mask, start=start), self.model.head_weight)
+        read = self.read_by_owners(tokens, m, mask=mask, start=start, positions=positions)
+        return linear(read, self.model.head_weight)
 
     def owners(self, m: Levels) -> Int[Tensor, "batch"]:
         """The block of the core at work at each level."""
@@ -128,12 +139,12 @@ class MaskedBlocks(OneBlock, Masked):
         # Of all steps together the loss has the mean of the bound, however often a block has its turn.
         self.scales = (masking.block_times(config.schedule, blocks.num) / self.shares).tolist()
 
-    def training_loss(self, tokens: Tokens, random: StepRandom) -> Loss:
-        return self.loss_of(self.turn(random), tokens, random)
+    def training_loss(self, batch: Batch, random: StepRandom) -> Loss:
+        return self.loss_of(self.turn(random), batch, random)
 
-    def loss_of(self, block: int, tokens: Tokens, random: StepRandom) -> Loss:
+    def loss_of(self, block: int, batch: Batch, random: StepRandom) -> Loss:
         """The loss of one block, whatever the others are."""
-        loss = self.loss_between(tokens, *self.interval(block), random, scale=self.scales[block], block=block)
+        loss = self.loss_between(batch, *self.interval(block), random, scale=self.scales[block], block=block)
         return Loss(loss.value, loss.metrics | {f"ce_block{block}": loss.metrics["cross_entropy"]})
 
     def interval(self, block: int) -> tuple[float, float]:

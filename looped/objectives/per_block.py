@@ -41,4 +41,4 @@ class PerBlock(Blockwise):
 
     def loss_at(self, tokens: Any, sigma: Tensor, random: StepRandom, block: int | None = None) -> Loss:
         assert block is not None, "of several blocks one is at work"
-        return self._rules[block].train(self.training).loss_at(tokens, sigma, random, block=block)
+        return self._rules[block].train(self.training).loss_at(self.ask(tokens), sigma, random, block=block)

@@ -19,6 +19,7 @@ from looped.evaluation.image_quality import heldout_errors, training_levels
 from looped.evaluation.image_samples import grid_of_classes
 from looped.evaluation.likelihood import main_losses
 from looped.evaluation.solving import one_answer, solved
+from looped.evaluation.texts import as_lists
 from looped.objectives import Objective
 from looped.rng import StepRandom
 
@@ -95,7 +96,7 @@ def sampled_text(objective: Objective, data: TextData, config: Config) -> str:
     lines = []
     for depth, texts in samples.items():
         lines.append(f"depth {depth}, distinct-2 {diversity[depth]:.3f}")
-        lines += [f"  {data.tokenizer.decode(text.tolist())!r}" for text in texts]
+        lines += [f"  {data.tokenizer.decode(text)!r}" for text in as_lists(texts)]
     return "\n".join(lines)
 
 

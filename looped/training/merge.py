@@ -81,7 +81,7 @@ def _assemble(config: Config, parts: list[Part]) -> dict[str, Tensors]:
     """The tensors of the whole's checkpoint, file by file."""
     state = parts[0].state
     picture = Picture(**state["picture"]) if state.get("picture") else None
-    objective = build_objective(config, build(config, state["vocab_size"], picture))
+    objective = build_objective(config, build(config, state["vocab_size"], picture), state.get("end_of_text"))
     assert isinstance(objective, OneBlock)
     expected = module_tensors(objective)
     shared = _shared(config, parts, shared_names(objective, expected))
@@ -117,6 +117,7 @@ def _write(folder: Path, config: Config, parts: list[Part], tensors: dict[str, T
     """A run's folder: the figures in it are what training took in all."""
     first, spent = parts[0], asdict(_spent(parts))
     state = spent | {"vocab_size": first.state["vocab_size"], "picture": first.state.get("picture"),
+                     "end_of_text": first.state.get("end_of_text"),
                      "data": first.state["data"], "meter": {},
                      "groups": [group for part in parts for group in part.state["groups"]]}
     merged = {"merged": [str(part.path) for part in parts]}

@@ -43,7 +43,7 @@ from looped.training.checkpoint import (
 FREE_AFTER_TRAINING = ("seed", "evaluation", "training.threads", "denoise.solver", "denoise.schedule", "denoise.bridge",
                        "denoise.bridge_top_k", "denoise.start", "denoise.restart_level", "denoise.settle_above",
                        "denoise.guidance", "noprop.solver", "recurrence.damping", "masked.schedule",
-                       "images.max_heldout")
+                       "images.max_heldout", "data.documents")
 """Settings, or sections of them, that a trained run can be evaluated and sampled with."""
 
 CONFIG, STAMP, TOKENIZER, LOCK = "config.yaml", "stamp.json", "tokenizer.json", ".lock"
@@ -219,9 +219,16 @@ def load_run(path: str | Path, *, ema: bool = True, step: int | None = None, dev
     name = "ema" if ema and (checkpoint / "ema.safetensors").exists() else "model"
     tensors = load_tensors(checkpoint, name)
     picture = Picture(**state["picture"]) if state.get("picture") else None
-    objective = build_objective(config, build(config, state["vocab_size"], picture))
+    objective = build_objective(config, build(config, state["vocab_size"], picture), _end_of_text(path, state))
     load_module(objective, tensors, checkpoint / f"{name}.safetensors")
     return Run(path, config, state["step"], objective.to(device).eval())
+
+
+def _end_of_text(path: Path, state: Mapping[str, Any]) -> int | None:
+    """The token that ends a document of text; older runs have it in their tokenizer alone."""
+    if "end_of_text" in state or not (path / TOKENIZER).is_file():
+        return state.get("end_of_text")
+    return load_tokenizer(path / TOKENIZER).end_of_text
 
 
 def _changed(path: Path, settings: Mapping[str, Any]) -> Config:

@@ -126,7 +126,7 @@ def test_the_sweep_reports_every_depth(flags):
     assert all(row.ci_low <= row.mean <= row.ci_high for row in sweep.rows)
     texts, samples = evaluate_samples(objective, rows[:, :4], [1], num_tokens=5)
     assert {row.metric for row in texts} == {"distinct_1", "distinct_2", "distinct_4", "repetition_4",
-                                             "tokens_per_second"}
+                                             "text_tokens", "tokens_per_second"}
     assert samples[1].shape == (4, 5)
 
 

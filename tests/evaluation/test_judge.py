@@ -31,13 +31,13 @@ def test_the_figure_is_the_loss_of_the_text_alone(judge):
     tokens = rows()
     logits = judge.objective.model(tokens, 3)
     losses = -torch.log_softmax(logits[:, :-1], -1).gather(-1, tokens[:, 1:, None])[..., 0]
-    torch.testing.assert_close(judge.losses(tokens[:, :4], tokens[:, 4:]), losses[:, 3:].mean(1).double())
+    torch.testing.assert_close(judge.read(tokens[:, :4], tokens[:, 4:]).per_token, losses[:, 3:].mean(1).double())
 
 
 def test_a_judge_finds_its_own_likeliest_text_cheaper_than_chance(judge):
     prompts = rows()[:, :4]
     own = generate(judge.objective, prompts, num_tokens=8, depth=3, temperature=0.0)
-    assert judge.losses(prompts, own).mean() + 0.5 < judge.losses(prompts, rows()[:, 4:]).mean()
+    assert judge.read(prompts, own).per_token.mean() + 0.5 < judge.read(prompts, rows()[:, 4:]).per_token.mean()
 
 
 def test_another_vocabulary_is_refused(judge):

@@ -186,7 +186,8 @@ def test_the_price_of_diversity_is_that_of_a_warmer_twin_and_nothing_where_tempe
                                                                        temperature=temperature), judge, rows)
     cold, warm = (write_texts(twin, rows, 1, num_tokens=12, temperature=t) for t in (0.8, 1.2))
     more = distinct(warm.tolist(), 2) - distinct(cold.tolist(), 2)
-    assert price * more == pytest.approx((judge.losses(rows, warm) - judge.losses(rows, cold)).mean().item(), rel=0.3)
+    asked = (judge.read(rows, warm).per_token - judge.read(rows, cold).per_token).mean().item()
+    assert price * more == pytest.approx(asked, rel=0.3)
     assert quality.price_of_diversity(lambda temperature: cold, judge, rows) == 0
 
 

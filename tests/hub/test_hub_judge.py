@@ -69,7 +69,7 @@ def test_a_token_across_the_boundary_is_the_texts(judge):
 
 def test_losses_are_nats_a_token_of_the_writer_and_bits_a_byte(judge):
     prompts, texts = in_bytes([p for p, _ in PAIRS]), in_bytes([t for _, t in PAIRS])
-    losses = judge.losses(prompts, texts)
+    losses = judge.read(prompts, texts).per_token
     nats = judge.nats([continuation(decode_utf8, *pair) for pair in zip(prompts.tolist(), texts.tolist(), strict=True)])
     torch.testing.assert_close(losses, nats / texts.shape[1])
     rows = {row.metric: row for row in judged_rows(judge, prompts, texts, decode_utf8, depth=2)}
@@ -85,9 +85,9 @@ def test_a_writer_of_another_tokenizer_is_read_the_same(judge):
     other = byte_level(vocab_size=300)
     prompt, text = PAIRS[1]
     texts = [torch.tensor([other.encode(t).ids]) for t in (prompt, text)]
-    found = HubJudge(judge.name, other.decode).losses(*texts) * texts[1].shape[1]
+    found = HubJudge(judge.name, other.decode).read(*texts).nats
     by_bytes = [torch.tensor([list(t.encode())]) for t in (prompt, text)]
-    assert found.item() == pytest.approx((judge.losses(*by_bytes) * len(text.encode())).item(), rel=1e-6)
+    assert found.item() == pytest.approx((judge.read(*by_bytes).nats).item(), rel=1e-6)
 
 
 def test_a_batch_reads_as_one_by_one(judge, monkeypatch):

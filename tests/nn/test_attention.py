@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from attention_oracle import MASKS, ONE_PIECE, B, H, L, Operations, formula, qkv, same, xformers_stand_in
+from attention_oracle import IN_XFORMERS, MASKS, ONE_PIECE, B, H, L, Operations, formula, qkv, same, xformers_stand_in
 from torch._subclasses import FakeTensorMode
 
 from looped.errors import UserError
@@ -65,7 +65,7 @@ def test_flex_equals_the_formula_without_gradient(name, kv_heads, queries, unche
 @needs_xformers
 @pytest.mark.parametrize("queries", [L, 2, 1])
 @pytest.mark.parametrize("kv_heads", [H, 2])
-@pytest.mark.parametrize("name", ONE_PIECE)
+@pytest.mark.parametrize("name", IN_XFORMERS)
 def test_what_xformers_is_asked_equals_the_formula_in_value_and_gradient(name, kv_heads, queries, monkeypatch):
     monkeypatch.setattr(xformers_ops(), "memory_efficient_attention", xformers_stand_in)
     mask, (q, k, v) = MASKS[name], qkv(kv_heads, queries=queries)

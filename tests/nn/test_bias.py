@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from looped.errors import UserError
 from looped.nn.backends import flex_block_mask, run_flex, run_sdpa, xformers_bias, xformers_blocks, xformers_ops
-from looped.nn.bias import Causal, CleanNoisy, Full, Near, Packed, Padded
+from looped.nn.bias import Causal, CleanNoisy, Full, Near, Packed, Padded, Within
 
 B = 2
 DOCUMENTS = ["aaabbc", "abbbbb"]
@@ -29,6 +29,9 @@ WORDS = {
     "packed, full": lambda b, q, k: DOCUMENTS[b][q] == DOCUMENTS[b][k],
     "clean|noisy": lambda b, q, k: k <= q if q < 3 else (k < 3 and k <= q - 3) or k == q,
     "clean|noisy, strict": lambda b, q, k: k <= q if q < 3 else (k < 3 and k < q - 3) or k == q,
+    "within, causal": lambda b, q, k: k <= q and ["aabbbc", "abbbbb"][b][q] == ["aabbbc", "abbbbb"][b][k],
+    "clean|noisy, within": lambda b, q, k: ["abb", "aaa"][b][q % 3] == ["abb", "aaa"][b][k % 3] and (
+        k <= q if q < 3 else (k < 3 and k <= q - 3) or k == q),
 }
 needs_xformers = pytest.mark.skipif(xformers_ops() is None, reason="xformers is not installed")
 
@@ -48,7 +51,7 @@ def test_dense_equals_the_double_loop_with_queries_at_the_end(name, queries):
 
 @pytest.mark.parametrize(("mask", "column"), [
     (Full(), 0), (Causal(), 0), (Padded([2]), 0), (Padded([2], side="left", width=3), 1), (Packed(((2, 2),)), 0),
-    (CleanNoisy(2), 0), (CleanNoisy(2, strict=True), 1)])
+    (CleanNoisy(2), 0), (CleanNoisy(2, strict=True), 1), (Within(CleanNoisy(3), torch.tensor([[0, 1, 1]])), 0)])
 def test_the_picture_in_the_docstring_is_the_mask(mask, column):
     size = mask.size or 3
     picture = type(mask).__doc__.split("```")[1].splitlines()[1 : size + 1]

@@ -1,0 +1,86 @@
+"""Written texts of unequal lengths in one tensor, and where each of them ends.
+
+A text ends with its end-of-text token, or where it says one of the `stop` strings, or with its last token; what follows
+in its row is `NOTHING`, which is no token, so that what forgets the ends fails instead of counting.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from looped.errors import UserError
+
+NOTHING = -1
+
+Texts = Int[Tensor, "num tokens"]
+
+SLACK = 8
+"""Tokens beyond the bytes of a stop string that are decoded to find it: a first one may begin inside a character."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """When a text is over: at the token `end_of_text`, or as soon as `decode` of it holds one of `stop`. Raises
+    UserError for stop strings that are empty, or that nothing can decode."""
+
+    end_of_text: int | None = None
+    stop: Sequence[str] = ()
+    decode: Callable[[Sequence[int]], str] | None = field(default=None, repr=False)
+
+    def __post_init__(self):
+        if isinstance(self.stop, str) or not all(self.stop):
+            raise UserError(f"stop {self.stop!r} is no list of strings that hold something; give one as ['END']")
+        if self.stop and self.decode is None:
+            raise UserError("stop strings are found in decoded text; pass decode=, as tokenizer.decode")
+
+    def reach(self, new: int) -> int:
+        """How many of its last tokens say whether a text of which `new` tokens have come is over."""
+        return new + max((len(stop.encode()) + SLACK for stop in self.stop), default=0)
+
+    def over(self, tails: Texts) -> Bool[Tensor, "num"]:
+        """Which texts are, by their last tokens (`reach`)."""
+        return torch.tensor([self.end_of_text in row or self._stops(row) for row in tails.tolist()],
+                            device=tails.device)
+
+    def cut(self, texts: Texts) -> Texts:
+        """The texts with `NOTHING` after their ends."""
+        lengths = torch.tensor([self._length(row) for row in as_lists(texts)], device=texts.device)
+        place = torch.arange(texts.shape[1], device=texts.device)
+        return texts.masked_fill(place >= lengths.unsqueeze(1), NOTHING)
+
+    def _length(self, row: list[int]) -> int:
+        """Tokens up to the first that ends the text, that one included."""
+        num = row.index(self.end_of_text) + 1 if self.end_of_text in row else len(row)
+        if not self._stops(row[:num]):
+            return num
+        return bisect_left(range(num), True, key=lambda length: self._stops(row[:length]))
+
+    def _stops(self, row: list[int]) -> bool:
+        text = self.decode(row) if self.stop else ""
+        return any(stop in text for stop in self.stop)
+
+    def without_stop(self, text: str) -> str:
+        """A text up to the first of the stop strings."""
+        return text[: min((text.index(stop) for stop in self.stop if stop in text), default=len(text))]
+
+
+def lengths_of(texts: Texts) -> Int[Tensor, "num"]:
+    """Tokens of each text, its end of text included."""
+    return (texts != NOTHING).sum(1)
+
+
+def as_lists(texts: Texts) -> list[list[int]]:
+    """The tokens of each text."""
+    return [row[:length] for row, length in zip(texts.tolist(), lengths_of(texts).tolist(), strict=True)]
+
+
+def per_token(sums: Float[Tensor, "num"], counts: Int[Tensor, "num"]) -> Float[Tensor, "num"]:
+    """A figure a text whose mean is all sums over all counts, and whose spread is that of this ratio (to first order);
+    where all texts have one length, each one's own mean."""
+    sums, counts = sums.double(), counts.double()
+    ratio = sums.sum() / counts.sum().clamp(min=1)
+    return ratio + (sums - ratio * counts) / counts.mean().clamp(min=1)
