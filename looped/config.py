@@ -75,10 +75,6 @@ class Config(Section):
         if self.denoise.block_size > 1 and self.model.injection == "none":
             raise ValueError("denoise.block_size above 1 needs an injection, which tells the core where in its block "
                              "a row stands; set model.injection to linear, add, gated or diagonal")
-        if self.denoise.block_size > 1 and self.data.documents == "separate":
-            raise ValueError(f"denoise.block_size {self.denoise.block_size} seeks tokens on both sides of a document's "
-                             f"end together, and data.documents separate keeps them apart; set data.documents to "
-                             f"packed, or denoise.block_size to 1")
         if self.data.length % self.denoise.block_size:
             size = self.denoise.block_size
             raise ValueError(f"data.length {self.data.length} does not split into blocks of denoise.block_size {size}; "

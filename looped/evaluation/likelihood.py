@@ -131,7 +131,7 @@ def _over_batches(objective: Objective, tokens: Tokens, depths: Sequence[int], m
         rows = tokens[start : start + batch_size]
         random = StepRandom(seed, 0, start=start, count=len(rows), total=len(tokens), device=rows.device)
         for depth, losses, seconds in measure(objective, rows, depths, random):
-            totals[depth][0].append(losses.mean(1).double().cpu())
+            totals[depth][0].append(objective.ask(rows).mean(losses).double().cpu())
             totals[depth][1].append(seconds)
     objective.train(was_training)
     return [DepthLosses(depth, torch.cat(losses), sum(seconds)) for depth, (losses, seconds) in totals.items()]
@@ -267,7 +267,7 @@ def losses_by_sigma(objective: Denoise, tokens: Tokens, *, num_levels: int = 12,
             target = objective.denoiser.target(rows[:, 1:])
             z = target + level * random.normal("noise", target.shape[1:])
             logits = objective.logits(rows, z, levels_of(z, level))
-            losses.append(token_losses(logits, rows[:, 1:]).mean(1).double().cpu())
+            losses.append(objective.ask(rows).mean(token_losses(logits, rows[:, 1:])).double().cpu())
         results.append((level, torch.cat(losses)))
     objective.train(was_training)
     return results

@@ -49,7 +49,8 @@ def probe(objective: Objective, tokens: Tokens, by_depth: Mapping[int, Float[Ten
     """
     was_training = objective.training
     objective.eval()
-    first = next_token_losses(objective, tokens, min(by_depth), seed=seed).mean(1).double().cpu()
+    mean = objective.ask(tokens).mean
+    first = mean(next_token_losses(objective, tokens, min(by_depth), seed=seed)).double().cpu()
     rows = [Row("ln_vocabulary", math.log(vocab_size), math.log(vocab_size), math.log(vocab_size), 1)]
     sentences = [said for said in (depth_verdict(by_depth), _against_chance(first, vocab_size)) if said]
     scrambled = scrambled_context(objective, tokens, seed=seed)
@@ -97,7 +98,7 @@ def scrambled_context(objective: Objective, tokens: Tokens, *, seed: int = 0) ->
             return token_losses(objective.logits(asked, *_noised(objective, y, objective.noise.sigma_max, random)), y)
         return token_losses(_after_one_step(objective, asked, random), y)
 
-    return (losses(batch.inputs.roll(1, 0)) - losses(batch.inputs)).mean(1).double().cpu()
+    return batch.mean(losses(batch.inputs.roll(1, 0)) - losses(batch.inputs)).double().cpu()
 
 
 def _after_one_step(objective: Objective, batch: Batch, random: StepRandom) -> Float[Tensor, "num length vocab"]:
@@ -132,7 +133,8 @@ def block_reading(objective: Denoise, tokens: Tokens, *, seed: int = 0) -> tuple
         sought = place == row
         levels = torch.full(sought.shape, noise.sigma_min, dtype=torch.float64, device=y.device)
         known += losses(levels.masked_fill(sought, noise.sigma_max)) * sought
-    return alone.mean(1).double().cpu(), known.mean(1).double().cpu()
+    mean = objective.ask(tokens).mean
+    return mean(alone).double().cpu(), mean(known).double().cpu()
 
 
 def denoiser_probes(objective: Denoise, tokens: Tokens, *, seed: int = 0) -> list[Row]:

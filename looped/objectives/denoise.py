@@ -8,6 +8,7 @@ copy that runs beside it, or as keys and values of the prelude's output.
 
 import itertools
 import math
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int
@@ -22,7 +23,7 @@ from looped.diffusion.edm import align
 from looped.diffusion.noise import Noise, edges_of, noise_from_config
 from looped.diffusion.samplers import ancestral_step
 from looped.models.language import LanguageModel
-from looped.nn.bias import CleanNoisy, Within
+from looped.nn.bias import CleanNoisy, CleanNoisyBlocks, Within
 from looped.objectives.base import Loss, Objective, head_losses, surroundings
 from looped.rng import StepRandom
 
@@ -221,8 +222,19 @@ class Denoise(Objective):
         one = {} if block is None else {"block": block}
         context = self.model.make_context(e, self.config.context, **one, **rows)
         if context is not None and batch.documents is not None:
-            rows = rows | {"mask": Within(CleanNoisy(batch.documents.shape[1]), batch.documents)}
+            length, block_size = batch.documents.shape[1], self.config.block_size
+            mask = CleanNoisyBlocks(length, block_size) if block_size > 1 else CleanNoisy(length)
+            rows = rows | {"mask": Within(mask, batch.documents)}
         return rows | {"context": context}
+
+    def ask(self, tokens: Int[Tensor, "batch length_and_one"] | Batch) -> Batch:
+        """As for every rule, but that of a block in which a document ends the next one's tokens are not sought: their
+        rows would be told by the document before them where they stand."""
+        batch, block_size = super().ask(tokens), self.config.block_size
+        if batch is tokens or batch.documents is None or block_size == 1:
+            return batch
+        firsts = batch.documents[:, ::block_size].repeat_interleave(block_size, dim=1)
+        return replace(batch, scored=batch.documents == firsts)
 
     def encoded(self, batch: Batch) -> tuple[Tensor, dict]:
         """(e, the keyword arguments of readings beside it) of a batch."""

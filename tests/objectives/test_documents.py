@@ -34,7 +34,8 @@ BLOCKWISE = {"objective": "blockwise", "blocks.num": 2}
 BLOCKS = {f"{name}, blockwise": flags | BLOCKWISE for name, flags in DENOISERS.items()}
 MASKED = {"masked": {"objective": "masked"}, "masked, blocks": {"objective": "masked", "blocks.num": 2}}
 RULES = LOOPS | DENOISERS | BLOCKS | MASKED
-ALL = RULES | {"per-block": DENOISERS["context"] | BLOCKWISE | {"blocks.shared": "per-block"}}
+PAIRS = {f"{name}, blocks of 2": DENOISERS[name] | {"denoise.block_size": 2} for name in ("concat", "context")}
+ALL = RULES | PAIRS | {"per-block": DENOISERS["context"] | BLOCKWISE | {"blocks.shared": "per-block"}}
 
 
 def make(flags, documents="separate"):
@@ -99,10 +100,11 @@ def figures(objective, rows):
     is one of whole texts, its logits."""
     if isinstance(objective, Masked):
         return readings(objective, rows)[:, CUT:]
-    found = [next_token_losses(objective, rows, 3)[:, CUT:]]
+    sought = objective.ask(rows).sought
+    found = [next_token_losses(objective, rows, 3) * sought]
     if hasattr(objective, "denoiser") and objective.denoiser.edges is None:
-        found.append(TeacherForced(objective, rows).log_probs(2, StepRandom(0, 0, count=2), "t")[:, CUT:])
-    return torch.stack(found)
+        found.append(TeacherForced(objective, rows).log_probs(2, StepRandom(0, 0, count=2), "t") * sought)
+    return torch.stack(found)[..., CUT:]
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if name not in MASKED])
@@ -110,7 +112,7 @@ def figures(objective, rows):
 def test_no_gradient_of_a_document_reaches_the_one_before(name, documents, monkeypatch):
     objective = make(ALL[name], documents).train()
     batch, encoded, encode = objective.ask(tokens()), [], LanguageModel.encode
-    second = torch.arange(12).expand(2, 12) >= CUT
+    second = batch.sought & (torch.arange(12) >= CUT)
 
     def watched(model, *args, **kw):
         encoded.append(encode(model, *args, **kw))
@@ -165,9 +167,13 @@ def test_packed_text_is_what_it_was():
     assert surroundings(objective.ask(tokens())) == {}
 
 
-def test_what_cannot_be_kept_apart_is_one_sentence():
-    with pytest.raises(UserError, match=r"denoise\.block_size 2 .* set data\.documents to packed"):
-        load_config(None, SMALL | {"data.documents": "separate", "denoise.block_size": 2})
+@pytest.mark.parametrize("name", PAIRS)
+def test_of_a_block_in_which_a_document_ends_the_next_one_is_not_sought(name):
+    batch = make(PAIRS[name]).ask(tokens())
+    assert batch.sought.tolist() == [[row != CUT for row in range(12)]] * 2  # blocks of rows 4 and 5, 6 and 7, ...
+
+
+def test_documents_kept_apart_need_their_ends():
     config = load_config(None, SMALL | {"data.documents": "separate", "objective": "ar"})
     with pytest.raises(UserError, match="pass end_of_text="):
         build_objective(config, build(config, V))
