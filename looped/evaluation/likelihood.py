@@ -264,10 +264,11 @@ def losses_by_sigma(objective: Denoise, tokens: Tokens, *, num_levels: int = 12,
         for start in range(0, len(tokens), batch_size):
             rows = tokens[start : start + batch_size]
             random = StepRandom(seed, 0, start=start, count=len(rows), total=len(tokens), device=rows.device)
-            target = objective.denoiser.target(rows[:, 1:])
+            batch = objective.ask(rows)
+            target = objective.denoiser.target(batch.targets)
             z = target + level * random.normal("noise", target.shape[1:])
-            logits = objective.logits(rows, z, levels_of(z, level))
-            losses.append(objective.ask(rows).mean(token_losses(logits, rows[:, 1:])).double().cpu())
+            found = token_losses(objective.logits(batch, z, levels_of(z, level)), batch.targets)
+            losses.append(batch.mean(found).double().cpu())
         results.append((level, torch.cat(losses)))
     objective.train(was_training)
     return results

@@ -118,14 +118,15 @@ def _noised(objective: Denoise, y: Tensor, level: float, random: StepRandom) -> 
 def block_reading(objective: Denoise, tokens: Tokens, *, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Nats a token of every sequence at sigma_max with all of its block there, and with the others of its block at
     sigma_min, which all but gives them away: place by place, then the mean."""
-    y, noise, block = tokens[:, 1:], objective.noise, objective.config.block_size
+    batch, noise, block = objective.ask(tokens), objective.noise, objective.config.block_size
+    y = batch.targets
     random = StepRandom(seed, 0, count=len(tokens), device=tokens.device)
     target = objective.denoiser.target(y)
     eps, place = random.normal("noise", target.shape[1:]), torch.arange(y.shape[1], device=y.device) % block
 
     def losses(levels: Tensor) -> Tensor:
         z = target + levels.float().unsqueeze(-1) * eps
-        return token_losses(objective.logits(tokens, z, levels_of(z, levels)), y)
+        return token_losses(objective.logits(batch, z, levels_of(z, levels)), y)
 
     alone = losses(torch.full(y.shape[1:], noise.sigma_max, dtype=torch.float64, device=y.device))
     known = torch.zeros_like(alone)
@@ -133,16 +134,16 @@ def block_reading(objective: Denoise, tokens: Tokens, *, seed: int = 0) -> tuple
         sought = place == row
         levels = torch.full(sought.shape, noise.sigma_min, dtype=torch.float64, device=y.device)
         known += losses(levels.masked_fill(sought, noise.sigma_max)) * sought
-    mean = objective.ask(tokens).mean
-    return mean(alone).double().cpu(), mean(known).double().cpu()
+    return batch.mean(alone).double().cpu(), batch.mean(known).double().cpu()
 
 
 def denoiser_probes(objective: Denoise, tokens: Tokens, *, seed: int = 0) -> list[Row]:
     """By noise level: entropy of the readout (nats) and norm of the soft estimate as a share of |y|; decodability."""
-    y, random = tokens[:, 1:], StepRandom(seed, 0, count=len(tokens), device=tokens.device)
+    batch, random = objective.ask(tokens), StepRandom(seed, 0, count=len(tokens), device=tokens.device)
+    y = batch.targets
     table, norm, rows = objective.denoiser.table(), objective.denoiser.targets.row_norm, []
     for level in _levels(objective):
-        logits = objective.logits(tokens, *_noised(objective, y, level, random))
+        logits = objective.logits(batch, *_noised(objective, y, level, random))
         log_p = torch.log_softmax(logits, -1)
         entropy = -(log_p.exp() * log_p).nan_to_num().sum(-1)
         length = bridge("soft", logits, table).norm(dim=-1) / norm

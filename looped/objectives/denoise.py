@@ -242,9 +242,11 @@ class Denoise(Objective):
         e = self.model.encode(batch.inputs, **rows)
         return e, self.beside(e, batch, rows)
 
-    def logits(self, tokens: Int[Tensor, "batch length_and_one"] | Batch, z: Tensor, sigma: Tensor) -> Tensor:
-        """Logits of every target, from its noised row in z and the clean tokens before it."""
-        e, rows = self.encoded(self.ask(tokens))
+    def logits(self, x: Int[Tensor, "batch length"] | Batch, z: Tensor, sigma: Tensor) -> Tensor:
+        """Logits of the token after each of `x`, from its noised target in z and the clean tokens up to there; or of
+        the targets of a batch."""
+        batch = x if isinstance(x, Batch) else self.ask(torch.cat([x, x[:, -1:]], dim=1))  # what is sought has no part
+        e, rows = self.encoded(batch)
         return self.denoiser(z, sigma, e, **rows)
 
     def weight(self, sigma: Tensor) -> Tensor:

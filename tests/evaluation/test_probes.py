@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from looped.config import load_config
+from looped.data.batch import Batch
 from looped.evaluation.likelihood import losses_by_depth
 from looped.evaluation.probes import block_reading, decodability, depth_verdict, loop_probes, probe, scrambled_context
 from looped.models.build import build
@@ -107,7 +108,7 @@ def test_contraction_is_that_of_a_linear_loop():
     loop = RecurrentDepth(Half(), state_init="zero")
     model = SimpleNamespace(encode=lambda x: torch.randn(*x.shape, 4, generator=torch.Generator().manual_seed(0)),
                             recurrence=loop, unroll=lambda e, **kw: loop.unroll(e, no_grad=0, **kw))
-    found = loop_probes(SimpleNamespace(model=model), rows(), 6)
+    found = loop_probes(SimpleNamespace(ask=Batch.of, model=model), rows(), 6)
     contraction = [row.mean for row in found if row.metric == "contraction"]
     assert contraction == pytest.approx([0.5] * 4, rel=1e-5)
     norms = [row.mean for row in found if row.metric == "state_rms"]

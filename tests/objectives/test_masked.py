@@ -75,7 +75,7 @@ def mean_of_steps(objective, training, num=10, rows=64):
     def loss(step):
         random = StepRandom(0, step, count=rows)
         if training and isinstance(objective, MaskedBlocks):
-            losses = [objective.loss_of(block, sentence(rows)[:, 1:], random).value for block in range(N)]
+            losses = [objective.loss_of(block, objective.ask(sentence(rows)), random).value for block in range(N)]
             return (objective.shares * torch.stack(losses)).sum().item()
         return objective(sentence(rows), random).value.item()
 
@@ -179,7 +179,7 @@ def test_a_block_is_trained_on_its_own_levels_and_a_little_beyond(monkeypatch):
     read = objective.read
     monkeypatch.setattr(objective, "read", lambda tokens, m, **kwargs: (seen.append(m), read(tokens, m, **kwargs))[1])
     for block, (low, high) in enumerate([(2 / 3 - 1 / 30, 1), (1 / 3 - 1 / 30, 2 / 3 + 1 / 30), (0, 1 / 3 + 1 / 30)]):
-        objective.loss_of(block, sentence(200)[:, 1:], StepRandom(0, 0, count=200))
+        objective.loss_of(block, objective.ask(sentence(200)), StepRandom(0, 0, count=200))
         assert (seen[-1].min().item(), seen[-1].max().item()) == pytest.approx((low, high), abs=0.01)
 
 
