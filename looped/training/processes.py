@@ -11,10 +11,14 @@ from typing import Any
 
 from looped.config import Config
 from looped.errors import UserError
+from looped.training.launcher import MIXED_PRECISION, check_launcher
 
 
 def start_accelerator(config: Config):
     """Device, processes and precision; imported here, as `import looped` users may never train.
+
+    What accelerate would read in the environment is given to it, so that the config alone decides; a launcher that asks
+    for something else is refused by a UserError.
 
     Every training rule reaches all that it trains in each step (a test says so), so DDP need not look for unused
     parameters; only those that train one block a step leave out the others, which then have no gradient anywhere.
@@ -22,16 +26,21 @@ def start_accelerator(config: Config):
     import torch
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
+    from accelerate.utils import GradientAccumulationPlugin
 
+    check_launcher(config)
     if torch.distributed.is_available():
         # Its functions have the group there is when it is imported as a default, which would keep it alive when
         # `_leave` drops it; DDP imports it, and so it has to be there before there is a group.
         import torch.distributed.nn.functional
 
     AcceleratorState._reset_state()  # a process may train several configs, each with its own precision
-    precision = config.training.precision
     unused = DistributedDataParallelKwargs(find_unused_parameters=config.one_block_a_step)
-    accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision, kwargs_handlers=[unused])
+    accelerator = Accelerator(
+        mixed_precision=MIXED_PRECISION[config.training.precision], kwargs_handlers=[unused], dynamo_backend="no",
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1))  # the trainer splits its steps itself
+    if config.training.threads:  # accelerate chooses some of its own for processes on a CPU
+        torch.set_num_threads(config.training.threads)
     if accelerator.num_processes > 1:
         atexit.register(_leave)
     return accelerator

@@ -73,8 +73,6 @@ def train(config: Config, run_dir: str | Path, *, evaluate: Evaluate | None = No
     a run in use, a config that does not fit, damaged checkpoints, a full disk, or a loss that is not finite.
     """
     config = with_measured_edges(config)
-    if config.training.threads:
-        torch.set_num_threads(config.training.threads)
     accelerator = start_accelerator(config)
     with ExitStack() as stack:
         run_dir = Path(run_dir)

@@ -2,7 +2,6 @@
 
 import inspect
 import itertools
-import json
 import os
 import signal
 import subprocess
@@ -13,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from same_runs import assert_same, figures, weights
 
 from looped.config import dump_config, load_config
 from looped.errors import UserError
@@ -22,7 +21,6 @@ from looped.objectives import Denoise, Loss, build_objective
 from looped.rng import StepRandom
 from looped.training import checkpoint as ckpt
 from looped.training.heldout import heldout_loss
-from looped.training.monitor import TIMING
 from looped.training.runs import load_run
 from looped.training.trainer import clock_of, micro_batch_size, train
 
@@ -35,25 +33,6 @@ VARIANTS = {
                "optim.ema_decay": 0.9, "training.accumulation": 2, "evaluation.levels": 4},
     "full-bf16": {"objective": "full", "training.precision": "bf16", "training.accumulation": 2, "optim.grad_clip": 0},
 }
-
-
-def weights(run):
-    newest = ckpt.list_checkpoints(run)[0]
-    return {file.name: load_file(file) for file in newest.glob("*.safetensors")}
-
-
-def figures(run):
-    return [{key: value for key, value in json.loads(line).items() if key not in TIMING}
-            for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def assert_same(run, other):
-    assert figures(run) == figures(other)
-    ours, theirs = weights(run), weights(other)
-    assert ours.keys() == theirs.keys()
-    for name, tensors in ours.items():
-        for key, tensor in tensors.items():
-            assert torch.equal(tensor, theirs[name][key]), (name, key)
 
 
 def signal_at(call, number=signal.SIGTERM):

@@ -1,0 +1,90 @@
+"""Settings of a launcher, which arrive in the environment: none of them changes what a config computes.
+
+`accelerate launch`, with its flags and its file of defaults, speaks to a training process by variables alone, and
+`accelerate.Accelerator` takes most of them over its own arguments: accumulation steps divide every gradient, a dynamo
+backend compiles the whole model, a plugin shards it. A launcher says how many processes there are and where; of the
+rest, a value that asks for nothing or for what the config does anyway passes, and any other is refused.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from looped.config import Config
+from looped.errors import UserError
+
+MIXED_PRECISION = {"fp32": "no", "bf16": "bf16"}
+"""`training.precision` in accelerate's words."""
+
+OFF = ("", "0", "no", "n", "none", "false", "f", "off")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A variable of a launcher, the values with which it asks for nothing, and the setting that decides instead."""
+
+    variable: str
+    nothing: tuple[str, ...]
+    setting: str
+    ours: Callable[[Config], object]
+
+    def check(self, value: str, config: Config) -> None:
+        """UserError where the launcher asks for another value than the config's."""
+        ours = self.ours(config)
+        if value.strip().lower() not in self.nothing and not _same(value, ours):
+            raise UserError(f"the launcher sets {self.variable} to {value!r}, where the config has {self.setting} "
+                            f"{ours}; the config decides, so set {self.setting}, and unset {self.variable} or leave it "
+                            f"out of the launcher's flags and configuration")
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A variable of a launcher by which a run would be trained in a way that looped has not, and the way it has."""
+
+    variable: str
+    way_out: str
+
+    def check(self, value: str, config: Config) -> None:
+        """UserError where it is on."""
+        if value.strip().lower() not in OFF:
+            raise UserError(f"the launcher sets {self.variable} to {value!r}, which looped has not: {self.way_out}, "
+                            f"and unset {self.variable} or leave it out of the launcher's flags and configuration")
+
+
+PLAIN = "several processes train by DistributedDataParallel alone, so use its distributed_type (MULTI_GPU, MULTI_CPU)"
+FLOAT = "set training.precision to fp32 or bf16"
+
+READ: tuple[Asked | Refused, ...] = (
+    Asked("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", ("1", "auto"), "training.accumulation",
+          lambda config: config.training.accumulation),
+    Asked("ACCELERATE_GRADIENT_CLIPPING", ("auto", "none"), "optim.grad_clip", lambda config: config.optim.grad_clip),
+    Asked("ACCELERATE_MIXED_PRECISION", ("no",), "training.precision",
+          lambda config: config.training.precision),
+    Asked("ACCELERATE_DYNAMO_BACKEND", ("no",), "training.compile",
+          lambda config: "inductor" if config.training.compile else "false"),
+    Refused("ACCELERATE_FP8_BACKEND", FLOAT),
+    Refused("ACCELERATE_DOWNCAST_BF16", FLOAT),
+    Refused("XLA_USE_BF16", FLOAT),
+    Refused("XLA_DOWNCAST_BF16", FLOAT),
+    Refused("ACCELERATE_USE_DEEPSPEED", PLAIN),
+    Refused("ACCELERATE_USE_FSDP", PLAIN),
+    Refused("ACCELERATE_USE_MEGATRON_LM", PLAIN),
+    Refused("ACCELERATE_USE_PARALLELISM_CONFIG", PLAIN),
+    Refused("ACCELERATE_SAGEMAKER_DISTRIBUTED_TYPE", PLAIN),
+)
+"""All that accelerate 1.15 reads and that changes numbers; the variables of a plugin are read where it is on."""
+
+
+def check_launcher(config: Config, environment: Mapping[str, str] = os.environ) -> None:
+    """UserError, on every process alike, for the first variable by which a launcher asks for something else than the
+    config does."""
+    for each in READ:
+        if each.variable in environment:
+            each.check(environment[each.variable], config)
+
+
+def _same(value: str, ours: object) -> bool:
+    try:
+        return float(value) == float(str(ours))
+    except ValueError:
+        return value.strip().lower() == str(ours).lower()
