@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 
 from looped.config_data import DataConfig
 from looped.data.corpus import Corpus, load_corpus
@@ -32,6 +31,7 @@ from looped.data.tokenizer import (
     train_tokenizer,
 )
 from looped.errors import UserError
+from looped.storage import lock_for
 
 FORMAT = 1  # raise it when the same documents and settings would give other files
 FILES = ("train.bin", "heldout.bin", "tokenizer.json")
@@ -142,7 +142,7 @@ def _dtype(tokenizer: TextTokenizer) -> str:
 def _build_once(train: tuple[Document, ...], heldout: tuple[Document, ...], data: DataConfig, folder: Path) -> None:
     """Makes the cache folder whole; of several processes at once the first does the work and the others wait."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{folder.name}.lock")):
+    with lock_for(folder.with_name(f".{folder.name}.lock")):
         fault = _fault(folder)
         if fault not in ("", "absent"):
             warnings.warn(f"the token cache {folder} is damaged ({fault}) and is built anew", stacklevel=3)
@@ -178,7 +178,7 @@ def _write(folder: Path, tokenizer: TextTokenizer, train: tuple[Document, ...], 
         with (folder / name).open("wb") as file:
             for ids in tokenizer.encode_documents([document.text for document in documents]):
                 file.write(ids.astype(_dtype(tokenizer)).tobytes())
-    (folder / "tokenizer.json").write_text(tokenizer.json(), encoding="utf-8")
+    (folder / "tokenizer.json").write_text(tokenizer.json(), encoding="utf-8", newline="")
     meta = {"format": FORMAT, "sha256": {name: _sha256(folder / name) for name in FILES}}
     (folder / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
 

@@ -1,7 +1,7 @@
 """Checkpoints without pickle: safetensors and JSON in one folder a step, complete or absent, hashed.
 
     run/checkpoints/step-00001000/  model.safetensors  ema.safetensors  optimizer.safetensors  state.json
-    run/latest -> checkpoints/step-00001000
+    run/latest -> checkpoints/step-00001000  (latest.txt, where there are no links)
 
 A folder is written under a temporary name, flushed to the disk, then renamed, so a kill at any moment leaves whole
 checkpoints and, at worst, one temporary folder that the next writer removes. state.json holds the SHA-256 of the other
@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from looped.errors import UserError
+from looped.storage import TEMPORARY, point, sync, sync_folder, write_text
 
 FORMAT = 1
 STATE = "state.json"
-TEMPORARY = ".tmp-"
 
 Tensors = dict[str, Tensor]
 
@@ -80,30 +80,15 @@ def _write(folder: Path, tensors: dict[str, Tensors], state: dict[str, Any]) -> 
     for name, named in tensors.items():
         path = folder / f"{name}.safetensors"
         save_file({key: tensor.detach().contiguous() for key, tensor in named.items()}, path)
-        _sync(path)
+        sync(path)
         hashes[path.name] = _hash(path)
     state = {**state, "sha256": hashes}
-    (folder / STATE).write_text(json.dumps({**state, "self": _hash_json(state)}, indent=1), encoding="utf-8")
-    _sync(folder / STATE)
-    sync_folder(folder)
+    write_text(folder / STATE, json.dumps({**state, "self": _hash_json(state)}, indent=1))
 
 
 def point_latest(run_dir: Path, checkpoint: Path) -> None:
     """Move `latest`, in one go, to a checkpoint."""
-    link = run_dir / f"{TEMPORARY}latest"
-    link.unlink(missing_ok=True)
-    link.symlink_to(checkpoint.relative_to(run_dir))
-    os.replace(link, run_dir / "latest")
-    sync_folder(run_dir)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small file in one go: the old content or the new one, never a part."""
-    temporary = path.with_name(TEMPORARY + path.name)
-    temporary.write_text(text, encoding="utf-8")
-    _sync(temporary)
-    os.replace(temporary, path)
-    sync_folder(path.parent)
+    point(run_dir / "latest", checkpoint)
 
 
 def remove_leftovers(run_dir: Path) -> None:
@@ -119,20 +104,6 @@ def _discard(folder: Path) -> None:
         shutil.rmtree(hidden, ignore_errors=True)
         os.rename(folder, hidden)
         shutil.rmtree(hidden)
-
-
-def _sync(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-
-
-def sync_folder(path: Path) -> None:
-    """Flush the names in a folder to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _hash(path: Path) -> str:

@@ -3,13 +3,12 @@
     runs/<name>/  config.yaml  stamp.json  tokenizer.json  metrics.jsonl  train.log  checkpoints/  latest
 """
 
-import fcntl
 import json
-import os
 import platform
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from looped.data.tokenizer import TextTokenizer, load_tokenizer
 from looped.errors import UserError
 from looped.models.build import build
 from looped.objectives import Objective, build_objective
+from looped.storage import HOLDER, LOCK, SOFT_LOCK, hold, lacking, write_text
 from looped.training.checkpoint import (
     DamagedError,
     check,
@@ -37,7 +37,6 @@ from looped.training.checkpoint import (
     load_tensors,
     newest_good,
     remove_leftovers,
-    write_text,
 )
 
 FREE_AFTER_TRAINING = ("seed", "evaluation", "training.threads", "denoise.solver", "denoise.schedule", "denoise.bridge",
@@ -46,7 +45,9 @@ FREE_AFTER_TRAINING = ("seed", "evaluation", "training.threads", "denoise.solver
                        "images.max_heldout", "data.documents")
 """Settings, or sections of them, that a trained run can be evaluated and sampled with."""
 
-CONFIG, STAMP, TOKENIZER, LOCK = "config.yaml", "stamp.json", "tokenizer.json", ".lock"
+CONFIG, STAMP, TOKENIZER = "config.yaml", "stamp.json", "tokenizer.json"
+OURS = (LOCK, SOFT_LOCK, HOLDER, STAMP)
+"""What a folder may hold before it has a config.yaml."""
 
 
 @contextmanager
@@ -60,7 +61,8 @@ def open_run(config: Config, run_dir: str | Path, *, device: str = "cpu") -> Ite
     with ExitStack() as stack:
         try:
             path.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(_locked(path))
+            stack.enter_context(hold(path))
+            warn_of_lost_guarantees(path)
             _prepare(path, config, device)
         except (FileExistsError, NotADirectoryError):
             raise UserError(f"run {path} is a file or lies under one; choose another --run") from None
@@ -70,20 +72,10 @@ def open_run(config: Config, run_dir: str | Path, *, device: str = "cpu") -> Ite
         yield path
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """An exclusive lock that the kernel gives up when its holder ends, however it ends."""
-    with open(path / LOCK, "a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read(200).strip() or "another process"
-            raise UserError(f"run {path} is in use by {holder}; wait for it to end, or choose another --run") from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}")
-        file.flush()
-        yield
+def warn_of_lost_guarantees(path: Path) -> None:
+    """One warning where the file system under a run has not all that a run is promised."""
+    if lost := lacking(path):
+        warnings.warn(f"run {path} is on a file system without {'; without '.join(lost)}", stacklevel=2)
 
 
 def _prepare(path: Path, config: Config, device: str) -> None:
@@ -91,7 +83,7 @@ def _prepare(path: Path, config: Config, device: str) -> None:
     if (path / CONFIG).exists() and list_checkpoints(path):
         _check_same_config(path, config)
         return
-    strangers = sorted(entry.name for entry in path.iterdir() if entry.name not in (LOCK, STAMP))
+    strangers = sorted(entry.name for entry in path.iterdir() if entry.name not in OURS)
     if strangers and CONFIG not in strangers:
         raise UserError(f"run {path} has no {CONFIG} but holds '{strangers[0]}'; choose another --run")
     # The stamp first: a folder with a config.yaml is complete. A start that saved nothing leaves nothing to protect, so

@@ -170,7 +170,7 @@ def test_damaged_ones_are_set_aside_so_that_pruning_keeps_the_good(tmp_path):
     assert (tmp_path / "checkpoints" / "damaged-step-00000020" / "model.safetensors").exists()
 
 
-@pytest.mark.parametrize("broken", ["save_file", "_sync", "rename"])
+@pytest.mark.parametrize("broken", ["save_file", "sync", "rename"])
 def test_a_full_disk_leaves_the_last_checkpoint_and_no_rubbish(tmp_path, monkeypatch, broken):
     save(tmp_path, 10)
 
