@@ -9,6 +9,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
 
 import pytest
+from browsers import find_browser
 from jaxtyping import config, install_import_hook
 
 CHECKED = ["looped.rng", "looped.nn", "looped.diffusion", "looped.models", "looped.objectives", "looped.evaluation",
@@ -23,3 +24,9 @@ def unchecked():
     config.update("jaxtyping_disable", True)
     yield
     config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A browser to show pages in."""
+    return find_browser()

@@ -4,7 +4,6 @@ import base64
 import html.parser
 import io
 import re
-import shutil
 import subprocess
 
 from matplotlib.image import imread
@@ -55,20 +54,17 @@ def check_alone(text):
     return reader, pictures
 
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-
-def browse(page, folder, *flags):
-    """What a browser without a screen makes of a page; it may use no network."""
-    (folder / "page.html").write_text(page)
+def browse(chromium, page, folder, *flags):
+    """What a browser without a screen (the fixture `chromium`) makes of a page; it may use no network."""
+    (folder / "page.html").write_text(page, encoding="utf-8")
     done = subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+        [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
          "--hide-scrollbars", f"--user-data-dir={folder / 'profile'}", *flags, (folder / "page.html").as_uri()],
         capture_output=True, text=True, timeout=120, check=True)
     return done.stdout
 
 
-def measured(page, folder):
+def measured(chromium, page, folder):
     """(width of every picture that is shown, 0 for a broken one; by how much the page is wider than a phone).
 
     The page itself has no script: a copy with one, and without its policy, tells what the browser has made of it.
@@ -77,6 +73,6 @@ def measured(page, folder):
     told = told.replace("</body>", "<script>document.body.dataset.widths = [...document.images].map(i => "
                                    "i.complete && i.naturalWidth);document.body.dataset.wide = "
                                    "document.documentElement.scrollWidth - innerWidth</script></body>")
-    shown = browse(told, folder, "--dump-dom", "--window-size=420,900")
+    shown = browse(chromium, told, folder, "--dump-dom", "--window-size=420,900")
     widths = re.search(r'data-widths="([^"]*)"', shown).group(1).split(",")
     return [int(width) for width in widths], int(re.search(r'data-wide="(-?\d+)"', shown).group(1))

@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 import yaml
+from browsers import find_browser
 from jaxtyping import TypeCheckError
 
 import looped
@@ -66,6 +67,18 @@ def test_a_broken_file_is_named_in_one_sentence(tmp_path, text):
         load_config(path)
     assert "broken.yaml" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_without_a_browser_a_page_test_is_skipped_by_name_and_on_ci_it_fails(monkeypatch):
+    monkeypatch.setattr("shutil.which", {"google-chrome": "/usr/bin/google-chrome"}.get)
+    assert find_browser() == "/usr/bin/google-chrome"
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.delenv("CI", raising=False)
+    with pytest.raises(pytest.skip.Exception, match="no browser on this machine"):
+        find_browser()
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(pytest.fail.Exception, match="no browser on this machine"):
+        find_browser()
 
 
 def test_every_setting_is_described_once():

@@ -5,7 +5,7 @@ import re
 import pytest
 from matplotlib.figure import Figure as Canvas
 from matplotlib.image import imread
-from page_checks import CHROMIUM, browse, check_alone, measured
+from page_checks import browse, check_alone, measured
 
 from looped.compare.html import Figure, Page, render
 
@@ -53,18 +53,16 @@ def test_a_real_report_is_alone(done):
     assert all(word in reader.text for word in ("nats a token", "torch", "denoise, seed 0, depth 2", "distinct-2"))
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
-def test_a_browser_shows_every_picture(page, tmp_path):
-    widths, wide = measured(page, tmp_path)
+def test_a_browser_shows_every_picture(page, tmp_path, chromium):
+    widths, wide = measured(chromium, page, tmp_path)
     assert widths == [300] * 4
     assert wide <= 0  # on a phone nothing sticks out
-    assert set(measured(re.sub("base64,....", "base64,AAAA", page), tmp_path)[0]) == {0}
+    assert set(measured(chromium, re.sub("base64,....", "base64,AAAA", page), tmp_path)[0]) == {0}
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 @pytest.mark.parametrize(("scheme", "dark"), [("1", False), ("0", True)])
-def test_a_browser_paints_the_page_in_light_and_in_dark(page, tmp_path, scheme, dark):
-    browse(page, tmp_path, f"--screenshot={tmp_path / 'shot.png'}", "--window-size=800,1200",
+def test_a_browser_paints_the_page_in_light_and_in_dark(page, tmp_path, chromium, scheme, dark):
+    browse(chromium, page, tmp_path, f"--screenshot={tmp_path / 'shot.png'}", "--window-size=800,1200",
            f"--blink-settings=preferredColorScheme={scheme}")
     shot = imread(tmp_path / "shot.png")[..., :3]
     assert (shot[:40, :8].mean() < 0.3) == dark  # the margin

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
-from page_checks import CHROMIUM, check_alone, measured
+from page_checks import check_alone, measured
 
 from looped.config import load_config
 from looped.data.problems import prepare_task
@@ -107,9 +107,8 @@ def test_words_are_shown_as_they_are(tmp_path):
     assert reader.text.count(EVIL) > 10
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
-def test_a_browser_shows_every_picture_and_nothing_sticks_out_on_a_phone(page, tmp_path):
-    widths, wide = measured(page, tmp_path)
+def test_a_browser_shows_every_picture_and_nothing_sticks_out_on_a_phone(page, tmp_path, chromium):
+    widths, wide = measured(chromium, page, tmp_path)
     assert len(widths) == 4
     assert all(width > 300 for width in widths)
     assert wide <= 0
