@@ -32,7 +32,7 @@ from looped.diffusion.schedules import block_schedule
 from looped.diffusion.solve import solve
 from looped.errors import UserError
 from looped.evaluation.masked_bound import bound, step_bounds
-from looped.nn.bias import CleanNoisy, Within
+from looped.nn.bias import CleanNoisy, SameDocument
 from looped.nn.cache import Cache
 from looped.objectives.base import Objective, surroundings, token_losses
 from looped.objectives.bptt import Unrolled
@@ -246,8 +246,10 @@ class TeacherForced:
             return self.around
         teacher, documents = Cache(), self.batch.documents
         self.denoiser(self.target + sigma.float()[:, None, None] * eps, sigma, self.e, cache=teacher, **self.around)
-        apart = {} if documents is None else {"mask": Within(CleanNoisy(documents.shape[1], strict=True), documents)}
-        return self.around | apart | {"context": teacher, "strict": True}
+        if documents is None:
+            return self.around | {"context": teacher, "strict": True}
+        mask = CleanNoisy(documents.shape[1], strict=True) & SameDocument(documents)
+        return self.around | {"context": teacher, "mask": mask}
 
 
 @torch.no_grad()

@@ -128,7 +128,7 @@ class LanguageModel(nn.Module):
 
         def options(index: int, rows: Tensor | None) -> dict:
             own = whole
-            if rows is not None and whole["mask"].batch > 1:
+            if rows is not None:
                 own = own | {"mask": whole["mask"].of_rows(rows)}
             if rows is not None and len(whole["rotation"][0]) > 1:
                 own = own | {"rotation": tuple(part[rows] for part in whole["rotation"])}

@@ -14,7 +14,8 @@ from torch.autograd.function import once_differentiable
 
 from looped.errors import UserError, did_you_mean
 from looped.nn.backends import BACKENDS, RUN, causal_kernel, expand_heads, needs_tensor, reason_not, sum_heads
-from looped.nn.bias import Causal, CleanNoisy, Mask
+from looped.nn.bias import Causal, CleanNoisy
+from looped.nn.mask import Mask, require_mask
 
 Query = Float[Tensor, "batch queries heads dim"]
 KeyValue = Float[Tensor, "batch keys kv_heads dim"]
@@ -26,10 +27,12 @@ def attention(q: Query, k: KeyValue, v: KeyValue, mask: Mask, *, backend: str = 
 
     Fewer queries than keys are the last rows (a cache). `auto`: xformers on CUDA, flex for CUDA masks that xformers
     has no class for, SDPA elsewhere. Raises `UserError` for a named backend that cannot run, with the reason, and for
-    sizes that do not fit the mask.
+    sizes that do not fit the mask; warns where the layout seems to be torch's (batch, heads, length, dim).
     """
+    require_mask(mask)
     q, k, v = _autocast(q, k, v)
     _check_heads(q, k, v)
+    _notice_layout(q)
     mask.check(q.shape[0], q.shape[1], k.shape[1])
     if type(mask) is CleanNoisy:
         return _clean_noisy(q, k, v, mask, backend)
@@ -118,6 +121,17 @@ def _check_heads(q: Tensor, k: Tensor, v: Tensor) -> None:
     if q.shape[2] % k.shape[2]:
         raise UserError(f"{q.shape[2]} query heads cannot share {k.shape[2]} key heads; "
                         f"the number of query heads must be a multiple of the number of key heads")
+
+
+MANY_HEADS = 32
+
+
+def _notice_layout(q: Tensor) -> None:
+    """Warn of what is hardly meant: a few rows of many heads, where torch's functions have the two the other way."""
+    rows, heads = q.shape[1:3]
+    if heads > MANY_HEADS and 1 < rows < heads:
+        _announce(f"attention reads q of shape {tuple(q.shape)} as {rows} rows of {heads} heads, since the layout is "
+                  f"(batch, length, heads, dim); from torch's (batch, heads, length, dim) come by .transpose(1, 2)")
 
 
 def _check_rows(q: Tensor, k: Tensor, k_own: Tensor) -> None:

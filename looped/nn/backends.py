@@ -65,7 +65,7 @@ def run_sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
     if type(mask) is Causal and num_queries == num_keys:
         options["is_causal"] = True
     elif type(mask) is not Full and not (type(mask) is Causal and num_queries == 1):
-        allowed, empty = mask.form(("sdpa", num_queries, num_keys, q.device),
+        allowed, empty = mask.form(("sdpa", q.shape[0], num_queries, num_keys, q.device),
                                    lambda: _sdpa_form(mask, num_queries, num_keys, q))
         options["attn_mask"] = allowed
     out = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)), **options)  # B H L K, as views
@@ -104,10 +104,9 @@ def flex_block_mask(mask: Mask, batch: int, num_queries: int, num_keys: int, dev
     mask.check(batch, num_queries, num_keys)
     offset = num_keys - num_queries
     plain = copy.copy(mask)  # the mask keeps this form: a closure over the mask itself would be a reference cycle
-    plain.__dict__.pop("_forms", None)
-
-    return create_block_mask(lambda b, h, q, k: plain.allow(q + offset, k, b), mask.batch if mask.batch > 1 else None,
-                             None, num_queries, num_keys, device=device)
+    rows = batch if mask.differs(device) else None
+    return create_block_mask(lambda b, h, q, k: plain.allow(q + offset, k, b), rows, None, num_queries, num_keys,
+                             device=device)
 
 
 @functools.cache

@@ -3,70 +3,21 @@
 A mask is handed to `attention` as it is and brought to each backend's form there, once for all layers and loop steps
 that use the same object: SDPA's flag or tensor, flex's `BlockMask`, xformers' `AttentionBias`. When queries are fewer
 than keys (a cache), they are the LAST rows: query r of Lq stands at position Lk - Lq + r. A mask of one's own is a
-subclass with `allow`.
+subclass of `Mask` with `allow`; masks combine by `&` and `|` (see mask.py).
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from looped.errors import UserError
+from looped.nn.mask import Mask
 
+WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 Spans = list[list[tuple[int, int]]]  # for each batch row, the [start, stop) of each run of rows that see each other
-
-
-class Mask:
-    """Who may see whom. Rows that see nobody are answered with zeros by every backend, never with NaN."""
-
-    @property
-    def batch(self) -> int:
-        """Batch rows the mask is made for; 1 means any."""
-        return 1
-
-    @property
-    def size(self) -> int | None:
-        """Rows (keys) the mask is made for; None means any."""
-        return None
-
-    def allow(self, q: Tensor, k: Tensor, b: Tensor | int = 0) -> Tensor:
-        """Whether position q sees position k in batch row b; index tensors that broadcast."""
-        raise NotImplementedError
-
-    def check(self, batch: int, num_queries: int, num_keys: int) -> None:
-        """Raise `UserError` where a batch of these sizes is not what the mask is made for."""
-        if self.batch not in (1, batch):
-            raise UserError(f"the mask is made for {self.batch} rows, the batch has {batch}; make one for this batch")
-        if self.size not in (None, num_keys):
-            raise UserError(f"the mask is made for length {self.size}, the keys have {num_keys}; make one for them")
-        if num_queries > num_keys:
-            raise UserError(f"{num_queries} queries for {num_keys} keys: queries are the last rows of the keys, "
-                            f"so there can be at most {num_keys}")
-
-    def dense(self, batch: int, num_queries: int, num_keys: int,
-              device: torch.device | str = "cpu") -> Bool[Tensor, "batch 1 queries keys"]:
-        """The mask as a tensor, with a batch of 1 where all rows are alike: the oracle of every test."""
-        self.check(batch, num_queries, num_keys)
-        b = torch.arange(self.batch, device=device).view(-1, 1, 1, 1)
-        q = torch.arange(num_keys - num_queries, num_keys, device=device).view(1, 1, -1, 1)
-        k = torch.arange(num_keys, device=device).view(1, 1, 1, -1)
-        return self.allow(q, k, b).expand(self.batch, 1, num_queries, num_keys)
-
-    def of_rows(self, rows: Int[Tensor, "rows"]) -> "Mask":
-        """The mask of some rows of its batch."""
-        if self.batch == 1:
-            return self
-        raise NotImplementedError
-
-    def form(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """A backend's form of this mask: made on first use, kept as long as the mask."""
-        forms = self.__dict__.setdefault("_forms", {})
-        if key not in forms:
-            forms[key] = make()
-        return forms[key]
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +54,28 @@ class Causal(Mask):
 
 
 @dataclass(frozen=True, eq=False)
+class SlidingWindow(Mask):
+    """Row i sees itself and the `width - 1` rows before it (Beltagy et al. 2020, arXiv 2004.05150). Width 2:
+
+    ```
+    # . . .
+    # # . .
+    . # # .
+    . . # #
+    ```
+    """
+
+    width: int
+
+    def __post_init__(self):
+        if self.width < 1:
+            raise UserError(f"a sliding window of {self.width} rows shows nothing; a width of 1 is the row itself")
+
+    def allow(self, q, k, b=0):
+        return (k <= q) & (q - k < self.width)
+
+
+@dataclass(frozen=True, eq=False)
 class Padded(Mask):
     """Real rows see real rows; padding sees nobody (its output is zero) and is seen by nobody.
 
@@ -123,7 +96,7 @@ class Padded(Mask):
     width: int | None = None
 
     def __post_init__(self):
-        object.__setattr__(self, "lengths", torch.as_tensor(self.lengths))
+        object.__setattr__(self, "lengths", _whole_numbers("lengths", self.lengths, "batch"))
         if self.side not in ("right", "left"):
             raise UserError(f"padding side '{self.side}' is unknown; use 'right' or 'left'")
         if self.side == "left" and self.width is None:
@@ -132,6 +105,22 @@ class Padded(Mask):
         if int(self.lengths.min()) < 0:
             raise UserError(f"lengths {self.lengths.tolist()} contain a negative one; give the number of real tokens")
         self._check_fit(self._longest if self.width is None else self.width)
+
+    @classmethod
+    def of_attention_mask(cls, mask: Shaped[Tensor, "batch length"], *, causal: bool = True) -> "Padded":
+        """The padding that transformers' `attention_mask` describes: 1 or true for a real token, the zeros of all rows
+        on one side. Raises UserError for any other."""
+        if not isinstance(mask, Tensor) or mask.ndim != 2 or not bool(((mask == 0) | (mask == 1)).all()):
+            raise UserError("an attention_mask is a tensor (batch, length) of ones (real tokens) and zeros (padding)")
+        lengths, width = mask.sum(1), mask.shape[1]
+        for side in ("right", "left"):
+            padded = cls(lengths, side=side, causal=causal, width=width)
+            rows = torch.arange(width, device=mask.device)
+            row = torch.arange(len(mask), device=mask.device)
+            if torch.equal(replace(padded, causal=False).allow(rows, rows, row.unsqueeze(1)), mask.bool()):
+                return padded
+        raise UserError("this attention_mask has padding between real tokens, or on the left in some rows and on the "
+                        "right in others; pad all rows on one side, or wrap what each row sees in a Table")
 
     def _check_fit(self, width: int) -> None:
         if self._longest > width:
@@ -159,7 +148,7 @@ class Padded(Mask):
             real = (q >= self.width - lengths) & (k >= self.width - lengths)
         return real & (k <= q) if self.causal else real
 
-    def of_rows(self, rows):
+    def _of_rows(self, rows):
         return replace(self, lengths=self.lengths[rows.to(self.lengths.device)])
 
     def spans(self, num_keys: int) -> Spans:
@@ -188,6 +177,7 @@ class Packed(Mask):
     def __post_init__(self):
         if not isinstance(self.documents, Tensor):
             object.__setattr__(self, "documents", _number_documents(self.documents))
+        _whole_numbers("documents", self.documents, "batch, length")
         if bool((self.documents.diff() >= 0).all()):  # numbers that never fall come back to nothing
             return
         for i, row in enumerate(self.documents):
@@ -207,12 +197,26 @@ class Packed(Mask):
         same = documents[b, q] == documents[b, k]
         return same & (k <= q) if self.causal else same
 
-    def of_rows(self, rows):
+    def _of_rows(self, rows):
         return replace(self, documents=self.documents[rows.to(self.documents.device)])
 
     def spans(self, num_keys: int) -> Spans:
         stops = [row.unique_consecutive(return_counts=True)[1].cumsum(0).tolist() for row in self.documents]
         return [list(zip([0, *row[:-1]], row, strict=True)) for row in stops]
+
+
+def _whole_numbers(name: str, given: Tensor | Sequence, axes: str) -> Tensor:
+    """The tensor of what was given. Raises UserError where it is none of integers with these axes."""
+    try:
+        numbers = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{name} must be whole numbers ({axes}), got {given}") from error
+    if numbers.ndim != len(axes.split(",")) or not numbers.numel() or numbers.dtype not in WHOLE:
+        kind = str(numbers.dtype).removeprefix("torch.")
+        raise UserError(f"{name} must be whole numbers ({axes}), got a {kind} tensor of shape {tuple(numbers.shape)}"
+                        + ("; of transformers' attention_mask make Padded.of_attention_mask(mask)"
+                           if name == "lengths" and numbers.ndim == 2 else ""))
+    return numbers
 
 
 def _number_documents(lengths: Sequence[Sequence[int]]) -> Int[Tensor, "batch length"]:
@@ -223,9 +227,9 @@ def _number_documents(lengths: Sequence[Sequence[int]]) -> Int[Tensor, "batch le
 
 
 @dataclass(frozen=True, eq=False)
-class Within(Mask):
-    """Another mask, within documents alone. `documents` (B, L) numbers each position's document; a mask of two halves
-    of L rows, clean and noisy ones, has the same documents in both. Here `CleanNoisy` of documents of 1 and 2:
+class SameDocument(Mask):
+    """Everybody sees the rows of its own document, for use with another mask: `CleanNoisy(3) & SameDocument(documents)`
+    of documents of 1 and 2 is
 
     ```
     # . . . . .
@@ -235,25 +239,22 @@ class Within(Mask):
     . # . . # .
     . # # . . #
     ```
+
+    `documents` (B, L) numbers each position's document, in both of two halves of L rows, clean and noisy ones.
     """
 
-    mask: Mask
     documents: Int[Tensor, "batch length"]
 
     @property
     def batch(self) -> int:
         return self.documents.shape[0]
 
-    @property
-    def size(self) -> int:
-        return self.mask.size or self.documents.shape[1]
-
     def allow(self, q, k, b=0):
         documents, length = self.documents.to(k.device), self.documents.shape[1]
-        return self.mask.allow(q, k, b) & (documents[b, q % length] == documents[b, k % length])
+        return documents[b, q % length] == documents[b, k % length]
 
-    def of_rows(self, rows):
-        return replace(self, mask=self.mask.of_rows(rows), documents=self.documents[rows.to(self.documents.device)])
+    def _of_rows(self, rows):
+        return replace(self, documents=self.documents[rows.to(self.documents.device)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -291,9 +292,7 @@ class Near(Mask):
         lengths = self.lengths.to(k.device)[b]
         return near & (q < lengths) & (k < lengths)
 
-    def of_rows(self, rows):
-        if self.batch == 1:
-            return self
+    def _of_rows(self, rows):
         return replace(self, places=self.places[rows] if len(self.places) > 1 else self.places,
                        lengths=None if self.lengths is None else self.lengths[rows])
 

@@ -116,6 +116,9 @@ class Attention(nn.Module):
         """Attend among the rows under `mask` (appending to `cache`); with a `context`, to its rows and these together
         under `mask`, or without a mask to the context rows up to the own place (`strict`: before it) and the own row.
         """
+        if strict and (context is None or mask is not None):
+            raise UserError("strict says which rows of a context are seen where no mask does; "
+                            "pass it with context= and without mask=, or leave it out")
         q = self.queries(x, rotation)
         k, v = self.keys_values(x, rotation)
         if context is not None and mask is None:

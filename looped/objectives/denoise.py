@@ -23,7 +23,7 @@ from looped.diffusion.edm import align
 from looped.diffusion.noise import Noise, edges_of, noise_from_config
 from looped.diffusion.samplers import ancestral_step
 from looped.models.language import LanguageModel
-from looped.nn.bias import CleanNoisy, CleanNoisyBlocks, Within
+from looped.nn.bias import CleanNoisy, CleanNoisyBlocks, SameDocument
 from looped.objectives.base import Loss, Objective, head_losses, surroundings
 from looped.rng import StepRandom
 
@@ -224,7 +224,7 @@ class Denoise(Objective):
         if context is not None and batch.documents is not None:
             length, block_size = batch.documents.shape[1], self.config.block_size
             mask = CleanNoisyBlocks(length, block_size) if block_size > 1 else CleanNoisy(length)
-            rows = rows | {"mask": Within(mask, batch.documents)}
+            rows = rows | {"mask": mask & SameDocument(batch.documents)}
         return rows | {"context": context}
 
     def ask(self, tokens: Int[Tensor, "batch length_and_one"] | Batch) -> Batch:

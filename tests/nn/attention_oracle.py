@@ -4,7 +4,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from looped.nn.backends import CausalKernel, expand_heads
-from looped.nn.bias import Causal, CleanNoisy, Full, Packed, Padded, Within
+from looped.nn.bias import Causal, CleanNoisy, Full, Packed, Padded, SameDocument
 
 B, L, H, K = 2, 6, 4, 8
 MASKS = {
@@ -18,11 +18,11 @@ MASKS = {
     "packed, full": Packed(((3, 2, 1), (1, 5)), causal=False),
     "clean|noisy": CleanNoisy(3),
     "clean|noisy, strict": CleanNoisy(3, strict=True),
-    "within, causal": Within(Causal(), torch.tensor([[0, 0, 1, 1, 1, 2], [0, 1, 1, 1, 1, 1]])),
-    "clean|noisy, within": Within(CleanNoisy(3), torch.tensor([[0, 1, 1], [0, 0, 0]])),
+    "same document, causal": Causal() & SameDocument(torch.tensor([[0, 0, 1, 1, 1, 2], [0, 1, 1, 1, 1, 1]])),
+    "clean|noisy, same document": CleanNoisy(3) & SameDocument(torch.tensor([[0, 1, 1], [0, 0, 0]])),
 }
 ONE_PIECE = [name for name in MASKS if "noisy" not in name]  # clean|noisy runs in two
-IN_XFORMERS = [name for name in ONE_PIECE if "within" not in name]
+IN_XFORMERS = [name for name in ONE_PIECE if "same document" not in name]
 
 
 def draw(*shape, dtype=torch.float64, seed=0):

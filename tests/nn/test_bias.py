@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from looped.errors import UserError
 from looped.nn.backends import flex_block_mask, run_flex, run_sdpa, xformers_bias, xformers_blocks, xformers_ops
-from looped.nn.bias import Causal, CleanNoisy, Full, Near, Packed, Padded, Within
+from looped.nn.bias import Causal, CleanNoisy, Full, Near, Packed, Padded, SameDocument
 
 B = 2
 DOCUMENTS = ["aaabbc", "abbbbb"]
@@ -29,8 +29,8 @@ WORDS = {
     "packed, full": lambda b, q, k: DOCUMENTS[b][q] == DOCUMENTS[b][k],
     "clean|noisy": lambda b, q, k: k <= q if q < 3 else (k < 3 and k <= q - 3) or k == q,
     "clean|noisy, strict": lambda b, q, k: k <= q if q < 3 else (k < 3 and k < q - 3) or k == q,
-    "within, causal": lambda b, q, k: k <= q and ["aabbbc", "abbbbb"][b][q] == ["aabbbc", "abbbbb"][b][k],
-    "clean|noisy, within": lambda b, q, k: ["abb", "aaa"][b][q % 3] == ["abb", "aaa"][b][k % 3] and (
+    "same document, causal": lambda b, q, k: k <= q and ["aabbbc", "abbbbb"][b][q] == ["aabbbc", "abbbbb"][b][k],
+    "clean|noisy, same document": lambda b, q, k: ["abb", "aaa"][b][q % 3] == ["abb", "aaa"][b][k % 3] and (
         k <= q if q < 3 else (k < 3 and k <= q - 3) or k == q),
 }
 needs_xformers = pytest.mark.skipif(xformers_ops() is None, reason="xformers is not installed")
@@ -39,7 +39,7 @@ needs_xformers = pytest.mark.skipif(xformers_ops() is None, reason="xformers is 
 def brute_force(mask, words, queries, keys):
     offset = keys - queries
     return torch.tensor([[[[bool(words(b, q + offset, k)) for k in range(keys)] for q in range(queries)]]
-                         for b in range(mask.batch)])
+                         for b in range(mask.batch or 1)])
 
 
 @pytest.mark.parametrize("queries", [L, 2, 1])
@@ -51,10 +51,10 @@ def test_dense_equals_the_double_loop_with_queries_at_the_end(name, queries):
 
 @pytest.mark.parametrize(("mask", "column"), [
     (Full(), 0), (Causal(), 0), (Padded([2]), 0), (Padded([2], side="left", width=3), 1), (Packed(((2, 2),)), 0),
-    (CleanNoisy(2), 0), (CleanNoisy(2, strict=True), 1), (Within(CleanNoisy(3), torch.tensor([[0, 1, 1]])), 0)])
+    (CleanNoisy(2), 0), (CleanNoisy(2, strict=True), 1), (CleanNoisy(3) & SameDocument(torch.tensor([[0, 1, 1]])), 0)])
 def test_the_picture_in_the_docstring_is_the_mask(mask, column):
     size = mask.size or 3
-    picture = type(mask).__doc__.split("```")[1].splitlines()[1 : size + 1]
+    picture = getattr(mask, "second", mask).__doc__.split("```")[1].splitlines()[1 : size + 1]
     drawn = [[part.split() for part in line.split("   ") if part.strip()][column] for line in picture]
     assert drawn == [["#" if seen else "." for seen in row] for row in mask.dense(1, size, size)[0, 0]]
 
@@ -103,7 +103,7 @@ def test_without_padding_nothing_is_gathered():
 def test_flex_evaluates_the_same_mask(name, queries):
     mask = MASKS[name]
     block = flex_block_mask(mask, B, queries, L, torch.device("cpu"))
-    b, q, k = torch.meshgrid(torch.arange(mask.batch), torch.arange(queries), torch.arange(L), indexing="ij")
+    b, q, k = torch.meshgrid(torch.arange(mask.batch or 1), torch.arange(queries), torch.arange(L), indexing="ij")
     assert torch.equal(block.mask_mod(b, 0, q, k), mask.dense(B, queries, L)[:, 0])
 
 
