@@ -165,14 +165,15 @@ class Generate(Verb):
         guidance = run.config.denoise.guidance if self.guidance is None else self.guidance
         if not 0 <= guidance < math.inf:
             raise UserError(f"--guidance {guidance} is negative or not a number; use 1 for the plain class")
-        from looped.evaluation.image_samples import grid_of_classes, image_layers, write_picture
+        from looped.evaluation.image_samples import grid_of_classes, write_picture
+        from looped.evaluation.inference_cost import image_cost
 
         path, scale = self.out or Path("grid.png"), run.data.images.scale
         picture = grid_of_classes(run.objective, scale, self.depth, self.num_samples, guidance=guidance,
                                   seed=run.config.seed, batch_size=run.config.evaluation.batch_size)
         write_picture(picture, path)
         print(f"{path}: a row each of {', '.join(run.data.images.class_names)}; {self.depth} solver steps, "
-              f"{image_layers(run.objective, self.depth, guidance):,.0f} layer forwards an image")
+              f"{image_cost(run.objective, self.depth, guidance).layer_forwards:,.0f} layer forwards an image")
 
     def _refuse(self, flags: tuple[str, ...], what: str, does: str) -> None:
         """Raises UserError for flags of another kind of run."""

@@ -37,6 +37,11 @@ class PerBlockDenoiser(Denoiser):
     def target(self, tokens: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length dim"]:
         return self.targets(tokens)
 
+    def without(self, e: Tensor, dropped: Tensor | None = None) -> Tensor:
+        """As `Denoiser.without`, for every block's part of `e`."""
+        return torch.cat([self.part(block).without(self.model.of(e, block), dropped)
+                          for block in range(len(self.model.parts))], dim=-1)
+
     def read(self, z: Tensor, sigma: Tensor, e: Tensor, *, block: int | None = None,
              **options) -> tuple[Tensor, Tensor | None]:
         """As `Denoiser.read`, by the block's own denoiser; `e`: of all blocks, as `PerBlockModel.encode` gives it."""

@@ -34,3 +34,19 @@ def solve(config: DenoiseConfig, noise: Noise, denoise: Callable[[Tensor, float 
                                     sought=sought, random=draws, settle_above=config.settle_above)
     levels = block_schedule(config.schedule, num_steps, noise, config.block_size, config.order)
     return sample_rows(denoise, z, levels.repeat(1, z.shape[1] // config.block_size), random=draws)
+
+
+def evaluated_levels(config: DenoiseConfig, noise: Noise, num_steps: int) -> list[float | Tensor]:
+    """The noise level of every network evaluation of a solve, in order; levels by row (L,) or (B, L) where rows have
+    levels of their own. Found by running the solver on one empty block, so that a solver states its evaluations once.
+    """
+    levels: list[float | Tensor] = []
+
+    def record(z: Tensor, level: float | Tensor) -> Tensor:
+        levels.append(level)
+        return z
+
+    block = torch.zeros(1, config.block_size, 1)
+    solve(config, noise, record, num_steps, normal=lambda stream: block, confidence=lambda: block[..., 0],
+          sought=torch.ones(1, config.block_size, dtype=torch.bool))
+    return levels

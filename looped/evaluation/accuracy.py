@@ -11,7 +11,8 @@ from torch import Tensor
 from looped.config import Config
 from looped.data.labelled import LabelledData
 from looped.evaluation.answers import answer
-from looped.evaluation.depth import layer_forwards_at, peak_bytes
+from looped.evaluation.depth import peak_bytes
+from looped.evaluation.inference_cost import answer_cost
 from looped.evaluation.rows import Row, summarise
 from looped.evaluation.solving import at_once, best_depth
 from looped.objectives.base import Objective
@@ -37,7 +38,7 @@ def classify(objective: Objective, data: LabelledData, config: Config, depths: S
         right |= _right(objective, data, config, group)
         seconds = time.perf_counter() - start
         rows += [summarise("accuracy", right[depth].double(), depth=depth, seconds=seconds, peak_bytes=peak_bytes(),
-                           layer_forwards=layer_forwards_at(objective, depth)) for depth in group]
+                           **answer_cost(objective, depth, config.evaluation).fields()) for depth in group]
     return Classified(rows, right)
 
 

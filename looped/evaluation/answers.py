@@ -5,7 +5,7 @@ trajectories (`evaluation.trajectories`). What has left by its exit is left out 
 Every draw depends on the problem's number alone, so that a problem is solved the same in any batch, to rounding.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,21 +18,22 @@ from looped.diffusion.bridge import bridge
 from looped.diffusion.denoiser import levels_of
 from looped.diffusion.solve import solve
 from looped.evaluation.exits import Exit, Stopping
+from looped.evaluation.inference_cost import NUM_CHECKS, Cost, answer_cost, check_level
 from looped.objectives.base import Classifier, Objective, surroundings
 from looped.objectives.bptt import Unrolled
 from looped.objectives.denoise import Denoise, only_sought
 from looped.rng import StepRandom
 
-NUM_CHECKS = 4
-"""Fresh noisings of an answer that its self-consistency is a mean over."""
-
 
 @dataclass(frozen=True)
 class Answered:
-    """`answers`: the likeliest symbol of each cell. `used`: the steps each problem took, summed over trajectories."""
+    """`answers`: the likeliest symbol of each cell. `used`: the steps each problem took, summed over trajectories.
+    `layer_forwards`, `evaluations` (NFE): what was run for it."""
 
     answers: Int[Tensor, "batch length"]
     used: Int[Tensor, "batch"]
+    layer_forwards: Float[Tensor, "batch"]
+    evaluations: Float[Tensor, "batch"]
 
 
 @torch.no_grad()
@@ -46,13 +47,18 @@ def answer(objective: Objective, batch: Batch, depths: Sequence[int], config: Ev
     if isinstance(objective, Classifier):
         return {depth: _answers_of_classifier(objective, batch, depth, random, config) for depth in depths}
     if not isinstance(objective, Denoise):
-        return _answers_of_loop(objective, batch, depths, random, exit)
+        return _answers_of_loop(objective, batch, depths, random, config, exit)
     return {depth: _answers_of_denoiser(Solver(objective, batch), depth, random, config, exit) for depth in depths}
 
 
 def _trajectories(config: EvaluationConfig) -> list[str]:
     """What the draws of each are called by."""
     return [f"trajectory{number} " if number else "" for number in range(config.trajectories)]
+
+
+def _answered(answers: Int[Tensor, "batch length"], used: Int[Tensor, "runs batch"], cost: Cost) -> Answered:
+    """The answers of runs of `cost` that ended after so many steps."""
+    return Answered(answers, used.sum(0) + len(cost.checks), *cost.spent(used))
 
 
 # ---- classifiers of their own kind -----------------------------------------------------------------------------------
@@ -63,30 +69,38 @@ def _answers_of_classifier(objective: Classifier, batch: Batch, depth: int, rand
     """The class of each image, likeliest under the mean over trajectories."""
     runs = [objective.class_logits(batch, depth, random, stream=stream) for stream in _trajectories(config)]
     named = torch.stack([logits.softmax(-1) for logits in runs]).mean(0).argmax(-1)
-    return Answered(named.unsqueeze(1), torch.full_like(named, depth * len(runs)))
+    cost = answer_cost(objective, depth, config)
+    return _answered(named.unsqueeze(1), named.new_full((len(runs), len(named)), len(cost.readings)), cost)
 
 
 # ---- loops -----------------------------------------------------------------------------------------------------------
 
 
 def _answers_of_loop(objective: Unrolled, batch: Batch, depths: Sequence[int], random: StepRandom,
-                     exit: Exit | None) -> dict[int, Answered]:
+                     config: EvaluationConfig, exit: Exit | None) -> dict[int, Answered]:
     """Read along one unroll to the deepest: what has settled by its exit stays as it is."""
     stopping = Stopping(batch, exit, halt=getattr(objective, "halt_logit", None))
-    found = {}
-    for step, _ in enumerate(loop_states(objective, batch, max(depths), random, stopping), start=1):
+    found, early = {}, exit is not None
+
+    def read_out(depth: int) -> Answered:
+        return _answered(stopping.logits.argmax(-1), stopping.used.unsqueeze(0),
+                         answer_cost(objective, depth, config, early=early))
+
+    # An exit asks for the answer after every step.
+    states = loop_states(objective, batch, max(depths), random, stopping, read=None if early else depths)
+    for step, _ in enumerate(states, start=1):
         if step in depths:
-            found[step] = Answered(stopping.logits.argmax(-1), stopping.used.clone())
+            found[step] = read_out(step)
         if not stopping.active.any():
             break
-    last = Answered(stopping.logits.argmax(-1), stopping.used.clone())
-    return {depth: found.get(depth, last) for depth in depths}
+    return {depth: found.get(depth) or read_out(depth) for depth in depths}
 
 
 def loop_states(objective: Unrolled, batch: Batch, depth: int, random: StepRandom, stopping: Stopping, *,
-                start: Tensor | None = None):
+                start: Tensor | None = None, read: Collection[int] | None = None):
     """Run the loop on the rows that `stopping` has at work, and yield the states of all rows after each step; from
-    `start` instead of the model's own initial state, if given.
+    `start` instead of the model's own initial state, if given. read: the steps, counted from 1, that are read out;
+    None: every one.
 
     With `recurrence.damping` d a step is s <- d s + (1 - d) step(s).
     """
@@ -103,7 +117,10 @@ def loop_states(objective: Unrolled, batch: Batch, depth: int, random: StepRando
         after = model.step(before, e[working], block=model.recurrence.block_at(step), **rows)
         after = after if damping == 0 else damping * before + (1 - damping) * after
         state = state.index_copy(0, working, after)
-        stopping.take(model.decode(after, **rows), after)
+        if read is None or step + 1 in read:
+            stopping.take(model.decode(after, **rows), after)
+        else:
+            stopping.go_on()
         yield state
 
 
@@ -167,8 +184,7 @@ class Solver:
                     stream: str) -> Float[Tensor, "batch"]:
         """How sure the denoiser is of an answer that it is shown noised afresh: its mean log-probability a cell, read
         at the geometric middle of the levels, over `NUM_CHECKS` noisings."""
-        noise, target = self.objective.noise, self.denoiser.target(answers)
-        level, total = (noise.sigma_min * noise.sigma_max) ** 0.5, 0.0
+        target, level, total = self.denoiser.target(answers), check_level(self.objective), 0.0
         for check in range(NUM_CHECKS):
             eps = own_normal(random, f"{stream}check{check}", self.batch, target.shape[-1])
             logits = self.denoiser(only_sought(target + level * eps, self.batch), levels_of(target, level), self.e,
@@ -182,13 +198,13 @@ def _answers_of_denoiser(solver: Solver, depth: int, random: StepRandom, config:
     """Of one trajectory; of several, the likeliest under their mean readout, or the answer that is surest of itself."""
     streams = _trajectories(config)
     runs = [solver.run(depth, random, stream=stream, exit=exit) for stream in streams]
-    used = torch.stack([run.used for run in runs]).sum(0)
+    used, cost = torch.stack([run.used for run in runs]), answer_cost(solver.objective, depth, config)
     if config.choose == "mean" or len(runs) == 1:
-        return Answered(torch.stack([run.logits.softmax(-1) for run in runs]).mean(0).argmax(-1), used)
+        return _answered(torch.stack([run.logits.softmax(-1) for run in runs]).mean(0).argmax(-1), used, cost)
     answers = torch.stack([run.logits.argmax(-1) for run in runs])  # trajectories, B, L
     surest = torch.stack([solver.consistency(each, random, stream)
                           for each, stream in zip(answers, streams, strict=True)]).argmax(0)
-    return Answered(answers[surest, torch.arange(len(used), device=used.device)], used + NUM_CHECKS * len(runs))
+    return _answered(answers[surest, torch.arange(len(surest), device=used.device)], used, cost)
 
 
 def _put(old: Tensor | None, rows: Tensor, new: Tensor, num: int) -> Tensor:

@@ -1,10 +1,10 @@
 """The depth sweep: how good a trained model is at every depth, and what it writes there, as rows with intervals."""
 
-import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import psutil
 import torch
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from looped.config import Config
 from looped.data.text import TextData
-from looped.diffusion.schedules import schedule
 from looped.errors import UserError
+from looped.evaluation.inference_cost import Cost, likelihood_cost, solver_likelihood_cost
 from looped.evaluation.judge import Reader, judged_rows
 from looped.evaluation.likelihood import (
     DepthLosses,
@@ -23,15 +23,13 @@ from looped.evaluation.likelihood import (
     losses_by_solver,
     masked_bounds,
 )
-from looped.evaluation.masked_bound import layer_forwards_of
 from looped.evaluation.mauve import Encoder, mauve_rows
 from looped.evaluation.quality import diversity, matched_quality, write_texts
 from looped.evaluation.rows import Row, summarise
 from looped.evaluation.texts import Ending, Texts, as_lists, lengths_of
-from looped.objectives.base import Classifier, Objective
+from looped.objectives.base import Objective
 from looped.objectives.denoise import Denoise
 from looped.objectives.masked import Masked
-from looped.objectives.per_block import PerBlock
 
 
 @dataclass(frozen=True)
@@ -59,17 +57,17 @@ def evaluate_depth(objective: Objective, tokens: Int[Tensor, "num length_and_one
     settings = {"seed": seed, "batch_size": batch_size}
     rows, per_example, bits = [], {}, 1 / math.log(2) / bytes_per_token
 
-    def take(metric: str, results: Sequence[DepthLosses], forwards: Callable[[int], float]) -> None:
+    def take(metric: str, results: Sequence[DepthLosses], cost_of: Callable[[int], Cost], **fields) -> None:
         per_example[metric] = {result.depth: result.losses for result in results}
         for result in results:
             cost = {"depth": result.depth, "seconds": result.seconds, "peak_bytes": peak_bytes(),
-                    "layer_forwards": forwards(result.depth)}
+                    **cost_of(result.depth).fields(), **fields}
             rows.append(summarise(metric, result.losses, **cost))
             if metric == "nats_per_token":
                 rows.append(summarise("bits_per_byte", result.losses * bits, **cost))
 
     take("nats_per_token", losses_by_depth(objective, tokens, depths, **settings),
-         lambda depth: layer_forwards_at(objective, depth))
+         partial(likelihood_cost, objective))
     if isinstance(objective, Denoise):
         by_sigma = losses_by_sigma(objective, tokens, **settings)
         rows += [summarise("nats_at_sigma", losses, sigma=sigma) for sigma, losses in by_sigma]
@@ -79,7 +77,8 @@ def evaluate_depth(objective: Objective, tokens: Int[Tensor, "num length_and_one
         if num_trajectories:
             take("nats_by_solver", losses_by_solver(objective, tokens, depths, num_trajectories=num_trajectories,
                                                     **settings),
-                 lambda depth: solver_layer_forwards(objective, depth, num_trajectories))
+                 lambda depth: solver_likelihood_cost(objective, depth, num_trajectories),
+                 trajectories=num_trajectories)
     if isinstance(objective, Masked):
         whole = masked_bounds(objective, tokens, num_levels, **settings)
         per_example["nats_bound"] = {1: whole}
@@ -157,42 +156,6 @@ def evaluate_samples(objective: Objective, prompts: Int[Tensor, "num length"], d
                  Row("tokens_per_second", int(lengths_of(samples[depth]).sum()) / seconds, None, None, len(prompts),
                      depth=depth, seconds=seconds)]
     return rows, samples
-
-
-def layer_forwards_at(objective: Objective, depth: int) -> float:
-    """Forward passes of one layer that a sequence costs at this depth."""
-    if isinstance(objective, Classifier):
-        return objective.layers_at(depth)
-    c = objective.model.config
-    if isinstance(objective, Masked):
-        return layer_forwards_of(objective, depth)
-    if not isinstance(objective, Denoise):
-        blocks = itertools.cycle(objective.model.core_layers)
-        return c.num_prelude_layers + sum(itertools.islice(blocks, depth)) + c.num_coda_layers
-    num_blocks = len(objective.model.core_layers)
-    concat = objective.config.context == "concat"  # the clean rows run once through each block, whatever the depth
-    clean = c.num_core_layers + num_blocks * c.num_coda_layers if concat else 0
-    readings = _read_layers(objective, depth) + depth * c.num_coda_layers
-    preludes = num_blocks if isinstance(objective, PerBlock) else 1
-    return preludes * c.num_prelude_layers + clean + readings * (1 if objective.config.guidance == 1 else 2)
-
-
-def _read_layers(objective: Denoise, depth: int) -> int:
-    """Layers of the core that the readings of a schedule run: each those of the block that owns its level."""
-    layers = objective.model.core_layers
-    if len(layers) == 1 or depth == 0:
-        return depth * layers[0]
-    levels = schedule(objective.config.schedule, depth, objective.noise)[:-1]
-    return sum(layers[block] for block in objective.denoiser.owners(levels).tolist())
-
-
-def solver_layer_forwards(objective: Denoise, depth: int, num_trajectories: int) -> float:
-    """Those of sampling the configured solver under teacher forcing."""
-    once = layer_forwards_at(objective, 0)
-    evaluations = 2 * depth - 1 if objective.config.solver == "heun" else depth
-    # inject: the noised truth runs beside the solved rows.
-    streams = 2 if objective.config.context == "inject" else 1
-    return once + num_trajectories * streams * (layer_forwards_at(objective, evaluations) - once)
 
 
 def peak_bytes() -> int:

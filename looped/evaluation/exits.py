@@ -95,6 +95,10 @@ class Stopping:
         self.used[rows] += 1
         self.active[rows[done]] = False
 
+    def go_on(self) -> None:
+        """One more step of the rows at work, of which nobody asks the readout: no exit can be taken there."""
+        self.used[self.working] += 1
+
     def _has_settled(self, rows: Tensor, batch: Batch, logits: Tensor, latent: Tensor) -> Bool[Tensor, "rows"]:
         nobody = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
         if self.exit is None:

@@ -13,7 +13,8 @@ from looped.diffusion.noise import LogUniform
 from looped.evaluation.depth import Evaluation, peak_bytes
 from looped.evaluation.image_distances import distances
 from looped.evaluation.image_features import Features
-from looped.evaluation.image_samples import image_layers, make_images
+from looped.evaluation.image_samples import make_images
+from looped.evaluation.inference_cost import image_cost
 from looped.evaluation.rows import Row, summarise
 from looped.objectives.pixels import DenoisePixels
 from looped.rng import StepRandom
@@ -83,7 +84,7 @@ def _name(block: int) -> str:
 def distance_rows(objective: DenoisePixels, data: LabelledData, config: Config, depths: Sequence[int],
                   features: Features) -> list[Row]:
     """Fréchet distance, precision and recall between held-out images and as many made ones of the same classes
-    (`evaluation.num_images`), at each number of solver steps. layer_forwards: of one image."""
+    (`evaluation.num_images`), at each number of solver steps. layer_forwards, evaluations: of one image."""
     c, scale, heldout = config.evaluation, data.images.scale, data.images.heldout
     guidance = config.denoise.guidance
     labels = torch.from_numpy(heldout.pictures.labels)
@@ -93,7 +94,7 @@ def distance_rows(objective: DenoisePixels, data: LabelledData, config: Config, 
         start = time.perf_counter()
         images = make_images(objective, labels, depth, guidance=guidance, seed=config.seed, batch_size=c.batch_size)
         cost = {"depth": depth, "seconds": time.perf_counter() - start, "peak_bytes": peak_bytes(),
-                "layer_forwards": image_layers(objective, depth, guidance)}
+                **image_cost(objective, depth, guidance).fields()}
         found = distances(real, features.of(scale.levels(images)), by=features.name)
         rows += [Row(metric, value, None, None, len(labels), by=found.by, **cost) for metric, value in
                  (("frechet_distance", found.frechet), ("precision", found.precision), ("recall", found.recall))]

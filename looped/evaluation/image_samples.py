@@ -12,7 +12,6 @@ from PIL import Image
 from torch import Tensor
 
 from looped.data.images import Scale
-from looped.diffusion.schedules import schedule
 from looped.diffusion.solve import solve
 from looped.errors import UserError
 from looped.objectives.pixels import DenoisePixels
@@ -45,15 +44,6 @@ def _solved(objective: DenoisePixels, labels: Tensor, num_steps: int, guidance: 
     random = StepRandom(seed, 0, start=first, count=len(labels), device=labels.device)
     return solve(objective.config, objective.noise, objective.denoiser.solver(labels, guidance), num_steps,
                  normal=lambda stream: random.normal(stream, (picture.channels, picture.height, picture.width)))
-
-
-def image_layers(objective: DenoisePixels, num_steps: int, guidance: float = 1.0) -> float:
-    """Forward passes of one layer that an image costs: at each level of the schedule those of the block that owns it;
-    Heun's solver reads all but the first twice, and guidance twice as often."""
-    levels = schedule(objective.config.schedule, num_steps, objective.noise)[:-1]
-    layers = [objective.model.core_layers[block] for block in objective.denoiser.owners(levels).tolist()]
-    again = sum(layers[1:]) if objective.config.solver == "heun" else 0
-    return float(sum(layers) + again) * (1 if guidance == 1 else 2)
 
 
 def grid_of_classes(objective: DenoisePixels, scale: Scale, num_steps: int, per_class: int, *, guidance: float = 1.0,

@@ -57,10 +57,3 @@ def bound(objective: Masked, rows: Rows, num_levels: int, random: StepRandom) ->
     for part, place in enumerate(places.unbind(1)):
         total += objective.losses_at(batch, (part + place) / num_levels, random, f"hidden{part}").double()
     return total / num_levels
-
-
-def layer_forwards_of(objective: Masked, num_steps: int) -> float:
-    """Forward passes of one layer that a sequence costs: each step reads it by the block that owns its level."""
-    c, layers = objective.model.config, objective.model.core_layers
-    owners = objective.owners(step_levels(objective, num_steps)[:-1]).tolist()
-    return sum(c.num_prelude_layers + layers[block] + c.num_coda_layers for block in owners)

@@ -1,7 +1,7 @@
 """One figure with its interval: the form in which every evaluation gives its results.
 
-{metric, mean, ci_low, ci_high, n, depth, difficulty, sigma, temperature, by, seconds, layer_forwards, peak_bytes}, so
-that a table, a JSONL file and a plot of any two runs need no translation.
+{metric, mean, ci_low, ci_high, n, depth, difficulty, sigma, temperature, by, trajectories, seconds, layer_forwards,
+evaluations, peak_bytes}, so that a table, a JSONL file and a plot of any two runs need no translation.
 """
 
 from dataclasses import asdict, dataclass
@@ -17,7 +17,9 @@ from looped.rng import generator
 class Row:
     """One figure of a sweep. `sigma` is set for figures by noise level, `depth` for figures by depth, `difficulty` for
     those of problems; `temperature` where it was chosen; `by` names a model that the figure depends on besides the
-    run's: judge, twin or encoder. Without an interval both ends are None."""
+    run's: judge, twin or encoder; `trajectories` the solver runs that a figure is a mean over. `layer_forwards` and
+    `evaluations` (NFE) are those of one sequence, as it was run (`inference_cost`). Without an interval both ends are
+    None."""
 
     metric: str
     mean: float
@@ -29,8 +31,10 @@ class Row:
     sigma: float | None = None
     temperature: float | None = None
     by: str | None = None
+    trajectories: int | None = None
     seconds: float | None = None
     layer_forwards: float | None = None
+    evaluations: float | None = None
     peak_bytes: int | None = None
 
     def as_dict(self) -> dict:

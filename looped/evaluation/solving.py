@@ -13,7 +13,7 @@ from looped.config import Config
 from looped.data.problems import TaskData
 from looped.data.task import Cells, Problem, Task, next_token
 from looped.evaluation.answers import answer
-from looped.evaluation.depth import layer_forwards_at, peak_bytes
+from looped.evaluation.depth import peak_bytes
 from looped.evaluation.exits import Exit
 from looped.evaluation.rows import Row, summarise
 from looped.objectives.base import Classifier, Objective
@@ -46,12 +46,20 @@ def _share(row: Row) -> str:
 @dataclass(frozen=True)
 class Scores:
     """Of the problems of one difficulty at one depth: which are solved, the share of each one's cells that are as in
-    the reference, the steps that each took, and the seconds of them all."""
+    the reference, the steps, layer passes and network evaluations that each took, and the seconds of them all."""
 
     right: Bool[Tensor, "num"]
     cells: Float[Tensor, "num"]
     used: Float[Tensor, "num"]
+    layer_forwards: Float[Tensor, "num"]
+    evaluations: Float[Tensor, "num"]
     seconds: float
+
+    @property
+    def cost(self) -> dict[str, float]:
+        """The columns of a row that say what a problem cost, a mean."""
+        return {"seconds": self.seconds, "layer_forwards": self.layer_forwards.mean().item(),
+                "evaluations": self.evaluations.mean().item()}
 
 
 def solved(objective: Objective, data: TaskData, config: Config, depths: Sequence[int],
@@ -64,8 +72,7 @@ def solved(objective: Objective, data: TaskData, config: Config, depths: Sequenc
             scores |= score(objective, data, config, difficulty, group)
         per_example[difficulty] = {depth: each.right for depth, each in scores.items()}
         for depth, each in scores.items():
-            cost = {"depth": depth, "difficulty": difficulty, "seconds": each.seconds, "peak_bytes": peak_bytes(),
-                    "layer_forwards": layer_forwards_at(objective, depth)}
+            cost = {"depth": depth, "difficulty": difficulty, "peak_bytes": peak_bytes(), **each.cost}
             rows += [summarise("solved", each.right.double(), **cost), summarise("cells", each.cells, **cost)]
     return Solved(rows, per_example)
 
@@ -80,8 +87,8 @@ def exit_rows(objective: Objective, data: TaskData, config: Config, depth: int, 
         for rule in exits:
             left = score(objective, data, config, difficulty, (depth,), exit=rule)[depth]
             fields = {"depth": depth, "difficulty": difficulty, "by": rule.name}
-            rows += [summarise("solved_with_exit", left.right.double(), seconds=left.seconds, **fields),
-                     summarise("steps_used", left.used, **fields),
+            rows += [summarise("solved_with_exit", left.right.double(), **fields, **left.cost),
+                     summarise("steps_used", left.used, **fields, **left.cost),
                      summarise("lost_by_exit", full.right.double() - left.right.double(), **fields)]
     return rows
 
@@ -105,7 +112,7 @@ def score(objective: Objective, data: TaskData, config: Config, difficulty: int,
     """Depth -> how the held-out problems of one difficulty are solved there."""
     problems = data.heldout(config.evaluation.num_problems, difficulty)
     size, device = config.evaluation.batch_size, next(objective.parameters()).device
-    found: dict[int, list[tuple[bool, float, float]]] = {depth: [] for depth in depths}
+    found: dict[int, list[tuple]] = {depth: [] for depth in depths}
     was_training, start = objective.training, time.perf_counter()
     objective.eval()
     for first in range(0, len(problems), size):
@@ -113,13 +120,14 @@ def score(objective: Objective, data: TaskData, config: Config, difficulty: int,
         batch = data.collate(some).to(device)
         for depth, each in answer(objective, batch, depths, config.evaluation, seed=config.seed, first=first,
                                   exit=exit).items():
-            for problem, cells, used in zip(some, each.answers.cpu().numpy(), each.used.tolist(), strict=True):
-                found[depth].append((*marked(data, problem, cells), float(used)))
+            spent = torch.stack([each.used.double(), each.layer_forwards, each.evaluations], dim=1).tolist()
+            for problem, cells, took in zip(some, each.answers.cpu().numpy(), spent, strict=True):
+                found[depth].append((*marked(data, problem, cells), *took))
     objective.train(was_training)
     seconds = time.perf_counter() - start
     columns = {depth: [torch.tensor(column) for column in zip(*marks, strict=True)] for depth, marks in found.items()}
-    return {depth: Scores(right, cells.double(), used.double(), seconds)
-            for depth, (right, cells, used) in columns.items()}
+    return {depth: Scores(right, *(column.double() for column in others), seconds)
+            for depth, (right, *others) in columns.items()}
 
 
 def marked(data: TaskData, problem: Problem, cells) -> tuple[bool, float]:

@@ -59,10 +59,6 @@ class Classifier(Objective):
         """Logits of the classes after `depth` steps; `stream` names the draws, for another try at the same images."""
         raise NotImplementedError
 
-    def layers_at(self, depth: int) -> float:
-        """Forward passes of one layer that an image costs at this depth."""
-        raise NotImplementedError
-
 
 EVERYBODY = Full()
 

@@ -259,6 +259,11 @@ class Denoise(Objective):
         self.noise.update()
 
     @property
+    def num_preludes(self) -> int:
+        """How often `encode` runs a prelude."""
+        return 1
+
+    @property
     def reading_layers(self) -> float:
         """Mean layers of the core that a reading of a training step runs."""
         return self.model.config.num_core_layers

@@ -71,12 +71,12 @@ class ForwardForward(Classifier):
         own = torch.arange(num, device=labels.device) == labels.unsqueeze(1)
         return draw(found.masked_fill(own, -math.inf).softmax(-1), uniform)
 
-    def goodness(self, e: State, labels: Labels, batch: Batch) -> Goodness:
-        """Of each layer, with these classes in the images."""
+    def goodness(self, e: State, labels: Labels, batch: Batch, depth: int | None = None) -> Goodness:
+        """The goodness of each of the first `depth` layers (None: all), with these classes in the images."""
         rows = {"mask": EVERYBODY, "rotation": self.model.rotary(batch.positions[:1])}
         named = math.sqrt(self.model.width) * self.model.embed(labels).unsqueeze(1)
         x, found = normalised(torch.cat([e[:, :1] + named, e[:, 1:]], dim=1)), []
-        for layer in self.layers:
+        for layer in self.layers[:depth]:
             x = layer(x, **rows)
             squares = (x[:, :1] if self.config.rows == "class" else x).float().square()
             found.append((squares.sum(-1) if self.config.goodness == "sum" else squares.mean(-1)).mean(1))
@@ -91,15 +91,12 @@ class ForwardForward(Classifier):
         """The goodness of each class to the layers beyond the first, of the first `depth`; all classes in one batch."""
         num = self.model.vocab_size
         labels = torch.arange(num, device=e.device).repeat(len(e))
-        found = self.goodness(e.repeat_interleave(num, dim=0), labels, batch)[:depth]
+        found = self.goodness(e.repeat_interleave(num, dim=0), labels, batch, depth)
         return (found[1:] if len(found) > 1 else found).sum(0).view(len(e), num)
 
     def class_logits(self, batch: Batch, depth: int, random: StepRandom, *,
                      stream: str = "") -> Float[Tensor, "batch classes"]:
         return self.found(self.encode(batch), batch, depth)
-
-    def layers_at(self, depth: int) -> float:
-        return self.model.vocab_size * min(depth, len(self.layers))
 
     def layer_forwards(self) -> float:
         tried = self.model.vocab_size if self.config.negatives == "hard" else 0

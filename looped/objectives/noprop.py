@@ -80,10 +80,6 @@ class NoProp(Classifier):
         """The clean embedding as the network sees it: the mean under its softmax."""
         return bridge("soft", linear(self.hidden(z, e, rows, **step), self.model.head_weight), self.table)
 
-    def layers_at(self, depth: int) -> float:
-        c = self.model.config
-        return c.num_prelude_layers + self.num_steps(depth) * (self.model.step_layers + c.num_coda_layers)
-
     def layer_forwards(self) -> float:
         c = self.model.config
         return 3 * (c.num_prelude_layers + self.model.step_layers + c.num_coda_layers)

@@ -29,6 +29,11 @@ class PerBlock(Blockwise):
     def model(self) -> PerBlockModel:
         return self.denoiser.model
 
+    @property
+    def num_preludes(self) -> int:
+        """A prelude of each block."""
+        return len(self.model.core_layers)
+
     def shared_parameters(self) -> list[nn.Parameter]:
         return list(self.denoiser.targets.parameters())
 

@@ -13,7 +13,7 @@ from looped.diffusion.schedules import schedule
 from looped.diffusion.steering import Steering
 from looped.errors import UserError
 from looped.evaluation.answers import answer
-from looped.evaluation.depth import layer_forwards_at
+from looped.evaluation.inference_cost import likelihood_cost
 from looped.evaluation.generation import DenoiseWriter, Padding, generate
 from looped.evaluation.likelihood import losses_by_depth, losses_by_sigma, losses_by_solver
 from looped.models.build import build
@@ -139,7 +139,7 @@ def test_a_step_costs_one_block():
     shares = [0.75 + 0.25 / 3, 0.25 / 3, 0.25 / 3]
     assert make(**{"blocks.choose": "mass"}).layer_forwards() == pytest.approx(3 * (2 + shares[0] + 2 * shares[1]
                                                                                     + shares[2]))
-    assert [layer_forwards_at(make(), depth) for depth in (0, 1, 3)] == [1, 1 + 1 + 1, 1 + 4 + 3]
+    assert [likelihood_cost(make(), depth).layer_forwards for depth in (1, 3)] == [1 + 1 + 1, 1 + 4 + 3]
 
 
 def test_the_first_weights_of_a_block_do_not_depend_on_the_others():

@@ -5,10 +5,11 @@ import torch
 from torch.nn.functional import logsigmoid, normalize
 
 from looped.config import load_config
+from looped.config_training import EvaluationConfig
 from looped.data.images import ImageBatch
 from looped.data.labelled import Picture
 from looped.errors import UserError
-from looped.evaluation.depth import layer_forwards_at
+from looped.evaluation.inference_cost import answer_cost
 from looped.models.build import build
 from looped.objectives import build_objective
 from looped.objectives.base import surroundings
@@ -122,7 +123,7 @@ def test_a_class_is_named_by_the_layers_beyond_the_first():
     alone = torch.stack([goodness(rule, batch, torch.full((ROWS,), label)) for label in range(CLASSES)], dim=-1)
     for depth, layers in {1: alone[:1], 2: alone[1:2], 3: alone[1:], 9: alone[1:]}.items():
         torch.testing.assert_close(rule.class_logits(batch, depth, draw()), layers.sum(0))
-    assert [layer_forwards_at(rule, depth) for depth in (1, 3, 9)] == [CLASSES, 3 * CLASSES, 3 * CLASSES]
+    assert [answer_cost(rule, depth, EvaluationConfig()).layer_forwards for depth in (1, 3, 9)] == [CLASSES, 3 * CLASSES, 3 * CLASSES]
 
 
 def test_it_costs_two_passes_and_hard_classes_a_pass_each():

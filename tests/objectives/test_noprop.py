@@ -5,12 +5,13 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from looped.config import load_config
+from looped.config_training import EvaluationConfig
 from looped.data.batch import Batch
 from looped.data.images import ImageBatch
 from looped.data.labelled import Picture
 from looped.diffusion.preserving import posterior, prior_divergence
 from looped.errors import UserError
-from looped.evaluation.depth import layer_forwards_at
+from looped.evaluation.inference_cost import answer_cost
 from looped.models.build import build
 from looped.objectives import NOPROP, build_objective
 from looped.objectives.base import surroundings
@@ -184,7 +185,7 @@ def test_there_are_no_more_steps_than_blocks():
     logits = {depth: rule.class_logits(batch, depth, draw()) for depth in (2, 3, 9)}
     assert torch.equal(logits[3], logits[9])
     assert not torch.equal(logits[2], logits[3])
-    assert [layer_forwards_at(rule, depth) for depth in (1, 3, 9)] == [1 + 2, 1 + 6, 1 + 6]
+    assert [answer_cost(rule, depth, EvaluationConfig()).layer_forwards for depth in (1, 3, 9)] == [1 + 2, 1 + 6, 1 + 6]
 
 
 # ---- costs and settings

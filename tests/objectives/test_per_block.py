@@ -6,7 +6,7 @@ import torch
 from looped.config import load_config
 from looped.data.batch import Batch
 from looped.errors import UserError
-from looped.evaluation.depth import layer_forwards_at
+from looped.evaluation.inference_cost import likelihood_cost
 from looped.evaluation.generation import generate
 from looped.evaluation.likelihood import losses_by_depth
 from looped.models.build import build
@@ -97,7 +97,7 @@ def test_one_alone_has_the_first_weights_of_the_whole_and_none_of_the_others():
 
 
 def test_reading_costs_a_prelude_a_block():
-    assert [layer_forwards_at(make(), depth) for depth in (0, 3)] == [N, N + 4 + 3]
+    assert [likelihood_cost(make(), depth).layer_forwards for depth in (1, 3)] == [N + 1 + 1, N + 4 + 3]
 
 
 @pytest.mark.parametrize("alone", [None, 1])

@@ -7,7 +7,7 @@ from looped.config import load_config
 from looped.data.problems import prepare_task
 from looped.errors import UserError
 from looped.evaluation.answers import loop_states
-from looped.evaluation.depth import layer_forwards_at
+from looped.evaluation.inference_cost import likelihood_cost
 from looped.evaluation.exits import Stopping
 from looped.models.build import build
 from looped.objectives import build_objective
@@ -58,7 +58,7 @@ def test_a_loop_takes_the_blocks_in_turn_and_counts_their_layers():
     torch.testing.assert_close(model.unroll(e, grad=5), state)
     assert not torch.allclose(model.unroll(e, grad=5), model.step(model.unroll(e, grad=4), e, block=0))  # the control
     assert rule.layer_forwards() == 3 * (1 + 2 * 6 + 1)
-    assert [layer_forwards_at(rule, depth) for depth in (1, 2, 3, 4)] == [3, 6, 8, 9]
+    assert [likelihood_cost(rule, depth).layer_forwards for depth in (1, 2, 3, 4)] == [3, 6, 8, 9]
 
 
 @torch.no_grad()

@@ -17,7 +17,8 @@ from looped.data.images import Scale
 from looped.data.labelled import Picture
 from looped.errors import UserError
 from looped.evaluation.image_features import classifier_features, pixel_features
-from looped.evaluation.image_samples import image_layers, make_images, tile
+from looped.evaluation.image_samples import make_images, tile
+from looped.evaluation.inference_cost import image_cost
 from looped.training.runs import load_run
 from looped.training.trainer import train
 
@@ -95,7 +96,7 @@ def test_an_image_is_the_same_in_any_batch_and_layers_are_those_of_the_owners(ru
     from looped.models.build import build
     from looped.objectives import build_objective
     whole = build_objective(twin, build(twin, 10, run.objective.model.picture))
-    assert image_layers(whole, 4) == 2 * image_layers(run.objective, 4) == 14
+    assert image_cost(whole, 4).layer_forwards == 2 * image_cost(run.objective, 4).layer_forwards == 14
 
 
 def test_eval_measures_the_loss_and_the_distance_in_named_features(runs, capsys):
