@@ -45,6 +45,8 @@ class TrainingConfig(Section):
     checkpoint_every: Count = Field(200, description="steps between checkpoints; 0 saves at the end only")
     keep_checkpoints: Depth = Field(2, description="newest checkpoints that are kept")
     warm_start: str | None = Field(None, description="a run whose model's weights are taken over before the first step")
+    other_data: bool = Field(False, description="warm_start and blocks.edges_from may be runs on other data than this "
+                                                "one's")
     checkpoint_activations: bool = Field(
         False, description="keep each layer's input alone for backward, which runs the layer again: less memory for a "
                            "third more time, the same gradients; rows that a cache keeps (concat) are left as they are")

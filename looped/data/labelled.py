@@ -3,7 +3,8 @@ the class is given and all patches are sought (`images.goal`)."""
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from looped.config_images import ImageConfig
 from looped.data.batch import Batch
-from looped.data.images import ImageBatch, ImageData, ImageStream, prepare_images
+from looped.data.images import ImageBatch, ImageData, ImageStream, Scale, prepare_images
 from looped.errors import UserError
 
 
@@ -128,6 +129,15 @@ class LabelledData:
         return self.images.fingerprint
 
     @property
+    def facts(self) -> dict[str, Any]:
+        """What the images are, by name; means and deviations are those of the channels that they are normalised by."""
+        images = self.images
+        return {"source": images.source, "images": len(images.train) + len(images.heldout),
+                "held-out images": len(images.heldout), "classes": list(images.class_names),
+                "size": [images.channels, *images.size], "means": list(images.mean), "deviations": list(images.std),
+                "contents": self.fingerprint[:16]}
+
+    @property
     def summary(self) -> str:
         """One line for logs."""
         down, across = self.picture.grid
@@ -148,3 +158,12 @@ def cut(images: ImageData, patch: int) -> LabelledData:
     """Images as patches of `patch` pixels a side. Raises UserError where these do not fit."""
     picture = Picture(images.channels, *images.size, patch, images.deviation)
     return LabelledData(images, LabelledStream(images.train, picture))
+
+
+def rescaled(data: LabelledData, scale: Scale) -> LabelledData:
+    """The same images by another scale, as that of a model trained on others."""
+    images = data.images
+    if scale == images.scale:
+        return data
+    streams = {"train": replace(images.train, scale=scale), "heldout": replace(images.heldout, scale=scale)}
+    return cut(replace(images, **streams, scale=scale), data.picture.patch)

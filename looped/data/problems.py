@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from looped.config_data import TaskConfig
 from looped.data.batch import Batch, collate
@@ -66,6 +67,13 @@ class TaskData:
     @property
     def causal(self) -> bool:
         return self.train.causal
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the problems are, by name."""
+        return {"source": f"task {self.task.name}", "lowest difficulty": self.train.low,
+                "highest difficulty": self.train.high, "causal": self.causal, "window": self.train.window,
+                "symbols": self.vocab_size, "contents": self.fingerprint[:16]}
 
     @property
     def summary(self) -> str:

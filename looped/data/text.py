@@ -10,9 +10,10 @@ import math
 import os
 import shutil
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -57,6 +58,14 @@ class TextData:
     picture = None
     """There is none to look at."""
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the data are, by name: counts, and a hash of all tokens."""
+        return {"source": self.source, **_counts(self.train.documents, self.heldout.documents),
+                "tokens": len(self.train) + len(self.heldout), "held-out tokens": len(self.heldout),
+                "vocabulary": self.vocab_size, "bytes/token": self.bytes_per_token,
+                "contents": _digest(self.train.tokens, self.heldout.tokens)}
+
     def nats_to_bits_per_byte(self, nats: float) -> float:
         """Mean nats per held-out token as bits per held-out byte."""
         return nats / math.log(2) / self.bytes_per_token
@@ -74,28 +83,87 @@ def prepare(data: DataConfig) -> TextData:
 
     Raises `UserError` for bad text, tokenizers and cache folders, and where either side is shorter than one window.
     """
+    return find_text(data).open()
+
+
+@dataclass(frozen=True)
+class FoundText:
+    """Text that has been read and not yet encoded: what it is, before a token is made of it."""
+
+    data: DataConfig
+    source: str
+    train: tuple[Document, ...]
+    heldout: tuple[Document, ...]
+    fingerprint: str
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Those of `TextData.facts` that need no tokens."""
+        return {"source": self.source, **_counts(self.train, self.heldout)}
+
+    def open(self, tokenizer: TextTokenizer | None = None) -> TextData:
+        """Its tokens by `tokenizer`, or else by that of its settings, loaded or trained. Raises `UserError`."""
+        data, folder = self.data, _cache_root(self.data) / self.fingerprint
+        if tokenizer is not None and not _holds(folder, tokenizer):
+            folder = folder.with_name(f"{folder.name}-{_digest(tokenizer.json().encode())}")
+        try:
+            if _fault(folder):
+                _build_once(self, tokenizer, folder)
+            encoder, *tokens = _open(folder)
+        except OSError as error:
+            raise UserError(f"the token cache {folder} cannot be used ({error.strerror or error}); "
+                            f"set data.cache_dir or $LOOPED_CACHE to a folder that can be written") from None
+        if tokenizer is None and not data.tokenizer and encoder.vocab_size < data.vocab_size:
+            warnings.warn(f"data.vocab_size {data.vocab_size}: the text supports a vocabulary of {encoder.vocab_size}, "
+                          f"which is used", stacklevel=3)
+        heldout_bytes = sum(len(document.text.encode()) for document in self.heldout)  # the tokenizer is lossless
+        names = (tuple(document.name for document in side) for side in (self.train, self.heldout))
+        return _text_data(data, encoder, tokens, names, bytes_per_token=heldout_bytes / len(tokens[1]),
+                          fingerprint=self.fingerprint, source=self.source)
+
+
+def find_text(data: DataConfig) -> FoundText:
+    """The text of `data`, read and split. Raises `UserError` for bad text, and a `data.tokenizer` that is not there."""
     corpus = load_corpus(data)
     content = read_tokenizer_file(data.tokenizer) if data.tokenizer else None
-    key = _fingerprint(corpus, data, content)
-    folder = _cache_root(data) / key
-    train, heldout = corpus.split(data.heldout)
+    return FoundText(data, corpus.source, *corpus.split(data.heldout), _fingerprint(corpus, data, content))
+
+
+def cached_text(data: DataConfig, fingerprint: str, tokenizer: TextTokenizer, facts: Mapping[str, Any]
+                ) -> TextData | None:
+    """The tokens of a text that is no longer to be had, out of the cache by its fingerprint; `facts`: those of
+    `TextData.facts`. None where the cache has it not, or with other tokens."""
     try:
-        if _fault(folder):
-            _build_once(train, heldout, data, folder)
-        tokenizer, *tokens = _open(folder)
-    except OSError as error:
-        raise UserError(f"the token cache {folder} cannot be used ({error.strerror or error}); "
-                        f"set data.cache_dir or $LOOPED_CACHE to a folder that can be written") from None
-    if not data.tokenizer and tokenizer.vocab_size < data.vocab_size:
-        warnings.warn(f"data.vocab_size {data.vocab_size}: the text supports a vocabulary of {tokenizer.vocab_size}, "
-                      f"which is used", stacklevel=3)
-    streams = [TokenStream(name, ids, end_of_text=tokenizer.end_of_text, documents=tuple(doc.name for doc in side))
-               for name, ids, side in zip(("train", "held-out"), tokens, (train, heldout), strict=True)]
+        folder = _cache_root(data) / fingerprint
+        if not _holds(folder, tokenizer) or "bytes/token" not in facts:
+            return None
+        _, *tokens = _open(folder)
+    except OSError:
+        return None
+    return _text_data(data, tokenizer, tokens, ((), ()), bytes_per_token=facts["bytes/token"], fingerprint=fingerprint,
+                      source=f"{facts['source']}, out of the token cache")
+
+
+def _text_data(data: DataConfig, tokenizer: TextTokenizer, tokens: Sequence[np.ndarray],
+               documents: Iterable[tuple[str, ...]], **fields) -> TextData:
+    streams = [TokenStream(name, ids, end_of_text=tokenizer.end_of_text, documents=names)
+               for name, ids, names in zip(("train", "held-out"), tokens, documents, strict=True)]
     for stream in streams:
         stream.windows(data.length)  # raises where there is none
-    heldout_bytes = sum(len(document.text.encode()) for document in heldout)  # the tokenizer is lossless
-    return TextData(*streams, tokenizer=tokenizer, vocab_size=tokenizer.vocab_size, fingerprint=key,
-                    bytes_per_token=heldout_bytes / len(streams[1]), source=corpus.source)
+    return TextData(*streams, tokenizer=tokenizer, vocab_size=tokenizer.vocab_size, **fields)
+
+
+def _counts(train: Sequence, heldout: Sequence) -> dict[str, int]:
+    """Documents in all, and of them those that are held out."""
+    return {"documents": len(train) + len(heldout), "held-out documents": len(heldout)}
+
+
+def _digest(*parts: np.ndarray | bytes) -> str:
+    """A short hash of arrays, or of bytes."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(np.ascontiguousarray(part) if isinstance(part, np.ndarray) else part)
+    return digest.hexdigest()[:16]
 
 
 def _fingerprint(corpus: Corpus, data: DataConfig, tokenizer: str | None) -> str:
@@ -128,6 +196,11 @@ def _fault(folder: Path) -> str:
     return f"{changed[0]} has another hash" if changed else ""
 
 
+def _holds(folder: Path, tokenizer: TextTokenizer) -> bool:
+    """Whether a cache folder is whole and its tokens are those of `tokenizer`."""
+    return not _fault(folder) and (folder / "tokenizer.json").read_text(encoding="utf-8") == tokenizer.json()
+
+
 def _open(folder: Path) -> tuple[TextTokenizer, np.ndarray, np.ndarray]:
     """Tokenizer, train tokens and held-out tokens of a whole cache folder."""
     tokenizer = parse_tokenizer((folder / "tokenizer.json").read_text(encoding="utf-8"), folder / "tokenizer.json")
@@ -139,7 +212,7 @@ def _dtype(tokenizer: TextTokenizer) -> str:
     return "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
 
 
-def _build_once(train: tuple[Document, ...], heldout: tuple[Document, ...], data: DataConfig, folder: Path) -> None:
+def _build_once(text: FoundText, tokenizer: TextTokenizer | None, folder: Path) -> None:
     """Makes the cache folder whole; of several processes at once the first does the work and the others wait."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with lock_for(folder.with_name(f".{folder.name}.lock")):
@@ -147,26 +220,28 @@ def _build_once(train: tuple[Document, ...], heldout: tuple[Document, ...], data
         if fault not in ("", "absent"):
             warnings.warn(f"the token cache {folder} is damaged ({fault}) and is built anew", stacklevel=3)
         if fault:
-            _build(train, heldout, data, folder)
+            _build(text, tokenizer, folder)
 
 
-def _build(train: tuple[Document, ...], heldout: tuple[Document, ...], data: DataConfig, folder: Path) -> None:
+def _build(text: FoundText, tokenizer: TextTokenizer | None, folder: Path) -> None:
+    data = text.data
+    if tokenizer is None:
+        tokenizer = (load_tokenizer(data.tokenizer) if data.tokenizer else
+                     train_tokenizer((document.text for document in text.train), data.vocab_size))
     if data.tokenizer:
-        tokenizer = load_tokenizer(data.tokenizer)
-        _check_lossless(tokenizer, train + heldout, data.tokenizer)
-    else:
-        tokenizer = train_tokenizer((document.text for document in train), data.vocab_size)
+        check_lossless(tokenizer, text.train + text.heldout, data.tokenizer)
     building = folder.with_name(f".{folder.name}.building")  # ours alone while the lock is held
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir()
-    _write(building / "fresh", tokenizer, train, heldout)
+    _write(building / "fresh", tokenizer, text.train, text.heldout)
     if folder.exists():
         os.replace(folder, building / "damaged")
     os.replace(building / "fresh", folder)
     shutil.rmtree(building)
 
 
-def _check_lossless(tokenizer: TextTokenizer, documents: Iterable[Document], path: str) -> None:
+def check_lossless(tokenizer: TextTokenizer, documents: Iterable[Document], path: str | Path) -> None:
+    """Raises `UserError` for the first document that a tokenizer loaded from `path` does not give back as it was."""
     for document in documents:
         if problem := tokenizer.loss_of(document.text):
             raise lossy(path, f"in {document.name} {problem}")

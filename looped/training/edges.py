@@ -19,7 +19,7 @@ def with_measured_edges(config: Config) -> Config:
     source = config.blocks.edges_from
     if source is None:
         return config
-    pilot = load_run(source, ema=False, settings={"training.threads": config.training.threads})
+    pilot = load_run(source, ema=False)
     noise = getattr(pilot.objective, "noise", None)
     learned = None if noise is None else noise.continuous
     if not isinstance(learned, Adaptive):

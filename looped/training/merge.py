@@ -27,9 +27,10 @@ from looped.training.checkpoint import (
     write_text,
 )
 from looped.training.counters import Counters
+from looped.training.identity import DATA
 from looped.training.monitor import METRICS, append, costs_of, read_metrics
 from looped.training.parts import Part, check_fits, open_part, same_bits, shared_names, whole_config
-from looped.training.runs import CONFIG, STAMP, TOKENIZER, stamp
+from looped.training.runs import CONFIG, STAMP, TOKENIZER, stamp, started_in
 
 
 def merge(runs: Sequence[str | Path], out: str | Path) -> Path:
@@ -68,6 +69,9 @@ def _in_order(parts: list[Part]) -> list[Part]:
             raise UserError(f"{by_block[part.block].path} and {part.path} are both runs of block {part.block}; give "
                             f"one run of each block")
         check_fits(part, first.config, first.state["data"], first.path)
+        if part.vocabulary != first.vocabulary:
+            raise UserError(f"{part.path} and {first.path} have other tokenizers, though their text is the same; train "
+                            f"both with the same version of tokenizers, or give both the same data.tokenizer")
         by_block[part.block] = part
     num = first.config.blocks.num
     missing = [str(block) for block in range(num) if block not in by_block]
@@ -120,10 +124,12 @@ def _write(folder: Path, config: Config, parts: list[Part], tensors: dict[str, T
                      "end_of_text": first.state.get("end_of_text"),
                      "data": first.state["data"], "meter": {},
                      "groups": [group for part in parts for group in part.state["groups"]]}
-    merged = {"merged": [str(part.path) for part in parts]}
+    # Relative paths in the config go on from where the first part was started.
+    merged = {"merged": [str(part.path) for part in parts], "folder": str(started_in(first.path).absolute())}
     write_text(folder / STAMP, json.dumps(stamp(config, "cpu") | merged, indent=1))
-    if (first.path / TOKENIZER).exists():
-        write_text(folder / TOKENIZER, (first.path / TOKENIZER).read_text(encoding="utf-8"))
+    for name in (TOKENIZER, DATA):
+        if (first.path / name).exists():
+            write_text(folder / name, (first.path / name).read_text(encoding="utf-8"))
     append(folder / METRICS, json.dumps({"kind": "train", **spent, "peak_bytes": _peak(parts)}) + "\n")
     save_checkpoint(folder, spent["step"], tensors, state, keep=1)
     write_text(folder / CONFIG, dump_config(config))

@@ -17,7 +17,7 @@ from looped.errors import UserError
 from looped.objectives.one_block import OneBlock
 from looped.training.checkpoint import DamagedError, Tensors, check, check_same, list_checkpoints, load_tensors
 from looped.training.counters import Counters
-from looped.training.runs import CONFIG, first_difference
+from looped.training.runs import CONFIG, first_difference, own_tokenizer
 
 OWN = ("blocks.alone", "blocks.shared_from", "data.path", "data.cache_dir", "images.path", "training.threads",
        "training.wandb")
@@ -47,6 +47,12 @@ class Part:
     def averages(self) -> bool:
         """Whether it has averaged weights."""
         return self.config.optim.ema_decay > 0
+
+    @property
+    def vocabulary(self) -> str | None:
+        """The content of its tokenizer.json; None for a task and images."""
+        tokenizer = own_tokenizer(self.path)
+        return tokenizer and tokenizer.json()
 
     def tensors(self, name: str) -> Tensors:
         return load_tensors(self.checkpoint, name)

@@ -1,6 +1,6 @@
 """The folder of a run: its config, where it came from, a lock against a second writer; and a finished run read back.
 
-    runs/<name>/  config.yaml  stamp.json  tokenizer.json  metrics.jsonl  train.log  checkpoints/  latest
+    runs/<name>/  config.yaml  stamp.json  tokenizer.json  data.json  metrics.jsonl  train.log  checkpoints/  latest
 """
 
 import json
@@ -21,8 +21,8 @@ import torch
 
 import looped
 from looped.config import Config, dump_config, load_config
-from looped.data.labelled import Picture
-from looped.data.opening import Data, open_data
+from looped.data.heldout import HeldoutText
+from looped.data.opening import Data
 from looped.data.tokenizer import TextTokenizer, load_tokenizer
 from looped.errors import UserError
 from looped.models.build import build
@@ -38,6 +38,7 @@ from looped.training.checkpoint import (
     newest_good,
     remove_leftovers,
 )
+from looped.training.identity import Identity, label_of, open_own, recall_data
 
 FREE_AFTER_TRAINING = ("seed", "evaluation", "training.threads", "denoise.solver", "denoise.schedule", "denoise.bridge",
                        "denoise.bridge_top_k", "denoise.start", "denoise.restart_level", "denoise.settle_above",
@@ -123,6 +124,7 @@ def stamp(config: Config, device: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "machine": platform.platform(),
         "argv": sys.argv,
+        "folder": os.getcwd(),
         "seed": config.seed,
     }
 
@@ -168,25 +170,63 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def save_tokenizer(path: Path, tokenizer: TextTokenizer) -> None:
-    """Keep the tokenizer with the run, so that generating text needs no corpus."""
-    if not (path / TOKENIZER).exists():
+    """Keep the tokenizer with the run, so that generating text needs no corpus. A start that saved no checkpoint may
+    have left that of another text."""
+    if not (path / TOKENIZER).exists() or not list_checkpoints(path):
         write_text(path / TOKENIZER, tokenizer.json())
+
+
+def own_tokenizer(path: Path) -> TextTokenizer | None:
+    """That of a run on text that has been trained; nothing else may encode what it reads."""
+    return load_tokenizer(path / TOKENIZER) if (path / TOKENIZER).exists() and list_checkpoints(path) else None
+
+
+def started_in(path: str | Path) -> Path:
+    """The folder that the relative paths of a run's config start from: where training was started; the current folder
+    for runs that do not remember it."""
+    return Path(read_stamp(path).get("folder") or ".")
 
 
 @dataclass
 class Run:
-    """A trained run: `objective` in evaluation mode (its `.model` is the language model), `step` it was saved at."""
+    """A trained run: `objective` in evaluation mode (its `.model` is the language model), `step` it was saved at,
+    `identity` of what it was trained on. `other_data`: it may be measured on what its config leads to by now."""
 
     path: Path
     config: Config
     step: int
     objective: Objective
+    identity: Identity
+    other_data: bool = False
+    _given: Data | HeldoutText | None = None
+
+    @property
+    def data(self) -> Data | HeldoutText:
+        """The run's text (`.train`, `.heldout`, `.bytes_per_token`), its task (`.task`, `.heldout(num, difficulty)`) or
+        its images (`.images`, `.heldout(batch_size)`); prepared when first asked for. It can be set, as to what `train`
+        was given in Python.
+
+        Text is encoded by the run's own tokenizer; where it is no longer to be had, its tokens may be in the cache.
+        Raises UserError where the config leads to other data than the run was trained on, unless `other_data`.
+        """
+        return self._own if self._given is None else self._given
+
+    @data.setter
+    def data(self, data: Data | HeldoutText) -> None:
+        self.identity.check_numbers(data, self.path, self.tokenizer if data.tokenizer is not None else None)
+        self._given = data
 
     @cached_property
-    def data(self) -> Data:
-        """The run's text (`.train`, `.heldout`, `.bytes_per_token`), its task (`.task`, `.heldout(num, difficulty)`) or
-        its images (`.images`, `.heldout(batch_size)`); prepared when first asked for."""
-        return open_data(self.config)
+    def _own(self) -> Data:
+        return open_own(self.path, self.config, trained=load_config(self.path / CONFIG), identity=self.identity,
+                        folder=started_in(self.path), other_data=self.other_data,
+                        tokenizer=own_tokenizer(self.path))
+
+    @property
+    def measured_on(self) -> str | None:
+        """The name of the data, where they are not those that it was trained on."""
+        own = self._given is None and not self.other_data
+        return None if own or self.identity.change(self.data) is None else label_of(self.data)
 
     @cached_property
     def tokenizer(self) -> TextTokenizer:
@@ -195,25 +235,34 @@ class Run:
 
 
 def load_run(path: str | Path, *, ema: bool = True, step: int | None = None, device: str | torch.device = "cpu",
-             settings: Mapping[str, Any] | None = None) -> Run:
+             settings: Mapping[str, Any] | None = None, data: Data | HeldoutText | None = None,
+             other_data: bool = False) -> Run:
     """Read a run's newest whole checkpoint, or that of `step`; with its averaged weights, if it has some and `ema`.
 
-    settings: changes to the run's config, of those in `FREE_AFTER_TRAINING`. Raises UserError when there is no run, no
-    (whole) checkpoint, weights that do not fit the config, or a setting that training has fixed.
+    settings: changes to the run's config, of those in `FREE_AFTER_TRAINING`. data: what to measure the run on, instead
+    of what its config leads to. other_data: the latter may differ from what it was trained on. Raises UserError when
+    there is no run, no (whole) checkpoint, weights that do not fit the config, or a setting that training has fixed.
     """
     path = Path(path)
     if not (path / CONFIG).is_file():
         raise UserError(f"{path} is not a run: it has no {CONFIG}; pass the folder that `looped train` wrote")
     config = _changed(path, settings or {})
-    if config.training.threads:
-        torch.set_num_threads(config.training.threads)
     checkpoint, state = _choose_checkpoint(path, step)
     name = "ema" if ema and (checkpoint / "ema.safetensors").exists() else "model"
     tensors = load_tensors(checkpoint, name)
-    picture = Picture(**state["picture"]) if state.get("picture") else None
-    objective = build_objective(config, build(config, state["vocab_size"], picture), _end_of_text(path, state))
+    identity = recall_data(path, state)
+    model = build(config, identity.vocab_size, identity.picture)
+    objective = build_objective(config, model, _end_of_text(path, state))
     load_module(objective, tensors, checkpoint / f"{name}.safetensors")
-    return Run(path, config, state["step"], objective.to(device).eval())
+    run = Run(path, config, state["step"], objective.to(device).eval(), identity, other_data)
+    if data is not None:
+        run.data = data
+    return run
+
+
+def identity_of(path: str | Path) -> Identity:
+    """What the newest whole checkpoint of a run was trained on. Raises UserError where there is none."""
+    return recall_data(Path(path), _choose_checkpoint(Path(path), None)[1])
 
 
 def _end_of_text(path: Path, state: Mapping[str, Any]) -> int | None:

@@ -21,7 +21,7 @@ from torch import Tensor
 from looped.config import Config
 from looped.data.batch import Batch
 from looped.data.labelled import SoughtImages
-from looped.data.opening import Data, open_data
+from looped.data.opening import Data, Seen, find_data, located
 from looped.errors import UserError
 from looped.evaluation.depth import peak_bytes
 from looped.evaluation.image_samples import write_picture
@@ -32,12 +32,16 @@ from looped.training import checkpoint as ckpt
 from looped.training.counters import Counters
 from looped.training.edges import with_measured_edges
 from looped.training.heldout import heldout_figures, heldout_samples
+from looped.training.identity import recall_data, remember_data
 from looped.training.monitor import Meter, Monitor
 from looped.training.optim import EMA, build_optimizers, lr_factor, set_lr
 from looped.training.parts import take_shared
 from looped.training.processes import catch_signals, every_process, first_process, start_accelerator
-from looped.training.runs import load_run, open_run, save_tokenizer
-from looped.training.warm_start import take_over
+from looped.training.runs import load_run, open_run, own_tokenizer, save_tokenizer, started_in
+from looped.training.warm_start import check_source, take_over
+
+AGAIN = "bring the old data back, or choose another --run"
+"""The way out where a run that goes on meets other data."""
 
 Evaluate = Callable[[Objective, Data, Config], dict[str, float]]
 Sample = Callable[[Objective, Data, Config], str | np.ndarray]
@@ -72,18 +76,24 @@ def train(config: Config, run_dir: str | Path, *, evaluate: Evaluate | None = No
     The first SIGTERM or Ctrl-C finishes the step, saves and returns; a second one stops at once. Raises UserError for
     a run in use, a config that does not fit, damaged checkpoints, a full disk, or a loss that is not finite.
     """
-    config = with_measured_edges(config)
+    pilot, config = config.blocks.edges_from, with_measured_edges(config)
     accelerator = start_accelerator(config)
     with ExitStack() as stack:
         run_dir = Path(run_dir)
         run = open_run(config, run_dir, device=str(accelerator.device))
         first_process(accelerator, lambda: stack.enter_context(run))
-        data = data if data is not None else every_process(accelerator, lambda: open_data(config))
+        given = data is not None
+        if data is None:
+            data = every_process(accelerator, lambda: find_data(located(config, started_in(run_dir))).open(
+                Seen(own_tokenizer(run_dir))))
+        if pilot is not None and not config.training.other_data:
+            every_process(accelerator, lambda: check_source("blocks.edges_from", pilot, data))
         monitor = stack.enter_context(Monitor(run_dir, config, main=accelerator.is_main_process))
         caught = stack.enter_context(catch_signals())
         trainer = Trainer(config, run_dir, data, accelerator, monitor)
         if data.tokenizer is not None:
             first_process(accelerator, lambda: save_tokenizer(run_dir, data.tokenizer))
+        first_process(accelerator, lambda: remember_data(run_dir, data, given=given))
         trainer.say_hello()
         stop = 0
         while trainer.fraction < 1 and not stop:
@@ -332,9 +342,7 @@ class Trainer:
 
     def warm_start(self, source: str) -> None:
         """Take over the weights of another run."""
-        threads = torch.get_num_threads()
-        kept = take_over(self.objective, load_run(source), self.data.tokenizer)
-        torch.set_num_threads(threads)
+        kept = take_over(self.objective, load_run(source), self.data, self.config.training.other_data)
         self.monitor.say(f"weights of {source}; new: {', '.join(kept) or 'none'}")
 
     def restore(self) -> None:
@@ -342,9 +350,7 @@ class Trainer:
         found = every_process(self.accelerator, lambda: ckpt.newest_good(self.run_dir, self.monitor.say))
         if found is not None:
             path, state = found
-            if state["data"] != self.data.fingerprint:
-                raise UserError(f"the data of run {self.run_dir} have changed since its step {state['step']}; bring "
-                                f"the old ones back, or choose another --run")
+            recall_data(self.run_dir, state).check(self.data, self.run_dir, AGAIN)
             self.done = Counters.of(state)
             ckpt.load_module(self.objective, ckpt.load_tensors(path, "model"), path / "model.safetensors")
             ckpt.load_optimizers(self.optimizers, ckpt.load_tensors(path, "optimizer"), path / "optimizer.safetensors")

@@ -1,27 +1,32 @@
 """Start from the weights of another run: an autoregressive twin, or a denoiser of blocks of one for longer blocks."""
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
-from looped.data.tokenizer import TextTokenizer
+from looped.data.opening import Data
 from looped.errors import UserError
 from looped.objectives import Objective
-from looped.training.runs import Run
+from looped.training.runs import Run, identity_of
 
 CONDITIONING = ("level_embedding.", ".modulation.")
 """Weights of a model that tell it the noise level: a run without noise levels has none of them."""
 
 
 @torch.no_grad()
-def take_over(objective: Objective, run: Run, tokenizer: TextTokenizer | None) -> list[str]:
+def take_over(objective: Objective, run: Run, data: Data, other_data: bool) -> list[str]:
     """Copy every weight of `run` that `objective` has as well; the names of those that keep their initial values.
 
     The model's own weights must all be found, but for what conditions it on a noise level, and all shapes must be the
-    same. Raises UserError where they are not, and for a run with another tokenizer.
+    same. Raises UserError where they are not, for a run with another tokenizer, and for one on other data than `data`
+    unless these are meant.
     """
-    if tokenizer is not None and run.tokenizer.json() != tokenizer.json():
+    if data.tokenizer is not None and run.tokenizer.json() != data.tokenizer.json():
         raise UserError(f"training.warm_start {run.path} has another tokenizer; choose a run on the same text with the "
                         f"same data settings")
+    if not other_data:
+        check_source("training.warm_start", run.path, data)
     theirs, kept = _weights(run.objective), []
     for name, weight in _weights(objective).items():
         if name in theirs:
@@ -34,6 +39,14 @@ def take_over(objective: Objective, run: Run, tokenizer: TextTokenizer | None) -
         else:
             kept.append(name)
     return kept
+
+
+def check_source(setting: str, run: str | Path, data: Data) -> None:
+    """Raises UserError where the run that a setting names was trained on other data than these."""
+    change = identity_of(run).change(data, "there", "here")
+    if change is not None:
+        raise UserError(f"{setting} {run} was trained on other data ({change}); choose a run on the same data, or set "
+                        f"training.other_data to true if others are meant")
 
 
 def _weights(objective: Objective) -> dict[str, Tensor]:

@@ -1,0 +1,161 @@
+"""The identity of what a run is trained on: kept in its folder as data.json, and held against what is opened later.
+
+    data.json  {"fingerprint": ..., "given": ..., "facts": {...}}
+
+`fingerprint` is also in the state of each checkpoint, which is the authority: runs without a data.json have it there.
+`given`: the data were handed to `train` in Python, so that no config leads to them. `facts` say in words what changed.
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from looped.config import Config
+from looped.data.heldout import HeldoutText
+from looped.data.images import Scale
+from looped.data.labelled import Picture
+from looped.data.opening import Data, Found, Seen, find_data, located
+from looped.data.text import cached_text
+from looped.data.tokenizer import TextTokenizer
+from looped.errors import UserError
+from looped.training.checkpoint import list_checkpoints, write_text
+
+DATA = "data.json"
+
+OTHERS = "say with --other-data (other_data=True in Python) that others are meant"
+MEASURE = f"bring the old data back, or {OTHERS}"
+"""The ways out where a trained run meets other data."""
+
+
+Identified = Data | HeldoutText | Found
+"""Data that are open, or found and not yet open: `fingerprint`, `facts`."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a run was trained on, as far as it is remembered, and what its numbers mean to the model: `vocab_size`
+    tokens or classes, and the `picture` that images are cut from."""
+
+    fingerprint: str
+    vocab_size: int
+    picture: Picture | None = None
+    given: bool = False
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def change(self, data: Identified, then: str = "then", now: str = "now") -> str | None:
+        """What is different about other data, in words; None where they are the same."""
+        changed = [f"{name} {_short(self.facts[name])} {then}, {_short(value)} {now}"
+                   for name, value in data.facts.items() if self.facts.get(name, value) != value and name != "source"]
+        if data.fingerprint == self.fingerprint and not changed:
+            return None
+        old, new = (_short(facts.get("source", data.facts["source"])) for facts in (self.facts, data.facts))
+        where = new if old == new else f"{old} {then}, {new} {now}"
+        return f"{where}; {', '.join(changed[:3]) or 'the contents are others'}"
+
+    def check(self, data: Identified, run: str | Path, way_out: str = MEASURE) -> None:
+        """Raises UserError, with a way out, where these are other data than the run was trained on."""
+        change = self.change(data)
+        if change is None:
+            return
+        if self.given:
+            raise self.lost(run, f"its config leads to others ({change})")
+        raise UserError(f"the data of run {run} have changed since it was trained on them ({change}); {way_out}")
+
+    def lost(self, run: str | Path, why: str) -> UserError:
+        """The report of data that no config leads to."""
+        return UserError(f"run {run} was trained on data given in Python, and {why}; give them again (data=... of "
+                         f"load_run and train), or {OTHERS}")
+
+    def check_numbers(self, data: Data | HeldoutText, run: str | Path, tokenizer: TextTokenizer | None) -> None:
+        """Raises UserError where a token, a class or a patch of the data is something else to the run's model."""
+        if tokenizer is not None and data.tokenizer.json() != tokenizer.json():
+            raise UserError(f"the data that run {run} is to be measured on have another tokenizer than it; make them "
+                            f"with heldout_text(texts, run.tokenizer)")
+        if data.vocab_size != self.vocab_size:
+            raise UserError(f"run {run} knows {self.vocab_size} symbols and these data have {data.vocab_size}; measure "
+                            f"it on data of the same kind")
+        shapes = [picture and (picture.channels, picture.height, picture.width, picture.patch)
+                  for picture in (self.picture, data.picture)]
+        if shapes[0] != shapes[1]:
+            raise UserError(f"run {run} knows images of (channels, height, width, patch) {shapes[0]} and these are "
+                            f"{shapes[1]}; measure it on images of the same size")
+
+    @property
+    def scale(self) -> Scale | None:
+        """Of its images, where it is remembered."""
+        if "means" not in self.facts:
+            return None
+        return Scale(tuple(self.facts["means"]), tuple(self.facts["deviations"]))
+
+
+def remember_data(run: Path, data: Identified, *, given: bool) -> None:
+    """Keep the identity of the data with a run that starts; one that goes on has passed `Identity.check`."""
+    if not (run / DATA).exists() or not list_checkpoints(run):
+        found = {"fingerprint": data.fingerprint, "given": given, "facts": dict(data.facts)}
+        write_text(run / DATA, json.dumps(found, indent=1))
+
+
+def recall_data(run: Path, state: Mapping[str, Any]) -> Identity:
+    """What a run was trained on, by its folder and the state of a checkpoint."""
+    picture = Picture(**state["picture"]) if state.get("picture") else None
+    bare = Identity(state["data"], state["vocab_size"], picture)
+    try:
+        found = json.loads((run / DATA).read_text(encoding="utf-8"))
+        if found["fingerprint"] != bare.fingerprint:
+            return bare
+        return Identity(bare.fingerprint, bare.vocab_size, picture, bool(found["given"]), dict(found["facts"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return bare
+
+
+def open_own(run: Path, config: Config, *, trained: Config, identity: Identity, folder: Path,
+             tokenizer: TextTokenizer | None, other_data: bool) -> Data:
+    """The data of a run, as its model knows them: those of `trained`, its config as it was trained, whose relative
+    paths start from `folder`; measured as `config` says.
+
+    Raises UserError where they have changed, unless `other_data`.
+    """
+    try:
+        found = find_data(located(trained, folder))
+    except UserError as error:  # moved, deleted, or out of reach
+        if identity.given:
+            raise identity.lost(run, f"its config leads to none ({error})") from None
+        text = tokenizer and cached_text(located(trained, folder).data, identity.fingerprint, tokenizer, identity.facts)
+        if not text or other_data:
+            raise
+        print(f"the text of run {run} is not to be had; its tokens are in the cache and are used", file=sys.stderr)
+        return text
+    if not other_data:
+        identity.check(found, run)
+    if config.images != trained.images:  # fewer held-out images
+        found = find_data(located(config, folder))
+    data = found.open(Seen(tokenizer, _scale_for(found, run, trained, identity)))
+    if other_data:
+        identity.check_numbers(data, run, tokenizer)
+    elif config.images == trained.images:
+        identity.check(data, run)
+    return data
+
+
+def _scale_for(found: Found, run: Path, config: Config, identity: Identity) -> Scale | None:
+    """That of the images that were trained on. Raises UserError where others would have to be brought to it and it is
+    not known."""
+    unknown = config.is_images and config.images.normalise == "standard" and identity.scale is None
+    if unknown and found.fingerprint != identity.fingerprint:
+        raise UserError(f"run {run} does not remember by which means and deviations its images were normalised, so no "
+                        f"others can be; bring the old ones back")
+    return identity.scale
+
+
+def label_of(data: Identified) -> str:
+    """A name for data, short and no other data's."""
+    return f"{data.facts['source']} ({data.fingerprint[:8]})"
+
+
+def _short(value: Any) -> str:
+    """A value in a few words."""
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
