@@ -43,7 +43,12 @@ def checkpoint_path(run_dir: Path, step: int) -> Path:
 def list_checkpoints(run_dir: Path) -> list[Path]:
     """Folders of finished checkpoints, newest first."""
     found = (path for path in (run_dir / "checkpoints").glob("step-*") if path.name.removeprefix("step-").isdigit())
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step that a checkpoint's folder is named for."""
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------
@@ -158,13 +163,17 @@ def newest_good(run_dir: Path, say: Callable[[str], None]) -> tuple[Path, dict[s
     return None
 
 
-def set_aside(run_dir: Path, newer_than: int) -> None:
-    """Rename damaged checkpoints after the one that is resumed, so that they neither count as kept nor as newest."""
+def set_aside(run_dir: Path, newer_than: int, why: str = "damaged") -> list[Path]:
+    """Rename checkpoints after the one that is resumed, so that they neither count as kept nor as newest; give where
+    they are now."""
+    moved = []
     for path in list_checkpoints(run_dir):
-        if int(path.name.removeprefix("step-")) > newer_than:
-            aside = path.with_name(f"damaged-{path.name}")
+        if step_of(path) > newer_than:
+            aside = path.with_name(f"{why}-{path.name}")
             shutil.rmtree(aside, ignore_errors=True)
             os.rename(path, aside)
+            moved.append(aside)
+    return moved
 
 
 def load_tensors(path: Path, name: str) -> Tensors:

@@ -9,7 +9,8 @@ from typing import Any
 
 from looped.config import Config
 from looped.errors import UserError
-from looped.training.checkpoint import write_text
+from looped.storage import write_text
+from looped.training.runs import CHANGES, STAMP
 
 METRICS, LOG = "metrics.jsonl", "train.log"
 TIMING = ("seconds", "tokens_per_second", "peak_bytes")
@@ -104,7 +105,7 @@ def _shorten(value: float) -> str:
 def append(path: Path, text: str) -> None:
     """Add to a file; UserError when the disk refuses."""
     try:
-        with open(path, "a", encoding="utf-8") as file:
+        with open(path, "a", encoding="utf-8", newline="") as file:
             file.write(text)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}; free space or permissions, then run the "
@@ -151,6 +152,12 @@ def _start_bar():
     return bar
 
 
+def _first_stamp(run_dir: Path) -> str:
+    """The stamp as it was written at the start: without the changes of settings that came later."""
+    stamp = json.loads((run_dir / STAMP).read_text(encoding="utf-8"))
+    return json.dumps({key: value for key, value in stamp.items() if key != CHANGES}, indent=1)
+
+
 def start_wandb(config: Config, run_dir: Path):
     """A Weights & Biases run that the same folder always continues."""
     try:
@@ -158,7 +165,7 @@ def start_wandb(config: Config, run_dir: Path):
     except ImportError:
         raise UserError(f"training.wandb {config.training.wandb} needs the package; "
                         f"pip install wandb, or set training.wandb to off") from None
-    identity = hashlib.sha256((run_dir / "stamp.json").read_bytes()).hexdigest()[:12]
+    identity = hashlib.sha256(_first_stamp(run_dir).encode()).hexdigest()[:12]
     try:
         return wandb.init(project="looped", name=run_dir.resolve().name, id=identity, resume="allow",
                           mode=config.training.wandb, dir=str(run_dir), config=config.model_dump(mode="json"))

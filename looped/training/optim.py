@@ -70,11 +70,16 @@ def lr_factor(progress: float, step: int, config: OptimConfig) -> float:
     progress, floor = min(max(progress, 0.0), 1.0), config.min_lr_fraction
     if config.schedule == "cosine":
         shape = floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
-    elif config.schedule == "wsd" and progress > 1 - config.decay_fraction:
+    elif config.schedule == "wsd" and progress > decay_start(config):
         shape = 1 - (1 - floor) * (progress - (1 - config.decay_fraction)) / config.decay_fraction
     else:
         shape = 1.0
     return warmup * shape
+
+
+def decay_start(config: OptimConfig) -> float:
+    """Share of the budget up to which the learning rate does not depend on what the budget is."""
+    return {"cosine": 0.0, "wsd": 1 - config.decay_fraction, "constant": math.inf}[config.schedule]
 
 
 def set_lr(optimizers: list[Optimizer], factor: float) -> None:

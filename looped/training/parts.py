@@ -17,7 +17,8 @@ from looped.errors import UserError
 from looped.objectives.one_block import OneBlock
 from looped.training.checkpoint import DamagedError, Tensors, check, check_same, list_checkpoints, load_tensors
 from looped.training.counters import Counters
-from looped.training.runs import CONFIG, first_difference, own_tokenizer
+from looped.training.restart import FREE_AT_RESTART, differences, is_one_of
+from looped.training.runs import CONFIG, own_tokenizer
 
 OWN = ("blocks.alone", "blocks.shared_from", "data.path", "data.cache_dir", "images.path", "training.threads",
        "training.wandb")
@@ -94,11 +95,10 @@ def whole_config(config: Config) -> Config:
 def check_fits(part: Part, config: Config, data: str, beside: str | Path) -> None:
     """Whether a run belongs to the whole of `config`, on data of this fingerprint. Raises UserError that names the
     first setting in which it does not fit; `beside`: what it is held against."""
-    difference = first_difference(_common(config), _common(part.config))
-    if difference:
-        name, ours, theirs = difference
-        raise UserError(f"{part.path} was trained with {name} {theirs!r} and {beside} with {ours!r}; train both blocks "
-                        f"with the same settings")
+    for each in differences(_common(config), _common(part.config)):
+        if not is_one_of(each.setting, FREE_AT_RESTART):
+            raise UserError(f"{part.path} was trained with {each.setting} {each.new!r} and {beside} with {each.old!r}; "
+                            f"train both blocks with the same settings")
     if part.state["data"] != data:
         raise UserError(f"{part.path} and {beside} were trained on different data, though their settings are the same; "
                         f"train both on the same files")

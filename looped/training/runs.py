@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -38,8 +38,10 @@ from looped.training.checkpoint import (
     load_tensors,
     newest_good,
     remove_leftovers,
+    set_aside,
 )
 from looped.training.identity import Identity, label_of, open_own, recall_data
+from looped.training.restart import changes_of, is_one_of, start_of
 
 FREE_AFTER_TRAINING = ("seed", "evaluation", "training.threads", "denoise.solver", "denoise.schedule", "denoise.bridge",
                        "denoise.bridge_top_k", "denoise.start", "denoise.restart_level", "denoise.settle_above",
@@ -48,13 +50,16 @@ FREE_AFTER_TRAINING = ("seed", "evaluation", "training.threads", "denoise.solver
 """Settings, or sections of them, that a trained run can be evaluated and sampled with."""
 
 CONFIG, STAMP, TOKENIZER = "config.yaml", "stamp.json", "tokenizer.json"
+CHANGES = "changes"
+"""In the stamp: settings that changed when the run was gone on with, as {when, step, setting, old, new}."""
 OURS = (LOCK, SOFT_LOCK, HOLDER, STAMP)
 """What a folder may hold before it has a config.yaml."""
 
 
 @contextmanager
 def open_run(config: Config, run_dir: str | Path, *, device: str = "cpu") -> Iterator[Path]:
-    """Hold a run's folder for writing: created for `config` or, with an equal config.yaml in it, gone on with.
+    """Hold a run's folder for writing: created for `config` or, with a config.yaml in it that `restart` takes for the
+    same run, gone on with.
 
     Raises UserError when another process holds it, when its config differs (naming the first setting that does), when
     it is the folder of something else, or when it cannot be written.
@@ -83,7 +88,7 @@ def warn_of_lost_guarantees(path: Path) -> None:
 def _prepare(path: Path, config: Config, device: str) -> None:
     remove_leftovers(path)
     if (path / CONFIG).exists() and list_checkpoints(path):
-        _check_same_config(path, config)
+        _go_on(path, config)
         return
     strangers = sorted(entry.name for entry in path.iterdir() if entry.name not in OURS)
     if strangers and CONFIG not in strangers:
@@ -94,31 +99,27 @@ def _prepare(path: Path, config: Config, device: str) -> None:
     write_text(path / CONFIG, dump_config(config))
 
 
-def _check_same_config(path: Path, config: Config) -> None:
-    theirs = load_config(path / CONFIG)
-    difference = first_difference(theirs.model_dump(mode="json"), config.model_dump(mode="json"))
-    if difference:
-        name, old, new = difference
-        raise UserError(f"run {path} was started with {name} {old!r}, now it is {new!r}; choose another --run, or "
-                        f"remove the folder")
-
-
-def first_difference(old: Mapping, new: Mapping, prefix: str = "") -> tuple[str, Any, Any] | None:
-    """(dotted name, old value, new value) of the first setting in which two configs differ."""
-    for key, value in old.items():
-        if isinstance(value, Mapping):
-            inner = first_difference(value, new[key], f"{prefix}{key}.")
-            if inner:
-                return inner
-        elif value != new[key]:
-            return f"{prefix}{key}", value, new[key]
-    return None
+def _go_on(path: Path, config: Config) -> None:
+    """Take over the settings that may change; the stamp keeps what they were, and config.yaml what they are."""
+    before = load_config(path / CONFIG)
+    changes = changes_of(path, before, config)
+    if not changes:
+        return
+    (step, newest), stamped = start_of(path, before, config), read_stamp(path)
+    now = [{"when": _now(), "step": step, **asdict(change)} for change in changes]
+    write_text(path / STAMP, json.dumps(stamped | {CHANGES: [*stamped.get(CHANGES, []), *now]}, indent=1))
+    budget = before.training.budget
+    if step < newest:
+        moved = set_aside(path, step, why=f"budget-{budget}")
+        warnings.warn(f"run {path} goes on from step {step}, after which its learning rate began to follow "
+                      f"training.budget {budget}; the end it had is kept as {moved[0]}", stacklevel=2)
+    write_text(path / CONFIG, dump_config(config))
 
 
 def stamp(config: Config, device: str) -> dict[str, Any]:
     """Where a run comes from: code, versions, machine, command."""
     return {
-        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "created": _now(),
         **_git_state(),
         "versions": versions(),
         "device": device,
@@ -128,6 +129,10 @@ def stamp(config: Config, device: str) -> dict[str, Any]:
         "folder": os.getcwd(),
         "seed": config.seed,
     }
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
 def versions() -> dict[str, str | None]:
@@ -276,7 +281,7 @@ def _end_of_text(path: Path, state: Mapping[str, Any]) -> int | None:
 def _changed(path: Path, settings: Mapping[str, Any]) -> Config:
     config = load_config(path / CONFIG, settings)  # first, so that a misspelt setting is named
     for name in settings:
-        if not any(name == free or name.startswith(f"{free}.") for free in FREE_AFTER_TRAINING):
+        if not is_one_of(name, FREE_AFTER_TRAINING):
             raise UserError(f"--{name} was fixed when {path} was trained; what can be changed is "
                             f"{', '.join(FREE_AFTER_TRAINING)}")
     return config

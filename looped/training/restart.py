@@ -1,0 +1,92 @@
+"""Settings that may change when a run is gone on with, and the checkpoint from which another budget can be.
+
+Two kinds: settings that decide nothing of the weights, and `training.budget`. A schedule reads the budget as the share
+of it that is spent (`optim.lr_factor`), so weights are those of the new budget from the start as long as no step before
+has had a rate that depends on the old one: always under `constant`, before the decay under `wsd`, never under `cosine`.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from looped.config import Config
+from looped.errors import UserError
+from looped.training.checkpoint import DamagedError, check, list_checkpoints, step_of
+from looped.training.counters import Counters
+from looped.training.optim import decay_start
+
+BUDGET = "training.budget"
+
+FREE_AT_RESTART = ("training.log_every", "training.eval_every", "training.num_evals", "training.sample_every",
+                   "training.checkpoint_every", "training.keep_checkpoints", "training.wandb", "training.threads",
+                   "evaluation", "data.cache_dir")
+"""Settings, or sections of them, that decide nothing of a run's weights."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A setting with its value of before and of now."""
+
+    setting: str
+    old: Any
+    new: Any
+
+
+def is_one_of(name: str, settings: tuple[str, ...]) -> bool:
+    """Whether a dotted name is among settings, or in a section among them."""
+    return any(name == each or name.startswith(f"{each}.") for each in settings)
+
+
+def differences(old: Mapping, new: Mapping, prefix: str = "") -> Iterator[Change]:
+    """The settings in which two configs, as plain values, differ."""
+    for key, value in old.items():
+        if isinstance(value, Mapping):
+            yield from differences(value, new[key], f"{prefix}{key}.")
+        elif value != new[key]:
+            yield Change(f"{prefix}{key}", value, new[key])
+
+
+def changes_of(path: Path, old: Config, new: Config) -> list[Change]:
+    """What a run's config changes to. Raises UserError that names the first setting that a run has for good."""
+    changes = list(differences(old.model_dump(mode="json"), new.model_dump(mode="json")))
+    for change in changes:
+        if change.setting != BUDGET and not is_one_of(change.setting, FREE_AT_RESTART):
+            raise UserError(f"run {path} was started with {change.setting} {change.old!r}, now it is {change.new!r}; "
+                            f"choose another --run, or remove the folder")
+    return changes
+
+
+def start_of(path: Path, old: Config, new: Config) -> tuple[int, int]:
+    """(the step of the newest whole checkpoint that is also one of the run with the new budget, that of the newest).
+
+    Raises UserError where that budget is spent already, or where every checkpoint has steps whose learning rate has
+    followed the old one.
+    """
+    unit, before, now = old.training.budget_unit, old.training.budget, new.training.budget
+    found = [(counters.step, counters.spent(unit)) for counters in _whole(path)]
+    if not found:  # the trainer says what is damaged
+        return (step_of(list_checkpoints(path)[0]),) * 2
+    step, spent = found[0]
+    if before == now:
+        return step, step
+    changed = f"run {path} was started with {BUDGET} {before}, now it is {now}"
+    if spent >= now:
+        raise UserError(f"{changed}, and {spent:g} {unit} are spent already at step {step}; set it higher than that, "
+                        f"or choose another --run")
+    kept = [each for each, spent in found if spent / min(before, now) <= decay_start(old.optim)]
+    if not kept:
+        begun = ("follows the budget from the first step on" if decay_start(old.optim) == 0 else
+                 "has begun its decay in every checkpoint that is kept")
+        raise UserError(f"{changed}, but optim.schedule {old.optim.schedule} {begun}; give the run to another --run as "
+                        f"training.warm_start (with optim.schedule wsd or constant a run can be gone on with)")
+    return kept[0], step
+
+
+def _whole(path: Path) -> Iterator[Counters]:
+    """What the whole checkpoints of a run have spent, newest first."""
+    for checkpoint in list_checkpoints(path):
+        try:
+            yield Counters.of(check(checkpoint))
+        except DamagedError:
+            continue
