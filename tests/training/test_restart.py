@@ -119,8 +119,8 @@ def test_every_free_setting_is_tried_above():
 
 def test_runs_of_blocks_belong_together_whatever_decides_no_weight(tmp_path, tiny):
     """As each of them may have changed it by itself."""
-    config = tiny(**{"objective": "blockwise", "blocks.num": 2, "model.num_core_layers": 2})
-    part = Part(tmp_path, config.replace(**FREE), tmp_path, {"data": "text"})
+    blocks = {"objective": "blockwise", "blocks.num": 2, "model.num_core_layers": 2}
+    config, part = tiny(**blocks), Part(tmp_path, tiny(**blocks, **FREE), tmp_path, {"data": "text"})
     check_fits(part, config, "text", "the other")
     with pytest.raises(UserError, match=r"trained with optim.lr 0.002 and the other with 0.5"):
         check_fits(part, config.replace(**{"optim.lr": 0.5}), "text", "the other")
