@@ -32,12 +32,13 @@ class TaskConfig(Section):
 class DataConfig(Section):
     """Text and tokenizer. With neither `path` nor `dataset`: the Python standard library of this interpreter."""
 
-    path: tuple[str, ...] = Field((), description="files, folders or globs of text, JSONL or parquet")
+    path: tuple[str, ...] = Field((), description="files, folders or globs of text, JSON, CSV, parquet or Arrow, plain or compressed")
     dataset: str | None = Field(None, description="name (or local path) for datasets.load_dataset")
     dataset_config: str | None = Field(None, description="its configuration name")
     split: str = Field("train", description="its split")
     streaming: bool = Field(False, description="stream the dataset and stop after max_bytes")
-    text_field: str = Field("text", description="field that holds the text in JSONL, parquet and datasets")
+    text_field: str = Field("text", description="field that holds the text in JSON, CSV, parquet, Arrow and datasets; "
+                                             "meta.text is one within another")
     max_bytes: int = Field(32_000_000, ge=1, description="text beyond this many bytes is not read")
     tokenizer: str | None = Field(None, description="a tokenizer.json to load; null trains a byte-level BPE")
     vocab_size: int = Field(1024, ge=257, description="size of the trained vocabulary")

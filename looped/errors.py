@@ -17,3 +17,14 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     known = sorted(known)
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f"; did you mean '{near[0]}'?" if near else f"; known names: {', '.join(known)}"
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an exception in one line of bearable length."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The exception that another was raised from, in the end."""
+    return error if error.__cause__ is None else root_cause(error.__cause__)

@@ -9,12 +9,14 @@ import importlib
 import os
 import platform
 import sysconfig
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from looped.config_data import DataConfig
-from looped.data.sources import Document, read_dataset, read_file, read_paths
+from looped.data.formats import Document, read_file
+from looped.data.sources import DatasetSource, FileSource, Source
 from looped.errors import UserError
 
 # Tests and bundles are no prose of the library; the tables in `encodings` are near copies of one another, so that the
@@ -50,32 +52,50 @@ class Corpus:
 
 
 def load_corpus(data: DataConfig) -> Corpus:
-    """Reads the source that `data` names, up to `data.max_bytes`.
+    """Reads the source that `data` names, up to `data.max_bytes`, with a notice of what is cut off or passed over.
 
     Raises `UserError` for what cannot be read, with the file, line, byte or field, and a way out.
     """
-    if data.path:
-        documents, source = read_paths(data.path, field=data.text_field, limit=data.max_bytes), ", ".join(data.path)
-    elif data.dataset:
-        documents, source = read_dataset(data), f"dataset {data.dataset}"
-    else:
-        documents, source = standard_library(data.max_bytes), f"standard library of Python {platform.python_version()}"
-    taken = _unique(_take(documents, data.max_bytes))
+    source = _source(data)
+    for notice in source.notices:
+        warnings.warn(notice, stacklevel=2)
+    taken, cut = _take(source.documents(), data.max_bytes)
     if not taken:
-        raise UserError(f"{source} holds no text; point data.path or data.dataset to some")
-    return Corpus(taken, source)
+        raise UserError(f"{source.name} holds no text; point data.path or data.dataset to some")
+    if cut:
+        warnings.warn(f"data.max_bytes {data.max_bytes:,} cuts the text off: {len(taken):,} documents are kept, the "
+                      f"last {taken[-1].name}, and {source.extent()}; it is the head in reading order, not an even "
+                      f"share of all, so raise data.max_bytes or name fewer files", stacklevel=2)
+    return Corpus(_unique(taken), source.name)
 
 
-def standard_library(limit: int) -> Iterator[Document]:
+def _source(data: DataConfig) -> Source:
+    if data.path:
+        return FileSource(data.path, field=data.text_field, limit=data.max_bytes)
+    return DatasetSource(data) if data.dataset else StandardLibrary(data.max_bytes)
+
+
+class StandardLibrary(Source):
     """Sources and pydoc topics of the running interpreter, sorted by name (relative path), utf-8."""
-    root = Path(sysconfig.get_path("stdlib"))
-    topics = _pydoc_topics()
-    files = {path.relative_to(root).as_posix(): path for path in _library_files(root)}
-    for name in sorted([*topics, *files]):
-        if name in topics:
-            yield Document(name, topics[name])
-        else:
-            yield from read_file(files[name], name, field="", limit=limit)
+
+    def __init__(self, limit: int):
+        self.name, self.limit = f"standard library of Python {platform.python_version()}", limit
+        root = Path(sysconfig.get_path("stdlib"))
+        self.topics = _pydoc_topics()
+        self.files = {path.relative_to(root).as_posix(): path for path in _library_files(root)}
+        self.opened = 0
+
+    def documents(self) -> Iterator[Document]:
+        for name in sorted([*self.topics, *self.files]):
+            self.opened += 1
+            if name in self.topics:
+                yield Document(name, self.topics[name])
+            else:
+                yield from read_file(self.files[name], name, field="", limit=self.limit)
+
+    def extent(self) -> str:
+        whole = len(self.topics) + len(self.files)
+        return f"of {whole:,} modules and topics {whole - self.opened:,} are not opened"
 
 
 def _library_files(root: Path) -> Iterator[Path]:
@@ -92,22 +112,25 @@ def _pydoc_topics() -> dict[str, str]:
     return {f"pydoc_data/topics/{name}": text for name, text in topics.items()}
 
 
-def _take(documents: Iterable[Document], max_bytes: int) -> Iterator[Document]:
-    """Documents that hold text until `max_bytes` are reached; the last is cut after a whole character."""
-    left = max_bytes
+def _take(documents: Iterable[Document], max_bytes: int) -> tuple[list[Document], bool]:
+    """(documents that hold text until `max_bytes` are reached, the last cut after a whole character; whether there is
+    more of them)."""
+    taken, left = [], max_bytes
     for name, text in documents:
         try:
             raw = text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise UserError(f"document {name} is not valid Unicode (a lone surrogate at character {error.start}); "
                             f"mend it or leave it out") from None
+        if raw and not left:
+            return taken, True
+        kept = text if len(raw) <= left else raw[:left].decode("utf-8", errors="ignore")
+        if kept:
+            taken.append(Document(name, kept))
         if len(raw) > left:
-            text = raw[:left].decode("utf-8", errors="ignore")
-        if text:
-            yield Document(name, text)
+            return taken, True
         left -= len(raw)
-        if left <= 0:
-            return
+    return taken, False
 
 
 def _unique(documents: Iterable[Document]) -> tuple[Document, ...]:

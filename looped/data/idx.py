@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from looped.data.sources import one_line
-from looped.errors import UserError
+from looped.errors import UserError, one_line
 
 BYTE = 0x08
 """The code of unsigned bytes, which all image and label files hold."""

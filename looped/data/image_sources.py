@@ -16,8 +16,7 @@ from PIL import Image, ImageOps
 from looped.config_images import ImageConfig
 from looped.data.idx import read_idx
 from looped.data.pixels import Pictures, gather, resize_all
-from looped.data.sources import one_line, root_cause
-from looped.errors import UserError, did_you_mean
+from looped.errors import UserError, did_you_mean, one_line, root_cause
 
 IDX_PARTS = {"train": "train", "test": "t10k"}
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm")

@@ -1,8 +1,10 @@
 """Bad data ends in one sentence that names the place and a way out, never in a traceback of something else."""
 
+import bz2
 import gzip
 import json
 
+import pyarrow
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -25,12 +27,24 @@ GOOD = '{"text": "fine"}\n'
 BAD_FILES = {
     # name, bytes, what the message must say
     "not utf-8": ("a.txt", "naïve".encode("latin-1") + b" text", "is not UTF-8 (byte 0xef at offset 2); convert it"),
-    "utf-16": ("a.txt", "text".encode("utf-16"), "is binary (a zero byte at offset 3); leave it out"),
+    "utf-16": ("a.txt", "text".encode("utf-16"), "byte-order mark of UTF-16 (ff fe), and text is read as UTF-8; conv"),
+    "utf-16 without a mark": ("a.txt", "text".encode("utf-16-le"), "is binary (a zero byte at offset 1); leave it out"),
+    "utf-32": ("a.txt", "text".encode("utf-32"), "UTF-32 (ff fe 00 00), and text is read as UTF-8; convert"),
+    "utf-16 JSON": ("a.jsonl", GOOD.encode("utf-16"), "begins with the byte-order mark of UTF-16 (ff fe)"),
+    "not utf-8 behind a mark": ("a.txt", b"\xef\xbb\xbfna\xef", "is not UTF-8 (byte 0xef at offset 5)"),
     "cut utf-8": ("a.txt", "naï".encode()[:-1], "is not UTF-8 (byte 0xc3 at offset 2)"),
     "binary": ("a.txt", b"GIF89a\x00\x01", "is binary (a zero byte at offset 6)"),
     "empty": ("a.txt", b"", "holds no text; point data.path"),
     "broken line": ("a.jsonl", (GOOD + '{"text": "x"\n').encode(), "line 2 is not JSON (Expecting ',' delimiter"),
-    "a document of JSON": ("a.json", b'[\n {"text": "x"}\n]', "line 1 is not JSON"),
+    "array cut": ("a.json", b'[\n {"text": "x"},\n {"text": "y"}\n', "line 4 is not JSON (the array has no end)"),
+    "array with a gap": ("a.json", b'[{"text": "x"}\n,,{"text": "y"}]', "line 2 is not JSON (Expecting value)"),
+    "array without a comma": ("a.json", b'[{"text": "x"}\n{"text": ""}]', "line 2 is not JSON (Expecting ',' delim"),
+    "array and more": ("a.json", b'[{"text": "x"}]\n[{"text": "y"}]', "line 2 is not JSON (Extra data behind the arr"),
+    "array of no objects": ("a.json", b'["x"]', "row 0 holds str, not an object with fields"),
+    "array not UTF-8": ("a.json", b'[\n{"text": "x\xff"}]', "is not UTF-8 (byte 0xff at offset 13)"),
+    "array with a huge number": ("a.json", b"[" + b"1" * 9999, "line 1 is not JSON (Exceeds the limit"),
+    "object cut": ("a.json", b'{\n "text": "x"\n', "line 3 is not JSON (Expecting ',' delimiter)"),
+    "inner fields": ("a.jsonl", b'{"meta": {"text": "x", "n": 1}, "i": 2}', "no field 'text' but meta.text, meta.n, i"),
     "deep JSON": ("a.jsonl", b"[" * 100_000, "line 1 is not JSON"),
     "JSON not UTF-8": ("a.jsonl", GOOD.encode() + b'{"text": "\xff"}', "line 2 is not JSON ('utf-8' codec"),
     "no object": ("a.jsonl", (GOOD + '"text"\n').encode(), "line 2 holds str, not an object with fields"),
@@ -41,7 +55,16 @@ BAD_FILES = {
     "lone surrogate": ("a.jsonl", (GOOD + '{"text": "\\ud800"}').encode(), "a.jsonl#2 is not valid Unicode"),
     "no gzip": ("a.jsonl.gz", b"text", "is damaged (Not a gzipped file"),
     "cut gzip": ("a.txt.gz", gzip.compress(b"text" * 99)[:-9], "is damaged (Compressed file ended before"),
+    "no zstd": ("a.jsonl.zst", b"text", "is damaged (ZSTD decompress failed"),
+    "cut zstd": ("a.txt.zst", pyarrow.compress(b"text" * 99, "zstd", asbytes=True)[:-9], "is damaged (Truncated"),
+    "cut bzip2": ("a.txt.bz2", bz2.compress(b"text" * 99)[:-9], "is damaged (Compressed file ended before"),
+    "no bzip2": ("a.jsonl.bz2", b"text", "is damaged (Invalid data stream"),
+    "no xz": ("a.jsonl.xz", b"text", "is damaged (Input format not supported"),
     "no parquet": ("a.parquet", b"text", "is damaged (Parquet file size is 4 bytes"),
+    "compressed parquet": ("a.parquet.gz", b"", "is compressed as a whole (.gz)"),
+    "no Arrow": ("a.arrow", b"text and more text", "is damaged ("),
+    "rows of several widths": ("a.csv", b"text,n\nx,1\ny,2,3\n", "CSV parse error: Row #3: Expected 2 columns, got 3"),
+    "CSV not UTF-8": ("a.csv", b"text,n\n\xff,1\n", "Row #2: CSV conversion error to string: invalid UTF8"),
 }
 
 
@@ -73,7 +96,7 @@ def test_folders_and_globs_without_text_say_what_they_hold(tmp_path):
     assert "(it is empty); name the files, or give a glob" in sentence(path=str(tmp_path))
     (tmp_path / "a.png").write_bytes(b"x")
     (tmp_path / "folder.txt").mkdir()
-    assert "(it holds .png)" in sentence(path=str(tmp_path))
+    assert "(it holds 1 .png)" in sentence(path=str(tmp_path))
     assert "matches no file; check the pattern" in sentence(path=str(tmp_path / "*.txt"))
 
 
@@ -137,7 +160,8 @@ lines = st.lists(st.binary(max_size=20) | st.recursive(
     max_leaves=5).map(lambda value: json.dumps(value).encode()), max_size=4).map(b"\n".join)
 
 
-@given(st.sampled_from(["a.txt", "a.jsonl", "a.txt.gz", "a.jsonl.gz", "a.parquet"]), st.binary(max_size=40) | lines,
+@given(st.sampled_from(["a.txt", "a.jsonl", "a.json", "a.csv", "a.txt.gz", "a.jsonl.gz", "a.parquet", "a.arrow",
+                         "a.jsonl.zst", "a.json.xz", "a.txt.bz2"]), st.binary(max_size=40) | lines,
        st.booleans())
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_bytes_in_any_kind_of_file_are_text_or_a_user_error(tmp_path, name, raw, compress):

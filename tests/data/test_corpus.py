@@ -43,7 +43,7 @@ def test_a_standard_library_of_any_layout_is_read_without_tests_bundles_and_topi
         write(tmp_path / name, f"# {name}\n")
     monkeypatch.setattr(corpus_module.sysconfig, "get_path", lambda name: str(tmp_path))
     monkeypatch.setattr(corpus_module, "_pydoc_topics", lambda: {"pydoc_data/topics/if": "The if statement"})
-    names = [document.name for document in corpus_module.standard_library(10**9)]
+    names = [document.name for document in corpus_module.StandardLibrary(10**9).documents()]
     assert names == sorted([*kept, "pydoc_data/topics/if"])
 
 
@@ -94,7 +94,7 @@ def test_the_same_name_in_two_folders_is_told_apart(tmp_path):
 
 
 def test_text_is_kept_byte_for_byte(tmp_path):
-    raw = "\ufeffline\r\nline\rnaïve\n\n\t🙂".encode()
+    raw = "line\r\nline\rnaïve\ufeff\n\n\t🙂\u2028\x85\f".encode()
     (tmp_path / "a.txt").write_bytes(raw)
     assert texts_of(path=str(tmp_path / "a.txt")) == [raw.decode()]
 
