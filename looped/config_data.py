@@ -32,7 +32,8 @@ class TaskConfig(Section):
 class DataConfig(Section):
     """Text and tokenizer. With neither `path` nor `dataset`: the Python standard library of this interpreter."""
 
-    path: tuple[str, ...] = Field((), description="files, folders or globs of text, JSON, CSV, parquet or Arrow, plain or compressed")
+    path: tuple[str, ...] = Field((), description="files, folders or globs of text, JSON, CSV, parquet or Arrow, plain "
+                                                  "or compressed")
     dataset: str | None = Field(None, description="name (or local path) for datasets.load_dataset")
     dataset_config: str | None = Field(None, description="its configuration name")
     split: str = Field("train", description="its split")
@@ -40,7 +41,8 @@ class DataConfig(Section):
     text_field: str = Field("text", description="field that holds the text in JSON, CSV, parquet, Arrow and datasets; "
                                              "meta.text is one within another")
     max_bytes: int = Field(32_000_000, ge=1, description="text beyond this many bytes is not read")
-    tokenizer: str | None = Field(None, description="a tokenizer.json to load; null trains a byte-level BPE")
+    tokenizer: str | None = Field(None, description="a tokenizer.json to load, or a folder of save_pretrained; null trains "
+                                                   "a byte-level BPE")
     vocab_size: int = Field(1024, ge=257, description="size of the trained vocabulary")
     length: int = Field(128, ge=2, description="tokens a training sequence")
     documents: Literal["packed", "separate"] = Field(

@@ -103,7 +103,8 @@ class Generate(Verb):
     prompt: str = "\n"
     """the text to continue; - reads it from stdin"""
     prompts: Path | None = None
-    """a file with a prompt a line instead: all are continued in one batch, each as it would be alone"""
+    """a file with a prompt a line instead (empty lines are passed over): all are continued in one batch, each as it
+    would be alone"""
     depth: int = 8
     """loop or solver steps a token; of masked diffusion, the unmasking steps of the whole text"""
     num_tokens: int = 128
@@ -183,16 +184,11 @@ class Generate(Verb):
 
     def _texts(self) -> list[str]:
         """The prompts. Raises UserError for a file that is none."""
-        if self.prompts is None:
-            return [sys.stdin.read() if self.prompt == "-" else self.prompt]
-        try:
-            lines = self.prompts.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read --prompts {self.prompts}: {getattr(error, 'strerror', None) or error}; give "
-                            f"a UTF-8 text file with a prompt a line") from None
-        if not any(lines):
-            raise UserError(f"--prompts {self.prompts} has no lines; give it a prompt a line")
-        return [line for line in lines if line]
+        from looped.data.prompts import check_prompt, read_piped, read_prompts
+
+        if self.prompts is not None:
+            return read_prompts(self.prompts)
+        return [read_piped(sys.stdin.buffer) if self.prompt == "-" else check_prompt(self.prompt)]
 
 
 @dataclass

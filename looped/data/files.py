@@ -50,7 +50,7 @@ def unreadable(path: Path, error: BaseException) -> UserError:
     return UserError(f"{path} is damaged ({one_line(error)}); restore it or {LEAVE_OUT}")
 
 
-def refuse_other_marks(head: bytes, path: Path, way_out: str = LEAVE_OUT) -> None:
+def refuse_other_marks(head: bytes, path: Path | str, way_out: str = LEAVE_OUT) -> None:
     """Raises `UserError` for the first bytes of a file that say it is UTF-16 or UTF-32."""
     for mark, coding in OTHER_MARKS.items():
         if head.startswith(mark):
@@ -64,7 +64,7 @@ class Utf8:
     start: how many bytes of the file were read before, for the offsets in messages.
     """
 
-    def __init__(self, path: Path, *, start: int = 0, way_out: str = LEAVE_OUT):
+    def __init__(self, path: Path | str, *, start: int = 0, way_out: str = LEAVE_OUT):
         self.path, self.fed, self.way_out = path, start, way_out
         self.decoder = codecs.getincrementaldecoder("utf-8" if start else "utf-8-sig")()
 

@@ -1,4 +1,4 @@
-"""Byte-level BPE: trained on the training documents, or loaded from a tokenizer.json.
+"""Byte-level BPE: trained on the training documents, or loaded (see `tokenizer_files`).
 
 Any Unicode text comes back byte for byte: there is no normaliser, and the alphabet holds all 256 bytes. A text that
 spells out a special token is encoded as ordinary text, so `end_of_text` in a stream is always the end of a document.
@@ -10,27 +10,32 @@ from pathlib import Path
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from looped.errors import UserError, one_line
+from looped.data.tokenizer_files import (
+    END_OF_TEXT,
+    known_end,
+    mark_end,
+    marked_end,
+    parse_backend,
+    read_tokenizer_file,
+)
+from looped.errors import UserError
 
-END_OF_TEXT = "<|endoftext|>"
-KNOWN_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
 MIN_FREQUENCY = 2  # a pair met once is no pattern: merging it would copy the text into the vocabulary
 PIECE = 1 << 20  # characters encoded at once: a tokenizer's working memory is many times its input
 PROBE = "Text, numbers 0123 and\n\n    code: f(x) = {[\"a'b\"]};\t naïve Ω 中文 🙂 e\u0301\r\n"
 
 
 class TextTokenizer:
-    """Text to token ids and back; `vocab_size` is what an embedding table must hold."""
+    """Text to token ids and back; `vocab_size` is what an embedding table must hold. `end`: the token that ends a
+    text, which the backend knows."""
 
-    def __init__(self, backend: Tokenizer):
+    def __init__(self, backend: Tokenizer, end: str):
         backend.encode_special_tokens = True
         backend.no_truncation()
         backend.no_padding()
         vocabulary = backend.get_vocab(with_added_tokens=True)
-        ends = [token for token in KNOWN_ENDS if token in vocabulary]
-        assert ends, "a tokenizer needs an end-of-text token"
-        self._backend = backend
-        self.end_of_text: int = vocabulary[ends[0]]
+        self._backend, self.end_token = backend, end
+        self.end_of_text: int = vocabulary[end]
         self.vocab_size: int = max(vocabulary.values()) + 1
 
     def encode(self, text: str) -> list[int]:
@@ -63,7 +68,8 @@ class TextTokenizer:
 
     def json(self) -> str:
         """The content of a tokenizer.json; `parse_tokenizer` reads it back."""
-        return self._backend.to_str()
+        text = self._backend.to_str()
+        return text if self.end_token == known_end(self._backend) else mark_end(text, self.end_token)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> TextTokenizer:
@@ -74,47 +80,30 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> TextTokenizer:
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, min_frequency=MIN_FREQUENCY, special_tokens=[END_OF_TEXT],
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
     backend.train_from_iterator((piece for text in texts for piece in _pieces(text)), trainer)
-    return TextTokenizer(backend)
+    return TextTokenizer(backend, END_OF_TEXT)
 
 
 def load_tokenizer(path: str | Path) -> TextTokenizer:
-    """Reads `data.tokenizer`; `UserError` if it is no tokenizer.json or does not decode what it encodes."""
+    """Reads `data.tokenizer`: a tokenizer.json, or a folder that `save_pretrained` wrote; `UserError` if it is none of
+    these or does not decode what it encodes."""
     tokenizer = parse_tokenizer(read_tokenizer_file(path), path)
     if problem := tokenizer.loss_of(PROBE):
         raise lossy(path, problem)
     return tokenizer
 
 
-def read_tokenizer_file(path: str | Path) -> str:
-    path = Path(path).expanduser()
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"data.tokenizer {path} cannot be read ({error.strerror}); "
-                        f"name a tokenizer.json, or leave it null to train one") from None
-    except UnicodeDecodeError:
-        raise _not_a_tokenizer(path, "not UTF-8 text") from None
-
-
 def parse_tokenizer(text: str, path: str | Path) -> TextTokenizer:
     """The tokenizer of a tokenizer.json's content. Without a known end-of-text token, it gets one more token."""
-    try:
-        backend = Tokenizer.from_str(text)
-    except Exception as error:  # the Rust library raises plain Exception, and panics are of no narrower kind
-        raise _not_a_tokenizer(path, one_line(error)) from None
-    if not any(token in backend.get_vocab(with_added_tokens=True) for token in KNOWN_ENDS):
-        backend.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
-    return TextTokenizer(backend)
+    backend = parse_backend(text, path)
+    end = marked_end(text) or known_end(backend) or END_OF_TEXT
+    if end not in backend.get_vocab(with_added_tokens=True):
+        backend.add_special_tokens([AddedToken(end, special=True, normalized=False)])
+    return TextTokenizer(backend, end)
 
 
 def lossy(path: str | Path, problem: str) -> UserError:
     return UserError(f"data.tokenizer {path} does not decode what it encodes ({problem}); "
                      f"use a byte-level one, or leave it null to train one")
-
-
-def _not_a_tokenizer(path: str | Path, problem: str) -> UserError:
-    return UserError(f"data.tokenizer {path} is not a tokenizer.json ({problem}); "
-                     f"name one that `tokenizers` saved, or leave it null to train one")
 
 
 def _pieces(text: str) -> Iterator[str]:

@@ -87,7 +87,8 @@ def test_a_loaded_tokenizer_keeps_its_own_end_of_text(tmp_path):
 
 
 def test_a_loaded_tokenizer_without_an_end_of_text_gets_one_more_token(tmp_path):
-    loaded = load_tokenizer(save(byte_level([]), tmp_path / "t.json"))
+    with pytest.warns(UserWarning, match=r"t.json has no end-of-text token: .* of 300 .*; <\|endoftext\|> is added"):
+        loaded = load_tokenizer(save(byte_level([]), tmp_path / "t.json"))
     assert (loaded.end_of_text, loaded.vocab_size) == (300, 301)
 
 

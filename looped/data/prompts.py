@@ -1,0 +1,46 @@
+"""Prompts out of a file, a line each, out of a pipe, or off the command line.
+
+A prompt ends at a line feed and nowhere else: form feeds, U+0085 and U+2028 are text, and so is a carriage return that
+no line feed follows. An empty line is no prompt and is passed over, with a notice.
+"""
+
+import warnings
+from io import BufferedIOBase
+from pathlib import Path
+
+from looped.data.files import Utf8
+from looped.errors import UserError
+
+WAY_OUT = "give a UTF-8 text file with a prompt a line"
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The lines of a file that are not empty, without their line feed or CR LF. Raises `UserError`, also for none."""
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read --prompts {path}: {error.strerror or error}; {WAY_OUT}") from None
+    *lines, last = Utf8(f"--prompts {path}", way_out=WAY_OUT).decode(raw, final=True).split("\n")
+    lines = [line.removesuffix("\r") for line in lines] + [last] * bool(last)
+    if not any(lines):
+        raise UserError(f"--prompts {path} has no lines; give it a prompt a line")
+    if empty := [str(number) for number, line in enumerate(lines, start=1) if not line]:
+        more = ", ..." if len(empty) > 5 else ""
+        warnings.warn(f"--prompts {path}: {len(empty)} empty lines are no prompts and are passed over (line "
+                      f"{', '.join(empty[:5])}{more})", stacklevel=2)
+    return [line for line in lines if line]
+
+
+def read_piped(stream: BufferedIOBase) -> str:
+    """All of standard input as one prompt, byte for byte. Raises `UserError` where it is no UTF-8."""
+    return Utf8("--prompt -", way_out="pipe UTF-8 text").decode(stream.read(), final=True)
+
+
+def check_prompt(text: str) -> str:
+    """The text of --prompt. Raises `UserError` for bytes of the command line that are no UTF-8."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(f"--prompt is not UTF-8 (at character {error.start}); give it in UTF-8, or in a file with "
+                        f"--prompts") from None
+    return text

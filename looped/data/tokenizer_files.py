@@ -1,0 +1,130 @@
+"""Files of a tokenizer: a tokenizer.json of the `tokenizers` library, or a folder that `save_pretrained` wrote.
+
+The end-of-text token is the one that the files beside it declare (`eos_token`), else the first of a few known names.
+A declared one is marked in the content of the tokenizer.json, by a field of its entry that `tokenizers` reads past, so
+that the one file says it wherever it is copied to.
+"""
+
+import json
+import pkgutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer
+
+from looped.data.files import Utf8
+from looped.errors import UserError, one_line
+
+TOKENIZER = "tokenizer.json"
+DECLARATIONS = ("tokenizer_config.json", "special_tokens_map.json")
+END_OF_TEXT = "<|endoftext|>"
+KNOWN_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
+CONVERTER = "looped.hub.convert:tokenizer_json"
+"""Found by name, because data must not know the hub, nor transformers."""
+
+MARK = "end_of_text"
+WAY_OUT = "name a tokenizer.json or a folder with one, or leave it null to train one"
+
+
+def read_tokenizer_file(path: str | Path) -> str:
+    """The content of the tokenizer.json that `data.tokenizer` names, itself or by its folder, with the end-of-text
+    token marked that is declared beside it, where another one would be taken. Raises `UserError`.
+
+    A tokenizer without an end-of-text token gets one, with a notice.
+    """
+    path = Path(path).expanduser()
+    file = path / TOKENIZER if path.is_dir() else path
+    content = _convert(path) if path.is_dir() and not file.is_file() else _read(file)
+    if marked_end(content):
+        return content
+    end = _declared_end(file.parent)
+    if end is None:
+        _note_missing_end(content, path)
+        return content
+    backend = parse_backend(content, path)
+    if end == known_end(backend):
+        return content
+    backend.add_special_tokens([AddedToken(end, special=True, normalized=False)])  # no new token where it is one
+    return mark_end(backend.to_str(), end)
+
+
+def _note_missing_end(content: str, path: Path) -> None:
+    if any(f'"{token}"' in content for token in KNOWN_ENDS):  # which spares parsing megabytes
+        return
+    size = parse_backend(content, path).get_vocab_size(with_added_tokens=True)
+    warnings.warn(f"data.tokenizer {path} has no end-of-text token: neither {' nor '.join(DECLARATIONS)} beside it has "
+                  f"an eos_token, nor does its vocabulary of {size:,} have one of {', '.join(KNOWN_ENDS)}; "
+                  f"{END_OF_TEXT} is added to it", stacklevel=3)
+
+
+def parse_backend(content: str, path: str | Path) -> Tokenizer:
+    """The tokenizer of a tokenizer.json's content. Raises `UserError`."""
+    try:
+        return Tokenizer.from_str(content)
+    except Exception as error:  # the Rust library raises plain Exception, and panics are of no narrower kind
+        raise _not_a_tokenizer(path, one_line(error)) from None
+
+
+def known_end(backend: Tokenizer) -> str | None:
+    """The first of the known names of an end of text that the vocabulary has."""
+    vocabulary = backend.get_vocab(with_added_tokens=True)
+    return next((token for token in KNOWN_ENDS if token in vocabulary), None)
+
+
+def mark_end(content: str, end: str) -> str:
+    """The content of a tokenizer.json in which the added token `end` is marked as the end of a text."""
+    fields = json.loads(content)
+    for token in fields["added_tokens"]:
+        if token["content"] == end:
+            token[MARK] = True
+    return json.dumps(fields, ensure_ascii=False)
+
+
+def marked_end(content: str) -> str | None:
+    """The token that `mark_end` has marked, if any."""
+    if f'"{MARK}"' not in content:
+        return None
+    tokens = json.loads(content).get("added_tokens", [])
+    return next((token["content"] for token in tokens if token.get(MARK) is True), None)
+
+
+def _read(file: Path) -> str:
+    try:
+        return Utf8(file).decode(file.read_bytes(), final=True)
+    except OSError as error:
+        raise UserError(f"data.tokenizer {file} cannot be read ({error.strerror}); {WAY_OUT}") from None
+    except UserError:
+        raise _not_a_tokenizer(file, "not UTF-8 text") from None
+
+
+def _convert(folder: Path) -> str:
+    """The content of a tokenizer.json for a folder that has another form of tokenizer. Raises `UserError`."""
+    return pkgutil.resolve_name(CONVERTER)(folder)
+
+
+def _declared_end(folder: Path) -> str | None:
+    """The `eos_token` of the files beside a tokenizer.json, the first that has one. Raises `UserError` for broken
+    files."""
+    for file in (folder / name for name in DECLARATIONS):
+        if not file.is_file():
+            continue
+        try:
+            end = _content_of(json.loads(_read(file)).get("eos_token"))
+        except (ValueError, AttributeError, RecursionError) as error:
+            raise UserError(f"{file} is not what save_pretrained writes ({one_line(error)}), and it says which token "
+                            f"ends a text; restore it or remove it") from None
+        if end:
+            return end
+    return None
+
+
+def _content_of(token: Any) -> str | None:
+    """The text of a token, which is itself or a field of it."""
+    content = token.get("content") if isinstance(token, dict) else token
+    return content if isinstance(content, str) else None
+
+
+def _not_a_tokenizer(path: str | Path, problem: str) -> UserError:
+    return UserError(f"data.tokenizer {path} is not a tokenizer.json ({problem}); "
+                     f"name one that `tokenizers` saved, or leave it null to train one")
