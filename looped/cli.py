@@ -1,7 +1,7 @@
 """The command line, `looped VERB ...`; the verbs themselves are in verbs.py.
 
 Settings of a config are flags of their own, `--section.key value`, and are taken out before the rest is parsed. Bad
-input ends in one sentence on stderr and exit code 2.
+input ends in one sentence on stderr and exit code 2; a warning is one line there too.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from looped import __version__
 from looped.errors import UserError, did_you_mean
+from looped.notices import plain_notices
 
 HELP = """looped {version}: recurrent-depth Transformers, trained by unrolling or by denoising, measured over depth
 
@@ -44,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return _dispatch(arguments)
+        with plain_notices():
+            return _dispatch(arguments)
     except UserError as error:
         print(f"looped: {' '.join(str(error).split())}", file=sys.stderr)  # names in it may hold line breaks
         return 2

@@ -41,8 +41,8 @@ class DataConfig(Section):
     text_field: str = Field("text", description="field that holds the text in JSON, CSV, parquet, Arrow and datasets; "
                                              "meta.text is one within another")
     max_bytes: int = Field(32_000_000, ge=1, description="text beyond this many bytes is not read")
-    tokenizer: str | None = Field(None, description="a tokenizer.json to load, or a folder of save_pretrained; null trains "
-                                                   "a byte-level BPE")
+    tokenizer: str | None = Field(None, description="a tokenizer.json, or a folder that save_pretrained wrote; "
+                                                   "null trains a byte-level BPE")
     vocab_size: int = Field(1024, ge=257, description="size of the trained vocabulary")
     length: int = Field(128, ge=2, description="tokens a training sequence")
     documents: Literal["packed", "separate"] = Field(

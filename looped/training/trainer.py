@@ -26,6 +26,7 @@ from looped.errors import UserError
 from looped.evaluation.depth import peak_bytes
 from looped.evaluation.image_samples import write_picture
 from looped.models.build import build
+from looped.notices import noted
 from looped.objectives import Loss, Objective, build_objective
 from looped.rng import StepRandom
 from looped.training import checkpoint as ckpt
@@ -33,7 +34,7 @@ from looped.training.counters import Counters
 from looped.training.edges import with_measured_edges
 from looped.training.heldout import heldout_figures, heldout_samples
 from looped.training.identity import recall_data, remember_data
-from looped.training.monitor import Meter, Monitor
+from looped.training.monitor import LOG, Meter, Monitor, append
 from looped.training.optim import EMA, build_optimizers, lr_factor, set_lr
 from looped.training.parts import take_shared
 from looped.training.processes import catch_signals, every_process, first_process, start_accelerator
@@ -82,6 +83,8 @@ def train(config: Config, run_dir: str | Path, *, evaluate: Evaluate | None = No
         run_dir = Path(run_dir)
         run = open_run(config, run_dir, device=str(accelerator.device))
         first_process(accelerator, lambda: stack.enter_context(run))
+        if accelerator.is_main_process:
+            stack.enter_context(noted(lambda line: append(run_dir / LOG, line + "\n")))
         given = data is not None
         if data is None:
             data = every_process(accelerator, lambda: find_data(located(config, started_in(run_dir))).open(
