@@ -89,7 +89,7 @@ def _read(path: Path, symbols: str, faults: Faults) -> Puzzles:
 def _blocks(path: Path) -> Iterator[tuple[int, list[tuple[str, str]]]]:
     """(number of the first row, questions and answers of BLOCK rows at a time); rows count from 1, under the header."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)
             if next(reader, None) != COLUMNS:
                 raise UserError(f"{path} has not the columns {', '.join(COLUMNS)}; give a file with this first line")

@@ -43,6 +43,14 @@ def test_flags_override_the_file(tmp_path):
     assert (config.model.width, config.seed) == (64, 4)
 
 
+def test_a_byte_order_mark_is_no_part_of_a_config(tmp_path):
+    (tmp_path / "c.yaml").write_bytes(b"\xef\xbb\xbfseed: 3\r\n")
+    assert load_config(tmp_path / "c.yaml").seed == 3
+    (tmp_path / "c.yaml").write_bytes("seed: 3".encode("utf-16"))
+    with pytest.raises(UserError, match=r"c.yaml is not YAML: 'utf-8' codec"):
+        load_config(tmp_path / "c.yaml")
+
+
 @pytest.mark.parametrize(("flags", "why"), [
     ({"model.widht": "3"}, "did you mean 'width'"),
     ({"model.width": "100", "model.num_heads": "8"}, "try 96 or 112"),

@@ -5,6 +5,7 @@ wrong ends in one `UserError` that names the file, the field or the row. Imports
 """
 
 import io
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,10 +15,12 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from looped.config_images import ImageConfig
+from looped.data.folders import PassedOver, walk
 from looped.data.idx import read_idx
 from looped.data.pixels import Pictures, gather, resize_all
 from looped.errors import UserError, did_you_mean, one_line, root_cause
 
+PARTS = ("train", "test")
 IDX_PARTS = {"train": "train", "test": "t10k"}
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm")
 
@@ -114,14 +117,17 @@ def read_class_folders(config: ImageConfig) -> Source:
     folder = _existing_folder(config)
     has_parts = (folder / "train").is_dir()
     train_folder, test_folder = (folder / "train", folder / "test") if has_parts else (folder, None)
-    names = _class_names(train_folder)
-    paths = {"train": _in_classes(train_folder, names)}
+    names, passed = _class_names(train_folder), _beside(folder, has_parts)
+    paths = {"train": _in_classes(train_folder, names, passed)}
     if test_folder is not None and test_folder.is_dir():
         for name in _class_names(test_folder):
             if name not in names:
                 raise UserError(f"{test_folder / name} is a class that {train_folder} has not"
                                 f"{did_you_mean(name, names)}")
-        paths["test"] = _in_classes(test_folder, [name for name in names if (test_folder / name).is_dir()])
+        paths["test"] = _in_classes(test_folder, [name for name in names if (test_folder / name).is_dir()], passed)
+    if +passed:
+        warnings.warn(f"images.path {folder}: passed over {passed}; images are files of {', '.join(SUFFIXES)} in the "
+                      f"folder of their class", stacklevel=2)
     parts = {part: gather(((str(path), _open_image(path, str(path))) for path, _ in found),
                          [names.index(name) for _, name in found], config.size) for part, found in paths.items()}
     return Source(parts["train"], parts.get("test"), tuple(names), str(folder))
@@ -135,12 +141,29 @@ def _class_names(folder: Path) -> list[str]:
     return names
 
 
-def _in_classes(folder: Path, names: list[str]) -> list[tuple[Path, str]]:
+def _beside(folder: Path, has_parts: bool) -> PassedOver:
+    """What lies beside the class folders, or beside train/ and test/, and is not looked at."""
+    passed = PassedOver()
+    parts = [path for path in sorted(folder.iterdir()) if has_parts and path.is_dir()]
+    for path in parts:
+        if path.name not in PARTS:
+            passed["hidden" if path.name.startswith(".") else f"{path.name}/ beside train/"] += 1
+    for place in (folder, *(path for path in parts if path.name in PARTS)):
+        passed["images in no class folder"] += sum(
+            path.suffix.lower() in SUFFIXES and path.is_file() for path in place.iterdir())
+    return passed
+
+
+def _in_classes(folder: Path, names: list[str], passed: PassedOver) -> list[tuple[Path, str]]:
     """(file, class) of every image, sorted by class and path."""
     found = []
     for name in names:
-        files = sorted(path for path in (folder / name).rglob("*")
-                       if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith("."))
+        files = []
+        for path in sorted(walk(folder / name, passed)):
+            if path.suffix.lower() in SUFFIXES and path.is_file():
+                files.append(path)
+            else:
+                passed[path.suffix.lower() or path.name] += 1
         if not files:
             raise UserError(f"the class folder {folder / name} holds no image ({', '.join(SUFFIXES[:5])}, ...); "
                             f"fill it or remove it")

@@ -2,7 +2,9 @@
 
 import builtins
 import gzip
+import shutil
 import struct
+import warnings
 
 import numpy as np
 import pytest
@@ -145,6 +147,35 @@ def test_one_colour_image_makes_all_three_channels_and_grey_ones_stay_equal_in_t
     assert np.array_equal(data.train.pictures.pixels, grey.train.pictures.pixels.repeat(3, axis=3))
     assert np.array_equal(data.heldout.pictures.pixels[0], picture(1, 5, 5)[..., None].repeat(3, axis=2))
     assert np.array_equal(data.heldout.pictures.pixels[1], picture(2, 5, 5, 3))
+
+
+def test_links_to_folders_of_images_are_followed_and_hidden_copies_are_not_read(tmp_path):
+    write_picture(tmp_path / "far" / "0.png", picture(0, 5, 5))
+    write_picture(tmp_path / "set" / "a" / "1.png", picture(1, 5, 5))
+    write_picture(tmp_path / "set" / "a" / ".ipynb_checkpoints" / "1-checkpoint.png", picture(1, 5, 5))
+    (tmp_path / "set" / "a" / "more").symlink_to(tmp_path / "far")
+    (tmp_path / "set" / "b").symlink_to(tmp_path / "far")
+    with pytest.warns(UserWarning, match="passed over 1 hidden"):
+        source = read_source(ImageConfig(source="folder", path=str(tmp_path / "set")))
+    assert source.train.labels.tolist() == [0, 0, 1]
+    assert np.array_equal(source.train.pixels[..., 0], [picture(1, 5, 5), picture(0, 5, 5), picture(0, 5, 5)])
+
+
+def test_what_is_passed_over_beside_images_is_named(tmp_path):
+    for name in ("train/a/0.png", "test/a/0.png", "val/a/0.png", "train/1.png", "2.png"):
+        write_picture(tmp_path / name, picture(0, 5, 5))
+    (tmp_path / "train" / "a" / "3.heic").write_bytes(b"")
+    with pytest.warns(UserWarning, match="passed over ") as notices:
+        read_source(ImageConfig(source="folder", path=str(tmp_path)))
+    (message,) = [str(notice.message) for notice in notices]
+    for what in ("1 val/ beside train/", "2 images in no class folder", "1 .heic", "images are files of .png, .jpg"):
+        assert what in message
+    shutil.rmtree(tmp_path / "val")
+    for name in ("2.png", "train/1.png", "train/a/3.heic"):
+        (tmp_path / name).unlink()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_source(ImageConfig(source="folder", path=str(tmp_path)))
 
 
 def test_unequal_sizes_are_refused_until_a_size_is_set(tmp_path):

@@ -145,6 +145,12 @@ def test_mazes_from_a_file_keep_their_rows(tmp_path):
         read.problem(0, 0, 13)
 
 
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path):
+    head = "\ufeffsource,question,answer,rating"
+    read = find_task("maze", {"path": write_csv(tmp_path / "mazes.csv", [MAZE] * 9, head)})
+    assert as_text(read, read.problem(0, 0, 3)) == MAZE
+
+
 MAZE = ("S # #  G ", "So# #ooGo")
 
 
