@@ -10,6 +10,7 @@ from typing import Any
 from looped.config_data import TaskConfig
 from looped.data.batch import Batch, collate
 from looped.data.task import Problem, Task, find_task, rng_of
+from looped.data.task_check import check_declared, check_problems
 from looped.errors import UserError
 
 FINGERPRINTED = 4
@@ -90,9 +91,11 @@ class TaskData:
 
 
 def prepare_task(config: TaskConfig) -> TaskData:
-    """The task of a config. Raises UserError for a name, options, a range or a layout that it has not."""
+    """The task of a config. Raises UserError for a name, options, a range or a layout that it has not, and for a task
+    whose problems or scorer are not as they have to be (`task_check`)."""
     assert config.name is not None
     task = find_task(config.name, config.options)
+    check_declared(task)
     low, high = config.difficulty or task.trained
     if low < task.easiest:
         raise UserError(f"task.difficulty {[low, high]} begins below {task.easiest}, the easiest {task.name} "
@@ -101,6 +104,7 @@ def prepare_task(config: TaskConfig) -> TaskData:
         raise UserError(f"task.layout causal does not fit {task.name}, whose cells depend on all others; "
                         f"set task.layout to full")
     stream = ProblemStream(task, low, high, config.layout == "causal", config.window)
+    check_problems(task, (low, high), causal=stream.causal)
     return TaskData(task, stream, _fingerprint(config, stream))
 
 

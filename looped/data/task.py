@@ -9,7 +9,9 @@ import hashlib
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -23,19 +25,49 @@ BLANK = 0
 Cells = np.ndarray  # (L,) int64 tokens
 
 
+class Malformed(UserError):
+    """Cells that are no problem, said without the task and the numbers of the problem."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """One problem of L cells. `scored` marks the cells that are sought, and which alone are trained on.
 
-    Everywhere else `targets` repeats `inputs`: what is given is known.
+    Everywhere else `targets` repeats `inputs`: what is given is known. Raises Malformed, a UserError, for cells of
+    other types or lengths: nothing is converted, since 0 and 1 in place of a mask would be measured as something else.
     """
 
     inputs: Cells
     targets: Cells
     scored: np.ndarray  # (L,) bool
 
+    def __post_init__(self) -> None:
+        for name, wanted in (("inputs", np.int64), ("targets", np.int64), ("scored", np.bool_)):
+            _check_cells(name, getattr(self, name), np.dtype(wanted))
+        lengths = {name: len(getattr(self, name)) for name in ("inputs", "targets", "scored")}
+        if len(set(lengths.values())) > 1:
+            raise Malformed(f"{', '.join(f'{name} has {length} cells' for name, length in lengths.items())}; give all "
+                            f"three the same length")
+        if not self.scored.any():
+            raise Malformed("no cell is scored, so that nothing is asked; set scored where the answer stands")
+
     def __len__(self) -> int:
         return len(self.inputs)
+
+
+def _check_cells(name: str, cells: Any, wanted: np.dtype) -> None:
+    """Raises Malformed for what is not a row of cells of the wanted type."""
+    if not isinstance(cells, np.ndarray):
+        raise Malformed(f"{name} is of type {type(cells).__name__}, not a numpy array; give np.array(..., "
+                        f"dtype={_spelled(wanted)})")
+    if cells.dtype != wanted:
+        raise Malformed(f"{name} holds {cells.dtype}, not {wanted}; give {name}.astype({_spelled(wanted)})")
+    if cells.ndim != 1 or not len(cells):
+        raise Malformed(f"{name} has shape {cells.shape}; give a row of one cell or more, a grid row by row")
+
+
+def _spelled(dtype: np.dtype) -> str:
+    return "bool" if dtype.kind == "b" else f"np.{dtype}"
 
 
 class Task:
@@ -63,10 +95,40 @@ class Task:
         raise NotImplementedError
 
     def problem(self, seed: int, index: int, difficulty: int, *, heldout: bool = False) -> Problem:
-        """The problem of these numbers, the same on every call. Raises UserError for a difficulty there is not."""
+        """The problem of these numbers, the same on every call. Raises UserError for a difficulty there is not, and for
+        what `make` returns where that is no problem of this task's symbols."""
         if difficulty < self.easiest:
             raise UserError(f"{self.name} begins at difficulty {self.easiest} ({self.difficulty}), got {difficulty}")
-        return self.make(rng_of(self.name, seed, index, difficulty, heldout), difficulty, heldout=heldout)
+        problem = None
+        with located(self, seed, index, difficulty, heldout):
+            problem = self.make(rng_of(self.name, seed, index, difficulty, heldout), difficulty, heldout=heldout)
+            self._check_made(problem)
+        return problem
+
+    def _check_made(self, problem: Any) -> None:
+        """Raises Malformed."""
+        if not isinstance(problem, Problem):
+            raise Malformed(f"make returns {type(problem).__name__}, not a problem; return Problem(inputs, targets, "
+                            f"scored)")
+        for name in ("inputs", "targets"):
+            cells = getattr(problem, name)
+            if cells.min() < 0 or cells.max() >= len(self.symbols):
+                cell = int(np.flatnonzero((cells < 0) | (cells >= len(self.symbols)))[0])
+                raise Malformed(f"{name} has token {cells[cell]} in cell {cell}, and symbols has the tokens 0 to "
+                                f"{len(self.symbols) - 1}; add the symbol, or mend make")
+        unlike = np.flatnonzero((problem.inputs != problem.targets) & ~problem.scored)
+        if len(unlike):
+            raise Malformed(f"cell {unlike[0]} is given, not scored, but inputs has {problem.inputs[unlike[0]]} there "
+                            f"and targets {problem.targets[unlike[0]]}; repeat inputs in targets, or score the cell")
+
+    def solved_by(self, problem: Problem, answer: Cells) -> bool:
+        """What `is_right` says of an answer. Raises UserError where that is neither true nor false."""
+        right = self.is_right(problem, answer)
+        if not isinstance(right, bool | np.bool_):
+            shape = f" of shape {right.shape}" if isinstance(right, np.ndarray) else ""
+            raise UserError(f"task {self.name}: is_right returns {type(right).__name__}{shape}, not True or False; "
+                            f"return bool((answer == problem.targets)[problem.scored].all()), or what else decides")
+        return bool(right)
 
     def is_right(self, problem: Problem, answer: Cells) -> bool:
         """Whether `answer` (L,) solves the problem; cells that are not scored are ignored. Where several answers are
@@ -97,6 +159,24 @@ class Task:
         wide = max(len(symbol) for symbol in self.symbols) > 1
         lines = [[self.symbols[token] for token in row] for row in np.reshape(cells, (rows, columns))]
         return "\n".join((" " if wide else "").join(line) for line in lines)
+
+
+@contextmanager
+def located(task: Task, seed: int, index: int, difficulty: int, heldout: bool) -> Iterator[None]:
+    """Put the task and the numbers of a problem before what is wrong with it. Raises UserError; an exception of the
+    task's own code is its cause."""
+    place = (f"task {task.name}, {'held-out' if heldout else 'training'} problem of seed {seed}, index {index}, "
+             f"difficulty {difficulty}")
+    try:
+        yield
+    except Malformed as error:
+        raise UserError(f"{place}: {error}") from None
+    except (UserError, NotImplementedError):
+        raise
+    except Exception as error:
+        line = traceback.extract_tb(error.__traceback__)[-1]
+        raise UserError(f"{place}: {type(error).__name__} in {line.name} ({line.filename}:{line.lineno}): "
+                        f"{' '.join(str(error).split())}; mend the task") from error
 
 
 def blanks(given: Sequence[int | np.integer] | Cells, answer: Sequence[int | np.integer] | Cells) -> Problem:

@@ -276,7 +276,7 @@ def _example(report: DepthReport, plots: Path) -> str:
     if shown is None:
         return ""
     plot_problem(shown.task, shown.problem, shown.answer, plots / "problem.png")
-    right = "right" if shown.task.is_right(shown.problem, shown.answer) else "wrong"
+    right = "right" if shown.task.solved_by(shown.problem, shown.answer) else "wrong"
     return '<h2>A problem</h2>\n<div class="small">' + figure(Figure(
         plots / "problem.png", f"A held-out problem, {report.difficulty} {shown.difficulty}, and the answer after "
         f"{shown.depth} steps, which is {right}: what was sought is blue, wrong cells are framed in red.",

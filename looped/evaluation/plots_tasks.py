@@ -142,7 +142,7 @@ def plot_problem(task: Task, problem: Problem, answer: Cells, path: Path) -> Non
 
     cells = np.where(problem.scored, answer, problem.inputs)
     wrong = (cells != problem.targets) & problem.scored
-    if task.is_right(problem, answer):
+    if task.solved_by(problem, answer):
         wrong = np.zeros_like(wrong)
     lines, columns = _shape(task, len(problem))
     scale = min(0.42, 6.0 / max(lines, columns))

@@ -142,7 +142,7 @@ def is_right(task: Task, problem: Problem, form: Problem, answer) -> bool:
     greedy continuation is the reference exactly where all of these predictions are."""
     if form is not problem:
         return bool((answer == form.targets)[form.scored].all())
-    return task.is_right(problem, answer)
+    return task.solved_by(problem, answer)
 
 
 def one_answer(objective: Objective, data: TaskData, config: Config, depth: int,
