@@ -1,8 +1,10 @@
 """Tasks as such: found by name or dotted path, drawn by number, shown, and written by a user in ten lines."""
 
+import importlib
 import inspect
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -51,6 +53,7 @@ class Needy(Largest):
 
 
 MINE = f"{__name__}.Largest"
+SMOKE = Path(__file__).parents[2] / "configs/smoke.yaml"
 
 
 # ---- finding them ----------------------------------------------------------------------------------------------------
@@ -76,6 +79,82 @@ def test_a_class_of_ones_own_is_found_by_its_dotted_path():
     problem = task.problem(0, 0, 8)
     assert len(problem) == 9
     assert problem.targets[-1] == problem.inputs[:-1].max() <= 4
+
+
+MODULE = """
+from looped.data.task import blanks
+from tests_of_a_user import Base
+
+class Rev(Base):
+    def make(self, rng, difficulty, *, heldout):
+        import late_neighbour
+        return late_neighbour.reversed_digits(rng, difficulty)
+"""
+NEIGHBOUR = """
+from looped.data.task import Task
+
+class Base(Task):
+    name, difficulty, trained, tested, symbols = "rev", "digits", (2, 3), (3,), (".", *"0123456789")
+"""
+LATE = """
+from looped.data.task import blanks
+
+def reversed_digits(rng, difficulty):
+    digits = 1 + rng.integers(0, 10, difficulty)
+    return blanks(digits, digits[::-1])
+"""
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A user's folder: a package with a task, which imports its neighbours, one of them late."""
+    (tmp_path / "mine").mkdir()
+    for name, text in {"mine/__init__.py": "", "mine/tasks.py": MODULE, "tests_of_a_user.py": NEIGHBOUR,
+                       "late_neighbour.py": LATE, "json.py": "raise RuntimeError('shadowed')",
+                       "broken.py": "def"}.items():
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+SCRIPT = "import sys; sys.path = [p for p in sys.path if p]; from looped.cli import main; sys.exit(main(sys.argv[1:]))"
+"""The console script, whose folder is on the path instead of the current one."""
+
+
+def command(folder, task, *more):
+    return subprocess.run([sys.executable, "-P", "-c", SCRIPT, "train", str(SMOKE), "--dry-run", "--task.name", task,
+                           "--denoise.context", "inject", *more], cwd=folder, capture_output=True, text=True,
+                          check=False)
+
+
+def test_the_command_finds_a_task_in_the_current_folder(project):
+    done = command(project, "mine.tasks.Rev")
+    assert done.returncode == 0, done.stderr
+    assert "parameters" in done.stdout
+    elsewhere = command(project.parent, "mine.tasks.Rev")
+    assert elsewhere.returncode == 2
+    assert f"No module named 'mine' (looked in {project.parent}, then among the installed" in elsewhere.stderr
+    assert elsewhere.stderr.count("\n") == 1
+
+
+def test_a_module_that_cannot_be_read_ends_in_one_sentence(project):
+    done = command(project, "broken.Rev")
+    assert done.returncode == 2
+    assert "broken.Rev cannot be imported: SyntaxError: invalid syntax (broken.py, line 1)" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_current_folder_hides_no_installed_module_once_the_task_is_found(project, monkeypatch):
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    task = find_task("mine.tasks.Rev")
+    assert task.problem(0, 0, 3).scored.sum() == 3  # imports late_neighbour
+    assert sys.path[-1] == str(project)
+    monkeypatch.delitem(sys.modules, "json")
+    assert "shadowed" not in importlib.import_module("json").__doc__
+    before = list(sys.path)
+    with pytest.raises(UserError, match="cannot be imported"):
+        find_task("mine.tasks.Nothing")
+    assert sys.path == before
 
 
 def test_a_registered_class_is_found_by_its_name(monkeypatch):
