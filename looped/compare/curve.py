@@ -15,7 +15,8 @@ UNITS = {"seconds": "seconds", "tokens": "tokens", "layer_forwards": "layer forw
 @dataclass(frozen=True)
 class Gauge:
     """The figure that a comparison follows through training: `field` of the held-out lines of metrics.jsonl, `name` and
-    `remark` in sentences, `axis` in pictures. `worst`: what needs no training to be reached."""
+    `remark` in sentences, `axis` in pictures. `worst`: what needs no training to be reached. `examples`: what it is a
+    mean over, in words. `is_share`: of right answers, each 1 or 0."""
 
     field: str
     name: str
@@ -23,6 +24,8 @@ class Gauge:
     axis: str
     higher_is_better: bool
     worst: float
+    examples: str
+    is_share: bool
 
     def as_good(self, value: float, wanted: float) -> bool:
         return value >= wanted if self.higher_is_better else value <= wanted

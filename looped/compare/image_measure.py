@@ -12,7 +12,8 @@ from looped.errors import UserError
 from looped.evaluation.accuracy import classify
 from looped.evaluation.plots import AXES
 
-ACCURACY = Gauge("accuracy", "accuracy", "", AXES["accuracy"], higher_is_better=True, worst=0.0)
+ACCURACY = Gauge("accuracy", "accuracy", "", AXES["accuracy"], higher_is_better=True, worst=0.0, examples="images",
+                 is_share=True)
 
 
 class ImageMeasured(ShareMeasured):

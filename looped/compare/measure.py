@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from jaxtyping import Float
+from torch import Tensor
+
 from looped.compare.curve import Gauge
 from looped.compare.plan import Place, Plan
 from looped.training.checkpoint import list_checkpoints, write_text
@@ -29,6 +32,11 @@ class Measured:
     rows: list[dict[str, Any]]
     costs: dict[str, float]
     curve: list[dict[str, Any]]
+
+    @property
+    def followed(self) -> Float[Tensor, "num"]:
+        """What the gauge is a mean of, after training: a figure of every held-out sequence, problem or image."""
+        raise NotImplementedError
 
 
 class Measurer(ABC):

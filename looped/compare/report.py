@@ -14,7 +14,7 @@ from looped.compare.kinds import Kind
 from looped.compare.measure import Measured
 from looped.compare.pictures import budget_figures
 from looped.compare.plan import Plan
-from looped.compare.reach import Reach, sentence
+from looped.compare.reach import Reach, sentences
 from looped.compare.summary import ArmSummary
 from looped.errors import UserError
 from looped.evaluation.cost import machine
@@ -33,7 +33,7 @@ def write_report(plan: Plan, kind: Kind, measured: Sequence[Measured]) -> str:
     text = "\n\n".join([
         markdown_table(*kind.table(arms, plan)),
         f"At equal budgets: {equal_note(arms, plan)}", markdown_table(*equal_table(arms)),
-        *([markdown_table(*second)] if second else []), *arm_list(plan), *map(sentence, found),
+        *([markdown_table(*second)] if second else []), *arm_list(plan), *sentences(found),
         *kind.notes(arms, plan)])
     try:
         write_text(plan.out / ROWS, "".join(json.dumps(_known(row)) + "\n" for row in rows(kind, arms, found)))
@@ -59,7 +59,7 @@ def page(plan: Plan, kind: Kind, arms: Sequence[ArmSummary], found: Sequence[Rea
     return Page(
         title=", ".join(arm.name for arm in arms[:-1]) + (" and " if len(arms) > 1 else "") + arms[-1].name,
         subtitle=f"{plan.amount:,} {unit} of training each, {seeds}, the same held-out {kind.held_out}.",
-        command=shlex.join(["looped", *sys.argv[1:]]), findings=[sentence(each) for each in found],
+        command=shlex.join(["looped", *sys.argv[1:]]), findings=sentences(found),
         table=kind.table(arms, plan), equal=equal_table(arms), equal_note=equal_note(arms, plan),
         judged=kind.second_table(arms), arms=plan.named, notes=kind.notes(arms, plan), samples=kind.samples(arms),
         facts=_facts(plan, arms), curves=curves, depths=depths)

@@ -25,6 +25,18 @@ class ShareMeasured(Measured):
 
     right: dict[int | None, dict[int, Float[Tensor, "num"]]]
 
+    @property
+    def hardest(self) -> int | None:
+        """The difficulty that the curve of training follows."""
+        return None
+
+    @property
+    def followed(self) -> Float[Tensor, "half"]:
+        """At the depth that is best for the other half, the shallowest of equals."""
+        by_depth = self.right[self.hardest]
+        best = max(sorted(by_depth), key=lambda depth: by_depth[depth][CHOOSING].mean().item())
+        return self.reported(self.hardest, best)
+
     def reported(self, difficulty: int | None, depth: int) -> Float[Tensor, "half"]:
         """Of the half that is reported."""
         return self.right[difficulty][depth][REPORTED]

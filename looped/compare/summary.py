@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from looped.compare.measure import Measured
-from looped.evaluation.rows import confidence_interval
+from looped.evaluation.rows import LEAST, confidence_interval, student_interval, tells_sign
 from looped.training.monitor import COSTS
 
 Run = TypeVar("Run", bound=Measured)
@@ -75,6 +75,34 @@ def pairs(runs: Sequence[Run], others: Sequence[Run]) -> list[tuple[Run, Run]]:
     """Runs of two arms with the same seed."""
     by_seed = {other.place.seed: other for other in others}
     return [(run, by_seed[run.place.seed]) for run in runs if run.place.seed in by_seed]
+
+
+@dataclass(frozen=True)
+class Gap:
+    """How far one arm ends above another in what its curve follows: paired over `num` sequences or problems (the mean
+    over seeds, with a 95 % interval), and of each seed."""
+
+    mean: float
+    low: float
+    high: float
+    num: int
+    seeds: tuple[float, ...]
+
+    @property
+    def told(self) -> bool:
+        """Whether it is more than noise: the interval over enough sequences leaves out zero, and so does Student's over
+        the seeds, where there are several."""
+        over_seeds = len(self.seeds) == 1 or tells_sign(*student_interval(self.seeds))
+        return self.num >= LEAST and tells_sign(self.low, self.high) and over_seeds
+
+
+def gap(runs: Sequence[Run], others: Sequence[Run]) -> Gap | None:
+    """Of the figures that the curves follow, after training; None where no seed is in both."""
+    paired = pairs(runs, others)
+    if not paired:
+        return None
+    each: Float[Tensor, "seeds num"] = torch.stack([run.followed - other.followed for run, other in paired])
+    return Gap(each.mean().item(), *confidence_interval(each.mean(0)), each.shape[1], tuple(each.mean(1).tolist()))
 
 
 def difference(runs: Sequence[Run], others: Sequence[Run], mine: Each, theirs: Each) -> Difference | None:

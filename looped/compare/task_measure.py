@@ -7,18 +7,23 @@ from looped.compare.measure import load
 from looped.compare.plan import Place, Plan
 from looped.compare.share_measure import ShareMeasured, ShareMeasurer, as_json
 from looped.config import Config
-from looped.data.problems import prepare_task
+from looped.data.problems import prepare_task, trained_range
 from looped.errors import UserError
 from looped.evaluation.solving import solved
 
 SHARE_SOLVED = Gauge("solved", "share solved", " at the hardest trained difficulty", "share of problems solved",
-                     higher_is_better=True, worst=0.0)
+                     higher_is_better=True, worst=0.0, examples="problems", is_share=True)
 
 
 class TaskMeasured(ShareMeasured):
     """One run on a task."""
 
     gauge = SHARE_SOLVED
+
+    @property
+    def hardest(self) -> int:
+        """The hardest that is trained."""
+        return trained_range(self.place.config.task)[1]
 
 
 class TaskMeasurer(ShareMeasurer):

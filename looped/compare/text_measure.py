@@ -21,7 +21,7 @@ from looped.evaluation.texts import as_lists
 from looped.training.runs import Run
 
 NEXT_TOKEN = Gauge("next_token", "loss", " as a next-token predictor", AXES["nats_per_token"], higher_is_better=False,
-                   worst=math.inf)
+                   worst=math.inf, examples="sequences", is_share=False)
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,11 @@ class TextMeasured(Measured):
             if metric in self.losses:
                 return self.losses[metric][1]
         return self.losses["nats_per_token"][self.place.config.main_depth]
+
+    @property
+    def followed(self) -> Float[Tensor, "num"]:
+        """`main`."""
+        return self.main
 
     def figure(self, metric: str, depth: int, field: str = "mean") -> float | None:
         """A field of one of the rows, None where there is none."""

@@ -96,7 +96,7 @@ def prepare_task(config: TaskConfig) -> TaskData:
     assert config.name is not None
     task = find_task(config.name, config.options)
     check_declared(task)
-    low, high = config.difficulty or task.trained
+    low, high = trained_range(config, task)
     if low < task.easiest:
         raise UserError(f"task.difficulty {[low, high]} begins below {task.easiest}, the easiest {task.name} "
                         f"({task.difficulty}) there is")
@@ -106,6 +106,14 @@ def prepare_task(config: TaskConfig) -> TaskData:
     stream = ProblemStream(task, low, high, config.layout == "causal", config.window)
     check_problems(task, (low, high), causal=stream.causal)
     return TaskData(task, stream, _fingerprint(config, stream))
+
+
+def trained_range(config: TaskConfig, task: Task | None = None) -> tuple[int, int]:
+    """(lowest, highest) difficulty that is trained: the config's, else the task's own."""
+    if config.difficulty is not None:
+        return config.difficulty
+    low, high = (task or find_task(config.name, config.options)).trained
+    return low, high
 
 
 def _fingerprint(config: TaskConfig, stream: ProblemStream) -> str:

@@ -4,7 +4,10 @@
 evaluations, peak_bytes}, so that a table, a JSONL file and a plot of any two runs need no translation.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from statistics import fmean, stdev
 
 import torch
 from jaxtyping import Float
@@ -46,6 +49,27 @@ def summarise(metric: str, values: Float[Tensor, "num"], **fields) -> Row:
     """Mean and 95 % interval of one figure a sequence."""
     low, high = confidence_interval(values)
     return Row(metric, values.mean().item(), low, high, len(values), **fields)
+
+
+LEAST = 6
+"""Values below which no interval tells a sign: five have all the same one by chance in a sixteenth of the cases."""
+
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
+"""97.5 % points of Student's t with 1, 2, ... degrees of freedom; beyond, 2.12, that of 16, is wide enough."""
+
+
+def student_interval(values: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of the mean of a few values, as those of seeds, by Student's t; of one value it is all numbers."""
+    if len(values) < 2:
+        return -math.inf, math.inf
+    free = len(values) - 1
+    reach = (STUDENT[free - 1] if free <= len(STUDENT) else 2.12) * stdev(values) / math.sqrt(len(values))
+    return fmean(values) - reach, fmean(values) + reach
+
+
+def tells_sign(low: float, high: float) -> bool:
+    """Whether an interval leaves out zero."""
+    return low > 0 or high < 0
 
 
 def confidence_interval(values: Float[Tensor, "num"], *, num_resamples: int = 1000) -> tuple[float, float]:

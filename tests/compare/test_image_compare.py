@@ -163,7 +163,10 @@ def test_the_best_depth_is_of_one_half_and_figures_of_the_other(arms):
     assert lines[1][4].startswith("-0.750 [")
 
 
-def test_equal_budgets_and_who_was_there_first_are_of_the_accuracy(arms):
+def test_equal_budgets_and_who_was_there_first_are_of_the_accuracy():
+    curves = {"full": [(10, 0.2), (20, 0.6), (40, 0.8)], "denoise": [(10, 0.1), (20, 0.4)]}
+    arms = summarise_shares([run(name, seed, {2: [name == "full"] * 16}, curve) for name, curve in curves.items()
+                             for seed in range(2)])
     header, lines = equal_table(arms)
     assert header[1:] == ["after 10 seconds", "after 200 tokens", "after 2,000 layer forwards"]
     assert [line[1:] for line in lines] == [["0.600 ± 0.000"] * 3, ["0.400 ± 0.000"] * 3]

@@ -8,7 +8,7 @@ import torch
 
 from looped.compare.curve import crossing
 from looped.compare.plan import make_plan
-from looped.compare.reach import reaches, sentence
+from looped.compare.reach import reaches, sentence, sentences
 from looped.compare.summary import spread
 from looped.compare.text_measure import NEXT_TOKEN
 from looped.compare.text_summary import loss_difference, summarise_texts
@@ -59,8 +59,8 @@ def test_seeds_that_only_one_arm_has_are_left_out_of_differences(made_up):
 
 
 def test_reaching_a_loss_is_a_share_of_the_own_seconds_and_of_what_the_other_spent(made_up):
-    slow = made_up("truncated", 0, [4.0, 4.0], [(10, 5.0), (20, 4.0)], seconds_a_step=2.0)
-    fast = made_up("denoise", 0, [3.0, 3.0], [(10, 5.0), (20, 3.0), (40, 2.0)])
+    slow = made_up("truncated", 0, [4.0] * 8, [(10, 5.0), (20, 4.0)], seconds_a_step=2.0)
+    fast = made_up("denoise", 0, [3.0] * 8, [(10, 5.0), (20, 3.0), (40, 2.0)])
     found = {(each.arm, each.to): each for each in reaches(summarise_texts([slow, fast]))}
     assert set(found) == {("denoise", "truncated")}
     reach = found["denoise", "truncated"]
@@ -68,7 +68,8 @@ def test_reaching_a_loss_is_a_share_of_the_own_seconds_and_of_what_the_other_spe
     assert reach.shares == {"seconds": 15 / 40, "tokens": 15 / 20, "layer_forwards": 15 / 20}
     assert sentence(reach) == (
         "denoise reaches truncated's final loss (4.000) after 0.38 of its own seconds: 0.38 of truncated's seconds, "
-        "0.75 of truncated's tokens and 0.75 of truncated's layer forwards.")
+        "0.75 of truncated's tokens and 0.75 of truncated's layer forwards (1 seed: how far seeds "
+        "differ is not known).")
 
 
 def test_reaching_is_told_to_the_first_arm_and_to_truncated(made_up):
@@ -78,10 +79,10 @@ def test_reaching_is_told_to_the_first_arm_and_to_truncated(made_up):
 
 
 def test_what_is_not_reached_or_reached_at_once_is_said(made_up):
-    good = [made_up("ar", seed, [3.0, 3.0], [(1, 4.0), (2, 3.0)]) for seed in range(2)]
-    mixed = [made_up("denoise", seed, [3.0, 3.0], [(1, 3.5), (2, low)]) for seed, low in ((0, 2.5), (1, 3.4))]
-    bad = [made_up("full", seed, [3.0, 3.0], [(1, 9.0), (2, 8.0)]) for seed in range(2)]
-    said = [sentence(each) for each in reaches(summarise_texts([*good, *mixed, *bad]))]
+    good = [made_up("ar", seed, [3.0] * 8, [(1, 4.0), (2, 3.0)]) for seed in range(2)]
+    mixed = [made_up("denoise", seed, [2.9] * 8, [(1, 3.5), (2, low)]) for seed, low in ((0, 2.5), (1, 3.4))]
+    bad = [made_up("full", seed, [8.0] * 8, [(1, 9.0), (2, 8.0)]) for seed in range(2)]
+    said = sentences(reaches(summarise_texts([*good, *mixed, *bad])))
     assert "in 1 of 2 seeds after 0.75" in said[0]
     assert said[1] == "full does not reach ar's final loss (3.000)."
     early = reaches(summarise_texts([*bad, *good]))
