@@ -93,7 +93,8 @@ class TaskData:
 def prepare_task(config: TaskConfig) -> TaskData:
     """The task of a config. Raises UserError for a name, options, a range or a layout that it has not, and for a task
     whose problems or scorer are not as they have to be (`task_check`)."""
-    assert config.name is not None
+    if config.name is None:
+        raise UserError("task.name is not set; name a task, such as copy, or the dotted path of one")
     task = find_task(config.name, config.options)
     check_declared(task)
     low, high = trained_range(config, task)

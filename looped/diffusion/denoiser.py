@@ -22,6 +22,7 @@ from looped.errors import UserError
 from looped.nn.bias import CleanNoisyBlocks
 from looped.nn.cache import Cache
 from looped.nn.fused import compute_dtype
+from looped.nn.projection import cast_for, head_logits, table_of
 
 Noisy = Float[Tensor, "batch length dim"]
 Sigma = Float[Tensor, "batch"] | Float[Tensor, "batch length"]
@@ -78,11 +79,14 @@ class Denoiser(nn.Module):
 
     def table(self) -> Float[Tensor, "vocab dim"]:
         """The clean row of every token."""
-        return self.targets.table(self.model.embed.weight)
+        return self.targets.table(self._embeddings())
 
     def target(self, tokens: Int[Tensor, "batch length"]) -> Noisy:
         """The clean rows y of `tokens`."""
-        return self.targets(tokens, self.model.embed.weight)
+        return self.targets(tokens, self._embeddings())
+
+    def _embeddings(self) -> Float[Tensor, "vocab width"]:
+        return table_of(self.model.embed, self.model.vocab_size)
 
     @property
     def logit_scale(self) -> Float[Tensor, ""]:
@@ -166,7 +170,9 @@ class Denoiser(nn.Module):
               carry: Tensor | None = None, **options) -> tuple[Tensor, Tensor]:
         """(the core's output, what the head reads), for a loss that needs no logits of all rows at once: these are
         `logits(hidden, z, sigma)`. `block`: as in `read`; of several blocks one must be named."""
-        assert (block is None) == (self.edges is None), "of several blocks one is at work"
+        if (block is None) != (self.edges is None):
+            raise UserError("this denoiser has one block; leave block= out" if self.edges is None else
+                            f"of the {len(self.edges) - 1} blocks of this denoiser one reads; name it with block=")
         context, options = context and context.of_block(block), self._block_options(z, options)
         state = self._state(z, sigma, e, block=block, context=context, carry=carry, **options)
         return state, self.model.hidden(state, context=context, **options)
@@ -174,7 +180,7 @@ class Denoiser(nn.Module):
     def logits(self, hidden: Float[Tensor, "batch length width"], z: Noisy,
                sigma: Sigma) -> Float[Tensor, "batch length vocab"]:
         """The logits behind `trace`."""
-        logits = nn.functional.linear(hidden, self.model.head_weight).float() * self.logit_scale
+        logits = head_logits(self.model, hidden).float() * self.logit_scale
         return logits + self._log_likelihood(z, sigma) if self.config.posterior else logits
 
     def _state(self, z: Noisy, sigma: Sigma, e: Tensor, *, block: int | None, context: Cache | None = None,
@@ -182,7 +188,7 @@ class Denoiser(nn.Module):
                **options) -> Float[Tensor, "batch length width"]:
         """The preconditioned z through one step of the core."""
         options = options if block is None else options | {"block": block}
-        z = z.to(self.in_proj.weight.dtype)
+        z = cast_for(self.in_proj, z)
         state = self.in_proj(align(self.edm.c_in(sigma).to(z), z) * z)
         if self.carry_proj is not None:  # with zeros, not left out: under DDP every weight needs a gradient
             nothing = z.new_zeros(*z.shape[:-1], self.carry_proj.in_features)
@@ -198,7 +204,7 @@ class Denoiser(nn.Module):
         where z gives it away, and the mean of all where z says nothing. So that rows of a block read each other as
         they read clean tokens, instead of learning to decode z."""
         probs = self._log_likelihood(z, sigma).softmax(-1).to(compute_dtype(z))
-        return math.sqrt(self.model.width) * (probs @ self.model.embed.weight.to(probs.dtype))
+        return math.sqrt(self.model.width) * (probs @ self._embeddings().to(probs.dtype))
 
     def _block_input(self, e: Float[Tensor, "batch rows width"]) -> Float[Tensor, "batch length width"]:
         """What is injected into the rows of each block: the e of its first row, and each row's place."""

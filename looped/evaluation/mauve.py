@@ -47,7 +47,7 @@ class RunEncoder:
 
     def _feature(self, text: str, row: int) -> Float[Tensor, "width"]:
         ids = self.encode(text) or [0]  # nothing but ends of text
-        e = self.model.encode(torch.tensor([ids], device=self.model.head_weight.device))
+        e = self.model.encode(torch.tensor([ids], device=next(self.model.parameters()).device))
         random = StepRandom(0, 0, start=row, count=1, device=e.device)
         noise = random.normal("state", e.shape[1:]) if self.model.recurrence.needs_noise else None
         return self.model.hidden(self.model.unroll(e, grad=self.depth, noise=noise))[0, -1].float().cpu()

@@ -21,6 +21,7 @@ from looped.models.vision import Images, cut, join
 from looped.nn.bias import Full
 from looped.nn.conditioning import LevelEmbedding
 from looped.nn.layers import RMSNorm, Rotary
+from looped.nn.projection import cast_for
 
 EVERYBODY = Full()
 
@@ -63,7 +64,7 @@ class ImageDenoiser(nn.Module):
                 block: int | None = None) -> Images:
         """What each patch reads. `block`: which block of the core is at work; None: the first."""
         cond = self.level_embedding(level) + self.classes(labels)
-        x = self.patches(cut(images.to(self.patches.weight.dtype), self.picture.patch)) + self.place
+        x = self.patches(cast_for(self.patches, cut(images, self.picture.patch))) + self.place
         chosen = {} if block is None else {"block": block}
         x = self.recurrence.step(x, x, cond, mask=EVERYBODY, rotation=self.rotary(self._positions(x)), **chosen)
         return join(self.pixels(self._modulated(x, cond)), self.picture)

@@ -12,11 +12,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from looped.config_model import ModelConfig
+from looped.errors import UserError, did_you_mean
 from looped.nn.bias import Causal, Mask
 from looped.nn.cache import Cache
 from looped.nn.conditioning import LevelEmbedding
 from looped.nn.injection import Diagonal, build_injection
 from looped.nn.layers import RMSNorm, Rotary, TransformerLayer
+from looped.nn.projection import head_logits, is_plain, table_of
 from looped.nn.recurrence import Absent, Core, LayerStack, RecurrentDepth, init_weights, run_layers
 
 State = Float[Tensor, "batch length width"]
@@ -104,7 +106,7 @@ class LanguageModel(nn.Module):
         """Norm, coda, norm, head."""
         x = self.hidden(state, mask=mask, cache=cache, context=context, start=start, strict=strict,
                         positions=positions)
-        return nn.functional.linear(x, self.head_weight)
+        return head_logits(self, x)
 
     def hidden(self, state: State, *, mask: Mask | None = None, cache: Cache | None = None,
                context: Cache | None = None, start: Start = 0, strict: bool = False,
@@ -116,10 +118,14 @@ class LanguageModel(nn.Module):
 
     @property
     def head_weight(self) -> Float[Tensor, "vocab width"]:
-        """The rows that `decode` compares `hidden` with."""
-        if self.head is not None:
-            return self.head.weight
-        return self.embed.weight[: self.vocab_size] if self.mask_token else self.embed.weight
+        """The rows that `decode` compares `hidden` with. Raises `UserError` where a head of its own is more than its
+        weight; `head_logits` reads any."""
+        if self.head is None:
+            return table_of(self.embed, self.vocab_size)
+        if not is_plain(self.head):
+            raise UserError(f"the head is a {type(self.head).__name__} or has hooks, so its weight alone is not what "
+                            f"it says; read it with looped.nn.projection.head_logits(model, hidden)")
+        return self.head.weight
 
     def unroll(self, e: State, *, no_grad: int | Tensor = 0, grad: int | Tensor, mask: Mask | None = None,
                cache: Cache | None = None, start: Start = 0, positions: Positions | None = None, **kwargs) -> State:
@@ -151,7 +157,8 @@ class LanguageModel(nn.Module):
         """
         if kind == "inject":
             return None
-        assert kind in ("context", "concat"), kind
+        if kind not in ("context", "concat"):
+            raise UserError(f"no context '{kind}'{did_you_mean(kind, ('inject', 'context', 'concat'))}")
         context = cache if cache is not None else Cache()
         rows, blocks = self._rows(e, start, mask, positions=positions), self.recurrence.core.blocks
         for number in range(len(blocks)) if block is None else [block]:

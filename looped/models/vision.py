@@ -17,6 +17,7 @@ from looped.data.labelled import Picture
 from looped.models.language import LanguageModel, Positions, Start, State
 from looped.nn.bias import Mask
 from looped.nn.cache import Cache
+from looped.nn.projection import cast_for
 from looped.nn.recurrence import run_layers
 
 Images = Float[Tensor, "batch channels down across"]
@@ -58,7 +59,7 @@ class ImageClassifier(LanguageModel):
     def encode(self, tokens: Images, *, mask: Mask | None = None, cache: Cache | None = None, start: Start = 0,
                positions: Positions | None = None) -> State:
         """The prelude's output `e` of images, the row of the class first."""
-        patches = self.patches(cut(tokens.to(self.patches.weight.dtype), self.picture.patch))
+        patches = self.patches(cast_for(self.patches, cut(tokens, self.picture.patch)))
         x = torch.cat([self.class_row.to(patches.dtype).expand(len(patches), 1, -1), patches], dim=1)
         return run_layers(self.prelude, x, cache=cache and cache.child("prelude"),
                           **self._rows(x, start, mask, positions=positions))

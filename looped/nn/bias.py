@@ -14,9 +14,9 @@ from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from looped.errors import UserError
+from looped.nn.checks import WHOLE, kind_of
 from looped.nn.mask import Mask
 
-WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 Spans = list[list[tuple[int, int]]]  # for each batch row, the [start, stop) of each run of rows that see each other
 
 
@@ -212,8 +212,7 @@ def _whole_numbers(name: str, given: Tensor | Sequence, axes: str) -> Tensor:
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{name} must be whole numbers ({axes}), got {given}") from error
     if numbers.ndim != len(axes.split(",")) or not numbers.numel() or numbers.dtype not in WHOLE:
-        kind = str(numbers.dtype).removeprefix("torch.")
-        raise UserError(f"{name} must be whole numbers ({axes}), got a {kind} tensor of shape {tuple(numbers.shape)}"
+        raise UserError(f"{name} must be whole numbers ({axes}), got {kind_of(numbers)}"
                         + ("; of transformers' attention_mask make Padded.of_attention_mask(mask)"
                            if name == "lengths" and numbers.ndim == 2 else ""))
     return numbers

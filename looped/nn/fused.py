@@ -80,6 +80,14 @@ def project(x: Float[Tensor, "batch length inner"], weight: Float[Tensor, "width
     return _Project.apply(x, weight, gate, activation, compute_dtype(x))
 
 
+def activated(x: Tensor, activation: Activation | None) -> Tensor:
+    """The activation of x, or x itself."""
+    if activation == "swiglu":
+        a, b = x.chunk(2, -1)
+        return F.silu(a) * b
+    return F.gelu(x) if activation == "gelu" else x
+
+
 class _Project(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, gate, activation, dtype):
@@ -118,6 +126,8 @@ def _hidden(x: Tensor, activation: Activation | None, dtype: torch.dtype) -> Ten
 
 def _activation_backward(x: Tensor, grad_hidden: Tensor, activation: Activation) -> tuple[Tensor, Tensor]:
     """(the activation again, the gradient of x), a few rows at a time, so that each is read while in cache."""
+    if torch.compiler.is_compiling():
+        return _plain_activation_backward(x, grad_hidden.to(x.dtype), activation)
     hidden, grad = torch.empty_like(grad_hidden, dtype=x.dtype), torch.empty_like(x)
     length, ops = max(64, 2**16 // x.shape[-1]) if x.device.type == "cpu" else x.numel(), torch.ops.aten
     rows = zip(*(t.flatten(0, -2).split(length) for t in (x, grad_hidden, hidden, grad)), strict=True)
@@ -132,6 +142,16 @@ def _activation_backward(x: Tensor, grad_hidden: Tensor, activation: Activation)
         ops.silu_backward.grad_input(d_hidden * b, a, grad_input=d_a)
         hidden_part.mul_(b)
     return hidden, grad
+
+
+def _plain_activation_backward(x: Tensor, grad_hidden: Tensor, activation: Activation) -> tuple[Tensor, Tensor]:
+    """The same for a compiler, which takes no half of a tensor as an output, and fuses these itself."""
+    ops = torch.ops.aten
+    if activation == "gelu":
+        return F.gelu(x), ops.gelu_backward(grad_hidden, x)
+    a, b = x.chunk(2, -1)
+    silu = F.silu(a)
+    return silu * b, torch.cat([ops.silu_backward(grad_hidden * b, a), silu * grad_hidden], -1)
 
 
 def _is_long(grad: Tensor) -> bool:

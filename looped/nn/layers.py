@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from looped.errors import UserError
+from looped.errors import UserError, did_you_mean
 from looped.nn.attention import attention, context_attention
 from looped.nn.bias import Mask
 from looped.nn.cache import LayerCache
 from looped.nn.conditioning import Modulation
-from looped.nn.fused import Activation, project, rms_norm
+from looped.nn.fused import Activation, rms_norm
+from looped.nn.projection import project_by
 
 State = Float[Tensor, "batch length width"]
 Rotation = tuple[Tensor, Tensor]
@@ -80,6 +81,10 @@ class _Rotate(torch.autograd.Function):
 def _turned(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
     """x with each pair turned, its halves written in place: no pass over memory but the four products'."""
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    if torch.compiler.is_compiling():  # which takes no half of a tensor as an output, and fuses the products itself
+        first, second = x.chunk(2, dim=-1)
+        return torch.cat([torch.addcmul(first * cos, second, sin, value=-sign),
+                          torch.addcmul(second * cos, first, sin, value=sign)], dim=-1)
     out = torch.empty_like(x)
     (first, second), (out_first, out_second) = x.chunk(2, dim=-1), out.chunk(2, dim=-1)
     torch.mul(first, cos, out=out_first).addcmul_(second, sin, value=-sign)
@@ -129,7 +134,7 @@ class Attention(nn.Module):
             elif cache is not None:
                 k, v = cache.append(k, v)
             mixed = attention(q, k, v, mask, backend=self.backend)
-        return project(mixed.flatten(-2), self.out.weight, gate=gate)  # B L H K -> B L (H K)
+        return project_by(self.out, mixed.flatten(-2), gate=gate)  # B L H K -> B L (H K)
 
 
 class FeedForward(nn.Module):
@@ -142,7 +147,7 @@ class FeedForward(nn.Module):
         self.out = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: State, *, gate: Tensor | None = None) -> State:
-        return project(self.in_(x), self.out.weight, gate=gate, activation=self.activation)
+        return project_by(self.out, self.in_(x), gate=gate, activation=self.activation)
 
 
 class TransformerLayer(nn.Module):
@@ -159,7 +164,8 @@ class TransformerLayer(nn.Module):
                  block: str = "prenorm", qk_norm: bool = False, cond_width: int | None = None, eps: float = 1e-6,
                  backend: str = "auto", checkpointed: bool = False, activation: Activation = "swiglu"):
         super().__init__()
-        assert block in ("prenorm", "sandwich"), block
+        if block not in ("prenorm", "sandwich"):
+            raise UserError(f"block '{block}' is unknown{did_you_mean(block, ('prenorm', 'sandwich'))}")
         self.checkpointed = checkpointed
         self.attn = Attention(width, num_heads, num_kv_heads=num_kv_heads, qk_norm=qk_norm, eps=eps, backend=backend)
         self.mlp = FeedForward(width, hidden, activation)

@@ -20,6 +20,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from looped.errors import UserError
+from looped.nn.checks import kind_of
 
 
 class Mask:
@@ -75,7 +76,7 @@ class Mask:
             raise UserError(f"{name}.allow failed for {b.numel()} batch rows at once ({str(error).splitlines()[0]}); "
                             f"it is given index tensors that broadcast and must answer for each row") from error
         if allowed.dtype != torch.bool or shape[0] not in (1, len(b)):
-            raise UserError(f"{name}.allow answered with {_kind(allowed)} for {b.numel()} batch rows; it must answer "
+            raise UserError(f"{name}.allow answered with {kind_of(allowed)} for {b.numel()} batch rows; it must answer "
                             f"true or false for each (q, k, b)")
         return allowed.expand(shape)
 
@@ -124,12 +125,6 @@ class Mask:
         return Either(self, other) if isinstance(other, Mask) else NotImplemented
 
 
-def _kind(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}"
-    return "None" if value is None else f"a {type(value).__name__}"
-
-
 @dataclass(frozen=True, eq=False)
 class _Same:
     """Equal to the very object alone. It holds the object, since another may come to live at a freed one's address."""
@@ -164,7 +159,7 @@ def require_mask(mask: Any) -> None:
         wanted = "wrap a bool tensor (queries, keys) or (batch, queries, keys), true where a query sees a key, in Table"
         if mask.dtype != torch.bool:
             wanted += "; make a tensor of transformers' kind, 1 for a real token, a Padded.of_attention_mask(tensor)"
-    raise UserError(f"attention needs a mask object of looped.nn.bias, got {_kind(mask)}: {wanted}")
+    raise UserError(f"attention needs a mask object of looped.nn.bias, got {kind_of(mask)}: {wanted}")
 
 
 class _Pair(Mask):
@@ -247,7 +242,7 @@ class Table(Mask):
         if not isinstance(allowed, Tensor) or allowed.dtype != torch.bool or allowed.ndim not in (2, 3, 4) \
                 or (allowed.ndim == 4 and allowed.shape[1] != 1):
             raise UserError(f"Table takes a bool tensor (queries, keys), (batch, queries, keys) or (batch, 1, queries, "
-                            f"keys), true where a query sees a key; got {_kind(allowed)}")
+                            f"keys), true where a query sees a key; got {kind_of(allowed)}")
         self.allowed = allowed.unsqueeze(0) if allowed.ndim == 2 else allowed.flatten(0, -3)  # B Lq Lk
 
     @property

@@ -6,6 +6,7 @@ Any `nn.Module` with `(state, e, cond) -> state` can be a block, so the loop can
     state = loop(e, num_steps=8)
 """
 
+import inspect
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
@@ -16,9 +17,13 @@ from torch import Tensor, nn
 
 from looped.errors import UserError, did_you_mean
 from looped.nn.cache import Cache
+from looped.nn.checks import counts_by_row, whole_number
 from looped.nn.layers import RMSNorm, TransformerLayer
 
 State = Float[Tensor, "batch length width"]
+States = State | tuple[Tensor, ...]
+Parts = Tensor | tuple[Tensor, ...]
+"""Some rows of a state."""
 
 
 class Core(nn.Module):
@@ -113,61 +118,136 @@ class RecurrentDepth(nn.Module):
         return self.core(state, e, cond, **options)
 
     def forward(self, e: State, num_steps: int, **options: Any) -> State:
-        """`num_steps` steps, all with gradient."""
-        return self.unroll(e, no_grad=0, grad=num_steps, **options)
+        """`num_steps` steps, all with gradient; 0 gives the initial state. Raises `UserError` for fewer."""
+        return self.unroll(e, no_grad=0, grad=whole_number("num_steps", num_steps), **options)
 
-    def unroll(self, e: State, *, no_grad: int | Tensor, grad: int | Tensor, state: State | None = None,
+    def unroll(self, e: State, *, no_grad: int | Tensor, grad: int | Tensor, state: States | None = None,
                noise: State | None = None, cond: Tensor | None = None,
-               callback: Callable[[int, State], Any] | None = None,
-               options: Callable[[int, Tensor | None], dict] | None = None) -> State:
+               callback: Callable[[int, States], Any] | None = None,
+               options: Callable[[int, Tensor | None], dict] | None = None) -> States:
         """`no_grad` steps without gradient, then `grad` steps with it (Huginn's truncated BPTT).
 
-        Tensors (B,) give each sequence its own depths: a finished sequence is left out of the batch, so nothing is
-        computed for it. `options(index, rows)` gives the keyword arguments of a step for the sequences of these
-        numbers (None: all, in their order). `callback(index, state)` sees the state after each step; True from it stops
-        the loop.
+        Tensors (B,) give each sequence its own depths, in any order: all sequences first run their steps without
+        gradient, then those with it; a finished one is left out of the batch, so nothing is computed for it.
+        `options(index, rows)` gives the keyword arguments of a step for the sequences of these numbers (None: all, in
+        their order). `callback(index, state)` sees the state of all sequences after each step; True from it stops the
+        loop. `index` counts the steps that the loop has run. `state` may be a tuple of tensors (B, ...) that the core
+        takes and returns; without it the loop starts from `initial_state`, one tensor.
+
+        Raises `UserError` for depths below 0 or of another number of sequences, and for a core that returns another
+        shape than it was given.
         """
         state = self.initial_state(e, noise) if state is None else state
         if isinstance(no_grad, Tensor) or isinstance(grad, Tensor):
-            return self._unroll_rows(e, no_grad, grad, state, cond, options)
+            return self._unroll_rows(state, _Rounds(self, e, cond, callback, options), no_grad, grad)
+        no_grad, grad = whole_number("no_grad", no_grad), whole_number("grad", grad)
         for index in range(no_grad + grad):
             with torch.set_grad_enabled(index >= no_grad and torch.is_grad_enabled()):
-                state = self.step(state, e, cond, **self._step_options(index, options))
+                state = self.checked_step(state, e, cond, **self.step_options(index, options))
             if callback is not None and callback(index, state):
                 break
         return state
 
-    def _unroll_rows(self, e, no_grad, grad, state, cond, options) -> State:
+    def _unroll_rows(self, start: States, rounds: "_Rounds", no_grad: int | Tensor, grad: int | Tensor) -> States:
         if self.num_blocks > 1:
             raise UserError("depth by sequence needs a tied core (one block); set recurrence.per_sequence to false")
-        no_grad, grad = (torch.as_tensor(n, device=e.device).expand(e.shape[0]) for n in (no_grad, grad))
-        # n and k = min(p, k_max) both grow with the depth p: in this order the rows still running are a prefix.
-        order = torch.argsort(no_grad + grad, descending=True, stable=True)
-        e, state, cond = e[order], state[order], None if cond is None else cond[order]
+        batch = len(rounds.e)
+        no_grad, grad = counts_by_row("no_grad", no_grad, batch), counts_by_row("grad", grad, batch)
+        # The deepest first, in both rounds where n and k = min(p, k_max) grow with the depth p: one order then.
+        deepest = sorted(range(batch), key=lambda row: -(no_grad[row] + grad[row]))
         with torch.no_grad():
-            state = self._run_rows(state, e, cond, no_grad, order, options)
-        state = self._run_rows(state, e, cond, grad, order, options)
-        return state[torch.argsort(order)]
+            state = rounds.run(start, no_grad, deepest)
+        if torch.is_grad_enabled():
+            state = each(lambda new, old: _with_gradient_of(old, new, no_grad), state, start)
+        return rounds.run(state, grad, deepest)
 
-    def _run_rows(self, state, e, cond, depth, order, options) -> State:
-        depth = depth[order].tolist()
-        assert depth == sorted(depth, reverse=True), "rows must be sorted by falling depth"
-        for index in range(depth[0]):
-            rows = sum(d > index for d in depth)
-            new = self.step(state[:rows], e[:rows], None if cond is None else cond[:rows],
-                            **self._step_options(index, options, order[:rows]))
-            state = torch.cat([new, state[rows:]]) if rows < len(depth) else new
-        return state
+    def checked_step(self, state: States, e: State, cond: Tensor | None, **options: Any) -> States:
+        """One step. Raises `UserError` where it does not return a state like the one it was given."""
+        new = self.step(state, e, cond, **options)
+        if _shapes(new) != _shapes(state):
+            raise UserError(f"the core was given a state of shape {_shapes(state)} and returned {_shapes(new)}; "
+                            f"a core takes (state, e, cond) and returns the next state, of the same shape")
+        return new
 
-    def _step_options(self, index: int, options: Callable[[int, Tensor | None], dict] | None,
+    def step_options(self, index: int, options: Callable[[int, Tensor | None], dict] | None,
                       rows: Tensor | None = None) -> dict:
         block = self.block_at(index)
         chosen = {} if block is None else {"block": block}  # not the index: a compiled step then has a graph a block
         return chosen | (options(index, rows) if options is not None else {})
 
     def compile_step(self, **settings: Any) -> None:
-        """`torch.compile` one step, never the loop: the graph does not depend on the number of steps."""
-        self.step = torch.compile(self.step, **settings)
+        """`torch.compile` one step, never the loop: the graph does not depend on the number of steps.
+
+        In place, as `nn.Module.compile`: weights and their names stay; a copy or a pickle has its own weights, and is
+        not compiled. `settings` are those of `torch.compile`.
+        """
+        self.core.compile(**self._own_graphs() | settings)
+
+    def _own_graphs(self) -> dict:
+        """Settings by which the loops of a process do not use up each other's graphs, where torch can tell them apart
+        (2.13): depths by sequence take up to six graphs a block, beyond eight in all torch would go on uncompiled."""
+        if "isolate_recompiles" not in inspect.signature(torch.compile).parameters:
+            return {}
+        return {"isolate_recompiles": True, "recompile_limit": 8 * self.num_blocks}
+
+
+class _Rounds:
+    """The two rounds of an unroll in which each sequence has its own depth: steps without gradient, steps with it."""
+
+    def __init__(self, loop: RecurrentDepth, e: State, cond: Tensor | None, callback: Callable | None,
+                 options: Callable | None):
+        self.loop, self.e, self.cond, self.callback, self.options = loop, e, cond, callback, options
+        self.index, self.stopped = 0, False
+
+    def run(self, state: States, depths: list[int], deepest: list[int]) -> States:
+        """The state after `depths[row]` more steps of each row. The rows still running are a prefix: those with most
+        steps to go come first, equals in the order `deepest`."""
+        order = sorted(deepest, key=lambda row: -depths[row])
+        longest = depths[order[0]] if order else 0
+        if not longest or self.stopped:
+            return state
+        place = torch.tensor(order, device=self.e.device)
+        back, e, cond = torch.argsort(place), self.e[place], None if self.cond is None else self.cond[place]
+        state = _rows_of(state, place)
+        for step in range(longest):
+            rows = sum(depth > step for depth in depths)
+            first = slice(rows)
+            new = self.loop.checked_step(_rows_of(state, first), e[first], None if cond is None else cond[first],
+                                         **self.loop.step_options(self.index, self.options, place[first]))
+            state = each(lambda *parts: torch.cat(parts), new, _rows_of(state, slice(rows, None))) \
+                if rows < len(order) else new
+            if self._stops(state if self.callback is None else _rows_of(state, back)):
+                break
+        return _rows_of(state, back)
+
+    def _stops(self, state: States) -> bool:
+        """One more step is done."""
+        self.stopped = self.callback is not None and bool(self.callback(self.index, state))
+        self.index += 1
+        return self.stopped
+
+
+def each(function: Callable[..., Tensor], *states: Parts) -> Parts:
+    """The function of a state's tensor, or of each of its tensors."""
+    return tuple(map(function, *states)) if isinstance(states[0], tuple) else function(*states)
+
+
+def _rows_of(state: Parts, rows: Tensor | slice) -> Parts:
+    return each(lambda part: part[rows], state)
+
+
+def _shapes(state: Any) -> Any:
+    if isinstance(state, tuple):
+        return tuple(map(_shapes, state))
+    return tuple(state.shape) if isinstance(state, Tensor) else type(state).__name__
+
+
+def _with_gradient_of(old: Tensor, new: Tensor, no_grad: list[int]) -> Tensor:
+    """`new`, but rows that have run no step without gradient keep that of `old`."""
+    if not old.requires_grad or new is old:
+        return new
+    ran = torch.tensor([steps > 0 for steps in no_grad], device=new.device)
+    return torch.where(ran.view(-1, *[1] * (new.ndim - 1)), new, old)
 
 
 def _normal(e: State, noise: State | None) -> State:

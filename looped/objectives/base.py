@@ -10,6 +10,7 @@ from looped.data.batch import Batch
 from looped.models.language import LanguageModel
 from looped.nn.bias import Full, Near, Packed, Padded
 from looped.nn.fused import linear_cross_entropy
+from looped.nn.projection import has_plain_head, head_logits
 from looped.rng import StepRandom
 
 
@@ -85,5 +86,10 @@ def token_losses(logits: Float[Tensor, "batch length vocab"],
 def head_losses(model: LanguageModel, hidden: Float[Tensor, "batch length width"], tokens: Int[Tensor, "batch length"],
                 *, scale: Float[Tensor, ""] | None = None,
                 evidence: tuple[Tensor, Tensor] | None = None) -> Float[Tensor, "batch length"]:
-    """`token_losses(scale * model's logits + evidence, tokens)` from `model.hidden`, keeping no logits for backward."""
-    return linear_cross_entropy(hidden, model.head_weight, tokens, scale=scale, evidence=evidence)
+    """`token_losses(scale * model's logits + evidence, tokens)` from `model.hidden`; a plain head keeps no logits for
+    backward."""
+    if has_plain_head(model):
+        return linear_cross_entropy(hidden, model.head_weight, tokens, scale=scale, evidence=evidence)
+    logits = head_logits(model, hidden).float()
+    logits = logits if scale is None else logits * scale
+    return token_losses(logits if evidence is None else logits + evidence[0].float() @ evidence[1].float().T, tokens)

@@ -67,10 +67,11 @@ class Unrolled(Objective):
         losses: list[Tensor] = []
 
         def read(index: int, state: Tensor) -> None:
-            if self.config.loss_on == "every" and index >= no_grad:
+            if index >= no_grad:
                 losses.append(self.read_out(state, start.batch, start.rows))
 
-        state = self.model.unroll(start.e, no_grad=no_grad, grad=grad, noise=start.noise, callback=read, **start.rows)
+        state = self.model.unroll(start.e, no_grad=no_grad, grad=grad, noise=start.noise,
+                                  callback=read if self.config.loss_on == "every" else None, **start.rows)
         return torch.stack(losses or [self.read_out(state, start.batch, start.rows)]).mean()
 
     def read_out(self, state: Tensor, batch: Batch, rows: dict) -> Float[Tensor, "batch"]:

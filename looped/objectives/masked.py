@@ -17,7 +17,6 @@ from dataclasses import replace
 import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
-from torch.nn.functional import linear
 
 from looped.config_blocks import BlocksConfig
 from looped.config_masked import MaskedConfig
@@ -27,6 +26,7 @@ from looped.diffusion.masking import hide, hide_one_and, mask_edges
 from looped.diffusion.noise import block_of
 from looped.models.language import LanguageModel, Positions, Start
 from looped.nn.bias import Mask
+from looped.nn.projection import head_logits
 from looped.objectives.base import EVERYBODY, Loss, Objective, head_losses, surroundings
 from looped.objectives.one_block import OneBlock
 from looped.rng import StepRandom
@@ -113,7 +113,7 @@ class Masked(Objective):
                positions: Positions | None = None) -> Float[Tensor, "batch length vocab"]:
         """Logits of the tokens themselves, hidden or not."""
         read = self.read_by_owners(tokens, m, mask=mask, start=start, positions=positions)
-        return linear(read, self.model.head_weight)
+        return head_logits(self.model, read)
 
     def owners(self, m: Levels) -> Int[Tensor, "batch"]:
         """The block of the core at work at each level."""

@@ -12,7 +12,7 @@ section 2.2. The image reaches each block as it reaches a denoiser's, z is the r
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, linear
+from torch.nn.functional import cross_entropy
 
 from looped.config_local import NoPropConfig
 from looped.data.batch import Batch
@@ -20,6 +20,7 @@ from looped.diffusion.bridge import bridge
 from looped.diffusion.denoiser import start_projection
 from looped.diffusion.preserving import SCHEDULES, posterior, prior_divergence
 from looped.models.language import LanguageModel
+from looped.nn.projection import cast_for, head_logits
 from looped.objectives.base import Classifier, Loss, surroundings
 from looped.rng import StepRandom
 
@@ -73,12 +74,12 @@ class NoProp(Classifier):
 
     def hidden(self, z: Embedded, e: Tensor, rows: dict, **step) -> Float[Tensor, "batch width"]:
         """What the network makes of z in the row of the class; `step`: the time, or the block."""
-        state = torch.cat([self.in_proj(z.to(self.in_proj.weight)).unsqueeze(1), torch.zeros_like(e[:, 1:])], dim=1)
+        state = torch.cat([self.in_proj(cast_for(self.in_proj, z)).unsqueeze(1), torch.zeros_like(e[:, 1:])], dim=1)
         return self.model.hidden(self.model.step(state, e, **step, **rows), **rows)[:, 0]
 
     def estimate(self, z: Embedded, e: Tensor, rows: dict, **step) -> Embedded:
         """The clean embedding as the network sees it: the mean under its softmax."""
-        return bridge("soft", linear(self.hidden(z, e, rows, **step), self.model.head_weight), self.table)
+        return bridge("soft", head_logits(self.model, self.hidden(z, e, rows, **step)), self.table)
 
     def layer_forwards(self) -> float:
         c = self.model.config

@@ -11,11 +11,12 @@ each starts from a state that the same weights made.
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, linear
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from looped.config_rules import RecurrenceConfig, SupervisionConfig
 from looped.data.batch import Batch
 from looped.models.language import LanguageModel
+from looped.nn.projection import head_logits
 from looped.objectives.base import Loss, head_losses
 from looped.objectives.bptt import Unrolled
 from looped.rng import StepRandom
@@ -68,7 +69,7 @@ class OneStep(Unrolled):
     @torch.no_grad()
     def is_right(self, hidden: Float[Tensor, "batch length width"], batch: Batch) -> Bool[Tensor, "batch"]:
         """Whether every row that is sought reads as its target."""
-        same = linear(hidden, self.model.head_weight).argmax(-1) == batch.targets
+        same = head_logits(self.model, hidden).argmax(-1) == batch.targets
         return (same if batch.scored is None else same | ~batch.scored).all(1)
 
     def expected_depths(self) -> tuple[float, float]:

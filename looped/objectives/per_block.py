@@ -8,6 +8,7 @@ from looped.config_blocks import BlocksConfig
 from looped.config_denoise import DenoiseConfig
 from looped.diffusion.noise import block_shares, edges_of, noise_from_config
 from looped.diffusion.per_block import PerBlockDenoiser
+from looped.errors import UserError
 from looped.models.per_block import PerBlockModel
 from looped.objectives.base import Loss, Objective
 from looped.objectives.blockwise import Blockwise
@@ -45,5 +46,6 @@ class PerBlock(Blockwise):
         """What is common to blocks is fixed; what a block has beside its core always learns with it."""
 
     def loss_at(self, tokens: Any, sigma: Tensor, random: StepRandom, block: int | None = None) -> Loss:
-        assert block is not None, "of several blocks one is at work"
+        if block is None:
+            raise UserError(f"of the {len(self.denoiser.edges) - 1} blocks one learns at a time; name it with block=")
         return self._rules[block].train(self.training).loss_at(self.ask(tokens), sigma, random, block=block)

@@ -75,6 +75,88 @@ def test_depth_by_sequence_equals_one_sequence_at_a_time_in_value_and_gradient(e
         torch.testing.assert_close(a, b)
 
 
+ANY_DEPTHS = [([4, 0, 0, 0, 1], [1, 4, 2, 3, 0]), ([0, 0, 0, 0, 0], [1, 5, 2, 0, 3]), ([3, 1, 4, 1, 5], [0] * 5),
+              ([0, 1, 2, 3, 4], [4, 3, 2, 1, 0])]
+
+
+@pytest.mark.parametrize(("no_grad", "grad"), ANY_DEPTHS)
+@pytest.mark.parametrize("state_init", ["zero", "embedding"])
+def test_any_depths_by_sequence_equal_one_sequence_at_a_time(e, no_grad, grad, state_init):
+    core = Toy()
+    loop, e = RecurrentDepth(core, state_init=state_init), e.requires_grad_()
+    together = loop.unroll(e, no_grad=torch.tensor(no_grad), grad=torch.tensor(grad))
+    assert sum(core.rows) == sum(no_grad) + sum(grad)  # nothing is computed for finished rows
+    alone = torch.cat([loop.unroll(e[b : b + 1], no_grad=no_grad[b], grad=grad[b]) for b in range(B)])
+    torch.testing.assert_close(together, alone)
+    if alone.requires_grad:
+        for ours, theirs in zip(*(torch.autograd.grad(out.square().sum(), [e, *core.parameters()], allow_unused=True)
+                                  for out in (together, alone)), strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
+def test_a_callback_sees_all_sequences_after_each_step_of_depths_by_sequence_and_can_stop(e):
+    loop, seen = RecurrentDepth(Toy()), []
+    depths = {"no_grad": torch.tensor([0, 2, 1, 0, 2]), "grad": torch.tensor([2, 1, 1, 3, 0])}
+    loop.unroll(e, **depths, callback=lambda index, state: seen.append((index, state)))
+    assert [index for index, _ in seen] == [0, 1, 2, 3, 4]  # two without gradient, three with it
+    for index, state in seen:
+        for row in range(B):
+            n, k = (int(depths[name][row]) for name in ("no_grad", "grad"))
+            steps = min(index + 1, n) + min(max(index - 1, 0), k)
+            torch.testing.assert_close(state[row : row + 1], by_hand(loop.core, e, steps, row))
+    stopped = loop.unroll(e, **depths, callback=lambda index, state: index == 1)
+    torch.testing.assert_close(stopped, seen[1][1])
+
+
+class Pair(nn.Module):
+    """A core whose state is two tensors of other shapes than e's."""
+
+    def forward(self, state, e, cond=None):
+        return torch.tanh(state[0] + e), state[1] + e.sum(2).sum(1)
+
+
+def test_a_state_may_be_a_tuple_of_tensors(e):
+    loop, start = RecurrentDepth(Pair()), (torch.zeros_like(e), torch.zeros(B))
+    depths = torch.tensor([3, 0, 2, 5, 1])
+    together = loop.unroll(e, no_grad=0, grad=depths, state=start)
+    for row, depth in enumerate(depths.tolist()):
+        only = slice(row, row + 1)
+        alone = loop.unroll(e[only], no_grad=0, grad=depth, state=tuple(part[only] for part in start))
+        for ours, theirs in zip(together, alone, strict=True):
+            torch.testing.assert_close(ours[only], theirs)
+
+
+class Cut(nn.Module):
+    def forward(self, state, e, cond=None):
+        return state[:, :2]
+
+
+class Listed(nn.Module):
+    def forward(self, state, e, cond=None):
+        return [state, None]
+
+
+@pytest.mark.parametrize(("core", "depths", "why"), [
+    (Toy(), {"no_grad": 0, "grad": -3}, "grad -3 is below 0"),
+    (Toy(), {"no_grad": -1, "grad": 2}, "no_grad -1 is below 0"),
+    (Toy(), {"no_grad": 0, "grad": 1.5}, "grad must be a whole number of 0 or more, got 1.5"),
+    (Toy(), {"no_grad": torch.tensor([1, 2]), "grad": 1}, "no_grad must be one whole number or a tensor of 5"),
+    (Toy(), {"no_grad": 0, "grad": torch.ones(B)}, "grad must be .* got a float32 tensor"),
+    (Toy(), {"no_grad": 0, "grad": torch.tensor([1, 2, -1, 1, 1])}, "the least grad -1 is below 0"),
+    (Cut(), {"no_grad": 0, "grad": 2}, r"state of shape \(5, 3, 8\) and returned \(5, 2, 8\)"),
+    (Cut(), {"no_grad": 0, "grad": torch.tensor([1] * B)}, r"returned \(5, 2, 8\)"),
+    (Listed(), {"no_grad": 0, "grad": 1}, "and returned list"),
+])
+def test_depths_and_cores_that_cannot_be_are_refused_in_one_sentence(e, core, depths, why, unchecked):
+    with pytest.raises(UserError, match=why):
+        RecurrentDepth(core).unroll(e, **depths)
+
+
+def test_a_negative_number_of_steps_is_refused(e):
+    with pytest.raises(UserError, match="num_steps -3 is below 0"):
+        RecurrentDepth(Toy())(e, -3)
+
+
 def test_depth_by_sequence_computes_no_more_steps_than_were_drawn(e):
     core = Toy()
     no_grad, grad = torch.tensor([0, 4, 0, 2, 1]), torch.tensor([3, 3, 1, 3, 3])
