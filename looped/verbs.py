@@ -42,6 +42,7 @@ class Train(Verb):
         if self.dry_run:
             print(dump_config(config))
             print(_costs(config))
+            _print_cautions(config)
             return 0
         from looped.training.trainer import train
 
@@ -328,6 +329,14 @@ class Info(Verb):
             _describe_run(self.target)
         else:
             print(_costs(load_config(self.target, settings)))
+
+
+def _print_cautions(config: Config) -> None:
+    """The warnings on its loop that a run of the config begins with."""
+    from looped.objectives.state_norm import cautions
+
+    for caution in cautions(config):
+        print(f"warning: {caution}")
 
 
 def _costs(config: Config) -> str:

@@ -199,6 +199,13 @@ def test_a_dry_run_trains_nothing_and_prints_a_config_that_loads(tiny_yaml, tmp_
     assert not list(tmp_path.iterdir())
 
 
+def test_a_dry_run_warns_of_a_state_that_grows_with_depth(tiny_yaml, capsys):
+    flags = ["--objective", "full", "--model.injection", "add"]
+    for block, warned in (("prenorm", True), ("sandwich", False)):
+        assert main(["train", str(tiny_yaml), "--dry-run", *flags, "--model.block", block]) == 0
+        assert ("warning: with model.injection add and model.block prenorm" in capsys.readouterr().out) == warned
+
+
 def test_a_dry_run_counts_the_vocabulary_of_a_tokenizer_that_is_loaded(tiny_yaml, runs, capsys):
     shown = []
     for flags in ([], ["--data.tokenizer", str(runs["denoise"] / "tokenizer.json"), "--data.vocab_size", "5000"],

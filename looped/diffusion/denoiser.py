@@ -21,6 +21,7 @@ from looped.diffusion.targets import TargetEmbedding
 from looped.errors import UserError
 from looped.nn.bias import CleanNoisyBlocks
 from looped.nn.cache import Cache
+from looped.nn.checks import require
 from looped.nn.fused import compute_dtype
 from looped.nn.projection import cast_for, head_logits, table_of
 
@@ -54,8 +55,11 @@ class Denoiser(nn.Module):
     is at work at all of them. Which one a level belongs to is `owners`' to say, in training, evaluation and sampling.
     """
 
-    def __init__(self, model: LoopedModel, config: DenoiseConfig, *, edges: Float64[Tensor, "edges"] | None = None):
+    def __init__(self, model: LoopedModel, config: DenoiseConfig | None = None, *,
+                 edges: Float64[Tensor, "edges"] | None = None):
         super().__init__()
+        config = DenoiseConfig() if config is None else config
+        require(config, DenoiseConfig, "config", "pass DenoiseConfig(context='inject'), or nothing for its defaults")
         self.model, self.config = model, config
         self.edges = edges  # no buffer: a module that is made half precision would round it
         self.targets = TargetEmbedding(model.vocab_size, config.target, model.width)
@@ -93,16 +97,17 @@ class Denoiser(nn.Module):
         """The sharpness of the readout."""
         return self.log_logit_scale.exp()
 
-    def forward(self, z: Noisy, sigma: Sigma, e: Tensor, *, context: Cache | None = None, cache: Cache | None = None,
+    def forward(self, z: Noisy, sigma: Sigma | float, e: Tensor, *, context: Cache | None = None, cache: Cache | None = None,
                 carry: Tensor | None = None, steer: Callable[[Tensor], Tensor] | None = None,
                 **options) -> Float[Tensor, "batch length vocab"]:
         """Logits of the clean tokens behind `z = y + sigma * eps`; row i knows the clean tokens up to i through `e`,
         and with `block_size` k > 1 those up to the first row of its block, whose rows see each other.
 
-        sigma: one level a sequence (B,) or a row (B, L). `cache` keeps the rows of one solver step, `carry` is what the
+        sigma: one level for all (a number), for each sequence (B,) or each row (B, L), above 0. `cache` keeps the rows of one solver step, `carry` is what the
         step before handed on (`Walk`). `steer` changes the network's logits before the known part of the posterior is
         added (`Steering`). Of several blocks of the core each sequence is read by the one that owns its level.
         """
+        sigma = _checked_levels(z, sigma)
         return self.read(z, sigma, e, context=context, cache=cache, carry=carry, steer=steer, **options)[0]
 
     def without(self, e: Float[Tensor, "batch length width"],
@@ -255,6 +260,16 @@ class Walk:
         """Logits, as `Denoiser.forward`."""
         logits, self.carry = self.denoiser.read(z, sigma, e, carry=self.carry, **options)
         return logits
+
+
+def _checked_levels(z: Noisy, sigma: Sigma | float) -> Sigma:
+    """The levels as `read` takes them. Raises UserError for one that is not above 0; those on a device other than the
+    CPU are not waited for."""
+    if not isinstance(sigma, Tensor) or sigma.ndim == 0:
+        sigma = levels_of(z, float(sigma))
+    if sigma.device.type == "cpu" and not torch.compiler.is_compiling() and not bool((sigma > 0).all()):
+        raise UserError(f"sigma {sigma.min().item():g} is not above 0; a schedule's last level is never read")
+    return sigma
 
 
 def levels_of(z: Noisy, level: float | Tensor) -> Float64[Tensor, "batch"] | Float64[Tensor, "batch length"]:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from looped.diffusion.edm import align, ode_derivative
 from looped.errors import UserError
+from looped.nn.checks import kind_of
 
 Denoise = Callable[[Tensor, float], Tensor]
 Callback = Callable[[int, float, Tensor, Tensor], Any]
@@ -38,6 +39,15 @@ def _levels(sigmas: Tensor) -> list[float]:
     if len(levels) < 2 or levels[-1] != 0 or not falls or levels[0] == math.inf:
         raise UserError(f"sigmas {levels} must fall and end in 0; use looped.diffusion.schedules.schedule")
     return levels
+
+
+def _read(denoise: Denoise, z: Tensor, sigma: float) -> Tensor:
+    """D in z's dtype. Raises UserError where it is not one estimate for each number of z, which would be broadcast."""
+    D = denoise(z, sigma)
+    if not isinstance(D, Tensor) or D.shape != z.shape:
+        raise UserError(f"denoise must return an estimate of z's shape {tuple(z.shape)}, got {kind_of(D)}; a Denoiser "
+                        f"returns logits, which its estimate(logits) turns into one")
+    return D.to(z.dtype)
 
 
 def _stop(callback: Callback | None, step: int, sigma: float, z: Tensor, D: Tensor) -> bool:
@@ -59,7 +69,7 @@ def sample_euler(denoise: Denoise, z: Tensor, sigmas: Tensor, *, callback: Callb
     z, levels = _wide(z), _levels(sigmas)
     D = z
     for step, (sigma, lower) in enumerate(pairwise(levels)):
-        D = denoise(z, sigma).to(z.dtype)
+        D = _read(denoise, z, sigma)
         if _stop(callback, step, sigma, z, D):
             break
         z = z + (lower - sigma) * ode_derivative(z, D, sigma)
@@ -72,13 +82,13 @@ def sample_heun(denoise: Denoise, z: Tensor, sigmas: Tensor, *, callback: Callba
     z, levels = _wide(z), _levels(sigmas)
     D = z
     for step, (sigma, lower) in enumerate(pairwise(levels)):
-        D = denoise(z, sigma).to(z.dtype)
+        D = _read(denoise, z, sigma)
         if _stop(callback, step, sigma, z, D):
             break
         slope = ode_derivative(z, D, sigma)
         ahead = z + (lower - sigma) * slope
         if lower > 0:
-            slope = (slope + ode_derivative(ahead, denoise(ahead, lower), lower)) / 2
+            slope = (slope + ode_derivative(ahead, _read(denoise, ahead, lower), lower)) / 2
         z = z + (lower - sigma) * slope
     return D
 
@@ -89,7 +99,7 @@ def sample_dpmpp_2m(denoise: Denoise, z: Tensor, sigmas: Tensor, *, callback: Ca
     z, levels = _wide(z), _levels(sigmas)
     D, before = z, None
     for step, (sigma, lower) in enumerate(pairwise(levels)):
-        D = denoise(z, sigma).to(z.dtype)
+        D = _read(denoise, z, sigma)
         if _stop(callback, step, sigma, z, D) or lower == 0:
             break
         h = math.log(sigma / lower)  # step in lambda = -ln sigma
@@ -112,7 +122,7 @@ def sample_ancestral(denoise: Denoise, z: Tensor, sigmas: Tensor, *, callback: C
     z, levels = _wide(z), _levels(sigmas)
     D = z
     for step, (sigma, lower) in enumerate(pairwise(levels)):
-        D = denoise(z, sigma).to(z.dtype)
+        D = _read(denoise, z, sigma)
         if _stop(callback, step, sigma, z, D):
             break
         if lower == 0:
@@ -182,7 +192,7 @@ def sample_restart(denoise: Denoise, z: Tensor, sigmas: Tensor, *, callback: Cal
         sigma = levels[0] if step == 0 else level
         if step > 0:
             z = D + level * _noise(random, step, "restart", z)
-        D = denoise(z, sigma).to(z.dtype)
+        D = _read(denoise, z, sigma)
         if _stop(callback, step, sigma, z, D):
             break
     return D

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from looped.diffusion.noise import LogUniform, Noise
 from looped.errors import UserError, did_you_mean
+from looped.nn.checks import require, whole_number
 
 
 def schedule(name: str, num_steps: int, noise: Noise, rho: float = 7.0) -> Float64[Tensor, "{num_steps}+1"]:
@@ -21,8 +22,8 @@ def schedule(name: str, num_steps: int, noise: Noise, rho: float = 7.0) -> Float
     """
     if name not in SCHEDULES:
         raise UserError(f"no noise schedule '{name}'{did_you_mean(name, SCHEDULES)}")
-    if num_steps < 1:
-        raise UserError(f"num_steps {num_steps} is below 1; a solver needs at least one evaluation")
+    num_steps = whole_number("num_steps", num_steps, 1)
+    require(noise, Noise, "noise", "pass looped.diffusion.noise.LogUniform(sigma_min, sigma_max), or objective.noise")
     if rho <= 0:
         raise UserError(f"rho {rho} is not positive; Karras et al. use 7")
     down = torch.linspace(1, 0, num_steps, dtype=torch.float64)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from looped.config import Config
 from looped.data.text import TextData
-from looped.errors import UserError
+from looped.errors import UserError, did_you_mean
 from looped.evaluation.inference_cost import Cost, likelihood_cost, solver_likelihood_cost
 from looped.evaluation.judge import Reader, judged_rows
 from looped.evaluation.likelihood import (
@@ -40,7 +40,10 @@ class DepthSweep:
     per_example: dict[str, dict[int, Float[Tensor, "num"]]]
 
     def means(self, metric: str) -> dict[int, float]:
-        """Depth -> mean of a metric."""
+        """Depth -> mean of a metric. Raises UserError for a name without figures by depth, with those there are."""
+        known = {row.metric for row in self.rows if row.depth is not None}
+        if metric not in known:
+            raise UserError(f"no metric '{metric}' by depth{did_you_mean(metric, known)}")
         return {row.depth: row.mean for row in self.rows if row.metric == metric and row.depth is not None}
 
 
@@ -53,7 +56,12 @@ def evaluate_depth(objective: Objective, tokens: Int[Tensor, "num length_and_one
     A denoiser's nats are the variational bound of its stochastic solver; with `num_trajectories` its configured solver
     is sampled besides (`nats_by_solver`). Masked diffusion has the bound of so many unmasking steps at each depth, and
     besides that of ever more of them, over `num_levels` levels (`nats_bound`, `bits_per_byte_bound`).
+
+    Raises UserError for what is no objective, no token ids of its vocabulary, or no depth of at least 1.
     """
+    require_objective(objective)
+    if not bytes_per_token > 0:
+        raise UserError(f"bytes_per_token {bytes_per_token} is not above 0; a run has it as run.data.bytes_per_token")
     settings = {"seed": seed, "batch_size": batch_size}
     rows, per_example, bits = [], {}, 1 / math.log(2) / bytes_per_token
 

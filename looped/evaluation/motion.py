@@ -1,8 +1,14 @@
 """How a latent moves from step to step: its size, its changes, and whether these shrink."""
 
+from collections.abc import Mapping
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+GROWING = 1.5
+"""Growth over the second half of the steps beyond which a latent does not keep its size: a random walk grows by 1.41,
+what adds the same at each step by 2."""
 
 Latent = Float[Tensor, "num length width"]
 
@@ -37,6 +43,17 @@ class Motion:
 
     def _that_count(self, latent: Latent) -> Latent:
         return latent.float() if self.cells is None else latent.float() * self.cells.unsqueeze(-1)
+
+
+def growth(sizes: Mapping[int, float], latent: str = "state") -> str:
+    """The sentence on a latent that grows with depth, from its root mean square at each of 4 steps or more; "" where it
+    keeps its size."""
+    deepest = max(sizes, default=0)
+    if deepest < 4 or not sizes[deepest] > GROWING * sizes[deepest // 2]:
+        return ""
+    told = [depth for depth in (1, 4, 16, 64, 256) if depth < deepest and depth in sizes] + [deepest]
+    return (f"the {latent} grows with depth: its root mean square is {', '.join(f'{sizes[at]:.3g}' for at in told)} "
+            f"at {', '.join(map(str, told))} steps")
 
 
 def norm(latent: Latent) -> Float[Tensor, "num"]:

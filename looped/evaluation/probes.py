@@ -1,7 +1,8 @@
 """Probes: does a model do what its loss suggests? Each is a function, a row of figures, and one plain sentence if not.
 
 The traps they look for, all of which have been met: a denoiser that copies instead of predicting, because most of its
-training levels leave the answer readable in z; one that ignores its context; a depth curve that falls.
+training levels leave the answer readable in z; one that ignores its context; a depth curve that falls; a state that
+grows with depth.
 """
 
 import math
@@ -16,7 +17,7 @@ from looped.data.batch import Batch
 from looped.diffusion.bridge import bridge
 from looped.diffusion.denoiser import levels_of
 from looped.evaluation.likelihood import next_token_losses
-from looped.evaluation.motion import Motion
+from looped.evaluation.motion import Motion, growth
 from looped.evaluation.rows import Row, summarise
 from looped.evaluation.verdicts import NATS, verdict
 from looped.objectives.base import Objective, surroundings, token_losses
@@ -70,6 +71,9 @@ def probe(objective: Objective, tokens: Tokens, by_depth: Mapping[int, Float[Ten
                              f"{(alone - known).mean():.2f} nats, so more solver steps can gain nothing")
     rows += denoiser_probes(objective, tokens, seed=seed) if isinstance(objective, Denoise) else loop_probes(
         objective, tokens, max(by_depth), seed=seed)
+    if grows := growth({row.depth: row.mean for row in rows if row.metric == "state_rms"}):
+        sentences.append(f"{grows}, which norms hide from the loss; model.block sandwich, or model.injection linear, "
+                         f"gated or diagonal would keep it")
     objective.train(was_training)
     return Probes(rows, sentences)
 

@@ -28,7 +28,7 @@ from looped.data.problems import TaskData
 from looped.diffusion.bridge import bridge
 from looped.evaluation.answers import Solver, loop_states
 from looped.evaluation.exits import Stopping
-from looped.evaluation.motion import Motion, norm
+from looped.evaluation.motion import Motion, growth, norm
 from looped.evaluation.rows import Row, summarise
 from looped.objectives.base import Objective
 from looped.objectives.bptt import Unrolled
@@ -80,6 +80,8 @@ class Stability:
                         f"{rate:.2f} of the one before")
         elif changes:
             said.append("it is at rest before the second half")
+        if grows := growth({step: row.mean for step, row in self.by_step("latent_rms").items()}, self.latent):
+            said.append(grows)
         same, cosine, distance = map(self.figure, ("same_answer", "latent_cosine", "latent_distance"))
         if same and cosine and distance:
             said.append(f"from another start ({self.start}) {same.mean:.2f} [{same.ci_low:.2f}, {same.ci_high:.2f}] of "

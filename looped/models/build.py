@@ -8,6 +8,7 @@ from looped.models.image_denoiser import ImageDenoiser
 from looped.models.language import LanguageModel, start_weights
 from looped.models.per_block import PerBlockModel
 from looped.models.vision import ImageClassifier
+from looped.nn.checks import require, whole_number
 from looped.rng import seeded_init
 
 
@@ -30,7 +31,9 @@ def build(config: Config, vocab_size: int, picture: Picture | None = None) -> Mo
     """The model of a config, its weights a function of `config.seed`; those of one of several blocks are a function of
     the seed and its number, and what the blocks share one of the seed, whatever other blocks there are and whichever of
     them are held (`blocks.alone`). With a `picture` a classifier, or by `images.goal` a denoiser, of such images, whose
-    vocabulary are the classes."""
+    vocabulary are the classes. Raises UserError for a config of another kind or a vocabulary below 1."""
+    require(config, Config, "config", "load one with looped.load_config(path), or make one with looped.Config()")
+    whole_number("vocab_size", vocab_size, 1)
     if config.blocks.shared == "per-block":
         return _per_block(config, lambda part: build(part, vocab_size, picture))
     with seeded_init(config.seed, "init"):

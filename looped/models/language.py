@@ -15,6 +15,7 @@ from looped.config_model import ModelConfig
 from looped.errors import UserError, did_you_mean
 from looped.nn.bias import Causal, Mask
 from looped.nn.cache import Cache
+from looped.nn.checks import ids_of, kind_of, require, whole_number
 from looped.nn.conditioning import LevelEmbedding
 from looped.nn.injection import Diagonal, build_injection
 from looped.nn.layers import RMSNorm, Rotary, TransformerLayer
@@ -44,6 +45,8 @@ class LanguageModel(nn.Module):
                  effective_depth: int | None = None, core_layers: Sequence[int] | None = None,
                  held: Collection[int] | None = None, checkpointed: bool = False, mask_token: bool = False):
         super().__init__()
+        require(config, ModelConfig, "config", "pass ModelConfig(width=64), or make the model with looped.build(config)")
+        whole_number("vocab_size", vocab_size, 1)
         self.config, self.vocab_size, self.width = config, vocab_size, config.width
         self.core_layers = tuple(core_layers or (config.num_core_layers,))
         self.mask_token = vocab_size if mask_token else None
@@ -130,6 +133,8 @@ class LanguageModel(nn.Module):
     def unroll(self, e: State, *, no_grad: int | Tensor = 0, grad: int | Tensor, mask: Mask | None = None,
                cache: Cache | None = None, start: Start = 0, positions: Positions | None = None, **kwargs) -> State:
         """Loop from the initial state; arguments as `RecurrentDepth.unroll`. With a cache, step t has its own rows."""
+        if e.ndim != 3 or e.shape[-1] != self.width:
+            raise UserError(f"e must be what encode(tokens) returns, (batch, length, {self.width}), got {kind_of(e)}")
         whole = self._rows(e, start, mask, positions=positions)
 
         def options(index: int, rows: Tensor | None) -> dict:
@@ -143,7 +148,9 @@ class LanguageModel(nn.Module):
         return self.recurrence.unroll(e, no_grad=no_grad, grad=grad, options=options, **kwargs)
 
     def forward(self, tokens: Int[Tensor, "batch length"], num_steps: int, *, noise: State | None = None) -> Logits:
-        """Logits after `num_steps` loop steps."""
+        """Logits after `num_steps` loop steps. Raises `UserError` for what are no token ids of the vocabulary."""
+        tokens = ids_of(tokens, self.embed.num_embeddings if is_plain(self.embed) else self.vocab_size)
+        whole_number("num_steps", num_steps)
         return self.decode(self.unroll(self.encode(tokens), grad=num_steps, noise=noise))
 
     def make_context(self, e: State, kind: str, *, mask: Mask | None = None, cache: Cache | None = None,

@@ -118,6 +118,10 @@ def _check_heads(q: Tensor, k: Tensor, v: Tensor) -> None:
     if q.ndim != 4 or k.shape != v.shape or (k.shape[0], k.shape[-1]) != (q.shape[0], q.shape[-1]):
         raise UserError(f"attention needs q (batch, queries, heads, dim) and k, v (batch, keys, kv heads, dim); "
                         f"got {shapes}")
+    if not q.is_floating_point() or not (q.dtype == k.dtype == v.dtype and q.device == k.device == v.device):
+        kinds = ", ".join(f"{name} {str(t.dtype).removeprefix('torch.')} on {t.device}" for name, t in
+                          (("q", q), ("k", k), ("v", v)))
+        raise UserError(f"attention needs q, k and v of one floating dtype on one device; got {kinds}")
     if q.shape[2] % k.shape[2]:
         raise UserError(f"{q.shape[2]} query heads cannot share {k.shape[2]} key heads; "
                         f"the number of query heads must be a multiple of the number of key heads")

@@ -58,15 +58,22 @@ def counts_by_row(name: str, counts: int | Tensor, batch: int) -> list[int]:
     return found
 
 
-def check_ids(tokens: Any, vocab_size: int, *, least_length: int = 1, values: bool = True) -> None:
-    """Raise UserError for what is no batch of token ids below `vocab_size`. `values`: look at the ids themselves, which
-    waits for the device; without it only dtype and shape."""
+def require(value: Any, kind: type, name: str, way_out: str) -> None:
+    """Raise UserError where an argument is of another kind: a dict for a config, a model for its training rule."""
+    if not isinstance(value, kind):
+        raise UserError(f"{name} must be a {kind.__name__}, got {kind_of(value)}; {way_out}")
+
+
+def ids_of(tokens: Any, vocab_size: int, *, least_length: int = 1) -> Tensor:
+    """A batch of token ids below `vocab_size` as int64. Raises UserError for anything else; it looks at the ids, which
+    waits for the device."""
     shape = f"(batch, {least_length} or more)"
     if not isinstance(tokens, Tensor) or tokens.dtype not in IDS:
         raise UserError(f"tokens must be a tensor {shape} of int64 or int32 token ids, got {kind_of(tokens)}")
     if tokens.ndim != 2 or not len(tokens) or tokens.shape[1] < least_length:
         raise UserError(f"tokens must have the shape {shape}, got {tuple(tokens.shape)}"
                         + ("; of one sequence make tokens.unsqueeze(0)" if tokens.ndim == 1 else ""))
-    if values and (bad := tokens[(tokens < 0) | (tokens >= vocab_size)]).numel():
+    if not torch.compiler.is_compiling() and (bad := tokens[(tokens < 0) | (tokens >= vocab_size)]).numel():
         raise UserError(f"token id {bad[0].item()} is not one of the vocabulary, 0 ... {vocab_size - 1}; encode the "
                         f"text with the run's own tokenizer, and cut padding or labels such as -100")
+    return tokens.long()

@@ -110,10 +110,14 @@ class RecurrentDepth(nn.Module):
         return self.state_init in ("like-init", "noise")
 
     def initial_state(self, e: State, noise: State | None = None) -> State:
-        """The state before the first step; `like-init` and `noise` take standard normal draws of e's shape."""
+        """The state before the first step; `like-init` and `noise` take standard normal draws of e's shape. Raises
+        `UserError` where these are missing, of another shape, or given to another start, which would ignore them."""
+        if noise is not None and not self.needs_noise:
+            raise UserError(f"state_init {self.state_init} draws nothing, so noise= would be ignored; leave it out, or "
+                            f"choose like-init or noise")
         return STATE_INITS[self.state_init](e, noise)
 
-    def step(self, state: State, e: State, cond: Tensor | None = None, **options: Any) -> State:
+    def step(self, state: States, e: State, cond: Tensor | None = None, **options: Any) -> States:
         """One application of the core."""
         return self.core(state, e, cond, **options)
 
@@ -253,6 +257,9 @@ def _with_gradient_of(old: Tensor, new: Tensor, no_grad: list[int]) -> Tensor:
 def _normal(e: State, noise: State | None) -> State:
     if noise is None:
         raise UserError("this state_init needs standard normal draws of the state's shape; pass noise=, or choose zero")
+    if noise.shape != e.shape:
+        raise UserError(f"noise has the shape {tuple(noise.shape)}, the state that of e, {tuple(e.shape)}; draw it with "
+                        f"torch.randn_like(e)")
     return noise.to(e.dtype)
 
 

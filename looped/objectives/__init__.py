@@ -29,7 +29,10 @@ NOPROP = {"noprop-dt": NoPropDT, "noprop-ct": NoPropCT, "noprop-fm": NoPropFM}
 def build_objective(config: Config, model: LanguageModel | ImageDenoiser | PerBlockModel,
                     end_of_text: int | None = None) -> Objective:
     """The training rule `config.objective` around `model`; what it adds to the model is initialised from the seed.
-    end_of_text: the token that ends a document, which `data.documents separate` cannot do without."""
+    end_of_text: the token that ends a document, which `data.documents separate` cannot do without. Raises UserError
+    where it is missing, and for arguments of another kind."""
+    require(config, Config, "config", "call build_objective(config, model) with the config that the model is built from")
+    require(model, nn.Module, "model", "call build_objective(config, build(config, vocab_size))")
     objective = _rule(config, model)
     objective.end_of_text, objective.separate = end_of_text, config.data.documents == "separate"
     if objective.separate and end_of_text is None:

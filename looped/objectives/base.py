@@ -1,6 +1,7 @@
 """What every training rule is: a module that turns tokens into a loss, and says what that costs."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from torch.nn.functional import cross_entropy
 from looped.data.batch import Batch
 from looped.models.language import LanguageModel
 from looped.nn.bias import Full, Near, Packed, Padded
+from looped.nn.checks import require
 from looped.nn.fused import linear_cross_entropy
 from looped.nn.projection import has_plain_head, head_logits
 from looped.rng import StepRandom
@@ -50,6 +52,12 @@ class Objective(nn.Module):
     def layer_forwards(self) -> float:
         """Expected cost of one training sequence in forward passes of one layer; a backward pass counts two."""
         raise NotImplementedError
+
+
+def require_objective(objective: Any) -> None:
+    """Raise UserError for what is no training rule: a model, or the run that holds one."""
+    require(objective, Objective, "objective", "pass run.objective of looped.load_run(path), or build_objective(config, "
+                                               "model)")
 
 
 class Classifier(Objective):

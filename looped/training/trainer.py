@@ -26,8 +26,10 @@ from looped.errors import UserError
 from looped.evaluation.depth import peak_bytes
 from looped.evaluation.image_samples import write_picture
 from looped.models.build import build
+from looped.nn.checks import require
 from looped.notices import noted
 from looped.objectives import Loss, Objective, build_objective
+from looped.objectives.state_norm import cautions
 from looped.rng import StepRandom
 from looped.training import checkpoint as ckpt
 from looped.training.counters import Counters
@@ -75,8 +77,9 @@ def train(config: Config, run_dir: str | Path, *, evaluate: Evaluate | None = No
     weights where there are some. data: None prepares what the config names.
 
     The first SIGTERM or Ctrl-C finishes the step, saves and returns; a second one stops at once. Raises UserError for
-    a run in use, a config that does not fit, damaged checkpoints, a full disk, or a loss that is not finite.
+    no config, a run in use, a config that does not fit, damaged checkpoints, a full disk, or a loss that is not finite.
     """
+    require(config, Config, "config", "load one with looped.load_config(path)")
     pilot, config = config.blocks.edges_from, with_measured_edges(config)
     accelerator = start_accelerator(config)
     with ExitStack() as stack:
@@ -311,6 +314,8 @@ class Trainer:
         self.monitor.say(f"{self.config.objective}: {num:,} parameters, {processes} process{'es' * (processes > 1)} on "
                          f"{self.accelerator.device}, {self.config.training.precision}"
                          + (f"; going on from step {self.done.step}" if self.done.step else ""))
+        for caution in cautions(self.config):
+            self.monitor.say(f"warning: {caution}")
 
     def say_goodbye(self, stop: int) -> None:
         """How it ended, and how to go on."""

@@ -9,6 +9,7 @@ import torch
 from looped.config import load_config
 from looped.data.batch import Batch
 from looped.evaluation.likelihood import losses_by_depth
+from looped.evaluation.motion import growth
 from looped.evaluation.probes import block_reading, decodability, depth_verdict, loop_probes, probe, scrambled_context
 from looped.models.build import build
 from looped.nn.recurrence import RecurrentDepth
@@ -132,3 +133,19 @@ def test_a_block_whose_tokens_do_not_read_each_other_is_said_so():
     alone, known = block_reading(objective.eval(), tokens[:8])
     assert alone.mean() - known.mean() > 0.5
     assert not any(said in sentence for sentence in probed(objective, tokens[:8]).sentences)
+
+
+@pytest.mark.parametrize(("block", "injection", "grows"), [
+    ("prenorm", "add", True), ("sandwich", "add", False), ("prenorm", "linear", False), ("prenorm", "gated", False),
+    ("prenorm", "diagonal", False)])
+def test_a_state_that_grows_with_depth_is_told_of(block, injection, grows):
+    objective = make("full", **{"model.block": block, "model.injection": injection})
+    found = probed(objective, rows(4), depths=(1, 16)).sentences
+    assert any("grows with depth" in sentence for sentence in found) == grows
+
+
+def test_growth_is_told_with_the_figures_that_decide_it():
+    assert growth({depth: 2.5 * depth for depth in range(1, 65)}) == (
+        "the state grows with depth: its root mean square is 2.5, 10, 40, 160 at 1, 4, 16, 64 steps")
+    assert growth({depth: depth**0.5 for depth in range(1, 65)}) == ""  # a random walk
+    assert growth({1: 1.0, 2: 2.0}) == ""  # too few steps to tell

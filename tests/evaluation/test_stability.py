@@ -129,3 +129,9 @@ def test_the_interval_of_a_median_covers_it_as_often_as_it_says():
     rows = [median_row("x", values) for values in draws]
     assert all(row.ci_low <= row.mean <= row.ci_high for row in rows)
     assert sum(row.ci_low <= 0 <= row.ci_high for row in rows) / 2000 == pytest.approx(0.95, abs=0.02)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(("rate", "grows"), [(1.0, True), (0.5, False)])
+def test_a_state_that_grows_with_depth_is_told_of(rate, grows):
+    assert ("the state grows with depth: its root mean square is" in watched(core=Linear(rate)).sentence) == grows

@@ -77,7 +77,7 @@ def model_of(objective="full", **changes):
         "model.width": 16, "model.num_heads": 2, "model.num_prelude_layers": 1, "model.num_core_layers": 1,
         "model.num_coda_layers": 1, "model.state_init": "zero", "recurrence.mean": 2, "data.length": 6,
         "evaluation.prompt_length": 3, "training.sample_every": 0} | changes)
-    return build_objective(build(config, 20), config)
+    return build_objective(config, build(config, 20))
 
 
 def loss_of(objective):

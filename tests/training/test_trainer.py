@@ -302,6 +302,13 @@ def test_the_result_is_a_bare_objective_even_after_bf16(tmp_path, tiny):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("injection", "warned"), [("add", True), ("linear", False)])
+def test_a_run_whose_state_will_grow_with_depth_begins_with_a_warning(tmp_path, tiny, capsys, injection, warned):
+    train(tiny(objective="full", **{"model.injection": injection, "training.budget": 1}), tmp_path)
+    assert ("warning: with model.injection add" in capsys.readouterr().out) == warned
+    assert ("warning: with model.injection add" in (tmp_path / "train.log").read_text()) == warned
+
+
 def test_a_compiled_step_trains_to_the_same_loss(tmp_path, tiny, unchecked):
     for flag in (False, True):
         train(tiny(objective="full", **{"training.compile": flag}), tmp_path / str(flag))

@@ -1,0 +1,25 @@
+"""Configs whose loop goes wrong by construction: the state grows with depth, or never reads the input.
+
+Norms inside the layers hide the size of the state from the loss, which grows without bound unless a step scales the
+state down again: by a norm on the residual sum (sandwich), or an injection that mixes state and input instead of adding
+(linear, gated, diagonal). At initialisation, root mean square at 1, 4, 16 and 64 steps: `add` 0.6, 2.5, 10, 40; `none`
+from the embedding 0.6, 0.7, 1.2, 4.5; all others are level from 8 steps on.
+"""
+
+from looped.config import Config
+
+KEPT = "set model.block to sandwich, or model.injection to linear, gated or diagonal"
+
+
+def cautions(config: Config) -> list[str]:
+    """A sentence for each such fault of a config whose training unrolls the loop; none for other rules."""
+    model, found = config.model, []
+    if config.single_pass or config.objective == "forward-forward" or config.main_depth <= config.blocks.num:
+        return found
+    if model.injection == "none" and model.state_init != "embedding":
+        found.append(f"with model.injection none and model.state_init {model.state_init} the loop never reads its "
+                     f"input; set model.injection to linear, or model.state_init to embedding")
+    if model.block == "prenorm" and model.injection in ("add", "none"):
+        found.append(f"with model.injection {model.injection} and model.block prenorm nothing scales the state down "
+                     f"between steps, so it grows with depth while norms hide that from the loss; {KEPT}")
+    return found
