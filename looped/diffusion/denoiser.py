@@ -97,15 +97,16 @@ class Denoiser(nn.Module):
         """The sharpness of the readout."""
         return self.log_logit_scale.exp()
 
-    def forward(self, z: Noisy, sigma: Sigma | float, e: Tensor, *, context: Cache | None = None, cache: Cache | None = None,
-                carry: Tensor | None = None, steer: Callable[[Tensor], Tensor] | None = None,
-                **options) -> Float[Tensor, "batch length vocab"]:
+    def forward(self, z: Noisy, sigma: Sigma | float, e: Tensor, *, context: Cache | None = None,
+                cache: Cache | None = None, carry: Tensor | None = None,
+                steer: Callable[[Tensor], Tensor] | None = None, **options) -> Float[Tensor, "batch length vocab"]:
         """Logits of the clean tokens behind `z = y + sigma * eps`; row i knows the clean tokens up to i through `e`,
         and with `block_size` k > 1 those up to the first row of its block, whose rows see each other.
 
-        sigma: one level for all (a number), for each sequence (B,) or each row (B, L), above 0. `cache` keeps the rows of one solver step, `carry` is what the
-        step before handed on (`Walk`). `steer` changes the network's logits before the known part of the posterior is
-        added (`Steering`). Of several blocks of the core each sequence is read by the one that owns its level.
+        sigma: above 0, one level for all (a number), a sequence (B,) or a row (B, L). `cache` keeps the rows of one
+        solver step, `carry` is what the step before handed on (`Walk`). `steer` changes the network's logits before the
+        known part of the posterior is added (`Steering`). Of several blocks of the core each sequence is read by the
+        one that owns its level. Raises `UserError` for a level that is not above 0.
         """
         sigma = _checked_levels(z, sigma)
         return self.read(z, sigma, e, context=context, cache=cache, carry=carry, steer=steer, **options)[0]

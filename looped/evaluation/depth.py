@@ -27,7 +27,7 @@ from looped.evaluation.mauve import Encoder, mauve_rows
 from looped.evaluation.quality import diversity, matched_quality, write_texts
 from looped.evaluation.rows import Row, summarise
 from looped.evaluation.texts import Ending, Texts, as_lists, lengths_of
-from looped.objectives.base import Objective
+from looped.objectives.base import Objective, require_objective
 from looped.objectives.denoise import Denoise
 from looped.objectives.masked import Masked
 

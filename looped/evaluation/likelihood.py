@@ -34,7 +34,8 @@ from looped.errors import UserError
 from looped.evaluation.masked_bound import bound, step_bounds
 from looped.nn.bias import CleanNoisy, SameDocument
 from looped.nn.cache import Cache
-from looped.objectives.base import Objective, surroundings, token_losses
+from looped.nn.checks import depths_of, ids_of, whole_number
+from looped.objectives.base import Objective, evaluating, require_objective, surroundings, token_losses
 from looped.objectives.bptt import Unrolled
 from looped.objectives.denoise import Denoise
 from looped.objectives.masked import Masked
@@ -105,13 +106,20 @@ def next_token_losses(objective: Objective, rows: Tokens, depth: int, *,
                       seed: int = 0) -> Float[Tensor, "num length"]:
     """Nats of every token of `rows` but the first at one depth; for denoisers the variational bound. Raises UserError
     for masked diffusion, whose bound is one of whole texts."""
-    measure = _measure_of(objective)
-    was_training = objective.training
-    objective.eval()
+    measure, rows = _measure_of(objective), _sequences(objective, rows)
     random = StepRandom(seed, 0, count=len(rows), device=rows.device)
-    (_, losses, _), = measure(objective, rows, [depth], random)
-    objective.train(was_training)
+    with evaluating(objective):
+        (_, losses, _), = measure(objective, rows, depths_of([depth]), random)
     return losses
+
+
+def _sequences(objective: Objective, tokens: Tokens) -> Tokens:
+    """Sequences to be read. Raises UserError for what is no objective over token ids, or for other ids than its own."""
+    require_objective(objective)
+    if not hasattr(objective.model, "vocab_size"):
+        raise UserError(f"nats/token are of text, and this objective reads none; it is over a "
+                        f"{type(objective.model).__name__}")
+    return ids_of(tokens, objective.model.vocab_size, least_length=2)
 
 
 def _measure_of(objective: Objective) -> Callable:
@@ -123,17 +131,16 @@ def _measure_of(objective: Objective) -> Callable:
 
 def _over_batches(objective: Objective, tokens: Tokens, depths: Sequence[int], measure: Callable, seed: int,
                   batch_size: int) -> list[DepthLosses]:
-    depths = sorted(set(depths))
+    tokens, depths = _sequences(objective, tokens), depths_of(depths)
+    batch_size = whole_number("batch_size", batch_size, 1)
     totals = {depth: ([], []) for depth in depths}
-    was_training = objective.training
-    objective.eval()
-    for start in range(0, len(tokens), batch_size):
-        rows = tokens[start : start + batch_size]
-        random = StepRandom(seed, 0, start=start, count=len(rows), total=len(tokens), device=rows.device)
-        for depth, losses, seconds in measure(objective, rows, depths, random):
-            totals[depth][0].append(objective.ask(rows).mean(losses).double().cpu())
-            totals[depth][1].append(seconds)
-    objective.train(was_training)
+    with evaluating(objective):
+        for start in range(0, len(tokens), batch_size):
+            rows = tokens[start : start + batch_size]
+            random = StepRandom(seed, 0, start=start, count=len(rows), total=len(tokens), device=rows.device)
+            for depth, losses, seconds in measure(objective, rows, depths, random):
+                totals[depth][0].append(objective.ask(rows).mean(losses).double().cpu())
+                totals[depth][1].append(seconds)
     return [DepthLosses(depth, torch.cat(losses), sum(seconds)) for depth, (losses, seconds) in totals.items()]
 
 
@@ -256,21 +263,21 @@ class TeacherForced:
 def losses_by_sigma(objective: Denoise, tokens: Tokens, *, num_levels: int = 12, seed: int = 0,
                     batch_size: int = 16) -> list[tuple[float, Float[Tensor, "num"]]]:
     """(sigma, nats a token of every sequence) at levels evenly spaced in ln sigma, highest first, in one pass each."""
+    tokens = _sequences(objective, tokens)
+    num_levels, batch_size = whole_number("num_levels", num_levels, 1), whole_number("batch_size", batch_size, 1)
     noise: Noise = objective.noise
     levels = torch.logspace(noise.x_max, noise.x_min, num_levels, base=torch.e, dtype=torch.float64)
-    was_training = objective.training
-    objective.eval()
     results = []
-    for level in levels.tolist():
-        losses = []
-        for start in range(0, len(tokens), batch_size):
-            rows = tokens[start : start + batch_size]
-            random = StepRandom(seed, 0, start=start, count=len(rows), total=len(tokens), device=rows.device)
-            batch = objective.ask(rows)
-            target = objective.denoiser.target(batch.targets)
-            z = target + level * random.normal("noise", target.shape[1:])
-            found = token_losses(objective.logits(batch, z, levels_of(z, level)), batch.targets)
-            losses.append(batch.mean(found).double().cpu())
-        results.append((level, torch.cat(losses)))
-    objective.train(was_training)
+    with evaluating(objective):
+        for level in levels.tolist():
+            losses = []
+            for start in range(0, len(tokens), batch_size):
+                rows = tokens[start : start + batch_size]
+                random = StepRandom(seed, 0, start=start, count=len(rows), total=len(tokens), device=rows.device)
+                batch = objective.ask(rows)
+                target = objective.denoiser.target(batch.targets)
+                z = target + level * random.normal("noise", target.shape[1:])
+                found = token_losses(objective.logits(batch, z, levels_of(z, level)), batch.targets)
+                losses.append(batch.mean(found).double().cpu())
+            results.append((level, torch.cat(losses)))
     return results

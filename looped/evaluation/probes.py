@@ -20,7 +20,7 @@ from looped.evaluation.likelihood import next_token_losses
 from looped.evaluation.motion import Motion, growth
 from looped.evaluation.rows import Row, summarise
 from looped.evaluation.verdicts import NATS, verdict
-from looped.objectives.base import Objective, surroundings, token_losses
+from looped.objectives.base import Objective, evaluating, surroundings, token_losses
 from looped.objectives.denoise import Denoise
 from looped.rng import StepRandom, generator
 
@@ -48,8 +48,12 @@ def probe(objective: Objective, tokens: Tokens, by_depth: Mapping[int, Float[Ten
 
     by_depth: nats a token of every sequence at each depth (`DepthSweep.per_example`). twin: the autoregressive twin.
     """
-    was_training = objective.training
-    objective.eval()
+    with evaluating(objective):
+        return _probe(objective, tokens, by_depth, vocab_size, twin, seed)
+
+
+def _probe(objective: Objective, tokens: Tokens, by_depth: Mapping[int, Float[Tensor, "num"]], vocab_size: int,
+           twin: Objective | None, seed: int) -> Probes:
     mean = objective.ask(tokens).mean
     first = mean(next_token_losses(objective, tokens, min(by_depth), seed=seed)).double().cpu()
     rows = [Row("ln_vocabulary", math.log(vocab_size), math.log(vocab_size), math.log(vocab_size), 1)]
@@ -74,7 +78,6 @@ def probe(objective: Objective, tokens: Tokens, by_depth: Mapping[int, Float[Ten
     if grows := growth({row.depth: row.mean for row in rows if row.metric == "state_rms"}):
         sentences.append(f"{grows}, which norms hide from the loss; model.block sandwich, or model.injection linear, "
                          f"gated or diagonal would keep it")
-    objective.train(was_training)
     return Probes(rows, sentences)
 
 

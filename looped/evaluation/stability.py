@@ -30,7 +30,7 @@ from looped.evaluation.answers import Solver, loop_states
 from looped.evaluation.exits import Stopping
 from looped.evaluation.motion import Motion, growth, norm
 from looped.evaluation.rows import Row, summarise
-from looped.objectives.base import Objective
+from looped.objectives.base import Objective, evaluating
 from looped.objectives.bptt import Unrolled
 from looped.objectives.denoise import Denoise
 from looped.rng import StepRandom
@@ -95,16 +95,13 @@ def stability(objective: Objective, data: TaskData, config: Config, depth: int, 
     """Watch the held-out problems of one difficulty being solved in `depth` steps, twice."""
     problems = data.heldout(config.evaluation.num_problems, difficulty)
     size, device = config.evaluation.batch_size, next(objective.parameters()).device
-    was_training = objective.training
-    objective.eval()
-    seen = []
-    for first in range(0, len(problems), size):
-        batch = data.collate(problems[first : first + size]).to(device)
-        draws = [StepRandom(config.seed, step, start=first, count=len(batch), device=device)
-                 for step in (0, OTHER_START)]
-        twice = _twice_solver if isinstance(objective, Denoise) else _twice_loop
-        seen.append(twice(objective, batch, depth, *draws))
-    objective.train(was_training)
+    seen, twice = [], _twice_solver if isinstance(objective, Denoise) else _twice_loop
+    with evaluating(objective):
+        for first in range(0, len(problems), size):
+            batch = data.collate(problems[first : first + size]).to(device)
+            draws = [StepRandom(config.seed, step, start=first, count=len(batch), device=device)
+                     for step in (0, OTHER_START)]
+            seen.append(twice(objective, batch, depth, *draws))
     answers = [torch.stack(path.answers) for path, _ in seen]  # steps, B, L
     longest = max(each.shape[-1] for each in answers)
     answers = torch.cat([pad(each, (0, longest - each.shape[-1])) for each in answers], dim=1)

@@ -45,7 +45,7 @@ class LanguageModel(nn.Module):
                  effective_depth: int | None = None, core_layers: Sequence[int] | None = None,
                  held: Collection[int] | None = None, checkpointed: bool = False, mask_token: bool = False):
         super().__init__()
-        require(config, ModelConfig, "config", "pass ModelConfig(width=64), or make the model with looped.build(config)")
+        require(config, ModelConfig, "config", "pass ModelConfig(width=64), or call looped.build(config, vocab_size)")
         whole_number("vocab_size", vocab_size, 1)
         self.config, self.vocab_size, self.width = config, vocab_size, config.width
         self.core_layers = tuple(core_layers or (config.num_core_layers,))
@@ -149,7 +149,7 @@ class LanguageModel(nn.Module):
 
     def forward(self, tokens: Int[Tensor, "batch length"], num_steps: int, *, noise: State | None = None) -> Logits:
         """Logits after `num_steps` loop steps. Raises `UserError` for what are no token ids of the vocabulary."""
-        tokens = ids_of(tokens, self.embed.num_embeddings if is_plain(self.embed) else self.vocab_size)
+        tokens = ids_of(tokens, self.vocab_size + (self.mask_token is not None))
         whole_number("num_steps", num_steps)
         return self.decode(self.unroll(self.encode(tokens), grad=num_steps, noise=noise))
 

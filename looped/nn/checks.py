@@ -22,7 +22,12 @@ def kind_of(value: Any) -> str:
     """A tensor by dtype and shape, anything else by its type, for a sentence."""
     if isinstance(value, Tensor):
         return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}"
-    return "None" if value is None else f"a {type(value).__name__}"
+    return "None" if value is None else _a(type(value).__name__)
+
+
+def _a(word: str) -> str:
+    """The word after its article."""
+    return f"{'an' if word[0] in 'AEIOUaeiou' else 'a'} {word}"
 
 
 def whole_number(name: str, value: Any, least: int = 0) -> int:
@@ -61,7 +66,7 @@ def counts_by_row(name: str, counts: int | Tensor, batch: int) -> list[int]:
 def require(value: Any, kind: type, name: str, way_out: str) -> None:
     """Raise UserError where an argument is of another kind: a dict for a config, a model for its training rule."""
     if not isinstance(value, kind):
-        raise UserError(f"{name} must be a {kind.__name__}, got {kind_of(value)}; {way_out}")
+        raise UserError(f"{name} must be {_a(kind.__name__)}, got {kind_of(value)}; {way_out}")
 
 
 def ids_of(tokens: Any, vocab_size: int, *, least_length: int = 1) -> Tensor:

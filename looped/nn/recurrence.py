@@ -258,8 +258,8 @@ def _normal(e: State, noise: State | None) -> State:
     if noise is None:
         raise UserError("this state_init needs standard normal draws of the state's shape; pass noise=, or choose zero")
     if noise.shape != e.shape:
-        raise UserError(f"noise has the shape {tuple(noise.shape)}, the state that of e, {tuple(e.shape)}; draw it with "
-                        f"torch.randn_like(e)")
+        raise UserError(f"noise has the shape {tuple(noise.shape)}, the state that of e, {tuple(e.shape)}; draw it "
+                        f"with torch.randn_like(e)")
     return noise.to(e.dtype)
 
 

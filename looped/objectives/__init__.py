@@ -1,10 +1,13 @@
 """Training rules: how `step` is unrolled, and where gradients flow. Found by name through `build_objective`."""
 
+from torch import nn
+
 from looped.config import Config
 from looped.errors import UserError
 from looped.models.image_denoiser import ImageDenoiser
 from looped.models.language import LanguageModel
 from looped.models.per_block import PerBlockModel
+from looped.nn.checks import require
 from looped.objectives.base import Loss, Objective
 from looped.objectives.blockwise import Blockwise
 from looped.objectives.bptt import Autoregressive, Full, Progressive, Truncated
@@ -31,7 +34,7 @@ def build_objective(config: Config, model: LanguageModel | ImageDenoiser | PerBl
     """The training rule `config.objective` around `model`; what it adds to the model is initialised from the seed.
     end_of_text: the token that ends a document, which `data.documents separate` cannot do without. Raises UserError
     where it is missing, and for arguments of another kind."""
-    require(config, Config, "config", "call build_objective(config, model) with the config that the model is built from")
+    require(config, Config, "config", "call build_objective(config, model)")
     require(model, nn.Module, "model", "call build_objective(config, build(config, vocab_size))")
     objective = _rule(config, model)
     objective.end_of_text, objective.separate = end_of_text, config.data.documents == "separate"

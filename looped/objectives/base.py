@@ -1,5 +1,7 @@
 """What every training rule is: a module that turns tokens into a loss, and says what that costs."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,8 +58,19 @@ class Objective(nn.Module):
 
 def require_objective(objective: Any) -> None:
     """Raise UserError for what is no training rule: a model, or the run that holds one."""
-    require(objective, Objective, "objective", "pass run.objective of looped.load_run(path), or build_objective(config, "
-                                               "model)")
+    require(objective, Objective, "objective",
+            "pass run.objective of looped.load_run(path), or build_objective(config, model)")
+
+
+@contextmanager
+def evaluating(objective: Objective) -> Iterator[None]:
+    """The objective in evaluation mode; back in the mode it came in afterwards, after an error too."""
+    was_training = objective.training
+    objective.eval()
+    try:
+        yield
+    finally:
+        objective.train(was_training)
 
 
 class Classifier(Objective):
