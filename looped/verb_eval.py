@@ -1,8 +1,10 @@
 """`looped eval`: a trained run measured at every depth, on text or on problems; what is heavy is imported in place."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tyro.conf import Positional
 
@@ -15,7 +17,8 @@ class Eval(Verb):
     """Measure a trained run at every depth: on held-out text, with samples of its own, or on held-out problems.
 
     Prints a table; writes eval/depth.jsonl, eval/examples.jsonl, eval/samples.jsonl and plots/*.png in the run's
-    folder. Settings of evaluation.* and the solver (--denoise.solver, .schedule, .bridge, .start) may be changed.
+    folder; of other data than it was trained on, below its other/. Settings of evaluation.* and the solver
+    (--denoise.solver, .schedule, .bridge, .start) may be changed.
     """
 
     run: Positional[Path]
@@ -27,7 +30,7 @@ class Eval(Verb):
     probes: bool = False
     """also look for what a loss can hide: copying, an ignored context, a curve that falls"""
     twin: Path | None = None
-    """a run of --objective ar on the same text: the probes also say how far behind it this one is"""
+    """a run of --objective ar trained on the same text: the probes also say how far behind it this one is"""
     judge: str | None = None
     """who reads the samples: a run (another seed, the same text), or a causal model of the Hugging Face hub"""
     match: Path | None = None
@@ -43,6 +46,19 @@ class Eval(Verb):
     features: Path | None = None
     """of a run that makes images: the run of a classifier of the same images, in whose features distances are measured;
     pixels if not given"""
+    text: str | None = None
+    """measure the run on this text instead of its own held-out one: a file, a folder or a glob of text, JSON lines or
+    parquet, read with the tokenizer of the run; bits/byte compare between runs of different tokenizers"""
+    text_field: str | None = None
+    """with --text, the field that holds the text in JSON lines and parquet; data.text_field if not given"""
+    other_data: bool = False
+    """the text, task or images that the run's config leads to, and the runs beside it, may be others than those that it
+    was trained on"""
+    device: str = "auto"
+    """auto (the best there is: cuda, mps, cpu), cpu, cuda, cuda:1 or mps"""
+    dtype: str = "fp32"
+    """fp32, or bf16 or fp16 under autocast: faster on a GPU, with rounded products, so that figures compare only among
+    themselves"""
     step: int | None = None
     """evaluate this checkpoint instead of the newest one"""
     raw: bool = False
@@ -56,55 +72,80 @@ class Eval(Verb):
             raise UserError(f"--trajectories {self.trajectories} is negative; 0 leaves the solver out")
         if self.match is not None and self.judge is None:
             raise UserError("--match needs somebody who reads both; add --judge")
-        from looped.evaluation.depth import Twin, evaluate_run
-        from looped.evaluation.probes import probe_table
-        from looped.evaluation.report import depth_table, save_evaluation
-        from looped.hub.choose import open_encoder, open_judge, open_twin
+        if self.text_field is not None and self.text is None:
+            raise UserError(f"--text-field {self.text_field} is of the files of --text; add it")
+        from looped.devices import Placement
         from looped.training.runs import load_run
 
-        run = load_run(self.run, ema=not self.raw, step=self.step, settings=settings)
+        place = Placement.of(self.device, self.dtype)
+        run = load_run(self.run, ema=not self.raw, step=self.step, settings=settings, device=place.device,
+                       other_data=self.other_data)
+        if self.text is not None:
+            self._read_text(run)
+        with place.at_work(run.config.training.threads):
+            self._measure(run, place, depths or run.config.evaluation.depths)
+
+    def _read_text(self, run) -> None:
+        """Give the run the text of --text to be measured on. Raises UserError."""
+        if run.config.is_task or run.config.is_images:
+            raise UserError(f"--text {self.text} is for runs on text, and {self.run} is trained on "
+                            f"{'images' if run.config.is_images else 'a task'}; leave it out")
+        from looped.data.heldout import read_heldout
+
+        run.data = read_heldout(self.text, run.tokenizer, run.config.data, field=self.text_field)
+
+    def _measure(self, run, place, depths) -> None:
+        """By the kind of the run."""
         if run.config.blocks.alone is not None:
-            self._of_block(run)
+            self._of_block(run, place)
             return
-        depths = depths or run.config.evaluation.depths
         if self.features is not None and not run.config.generates:
             raise UserError(f"--features are for runs that make images, and {self.run} makes none; leave them out")
         if run.config.is_task:
-            self._of_task(run, depths)
+            self._of_task(run, place, depths)
             return
         if self.difficulties is not None or self.exits is not None:
             trained = "images" if run.config.is_images else "text"
             raise UserError(f"--difficulties and --exits are for tasks, and {self.run} is trained on {trained}; leave "
                             f"them out")
         if run.config.is_images:
-            (self._of_made_images if run.config.generates else self._of_images)(run, depths)
+            (self._of_made_images if run.config.generates else self._of_images)(run, place, depths)
             return
+        self._of_text(run, place, depths)
+
+    def _of_text(self, run, place, depths) -> None:
+        """Held-out text."""
+        from looped.evaluation.depth import Twin, evaluate_run
+        from looped.evaluation.probes import probe_table
+        from looped.evaluation.report import depth_table, save_evaluation
+        from looped.hub.choose import open_encoder, open_judge, open_twin
+
         if run.config.objective == "masked":
             for flag in ("probes", "twin", "trajectories"):
                 if getattr(self, flag):
                     raise UserError(f"--{flag} is for rules that predict the next token, and {self.run} fills in "
                                     f"hidden ones; leave it out")
-        twin, other = (open_twin(path, run) if path is not None else None for path in (self.twin, self.match))
+        twin, other = (open_twin(path, run, flag) if path is not None else None
+                       for flag, path in (("twin", self.twin), ("match", self.match)))
         result = evaluate_run(
             run.objective, run.data, run.config, depths,
             num_trajectories=self.trajectories, judge=open_judge(self.judge, run) if self.judge is not None else None,
             match=Twin(str(other.path), other.objective, other.config.main_depth) if other is not None else None,
-            encoder=open_encoder(self.mauve) if self.mauve is not None else None)
+            encoder=open_encoder(self.mauve, run.device) if self.mauve is not None else None)
         found = _probe(run, result, twin) if self.probes or twin is not None else None
-        save_evaluation(run.path, result, run.config, step=run.step, probes=found)
+        folder, about = _folder(run), _about(run, place)
+        save_evaluation(folder, result, run.config, about=about, probes=found)
         if self.json:
-            rows = result.rows + (found.rows if found is not None else [])
-            print("\n".join(json.dumps(row.as_dict()) for row in rows))
+            _print_lines(result.rows + (found.rows if found is not None else []), about)
         else:
-            print(f"{run.path}: {run.config.objective} after {run.step} steps\n")
+            _print_header(run, place)
             print(depth_table({run.path.name: [row.as_dict() for row in result.rows]}))
             if found is not None:
                 print(f"\nprobes:\n{probe_table(found.rows)}\n")
                 print("\n".join(found.sentences) or "nothing is out of order")
-            print(f"\npictures in {run.path / 'plots'}, rows in {run.path / 'eval'}")
+            print(f"\npictures in {folder / 'plots'}, rows in {folder / 'eval'}")
 
-
-    def _of_block(self, run) -> None:
+    def _of_block(self, run, place) -> None:
         """One block alone: its own loss, which asks no other."""
         for flag in ("depths", "trajectories", "probes", "twin", "judge", "match", "mauve", "difficulties", "exits",
                      "features"):
@@ -117,13 +158,14 @@ class Eval(Verb):
         with torch.no_grad():
             loss = heldout_own(run.objective, run.data, run.config)["loss"]
         if self.json:
-            print(json.dumps({"block": run.config.blocks.alone, "step": run.step, "loss": loss}))
+            print(json.dumps({"block": run.config.blocks.alone, **_about(run, place), "loss": loss}))
         else:
-            print(f"{run.path}: block {run.config.blocks.alone} alone after {run.step} steps\n\n"
+            print(f"{run.path}: block {run.config.blocks.alone} alone after {run.step} steps, measured on "
+                  f"{place.name}\n\n"
                   f"its own loss on held-out data: {loss:.4f}{'' if run.config.generates else ' nats'}\n"
                   f"(depth needs the other blocks as well: looped merge)")
 
-    def _of_images(self, run, depths) -> None:
+    def _of_images(self, run, place, depths) -> None:
         """Images instead of text."""
         self._no_flags_of_text("names what is on images")
         from looped.evaluation.accuracy import classify
@@ -132,36 +174,32 @@ class Eval(Verb):
 
         found = classify(run.objective, run.data, run.config, depths)
         right = {depth: each.double() for depth, each in found.right.items()}
-        save_evaluation(run.path, Evaluation(found.rows, {"accuracy": right}, []), run.config, step=run.step)
+        folder, about = _folder(run), _about(run, place)
+        save_evaluation(folder, Evaluation(found.rows, {"accuracy": right}, []), run.config, about=about)
         if self.json:
-            print("\n".join(json.dumps(row.as_dict()) for row in found.rows))
+            _print_lines(found.rows, about)
             return
-        print(f"{run.path}: {run.config.objective} on {run.data.images.source} after {run.step} steps\n")
+        _print_header(run, place)
         print(depth_table({run.path.name: [row.as_dict() for row in found.rows]}))
-        print(f"\npicture in {run.path / 'plots'}, rows in {run.path / 'eval'}")
+        print(f"\npicture in {folder / 'plots'}, rows in {folder / 'eval'}")
 
-    def _of_made_images(self, run, depths) -> None:
+    def _of_made_images(self, run, place, depths) -> None:
         """Images that the run makes."""
         self._no_flags_of_text("makes images")
-        from looped.evaluation.image_features import classifier_features, pixel_features
         from looped.evaluation.image_quality import evaluate_images
         from looped.evaluation.report import depth_table, level_table, save_evaluation
-        from looped.training.runs import load_run
+        from looped.hub.choose import open_features
 
-        features = pixel_features()
-        if self.features is not None:
-            other = load_run(self.features)
-            features = classifier_features(str(self.features), other.objective, other.config, picture=run.data.picture,
-                                           scale=other.data.images.scale if other.config.is_images else None)
-        found = evaluate_images(run.objective, run.data, run.config, depths, features)
-        save_evaluation(run.path, found, run.config, step=run.step)
-        rows = [row.as_dict() for row in found.rows]
+        found = evaluate_images(run.objective, run.data, run.config, depths, open_features(self.features, run))
+        folder, about = _folder(run), _about(run, place)
+        save_evaluation(folder, found, run.config, about=about)
         if self.json:
-            print("\n".join(map(json.dumps, rows)))
+            _print_lines(found.rows, about)
             return
-        print(f"{run.path}: {run.config.objective} on {run.data.images.source} after {run.step} steps\n")
+        rows = [row.as_dict() for row in found.rows]
+        _print_header(run, place)
         print(f"{level_table(rows)}\n\n{depth_table({run.path.name: rows})}")
-        print(f"\npictures in {run.path / 'plots'}, rows in {run.path / 'eval'}")
+        print(f"\npictures in {folder / 'plots'}, rows in {folder / 'eval'}")
 
     def _no_flags_of_text(self, does: str) -> None:
         """Raises UserError for flags that only a run on text has a use for."""
@@ -170,7 +208,7 @@ class Eval(Verb):
                 raise UserError(f"--{flag} is for text, and {self.run} {does}; leave it out"
                                 + ("; --evaluation.trajectories sets those of an answer" * (flag == "trajectories")))
 
-    def _of_task(self, run, depths) -> None:
+    def _of_task(self, run, place, depths) -> None:
         """Problems instead of text."""
         self._no_flags_of_text(f"solves {run.config.task.name}")
         from looped.evaluation.exits import Exit
@@ -179,13 +217,14 @@ class Eval(Verb):
         levels = parse_levels(self.difficulties) if self.difficulties is not None else None
         exits = [Exit.parse(part) for part in self.exits.split(",")] if self.exits is not None else []
         result = evaluate_task(run.objective, run.data, run.config, depths, levels, exits)
-        save_task_evaluation(run.path, result, run.data, run.config, _facts(run))
+        folder, about = _folder(run), _about(run, place)
+        save_task_evaluation(folder, result, run.data, run.config, _facts(run, place), about=about)
         if self.json:
-            print("\n".join(json.dumps(row.as_dict()) for row in result.rows))
+            _print_lines(result.rows, about)
             return
-        print(f"{run.path}: {run.config.objective} on {run.config.task.name} after {run.step} steps\n")
+        _print_header(run, place)
         print(task_table(result, run.data))
-        print(f"\n{run.path / 'report.html'} holds all of it, with verdicts; rows in {run.path / 'eval'}")
+        print(f"\n{folder / 'report.html'} holds all of it, with verdicts; rows in {folder / 'eval'}")
 
 
 def need_whole(run, does: str) -> None:
@@ -195,7 +234,29 @@ def need_whole(run, does: str) -> None:
                         f"the runs of all blocks together with looped merge")
 
 
-def _facts(run):
+def _folder(run) -> Path:
+    """The folder of the figures: the run's own, or one of the data that are not its own, so that the two never mix."""
+    if run.measured_on is None:
+        return run.path
+    return run.path / "other" / re.sub(r"[^A-Za-z0-9.]+", "-", run.measured_on.rpartition("/")[2]).strip("-")
+
+
+def _about(run, place) -> dict[str, Any]:
+    """The columns that all figures of an evaluation have in common."""
+    data = {} if run.measured_on is None else {"data": run.measured_on}
+    return {"step": run.step, **place.fields, **data}
+
+
+def _print_header(run, place) -> None:
+    print(f"{run.path}: {run.config.objective} on {run.data.facts['source']} after {run.step} steps, "
+          f"measured on {place.name}\n")
+
+
+def _print_lines(rows, about) -> None:
+    print("\n".join(json.dumps({**about, **row.as_dict()}) for row in rows))
+
+
+def _facts(run, place):
     """What the head of a depth report says of a run."""
     from looped.evaluation.depth_page import RunFacts
     from looped.training.monitor import costs_of, read_metrics
@@ -204,7 +265,8 @@ def _facts(run):
     config, stamp = run.config, read_stamp(run.path)
     costs = costs_of([line for line in read_metrics(run.path) if line["step"] <= run.step])
     others = {"parameters": f"{sum(p.numel() for p in run.objective.parameters()):,}",
-              "machine": f"{stamp.get('machine', 'unknown')}, {stamp.get('device', 'unknown')}"}
+              "machine": f"{stamp.get('machine', 'unknown')}, {stamp.get('device', 'unknown')}",
+              "measured on": place.name}
     task = ", ".join([config.task.name, *(f"{name} {value}" for name, value in config.task.options.items())])
     return RunFacts(run.path.name, task, config.objective,
                     stamp.get("seed", config.seed), run.step, costs["layer_forwards"], int(costs["tokens"]),
@@ -215,6 +277,6 @@ def _probe(run, result, twin):
     from looped.evaluation.probes import probe
 
     by_depth = result.per_example["nats_per_token"]
-    tokens = run.data.heldout.sequences(len(next(iter(by_depth.values()))), run.config.data.length)
+    tokens = run.data.heldout.sequences(len(next(iter(by_depth.values()))), run.config.data.length).to(run.device)
     return probe(run.objective, tokens, by_depth, vocab_size=run.data.vocab_size, twin=twin and twin.objective,
                  seed=run.config.seed)

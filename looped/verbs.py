@@ -122,6 +122,10 @@ class Generate(Verb):
     """strings that end a text where it says one of them, which is left out; an end of text always does"""
     past_the_end: bool = False
     """write all tokens, on past an end of text into another document"""
+    device: str = "auto"
+    """auto (the best there is: cuda, mps, cpu), cpu, cuda, cuda:1 or mps"""
+    dtype: str = "fp32"
+    """fp32, or bf16 or fp16 under autocast"""
     step: int | None = None
     """use this checkpoint instead of the newest one"""
     json: bool = False
@@ -134,27 +138,33 @@ class Generate(Verb):
     def __call__(self, settings: Settings) -> None:
         for name in ("depth", "num_tokens", "num_samples"):
             check_range(f"--{name.replace('_', '-')}", getattr(self, name))
+        from looped.devices import Placement
+        from looped.training.runs import load_run
+
+        place = Placement.of(self.device, self.dtype)
+        run = load_run(self.run, step=self.step, settings=settings, device=place.device)
+        need_whole(run, "makes images" if run.config.generates else "writes text")
+        with place.at_work(run.config.training.threads):
+            (self._make_images if run.config.generates else self._write_text)(run)
+
+    def _write_text(self, run) -> None:
+        """All prompts in one batch."""
         import torch
 
         from looped.evaluation.generation import generate
         from looped.evaluation.texts import Ending, as_lists
-        from looped.training.runs import load_run
 
-        run = load_run(self.run, step=self.step, settings=settings)
-        need_whole(run, "makes images" if run.config.generates else "writes text")
-        if run.config.generates:
-            self._make_images(run)
-            return
         self._refuse(("guidance", "out"), "images", "makes none")
         if run.config.is_task or run.config.is_images:
             does = f"solves {run.config.task.name}" if run.config.is_task else "names what is on images"
             raise UserError(f"{self.run} {does} and writes no text; look at its answers with looped eval {self.run}")
         prompts = [prompt for prompt in self._texts() for _ in range(self.num_samples)]
         ids = [torch.tensor(run.tokenizer.encode(prompt), dtype=torch.long) for prompt in prompts]
-        tokens = generate(run.objective, torch.nn.utils.rnn.pad_sequence(ids, batch_first=True),
-                          lengths=torch.tensor([len(row) for row in ids]), num_tokens=self.num_tokens, depth=self.depth,
-                          temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, seed=run.config.seed,
-                          stop=self.stop, decode=run.tokenizer.decode, past_the_end=self.past_the_end)
+        padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
+        tokens = generate(run.objective, padded.to(run.device), lengths=torch.tensor([len(row) for row in ids]),
+                          num_tokens=self.num_tokens, depth=self.depth, temperature=self.temperature,
+                          top_k=self.top_k, top_p=self.top_p, seed=run.config.seed, stop=self.stop,
+                          decode=run.tokenizer.decode, past_the_end=self.past_the_end)
         ending = Ending(stop=self.stop, decode=run.tokenizer.decode)
         for prompt, text in zip(prompts, map(run.tokenizer.decode, as_lists(tokens)), strict=True):
             line = {"prompt": prompt, "depth": self.depth, "text": (text := ending.without_stop(text))}
@@ -170,11 +180,11 @@ class Generate(Verb):
         from looped.evaluation.image_samples import grid_of_classes, write_picture
         from looped.evaluation.inference_cost import image_cost
 
-        path, scale = self.out or Path("grid.png"), run.data.images.scale
-        picture = grid_of_classes(run.objective, scale, self.depth, self.num_samples, guidance=guidance,
+        path = self.out or Path("grid.png")
+        picture = grid_of_classes(run.objective, run.scale, self.depth, self.num_samples, guidance=guidance,
                                   seed=run.config.seed, batch_size=run.config.evaluation.batch_size)
         write_picture(picture, path)
-        print(f"{path}: a row each of {', '.join(run.data.images.class_names)}; {self.depth} solver steps, "
+        print(f"{path}: a row each of {', '.join(run.class_names)}; {self.depth} solver steps, "
               f"{image_cost(run.objective, self.depth, guidance).layer_forwards:,.0f} layer forwards an image")
 
     def _refuse(self, flags: tuple[str, ...], what: str, does: str) -> None:
@@ -216,12 +226,18 @@ class Bench(Verb):
     """timed steps an arm; the median counts"""
     threads: int = 1
     """CPU threads"""
+    device: str = "cpu"
+    """the processor alone: what is measured are processes, their time and their memory"""
     json: bool = False
     """print JSON instead of a table"""
 
     def __call__(self, settings: Settings) -> None:
         check_range("--repeats", self.repeats)
         check_range("--threads", self.threads)
+        if self.device not in ("cpu", "auto"):
+            raise UserError(f"--device {self.device} is not for bench, which reads the time and the memory of "
+                            f"processes and sees nothing of what another device does; leave it out, and read seconds "
+                            f"and peak_bytes in the metrics.jsonl of a run there")
         path = self.model or self.config
         if path is None or None not in (self.model, self.config):
             raise UserError(f"bench {self.what} needs one YAML file; write looped bench {self.what} CONFIG")
@@ -270,6 +286,11 @@ class Compare(Verb):
     difficulties: str | None = None
     """of a task: the levels to measure besides the hardest trained one, as 16,32,64; those of evaluation.difficulties,
     or the task's own, if not given"""
+    device: str = "auto"
+    """the device that the trained runs are measured on: auto (the best there is: cuda, mps, cpu), cpu, cuda, cuda:1 or
+    mps; training has the best there is"""
+    dtype: str = "fp32"
+    """their number format while they are measured: fp32, or bf16 or fp16 under autocast"""
     out: Path | None = None
     """the folder of the comparison; runs/compare-<name of the config> if not given"""
 
@@ -286,10 +307,12 @@ class Compare(Verb):
                 raise UserError(f"--difficulties are for tasks, and {self.config} trains on {trained}; leave them out")
             config = config.replace(**{"evaluation.difficulties": parse_levels(self.difficulties)})
         from looped.compare import compare, make_plan
+        from looped.devices import Placement
 
+        placement = Placement.of(self.device, self.dtype)
         plan = make_plan(config, self.objectives, unit=self.budget, amount=self.amount, num_seeds=self.seeds,
                          depths=depths, out=self.out or Path("runs") / f"compare-{self.config.stem}")
-        return compare(plan, jobs=self.jobs)
+        return compare(plan, jobs=self.jobs, placement=placement)
 
 
 @dataclass
@@ -360,14 +383,16 @@ def _describe_machine() -> None:
 
     import torch
 
+    from looped.devices import DTYPES, Placement, devices_here
     from looped.nn.attention import available_backends
     from looped.training.runs import versions
 
     print(f"{platform.platform()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads")
     print("  ".join(f"{name} {version or 'missing'}" for name, version in versions().items()))
-    for device in ("cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))):
-        print(f"{device}{f' ({torch.cuda.get_device_name(device)})' if device != 'cpu' else ''}")
-        for backend, reason in available_backends(device, torch.float32 if device == "cpu" else torch.bfloat16).items():
+    for name in reversed(devices_here()):
+        place = Placement(torch.device(name), "fp32" if name == "cpu" else "bf16")
+        print(place.name)
+        for backend, reason in available_backends(name, DTYPES[place.dtype]).items():
             print(f"  attention {backend}: {f'no, {reason}' if reason else 'yes'}")
 
 
@@ -384,6 +409,9 @@ def _describe_run(path: Path) -> None:
         print(f"a core of {run.config.blocks.num} blocks of {', '.join(map(str, run.config.block_layers))} layers"
               + (here if alone is None else f", of which block {alone} alone is here"))
     print(f"started {stamp.get('created')} by {' '.join(map(str, stamp.get('argv', [])))}")
+    if run.identity.facts:
+        given = ", given in Python" * run.identity.given
+        print("data: " + ", ".join(f"{name} {value}" for name, value in run.identity.facts.items()) + given)
     print("checkpoints: " + ", ".join(folder.name for folder in list_checkpoints(path)))
 
 

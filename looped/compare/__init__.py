@@ -5,14 +5,15 @@ from looped.compare.kinds import kind_of
 from looped.compare.plan import Plan, make_plan, write_configs
 from looped.compare.report import write_report
 from looped.compare.runner import train_all
+from looped.devices import CPU, Placement
 from looped.errors import UserError
 
 __all__ = ["Plan", "compare", "make_plan"]
 
 
-def compare(plan: Plan, *, jobs: int = 1) -> int:
-    """Train, measure and report; the exit code. Raises UserError for the first arm that failed, after reporting on the
-    finished ones."""
+def compare(plan: Plan, *, jobs: int = 1, placement: Placement = CPU) -> int:
+    """Train, measure on a device and report; the exit code. Raises UserError for the first arm that failed, after
+    reporting on the finished ones."""
     kind = kind_of(plan.config)
     kind.check(plan)
     write_configs(plan)
@@ -21,7 +22,7 @@ def compare(plan: Plan, *, jobs: int = 1) -> int:
         print("stopped; the same command goes on")
         return 128 + trained.signal
     if trained.finished:
-        measure = kind.measurer(plan, trained.finished)
+        measure = kind.measurer(plan, trained.finished, placement)
         print("\n" + write_report(plan, kind, [measure(place) for place in trained.finished]) + f"\n\n{plan.out}")
     if trained.failures:
         name, why = next(iter(trained.failures.items()))

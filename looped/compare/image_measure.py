@@ -3,11 +3,11 @@
 from typing import Any
 
 from looped.compare.curve import Gauge
-from looped.compare.measure import load
-from looped.compare.plan import Place, Plan
+from looped.compare.plan import AGAIN, Place, Plan
 from looped.compare.share_measure import ShareMeasured, ShareMeasurer, as_json
 from looped.data.images import prepare_images
 from looped.data.labelled import cut
+from looped.devices import CPU, Placement
 from looped.errors import UserError
 from looped.evaluation.accuracy import classify
 from looped.evaluation.plots import AXES
@@ -27,16 +27,17 @@ class ImageMeasurer(ShareMeasurer):
 
     measured = ImageMeasured
 
-    def __init__(self, plan: Plan, finished: list[Place]):
-        super().__init__(plan, finished)
+    def __init__(self, plan: Plan, finished: list[Place], placement: Placement = CPU):
+        super().__init__(plan, finished, placement)
         self.images = prepare_images(plan.config.images)
 
     def inputs(self, place: Place) -> dict[str, Any]:
         return super().inputs(place) | {"images": self.images.fingerprint}
 
     def evaluate(self, place: Place) -> dict[str, Any]:
-        run = load(place)
+        run = self.load(place)
         data = cut(self.images, run.config.model.patch_size)
+        run.identity.check(data, run.path, AGAIN)
         found = classify(run.objective, data, run.config, self.depths(place))
         return as_json(found.rows, {None: found.right})
 

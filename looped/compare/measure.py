@@ -15,6 +15,7 @@ from torch import Tensor
 
 from looped.compare.curve import Gauge
 from looped.compare.plan import Place, Plan
+from looped.devices import CPU, Placement
 from looped.training.checkpoint import list_checkpoints, write_text
 from looped.training.monitor import costs_of, read_metrics
 from looped.training.runs import Run, load_run
@@ -44,15 +45,17 @@ class Measurer(ABC):
 
     keys: ClassVar[frozenset[str]]
 
-    def __init__(self, plan: Plan, finished: list[Place]):
-        self.plan, self.finished = plan, finished
+    def __init__(self, plan: Plan, finished: list[Place], placement: Placement = CPU):
+        self.plan, self.finished, self.placement = plan, finished, placement
 
     def __call__(self, place: Place, *, say: Callable[[str], None] = print) -> Measured:
         """What is known of a trained run, evaluated now where that was not done before."""
         inputs, found = self.inputs(place), self.read(place.run / FILE)
         if found is None or found["inputs"] != inputs:
             say(f"evaluating {place.name}")
-            found = {"inputs": inputs, **self.evaluate(place)}
+            with self.placement.at_work(place.config.training.threads):
+                found = {"inputs": inputs, **self.evaluate(place)}
+            found["rows"] = [{**row, **self.placement.fields} for row in found["rows"]]
             (place.run / "eval").mkdir(exist_ok=True)
             write_text(place.run / FILE, json.dumps(found))
         lines = read_metrics(place.run)
@@ -60,8 +63,10 @@ class Measurer(ABC):
                          curve=[line for line in lines if line["kind"] == "heldout"])
 
     def inputs(self, place: Place) -> dict[str, Any]:
-        """All that an evaluation depends on, as JSON holds it."""
-        return {"step": step_of(place), "depths": self.depths(place), "config": place.config.model_dump(mode="json")}
+        """All that an evaluation depends on, as JSON holds it; the device changes no more than rounding."""
+        rounded = {} if self.placement.dtype == "fp32" else {"dtype": self.placement.dtype}
+        return {"step": step_of(place), "depths": self.depths(place), "config": place.config.model_dump(mode="json"),
+                **rounded}
 
     def depths(self, place: Place) -> list[int]:
         return sorted({*self.plan.depths, place.config.main_depth})
@@ -74,6 +79,12 @@ class Measurer(ABC):
     def made(self, found: Mapping[str, Any], **common) -> Measured:
         """The run, of what `evaluate` gave."""
 
+    def load(self, place: Place) -> Run:
+        """The run, with the evaluation settings of the present command."""
+        settings = place.config.evaluation.model_dump(mode="json")
+        return load_run(place.run, settings={f"evaluation.{name}": value for name, value in settings.items()},
+                        device=self.placement.device)
+
     def read(self, path: Path) -> dict[str, Any] | None:
         """An evaluation that was kept."""
         try:
@@ -81,12 +92,6 @@ class Measurer(ABC):
             return found if {"inputs", "rows", *self.keys} <= found.keys() else None
         except (OSError, ValueError, AttributeError):
             return None
-
-
-def load(place: Place) -> Run:
-    """The run, with the evaluation settings of the present command."""
-    settings = place.config.evaluation.model_dump(mode="json")
-    return load_run(place.run, settings={f"evaluation.{name}": value for name, value in settings.items()})
 
 
 def step_of(place: Place) -> int:

@@ -14,11 +14,15 @@ from looped.arms import Arm, parse_arms
 from looped.config import Config, dump_config, load_config
 from looped.errors import UserError
 from looped.training.checkpoint import list_checkpoints, write_text
-from looped.training.runs import first_difference
+from looped.training.restart import differences
 
 NUM_EVALS = 20
 """Points of a curve over the budget, where the config has no training.num_evals. Evaluations every so many steps would
 give arms of unequal speed unequally fine curves."""
+
+
+AGAIN = "bring the old data back, or choose another --out"
+"""The way out where a comparison that goes on meets other data."""
 
 
 @dataclass(frozen=True)
@@ -117,11 +121,10 @@ def _check_unchanged(plan: Plan, arm: Arm) -> None:
     trained = any(list_checkpoints(place.run) for place in plan.places if place.arm is arm)
     if not trained or not plan.yaml(arm).exists():
         return
-    difference = first_difference(fixed(load_config(plan.yaml(arm))), fixed(arm.config))
-    if difference:
-        name, old, new = difference
-        raise UserError(f"{plan.out} was started with {name} {old!r} for {arm.name}, now it is {new!r}; choose another "
-                        f"--out, or remove the folder")
+    change = next(differences(fixed(load_config(plan.yaml(arm))), fixed(arm.config)), None)
+    if change is not None:
+        raise UserError(f"{plan.out} was started with {change.setting} {change.old!r} for {arm.name}, now it is "
+                        f"{change.new!r}; choose another --out, or remove the folder")
 
 
 def fixed(config: Config) -> Mapping:

@@ -72,9 +72,11 @@ def _facts(plan: Plan, arms: Sequence[ArmSummary]) -> dict[str, str]:
                if stamp.get("git_sha")]
     versions = [", ".join(f"{name} {version}" for name, version in stamp.get("versions", {}).items() if version)
                 for stamp in stamps]
+    figures = [row for arm in arms for run in arm.runs for row in run.rows]
     where = machine(plan.config.training.threads or torch.get_num_threads())
     return {"machine": f"{where['processor']}, {where['logical_cpus']} CPUs; {_all(s.get('machine') for s in stamps)}",
             "device": f"{_all(s.get('device') for s in stamps)}, {_all(s.get('threads') for s in stamps)} threads",
+            "measured on": _all(f"{row['device']}, {row['dtype']}" for row in figures if "device" in row) or "-",
             "versions": _all(versions), "commit": _all(commits) or "not known",
             "seeds": ", ".join(map(str, range(plan.num_seeds))), "runs": str(plan.out),
             "trained": f"{min(s.get('created', '') for s in stamps)} and after"}

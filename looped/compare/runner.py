@@ -12,12 +12,15 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from looped.compare.plan import Place, Plan, fixed
+from looped.compare.plan import AGAIN, Place, Plan, fixed
 from looped.config import load_config
+from looped.data.opening import find_data, located
 from looped.errors import UserError
-from looped.training.checkpoint import newest_good
+from looped.training.checkpoint import list_checkpoints, newest_good
 from looped.training.counters import Counters
+from looped.training.identity import recall_data
 from looped.training.processes import Caught, catch_signals
+from looped.training.runs import started_in
 
 POLL_SECONDS = 0.1
 
@@ -37,6 +40,8 @@ def train_all(plan: Plan, *, jobs: int = 1, say: Say = print) -> Trained:
     """Train every run of the plan, `jobs` at once."""
     queue = [place for place in plan.places if not is_finished(place)]
     result = Trained([place for place in plan.places if place not in queue])
+    if queue:
+        check_data(plan)
     if result.finished:
         say(f"{len(result.finished)} of {len(plan.places)} runs are trained already")
     with ExitStack() as stack:
@@ -54,6 +59,17 @@ def train_all(plan: Plan, *, jobs: int = 1, say: Say = print) -> Trained:
         result.signal = caught.number
     result.finished.sort(key=plan.places.index)
     return result
+
+
+def check_data(plan: Plan) -> None:
+    """Raises UserError where runs of the plan have been trained on other data than what is there now, which the others
+    would be trained on."""
+    trained = [place for place in plan.places if list_checkpoints(place.run)]
+    if trained:
+        found = find_data(located(plan.config, started_in(trained[0].run)))
+        for place in trained:
+            if (good := newest_good(place.run, lambda line: None)) is not None:
+                recall_data(place.run, good[1]).check(found, place.run, AGAIN)
 
 
 def is_finished(place: Place) -> bool:

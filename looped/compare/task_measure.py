@@ -3,11 +3,11 @@
 from typing import Any
 
 from looped.compare.curve import Gauge
-from looped.compare.measure import load
-from looped.compare.plan import Place, Plan
+from looped.compare.plan import AGAIN, Place, Plan
 from looped.compare.share_measure import ShareMeasured, ShareMeasurer, as_json
 from looped.config import Config
 from looped.data.problems import prepare_task, trained_range
+from looped.devices import CPU, Placement
 from looped.errors import UserError
 from looped.evaluation.solving import solved
 
@@ -31,8 +31,8 @@ class TaskMeasurer(ShareMeasurer):
 
     measured = TaskMeasured
 
-    def __init__(self, plan: Plan, finished: list[Place]):
-        super().__init__(plan, finished)
+    def __init__(self, plan: Plan, finished: list[Place], placement: Placement = CPU):
+        super().__init__(plan, finished, placement)
         self.data = prepare_task(plan.config.task)
         self.levels = levels_of(plan.config)
 
@@ -40,7 +40,8 @@ class TaskMeasurer(ShareMeasurer):
         return super().inputs(place) | {"levels": self.levels, "task": self.data.fingerprint}
 
     def evaluate(self, place: Place) -> dict[str, Any]:
-        run = load(place)
+        run = self.load(place)
+        run.identity.check(self.data, run.path, AGAIN)
         found = solved(run.objective, self.data, run.config, self.depths(place), self.levels)
         return as_json(found.rows, found.per_example)
 

@@ -10,9 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from looped.compare.curve import Gauge
-from looped.compare.measure import Measured, Measurer, load, step_of
-from looped.compare.plan import Place, Plan
-from looped.data.text import TextData, prepare
+from looped.compare.measure import Measured, Measurer, step_of
+from looped.compare.plan import AGAIN, Place, Plan
+from looped.data.text import TextData
+from looped.devices import CPU, Placement
 from looped.evaluation.depth import evaluate_depth, evaluate_samples
 from looped.evaluation.judge import Judge
 from looped.evaluation.plots import AXES
@@ -56,8 +57,8 @@ class TextMeasurer(Measurer):
 
     keys = frozenset({"losses", "samples"})
 
-    def __init__(self, plan: Plan, finished: list[Place]):
-        super().__init__(plan, finished)
+    def __init__(self, plan: Plan, finished: list[Place], placement: Placement = CPU):
+        super().__init__(plan, finished, placement)
         self.text: TextData | None = None
 
     def made(self, found: Mapping[str, Any], **common) -> TextMeasured:
@@ -83,8 +84,10 @@ class TextMeasurer(Measurer):
         return super().inputs(place) | {"others": others}
 
     def evaluate(self, place: Place) -> dict[str, Any]:
-        run = load(place)
-        self.text = self.text or prepare(run.config.data)
+        run = self.load(place)
+        self.text = self.text or run.data
+        run.data = self.text  # has the same tokenizer
+        run.identity.check(self.text, run.path, AGAIN)
         c, seed, decode = run.config.evaluation, run.config.seed, self.text.tokenizer.decode
         sweep = evaluate_depth(run.objective, self.sequences(c.num_sequences), self.depths(place), seed=seed,
                                bytes_per_token=self.text.bytes_per_token, batch_size=c.batch_size, num_levels=c.levels)
@@ -101,15 +104,16 @@ class TextMeasurer(Measurer):
     def sequences(self, num: int) -> Int[Tensor, "num length_and_one"]:
         """Held-out sequences, the same for every arm and seed, and in training; as many as there are."""
         length = self.plan.config.data.length
-        return self.text.heldout.sequences(min(num, self.text.heldout.windows(length)), length)
+        tokens = self.text.heldout.sequences(min(num, self.text.heldout.windows(length)), length)
+        return tokens.to(self.placement.device)
 
     def quality(self, place: Place, run: Run, prompts: Int[Tensor, "num length"], texts: dict[int, Tensor]) -> Quality:
         """Its samples beside its twin's at equal diversity, where there is a twin and a judge."""
         twin, judge = self.twin_of(place), self.judge_of(place)
         if twin is None or judge is None:
             return Quality()
-        reader = load(judge)
-        return matched_quality(run.objective, load(twin).objective, prompts=prompts, depths=place.text_depths,
+        reader = self.load(judge)
+        return matched_quality(run.objective, self.load(twin).objective, prompts=prompts, depths=place.text_depths,
                                judge=Judge(judge.name, reader.objective, 1, reader.tokenizer.json()),
                                num_tokens=run.config.evaluation.sample_length, seed=place.seed, twin_name=twin.name,
                                texts=texts)

@@ -81,11 +81,11 @@ def heldout_text(texts: Iterable[str | Document], tokenizer: TextTokenizer, *,
     return HeldoutText(stream, tokenizer, num_bytes / len(tokens), _fingerprint(documents), source)
 
 
-def read_heldout(path: str, tokenizer: TextTokenizer, data: DataConfig) -> HeldoutText:
-    """The text of a file, a folder or a glob, read as training reads `data.path`: up to `data.max_bytes`, the field
-    `data.text_field` of JSON lines and parquet. Raises `UserError`."""
+def read_heldout(path: str, tokenizer: TextTokenizer, data: DataConfig, *, field: str | None = None) -> HeldoutText:
+    """The text of a file, a folder or a glob, read as training reads `data.path`: up to `data.max_bytes`, of JSON lines
+    and parquet the `field`, or else `data.text_field`. Raises `UserError`."""
     try:
-        corpus = load_corpus(DataConfig(path=(path,), text_field=data.text_field, max_bytes=data.max_bytes))
+        corpus = load_corpus(DataConfig(path=(path,), text_field=field or data.text_field, max_bytes=data.max_bytes))
     except UserError as error:
         raise UserError(str(error).replace("data.path", "--text").replace("data.text_field", "--text-field")) from None
     return heldout_text(corpus.documents, tokenizer, source=corpus.source)

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -155,6 +156,13 @@ class ImageData:
     def std(self) -> tuple[float, ...]:
         return self.scale.std
 
+    @cached_property
+    def contents(self) -> str:
+        """A short hash of images and classes, whatever is done with them."""
+        digest = hashlib.sha256(repr(self.class_names).encode())
+        _add(digest, self.train.pictures, self.heldout.pictures)
+        return digest.hexdigest()[:16]
+
     @property
     def deviation(self) -> float:
         """Standard deviation of the numbers of the training images as a model sees them, over all channels."""
@@ -231,8 +239,13 @@ def _fingerprint(config: ImageConfig, train: Pictures, heldout: Pictures, class_
     settings = config.model_dump(mode="json", include={"flip", "randaugment", "randaugment_ops",
                                                        "randaugment_magnitude", "normalise"})
     digest = hashlib.sha256(json.dumps([settings, class_names], sort_keys=True).encode())
-    for pictures in (train, heldout):
+    _add(digest, train, heldout)
+    return digest.hexdigest()[:32]
+
+
+def _add(digest, *parts: Pictures) -> None:
+    """Images and labels into a hash."""
+    for pictures in parts:
         digest.update(repr(pictures.pixels.shape).encode())
         digest.update(np.ascontiguousarray(pictures.pixels))
         digest.update(np.ascontiguousarray(pictures.labels, dtype="<i8"))
-    return digest.hexdigest()[:32]

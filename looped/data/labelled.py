@@ -135,7 +135,7 @@ class LabelledData:
         return {"source": images.source, "images": len(images.train) + len(images.heldout),
                 "held-out images": len(images.heldout), "classes": list(images.class_names),
                 "size": [images.channels, *images.size], "means": list(images.mean), "deviations": list(images.std),
-                "contents": self.fingerprint[:16]}
+                "contents": images.contents}
 
     @property
     def summary(self) -> str:

@@ -1,7 +1,6 @@
 """The depth sweep: how good a trained model is at every depth, and what it writes there, as rows with intervals."""
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from looped.config import Config
-from looped.data.text import TextData
+from looped.data.heldout import MeasuredText
+from looped.devices import now
 from looped.errors import UserError, did_you_mean
 from looped.evaluation.inference_cost import Cost, likelihood_cost, solver_likelihood_cost
 from looped.evaluation.judge import Reader, judged_rows
@@ -112,7 +112,7 @@ class Twin:
     depth: int
 
 
-def evaluate_run(objective: Objective, data: TextData, config: Config, depths: Sequence[int], *,
+def evaluate_run(objective: Objective, data: MeasuredText, config: Config, depths: Sequence[int], *,
                  num_trajectories: int = 0, judge: Reader | None = None, match: Twin | None = None,
                  encoder: Encoder | None = None) -> Evaluation:
     """All that `looped eval` reports, on the held-out text of `data` and with the sizes of `config.evaluation`.
@@ -156,9 +156,9 @@ def evaluate_samples(objective: Objective, prompts: Int[Tensor, "num length"], d
     written."""
     samples, rows = {}, []
     for depth in depths:
-        start = time.perf_counter()
+        start = now(prompts.device)
         samples[depth] = write_texts(objective, prompts, depth, num_tokens=num_tokens, seed=seed)
-        seconds = time.perf_counter() - start
+        seconds = now(prompts.device) - start
         rows += [*diversity(samples[depth], depth),
                  summarise("text_tokens", lengths_of(samples[depth]).double().cpu(), depth=depth),
                  Row("tokens_per_second", int(lengths_of(samples[depth]).sum()) / seconds, None, None, len(prompts),

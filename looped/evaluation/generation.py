@@ -54,7 +54,7 @@ def generate(objective: Objective, prompt: Int[Tensor, "batch length"], *, num_t
     `UserError` for a prompt without tokens, and for numbers or steering out of range.
     """
     _check_request(objective, prompt, num_tokens, depth)
-    padding = Padding(lengths, prompt.shape[1])
+    padding = Padding(None if lengths is None else lengths.to(prompt.device), prompt.shape[1])
     if padding.shortest == 0:
         raise UserError("the prompt has no tokens; give it at least one")
     steering = Steering(temperature, top_k, top_p)
@@ -93,7 +93,7 @@ def _last_document(prompt: Tensor, padding: "Padding", end_of_text: int) -> "Pad
                                                         padding.empty.to(prompt.device).unsqueeze(1))
     last = torch.where((prompt == end_of_text) & own, torch.arange(width, device=prompt.device), 0).amax(1)
     empty = last if padding.empty is None else torch.maximum(last, padding.empty.to(prompt.device))
-    return Padding((width - empty).cpu(), width)
+    return Padding(width - empty, width)
 
 
 def _one_after_another(objective: Objective, prompt: Tensor, num_tokens: int, depth: int, steering: Steering,
@@ -121,8 +121,8 @@ def _unmasked(objective: Masked, prompt: Tensor, num_tokens: int, depth: int, st
     random, first, width = draws(0), prompt.shape[1], prompt.shape[1] + num_tokens
     tokens = torch.nn.functional.pad(prompt, (0, num_tokens), value=objective.model.mask_token)
     sought = (torch.arange(width, device=prompt.device) >= first).expand_as(tokens)
-    whole = torch.full((len(prompt),), width, dtype=torch.float64) + padding.start(0)  # without the empty columns
-    share = (num_tokens / whole).to(prompt.device)
+    whole = torch.full((len(prompt),), width, device=prompt.device) + padding.start(0)  # without the empty columns
+    share = num_tokens / whole.double()
     rows = {"mask": padding.mask(width, causal=False) or EVERYBODY, "start": padding.start(0)}
 
     def uniform(stream: str, step: int) -> Tensor:
@@ -150,7 +150,7 @@ class Padding:
             raise UserError(f"padding side '{side}' is unknown; use 'right' or 'left'")
         if self.empty is None or side == "left":
             return tokens
-        columns = torch.arange(tokens.shape[1], device=tokens.device) - self.empty.to(tokens.device).unsqueeze(1)
+        columns = torch.arange(tokens.shape[1], device=tokens.device) - self.empty.unsqueeze(1)
         return tokens.gather(1, columns % tokens.shape[1])
 
     def start(self, column: int) -> int | Int[Tensor, "batch"]:

@@ -18,7 +18,6 @@ For masked diffusion it is the bound of n unmasking steps (`masked_bound`).
 
 import itertools
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -26,6 +25,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
+from looped.devices import now
 from looped.diffusion.denoiser import Walk, levels_of
 from looped.diffusion.noise import Noise
 from looped.diffusion.schedules import block_schedule
@@ -148,7 +148,7 @@ def _loop_rows(objective: Unrolled, rows: Tokens, depths: list[int], random: Ste
     """One unroll; the time at a depth counts the loop up to there and one readout."""
     model, batch = objective.model, objective.ask(rows)
     around = surroundings(batch)
-    began = time.perf_counter()
+    began = now(rows.device)
     e = model.encode(batch.inputs, **around)
     noise = random.normal("state", e.shape[1:]) if model.recurrence.needs_noise else None
     results, reading = [], 0.0
@@ -156,9 +156,9 @@ def _loop_rows(objective: Unrolled, rows: Tokens, depths: list[int], random: Ste
     def read_out(index: int, state: Tensor) -> None:
         nonlocal reading
         if index + 1 in depths:
-            start = time.perf_counter()
+            start = now(rows.device)
             losses = token_losses(model.decode(state, **around), batch.targets)
-            own = time.perf_counter() - start
+            own = now(rows.device) - start
             results.append((index + 1, losses, start - began - reading + own))
             reading += own
 
@@ -169,9 +169,9 @@ def _loop_rows(objective: Unrolled, rows: Tokens, depths: list[int], random: Ste
 def _bound_rows(objective: Denoise, rows: Tokens, depths: list[int], random: StepRandom) -> Iterator[tuple]:
     """A schedule for each depth. Each row sees the earlier ones as in training: the truth, noised to its own level."""
     for depth in depths:
-        began = time.perf_counter()
+        began = now(rows.device)
         losses = _bound(objective, rows, depth, random)
-        yield depth, losses, time.perf_counter() - began
+        yield depth, losses, now(rows.device) - began
 
 
 def _bound(objective: Denoise, rows: Tokens, depth: int, random: StepRandom) -> Float[Tensor, "batch length"]:
@@ -209,11 +209,11 @@ def _rows_of_blocks(objective: Denoise, depth: int, length: int) -> Float64[Tens
 def _solver_rows(objective: Denoise, rows: Tokens, depths: list[int], random: StepRandom,
                  num_trajectories: int) -> Iterator[tuple]:
     for depth in depths:
-        began = time.perf_counter()
+        began = now(rows.device)
         solver = TeacherForced(objective, rows)
         log_probs = [solver.log_probs(depth, random, f"trajectory{i}") for i in range(num_trajectories)]
         mixture = torch.stack(log_probs).logsumexp(0) - math.log(num_trajectories)
-        yield depth, -mixture, time.perf_counter() - began
+        yield depth, -mixture, now(rows.device) - began
 
 
 class TeacherForced:

@@ -10,13 +10,13 @@ variance of the weights, and exactly where all tokens cost the same.
 """
 
 import itertools
-import time
 from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float64, Int
 from torch import Tensor
 
+from looped.devices import now
 from looped.diffusion import masking
 from looped.objectives.masked import Masked
 from looped.rng import StepRandom
@@ -34,9 +34,9 @@ def step_levels(objective: Masked, num_steps: int) -> Float64[Tensor, "{num_step
 def step_bounds(objective: Masked, rows: Rows, depths: list[int], random: StepRandom) -> Iterator[tuple]:
     """(number of steps, nats a token of each sequence (B, 1), seconds)."""
     for depth in depths:
-        began = time.perf_counter()
+        began = now(rows.device)
         losses = step_bound(objective, rows, depth, random)
-        yield depth, losses.unsqueeze(1), time.perf_counter() - began
+        yield depth, losses.unsqueeze(1), now(rows.device) - began
 
 
 def step_bound(objective: Masked, rows: Rows, num_steps: int, random: StepRandom) -> Float64[Tensor, "batch"]:

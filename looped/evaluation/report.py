@@ -35,16 +35,17 @@ BY_LEVEL = ("nats_at_sigma", "loss_at_sigma")
 """Figures by noise level."""
 
 
-def save_evaluation(run: Path, evaluation: Evaluation, config: Config, *, step: int,
+def save_evaluation(run: Path, evaluation: Evaluation, config: Config, *, about: Mapping[str, Any],
                     probes: Probes | None = None) -> None:
-    """Write everything of an evaluation of the checkpoint of `step` into the folder of a run. Raises UserError."""
-    rows = [{"step": step, **row.as_dict()} for row in evaluation.rows]
-    examples = [{"step": step, "metric": metric, "depth": depth, "values": values.tolist()}
+    """Write everything of an evaluation into the folder of a run. `about`: what all lines say: the `step` of the
+    checkpoint, `device` and `dtype`, and of other data than the run's their name (`data`). Raises UserError."""
+    rows = [{**about, **row.as_dict()} for row in evaluation.rows]
+    examples = [{**about, "metric": metric, "depth": depth, "values": values.tolist()}
                 for metric, by_depth in evaluation.per_example.items() for depth, values in by_depth.items()]
     files = {ROWS: rows, EXAMPLES: examples, SAMPLES: evaluation.samples}
     if probes is not None:
-        files[PROBES] = [{"step": step, **row.as_dict()} for row in probes.rows]
-        files[PROBES] += [{"step": step, "verdict": sentence} for sentence in probes.sentences]
+        files[PROBES] = [{**about, **row.as_dict()} for row in probes.rows]
+        files[PROBES] += [{**about, "verdict": sentence} for sentence in probes.sentences]
     write_lines(run, files)
     try:
         main = next(metric for metric in MAIN if any(row["metric"] == metric for row in rows))
@@ -70,7 +71,7 @@ def write_lines(run: Path, files: Mapping[str, Iterable[Mapping[str, Any]]]) -> 
     """JSON lines into files of a run's folder, which gets the folders for them and for pictures. Raises UserError."""
     try:
         for folder in ("eval", "plots"):
-            (run / folder).mkdir(exist_ok=True)
+            (run / folder).mkdir(parents=True, exist_ok=True)
         for name, lines in files.items():
             (run / name).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     except OSError as error:

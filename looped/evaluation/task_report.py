@@ -7,9 +7,10 @@ a page.
                                      partition.png is, of which of several blocks has which noise levels
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from looped.config import Config
 from looped.data.problems import TaskData
@@ -52,13 +53,14 @@ def evaluate_task(objective: Objective, data: TaskData, config: Config, depths: 
     return TaskEvaluation(found, exits, stability(objective, data, config, max(depths), level), example)
 
 
-def save_task_evaluation(run: Path, result: TaskEvaluation, data: TaskData, config: Config, facts: RunFacts) -> None:
-    """Write everything of an evaluation into the folder of a run. Raises UserError."""
-    step = facts.step
-    examples = [{"step": step, "metric": "solved", "difficulty": difficulty, "depth": depth,
+def save_task_evaluation(run: Path, result: TaskEvaluation, data: TaskData, config: Config, facts: RunFacts, *,
+                         about: Mapping[str, Any]) -> None:
+    """Write everything of an evaluation into the folder of a run; `about`: what all lines say, as in `save_evaluation`.
+    Raises UserError."""
+    examples = [{**about, "metric": "solved", "difficulty": difficulty, "depth": depth,
                  "values": right.double().tolist()}
                 for difficulty, by_depth in result.solved.per_example.items() for depth, right in by_depth.items()]
-    write_lines(run, {ROWS: [{"step": step, **row.as_dict()} for row in result.rows], EXAMPLES: examples})
+    write_lines(run, {ROWS: [{**about, **row.as_dict()} for row in result.rows], EXAMPLES: examples})
     trained = Trained(trained_depths(config), (data.train.low, data.train.high))
     report = DepthReport(facts, data.task.difficulty, trained, result.solved.rows, result.solved.per_example,
                          [result.stability], result.exits, result.example)

@@ -3,7 +3,10 @@ their name is a run's folder, else models of the hub."""
 
 from pathlib import Path
 
+import torch
+
 from looped.errors import UserError
+from looped.evaluation.image_features import Features, classifier_features, pixel_features
 from looped.evaluation.judge import Judge, Reader
 from looped.evaluation.mauve import Encoder, RunEncoder
 from looped.training.runs import CONFIG, Run, load_run
@@ -14,28 +17,51 @@ def open_judge(name: str, writer: Run) -> Reader:
     if not is_run(name):
         from looped.hub.judge import HubJudge
 
-        return HubJudge(name, writer.tokenizer.decode, end_of_text=writer.tokenizer.end_of_text)
-    run = load_run(name)
+        return HubJudge(name, writer.tokenizer.decode, end_of_text=writer.tokenizer.end_of_text, device=writer.device)
+    run = load_run(name, device=writer.device)
     judge = Judge(name, run.objective, run.config.main_depth, run.tokenizer.json())
     judge.check(str(writer.path), writer.tokenizer.json())
+    _check_data("judge", run, writer)
     return judge
 
 
-def open_twin(path: Path, writer: Run) -> Run:
-    """A run whose likelihood or samples are held beside `writer`'s. Raises `UserError` for another tokenizer."""
-    twin = load_run(path)
+def open_twin(path: Path, writer: Run, flag: str = "twin") -> Run:
+    """A run that `flag` names, whose likelihood or samples are held beside `writer`'s. Raises `UserError` for another
+    tokenizer, and for other data unless these are meant."""
+    twin = load_run(path, device=writer.device)
     if twin.tokenizer.json() != writer.tokenizer.json():
         raise UserError(f"twin {path} has another tokenizer than {writer.path}; train it on the same text")
+    _check_data(flag, twin, writer)
     return twin
 
 
-def open_encoder(name: str) -> Encoder:
+def open_features(path: Path | None, maker: Run) -> Features:
+    """The features that the images of `maker` are measured in: pixels, or those of the run of a classifier. Raises
+    `UserError` for what is none, and for a run on other images unless these are meant."""
+    if path is None:
+        return pixel_features()
+    run = load_run(path, device=maker.device, other_data=maker.other_data)
+    _check_data("features", run, maker)
+    return classifier_features(str(path), run.objective, run.config, picture=maker.data.picture,
+                               scale=run.scale if run.config.is_images else None)
+
+
+def _check_data(flag: str, other: Run, run: Run) -> None:
+    """Raises `UserError` for a run on other data than `run`, unless these are meant: what one has learned from must not
+    be what the other is measured on."""
+    change = None if run.other_data else run.identity.change_of_contents(other.identity)
+    if change is not None:
+        raise UserError(f"--{flag} {other.path} was trained on other data than {run.path} ({change}); choose a run on "
+                        f"the same data, or say with --other-data that others are meant")
+
+
+def open_encoder(name: str, device: torch.device) -> Encoder:
     """The encoder that MAUVE takes its features from. Raises `UserError`."""
     if not is_run(name):
         from looped.hub.encoder import HubEncoder
 
-        return HubEncoder(name)
-    run = load_run(name)
+        return HubEncoder(name, device=device)
+    run = load_run(name, device=device)
     return RunEncoder(name, run.objective, run.config.main_depth, run.tokenizer.encode)
 
 

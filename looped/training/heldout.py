@@ -8,10 +8,10 @@ from torch import Tensor
 
 from looped.config import Config
 from looped.data.batch import Batch
+from looped.data.heldout import HeldoutText, MeasuredText
 from looped.data.labelled import LabelledData
 from looped.data.opening import Data
 from looped.data.problems import TaskData
-from looped.data.text import TextData
 from looped.evaluation.accuracy import classify
 from looped.evaluation.answers import answer
 from looped.evaluation.depth import evaluate_samples
@@ -47,7 +47,7 @@ def heldout_samples(objective: Objective, data: Data, config: Config) -> str | n
     return (sampled_answer if isinstance(data, TaskData) else sampled_text)(objective, data, config)
 
 
-def heldout_loss(objective: Objective, data: TextData, config: Config) -> dict[str, float]:
+def heldout_loss(objective: Objective, data: MeasuredText, config: Config) -> dict[str, float]:
     """Of fixed held-out sequences, with the same noise at every call: the training loss, and `next_token`, which can be
     compared between objectives (`main_losses`)."""
     tokens, c = heldout_tokens(data, config).to(next(objective.parameters()).device), config.evaluation
@@ -56,13 +56,13 @@ def heldout_loss(objective: Objective, data: TextData, config: Config) -> dict[s
     return heldout_own(objective, data, config) | {"next_token": losses.mean().item()}
 
 
-def heldout_tokens(data: TextData, config: Config) -> Int[Tensor, "rows length_and_one"]:
+def heldout_tokens(data: MeasuredText, config: Config) -> Int[Tensor, "rows length_and_one"]:
     """The sequences that a run is measured on while it trains."""
     num = min(config.evaluation.num_sequences, data.heldout.windows(config.data.length))
     return data.heldout.sequences(num, config.data.length)
 
 
-def heldout_own(objective: Objective, data: Data, config: Config) -> dict[str, float]:
+def heldout_own(objective: Objective, data: Data | HeldoutText, config: Config) -> dict[str, float]:
     """The training loss on held-out text, problems of the hardest trained level, or images, with the same noise at
     every call; it needs no solver."""
     device, total, done = next(objective.parameters()).device, 0.0, 0
@@ -75,17 +75,17 @@ def heldout_own(objective: Objective, data: Data, config: Config) -> dict[str, f
     return {"loss": total / num}
 
 
-def _heldout_batches(data: Data, config: Config) -> Iterable[Tensor | Batch]:
+def _heldout_batches(data: Data | HeldoutText, config: Config) -> Iterable[Tensor | Batch]:
     c = config.evaluation
     if isinstance(data, LabelledData):
         return data.heldout(c.batch_size)
-    if isinstance(data, TextData):
+    if isinstance(data, MeasuredText):
         return heldout_tokens(data, config).split(c.batch_size)
     problems = data.heldout(c.num_problems, data.train.high)
     return (data.collate(problems[start : start + c.batch_size]) for start in range(0, len(problems), c.batch_size))
 
 
-def sampled_text(objective: Objective, data: TextData, config: Config) -> str:
+def sampled_text(objective: Objective, data: MeasuredText, config: Config) -> str:
     """Continuations of held-out prompts, a line each, depth by depth with their distinct-2."""
     c = config.evaluation
     num = min(c.num_samples, data.heldout.windows(config.data.length))

@@ -30,10 +30,6 @@ MEASURE = f"bring the old data back, or {OTHERS}"
 """The ways out where a trained run meets other data."""
 
 
-Identified = Data | HeldoutText | Found
-"""Data that are open, or found and not yet open: `fingerprint`, `facts`."""
-
-
 @dataclass(frozen=True)
 class Identity:
     """What a run was trained on, as far as it is remembered, and what its numbers mean to the model: `vocab_size`
@@ -45,17 +41,27 @@ class Identity:
     given: bool = False
     facts: Mapping[str, Any] = field(default_factory=dict)
 
-    def change(self, data: Identified, then: str = "then", now: str = "now") -> str | None:
+    def change(self, data: "Identified", then: str = "then", now: str = "now") -> str | None:
         """What is different about other data, in words; None where they are the same."""
         changed = [f"{name} {_short(self.facts[name])} {then}, {_short(value)} {now}"
                    for name, value in data.facts.items() if self.facts.get(name, value) != value and name != "source"]
         if data.fingerprint == self.fingerprint and not changed:
             return None
-        old, new = (_short(facts.get("source", data.facts["source"])) for facts in (self.facts, data.facts))
-        where = new if old == new else f"{old} {then}, {new} {now}"
-        return f"{where}; {', '.join(changed[:3]) or 'the contents are others'}"
+        sources = [_short(facts["source"]) for facts in (self.facts, data.facts) if "source" in facts]
+        where = f"{sources[0]} {then}, {sources[1]} {now}" if len(set(sources)) > 1 else "".join(sources[:1])
+        known = self.facts.get("contents") == data.facts.get("contents", "") and not changed
+        what = "the settings are others" if known else "the contents are others"
+        return "; ".join(filter(None, [where, ", ".join(changed[:3]) or what]))
 
-    def check(self, data: Identified, run: str | Path, way_out: str = MEASURE) -> None:
+    def change_of_contents(self, other: "Identity") -> str | None:
+        """What is different about what another run was trained on, in words; None where it is the same. Images are the
+        same however they are varied and normalised, where both runs remember their contents."""
+        if "images" in self.facts and "images" in other.facts:
+            same = self.facts["contents"] == other.facts["contents"]
+            return None if same else self.change(other, "here", "there")
+        return self.change(other, "here", "there")
+
+    def check(self, data: "Identified", run: str | Path, way_out: str = MEASURE) -> None:
         """Raises UserError, with a way out, where these are other data than the run was trained on."""
         change = self.change(data)
         if change is None:
@@ -91,7 +97,7 @@ class Identity:
         return Scale(tuple(self.facts["means"]), tuple(self.facts["deviations"]))
 
 
-def remember_data(run: Path, data: Identified, *, given: bool) -> None:
+def remember_data(run: Path, data: "Identified", *, given: bool) -> None:
     """Keep the identity of the data with a run that starts; one that goes on has passed `Identity.check`."""
     if not (run / DATA).exists() or not list_checkpoints(run):
         found = {"fingerprint": data.fingerprint, "given": given, "facts": dict(data.facts)}
@@ -150,7 +156,11 @@ def _scale_for(found: Found, run: Path, config: Config, identity: Identity) -> S
     return identity.scale
 
 
-def label_of(data: Identified) -> str:
+Identified = Data | HeldoutText | Found | Identity
+"""Data that are open, found and not yet open, or remembered: `fingerprint`, `facts`."""
+
+
+def label_of(data: "Identified") -> str:
     """A name for data, short and no other data's."""
     return f"{data.facts['source']} ({data.fingerprint[:8]})"
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -23,6 +23,7 @@ import torch
 import looped
 from looped.config import Config, dump_config, load_config
 from looped.data.heldout import HeldoutText
+from looped.data.images import Scale
 from looped.data.opening import Data
 from looped.data.tokenizer import TextTokenizer, load_tokenizer
 from looped.errors import UserError
@@ -207,6 +208,11 @@ class Run:
     _given: Data | HeldoutText | None = None
 
     @property
+    def device(self) -> torch.device:
+        """The device of its weights."""
+        return next(self.objective.parameters()).device
+
+    @property
     def data(self) -> Data | HeldoutText:
         """The run's text (`.train`, `.heldout`, `.bytes_per_token`), its task (`.task`, `.heldout(num, difficulty)`) or
         its images (`.images`, `.heldout(batch_size)`); prepared when first asked for. It can be set, as to what `train`
@@ -233,6 +239,16 @@ class Run:
         """The name of the data, where they are not those that it was trained on."""
         own = self._given is None and not self.other_data
         return None if own or self.identity.change(self.data) is None else label_of(self.data)
+
+    @property
+    def scale(self) -> Scale:
+        """Of the images that it was trained on; they are read only where it does not remember."""
+        return self.identity.scale or self.data.images.scale
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """Those of the images that it was trained on."""
+        return self.identity.facts.get("classes") or self.data.images.class_names
 
     @cached_property
     def tokenizer(self) -> TextTokenizer:

@@ -1,4 +1,4 @@
-"""A run keeps what it was trained on: its tokenizer reads every text, and other data under the same name are refused."""
+"""A run keeps what it was trained on: its tokenizer reads every text, and other data under its name are refused."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from looped.training.runs import load_run
 from looped.training.trainer import train
 
 AR = {"objective": "ar", "training.budget": 3, "training.checkpoint_every": 0, "evaluation.num_samples": 1,
-      "evaluation.sample_length": 2}
+      "evaluation.sample_length": 2, "recurrence.state_init": "zero"}
 
 
 @pytest.fixture
@@ -217,3 +217,110 @@ def test_the_folder_of_a_run_that_was_moved_falls_back_to_the_current_one(config
     os.rename(folder, moved / "text")
     monkeypatch.chdir(moved)
     assert len(load_run("run").data.heldout) > 0
+
+
+# ---- another text
+
+
+def rows_of(folder):
+    return [json.loads(line) for line in (folder / "eval" / "depth.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def shared(tiny, tmp_path_factory):
+    """A finished run that no test changes."""
+    run = tmp_path_factory.mktemp("shared") / "run"
+    train(tiny(**AR), run)
+    assert main(["eval", str(run), "--depths", "1"]) == 0
+    return run
+
+
+def test_any_text_can_be_measured_and_lies_beside_the_runs_own_figures(shared, tmp_path, capsys):
+    text = "".join(f"def g{i}(y):\n    return y + {i}\n" for i in range(60))
+    (tmp_path / "mine.jsonl").write_text(json.dumps({"body": text[:700]}) + "\n" + json.dumps({"body": text[700:]}))
+    own = (shared / "eval" / "depth.jsonl").read_bytes()
+    command = ["eval", str(shared), "--depths", "1", "--text", str(tmp_path / "mine.jsonl"), "--text-field", "body"]
+    assert main(command) == 0
+    assert "on " + str(tmp_path / "mine.jsonl") in capsys.readouterr().out
+    assert (shared / "eval" / "depth.jsonl").read_bytes() == own
+    folder, = (shared / "other").iterdir()
+    assert folder.name.startswith("mine.jsonl-")
+    assert (folder / "plots" / "depth.png").stat().st_size > 1000
+    found = {row["metric"]: row for row in rows_of(folder)}
+    assert all(row["data"].startswith(str(tmp_path / "mine.jsonl")) for row in rows_of(folder))
+    assert not any("data" in row for row in rows_of(shared))
+    # By hand: windows of the run's own tokens, their mean cross-entropy, and bytes counted in the file.
+    run = load_run(shared)
+    ids = [token for part in (text[:700], text[700:]) for token in [*run.tokenizer.encode(part),
+                                                                  run.tokenizer.end_of_text]]
+    count = (len(ids) - 1) // 8
+    windows = torch.tensor([ids[start * 8 : start * 8 + 9] for start in [i * count // 4 for i in range(4)]])
+    with torch.no_grad():
+        logits = run.objective.model(windows[:, :-1], 1)
+    nats = torch.nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten()).item()
+    assert found["nats_per_token"]["mean"] == pytest.approx(nats, rel=1e-5)
+    bits = nats / 0.6931471805599453 * len(ids) / len(text.encode())
+    assert found["bits_per_byte"]["mean"] == pytest.approx(bits, rel=1e-5)
+
+
+@pytest.mark.parametrize(("flags", "why"), [
+    (["--text", "nowhere.txt"], "--text nowhere.txt does not exist"), (["--text-field", "body"], "add it"),
+    (["--text", "empty.txt"], "holds no text"), (["--text", "short.txt"], "data.length 8 needs 9 tokens"),
+    (["--text", "rows.jsonl"], "set --text-field to one of them")])
+def test_a_text_that_cannot_be_measured_is_said(shared, tmp_path, monkeypatch, capsys, flags, why):
+    for name, content in {"empty.txt": "", "short.txt": "ab", "rows.jsonl": '{"zzz": "ab"}'}.items():
+        (tmp_path / name).write_text(content)
+    monkeypatch.chdir(tmp_path)
+    assert main(["eval", str(shared), "--depths", "1", *flags]) == 2
+    assert why in capsys.readouterr().err
+
+
+def test_other_data_are_measured_where_they_are_meant(config, folder, tmp_path):
+    train(config(), tmp_path / "run")
+    change(folder)
+    assert main(["eval", str(tmp_path / "run"), "--depths", "1", "--other-data"]) == 0
+    where, = (tmp_path / "run" / "other").iterdir()
+    assert all(str(folder) in row["data"] for row in rows_of(where))
+    assert not (tmp_path / "run" / "eval").exists()
+
+
+@pytest.mark.parametrize("flag", ["--twin", "--match", "--judge"])
+def test_a_run_beside_it_must_know_the_same_data(config, folder, tmp_path, capsys, flag):
+    """With the same tokenizer it would pass otherwise, though it may have learned what the run is measured on."""
+    tokenizer = tmp_path / "tokenizer.json"
+    tokenizer.write_text(open_data(config()).tokenizer.json())
+    shutil.copytree(folder, tmp_path / "other")
+    change(tmp_path / "other")
+    for name, where in {"run": folder, "same": folder, "else": tmp_path / "other"}.items():
+        train(config(**{"data.tokenizer": str(tokenizer), "data.path": [str(where)]}), tmp_path / name)
+    command = ["eval", str(tmp_path / "run"), "--depths", "1", *(["--judge", str(tmp_path / "same")] *
+                                                                 (flag == "--match")), flag]
+    assert main([*command, str(tmp_path / "same")]) == 0
+    capsys.readouterr()
+    assert main([*command, str(tmp_path / "else")]) == 2
+    said = capsys.readouterr().err
+    assert f"{flag} {tmp_path / 'else'} was trained on other data" in said
+    assert "documents 8 here, 9 there" in said
+    assert main([*command, str(tmp_path / "else"), "--other-data"]) == 0
+
+
+def test_every_row_says_the_device_and_the_number_format(shared, tmp_path, capsys):
+    run = shutil.copytree(shared, tmp_path / "run", symlinks=True)
+    figures = {}
+    for dtype in ("fp32", "bf16", "fp16"):
+        capsys.readouterr()
+        assert main(["eval", str(run), "--depths", "1", "--device", "cpu", "--dtype", dtype]) == 0
+        assert f"measured on cpu, {dtype}" in capsys.readouterr().out
+        assert {(row["device"], row["dtype"]) for row in rows_of(run)} == {("cpu", dtype)}
+        figures[dtype] = next(row["mean"] for row in rows_of(run) if row["metric"] == "nats_per_token")
+    assert figures["bf16"] != figures["fp32"]
+    assert figures["bf16"] == pytest.approx(figures["fp32"], rel=0.02)
+    assert figures["fp16"] == pytest.approx(figures["fp32"], rel=0.01)
+
+
+def test_the_tokens_of_other_text_do_not_need_the_text_of_the_run(shared, tmp_path):
+    run = shutil.copytree(shared, tmp_path / "run", symlinks=True)
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace(str(load_config(run / "config.yaml").data.path[0]), "/nowhere"))
+    (tmp_path / "text.txt").write_text("def h(x):\n    return x\n" * 30)
+    assert main(["eval", str(run), "--depths", "1", "--text", str(tmp_path / "text.txt")]) == 0
