@@ -251,8 +251,6 @@ class Bench(Verb):
         elif self.what == "step":
             result, table = cost.bench_step(config, split_arms(self.objectives), repeats=self.repeats,
                                             threads=self.threads), cost.format_step
-        elif config.is_images:
-            raise UserError(f"bench flops times a language model, and {path} trains on images; use bench step")
         else:
             result, table = cost.bench_flops(config, repeats=self.repeats, threads=self.threads), cost.format_flops
         print(json.dumps(result, indent=1) if self.json else table(result))
@@ -364,18 +362,10 @@ def _print_cautions(config: Config) -> None:
 
 def _costs(config: Config) -> str:
     """Parameters, FLOPs and memory; of the text only a tokenizer that is to be loaded is read."""
+    from looped.data.opening import vocab_size_of
     from looped.objectives.counts import count, format_counts
 
-    return format_counts(count(config, _vocab_size(config)))
-
-
-def _vocab_size(config: Config) -> int:
-    from looped.data.opening import open_data
-    from looped.data.tokenizer import load_tokenizer
-
-    if config.is_task or config.is_images:
-        return open_data(config).vocab_size
-    return load_tokenizer(config.data.tokenizer).vocab_size if config.data.tokenizer else config.data.vocab_size
+    return format_counts(count(config, vocab_size_of(config)))
 
 
 def _describe_machine() -> None:

@@ -11,7 +11,7 @@ from looped.data.images import Scale
 from looped.data.labelled import LabelledData, prepare_labelled, rescaled
 from looped.data.problems import TaskData, prepare_task
 from looped.data.text import TextData, find_text
-from looped.data.tokenizer import TextTokenizer
+from looped.data.tokenizer import TextTokenizer, load_tokenizer
 
 Data = TextData | TaskData | LabelledData
 
@@ -69,3 +69,11 @@ def located(config: Config, folder: Path) -> Config:
 def _within(entry: str, folder: Path) -> str:
     path = folder / Path(entry).expanduser()
     return str(path) if path.exists() or (glob.has_magic(entry) and glob.glob(str(path), recursive=True)) else entry
+
+
+def vocab_size_of(config: Config) -> int:
+    """Symbols of a task, or classes of images; of text, which is not read for it, the tokens of the tokenizer that is
+    loaded, or those that one is trained to have. Raises UserError where they cannot be had."""
+    if config.is_task or config.is_images:
+        return open_data(config).vocab_size
+    return load_tokenizer(config.data.tokenizer).vocab_size if config.data.tokenizer else config.data.vocab_size

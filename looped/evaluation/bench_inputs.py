@@ -1,4 +1,10 @@
-"""What a benchmark feeds a training step: tokens or images at random, of the sizes that a config names."""
+"""The data of a benchmark's training steps: the first batch that a run of the config would be trained on.
+
+Problems of a task are made and images are read, as in training. Of text, random tokens have the shape and the
+vocabulary of real ones, so that no corpus need be read.
+"""
+
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Int
@@ -6,23 +12,58 @@ from torch import Tensor
 
 from looped.config import Config
 from looped.data.batch import Batch
-from looped.data.images import ImageBatch
-from looped.data.labelled import SoughtImages
-from looped.data.opening import open_data
-from looped.objectives.flops import picture_of
+from looped.data.labelled import Picture, SoughtImages
+from looped.data.opening import open_data, vocab_size_of
+from looped.objectives.flops import rows_of
 from looped.rng import generator
 
-
-def vocab_of(config: Config) -> int:
-    """Tokens, or the classes of the images."""
-    return open_data(config).vocab_size if config.is_images else config.data.vocab_size
+Inputs = Int[Tensor, "batch length_and_one"] | Batch | SoughtImages
 
 
-def random_inputs(config: Config) -> Int[Tensor, "batch length_and_one"] | Batch | SoughtImages:
-    """A whole batch, the same on every call."""
-    gen, num, picture = generator(config.seed, "bench"), config.training.batch_size, picture_of(config)
-    if picture is None:
-        return torch.randint(vocab_of(config), (num, config.data.length + 1), generator=gen)
-    images = torch.randn((num, picture.channels, picture.height, picture.width), generator=gen)
-    batch = ImageBatch(images, torch.randint(vocab_of(config), (num,), generator=gen))
-    return picture.batch(batch, config.images.goal)
+@dataclass(frozen=True)
+class RandomText:
+    """A text of random tokens; the same members as a stream of training data."""
+
+    vocab_size: int
+    length: int
+
+    def batch(self, step: int, *, batch_size: int, seed: int,
+              rows: range | None = None) -> Int[Tensor, "rows length_and_one"]:
+        """The given rows (all by default) of a batch, the same for every step."""
+        gen = generator(seed, "bench")
+        tokens = torch.randint(self.vocab_size, (batch_size, self.length + 1), generator=gen)
+        return tokens if rows is None else tokens[rows.start : rows.stop]
+
+
+@dataclass(frozen=True)
+class BenchInputs:
+    """What a training step is timed on. micro_batches: those of one optimiser step. vocab_size: tokens, symbols or
+    classes. picture: the size of images, None where there are none. configs: for each micro-batch the config whose
+    closed forms of cost have the length of its sequences."""
+
+    micro_batches: list[Inputs]
+    vocab_size: int
+    picture: Picture | None
+    configs: list[Config]
+
+
+def bench_inputs(config: Config) -> BenchInputs:
+    """The first batch of a config, the same on every call. Raises UserError for data that cannot be had."""
+    c = config.training
+    data = open_data(config) if config.is_task or config.is_images else None
+    stream = RandomText(vocab_size_of(config), config.data.length) if data is None else data.train
+    size = c.batch_size // c.accumulation
+    parts = [stream.batch(0, batch_size=c.batch_size, seed=config.seed, rows=range(first, first + size))
+             for first in range(0, c.batch_size, size)]
+    return BenchInputs(parts, stream.vocab_size if data is None else data.vocab_size, data and data.picture,
+                       [_of_length(config, part) for part in parts])
+
+
+def _of_length(config: Config, part: Inputs) -> Config:
+    """The config, for a task at the trained difficulty whose problems are as long as this batch is filled up to be; the
+    closed forms of cost are otherwise those of a problem in the middle of the range."""
+    if not config.is_task or rows_of(config) == part.targets.shape[1]:
+        return config
+    low, high = open_data(config).train.low, open_data(config).train.high
+    levels = [config.replace(**{"task.difficulty": [level, level]}) for level in range(low, high + 1)]
+    return min(levels, key=lambda level: abs(rows_of(level) - part.targets.shape[1]))

@@ -25,14 +25,15 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from looped.arms import ARMS, read_arms
 from looped.config import Config, load_config
+from looped.data.opening import vocab_size_of
 from looped.errors import UserError, did_you_mean
-from looped.evaluation.bench_inputs import random_inputs, vocab_of
+from looped.evaluation.bench_inputs import bench_inputs
 from looped.evaluation.depth import peak_bytes
 from looped.models.build import build
 from looped.nn.bias import Causal
 from looped.objectives import build_objective
 from looped.objectives.counts import count
-from looped.objectives.flops import layer_flops, picture_of
+from looped.objectives.flops import layer_flops
 from looped.rng import StepRandom, generator
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -44,14 +45,14 @@ HUGINN_LAYER_BYTES = 63.6e6 / 1024
 
 # ----------------------------------------------------------------------------- one optimiser step, arm beside arm
 
-
 def bench_step(config: Config, objectives: Sequence[str], *, repeats: int = 5, threads: int = 1) -> dict:
     """Seconds, saved bytes, peak memory and layer forwards of an optimiser step of each arm, and their ratios.
 
-    A step is what the trainer does, on random tokens: forward and backward over the micro-batches, clip, AdamW,
-    zero_grad. Sampled depth is replaced by its mean (`at_mean_depth`): the time of a step is linear in both of its
-    depths, and a handful of draws from so wide a distribution would measure the draws. What this leaves out is the
-    smaller batch in which the deepest sequences finish under `recurrence.per_sequence`.
+    A step is what the trainer does, on the first batch of the config (of text: on as many random tokens): forward and
+    backward over the micro-batches, clip, AdamW, zero_grad. Sampled depth is replaced by its mean (`at_mean_depth`):
+    the time of a step is linear in both of its depths, and a handful of draws from so wide a distribution would
+    measure the draws. What this leaves out is the smaller batch in which the deepest sequences finish under
+    `recurrence.per_sequence`.
 
     `objectives`: arms as `looped.arms` reads them. Returns {"arms": {name: ...}, "ratios": {"first/second": ...},
     "machine": ...}; seconds are medians, with the least and the most beside them, and cpu_seconds leave out the time a
@@ -154,12 +155,13 @@ def serve(kind: type["Stepper"] | None = None) -> None:
 
 
 class Stepper:
-    """Optimiser steps of one config on random tokens or images."""
+    """Optimiser steps of one config on its first batch (`bench_inputs`)."""
 
     def __init__(self, config: Config):
         self.config, self.index = config, 0
-        self.vocab, self.inputs = vocab_of(config), random_inputs(config)
-        self.objective = build_objective(config, build(config, self.vocab, picture_of(config))).train()
+        self.inputs = bench_inputs(config)
+        model = build(config, self.inputs.vocab_size, self.inputs.picture)
+        self.objective = build_objective(config, model).train()
         self.optimizer = torch.optim.AdamW(self.objective.parameters(), lr=config.optim.lr, betas=config.optim.betas,
                                            weight_decay=config.optim.weight_decay, fused=True)
 
@@ -178,17 +180,23 @@ class Stepper:
 
     def loss(self, micro: int = 0) -> Tensor:
         """The loss of a micro-batch of the present step."""
-        total, rows = len(self.inputs), len(self.inputs) // self.config.training.accumulation
-        random = StepRandom(self.config.seed, self.index, start=micro * rows, count=rows, total=total)
+        part, total = self.inputs.micro_batches[micro], self.config.training.batch_size
+        random = StepRandom(self.config.seed, self.index, start=micro * len(part), count=len(part), total=total)
         with _autocast(self.config.training.precision):
-            return self.objective(self.inputs[micro * rows : (micro + 1) * rows], random).value
+            return self.objective(part, random).value
 
     def figures(self, base: int) -> dict:
         """What does not vary from step to step. `base`: bytes of the process before it had a model."""
         peak = peak_rss()
         return {"saved_activation_bytes": saved_bytes(self.loss, self.objective), "peak_rss_bytes": peak,
-                "base_rss_bytes": base, "layer_forwards": self.objective.layer_forwards() * len(self.inputs),
-                "step_flops": count(self.config, self.vocab).step_flops}
+                "base_rss_bytes": base,
+                "layer_forwards": self.objective.layer_forwards() * self.config.training.batch_size,
+                "step_flops": self.step_flops()}
+
+    def step_flops(self) -> int:
+        """FLOPs of an optimiser step in closed form, its sequences as long as the batch has them."""
+        each = [count(config, self.inputs.vocab_size).step_flops for config in self.inputs.configs]
+        return round(sum(each) / len(each))
 
 
 def peak_rss() -> int:
@@ -227,8 +235,11 @@ def bench_flops(config: Config, *, dtypes: Sequence[str] = ("fp32", "bf16"), rep
     one alone. The yardstick: the best of several products, the model's own shapes and squares of 1,024 and 2,048, with
     either layout of the weight. All take turns; each figure is a median. With one thread the clock is the processor's:
     a step is a hundred times as long as a product, so waiting for a turn on a shared machine would fall on it alone.
-    Returns {dtype: ..., and what a layer keeps for backward in float32}.
+    Returns {dtype: ..., and what a layer keeps for backward in float32}. Raises UserError for tasks and images.
     """
+    if config.is_task or config.is_images:
+        what = f"problems of {config.task.name}" if config.is_task else "images"
+        raise UserError(f"bench flops times a language model, and this config trains on {what}; use bench step")
     result: dict = {}
     with _threads(threads):
         for dtype in dtypes:
@@ -244,7 +255,7 @@ def _utilisation(config: Config, dtype: str, repeats: int) -> dict:
                                              "training.accumulation": 1}))
     stepper, layer = Stepper(config), LayerBench(config)
     products = matrix_products(config, DTYPES[dtype])
-    work = {"model": (lambda: _forward_backward(stepper), count(config, config.data.vocab_size).step_flops),
+    work = {"model": (lambda: _forward_backward(stepper), stepper.step_flops()),
             "layer": (layer.step, 3 * layer_flops(config.model, config.data.length) * layer.tokens)}
     for function, _ in work.values():
         for _ in range(NUM_WARMUP):
@@ -297,7 +308,7 @@ class LayerBench:
 
     def __init__(self, config: Config):
         self.precision, self.tokens = config.training.precision, config.training.batch_size * config.data.length
-        self.model = build(config, config.data.vocab_size)
+        self.model = build(config, vocab_size_of(config))
         self.layer = self.model.recurrence.core.blocks[0].layers[0]
         shape = config.training.batch_size, config.data.length, config.model.width
         self.x = torch.randn(shape, generator=generator(config.seed, "bench layer")).requires_grad_()

@@ -112,7 +112,8 @@ class MemoryStepper(cost.Stepper):
     @torch.no_grad()
     def _solver_step(self) -> dict:
         """Of one reading of a batch of images as noisy as can be, by the block that owns their level."""
-        denoiser, images, labels = self.objective.denoiser, self.inputs.images, self.inputs.labels
+        denoiser, parts = self.objective.denoiser, self.inputs.micro_batches
+        images, labels = (torch.cat([getattr(part, name) for part in parts]) for name in ("images", "labels"))
         sigma = torch.full((len(images),), self.config.denoise.noise.sigma_max, dtype=torch.float64)
         seconds = []
         for _ in range(NUM_READINGS):

@@ -28,9 +28,10 @@ pytestmark = pytest.mark.usefixtures("unchecked")
 
 NUM, VOCAB, LENGTH = 3, 11, 4
 PICTURE = Picture(1, 4, 4, 2)
-SMALL = {"model.width": 4, "model.num_heads": 1, "model.ffn_width": 4, "model.num_core_layers": 3, "model.num_prelude_layers": 1,
-         "model.num_coda_layers": 2, "denoise.cond_width": 2, "denoise.target.dim": 4, "noprop.dim": 4,
-         "data.length": LENGTH, "evaluation.prompt_length": 2, "evaluation.num_problems": NUM,
+SMALL = {"model.width": 4, "model.num_heads": 1, "model.ffn_width": 4, "model.num_core_layers": 3,
+         "model.num_prelude_layers": 1, "model.num_coda_layers": 2, "denoise.cond_width": 2,
+         "denoise.target.dim": 4, "noprop.dim": 4, "data.length": LENGTH,
+         "evaluation.prompt_length": 2, "evaluation.num_problems": NUM,
          "evaluation.batch_size": 2, "recurrence.mean": 2, "recurrence.distribution": "fixed"}
 BLOCKS = {"blocks.num": 2, "blocks.layers": [1, 2]}
 PER_BLOCK = BLOCKS | {"blocks.shared": "per-block"}

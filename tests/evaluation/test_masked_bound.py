@@ -166,7 +166,8 @@ def test_a_sweep_has_a_row_for_each_number_of_steps_and_the_limit():
 
 def test_a_step_costs_the_block_that_reads_it():
     objective = make(**{"model.num_core_layers": 3, "blocks.num": 2, "blocks.layers": [1, 2]})
-    assert likelihood_cost(objective, 4).layer_forwards == 1 + 1 + 2 + 2  # at 1, 3/4, 1/2, 1/4: the edge is the lower block's
+    # At 1, 3/4, 1/2, 1/4: the edge is the lower block's.
+    assert likelihood_cost(objective, 4).layer_forwards == 1 + 1 + 2 + 2
 
 
 def test_a_masked_model_is_no_judge():

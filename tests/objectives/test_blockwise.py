@@ -13,8 +13,8 @@ from looped.diffusion.schedules import schedule
 from looped.diffusion.steering import Steering
 from looped.errors import UserError
 from looped.evaluation.answers import answer
-from looped.evaluation.inference_cost import likelihood_cost
 from looped.evaluation.generation import DenoiseWriter, Padding, generate
+from looped.evaluation.inference_cost import likelihood_cost
 from looped.evaluation.likelihood import losses_by_depth, losses_by_sigma, losses_by_solver
 from looped.models.build import build
 from looped.nn.cache import Cache

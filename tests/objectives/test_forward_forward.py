@@ -123,7 +123,8 @@ def test_a_class_is_named_by_the_layers_beyond_the_first():
     alone = torch.stack([goodness(rule, batch, torch.full((ROWS,), label)) for label in range(CLASSES)], dim=-1)
     for depth, layers in {1: alone[:1], 2: alone[1:2], 3: alone[1:], 9: alone[1:]}.items():
         torch.testing.assert_close(rule.class_logits(batch, depth, draw()), layers.sum(0))
-    assert [answer_cost(rule, depth, EvaluationConfig()).layer_forwards for depth in (1, 3, 9)] == [CLASSES, 3 * CLASSES, 3 * CLASSES]
+    costs = [answer_cost(rule, depth, EvaluationConfig()).layer_forwards for depth in (1, 3, 9)]
+    assert costs == [CLASSES, 3 * CLASSES, 3 * CLASSES]
 
 
 def test_it_costs_two_passes_and_hard_classes_a_pass_each():

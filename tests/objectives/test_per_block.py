@@ -6,8 +6,8 @@ import torch
 from looped.config import load_config
 from looped.data.batch import Batch
 from looped.errors import UserError
-from looped.evaluation.inference_cost import likelihood_cost
 from looped.evaluation.generation import generate
+from looped.evaluation.inference_cost import likelihood_cost
 from looped.evaluation.likelihood import losses_by_depth
 from looped.models.build import build
 from looped.objectives import build_objective

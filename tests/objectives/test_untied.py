@@ -7,8 +7,8 @@ from looped.config import load_config
 from looped.data.problems import prepare_task
 from looped.errors import UserError
 from looped.evaluation.answers import loop_states
-from looped.evaluation.inference_cost import likelihood_cost
 from looped.evaluation.exits import Stopping
+from looped.evaluation.inference_cost import likelihood_cost
 from looped.models.build import build
 from looped.objectives import build_objective
 from looped.objectives.base import surroundings
