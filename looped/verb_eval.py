@@ -2,23 +2,31 @@
 
 import json
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional
 
+from looped.config import load_config
 from looped.errors import UserError
 from looped.verb import Settings, Verb, parse_depths, parse_levels
+
+if TYPE_CHECKING:
+    from looped.evaluation.store import EvaluationFiles
 
 
 @dataclass
 class Eval(Verb):
     """Measure a trained run at every depth: on held-out text, with samples of its own, or on held-out problems.
 
-    Prints a table; writes eval/depth.jsonl, eval/examples.jsonl, eval/samples.jsonl and plots/*.png in the run's
-    folder; of other data than it was trained on, below its other/. Settings of evaluation.* and the solver
-    (--denoise.solver, .schedule, .bridge, .start) may be changed.
+    Prints a table; adds to eval/depth.jsonl, eval/examples.jsonl, eval/samples.jsonl in the run's folder, and draws
+    plots/*.png; of other data than it was trained on, below its other/. Ctrl-C keeps what is finished, and another
+    evaluation adds its depths. Settings of evaluation.* and the solver (--denoise.solver, .schedule, .bridge, .start)
+    may be changed; their rows are kept apart by `settings`.
     """
 
     run: Positional[Path]
@@ -59,6 +67,8 @@ class Eval(Verb):
     dtype: str = "fp32"
     """fp32, or bf16 or fp16 under autocast: faster on a GPU, with rounded products, so that figures compare only among
     themselves"""
+    out: Path | None = None
+    """the folder that gets the evaluation's files; the run's own if not given"""
     step: int | None = None
     """evaluate this checkpoint instead of the newest one"""
     raw: bool = False
@@ -117,7 +127,8 @@ class Eval(Verb):
         """Held-out text."""
         from looped.evaluation.depth import Twin, evaluate_run
         from looped.evaluation.probes import probe_table
-        from looped.evaluation.report import depth_table, save_evaluation
+        from looped.evaluation.report import depth_table, draw_evaluation
+        from looped.evaluation.store import PROBES
         from looped.hub.choose import open_encoder, open_judge, open_twin
 
         if run.config.objective == "masked":
@@ -127,23 +138,44 @@ class Eval(Verb):
                                     f"hidden ones; leave it out")
         twin, other = (open_twin(path, run, flag) if path is not None else None
                        for flag, path in (("twin", self.twin), ("match", self.match)))
-        result = evaluate_run(
-            run.objective, run.data, run.config, depths,
-            num_trajectories=self.trajectories, judge=open_judge(self.judge, run) if self.judge is not None else None,
-            match=Twin(str(other.path), other.objective, other.config.main_depth) if other is not None else None,
-            encoder=open_encoder(self.mauve, run.device) if self.mauve is not None else None)
-        found = _probe(run, result, twin) if self.probes or twin is not None else None
-        folder, about = _folder(run), _about(run, place)
-        save_evaluation(folder, result, run.config, about=about, probes=found)
+        judge = open_judge(self.judge, run) if self.judge is not None else None
+        encoder = open_encoder(self.mauve, run.device) if self.mauve is not None else None
+        with self._files(run, place) as files:
+            result = evaluate_run(
+                run.objective, run.data, run.config, depths, num_trajectories=self.trajectories, judge=judge,
+                match=Twin(str(other.path), other.objective, other.config.main_depth) if other is not None else None,
+                encoder=encoder, keep=files.keep)
+            found = _probe(run, result, twin) if self.probes or twin is not None else None
+            if found is not None:
+                files.add({PROBES: [*(row.as_dict() for row in found.rows),
+                                    *({"verdict": sentence} for sentence in found.sentences)]})
+            draw_evaluation(files, run.config, run.path.name)
         if self.json:
-            _print_lines(result.rows + (found.rows if found is not None else []), about)
+            files.show(result.rows + (found.rows if found is not None else []))
         else:
             _print_header(run, place)
             print(depth_table({run.path.name: [row.as_dict() for row in result.rows]}))
             if found is not None:
                 print(f"\nprobes:\n{probe_table(found.rows)}\n")
                 print("\n".join(found.sentences) or "nothing is out of order")
-            print(f"\npictures in {folder / 'plots'}, rows in {folder / 'eval'}")
+            print(f"\npictures in {files.folder / 'plots'}, rows in {files.folder / 'eval'}")
+
+    @contextmanager
+    def _files(self, run, place) -> Iterator["EvaluationFiles"]:
+        """The files of the evaluation, which can be written; Ctrl-C inside says what they hold."""
+        from looped.evaluation.store import EvaluationFiles, changed_settings
+        from looped.training.runs import CONFIG
+
+        flags = {"weights": "last" if self.raw and run.config.optim.ema_decay else None,
+                 "dtype": place.dtype if place.dtype != "fp32" else None}
+        changed = changed_settings(load_config(run.path / CONFIG), run.config, flags)
+        files = EvaluationFiles(self.out or _folder(run), run.step, changed, about=_about(run, place))
+        files.check(run.config)
+        try:
+            yield files
+        except KeyboardInterrupt:
+            print(f"\ninterrupted; {files.contents()}", file=sys.stderr)
+            raise
 
     def _of_block(self, run, place) -> None:
         """One block alone: its own loss, which asks no other."""
@@ -158,7 +190,8 @@ class Eval(Verb):
         with torch.no_grad():
             loss = heldout_own(run.objective, run.data, run.config)["loss"]
         if self.json:
-            print(json.dumps({"block": run.config.blocks.alone, **_about(run, place), "loss": loss}))
+            print(json.dumps({"block": run.config.blocks.alone, "step": run.step, **_about(run, place),
+                              "loss": loss}))
         else:
             print(f"{run.path}: block {run.config.blocks.alone} alone after {run.step} steps, measured on "
                   f"{place.name}\n\n"
@@ -169,37 +202,36 @@ class Eval(Verb):
         """Images instead of text."""
         self._no_flags_of_text("names what is on images")
         from looped.evaluation.accuracy import classify
-        from looped.evaluation.depth import Evaluation
-        from looped.evaluation.report import depth_table, save_evaluation
+        from looped.evaluation.report import depth_table, draw_evaluation
 
-        found = classify(run.objective, run.data, run.config, depths)
-        right = {depth: each.double() for depth, each in found.right.items()}
-        folder, about = _folder(run), _about(run, place)
-        save_evaluation(folder, Evaluation(found.rows, {"accuracy": right}, []), run.config, about=about)
+        with self._files(run, place) as files:
+            found = classify(run.objective, run.data, run.config, depths, keep=files.keep)
+            draw_evaluation(files, run.config, run.path.name)
         if self.json:
-            _print_lines(found.rows, about)
+            files.show(found.rows)
             return
         _print_header(run, place)
         print(depth_table({run.path.name: [row.as_dict() for row in found.rows]}))
-        print(f"\npicture in {folder / 'plots'}, rows in {folder / 'eval'}")
+        print(f"\npicture in {files.folder / 'plots'}, rows in {files.folder / 'eval'}")
 
     def _of_made_images(self, run, place, depths) -> None:
         """Images that the run makes."""
         self._no_flags_of_text("makes images")
         from looped.evaluation.image_quality import evaluate_images
-        from looped.evaluation.report import depth_table, level_table, save_evaluation
+        from looped.evaluation.report import depth_table, draw_evaluation, level_table
         from looped.hub.choose import open_features
 
-        found = evaluate_images(run.objective, run.data, run.config, depths, open_features(self.features, run))
-        folder, about = _folder(run), _about(run, place)
-        save_evaluation(folder, found, run.config, about=about)
+        features = open_features(self.features, run)
+        with self._files(run, place) as files:
+            found = evaluate_images(run.objective, run.data, run.config, depths, features, keep=files.keep)
+            draw_evaluation(files, run.config, run.path.name)
         if self.json:
-            _print_lines(found.rows, about)
+            files.show(found.rows)
             return
         rows = [row.as_dict() for row in found.rows]
         _print_header(run, place)
         print(f"{level_table(rows)}\n\n{depth_table({run.path.name: rows})}")
-        print(f"\npictures in {folder / 'plots'}, rows in {folder / 'eval'}")
+        print(f"\npictures in {files.folder / 'plots'}, rows in {files.folder / 'eval'}")
 
     def _no_flags_of_text(self, does: str) -> None:
         """Raises UserError for flags that only a run on text has a use for."""
@@ -212,19 +244,19 @@ class Eval(Verb):
         """Problems instead of text."""
         self._no_flags_of_text(f"solves {run.config.task.name}")
         from looped.evaluation.exits import Exit
-        from looped.evaluation.task_report import evaluate_task, save_task_evaluation, task_table
+        from looped.evaluation.task_report import evaluate_task, task_table, write_task_page
 
         levels = parse_levels(self.difficulties) if self.difficulties is not None else None
         exits = [Exit.parse(part) for part in self.exits.split(",")] if self.exits is not None else []
-        result = evaluate_task(run.objective, run.data, run.config, depths, levels, exits)
-        folder, about = _folder(run), _about(run, place)
-        save_task_evaluation(folder, result, run.data, run.config, _facts(run, place), about=about)
+        with self._files(run, place) as files:
+            result = evaluate_task(run.objective, run.data, run.config, depths, levels, exits, keep=files.keep)
+            write_task_page(files, result, run.data, run.config, _facts(run, place))
         if self.json:
-            _print_lines(result.rows, about)
+            files.show(result.rows)
             return
         _print_header(run, place)
         print(task_table(result, run.data))
-        print(f"\n{folder / 'report.html'} holds all of it, with verdicts; rows in {folder / 'eval'}")
+        print(f"\n{files.folder / 'report.html'} holds all of it, with verdicts; rows in {files.folder / 'eval'}")
 
 
 def need_whole(run, does: str) -> None:
@@ -242,18 +274,14 @@ def _folder(run) -> Path:
 
 
 def _about(run, place) -> dict[str, Any]:
-    """The columns that all figures of an evaluation have in common."""
+    """Where and on what all figures of an evaluation were measured."""
     data = {} if run.measured_on is None else {"data": run.measured_on}
-    return {"step": run.step, **place.fields, **data}
+    return {**place.fields, **data}
 
 
 def _print_header(run, place) -> None:
     print(f"{run.path}: {run.config.objective} on {run.data.facts['source']} after {run.step} steps, "
           f"measured on {place.name}\n")
-
-
-def _print_lines(rows, about) -> None:
-    print("\n".join(json.dumps({**about, **row.as_dict()}) for row in rows))
 
 
 def _facts(run, place):

@@ -315,14 +315,18 @@ class Compare(Verb):
 
 @dataclass
 class Plot(Verb):
-    """Draw the depth curves of evaluated runs in one picture, the trained depths shaded, and print them as a table."""
+    """Draw the depth curves of evaluated runs in one picture, the trained depths shaded, and print them as a table.
+
+    Each difficulty of a task has a curve of its own, and so has each checkpoint or setting that was evaluated.
+    """
 
     runs: Positional[tuple[Path, ...]]
     """folders of runs that `looped eval` has measured"""
     out: Path = Path("depth.png")
     """the picture: PNG, SVG or PDF; the table is written beside it as Markdown"""
-    metric: str = "nats_per_token"
-    """what to draw: nats_per_token or bits_per_byte"""
+    metric: str | None = None
+    """what to draw: any figure of eval/depth.jsonl with a depth, or a noise level; nats_per_token of text, solved of a
+    task, accuracy or frechet_distance of images if not given"""
 
     def __call__(self, settings: Settings) -> None:
         no_settings(settings, "plot")

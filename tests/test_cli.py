@@ -142,19 +142,20 @@ def test_a_judge_reads_the_samples_and_the_text_they_might_have_been(runs, capsy
     assert [row["n"] for row in rows if row["metric"] == "judged_nats_of_text"] == [2]
 
 
-def test_samples_are_held_against_a_twins_at_equal_diversity_and_against_the_text(runs, capsys):
+def test_samples_are_held_against_a_twins_at_equal_diversity_and_against_the_text(runs, tmp_path, capsys):
     """The run is its own twin: level with itself, at temperature 1."""
     run = str(runs["truncated"])
     assert main(["eval", run, "--judge", run, "--match", run, "--mauve", run, "--evaluation.num_samples", "8",
-                 "--depths", "2"]) == 0
+                 "--depths", "2", "--out", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert all(f"\n{name}: " in shown for name in ("judged", "matched", "mauve"))
     assert "+0.0 % [0.0, 0.0] at 1.00" in shown
     assert "too few to mean much" in shown
-    rows = [json.loads(line) for line in (runs["truncated"] / "eval" / "depth.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "eval" / "depth.jsonl").read_text().splitlines()]
+    assert {row["settings"] for row in rows} == {"evaluation.num_samples=8"}
     assert {row["by"] for row in rows if row["metric"] in ("mauve", "judged_nats", "matched_behind_twin")} == {run}
     assert {"repetition_4", "judged_bits_per_byte", "judged_bits_per_byte_of_text"} <= {row["metric"] for row in rows}
-    assert main(["plot", run, "--metric", "mauve", "--out", str(runs["truncated"] / "mauve.png")]) == 0
+    assert main(["plot", str(tmp_path), "--metric", "mauve", "--out", str(tmp_path / "mauve.png")]) == 0
 
 
 def test_probes_are_printed_and_kept(runs, capsys):

@@ -9,9 +9,10 @@ from looped.config import Config
 from looped.data.problems import prepare_task, trained_range
 from looped.devices import CPU, Placement
 from looped.errors import UserError
+from looped.evaluation.plots import AXES
 from looped.evaluation.solving import solved
 
-SHARE_SOLVED = Gauge("solved", "share solved", " at the hardest trained difficulty", "share of problems solved",
+SHARE_SOLVED = Gauge("solved", "share solved", " at the hardest trained difficulty", AXES["solved"],
                      higher_is_better=True, worst=0.0, examples="problems", is_share=True)
 
 

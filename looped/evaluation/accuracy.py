@@ -11,10 +11,10 @@ from torch import Tensor
 from looped.config import Config
 from looped.data.labelled import LabelledData
 from looped.evaluation.answers import answer
-from looped.evaluation.depth import peak_bytes
+from looped.evaluation.depth import at_once, peak_bytes
 from looped.evaluation.inference_cost import answer_cost
-from looped.evaluation.rows import Row, summarise
-from looped.evaluation.solving import at_once, best_depth
+from looped.evaluation.rows import Keep, Row, example_lines, keep_nothing, summarise
+from looped.evaluation.solving import best_depth
 from looped.objectives.base import Objective
 
 
@@ -30,15 +30,19 @@ class Classified:
         return best_depth(self.right)
 
 
-def classify(objective: Objective, data: LabelledData, config: Config, depths: Sequence[int]) -> Classified:
-    """Name the class of every held-out image at each depth: loop steps, or solver steps of a denoiser."""
+def classify(objective: Objective, data: LabelledData, config: Config, depths: Sequence[int], *,
+             keep: Keep = keep_nothing) -> Classified:
+    """Name the class of every held-out image at each depth: loop steps, or solver steps of a denoiser. `keep` is given
+    each part that is finished."""
     rows, right = [], {}
     for group in at_once(objective, depths):
         start = time.perf_counter()
-        right |= _right(objective, data, config, group)
+        found = _right(objective, data, config, group)
         seconds = time.perf_counter() - start
-        rows += [summarise("accuracy", right[depth].double(), depth=depth, seconds=seconds, peak_bytes=peak_bytes(),
+        part = [summarise("accuracy", found[depth].double(), depth=depth, seconds=seconds, peak_bytes=peak_bytes(),
                            **answer_cost(objective, depth, config.evaluation).fields()) for depth in group]
+        keep(part, example_lines("accuracy", found))
+        rows, right = rows + part, right | found
     return Classified(rows, right)
 
 

@@ -25,9 +25,10 @@ from looped.evaluation.likelihood import (
 )
 from looped.evaluation.mauve import Encoder, mauve_rows
 from looped.evaluation.quality import diversity, matched_quality, write_texts
-from looped.evaluation.rows import Row, summarise
+from looped.evaluation.rows import Keep, Row, example_lines, keep_nothing, summarise
 from looped.evaluation.texts import Ending, Texts, as_lists, lengths_of
 from looped.objectives.base import Objective, require_objective
+from looped.objectives.bptt import Unrolled
 from looped.objectives.denoise import Denoise
 from looped.objectives.masked import Masked
 
@@ -49,13 +50,14 @@ class DepthSweep:
 
 def evaluate_depth(objective: Objective, tokens: Int[Tensor, "num length_and_one"], depths: Sequence[int], *,
                    bytes_per_token: float, seed: int = 0, batch_size: int = 16, num_trajectories: int = 0,
-                   num_levels: int = 32) -> DepthSweep:
+                   num_levels: int = 32, keep: Keep = keep_nothing) -> DepthSweep:
     """Held-out nats a token and bits a byte at each of `depths`; for a denoiser also the loss by noise level.
 
     tokens: held-out sequences, one token longer than the context. `bytes_per_token` turns nats into bits a byte.
     A denoiser's nats are the variational bound of its stochastic solver; with `num_trajectories` its configured solver
     is sampled besides (`nats_by_solver`). Masked diffusion has the bound of so many unmasking steps at each depth, and
-    besides that of ever more of them, over `num_levels` levels (`nats_bound`, `bits_per_byte_bound`).
+    besides that of ever more of them, over `num_levels` levels (`nats_bound`, `bits_per_byte_bound`). `keep` is given
+    each part that is finished.
 
     Raises UserError for what is no objective, no token ids of its vocabulary, or no depth of at least 1.
     """
@@ -65,33 +67,45 @@ def evaluate_depth(objective: Objective, tokens: Int[Tensor, "num length_and_one
     settings = {"seed": seed, "batch_size": batch_size}
     rows, per_example, bits = [], {}, 1 / math.log(2) / bytes_per_token
 
-    def take(metric: str, results: Sequence[DepthLosses], cost_of: Callable[[int], Cost], **fields) -> None:
-        per_example[metric] = {result.depth: result.losses for result in results}
-        for result in results:
-            cost = {"depth": result.depth, "seconds": result.seconds, "peak_bytes": peak_bytes(),
-                    **cost_of(result.depth).fields(), **fields}
-            rows.append(summarise(metric, result.losses, **cost))
-            if metric == "nats_per_token":
-                rows.append(summarise("bits_per_byte", result.losses * bits, **cost))
+    def took(part: list[Row], metric: str, losses: dict[int, Tensor], **where: int) -> None:
+        rows.extend(part)
+        per_example.setdefault(metric, {}).update(losses)
+        keep(part, example_lines(metric, losses, **where))
 
-    take("nats_per_token", losses_by_depth(objective, tokens, depths, **settings),
+    def take(metric: str, measure: Callable[[Sequence[int]], list[DepthLosses]], cost_of: Callable[[int], Cost],
+             **where: int) -> None:
+        for group in at_once(objective, depths):
+            part, results = [], measure(group)
+            for result in results:
+                cost = {"depth": result.depth, "seconds": result.seconds, "peak_bytes": peak_bytes(),
+                        **cost_of(result.depth).fields(), **where}
+                part.append(summarise(metric, result.losses, **cost))
+                if metric == "nats_per_token":
+                    part.append(summarise("bits_per_byte", result.losses * bits, **cost))
+            took(part, metric, {result.depth: result.losses for result in results}, **where)
+
+    take("nats_per_token", lambda group: losses_by_depth(objective, tokens, group, **settings),
          partial(likelihood_cost, objective))
     if isinstance(objective, Denoise):
         by_sigma = losses_by_sigma(objective, tokens, **settings)
-        rows += [summarise("nats_at_sigma", losses, sigma=sigma) for sigma, losses in by_sigma]
         sigma_max, at_max = by_sigma[0]
-        per_example["nats_at_sigma_max"] = {1: at_max}
-        rows.append(summarise("nats_at_sigma_max", at_max, sigma=sigma_max))
+        took([*(summarise("nats_at_sigma", losses, sigma=sigma) for sigma, losses in by_sigma),
+              summarise("nats_at_sigma_max", at_max, sigma=sigma_max)], "nats_at_sigma_max", {1: at_max})
         if num_trajectories:
-            take("nats_by_solver", losses_by_solver(objective, tokens, depths, num_trajectories=num_trajectories,
-                                                    **settings),
+            take("nats_by_solver", lambda group: losses_by_solver(objective, tokens, group,
+                                                                  num_trajectories=num_trajectories, **settings),
                  lambda depth: solver_likelihood_cost(objective, depth, num_trajectories),
                  trajectories=num_trajectories)
     if isinstance(objective, Masked):
         whole = masked_bounds(objective, tokens, num_levels, **settings)
-        per_example["nats_bound"] = {1: whole}
-        rows += [summarise("nats_bound", whole), summarise("bits_per_byte_bound", whole * bits)]
+        took([summarise("nats_bound", whole), summarise("bits_per_byte_bound", whole * bits)], "nats_bound", {1: whole})
     return DepthSweep(rows, per_example)
+
+
+def at_once(objective: Objective, depths: Sequence[int]) -> list[tuple[int, ...]]:
+    """Depths that one run gives together: all of a loop's, each of a solver's alone."""
+    depths = sorted(set(depths))
+    return [tuple(depths)] if isinstance(objective, Unrolled) else [(depth,) for depth in depths]
 
 
 @dataclass(frozen=True)
@@ -114,11 +128,12 @@ class Twin:
 
 def evaluate_run(objective: Objective, data: MeasuredText, config: Config, depths: Sequence[int], *,
                  num_trajectories: int = 0, judge: Reader | None = None, match: Twin | None = None,
-                 encoder: Encoder | None = None) -> Evaluation:
+                 encoder: Encoder | None = None, keep: Keep = keep_nothing) -> Evaluation:
     """All that `looped eval` reports, on the held-out text of `data` and with the sizes of `config.evaluation`.
 
     A `judge` reads the samples and, as the level to reach, the held-out text that follows their prompts; with `match`,
-    also beside those of a twin at equal diversity. An `encoder` gives the features of MAUVE.
+    also beside those of a twin at equal diversity. An `encoder` gives the features of MAUVE. `keep` is given each part
+    that is finished.
     """
     c, device = config.evaluation, next(objective.parameters()).device
     num = min(max(c.num_sequences, c.num_samples), data.heldout.windows(config.data.length))
@@ -131,22 +146,34 @@ def evaluate_run(objective: Objective, data: MeasuredText, config: Config, depth
     truth = Ending(objective.end_of_text).cut(truth)
     sweep = evaluate_depth(objective, tokens[: c.num_sequences], depths, bytes_per_token=data.bytes_per_token,
                            seed=config.seed, batch_size=c.batch_size, num_trajectories=num_trajectories,
-                           num_levels=c.levels)
-    rows, texts = evaluate_samples(objective, prompts, depths, num_tokens=c.sample_length, seed=config.seed)
-    rows, per_example, decode = sweep.rows + rows, sweep.per_example, data.tokenizer.decode
+                           num_levels=c.levels, keep=keep)
+    rows, per_example, samples, texts = sweep.rows, sweep.per_example, [], {}
+    decode = data.tokenizer.decode
+
+    def took(part: list[Row], examples: Sequence[dict] = (), written: Sequence[dict] = ()) -> None:
+        rows.extend(part)
+        samples.extend(written)
+        keep(part, examples, written)
+
+    for depth in depths:
+        part, found = evaluate_samples(objective, prompts, [depth], num_tokens=c.sample_length, seed=config.seed)
+        texts |= found
+        took(part, written=[{"depth": depth, "prompt": decode(prompt), "text": decode(text)}
+                            for prompt, text in zip(prompts.tolist(), as_lists(found[depth]), strict=True)])
     if judge is not None:
-        rows += judged_rows(judge, prompts, truth, decode, suffix="_of_text")
-        rows += [row for depth in texts for row in judged_rows(judge, prompts, texts[depth], decode, depth=depth)]
+        took(judged_rows(judge, prompts, truth, decode, suffix="_of_text"))
+        for depth in texts:
+            took(judged_rows(judge, prompts, texts[depth], decode, depth=depth))
     if judge is not None and match is not None:
         found = matched_quality(objective, match.objective, judge, prompts, depths, num_tokens=c.sample_length,
                                 seed=config.seed, twin_depth=match.depth, twin_name=match.name, texts=texts)
-        rows, per_example = rows + found.rows, per_example | found.per_example
+        per_example = per_example | found.per_example
+        took(found.rows, [line for metric, by_depth in found.per_example.items()
+                          for line in example_lines(metric, by_depth)])
     if encoder is not None:
         real, *written = ([decode(row) for row in as_lists(torch.cat([prompts, each], dim=1))]
                           for each in (truth, *texts.values()))
-        rows += mauve_rows(encoder, real, dict(zip(texts, written, strict=True)), seed=config.seed)
-    samples = [{"depth": depth, "prompt": decode(prompt), "text": decode(text)} for depth in texts
-               for prompt, text in zip(prompts.tolist(), as_lists(texts[depth]), strict=True)]
+        took(mauve_rows(encoder, real, dict(zip(texts, written, strict=True)), seed=config.seed))
     return Evaluation(rows, per_example, samples)
 
 

@@ -212,15 +212,19 @@ def _saturation(report: DepthReport) -> Lines:
 def _exits(report: DepthReport) -> str:
     """A line a difficulty and exit; nothing without exits."""
     at = {(row.difficulty, row.by, row.metric): row for row in report.exits}
+    most = {(row.difficulty, row.depth): row.evaluations for row in report.rows if row.evaluations is not None}
     lines = []
     for (level, by, metric), used in at.items():
         if metric != "steps_used":
             continue
         left, lost = (at[level, by, name] for name in ("solved_with_exit", "lost_by_exit"))
         kind, _, threshold = (by or "").partition("=")
-        lines.append([str(level), kind, threshold or "-", f"{used.mean:.1f} of {used.depth}", _share(left),
+        ran = f"{used.mean:.1f} of {most.get((level, used.depth), used.depth):.0f}"
+        cost = "-" if used.layer_forwards is None else f"{used.layer_forwards:,.1f}"
+        lines.append([str(level), kind, threshold or "-", ran, cost, _share(left),
                       f"{left.mean + lost.mean:.3f}", f"{lost.mean:+.3f} [{lost.ci_low:+.2f}, {lost.ci_high:+.2f}]"])
-    header = [report.difficulty, "exit", "threshold", "mean steps", "solved", "solved by all steps", "lost, paired"]
+    header = [report.difficulty, "exit", "threshold", "mean evaluations", "layer forwards", "solved",
+              "solved by all steps", "lost, paired"]
     return "<h2>Stopping early</h2>\n" + table(header, lines) if lines else ""
 
 

@@ -15,7 +15,7 @@ from looped.evaluation.image_distances import distances
 from looped.evaluation.image_features import Features
 from looped.evaluation.image_samples import make_images
 from looped.evaluation.inference_cost import image_cost
-from looped.evaluation.rows import Row, summarise
+from looped.evaluation.rows import Keep, Row, example_lines, keep_nothing, summarise
 from looped.objectives.pixels import DenoisePixels
 from looped.rng import StepRandom
 
@@ -26,10 +26,11 @@ LOSS_STEP = -1
 
 
 def evaluate_images(objective: DenoisePixels, data: LabelledData, config: Config, depths: Sequence[int],
-                    features: Features) -> Evaluation:
-    """All that `looped eval` reports of a run that makes images."""
+                    features: Features, *, keep: Keep = keep_nothing) -> Evaluation:
+    """All that `looped eval` reports of a run that makes images. `keep` is given each part that is finished."""
     rows, per_example = loss_rows(objective, data, config)
-    return Evaluation(rows + distance_rows(objective, data, config, depths, features), per_example, [])
+    keep(rows, example_lines("heldout_loss", per_example["heldout_loss"]))
+    return Evaluation(rows + distance_rows(objective, data, config, depths, features, keep=keep), per_example, [])
 
 
 # ---- the loss --------------------------------------------------------------------------------------------------------
@@ -82,7 +83,7 @@ def _name(block: int) -> str:
 
 
 def distance_rows(objective: DenoisePixels, data: LabelledData, config: Config, depths: Sequence[int],
-                  features: Features) -> list[Row]:
+                  features: Features, *, keep: Keep = keep_nothing) -> list[Row]:
     """Fréchet distance, precision and recall between held-out images and as many made ones of the same classes
     (`evaluation.num_images`), at each number of solver steps. layer_forwards, evaluations: of one image."""
     c, scale, heldout = config.evaluation, data.images.scale, data.images.heldout
@@ -96,6 +97,8 @@ def distance_rows(objective: DenoisePixels, data: LabelledData, config: Config, 
         cost = {"depth": depth, "seconds": time.perf_counter() - start, "peak_bytes": peak_bytes(),
                 **image_cost(objective, depth, guidance).fields()}
         found = distances(real, features.of(scale.levels(images)), by=features.name)
-        rows += [Row(metric, value, None, None, len(labels), by=found.by, **cost) for metric, value in
-                 (("frechet_distance", found.frechet), ("precision", found.precision), ("recall", found.recall))]
+        part = [Row(metric, value, None, None, len(labels), by=found.by, **cost) for metric, value in
+                (("frechet_distance", found.frechet), ("precision", found.precision), ("recall", found.recall))]
+        keep(part)
+        rows += part
     return rows

@@ -9,34 +9,44 @@ Rows = Sequence[Mapping[str, Any]]
 
 AXES = {"nats_per_token": "held-out loss (nats a token)", "bits_per_byte": "held-out loss (bits a byte)",
         "accuracy": "share of held-out images named rightly", "nats_at_sigma": "held-out loss (nats a token)",
-        "loss_at_sigma": "held-out squared error, weighted", "frechet_distance": "Fréchet distance to held-out images"}
+        "loss_at_sigma": "held-out squared error, weighted", "frechet_distance": "Fréchet distance to held-out images",
+        "precision": "share of made images that are like held-out ones",
+        "recall": "share of held-out images that made ones are like", "solved": "share of problems solved",
+        "cells": "share of sought cells that are right", "solved_with_exit": "share of problems solved, by an exit",
+        "steps_used": "mean steps until an exit", "lost_by_exit": "share of problems lost by an exit"}
 COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#8f5fb0", "#c78100", "#4a4a4a", "#2aa5a0", "#7b4a2b", "#d678b4", "#8a9a00")
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Rows of one metric by depth, and the range of depths that training ran."""
+    """Rows of one metric by depth, and the range of depths that training of the `run` covered."""
 
     label: str
     rows: Rows
     trained: tuple[int, int]
     metric: str
+    run: str
 
 
 def plot_depth(curves: Sequence[Curve], path: Path) -> None:
-    """Quality over depth, 95 % intervals as bands; a bar under each curve's colour marks the depths it was trained at.
+    """Quality over depth, 95 % intervals as bands; a bar for each run, in the colour of its first curve, marks the
+    depths it was trained at.
 
     Raises ValueError for a file type that matplotlib does not write.
     """
     figure, axes = new_figure()
+    shaded: set[str] = set()
     for curve, colour in zip(curves, colours(len(curves)), strict=True):
         depths = [row["depth"] for row in curve.rows]
         axes.plot(depths, [row["mean"] for row in curve.rows], "o-", color=colour, markersize=4, label=curve.label)
         low, high = ([row.get(end, row["mean"]) for row in curve.rows] for end in ("ci_low", "ci_high"))
         axes.fill_between(depths, low, high, color=colour, alpha=0.12, linewidth=0)
+        if curve.run in shaded:
+            continue
+        shaded.add(curve.run)
         low, high = curve.trained
         axes.axvspan(low / 1.06, high * 1.06, color=colour, alpha=0.08, linewidth=0,
-                     label=f"trained depth, {curve.label}: {low if low == high else f'{low} to {high}'}")
+                     label=f"trained depth, {curve.run}: {low if low == high else f'{low} to {high}'}")
     over_depth(axes, {row["depth"] for curve in curves for row in curve.rows})
     axes.set_ylabel(AXES.get(curves[0].metric, curves[0].metric))
     save(figure, axes, path)
@@ -49,11 +59,11 @@ def plot_sigma(runs: Mapping[str, Rows], path: Path) -> None:
         rows = sorted(rows, key=lambda row: row["sigma"])
         axes.plot([row["sigma"] for row in rows], [row["mean"] for row in rows], "o-", color=colour, markersize=4,
                   label=label)
-        axes.fill_between([row["sigma"] for row in rows], [row["ci_low"] for row in rows],
-                          [row["ci_high"] for row in rows], color=colour, alpha=0.12, linewidth=0)
+        low, high = ([row.get(end, row["mean"]) for row in rows] for end in ("ci_low", "ci_high"))
+        axes.fill_between([row["sigma"] for row in rows], low, high, color=colour, alpha=0.12, linewidth=0)
     axes.set_xscale("log")
     axes.set_xlabel("noise level sigma")
-    axes.set_ylabel(AXES[rows[0]["metric"]])
+    axes.set_ylabel(AXES.get(rows[0]["metric"], rows[0]["metric"]))
     save(figure, axes, path)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from looped.data.task import Cells, Problem, Task
-from looped.evaluation.plots import COLOURS, new_figure, over_depth, save
+from looped.evaluation.plots import AXES, COLOURS, new_figure, over_depth, save
 from looped.evaluation.rows import Row
 from looped.evaluation.stability import Stability
 
@@ -38,16 +38,16 @@ class Trained:
 
 def plot_map(shares: Mapping[int, Mapping[int, float]], trained: Trained, path: Path, *, difficulty: str) -> None:
     """The share solved, `shares[difficulty][depth]`, as a map; a frame around what was trained."""
-    levels, depths = sorted(shares), sorted(next(iter(shares.values())))
+    levels, depths = sorted(shares), sorted(set().union(*shares.values()))
     figure, axes = new_figure(2.2 + 0.62 * len(depths), 1.5 + 0.46 * len(levels))
-    values = np.array([[shares[level][depth] for depth in depths] for level in levels])
+    values = np.array([[shares[level].get(depth, np.nan) for depth in depths] for level in levels])
     image = draw_map(axes, values, depths, levels)
     _frame(axes, _within(trained.depths, depths), _within(trained.difficulties, levels))
     axes.set_xlabel("depth (steps)")
     axes.set_ylabel(difficulty)
     for side in axes.spines.values():
         side.set_visible(False)
-    bar = figure.colorbar(image, ax=axes, pad=0.02, label="share of problems solved")
+    bar = figure.colorbar(image, ax=axes, pad=0.02, label=AXES["solved"])
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8)
     figure.legend(*axes.get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside upper right")
@@ -60,7 +60,8 @@ def draw_map(axes, shares: np.ndarray, depths: Sequence[int], levels: Sequence[i
     axes.set_xticks(range(len(depths)), list(map(str, depths)), fontsize=8)
     axes.set_yticks(range(len(levels)), list(map(str, levels)), fontsize=8)
     if shares.size <= LEGIBLE:
-        for (row, column), share in np.ndenumerate(shares):
+        for row, column in np.argwhere(~np.isnan(shares)):
+            share = shares[row, column]
             axes.text(column, row, f"{share:.2f}", ha="center", va="center", fontsize=7,
                       color="white" if share > 0.6 else GIVEN)
     return image
@@ -107,7 +108,7 @@ def plot_levels(rows: Sequence[Row], trained: Trained, path: Path, *, difficulty
                           alpha=0.13, linewidth=0)
     over_depth(axes, {row.depth for row in rows})
     axes.set_ylim(-0.03, 1.03)
-    axes.set_ylabel("share of problems solved")
+    axes.set_ylabel(AXES["solved"])
     save(figure, axes, path)
 
 

@@ -1,61 +1,44 @@
-"""What an evaluation leaves behind: JSON lines in the run's folder, tables in Markdown, pictures.
+"""Reports of evaluations: tables in Markdown and pictures, of the rows that `store` keeps.
 
-    runs/<name>/eval/depth.jsonl     one row a figure: {depth, metric, mean, ci_low, ci_high, n, ...}
-    runs/<name>/eval/examples.jsonl  the figure of every held-out sequence, for paired comparisons
-    runs/<name>/eval/samples.jsonl   prompts and their continuations at each depth
-    runs/<name>/eval/probes.jsonl    with --probes: their figures, and what is out of order
     runs/<name>/plots/depth.png      the depth curve; sigma.png the loss by noise level; partition.png which of several
                                      blocks has which levels
 """
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from looped.config import Config, load_config
 from looped.diffusion.noise import noise_from_config
 from looped.errors import UserError, did_you_mean
-from looped.evaluation.depth import Evaluation
 from looped.evaluation.mauve import ENOUGH
 from looped.evaluation.plots import Curve, plot_depth, plot_sigma
 from looped.evaluation.plots_blocks import plot_mask_partition, plot_partition
-from looped.evaluation.probes import Probes
+from looped.evaluation.store import IDENTITY, ROWS, EvaluationFiles, read_rows, writing_to
 from looped.objectives.depth import trained_depths
-
-ROWS, EXAMPLES, SAMPLES = "eval/depth.jsonl", "eval/examples.jsonl", "eval/samples.jsonl"
-PROBES = "eval/probes.jsonl"
 
 Rows = Sequence[Mapping[str, Any]]
 
-
-MAIN = ("nats_per_token", "accuracy", "frechet_distance")
+TABLED = ("nats_per_token", "accuracy", "frechet_distance")
 """The figure that an evaluation is about: of text, of images that are named, or of images that are made."""
+MAIN = (*TABLED, "solved")
+"""The same, and that of problems."""
 BY_LEVEL = ("nats_at_sigma", "loss_at_sigma")
 """Figures by noise level."""
+VARIANTS = ("difficulty", "by", "trajectories")
+"""What sets curves of one metric and one evaluation apart."""
 
 
-def save_evaluation(run: Path, evaluation: Evaluation, config: Config, *, about: Mapping[str, Any],
-                    probes: Probes | None = None) -> None:
-    """Write everything of an evaluation into the folder of a run. `about`: what all lines say: the `step` of the
-    checkpoint, `device` and `dtype`, and of other data than the run's their name (`data`). Raises UserError."""
-    rows = [{**about, **row.as_dict()} for row in evaluation.rows]
-    examples = [{**about, "metric": metric, "depth": depth, "values": values.tolist()}
-                for metric, by_depth in evaluation.per_example.items() for depth, values in by_depth.items()]
-    files = {ROWS: rows, EXAMPLES: examples, SAMPLES: evaluation.samples}
-    if probes is not None:
-        files[PROBES] = [{**about, **row.as_dict()} for row in probes.rows]
-        files[PROBES] += [{**about, "verdict": sentence} for sentence in probes.sentences]
-    write_lines(run, files)
-    try:
-        main = next(metric for metric in MAIN if any(row["metric"] == metric for row in rows))
-        plot_depth([_curve(run.name, rows, config, main)], run / "plots" / "depth.png")
+def draw_evaluation(files: EvaluationFiles, config: Config, name: str) -> None:
+    """The pictures of all that was measured of a checkpoint. Raises UserError."""
+    rows, plots = files.read(ROWS), files.folder / "plots"
+    with writing_to(files.folder), files.lock():
+        main = next(metric for metric in TABLED if any(row["metric"] == metric for row in rows))
+        plot_depth(_curves(Measured(name, name, rows, trained_depths(config)), main), plots / "depth.png")
         if any("sigma" in row for row in rows):
-            plot_sigma({run.name: [row for row in rows if row["metric"] in BY_LEVEL]},
-                       run / "plots" / "sigma.png")
-        picture_blocks(run, config)
-    except OSError as error:
-        raise cannot_write(run, error) from None
+            plot_sigma({name: [row for row in rows if row["metric"] in BY_LEVEL]}, plots / "sigma.png")
+        picture_blocks(files.folder, config)
 
 
 def picture_blocks(run: Path, config: Config) -> None:
@@ -67,48 +50,33 @@ def picture_blocks(run: Path, config: Config) -> None:
         plot_mask_partition(config.blocks, config.masked.schedule, path)
 
 
-def write_lines(run: Path, files: Mapping[str, Iterable[Mapping[str, Any]]]) -> None:
-    """JSON lines into files of a run's folder, which gets the folders for them and for pictures. Raises UserError."""
-    try:
-        for folder in ("eval", "plots"):
-            (run / folder).mkdir(parents=True, exist_ok=True)
-        for name, lines in files.items():
-            (run / name).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    except OSError as error:
-        raise cannot_write(run, error) from None
+# ---- runs side by side -----------------------------------------------------------------------------------------------
 
 
-def cannot_write(run: Path, error: OSError) -> UserError:
-    """The sentence for a folder that refuses."""
-    return UserError(f"cannot write the evaluation to {run}: {error.strerror or error}; free space or permissions")
+@dataclass(frozen=True)
+class Measured:
+    """One evaluation of a run: `rows` of one checkpoint and the same settings, the depths that the run was trained at.
+    `label` tells it from all others, `run` from other runs."""
+
+    label: str
+    run: str
+    rows: Rows
+    trained: tuple[int, int]
 
 
-def read_rows(run: Path) -> list[dict[str, Any]]:
-    """The rows that `looped eval` left in a run's folder. Raises UserError."""
-    path = run / ROWS
-    try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        if not rows or not all(isinstance(row, dict) and "metric" in row for row in rows):
-            raise ValueError
-    except OSError:
-        raise UserError(f"{run} has no {ROWS}; measure it with looped eval {run}") from None
-    except ValueError:
-        raise UserError(f"{path} is damaged; write it anew with looped eval {run}") from None
-    return rows
+def plot_runs(runs: Sequence[Path], out: Path, *, metric: str | None = None) -> str:
+    """Curves of several runs in one picture, over depth, or over the noise level where a metric has no depth; the
+    table, which is also written beside it.
 
-
-def plot_runs(runs: Sequence[Path], out: Path, *, metric: str = "nats_per_token") -> str:
-    """Depth curves of several runs in one picture; the table, which is also written beside it. Raises UserError."""
-    rows = {_label(run, runs): read_rows(run) for run in runs}
-    known = {row["metric"] for each in rows.values() for row in each if "depth" in row}
-    if metric not in known:
-        raise UserError(f"metric '{metric}' is not among the figures by depth{did_you_mean(metric, known)}")
-    curves = [_curve(label, each, load_config(run / "config.yaml"), metric)
-              for run, (label, each) in zip(runs, rows.items(), strict=True)]
-    table = depth_table(rows)
+    metric: the main figure of the runs if None. Each checkpoint, each change of settings and each difficulty has a
+    curve of its own. Raises UserError.
+    """
+    measured = [each for run in runs for each in _evaluations(run, runs)]
+    chosen = _main_metric(measured) if metric is None else metric
+    place = _place(chosen, measured)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        plot_depth(curves, out)
+        table = (_draw_depth if place == "depth" else _draw_sigma)(measured, chosen, out)
         out.with_suffix(".md").write_text(table + "\n", encoding="utf-8")
     except (OSError, ValueError) as error:
         raise UserError(f"cannot write {out}: {getattr(error, 'strerror', None) or error}; choose another --out"
@@ -116,14 +84,92 @@ def plot_runs(runs: Sequence[Path], out: Path, *, metric: str = "nats_per_token"
     return table
 
 
+def _evaluations(run: Path, runs: Sequence[Path]) -> Iterator[Measured]:
+    """A run's rows, apart by checkpoint and settings; its label says these where there are several."""
+    apart: dict[tuple, list] = {}
+    for row in read_rows(run):
+        apart.setdefault(tuple(row.get(name) for name in IDENTITY), []).append(row)
+    trained, name = trained_depths(load_config(run / "config.yaml")), _label(run, runs)
+    steps, settings = ({identity[place] for identity in apart} for place in (0, 1))
+    for (step, changed), rows in apart.items():
+        said = [name] + [f"step {step}"] * (len(steps) > 1)
+        said += [changed or "settings of training"] * (len(settings) > 1)
+        yield Measured(", ".join(said), name, rows, trained)
+
+
 def _label(run: Path, runs: Sequence[Path]) -> str:
     """The folder's name, or its whole path where two runs share a name."""
     return str(run) if [other.name for other in runs].count(run.name) > 1 else run.name
 
 
-def _curve(label: str, rows: Rows, config: Config, metric: str) -> Curve:
-    return Curve(label=label, rows=[row for row in rows if row["metric"] == metric and "depth" in row],
-                 trained=trained_depths(config), metric=metric)
+def _main_metric(measured: Sequence[Measured]) -> str:
+    """The figure that all of the runs are about. Raises UserError where there is none."""
+    about = {each.run: next((metric for metric in MAIN if any(row["metric"] == metric for row in each.rows)), None)
+             for each in measured}
+    if len(set(about.values())) > 1 or None in about.values():
+        raise UserError("the runs have no figure in common that they are about ("
+                        + ", ".join(f"{run}: {metric or 'none'}" for run, metric in about.items())
+                        + "); choose one with --metric")
+    return next(iter(about.values()))
+
+
+def _place(metric: str, measured: Sequence[Measured]) -> str:
+    """Whether a metric goes over `depth` or `sigma`. Raises UserError for one with neither, and for one there is not.
+    """
+    rows = [row for each in measured for row in each.rows]
+    for place in ("depth", "sigma"):
+        if any(row["metric"] == metric and place in row for row in rows):
+            return place
+    if any(row["metric"] == metric for row in rows):
+        raise UserError(f"metric '{metric}' is one figure without depth or noise level; read it in {ROWS}")
+    known = {row["metric"] for row in rows if "depth" in row or "sigma" in row}
+    raise UserError(f"metric '{metric}' is not among the figures by depth{did_you_mean(metric, known)}")
+
+
+def _draw_depth(measured: Sequence[Measured], metric: str, out: Path) -> str:
+    curves = [curve for each in measured for curve in _curves(each, metric)]
+    plot_depth(curves, out)
+    if metric in (*TABLED, "bits_per_byte"):
+        return depth_table({each.label: each.rows for each in measured})
+    return figure_table(metric, {curve.label: curve.rows for curve in curves}, "depth")
+
+
+def _draw_sigma(measured: Sequence[Measured], metric: str, out: Path) -> str:
+    rows = {each.label: [row for row in each.rows if row["metric"] == metric] for each in measured}
+    rows = {label: each for label, each in rows.items() if each}
+    plot_sigma(rows, out)
+    return figure_table(metric, rows, "sigma")
+
+
+def _curves(measured: Measured, metric: str) -> list[Curve]:
+    """A curve for each difficulty, and for whatever else the figures of a metric depend on."""
+    rows = [row for row in measured.rows if row["metric"] == metric and "depth" in row]
+    apart: dict[tuple, list] = {}
+    for row in rows:
+        apart.setdefault(tuple(row.get(name) for name in VARIANTS), []).append(row)
+    varying = [name for place, name in enumerate(VARIANTS)
+               if name == "difficulty" or len({variant[place] for variant in apart}) > 1]
+    return [Curve(", ".join([measured.label, *_variant(each[0], varying)]), sorted(each, key=lambda row: row["depth"]),
+                  measured.trained, metric, measured.run)
+            for _, each in sorted(apart.items(), key=lambda item: [(v is not None, v) for v in item[0]])]
+
+
+def _variant(row: Mapping[str, Any], varying: Sequence[str]) -> list[str]:
+    """The words of a curve's label beside its run: `difficulty 4`, or the name of a judge or an exit."""
+    return [str(row[name]) if name == "by" else f"{name} {row[name]}" for name in varying if name in row]
+
+
+def figure_table(metric: str, curves: Mapping[str, Rows], place: str) -> str:
+    """Markdown: a line a curve, a column for each depth (or sigma, `place`) of one metric."""
+    columns = sorted({row[place] for rows in curves.values() for row in rows}, reverse=place == "sigma")
+    lines = []
+    for label, rows in curves.items():
+        at = {row[place]: row for row in rows}
+        lines.append([label, *(_with_interval(at.get(column, {})) for column in columns)])
+    return markdown_table([metric, *(f"{place} {column:g}" for column in columns)], lines)
+
+
+# ---- tables ----------------------------------------------------------------------------------------------------------
 
 
 def depth_table(runs: Mapping[str, Rows]) -> str:
@@ -133,7 +179,7 @@ def depth_table(runs: Mapping[str, Rows]) -> str:
         at = {(row["metric"], row.get("depth")): row for row in rows}
         for depth in sorted({row["depth"] for row in rows if "depth" in row}):
             mine = {metric: row for (metric, at_depth), row in at.items() if at_depth == depth}
-            if not mine.keys().isdisjoint(MAIN):
+            if not mine.keys().isdisjoint(TABLED):
                 lines.append({"run": label, "depth": str(depth), **_cells(mine)})
         notes += _notes(label, at)
     header = [name for name in lines[0] if any(line[name] != "-" for line in lines)] if lines else ["run", "depth"]
@@ -146,7 +192,7 @@ def _cells(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     def mean(metric: str, digits: int = 3) -> str:
         return _number(rows.get(metric, {}).get("mean"), digits)
 
-    nats, accuracy, frechet = (rows.get(metric, {}) for metric in MAIN)
+    nats, accuracy, frechet = (rows.get(metric, {}) for metric in TABLED)
     main = nats or accuracy or frechet
     return {"nats a token": _with_interval(nats), "accuracy": _with_interval(accuracy),
             "Fréchet distance": mean("frechet_distance"), "precision": mean("precision"), "recall": mean("recall"),
@@ -198,8 +244,11 @@ def _notes(label: str, at: Mapping[tuple[str, int | None], Mapping[str, Any]]) -
 
 
 def _with_interval(row: Mapping[str, Any]) -> str:
-    """`3.604 [3.570, 3.641]`, the mean with its 95 % interval."""
-    return f"{row['mean']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]" if row else "-"
+    """`3.604 [3.570, 3.641]`, the mean with its 95 % interval, if it has one."""
+    if not row:
+        return "-"
+    interval = f" [{row['ci_low']:.3f}, {row['ci_high']:.3f}]" if "ci_low" in row else ""
+    return f"{row['mean']:.3f}{interval}"
 
 
 def _number(value: float | None, digits: int) -> str:

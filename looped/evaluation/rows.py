@@ -5,12 +5,13 @@ evaluations, peak_bytes}, so that a table, a JSONL file and a plot of any two ru
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from statistics import fmean, stdev
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from looped.rng import generator
@@ -43,6 +44,32 @@ class Row:
     def as_dict(self) -> dict:
         """Only the fields that are set."""
         return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def row_of(line: Mapping[str, Any]) -> Row:
+    """The row that a line of JSON holds; keys that no row has are left out."""
+    return Row(**{field.name: line.get(field.name) for field in fields(Row)})
+
+
+@runtime_checkable
+class Keep(Protocol):
+    """Takes each part of an evaluation as soon as it is finished: rows, `example_lines`, and samples of text."""
+
+    def __call__(self, rows: Sequence[Row] = (), examples: Sequence[dict[str, Any]] = (),
+                 samples: Sequence[dict[str, Any]] = ()) -> None: ...
+
+
+def keep_nothing(rows: Sequence[Row] = (), examples: Sequence[dict[str, Any]] = (),
+                 samples: Sequence[dict[str, Any]] = ()) -> None:
+    """For evaluations that are returned alone."""
+
+
+def example_lines(metric: str, by_depth: Mapping[int, Float[Tensor, "num"] | Bool[Tensor, "num"]],
+                  **where: int | None) -> list[dict[str, Any]]:
+    """The figures of single sequences as JSON lines; `where`: difficulty or trajectories, if they have one."""
+    where = {name: value for name, value in where.items() if value is not None}
+    return [{"metric": metric, **where, "depth": depth, "values": values.double().tolist()}
+            for depth, values in by_depth.items()]
 
 
 def summarise(metric: str, values: Float[Tensor, "num"], **fields) -> Row:

@@ -13,11 +13,10 @@ from looped.config import Config
 from looped.data.problems import TaskData
 from looped.data.task import Cells, Problem, Task, next_token
 from looped.evaluation.answers import answer
-from looped.evaluation.depth import peak_bytes
+from looped.evaluation.depth import at_once, peak_bytes
 from looped.evaluation.exits import Exit
-from looped.evaluation.rows import Row, summarise
-from looped.objectives.base import Classifier, Objective
-from looped.objectives.denoise import Denoise
+from looped.evaluation.rows import Keep, Row, example_lines, keep_nothing, summarise
+from looped.objectives.base import Objective
 
 
 @dataclass(frozen=True)
@@ -63,22 +62,26 @@ class Scores:
 
 
 def solved(objective: Objective, data: TaskData, config: Config, depths: Sequence[int],
-           difficulties: Sequence[int]) -> Solved:
-    """Solve `evaluation.num_problems` held-out problems of each difficulty at each depth."""
+           difficulties: Sequence[int], *, keep: Keep = keep_nothing) -> Solved:
+    """Solve `evaluation.num_problems` held-out problems of each difficulty at each depth. `keep` is given each part
+    that is finished."""
     rows, per_example = [], {}
     for difficulty in difficulties:
-        scores = {}
+        per_example[difficulty] = {}
         for group in at_once(objective, depths):
-            scores |= score(objective, data, config, difficulty, group)
-        per_example[difficulty] = {depth: each.right for depth, each in scores.items()}
-        for depth, each in scores.items():
-            cost = {"depth": depth, "difficulty": difficulty, "peak_bytes": peak_bytes(), **each.cost}
-            rows += [summarise("solved", each.right.double(), **cost), summarise("cells", each.cells, **cost)]
+            part, right = [], {}
+            for depth, each in score(objective, data, config, difficulty, group).items():
+                cost = {"depth": depth, "difficulty": difficulty, "peak_bytes": peak_bytes(), **each.cost}
+                part += [summarise("solved", each.right.double(), **cost), summarise("cells", each.cells, **cost)]
+                right[depth] = each.right
+            keep(part, example_lines("solved", right, difficulty=difficulty))
+            rows += part
+            per_example[difficulty] |= right
     return Solved(rows, per_example)
 
 
 def exit_rows(objective: Objective, data: TaskData, config: Config, depth: int, difficulties: Sequence[int],
-              exits: Sequence[Exit]) -> list[Row]:
+              exits: Sequence[Exit], *, keep: Keep = keep_nothing) -> list[Row]:
     """With each exit, of at most `depth` steps: the share solved (`solved_with_exit`), the mean steps (`steps_used`),
     and what leaving early costs (`lost_by_exit`: share solved by all the steps less that with the exit, paired)."""
     rows = []
@@ -87,9 +90,11 @@ def exit_rows(objective: Objective, data: TaskData, config: Config, depth: int, 
         for rule in exits:
             left = score(objective, data, config, difficulty, (depth,), exit=rule)[depth]
             fields = {"depth": depth, "difficulty": difficulty, "by": rule.name}
-            rows += [summarise("solved_with_exit", left.right.double(), **fields, **left.cost),
-                     summarise("steps_used", left.used, **fields, **left.cost),
-                     summarise("lost_by_exit", full.right.double() - left.right.double(), **fields)]
+            part = [summarise("solved_with_exit", left.right.double(), **fields, **left.cost),
+                    summarise("steps_used", left.used, **fields, **left.cost),
+                    summarise("lost_by_exit", full.right.double() - left.right.double(), **fields)]
+            keep(part)
+            rows += part
     return rows
 
 
@@ -98,13 +103,6 @@ def best_depth(right: Mapping[int, Bool[Tensor, "num"]]) -> tuple[int, float]:
     shares = {depth: each.double().mean().item() for depth, each in right.items()}
     depth = max(sorted(shares), key=shares.__getitem__)
     return depth, shares[depth]
-
-
-def at_once(objective: Objective, depths: Sequence[int]) -> list[tuple[int, ...]]:
-    """Depths that one run gives together: all of a loop's, each of a solver's alone."""
-    depths = sorted(set(depths))
-    alone = isinstance(objective, Denoise | Classifier)
-    return [(depth,) for depth in depths] if alone else [tuple(depths)]
 
 
 def score(objective: Objective, data: TaskData, config: Config, difficulty: int, depths: tuple[int, ...], *,

@@ -7,20 +7,23 @@ a page.
                                      partition.png is, of which of several blocks has which noise levels
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from looped.config import Config
 from looped.data.problems import TaskData
 from looped.evaluation.depth_page import DepthReport, Example, RunFacts, write_depth_report
 from looped.evaluation.exits import Exit
 from looped.evaluation.plots_tasks import Trained
-from looped.evaluation.report import EXAMPLES, ROWS, cannot_write, markdown_table, picture_blocks, write_lines
-from looped.evaluation.rows import Row
+from looped.evaluation.report import markdown_table, picture_blocks
+from looped.evaluation.rows import Keep, Row, keep_nothing, row_of
 from looped.evaluation.solving import Solved, exit_rows, one_answer, solved
 from looped.evaluation.stability import Stability, stability
+from looped.evaluation.store import EXAMPLES, ROWS, EvaluationFiles, writing_to
 from looped.objectives.base import Objective
 from looped.objectives.depth import trained_depths
 
@@ -40,35 +43,40 @@ class TaskEvaluation:
 
 
 def evaluate_task(objective: Objective, data: TaskData, config: Config, depths: Sequence[int],
-                  difficulties: Sequence[int] | None = None, exits: Sequence[Exit] = ()) -> TaskEvaluation:
+                  difficulties: Sequence[int] | None = None, exits: Sequence[Exit] = (), *,
+                  keep: Keep = keep_nothing) -> TaskEvaluation:
     """Held-out problems of each difficulty (those of the config, else the task's own) at each depth; and with each
     exit, of at most the deepest; how it comes to rest there, at the level that is nearest to the hardest trained.
-    Raises UserError for levels there are not, and exits that the run cannot take."""
+    `keep` is given each part that is finished. Raises UserError for levels there are not, and exits that the run
+    cannot take."""
     levels = tuple(sorted(difficulties or config.evaluation.difficulties or data.task.tested))
-    found = solved(objective, data, config, depths, levels)
-    exits = exit_rows(objective, data, config, max(depths), levels, exits) if exits else []
+    found = solved(objective, data, config, depths, levels, keep=keep)
+    exits = exit_rows(objective, data, config, max(depths), levels, exits, keep=keep) if exits else []
     level = min(levels, key=lambda each: (abs(each - data.train.high), each))
     depth, _ = found.best(level)
     example = Example(data.task, *one_answer(objective, data, config, depth, level), level, depth)
     return TaskEvaluation(found, exits, stability(objective, data, config, max(depths), level), example)
 
 
-def save_task_evaluation(run: Path, result: TaskEvaluation, data: TaskData, config: Config, facts: RunFacts, *,
-                         about: Mapping[str, Any]) -> None:
-    """Write everything of an evaluation into the folder of a run; `about`: what all lines say, as in `save_evaluation`.
-    Raises UserError."""
-    examples = [{**about, "metric": "solved", "difficulty": difficulty, "depth": depth,
-                 "values": right.double().tolist()}
-                for difficulty, by_depth in result.solved.per_example.items() for depth, right in by_depth.items()]
-    write_lines(run, {ROWS: [{**about, **row.as_dict()} for row in result.rows], EXAMPLES: examples})
+def write_task_page(files: EvaluationFiles, result: TaskEvaluation, data: TaskData, config: Config,
+                    facts: RunFacts) -> None:
+    """The page of all that was measured of a checkpoint, now and before. Raises UserError."""
     trained = Trained(trained_depths(config), (data.train.low, data.train.high))
-    report = DepthReport(facts, data.task.difficulty, trained, result.solved.rows, result.solved.per_example,
-                         [result.stability], result.exits, result.example)
-    try:
-        write_depth_report(run / "report.html", report)
-        picture_blocks(run, config)
-    except OSError as error:
-        raise cannot_write(run, error) from None
+    with writing_to(files.folder), files.lock():
+        rows = [row_of(line) for line in files.read(ROWS)]
+        report = DepthReport(facts, data.task.difficulty, trained, [row for row in rows if row.by is None],
+                             _solved(files), [result.stability], [row for row in rows if row.by is not None],
+                             result.example)
+        write_depth_report(files.folder / "report.html", report)
+        picture_blocks(files.folder, config)
+
+
+def _solved(files: EvaluationFiles) -> dict[int, dict[int, Bool[Tensor, "num"]]]:
+    """Difficulty -> depth -> which problems were solved, ascending."""
+    found: dict[int, dict[int, Tensor]] = {}
+    for line in sorted(files.read(EXAMPLES), key=lambda line: (line["difficulty"], line["depth"])):
+        found.setdefault(line["difficulty"], {})[line["depth"]] = torch.tensor(line["values"]) > 0
+    return found
 
 
 def task_table(result: TaskEvaluation, data: TaskData) -> str:
@@ -80,8 +88,10 @@ def task_table(result: TaskEvaluation, data: TaskData) -> str:
     if not result.exits:
         return text
     figures = {(row.difficulty, row.by, row.metric): row for row in result.exits}
-    lines = [[str(difficulty), by, f"{row.mean:.1f} of {row.depth}",
+    most = {(row.difficulty, row.depth): row.evaluations for row in result.solved.rows}
+    lines = [[str(difficulty), by, f"{row.mean:.1f} of {most[difficulty, row.depth]:.0f}", f"{row.layer_forwards:,.1f}",
               f"{figures[difficulty, by, 'solved_with_exit'].mean:.3f}",
               f"{figures[difficulty, by, 'lost_by_exit'].mean:.3f}"]
              for (difficulty, by, metric), row in figures.items() if metric == "steps_used"]
-    return f"{text}\n\n" + markdown_table([data.task.difficulty, "exit", "mean steps", "solved", "lost"], lines)
+    header = [data.task.difficulty, "exit", "mean evaluations", "layer forwards", "solved", "lost"]
+    return f"{text}\n\n" + markdown_table(header, lines)

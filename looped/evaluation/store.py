@@ -1,0 +1,157 @@
+"""The files of evaluations: JSON lines that every evaluation of a run adds to, one after another or at the same time.
+
+    DIR/eval/depth.jsonl     one row a figure: {step, metric, depth, mean, ci_low, ci_high, n, ...}
+    DIR/eval/examples.jsonl  the figure of every held-out sequence (or problem, or image), for paired comparisons
+    DIR/eval/samples.jsonl   prompts and their continuations at each depth
+    DIR/eval/probes.jsonl    with --probes: their figures, and what is out of order
+
+A line carries the `step` of its checkpoint, the `settings` that were changed for its evaluation (none where it has no
+such key), the `device` and `dtype` it was measured with, and the `data` where they are not the run's own. Of lines that
+agree in step and settings and in the others of `KEYS` the newest is kept; all others stay.
+"""
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from looped.config import Config, dump_config
+from looped.errors import UserError
+from looped.evaluation.rows import Row
+
+ROWS, EXAMPLES, SAMPLES = "eval/depth.jsonl", "eval/examples.jsonl", "eval/samples.jsonl"
+PROBES = "eval/probes.jsonl"
+IDENTITY = ("step", "settings")
+KEYS = {ROWS: (*IDENTITY, "metric", "depth", "difficulty", "sigma", "by", "trajectories"),
+        EXAMPLES: (*IDENTITY, "metric", "depth", "difficulty", "trajectories"),
+        SAMPLES: (*IDENTITY, "depth"), PROBES: IDENTITY}
+"""File -> the keys by which a new line replaces old ones."""
+SELECTING = ("evaluation.depths", "evaluation.difficulties", "evaluation.sample_depths", "evaluation.batch_size",
+             "training.threads")
+"""Settings that say which figures are measured, or how fast, and change none of them."""
+
+Line = dict[str, Any]
+
+
+def changed_settings(trained: Config, evaluated: Config, flags: Mapping[str, Any] | None = None) -> str:
+    """The settings that decide an evaluation's figures and are not those of training, as `denoise.solver=heun`; then
+    the flags that are set and do so."""
+    before, after = (dict(_flat(config.model_dump(mode="json"))) for config in (trained, evaluated))
+    changed = {name: value for name, value in after.items() if value != before.get(name) and name not in SELECTING}
+    changed |= {name: value for name, value in (flags or {}).items() if value}
+    return " ".join(f"{name}={value if isinstance(value, str) else json.dumps(value)}"
+                    for name, value in changed.items())
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+class EvaluationFiles:
+    """The lines of one evaluation, that of the checkpoint of `step` with `settings` changed, in a folder of them.
+    `about`: what its lines say besides, which tells no two of them apart."""
+
+    def __init__(self, folder: Path, step: int, settings: str = "", *, about: Mapping[str, Any] | None = None):
+        self.folder, self.step, self.settings = folder, step, settings
+        self.common: Line = {"step": step} | ({"settings": settings} if settings else {}) | dict(about or {})
+
+    def check(self, config: Config) -> None:
+        """See to it that all files can be written, before anything is computed. A folder that is no run's gets the
+        config, which pictures need. Raises UserError."""
+        with writing_to(self.folder):
+            for folder in (self.folder, *(self.folder / name for name in ("eval", "plots"))):
+                folder.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=folder):
+                    pass
+            for name in KEYS:
+                if (self.folder / name).is_dir():
+                    raise IsADirectoryError(None, f"{name} is a folder")
+            if not (self.folder / "config.yaml").exists():
+                _replace(self.folder / "config.yaml", dump_config(config))
+
+    def keep(self, rows: Sequence[Row] = (), examples: Sequence[Line] = (), samples: Sequence[Line] = ()) -> None:
+        """Add a part of the evaluation to what is there. Raises UserError."""
+        self.add({ROWS: [row.as_dict() for row in rows], EXAMPLES: examples, SAMPLES: samples})
+
+    def add(self, files: Mapping[str, Iterable[Line]]) -> None:
+        """Add lines, those of other evaluations kept: nothing is lost where two write at the same time."""
+        with writing_to(self.folder), self.lock():
+            for name, lines in files.items():
+                merged = merge(read_lines(self.folder / name), [self.common | line for line in lines], KEYS[name])
+                if merged:
+                    _replace(self.folder / name, "".join(json.dumps(line) + "\n" for line in merged))
+
+    def show(self, rows: Sequence[Row]) -> None:
+        """Print rows as lines of JSON."""
+        print("\n".join(json.dumps(self.common | row.as_dict()) for row in rows))
+
+    def read(self, name: str) -> list[Line]:
+        """The lines of this evaluation, whenever they were measured."""
+        return [line for line in read_lines(self.folder / name)
+                if (line.get("step"), line.get("settings", "")) == (self.step, self.settings)]
+
+    def lock(self) -> FileLock:
+        """Held while files are read to be written, and while pictures are drawn."""
+        return FileLock(self.folder / "eval" / ".lock")
+
+    def contents(self) -> str:
+        """What there is, in words."""
+        depths = sorted({line["depth"] for line in self.read(ROWS) if "depth" in line})
+        held = f"holds depth {', '.join(map(str, depths))} of step {self.step}" if depths else "holds nothing of it yet"
+        return f"{self.folder / ROWS} {held}"
+
+
+def merge(old: Sequence[Line], new: Sequence[Line], key: Sequence[str]) -> list[Line]:
+    """Old lines but those with the key of a new one, then the new ones."""
+    replaced = {tuple(line.get(name) for name in key) for line in new}
+    return [line for line in old if tuple(line.get(name) for name in key) not in replaced] + list(new)
+
+
+def read_lines(path: Path) -> list[Line]:
+    """The objects of a file of JSON lines, none where there is no file; a line that is damaged is left out."""
+    found = []
+    with contextlib.suppress(FileNotFoundError):
+        for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError):
+                found.append(json.loads(text))
+    return [line for line in found if isinstance(line, dict)]
+
+
+def read_rows(run: Path) -> list[Line]:
+    """The rows that `looped eval` left in a folder, of all checkpoints and settings. Raises UserError."""
+    path = run / ROWS
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        if not rows or not all(isinstance(row, dict) and "metric" in row for row in rows):
+            raise ValueError
+    except OSError:
+        raise UserError(f"{run} has no {ROWS}; measure it with looped eval {run}") from None
+    except ValueError:
+        raise UserError(f"{path} is damaged; write it anew with looped eval {run}") from None
+    return rows
+
+
+@contextlib.contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Turns an OSError inside into the sentence for a folder that refuses."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write the evaluation to {folder}: {error.strerror or error}; free space or "
+                        f"permissions, or choose another folder with --out") from None
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file in one go: the old content or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
