@@ -1,7 +1,9 @@
 """Randomness as a function of (seed, step, stream, row): nothing to save, the same on any number of processes.
 
 A row is a sequence's place in the whole optimiser step, so splitting a batch over micro-batches or processes changes
-no draw. Draws are made on the CPU: a number does not depend on the device.
+no draw. Draws are made on the CPU: a number does not depend on the device. Normal draws go to the device; uniform ones
+are float64 and stay, since what is made of them (levels, times, choices) is worked out there and a device may have no
+float64.
 """
 
 import hashlib
@@ -49,13 +51,14 @@ class StepRandom:
         return torch.stack(rows).to(self.device)
 
     def uniform(self, stream: str, shape: Sequence[int]) -> Tensor:
-        """Uniform draws in [0, 1), float64, shape (count, *shape)."""
-        rows = [torch.rand(tuple(shape), generator=gen, dtype=torch.float64) for gen in self.per_row(stream)]
-        return torch.stack(rows).to(self.device)
+        """Uniform draws in [0, 1), float64 on the CPU, shape (count, *shape)."""
+        return torch.stack([torch.rand(tuple(shape), generator=gen, dtype=torch.float64)
+                            for gen in self.per_row(stream)])
 
     def stratified(self, stream: str) -> Tensor:
-        """Uniform draws in (0, 1), float64, (count,): one in each of `total` equal strata of the step, shuffled."""
+        """Uniform draws in (0, 1), float64 on the CPU, (count,): one in each of `total` equal strata of the step, in
+        random order."""
         gen = self.lockstep(stream)
         strata = torch.randperm(self.total, generator=gen).double()
         uniform = (strata + torch.rand(self.total, generator=gen, dtype=torch.float64)) / self.total
-        return uniform[self.start : self.start + self.count].clamp(1e-12, 1 - 1e-12).to(self.device)
+        return uniform[self.start : self.start + self.count].clamp(1e-12, 1 - 1e-12)

@@ -9,6 +9,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from looped.errors import UserError, did_you_mean
+from looped.nn.precision import widest
 
 BRIDGES = ("soft", "hard", "top-k", "sampled")
 
@@ -43,6 +44,6 @@ def _average_or_draw(kind: str, scaled: Tensor, table: Tensor, top_k: int, unifo
 
 def draw(probs: Float[Tensor, "*batch vocab"], uniform: Float64[Tensor, "*batch"]) -> Int64[Tensor, "*batch"]:
     """The token at which the cumulative probability passes `uniform`: a draw that depends on its own row alone."""
-    cumulative = probs.double().cumsum(-1)
-    places = (uniform.to(probs.device).unsqueeze(-1) * cumulative[..., -1:]).contiguous()
+    cumulative = probs.to(widest(probs.device)).cumsum(-1)
+    places = (uniform.to(cumulative).unsqueeze(-1) * cumulative[..., -1:]).contiguous()
     return torch.searchsorted(cumulative, places, right=True).squeeze(-1).clamp_max(probs.shape[-1] - 1)

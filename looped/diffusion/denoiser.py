@@ -115,7 +115,7 @@ class Denoiser(nn.Module):
                 dropped: Bool[Tensor, "batch"] | None = None) -> Float[Tensor, "batch length width"]:
         """e where the `dropped` images (None: all) are left out."""
         nothing = self.nothing.to(e.dtype).expand_as(e)
-        return nothing if dropped is None else torch.where(dropped.view(-1, 1, 1), nothing, e)
+        return nothing if dropped is None else torch.where(dropped.view(-1, 1, 1).to(e.device), nothing, e)
 
     def guided(self, logits: Tensor, z: Noisy, sigma: Sigma, e: Tensor, **options) -> Tensor:
         """u + w (logits - u), u the logits without the image and w = `denoise.guidance` (Ho & Salimans 2022, arXiv
@@ -160,7 +160,7 @@ class Denoiser(nn.Module):
                             f"give all rows levels of one block (blocks.edges)")
         logits, handed = self.read(z, sigma, e, block=blocks[0], **options)
         for block in blocks[1:]:
-            own = (owners == block).view(-1, 1, 1)
+            own = (owners == block).view(-1, 1, 1).to(logits.device)
             other, other_handed = self.read(z, sigma, e, block=block, **options)
             logits = torch.where(own, other, logits)
             handed = None if handed is None else torch.where(own, other_handed, handed)
@@ -230,7 +230,7 @@ class Denoiser(nn.Module):
         With it in the logits the network answers p(token | context) and Bayes' rule does the rest: the part of the
         posterior that is known in closed form need not be learned, as c_skip spares a regressor the part that is z.
         """
-        return align(1 / sigma.double().square(), z).float() * z.float(), self.table()
+        return align(1 / sigma.double().square(), z).float().to(z.device) * z.float(), self.table()
 
     def _log_likelihood(self, z: Noisy, sigma: Sigma) -> Float[Tensor, "batch length vocab"]:
         u, table = self.evidence(z, sigma)
@@ -274,9 +274,9 @@ def _checked_levels(z: Noisy, sigma: Sigma | float) -> Sigma:
 
 
 def levels_of(z: Noisy, level: float | Tensor) -> Float64[Tensor, "batch"] | Float64[Tensor, "batch length"]:
-    """A level for all rows of z, or one a row (L,) or (B, L), as the denoiser takes it: one a sequence wherever its
-    rows share it, since that is cheaper to condition on."""
-    level = torch.as_tensor(level, dtype=torch.float64, device=z.device)
+    """A level for all rows of z, or one a row (L,) or (B, L), as the denoiser takes it, on the CPU: one a sequence
+    wherever its rows share it, since that is cheaper to condition on."""
+    level = torch.as_tensor(level, dtype=torch.float64, device="cpu")
     if level.ndim == 2:
         return level
     if level.ndim and not bool((level == level[0]).all()):

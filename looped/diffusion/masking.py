@@ -86,7 +86,7 @@ def block_shares(config: BlocksConfig, name: str) -> Float64[Tensor, "blocks"]:
 def hide(tokens: Tokens, m: Float[Tensor, "batch"], uniform: Float[Tensor, "batch length"],
          mask_token: int) -> tuple[Tokens, Bool[Tensor, "batch length"]]:
     """(tokens with each hidden with probability m of its sequence, which are)."""
-    hidden = uniform < m.unsqueeze(1)
+    hidden = (uniform < m.unsqueeze(1)).to(tokens.device)
     return tokens.masked_fill(hidden, mask_token), hidden
 
 
@@ -100,7 +100,7 @@ def hide_one_and(tokens: Tokens, m: Float[Tensor, "batch"], uniform: Float[Tenso
     """
     length = tokens.shape[1]
     one = (uniform[:, length:] * length).long()
-    hidden = (uniform[:, :length] < m.unsqueeze(1)).scatter(1, one, True)
+    hidden = (uniform[:, :length] < m.unsqueeze(1)).scatter(1, one, True).to(tokens.device)
     return tokens.masked_fill(hidden, mask_token), hidden
 
 
@@ -120,7 +120,7 @@ def unmask(predict: Predict, tokens: Tokens, hidden: Bool[Tensor, "batch length"
     if len(steps) < 2 or steps[-1] != 0 or not all(a > b for a, b in pairwise(steps)):
         raise UserError(f"levels {steps} must fall and end in 0; take for instance 1 - i / n for i = 0 ... n")
     for step, (m, lower) in enumerate(pairwise(steps)):
-        shown = hidden & (uniform("reveal", step) < (m - lower) / m)
+        shown = hidden & (uniform("reveal", step) < (m - lower) / m).to(hidden.device)
         if bool(shown.any()):
             drawn = draw(predict(tokens, m).float().softmax(-1), uniform("token", step))
             tokens = torch.where(shown, drawn, tokens)

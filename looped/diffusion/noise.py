@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from looped.config_blocks import BlocksConfig
 from looped.config_denoise import NoiseConfig
 from looped.errors import UserError
+from looped.nn.precision import widest
 
 
 class Noise(nn.Module):
@@ -134,13 +135,18 @@ class Adaptive(Noise):
         # Not a buffer: DDP overwrites buffers with those of the first process, which would lose the others' losses.
         self._pending: Tensor | None = None
 
+    def _apply(self, fn, recurse=True):
+        """Moved with the model, but for a device without float64: there the buffers stay on the CPU."""
+        there = fn(torch.zeros(())).device
+        return super()._apply(fn, recurse) if widest(there) is torch.float64 else self
+
     @torch.no_grad()
     def observe(self, sigma: Float[Tensor, "*shape"], cross_entropy: Float[Tensor, "*shape"]) -> None:
         """Collect losses (nats) at these levels; nothing changes before `update`."""
         if sigma.shape != cross_entropy.shape:
             raise UserError(f"sigma {tuple(sigma.shape)} and cross_entropy {tuple(cross_entropy.shape)} differ; "
                             f"pass one loss a noise level")
-        sigma, loss = (t.detach().to(self.num_seen.device, torch.float64).reshape(-1) for t in (sigma, cross_entropy))
+        sigma, loss = (t.detach().to(self.num_seen.device).double().reshape(-1) for t in (sigma, cross_entropy))
         place = self._place(sigma.clamp(self.sigma_min, self.sigma_max).log())
         nodes = torch.arange(self.num_bins + 1, device=place.device)
         # Each loss is split linearly between the two nodes around it. A product, since a scatter-add is not
@@ -164,8 +170,8 @@ class Adaptive(Noise):
 
     def cross_entropy(self) -> Float64[Tensor, "nodes"]:
         """The monotone estimate at `num_bins + 1` levels evenly spaced in ln sigma, on the CPU."""
-        weight = self.weight_average.double().cpu().clamp(min=1e-300)
-        return isotonic(self.cross_entropy_average.double().cpu() / weight, weight)
+        weight = self.weight_average.cpu().double().clamp(min=1e-300)
+        return isotonic(self.cross_entropy_average.cpu().double() / weight, weight)
 
     def node_cdf(self) -> Float64[Tensor, "nodes"]:
         """The distribution function at the nodes; linear in ln sigma between them. On the CPU."""

@@ -64,7 +64,7 @@ class PixelDenoiser(nn.Module):
     def solver(self, labels: Labels, guidance: float = 1.0) -> Callable[[Tensor, float], Tensor]:
         """`(z, level) -> D` for images of these classes, as solvers take it."""
         def denoise(z: Tensor, level: float) -> Tensor:
-            sigma = torch.full((len(z),), float(level), dtype=torch.float64, device=z.device)
+            sigma = torch.full((len(z),), float(level), dtype=torch.float64)
             return self(z, sigma, labels, guidance=guidance)
 
         return denoise

@@ -13,13 +13,15 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from looped.nn.precision import widest
+
 Time = Float64[Tensor, "*times"]
 SCHEDULE_WIDTH = 64
 """Of the network of a learned schedule."""
 
 
 class Schedule(nn.Module):
-    """`log_snr(t)` and its derivative `slope(t)`, for times in [0, 1]."""
+    """`log_snr(t)` and its derivative `slope(t)`, for times in [0, 1], in float64 on the CPU."""
 
     def log_snr(self, t: Time) -> Time:
         raise NotImplementedError
@@ -74,12 +76,12 @@ class Learned(Schedule):
         self.middle = nn.Parameter(torch.linspace(0, 1, width))
 
     def log_snr(self, t: Time) -> Time:
-        low, high = self.ends.double()
+        low, high = self.ends.cpu().double()
         first, last = self._rising(t.new_zeros(())), self._rising(t.new_ones(()))
         return low + (high - low) * (self._rising(t) - first) / (last - first)
 
     def slope(self, t: Time) -> Time:
-        low, high = self.ends.double()
+        low, high = self.ends.cpu().double()
         first, last = self._rising(t.new_zeros(())), self._rising(t.new_ones(()))
         line, rise, steepness = self._weights()
         steps = self._steps(t)
@@ -87,10 +89,10 @@ class Learned(Schedule):
         return (high - low) * steep / (last - first)
 
     def _weights(self) -> tuple[Tensor, Tensor, Tensor]:
-        return tuple(softplus(weight.double()) for weight in (self.line, self.rise, self.steepness))
+        return tuple(softplus(weight.cpu().double()) for weight in (self.line, self.rise, self.steepness))
 
     def _steps(self, t: Time) -> Tensor:
-        return (softplus(self.steepness.double()) * (t.unsqueeze(-1) - self.middle.double())).sigmoid()
+        return (softplus(self.steepness.cpu().double()) * (t.unsqueeze(-1) - self.middle.cpu().double())).sigmoid()
 
     def _rising(self, t: Time) -> Time:
         line, rise, _ = self._weights()
@@ -115,4 +117,4 @@ def prior_divergence(u: Float[Tensor, "batch dim"], log_snr: Float64[Tensor, ""]
     """KL(q(z_0 | u) || N(0, I)) in nats."""
     alpha, noise = log_snr.sigmoid(), (-log_snr).sigmoid()
     spread = u.shape[-1] * (noise - 1 - noise.log())
-    return ((alpha * u.double().square().sum(-1) + spread) / 2).to(u)
+    return ((alpha * u.to(widest(u.device)).square().sum(-1) + spread) / 2).to(u)

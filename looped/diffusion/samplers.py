@@ -23,6 +23,7 @@ from torch import Tensor
 from looped.diffusion.edm import align, ode_derivative
 from looped.errors import UserError
 from looped.nn.checks import kind_of
+from looped.nn.precision import widest
 
 Denoise = Callable[[Tensor, float], Tensor]
 Callback = Callable[[int, float, Tensor, Tensor], Any]
@@ -150,7 +151,7 @@ def sample_rows(denoise: Callable[[Tensor, Tensor], Tensor], z: Tensor, levels: 
     z = _wide(z)
     for step, (level, lower) in enumerate(pairwise(levels)):
         D = denoise(z, level).to(z.dtype)
-        rows = (t.expand(z.shape[:2]).to(z.device) for t in (level, lower))
+        rows = (t.expand(z.shape[:2]) for t in (level, lower))
         z = ancestral_step(z, D, *rows, random(step).to(z))
     return denoise(z, levels[-1]).to(z.dtype)
 
@@ -169,14 +170,14 @@ def sample_by_confidence(denoise: Callable[[Tensor, Tensor], Tensor], z: Tensor,
     low, high = levels
     z, settled = _wide(z), ~sought
     for step in range(1, num_steps):
-        D = denoise(z, torch.where(settled, low, high).double()).to(z.dtype)
-        sure = confidence().double().masked_fill(settled, math.inf).masked_fill(~sought, -math.inf)
+        D = denoise(z, torch.where(settled, low, high).cpu().double()).to(z.dtype)
+        sure = confidence().to(widest(z.device)).masked_fill(settled, math.inf).masked_fill(~sought, -math.inf)
         place = sure.argsort(dim=1, descending=True).argsort(dim=1)  # 0 for the surest
         num = (sought.sum(1, keepdim=True) * step / num_steps).ceil()
         now = ((place < num) | (sure > settle_above)) & sought
         z = torch.where((now & ~settled).unsqueeze(-1), D + low * random(step).to(z), z)
         settled = now | ~sought
-    return denoise(z, torch.where(settled, low, high).double()).to(z.dtype)
+    return denoise(z, torch.where(settled, low, high).cpu().double()).to(z.dtype)
 
 
 def sample_restart(denoise: Denoise, z: Tensor, sigmas: Tensor, *, callback: Callback | None = None,

@@ -173,7 +173,7 @@ class Solver:
         if self.context is not None:  # its keys and values are those of the whole batch
             logits, handed = self.denoiser.read(z, sigma, self.e, context=self.context, carry=carry, **self.rows)
             return logits[working], None if handed is None else handed[working]
-        return self._guided(z[working], sigma[working], self.e[working],
+        return self._guided(z[working], sigma[working.to(sigma.device)], self.e[working],
                             carry=None if carry is None else carry[working], **surroundings(self.batch[working]))
 
     def _guided(self, z: Tensor, sigma: Tensor, e: Tensor, **options) -> tuple[Tensor, Tensor | None]:

@@ -28,6 +28,7 @@ from looped.evaluation.masked_bound import step_levels
 from looped.evaluation.texts import NOTHING, Ending
 from looped.nn.bias import Full, Mask, Padded
 from looped.nn.cache import Cache
+from looped.nn.precision import widest
 from looped.objectives.base import EVERYBODY, Objective
 from looped.objectives.bptt import Unrolled
 from looped.objectives.denoise import Denoise
@@ -105,7 +106,7 @@ def _one_after_another(objective: Objective, prompt: Tensor, num_tokens: int, de
     over = torch.zeros(len(prompt), dtype=torch.bool, device=prompt.device)
     while texts.shape[1] < num_tokens and not bool(over.all()):
         random = draws(step)
-        probs = torch.softmax(writer.next_logits(new, random).double(), dim=-1)  # B k V
+        probs = torch.softmax(writer.next_logits(new, random).to(widest(prompt.device)), dim=-1)  # B k V
         new, step = draw(probs, random.uniform("token", probs.shape[1:2])), step + 1
         texts = torch.cat([texts, new], dim=1)
         over |= ending.over(texts[:, -ending.reach(new.shape[1]) :])
@@ -121,8 +122,8 @@ def _unmasked(objective: Masked, prompt: Tensor, num_tokens: int, depth: int, st
     random, first, width = draws(0), prompt.shape[1], prompt.shape[1] + num_tokens
     tokens = torch.nn.functional.pad(prompt, (0, num_tokens), value=objective.model.mask_token)
     sought = (torch.arange(width, device=prompt.device) >= first).expand_as(tokens)
-    whole = torch.full((len(prompt),), width, device=prompt.device) + padding.start(0)  # without the empty columns
-    share = num_tokens / whole.double()
+    whole = torch.full((len(prompt),), width, dtype=torch.float64)
+    share = num_tokens / (whole if padding.empty is None else whole - padding.empty.cpu())  # without the empty columns
     rows = {"mask": padding.mask(width, causal=False) or EVERYBODY, "start": padding.start(0)}
 
     def uniform(stream: str, step: int) -> Tensor:

@@ -65,7 +65,7 @@ def class_rows(objective: Objective, images: Float[Tensor, "num channels down ac
     e = model.encode(batch.inputs, **rows)
     if isinstance(objective, Denoise):
         z = e.new_zeros(*e.shape[:2], objective.denoiser.targets.dim)
-        sigma = e.new_full((len(e),), objective.noise.sigma_max, dtype=torch.float64)
+        sigma = torch.full((len(e),), objective.noise.sigma_max, dtype=torch.float64)
         block = 0 if objective.denoiser.edges is not None else None
         return objective.denoiser.trace(z, sigma, e, block=block, **rows)[1][:, 0].float()
     noise = torch.zeros_like(e) if model.recurrence.needs_noise else None

@@ -44,7 +44,7 @@ def heldout_errors(objective: DenoisePixels, data: LabelledData, config: Config,
     objective.eval()
     for batch in data.heldout(config.evaluation.batch_size):
         random = StepRandom(config.seed, LOSS_STEP, start=first, count=len(batch), device=device)
-        found.append(objective.losses(batch.to(device), sigma[first : first + len(batch)].to(device), random).cpu())
+        found.append(objective.losses(batch.to(device), sigma[first : first + len(batch)], random).cpu())
         first += len(batch)
     objective.train(was_training)
     return torch.cat(found)

@@ -84,5 +84,5 @@ class Judge:
         real = texts != NOTHING
         rows = torch.cat([prompts, texts.where(real, 0)], dim=1).split(BATCH)  # nobody sees what comes later
         losses = torch.cat([next_token_losses(self.objective, part, self.depth) for part in rows])
-        nats = (losses[:, prompts.shape[1] - 1 :] * real).double().sum(1)
-        return Judged(nats.cpu(), real.sum(1).cpu())
+        nats = (losses[:, prompts.shape[1] - 1 :] * real).cpu().double().sum(1)
+        return Judged(nats, real.sum(1).cpu())

@@ -139,7 +139,7 @@ def _over_batches(objective: Objective, tokens: Tokens, depths: Sequence[int], m
             rows = tokens[start : start + batch_size]
             random = StepRandom(seed, 0, start=start, count=len(rows), total=len(tokens), device=rows.device)
             for depth, losses, seconds in measure(objective, rows, depths, random):
-                totals[depth][0].append(objective.ask(rows).mean(losses).double().cpu())
+                totals[depth][0].append(objective.ask(rows).mean(losses).cpu().double())
                 totals[depth][1].append(seconds)
     return [DepthLosses(depth, torch.cat(losses), sum(seconds)) for depth, (losses, seconds) in totals.items()]
 
@@ -179,7 +179,7 @@ def _bound(objective: Denoise, rows: Tokens, depth: int, random: StepRandom) -> 
     y, (e, around) = batch.targets, objective.encoded(batch)
     target, table = denoiser.target(y), denoiser.table()
     levels = _rows_of_blocks(objective, depth, y.shape[1])  # n L
-    z = target + levels[0].float().unsqueeze(-1) * random.normal("chain0", target.shape[1:])
+    z = target + levels[0].float().unsqueeze(-1).to(target.device) * random.normal("chain0", target.shape[1:])
     losses = torch.full(y.shape, (denoiser.targets.row_norm / objective.noise.sigma_max) ** 2 / 2, device=y.device)
     walk = Walk(denoiser)
 
@@ -188,7 +188,7 @@ def _bound(objective: Denoise, rows: Tokens, depth: int, random: StepRandom) -> 
 
     for step, (sigma, lower) in enumerate(itertools.pairwise(levels)):
         # q(z' | z, y): mean keep z + (1 - keep) y, variance lower^2 (1 - keep), with keep = (lower / sigma)^2.
-        keep, lower = ((lower / sigma) ** 2).float().unsqueeze(-1), lower.float().unsqueeze(-1)
+        keep, lower = (each.float().unsqueeze(-1).to(target.device) for each in ((lower / sigma) ** 2, lower))
         noise = random.normal(f"chain{step + 1}", target.shape[1:])
         moved = (1 - keep) * target + lower * (1 - keep).sqrt() * noise  # z' - keep z
         # All rows of the table have one norm, so of ln q(z' | z, y_v) only the inner product depends on v.
@@ -201,9 +201,9 @@ def _bound(objective: Denoise, rows: Tokens, depth: int, random: StepRandom) -> 
 
 def _rows_of_blocks(objective: Denoise, depth: int, length: int) -> Float64[Tensor, "steps length"]:
     """The level of every row of a sequence at each of `depth` readings."""
-    config, device = objective.config, next(objective.parameters()).device
+    config = objective.config
     levels = block_schedule(config.schedule, depth, objective.noise, config.block_size, config.order)
-    return levels.repeat(1, length // config.block_size).to(device)
+    return levels.repeat(1, length // config.block_size)
 
 
 def _solver_rows(objective: Denoise, rows: Tokens, depths: list[int], random: StepRandom,
@@ -278,6 +278,6 @@ def losses_by_sigma(objective: Denoise, tokens: Tokens, *, num_levels: int = 12,
                 target = objective.denoiser.target(batch.targets)
                 z = target + level * random.normal("noise", target.shape[1:])
                 found = token_losses(objective.logits(batch, z, levels_of(z, level)), batch.targets)
-                losses.append(batch.mean(found).double().cpu())
+                losses.append(batch.mean(found).cpu().double())
             results.append((level, torch.cat(losses)))
     return results

@@ -42,18 +42,18 @@ def step_bounds(objective: Masked, rows: Rows, depths: list[int], random: StepRa
 def step_bound(objective: Masked, rows: Rows, num_steps: int, random: StepRandom) -> Float64[Tensor, "batch"]:
     """The bound of an unmasking in so many steps, from one draw of what is hidden at each."""
     batch = objective.ask(rows)
-    total = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+    total = torch.zeros(len(rows), dtype=torch.float64)
     for step, (m, lower) in enumerate(itertools.pairwise(step_levels(objective, num_steps).tolist())):
         level = torch.full_like(total, m)
-        total += (m - lower) * objective.losses_at(batch, level, random, f"hidden{step}").double()
+        total += (m - lower) * objective.losses_at(batch, level, random, f"hidden{step}").cpu().double()
     return total
 
 
 def bound(objective: Masked, rows: Rows, num_levels: int, random: StepRandom) -> Float64[Tensor, "batch"]:
     """The bound of ever more steps: the mean over a level from each of so many equal parts of [0, 1]."""
     batch = objective.ask(rows)
-    total = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+    total = torch.zeros(len(rows), dtype=torch.float64)
     places = random.uniform("level", (num_levels,))
     for part, place in enumerate(places.unbind(1)):
-        total += objective.losses_at(batch, (part + place) / num_levels, random, f"hidden{part}").double()
+        total += objective.losses_at(batch, (part + place) / num_levels, random, f"hidden{part}").cpu().double()
     return total / num_levels

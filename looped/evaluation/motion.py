@@ -34,11 +34,11 @@ class Motion:
         latent = self._that_count(latent)
         size = norm(latent)
         count = latent[0].numel() if self.cells is None else self.cells.sum(1).clamp(min=1) * latent.shape[-1]
-        self.sizes.append((size / torch.as_tensor(count, device=size.device).sqrt()).double().cpu())
+        self.sizes.append((size / torch.as_tensor(count, device=size.device).sqrt()).cpu().double())
         moved = None if self.latent is None else norm(latent - self.latent)
-        self.changes.append(None if moved is None else (moved / size.clamp_min(1e-30)).double().cpu())
+        self.changes.append(None if moved is None else (moved / size.clamp_min(1e-30)).cpu().double())
         both = moved is not None and self._moved is not None
-        self.ratios.append((moved / self._moved.clamp_min(1e-30)).double().cpu() if both else None)
+        self.ratios.append((moved / self._moved.clamp_min(1e-30)).cpu().double() if both else None)
         self.latent, self._moved = latent, moved
 
     def _that_count(self, latent: Latent) -> Latent:

@@ -55,7 +55,7 @@ def probe(objective: Objective, tokens: Tokens, by_depth: Mapping[int, Float[Ten
 def _probe(objective: Objective, tokens: Tokens, by_depth: Mapping[int, Float[Tensor, "num"]], vocab_size: int,
            twin: Objective | None, seed: int) -> Probes:
     mean = objective.ask(tokens).mean
-    first = mean(next_token_losses(objective, tokens, min(by_depth), seed=seed)).double().cpu()
+    first = mean(next_token_losses(objective, tokens, min(by_depth), seed=seed)).cpu().double()
     rows = [Row("ln_vocabulary", math.log(vocab_size), math.log(vocab_size), math.log(vocab_size), 1)]
     sentences = [said for said in (depth_verdict(by_depth), _against_chance(first, vocab_size)) if said]
     scrambled = scrambled_context(objective, tokens, seed=seed)
@@ -64,7 +64,7 @@ def _probe(objective: Objective, tokens: Tokens, by_depth: Mapping[int, Float[Te
         sentences.append(f"it ignores its context: another sequence's costs {scrambled.mean():.2f} nats, and "
                          f"{SCRAMBLED_GAP} are the least to expect")
     if twin is not None:
-        behind = first - next_token_losses(twin, tokens, 1, seed=seed).mean(1).double().cpu()
+        behind = first - next_token_losses(twin, tokens, 1, seed=seed).mean(1).cpu().double()
         rows.append(summarise("behind_the_twin", behind))
     # Several blocks of the core have no block for rows of several levels.
     if isinstance(objective, Denoise) and objective.config.block_size > 1 and objective.denoiser.edges is None:
@@ -105,7 +105,7 @@ def scrambled_context(objective: Objective, tokens: Tokens, *, seed: int = 0) ->
             return token_losses(objective.logits(asked, *_noised(objective, y, objective.noise.sigma_max, random)), y)
         return token_losses(_after_one_step(objective, asked, random), y)
 
-    return batch.mean(losses(batch.inputs.roll(1, 0)) - losses(batch.inputs)).double().cpu()
+    return batch.mean(losses(batch.inputs.roll(1, 0)) - losses(batch.inputs)).cpu().double()
 
 
 def _after_one_step(objective: Objective, batch: Batch, random: StepRandom) -> Float[Tensor, "num length vocab"]:
@@ -119,7 +119,7 @@ def _after_one_step(objective: Objective, batch: Batch, random: StepRandom) -> F
 def _noised(objective: Denoise, y: Tensor, level: float, random: StepRandom) -> tuple[Tensor, Tensor]:
     target = objective.denoiser.target(y)
     z = target + level * random.normal("noise", target.shape[1:])
-    return z, torch.full((len(y),), level, dtype=torch.float64, device=y.device)
+    return z, torch.full((len(y),), level, dtype=torch.float64)
 
 
 def block_reading(objective: Denoise, tokens: Tokens, *, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -132,16 +132,16 @@ def block_reading(objective: Denoise, tokens: Tokens, *, seed: int = 0) -> tuple
     eps, place = random.normal("noise", target.shape[1:]), torch.arange(y.shape[1], device=y.device) % block
 
     def losses(levels: Tensor) -> Tensor:
-        z = target + levels.float().unsqueeze(-1) * eps
+        z = target + levels.float().to(eps.device).unsqueeze(-1) * eps
         return token_losses(objective.logits(batch, z, levels_of(z, levels)), y)
 
-    alone = losses(torch.full(y.shape[1:], noise.sigma_max, dtype=torch.float64, device=y.device))
+    alone = losses(torch.full(y.shape[1:], noise.sigma_max, dtype=torch.float64))
     known = torch.zeros_like(alone)
     for row in range(block):
         sought = place == row
-        levels = torch.full(sought.shape, noise.sigma_min, dtype=torch.float64, device=y.device)
-        known += losses(levels.masked_fill(sought, noise.sigma_max)) * sought
-    return batch.mean(alone).double().cpu(), batch.mean(known).double().cpu()
+        levels = torch.full(sought.shape, noise.sigma_min, dtype=torch.float64)
+        known += losses(levels.masked_fill(sought.cpu(), noise.sigma_max)) * sought
+    return batch.mean(alone).cpu().double(), batch.mean(known).cpu().double()
 
 
 def denoiser_probes(objective: Denoise, tokens: Tokens, *, seed: int = 0) -> list[Row]:
@@ -154,8 +154,8 @@ def denoiser_probes(objective: Denoise, tokens: Tokens, *, seed: int = 0) -> lis
         log_p = torch.log_softmax(logits, -1)
         entropy = -(log_p.exp() * log_p).nan_to_num().sum(-1)
         length = bridge("soft", logits, table).norm(dim=-1) / norm
-        rows.append(summarise("readout_entropy", entropy.mean(1).double().cpu(), sigma=level))
-        rows.append(summarise("bridge_norm", length.mean(1).double().cpu(), sigma=level))
+        rows.append(summarise("readout_entropy", entropy.mean(1).cpu().double(), sigma=level))
+        rows.append(summarise("bridge_norm", length.mean(1).cpu().double(), sigma=level))
     sigma, share = decodability(table, objective, y)
     return [*rows, Row("decodable_below_sigma", sigma, sigma, sigma, y.numel()),
             Row("training_mass_decodable", share, share, share, y.numel())]

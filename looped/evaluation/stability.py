@@ -187,7 +187,7 @@ def _compare(path: _Path, other: _Path) -> tuple[Tensor, Tensor, Tensor]:
     same = (path.answers[-1] == other.answers[-1]).all(1)
     cosine = cosine_similarity(a.flatten(1), b.flatten(1))
     distance = norm(a - b) / norm(a).clamp_min(1e-30)
-    return same.double().cpu(), cosine.double().cpu(), distance.double().cpu()
+    return same.cpu().double(), cosine.cpu().double(), distance.cpu().double()
 
 
 def median_row(metric: str, values: Float[Tensor, "num"], **fields) -> Row:

@@ -96,7 +96,7 @@ def verdict(by_depth: ByDepth, measure: Measure = SOLVED, *, trained: int | None
     `by_depth` has enough.
     """
     sign = 1.0 if measure.higher_is_better else -1.0
-    quality = {depth: sign * by_depth[depth].double().cpu() for depth in sorted(by_depth)}
+    quality = {depth: sign * by_depth[depth].cpu().double() for depth in sorted(by_depth)}
     first, deepest = min(quality), max(quality)
     best = best_depth(quality)
     anchor = max((depth for depth in quality if trained is not None and depth <= trained), default=first)

@@ -66,7 +66,7 @@ class HubJudge:
     def _token_losses(self, ids: Tensor, mask: Tensor) -> Float[Tensor, "batch length"]:
         device = self.model.device
         logits = self.model(ids.to(device), attention_mask=mask.to(device)).logits[:, :-1].float()
-        return cross_entropy(logits.transpose(1, 2), ids[:, 1:].to(device), reduction="none").double().cpu()
+        return cross_entropy(logits.transpose(1, 2), ids[:, 1:].to(device), reduction="none").cpu().double()
 
     def tokens(self, text: str, boundary: int) -> tuple[list[int], int]:
         """(ids of a text after the judge's start token, place of the first one that reaches beyond `boundary`)."""

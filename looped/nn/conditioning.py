@@ -23,7 +23,7 @@ class LevelEmbedding(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(2 * num_frequencies, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, level: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch width"]:
-        angles = level.float().unsqueeze(-1) * self.frequencies
+        angles = level.to(self.frequencies.device, torch.float32).unsqueeze(-1) * self.frequencies
         return self.mlp(torch.cat([angles.sin(), angles.cos()], dim=-1))
 
 

@@ -19,6 +19,7 @@ from looped.errors import UserError, did_you_mean
 from looped.nn.cache import Cache
 from looped.nn.checks import counts_by_row, whole_number
 from looped.nn.layers import RMSNorm, TransformerLayer
+from looped.nn.precision import widest
 
 State = Float[Tensor, "batch length width"]
 States = State | tuple[Tensor, ...]
@@ -265,7 +266,8 @@ def _normal(e: State, noise: State | None) -> State:
 
 def _like_init(e: State, noise: State | None) -> State:
     """Huginn's: normal of std sqrt(2 / (5 D)) * sqrt(D), cut at three standard deviations."""
-    uniform = torch.special.ndtr(_normal(e, noise).double())
+    normal = _normal(e, noise)
+    uniform = torch.special.ndtr(normal.to(widest(normal.device)))
     low = torch.special.ndtr(torch.tensor(-3.0, dtype=torch.float64))
     return (torch.special.ndtri(low + (1 - 2 * low) * uniform) * math.sqrt(2 / 5)).to(e.dtype)
 

@@ -47,7 +47,7 @@ def _sought(sigma: Tensor, losses: Tensor, batch: Batch) -> tuple[Tensor, Tensor
     """The levels and losses of the rows that are sought, where each row has a level of its own."""
     if sigma.ndim == 1 or batch.scored is None:
         return sigma, losses
-    return sigma[batch.scored], losses[batch.scored]
+    return sigma[batch.scored.to(sigma.device)], losses[batch.scored]
 
 
 def reads_first(random: StepRandom) -> bool:
@@ -116,7 +116,7 @@ class Denoise(Objective):
         by_level = losses.detach() if sigma.ndim == 2 else batch.mean(losses.detach())
         if self.training:
             self.noise.observe(*_sought(sigma, by_level, batch))
-        value = batch.mean(align(self.weight(sigma), losses) * losses).mean()
+        value = batch.mean(align(self.weight(sigma).to(losses.device), losses) * losses).mean()
         if self.config.next_token_weight:
             value = value + self.config.next_token_weight * self._next_token_loss(e, batch, random, rows)
         metrics = {"loss": value.detach(), self.figure: batch.mean(losses.detach()).mean()}
@@ -158,13 +158,13 @@ class Denoise(Objective):
                                rows: dict) -> Float[Tensor, "batch length"]:
         """The same shares, of the cells that the model is surest of when none has settled: a solver settles those
         first, and what is then left is harder than a random rest."""
-        highest = e.new_full((len(batch),), self.noise.sigma_max, dtype=torch.float64)
+        highest = torch.full((len(batch),), self.noise.sigma_max, dtype=torch.float64)
         z = self.noise.sigma_max * random.normal("noise of a first reading", (e.shape[1], self.denoiser.targets.dim))
         logits = self.denoiser(only_sought(z, batch), highest, e, **rows)
         sure = logits.softmax(-1).amax(-1).masked_fill(~batch.sought, -1.0)
-        place = sure.argsort(1, descending=True).argsort(1)
+        place, num = sure.argsort(1, descending=True).argsort(1).cpu(), batch.sought.sum(1).cpu()
         share, level = random.stratified("share settled"), self.noise.sample(random.stratified("sigma"))
-        settled = place < (share * batch.sought.sum(1)).round().unsqueeze(1)
+        settled = place < (share * num).round().unsqueeze(1)
         return torch.where(settled, self.noise.sigma_min, level.unsqueeze(1))
 
     def _losses(self, e: Tensor, batch: Batch, sigma: Tensor, random: StepRandom, rows: dict,
@@ -173,7 +173,8 @@ class Denoise(Objective):
         y = batch.targets
         rows = self.beside(e, batch, rows, block=block) | {"block": block}
         target = self.denoiser.target(y)
-        z = only_sought(target + align(sigma, target).float() * random.normal("noise", target.shape[1:]), batch)
+        scale = align(sigma, target).float().to(target.device)
+        z = only_sought(target + scale * random.normal("noise", target.shape[1:]), batch)
         carry = self._carry_of_a_first_reading(z, sigma, e, random, **rows)
         levels = self._falling(sigma)
         state, hidden = self.denoiser.trace(z, sigma, e, carry=carry, **rows)

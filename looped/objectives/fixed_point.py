@@ -20,6 +20,7 @@ from looped.config_rules import FixedPointConfig, RecurrenceConfig
 from looped.data.batch import Batch
 from looped.errors import UserError
 from looped.models.language import LanguageModel
+from looped.nn.precision import widest
 from looped.objectives.base import Loss
 from looped.objectives.bptt import Unrolled
 from looped.objectives.depth import fixed_point_steps, implicit_steps
@@ -97,10 +98,11 @@ class Equilibrium:
     def _solve(self, f: Map, state: Tensor) -> tuple[Tensor, dict, int]:
         """(fixed point, TorchDEQ's figures, applications of f).
 
-        The solver's own algebra is in float64: Anderson's method solves with the inner products of the last changes and
-        1e-4 on their diagonal, which float32 rounds away where states are long, and is left with a singular matrix.
+        The solver's own algebra is in float64 where the device has it: Anderson's method solves with the inner products
+        of the last changes and 1e-4 on their diagonal, which float32 rounds away where states are long, and is left
+        with a singular matrix.
         """
-        num_steps, wide = 0, torch.float32 if state.device.type == "mps" else torch.float64
+        num_steps, wide = 0, widest(state.device)
 
         def counted(s: Tensor) -> Tensor:
             nonlocal num_steps
@@ -121,9 +123,10 @@ class Equilibrium:
 
     def settle_accounts(self) -> None:
         """The mean of what was run since the last time; every process calls it once an optimiser step."""
-        sums = torch.tensor([sum(self._pending), len(self._pending)], dtype=torch.float64, device=self.residual.device)
+        sums = torch.tensor([sum(self._pending), len(self._pending)], dtype=torch.float64)
         self._pending = []
         if torch.distributed.is_available() and torch.distributed.is_initialized():
+            sums = sums.to(self.residual.device)  # where processes exchange
             torch.distributed.all_reduce(sums)
         cost, calls = sums.tolist()
         self.mean_cost = cost / calls if calls else self.mean_cost

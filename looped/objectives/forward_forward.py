@@ -65,7 +65,7 @@ class ForwardForward(Classifier):
         """A class of each image that is not its own."""
         uniform, num = random.uniform("wrong class", ()), self.model.vocab_size
         if self.config.negatives == "uniform":
-            return (labels + 1 + (uniform * (num - 1)).long()) % num
+            return (labels + 1 + (uniform * (num - 1)).long().to(labels.device)) % num
         with torch.no_grad():
             found = self.found(e, batch, len(self.layers))
         own = torch.arange(num, device=labels.device) == labels.unsqueeze(1)

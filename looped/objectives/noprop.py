@@ -96,7 +96,7 @@ class Diffused(NoProp):
     def bound(self, u: Embedded, error: Float[Tensor, "batch"], weight: Float[Tensor, "batch"] | float,
               random: StepRandom) -> tuple[Tensor, dict[str, Tensor]]:
         """`terms`, from the squared errors of a batch and their weights, 1 / 2 and eta left out."""
-        ends = torch.arange(2, dtype=torch.float64, device=u.device)
+        ends = torch.arange(2, dtype=torch.float64)
         z = self.schedule.noised(u, ends[1].expand(len(u)), random.normal("noise at the end", (self.dim,)))
         prior = prior_divergence(u, self.schedule.log_snr(ends[0])).mean()
         return self.classifier(z), {"prior": prior, "denoising": self.eta / 2 * (weight * error).mean()}
@@ -116,8 +116,8 @@ class NoPropDT(Diffused):
     def terms_of(self, block: int, u: Embedded, e: Tensor, rows: dict,
                  random: StepRandom) -> tuple[Tensor, dict[str, Tensor]]:
         """`terms` where block number `block`, counted from 0, is at work."""
-        log_snr = self.log_snr(u.device)
-        t = torch.full((len(u),), block / self.num_blocks, dtype=torch.float64, device=u.device)
+        log_snr = self.log_snr()
+        t = torch.full((len(u),), block / self.num_blocks, dtype=torch.float64)
         z = self.schedule.noised(u, t, random.normal("noise", (self.dim,)))
         error = (self.estimate(z, e, rows, block=block) - u).square().sum(-1)
         return self.bound(u, error, self.num_blocks * float(log_snr.exp().diff()[block]), random)
@@ -126,20 +126,20 @@ class NoPropDT(Diffused):
     def num_blocks(self) -> int:
         return self.model.recurrence.num_blocks
 
-    def log_snr(self, device: torch.device) -> Tensor:
+    def log_snr(self) -> Tensor:
         """At times 0, 1, ..., T."""
-        times = torch.arange(self.num_blocks + 1, dtype=torch.float64, device=device) / self.num_blocks
+        times = torch.arange(self.num_blocks + 1, dtype=torch.float64) / self.num_blocks
         return self.schedule.log_snr(times)
 
     def num_steps(self, depth: int) -> int:
         return min(depth, self.num_blocks)
 
     def step(self, z, e, rows, depth, index, draw):
-        a, b, c = (each[index].to(z) for each in posterior(*self._pairs(z.device)))
+        a, b, c = (each[index].to(z) for each in posterior(*self._pairs()))
         return a * self.estimate(z, e, rows, block=index) + b * z + c.sqrt() * draw
 
-    def _pairs(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        log_snr = self.log_snr(device)
+    def _pairs(self) -> tuple[Tensor, Tensor]:
+        log_snr = self.log_snr()
         return log_snr[:-1], log_snr[1:]
 
 
@@ -155,7 +155,7 @@ class NoPropCT(Diffused):
         return self.bound(u, error, self.schedule.snr_slope(t).to(error), random)
 
     def step(self, z, e, rows, depth, index, draw):
-        t, later = (torch.full((), each / depth, dtype=torch.float64, device=z.device) for each in (index, index + 1))
+        t, later = (torch.full((), each / depth, dtype=torch.float64) for each in (index, index + 1))
         u = self.estimate(z, e, rows, level=t.expand(len(z)))
         if self.config.solver == "euler":
             return z + self.schedule.flow(z, u, t) / depth
@@ -188,5 +188,5 @@ class NoPropFM(NoProp):
         return self.out_proj(self.hidden(z, e, rows, level=t)).to(z)
 
     def step(self, z, e, rows, depth, index, draw):
-        t = torch.full((len(z),), index / depth, dtype=torch.float64, device=z.device)
+        t = torch.full((len(z),), index / depth, dtype=torch.float64)
         return z + self.velocity(z, e, rows, t) / depth

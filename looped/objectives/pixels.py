@@ -58,7 +58,7 @@ class DenoisePixels(Objective):
 
     def shown(self, labels: Int[Tensor, "batch"], random: StepRandom) -> Int[Tensor, "batch"]:
         """The classes, some of them hidden."""
-        hidden = random.uniform("class hidden", ()) < self.label_dropout
+        hidden = (random.uniform("class hidden", ()) < self.label_dropout).to(labels.device)
         return torch.where(hidden, self.model.num_classes, labels)
 
     @property

@@ -226,9 +226,9 @@ class Trainer:
         """The signal that any process has caught (0: none); their clocks are brought to one time."""
         if self.accelerator.num_processes == 1:
             return number
-        own = torch.tensor([[self.done.seconds, number]], dtype=torch.float64, device=self.accelerator.device)
-        everyone = self.accelerator.gather(own)
-        self.done.seconds = everyone[:, 0].mean().item()
+        own = [[round(self.done.seconds * 1e9), number]]  # whole nanoseconds: a device may have no float64
+        everyone = self.accelerator.gather(torch.tensor(own, device=self.accelerator.device)).cpu()
+        self.done.seconds = everyone[:, 0].double().mean().item() / 1e9
         return int(everyone[:, 1].max())
 
     def non_finite(self, loss: float, norm: float) -> UserError:

@@ -57,7 +57,7 @@ def answer_with(rule, monkeypatch, u):
 def test_the_loss_of_a_block_is_the_papers_equation_8(block, embedding):
     rule, batch = make("noprop-dt", **{"noprop.embedding": embedding, "noprop.eta": 0.7}), images()
     (e, rows), labels, random = encoded(rule, batch), batch.targets[:, 0], draw()
-    u, log_snr = rule.table[labels], rule.log_snr(torch.device("cpu"))
+    u, log_snr = rule.table[labels], rule.log_snr()
     alpha = log_snr.sigmoid()
     z = alpha[block].sqrt() * u + (1 - alpha[block]).sqrt() * random.normal("noise", (rule.dim,))
     last = alpha[-1].sqrt() * u + (1 - alpha[-1]).sqrt() * random.normal("noise at the end", (rule.dim,))
@@ -163,7 +163,7 @@ def test_a_perfect_predictor_drives_z_to_the_embedding(name, flags, depth, monke
 
 def test_steps_of_discrete_time_are_the_papers_equation_3(monkeypatch):
     rule, batch, random = make("noprop-dt"), images(), draw()
-    u, (a, b, c) = rule.table[batch.targets[:, 0]].detach(), posterior(*rule._pairs(torch.device("cpu")))
+    u, (a, b, c) = rule.table[batch.targets[:, 0]].detach(), posterior(*rule._pairs())
     answer_with(rule, monkeypatch, u)
     z = random.normal("start", (8,)).double()
     for t in range(2):
