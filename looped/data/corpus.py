@@ -63,9 +63,9 @@ def load_corpus(data: DataConfig) -> Corpus:
     if not taken:
         raise UserError(f"{source.name} holds no text; point data.path or data.dataset to some")
     if cut:
-        warnings.warn(f"data.max_bytes {data.max_bytes:,} cuts the text off: {len(taken):,} documents are kept, the "
-                      f"last {taken[-1].name}, and {source.extent()}; it is the head in reading order, not an even "
-                      f"share of all, so raise data.max_bytes or name fewer files", stacklevel=2)
+        warnings.warn(f"data.max_bytes {data.max_bytes:,} cuts the text off in {taken[-1].name}: documents kept: "
+                      f"{len(taken):,}; {source.extent()}; the text is the head in reading order, not an even share of "
+                      f"all; raise data.max_bytes, or give only what is to be read", stacklevel=2)
     return Corpus(_unique(taken), source.name)
 
 
@@ -95,7 +95,7 @@ class StandardLibrary(Source):
 
     def extent(self) -> str:
         whole = len(self.topics) + len(self.files)
-        return f"of {whole:,} modules and topics {whole - self.opened:,} are not opened"
+        return f"of its {whole:,} modules and topics {whole - self.opened:,} are not opened"
 
 
 def _library_files(root: Path) -> Iterator[Path]:

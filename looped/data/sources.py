@@ -52,7 +52,8 @@ class FileSource(Source):
 
     def extent(self) -> str:
         size = sum(path.stat().st_size for _, path in self.files)
-        return f"of {len(self.files):,} files ({size:,} bytes on disk) {len(self.files) - self.opened:,} are not opened"
+        unopened = len(self.files) - self.opened
+        return f"of the {len(self.files):,} files found ({size:,} bytes on disk) {unopened:,} are not opened"
 
     def _find(self, entry: str) -> list[Named]:
         passed = PassedOver()
@@ -87,8 +88,8 @@ class DatasetSource(Source):
             yield Document(f"{self.data.split}#{number}", text_of(row, self.data.text_field, where))
 
     def extent(self) -> str:
-        whole = "an unknown number of" if self.num_rows is None else f"{self.num_rows:,}"
-        return f"of {whole} rows the first {self.read:,} are read"
+        whole = "rows, whose number is not known," if self.num_rows is None else f"{self.num_rows:,} rows"
+        return f"of its {whole} the first {self.read:,} are read"
 
     def _rows(self) -> Iterator[Mapping[str, Any]]:
         import datasets

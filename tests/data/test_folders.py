@@ -127,9 +127,9 @@ def test_a_cut_names_what_is_kept_and_what_is_left_out(tmp_path):
     texts, (notice,) = load(tmp_path, max_bytes=25)
     assert list(texts.values()) == ["0123456789", "0123456789", "01234"]
     assert notice == (
-        "data.max_bytes 25 cuts the text off: 3 documents are kept, the last c.txt, and of 5 files (50 bytes on disk) "
-        "2 are not opened; it is the head in reading order, not an even share of all, so raise data.max_bytes or name "
-        "fewer files")
+        "data.max_bytes 25 cuts the text off in c.txt: documents kept: 3; of the 5 files found (50 bytes on disk) 2 "
+        "are not opened; the text is the head in reading order, not an even share of all; raise data.max_bytes, or give "
+        "only what is to be read")
 
 
 @pytest.mark.parametrize(("content", "max_bytes", "cut"), [
@@ -153,8 +153,8 @@ def test_a_cut_of_a_dataset_says_of_how_many_rows(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
     source = DatasetSource(DataConfig(dataset="some/name"))
     next(source.documents())
-    assert source.extent() == "of 7 rows the first 1 are read"
-    with pytest.warns(UserWarning, match=r"cuts the text off: 2 documents are kept.* of 7 rows the first 2 are read"):
+    assert source.extent() == "of its 7 rows the first 1 are read"
+    with pytest.warns(UserWarning, match=r"in train#1: documents kept: 2; of its 7 rows the first 2 are read"):
         load_corpus(DataConfig(dataset="some/name", max_bytes=15))
 
 
