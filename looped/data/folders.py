@@ -52,11 +52,14 @@ def find(entry: str, field: str, passed: PassedOver) -> list[Named]:
 
 
 def walk(folder: Path, passed: PassedOver) -> Iterator[Path]:
-    """The files below a folder that are not hidden, also those behind links to folders; hidden ones are counted."""
+    """The files below a folder that are not hidden, also those behind links to folders; what is left is counted.
+
+    Raises `UserError` for a folder that cannot be read.
+    """
     starts, seen = [folder], set()
     while starts:
-        for parent, folders, files in os.walk(starts.pop(0)):  # which follows no links: what they lead to comes later
-            place = os.path.realpath(parent)
+        for parent, folders, files in os.walk(starts.pop(0), onerror=_refuse):  # links are followed later, by `starts`
+            place = Path(os.path.realpath(parent))
             if place in seen:
                 folders.clear()
                 continue
@@ -64,8 +67,12 @@ def walk(folder: Path, passed: PassedOver) -> Iterator[Path]:
             shown = sorted(name for name in folders if not name.startswith(HIDDEN))
             passed["hidden"] += len(folders) - len(shown)
             folders[:] = shown
-            links = [Path(parent, name) for name in shown if os.path.islink(os.path.join(parent, name))]
-            starts += [link for link in links if not _lies_in(place, os.path.realpath(link))]
+            for link in (path for path in (Path(parent, name) for name in shown) if path.is_symlink()):
+                target = Path(os.path.realpath(link))
+                if not place.is_relative_to(target):
+                    starts.append(link)
+                elif target not in seen:
+                    passed["links to a folder that they lie in"] += 1
             for name in files:
                 if name.startswith("."):
                     passed["hidden"] += 1
@@ -73,8 +80,8 @@ def walk(folder: Path, passed: PassedOver) -> Iterator[Path]:
                     yield Path(parent, name)
 
 
-def _lies_in(place: str, folder: str) -> bool:
-    return os.path.commonpath([place, folder]) == folder
+def _refuse(error: OSError) -> None:
+    raise UserError(f"cannot read the folder {error.filename}: {error.strerror}; check its permissions") from None
 
 
 def _in_folder(folder: Path, field: str, passed: PassedOver) -> list[Named]:
@@ -82,7 +89,7 @@ def _in_folder(folder: Path, field: str, passed: PassedOver) -> list[Named]:
     for path in walk(folder, here):
         suffix, compression = suffixes_of(path)
         if path.exists() and not path.is_file():
-            here["that is no regular file"] += 1  # a pipe would be waited for
+            here["no regular files"] += 1  # a pipe would be waited for
         elif suffix == ".json":  # rows, or the settings of some program
             (found if holds_rows(path, field) else other).append(path)
         elif suffix in FOLDER_SUFFIXES and not (suffix == ".arrow" and path.name.startswith(CACHES)):

@@ -19,6 +19,7 @@ from looped.errors import one_line
 
 PIECE = 1 << 16  # bytes read at once
 SPACE = re.compile(r"[ \t\n\r]*")
+NUMBER = re.compile(r"[0-9.eE+-]*")
 DECODER = json.JSONDecoder()
 LONGEST_WORD = len("-Infinity")  # which, cut by the end of a piece, is taken for a fault at its start
 
@@ -136,7 +137,7 @@ class _Values:
         while True:
             try:
                 value, end = DECODER.raw_decode(self.text, self.at)
-                if end < len(self.text) or not self._more():  # else a number may go on in the next piece
+                if NUMBER.match(self.text, end).end() < len(self.text) or not self._more():  # else it may go on
                     self.at = end
                     return value
             except json.JSONDecodeError as error:

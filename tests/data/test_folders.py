@@ -92,7 +92,8 @@ def test_links_to_folders_are_followed_and_cycles_are_not(tmp_path):
     (tmp_path / "far" / "back").symlink_to(tmp_path / "near")
     texts, notices = load(tmp_path / "near")
     assert sorted(texts.values()) == ["far", "near"]
-    assert notices == []
+    (notice,) = notices
+    assert "passed over 1 links to a folder that they lie in" in notice  # which is up, not self
 
 
 def test_a_folder_keeps_its_name_though_a_link_to_it_comes_first(tmp_path):
@@ -108,12 +109,26 @@ def test_two_names_of_one_file_are_one_document(tmp_path):
     assert list(load((str(tmp_path / "b.txt"), str(tmp_path)))[0]) == ["b.txt"]
 
 
+def test_a_folder_within_that_cannot_be_read_is_not_passed_over(tmp_path, monkeypatch):
+    write(tmp_path / "a.txt")
+    write(tmp_path / "closed" / "b.txt")
+    real = os.scandir
+
+    def scandir(path):
+        if os.fspath(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return real(path)
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(UserError, match=r"cannot read the folder .*closed: Permission denied; check its permissions"):
+        load(tmp_path)
+
+
 def test_a_pipe_in_a_folder_is_passed_over_and_a_broken_link_is_not(tmp_path):
     write(tmp_path / "a.txt")
     os.mkfifo(tmp_path / "b.txt")
     texts, (notice,) = load(tmp_path)
     assert list(texts) == ["a.txt"]
-    assert "passed over 1 that is no regular file" in notice
+    assert "passed over 1 no regular files" in notice
     (tmp_path / "c.txt").symlink_to(tmp_path / "gone")
     with pytest.raises(UserError, match=r"cannot read .*c.txt: No such file"):
         load(tmp_path)
@@ -127,9 +142,9 @@ def test_a_cut_names_what_is_kept_and_what_is_left_out(tmp_path):
     texts, (notice,) = load(tmp_path, max_bytes=25)
     assert list(texts.values()) == ["0123456789", "0123456789", "01234"]
     assert notice == (
-        "data.max_bytes 25 cuts the text off in c.txt: documents kept: 3; of the 5 files found (50 bytes on disk) 2 "
-        "are not opened; the text is the head in reading order, not an even share of all; raise data.max_bytes, or give "
-        "only what is to be read")
+        "data.max_bytes 25 cuts the text off in c.txt: documents kept: 3; of the 5 files found (50 bytes on disk) "
+        "2 are not opened; the text is the head in reading order, not an even share of all; raise data.max_bytes, or "
+        "give only what is to be read")
 
 
 @pytest.mark.parametrize(("content", "max_bytes", "cut"), [

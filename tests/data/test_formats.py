@@ -178,7 +178,7 @@ def test_of_an_array_or_of_objects_no_more_is_read_than_is_wanted(tmp_path, monk
 @pytest.mark.parametrize("piece", [1, 2, 7, 1 << 16])
 def test_values_are_the_same_however_the_file_is_cut_into_pieces(tmp_path, monkeypatch, piece):
     monkeypatch.setattr(json_values, "PIECE", piece)
-    values = [1, -2.5e10, "a\\u00e9\"\n", True, None, {"x": [1, {"y": "🙂"}]}, [], {}, "😀", 12345678]
+    values = [1, -2.5e10, "a\\u00e9\"\n", True, None, 10.0, 1e-7, {"x": [1, {"y": "🙂"}]}, [], {}, "😀", 12345678]
     (tmp_path / "a.json").write_text(json.dumps(values, indent=1))
     assert [value for _, _, value in json_rows(tmp_path / "a.json")] == values
 
