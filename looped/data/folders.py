@@ -89,7 +89,7 @@ def _in_folder(folder: Path, field: str, passed: PassedOver) -> list[Named]:
     for path in walk(folder, here):
         suffix, compression = suffixes_of(path)
         if path.exists() and not path.is_file():
-            here["no regular files"] += 1  # a pipe would be waited for
+            here["pipe or device"] += 1  # a pipe would be waited for
         elif suffix == ".json":  # rows, or the settings of some program
             (found if holds_rows(path, field) else other).append(path)
         elif suffix in FOLDER_SUFFIXES and not (suffix == ".arrow" and path.name.startswith(CACHES)):

@@ -149,7 +149,7 @@ def _beside(folder: Path, has_parts: bool) -> PassedOver:
         if path.name not in PARTS:
             passed["hidden" if path.name.startswith(".") else f"{path.name}/ beside train/"] += 1
     for place in (folder, *(path for path in parts if path.name in PARTS)):
-        passed["images in no class folder"] += sum(
+        passed["in no class folder"] += sum(
             path.suffix.lower() in SUFFIXES and path.is_file() for path in place.iterdir())
     return passed
 

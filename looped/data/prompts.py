@@ -26,8 +26,8 @@ def read_prompts(path: Path) -> list[str]:
         raise UserError(f"--prompts {path} has no lines; give it a prompt a line")
     if empty := [str(number) for number, line in enumerate(lines, start=1) if not line]:
         more = ", ..." if len(empty) > 5 else ""
-        warnings.warn(f"--prompts {path}: {len(empty)} empty lines are no prompts and are passed over (line "
-                      f"{', '.join(empty[:5])}{more})", stacklevel=2)
+        warnings.warn(f"--prompts {path}: passed over empty lines, which are no prompts: {', '.join(empty[:5])}{more}",
+                      stacklevel=2)
     return [line for line in lines if line]
 
 

@@ -69,9 +69,9 @@ class FileSource(Source):
         plain = [name for name, names in columns.items() if self.field not in names]
         if plain:
             self.notices.append(
-                f"{len(plain):,} tables without a column '{self.field}', such as {plain[0]} with "
-                f"{', '.join(columns[plain[0]][:8]) or 'none'}, are read as plain text; set data.text_field to a "
-                f"column to make each row a document")
+                f"tables read as plain text, for want of a column '{self.field}': {len(plain):,}, such as {plain[0]} "
+                f"(columns: {', '.join(columns[plain[0]][:8]) or 'none'}); set data.text_field to a column to make each "
+                f"row a document")
 
 
 class DatasetSource(Source):

@@ -128,7 +128,7 @@ def test_a_pipe_in_a_folder_is_passed_over_and_a_broken_link_is_not(tmp_path):
     os.mkfifo(tmp_path / "b.txt")
     texts, (notice,) = load(tmp_path)
     assert list(texts) == ["a.txt"]
-    assert "passed over 1 no regular files" in notice
+    assert "passed over 1 pipe or device" in notice
     (tmp_path / "c.txt").symlink_to(tmp_path / "gone")
     with pytest.raises(UserError, match=r"cannot read .*c.txt: No such file"):
         load(tmp_path)

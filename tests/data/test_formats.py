@@ -141,7 +141,7 @@ def test_a_table_with_the_column_gives_a_document_a_row(tmp_path):
 
 def test_a_table_without_the_column_is_plain_text_and_says_so(tmp_path):
     (tmp_path / "a.csv").write_text("id,body\n1,x\n")
-    with pytest.warns(UserWarning, match=r"1 tables without a column 'text', such as a.csv with id, body, are read"):
+    with pytest.warns(UserWarning, match=r"for want of a column 'text': 1, such as a.csv \(columns: id, body\)"):
         assert texts_of(tmp_path / "a.csv") == ["id,body\n1,x\n"]
 
 

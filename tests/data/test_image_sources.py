@@ -168,7 +168,7 @@ def test_what_is_passed_over_beside_images_is_named(tmp_path):
     with pytest.warns(UserWarning, match="passed over ") as notices:
         read_source(ImageConfig(source="folder", path=str(tmp_path)))
     (message,) = [str(notice.message) for notice in notices]
-    for what in ("1 val/ beside train/", "2 images in no class folder", "1 .heic", "images are files of .png, .jpg"):
+    for what in ("1 val/ beside train/", "2 in no class folder", "1 .heic", "images are files of .png, .jpg"):
         assert what in message
     shutil.rmtree(tmp_path / "val")
     for name in ("2.png", "train/1.png", "train/a/3.heic"):

@@ -33,7 +33,7 @@ def test_a_prompt_ends_at_a_line_feed_and_nowhere_else(tmp_path, raw, prompts):
 
 def test_empty_lines_are_passed_over_with_a_notice(tmp_path):
     (tmp_path / "p.txt").write_bytes(b"one\n\ntwo\r\n\r\n")
-    with pytest.warns(UserWarning, match=r"2 empty lines are no prompts and are passed over \(line 2, 4\)"):
+    with pytest.warns(UserWarning, match=r"passed over empty lines, which are no prompts: 2, 4"):
         assert read_prompts(tmp_path / "p.txt") == ["one", "two"]
 
 
