@@ -70,8 +70,8 @@ class FileSource(Source):
         if plain:
             self.notices.append(
                 f"tables read as plain text, for want of a column '{self.field}': {len(plain):,}, such as {plain[0]} "
-                f"(columns: {', '.join(columns[plain[0]][:8]) or 'none'}); set data.text_field to a column to make each "
-                f"row a document")
+                f"(columns: {', '.join(columns[plain[0]][:8]) or 'none'}); set data.text_field to a column to make "
+                f"each row a document")
 
 
 class DatasetSource(Source):
