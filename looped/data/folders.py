@@ -56,6 +56,16 @@ def walk(folder: Path, passed: PassedOver) -> Iterator[Path]:
 
     Raises `UserError` for a folder that cannot be read.
     """
+    for parent, files in _folders(folder, passed):
+        for name in files:
+            if name.startswith("."):
+                passed["hidden"] += 1
+            else:
+                yield Path(parent, name)
+
+
+def _folders(folder: Path, passed: PassedOver) -> Iterator[tuple[str, list[str]]]:
+    """(path, names of its files) of a folder and of all below it, each once, by its own name where it has one."""
     starts, seen = [folder], set()
     while starts:
         for parent, folders, files in os.walk(starts.pop(0), onerror=_refuse):  # links are followed later, by `starts`
@@ -73,11 +83,7 @@ def walk(folder: Path, passed: PassedOver) -> Iterator[Path]:
                     starts.append(link)
                 elif target not in seen:
                     passed["links to a folder that they lie in"] += 1
-            for name in files:
-                if name.startswith("."):
-                    passed["hidden"] += 1
-                else:
-                    yield Path(parent, name)
+            yield parent, files
 
 
 def _refuse(error: OSError) -> None:
@@ -109,10 +115,24 @@ def _in_folder(folder: Path, field: str, passed: PassedOver) -> list[Named]:
 
 def _in_glob(pattern: Path) -> list[Named]:
     fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts))
-    files = [path for path in map(Path, glob.glob(str(pattern), recursive=True)) if path.is_file()]
+    files = [path for path in map(Path, _matches(pattern)) if path.is_file()]
     if not files:
         raise UserError(f"data.path {pattern} matches no file; check the pattern ('**' matches any number of folders)")
     return sorted((path.relative_to(fixed).as_posix(), path) for path in files)
+
+
+def _matches(pattern: Path) -> Iterator[str]:
+    """Paths that a glob matches. The module's own `**` would go round in circles of links."""
+    head, tail = pattern.parts, ()
+    if "**" in head:
+        place = head.index("**")
+        head, tail = head[:place], head[place + 1 :] or ("*",)
+    for start in glob.glob(str(Path(*head))):
+        if tail and os.path.isdir(start):
+            for folder, _ in _folders(Path(start), PassedOver()):
+                yield from _matches(Path(glob.escape(folder), *tail))
+        elif not tail:
+            yield start
 
 
 def _nearest_file(path: Path) -> str:

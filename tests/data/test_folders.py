@@ -1,5 +1,6 @@
 """Folders and globs: shards of all kinds in one folder, links, and a notice of all that is not read."""
 
+import glob
 import gzip
 import json
 import os
@@ -11,7 +12,7 @@ import pytest
 
 from looped.config_data import DataConfig
 from looped.data.corpus import load_corpus
-from looped.data.sources import DatasetSource
+from looped.data.sources import DatasetSource, FileSource
 from looped.errors import UserError
 
 datasets = pytest.importorskip("datasets")
@@ -94,6 +95,21 @@ def test_links_to_folders_are_followed_and_cycles_are_not(tmp_path):
     assert sorted(texts.values()) == ["far", "near"]
     (notice,) = notices
     assert "passed over 1 links to a folder that they lie in" in notice  # which is up, not self
+
+
+@pytest.mark.parametrize("pattern", ["**/*.txt", "**", "*/**/*.txt", "**/sub/*", "**/sub/**", "**/s*/**/*.txt"])
+def test_globs_go_through_links_as_folders_do(tmp_path, pattern):
+    write(tmp_path / "near" / "[a]" / "sub" / "b.txt", "near")
+    write(tmp_path / "far" / "sub" / "c.txt", "far")
+    (tmp_path / "near" / "far").symlink_to(tmp_path / "far")
+    expected = {os.path.realpath(path) for path in glob.glob(f"{tmp_path}/near/{pattern}", recursive=True)
+                if os.path.isfile(path)}
+    for name in ("one", "two", "three"):  # with which the glob module would have 3 ** 40 paths to go
+        (tmp_path / "near" / name).symlink_to(tmp_path / "near")
+    source = FileSource((f"{tmp_path}/near/{pattern}",), field="text", limit=100)
+    assert {str(path.resolve()) for _, path in source.files} == expected
+    assert [name.split("/")[0] for name, _ in source.files] == sorted(
+        "far" if "far" in path else "[a]" for path in expected)
 
 
 def test_a_folder_keeps_its_name_though_a_link_to_it_comes_first(tmp_path):
