@@ -187,7 +187,7 @@ def evaluate_samples(objective: Objective, prompts: Int[Tensor, "num length"], d
         samples[depth] = write_texts(objective, prompts, depth, num_tokens=num_tokens, seed=seed)
         seconds = now(prompts.device) - start
         rows += [*diversity(samples[depth], depth),
-                 summarise("text_tokens", lengths_of(samples[depth]).double().cpu(), depth=depth),
+                 summarise("text_tokens", lengths_of(samples[depth]).cpu().double(), depth=depth),
                  Row("tokens_per_second", int(lengths_of(samples[depth]).sum()) / seconds, None, None, len(prompts),
                      depth=depth, seconds=seconds)]
     return rows, samples

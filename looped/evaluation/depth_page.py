@@ -45,7 +45,7 @@ RULES = (
     "The first of these that holds is the verdict. Losses and gains are paired over problems and count where their 95 "
     "% bootstrap interval leaves out zero; the best depth of each half of the problems is the one that is best for the "
     "other half, so that the best of noise is no loss after it.",
-    "never: at its best depth no better than chance.",
+    "never: at its best depth it cannot be told from chance.",
     f"cycles: more than {100 * CYCLING:.0f} % of the problems go round between two or more answers with one period.",
     f"overthinks: loses more than {LOST} from the best depth to the deepest. drifts: more than {HELD}.",
     f"improves: gains more than {HELD} from the deepest trained depth to the deepest measured.",
@@ -202,7 +202,7 @@ def _compared(report: DepthReport) -> Lines:
 def _saturation(report: DepthReport) -> Lines:
     lines = []
     for level, means in report.shares.items():
-        fit, said = fit_saturation(means)
+        fit, said = fit_saturation(means, per_example=report.per_example[level])
         lines.append([str(level), *(["-"] * 4 if fit is None else [
             f"{fit.q_inf:.3f}", f"{fit.rate:.3g}", f"{fit.depth_95:.1f}", f"{fit.residual:.3f}"]), said])
     return [report.difficulty, "q_inf", "rate", "95 % of the gain by depth", "residual",

@@ -18,7 +18,7 @@ from looped.diffusion.bridge import bridge
 from looped.diffusion.denoiser import levels_of
 from looped.evaluation.likelihood import next_token_losses
 from looped.evaluation.motion import Motion, growth
-from looped.evaluation.rows import Row, summarise
+from looped.evaluation.rows import Row, confidence_interval, summarise
 from looped.evaluation.verdicts import NATS, verdict
 from looped.objectives.base import Objective, evaluating, surroundings, token_losses
 from looped.objectives.denoise import Denoise
@@ -29,6 +29,9 @@ READING_GAP = 0.05
 """Nats that knowing the rest of its block has to save a token; below, the rows of a block do not read each other."""
 SCRAMBLED_GAP = 0.3
 """Nats that another sequence's context has to cost; below, the context counts as ignored."""
+CHANCE_GAP = 0.5
+"""Nats below ln V that a first step has to be, or it counts as chance. A limit is passed where the whole 95 % interval
+over sequences is beyond it."""
 
 Tokens = Int[Tensor, "num length_and_one"]
 
@@ -60,7 +63,7 @@ def _probe(objective: Objective, tokens: Tokens, by_depth: Mapping[int, Float[Te
     sentences = [said for said in (depth_verdict(by_depth), _against_chance(first, vocab_size)) if said]
     scrambled = scrambled_context(objective, tokens, seed=seed)
     rows.append(summarise("scrambled_context_costs", scrambled))
-    if scrambled.mean() < SCRAMBLED_GAP:
+    if confidence_interval(scrambled)[1] < SCRAMBLED_GAP:
         sentences.append(f"it ignores its context: another sequence's costs {scrambled.mean():.2f} nats, and "
                          f"{SCRAMBLED_GAP} are the least to expect")
     if twin is not None:
@@ -70,7 +73,7 @@ def _probe(objective: Objective, tokens: Tokens, by_depth: Mapping[int, Float[Te
     if isinstance(objective, Denoise) and objective.config.block_size > 1 and objective.denoiser.edges is None:
         alone, known = block_reading(objective, tokens, seed=seed)
         rows += [summarise("block_alone", alone), summarise("block_others_known", known)]
-        if (alone - known).mean() < READING_GAP:
+        if confidence_interval(alone - known)[1] < READING_GAP:
             sentences.append(f"the tokens of a block do not read each other: knowing the others saves "
                              f"{(alone - known).mean():.2f} nats, so more solver steps can gain nothing")
     rows += denoiser_probes(objective, tokens, seed=seed) if isinstance(objective, Denoise) else loop_probes(
@@ -88,7 +91,7 @@ def depth_verdict(by_depth: Mapping[int, Float[Tensor, "num"]]) -> str:
 
 
 def _against_chance(losses: Float[Tensor, "num"], vocab_size: int) -> str:
-    if losses.mean() < math.log(vocab_size) - 0.5:
+    if confidence_interval(losses)[0] < math.log(vocab_size) - CHANCE_GAP:
         return ""
     return (f"it predicts no better than chance before it is shown the answer: {losses.mean():.2f} nats at its first "
             f"step, ln V is {math.log(vocab_size):.2f}; a denoiser with a low mean loss and this is a copier")

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from looped.evaluation.verdicts import ByDepth, Change, honestly_best
+
 LEAST_DEPTHS = 4
 """Depths below which three numbers fit anything."""
 EXPLAINED = 0.9
@@ -37,11 +39,14 @@ class Saturation:
         return self.q_inf + self.z * math.exp(-self.rate * depth)
 
 
-def fit_saturation(means: Mapping[int, float], *, higher_is_better: bool = True) -> tuple[Saturation | None, str]:
+def fit_saturation(means: Mapping[int, float], *, higher_is_better: bool = True,
+                   per_example: ByDepth | None = None) -> tuple[Saturation | None, str]:
     """The fit to mean quality by depth, and a sentence about it; None and the reason where the curve does not saturate.
 
-    It does not: with fewer than four depths, if it is flat, falls, is explained by less than 90 %, has 95 % of its gain
-    only beyond the deepest depth, or all of it by the second.
+    per_example: what the means are of, at each depth; then a change from the first depth to the best or the deepest has
+    to leave out zero by its 95 % interval, paired. A curve does not saturate with fewer than four depths, if it is
+    flat, falls, is explained by less than 90 %, has 95 % of its gain only beyond the deepest depth, or all of it by the
+    second.
     """
     depths = np.array(sorted(means), dtype=np.float64)
     quality = np.array([means[int(depth)] for depth in depths])
@@ -50,6 +55,8 @@ def fit_saturation(means: Mapping[int, float], *, higher_is_better: bool = True)
     spread = float(quality.max() - quality.min())
     if spread < FLAT:
         return None, f"flat: the means lie within {spread:.3f}"
+    if per_example is not None and (said := _no_change(per_example)):
+        return None, said
     first, gap, deepest = depths[0], depths[1] - depths[0], depths[-1]
     rate = _best_rate(depths - first, quality, 0.1 / (deepest - first), FASTEST / gap)
     q_inf, z0, residual = _fit_at(rate, depths - first, quality)
@@ -68,6 +75,17 @@ def fit_saturation(means: Mapping[int, float], *, higher_is_better: bool = True)
     fit = Saturation(q_inf, z0 * math.exp(rate * first), rate, depth_95, residual)
     return fit, (f"{q_inf:.3f} {'-' if fit.z < 0 else '+'} {abs(fit.z):.3f} exp(-{rate:.3g} steps), residual "
                  f"{residual:.3f}; 95 % of the gain by {depth_95:.1f} steps")
+
+
+def _no_change(per_example: ByDepth) -> str:
+    """That depth changes nothing which could be told from noise; "" where it does."""
+    values = {depth: each.double().cpu() for depth, each in per_example.items()}
+    start = values[min(values)]
+    changes = [Change.of(end - start) for end in (honestly_best(values), values[max(values)])]
+    if any(change.told for change in changes):
+        return ""
+    return (f"no gain or loss over depth {min(values)} can be told: {changes[0].signed()} at the best depth, "
+            f"{changes[1].signed()} at {max(values)}, paired over {len(start)}")
 
 
 def _best_rate(steps: np.ndarray, quality: np.ndarray, low: float, high: float) -> float:

@@ -34,11 +34,12 @@ class Solved:
     def table(self) -> list[list[str]]:
         """Cells of the share solved: a line a difficulty, a column a depth."""
         shares = {(row.difficulty, row.depth): row for row in self.rows if row.metric == "solved"}
-        return [[str(difficulty), *(_share(shares[difficulty, depth]) for depth in by_depth)]
+        return [[str(difficulty), *(share_cell(shares[difficulty, depth]) for depth in by_depth)]
                 for difficulty, by_depth in self.per_example.items()]
 
 
-def _share(row: Row) -> str:
+def share_cell(row: Row) -> str:
+    """`0.912 [0.870, 0.950]`."""
     return f"{row.mean:.3f} [{row.ci_low:.3f}, {row.ci_high:.3f}]"
 
 

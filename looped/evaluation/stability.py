@@ -64,9 +64,20 @@ class Stability:
     @property
     def late_contraction(self) -> float | None:
         """Geometric mean over the second half of the steps; None where it is at rest before."""
-        late = [math.log(max(row.mean, 1e-12)) for step, row in self.by_step("contraction").items()
+        return self._late("mean")
+
+    def _late(self, field: str) -> float | None:
+        late = [math.log(max(getattr(row, field), 1e-12)) for step, row in self.by_step("contraction").items()
                 if step > self.depth / 2]
         return math.exp(sum(late) / len(late)) if late else None
+
+    @property
+    def motion(self) -> str:
+        """The changes of the second half in a word or two, by both ends of their intervals."""
+        low, high = self._late("ci_low"), self._late("ci_high")
+        if low is None or high is None:
+            return ""
+        return "shrink" if high < 1 else "do not shrink" if low >= 1 else "cannot be told to shrink or to grow"
 
     @property
     def sentence(self) -> str:
@@ -76,7 +87,7 @@ class Stability:
                 f"{max(changes)} steps"] if changes else []
         rate = self.late_contraction
         if rate is not None:
-            said.append(f"its changes {'shrink' if rate < 1 else 'do not shrink'} in the second half, where each is "
+            said.append(f"its changes {self.motion} in the second half, where each is "
                         f"{rate:.2f} of the one before")
         elif changes:
             said.append("it is at rest before the second half")

@@ -21,7 +21,7 @@ from looped.evaluation.exits import Exit
 from looped.evaluation.plots_tasks import Trained
 from looped.evaluation.report import markdown_table, picture_blocks
 from looped.evaluation.rows import Keep, Row, keep_nothing, row_of
-from looped.evaluation.solving import Solved, exit_rows, one_answer, solved
+from looped.evaluation.solving import Solved, exit_rows, one_answer, share_cell, solved
 from looped.evaluation.stability import Stability, stability
 from looped.evaluation.store import EXAMPLES, ROWS, EvaluationFiles, writing_to
 from looped.objectives.base import Objective
@@ -90,8 +90,7 @@ def task_table(result: TaskEvaluation, data: TaskData) -> str:
     figures = {(row.difficulty, row.by, row.metric): row for row in result.exits}
     most = {(row.difficulty, row.depth): row.evaluations for row in result.solved.rows}
     lines = [[str(difficulty), by, f"{row.mean:.1f} of {most[difficulty, row.depth]:.0f}", f"{row.layer_forwards:,.1f}",
-              f"{figures[difficulty, by, 'solved_with_exit'].mean:.3f}",
-              f"{figures[difficulty, by, 'lost_by_exit'].mean:.3f}"]
+              *(share_cell(figures[difficulty, by, name]) for name in ("solved_with_exit", "lost_by_exit"))]
              for (difficulty, by, metric), row in figures.items() if metric == "steps_used"]
     header = [data.task.difficulty, "exit", "mean evaluations", "layer forwards", "solved", "lost"]
     return f"{text}\n\n" + markdown_table(header, lines)

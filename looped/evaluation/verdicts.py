@@ -1,6 +1,6 @@
 """What a quality curve does over depth, in one word and one sentence: of problems that are solved, or of a loss.
 
-    never       at its best depth it is no better than chance: the interval of its mean reaches it
+    never       at its best depth it cannot be told from chance: the interval of its mean reaches it
     cycles      more than `CYCLING` of the problems go round between two or more answers: in the second half of the
                 steps the answer changes, and comes back at least three times with one period
     overthinks  it loses more than `LOST` from its best depth to the deepest
@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from looped.evaluation.rows import confidence_interval
+from looped.evaluation.rows import confidence_interval, tells_sign
 
 HELD, LOST = 0.01, 0.05
 """Of the share of problems solved, or nats: up to the first a curve settles, beyond the second it overthinks."""
@@ -67,6 +67,15 @@ class Change:
 
     def rises_by(self, amount: float) -> bool:
         return self.mean > amount and self.low > 0
+
+    @property
+    def told(self) -> bool:
+        """Whether the interval leaves out zero."""
+        return tells_sign(self.low, self.high)
+
+    def signed(self) -> str:
+        """`-0.01 [-0.03, +0.01]`."""
+        return f"{self.mean:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
 
     def size(self) -> str:
         """`0.27 [0.21, 0.33]`, without the sign."""
@@ -174,8 +183,8 @@ class _Curve:
     num: int
 
     def never(self, best: int) -> str:
-        return (f"{self.means[best]:.2f} {self.measure.unit} at its best depth {best}, no better than chance "
-                f"({self.measure.chance:.2f}), over {self.num} {self.measure.over}")
+        return (f"{self.means[best]:.2f} {self.measure.unit} at its best depth {best}, which cannot be told "
+                f"from chance ({self.measure.chance:.2f}), over {self.num} {self.measure.over}")
 
     def moves(self, verb: str, start: int, end: int, change: Change) -> str:
         verb = verb if self.measure.higher_is_better else f"quality {verb}"  # the figure itself goes the other way
@@ -187,9 +196,12 @@ class _Curve:
         text = f"{self.means[best]:.2f} {self.measure.unit} at its best depth {best}"
         if best == deepest:
             return f"{text}, the deepest, over {self.num} {self.measure.over}"
+        there = f"{text}, {self.means[deepest]:.2f} at {deepest} steps"
+        if not change.told:
+            return f"{there}, a difference that cannot be told: {change.signed()} paired over {self.num} " \
+                   f"{self.measure.over}"
         word = "better" if change.mean > 0 else "worse"
-        return (f"{text}, {self.means[deepest]:.2f} at {deepest} steps, {word} by {change.size()} paired over "
-                f"{self.num} {self.measure.over}")
+        return f"{there}, {word} by {change.size()} paired over {self.num} {self.measure.over}"
 
     def cycles(self, periods: Tensor, best: int, deepest: int) -> str:
         going = periods > 1

@@ -10,7 +10,15 @@ from looped.config import load_config
 from looped.data.batch import Batch
 from looped.evaluation.likelihood import losses_by_depth
 from looped.evaluation.motion import growth
-from looped.evaluation.probes import block_reading, decodability, depth_verdict, loop_probes, probe, scrambled_context
+from looped.evaluation.probes import (
+    _against_chance,
+    block_reading,
+    decodability,
+    depth_verdict,
+    loop_probes,
+    probe,
+    scrambled_context,
+)
 from looped.models.build import build
 from looped.nn.recurrence import RecurrentDepth
 from looped.objectives import build_objective
@@ -86,6 +94,15 @@ def test_the_verdict_on_a_depth_curve(losses, said):
 def test_a_rise_that_is_within_the_spread_of_sequences_is_no_fall():
     noise = torch.randn(64, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     assert depth_verdict({1: torch.zeros(64, dtype=torch.float64), 2: 0.1 + (noise - noise.mean()) * 3}) == ""
+
+
+def test_a_limit_is_passed_by_the_whole_interval_and_not_by_its_middle():
+    """A few sequences whose mean is just beyond a limit say nothing; many do."""
+    middle = math.log(V) - 0.45
+    spread = torch.linspace(-1, 1, 8, dtype=torch.float64)
+    assert _against_chance(middle + spread, V) == ""
+    assert "no better than chance" in _against_chance(middle + spread / 100, V)
+    assert _against_chance(middle - 0.2 + spread / 100, V) == ""
 
 
 def test_the_decodable_level_is_where_half_of_the_nearest_rows_are_right_and_scales_with_the_rows():

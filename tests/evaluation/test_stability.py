@@ -6,7 +6,8 @@ import torch
 from looped.config import load_config
 from looped.data.problems import prepare_task
 from looped.evaluation.motion import Motion
-from looped.evaluation.stability import median_row, stability
+from looped.evaluation.rows import Row
+from looped.evaluation.stability import Stability, median_row, stability
 from looped.evaluation.verdicts import periods_of, verdict
 from looped.models.build import build
 from looped.objectives import build_objective
@@ -135,3 +136,10 @@ def test_the_interval_of_a_median_covers_it_as_often_as_it_says():
 @pytest.mark.parametrize(("rate", "grows"), [(1.0, True), (0.5, False)])
 def test_a_state_that_grows_with_depth_is_told_of(rate, grows):
     assert ("the state grows with depth: its root mean square is" in watched(core=Linear(rate)).sentence) == grows
+
+
+@pytest.mark.parametrize(("low", "high", "said"), [(0.9, 0.95, "shrink"), (1.0, 1.1, "do not shrink"),
+                                                   (0.97, 1.02, "cannot be told to shrink or to grow")])
+def test_changes_are_said_to_shrink_where_the_interval_does(low, high, said):
+    rows = [Row("contraction", (low + high) / 2, low, high, 16, depth=step) for step in range(2, 9)]
+    assert Stability("state", "other noise", 8, 1, rows, torch.zeros(0, 0, 0, dtype=torch.long)).motion == said

@@ -139,6 +139,21 @@ def test_right_and_wrong_at_consecutive_depths_show_cycles_too():
     assert verdict(noise, trained=4).name == "settles"
 
 
+def test_a_difference_within_its_interval_is_no_better_and_no_worse():
+    noise = {depth: torch.rand(NUM, generator=generator(depth)) < 0.8 for depth in DEPTHS}
+    said = verdict(noise, trained=1).sentence
+    assert "a difference that cannot be told" in said
+    assert "better" not in said
+    assert "worse" not in said
+    small = verdict(solved((0.9, 0.9, 0.9, 0.97, 0.97, 0.97, 0.965)), trained=8).sentence
+    assert ("worse by" in small) or ("cannot be told" in small)
+
+
+def test_one_problem_of_sixteen_is_not_said_to_be_at_chance():
+    one = {depth: torch.arange(16) == 3 for depth in DEPTHS}
+    assert "0.06 solved at its best depth 1, which cannot be told from chance (0.00)" in verdict(one).sentence
+
+
 # ---- saturation ------------------------------------------------------------------------------------------------------
 
 def curve(depths, q_inf, z, rate):
@@ -179,3 +194,20 @@ def test_a_curve_that_does_not_saturate_is_said_why(quality, why):
     fit, said = fit_saturation(dict(zip(DEPTHS, quality, strict=False)))
     assert fit is None
     assert why in said
+
+
+def test_noise_over_depth_saturates_nowhere():
+    """A few problems right or wrong by chance make means that an exponential fits now and then."""
+    fits, backed = 0, 0
+    for seed in range(400):
+        gen = generator(seed)
+        noise = {depth: torch.rand(16, generator=gen) < 0.5 for depth in (1, 4, 16, 64)}
+        means = {depth: each.double().mean().item() for depth, each in noise.items()}
+        fits += fit_saturation(means)[0] is not None
+        backed += fit_saturation(means, per_example=noise)[0] is not None
+    assert fits >= 8
+    assert backed <= fits / 3
+    rising = solved((0.1, 0.5, 0.75, 0.85, 0.9, 0.91, 0.91))
+    means = {depth: each.double().mean().item() for depth, each in rising.items()}
+    assert fit_saturation(means, per_example=rising) == fit_saturation(means)
+    assert fit_saturation(means, per_example=rising)[0] is not None
