@@ -31,14 +31,23 @@ Sigma = Float[Tensor, "batch"] | Float[Tensor, "batch length"]
 
 @runtime_checkable
 class LoopedModel(Protocol):
-    """What a denoiser needs of a model: its sizes, its input embedding, `step` and `decode`; for training also `hidden`
-    and the `head_weight` that reads it."""
+    """The model behind a denoiser: its sizes, its input embedding, `step` and `decode`. Training (`Denoise`) and
+    generation also take `encode`, `make_context`, `hidden` and the `head_weight` that reads it; `evaluate_depth`, which
+    counts layers, a `config` (ModelConfig) and `core_layers`, a number for each block.
+
+    The options of all calls are those of `LanguageModel`; a model takes them as `**options` and may ignore what it has
+    no use for. `make_context` of `denoise.context inject` returns None.
+    """
 
     width: int
     vocab_size: int
     embed: nn.Embedding
 
-    def step(self, state: Tensor, e: Tensor, level: Tensor | None, **options) -> Tensor: ...
+    def encode(self, tokens: Tensor, **options) -> Tensor: ...
+
+    def make_context(self, e: Tensor, kind: str, **options) -> Cache | None: ...
+
+    def step(self, state: Tensor, e: Tensor, level: Tensor | None = None, **options) -> Tensor: ...
 
     def decode(self, state: Tensor, **options) -> Tensor: ...
 
@@ -46,6 +55,10 @@ class LoopedModel(Protocol):
 
     @property
     def head_weight(self) -> Tensor: ...
+
+
+NEEDED = ("width", "vocab_size", "embed", "step", "decode")
+"""Members of a `LoopedModel` without which there is no denoiser at all."""
 
 
 class Denoiser(nn.Module):
@@ -59,6 +72,9 @@ class Denoiser(nn.Module):
                  edges: Float64[Tensor, "edges"] | None = None):
         super().__init__()
         config = DenoiseConfig() if config is None else config
+        if missing := [name for name in NEEDED if not hasattr(model, name)]:
+            raise UserError(f"{type(model).__name__} has no {' and no '.join(missing)}, which a denoiser needs; see "
+                            f"looped.LoopedModel for all that a model has")
         require(config, DenoiseConfig, "config", "pass DenoiseConfig(context='inject'), or nothing for its defaults")
         self.model, self.config = model, config
         self.edges = edges  # no buffer: a module that is made half precision would round it

@@ -4,6 +4,11 @@ Any `nn.Module` with `(state, e, cond) -> state` can be a block, so the loop can
 
     loop = RecurrentDepth(Core(MyBlock()), state_init="zero")
     state = loop(e, num_steps=8)
+
+In a model of this package, `model.recurrence.core = Core(MyBlock())`, a block is told more, so its forward is
+`(state, e, cond=None, **options) -> state`. Options are `mask` (who sees whom), `rotation` (the angles of where rows
+stand), and in sampling `cache` and `context` (keys and values of rows that are not among these) with `strict`. A block
+that reads each row by itself ignores them all; one that mixes rows has to obey the mask.
 """
 
 import inspect
@@ -119,8 +124,14 @@ class RecurrentDepth(nn.Module):
         return STATE_INITS[self.state_init](e, noise)
 
     def step(self, state: States, e: State, cond: Tensor | None = None, **options: Any) -> States:
-        """One application of the core."""
-        return self.core(state, e, cond, **options)
+        """One application of the core. Raises `UserError` for a core that does not take the `options` of its model."""
+        try:
+            return self.core(state, e, cond, **options)
+        except TypeError as error:
+            if "unexpected keyword argument" not in str(error):
+                raise
+            raise UserError(f"the core does not take what its model tells every step ({error}); give its forward "
+                            f"**options: {', '.join(options)}") from error
 
     def forward(self, e: State, num_steps: int, **options: Any) -> State:
         """`num_steps` steps, all with gradient; 0 gives the initial state. Raises `UserError` for fewer."""

@@ -118,7 +118,7 @@ def test_a_refused_evaluation_leaves_the_mode_of_the_objective():
     with pytest.raises(UserError):
         sweep(objective, depths=[0])
     objective.model.decode = lambda state: state.reshape(-1, 3)  # fails in the middle
-    with pytest.raises(Exception, match="size|shape"):
+    with pytest.raises(Exception, match=r"size|shape"):
         sweep(objective)
     assert objective.training
 

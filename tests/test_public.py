@@ -1,0 +1,114 @@
+"""The public names are enough to put a core or a model of one's own into the toolkit."""
+
+import pytest
+import torch
+from torch import nn
+
+import looped
+from looped.config import load_config
+from looped.config_denoise import DenoiseConfig
+from looped.config_rules import RecurrenceConfig
+from looped.objectives import Denoise
+
+V, D, TOKENS = 20, 16, torch.arange(14).view(2, 7)
+pytestmark = pytest.mark.usefixtures("unchecked")
+
+
+class Mine(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(2 * D, D)
+
+    def forward(self, state, e, cond=None):
+        return torch.tanh(self.linear(torch.cat([state, e], dim=-1)))
+
+
+class Told(Mine):
+    def forward(self, state, e, cond=None, **options):
+        return super().forward(state, e, cond)
+
+
+def objective_of():
+    config = load_config(None, {"objective": "full", "model.width": D, "model.num_heads": 2, "recurrence.mean": 2,
+                                "model.state_init": "zero"})
+    return looped.build_objective(config, looped.build(config, V))
+
+
+def test_a_core_of_ones_own_trains_in_the_language_model():
+    objective = objective_of()
+    objective.model.recurrence.core = looped.Core(Told())
+    objective(TOKENS, looped.StepRandom(0, 0, count=2)).value.backward()
+    assert objective.model.recurrence.core.blocks[0].linear.weight.grad.abs().sum() > 0
+    means = looped.evaluate_depth(objective, TOKENS, [1, 3], bytes_per_token=2.0).means("nats_per_token")
+    assert list(means) == [1, 3]
+
+
+def test_a_core_that_cannot_be_told_of_the_mask_is_refused_with_the_contract():
+    objective = objective_of()
+    objective.model.recurrence.core = looped.Core(Mine())
+    with pytest.raises(looped.UserError, match=r"unexpected keyword argument .* give its forward \*\*options: mask"):
+        objective(TOKENS, looped.StepRandom(0, 0, count=2))
+
+
+def test_a_type_error_inside_a_core_stays_itself():
+    class Broken(nn.Module):
+        def forward(self, state, e, cond=None):
+            return state + "one"
+
+    with pytest.raises(TypeError, match=r"unsupported operand|must be"):
+        looped.RecurrentDepth(looped.Core(Broken()))(torch.ones(1, 2, 3), 1)
+
+
+class Net(nn.Module):
+    """Exactly the members of `LoopedModel`."""
+
+    width, vocab_size = D, V
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.core = nn.Embedding(V, D), Told()
+
+    @property
+    def head_weight(self):
+        return self.embed.weight
+
+    def encode(self, tokens, **options):
+        return self.embed(tokens)
+
+    def make_context(self, e, kind, **options):
+        return None
+
+    def step(self, state, e, level=None, **options):
+        return self.core(state, e)
+
+    def hidden(self, state, **options):
+        return state
+
+    def decode(self, state, **options):
+        return state @ self.head_weight.T
+
+
+def test_a_net_with_the_members_of_looped_model_trains_and_is_sampled_as_a_denoiser():
+    torch.manual_seed(0)
+    net = Net()
+    members = {name for name in vars(looped.LoopedModel) if not name.startswith("_")}
+    assert members <= {name for name in vars(Net) if not name.startswith("_")}
+    objective = Denoise(net, DenoiseConfig(context="inject", bridge="soft"))
+    objective(TOKENS, looped.StepRandom(0, 0, count=2)).value.backward()
+    assert net.core.linear.weight.grad.abs().sum() > 0
+    denoiser, e = objective.denoiser, net.encode(TOKENS)
+    levels = looped.schedule("karras", 3, objective.noise)
+    z = levels[0].float() * torch.randn(2, 7, denoiser.targets.dim)
+    D_hat = looped.SAMPLERS["euler"](lambda z, sigma: denoiser.estimate(denoiser(z, sigma, e)), z, levels)
+    assert D_hat.shape == z.shape
+
+
+def test_a_net_without_them_is_refused_by_name():
+    with pytest.raises(looped.UserError, match="Linear has no width and no vocab_size and no embed"):
+        looped.Denoiser(nn.Linear(2, 2))
+
+
+def test_the_depth_sampler_is_public():
+    no_grad, grad = looped.sample_depths(RecurrenceConfig(mean=8, backprop=4), looped.StepRandom(0, 3, count=5))
+    assert no_grad.shape == grad.shape == (5,)
+    assert grad.max() <= 4
