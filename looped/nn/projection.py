@@ -47,7 +47,7 @@ def has_plain_head(model: Any) -> bool:
     return head is None or is_plain(head)
 
 
-def head_logits(model: Any, hidden: Float[Tensor, "batch length width"]) -> Float[Tensor, "batch length vocab"]:
+def head_logits(model: Any, hidden: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch vocab"]:
     """Logits of what a model's head reads (`model.hidden`)."""
     return F.linear(hidden, model.head_weight) if has_plain_head(model) else model.head(hidden)
 

@@ -13,6 +13,8 @@ from torch.optim.swa_utils import AveragedModel
 from looped.config_model import ModelConfig
 from looped.models.language import LanguageModel
 from looped.models.per_block import PerBlockModel
+from looped.nn.bias import Causal
+from looped.nn.layers import Rotary, TransformerLayer
 from looped.nn.recurrence import Core, RecurrentDepth
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -124,3 +126,22 @@ def test_the_models_of_per_block_compile_in_place():
     model.compile_step()
     assert copy.deepcopy(model).state_dict().keys() == PerBlockModel(parts, 2).state_dict().keys()
     assert all("step" not in vars(part.recurrence) for part in model.held.values())
+
+
+@pytest.mark.parametrize("activation", ["swiglu", "gelu"])
+@pytest.mark.parametrize("cond_width", [None, 4])
+def test_a_layer_compiles_into_one_graph_in_both_directions(activation, cond_width):
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    layer = TransformerLayer(8, 2, 12, activation=activation, cond_width=cond_width)
+    for weight in layer.parameters():
+        nn.init.normal_(weight, std=0.3)  # a gate that starts at one would hide its gradient's path
+    x, rows = torch.randn(2, 3, 8), {"mask": Causal(), "rotation": Rotary(4)(torch.arange(3))}
+    cond = None if cond_width is None else torch.randn(2, cond_width)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    ours, theirs = compiled(x, cond, **rows), layer(x, cond, **rows)
+    torch.testing.assert_close(ours, theirs)
+    pairs = zip(*(torch.autograd.grad(out.square().sum(), list(layer.parameters())) for out in (ours, theirs)),
+                strict=True)
+    for a, b in pairs:
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
