@@ -37,7 +37,7 @@ class RandomText:
 
 @dataclass(frozen=True)
 class BenchInputs:
-    """What a training step is timed on. micro_batches: those of one optimiser step. vocab_size: tokens, symbols or
+    """The data of one timed optimiser step. micro_batches: the parts it is split into. vocab_size: tokens, symbols or
     classes. picture: the size of images, None where there are none. configs: for each micro-batch the config whose
     closed forms of cost have the length of its sequences."""
 

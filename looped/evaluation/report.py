@@ -27,7 +27,7 @@ MAIN = (*TABLED, "solved")
 BY_LEVEL = ("nats_at_sigma", "loss_at_sigma")
 """Figures by noise level."""
 VARIANTS = ("difficulty", "by", "trajectories")
-"""What sets curves of one metric and one evaluation apart."""
+"""Keys that set curves of one metric and one evaluation apart."""
 
 
 def draw_evaluation(files: EvaluationFiles, config: Config, name: str) -> None:
@@ -114,8 +114,7 @@ def _main_metric(measured: Sequence[Measured]) -> str:
 
 
 def _place(metric: str, measured: Sequence[Measured]) -> str:
-    """Whether a metric goes over `depth` or `sigma`. Raises UserError for one with neither, and for one there is not.
-    """
+    """The axis of a metric, `depth` or `sigma`. Raises UserError for one with neither, and for one there is not."""
     rows = [row for each in measured for row in each.rows]
     for place in ("depth", "sigma"):
         if any(row["metric"] == metric and place in row for row in rows):

@@ -104,7 +104,7 @@ class EvaluationFiles:
         return FileLock(self.folder / "eval" / ".lock")
 
     def contents(self) -> str:
-        """What there is, in words."""
+        """A sentence on the depths that there are."""
         depths = sorted({line["depth"] for line in self.read(ROWS) if "depth" in line})
         held = f"holds depth {', '.join(map(str, depths))} of step {self.step}" if depths else "holds nothing of it yet"
         return f"{self.folder / ROWS} {held}"

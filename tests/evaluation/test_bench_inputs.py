@@ -1,4 +1,4 @@
-"""What a benchmark times is what training sees: shape, vocabulary, who sees whom and where, for each kind of data."""
+"""A benchmark times what training sees: shape, vocabulary, who sees whom and where, for each kind of data."""
 
 import pytest
 import torch
