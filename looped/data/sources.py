@@ -53,7 +53,8 @@ class FileSource(Source):
     def extent(self) -> str:
         size = sum(path.stat().st_size for _, path in self.files)
         unopened = len(self.files) - self.opened
-        return f"of the {len(self.files):,} files found ({size:,} bytes on disk) {unopened:,} are not opened"
+        rest = f"{unopened:,} are not opened" if unopened else "the last is read in part"
+        return f"of the {len(self.files):,} files found ({size:,} bytes on disk) {rest}"
 
     def _find(self, entry: str) -> list[Named]:
         passed = PassedOver()

@@ -169,6 +169,7 @@ def test_a_cut_within_the_only_file_is_known(tmp_path, content, max_bytes, cut):
     write(tmp_path / "a.txt", content)
     texts, notices = load(tmp_path / "a.txt", max_bytes=max_bytes)
     assert len(notices) == cut
+    assert all(f"({len(content.encode())} bytes on disk) the last is read in part" in notice for notice in notices)
     assert texts["a.txt"] == content.encode()[:max_bytes].decode(errors="ignore")
 
 
