@@ -36,12 +36,14 @@ ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,39}")
 @dataclass(frozen=True)
 class Arm:
     """`text`: the objective with its settings; `name`: what tables call it, that text if it has no name of its own;
-    `slug`: the same for a file's name, and no other arm's; `config`: what it stands for."""
+    `slug`: the same for a file's name, and no other arm's; `config`: what it stands for; `own`: names of the settings
+    that its text spells out."""
 
     name: str
     slug: str
     config: Config
     text: str
+    own: tuple[str, ...] = ()
 
 
 def parse_arms(config: Config, text: str) -> list[Arm]:
@@ -80,7 +82,8 @@ def parse_arm(config: Config, text: str, *, taken: typing.Collection[str] = ()) 
     number = 2
     while slug in taken:
         slug, number = f"{base}-v{number}", number + 1
-    return Arm(alias or plain, slug, _changed(config, alias or text, flags), plain)
+    return Arm(alias or plain, slug, _changed(config, alias or text, flags), plain,
+               tuple(_setting(word)[0] for word in settings))
 
 
 def _words(text: str) -> tuple[str | None, str, list[str]]:

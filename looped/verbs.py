@@ -13,6 +13,7 @@ from typing import Literal
 from tyro.conf import Positional
 
 from looped.config import Config, describe_settings, dump_config, load_config
+from looped.config_reads import notice, notice_arms, sentences, set_names, unread
 from looped.errors import UserError
 from looped.verb import Settings, Verb, check_range, no_settings, parse_depths, parse_levels
 from looped.verb_eval import Eval, need_whole
@@ -39,10 +40,12 @@ class Train(Verb):
         if self.block is not None:
             settings = dict(settings) | {"blocks.alone": str(self._alone(settings))}
         config = load_config(self.config, settings)
+        notice(config, settings)
         if self.dry_run:
             print(dump_config(config))
             print(_costs(config))
             _print_cautions(config)
+            print(_unread(self.config, config, settings))
             return 0
         from looped.training.trainer import train
 
@@ -242,9 +245,13 @@ class Bench(Verb):
         if path is None or None not in (self.model, self.config):
             raise UserError(f"bench {self.what} needs one YAML file; write looped bench {self.what} CONFIG")
         config = load_config(path, settings)
-        from looped.arms import split_arms
+        from looped.arms import parse_arms, split_arms
         from looped.evaluation import cost, memory
 
+        if self.what == "step":
+            notice_arms(parse_arms(config, self.objectives), settings)
+        else:
+            notice(config, settings)
         if self.what == "memory":
             result, table = memory.bench_memory(config, parse_depths(self.blocks, "--blocks"), repeats=self.repeats,
                                                 threads=self.threads), memory.format_memory
@@ -310,6 +317,7 @@ class Compare(Verb):
         placement = Placement.of(self.device, self.dtype)
         plan = make_plan(config, self.objectives, unit=self.budget, amount=self.amount, num_seeds=self.seeds,
                          depths=depths, out=self.out or Path("runs") / f"compare-{self.config.stem}")
+        notice_arms(plan.arms, settings)
         return compare(plan, jobs=self.jobs, placement=placement)
 
 
@@ -353,7 +361,15 @@ class Info(Verb):
             no_settings(settings, "info RUN")
             _describe_run(self.target)
         else:
-            print(_costs(load_config(self.target, settings)))
+            config = load_config(self.target, settings)
+            notice(config, settings)
+            print(_costs(config))
+            print(_unread(self.target, config, settings))
+
+
+def _unread(path: Path, config: Config, settings: Settings) -> str:
+    """What a YAML file sets that this run does not read, a line a reason; flags have had their notice."""
+    return "\n".join(sentences(unread(config, [name for name in set_names(load_config(path)) if name not in settings])))
 
 
 def _print_cautions(config: Config) -> None:

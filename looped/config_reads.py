@@ -1,0 +1,194 @@
+"""Settings that do nothing in a config, and why: the one place that knows which settings which run reads.
+
+A setting that nothing reads is a wish that is not met: `--objective full --denoise.noise paper` trains what
+`--objective full` trains. Who reads what is a table, which tests hold against what building and training read, and
+against what a change changes. A notice is given for what somebody asked for: flags of a command, and settings of an arm
+of a comparison. A YAML file may be shared by several objectives, so that what it holds for others is only listed, by
+`looped train --dry-run` and `looped info`.
+
+Imports no torch.
+"""
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from looped.arms import Arm
+from looped.config import Config
+from looped.config_base import Section
+
+UNROLLED = ("full", "truncated", "progressive", "one-step", "fixed-point", "ar")
+DENOISE = ("denoise", "blockwise")
+NOPROP = ("noprop-dt", "noprop-ct", "noprop-fm")
+
+
+@dataclass(frozen=True)
+class Readers:
+    """The runs that read some settings, each a section or a setting: `read` of a whole config; `where` names what they
+    are not read under, in terms of the config."""
+
+    settings: tuple[str, ...]
+    read: Callable[[Config], bool]
+    where: Callable[[Config], str]
+
+
+def _objectives(settings: Sequence[str], *names: str) -> Readers:
+    return Readers(tuple(settings), lambda config: config.objective in names,
+                   lambda config: f"objective {config.objective}")
+
+
+def _where(settings: Sequence[str], name: str, *values: Any) -> Readers:
+    """Read where another setting has one of some values."""
+    return Readers(tuple(settings), lambda config: value_of(config, name) in values,
+                   lambda config: f"{name} {value_of(config, name)}")
+
+
+def _data(config: Config) -> str:
+    if config.is_task:
+        return f"task.name {config.task.name}"
+    return f"images.source {config.images.source}" if config.is_images else "text (no task.name, no images.source)"
+
+
+def _kind(settings: Sequence[str], read: Callable[[Config], bool]) -> Readers:
+    return Readers(tuple(settings), read, _data)
+
+
+READERS: tuple[Readers, ...] = (
+    # by training rule
+    _objectives(["recurrence.mean"], "full", "truncated", "progressive", "denoise", "blockwise", "masked"),
+    _objectives(["recurrence.backprop", "recurrence.distribution", "recurrence.per_sequence"], "truncated"),
+    _objectives(["recurrence.loss_on"], "full", "truncated", "progressive"),
+    _objectives(["recurrence.progressive_weight"], "progressive"),
+    _objectives(["recurrence.damping", "model.state_init"], *UNROLLED),
+    _objectives(["supervision"], "one-step"),
+    _objectives(["fixed_point"], "fixed-point"),
+    _objectives(["denoise.cond_width"], *DENOISE, "noprop-ct", "noprop-fm"),
+    _objectives([f"denoise.{name}" for name in type(Config().denoise).model_fields if name != "cond_width"], *DENOISE),
+    _objectives(["masked"], "masked"),
+    _objectives(["noprop"], *NOPROP),
+    _objectives(["forward_forward"], "forward-forward"),
+    _objectives(["evaluation.levels"], "masked"),
+    _objectives(["evaluation.choose"], *DENOISE),
+    _objectives(["evaluation.trajectories"], *DENOISE, *NOPROP, "forward-forward"),
+    _objectives(["blocks.partition"], "blockwise"),
+    _objectives(["blocks.overlap", "blocks.choose"], "blockwise", "masked"),
+    # by what is trained on
+    _kind([f"task.{name}" for name in ("options", "difficulty", "layout", "window")]
+          + ["evaluation.difficulties", "evaluation.num_problems"], lambda config: config.is_task),
+    _kind(["model.patch_size"] + [f"images.{name}" for name in type(Config().images).model_fields if name != "source"],
+          lambda config: config.is_images),
+    _kind([f"data.{name}" for name in type(Config().data).model_fields] + ["evaluation.num_sequences",
+          "evaluation.sample_length", "evaluation.prompt_length"],
+          lambda config: not (config.is_task or config.is_images)),
+    _kind(["evaluation.num_samples"], lambda config: not config.is_task),
+    _kind(["recurrence.damping", "evaluation.trajectories", "evaluation.choose"],
+          lambda config: config.is_task or config.is_images),
+    _where(["images.label_dropout", "evaluation.num_images"], "images.goal", "generate"),
+    _where(["denoise.target.dim", "denoise.target.normalise", "denoise.target.scale", "denoise.target.tied",
+            "denoise.target.learned_logit_scale", "denoise.posterior", "denoise.bridge", "denoise.bridge_top_k",
+            "model.tie_embeddings"], "images.goal", "classify"),
+    # by another setting
+    Readers(("blocks.overlap", "blocks.choose"), lambda config: config.blocks.num > 1, lambda config: "blocks.num 1"),
+    _where(["blocks.shared_by"], "blocks.shared", "with-block"),
+    _where(["denoise.noise.log_mean", "denoise.noise.log_std"], "denoise.noise.distribution", "log-normal"),
+    _where(["denoise.bridge_top_k"], "denoise.bridge", "top-k"),
+    _where(["denoise.restart_level"], "denoise.solver", "restart"),
+    _where(["denoise.settle_above"], "denoise.order", "confidence"),
+    _where(["denoise.schedule"], "denoise.order", "together", "left-to-right"),
+    _where(["fixed_point.phantom_steps", "fixed_point.tau"], "fixed_point.gradient", "phantom"),
+    _where(["noprop.dim"], "noprop.embedding", "learned"),
+    _where(["noprop.schedule", "noprop.log_snr"], "objective", "noprop-dt", "noprop-ct"),
+    _where(["noprop.solver"], "objective", "noprop-ct"),
+    _where(["images.randaugment_ops", "images.randaugment_magnitude"], "images.randaugment", True),
+    _where(["optim.muon_lr"], "optim.name", "muon"),
+    _where(["optim.decay_fraction"], "optim.schedule", "wsd"),
+    _where(["optim.min_lr_fraction"], "optim.schedule", "cosine", "wsd"),
+    Readers(("recurrence.backprop",), lambda config: config.recurrence.backprop <= config.recurrence.mean
+            or config.recurrence.distribution != "fixed",
+            lambda config: f"recurrence.mean {config.recurrence.mean}, beyond which there are no steps"),
+    Readers(("evaluation.choose",), lambda config: config.evaluation.trajectories > 1,
+            lambda config: f"evaluation.trajectories {config.evaluation.trajectories}"),
+)
+"""A setting is read where every line that names it, or its section, says so; one that no line names is always read."""
+
+
+def value_of(config: Config, name: str) -> Any:
+    """The setting of a dotted name."""
+    value: Any = config
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def not_read_under(config: Config, name: str) -> str:
+    """What a setting, or a section, is not read under, as `objective full`; "" where it is read."""
+    for readers in READERS:
+        if any(f"{name}.".startswith(f"{prefix}.") for prefix in readers.settings) and not readers.read(config):
+            return readers.where(config)
+    return ""
+
+
+def unread(config: Config, names: Iterable[str]) -> dict[str, str]:
+    """Name -> what it is not read under, of the settings that are not at their defaults and do nothing."""
+    defaults = Config()
+    changed = [name for name in names if value_of(config, name) != value_of(defaults, name)]
+    found = {name: not_read_under(config, name) for name in changed}
+    return {name: under for name, under in found.items() if under}
+
+
+def set_names(config: Config) -> list[str]:
+    """The dotted names of all settings that are not at their defaults."""
+    return list(_set_names(config, Config(), ""))
+
+
+def _set_names(section: Section, default: Section, prefix: str) -> Iterable[str]:
+    for name in type(section).model_fields:
+        value, usual = getattr(section, name), getattr(default, name)
+        if isinstance(value, Section):
+            yield from _set_names(value, usual, f"{prefix}{name}.")
+        elif value != usual:
+            yield f"{prefix}{name}"
+
+
+def sentences(found: Mapping[str, str]) -> list[str]:
+    """`denoise.noise, model.patch_size have no effect under objective full`, a sentence for each reason."""
+    by_reason: dict[str, list[str]] = {}
+    for name, under in found.items():
+        by_reason.setdefault(under, []).append(name)
+    return [f"{', '.join(names)} {'has' if len(names) == 1 else 'have'} no effect under {under}"
+            for under, names in by_reason.items()]
+
+
+def short_warmup(config: Config) -> str:
+    """That a run ends before its warmup does, where its steps can be told; "" otherwise."""
+    training, warmup = config.training, config.optim.warmup_steps
+    steps = training.budget
+    if training.budget_unit == "tokens" and not (config.is_task or config.is_images):
+        steps = -(-training.budget // (training.batch_size * config.data.length))
+    elif training.budget_unit != "steps":
+        return ""
+    if warmup <= steps:
+        return ""
+    return (f"optim.warmup_steps {warmup} is more than the {steps} steps of training.budget, so that the learning rate "
+            f"never reaches its peak; lower the one or raise the other")
+
+
+def notice(config: Config, names: Iterable[str]) -> None:
+    """Warn of the settings among `names`, which somebody asked for, that do nothing."""
+    names = list(names)
+    warmup = short_warmup(config) if "optim.warmup_steps" in names else ""
+    for each in [*sentences(unread(config, names)), *filter(None, [warmup])]:
+        warnings.warn(each, stacklevel=3)
+
+
+def notice_arms(arms: Sequence[Arm], names: Iterable[str]) -> None:
+    """Warn of what an arm's own settings do nothing in, and of settings of all arms that none of them reads."""
+    for arm in arms:
+        for each in sentences(unread(arm.config, arm.own)):
+            warnings.warn(f"arm '{arm.name}': {each}", stacklevel=3)
+    everywhere = [unread(arm.config, names) for arm in arms]
+    nowhere = {name: " and ".join(dict.fromkeys(found[name] for found in everywhere)) for name in everywhere[0]
+               if all(name in found for found in everywhere)}
+    for each in sentences(nowhere):
+        warnings.warn(each, stacklevel=3)
