@@ -260,7 +260,7 @@ def test_a_shipped_file_earns_no_notice(name):
 
 
 def test_a_comparison_says_it_before_it_trains(monkeypatch, tmp_path):
-    monkeypatch.setattr("looped.compare.compare", lambda plan, *, jobs: 0)
+    monkeypatch.setattr("looped.compare.compare", lambda plan, **_: 0)
     with pytest.warns(UserWarning, match="no effect") as caught:
         assert main(["compare", "configs/stdlib-full.yaml", "--budget", "tokens", "--amount", "1000", "--objectives",
                      "full,truncated,quick=full denoise.bridge=hard", "--optim.muon_lr", "0.5", "--recurrence.backprop",

@@ -37,7 +37,8 @@ def build_objective(config: Config, model: LanguageModel | ImageDenoiser | PerBl
     require(config, Config, "config", "call build_objective(config, model)")
     require(model, nn.Module, "model", "call build_objective(config, build(config, vocab_size))")
     objective = _rule(config, model)
-    objective.end_of_text, objective.separate = end_of_text, config.data.documents == "separate"
+    of_text = not (config.is_task or config.is_images)
+    objective.end_of_text, objective.separate = end_of_text, of_text and config.data.documents == "separate"
     if objective.separate and end_of_text is None:
         raise UserError("data.documents separate tells documents apart by their end-of-text token; pass end_of_text=, "
                         "or set data.documents to packed")
