@@ -117,4 +117,5 @@ def prior_divergence(u: Float[Tensor, "batch dim"], log_snr: Float64[Tensor, ""]
     """KL(q(z_0 | u) || N(0, I)) in nats."""
     alpha, noise = log_snr.sigmoid(), (-log_snr).sigmoid()
     spread = u.shape[-1] * (noise - 1 - noise.log())
-    return ((alpha * u.to(widest(u.device)).square().sum(-1) + spread) / 2).to(u)
+    wide = u.to(widest(u.device))
+    return ((alpha.to(wide) * wide.square().sum(-1) + spread.to(wide)) / 2).to(u)

@@ -151,7 +151,7 @@ class Solver:
             uniform = random.uniform(f"{stream}bridge{step}", z.shape[1:2])
             logits, handed = self._read(z, level, working, carry)
             soft = bridge("soft", logits, self.denoiser.table())
-            new = self.denoiser.estimate(logits, uniform[working])
+            new = self.denoiser.estimate(logits, uniform[working.to(uniform.device)])
             stopping.take(logits, soft)
             estimate = _put(estimate, working, new, len(z))
             carry = None if handed is None else _put(carry, working, handed, len(z))

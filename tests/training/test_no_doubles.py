@@ -52,7 +52,7 @@ IMAGES = {
     "hard": {"objective": "forward-forward", "model.injection": "none", "model.num_core_layers": 2,
              "forward_forward.negatives": "hard"}, "truncated": {"objective": "truncated"},
 }
-PIXELS = {"denoise": ADAPTIVE, "blockwise": {"objective": "blockwise", "denoise.guidance": 2.0} | BLOCKS}
+PIXELS = {"denoise": {}, "blockwise": {"objective": "blockwise", "denoise.guidance": 2.0} | BLOCKS}
 KINDS = {"text": TEXT, "task": TASK, "classify": IMAGES, "generate": PIXELS}
 CASES = [(kind, name) for kind, rules in KINDS.items() for name in rules]
 
