@@ -160,6 +160,11 @@ def sentences(found: Mapping[str, str]) -> list[str]:
             for under, names in by_reason.items()]
 
 
+def unread_in(file: Config, config: Config, flags: Iterable[str]) -> list[str]:
+    """Sentences about what a file sets and the run of `config` does not read, without the flags that were set."""
+    return sentences(unread(config, [name for name in set_names(file) if name not in flags]))
+
+
 def short_warmup(config: Config) -> str:
     """That a run ends before its warmup does, where its steps can be told; "" otherwise."""
     training, warmup = config.training, config.optim.warmup_steps

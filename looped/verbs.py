@@ -13,7 +13,7 @@ from typing import Literal
 from tyro.conf import Positional
 
 from looped.config import Config, describe_settings, dump_config, load_config
-from looped.config_reads import notice, notice_arms, sentences, set_names, unread
+from looped.config_reads import notice, notice_arms, unread_in
 from looped.errors import UserError
 from looped.verb import Settings, Verb, check_range, no_settings, parse_depths, parse_levels
 from looped.verb_eval import Eval, need_whole
@@ -43,9 +43,8 @@ class Train(Verb):
         notice(config, settings)
         if self.dry_run:
             print(dump_config(config))
-            print(_costs(config))
+            print(_costs(config), *unread_in(load_config(self.config), config, settings), sep="\n")
             _print_cautions(config)
-            print(_unread(self.config, config, settings))
             return 0
         from looped.training.trainer import train
 
@@ -363,13 +362,7 @@ class Info(Verb):
         else:
             config = load_config(self.target, settings)
             notice(config, settings)
-            print(_costs(config))
-            print(_unread(self.target, config, settings))
-
-
-def _unread(path: Path, config: Config, settings: Settings) -> str:
-    """What a YAML file sets that this run does not read, a line a reason; flags have had their notice."""
-    return "\n".join(sentences(unread(config, [name for name in set_names(load_config(path)) if name not in settings])))
+            print(_costs(config), *unread_in(load_config(self.target), config, settings), sep="\n")
 
 
 def _print_cautions(config: Config) -> None:

@@ -29,7 +29,7 @@ from looped.evaluation.texts import NOTHING, Ending
 from looped.nn.bias import Full, Mask, Padded
 from looped.nn.cache import Cache
 from looped.nn.precision import widest
-from looped.objectives.base import EVERYBODY, Objective
+from looped.objectives.base import EVERYBODY, Objective, evaluating
 from looped.objectives.bptt import Unrolled
 from looped.objectives.denoise import Denoise
 from looped.objectives.masked import Masked
@@ -63,14 +63,10 @@ def generate(objective: Objective, prompt: Int[Tensor, "batch length"], *, num_t
     prompt = padding.on_the_left(prompt, side)
     if objective.separate:
         padding = _last_document(prompt, padding, objective.end_of_text)
-    was_training = objective.training
-    objective.eval()
     write = _unmasked if isinstance(objective, Masked) else _one_after_another
     draws = partial(StepRandom, seed, start=first_row, count=len(prompt), device=prompt.device)
-    try:
+    with evaluating(objective):
         return ending.cut(write(objective, prompt, num_tokens, depth, steering, padding, draws, ending))
-    finally:
-        objective.train(was_training)
 
 
 def _check_request(objective: Objective, prompt: Tensor, num_tokens: int, depth: int) -> None:
