@@ -61,6 +61,10 @@ class Rotary(nn.Module):
 
 def rotate(x: Float[Tensor, "batch length heads dim"], rotation: Rotation) -> Float[Tensor, "batch length heads dim"]:
     """Turn each pair of coordinates by its angle; saves only the angles for backward."""
+    if torch.compiler.is_compiling():  # which takes no half of a tensor as an output, and fuses the products itself
+        cos, sin = (part.to(x.dtype) for part in rotation)
+        first, second = x.chunk(2, dim=-1)
+        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
     return _Rotate.apply(x, *rotation)
 
 
@@ -81,10 +85,6 @@ class _Rotate(torch.autograd.Function):
 def _turned(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
     """x with each pair turned, its halves written in place: no pass over memory but the four products'."""
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-    if torch.compiler.is_compiling():  # which takes no half of a tensor as an output, and fuses the products itself
-        first, second = x.chunk(2, dim=-1)
-        return torch.cat([torch.addcmul(first * cos, second, sin, value=-sign),
-                          torch.addcmul(second * cos, first, sin, value=sign)], dim=-1)
     out = torch.empty_like(x)
     (first, second), (out_first, out_second) = x.chunk(2, dim=-1), out.chunk(2, dim=-1)
     torch.mul(first, cos, out=out_first).addcmul_(second, sin, value=-sign)

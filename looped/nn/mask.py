@@ -84,8 +84,11 @@ class Mask:
         """Whether the rows of a batch may differ: seen from the shape that `allow` answers with for two of them."""
         if self.batch is not None:
             return self.batch > 1
+        return self.form(("differs", device), lambda: self._rows_asked(device) > 1)
+
+    def _rows_asked(self, device: torch.device | str) -> int:
         first = torch.zeros(1, 1, 1, 1, dtype=torch.long, device=device)
-        return self.form(("differs", device), lambda: self.ask(first, first, first.expand(2, -1, -1, -1)).shape[0] > 1)
+        return len(self.ask(first, first, first.expand(2, -1, -1, -1)))
 
     def of_rows(self, rows: Int[Tensor, "rows"]) -> "Mask":
         """The mask of some rows of its batch."""
