@@ -1,7 +1,6 @@
 """What replaces or changes a linear map from outside takes part: LoRA, parametrizations, hooks, biases, anywhere."""
 
 import copy
-import importlib.util
 
 import pytest
 import torch
@@ -171,9 +170,8 @@ def test_inputs_are_not_cast_to_a_quantised_weight():
     assert cast_for(nn.Linear(2, 2).half(), x).dtype == torch.float16
 
 
-@pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="peft is not installed")
 @pytest.mark.parametrize("target", ["attn.out", "mlp.out", "mlp.in_", "head"])
-def test_peft_s_lora_trains_what_it_is_put_on(target):
+def test_the_lora_of_peft_trains_what_it_is_put_on(target):
     peft = pytest.importorskip("peft")
     objective = model_of(**{"model.tie_embeddings": False})
     before = loss_of(objective).item()
