@@ -15,7 +15,7 @@ from looped.evaluation.depth import at_once, peak_bytes
 from looped.evaluation.inference_cost import answer_cost
 from looped.evaluation.rows import Keep, Row, example_lines, keep_nothing, summarise
 from looped.evaluation.solving import best_depth
-from looped.objectives.base import Objective
+from looped.objectives.base import Objective, evaluating
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,10 @@ def classify(objective: Objective, data: LabelledData, config: Config, depths: S
 def _right(objective: Objective, data: LabelledData, config: Config,
            depths: Sequence[int]) -> dict[int, Bool[Tensor, "num"]]:
     device, found, first = next(objective.parameters()).device, {depth: [] for depth in depths}, 0
-    was_training = objective.training
-    objective.eval()
-    for batch in data.heldout(config.evaluation.batch_size):
-        answers = answer(objective, batch.to(device), depths, config.evaluation, seed=config.seed, first=first)
-        for depth, each in answers.items():
-            found[depth].append(each.answers[:, 0].cpu() == batch.targets[:, 0])
-        first += len(batch)
-    objective.train(was_training)
+    with evaluating(objective):
+        for batch in data.heldout(config.evaluation.batch_size):
+            answers = answer(objective, batch.to(device), depths, config.evaluation, seed=config.seed, first=first)
+            for depth, each in answers.items():
+                found[depth].append(each.answers[:, 0].cpu() == batch.targets[:, 0])
+            first += len(batch)
     return {depth: torch.cat(parts) for depth, parts in found.items()}

@@ -16,6 +16,7 @@ from looped.evaluation.image_features import Features
 from looped.evaluation.image_samples import make_images
 from looped.evaluation.inference_cost import image_cost
 from looped.evaluation.rows import Keep, Row, example_lines, keep_nothing, summarise
+from looped.objectives.base import evaluating
 from looped.objectives.pixels import DenoisePixels
 from looped.rng import StepRandom
 
@@ -40,13 +41,12 @@ def evaluate_images(objective: DenoisePixels, data: LabelledData, config: Config
 def heldout_errors(objective: DenoisePixels, data: LabelledData, config: Config,
                    sigma: Float64[Tensor, "num"]) -> Float[Tensor, "num"]:
     """The weighted squared error of each held-out image at its level, by the block that owns it."""
-    device, was_training, found, first = next(objective.parameters()).device, objective.training, [], 0
-    objective.eval()
-    for batch in data.heldout(config.evaluation.batch_size):
-        random = StepRandom(config.seed, LOSS_STEP, start=first, count=len(batch), device=device)
-        found.append(objective.losses(batch.to(device), sigma[first : first + len(batch)], random).cpu())
-        first += len(batch)
-    objective.train(was_training)
+    device, found, first = next(objective.parameters()).device, [], 0
+    with evaluating(objective):
+        for batch in data.heldout(config.evaluation.batch_size):
+            random = StepRandom(config.seed, LOSS_STEP, start=first, count=len(batch), device=device)
+            found.append(objective.losses(batch.to(device), sigma[first : first + len(batch)], random).cpu())
+            first += len(batch)
     return torch.cat(found)
 
 

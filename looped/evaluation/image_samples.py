@@ -14,6 +14,7 @@ from torch import Tensor
 from looped.data.images import Scale
 from looped.diffusion.solve import solve
 from looped.errors import UserError
+from looped.objectives.base import evaluating
 from looped.objectives.pixels import DenoisePixels
 from looped.rng import StepRandom
 
@@ -30,12 +31,11 @@ def make_images(objective: DenoisePixels, labels: Int[Tensor, "num"], num_steps:
     if guidance != 1 and not objective.label_dropout:
         raise UserError(f"guidance {guidance:g} needs a model that knows images without a class, and this one was "
                         f"trained with images.label_dropout 0; use 1")
-    device, was_training = next(objective.parameters()).device, objective.training
-    objective.eval()
-    made = [_solved(objective, labels[first : first + batch_size].to(device), num_steps, guidance, seed, first).cpu()
-            for first in range(0, len(labels), batch_size)]
-    objective.train(was_training)
-    return torch.cat(made)
+    device = next(objective.parameters()).device
+    with evaluating(objective):
+        return torch.cat([
+            _solved(objective, labels[first : first + batch_size].to(device), num_steps, guidance, seed, first).cpu()
+            for first in range(0, len(labels), batch_size)])
 
 
 def _solved(objective: DenoisePixels, labels: Tensor, num_steps: int, guidance: float, seed: int,

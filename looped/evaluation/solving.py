@@ -16,7 +16,7 @@ from looped.evaluation.answers import answer
 from looped.evaluation.depth import at_once, peak_bytes
 from looped.evaluation.exits import Exit
 from looped.evaluation.rows import Keep, Row, example_lines, keep_nothing, summarise
-from looped.objectives.base import Objective
+from looped.objectives.base import Objective, evaluating
 
 
 @dataclass(frozen=True)
@@ -112,17 +112,16 @@ def score(objective: Objective, data: TaskData, config: Config, difficulty: int,
     problems = data.heldout(config.evaluation.num_problems, difficulty)
     size, device = config.evaluation.batch_size, next(objective.parameters()).device
     found: dict[int, list[tuple]] = {depth: [] for depth in depths}
-    was_training, start = objective.training, time.perf_counter()
-    objective.eval()
-    for first in range(0, len(problems), size):
-        some = problems[first : first + size]
-        batch = data.collate(some).to(device)
-        for depth, each in answer(objective, batch, depths, config.evaluation, seed=config.seed, first=first,
-                                  exit=exit).items():
-            spent = torch.stack([each.used.double(), each.layer_forwards, each.evaluations], dim=1).tolist()
-            for problem, cells, took in zip(some, each.answers.cpu().numpy(), spent, strict=True):
-                found[depth].append((*marked(data, problem, cells), *took))
-    objective.train(was_training)
+    start = time.perf_counter()
+    with evaluating(objective):
+        for first in range(0, len(problems), size):
+            some = problems[first : first + size]
+            batch = data.collate(some).to(device)
+            for depth, each in answer(objective, batch, depths, config.evaluation, seed=config.seed, first=first,
+                                      exit=exit).items():
+                spent = torch.stack([each.used.double(), each.layer_forwards, each.evaluations], dim=1).tolist()
+                for problem, cells, took in zip(some, each.answers.cpu().numpy(), spent, strict=True):
+                    found[depth].append((*marked(data, problem, cells), *took))
     seconds = time.perf_counter() - start
     columns = {depth: [torch.tensor(column) for column in zip(*marks, strict=True)] for depth, marks in found.items()}
     return {depth: Scores(right, *(column.double() for column in others), seconds)
