@@ -39,12 +39,14 @@ class RandomText:
 class BenchInputs:
     """The data of one timed optimiser step. micro_batches: the parts it is split into. vocab_size: tokens, symbols or
     classes. picture: the size of images, None where there are none. configs: for each micro-batch the config whose
-    closed forms of cost have the length of its sequences."""
+    closed forms of cost have the length of its sequences. end_of_text: of text, the token that ends a document, which
+    random tokens hold once in a vocabulary (a mask of documents costs the same wherever they end)."""
 
     micro_batches: list[Inputs]
     vocab_size: int
     picture: Picture | None
     configs: list[Config]
+    end_of_text: int | None
 
 
 def bench_inputs(config: Config) -> BenchInputs:
@@ -56,7 +58,7 @@ def bench_inputs(config: Config) -> BenchInputs:
     parts = [stream.batch(0, batch_size=c.batch_size, seed=config.seed, rows=range(first, first + size))
              for first in range(0, c.batch_size, size)]
     return BenchInputs(parts, stream.vocab_size if data is None else data.vocab_size, data and data.picture,
-                       [_of_length(config, part) for part in parts])
+                       [_of_length(config, part) for part in parts], 0 if data is None else None)
 
 
 def _of_length(config: Config, part: Inputs) -> Config:

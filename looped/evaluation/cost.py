@@ -161,7 +161,7 @@ class Stepper:
         self.config, self.index = config, 0
         self.inputs = bench_inputs(config)
         model = build(config, self.inputs.vocab_size, self.inputs.picture)
-        self.objective = build_objective(config, model).train()
+        self.objective = build_objective(config, model, self.inputs.end_of_text).train()
         self.optimizer = torch.optim.AdamW(self.objective.parameters(), lr=config.optim.lr, betas=config.optim.betas,
                                            weight_decay=config.optim.weight_decay, fused=True)
 

@@ -12,7 +12,6 @@ agree in step and settings and in the others of `KEYS` the newest is kept; all o
 
 import contextlib
 import json
-import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from filelock import FileLock
 from looped.config import Config, dump_config
 from looped.errors import UserError
 from looped.evaluation.rows import Row
+from looped.storage import write_text
 
 ROWS, EXAMPLES, SAMPLES = "eval/depth.jsonl", "eval/examples.jsonl", "eval/samples.jsonl"
 PROBES = "eval/probes.jsonl"
@@ -76,7 +76,7 @@ class EvaluationFiles:
                 if (self.folder / name).is_dir():
                     raise IsADirectoryError(None, f"{name} is a folder")
             if not (self.folder / "config.yaml").exists():
-                _replace(self.folder / "config.yaml", dump_config(config))
+                write_text(self.folder / "config.yaml", dump_config(config))
 
     def keep(self, rows: Sequence[Row] = (), examples: Sequence[Line] = (), samples: Sequence[Line] = ()) -> None:
         """Add a part of the evaluation to what is there. Raises UserError."""
@@ -88,7 +88,7 @@ class EvaluationFiles:
             for name, lines in files.items():
                 merged = merge(read_lines(self.folder / name), [self.common | line for line in lines], KEYS[name])
                 if merged:
-                    _replace(self.folder / name, "".join(json.dumps(line) + "\n" for line in merged))
+                    write_text(self.folder / name, "".join(json.dumps(line) + "\n" for line in merged))
 
     def show(self, rows: Sequence[Row]) -> None:
         """Print rows as lines of JSON."""
@@ -149,9 +149,3 @@ def writing_to(folder: Path) -> Iterator[None]:
         raise UserError(f"cannot write the evaluation to {folder}: {error.strerror or error}; free space or "
                         f"permissions, or choose another folder with --out") from None
 
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file in one go: the old content or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

@@ -108,3 +108,13 @@ def test_the_shipped_sudoku_is_timed_as_sudoku():
     config = load_config("configs/sudoku4-denoise.yaml")
     (part,) = bench_inputs(config).micro_batches
     assert (part.inputs.shape, part.causal, bench_inputs(config).vocab_size) == ((64, 16), False, 5)
+
+
+@pytest.mark.parametrize("objective", ["ar", "denoise", "masked"])
+def test_documents_kept_apart_are_timed_under_their_mask(objective):
+    config = load_config(None, {"objective": objective, "data.documents": "separate", "model.width": 16,
+                                "model.num_heads": 2, "data.vocab_size": 257, "data.length": 64})
+    stepper = cost.Stepper(config)
+    batch = stepper.objective.ask(stepper.inputs.micro_batches[0])
+    assert batch.documents.max() > 0
+    assert stepper.loss().isfinite()
