@@ -21,7 +21,7 @@ TABLE = Table(
     {"cpu": Scale("stdlib-blockwise.yaml", {
         "blocks.num": 4, "blocks.layers": None, "model.num_core_layers": 8, "evaluation.num_samples": 256,
         "training.threads": 1}, 400_000, "layer-forwards", None, None),
-     # LM1B's 30.3 million sentences are 0.8 billion words; documents are packed, as everywhere in this toolkit.
+     # LM1B's 30.3 million sentences are 0.8 billion words; they are packed into sequences.
      "paper": Scale("stdlib-blockwise.yaml", {
          "blocks.num": 4, "blocks.layers": None, "model.num_core_layers": 12, "model.width": 768, "model.num_heads": 12,
          "data.dataset": "billion-word-benchmark/lm1b", "data.max_bytes": 10**10, "data.vocab_size": 32_000,
