@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tyro.conf import Positional
 
 from looped.config import load_config
+from looped.config_reads import notice
 from looped.errors import UserError
 from looped.verb import Settings, Verb, parse_depths, parse_levels
 
@@ -90,6 +91,7 @@ class Eval(Verb):
         place = Placement.of(self.device, self.dtype)
         run = load_run(self.run, ema=not self.raw, step=self.step, settings=settings, device=place.device,
                        other_data=self.other_data)
+        notice(run.config, settings)
         if self.text is not None:
             self._read_text(run)
         with place.at_work(run.config.training.threads):

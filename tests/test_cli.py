@@ -184,6 +184,11 @@ def test_solver_settings_act_on_a_trained_run(runs, capsys):
     assert texts[0] != texts[1]
 
 
+def test_a_solver_setting_of_a_run_that_has_no_solver_is_named(runs):
+    with pytest.warns(UserWarning, match=r"denoise\.solver has no effect under objective truncated"):
+        assert main(["generate", str(runs["truncated"]), "--denoise.solver", "euler", "--num-tokens", "3"]) == 0
+
+
 def test_generation_reads_a_prompt_and_writes_json(runs, capsys):
     main(["generate", str(runs["truncated"]), "--prompt", "def f", "--num-tokens", "3", "--num-samples", "2", "--json"])
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
