@@ -44,6 +44,7 @@ any setting is a flag:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    _print_anything()
     try:
         with plain_notices():
             return _dispatch(arguments)
@@ -55,6 +56,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _print_anything() -> None:
+    """A letter that the terminal's encoding has not, as in Windows' code pages, is escaped instead of an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -12,6 +12,10 @@ class UserError(ValueError):
     """Bad input from the user: a config, a data file, a checkpoint, a flag, a mask or a device."""
 
 
+KILLED = -9
+"""What subprocess gives for the exit code of a process that SIGKILL has ended; Windows has no such signal."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`"; did you mean 'width'?"` for the nearest known name, or the list of names when nothing is near."""
     known = sorted(known)

@@ -109,7 +109,7 @@ def hold(folder: Path) -> Iterator[None]:
         raise UserError(f"run {folder} is in use by {_holder(folder)}; wait for it to end, or choose another --run"
                         + ("" if kernel else f" (if no process writes to it, remove {lock.lock_file})")) from None
     try:
-        (folder / HOLDER).write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
+        (folder / HOLDER).write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8", newline="")
         yield
     finally:
         with suppress(OSError):
@@ -137,7 +137,7 @@ def locks(folder: Path) -> bool:
         return os.name == "nt"  # which has its own, and filelock knows it
     probe = folder / f"{TEMPORARY}lock-{os.getpid()}"
     try:
-        with open(probe, "w", encoding="utf-8") as file:
+        with open(probe, "wb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         return _known(error)

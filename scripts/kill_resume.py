@@ -23,7 +23,7 @@ from looped.training.monitor import METRICS, TIMING
 
 
 def start(config: Path, run_dir: Path, log: Path) -> subprocess.Popen:
-    with log.open("a") as file:
+    with log.open("ab") as file:
         command = [sys.executable, "-m", "looped.cli", "train", config, "--run", run_dir]
         return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
 
@@ -33,7 +33,7 @@ def finish(config: Path, run_dir: Path, log: Path) -> float:
     begin = time.perf_counter()
     code = start(config, run_dir, log).wait()
     if code:
-        raise SystemExit(f"the command ended with code {code}:\n{log.read_text()[-2000:]}")
+        raise SystemExit(f"the command ended with code {code}:\n{log.read_text(encoding='utf-8')[-2000:]}")
     return time.perf_counter() - begin
 
 
@@ -69,7 +69,7 @@ def fingerprint(run_dir: Path) -> dict[str, str]:
     hashes = {f"{newest.name}/{file.name}": hashlib.sha256(file.read_bytes()).hexdigest()
               for file in sorted(newest.glob("*.safetensors"))}
     lines = [{key: value for key, value in json.loads(line).items() if key not in TIMING}
-             for line in (run_dir / METRICS).read_text().splitlines()]
+             for line in (run_dir / METRICS).read_text(encoding="utf-8").splitlines()]
     return hashes | {METRICS: hashlib.sha256(json.dumps(lines).encode()).hexdigest()}
 
 

@@ -4,18 +4,17 @@ The processes are in groups of their own, so that Ctrl-C reaches them once, thro
 save and end.
 """
 
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 
 from looped.compare.plan import AGAIN, Place, Plan, fixed
 from looped.config import load_config
 from looped.data.opening import find_data, located
-from looped.errors import UserError
+from looped.errors import KILLED, UserError
 from looped.training.checkpoint import list_checkpoints, newest_good
 from looped.training.counters import Counters
 from looped.training.identity import recall_data
@@ -95,7 +94,7 @@ class Child:
         self.start = self.log.stat().st_size if self.log.exists() else 0
         command = [sys.executable, "-m", "looped.cli", "train", plan.yaml(place.arm), "--run", place.run,
                    "--seed", place.seed]
-        with open(self.log, "a", encoding="utf-8") as log:
+        with open(self.log, "ab") as log:
             self.process = subprocess.Popen(list(map(str, command)), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                                             process_group=0)
 
@@ -103,7 +102,8 @@ class Child:
         """Pass a signal on, once."""
         if not self.told:
             self.told = number
-            self.process.send_signal(number)
+            with suppress(ValueError):  # Windows sends none of Ctrl-C's to a process, but one to the whole console
+                self.process.send_signal(number)
 
     def kill(self) -> None:
         self.process.kill()
@@ -118,7 +118,7 @@ class Child:
     def cause(self) -> str:
         """Why it failed, in a sentence."""
         code, said = self.process.returncode, self.lines()
-        if code == -signal.SIGKILL:
+        if code == KILLED:
             return "it was killed, most likely for want of memory; try a smaller training.batch_size"
         own = [line.removeprefix("looped: ") for line in said if line.startswith("looped: ")]
         return own[-1] if own else f"{said[-1][:200] if said else 'it said nothing'} (exit code {code}, {self.log})"

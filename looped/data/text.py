@@ -255,7 +255,7 @@ def _write(folder: Path, tokenizer: TextTokenizer, train: tuple[Document, ...], 
                 file.write(ids.astype(_dtype(tokenizer)).tobytes())
     (folder / "tokenizer.json").write_text(tokenizer.json(), encoding="utf-8", newline="")
     meta = {"format": FORMAT, "sha256": {name: _sha256(folder / name) for name in FILES}}
-    (folder / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+    (folder / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8", newline="")
 
 
 def _sha256(path: Path) -> str:

@@ -8,7 +8,6 @@ of JSON: one setting out, then a command and an answer at a time.
 import json
 import os
 import platform
-import signal
 import subprocess
 import sys
 import tempfile
@@ -26,7 +25,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from looped.arms import ARMS, read_arms
 from looped.config import Config, load_config
 from looped.data.opening import vocab_size_of
-from looped.errors import UserError, did_you_mean
+from looped.errors import KILLED, UserError, did_you_mean
 from looped.evaluation.bench_inputs import bench_inputs
 from looped.evaluation.depth import peak_bytes
 from looped.models.build import build
@@ -127,7 +126,7 @@ class Arm(AbstractContextManager):
 
     def _cause(self) -> str:
         code = self.process.wait()
-        if code == -signal.SIGKILL:
+        if code == KILLED:
             return "it was killed, most likely for want of memory; try a smaller training.batch_size"
         self.errors.seek(0)
         lines = self.errors.read().split("\n")
@@ -203,7 +202,7 @@ def peak_rss() -> int:
     """Largest resident bytes of this program. On Linux not the figure of getrusage, which a child inherits across
     exec from the process that started it."""
     status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
+    lines = status.read_text(encoding="utf-8").splitlines() if status.exists() else []
     found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")]
     return found[0] if found else peak_bytes()
 
@@ -344,7 +343,8 @@ def machine(threads: int) -> dict:
     processor = platform.processor()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
+        lines = info.read_text(encoding="utf-8").splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if "model name" in line]
         processor = names[0] if names else processor
     return {"processor": processor, "logical_cpus": os.cpu_count() or 1, "threads": threads,
             "torch": torch.__version__, "cpu_capability": torch.backends.cpu.get_cpu_capability()}

@@ -123,7 +123,7 @@ def write_depth_report(path: Path, report: DepthReport, *, plots: Path | None = 
     """Write the page, and its pictures into `plots` (the folder of that name beside the page). Raises OSError."""
     plots = path.parent / "plots" if plots is None else plots
     plots.mkdir(parents=True, exist_ok=True)
-    path.write_text(render(report, plots), encoding="utf-8")
+    path.write_text(render(report, plots), encoding="utf-8", newline="")
 
 
 def render(report: DepthReport, plots: Path) -> str:

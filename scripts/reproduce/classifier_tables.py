@@ -123,7 +123,7 @@ def reproduce(args: argparse.Namespace, settings: dict[str, str]) -> int:
         last = code or last
         results[name] = read_rows(out / name / "compare.jsonl") if code == 0 else []
         out.mkdir(parents=True, exist_ok=True)
-        (out / TABLE).write_text(report(results, rules, args.seeds) + "\n", encoding="utf-8")
+        (out / TABLE).write_text(report(results, rules, args.seeds) + "\n", encoding="utf-8", newline="")
     print((out / TABLE).read_text(encoding="utf-8"), end="")
     return last
 

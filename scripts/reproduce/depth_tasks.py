@@ -145,7 +145,7 @@ def reproduce(args: argparse.Namespace, settings: dict[str, str]) -> int:
         last = code or last
         results.append(result)
         out.mkdir(parents=True, exist_ok=True)  # where no rule applies, no comparison has made it
-        (out / TABLE).write_text(report(results, rules) + "\n", encoding="utf-8")
+        (out / TABLE).write_text(report(results, rules) + "\n", encoding="utf-8", newline="")
     print((out / TABLE).read_text(encoding="utf-8"), end="")
     return last
 

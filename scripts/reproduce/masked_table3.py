@@ -74,7 +74,7 @@ def reproduce(args: argparse.Namespace, settings: dict[str, str]) -> int:
     if code:
         return code
     rows = read_rows(args.out / "compare.jsonl")
-    (args.out / TABLE).write_text(report(rows) + "\n", encoding="utf-8")
+    (args.out / TABLE).write_text(report(rows) + "\n", encoding="utf-8", newline="")
     print(f"\n{report(rows)}")
     return 0
 

@@ -91,7 +91,7 @@ class Table:
                     return code
                 rows += [{"writer": name, "seed": seed} | row for row in found]
         text = self.report(rows, judges, encoder, args.seeds)
-        (out / f"{self.name}.md").write_text(text + "\n", encoding="utf-8")
+        (out / f"{self.name}.md").write_text(text + "\n", encoding="utf-8", newline="")
         print(text)
         return 0
 
