@@ -179,7 +179,7 @@ def test_a_run_of_one_block_is_measured_by_its_own_loss_and_told_what_needs_the_
     assert main(["eval", str(runs[1]), "--json"]) == 0
     row = json.loads(capsys.readouterr().out)
     logged = [json.loads(line) for line in (runs[1] / "metrics.jsonl").read_text().splitlines()]
-    assert row == {"block": 1, "step": 3, "loss": logged[-1]["loss"]}
+    assert row == {"block": 1, "step": 3, "loss": logged[-1]["loss"], "device": "cpu", "dtype": "fp32"}
     assert logged[-1]["kind"] == "heldout"
     assert main(["info", str(runs[1])]) == 0
     assert "of which block 1 alone is here" in capsys.readouterr().out

@@ -1,0 +1,94 @@
+"""A device that this machine does not have: tensors on it are real, and refuse to meet those of the processor.
+
+Inside `pretend()` the device `meta` holds its numbers in ordinary memory. What a real one would refuse raises here too:
+an operation on tensors of both devices, and numbers that are read by numpy without `.cpu()`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+DEVICE = torch.device("meta")
+MOVES = {"aten::_to_copy", "aten::copy_", "aten::_copy_from"}
+
+
+class Away(torch.Tensor):
+    """A tensor that says it lies on `DEVICE`; `held` has its numbers."""
+
+    @staticmethod
+    def __new__(cls, held):
+        return torch.Tensor._make_wrapper_subclass(cls, held.size(), strides=held.stride(), dtype=held.dtype,
+                                                   storage_offset=held.storage_offset(), device=DEVICE,
+                                                   requires_grad=False)
+
+    def __init__(self, held):
+        self.held = held
+
+    def __repr__(self):
+        return f"Away({self.held})"
+
+    def numpy(self, *args, **kwargs):
+        raise TypeError("can't convert meta device type tensor to numpy; use .cpu() first")
+
+    __array__ = numpy
+
+    def tolist(self):
+        return self.cpu().tolist()
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        return run(func, args, kwargs or {})
+
+
+def run(func, args, kwargs):
+    """An operation as the device would do it."""
+    tensors = [each for each in tree_flatten((args, kwargs))[0] if isinstance(each, torch.Tensor)]
+    away = [each for each in tensors if isinstance(each, Away)]
+    name, asked = func._schema.name, kwargs.get("device")
+    here = [each for each in tensors if not isinstance(each, Away) and each.dim() > 0]  # a number may be anywhere
+    if away and here and name not in MOVES and not name.startswith("aten::index"):
+        raise RuntimeError(f"{name}: tensors on meta and cpu: {[tuple(each.shape) for each in here]}")
+    if away and here and name.startswith("aten::index") and not isinstance(args[0], Away):
+        raise RuntimeError(f"{name}: indices on meta of a tensor on cpu")
+    if asked is not None and torch.device(asked).type == DEVICE.type:
+        kwargs = kwargs | {"device": "cpu"}
+        goes = True
+    else:
+        goes = bool(away) and asked is None
+        if name == "aten::copy_":
+            goes = isinstance(args[0], Away)
+    if name == "aten::_local_scalar_dense":
+        goes = False
+    found = func(*tree_map(unwrapped, args), **tree_map(unwrapped, kwargs))
+    if name.endswith("_") and tensors and found is unwrapped(args[0]):
+        return args[0]
+    return tree_map(lambda each: Away(each) if goes and type(each) is torch.Tensor else each, found)
+
+
+def unwrapped(each):
+    return each.held if isinstance(each, Away) else each
+
+
+class Factories(TorchDispatchMode):
+    """Tensors that are made on the device, or moved there."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return run(func, args, kwargs or {})
+
+
+@contextmanager
+def pretend() -> Iterator[torch.device]:
+    """The device, while it is there."""
+    enabled = torch.is_autocast_enabled  # which knows real devices alone
+    torch.is_autocast_enabled = lambda device=None: device != DEVICE.type and enabled(device or "cpu")
+    before = torch.__future__.get_overwrite_module_params_on_conversion()
+    torch.__future__.set_overwrite_module_params_on_conversion(True)  # a module's own tensors cannot become others
+    try:
+        with Factories(), torch.no_grad():
+            yield DEVICE
+    finally:
+        torch.__future__.set_overwrite_module_params_on_conversion(before)
+        torch.is_autocast_enabled = enabled
