@@ -5,9 +5,10 @@ an operation on tensors of both devices, and numbers that are read by numpy with
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
@@ -79,16 +80,28 @@ class Factories(TorchDispatchMode):
         return run(func, args, kwargs or {})
 
 
+class Literals(TorchFunctionMode):
+    """Numbers of Python that are put on the device: no operation of a tensor that `Factories` could see."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func in (torch.tensor, torch.as_tensor) and torch.device(kwargs.get("device") or "cpu") == DEVICE:
+            return func(*args, **kwargs | {"device": None}).to(DEVICE)
+        return func(*args, **kwargs)
+
+
 @contextmanager
 def pretend() -> Iterator[torch.device]:
     """The device, while it is there."""
-    enabled = torch.is_autocast_enabled  # which knows real devices alone
+    enabled, autocast = torch.is_autocast_enabled, torch.autocast  # which know real devices alone
     torch.is_autocast_enabled = lambda device=None: device != DEVICE.type and enabled(device or "cpu")
+    torch.autocast = lambda device, *rest, **settings: (
+        nullcontext() if device == DEVICE.type else autocast(device, *rest, **settings))
     before = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)  # a module's own tensors cannot become others
     try:
-        with Factories(), torch.no_grad():
+        with Literals(), Factories(), torch.no_grad():
             yield DEVICE
     finally:
         torch.__future__.set_overwrite_module_params_on_conversion(before)
-        torch.is_autocast_enabled = enabled
+        torch.is_autocast_enabled, torch.autocast = enabled, autocast

@@ -49,8 +49,9 @@ def classifier_features(name: str, objective: Objective, config: Config, scale: 
 
     @torch.no_grad()
     def of(levels: Levels) -> Float[Tensor, "_ _"]:
-        parts = (scale.normalise(part.numpy()) for part in levels.split(batch_size))
-        return torch.cat([class_rows(objective, images, config.main_depth) for images in parts])
+        device = next(model.parameters()).device
+        parts = (scale.normalise(part.numpy()).to(device) for part in levels.split(batch_size))
+        return torch.cat([class_rows(objective, images, config.main_depth).cpu() for images in parts])
 
     return Features(name, of)
 
@@ -60,7 +61,7 @@ def class_rows(objective: Objective, images: Float[Tensor, "num channels down ac
     """The last hidden row of the class: of a loop after `depth` steps; of a denoiser at its highest noise level from a
     start at zero, where it is told nothing of the class."""
     model = objective.model
-    batch = model.picture.ask(ImageBatch(images, _no_labels(images)))
+    batch = model.picture.ask(ImageBatch(images, _no_labels(images))).to(images.device)
     rows = surroundings(batch)
     e = model.encode(batch.inputs, **rows)
     if isinstance(objective, Denoise):
@@ -73,4 +74,4 @@ def class_rows(objective: Objective, images: Float[Tensor, "num channels down ac
 
 
 def _no_labels(images: Tensor) -> Int[Tensor, "num"]:
-    return torch.zeros(len(images), dtype=torch.long)
+    return torch.zeros(len(images), dtype=torch.long, device=images.device)
