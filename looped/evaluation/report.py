@@ -50,19 +50,7 @@ def picture_blocks(run: Path, config: Config) -> None:
         plot_mask_partition(config.blocks, config.masked.schedule, path)
 
 
-<<<<<<< HEAD
 # ---- runs side by side -----------------------------------------------------------------------------------------------
-=======
-def write_lines(run: Path, files: Mapping[str, Iterable[Mapping[str, Any]]]) -> None:
-    """JSON lines into files of a run's folder, which gets the folders for them and for pictures. Raises UserError."""
-    try:
-        for folder in ("eval", "plots"):
-            (run / folder).mkdir(exist_ok=True)
-        for name, lines in files.items():
-            (run / name).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8", newline="")
-    except OSError as error:
-        raise cannot_write(run, error) from None
->>>>>>> 56fa7a4 (Nothing needs what POSIX alone has: modules, signals, line ends and encodings)
 
 
 @dataclass(frozen=True)
@@ -88,13 +76,8 @@ def plot_runs(runs: Sequence[Path], out: Path, *, metric: str | None = None) -> 
     place = _place(chosen, measured)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-<<<<<<< HEAD
         table = (_draw_depth if place == "depth" else _draw_sigma)(measured, chosen, out)
-        out.with_suffix(".md").write_text(table + "\n", encoding="utf-8")
-=======
-        plot_depth(curves, out)
         out.with_suffix(".md").write_text(table + "\n", encoding="utf-8", newline="")
->>>>>>> 56fa7a4 (Nothing needs what POSIX alone has: modules, signals, line ends and encodings)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot write {out}: {getattr(error, 'strerror', None) or error}; choose another --out"
                         ) from None
