@@ -36,6 +36,7 @@ _PUBLIC = {
     "load_run": "looped.training.runs",
     "evaluate_depth": "looped.evaluation.depth",
     "generate": "looped.evaluation.generation",
+    "heldout_text": "looped.data.heldout",
 }
 __all__ = [*_PUBLIC, "__version__"]
 

@@ -10,7 +10,6 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
 
 DEVICE = torch.device("meta")
 MOVES = {"aten::_to_copy", "aten::copy_", "aten::_copy_from"}
@@ -46,7 +45,7 @@ class Away(torch.Tensor):
 
 def run(func, args, kwargs):
     """An operation as the device would do it."""
-    tensors = [each for each in tree_flatten((args, kwargs))[0] if isinstance(each, torch.Tensor)]
+    tensors = list(tensors_in((args, kwargs)))
     away = [each for each in tensors if isinstance(each, Away)]
     name, asked = func._schema.name, kwargs.get("device")
     here = [each for each in tensors if not isinstance(each, Away) and each.dim() > 0]  # a number may be anywhere
@@ -63,14 +62,30 @@ def run(func, args, kwargs):
             goes = isinstance(args[0], Away)
     if name == "aten::_local_scalar_dense":
         goes = False
-    found = func(*tree_map(unwrapped, args), **tree_map(unwrapped, kwargs))
+    found = func(*mapped(unwrapped, args), **mapped(unwrapped, kwargs))
     if name.endswith("_") and tensors and found is unwrapped(args[0]):
         return args[0]
-    return tree_map(lambda each: Away(each) if goes and type(each) is torch.Tensor else each, found)
+    return mapped(lambda each: Away(each) if type(each) is torch.Tensor else each, found) if goes else found
 
 
 def unwrapped(each):
     return each.held if isinstance(each, Away) else each
+
+
+def tensors_in(value):
+    """All tensors of nested arguments."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, list | tuple | dict):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from tensors_in(each)
+
+
+def mapped(change, value):
+    """Nested arguments with `change` done to each."""
+    if isinstance(value, list | tuple):
+        return type(value)(mapped(change, each) for each in value)
+    return {name: mapped(change, each) for name, each in value.items()} if isinstance(value, dict) else change(value)
 
 
 class Factories(TorchDispatchMode):

@@ -39,6 +39,14 @@ RULES = {
     "blocks": BLOCKS, "masked": {"objective": "masked"}, "masked blocks": {"objective": "masked", "blocks.num": 2}}
 
 
+FAST = ("truncated", "inject", "masked", "full", "denoise", "noprop-dt", "forward-forward")
+"""One rule of each path through the code; the others take the same path and a minute together."""
+
+
+def some(names):
+    return [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 def made(config, vocab_size, picture=None):
     return build_objective(config, build(config, vocab_size, picture)).eval()
 
@@ -62,7 +70,7 @@ def same(here, there):
         assert a.mean == pytest.approx(b.mean, rel=1e-4, abs=1e-5) or (math.isnan(a.mean) and math.isnan(b.mean))
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", some(RULES))
 def test_text_is_measured_and_written(rule, unchecked):
     config, tokens = load_config(None, TINY | RULES[rule]), torch.arange(27).reshape(3, 9) * 7 % 20
 
@@ -89,12 +97,15 @@ def test_text_is_measured_and_written(rule, unchecked):
     assert here[1:] == there[1:]
 
 
-@pytest.mark.parametrize("rule", [{"objective": "full"}, {"objective": "one-step"}, {"objective": "fixed-point"},
-                                  {"objective": "denoise", "denoise.context": "inject", "evaluation.trajectories": 2,
-                                   "evaluation.choose": "consistent"},
-                                  BLOCKS | {"denoise.context": "inject"}], ids=lambda rule: rule["objective"])
-def test_problems_are_solved(rule, unchecked):
-    config = load_config(None, TINY | {"task.name": "prefix-sums", "task.difficulty": [4, 6]} | rule)
+SOLVERS = {"full": {}, "one-step": {}, "fixed-point": {},
+           "denoise": {"denoise.context": "inject", "evaluation.trajectories": 2, "evaluation.choose": "consistent"},
+           "blockwise": {"blocks.num": 2, "denoise.context": "inject"}}
+
+
+@pytest.mark.parametrize("objective", some(SOLVERS))
+def test_problems_are_solved(objective, unchecked):
+    config = load_config(None, TINY | {"task.name": "prefix-sums", "task.difficulty": [4, 6], "objective": objective}
+                         | SOLVERS[objective])
     data = prepare_task(config.task)
 
     def work(objective, device):
@@ -109,7 +120,7 @@ CLASSIFIERS = {"full": {}, "denoise": {"denoise.context": "inject"}, "noprop-dt"
                                    "model.num_coda_layers": 0}}
 
 
-@pytest.mark.parametrize("objective", CLASSIFIERS)
+@pytest.mark.parametrize("objective", some(CLASSIFIERS))
 def test_images_are_named(objective, unchecked):
     pytest.importorskip("sklearn")
     config = load_config(None, TINY | {"images.source": "digits", "images.max_heldout": 5, "model.patch_size": 4,
@@ -122,7 +133,8 @@ def test_images_are_named(objective, unchecked):
     same(*everywhere(work, made(config, data.vocab_size, data.picture)))
 
 
-@pytest.mark.parametrize("rule", [{"objective": "denoise"}, BLOCKS], ids=["one", "blocks"])
+@pytest.mark.parametrize("rule", [{"objective": "denoise"}, pytest.param(BLOCKS, marks=pytest.mark.slow)],
+                         ids=["one", "blocks"])
 def test_images_are_made_and_seen_by_a_classifier(rule, unchecked):
     pytest.importorskip("sklearn")
     common = TINY | {"images.source": "digits", "images.max_heldout": 6, "model.patch_size": 4}
