@@ -21,6 +21,7 @@ _PUBLIC = {
     "Near": "looped.nn.bias",
     "Packed": "looped.nn.bias",
     "Padded": "looped.nn.bias",
+    "SameDocument": "looped.nn.bias",
     "SlidingWindow": "looped.nn.bias",
     "Denoiser": "looped.diffusion.denoiser",
     "LoopedModel": "looped.diffusion.denoiser",
