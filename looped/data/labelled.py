@@ -113,7 +113,7 @@ class LabelledData:
     images: ImageData
     train: LabelledStream
 
-    tokenizer = None
+    tokenizer = end_of_text = None
     """Classes are tokens."""
 
     @property

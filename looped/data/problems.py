@@ -58,7 +58,7 @@ class TaskData:
     train: ProblemStream
     fingerprint: str
 
-    tokenizer = picture = None
+    tokenizer = picture = end_of_text = None
     """Symbols are tokens."""
 
     @property

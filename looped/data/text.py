@@ -66,6 +66,11 @@ class TextData:
                 "vocabulary": self.vocab_size, "bytes/token": self.bytes_per_token,
                 "contents": _digest(self.train.tokens, self.heldout.tokens)}
 
+    @property
+    def end_of_text(self) -> int:
+        """The token that ends a document."""
+        return self.tokenizer.end_of_text
+
     def nats_to_bits_per_byte(self, nats: float) -> float:
         """Mean nats per held-out token as bits per held-out byte."""
         return nats / math.log(2) / self.bytes_per_token

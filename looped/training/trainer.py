@@ -128,7 +128,7 @@ class Trainer:
         self.config, self.run_dir, self.data = config, run_dir, data
         self.accelerator, self.monitor = accelerator, monitor
         self.micro_batch = micro_batch_size(config, accelerator.num_processes)
-        self.objective = build_objective(config, build(config, data.vocab_size, data.picture), end_of_text_of(data))
+        self.objective = build_objective(config, build(config, data.vocab_size, data.picture), data.end_of_text)
         self.objective.to(accelerator.device).train()
         if config.training.warm_start and not ckpt.list_checkpoints(run_dir):
             every_process(accelerator, lambda: self.warm_start(config.training.warm_start))
@@ -343,7 +343,7 @@ class Trainer:
                 tensors["ema"] = ckpt.module_tensors(self.objective)
         picture = self.data.picture and asdict(self.data.picture)
         state = asdict(self.done) | {"vocab_size": self.data.vocab_size, "picture": picture,
-                                     "end_of_text": end_of_text_of(self.data),
+                                     "end_of_text": self.data.end_of_text,
                                      "data": self.data.fingerprint, "meter": meter,
                                      "groups": ckpt.optimizer_groups(self.optimizers)}
         ckpt.save_checkpoint(self.run_dir, self.done.step, tensors, state, self.config.training.keep_checkpoints)
@@ -373,11 +373,6 @@ class Trainer:
     def unwrap(self) -> Objective:
         """The bare objective, in evaluation mode, without what mixed precision put around it."""
         return self.accelerator.unwrap_model(self.module, keep_fp32_wrapper=False).eval()
-
-
-def end_of_text_of(data: Data) -> int | None:
-    """The token that ends a document of text; None of what has no text."""
-    return None if data.tokenizer is None else data.tokenizer.end_of_text
 
 
 def micro_batch_size(config: Config, num_processes: int) -> int:
