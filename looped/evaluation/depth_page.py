@@ -256,14 +256,20 @@ def _stability(report: DepthReport, plots: Path) -> str:
               "cosine", "relative distance"]
     said = bullets([f"{_level(report, solve.difficulty)} {solve.sentence}." for solve in report.stability],
                    'class="soft"')
-    plot_rest(report.stability, plots / "rest.png", difficulty=report.difficulty)
-    latent = report.stability[0].latent
     return "\n".join([
         "<h2>Coming to rest, and path independence</h2>", table(header, [_rest(solve) for solve in report.stability]),
-        _note(REST), '<div class="beside">', figure(Figure(
-            plots / "rest.png", f"How much the {latent} still changes at each step, as a share of its norm: medians "
-                                f"over problems, with their 95 % bands.", f"Change of the {latent} by step")),
-        f"<div>{said}</div>", "</div>"])
+        _note(REST), '<div class="beside">', *_rest_figure(report, plots), f"<div>{said}</div>", "</div>"])
+
+
+def _rest_figure(report: DepthReport, plots: Path) -> list[str]:
+    """The changes from step to step; nothing where one step is all there is."""
+    if not any(solve.by_step("latent_change") for solve in report.stability):
+        return []
+    plot_rest(report.stability, plots / "rest.png", difficulty=report.difficulty)
+    latent = report.stability[0].latent
+    return [figure(Figure(
+        plots / "rest.png", f"How much the {latent} still changes at each step, as a share of its norm: medians over "
+                            f"problems, with their 95 % bands.", f"Change of the {latent} by step"))]
 
 
 def _rest(solve: Stability) -> list[str]:

@@ -94,6 +94,14 @@ def test_what_was_not_measured_has_no_section(tmp_path, page):
         assert heading not in bare
 
 
+def test_one_depth_has_no_change_to_draw(tmp_path):
+    """A solve of one step comes to no rest: the section is there without its picture."""
+    still = replace(at_rest(10), rows=[row for row in at_rest(10).rows if row.depth is None])
+    write_depth_report(tmp_path / "report.html", made_up(stability=[still]))
+    assert "Coming to rest" in (tmp_path / "report.html").read_text()
+    assert not (tmp_path / "plots" / "rest.png").exists()
+
+
 def test_answers_by_step_decide_whether_a_curve_cycles(tmp_path):
     turning = replace(at_rest(6), answers=(torch.arange(16) % 2)[:, None, None].expand(16, 64, 3).contiguous())
     text = written(tmp_path, made_up(stability=[turning]))
