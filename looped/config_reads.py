@@ -122,7 +122,7 @@ def value_of(config: Config, name: str) -> Any:
 
 
 def not_read_under(config: Config, name: str) -> str:
-    """What a setting, or a section, is not read under, as `objective full`; "" where it is read."""
+    """The condition under which a setting, or a section, is not read, as `objective full`; "" where it is read."""
     for readers in READERS:
         if any(f"{name}.".startswith(f"{prefix}.") for prefix in readers.settings) and not readers.read(config):
             return readers.where(config)

@@ -13,7 +13,7 @@ class UserError(ValueError):
 
 
 KILLED = -9
-"""What subprocess gives for the exit code of a process that SIGKILL has ended; Windows has no such signal."""
+"""The exit code that subprocess reports for a process that SIGKILL has ended; Windows has no such signal."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

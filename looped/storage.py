@@ -21,7 +21,7 @@ SOFT_LOCK = LOCK + SOFT
 
 UNSUPPORTED = {errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY,
                errno.EBADF, errno.EISDIR, errno.ENOLCK}
-"""What a file system answers to a call it does not have. A full or a failing disk answers otherwise."""
+"""The errors of a file system for a call it does not have. A full or a failing disk answers otherwise."""
 
 
 # ---- whole files -----------------------------------------------------------------------------------------------------
@@ -130,7 +130,7 @@ def _holder(folder: Path) -> str:
 
 
 def locks(folder: Path) -> bool:
-    """Whether the file system of a folder has locks of the kernel."""
+    """True if the file system of a folder has locks of the kernel."""
     try:
         import fcntl
     except ImportError:
@@ -149,7 +149,7 @@ def locks(folder: Path) -> bool:
 # ---- what is lost ----------------------------------------------------------------------------------------------------
 
 def lacking(folder: Path) -> list[str]:
-    """What the file system of a folder has not, each with what it means for a run."""
+    """The guarantees that the file system of a folder lacks, each with what it means for a run."""
     found = []
     if not locks(folder):
         found.append(f"file locks (the run is held by {SOFT_LOCK}, which a killed process leaves behind)")

@@ -55,7 +55,7 @@ def check_alone(text):
 
 
 def browse(chromium, page, folder, *flags):
-    """What a browser without a screen (the fixture `chromium`) makes of a page; it may use no network."""
+    """The output of a browser without a screen (the fixture `chromium`) for a page; it may use no network."""
     (folder / "page.html").write_text(page, encoding="utf-8")
     done = subprocess.run(
         [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",

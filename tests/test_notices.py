@@ -1,4 +1,4 @@
-"""What is said besides results: one line on the terminal, the same line in the run's log."""
+"""Notices beside results: one line on the terminal, the same line in the run's log."""
 
 import subprocess
 import sys

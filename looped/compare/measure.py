@@ -36,7 +36,7 @@ class Measured:
 
     @property
     def followed(self) -> Float[Tensor, "num"]:
-        """What the gauge is a mean of, after training: a figure of every held-out sequence, problem or image."""
+        """The values whose mean the gauge is, after training: a figure of every held-out sequence, problem or image."""
         raise NotImplementedError
 
 

@@ -40,7 +40,7 @@ class Reach:
 
     @property
     def better(self) -> bool:
-        """Whether the arm ends better, beyond noise."""
+        """True if the arm ends better, beyond noise."""
         return self.gap.told and (self.gap.mean > 0) == self.gauge.higher_is_better
 
     @property
@@ -49,7 +49,7 @@ class Reach:
 
     @property
     def told(self) -> bool:
-        """Whether it is a finding that the arm gets there, or that it does not."""
+        """True if it is a finding that the arm gets there, or that it does not."""
         return (self.better or self.ahead) if self.num_reached else self.worse
 
     def as_dict(self) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def reach(arm: ArmSummary, to: ArmSummary) -> Reach | None:
 
 
 def _ahead(there: Sequence[tuple[Measured, Measured, dict]], unit: str, apart: Gap) -> bool:
-    """Whether the other arm, when it had spent what took this one to its final figure, was short of that by more than
+    """True if the other arm, when it had spent what took this one to its final figure, was short of that by more than
     noise: by more than half the interval of the paired final figures (for a share at least that of two independent
     ones) in the mean, and beyond Student's interval over several seeds."""
     gauge = there[0][0].gauge

@@ -79,8 +79,8 @@ def pairs(runs: Sequence[Run], others: Sequence[Run]) -> list[tuple[Run, Run]]:
 
 @dataclass(frozen=True)
 class Gap:
-    """How far one arm ends above another in what its curve follows: paired over `num` sequences or problems (the mean
-    over seeds, with a 95 % interval), and of each seed."""
+    """The difference between two arms at their ends, in the metric that their curves follow: paired over `num`
+    sequences or problems (the mean over seeds, with a 95 % interval), and of each seed."""
 
     mean: float
     low: float
@@ -90,7 +90,7 @@ class Gap:
 
     @property
     def told(self) -> bool:
-        """Whether it is more than noise: the interval over enough sequences leaves out zero, and so does Student's over
+        """True if it is more than noise: the interval over enough sequences leaves out zero, and so does Student's over
         the seeds, where there are several."""
         over_seeds = len(self.seeds) == 1 or tells_sign(*student_interval(self.seeds))
         return self.num >= LEAST and tells_sign(self.low, self.high) and over_seeds

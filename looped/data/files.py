@@ -28,7 +28,7 @@ def _open_zstd(path: Path) -> io.BufferedReader:
 
 
 OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _open_zstd}
-"""How each compression is opened, by suffix."""
+"""Suffix -> opener of a compression."""
 
 
 def open_bytes(path: Path) -> io.BufferedIOBase:

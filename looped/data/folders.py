@@ -30,7 +30,7 @@ Named = tuple[str, Path]
 
 
 class PassedOver(Counter[str]):
-    """How many files, by what they are, a search has left aside."""
+    """Counts of the files, by kind, that a search has left aside."""
 
     def __str__(self) -> str:
         kinds = (+self).most_common()

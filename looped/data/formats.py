@@ -56,7 +56,7 @@ def read_file(path: Path, name: str, *, field: str, limit: int) -> Iterator[Docu
 
 
 def holds_rows(path: Path, field: str) -> bool:
-    """Whether the first row of a JSON file has the field. Raises `UserError` for a file that is damaged."""
+    """True if the first row of a JSON file has the field. Raises `UserError` for a file that is damaged."""
     try:
         return next(_read_json(File(path, path.name, field, 0)), None) is not None
     except NotRows:
@@ -115,7 +115,7 @@ def _read_parquet(file: File) -> Iterator[Document]:
 
 
 def _read_arrow(file: File) -> Iterator[Document]:
-    """What `save_to_disk` of `datasets` writes, which is the stream format, and the file format."""
+    """The formats that `save_to_disk` of `datasets` writes, which is the stream format, and the file format."""
     import pyarrow.ipc
 
     _refuse_compressed(file.path)

@@ -42,7 +42,7 @@ class HeldoutText:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What the text is, by name."""
+        """The identity of the text, by name."""
         return {"source": self.source, "held-out documents": len(self.heldout.documents),
                 "held-out tokens": len(self.heldout)}
 

@@ -142,7 +142,7 @@ def _class_names(folder: Path) -> list[str]:
 
 
 def _beside(folder: Path, has_parts: bool) -> PassedOver:
-    """What lies beside the class folders, or beside train/ and test/, and is not looked at."""
+    """The entries that lie beside the class folders, or beside train/ and test/, and are not looked at."""
     passed = PassedOver()
     parts = [path for path in sorted(folder.iterdir()) if has_parts and path.is_dir()]
     for path in parts:

@@ -70,7 +70,7 @@ def _lines_or_objects(file: BufferedIOBase, path: Path, line: int, start: int) -
 
 
 def _goes_on(line: bytes) -> bool:
-    """Whether a line is the beginning of a value that has not ended."""
+    """True if a line is the beginning of a value that has not ended."""
     try:
         json.loads(line.decode("utf-8"))
     except json.JSONDecodeError as error:

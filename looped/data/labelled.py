@@ -130,7 +130,7 @@ class LabelledData:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What the images are, by name; means and deviations are those of the channels that they are normalised by."""
+        """The identity of the images, by name; means and deviations are those that their channels are normalised by."""
         images = self.images
         return {"source": images.source, "images": len(images.train) + len(images.heldout),
                 "held-out images": len(images.heldout), "classes": list(images.class_names),

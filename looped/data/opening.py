@@ -21,8 +21,8 @@ PATHS = ("data.path", "data.dataset", "data.tokenizer", "data.cache_dir", "image
 
 @dataclass(frozen=True)
 class Seen:
-    """What turns data into numbers as a trained model knows them: a tokenizer, or the scale of images; None where the
-    data's own is right."""
+    """The means that turn data into numbers as a trained model knows them: a tokenizer, or the scale of images; None
+    where the data's own is right."""
 
     tokenizer: TextTokenizer | None = None
     scale: Scale | None = None

@@ -71,7 +71,7 @@ class TaskData:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What the problems are, by name."""
+        """The identity of the problems, by name."""
         return {"source": f"task {self.task.name}", "lowest difficulty": self.train.low,
                 "highest difficulty": self.train.high, "causal": self.causal, "window": self.train.window,
                 "symbols": self.vocab_size, "contents": self.fingerprint[:16]}

@@ -8,7 +8,7 @@ from looped.errors import UserError
 
 
 class NotRows(UserError):
-    """What was read is no row with the text: it is no JSON, no object, or lacks the field."""
+    """Raised where a row does not hold the text: it is no JSON, no object, or lacks the field."""
 
 
 def text_of(row: Any, field: str, where: str) -> str:

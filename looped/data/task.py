@@ -124,7 +124,7 @@ class Task:
                             f"and targets {problem.targets[unlike[0]]}; repeat inputs in targets, or score the cell")
 
     def solved_by(self, problem: Problem, answer: Cells) -> bool:
-        """What `is_right` says of an answer. Raises UserError where that is neither true nor false."""
+        """The verdict of `is_right` on an answer. Raises UserError where that is neither true nor false."""
         right = self.is_right(problem, answer)
         if not isinstance(right, bool | np.bool_):
             shape = f" of shape {right.shape}" if isinstance(right, np.ndarray) else ""

@@ -60,7 +60,7 @@ class TextData:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What the data are, by name: counts, and a hash of all tokens."""
+        """The identity of the data, by name: counts, and a hash of all tokens."""
         return {"source": self.source, **_counts(self.train.documents, self.heldout.documents),
                 "tokens": len(self.train) + len(self.heldout), "held-out tokens": len(self.heldout),
                 "vocabulary": self.vocab_size, "bytes/token": self.bytes_per_token,
@@ -202,7 +202,7 @@ def _fault(folder: Path) -> str:
 
 
 def _holds(folder: Path, tokenizer: TextTokenizer) -> bool:
-    """Whether a cache folder is whole and its tokens are those of `tokenizer`."""
+    """True if a cache folder is whole and its tokens are those of `tokenizer`."""
     return not _fault(folder) and (folder / "tokenizer.json").read_text(encoding="utf-8") == tokenizer.json()
 
 

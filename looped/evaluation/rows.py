@@ -95,7 +95,7 @@ def student_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def tells_sign(low: float, high: float) -> bool:
-    """Whether an interval leaves out zero."""
+    """True if an interval leaves out zero."""
     return low > 0 or high < 0
 
 

@@ -38,7 +38,7 @@ class Ending:
             raise UserError("stop strings are found in decoded text; pass decode=, as tokenizer.decode")
 
     def reach(self, new: int) -> int:
-        """How many of its last tokens say whether a text of which `new` tokens have come is over."""
+        """The number of last tokens that decide whether a text is over, once `new` tokens have come."""
         return new + max((len(stop.encode()) + SLACK for stop in self.stop), default=0)
 
     def over(self, tails: Texts) -> Bool[Tensor, "num"]:

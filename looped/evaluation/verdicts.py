@@ -70,7 +70,7 @@ class Change:
 
     @property
     def told(self) -> bool:
-        """Whether the interval leaves out zero."""
+        """True if the interval leaves out zero."""
         return tells_sign(self.low, self.high)
 
     def signed(self) -> str:

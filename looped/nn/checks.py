@@ -1,4 +1,4 @@
-"""What public functions ask of their arguments before they start: whole numbers, depths, token ids, one level a row.
+"""Checks that public functions make of their arguments before they start: whole numbers, depths, ids, one level a row.
 
 Each check raises `UserError`, names the argument and what it got, and says what would do. None of them is called inside
 a training step where it would have to wait for the device.

@@ -24,7 +24,7 @@ from looped.nn.checks import kind_of
 
 
 class Mask:
-    """Who may see whom. Rows that see nobody are answered with zeros by every backend, never with NaN.
+    """An attention pattern. Rows that see nobody are answered with zeros by every backend, never with NaN.
 
     A mask may be changed between uses, with one exception: inside `torch.compile` the contents of its tensors count as
     constant, so there make a new mask instead.
@@ -42,7 +42,7 @@ class Mask:
         return None
 
     def allow(self, q: Tensor, k: Tensor, b: Tensor | int = 0) -> Tensor:
-        """Whether position q sees position k in batch row b; index tensors that broadcast."""
+        """True if position q sees position k in batch row b; index tensors that broadcast."""
         raise NotImplementedError
 
     def check(self, batch: int, num_queries: int, num_keys: int) -> None:
@@ -81,7 +81,7 @@ class Mask:
         return allowed.expand(shape)
 
     def differs(self, device: torch.device | str = "cpu") -> bool:
-        """Whether the rows of a batch may differ: seen from the shape that `allow` answers with for two of them."""
+        """True if the rows of a batch may differ: seen from the shape that `allow` answers with for two of them."""
         if self.batch is not None:
             return self.batch > 1
         return self.form(("differs", device), lambda: self._rows_asked(device) > 1)
@@ -192,7 +192,7 @@ class _Pair(Mask):
         return next(iter(self._sizes), None)
 
     def check(self, batch: int, num_queries: int, num_keys: int) -> None:
-        """What each of the two demands."""
+        """The demands of both."""
         self.first.check(batch, num_queries, num_keys)
         self.second.check(batch, num_queries, num_keys)
 

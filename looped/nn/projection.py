@@ -15,7 +15,7 @@ from looped.nn.fused import Activation, activated, project
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Whether calling the module is no more than its weight says: torch's own `Linear` without a bias or `Embedding`,
+    """True if calling the module is no more than its weight says: torch's own `Linear` without a bias or `Embedding`,
     with no hook, no parametrization and no forward of its own."""
     if type(module) is nn.Linear:
         plain = module.bias is None
@@ -42,7 +42,7 @@ def table_of(embedding: nn.Module, num: int) -> Float[Tensor, "num width"]:
 
 
 def has_plain_head(model: Any) -> bool:
-    """Whether a model's logits are its `head_weight` alone: it has no module `head`, or a plain one."""
+    """True if a model's logits are its `head_weight` alone: it has no module `head`, or a plain one."""
     head = getattr(model, "head", None)
     return head is None or is_plain(head)
 

@@ -261,7 +261,7 @@ class Denoise(Objective):
 
     @property
     def num_preludes(self) -> int:
-        """How often `encode` runs a prelude."""
+        """The number of preludes that `encode` runs."""
         return 1
 
     @property

@@ -32,8 +32,8 @@ MEASURE = f"bring the old data back, or {OTHERS}"
 
 @dataclass(frozen=True)
 class Identity:
-    """What a run was trained on, as far as it is remembered, and what its numbers mean to the model: `vocab_size`
-    tokens or classes, and the `picture` that images are cut from."""
+    """The data that a run was trained on, as far as remembered, and the meaning of its numbers to the model:
+    `vocab_size` tokens or classes, and the `picture` that images are cut from."""
 
     fingerprint: str
     vocab_size: int
@@ -42,7 +42,7 @@ class Identity:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def change(self, data: "Identified", then: str = "then", now: str = "now") -> str | None:
-        """What is different about other data, in words; None where they are the same."""
+        """The difference of other data, in words; None where they are the same."""
         changed = [f"{name} {_short(self.facts[name])} {then}, {_short(value)} {now}"
                    for name, value in data.facts.items() if self.facts.get(name, value) != value and name != "source"]
         if data.fingerprint == self.fingerprint and not changed:
@@ -54,8 +54,8 @@ class Identity:
         return "; ".join(filter(None, [where, ", ".join(changed[:3]) or what]))
 
     def change_of_contents(self, other: "Identity") -> str | None:
-        """What is different about what another run was trained on, in words; None where it is the same. Images are the
-        same however they are varied and normalised, where both runs remember their contents."""
+        """The difference of the data that another run was trained on, in words; None where it is the same. Images are
+        the same however they are varied and normalised, where both runs remember their contents."""
         if "images" in self.facts and "images" in other.facts:
             same = self.facts["contents"] == other.facts["contents"]
             return None if same else self.change(other, "here", "there")
@@ -105,7 +105,7 @@ def remember_data(run: Path, data: "Identified", *, given: bool) -> None:
 
 
 def recall_data(run: Path, state: Mapping[str, Any]) -> Identity:
-    """What a run was trained on, by its folder and the state of a checkpoint."""
+    """The data that a run was trained on, by its folder and the state of a checkpoint."""
     picture = Picture(**state["picture"]) if state.get("picture") else None
     bare = Identity(state["data"], state["vocab_size"], picture)
     try:

@@ -34,7 +34,7 @@ class Change:
 
 
 def is_one_of(name: str, settings: tuple[str, ...]) -> bool:
-    """Whether a dotted name is among settings, or in a section among them."""
+    """True if a dotted name is among settings, or in a section among them."""
     return any(name == each or name.startswith(f"{each}.") for each in settings)
 
 
@@ -48,7 +48,7 @@ def differences(old: Mapping, new: Mapping, prefix: str = "") -> Iterator[Change
 
 
 def changes_of(path: Path, old: Config, new: Config) -> list[Change]:
-    """What a run's config changes to. Raises UserError that names the first setting that a run has for good."""
+    """The changes of a run's config. Raises UserError that names the first setting that a run has for good."""
     changes = list(differences(old.model_dump(mode="json"), new.model_dump(mode="json")))
     for change in changes:
         if change.setting != BUDGET and not is_one_of(change.setting, FREE_AT_RESTART):
@@ -84,7 +84,7 @@ def start_of(path: Path, old: Config, new: Config) -> tuple[int, int]:
 
 
 def _whole(path: Path) -> Iterator[Counters]:
-    """What the whole checkpoints of a run have spent, newest first."""
+    """The counters of the whole checkpoints of a run, newest first."""
     for checkpoint in list_checkpoints(path):
         try:
             yield Counters.of(check(checkpoint))

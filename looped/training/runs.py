@@ -54,7 +54,7 @@ CONFIG, STAMP, TOKENIZER = "config.yaml", "stamp.json", "tokenizer.json"
 CHANGES = "changes"
 """In the stamp: settings that changed when the run was gone on with, as {when, step, setting, old, new}."""
 OURS = (LOCK, SOFT_LOCK, HOLDER, STAMP)
-"""What a folder may hold before it has a config.yaml."""
+"""The files that a folder may hold before it has a config.yaml."""
 
 
 @contextmanager
@@ -283,7 +283,7 @@ def load_run(path: str | Path, *, ema: bool = True, step: int | None = None, dev
 
 
 def identity_of(path: str | Path) -> Identity:
-    """What the newest whole checkpoint of a run was trained on. Raises UserError where there is none."""
+    """The data that the newest whole checkpoint of a run was trained on. Raises UserError where there is none."""
     return recall_data(Path(path), _choose_checkpoint(Path(path), None)[1])
 
 

@@ -52,7 +52,7 @@ def made(config, vocab_size, picture=None):
 
 
 def everywhere(work, objective):
-    """What `work` gives of a model on the processor, and on the device."""
+    """The results of `work` for a model on the processor, and on the device."""
     with torch.no_grad():
         here = work(objective, torch.device("cpu"))
     with pretend() as device:

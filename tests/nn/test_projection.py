@@ -1,4 +1,4 @@
-"""What replaces or changes a linear map from outside takes part: LoRA, parametrizations, hooks, biases, anywhere."""
+"""Replacements of a linear map from outside take part: LoRA, parametrizations, hooks, biases, anywhere."""
 
 import copy
 

@@ -27,7 +27,6 @@ AR = {"objective": "ar", "training.budget": 3, "training.checkpoint_every": 0, "
 
 @pytest.fixture
 def folder(tmp_path, text_folder):
-    """A text of its own, which a test may change."""
     return shutil.copytree(text_folder, tmp_path / "text")
 
 

@@ -1,4 +1,4 @@
-"""What a launcher sets in the environment changes no figure of a run, or is refused in one sentence.
+"""The environment that a launcher sets changes no figure of a run, or is refused in one sentence.
 
 The variables are those that `accelerate launch` exports for its flags and its configuration file.
 """

@@ -1,4 +1,4 @@
-"""What Windows lacks or does otherwise, stubbed: modules and signals that are not there, line ends, encodings."""
+"""The differences of Windows, stubbed: modules and signals that are not there, line ends, encodings."""
 
 import ast
 import builtins
