@@ -15,6 +15,8 @@ from filelock import FileLock, SoftFileLock, Timeout
 
 from looped.errors import UserError
 
+Lock = FileLock | SoftFileLock
+
 TEMPORARY = ".tmp-"
 LOCK, SOFT, HOLDER = ".lock", "-soft", ".lock-holder"
 SOFT_LOCK = LOCK + SOFT
@@ -28,7 +30,7 @@ UNSUPPORTED = {errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOTSUP, errno.EOP
 
 def write_text(path: Path, text: str) -> None:
     """Write a small file in one go, its line ends as given: the old content or the new one, never a part."""
-    temporary = path.with_name(TEMPORARY + path.name)
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")  # no other writer's
     temporary.write_text(text, encoding="utf-8", newline="")
     sync(temporary)
     os.replace(temporary, path)
@@ -117,7 +119,7 @@ def hold(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def lock_for(path: Path) -> FileLock | SoftFileLock:
+def lock_for(path: Path) -> Lock:
     """The lock that the file system under `path` has: at `path` the kernel's, else a file of its own beside it."""
     return FileLock(path) if locks(path.parent) else SoftFileLock(f"{path}{SOFT}")
 

@@ -166,12 +166,14 @@ class Eval(Verb):
     def _files(self, run, place) -> Iterator["EvaluationFiles"]:
         """The files of the evaluation, which can be written; Ctrl-C inside says what they hold."""
         from looped.evaluation.store import EvaluationFiles, changed_settings
-        from looped.training.runs import CONFIG
+        from looped.training.runs import CONFIG, changed_since_start
 
         flags = {"weights": "last" if self.raw and run.config.optim.ema_decay else None,
                  "dtype": place.dtype if place.dtype != "fp32" else None}
-        changed = changed_settings(load_config(run.path / CONFIG), run.config, flags)
-        files = EvaluationFiles(self.out or _folder(run), run.step, changed, about=_about(run, place))
+        changed = changed_settings(load_config(run.path / CONFIG), run.config, flags,
+                                   since=changed_since_start(run.path, run.step))
+        about = _about(run, place) | ({} if self.out is None else {"run": str(run.path)})
+        files = EvaluationFiles(self.out or _folder(run), run.step, changed, about=about)
         files.check(run.config)
         try:
             yield files
@@ -289,18 +291,16 @@ def _print_header(run, place) -> None:
 def _facts(run, place):
     """What the head of a depth report says of a run."""
     from looped.evaluation.depth_page import RunFacts
-    from looped.training.monitor import costs_of, read_metrics
     from looped.training.runs import read_stamp
 
     config, stamp = run.config, read_stamp(run.path)
-    costs = costs_of([line for line in read_metrics(run.path) if line["step"] <= run.step])
     others = {"parameters": f"{sum(p.numel() for p in run.objective.parameters()):,}",
               "machine": f"{stamp.get('machine', 'unknown')}, {stamp.get('device', 'unknown')}",
               "measured on": place.name}
     task = ", ".join([config.task.name, *(f"{name} {value}" for name, value in config.task.options.items())])
     return RunFacts(run.path.name, task, config.objective,
-                    stamp.get("seed", config.seed), run.step, costs["layer_forwards"], int(costs["tokens"]),
-                    costs["seconds"], others)
+                    stamp.get("seed", config.seed), run.step, run.spent.layer_forwards, run.spent.tokens,
+                    run.spent.seconds, others)
 
 
 def _probe(run, result, twin):

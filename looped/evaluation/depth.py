@@ -1,6 +1,7 @@
 """The depth sweep: how good a trained model is at every depth, and what it writes there, as rows with intervals."""
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -57,7 +58,8 @@ def evaluate_depth(objective: Objective, tokens: Int[Tensor, "num length_and_one
     A denoiser's nats are the variational bound of its stochastic solver; with `num_trajectories` its configured solver
     is sampled besides (`nats_by_solver`). Masked diffusion has the bound of so many unmasking steps at each depth, and
     besides that of ever more of them, over `num_levels` levels (`nats_bound`, `bits_per_byte_bound`). `keep` is given
-    each part that is finished.
+    each part that is finished. Where some tokens are not sought (`Denoise.ask`), a warning says how many, the nats are
+    those of the others, and there are no bits a byte.
 
     Raises UserError for what is no objective, no token ids of its vocabulary, or no depth of at least 1.
     """
@@ -76,11 +78,15 @@ def evaluate_depth(objective: Objective, tokens: Int[Tensor, "num length_and_one
              **where: int) -> None:
         for group in at_once(objective, depths):
             part, results = [], measure(group)
+            if results[0].share < 1:
+                warnings.warn(f"{1 - results[0].share:.1%} of the held-out tokens have no figure: they begin a "
+                              f"document within a block of denoise.block_size; {metric} is that of the others, and "
+                              f"is not to be held against another objective's", stacklevel=2)
             for result in results:
                 cost = {"depth": result.depth, "seconds": result.seconds, "peak_bytes": peak_bytes(),
                         **cost_of(result.depth).fields(), **where}
                 part.append(summarise(metric, result.losses, **cost))
-                if metric == "nats_per_token":
+                if metric == "nats_per_token" and result.share == 1:  # bits of a part of the tokens, over all bytes
                     part.append(summarise("bits_per_byte", result.losses * bits, **cost))
             took(part, metric, {result.depth: result.losses for result in results}, **where)
 
@@ -169,7 +175,7 @@ def evaluate_run(objective: Objective, data: MeasuredText, config: Config, depth
                                 seed=config.seed, twin_depth=match.depth, twin_name=match.name, texts=texts)
         per_example = per_example | found.per_example
         took(found.rows, [line for metric, by_depth in found.per_example.items()
-                          for line in example_lines(metric, by_depth)])
+                          for line in example_lines(metric, by_depth, by=judge.name, twin=match.name)])
     if encoder is not None:
         real, *written = ([decode(row) for row in as_lists(torch.cat([prompts, each], dim=1))]
                           for each in (truth, *texts.values()))

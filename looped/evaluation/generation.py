@@ -51,18 +51,21 @@ def generate(objective: Objective, prompt: Int[Tensor, "batch length"], *, num_t
     `temperature`, `top_k` and `top_p` steer the distribution that tokens are drawn from (`Steering`), for a denoiser at
     every noise level, for masked diffusion at every step. `lengths`: real tokens of each prompt, padded on `side`. Row
     i draws as row `first_row + i`, so parts of a batch give what the whole gives. Of an objective whose documents are
-    kept `separate` a prompt begins with its last end of text, which is all that the model may see of it. Raises
-    `UserError` for a prompt without tokens, and for numbers or steering out of range.
+    kept `separate` the model sees of a prompt its last document alone. Raises `UserError` for a prompt without tokens,
+    for numbers or steering out of range, and for going on past the end where documents are kept separate.
     """
     _check_request(objective, prompt, num_tokens, depth)
     padding = Padding(None if lengths is None else lengths.to(prompt.device), prompt.shape[1])
     if padding.shortest == 0:
         raise UserError("the prompt has no tokens; give it at least one")
     steering = Steering(temperature, top_k, top_p)
+    if past_the_end and objective.separate:
+        raise UserError("past_the_end goes on with another document, and this model keeps documents separate and has "
+                        "never read one after another; leave it out")
     ending = Ending(None if past_the_end else objective.end_of_text, stop, decode)
     prompt = padding.on_the_left(prompt, side)
     if objective.separate:
-        padding = _last_document(prompt, padding, objective.end_of_text)
+        padding = _last_document(objective, prompt, padding)
     write = _unmasked if isinstance(objective, Masked) else _one_after_another
     draws = partial(StepRandom, seed, start=first_row, count=len(prompt), device=prompt.device)
     with evaluating(objective):
@@ -83,12 +86,14 @@ def _check_request(objective: Objective, prompt: Tensor, num_tokens: int, depth:
                         f"model knows 0 to {known - 1}; encode it with the tokenizer of the run")
 
 
-def _last_document(prompt: Tensor, padding: "Padding", end_of_text: int) -> "Padding":
-    """Padding that hides what stands before the last end of text of each prompt, padded on the left."""
-    width = prompt.shape[1]
+def _last_document(objective: Objective, prompt: Tensor, padding: "Padding") -> "Padding":
+    """Padding that hides what stands before the last document of each prompt, padded on the left. Its first token is
+    predicted from the end of text before it, which masked diffusion, as in training, does not see."""
+    width, hidden = prompt.shape[1], int(isinstance(objective, Masked))
     own = torch.arange(width, device=prompt.device) >= (0 if padding.empty is None else
                                                         padding.empty.to(prompt.device).unsqueeze(1))
-    last = torch.where((prompt == end_of_text) & own, torch.arange(width, device=prompt.device), 0).amax(1)
+    last = torch.where((prompt == objective.end_of_text) & own,
+                       torch.arange(width, device=prompt.device) + hidden, 0).amax(1)
     empty = last if padding.empty is None else torch.maximum(last, padding.empty.to(prompt.device))
     return Padding(width - empty, width)
 

@@ -19,6 +19,7 @@ from looped.evaluation.likelihood import next_token_losses
 from looped.evaluation.rows import Row, summarise
 from looped.evaluation.texts import NOTHING, Texts, as_lists, per_token
 from looped.objectives.base import Objective
+from looped.objectives.denoise import Denoise
 
 BATCH = 64
 """Texts that are read at once."""
@@ -73,6 +74,11 @@ class Judge:
     depth: int
     vocabulary: str
 
+    def __post_init__(self) -> None:
+        if isinstance(self.objective, Denoise) and self.objective.config.block_size > 1:
+            raise UserError(f"judge {self.name} denoises blocks of {self.objective.config.block_size} tokens, and "
+                            f"would read what stands after the end of a text; choose a run of --objective ar")
+
     def check(self, writer: str, vocabulary: str) -> None:
         """Raises UserError where token ids of the writer mean something else to the judge."""
         if vocabulary != self.vocabulary:
@@ -82,7 +88,7 @@ class Judge:
     def read(self, prompts: Int[Tensor, "num prompt"], texts: Texts) -> Judged:
         """Each text after its prompt, its end of text included."""
         real = texts != NOTHING
-        rows = torch.cat([prompts, texts.where(real, 0)], dim=1).split(BATCH)  # nobody sees what comes later
+        rows = torch.cat([prompts, texts.where(real, 0)], dim=1).split(BATCH)  # no row sees a later one
         losses = torch.cat([next_token_losses(self.objective, part, self.depth) for part in rows])
         nats = (losses[:, prompts.shape[1] - 1 :] * real).cpu().double().sum(1)
         return Judged(nats, real.sum(1).cpu())

@@ -32,6 +32,7 @@ from looped.diffusion.schedules import block_schedule
 from looped.diffusion.solve import solve
 from looped.errors import UserError
 from looped.evaluation.masked_bound import bound, step_bounds
+from looped.evaluation.texts import per_token
 from looped.nn.bias import CleanNoisy, SameDocument
 from looped.nn.cache import Cache
 from looped.nn.checks import depths_of, ids_of, whole_number
@@ -46,11 +47,14 @@ Tokens = Int[Tensor, "num length_and_one"]
 
 @dataclass(frozen=True)
 class DepthLosses:
-    """`losses`: mean nats a token of each held-out sequence at one depth. `seconds`: all sequences, at this depth."""
+    """`losses`: mean nats a token of each held-out sequence at one depth; where some have fewer tokens that are sought,
+    figures whose mean is that over all tokens. `seconds`: all sequences, at this depth. `share`: that of the tokens
+    which are sought."""
 
     depth: int
     losses: Float[Tensor, "num"]
     seconds: float
+    share: float = 1.0
 
 
 @torch.no_grad()
@@ -134,14 +138,25 @@ def _over_batches(objective: Objective, tokens: Tokens, depths: Sequence[int], m
     tokens, depths = _sequences(objective, tokens), depths_of(depths)
     batch_size = whole_number("batch_size", batch_size, 1)
     totals = {depth: ([], []) for depth in depths}
+    counts = []
     with evaluating(objective):
         for start in range(0, len(tokens), batch_size):
             rows = tokens[start : start + batch_size]
             random = StepRandom(seed, 0, start=start, count=len(rows), total=len(tokens), device=rows.device)
+            batch = objective.ask(rows)
+            counts.append(batch.sought.sum(1).cpu())
             for depth, losses, seconds in measure(objective, rows, depths, random):
-                totals[depth][0].append(objective.ask(rows).mean(losses).cpu().double())
+                totals[depth][0].append(batch.mean(losses).cpu().double())
                 totals[depth][1].append(seconds)
-    return [DepthLosses(depth, torch.cat(losses), sum(seconds)) for depth, (losses, seconds) in totals.items()]
+    sought = torch.cat(counts)
+    share = sought.sum().item() / (len(tokens) * (tokens.shape[1] - 1))
+    return [DepthLosses(depth, _a_token(torch.cat(losses), sought), sum(seconds), share)
+            for depth, (losses, seconds) in totals.items()]
+
+
+def _a_token(means: Float64[Tensor, "num"], counts: Int[Tensor, "num"]) -> Float64[Tensor, "num"]:
+    """Means of sequences, as they are where all have as many tokens; else weighed by the number of these."""
+    return means if bool((counts == counts[0]).all()) else per_token(means * counts, counts)
 
 
 def _loop_rows(objective: Unrolled, rows: Tokens, depths: list[int], random: StepRandom) -> list[tuple]:
@@ -270,7 +285,7 @@ def losses_by_sigma(objective: Denoise, tokens: Tokens, *, num_levels: int = 12,
     results = []
     with evaluating(objective):
         for level in levels.tolist():
-            losses = []
+            losses, counts = [], []
             for start in range(0, len(tokens), batch_size):
                 rows = tokens[start : start + batch_size]
                 random = StepRandom(seed, 0, start=start, count=len(rows), total=len(tokens), device=rows.device)
@@ -279,5 +294,6 @@ def losses_by_sigma(objective: Denoise, tokens: Tokens, *, num_levels: int = 12,
                 z = target + level * random.normal("noise", target.shape[1:])
                 found = token_losses(objective.logits(batch, z, levels_of(z, level)), batch.targets)
                 losses.append(batch.mean(found).cpu().double())
-            results.append((level, torch.cat(losses)))
+                counts.append(batch.sought.sum(1).cpu())
+            results.append((level, _a_token(torch.cat(losses), torch.cat(counts))))
     return results

@@ -176,23 +176,24 @@ def matched_quality(objective: Objective, twin: Objective, judge: Reader, prompt
     write_as_twin = partial(write_texts, twin, prompts, twin_depth, **settings)
     reference = write_as_twin()
     theirs, share = judge.read(prompts, reference).per_token, distinct(as_lists(reference), 2)
-    found.take("twin_judged_nats", theirs, depth=twin_depth, by=judge.name)
-    found.rows.append(_distinct_2("twin_distinct_2", reference, depth=twin_depth, by=twin_name))
+    beside = {"by": judge.name, "twin": twin_name}
+    found.take("twin_judged_nats", theirs, depth=twin_depth, **beside)
+    found.rows.append(_distinct_2("twin_distinct_2", reference, depth=twin_depth, twin=twin_name))
     price = price_of_diversity(write_as_twin, judge, prompts)
-    found.rows.append(Row("price_of_diversity", price, None, None, len(prompts), depth=twin_depth, by=judge.name))
+    found.rows.append(Row("price_of_diversity", price, None, None, len(prompts), depth=twin_depth, **beside))
     for depth in depths:
         write = partial(write_texts, objective, prompts, depth, **settings)
         own = texts[depth] if texts is not None and depth in texts else write()
-        found.take_behind("judged", judge.read(prompts, own).per_token - theirs, depth=depth, by=twin_name)
+        found.take_behind("judged", judge.read(prompts, own).per_token - theirs, depth=depth, **beside)
         matched = match_distinct(write, share, start=own, tolerance=tolerance)
         fields = {"depth": depth, "temperature": matched.temperature}
         if not matched.reached:
-            found.rows.append(_distinct_2("unmatched_distinct_2", matched.texts, by=twin_name, **fields))
+            found.rows.append(_distinct_2("unmatched_distinct_2", matched.texts, twin=twin_name, **fields))
             continue
         nats = judge.read(prompts, matched.texts).per_token
-        found.take("matched_nats", nats, by=judge.name, **fields)
-        found.rows.append(_distinct_2("matched_distinct_2", matched.texts, **fields))
-        found.take_behind("matched", _corrected(nats - theirs, matched.texts, reference, price), by=twin_name, **fields)
+        found.take("matched_nats", nats, **beside, **fields)
+        found.rows.append(_distinct_2("matched_distinct_2", matched.texts, twin=twin_name, **fields))
+        found.take_behind("matched", _corrected(nats - theirs, matched.texts, reference, price), **beside, **fields)
     return found
 
 

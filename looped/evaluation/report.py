@@ -26,7 +26,7 @@ MAIN = (*TABLED, "solved")
 """The same, and that of problems."""
 BY_LEVEL = ("nats_at_sigma", "loss_at_sigma")
 """Figures by noise level."""
-VARIANTS = ("difficulty", "by", "trajectories")
+VARIANTS = ("difficulty", "by", "twin", "trajectories")
 """Keys that set curves of one metric and one evaluation apart."""
 
 
@@ -90,10 +90,10 @@ def _evaluations(run: Path, runs: Sequence[Path]) -> Iterator[Measured]:
     for row in read_rows(run):
         apart.setdefault(tuple(row.get(name) for name in IDENTITY), []).append(row)
     trained, name = trained_depths(load_config(run / "config.yaml")), _label(run, runs)
-    steps, settings = ({identity[place] for identity in apart} for place in (0, 1))
-    for (step, changed), rows in apart.items():
-        said = [name] + [f"step {step}"] * (len(steps) > 1)
-        said += [changed or "settings of training"] * (len(settings) > 1)
+    several = [len(set(values)) > 1 for values in zip(*apart, strict=True)]
+    for (step, changed, data, of), rows in apart.items():
+        parts = (f"step {step}", changed or "settings of training", f"on {data or 'its own data'}", of or str(run))
+        said = [name, *(part for part, differs in zip(parts, several, strict=True) if differs)]
         yield Measured(", ".join(said), name, rows, trained)
 
 
@@ -155,7 +155,7 @@ def _curves(measured: Measured, metric: str) -> list[Curve]:
 
 def _variant(row: Mapping[str, Any], varying: Sequence[str]) -> list[str]:
     """The words of a curve's label beside its run: `difficulty 4`, or the name of a judge or an exit."""
-    return [str(row[name]) if name == "by" else f"{name} {row[name]}" for name in varying if name in row]
+    return [str(row[name]) if name in ("by", "twin") else f"{name} {row[name]}" for name in varying if name in row]
 
 
 def figure_table(metric: str, curves: Mapping[str, Rows], place: str) -> str:
@@ -230,8 +230,9 @@ def _notes(label: str, at: Mapping[tuple[str, int | None], Mapping[str, Any]]) -
     if "twin_distinct_2" in first:
         row = first["twin_distinct_2"]
         theirs = first["twin_judged_nats"]
-        yield (f"matched: perplexity beside that of {row['by']}, whose samples have {theirs['mean']:.3f} nats a token, "
-               f"at the temperature where {label} has their distinct-2, {row['mean']:.3f}")
+        twin = row.get("twin", row.get("by"))
+        yield (f"matched: perplexity beside that of {twin}, whose samples have {theirs['mean']:.3f} nats a token, at "
+               f"the temperature where {label} has their distinct-2, {row['mean']:.3f}")
     for (metric, depth), row in at.items():
         if metric == "unmatched_distinct_2":
             yield (f"out of reach: at depth {depth} {label} comes no nearer to that distinct-2 than {row['mean']:.3f}, "

@@ -1,7 +1,7 @@
 """One figure with its interval: the form in which every evaluation gives its results.
 
-{metric, mean, ci_low, ci_high, n, depth, difficulty, sigma, temperature, by, trajectories, seconds, layer_forwards,
-evaluations, peak_bytes}, so that a table, a JSONL file and a plot of any two runs need no translation.
+{metric, mean, ci_low, ci_high, n, depth, difficulty, sigma, temperature, by, twin, trajectories, seconds,
+layer_forwards, evaluations, peak_bytes}, so that a table, a JSONL file and a plot of any two runs need no translation.
 """
 
 import math
@@ -21,9 +21,9 @@ from looped.rng import generator
 class Row:
     """One figure of a sweep. `sigma` is set for figures by noise level, `depth` for figures by depth, `difficulty` for
     those of problems; `temperature` where it was chosen; `by` names a model that the figure depends on besides the
-    run's: judge, twin or encoder; `trajectories` the solver runs that a figure is a mean over. `layer_forwards` and
-    `evaluations` (NFE) are those of one sequence, as it was run (`inference_cost`). Without an interval both ends are
-    None."""
+    run's: judge or encoder; `twin` the one that it is held beside; `trajectories` the solver runs that a figure is a
+    mean over. `layer_forwards` and `evaluations` (NFE) are those of one sequence, as it was run (`inference_cost`).
+    Without an interval both ends are None."""
 
     metric: str
     mean: float
@@ -35,6 +35,7 @@ class Row:
     sigma: float | None = None
     temperature: float | None = None
     by: str | None = None
+    twin: str | None = None
     trajectories: int | None = None
     seconds: float | None = None
     layer_forwards: float | None = None
@@ -65,8 +66,9 @@ def keep_nothing(rows: Sequence[Row] = (), examples: Sequence[dict[str, Any]] = 
 
 
 def example_lines(metric: str, by_depth: Mapping[int, Float[Tensor, "num"] | Bool[Tensor, "num"]],
-                  **where: int | None) -> list[dict[str, Any]]:
-    """The figures of single sequences as JSON lines; `where`: difficulty or trajectories, if they have one."""
+                  **where: int | str | None) -> list[dict[str, Any]]:
+    """The figures of single sequences as JSON lines; `where`: difficulty, trajectories, judge (`by`) or `twin`, if they
+    have one."""
     where = {name: value for name, value in where.items() if value is not None}
     return [{"metric": metric, **where, "depth": depth, "values": values.double().tolist()}
             for depth, values in by_depth.items()]

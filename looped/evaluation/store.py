@@ -6,8 +6,8 @@
     DIR/eval/probes.jsonl    with --probes: their figures, and what is out of order
 
 A line carries the `step` of its checkpoint, the `settings` that were changed for its evaluation (none where it has no
-such key), the `device` and `dtype` it was measured with, and the `data` where they are not the run's own. Of lines that
-agree in step and settings and in the others of `KEYS` the newest is kept; all others stay.
+such key), the `device` and `dtype` it was measured with, the `data` where they are not the run's own, and the `run`
+where the folder is not its own. Of lines that agree in `KEYS` the newest is kept; all others stay.
 """
 
 import contextlib
@@ -17,18 +17,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from looped.config import Config, dump_config
 from looped.errors import UserError
 from looped.evaluation.rows import Row
-from looped.storage import write_text
+from looped.storage import Lock, lock_for, write_text
 
 ROWS, EXAMPLES, SAMPLES = "eval/depth.jsonl", "eval/examples.jsonl", "eval/samples.jsonl"
 PROBES = "eval/probes.jsonl"
-IDENTITY = ("step", "settings")
-KEYS = {ROWS: (*IDENTITY, "metric", "depth", "difficulty", "sigma", "by", "trajectories"),
-        EXAMPLES: (*IDENTITY, "metric", "depth", "difficulty", "trajectories"),
+IDENTITY = ("step", "settings", "data", "run")
+"""The keys that tell evaluations apart."""
+KEYS = {ROWS: (*IDENTITY, "metric", "depth", "difficulty", "sigma", "by", "twin", "trajectories"),
+        EXAMPLES: (*IDENTITY, "metric", "depth", "difficulty", "by", "twin", "trajectories"),
         SAMPLES: (*IDENTITY, "depth"), PROBES: IDENTITY}
 """File -> the keys by which a new line replaces old ones."""
 SELECTING = ("evaluation.depths", "evaluation.difficulties", "evaluation.sample_depths", "evaluation.batch_size",
@@ -38,10 +37,13 @@ SELECTING = ("evaluation.depths", "evaluation.difficulties", "evaluation.sample_
 Line = dict[str, Any]
 
 
-def changed_settings(trained: Config, evaluated: Config, flags: Mapping[str, Any] | None = None) -> str:
-    """The settings that decide an evaluation's figures and are not those of training, as `denoise.solver=heun`; then
-    the flags that are set and do so."""
+def changed_settings(trained: Config, evaluated: Config, flags: Mapping[str, Any] | None = None, *,
+                     since: Mapping[str, Any] | None = None) -> str:
+    """The settings that decide an evaluation's figures and are not those that its run was started with, as
+    `denoise.solver=heun`; then the flags that are set and do so. `since`: what the run was started with, of the
+    settings that have changed in its config since."""
     before, after = (dict(_flat(config.model_dump(mode="json"))) for config in (trained, evaluated))
+    before |= since or {}
     changed = {name: value for name, value in after.items() if value != before.get(name) and name not in SELECTING}
     changed |= {name: value for name, value in (flags or {}).items() if value}
     return " ".join(f"{name}={value if isinstance(value, str) else json.dumps(value)}"
@@ -58,7 +60,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 class EvaluationFiles:
     """The lines of one evaluation, that of the checkpoint of `step` with `settings` changed, in a folder of them.
-    `about`: what its lines say besides, which tells no two of them apart."""
+    `about`: what its lines say besides; `data` and `run` among it tell evaluations apart as well."""
 
     def __init__(self, folder: Path, step: int, settings: str = "", *, about: Mapping[str, Any] | None = None):
         self.folder, self.step, self.settings = folder, step, settings
@@ -75,8 +77,9 @@ class EvaluationFiles:
             for name in KEYS:
                 if (self.folder / name).is_dir():
                     raise IsADirectoryError(None, f"{name} is a folder")
-            if not (self.folder / "config.yaml").exists():
-                write_text(self.folder / "config.yaml", dump_config(config))
+            with self.lock():
+                if not (self.folder / "config.yaml").exists():
+                    write_text(self.folder / "config.yaml", dump_config(config))
 
     def keep(self, rows: Sequence[Row] = (), examples: Sequence[Line] = (), samples: Sequence[Line] = ()) -> None:
         """Add a part of the evaluation to what is there. Raises UserError."""
@@ -97,11 +100,11 @@ class EvaluationFiles:
     def read(self, name: str) -> list[Line]:
         """The lines of this evaluation, whenever they were measured."""
         return [line for line in read_lines(self.folder / name)
-                if (line.get("step"), line.get("settings", "")) == (self.step, self.settings)]
+                if all(line.get(name) == self.common.get(name) for name in IDENTITY)]
 
-    def lock(self) -> FileLock:
+    def lock(self) -> Lock:
         """Held while files are read to be written, and while pictures are drawn."""
-        return FileLock(self.folder / "eval" / ".lock")
+        return lock_for(self.folder / "eval" / ".lock")
 
     def contents(self) -> str:
         """A sentence on the depths that there are."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from looped.data.batch import Batch
+from looped.errors import UserError
 from looped.models.language import LanguageModel
 from looped.nn.bias import Full, Near, Packed, Padded
 from looped.nn.checks import require
@@ -40,7 +41,8 @@ class Objective(nn.Module):
         """Plain tokens as the question that this rule makes of them: each token from those before it, or from those of
         its own document; a batch as it is."""
         if self.separate and isinstance(tokens, Tensor):
-            assert self.end_of_text is not None, "documents are told apart by their ends"
+            if self.end_of_text is None:
+                raise UserError("documents are told apart by their ends of text; set objective.end_of_text")
             return Batch.of_documents(tokens, self.end_of_text)
         return Batch.of(tokens)
 

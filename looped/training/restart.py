@@ -20,7 +20,7 @@ BUDGET = "training.budget"
 
 FREE_AT_RESTART = ("training.log_every", "training.eval_every", "training.num_evals", "training.sample_every",
                    "training.checkpoint_every", "training.keep_checkpoints", "training.wandb", "training.threads",
-                   "evaluation", "data.cache_dir")
+                   "training.other_data", "evaluation", "data.cache_dir")
 """Settings, or sections of them, that decide nothing of a run's weights."""
 
 
@@ -40,11 +40,12 @@ def is_one_of(name: str, settings: tuple[str, ...]) -> bool:
 
 def differences(old: Mapping, new: Mapping, prefix: str = "") -> Iterator[Change]:
     """The settings in which two configs, as plain values, differ."""
-    for key, value in old.items():
-        if isinstance(value, Mapping):
-            yield from differences(value, new[key], f"{prefix}{key}.")
-        elif value != new[key]:
-            yield Change(f"{prefix}{key}", value, new[key])
+    for key in old | new:
+        before, now = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(now, Mapping):
+            yield from differences(before, now, f"{prefix}{key}.")
+        elif before != now:
+            yield Change(f"{prefix}{key}", before, now)
 
 
 def changes_of(path: Path, old: Config, new: Config) -> list[Change]:

@@ -41,8 +41,9 @@ from looped.training.checkpoint import (
     remove_leftovers,
     set_aside,
 )
+from looped.training.counters import Counters
 from looped.training.identity import Identity, label_of, open_own, recall_data
-from looped.training.restart import changes_of, is_one_of, start_of
+from looped.training.restart import BUDGET, changes_of, is_one_of, start_of
 
 FREE_AFTER_TRAINING = ("seed", "evaluation", "training.threads", "denoise.solver", "denoise.schedule", "denoise.bridge",
                        "denoise.bridge_top_k", "denoise.start", "denoise.restart_level", "denoise.settle_above",
@@ -53,6 +54,8 @@ FREE_AFTER_TRAINING = ("seed", "evaluation", "training.threads", "denoise.solver
 CONFIG, STAMP, TOKENIZER = "config.yaml", "stamp.json", "tokenizer.json"
 CHANGES = "changes"
 """In the stamp: settings that changed when the run was gone on with, as {when, step, setting, old, new}."""
+ABANDONED = "abandoned"
+"""Among them, where the run went on from an earlier step than its newest: that one, whose end was set aside."""
 OURS = (LOCK, SOFT_LOCK, HOLDER, STAMP)
 """The files that a folder may hold before it has a config.yaml."""
 
@@ -107,7 +110,8 @@ def _go_on(path: Path, config: Config) -> None:
     if not changes:
         return
     (step, newest), stamped = start_of(path, before, config), read_stamp(path)
-    now = [{"when": _now(), "step": step, **asdict(change)} for change in changes]
+    now = [{"when": _now(), "step": step, **asdict(change)} | ({ABANDONED: newest} if step < newest else {})
+           for change in changes]
     write_text(path / STAMP, json.dumps(stamped | {CHANGES: [*stamped.get(CHANGES, []), *now]}, indent=1))
     budget = before.training.budget
     if step < newest:
@@ -149,6 +153,17 @@ def read_stamp(path: str | Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def changed_since_start(path: Path, step: int) -> dict[str, Any]:
+    """Setting -> the value that a run started with, of those which changed since and decide the figures of its
+    checkpoint of `step`: settings of evaluation, and a budget that gave its later steps other weights."""
+    found = {}
+    for change in reversed(read_stamp(path).get(CHANGES, [])):
+        other_weights = change["setting"] == BUDGET and ABANDONED in change and step > change["step"]
+        if other_weights or is_one_of(change["setting"], FREE_AFTER_TRAINING):
+            found[change["setting"]] = change["old"]
+    return found
 
 
 def _version(package: str) -> str | None:
@@ -196,14 +211,16 @@ def started_in(path: str | Path) -> Path:
 
 @dataclass
 class Run:
-    """A trained run: `objective` in evaluation mode (its `.model` is the language model), `step` it was saved at,
-    `identity` of what it was trained on. `other_data`: it may be measured on what its config leads to by now."""
+    """A trained run: `objective` in evaluation mode (its `.model` is the language model), `step` it was saved at and
+    what had been `spent` by then, `identity` of what it was trained on. `other_data`: it may be measured on what its
+    config leads to by now."""
 
     path: Path
     config: Config
     step: int
     objective: Objective
     identity: Identity
+    spent: Counters
     other_data: bool = False
     _given: Data | HeldoutText | None = None
 
@@ -276,7 +293,7 @@ def load_run(path: str | Path, *, ema: bool = True, step: int | None = None, dev
     model = build(config, identity.vocab_size, identity.picture)
     objective = build_objective(config, model, _end_of_text(path, state))
     load_module(objective, tensors, checkpoint / f"{name}.safetensors")
-    run = Run(path, config, state["step"], objective.to(device).eval(), identity, other_data)
+    run = Run(path, config, state["step"], objective.to(device).eval(), identity, Counters.of(state), other_data)
     if data is not None:
         run.data = data
     return run

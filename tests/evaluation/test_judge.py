@@ -40,6 +40,15 @@ def test_a_judge_finds_its_own_likeliest_text_cheaper_than_chance(judge):
     assert judge.read(prompts, own).per_token.mean() + 0.5 < judge.read(prompts, rows()[:, 4:]).per_token.mean()
 
 
+def test_a_judge_that_reads_what_follows_a_text_is_refused():
+    """Blocks of several tokens see one another, and so what fills up a text that has ended."""
+    config = load_config(None, {"objective": "denoise", "denoise.block_size": 2, "denoise.context": "concat",
+                                "model.width": 16, "model.num_heads": 2, "denoise.cond_width": 8,
+                                "denoise.target.dim": 8})
+    with pytest.raises(UserError, match=r"judge theirs denoises blocks of 2 tokens.*--objective ar"):
+        Judge("theirs", build_objective(config, build(config, V)), 3, "vocabulary")
+
+
 def test_another_vocabulary_is_refused(judge):
     judge.check("writer", "vocabulary")
     with pytest.raises(UserError, match="another tokenizer than writer"):

@@ -147,6 +147,9 @@ def test_a_writer_is_level_with_itself(judge):
     assert figures["matched_behind_twin"].temperature == 1
     assert figures["matched_distinct_2"].mean == figures["twin_distinct_2"].mean
     assert figures["matched_nats"].mean == figures["twin_judged_nats"].mean
+    about = {row.metric: (row.by, row.twin) for row in found.rows}
+    assert about.pop("twin_distinct_2") == about.pop("matched_distinct_2") == (None, "twin")
+    assert set(about.values()) == {("judge", "twin")}  # another twin's or judge's do not replace them
     assert len(found.per_example["matched_behind_twin"][1]) == len(rows)
 
 

@@ -1,8 +1,15 @@
 """Evaluations add up: no row is lost to a later one, to one at the same time, to Ctrl-C or to a folder that refuses."""
 
+import errno
+import fcntl
 import json
+import os
+import shutil
+import subprocess
+import sys
 import threading
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
@@ -88,6 +95,70 @@ def test_changed_settings_are_those_that_decide_a_figure():
     assert changed_settings(trained, trained) == ""
 
 
+def test_figures_of_before_and_after_a_change_of_the_config_are_kept_apart(run):
+    """A finished run takes over other settings of evaluation, which is no reason to mix their figures."""
+    assert main(["eval", str(run)]) == 0
+    train(load_config(None, TINY | {"evaluation.num_problems": 4}), run)
+    assert main(["eval", str(run), "--depths", "4"]) == 0
+    assert main(["eval", str(run), "--depths", "1", "--evaluation.num_problems", "6"]) == 0
+    assert {(*place, row["n"]) for place, row in zip(measured(run), (
+        row for row in lines(run) if row["metric"] == "solved"), strict=True)} == {
+        (1, None, 3, 1, 6), (1, None, 3, 2, 6), (1, "evaluation.num_problems=4", 3, 4, 4)}
+
+
+def test_figures_of_other_weights_at_the_same_step_are_kept_apart(tmp_path):
+    """What a larger budget leaves behind: the decayed end of the smaller one."""
+    longer = TINY | {"optim.schedule": "wsd", "training.checkpoint_every": 1, "training.keep_checkpoints": 9}
+    for budget in (5, 8):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            train(load_config(None, longer | {"training.budget": budget}), tmp_path / "run")
+        assert main(["eval", str(tmp_path / "run"), "--step", "5", "--depths", str(budget)]) == 0
+    assert main(["eval", str(tmp_path / "run"), "--step", "4", "--depths", "1"]) == 0  # of both
+    assert measured(tmp_path / "run") == [(5, None, 3, 5), (5, "training.budget=8", 3, 8), (4, None, 3, 1)]
+
+
+def test_one_folder_keeps_other_data_and_other_runs_apart(text_run, tmp_path, capsys):
+    out, other = tmp_path / "out", tmp_path / "other.txt"
+    other.write_text("quite another text " * 60)
+    shutil.copytree(text_run, tmp_path / "copy")
+    for run, depth, *flags in ((text_run, "1,2"), (text_run, "2", "--text", str(other)), (tmp_path / "copy", "2")):
+        assert main(["eval", str(run), "--depths", depth, "--out", str(out), *flags]) == 0
+    found = [(row["run"], row.get("data"), row["depth"]) for row in lines(out) if row["metric"] == "nats_per_token"]
+    (mine, none, one), (_, _, two), (_, data, _), (copy, _, _) = found
+    assert (mine, none, one, two, copy) == (str(text_run), None, 1, 2, str(tmp_path / "copy"))
+    assert "other.txt" in data
+    capsys.readouterr()
+    assert main(["plot", str(out), "--out", str(tmp_path / "x.png")]) == 0
+    assert len({line.split("|")[1] for line in capsys.readouterr().out.splitlines()[2:6]}) == 3
+
+
+@pytest.mark.parametrize("code", [errno.ENOTSUP, errno.EINVAL, errno.EACCES])
+def test_a_file_system_without_locks_of_the_kernel_takes_figures(run, monkeypatch, code):
+    def fail(*args):
+        raise OSError(code, "no such call")
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    assert main(["eval", str(run), "--depths", "1"]) == 0
+    assert [depth for *_, depth in measured(run)] == [1]
+
+
+def test_evaluations_that_make_one_folder_at_the_same_time_do_not_meet(tmp_path):
+    """The config of a new folder is written once."""
+    program = ("import sys\nfrom pathlib import Path\nfrom looped.config import load_config\n"
+               "from looped.evaluation.store import EvaluationFiles\nconfig = load_config(None)\n"
+               "print('ready', flush=True)\nsys.stdin.readline()\n"
+               "for i in range(40):\n    EvaluationFiles(Path(sys.argv[1]) / str(i), 1).check(config)\n")
+    both = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdin=subprocess.PIPE,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    for process in both:  # both are ready before either begins
+        assert process.stdout.readline() == "ready\n"
+    for process in both:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    assert [process.communicate()[1] for process in both] == ["", ""]
+
+
 def test_a_newer_line_replaces_the_one_with_its_key():
     old = [{"step": 1, "metric": "a", "depth": depth, "mean": 0} for depth in (1, 2)]
     new = [{"step": 1, "metric": "a", "depth": 2, "mean": 5}, {"step": 2, "metric": "a", "depth": 1, "mean": 6}]
@@ -131,7 +202,7 @@ def add_together(folder, monkeypatch, num=8):
 def test_evaluations_at_the_same_time_lose_nothing(tmp_path, monkeypatch):
     assert add_together(tmp_path / "held", monkeypatch) == list(range(8))
     monkeypatch.setattr(EvaluationFiles, "lock", lambda self: nullcontext())  # the positive control
-    monkeypatch.setattr(store.os, "getpid", threading.get_ident)  # threads stand for processes
+    monkeypatch.setattr(os, "getpid", threading.get_ident)  # threads stand for processes
     assert len(add_together(tmp_path / "free", monkeypatch)) < 8
 
 
@@ -199,6 +270,6 @@ def test_a_disk_that_fills_up_is_one_sentence(tmp_path, monkeypatch):
     def full(*args, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store.os, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(UserError, match="No space left on device; free space or permissions"):
         files.keep([Row("solved", 0.0, None, None, 1, depth=1)])

@@ -8,6 +8,7 @@ import torch
 from looped.config import load_config
 from looped.data.batch import Batch
 from looped.errors import UserError
+from looped.evaluation.depth import evaluate_depth
 from looped.evaluation.generation import generate
 from looped.evaluation.likelihood import (
     TeacherForced,
@@ -130,9 +131,9 @@ def test_no_gradient_of_a_document_reaches_the_one_before(name, documents, monke
 def test_a_prompt_is_read_from_its_last_end_of_text_on(name):
     objective = make(ALL[name])
     prompt = tokens()[:, : CUT + 3]
-    whole, cut = (generate(objective, part, num_tokens=4, depth=2, past_the_end=True)
-                  for part in (prompt, prompt[:, CUT:]))
-    assert torch.equal(whole, cut)
+    parts = (prompt, prompt[:, CUT:], *([prompt[:, CUT + 1 :]] if name in MASKED else []))
+    whole, *cut = (generate(objective, part, num_tokens=4, depth=2) for part in parts)
+    assert all(torch.equal(whole, each) for each in cut)
     packed = make(ALL[name], "packed")
     for parameter in (p for name, p in packed.named_parameters() if name.endswith("embed.weight")):
         parameter.mul_(6)  # or its texts would hardly depend on what is seen
@@ -171,6 +172,46 @@ def test_packed_text_is_what_it_was():
 def test_of_a_block_in_which_a_document_ends_the_next_one_is_not_sought(name):
     batch = make(PAIRS[name]).ask(tokens())
     assert batch.sought.tolist() == [[row != CUT for row in range(12)]] * 2  # blocks of rows 4 and 5, 6 and 7, ...
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", MASKED)
+def test_masked_text_is_written_as_it_was_trained_the_first_token_of_a_document_at_position_0(name, monkeypatch):
+    """No row of a document sees the end of the one before: in training that stands in another document."""
+    objective, seen = make(MASKED[name]), []
+
+    def logits(tokens, m, **rows):
+        seen.append(rows)
+        return torch.zeros(*tokens.shape, V)
+
+    monkeypatch.setattr(objective, "logits", logits)
+    generate(objective, tokens()[:, : CUT + 3], num_tokens=4, depth=1)
+    places, mask = torch.arange(CUT + 7), seen[0]["mask"]
+    assert (places + seen[0]["start"].view(2, 1))[:, CUT + 1].tolist() == [0, 0]
+    sees = mask.allow(places[None, :, None], places[None, None, :], torch.arange(2)[:, None, None])
+    assert sees[0, CUT + 1].tolist() == [False] * (CUT + 1) + [True] * 6
+    assert generate(objective, tokens()[:, : CUT + 1], num_tokens=4, depth=1).shape == (2, 4)  # nothing is left to see
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", PAIRS)
+def test_tokens_without_a_figure_weigh_nothing_and_are_told(name):
+    objective, rows = make(PAIRS[name]), tokens()
+    rows[1, ::3], rows[1, 0] = END, 1
+    sought = objective.ask(rows).sought
+    assert sought.sum(1).tolist() != [sought[0].sum()] * 2
+    (found,) = losses_by_depth(objective, rows, [2])
+    each = next_token_losses(objective, rows, 2)
+    assert found.share == sought.double().mean()
+    assert found.losses.mean().item() == pytest.approx((each * sought).sum().item() / sought.sum().item())
+    with pytest.warns(UserWarning, match="of the held-out tokens have no figure"):
+        sweep = evaluate_depth(objective.float(), rows, [2], bytes_per_token=3.0)
+    assert not [row for row in sweep.rows if row.metric == "bits_per_byte"]
+
+
+def test_what_follows_a_document_kept_apart_is_not_written():
+    with pytest.raises(UserError, match="past_the_end goes on with another document"):
+        generate(make({"objective": "ar"}), tokens(), num_tokens=4, depth=1, past_the_end=True)
 
 
 def test_documents_kept_apart_need_their_ends():

@@ -12,7 +12,7 @@ from looped.errors import UserError
 from looped.training.checkpoint import list_checkpoints, step_of
 from looped.training.monitor import _first_stamp
 from looped.training.parts import Part, check_fits
-from looped.training.restart import FREE_AT_RESTART
+from looped.training.restart import FREE_AT_RESTART, Change, differences
 from looped.training.runs import load_run, open_run
 from looped.training.trainer import train
 
@@ -24,7 +24,7 @@ PER_STEP = {"steps": 1, "tokens": 4 * 8, "layer-forwards": 4 * 6}
 
 FREE = {"training.log_every": 1, "training.eval_every": 3, "training.num_evals": 2, "training.sample_every": 5,
         "training.checkpoint_every": 1, "training.keep_checkpoints": 3, "training.wandb": "'off'",
-        "training.threads": 1, "evaluation.num_sequences": 2, "evaluation.depths": [1]}
+        "training.threads": 1, "training.other_data": True, "evaluation.num_sequences": 2, "evaluation.depths": [1]}
 
 
 def long_enough(tiny, schedule, budget, **changes):
@@ -152,3 +152,10 @@ def test_a_damaged_newest_checkpoint_does_not_count_as_spent(tmp_path, tiny):
     train(long_enough(tiny, "constant", 16), tmp_path / "whole")
     for name, tensor in weights(tmp_path / "whole")["model.safetensors"].items():
         assert torch.equal(weights(run)["model.safetensors"][name], tensor)
+
+
+def test_an_option_that_only_one_of_two_configs_has_is_a_difference():
+    assert list(differences({"task": {"options": {"size": 6}}, "seed": 0}, {"task": {"options": {}}, "seed": 0})) == [
+        Change("task.options.size", 6, None)]
+    assert list(differences({"options": {}}, {"options": {"size": 6}})) == [Change("options.size", None, 6)]
+    assert list(differences({"options": {"size": 6}}, {"options": None})) == [Change("options", {"size": 6}, None)]
