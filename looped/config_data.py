@@ -48,7 +48,7 @@ class DataConfig(Section):
     documents: Literal["packed", "separate"] = Field(
         "packed", description="a training sequence may hold the end of one document and the beginning of the next. "
                               "packed: all of it is one context; separate: a token sees its own document alone, and "
-                              "positions start anew with each")
+                              "positions start anew with each, which is better for documents shorter than length")
     heldout: Annotated[float, Field(gt=0, lt=1)] = Field(0.05, description="share of the documents held out")
     cache_dir: str | None = Field(None, description="token files; null means $LOOPED_CACHE or ~/.cache/looped")
 

@@ -28,6 +28,7 @@ from looped.evaluation.mauve import Encoder, mauve_rows
 from looped.evaluation.quality import diversity, matched_quality, write_texts
 from looped.evaluation.rows import Keep, Row, example_lines, keep_nothing, summarise
 from looped.evaluation.texts import Ending, Texts, as_lists, lengths_of
+from looped.nn.checks import depths_of
 from looped.objectives.base import Objective, require_objective
 from looped.objectives.bptt import Unrolled
 from looped.objectives.denoise import Denoise
@@ -66,7 +67,7 @@ def evaluate_depth(objective: Objective, tokens: Int[Tensor, "num length_and_one
     require_objective(objective)
     if not bytes_per_token > 0:
         raise UserError(f"bytes_per_token {bytes_per_token} is not above 0; a run has it as run.data.bytes_per_token")
-    settings = {"seed": seed, "batch_size": batch_size}
+    depths, settings = depths_of(depths), {"seed": seed, "batch_size": batch_size}
     rows, per_example, bits = [], {}, 1 / math.log(2) / bytes_per_token
 
     def took(part: list[Row], metric: str, losses: dict[int, Tensor], **where: int) -> None:

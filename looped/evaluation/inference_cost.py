@@ -67,9 +67,11 @@ class Cost:
         return {"layer_forwards": self.layer_forwards, "evaluations": self.evaluations}
 
     def spent(self, used: Int[Tensor, "runs batch"]) -> tuple[Float[Tensor, "batch"], Float[Tensor, "batch"]]:
-        """(layer passes, network evaluations) of each sequence of a batch whose runs ended after so many readings."""
+        """(layer passes, network evaluations) of each sequence of a batch whose runs ended after so many readings; on
+        the processor."""
+        used = used.cpu()
         read = used.amax(1, keepdim=True).expand_as(used) if self.together else used
-        until = torch.tensor([0.0, *itertools.accumulate(self.readings)], dtype=torch.float64, device=used.device)
+        until = torch.tensor([0.0, *itertools.accumulate(self.readings)], dtype=torch.float64)
         return (self.before + until[read].sum(0) + sum(self.checks),
                 (read.sum(0) * self.networks + len(self.checks)).double())
 

@@ -267,7 +267,8 @@ class TeacherForced:
         if self.around["context"] is not None:
             return self.around
         teacher, documents = Cache(), self.batch.documents
-        self.denoiser(self.target + sigma.float()[:, None, None] * eps, sigma, self.e, cache=teacher, **self.around)
+        noisy = self.target + sigma.float()[:, None, None].to(eps.device) * eps
+        self.denoiser(noisy, sigma, self.e, cache=teacher, **self.around)
         if documents is None:
             return self.around | {"context": teacher, "strict": True}
         mask = CleanNoisy(documents.shape[1], strict=True) & SameDocument(documents)

@@ -119,7 +119,7 @@ def score(objective: Objective, data: TaskData, config: Config, difficulty: int,
             batch = data.collate(some).to(device)
             for depth, each in answer(objective, batch, depths, config.evaluation, seed=config.seed, first=first,
                                       exit=exit).items():
-                spent = torch.stack([each.used.double(), each.layer_forwards, each.evaluations], dim=1).tolist()
+                spent = torch.stack([each.used.cpu().double(), each.layer_forwards, each.evaluations], dim=1).tolist()
                 for problem, cells, took in zip(some, each.answers.cpu().numpy(), spent, strict=True):
                     found[depth].append((*marked(data, problem, cells), *took))
     seconds = time.perf_counter() - start

@@ -53,7 +53,8 @@ def test_the_report_is_a_table_rows_and_pictures(done):
 def test_samples_are_held_against_the_twin_of_the_seed_by_the_judge_of_the_next(done):
     figures = [row for row in rows_of(done) if row["kind"] == "figure" and row["arm"] == "denoise"]
     judged = [row for row in figures if row["metric"] == "judged_behind_twin"]
-    assert {(row["seed"], row["by"]) for row in judged} == {(0, "ar, seed 0"), (1, "ar, seed 1")}
+    assert {(row["seed"], row["twin"], row["by"]) for row in judged} == {(0, "ar, seed 0", "ar, seed 1"),
+                                                                         (1, "ar, seed 1", "ar, seed 0")}
     read = [row for row in figures if row["metric"] == "twin_judged_nats"]
     assert {(row["seed"], row["by"]) for row in read} == {(0, "ar, seed 1"), (1, "ar, seed 0")}
     assert "distinct-2 there" in (done / "compare.md").read_text()

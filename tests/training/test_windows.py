@@ -82,11 +82,11 @@ def text_calls(tree):
     for node in ast.walk(tree):
         name = node.func.attr if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) else (
             node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else "")
-        owner = node.func.value.id if name == "open" and isinstance(node.func, ast.Attribute) and isinstance(
-            node.func.value, ast.Name) else ""
+        value = node.func.value if name == "open" and isinstance(node.func, ast.Attribute) else None
+        owner = getattr(value.func if isinstance(value, ast.Call) else value, "id", "")
         if name in ("write_text", "read_text") and isinstance(node.func, ast.Attribute):
             yield node, {"encoding", "newline"} if name == "write_text" else {"encoding"}
-        if name == "open" and owner not in ("gzip", "Image", "os"):
+        if name == "open" and owner not in ("gzip", "Image", "os", "find_data", "find_text", "found", "text"):
             modes = [each.value for each in node.args if isinstance(each, ast.Constant) and isinstance(each.value, str)]
             mode = next((each for each in modes if set(each) <= set("rwaxb+t")), "r")
             if "b" not in mode:
