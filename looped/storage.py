@@ -141,6 +141,8 @@ def locks(folder: Path) -> bool:
     try:
         with open(probe, "wb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:  # somebody of the same number, on another machine or in another thread, has it
+        return True
     except OSError as error:
         return _known(error)
     finally:

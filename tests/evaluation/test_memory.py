@@ -79,6 +79,7 @@ def test_peaks_are_above_an_empty_process_and_the_table_has_a_line_an_arm(result
     assert len(format_memory(result).splitlines()) == 2 + 4 + 1
 
 
+@pytest.mark.slow
 def test_a_solver_step_of_images_is_that_of_one_block(config):
     """Images of 8 x 8 pixels are read by two layers of six where three blocks share them."""
     pytest.importorskip("sklearn")

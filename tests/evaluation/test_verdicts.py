@@ -196,6 +196,7 @@ def test_a_curve_that_does_not_saturate_is_said_why(quality, why):
     assert why in said
 
 
+@pytest.mark.slow
 def test_noise_over_depth_saturates_nowhere():
     """A few problems right or wrong by chance make means that an exponential fits now and then."""
     fits, backed = 0, 0

@@ -69,7 +69,7 @@ def test_flops_of_every_loop_are_those_that_torch_counts(arm, recipe):
 
 
 @pytest.mark.parametrize("loss_on", ["last", "every"])
-@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("weight", [0.0, pytest.param(0.3, marks=pytest.mark.slow), 1.0])
 def test_flops_of_progressive_are_the_mean_over_all_its_draws(weight, loss_on, monkeypatch):
     config = config_of("progressive", **{"recurrence.progressive_weight": weight, "recurrence.loss_on": loss_on})
     most, mean = config.recurrence.mean, torch.zeros(3, dtype=torch.float64)

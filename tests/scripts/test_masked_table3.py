@@ -72,6 +72,7 @@ def test_settings_of_the_user_come_after_those_of_the_scale(script, monkeypatch,
     assert rest[rest.index("--amount") + 1] == str(script.SCALES["cpu"].layer_forwards)
 
 
+@pytest.mark.slow
 def test_both_arms_train_and_the_table_is_written(script, monkeypatch, tmp_path, capfd):
     (tmp_path / "text").mkdir()
     for part in range(6):

@@ -17,6 +17,7 @@ def lines_of(table):
     return lines[2:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("script", "budget", "lines"), [
     ("huginn_table5", 64, [["truncated, 5 epochs", "1"], ["truncated, 5 epochs", "4"], ["truncated, 5 epochs", "32"],
                            ["denoise, 15 epochs", "1"], ["denoise, 15 epochs", "4"], ["denoise, 15 epochs", "32"]]),
