@@ -60,7 +60,7 @@ def evaluate_depth(objective: Objective, tokens: Int[Tensor, "num length_and_one
     is sampled besides (`nats_by_solver`). Masked diffusion has the bound of so many unmasking steps at each depth, and
     besides that of ever more of them, over `num_levels` levels (`nats_bound`, `bits_per_byte_bound`). `keep` is given
     each part that is finished. Where some tokens are not sought (`Denoise.ask`), a warning says how many, the nats are
-    those of the others, and there are no bits a byte.
+    those of the others, and there are no bits/byte.
 
     Raises UserError for what is no objective, no token ids of its vocabulary, or no depth of at least 1.
     """
