@@ -26,7 +26,7 @@ demo-truncated demo-denoise: demo-%: install
 	$(BIN)/looped eval $(DEMO)/$* > $(DEMO)/$*/eval.md
 
 test: install
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check looped tasks tests scripts

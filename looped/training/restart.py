@@ -20,7 +20,7 @@ BUDGET = "training.budget"
 
 FREE_AT_RESTART = ("training.log_every", "training.eval_every", "training.num_evals", "training.sample_every",
                    "training.checkpoint_every", "training.keep_checkpoints", "training.wandb", "training.threads",
-                   "training.other_data", "evaluation", "data.cache_dir")
+                   "training.other_data", "evaluation", "data.cache_dir", "denoise.guidance", "noprop.solver")
 """Settings, or sections of them, that decide nothing of a run's weights."""
 
 

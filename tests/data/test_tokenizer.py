@@ -5,15 +5,15 @@ import subprocess
 import sys
 
 import pytest
+from byte_tokenizer import TEXTS, byte_level
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from looped.data import tokenizer as tokenizer_module
 from looped.data.tokenizer import END_OF_TEXT, load_tokenizer, train_tokenizer
 from looped.errors import UserError
 
-TEXTS = [f"The quick brown fox {number} jumps over the lazy dog; naïve 🙂\n" * 5 for number in range(20)]
 TOKENIZER = train_tokenizer(TEXTS, 310)
 
 
@@ -69,16 +69,6 @@ def test_a_saved_tokenizer_loads_to_the_same_one(tmp_path):
     loaded = load_tokenizer(tmp_path / "tokenizer.json")
     assert loaded.json() == TOKENIZER.json()
     assert (loaded.vocab_size, loaded.end_of_text) == (TOKENIZER.vocab_size, TOKENIZER.end_of_text)
-
-
-def byte_level(special_tokens):
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.train_from_iterator(TEXTS, trainers.BpeTrainer(
-        vocab_size=300, special_tokens=special_tokens, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False))
-    return backend
 
 
 def test_a_loaded_tokenizer_keeps_its_own_end_of_text(tmp_path):

@@ -5,24 +5,13 @@ import json
 import warnings
 
 import pytest
+from byte_tokenizer import TEXTS, byte_level
 from one_sentence import sentence_of
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer
 
 from looped.config_data import DataConfig
 from looped.data.text import prepare
 from looped.data.tokenizer import END_OF_TEXT, load_tokenizer, parse_tokenizer
-
-TEXTS = [f"The quick brown fox {number} jumps over the lazy dog; naïve 🙂\n" * 5 for number in range(20)]
-
-
-def byte_level(special_tokens):
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.train_from_iterator(TEXTS, trainers.BpeTrainer(
-        vocab_size=300, special_tokens=special_tokens, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False))
-    return backend
 
 
 def saved(folder, special_tokens, **declared):

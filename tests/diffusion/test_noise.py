@@ -230,7 +230,7 @@ def test_isotonic_is_scipys():
         np.testing.assert_allclose(isotonic(torch.tensor(values), torch.tensor(weights)), expected, atol=1e-12)
 
 
-@pytest.mark.parametrize("num_blocks", range(1, 9))
+@pytest.mark.parametrize("num_blocks", [1, 2, 3, 8])
 @pytest.mark.parametrize("index", range(7))
 def test_blocks_have_equal_mass_and_own_what_lies_between_their_edges(num_blocks, index):
     noise = every_distribution()[index]
@@ -245,7 +245,7 @@ def test_blocks_have_equal_mass_and_own_what_lies_between_their_edges(num_blocks
         for dtype in (torch.float64, torch.float32):
             assert block_of(inside.to(dtype), edges) == block
             assert block_of(high.to(dtype), edges) == block  # a solver that starts at an edge uses the block below it
-        x = np.linspace(low.log().item(), high.log().item(), 20_001)
+        x = np.linspace(low.log().item(), high.log().item(), 4_001)
         density = noise.log_density(torch.from_numpy(x).exp().clamp(low, high)).exp().numpy()
         assert integrate.simpson(density, x=x) == pytest.approx(1 / num_blocks, abs=2e-3)
     assert block_of(edges[-1], edges) == num_blocks - 1

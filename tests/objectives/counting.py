@@ -15,6 +15,7 @@ from looped.models.build import build
 from looped.nn import fused
 from looped.objectives import build_objective
 from looped.objectives.counts import count
+from looped.objectives.denoise import carried_readings, settling_readings
 from looped.objectives.flops import parts_of, picture_of, rows_of
 from looped.rng import StepRandom
 
@@ -104,11 +105,13 @@ KERNELS = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention
 
 
 def measured_flops(config):
-    """(of the forward passes, with backward) of one training step: the mean over a step with a first reading and one
-    without. What backward makes a second time is left out."""
+    """(of the forward passes, with backward) of one training step: of a denoiser that reads first, the mean over a step
+    with a first reading and one without. What backward makes a second time is left out."""
     objective, found = objective_of(config), []
+    reads_first = carried_readings(config.denoise) + settling_readings(config.denoise)
+    steps = (WITH_FIRST_READING, WITHOUT) if reads_first else (WITHOUT,)
     again = sum(part.flops * part.grad for part in parts_of(config, VOCAB) if part.name in ("head", "posterior"))
-    for step in (WITH_FIRST_READING, WITHOUT):
+    for step in steps:
         with flop_counter() as forwards:
             value = forward(config, objective, step)
         # Longer rows work out a gate's gradient without their ungated output, the product that short ones make again.
@@ -116,7 +119,7 @@ def measured_flops(config):
             value.backward()
         backward = backwards.get_total_flops() - ROWS * rows_of(config) * again
         found.append((forwards.get_total_flops(), forwards.get_total_flops() + backward))
-    return [sum(figures) / 2 for figures in zip(*found, strict=True)]
+    return [sum(figures) / len(steps) for figures in zip(*found, strict=True)]
 
 
 def check_flops(config):

@@ -26,6 +26,14 @@ FREE = {"training.log_every": 1, "training.eval_every": 3, "training.num_evals":
         "training.checkpoint_every": 1, "training.keep_checkpoints": 3, "training.wandb": "'off'",
         "training.threads": 1, "training.other_data": True, "evaluation.num_sequences": 2, "evaluation.depths": [1]}
 
+IMAGES = {"images.source": "digits", "images.max_train": 64, "images.max_heldout": 32, "model.patch_size": 4,
+          "model.width": 16, "model.num_heads": 2, "model.num_core_layers": 1, "model.num_prelude_layers": 0,
+          "model.num_coda_layers": 0, "denoise.context": "inject", "denoise.context_dropout": 0.5,
+          "denoise.cond_width": 8, "training.batch_size": 4, "training.budget": 6, "training.log_every": 2,
+          "training.eval_every": 4, "training.checkpoint_every": 2, "training.threads": 1, "training.sample_every": 0,
+          "evaluation.depths": [1, 2]}
+FREE_OF_IMAGES = {"denoise": {"denoise.guidance": 2.0}, "noprop-ct": {"noprop.solver": "posterior"}}
+
 
 def long_enough(tiny, schedule, budget, **changes):
     """Lines, evaluations and checkpoints fall on the end of a run of 8 steps."""
@@ -112,9 +120,24 @@ def test_settings_that_decide_no_weight_may_change_and_the_stamp_keeps_each_chan
     assert len(json.loads((run / "stamp.json").read_text(encoding="utf-8"))["changes"]) == len(changes)
 
 
+@pytest.mark.parametrize("rule", FREE_OF_IMAGES)
+def test_settings_of_the_answer_alone_may_change_on_images_too(tmp_path, rule):
+    pytest.importorskip("sklearn")
+    config, free = load_config(None, IMAGES | {"objective": rule}), FREE_OF_IMAGES[rule]
+    stopped(config, tmp_path / "run", at=4)
+    train(config.replace(**free), tmp_path / "run")
+    train(config, tmp_path / "usual")
+    ours, theirs = weights(tmp_path / "run"), weights(tmp_path / "usual")
+    for file, tensors in theirs.items():
+        assert all(torch.equal(ours[file][name], tensor) for name, tensor in tensors.items())
+    changes = json.loads((tmp_path / "run" / "stamp.json").read_text(encoding="utf-8"))["changes"]
+    assert {change["setting"]: change["new"] for change in changes} == free
+
+
 def test_every_free_setting_is_tried_above():
+    tried = FREE | FREE_OF_IMAGES["denoise"] | FREE_OF_IMAGES["noprop-ct"]
     assert {name for name in FREE_AT_RESTART if name != "data.cache_dir"} == {
-        "evaluation" if name.startswith("evaluation.") else name for name in FREE}
+        "evaluation" if name.startswith("evaluation.") else name for name in tried}
 
 
 def test_runs_of_blocks_belong_together_whatever_decides_no_weight(tmp_path, tiny):
