@@ -109,7 +109,7 @@ def test_huginn_70m_is_the_published_size():
 
 def test_the_smoke_config_trains_resumes_and_is_evaluated(tmp_path, capsys):
     run = tmp_path / "smoke"
-    train = ["train", str(FOLDER / "smoke.yaml"), "--run", str(run)]
+    train = ["train", str(FOLDER / "smoke.yaml"), "--run", str(run), "--training.budget", "20"]
     assert main(train) == 0
     assert main(train) == 0  # nothing left to do
     assert main(["eval", str(run)]) == 0

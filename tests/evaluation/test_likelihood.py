@@ -45,7 +45,7 @@ def test_the_bound_of_an_exact_denoiser_is_the_same_at_every_depth(exact, schedu
         torch.testing.assert_close(result.losses, results[0].losses, rtol=1e-4, atol=1e-4)
 
 
-def test_the_bound_of_an_exact_denoiser_is_the_truth_up_to_the_first_level(exact):
+def test_the_bound_of_an_exact_denoiser_is_the_truth_up_to_the_first_level(exact, unchecked):
     """z_1 still says a little about y, and starts from N(0, sigma_max^2): each is worth at most about
     |y|^2 / (2 sigma_max^2) = 0.03 nats here."""
     rows = tokens(num=4)

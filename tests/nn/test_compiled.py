@@ -47,7 +47,7 @@ MODELS = {"loop": (loop_of, lambda m: m(torch.ones(4, 3, D, dtype=next(m.paramet
           "language model": (language_model, lambda m: m(TOKENS, 3))}
 
 
-@pytest.fixture(params=MODELS)
+@pytest.fixture(params=["loop", pytest.param("language model", marks=pytest.mark.slow)])
 def compiled(request):
     """(a compiled model, the same uncompiled, how it is run)."""
     make, run = MODELS[request.param]

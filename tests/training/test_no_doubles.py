@@ -54,7 +54,10 @@ IMAGES = {
 }
 PIXELS = {"denoise": {}, "blockwise": {"objective": "blockwise", "denoise.guidance": 2.0} | BLOCKS}
 KINDS = {"text": TEXT, "task": TASK, "classify": IMAGES, "generate": PIXELS}
-CASES = [(kind, name) for kind, rules in KINDS.items() for name in rules]
+TOGETHER = ("steps", "carry", "rows", "sampled", "progressive", "masked", "hard", "euler")
+"""Cases whose operations are those of others as well."""
+CASES = [pytest.param(kind, name, marks=[pytest.mark.slow] * (name in TOGETHER))
+         for kind, rules in KINDS.items() for name in rules]
 
 COMMON = {"model.width": 16, "model.num_heads": 2, "model.num_core_layers": 1, "recurrence.mean": 2,
           "recurrence.backprop": 1, "denoise.cond_width": 8, "denoise.target.dim": 4, "training.batch_size": 4,

@@ -40,17 +40,12 @@ raise SystemExit(result.exit_code)
 """
 
 
-def test_two_processes_match_one_with_the_whole_batch(tmp_path, tiny):
-    """One rule after the other, so that a busy machine has one launcher of processes at a time."""
-    rules = {"denoise": {"denoise.noise.distribution": "adaptive"},
-             "blockwise": {"objective": "blockwise"} | TWO_BLOCKS,
-             "masked": {"objective": "masked", "masked.cond_width": 8} | TWO_BLOCKS}
-    for name, rule in rules.items():
-        (tmp_path / name).mkdir()
-        check_two_processes(tmp_path / name, tiny(**rule | {"training.batch_size": 8, "training.accumulation": 2}))
-
-
-def check_two_processes(folder, config):
+@pytest.mark.parametrize("rule", [
+    {"denoise.noise.distribution": "adaptive"}, {"objective": "blockwise"} | TWO_BLOCKS,
+    pytest.param({"objective": "masked", "masked.cond_width": 8} | TWO_BLOCKS, marks=pytest.mark.slow)],
+    ids=["denoise", "blockwise", "masked"])
+def test_two_processes_match_one_with_the_whole_batch(tmp_path, tiny, rule):
+    folder, config = tmp_path, tiny(**rule | {"training.batch_size": 8, "training.accumulation": 2})
     one = train(config, folder / "one")
     (folder / "script.py").write_text(SCRIPT)
     (folder / "config.yaml").write_text(dump_config(config))
