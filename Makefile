@@ -4,7 +4,7 @@ DEMO := runs/demo
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: install demo demo-truncated demo-denoise test lint
+.PHONY: install demo demo-truncated demo-denoise test golden lint
 
 install: .venv/installed
 
@@ -27,6 +27,10 @@ demo-truncated demo-denoise: demo-%: install
 
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Tiny runs of every kind of data under every rule, against what was recorded (tests/golden/record.py).
+golden: install
+	$(BIN)/python -m pytest -n 2 -m golden tests/golden
 
 lint: install
 	$(BIN)/ruff check looped tasks tests scripts
