@@ -6,8 +6,8 @@ from torch import nn
 
 import looped
 from looped.config import load_config
-from looped.config_denoise import DenoiseConfig
-from looped.config_rules import RecurrenceConfig
+from looped.config.denoise import DenoiseConfig
+from looped.config.recurrence import RecurrenceConfig
 from looped.objectives import Denoise
 
 V, D, TOKENS = 20, 16, torch.arange(14).view(2, 7)

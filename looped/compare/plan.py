@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from looped.arms import Arm, parse_arms
 from looped.config import Config, dump_config, load_config
+from looped.config.arms import Arm, parse_arms
 from looped.errors import UserError
 from looped.training.checkpoint import list_checkpoints, write_text
 from looped.training.restart import differences

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import UInt8
 from PIL import Image, ImageEnhance, ImageOps
 
-from looped.config_images import MAX_MAGNITUDE
+from looped.config.images import MAX_MAGNITUDE
 
 Pixels = UInt8[np.ndarray, "height width channels"]
 

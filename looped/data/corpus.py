@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from looped.config_data import DataConfig
+from looped.config.data import DataConfig
 from looped.data.formats import Document, read_file
 from looped.data.sources import DatasetSource, FileSource, Source
 from looped.errors import UserError

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from looped.config_images import ImageConfig
+from looped.config.images import ImageConfig
 from looped.data.folders import PassedOver, walk
 from looped.data.idx import read_idx
 from looped.data.pixels import Pictures, gather, resize_all

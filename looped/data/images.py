@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from looped.config_images import ImageConfig
+from looped.config.images import ImageConfig
 from looped.data.augment import mirror, rand_augment
 from looped.data.corpus import place_of
 from looped.data.image_sources import Source, read_source

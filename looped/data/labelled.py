@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from looped.config_images import ImageConfig
+from looped.config.images import ImageConfig
 from looped.data.batch import Batch
 from looped.data.images import ImageBatch, ImageData, ImageStream, Scale, prepare_images
 from looped.errors import UserError

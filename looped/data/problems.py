@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from looped.config_data import TaskConfig
+from looped.config.data import TaskConfig
 from looped.data.batch import Batch, collate
 from looped.data.task import Problem, Task, find_task, rng_of
 from looped.data.task_check import check_declared, check_problems

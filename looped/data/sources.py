@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from looped.config_data import DataConfig
+from looped.config.data import DataConfig
 from looped.data.files import suffixes_of
 from looped.data.folders import Named, PassedOver, find
 from looped.data.formats import DELIMITERS, Document, read_file, table_columns

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from looped.config_data import DataConfig
+from looped.config.data import DataConfig
 from looped.data.corpus import Corpus, load_corpus
 from looped.data.loader import TokenStream
 from looped.data.sources import Document

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int, Int64
 from torch import Tensor, nn
 
-from looped.config_denoise import DenoiseConfig
+from looped.config.denoise import DenoiseConfig
 from looped.diffusion.bridge import bridge
 from looped.diffusion.edm import EDM, align
 from looped.diffusion.noise import block_of

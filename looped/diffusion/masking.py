@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
-from looped.config_blocks import BlocksConfig
+from looped.config.blocks import BlocksConfig
 from looped.diffusion.bridge import draw
 from looped.errors import UserError, did_you_mean
 

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor, nn
 
-from looped.config_blocks import BlocksConfig
-from looped.config_denoise import NoiseConfig
+from looped.config.blocks import BlocksConfig
+from looped.config.denoise import NoiseConfig
 from looped.errors import UserError
 from looped.nn.precision import widest
 

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
 
-from looped.config_denoise import DenoiseConfig
+from looped.config.denoise import DenoiseConfig
 from looped.diffusion.denoiser import Denoiser
 from looped.diffusion.edm import EDM
 

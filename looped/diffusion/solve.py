@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from looped.config_denoise import DenoiseConfig
+from looped.config.denoise import DenoiseConfig
 from looped.diffusion.noise import Noise
 from looped.diffusion.samplers import SAMPLERS, sample_by_confidence, sample_rows
 from looped.diffusion.schedules import block_schedule, schedule

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from looped.config_denoise import TargetConfig
+from looped.config.denoise import TargetConfig
 
 DEFAULT_DIM = 16
 

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from looped.arms import ARMS, read_arms
 from looped.config import Config, load_config
+from looped.config.arms import ARMS, read_arms
 from looped.data.opening import vocab_size_of
 from looped.errors import KILLED, UserError, did_you_mean
 from looped.evaluation.bench_inputs import bench_inputs
@@ -53,9 +53,9 @@ def bench_step(config: Config, objectives: Sequence[str], *, repeats: int = 5, t
     measure the draws. What this leaves out is the smaller batch in which the deepest sequences finish under
     `recurrence.per_sequence`.
 
-    `objectives`: arms as `looped.arms` reads them. Returns {"arms": {name: ...}, "ratios": {"first/second": ...},
-    "machine": ...}; seconds are medians, with the least and the most beside them, and cpu_seconds leave out the time a
-    process waited for its turn on a shared machine.
+    `objectives`: arms as `looped.config.arms` reads them. Returns {"arms": {name: ...}, "ratios": {"first/second":
+    ...}, "machine": ...}; seconds are medians, with the least and the most beside them, and cpu_seconds leave out the
+    time a process waited for its turn on a shared machine.
     Raises `UserError` for an unknown name or an arm whose process ends early.
     """
     configs = {arm.name: at_mean_depth(arm.config) for arm in read_arms(config, objectives)}

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from looped.config_training import EvaluationConfig
+from looped.config.training import EvaluationConfig
 from looped.diffusion.schedules import block_schedule
 from looped.diffusion.solve import evaluated_levels
 from looped.evaluation.masked_bound import step_levels

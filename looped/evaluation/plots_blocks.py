@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from looped.config_blocks import BlocksConfig
+from looped.config.blocks import BlocksConfig
 from looped.diffusion import masking
 from looped.diffusion.noise import Noise, edges_of, interval
 from looped.evaluation.plots import colours, new_figure, save

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from looped.config_model import ModelConfig
+from looped.config.model import ModelConfig
 from looped.data.labelled import Picture
 from looped.models.language import Level, loop_of, start_around, start_weights
 from looped.models.vision import Images, cut, join

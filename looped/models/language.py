@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from looped.config_model import ModelConfig
+from looped.config.model import ModelConfig
 from looped.errors import UserError, did_you_mean
 from looped.nn.bias import Causal, Mask
 from looped.nn.cache import Cache

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from looped.config_model import ModelConfig
+from looped.config.model import ModelConfig
 from looped.data.labelled import Picture
 from looped.models.language import LanguageModel, Positions, Start, State
 from looped.nn.bias import Mask

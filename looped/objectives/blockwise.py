@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
-from looped.config_blocks import BlocksConfig
-from looped.config_denoise import DenoiseConfig
+from looped.config.blocks import BlocksConfig
+from looped.config.denoise import DenoiseConfig
 from looped.diffusion.noise import block_shares, interval, sample_between
 from looped.models.language import LanguageModel
 from looped.objectives.base import Loss

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from looped.config_rules import RecurrenceConfig
+from looped.config.recurrence import RecurrenceConfig
 from looped.data.batch import Batch
 from looped.models.language import LanguageModel
 from looped.objectives.base import Loss, Objective, head_losses, surroundings

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from looped.config_blocks import BlocksConfig
-from looped.config_denoise import DenoiseConfig
+from looped.config.blocks import BlocksConfig
+from looped.config.denoise import DenoiseConfig
 from looped.data.batch import Batch
 from looped.diffusion.bridge import bridge
 from looped.diffusion.denoiser import Denoiser

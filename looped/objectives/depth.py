@@ -12,7 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from looped.config import Config
-from looped.config_rules import FixedPointConfig, RecurrenceConfig
+from looped.config.recurrence import FixedPointConfig, RecurrenceConfig
 from looped.rng import StepRandom
 
 SIGMA = 0.5

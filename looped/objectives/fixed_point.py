@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from looped.config_rules import FixedPointConfig, RecurrenceConfig
+from looped.config.recurrence import FixedPointConfig, RecurrenceConfig
 from looped.data.batch import Batch
 from looped.errors import UserError
 from looped.models.language import LanguageModel

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from looped.config import Config
-from looped.config_data import TaskConfig
-from looped.config_images import ImageConfig
-from looped.config_model import ModelConfig
+from looped.config.data import TaskConfig
+from looped.config.images import ImageConfig
+from looped.config.model import ModelConfig
 from looped.data.labelled import Picture, prepare_labelled
 from looped.data.problems import cells_of
 from looped.diffusion import masking

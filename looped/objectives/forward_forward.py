@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from looped.config_local import ForwardForwardConfig
+from looped.config.rivals import ForwardForwardConfig
 from looped.data.batch import Batch
 from looped.diffusion.bridge import draw
 from looped.models.language import LanguageModel, State

@@ -18,8 +18,8 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from looped.config_blocks import BlocksConfig
-from looped.config_masked import MaskedConfig
+from looped.config.blocks import BlocksConfig
+from looped.config.masked import MaskedConfig
 from looped.data.batch import Batch
 from looped.diffusion import masking
 from looped.diffusion.masking import hide, hide_one_and, mask_edges

@@ -5,7 +5,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
 
-from looped.config_blocks import BlocksConfig
+from looped.config.blocks import BlocksConfig
 from looped.objectives.base import Objective
 from looped.rng import StepRandom
 

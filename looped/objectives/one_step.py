@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from looped.config_rules import RecurrenceConfig, SupervisionConfig
+from looped.config.recurrence import RecurrenceConfig, SupervisionConfig
 from looped.data.batch import Batch
 from looped.models.language import LanguageModel
 from looped.nn.projection import head_logits

@@ -4,8 +4,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from looped.config_blocks import BlocksConfig
-from looped.config_denoise import DenoiseConfig
+from looped.config.blocks import BlocksConfig
+from looped.config.denoise import DenoiseConfig
 from looped.diffusion.noise import block_shares, edges_of, noise_from_config
 from looped.diffusion.per_block import PerBlockDenoiser
 from looped.errors import UserError

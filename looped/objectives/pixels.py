@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from looped.config_blocks import BlocksConfig
-from looped.config_denoise import DenoiseConfig
+from looped.config.blocks import BlocksConfig
+from looped.config.denoise import DenoiseConfig
 from looped.data.labelled import SoughtImages
 from looped.diffusion.noise import block_shares, edges_of, noise_from_config
 from looped.diffusion.pixels import PixelDenoiser

@@ -6,7 +6,7 @@ Parameters are left out; under bf16 the bf16 copies of the weights are in.
 from dataclasses import dataclass, replace
 
 from looped.config import Config
-from looped.config_model import ModelConfig
+from looped.config.model import ModelConfig
 from looped.diffusion.preserving import SCHEDULE_WIDTH
 from looped.objectives.flops import (
     NUM_LEVEL_FEATURES,

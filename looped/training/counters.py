@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import Any
 
-from looped.config_training import TrainingConfig
+from looped.config.training import TrainingConfig
 
 
 @dataclass

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
-from looped.config_training import OptimConfig
+from looped.config.training import OptimConfig
 from looped.diffusion.targets import TargetEmbedding
 
 FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")

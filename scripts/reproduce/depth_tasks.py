@@ -19,10 +19,10 @@ from typing import Any
 
 from comparison import chosen, compare_command, parser_of, read_rows, run_script, spread_of
 
-from looped.arms import Arm, parse_arm
 from looped.compare.budgets import AtEqual, amount
 from looped.compare.cells import mean_cell
 from looped.config import load_config
+from looped.config.arms import Arm, parse_arm
 from looped.data.problems import prepare_task
 from looped.errors import UserError
 from looped.evaluation.report import markdown_table

@@ -22,12 +22,12 @@ import numpy as np
 import torch
 from comparison import chosen, parser_of, run_script
 
-from looped.arms import Arm
 from looped.compare.cells import mean_cell
 from looped.compare.plan import Place, Plan, make_plan, write_configs
 from looped.compare.runner import train_all
 from looped.compare.summary import spread
 from looped.config import Config, load_config
+from looped.config.arms import Arm
 from looped.evaluation.image_distances import distances
 from looped.evaluation.image_features import Features, classifier_features
 from looped.evaluation.image_quality import evaluate_images

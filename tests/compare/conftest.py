@@ -6,11 +6,11 @@ import pytest
 import torch
 import yaml
 
-from looped.arms import Arm
 from looped.cli import main
 from looped.compare.plan import Place
 from looped.compare.text_measure import TextMeasured
 from looped.config import load_config
+from looped.config.arms import Arm
 
 TEXT = "".join(f"def f{i}(x):\n    return x * {i} + {i * i % 17}  # <b>number</b> {i} & more\n\n" for i in range(400))
 TINY = {

@@ -9,7 +9,6 @@ import torch
 import yaml
 from page_checks import check_alone
 
-from looped.arms import OBJECTIVES, Arm
 from looped.cli import main
 from looped.compare.budgets import equal_table
 from looped.compare.image_measure import ImageMeasured, check_images
@@ -19,6 +18,7 @@ from looped.compare.reach import sentence
 from looped.compare.share_summary import summarise_shares
 from looped.compare.share_table import share_table
 from looped.config import load_config
+from looped.config.arms import OBJECTIVES, Arm
 
 pytest.importorskip("sklearn")
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 from scipy import stats
 
-from looped.arms import Arm
 from looped.compare.plan import Place
 from looped.compare.reach import reach, reaches, sentence, sentences, with_reverse
 from looped.compare.share_summary import summarise_shares
@@ -15,6 +14,7 @@ from looped.compare.task_measure import TaskMeasured
 from looped.compare.text_measure import TextMeasured
 from looped.compare.text_summary import summarise_texts
 from looped.config import load_config
+from looped.config.arms import Arm
 from looped.evaluation.rows import student_interval
 
 EVALS = 20

@@ -10,7 +10,6 @@ import pytest
 import torch
 import yaml
 
-from looped.arms import Arm, parse_arms
 from looped.cli import main
 from looped.compare.curve import crossing
 from looped.compare.plan import Place
@@ -18,6 +17,7 @@ from looped.compare.reach import reaches, sentence, with_reverse
 from looped.compare.share_summary import summarise_shares
 from looped.compare.task_measure import SHARE_SOLVED, TaskMeasured
 from looped.config import load_config
+from looped.config.arms import Arm, parse_arms
 from looped.errors import UserError
 
 TINY = {

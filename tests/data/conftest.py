@@ -2,7 +2,7 @@
 
 import pytest
 
-from looped.config_data import DataConfig
+from looped.config.data import DataConfig
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import numpy as np
 from one_sentence import sentence_of
 from PIL import Image
 
-from looped.config_images import ImageConfig
+from looped.config.images import ImageConfig
 from looped.data.image_sources import read_source
 
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from one_sentence import sentence_of
 
-from looped.config_data import DataConfig
+from looped.config.data import DataConfig
 from looped.data.corpus import load_corpus
 from looped.data.text import prepare
 from looped.errors import UserError

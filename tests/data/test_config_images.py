@@ -6,7 +6,7 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from looped.config_images import POINTERS, READS, ImageConfig
+from looped.config.images import POINTERS, READS, ImageConfig
 
 GOOD = {
     "no images": {},
@@ -63,5 +63,5 @@ def test_every_setting_is_described():
 
 
 def test_reading_the_settings_loads_no_torch():
-    code = "import sys, looped.config_images; sys.exit('torch' in sys.modules)"
+    code = "import sys, looped.config.images; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

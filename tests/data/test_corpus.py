@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from looped.config_data import DataConfig
+from looped.config.data import DataConfig
 from looped.data import corpus as corpus_module
 from looped.data.corpus import Corpus, load_corpus
 from looped.data.sources import Document

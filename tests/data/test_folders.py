@@ -10,7 +10,7 @@ import warnings
 import pyarrow
 import pytest
 
-from looped.config_data import DataConfig
+from looped.config.data import DataConfig
 from looped.data.corpus import load_corpus
 from looped.data.sources import DatasetSource, FileSource
 from looped.errors import UserError

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from looped.config_data import DataConfig
+from looped.config.data import DataConfig
 from looped.data import json_values
 from looped.data.corpus import load_corpus
 from looped.data.json_values import json_rows

@@ -5,7 +5,7 @@ import pytest
 from picture_files import picture, sentence
 from PIL import Image
 
-from looped.config_images import ImageConfig
+from looped.config.images import ImageConfig
 from looped.data.image_sources import read_source
 from looped.data.images import prepare_images
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from picture_files import idx_bytes, picture, random_part, sentence, write_mnist, write_picture
 from PIL import Image
 
-from looped.config_images import ImageConfig
+from looped.config.images import ImageConfig
 from looped.data.idx import read_idx
 from looped.data.image_sources import read_source
 from looped.data.images import prepare_images

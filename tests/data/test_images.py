@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from picture_files import random_part, write_mnist
 from sklearn.datasets import load_digits
 
-from looped.config_images import ImageConfig
+from looped.config.images import ImageConfig
 from looped.data.images import ImageBatch, ImageStream, Scale, measure, prepare_images, symmetric
 from looped.data.pixels import Pictures
 from looped.errors import UserError

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from looped.config_images import ImageConfig
+from looped.config.images import ImageConfig
 from looped.data.batch import Batch
 from looped.data.labelled import Picture, prepare_labelled
 from looped.errors import UserError

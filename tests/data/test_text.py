@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
-from looped.config_data import DataConfig
+from looped.config.data import DataConfig
 from looped.data import text as text_module
 from looped.data.corpus import load_corpus
 from looped.data.text import FILES, prepare
@@ -211,7 +211,7 @@ def test_processes_at_once_build_one_good_cache_where_there_is_none_and_where_it
     absent, damaged = make(), make(vocab_size=290)
     (tmp_path / "cache" / prepare(damaged).fingerprint / "train.bin").write_bytes(b"x")
     start = tmp_path / "start"
-    code = ("import sys, time, pathlib, hashlib\nfrom looped.config_data import DataConfig\n"
+    code = ("import sys, time, pathlib, hashlib\nfrom looped.config.data import DataConfig\n"
             "from looped.data.text import prepare\nprint('ready', flush=True)\n"
             f"while not pathlib.Path({str(start)!r}).exists(): time.sleep(0.001)\n"
             f"for settings in ({absent.model_dump()!r}, {damaged.model_dump()!r}):\n"

@@ -9,7 +9,7 @@ from byte_tokenizer import TEXTS, byte_level
 from one_sentence import sentence_of
 from tokenizers import Tokenizer
 
-from looped.config_data import DataConfig
+from looped.config.data import DataConfig
 from looped.data.text import prepare
 from looped.data.tokenizer import END_OF_TEXT, load_tokenizer, parse_tokenizer
 

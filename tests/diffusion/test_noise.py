@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import integrate, optimize, stats
 
-from looped.config_denoise import NOISE_PRESETS, NoiseConfig
+from looped.config.denoise import NOISE_PRESETS, NoiseConfig
 from looped.diffusion.noise import (
     Adaptive,
     LogNormal,

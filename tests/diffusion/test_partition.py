@@ -7,8 +7,8 @@ import torch
 from scipy import stats
 
 from looped.config import load_config
-from looped.config_blocks import BlocksConfig
-from looped.config_denoise import NOISE_PRESETS, NoiseConfig
+from looped.config.blocks import BlocksConfig
+from looped.config.denoise import NOISE_PRESETS, NoiseConfig
 from looped.diffusion import masking
 from looped.diffusion.noise import block_shares, edges_of, interval, noise_from_config, sample_between
 from looped.evaluation.plots import save

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from looped.config_denoise import DenoiseConfig, NoiseConfig
+from looped.config.denoise import DenoiseConfig, NoiseConfig
 from looped.diffusion.edm import EDM
 from looped.diffusion.noise import noise_from_config
 from looped.diffusion.pixels import PixelDenoiser

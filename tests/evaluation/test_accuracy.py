@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from looped.config import load_config
-from looped.config_images import ImageConfig
+from looped.config.images import ImageConfig
 from looped.data.labelled import prepare_labelled
 from looped.evaluation.accuracy import classify
 from looped.models.vision import ImageClassifier

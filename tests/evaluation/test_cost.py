@@ -7,8 +7,8 @@ import signal
 import pytest
 import torch
 
-from looped.arms import parse_arm
 from looped.config import load_config
+from looped.config.arms import parse_arm
 from looped.errors import UserError
 from looped.evaluation import cost
 from looped.objectives.counts import count

@@ -8,7 +8,7 @@ from torch import nn
 
 import looped
 from looped.config import Config, load_config
-from looped.config_denoise import DenoiseConfig
+from looped.config.denoise import DenoiseConfig
 from looped.diffusion.denoiser import Denoiser
 from looped.diffusion.noise import LogUniform
 from looped.diffusion.samplers import SAMPLERS

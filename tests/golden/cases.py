@@ -165,7 +165,8 @@ ERRORS = {f"errors, {kind}": [train(kind, "--objective=denoise"), *lines] for ki
 PRINTED = {
     f"info, {kind}": [f"info {kind}.yaml --objective={rule} {flags}" for rule, flags in rules] for kind, rules in {
         "text": (("full", ""), ("truncated", ""), ("progressive", ""), ("one-step", ""), ("fixed-point", ""),
-                 ("ar", ""), ("denoise", ""), ("denoise", "--denoise.context=concat"), ("denoise", "--denoise.context=context"),
+                 ("ar", ""), ("denoise", ""), ("denoise", "--denoise.context=concat"),
+                 ("denoise", "--denoise.context=context"),
                  ("masked", ""), ("blockwise", BLOCKS), ("blockwise", f"{BLOCKS} --blocks.shared=frozen"),
                  ("masked", BLOCKS), ("full", f"{BLOCKS} --recurrence.mean=4")),
         "puzzle": (("truncated", ""), ("denoise", ""), ("blockwise", BLOCKS)),

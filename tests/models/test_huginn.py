@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from looped.config_model import ModelConfig
+from looped.config.model import ModelConfig
 from looped.models.language import LanguageModel
 
 WIDTH, VOCAB = 32, 64

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from looped.config_model import ModelConfig
+from looped.config.model import ModelConfig
 from looped.data.labelled import Picture
 from looped.models.language import LanguageModel
 from looped.models.vision import ImageClassifier, cut

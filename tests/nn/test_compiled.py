@@ -10,7 +10,7 @@ from torch import nn
 from torch._dynamo.utils import counters
 from torch.optim.swa_utils import AveragedModel
 
-from looped.config_model import ModelConfig
+from looped.config.model import ModelConfig
 from looped.models.language import LanguageModel
 from looped.models.per_block import PerBlockModel
 from looped.nn.bias import Causal

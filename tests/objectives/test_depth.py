@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from looped.config_rules import RecurrenceConfig
+from looped.config.recurrence import RecurrenceConfig
 from looped.objectives.depth import expected_depths, huginn_depths, sample_depths
 from looped.rng import StepRandom, generator
 

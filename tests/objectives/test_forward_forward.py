@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import logsigmoid, normalize
 
 from looped.config import load_config
-from looped.config_training import EvaluationConfig
+from looped.config.training import EvaluationConfig
 from looped.data.images import ImageBatch
 from looped.data.labelled import Picture
 from looped.errors import UserError

@@ -8,7 +8,7 @@ from torch.nn.functional import binary_cross_entropy, cross_entropy
 from torchdeq.solver import get_solver
 
 from looped.config import describe_settings, load_config
-from looped.config_rules import FixedPointConfig
+from looped.config.recurrence import FixedPointConfig
 from looped.data.problems import prepare_task
 from looped.errors import UserError
 from looped.evaluation.answers import answer

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from looped.arms import parse_arms
 from looped.config import load_config
+from looped.config.arms import parse_arms
 
 FOLDER = {"images.path": "somewhere"}
 TINY = {"model.width": 16, "model.num_heads": 2, "model.ffn_width": 16, "model.num_core_layers": 3,

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from looped.arms import parse_arms
 from looped.compare.budgets import LATER
 from looped.config import load_config
+from looped.config.arms import parse_arms
 
 TINY = {"model.width": 24, "model.num_core_layers": 1, "recurrence.mean": 2, "recurrence.backprop": 1,
         "supervision.segments": 2, "fixed_point.max_steps": 4, "denoise.cond_width": 8, "training.batch_size": 8,

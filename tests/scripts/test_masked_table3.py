@@ -4,9 +4,9 @@ import sys
 
 import pytest
 
-from looped.arms import parse_arms
 from looped.cli import split_settings
 from looped.config import load_config
+from looped.config.arms import parse_arms
 
 
 @pytest.fixture

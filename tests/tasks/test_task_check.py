@@ -7,7 +7,7 @@ import pytest
 from puzzle_helpers import as_text, write_csv
 
 from looped.cli import main
-from looped.config_data import TaskConfig
+from looped.config.data import TaskConfig
 from looped.data.problems import prepare_task
 from looped.data.task import Malformed, Problem, Task, blanks, find_task, task_names
 from looped.errors import UserError

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import looped
-from looped.config_training import OptimConfig
+from looped.config.training import OptimConfig
 from looped.errors import UserError
 from looped.training import checkpoint as ckpt
 from looped.training.optim import build_optimizers

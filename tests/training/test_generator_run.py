@@ -156,7 +156,7 @@ def test_tiles_stand_where_they_belong():
 
 
 def test_the_true_deviation_is_measured_where_pixels_are_not_normalised():
-    from looped.config_images import ImageConfig
+    from looped.config.images import ImageConfig
     from looped.data.labelled import prepare_labelled
 
     for normalise in ("standard", "symmetric"):

@@ -14,7 +14,7 @@ import torch
 from no_doubles import OnDevice, no_doubles
 
 from looped.config import load_config
-from looped.config_training import OptimConfig
+from looped.config.training import OptimConfig
 from looped.data.opening import open_data
 from looped.models.build import build
 from looped.objectives import build_objective

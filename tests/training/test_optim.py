@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from looped.config_training import OptimConfig
+from looped.config.training import OptimConfig
 from looped.models.build import build
 from looped.objectives import build_objective
 from looped.training.optim import EMA, build_optimizers, decayed_parameters, hidden_matrices, lr_factor, set_lr

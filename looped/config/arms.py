@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from looped.config import Config, parse_flag
-from looped.config_denoise import DENOISE_PRESETS, DenoiseConfig
+from looped.config.denoise import DENOISE_PRESETS, DenoiseConfig
 from looped.errors import UserError, did_you_mean
 
 OBJECTIVES: tuple[str, ...] = typing.get_args(Config.model_fields["objective"].annotation)

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from looped.config_base import Count, Depth, Fraction, NonNegative, Positive, Section
+from looped.config.base import Count, Depth, Fraction, NonNegative, Positive, Section
 
 
 class OptimConfig(Section):

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from looped.config_reads import notice
+from looped.cli.eval import need_whole
+from looped.cli.verb import Settings, Verb, check_range
+from looped.config.reads import notice
 from looped.errors import UserError
-from looped.verb import Settings, Verb, check_range
-from looped.verb_eval import need_whole
 
 
 @dataclass

@@ -5,10 +5,10 @@ import sys
 
 import pytest
 
-from looped.arms import ARMS, parse_arm, parse_arms
 from looped.config import load_config
-from looped.config_denoise import DENOISE_PRESETS
-from looped.config_local import NOPROP
+from looped.config.arms import ARMS, parse_arm, parse_arms
+from looped.config.denoise import DENOISE_PRESETS
+from looped.config.rivals import NOPROP
 from looped.errors import UserError
 
 
@@ -108,5 +108,5 @@ def test_a_bad_arm_is_named_in_one_sentence(config, text, why):
 
 
 def test_arms_are_read_without_torch():
-    code = "import sys, looped.arms; sys.exit('torch' in sys.modules)"
+    code = "import sys, looped.config.arms; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

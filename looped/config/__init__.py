@@ -13,16 +13,16 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from looped.config_base import Count, Section
-from looped.config_blocks import BlocksConfig, check_blocks
-from looped.config_data import DataConfig, TaskConfig
-from looped.config_denoise import DenoiseConfig, check_guidance, check_layout, noise_preset
-from looped.config_images import ImageConfig, check_generator
-from looped.config_local import NOPROP, ForwardForwardConfig, NoPropConfig, check_local
-from looped.config_masked import MaskedConfig, check_masked
-from looped.config_model import ModelConfig
-from looped.config_rules import FixedPointConfig, RecurrenceConfig, SupervisionConfig
-from looped.config_training import EvaluationConfig, OptimConfig, TrainingConfig
+from looped.config.base import Count, Section
+from looped.config.blocks import BlocksConfig, check_blocks
+from looped.config.data import DataConfig, TaskConfig
+from looped.config.denoise import DenoiseConfig, check_guidance, check_layout, noise_preset
+from looped.config.images import ImageConfig, check_generator
+from looped.config.masked import MaskedConfig, check_masked
+from looped.config.model import ModelConfig
+from looped.config.recurrence import FixedPointConfig, RecurrenceConfig, SupervisionConfig
+from looped.config.rivals import NOPROP, ForwardForwardConfig, NoPropConfig, check_local
+from looped.config.training import EvaluationConfig, OptimConfig, TrainingConfig
 from looped.errors import UserError, did_you_mean
 
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from looped.config_base import MAX_DEPTH
+from looped.config import Config
+from looped.config.base import MAX_DEPTH
 from looped.errors import UserError
 
 Settings = Mapping[str, str]
@@ -38,6 +39,14 @@ def parse_levels(text: str) -> list[int]:
     if levels[0] < 0:
         raise UserError(f"--difficulties {text!r} is not a list of whole numbers; write for instance 16,32,64")
     return levels
+
+
+def costs_of(config: Config) -> str:
+    """Parameters, FLOPs and memory; of the text only a tokenizer that is to be loaded is read."""
+    from looped.data.opening import vocab_size_of
+    from looped.objectives.counts import count, format_counts
+
+    return format_counts(count(config, vocab_size_of(config)))
 
 
 class Verb:

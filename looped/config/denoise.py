@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from looped.config_base import Depth, Finite, Fraction, NonNegative, Positive, Section
+from looped.config.base import Depth, Finite, Fraction, NonNegative, Positive, Section
 from looped.errors import did_you_mean
 
 NOISE_PRESETS: dict[str, dict[str, Any]] = {

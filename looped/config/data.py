@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from looped.config_base import Count, Depth, Section
+from looped.config.base import Count, Depth, Section
 
 
 class TaskConfig(Section):

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from looped.config_base import Count, Depth, NonNegative, Positive, Section
+from looped.config.base import Count, Depth, NonNegative, Positive, Section
 
 RULES = ("blockwise", "masked", "noprop-dt", "full", "truncated", "ar")
 """Training rules that know several blocks: a step of the loop takes the next one, a reading of a denoiser the one that

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional
 
+from looped.cli.verb import Settings, Verb, parse_depths, parse_levels
 from looped.config import load_config
-from looped.config_reads import notice
+from looped.config.reads import notice
 from looped.errors import UserError
-from looped.verb import Settings, Verb, parse_depths, parse_levels
 
 if TYPE_CHECKING:
     from looped.evaluation.store import EvaluationFiles

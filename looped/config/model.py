@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from looped.config_base import Count, Depth, Positive, Section
+from looped.config.base import Count, Depth, Positive, Section
 
 
 class ModelConfig(Section):

@@ -1,19 +1,26 @@
-"""The command line, `looped VERB ...`; the verbs themselves are in verbs.py.
+"""The command line, `looped VERB ...`; each verb is a class in the module of its name.
 
 Settings of a config are flags of their own, `--section.key value`, and are taken out before the rest is parsed. Bad
 input ends in one sentence on stderr and exit code 2; a warning is one line there too.
 """
 
 import contextlib
+import importlib
 import io
 import os
 import re
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from looped import __version__
 from looped.errors import UserError, did_you_mean
 from looped.notices import plain_notices
+
+if TYPE_CHECKING:
+    from looped.cli.verb import Verb
+
+VERBS = ("train", "merge", "eval", "generate", "bench", "compare", "plot", "info")
 
 HELP = """looped {version}: recurrent-depth Transformers, trained by unrolling or by denoising, measured over depth
 
@@ -72,13 +79,16 @@ def _dispatch(arguments: list[str]) -> int:
     if arguments[0] in ("-V", "--version"):
         print(f"looped {__version__}")
         return 0
-    from looped.verbs import VERBS
-
     if arguments[0] not in VERBS:
         raise UserError(f"'{arguments[0]}' is not a verb{did_you_mean(arguments[0], VERBS)}")
     rest, settings = split_settings(arguments[1:])
-    verb = _parse(VERBS[arguments[0]], arguments[0], rest)
+    verb = _parse(verb_class(arguments[0]), arguments[0], rest)
     return verb(settings) or 0 if verb is not None else 0
+
+
+def verb_class(name: str) -> type["Verb"]:
+    """The class of a verb: `Train` in looped/cli/train.py."""
+    return getattr(importlib.import_module(f"looped.cli.{name}"), name.capitalize())
 
 
 def split_settings(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -100,8 +110,6 @@ def _parse(verb: type, name: str, arguments: list[str]):
     """The verb with its flags filled in, or None where only help was asked for."""
     import tyro
 
-    from looped.verbs import print_settings
-
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -110,6 +118,8 @@ def _parse(verb: type, name: str, arguments: list[str]):
         if end.code:
             raise UserError(f"{name}: {_one_sentence(said.getvalue())}; see looped {name} --help") from None
         if name == "train":
+            from looped.cli.train import print_settings
+
             print_settings()
         return None
 
@@ -119,7 +129,3 @@ def _one_sentence(box: str) -> str:
     lines = [" ".join(re.sub("[╭╮╰╯│─•]", " ", line).split()) for line in box.splitlines()[1:]]
     text = re.split("For full helptext|Argument helptext", " ".join(filter(None, lines)))[0]
     return text.strip().rstrip(".") or "the arguments do not fit"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

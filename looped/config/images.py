@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from looped.config_base import Depth, Fraction, Section
+from looped.config.base import Depth, Fraction, Section
 
 MAX_MAGNITUDE = 30
 """The top of RandAugment's scale; the published strengths are given on it."""

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from looped.config_base import Depth, Finite, Positive, Section
+from looped.config.base import Depth, Finite, Positive, Section
 
 NOPROP = ("noprop-dt", "noprop-ct", "noprop-fm")
 """Discrete time, a block a step of it; continuous time; flow matching."""

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from looped.config_base import Count, Depth, Fraction, NonNegative, Positive, Section
+from looped.config.base import Count, Depth, Fraction, NonNegative, Positive, Section
 
 FEWEST_STEPS = {"fixed_point_iter": 1, "broyden": 2, "anderson": 3}
 """Solver -> applications of the core before it has anything to return but what it was given."""

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from looped.arms import Arm
 from looped.config import Config
-from looped.config_base import Section
+from looped.config.arms import Arm
+from looped.config.base import Section
 
 UNROLLED = ("full", "truncated", "progressive", "one-step", "fixed-point", "ar")
 DENOISE = ("denoise", "blockwise")

@@ -8,11 +8,11 @@ import warnings
 import pytest
 import torch
 
-from looped.arms import parse_arms
 from looped.cli import main
 from looped.config import Config, describe_settings, load_config
-from looped.config_base import Section
-from looped.config_reads import READERS, not_read_under, notice, notice_arms, set_names, short_warmup, unread
+from looped.config.arms import parse_arms
+from looped.config.base import Section
+from looped.config.reads import READERS, not_read_under, notice, notice_arms, set_names, short_warmup, unread
 from looped.data.opening import open_data
 from looped.errors import UserError
 from looped.models.build import build

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from looped.config_base import Section
+from looped.config.base import Section
 
 
 class MaskedConfig(Section):

@@ -8,10 +8,9 @@ import pytest
 import yaml
 
 from looped.cli import main, split_settings
+from looped.cli.verb import parse_depths
 from looped.config import describe_settings, dump_config
 from looped.errors import UserError
-from looped.verb import parse_depths
-from looped.verbs import VERBS
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +54,7 @@ def test_help_loads_no_torch():
 def test_every_verb_explains_itself(verb, capsys):
     assert main([verb, "--help"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert VERBS[verb].__doc__.split(".")[0].split(",")[0] in shown
+    assert verb_class(verb).__doc__.split(".")[0].split(",")[0] in shown
     assert "usage: looped " + verb in shown
 
 

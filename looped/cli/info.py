@@ -1,0 +1,68 @@
+"""`looped info`: the machine, a run, or a config."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from looped.cli.verb import Settings, Verb, costs_of, no_settings
+from looped.config import load_config
+from looped.config.reads import notice, unread_in
+
+
+@dataclass
+class Info(Verb):
+    """Versions, devices, and which attention backends can run and why not; or what a run or a config is."""
+
+    target: Positional[Path | None] = None
+    """a run's folder or a YAML file; nothing describes the machine"""
+
+    def __call__(self, settings: Settings) -> None:
+        if self.target is None:
+            no_settings(settings, "info without a target")
+            _describe_machine()
+        elif self.target.is_dir():
+            no_settings(settings, "info RUN")
+            _describe_run(self.target)
+        else:
+            config = load_config(self.target, settings)
+            notice(config, settings)
+            print(costs_of(config), *unread_in(load_config(self.target), config, settings), sep="\n")
+
+
+def _describe_machine() -> None:
+    import platform
+
+    import torch
+
+    from looped.devices import DTYPES, Placement, devices_here
+    from looped.nn.attention import available_backends
+    from looped.training.runs import versions
+
+    print(f"{platform.platform()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads")
+    print("  ".join(f"{name} {version or 'missing'}" for name, version in versions().items()))
+    for name in reversed(devices_here()):
+        place = Placement(torch.device(name), "fp32" if name == "cpu" else "bf16")
+        print(place.name)
+        for backend, reason in available_backends(name, DTYPES[place.dtype]).items():
+            print(f"  attention {backend}: {f'no, {reason}' if reason else 'yes'}")
+
+
+def _describe_run(path: Path) -> None:
+    from looped.training.checkpoint import list_checkpoints
+    from looped.training.runs import load_run, read_stamp
+
+    run, stamp = load_run(path), read_stamp(path)
+    print(f"{path}: {run.config.objective}, {sum(p.numel() for p in run.objective.parameters()):,} parameters, "
+          f"step {run.step} of {run.config.training.budget} {run.config.training.budget_unit}")
+    if run.config.blocks.num > 1:
+        alone = run.config.blocks.alone
+        here = ", of which a solver step runs one" * run.config.denoises
+        print(f"a core of {run.config.blocks.num} blocks of {', '.join(map(str, run.config.block_layers))} layers"
+              + (here if alone is None else f", of which block {alone} alone is here"))
+    print(f"started {stamp.get('created')} by {' '.join(map(str, stamp.get('argv', [])))}")
+    if run.identity.facts:
+        given = ", given in Python" * run.identity.given
+        print("data: " + ", ".join(f"{name} {value}" for name, value in run.identity.facts.items()) + given)
+    print("checkpoints: " + ", ".join(folder.name for folder in list_checkpoints(path)))
