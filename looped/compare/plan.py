@@ -45,12 +45,12 @@ class Place:
     def text_depth(self) -> int:
         """The depth of the samples that stand for the arm: `ar` has no other than its one pass; a solver's is free."""
         config = self.arm.config
-        return config.recurrence.mean if config.denoises or config.objective == "masked" else config.main_depth
+        return config.recurrence.mean if config.rule.free_depth else config.main_depth
 
     @property
     def text_depths(self) -> list[int]:
         """The depths that samples are written at."""
-        if self.arm.config.objective == "ar":
+        if self.arm.config.rule.baseline:
             return [self.text_depth]
         return sorted({*self.arm.config.evaluation.sample_depths, self.text_depth})
 

@@ -76,7 +76,7 @@ class TextMeasurer(Measurer):
         return self._autoregressive(seed) if seed != place.seed else None
 
     def _autoregressive(self, seed: int) -> Place | None:
-        return next((other for other in self.finished if other.arm.config.objective == "ar" and other.seed == seed),
+        return next((other for other in self.finished if other.arm.config.rule.baseline and other.seed == seed),
                     None)
 
     def inputs(self, place: Place) -> dict[str, Any]:

@@ -8,20 +8,22 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from looped.config.base import Count, Section
-from looped.config.blocks import BlocksConfig, check_blocks
+from looped.config.blocks import BlocksConfig
 from looped.config.data import DataConfig, TaskConfig
-from looped.config.denoise import DenoiseConfig, check_guidance, check_layout, noise_preset
-from looped.config.images import ImageConfig, check_generator
-from looped.config.masked import MaskedConfig, check_masked
+from looped.config.denoise import DenoiseConfig, noise_preset
+from looped.config.images import ImageConfig
+from looped.config.kinds import Kind, kind_of
+from looped.config.masked import MaskedConfig
 from looped.config.model import ModelConfig
 from looped.config.recurrence import FixedPointConfig, RecurrenceConfig, SupervisionConfig
-from looped.config.rivals import NOPROP, ForwardForwardConfig, NoPropConfig, check_local
+from looped.config.rivals import ForwardForwardConfig, NoPropConfig
+from looped.config.rules import RULES, Rule, rule_of
 from looped.config.training import EvaluationConfig, OptimConfig, TrainingConfig
 from looped.errors import UserError, did_you_mean
 
@@ -29,9 +31,9 @@ from looped.errors import UserError, did_you_mean
 class Config(Section):
     """A whole run."""
 
-    objective: Literal["full", "truncated", "progressive", "one-step", "fixed-point", "denoise", "blockwise", "masked",
-                       "noprop-dt", "noprop-ct", "noprop-fm", "forward-forward", "ar"] = Field(
-        "denoise", description="training rule; ar: the same layers without a loop, the yardstick of the others")
+    objective: str = Field(
+        "denoise", description=f"training rule: {', '.join(RULES)}, or the dotted path of a class of one's own; ar: "
+                               f"the same layers without a loop, the yardstick of the others")
     seed: Count = Field(0, description="with the step number, it decides all randomness and the order of the data")
     model: ModelConfig = ModelConfig()
     recurrence: RecurrenceConfig = RecurrenceConfig()
@@ -57,21 +59,10 @@ class Config(Section):
         if self.denoise.target.tied and self.denoise.target.dim not in (None, self.model.width):
             raise ValueError(f"denoise.target.tied needs denoise.target.dim = model.width; leave denoise.target.dim "
                              f"out, or set it to {self.model.width}")
-        if self.is_task and self.is_images:
+        if self.task.name is not None and self.images.source is not None:
             raise ValueError(f"task.name {self.task.name} and images.source {self.images.source} are both set; keep "
                              f"one of them")
-        self._check_loss()
-        if self.denoises:
-            check_layout(self.denoise, text=not (self.is_task or self.is_images), images=self.is_images,
-                         full=self.sees_all)
-        check_blocks(self)
-        check_local(self)
-        check_masked(self)
-        if self.generates:
-            check_generator(self)
-            check_guidance(self.denoise, self.images.label_dropout, "images.label_dropout", "its class")
-        elif self.denoises:
-            check_guidance(self.denoise, self.denoise.context_dropout, "denoise.context_dropout", "the image")
+        self.rule.check(self)
         if self.denoise.block_size > 1 and self.model.injection == "none":
             raise ValueError("denoise.block_size above 1 needs an injection, which tells the core where in its block "
                              "a row stands; set model.injection to linear, add, gated or diagonal")
@@ -84,17 +75,15 @@ class Config(Section):
                              f"data.length {self.data.length} to continue; try {self.data.length // 2}")
         return self
 
-    def _check_loss(self):
-        """Which rules can read their loss after every step."""
-        recurrence, rule = self.recurrence, self.objective
-        if recurrence.loss_on != "every":
-            return
-        if rule == "truncated" and recurrence.per_sequence and recurrence.distribution == "huginn":
-            raise ValueError("recurrence.loss_on every needs one depth for the whole batch; set "
-                             "recurrence.per_sequence to false, or recurrence.distribution to fixed")
-        if rule in ("one-step", "fixed-point"):
-            where = "after each segment" if rule == "one-step" else "at the fixed point"
-            raise ValueError(f"recurrence.loss_on every is not for {rule}, whose loss is read {where}; set it to last")
+    @property
+    def rule(self) -> Rule:
+        """The training rule."""
+        return rule_of(self.objective)
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of data that is trained on."""
+        return kind_of(self)
 
     @property
     def is_task(self) -> bool:
@@ -104,23 +93,7 @@ class Config(Section):
     @property
     def denoises(self) -> bool:
         """Whether the model is a denoiser, whose depth is that of a solver."""
-        return self.objective in ("denoise", "blockwise")
-
-    @property
-    def is_noprop(self) -> bool:
-        """Whether the embedding of an image's class is denoised, block by block or at any time."""
-        return self.objective in NOPROP
-
-    @property
-    def has_levels(self) -> bool:
-        """Whether the core is told a noise level, or a time."""
-        return self.denoises or self.objective in ("noprop-ct", "noprop-fm")
-
-    @property
-    def one_block_a_step(self) -> bool:
-        """Whether an optimiser step trains one of several blocks of the core."""
-        several = self.objective == "masked" and self.blocks.num > 1
-        return several or self.objective in ("blockwise", "noprop-dt")
+        return self.rule.rollout == "solver"
 
     @property
     def is_images(self) -> bool:
@@ -133,34 +106,34 @@ class Config(Section):
         return self.images.goal == "generate"
 
     @property
-    def sees_all(self) -> bool:
-        """Whether every row sees every other, not only those before it."""
-        return self.is_images or (self.is_task and self.task.layout == "full") or self.objective == "masked"
+    def is_noprop(self) -> bool:
+        """Whether the embedding of an image's class is denoised, block by block or at any time."""
+        return any(name.startswith("noprop") for name in self.rule.reads)
 
     @property
-    def single_pass(self) -> bool:
-        """Whether a training step goes through the core (or a block of it) once, however deep the model is run later.
-        """
-        return self.denoises or self.is_noprop or self.objective in ("masked", "ar")
+    def has_levels(self) -> bool:
+        """Whether the core is told a noise level, or a time."""
+        return self.rule.told == "denoise.cond_width"
+
+    @property
+    def one_block_a_step(self) -> bool:
+        """Whether an optimiser step trains one of several blocks of the core."""
+        return self.rule.takes_turns(self)
+
+    @property
+    def sees_all(self) -> bool:
+        """Whether every row sees every other, not only those before it."""
+        return self.rule.sees_all or self.kind.sees_all(self)
 
     @property
     def cond_width(self) -> int | None:
         """The width of the vector that tells the core its level; None where it is not told."""
-        if self.objective == "masked":
-            return self.masked.cond_width
-        return self.denoise.cond_width if self.has_levels else None
+        return None if self.rule.told is None else self.value(self.rule.told)
 
     @property
     def main_depth(self) -> int:
-        """The depth that stands for the trained ones: their mean (their most, under `progressive` and `fixed-point`),
-        one pass through all blocks where training is `single_pass`, or all layers under `forward-forward`."""
-        if self.objective == "one-step":
-            return self.supervision.segments * (self.supervision.steps + 1)
-        if self.objective == "fixed-point":
-            return self.fixed_point.max_steps
-        if self.objective == "forward-forward":
-            return self.model.num_core_layers
-        return self.blocks.num if self.single_pass else self.recurrence.mean
+        """The depth that stands for the trained ones."""
+        return self.rule.depth(self)
 
     @property
     def block_layers(self) -> tuple[int, ...]:
@@ -171,6 +144,13 @@ class Config(Section):
     def step_layers(self) -> float:
         """Layers of the core that a loop step runs: a mean over its blocks."""
         return self.model.num_core_layers / self.blocks.num
+
+    def value(self, name: str) -> Any:
+        """The setting of a dotted name."""
+        value: Any = self
+        for part in name.split("."):
+            value = getattr(value, part)
+        return value
 
     def replace(self, **flags: Any) -> "Config":
         """A validated copy; `config.replace(**{"model.width": 64, "objective": "full"})`."""

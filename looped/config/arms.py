@@ -14,15 +14,15 @@ from typing import Any
 
 from looped.config import Config, parse_flag
 from looped.config.denoise import DENOISE_PRESETS, DenoiseConfig
+from looped.config.rules import RULES
 from looped.errors import UserError, did_you_mean
 
-OBJECTIVES: tuple[str, ...] = typing.get_args(Config.model_fields["objective"].annotation)
 VARIANTS: dict[str, dict[str, Any]] = {
     **{context: {"denoise.context": context}
        for context in typing.get_args(DenoiseConfig.model_fields["context"].annotation)},
     **DENOISE_PRESETS,
 }
-ARMS = (*OBJECTIVES, *(f"denoise:{variant}" for variant in VARIANTS))
+ARMS = (*RULES, *(f"denoise:{variant}" for variant in VARIANTS))
 SHARED = ("objective", "seed", "task", "images", "data", "evaluation", "training.budget", "training.budget_unit",
           "training.clock")
 """Settings, or sections of them, in which arms may not differ: the objective is named first, the rest makes them

@@ -7,10 +7,6 @@ from pydantic import Field, model_validator
 
 from looped.config.base import Count, Depth, NonNegative, Positive, Section
 
-RULES = ("blockwise", "masked", "noprop-dt", "full", "truncated", "ar")
-"""Training rules that know several blocks: a step of the loop takes the next one, a reading of a denoiser the one that
-owns its noise level. The others go on from a state as if every step were the same map."""
-
 
 class BlocksConfig(Section):
     """Blocks of the core: how many, how deep, and under `blockwise` which noise levels each has and how it is trained.
@@ -110,17 +106,13 @@ class BlocksConfig(Section):
 
 
 def check_blocks(config: Any) -> None:
-    """Whether the blocks of a whole config go with its model and its training rule. Raises ValueError."""
+    """Raises ValueError where the blocks of a whole config do not go with its model or its training rule."""
     blocks, total = config.blocks, config.model.num_core_layers
     if sum(blocks.split(total)) != total:
         _refuse_split(blocks, total)
-    if blocks.num > 1:
-        _check_rule(config)
-    if blocks.edges_from is not None and config.objective != "blockwise":
+    if blocks.edges_from is not None and not config.rule.independent:
         raise ValueError(f"blocks.edges_from {blocks.edges_from} is for objective blockwise, and objective is "
                          f"{config.objective}; leave it out")
-    if config.objective == "blockwise":
-        _check_blockwise(blocks, config.denoise)
     if blocks.alone is not None:
         _check_alone(config)
     if blocks.shared == "per-block":
@@ -137,34 +129,10 @@ def _refuse_split(blocks: BlocksConfig, total: int) -> None:
                      f"to {ways}, or say with blocks.layers how many each has")
 
 
-def _check_rule(config: Any) -> None:
-    num, recurrence, rule = config.blocks.num, config.recurrence, config.objective
-    if rule == "denoise":
-        raise ValueError(f"objective denoise trains one block on all noise levels, and blocks.num is {num}; set "
-                         f"objective to blockwise, or blocks.num to 1")
-    if rule not in RULES:
-        raise ValueError(f"objective {rule} knows one block alone, and blocks.num is {num}; set blocks.num to 1, or "
-                         f"objective to {', '.join(RULES[:-1])} or {RULES[-1]}")
-    if rule in ("ar", "blockwise", "masked", "noprop-dt"):
-        return
-    if recurrence.mean % num:
-        raise ValueError(f"recurrence.mean {recurrence.mean} ends inside a pass through blocks.num {num} blocks; set "
-                         f"it to {max(1, recurrence.mean // num) * num}")
-    if rule == "truncated" and recurrence.distribution != "fixed":
-        raise ValueError(f"recurrence.distribution {recurrence.distribution} draws depths that end inside a pass "
-                         f"through blocks.num {num} blocks; set it to fixed")
-    if rule == "truncated" and recurrence.backprop < num:
-        raise ValueError(f"recurrence.backprop {recurrence.backprop} leaves some of blocks.num {num} blocks without "
-                         f"gradient; set it to {num} or more")
-
-
 def _check_per_block(config: Any) -> None:
-    if config.objective != "blockwise":
+    if not config.rule.independent:
         raise ValueError(f"blocks.shared per-block is for objective blockwise, and objective is {config.objective}; "
                          f"set it to trained")
-    if config.generates:
-        raise ValueError("blocks.shared per-block is for what has targets, and images.goal generate has the images "
-                         "themselves; set blocks.shared to frozen")
     if config.denoise.target.tied:
         raise ValueError("blocks.shared per-block gives each block an input embedding of its own, and "
                          "denoise.target.tied takes the common targets from it; set denoise.target.tied to false")
@@ -172,7 +140,7 @@ def _check_per_block(config: Any) -> None:
 
 def _check_alone(config: Any) -> None:
     alone = config.blocks.alone
-    if config.objective != "blockwise":
+    if not config.rule.independent:
         raise ValueError(f"blocks.alone {alone} is for objective blockwise, whose blocks learn without each other, and "
                          f"objective is {config.objective}; leave it out")
     if config.training.sample_every:
@@ -180,9 +148,9 @@ def _check_alone(config: Any) -> None:
                          f"blocks.alone is {alone}; set it to 0")
 
 
-def _check_blockwise(blocks: BlocksConfig, denoise: Any) -> None:
+def check_blockwise(config: Any) -> None:
     """One level for all rows says which block is at work, and nothing may pass from a block to another in training."""
-    noise = denoise.noise
+    blocks, denoise, noise = config.blocks, config.denoise, config.denoise.noise
     if blocks.num < 2:
         raise ValueError("objective blockwise trains one of several blocks at a time, and blocks.num is 1; set "
                          "objective to denoise, or blocks.num to 2 or more")

@@ -134,28 +134,27 @@ class DenoiseConfig(Section):
         return self
 
 
-def check_guidance(denoise: DenoiseConfig, hidden: float, setting: str, what: str) -> None:
-    """Whether a share of the images was `hidden` in training, as guidance needs. Raises ValueError."""
-    if denoise.guidance != 1 and not hidden:
-        raise ValueError(f"denoise.guidance {denoise.guidance} asks what the model says without {what}, which it has "
-                         f"never learned with {setting} 0; set {setting} to 0.1, or denoise.guidance to 1")
+def check_guidance(config: Any) -> None:
+    """Raises ValueError where what guidance leaves out was never hidden in training."""
+    guidance, (setting, what) = config.denoise.guidance, config.kind.hidden
+    if guidance != 1 and not config.value(setting):
+        raise ValueError(f"denoise.guidance {guidance} asks what the model says without {what}, which it has never "
+                         f"learned with {setting} 0; set {setting} to 0.1, or denoise.guidance to 1")
 
 
-def check_layout(denoise: DenoiseConfig, *, text: bool, images: bool, full: bool) -> None:
-    """Denoising of text, of a task or of images, where every row sees every other (`full`) or none may see later ones.
-    Raises ValueError."""
+def check_layout(config: Any) -> None:
+    """Raises ValueError where denoising does not go with the rows that there are, and with who sees whom."""
+    denoise, kind, full = config.denoise, config.kind, config.sees_all
     if full and denoise.context != "inject":
-        where = "in an image all rows see each other" if images else ("under task.layout full all cells are sought "
-                                                                      "together")
-        raise ValueError(f"denoise.context {denoise.context} is for rows that see earlier ones alone, and {where}; set "
-                         f"denoise.context to inject")
-    if denoise.context_dropout and not images:
+        raise ValueError(f"denoise.context {denoise.context} is for rows that see earlier ones alone, and "
+                         f"{kind.because}; set denoise.context to inject")
+    if denoise.context_dropout and not kind.drops_context:
         raise ValueError(f"denoise.context_dropout {denoise.context_dropout} leaves out what is known of an image; set "
                          f"images.source, or denoise.context_dropout to 0")
-    if denoise.block_size > 1 and not text:
+    if denoise.block_size > 1 and not kind.writes_blocks:
         raise ValueError(f"denoise.block_size {denoise.block_size} is for text; all that a task or an image asks for "
                          f"is sought together; leave it at 1")
-    if denoise.order == "confidence" and (images or not full):
+    if denoise.order == "confidence" and not (kind.settles_cells and full):
         raise ValueError("denoise.order confidence settles the cells of a task one after another; it needs "
                          "task.name, and task.layout full")
     if denoise.carry != "none" and denoise.context == "inject" and not full:

@@ -82,7 +82,7 @@ class ImageConfig(Section):
                                  f"images.{name} to null")
 
 
-PIXELS_NEED: dict[str, tuple[Any, str]] = {
+GENERATOR_NEEDS: dict[str, tuple[Any, str]] = {
     "model.num_prelude_layers": (0, "all layers of a generator are in its core, where the noise level reaches them"),
     "model.num_coda_layers": (0, "all layers of a generator are in its core, where the noise level reaches them"),
     "model.injection": ("none", "the class conditions each layer, and there is no other input to inject"),
@@ -97,17 +97,3 @@ PIXELS_NEED: dict[str, tuple[Any, str]] = {
     "blocks.shared": (("trained", "with-block"), "the last map to pixels starts at zero and would stay there"),
 }
 """Setting -> what generating images asks of it (the first of several), and why."""
-
-
-def check_generator(config: Any) -> None:
-    """Whether a whole config goes with generating images. Raises ValueError."""
-    if not config.denoises:
-        raise ValueError(f"images.goal generate is trained by denoising, and objective is {config.objective}; set "
-                         f"objective to denoise or blockwise, or images.goal to classify")
-    for name, (wanted, why) in PIXELS_NEED.items():
-        value = config
-        for part in name.split("."):
-            value = getattr(value, part)
-        allowed = wanted if isinstance(wanted, tuple) else (wanted,)
-        if value not in allowed:
-            raise ValueError(f"{name} {value} does not go with images.goal generate: {why}; set it to {allowed[0]}")

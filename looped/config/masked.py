@@ -19,14 +19,10 @@ class MaskedConfig(Section):
 
 
 def check_masked(config: Any) -> None:
-    """Whether a whole config has anything that masked diffusion does not know, if that is its objective. Raises
-    ValueError."""
-    if config.objective != "masked":
-        return
-    if config.is_task or config.is_images:
-        what = f"task.name {config.task.name}" if config.is_task else f"images.source {config.images.source}"
-        raise ValueError(f"objective masked hides tokens of text, and {what} is no text; set objective to denoise, or "
-                         f"leave that out")
+    """Raises ValueError for what masked diffusion does not know."""
+    if config.kind.name not in config.rule.kinds:
+        raise ValueError(f"objective masked hides tokens of text, and {config.kind.source(config)} is no text; set "
+                         f"objective to denoise, or leave that out")
     blocks = config.blocks
     if blocks.edges is not None or blocks.partition != "mass":
         what = "edges" if blocks.edges is not None else f"partition {blocks.partition}"

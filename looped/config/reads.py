@@ -17,10 +17,8 @@ from typing import Any
 from looped.config import Config
 from looped.config.arms import Arm
 from looped.config.base import Section
-
-UNROLLED = ("full", "truncated", "progressive", "one-step", "fixed-point", "ar")
-DENOISE = ("denoise", "blockwise")
-NOPROP = ("noprop-dt", "noprop-ct", "noprop-fm")
+from looped.config.kinds import KINDS
+from looped.config.rules import RULES
 
 
 @dataclass(frozen=True)
@@ -33,62 +31,17 @@ class Readers:
     where: Callable[[Config], str]
 
 
-def _objectives(settings: Sequence[str], *names: str) -> Readers:
-    return Readers(tuple(settings), lambda config: config.objective in names,
-                   lambda config: f"objective {config.objective}")
-
-
 def _where(settings: Sequence[str], name: str, *values: Any) -> Readers:
     """Read where another setting has one of some values."""
-    return Readers(tuple(settings), lambda config: value_of(config, name) in values,
-                   lambda config: f"{name} {value_of(config, name)}")
-
-
-def _data(config: Config) -> str:
-    if config.is_task:
-        return f"task.name {config.task.name}"
-    return f"images.source {config.images.source}" if config.is_images else "text (no task.name, no images.source)"
-
-
-def _kind(settings: Sequence[str], read: Callable[[Config], bool]) -> Readers:
-    return Readers(tuple(settings), read, _data)
+    return Readers(tuple(settings), lambda config: config.value(name) in values,
+                   lambda config: f"{name} {config.value(name)}")
 
 
 READERS: tuple[Readers, ...] = (
-    # by training rule
-    _objectives(["recurrence.mean"], "full", "truncated", "progressive", "denoise", "blockwise", "masked"),
-    _objectives(["recurrence.backprop", "recurrence.distribution", "recurrence.per_sequence"], "truncated"),
-    _objectives(["recurrence.loss_on"], "full", "truncated", "progressive"),
-    _objectives(["recurrence.progressive_weight"], "progressive"),
-    _objectives(["recurrence.damping", "model.state_init"], *UNROLLED),
-    _objectives(["supervision"], "one-step"),
-    _objectives(["fixed_point"], "fixed-point"),
-    _objectives(["denoise.cond_width"], *DENOISE, "noprop-ct", "noprop-fm"),
-    _objectives([f"denoise.{name}" for name in type(Config().denoise).model_fields if name != "cond_width"], *DENOISE),
-    _objectives(["masked"], "masked"),
-    _objectives(["noprop"], *NOPROP),
-    _objectives(["forward_forward"], "forward-forward"),
-    _objectives(["evaluation.levels"], "masked"),
-    _objectives(["evaluation.choose"], *DENOISE),
-    _objectives(["evaluation.trajectories"], *DENOISE, *NOPROP, "forward-forward"),
-    _objectives(["blocks.partition"], "blockwise"),
-    _objectives(["blocks.overlap", "blocks.choose"], "blockwise", "masked"),
-    # by what is trained on
-    _kind([f"task.{name}" for name in ("options", "difficulty", "layout", "window")]
-          + ["evaluation.difficulties", "evaluation.num_problems"], lambda config: config.is_task),
-    _kind(["model.patch_size"] + [f"images.{name}" for name in type(Config().images).model_fields if name != "source"],
-          lambda config: config.is_images),
-    _kind([f"data.{name}" for name in type(Config().data).model_fields] + ["evaluation.num_sequences",
-          "evaluation.sample_length", "evaluation.prompt_length"],
-          lambda config: not (config.is_task or config.is_images)),
-    _kind(["evaluation.num_samples"], lambda config: not config.is_task),
-    _kind(["recurrence.damping", "evaluation.trajectories", "evaluation.choose"],
-          lambda config: config.is_task or config.is_images),
     _where(["images.label_dropout", "evaluation.num_images"], "images.goal", "generate"),
     _where(["denoise.target.dim", "denoise.target.normalise", "denoise.target.scale", "denoise.target.tied",
             "denoise.target.learned_logit_scale", "denoise.posterior", "denoise.bridge", "denoise.bridge_top_k",
             "model.tie_embeddings"], "images.goal", "classify"),
-    # by another setting
     Readers(("blocks.overlap", "blocks.choose"), lambda config: config.blocks.num > 1, lambda config: "blocks.num 1"),
     _where(["blocks.shared_by"], "blocks.shared", "with-block"),
     _where(["denoise.noise.log_mean", "denoise.noise.log_std"], "denoise.noise.distribution", "log-normal"),
@@ -98,8 +51,6 @@ READERS: tuple[Readers, ...] = (
     _where(["denoise.schedule"], "denoise.order", "together", "left-to-right"),
     _where(["fixed_point.phantom_steps", "fixed_point.tau"], "fixed_point.gradient", "phantom"),
     _where(["noprop.dim"], "noprop.embedding", "learned"),
-    _where(["noprop.schedule", "noprop.log_snr"], "objective", "noprop-dt", "noprop-ct"),
-    _where(["noprop.solver"], "objective", "noprop-ct"),
     _where(["images.randaugment_ops", "images.randaugment_magnitude"], "images.randaugment", True),
     _where(["optim.muon_lr"], "optim.name", "muon"),
     _where(["optim.decay_fraction"], "optim.schedule", "wsd"),
@@ -110,29 +61,34 @@ READERS: tuple[Readers, ...] = (
     Readers(("evaluation.choose",), lambda config: config.evaluation.trajectories > 1,
             lambda config: f"evaluation.trajectories {config.evaluation.trajectories}"),
 )
-"""A setting is read where every line that names it, or its section, says so; one that no line names is always read."""
+"""Settings that are read where others have some value. What rules and kinds of data read is in their own tables. A
+setting is read where all that name it, or its section, say so; one that nothing names is always read."""
 
-
-def value_of(config: Config, name: str) -> Any:
-    """The setting of a dotted name."""
-    value: Any = config
-    for part in name.split("."):
-        value = getattr(value, part)
-    return value
+OF_RULES, OF_KINDS = ({name for each in table.values() for name in each.reads} for table in (RULES, KINDS))
+"""Settings, or sections, that only some rules, and only some kinds of data, read."""
 
 
 def not_read_under(config: Config, name: str) -> str:
     """The condition under which a setting, or a section, is not read, as `objective full`; "" where it is read."""
+    if _is_among(name, OF_RULES) and not _is_among(name, config.rule.reads):
+        return f"objective {config.objective}"
+    if _is_among(name, OF_KINDS) and not _is_among(name, config.kind.reads):
+        return config.kind.source(config)
     for readers in READERS:
-        if any(f"{name}.".startswith(f"{prefix}.") for prefix in readers.settings) and not readers.read(config):
+        if _is_among(name, readers.settings) and not readers.read(config):
             return readers.where(config)
     return ""
+
+
+def _is_among(name: str, settings: Iterable[str]) -> bool:
+    """True for a setting, or section, that is one of some or lies in one of them."""
+    return any(f"{name}.".startswith(f"{prefix}.") for prefix in settings)
 
 
 def unread(config: Config, names: Iterable[str]) -> dict[str, str]:
     """Name -> what it is not read under, of the settings that are not at their defaults and do nothing."""
     defaults = Config()
-    changed = [name for name in names if value_of(config, name) != value_of(defaults, name)]
+    changed = [name for name in names if config.value(name) != defaults.value(name)]
     found = {name: not_read_under(config, name) for name in changed}
     return {name: under for name, under in found.items() if under}
 
@@ -169,7 +125,7 @@ def short_warmup(config: Config) -> str:
     """That a run ends before its warmup does, where its steps can be told; "" otherwise."""
     training, warmup = config.training, config.optim.warmup_steps
     steps = training.budget
-    if training.budget_unit == "tokens" and not (config.is_task or config.is_images):
+    if training.budget_unit == "tokens" and "data.length" in config.kind.reads:
         steps = -(-training.budget // (training.batch_size * config.data.length))
     elif training.budget_unit != "steps":
         return ""

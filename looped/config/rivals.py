@@ -6,8 +6,9 @@ from pydantic import Field, model_validator
 
 from looped.config.base import Depth, Finite, Positive, Section
 
-NOPROP = ("noprop-dt", "noprop-ct", "noprop-fm")
-"""Discrete time, a block a step of it; continuous time; flow matching."""
+
+USUAL_ETA, USUAL_SCHEDULE = {"noprop-dt": 0.1}, {"noprop-ct": "learned"}
+"""The paper's, where they are not 1 and a cosine."""
 
 
 class NoPropConfig(Section):
@@ -39,11 +40,11 @@ class NoPropConfig(Section):
 
     def weight(self, rule: str) -> float:
         """`eta` under a rule."""
-        return self.eta or (0.1 if rule == "noprop-dt" else 1.0)
+        return self.eta or USUAL_ETA.get(rule, 1.0)
 
     def schedule_of(self, rule: str) -> str:
         """`schedule` under a rule."""
-        return self.schedule or ("learned" if rule == "noprop-ct" else "cosine")
+        return self.schedule or USUAL_SCHEDULE.get(rule, "cosine")
 
 
 class ForwardForwardConfig(Section):
@@ -61,38 +62,38 @@ class ForwardForwardConfig(Section):
                                "right one, for which a training step tries all classes without gradient")
 
 
-def check_local(config: Any) -> None:
-    """Whether a whole config can be trained by the rule of this file that it names, if it does. Raises ValueError."""
-    rule = config.objective
-    if rule not in (*NOPROP, "forward-forward"):
-        return
-    if not config.is_images:
-        raise ValueError(f"objective {rule} names what is on images; set images.source to digits, idx, folder or "
-                         f"dataset")
-    if rule == "forward-forward":
-        _check_forward_forward(config.model)
-    else:
-        _check_noprop(config)
+def _check_images(config: Any) -> None:
+    if config.images.source is None:
+        raise ValueError(f"objective {config.objective} names what is on images; set images.source to digits, idx, "
+                         f"folder or dataset")
 
 
-def _check_forward_forward(model: Any) -> None:
+def check_forward_forward(config: Any) -> None:
     """All layers are those of the core, each reads the one before it alone, and none ends in a norm, which would leave
     nothing to be good by."""
+    _check_images(config)
     alone = {"num_prelude_layers": 0, "num_coda_layers": 0, "injection": "none", "block": "prenorm"}
     for name, value in alone.items():
-        if getattr(model, name) != value:
-            raise ValueError(f"model.{name} {getattr(model, name)} is not for objective forward-forward, which teaches "
+        found = getattr(config.model, name)
+        if found != value:
+            raise ValueError(f"model.{name} {found} is not for objective forward-forward, which teaches "
                              f"each layer of the core by what it makes of the one before; set it to {value}")
 
 
-def _check_noprop(config: Any) -> None:
-    rule, blocks = config.objective, config.blocks.num
-    if rule == "noprop-dt" and blocks < 2:
+def check_noprop(config: Any) -> None:
+    """Images, and blocks that are all trained."""
+    _check_images(config)
+    if config.blocks.shared != "trained":
+        raise ValueError(f"blocks.shared {config.blocks.shared} is for objective blockwise, and under "
+                         f"{config.objective} what blocks share is trained by each of them; set it to trained")
+
+
+def check_noprop_dt(config: Any) -> None:
+    """Steps in time of its own, a block each."""
+    _check_images(config)
+    if config.blocks.num < 2:
         raise ValueError("objective noprop-dt has a block for each step in time, and blocks.num is 1; set blocks.num "
                          "to 2 or more, or objective to noprop-ct")
-    if config.blocks.shared != "trained":
-        raise ValueError(f"blocks.shared {config.blocks.shared} is for objective blockwise, and under {rule} what "
-                         f"blocks share is trained by each of them; set it to trained")
-    if rule == "noprop-dt" and config.noprop.schedule == "learned":
+    if config.noprop.schedule == "learned":
         raise ValueError("noprop.schedule learned is for continuous time, and noprop-dt has steps of its own; set it "
                          "to cosine")

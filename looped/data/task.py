@@ -8,9 +8,7 @@ found by its name (`find_task`): a file of `looped.tasks` registers it, or a dot
 import hashlib
 import importlib
 import inspect
-import os
 import pkgutil
-import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +17,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from looped.dotted import class_at
 from looped.errors import UserError, did_you_mean
 
 BLANK = 0
@@ -256,32 +255,7 @@ def _by_name(name: str) -> Callable[..., Task]:
 
 
 def _by_path(path: str) -> Callable[..., Task]:
-    module, _, name = path.rpartition(".")
-    here = os.getcwd()
-    try:
-        with _beside(here):
-            made = getattr(importlib.import_module(module), name)
-    except Exception as error:  # also what the user's module raises while it runs
-        said = str(error) if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: {error}"
-        raise UserError(f"task.name {path} cannot be imported: {said} (looked in {here}, then among the installed "
-                        f"packages); give the dotted path of a class, and start in the folder that holds "
-                        f"{module.partition('.')[0]}, or name that folder in PYTHONPATH") from error
+    made = class_at(path, "task.name")
     if not (isinstance(made, type) and issubclass(made, Task)):
         raise UserError(f"task.name {path} is no task; give the dotted path of a subclass of looped.data.task.Task")
     return made
-
-
-@contextmanager
-def _beside(folder: str) -> Iterator[None]:
-    """Modules of a folder can be imported, first of all as by `python -m`; afterwards, where the task may import its
-    neighbours, they come last, so that they hide none of the installed ones."""
-    if folder in sys.path or "" in sys.path:
-        yield
-        return
-    sys.path.insert(0, folder)
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        sys.path.remove(folder)
-    sys.path.append(folder)

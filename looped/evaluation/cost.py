@@ -74,9 +74,7 @@ def bench_step(config: Config, objectives: Sequence[str], *, repeats: int = 5, t
 
 def at_mean_depth(config: Config) -> Config:
     """Every step as deep as the mean: mean + 1 steps under Huginn's sampler, the last `backprop` with gradient."""
-    if config.objective != "truncated" or config.recurrence.distribution == "fixed":
-        return config
-    return config.replace(**{"recurrence.distribution": "fixed", "recurrence.mean": config.recurrence.mean + 1})
+    return config.replace(**config.rule.as_deep_as_mean(config))
 
 
 def _summary(steps: list[dict]) -> dict:

@@ -4,7 +4,7 @@
                                      blocks has which levels
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from looped.evaluation.mauve import ENOUGH
 from looped.evaluation.plots import Curve, plot_depth, plot_sigma
 from looped.evaluation.plots_blocks import plot_mask_partition, plot_partition
 from looped.evaluation.store import IDENTITY, ROWS, EvaluationFiles, read_rows, writing_to
-from looped.objectives.depth import trained_depths
+from looped.objectives import trained_depths
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -41,13 +41,17 @@ def draw_evaluation(files: EvaluationFiles, config: Config, name: str) -> None:
         picture_blocks(files.folder, config)
 
 
+PARTITIONS: dict[str, Callable[[Config, Path], None]] = {
+    "solver": lambda config, path: plot_partition(config.blocks, noise_from_config(config.denoise.noise), path),
+    "unmask": lambda config, path: plot_mask_partition(config.blocks, config.masked.schedule, path)}
+"""Rollout -> how the levels are drawn that each block has."""
+
+
 def picture_blocks(run: Path, config: Config) -> None:
     """plots/partition.png of a run whose blocks have noise levels of their own."""
-    path = run / "plots" / "partition.png"
-    if config.objective == "blockwise":
-        plot_partition(config.blocks, noise_from_config(config.denoise.noise), path)
-    elif config.objective == "masked" and config.blocks.num > 1:
-        plot_mask_partition(config.blocks, config.masked.schedule, path)
+    draw = PARTITIONS.get(config.rule.rollout)
+    if draw is not None and config.blocks.num > 1:
+        draw(config, run / "plots" / "partition.png")
 
 
 # ---- runs side by side -----------------------------------------------------------------------------------------------

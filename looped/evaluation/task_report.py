@@ -24,8 +24,8 @@ from looped.evaluation.rows import Keep, Row, keep_nothing, row_of
 from looped.evaluation.solving import Solved, exit_rows, one_answer, share_cell, solved
 from looped.evaluation.stability import Stability, stability
 from looped.evaluation.store import EXAMPLES, ROWS, EvaluationFiles, writing_to
+from looped.objectives import trained_depths
 from looped.objectives.base import Objective
-from looped.objectives.depth import trained_depths
 
 
 @dataclass(frozen=True)

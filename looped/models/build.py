@@ -17,9 +17,9 @@ def effective_depth(config: Config, block: int | None = None) -> int:
     trains one block of several, a path goes through one: through `block`, or one of mean size; under `forward-forward`
     through one layer."""
     model, core = config.model, config.step_layers * config.main_depth
-    if config.objective == "forward-forward":
-        return 1
-    if config.one_block_a_step:
+    if config.rule.residual_layers is not None:
+        return config.rule.residual_layers(config)
+    if config.rule.takes_turns(config):
         core = config.step_layers if block is None else config.block_layers[block]
     return model.num_prelude_layers + round(core) + model.num_coda_layers
 
@@ -56,7 +56,7 @@ def unseeded(config: Config, vocab_size: int, picture: Picture | None = None) ->
                "checkpointed": config.training.checkpoint_activations}
     if picture is not None:
         return (ImageDenoiser if config.generates else ImageClassifier)(config.model, vocab_size, picture, **options)
-    return LanguageModel(config.model, vocab_size, mask_token=config.objective == "masked", **options)
+    return LanguageModel(config.model, vocab_size, mask_token=config.rule.hides, **options)
 
 
 def _per_block(config: Config, make: Callable[[Config], LanguageModel]) -> PerBlockModel:

@@ -3,6 +3,8 @@
 from torch import nn
 
 from looped.config import Config
+from looped.config.rules import RULES
+from looped.dotted import class_at
 from looped.errors import UserError
 from looped.models.image_denoiser import ImageDenoiser
 from looped.models.language import LanguageModel
@@ -23,10 +25,18 @@ from looped.rng import seeded_init
 
 __all__ = ["Autoregressive", "Blockwise", "BlockwisePixels", "Denoise", "DenoisePixels", "FixedPoint", "ForwardForward",
            "Full", "Loss", "Masked", "MaskedBlocks", "NoPropCT", "NoPropDT", "NoPropFM", "Objective", "OneStep",
-           "PerBlock", "Progressive", "Truncated", "build_objective"]
+           "PerBlock", "Progressive", "Truncated", "build_objective", "objective_class", "trained_depths"]
 
-UNROLLED = {"full": Full, "truncated": Truncated, "progressive": Progressive, "ar": Autoregressive}
-NOPROP = {"noprop-dt": NoPropDT, "noprop-ct": NoPropCT, "noprop-fm": NoPropFM}
+def objective_class(config: Config) -> type[Objective]:
+    """The class of a config's rule, for its kind of data."""
+    if config.objective not in RULES:
+        return class_at(config.objective, "objective")
+    return class_at(config.rule.paths.get(config.kind.name, config.rule.path), "objective")
+
+
+def trained_depths(config: Config) -> tuple[int, int]:
+    """The depths that training runs, from the least to the most."""
+    return objective_class(config).trained_depths(config)
 
 
 def build_objective(config: Config, model: LanguageModel | ImageDenoiser | PerBlockModel,
@@ -36,34 +46,11 @@ def build_objective(config: Config, model: LanguageModel | ImageDenoiser | PerBl
     where it is missing, and for arguments of another kind."""
     require(config, Config, "config", "call build_objective(config, model)")
     require(model, nn.Module, "model", "call build_objective(config, build(config, vocab_size))")
-    objective = _rule(config, model)
-    of_text = not (config.is_task or config.is_images)
-    objective.end_of_text, objective.separate = end_of_text, of_text and config.data.documents == "separate"
+    with seeded_init(config.seed, "objective"):
+        objective = objective_class(config).from_config(config, model)
+    objective.end_of_text = end_of_text
+    objective.separate = "data.documents" in config.kind.reads and config.data.documents == "separate"
     if objective.separate and end_of_text is None:
         raise UserError("data.documents separate tells documents apart by their end-of-text token; pass end_of_text=, "
                         "or set data.documents to packed")
     return objective
-
-
-def _rule(config: Config, model: LanguageModel | ImageDenoiser | PerBlockModel) -> Objective:
-    with seeded_init(config.seed, "objective"):
-        if config.generates:
-            settings = model, config.denoise, config.images.label_dropout
-            return DenoisePixels(*settings) if config.blocks.num == 1 else BlockwisePixels(*settings, config.blocks)
-        if config.objective == "denoise":
-            return Denoise(model, config.denoise)
-        if config.objective == "blockwise":
-            rule = PerBlock if config.blocks.shared == "per-block" else Blockwise
-            return rule(model, config.denoise, config.blocks)
-        if config.objective == "masked":
-            several = config.blocks.num > 1
-            return MaskedBlocks(model, config.masked, config.blocks) if several else Masked(model, config.masked)
-        if config.objective == "one-step":
-            return OneStep(model, config.recurrence, config.supervision)
-        if config.objective == "fixed-point":
-            return FixedPoint(model, config.recurrence, config.fixed_point)
-        if config.is_noprop:
-            return NOPROP[config.objective](model, config.noprop)
-        if config.objective == "forward-forward":
-            return ForwardForward(model, config.forward_forward)
-        return UNROLLED[config.objective](model, config.recurrence)

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from looped.config import Config
 from looped.data.batch import Batch
 from looped.errors import UserError
 from looped.models.language import LanguageModel
@@ -36,6 +37,16 @@ class Objective(nn.Module):
 
     end_of_text: int | None = None
     separate: bool = False
+
+    @classmethod
+    def from_config(cls, config: Config, model: nn.Module) -> "Objective":
+        """The rule of a config around its model."""
+        raise NotImplementedError
+
+    @classmethod
+    def trained_depths(cls, config: Config) -> tuple[int, int]:
+        """The depths that training with a config runs, from the least to the most."""
+        return config.main_depth, config.main_depth
 
     def ask(self, tokens: Int[Tensor, "batch length_and_one"] | Batch) -> Batch:
         """Plain tokens as the question that this rule makes of them: each token from those before it, or from those of

@@ -11,13 +11,14 @@ one is drawn, on the same rows and noise.
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from looped.config import Config
 from looped.config.blocks import BlocksConfig
 from looped.config.denoise import DenoiseConfig
 from looped.diffusion.noise import block_shares, interval, sample_between
 from looped.models.language import LanguageModel
-from looped.objectives.base import Loss
+from looped.objectives.base import Loss, Objective
 from looped.objectives.denoise import Denoise
 from looped.objectives.one_block import OneBlock
 from looped.rng import StepRandom
@@ -56,6 +57,13 @@ class OneBlockByLevel(OneBlock):
 
 class Blockwise(OneBlockByLevel, Denoise):
     """`denoise` for one block a step."""
+
+    @classmethod
+    def from_config(cls, config: Config, model: nn.Module) -> Objective:
+        from looped.objectives.per_block import PerBlock
+
+        rule = PerBlock if config.blocks.shared == "per-block" else cls
+        return rule(model, config.denoise, config.blocks)
 
     def __init__(self, model: LanguageModel, config: DenoiseConfig, blocks: BlocksConfig):
         super().__init__(model, config, blocks)

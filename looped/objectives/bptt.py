@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
+from looped.config import Config
 from looped.config.recurrence import RecurrenceConfig
 from looped.data.batch import Batch
 from looped.models.language import LanguageModel
@@ -15,6 +16,7 @@ from looped.objectives.base import Loss, Objective, head_losses, surroundings
 from looped.objectives.depth import (
     expected_depths,
     expected_progressive_depths,
+    huginn_quantiles,
     progressive_shares,
     sample_depths,
     sample_progressive_depths,
@@ -35,6 +37,10 @@ class Start:
 
 class Unrolled(Objective):
     """Next-token cross-entropy after an unroll of the loop; subclasses say how deep."""
+
+    @classmethod
+    def from_config(cls, config: Config, model: nn.Module) -> Objective:
+        return cls(model, config.recurrence)
 
     def __init__(self, model: LanguageModel, config: RecurrenceConfig):
         super().__init__()
@@ -108,6 +114,15 @@ class Truncated(Unrolled):
     def expected_depths(self) -> tuple[float, float]:
         return expected_depths(self.config)
 
+    @classmethod
+    def trained_depths(cls, config: Config) -> tuple[int, int]:
+        """The middle 90 % of them under Huginn's sampler."""
+        recurrence = config.recurrence
+        if recurrence.distribution == "fixed":
+            return recurrence.mean, recurrence.mean
+        low, high = huginn_quantiles(recurrence.mean, (0.05, 0.95))
+        return low, high
+
 
 class Progressive(Unrolled):
     """n steps without gradient, then k with it, both drawn for the whole optimiser step, so that a step must go on from
@@ -117,6 +132,10 @@ class Progressive(Unrolled):
 
     def depths(self, random: StepRandom) -> tuple[int, int]:
         return sample_progressive_depths(self.config.mean, random)
+
+    @classmethod
+    def trained_depths(cls, config: Config) -> tuple[int, int]:
+        return 1, config.main_depth
 
     def expected_depths(self) -> tuple[float, float]:
         """Those of both parts together."""

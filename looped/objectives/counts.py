@@ -12,7 +12,7 @@ from looped.config import Config
 from looped.diffusion.denoiser import Denoiser
 from looped.diffusion.per_block import PerBlockDenoiser
 from looped.models.build import unseeded
-from looped.objectives import NOPROP
+from looped.objectives import objective_class
 from looped.objectives.flops import parts_of, picture_of, rows_of
 from looped.objectives.saved import WIDE, saved_bytes
 
@@ -46,7 +46,7 @@ def count(config: Config, vocab_size: int) -> Counts:
         if apart:
             whole = PerBlockDenoiser(model, config.denoise, edges=None)
         if config.is_noprop:
-            whole = NOPROP[config.objective](model, config.noprop)
+            whole = objective_class(config).from_config(config, model)
     halting = config.model.width + 1 if config.objective == "one-step" else 0
     parts = list(model.held.values()) if apart else [model]
     held = zip(parts if apart else parts * len(config.blocks.held), config.blocks.held, strict=True)

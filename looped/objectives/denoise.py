@@ -12,8 +12,9 @@ from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
+from looped.config import Config
 from looped.config.blocks import BlocksConfig
 from looped.config.denoise import DenoiseConfig
 from looped.data.batch import Batch
@@ -79,6 +80,10 @@ class Denoise(Objective):
 
     figure, short = "cross_entropy", "ce"
     """The figure of the log, and its name by level and block."""
+
+    @classmethod
+    def from_config(cls, config: Config, model: nn.Module) -> Objective:
+        return cls(model, config.denoise)
 
     def __init__(self, model: LanguageModel, config: DenoiseConfig, blocks: BlocksConfig = ONE_BLOCK):
         super().__init__()

@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from looped.config import Config
 from looped.config.recurrence import FixedPointConfig, RecurrenceConfig
 from looped.rng import StepRandom
 
@@ -85,20 +84,6 @@ def implicit_steps(config: FixedPointConfig) -> float:
     """What the implicit gradient adds to backward at most, in forward passes of the core: one to build its graph again,
     then a product with the transposed Jacobian for each step of the solve."""
     return 1.0 + config.max_steps if config.gradient == "implicit" else 0.0
-
-
-def trained_depths(config: Config) -> tuple[int, int]:
-    """The depths that training runs: the middle 90 % of them under Huginn's sampler; one pass through all blocks of the
-    core under `denoise`, `ar`."""
-    recurrence = config.recurrence
-    if config.single_pass:
-        return config.main_depth, config.main_depth
-    if config.objective in ("progressive", "one-step", "fixed-point"):  # read after each segment; at any solver step
-        return config.supervision.steps + 1 if config.objective == "one-step" else 1, config.main_depth
-    if config.objective == "full" or recurrence.distribution == "fixed":
-        return recurrence.mean, recurrence.mean
-    low, high = huginn_quantiles(recurrence.mean, (0.05, 0.95))
-    return low, high
 
 
 def huginn_quantiles(mean: int, levels: Sequence[float]) -> list[int]:

@@ -14,14 +14,15 @@ from collections.abc import Callable
 
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 
+from looped.config import Config
 from looped.config.recurrence import FixedPointConfig, RecurrenceConfig
 from looped.data.batch import Batch
 from looped.errors import UserError
 from looped.models.language import LanguageModel
 from looped.nn.precision import widest
-from looped.objectives.base import Loss
+from looped.objectives.base import Loss, Objective
 from looped.objectives.bptt import Unrolled
 from looped.objectives.depth import fixed_point_steps, implicit_steps
 from looped.rng import StepRandom
@@ -33,6 +34,15 @@ Map = Callable[[Tensor], Tensor]
 class FixedPoint(Unrolled):
     """The loss read at the fixed point. metrics: `residual`, how far a step still moves the state, as a share of its
     norm, and `num_steps`, the applications of the core by the solver."""
+
+    @classmethod
+    def from_config(cls, config: Config, model: nn.Module) -> Objective:
+        return cls(model, config.recurrence, config.fixed_point)
+
+    @classmethod
+    def trained_depths(cls, config: Config) -> tuple[int, int]:
+        """Any step of the solver may be the last."""
+        return 1, config.main_depth
 
     def __init__(self, model: LanguageModel, config: RecurrenceConfig, fixed_point: FixedPointConfig):
         super().__init__(model, config)

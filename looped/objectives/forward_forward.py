@@ -12,14 +12,15 @@ import math
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from looped.config import Config
 from looped.config.rivals import ForwardForwardConfig
 from looped.data.batch import Batch
 from looped.diffusion.bridge import draw
 from looped.models.language import LanguageModel, State
-from looped.objectives.base import EVERYBODY, Classifier, Loss, surroundings
+from looped.objectives.base import EVERYBODY, Classifier, Loss, Objective, surroundings
 from looped.rng import StepRandom
 
 Labels = Int[Tensor, "batch"]
@@ -31,6 +32,10 @@ class ForwardForward(Classifier):
     `right_layer0`, ..., the share of images that a layer finds better with their right class than with the wrong one.
     Depth is the number of layers that are asked; there are no more than the core has.
     """
+
+    @classmethod
+    def from_config(cls, config: Config, model: nn.Module) -> Objective:
+        return cls(model, config.forward_forward)
 
     def __init__(self, model: LanguageModel, config: ForwardForwardConfig):
         super().__init__()

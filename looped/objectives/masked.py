@@ -16,8 +16,9 @@ from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Float64, Int
-from torch import Tensor
+from torch import Tensor, nn
 
+from looped.config import Config
 from looped.config.blocks import BlocksConfig
 from looped.config.masked import MaskedConfig
 from looped.data.batch import Batch
@@ -43,6 +44,13 @@ class Masked(Objective):
 
     In evaluation mode the loss is the bound itself, at one level a sequence, without the weights' variance.
     """
+
+    @classmethod
+    def from_config(cls, config: Config, model: nn.Module) -> Objective:
+        """With several blocks in the core, one at a time."""
+        if config.blocks.num > 1:
+            return MaskedBlocks(model, config.masked, config.blocks)
+        return cls(model, config.masked)
 
     def __init__(self, model: LanguageModel, config: MaskedConfig):
         super().__init__()

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from looped.config import Config
 from looped.config.rivals import NoPropConfig
 from looped.data.batch import Batch
 from looped.diffusion.bridge import bridge
@@ -21,7 +22,7 @@ from looped.diffusion.denoiser import start_projection
 from looped.diffusion.preserving import SCHEDULES, posterior, prior_divergence
 from looped.models.language import LanguageModel
 from looped.nn.projection import cast_for, head_logits
-from looped.objectives.base import Classifier, Loss, surroundings
+from looped.objectives.base import Classifier, Loss, Objective, surroundings
 from looped.rng import StepRandom
 
 Embedded = Float[Tensor, "batch dim"]
@@ -30,11 +31,15 @@ Embedded = Float[Tensor, "batch dim"]
 class NoProp(Classifier):
     """What the three have in common: the embedding of the classes, the way of z into the network, p(y | z)."""
 
-    rule: str
+    name: str
+
+    @classmethod
+    def from_config(cls, config: Config, model: nn.Module) -> Objective:
+        return cls(model, config.noprop)
 
     def __init__(self, model: LanguageModel, config: NoPropConfig):
         super().__init__()
-        self.model, self.config, self.eta = model, config, config.weight(self.rule)
+        self.model, self.config, self.eta = model, config, config.weight(self.name)
         learned = config.embedding == "learned"
         self.dim = config.dim if learned else model.vocab_size
         table = nn.init.orthogonal_(torch.empty(model.vocab_size, self.dim)) if learned else torch.eye(self.dim)
@@ -91,7 +96,7 @@ class Diffused(NoProp):
 
     def __init__(self, model: LanguageModel, config: NoPropConfig):
         super().__init__(model, config)
-        self.schedule = SCHEDULES[config.schedule_of(self.rule)](*config.log_snr)
+        self.schedule = SCHEDULES[config.schedule_of(self.name)](*config.log_snr)
 
     def bound(self, u: Embedded, error: Float[Tensor, "batch"], weight: Float[Tensor, "batch"] | float,
               random: StepRandom) -> tuple[Tensor, dict[str, Tensor]]:
@@ -107,7 +112,7 @@ class NoPropDT(Diffused):
     are no more than T steps; fewer are read as z stands after them. metrics: the terms of the loss, and
     `error_block0`, ... of the block at work."""
 
-    rule = "noprop-dt"
+    name = "noprop-dt"
 
     def terms(self, u, e, rows, random):
         block = int(torch.randint(self.num_blocks, (), generator=random.lockstep("block")))
@@ -146,7 +151,7 @@ class NoPropDT(Diffused):
 class NoPropCT(Diffused):
     """Continuous time: the core is told the time; any number of steps."""
 
-    rule = "noprop-ct"
+    name = "noprop-ct"
 
     def terms(self, u, e, rows, random):
         t = random.stratified("time")
@@ -168,7 +173,7 @@ class NoPropFM(NoProp):
     apart; any number of Euler's steps. The velocity is no mean of embeddings, so a linear map of its own takes the
     place of the model's head, which is left as it is."""
 
-    rule = "noprop-fm"
+    name = "noprop-fm"
 
     def __init__(self, model: LanguageModel, config: NoPropConfig):
         super().__init__(model, config)

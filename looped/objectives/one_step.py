@@ -13,11 +13,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from looped.config import Config
 from looped.config.recurrence import RecurrenceConfig, SupervisionConfig
 from looped.data.batch import Batch
 from looped.models.language import LanguageModel
 from looped.nn.projection import head_logits
-from looped.objectives.base import Loss, head_losses
+from looped.objectives.base import Loss, Objective, head_losses
 from looped.objectives.bptt import Unrolled
 from looped.rng import StepRandom
 
@@ -28,6 +29,15 @@ class OneStep(Unrolled):
     metrics: `halt_accuracy`, the share of readouts that the head judges rightly, and `right`, the share of answers that
     are right after the last segment. `recurrence.mean` and the settings of truncation are not used.
     """
+
+    @classmethod
+    def from_config(cls, config: Config, model: nn.Module) -> Objective:
+        return cls(model, config.recurrence, config.supervision)
+
+    @classmethod
+    def trained_depths(cls, config: Config) -> tuple[int, int]:
+        """Read after each segment."""
+        return config.supervision.steps + 1, config.main_depth
 
     def __init__(self, model: LanguageModel, config: RecurrenceConfig, supervision: SupervisionConfig):
         super().__init__(model, config)

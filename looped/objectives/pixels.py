@@ -7,8 +7,9 @@ One block of the core for all noise levels is the end-to-end twin of several wit
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
+from looped.config import Config
 from looped.config.blocks import BlocksConfig
 from looped.config.denoise import DenoiseConfig
 from looped.data.labelled import SoughtImages
@@ -26,6 +27,10 @@ class DenoisePixels(Objective):
     under EDM's weight it begins at 1, at every level. metrics: `loss_at_max`, `loss_bin0`, ... by noise level."""
 
     figure = short = "loss"
+
+    @classmethod
+    def from_config(cls, config: Config, model: nn.Module) -> Objective:
+        return cls(model, config.denoise, config.images.label_dropout, config.blocks)
 
     def __init__(self, model: ImageDenoiser, config: DenoiseConfig, label_dropout: float,
                  blocks: BlocksConfig = ONE_BLOCK):

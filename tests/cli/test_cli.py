@@ -7,7 +7,7 @@ import sys
 import pytest
 import yaml
 
-from looped.cli import main, split_settings
+from looped.cli import VERBS, main, split_settings, verb_class
 from looped.cli.verb import parse_depths
 from looped.config import describe_settings, dump_config
 from looped.errors import UserError

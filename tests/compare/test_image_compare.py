@@ -18,7 +18,8 @@ from looped.compare.reach import sentence
 from looped.compare.share_summary import summarise_shares
 from looped.compare.share_table import share_table
 from looped.config import load_config
-from looped.config.arms import OBJECTIVES, Arm
+from looped.config.arms import Arm
+from looped.config.rules import RULES
 
 pytest.importorskip("sklearn")
 
@@ -102,7 +103,7 @@ def test_the_same_command_again_does_nothing(done, tiny, capsys):
     assert "evaluating" not in shown
 
 
-@pytest.mark.parametrize("objective", [name for name in OBJECTIVES if name != "masked"])
+@pytest.mark.parametrize("objective", [name for name in RULES if name != "masked"])
 def test_every_rule_for_images_is_compared(objective):
     config = load_config(None, {"model.num_core_layers": 3, "denoise.context": "inject", "images.source": "digits"})
     settings = " blocks.num=3" if objective in ("blockwise", "noprop-dt") else ""

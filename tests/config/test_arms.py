@@ -8,7 +8,7 @@ import pytest
 from looped.config import load_config
 from looped.config.arms import ARMS, parse_arm, parse_arms
 from looped.config.denoise import DENOISE_PRESETS
-from looped.config.rivals import NOPROP
+from looped.config.rules import RULES
 from looped.errors import UserError
 
 
@@ -39,7 +39,7 @@ def test_every_known_name_is_an_arm(config, name):
     settings = " blocks.num=2" if name in ("blockwise", "noprop-dt") else ""
     if name == "forward-forward":
         settings = " model.injection=none model.num_prelude_layers=0 model.num_coda_layers=0"
-    if name in (*NOPROP, "forward-forward"):
+    if name in RULES and RULES[name].kinds == ("classify",):
         config = config.replace(**{"objective": "ar", "images.source": "digits"})
     assert parse_arm(config, name + settings).config.objective == name.split(":")[0]
 

@@ -13,6 +13,7 @@ from looped.config import Config, describe_settings, load_config
 from looped.config.arms import parse_arms
 from looped.config.base import Section
 from looped.config.reads import READERS, not_read_under, notice, notice_arms, set_names, short_warmup, unread
+from looped.config.rules import RULES
 from looped.data.opening import open_data
 from looped.errors import UserError
 from looped.models.build import build
@@ -21,7 +22,7 @@ from looped.rng import StepRandom
 from looped.training.heldout import heldout_figures
 from looped.training.optim import build_optimizers, lr_factor, set_lr
 
-OBJECTIVES = typing.get_args(Config.model_fields["objective"].annotation)
+OBJECTIVES = tuple(RULES)
 SMALL = {
     "model.width": 16, "model.num_heads": 2, "model.num_core_layers": 2, "recurrence.mean": 2, "recurrence.backprop": 1,
     "denoise.cond_width": 8, "denoise.target.dim": 4, "masked.cond_width": 8, "supervision.segments": 2,

@@ -13,7 +13,7 @@ from looped.diffusion.preserving import posterior, prior_divergence
 from looped.errors import UserError
 from looped.evaluation.inference_cost import answer_cost
 from looped.models.build import build
-from looped.objectives import NOPROP, build_objective
+from looped.objectives import build_objective
 from looped.objectives.base import surroundings
 from looped.rng import StepRandom
 
@@ -73,7 +73,7 @@ def test_the_loss_of_a_block_is_the_papers_equation_8(block, embedding):
 
 
 def test_the_loss_is_the_sum_of_its_terms_and_the_cross_entropy():
-    for name in NOPROP:
+    for name in BLOCKS:
         loss = make(name)(images(), draw())
         parts = {"cross_entropy", "flow"} if name == "noprop-fm" else {"cross_entropy", "prior", "denoising"}
         assert loss.value.item() == pytest.approx(sum(loss.metrics[part].item() for part in parts), rel=1e-9)
@@ -115,7 +115,7 @@ def test_a_velocity_that_is_right_leaves_the_cross_entropy_of_the_clean_embeddin
 
 
 @pytest.mark.parametrize("embedding", ["learned", "one-hot"])
-@pytest.mark.parametrize("name", NOPROP)
+@pytest.mark.parametrize("name", BLOCKS)
 def test_all_that_is_trained_has_a_gradient_and_one_block_alone(name, embedding):
     rule = make(name, **{"noprop.embedding": embedding})
     rule(images(), draw()).value.backward()

@@ -14,9 +14,9 @@ from looped.errors import UserError
 from looped.evaluation.answers import answer
 from looped.evaluation.exits import Exit
 from looped.models.build import build
-from looped.objectives import OneStep, build_objective
+from looped.objectives import OneStep, build_objective, trained_depths
 from looped.objectives.base import surroundings
-from looped.objectives.depth import expected_progressive_depths, sample_progressive_depths, trained_depths
+from looped.objectives.depth import expected_progressive_depths, sample_progressive_depths
 from looped.objectives.fixed_point import Equilibrium
 from looped.rng import StepRandom
 from looped.training.optim import build_optimizers

@@ -4,8 +4,7 @@ import torch
 
 from looped.config import load_config
 from looped.models.build import build
-from looped.objectives import build_objective
-from looped.objectives.depth import trained_depths
+from looped.objectives import build_objective, trained_depths
 from looped.rng import StepRandom
 
 SMALL = {"model.width": 16, "model.num_heads": 2}

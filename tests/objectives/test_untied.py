@@ -10,9 +10,8 @@ from looped.evaluation.answers import loop_states
 from looped.evaluation.exits import Stopping
 from looped.evaluation.inference_cost import likelihood_cost
 from looped.models.build import build
-from looped.objectives import build_objective
+from looped.objectives import build_objective, trained_depths
 from looped.objectives.base import surroundings
-from looped.objectives.depth import trained_depths
 from looped.rng import StepRandom
 
 V = 30

@@ -1,0 +1,82 @@
+"""The kinds of data, as far as settings have to know them: which settings each reads, and what goes with it.
+
+A config is of one kind (`Config.kind`): text, unless `task.name` or `images.source` says otherwise.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from looped.config.data import DataConfig
+from looped.config.images import GENERATOR_NEEDS, ImageConfig
+
+READ_OF_IMAGES = ("model.patch_size", *(f"images.{name}" for name in ImageConfig.model_fields if name != "source"))
+ANSWERED = ("recurrence.damping", "evaluation.trajectories", "evaluation.choose")
+"""Read where answers are sought, or classes."""
+
+
+def nothing(config: Any) -> None:
+    """A check that finds nothing."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of data. noun: what is trained on, in a sentence. source: the settings that a config of this kind names it
+    by, as `task.name sudoku`. reads: settings that some kinds read and this one does. sees_all: every row sees every
+    other; because: why, in a sentence. drops_context: a model can be asked without what it is given, as guidance does;
+    hidden: the setting that hides that in training, and what it hides. writes_blocks: tokens can be sought by blocks.
+    settles_cells: what is sought has cells that settle one after another. check: refuses configs that do not go with
+    it."""
+
+    name: str
+    noun: str
+    source: Callable[[Any], str]
+    reads: tuple[str, ...]
+    sees_all: Callable[[Any], bool]
+    because: str = ""
+    drops_context: bool = False
+    hidden: tuple[str, str] = ("denoise.context_dropout", "the image")
+    writes_blocks: bool = False
+    settles_cells: bool = False
+    check: Callable[[Any], None] = nothing
+
+
+def _check_generator(config: Any) -> None:
+    """Raises ValueError for what does not go with generating images."""
+    if "generate" not in config.rule.kinds:
+        raise ValueError(f"images.goal generate is trained by denoising, and objective is {config.objective}; set "
+                         f"objective to denoise or blockwise, or images.goal to classify")
+    for name, (wanted, why) in GENERATOR_NEEDS.items():
+        value, allowed = config.value(name), wanted if isinstance(wanted, tuple) else (wanted,)
+        if value not in allowed:
+            raise ValueError(f"{name} {value} does not go with images.goal generate: {why}; set it to {allowed[0]}")
+
+
+IN_AN_IMAGE = "in an image all rows see each other"
+
+TEXT = Kind("text", "text", lambda config: "text (no task.name, no images.source)",
+            (*(f"data.{name}" for name in DataConfig.model_fields), "evaluation.num_sequences",
+             "evaluation.sample_length", "evaluation.prompt_length", "evaluation.num_samples"),
+            lambda config: False, writes_blocks=True)
+PUZZLES = Kind("puzzles", "a task", lambda config: f"task.name {config.task.name}",
+               (*(f"task.{name}" for name in ("options", "difficulty", "layout", "window")), "evaluation.difficulties",
+                "evaluation.num_problems", *ANSWERED),
+               lambda config: config.task.layout == "full",
+               because="under task.layout full all cells are sought together", settles_cells=True)
+CLASSIFY = Kind("classify", "images", lambda config: f"images.source {config.images.source}",
+                (*READ_OF_IMAGES, "evaluation.num_samples", *ANSWERED), lambda config: True, because=IN_AN_IMAGE,
+                drops_context=True)
+GENERATE = Kind("generate", "images", lambda config: f"images.source {config.images.source}",
+                (*READ_OF_IMAGES, "evaluation.num_samples", *ANSWERED), lambda config: True, because=IN_AN_IMAGE,
+                drops_context=True, hidden=("images.label_dropout", "its class"), check=_check_generator)
+
+KINDS = {kind.name: kind for kind in (TEXT, PUZZLES, CLASSIFY, GENERATE)}
+
+
+def kind_of(config: Any) -> Kind:
+    """The kind of a config."""
+    if config.images.goal == GENERATE.name:
+        return GENERATE
+    if config.images.source is not None:
+        return CLASSIFY
+    return PUZZLES if config.task.name is not None else TEXT

@@ -1,0 +1,229 @@
+"""The training rules: what each is, as far as settings, models and reports have to know it. No torch.
+
+    rule             passes through the core       told           run at a depth by
+    full             all, all with gradient        -              the loop
+    truncated        drawn, the last with gradient -              the loop
+    progressive      drawn twice                   -              the loop
+    one-step         a few a segment               -              the loop
+    fixed-point      to the fixed point            -              the loop
+    ar               one                           -              one pass
+    denoise          one                           noise level    the solver
+    blockwise        one, of one block             noise level    the solver
+    masked           one (of one block)            mask rate      unmasking
+    noprop-*         one (of one block)            time           its own steps
+    forward-forward  one a layer                   -              its layers
+
+A rule of one's own is a subclass of `looped.objectives.Objective` with a `rule`, named by the dotted path of the class.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Literal
+
+from looped.config.blocks import check_blocks, check_blockwise
+from looped.config.denoise import check_guidance, check_layout
+from looped.config.masked import check_masked
+from looped.config.rivals import check_forward_forward, check_noprop, check_noprop_dt
+from looped.dotted import class_at
+from looped.errors import UserError, did_you_mean
+
+THREE = ("text", "puzzles", "classify")
+"""The kinds of data that have something to predict."""
+
+
+def _check_kind(config: Any) -> None:
+    config.kind.check(config)
+
+
+def _mean(config: Any) -> int:
+    return config.recurrence.mean
+
+
+def _one_pass(config: Any) -> int:
+    """Through all blocks of the core."""
+    return config.blocks.num
+
+
+def _several(config: Any) -> bool:
+    return config.blocks.num > 1
+
+
+def _never(config: Any) -> bool:
+    return False
+
+
+def _always(config: Any) -> bool:
+    return True
+
+
+def _nothing(config: Any) -> dict[str, Any]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A training rule.
+
+    name: the value of `objective`. path: the dotted path of its class; `paths`: that for kinds of data which have one
+    of their own. kinds: the kinds of data that it is for. rollout: how a trained model is run at a depth. depth: the
+    depth that stands for the trained ones: their mean (their most, where it is drawn evenly), one pass through all
+    blocks where training goes through the core once. reads: settings, or sections, that some rules read and this one
+    does. told: the setting that has the width of the vector that tells the core its level; None where it is told none.
+    sees_all: rows see later ones too, whatever the kind. hides: a token of the vocabulary stands for a hidden one.
+    loops: training runs the core again and again. free_depth: training prefers no depth, as before a solver. baseline:
+    the same layers without a loop, which other rules are held against. blocks: it knows a core of several, and
+    `independent` ones learn without each other. takes_turns: an optimiser step trains one of several blocks.
+    residual_layers: layers on the longest residual path of training, where they are not those of prelude, passes and
+    coda. as_deep_as_mean: settings under which every step is as deep as the mean. checks: what refuses a config, in
+    this order.
+    """
+
+    name: str
+    path: str = ""
+    paths: Mapping[str, str] = field(default_factory=dict)
+    kinds: tuple[str, ...] = THREE
+    rollout: Literal["loop", "solver", "unmask", "own"] = "loop"
+    depth: Callable[[Any], int] = _mean
+    reads: tuple[str, ...] = ()
+    told: str | None = None
+    sees_all: bool = False
+    hides: bool = False
+    loops: bool = False
+    free_depth: bool = False
+    baseline: bool = False
+    blocks: bool = False
+    independent: bool = False
+    takes_turns: Callable[[Any], bool] = _never
+    residual_layers: Callable[[Any], int] | None = None
+    as_deep_as_mean: Callable[[Any], dict[str, Any]] = _nothing
+    checks: tuple[Callable[[Any], None], ...] = (check_blocks, _check_kind)
+
+    def check(self, config: Any) -> None:
+        """Raises ValueError where a config does not go with it."""
+        if config.blocks.num > 1 and not self.blocks:
+            self._refuse_blocks(config.blocks.num)
+        for each in self.checks:
+            each(config)
+        if config.kind.name not in self.kinds:
+            raise ValueError(f"objective {self.name} is for {', '.join(self.kinds)}, and this config trains on "
+                             f"{config.kind.noun}, {config.kind.source(config)}; set another objective, or leave that "
+                             f"out")
+
+    def _refuse_blocks(self, num: int) -> None:
+        if self.rollout == "solver":
+            raise ValueError(f"objective {self.name} trains one block on all noise levels, and blocks.num is {num}; "
+                             f"set objective to blockwise, or blocks.num to 1")
+        *names, last = (rule.name for rule in RULES.values() if rule.blocks)
+        raise ValueError(f"objective {self.name} knows one block alone, and blocks.num is {num}; set blocks.num to 1, "
+                         f"or objective to {', '.join(names)} or {last}")
+
+
+LOOP = ("recurrence.damping", "model.state_init")
+"""Read by everything that runs the loop."""
+
+SOLVED = ("recurrence.mean", "denoise", "evaluation.choose", "evaluation.trajectories")
+DRAWN_BLOCKS = ("blocks.overlap", "blocks.choose")
+
+
+def _check_loss_drawn(config: Any) -> None:
+    recurrence = config.recurrence
+    if recurrence.loss_on == "every" and recurrence.per_sequence and recurrence.distribution == "huginn":
+        raise ValueError("recurrence.loss_on every needs one depth for the whole batch; set "
+                         "recurrence.per_sequence to false, or recurrence.distribution to fixed")
+
+
+def _loss_once(where: str) -> Callable[[Any], None]:
+    def check(config: Any) -> None:
+        if config.recurrence.loss_on == "every":
+            raise ValueError(f"recurrence.loss_on every is not for {config.objective}, whose loss is read {where}; set "
+                             f"it to last")
+
+    return check
+
+
+def _check_whole_passes(config: Any) -> None:
+    """A loop ends after a whole pass through the blocks of its core."""
+    num, recurrence = config.blocks.num, config.recurrence
+    if recurrence.mean % num:
+        raise ValueError(f"recurrence.mean {recurrence.mean} ends inside a pass through blocks.num {num} blocks; set "
+                         f"it to {max(1, recurrence.mean // num) * num}")
+
+
+def _check_drawn_passes(config: Any) -> None:
+    num, recurrence = config.blocks.num, config.recurrence
+    if num == 1:
+        return
+    if recurrence.distribution != "fixed":
+        raise ValueError(f"recurrence.distribution {recurrence.distribution} draws depths that end inside a pass "
+                         f"through blocks.num {num} blocks; set it to fixed")
+    if recurrence.backprop < num:
+        raise ValueError(f"recurrence.backprop {recurrence.backprop} leaves some of blocks.num {num} blocks without "
+                         f"gradient; set it to {num} or more")
+
+
+def _as_deep_as_mean(config: Any) -> dict[str, Any]:
+    """Huginn's sampler has a mean of one step more than its setting says."""
+    if config.recurrence.distribution == "fixed":
+        return {}
+    return {"recurrence.distribution": "fixed", "recurrence.mean": config.recurrence.mean + 1}
+
+
+BPTT, NOPROP = "looped.objectives.bptt", "looped.objectives.noprop"
+LAYOUT = (check_layout, check_blocks)
+SOLVER: dict[str, Any] = {"kinds": (*THREE, "generate"), "rollout": "solver", "depth": _one_pass, "free_depth": True,
+                          "told": "denoise.cond_width"}
+NAMES_CLASSES: dict[str, Any] = {"kinds": ("classify",), "rollout": "own"}
+EMBEDDED = ("noprop.embedding", "noprop.dim", "noprop.eta", "evaluation.trajectories")
+
+RULES: dict[str, Rule] = {rule.name: rule for rule in (
+    Rule("full", f"{BPTT}.Full", loops=True, blocks=True, reads=(*LOOP, "recurrence.mean", "recurrence.loss_on"),
+         checks=(check_blocks, _check_whole_passes, _check_kind)),
+    Rule("truncated", f"{BPTT}.Truncated", loops=True, blocks=True, as_deep_as_mean=_as_deep_as_mean,
+         reads=(*LOOP, "recurrence.mean", "recurrence.backprop", "recurrence.distribution", "recurrence.per_sequence",
+                "recurrence.loss_on"),
+         checks=(_check_loss_drawn, check_blocks, _check_whole_passes, _check_drawn_passes, _check_kind)),
+    Rule("progressive", f"{BPTT}.Progressive", loops=True,
+         reads=(*LOOP, "recurrence.mean", "recurrence.loss_on", "recurrence.progressive_weight")),
+    Rule("one-step", "looped.objectives.one_step.OneStep", loops=True, reads=(*LOOP, "supervision"),
+         depth=lambda config: config.supervision.segments * (config.supervision.steps + 1),
+         checks=(_loss_once("after each segment"), check_blocks, _check_kind)),
+    Rule("fixed-point", "looped.objectives.fixed_point.FixedPoint", loops=True, reads=(*LOOP, "fixed_point"),
+         depth=lambda config: config.fixed_point.max_steps,
+         checks=(_loss_once("at the fixed point"), check_blocks, _check_kind)),
+    Rule("denoise", "looped.objectives.denoise.Denoise", {"generate": "looped.objectives.pixels.DenoisePixels"},
+         **SOLVER, reads=SOLVED, checks=(*LAYOUT, _check_kind, check_guidance)),
+    Rule("blockwise", "looped.objectives.blockwise.Blockwise", {"generate": "looped.objectives.pixels.BlockwisePixels"},
+         **SOLVER, reads=(*SOLVED, "blocks.partition", *DRAWN_BLOCKS), blocks=True, independent=True,
+         takes_turns=_always, checks=(*LAYOUT, check_blockwise, _check_kind, check_guidance)),
+    Rule("masked", "looped.objectives.masked.Masked", kinds=("text",), rollout="unmask", depth=_one_pass,
+         free_depth=True, told="masked.cond_width", sees_all=True, hides=True, blocks=True, takes_turns=_several,
+         reads=("recurrence.mean", "masked", "evaluation.levels", *DRAWN_BLOCKS),
+         checks=(check_blocks, check_masked, _check_kind)),
+    Rule("noprop-dt", f"{NOPROP}.NoPropDT", **NAMES_CLASSES, depth=_one_pass, blocks=True, takes_turns=_always,
+         reads=(*EMBEDDED, "noprop.schedule", "noprop.log_snr"),
+         checks=(check_blocks, check_noprop_dt, check_noprop, _check_kind)),
+    Rule("noprop-ct", f"{NOPROP}.NoPropCT", **NAMES_CLASSES, depth=_one_pass, told="denoise.cond_width",
+         reads=("noprop", "denoise.cond_width", "evaluation.trajectories"),
+         checks=(check_blocks, check_noprop, _check_kind)),
+    Rule("noprop-fm", f"{NOPROP}.NoPropFM", **NAMES_CLASSES, depth=_one_pass, told="denoise.cond_width",
+         reads=(*EMBEDDED, "denoise.cond_width"), checks=(check_blocks, check_noprop, _check_kind)),
+    Rule("forward-forward", "looped.objectives.forward_forward.ForwardForward", **NAMES_CLASSES,
+         depth=lambda config: config.model.num_core_layers, residual_layers=lambda config: 1,
+         reads=("forward_forward", "evaluation.trajectories"),
+         checks=(check_blocks, check_forward_forward, _check_kind)),
+    Rule("ar", f"{BPTT}.Autoregressive", depth=_one_pass, baseline=True, blocks=True, reads=LOOP),
+)}
+
+@lru_cache
+def rule_of(objective: str) -> Rule:
+    """The rule of a name, or of the dotted path of a class. Raises UserError."""
+    if objective in RULES:
+        return RULES[objective]
+    if "." not in objective:
+        raise UserError(f"objective '{objective}' is unknown{did_you_mean(objective, RULES)}")
+    rule = getattr(class_at(objective, "objective"), "rule", None)
+    if not isinstance(rule, Rule):
+        raise UserError(f"objective {objective} has no rule; give the dotted path of a subclass of "
+                        f"looped.objectives.Objective whose `rule` is a looped.config.rules.Rule")
+    return rule
