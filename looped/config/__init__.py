@@ -22,6 +22,7 @@ from looped.config.kinds import Kind, kind_of
 from looped.config.masked import MaskedConfig
 from looped.config.model import ModelConfig
 from looped.config.recurrence import FixedPointConfig, RecurrenceConfig, SupervisionConfig
+from looped.config.removed import without_removed
 from looped.config.rivals import ForwardForwardConfig, NoPropConfig
 from looped.config.rules import RULES, Rule, rule_of
 from looped.config.training import EvaluationConfig, OptimConfig, TrainingConfig
@@ -238,7 +239,7 @@ def _merge(values: Mapping, flags: Mapping[str, Any]) -> dict:
 
 def _validate(values: Mapping, source: str) -> Config:
     try:
-        return Config.model_validate(values)
+        return Config.model_validate(without_removed(values))
     except ValidationError as error:
         raise UserError(f"{source}: {_first_problem(error)}") from None
 

@@ -33,15 +33,13 @@ class BlocksConfig(Section):
     choose: Literal["uniform", "mass"] = Field(
         "uniform", description="which block an optimiser step trains: each as often, or as often as its own levels are "
                                "in the training distribution, where noise.share_at_max is the first block's")
-    shared: Literal["trained", "frozen", "with-block", "per-block"] = Field(
+    shared: Literal["trained", "frozen", "with-block"] = Field(
         "trained", description="what is no block's own (embeddings, prelude, coda, norm, head, level embedding, "
                                "targets). trained: by each block at work, at the price of its gradients and optimiser "
                                "state beside every block's, and no block can be trained alone. frozen: left at its "
                                "first values, which costs neither, and whatever it would have learned. with-block: by "
                                "blocks.shared_by at work alone, at the price of that block's steps; the others do not "
-                               "adapt it to themselves, and alone they wait for that block's run. per-block: "
-                               "each block has its own, from the same first values, at the price of so many times its "
-                               "memory in the whole model; the targets alone are common, at their first values")
+                               "adapt it to themselves, and alone they wait for that block's run")
     shared_by: Count = Field(0, description="under `shared: with-block` the block that trains what all share")
     shared_from: str | None = Field(
         None, description="under `shared: with-block` the finished run of block shared_by alone, whose shared parts "
@@ -81,7 +79,7 @@ class BlocksConfig(Section):
             raise ValueError(f"shared_by {by} is not one of num {self.num} blocks; give 0 to {self.num - 1}")
         if self.alone is not None and self.shared == "trained":
             raise ValueError(f"shared trained would give alone {self.alone} shared parts that no other block has; set "
-                             f"blocks.shared to frozen, with-block or per-block")
+                             f"blocks.shared to frozen or with-block")
         reads = self.shared == "with-block" and self.alone not in (None, by)
         if reads and self.shared_from is None:
             raise ValueError(f"alone {self.alone} needs the shared parts that block {by} trains (shared_by); train "
@@ -98,7 +96,7 @@ class BlocksConfig(Section):
 
     def trains_shared(self, block: int) -> bool:
         """Whether what a block shares with others, or has beside the core, learns while it is at work."""
-        return self.shared in ("trained", "per-block") or (self.shared == "with-block" and block == self.shared_by)
+        return self.shared == "trained" or (self.shared == "with-block" and block == self.shared_by)
 
     def split(self, num_core_layers: int) -> tuple[int, ...]:
         """Layers of each block of a core that has so many in all."""
@@ -115,8 +113,6 @@ def check_blocks(config: Any) -> None:
                          f"{config.objective}; leave it out")
     if blocks.alone is not None:
         _check_alone(config)
-    if blocks.shared == "per-block":
-        _check_per_block(config)
 
 
 def _refuse_split(blocks: BlocksConfig, total: int) -> None:
@@ -127,15 +123,6 @@ def _refuse_split(blocks: BlocksConfig, total: int) -> None:
     ways = f"{low} or {low + blocks.num}" if low < total else str(low)
     raise ValueError(f"model.num_core_layers {total} does not split into blocks.num {blocks.num} equal blocks; set it "
                      f"to {ways}, or say with blocks.layers how many each has")
-
-
-def _check_per_block(config: Any) -> None:
-    if not config.rule.independent:
-        raise ValueError(f"blocks.shared per-block is for objective blockwise, and objective is {config.objective}; "
-                         f"set it to trained")
-    if config.denoise.target.tied:
-        raise ValueError("blocks.shared per-block gives each block an input embedding of its own, and "
-                         "denoise.target.tied takes the common targets from it; set denoise.target.tied to false")
 
 
 def _check_alone(config: Any) -> None:
@@ -154,7 +141,7 @@ def check_blockwise(config: Any) -> None:
     if blocks.num < 2:
         raise ValueError("objective blockwise trains one of several blocks at a time, and blocks.num is 1; set "
                          "objective to denoise, or blocks.num to 2 or more")
-    alone = {"order": "together", "train_steps": 1, "next_token_weight": 0.0}
+    alone = {"order": "together", "train_steps": 1}
     for name, value in alone.items():
         if getattr(denoise, name) != value:
             raise ValueError(f"denoise.{name} {getattr(denoise, name)} is for one block that knows all noise levels, "
@@ -162,9 +149,6 @@ def check_blockwise(config: Any) -> None:
     if denoise.carry == "latent":
         raise ValueError("denoise.carry latent hands a block's output to another block, which objective blockwise "
                          "never trains; set it to none or estimate")
-    if noise.share_per_token:
-        raise ValueError(f"denoise.noise.share_per_token {noise.share_per_token} mixes the levels of several blocks in "
-                         f"a sequence, and objective blockwise needs one level for all its rows; set it to 0")
     if noise.distribution == "adaptive":
         raise ValueError("denoise.noise.distribution adaptive would move the edges between blocks while objective "
                          "blockwise trains them; set it to log-uniform or log-normal")

@@ -41,7 +41,6 @@ class NoiseConfig(Section):
     sigma_min: Positive = Field(0.5, description="lowest noise level")
     sigma_max: Positive = Field(20.0, description="highest noise level, where solvers start")
     share_at_max: Fraction = Field(0.75, description="share of the sequences trained at sigma_max itself")
-    share_per_token: Fraction = Field(0.0, description="share of the sequences whose tokens have a level each")
 
     @model_validator(mode="after")
     def _check_range(self):
@@ -90,8 +89,6 @@ class DenoiseConfig(Section):
     carry: Literal["none", "estimate", "latent"] = Field(
         "none", description="what a solver step hands to the next beside z: its soft estimate (self-conditioning), or "
                             "the core's output; with concat or context")
-    next_token_weight: NonNegative = Field(
-        0.0, description="weight of the plain next-token loss of one unconditioned step, beside the denoising loss")
     posterior: bool = Field(True, description="add z . y_v / sigma^2, the exact log-likelihood of z, to the logits")
     evidence_in: bool = Field(
         False, description="add to the state the input embedding expected under the likelihood of z alone")
@@ -125,9 +122,6 @@ class DenoiseConfig(Section):
         if self.settled == "surest" and self.order != "confidence":
             raise ValueError(f"settled surest is what order confidence meets, and order is {self.order}; set "
                              f"denoise.order to confidence, or denoise.settled to random")
-        if self.order != "together" and self.noise.share_per_token:
-            raise ValueError(f"order {self.order} gives each token its level, and noise.share_per_token would give it "
-                             f"another; set denoise.noise.share_per_token to 0")
         if self.order != "together" and self.train_steps > 1:
             raise ValueError(f"order {self.order} is trained one step at a time, and denoise.train_steps is "
                              f"{self.train_steps}; set it to 1")

@@ -6,7 +6,6 @@ from pydantic import Field, model_validator
 
 from looped.config.base import Depth, Finite, Positive, Section
 
-
 USUAL_ETA, USUAL_SCHEDULE = {"noprop-dt": 0.1}, {"noprop-ct": "learned"}
 """The paper's, where they are not 1 and a cosine."""
 

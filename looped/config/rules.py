@@ -169,7 +169,7 @@ def _as_deep_as_mean(config: Any) -> dict[str, Any]:
     return {"recurrence.distribution": "fixed", "recurrence.mean": config.recurrence.mean + 1}
 
 
-BPTT, NOPROP = "looped.objectives.bptt", "looped.objectives.noprop"
+BPTT, NOPROP = "looped.objectives.bptt", "looped.objectives.rivals.noprop"
 LAYOUT = (check_layout, check_blocks)
 SOLVER: dict[str, Any] = {"kinds": (*THREE, "generate"), "rollout": "solver", "depth": _one_pass, "free_depth": True,
                           "told": "denoise.cond_width"}
@@ -208,7 +208,7 @@ RULES: dict[str, Rule] = {rule.name: rule for rule in (
          checks=(check_blocks, check_noprop, _check_kind)),
     Rule("noprop-fm", f"{NOPROP}.NoPropFM", **NAMES_CLASSES, depth=_one_pass, told="denoise.cond_width",
          reads=(*EMBEDDED, "denoise.cond_width"), checks=(check_blocks, check_noprop, _check_kind)),
-    Rule("forward-forward", "looped.objectives.forward_forward.ForwardForward", **NAMES_CLASSES,
+    Rule("forward-forward", "looped.objectives.rivals.forward_forward.ForwardForward", **NAMES_CLASSES,
          depth=lambda config: config.model.num_core_layers, residual_layers=lambda config: 1,
          reads=("forward_forward", "evaluation.trajectories"),
          checks=(check_blocks, check_forward_forward, _check_kind)),

@@ -30,10 +30,10 @@ from looped.evaluation.masked_bound import step_levels
 from looped.objectives.base import Objective
 from looped.objectives.bptt import Unrolled
 from looped.objectives.denoise import Denoise
-from looped.objectives.forward_forward import ForwardForward
 from looped.objectives.masked import Masked
-from looped.objectives.noprop import NoProp
 from looped.objectives.pixels import DenoisePixels
+from looped.objectives.rivals.forward_forward import ForwardForward
+from looped.objectives.rivals.noprop import NoProp
 
 NUM_CHECKS = 4
 """Fresh noisings of an answer that its self-consistency is a mean over."""
@@ -196,7 +196,7 @@ def _before(objective: Denoise) -> int:
     layer, of which keys and values are enough."""
     blocks = objective.model.core_layers
     clean = sum(blocks) + len(blocks) * max(_coda(objective) - 1, 0)
-    return objective.num_preludes * _prelude(objective) + (clean if objective.config.context == "concat" else 0)
+    return _prelude(objective) + (clean if objective.config.context == "concat" else 0)
 
 
 def _solver(objective: Denoise, depth: int, networks: int) -> tuple[float, ...]:

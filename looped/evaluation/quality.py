@@ -165,22 +165,18 @@ def matched_quality(objective: Objective, twin: Objective, judge: Reader, prompt
     the twin's distinct-2: `matched_nats`, `matched_distinct_2`, `matched_behind_twin`, `matched_perplexity_percent`;
     or only `unmatched_distinct_2`, the nearest, where no temperature reaches it.
 
-    What remains between the two diversities is corrected to first order, by the `price_of_diversity` along the twin's
-    own temperatures: `matched_behind_twin` is not quite the difference of the two nats. The intervals are over prompts
-    and hold the uncertainty of both distinct-2 (see `_corrected`), not that of training. `texts`: depth -> what the
-    writer has written at temperature 1 with this seed, if that is at hand.
+    The two diversities are equal to within the tolerance; a judge may ask several nats a token for a unit of
+    distinct-2. The intervals are over prompts. `texts`: depth -> what the writer has written at temperature 1 with this
+    seed, if that is at hand.
     """
     if num_tokens < 2:
         raise UserError("one token a text has no distinct-2 to match; set evaluation.sample_length to at least 2")
     found, settings = Quality(), {"num_tokens": num_tokens, "seed": seed}
-    write_as_twin = partial(write_texts, twin, prompts, twin_depth, **settings)
-    reference = write_as_twin()
+    reference = write_texts(twin, prompts, twin_depth, **settings)
     theirs, share = judge.read(prompts, reference).per_token, distinct(as_lists(reference), 2)
     beside = {"by": judge.name, "twin": twin_name}
     found.take("twin_judged_nats", theirs, depth=twin_depth, **beside)
     found.rows.append(_distinct_2("twin_distinct_2", reference, depth=twin_depth, twin=twin_name))
-    price = price_of_diversity(write_as_twin, judge, prompts)
-    found.rows.append(Row("price_of_diversity", price, None, None, len(prompts), depth=twin_depth, **beside))
     for depth in depths:
         write = partial(write_texts, objective, prompts, depth, **settings)
         own = texts[depth] if texts is not None and depth in texts else write()
@@ -193,25 +189,8 @@ def matched_quality(objective: Objective, twin: Objective, judge: Reader, prompt
         nats = judge.read(prompts, matched.texts).per_token
         found.take("matched_nats", nats, **beside, **fields)
         found.rows.append(_distinct_2("matched_distinct_2", matched.texts, twin=twin_name, **fields))
-        found.take_behind("matched", _corrected(nats - theirs, matched.texts, reference, price), **beside, **fields)
+        found.take_behind("matched", nats - theirs, **beside, **fields)
     return found
-
-
-def price_of_diversity(write: Callable[..., Texts], judge: Reader, prompts: Int[Tensor, "num length"]) -> float:
-    """Nats a token that the judge asks for a unit of distinct-2, between temperatures 0.9 and 1.1."""
-    low, high = (write(temperature=temperature) for temperature in (0.9, 1.1))
-    more = distinct(as_lists(high), 2) - distinct(as_lists(low), 2)
-    nats = (judge.read(prompts, high).per_token - judge.read(prompts, low).per_token).mean().item()
-    return nats / more if more > 0.005 else 0.0  # a writer that temperature does not move has no price
-
-
-def _corrected(differences: Float[Tensor, "num"], texts: Texts, reference: Texts, price: float) -> Float[Tensor, "num"]:
-    """Differences whose mean is theirs at equal diversity, mean(d) - price (D - D_reference), and whose spread is that
-    of the mean's leave-one-out values, the two D's included."""
-    shares = [distinct(as_lists(t), 2) for t in (texts, reference)]
-    left_out = [leave_one_out(as_lists(t), 2) for t in (texts, reference)]
-    influence = (len(differences) - 1) * (left_out[0].mean() - left_out[0] - left_out[1].mean() + left_out[1])
-    return differences - price * (shares[0] - shares[1] + influence)
 
 
 def _distinct_2(metric: str, texts: Texts, **fields) -> Row:

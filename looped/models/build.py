@@ -1,12 +1,9 @@
 """From a config to a language model, to a classifier of images, or to a denoiser of them."""
 
-from collections.abc import Callable
-
 from looped.config import Config
 from looped.data.labelled import Picture
 from looped.models.image_denoiser import ImageDenoiser
 from looped.models.language import LanguageModel, start_weights
-from looped.models.per_block import PerBlockModel
 from looped.models.vision import ImageClassifier
 from looped.nn.checks import require, whole_number
 from looped.rng import seeded_init
@@ -24,7 +21,7 @@ def effective_depth(config: Config, block: int | None = None) -> int:
     return model.num_prelude_layers + round(core) + model.num_coda_layers
 
 
-Model = LanguageModel | ImageDenoiser | PerBlockModel
+Model = LanguageModel | ImageDenoiser
 
 
 def build(config: Config, vocab_size: int, picture: Picture | None = None) -> Model:
@@ -34,8 +31,6 @@ def build(config: Config, vocab_size: int, picture: Picture | None = None) -> Mo
     vocabulary are the classes. Raises UserError for a config of another kind or a vocabulary below 1."""
     require(config, Config, "config", "load one with looped.load_config(path), or make one with looped.Config()")
     whole_number("vocab_size", vocab_size, 1)
-    if config.blocks.shared == "per-block":
-        return _per_block(config, lambda part: build(part, vocab_size, picture))
     with seeded_init(config.seed, "init"):
         model = unseeded(config, vocab_size, picture)
     if config.blocks.num > 1:
@@ -49,18 +44,9 @@ def build(config: Config, vocab_size: int, picture: Picture | None = None) -> Mo
 
 def unseeded(config: Config, vocab_size: int, picture: Picture | None = None) -> Model:
     """The same with weights from torch's global state, which a meta device does not need."""
-    if config.blocks.shared == "per-block":
-        return _per_block(config, lambda part: unseeded(part, vocab_size, picture))
     options = {"cond_width": config.cond_width, "core_layers": config.block_layers,
                "effective_depth": effective_depth(config), "held": config.blocks.held,
                "checkpointed": config.training.checkpoint_activations}
     if picture is not None:
         return (ImageDenoiser if config.generates else ImageClassifier)(config.model, vocab_size, picture, **options)
     return LanguageModel(config.model, vocab_size, mask_token=config.rule.hides, **options)
-
-
-def _per_block(config: Config, make: Callable[[Config], LanguageModel]) -> PerBlockModel:
-    """A model of each block held, as it is where the others are elsewhere."""
-    alone = {block: config.replace(**{"blocks.alone": block, "blocks.shared": "frozen", "training.sample_every": 0})
-             for block in config.blocks.held}
-    return PerBlockModel({block: make(part) for block, part in alone.items()}, config.blocks.num)

@@ -8,24 +8,22 @@ from looped.dotted import class_at
 from looped.errors import UserError
 from looped.models.image_denoiser import ImageDenoiser
 from looped.models.language import LanguageModel
-from looped.models.per_block import PerBlockModel
 from looped.nn.checks import require
 from looped.objectives.base import Loss, Objective
 from looped.objectives.blockwise import Blockwise
 from looped.objectives.bptt import Autoregressive, Full, Progressive, Truncated
 from looped.objectives.denoise import Denoise
 from looped.objectives.fixed_point import FixedPoint
-from looped.objectives.forward_forward import ForwardForward
 from looped.objectives.masked import Masked, MaskedBlocks
-from looped.objectives.noprop import NoPropCT, NoPropDT, NoPropFM
 from looped.objectives.one_step import OneStep
-from looped.objectives.per_block import PerBlock
 from looped.objectives.pixels import BlockwisePixels, DenoisePixels
+from looped.objectives.rivals.forward_forward import ForwardForward
+from looped.objectives.rivals.noprop import NoPropCT, NoPropDT, NoPropFM
 from looped.rng import seeded_init
 
 __all__ = ["Autoregressive", "Blockwise", "BlockwisePixels", "Denoise", "DenoisePixels", "FixedPoint", "ForwardForward",
            "Full", "Loss", "Masked", "MaskedBlocks", "NoPropCT", "NoPropDT", "NoPropFM", "Objective", "OneStep",
-           "PerBlock", "Progressive", "Truncated", "build_objective", "objective_class", "trained_depths"]
+           "Progressive", "Truncated", "build_objective", "objective_class", "trained_depths"]
 
 def objective_class(config: Config) -> type[Objective]:
     """The class of a config's rule, for its kind of data."""
@@ -39,7 +37,7 @@ def trained_depths(config: Config) -> tuple[int, int]:
     return objective_class(config).trained_depths(config)
 
 
-def build_objective(config: Config, model: LanguageModel | ImageDenoiser | PerBlockModel,
+def build_objective(config: Config, model: LanguageModel | ImageDenoiser,
                     end_of_text: int | None = None) -> Objective:
     """The training rule `config.objective` around `model`; what it adds to the model is initialised from the seed.
     end_of_text: the token that ends a document, which `data.documents separate` cannot do without. Raises UserError

@@ -60,10 +60,7 @@ class Blockwise(OneBlockByLevel, Denoise):
 
     @classmethod
     def from_config(cls, config: Config, model: nn.Module) -> Objective:
-        from looped.objectives.per_block import PerBlock
-
-        rule = PerBlock if config.blocks.shared == "per-block" else cls
-        return rule(model, config.denoise, config.blocks)
+        return cls(model, config.denoise, config.blocks)
 
     def __init__(self, model: LanguageModel, config: DenoiseConfig, blocks: BlocksConfig):
         super().__init__(model, config, blocks)

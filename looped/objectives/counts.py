@@ -10,7 +10,6 @@ import torch
 
 from looped.config import Config
 from looped.diffusion.denoiser import Denoiser
-from looped.diffusion.per_block import PerBlockDenoiser
 from looped.models.build import unseeded
 from looped.objectives import objective_class
 from looped.objectives.flops import parts_of, picture_of, rows_of
@@ -41,16 +40,11 @@ def count(config: Config, vocab_size: int) -> Counts:
     with torch.device("meta"):
         denoise = config.denoises
         model = unseeded(config, vocab_size, picture_of(config))
-        apart = config.blocks.shared == "per-block"
-        whole = Denoiser(model, config.denoise) if denoise and not (apart or config.generates) else model
-        if apart:
-            whole = PerBlockDenoiser(model, config.denoise, edges=None)
+        whole = Denoiser(model, config.denoise) if denoise and not config.generates else model
         if config.is_noprop:
             whole = objective_class(config).from_config(config, model)
     halting = config.model.width + 1 if config.objective == "one-step" else 0
-    parts = list(model.held.values()) if apart else [model]
-    held = zip(parts if apart else parts * len(config.blocks.held), config.blocks.held, strict=True)
-    blocks = {number: part.recurrence.core.blocks[number] for part, number in held}
+    blocks = {number: model.recurrence.core.blocks[number] for number in config.blocks.held}
     parameters, core = _numel(whole) + halting, sum(map(_numel, blocks.values()))
     work = parts_of(config, vocab_size)
     passes = config.denoise.train_steps if denoise else config.main_depth / config.blocks.num
@@ -63,8 +57,8 @@ def count(config: Config, vocab_size: int) -> Counts:
     learning = {block: not turns or config.blocks.trains_shared(block) for block in config.blocks.held}
     trained = gradients = core + shared * any(learning.values())
     if config.one_block_a_step:  # blocks at rest have none
-        gradients = max(_numel(blocks[block]) + shared // len(parts) * learns for block, learns in learning.items())
-    around = [] if config.generates else [layer for part in parts for layer in (*part.prelude, *part.coda)]
+        gradients = max(_numel(blocks[block]) + shared * learns for block, learns in learning.items())
+    around = [] if config.generates else [*model.prelude, *model.coda]
     layers = [*around, *blocks.values()] if any(learning.values()) else blocks.values()
     # AdamW keeps two moments of each weight; Muon one of the matrices it takes, and leaves the others to AdamW.
     moments = 2 * trained - (_matrices(layers) if config.optim.name == "muon" else 0)

@@ -91,14 +91,6 @@ class Denoise(Objective):
         self.denoiser = Denoiser(model, config, edges=edges_of(blocks, noise) if blocks.num > 1 else None)
         self.noise = noise
 
-    @classmethod
-    def around(cls, denoiser: Denoiser, noise: Noise) -> "Denoise":
-        """The rule for a denoiser that is already there."""
-        rule = cls.__new__(cls)
-        Objective.__init__(rule)
-        rule.config, rule.denoiser, rule.noise = denoiser.config, denoiser, noise
-        return rule
-
     @property
     def model(self) -> LanguageModel:
         return self.denoiser.model
@@ -122,24 +114,16 @@ class Denoise(Objective):
         if self.training:
             self.noise.observe(*_sought(sigma, by_level, batch))
         value = batch.mean(align(self.weight(sigma).to(losses.device), losses) * losses).mean()
-        if self.config.next_token_weight:
-            value = value + self.config.next_token_weight * self._next_token_loss(e, batch, random, rows)
         metrics = {"loss": value.detach(), self.figure: batch.mean(losses.detach()).mean()}
         sigma, by_level = _sought(sigma, by_level, batch)
         return Loss(value, metrics | by_bin(self.short, sigma, by_level, self.noise))
 
     def levels(self, random: StepRandom, length: int) -> Tensor:
-        """Noise levels of a training step: (B,), or (B, L) where some sequences have a level for each token."""
+        """Noise levels of a training step: (B,), or (B, L) under an order, which gives each token its own."""
         if self.config.order == "left-to-right":
             return self._levels_in_order(random, length)
-        sigma, share = self.noise.sample(random.stratified("sigma")), self.config.noise.share_per_token
-        if self.config.order == "confidence":
-            return self._levels_partly_settled(sigma, random, length)
-        if not share:
-            return sigma
-        apart = random.uniform("per token", ()) < share
-        own = self.noise.sample(random.uniform("sigma of tokens", (length,)))
-        return torch.where(apart.unsqueeze(1), own, sigma.unsqueeze(1))
+        sigma = self.noise.sample(random.stratified("sigma"))
+        return self._levels_partly_settled(sigma, random, length) if self.config.order == "confidence" else sigma
 
     def _levels_in_order(self, random: StepRandom, length: int) -> Tensor:
         """What a solver from left to right meets: in each block one row at a level of its own, those before it at
@@ -216,12 +200,6 @@ class Denoise(Objective):
         mass = noise.cdf(sigma) if num > 1 else None
         return [sigma, *(noise.quantile(mass * (1 - step / num)) for step in range(1, num))]
 
-    def _next_token_loss(self, e: Tensor, batch: Batch, random: StepRandom, rows: dict) -> Tensor:
-        """That of the same layers without a noise level: one loop step from the loop's initial state."""
-        noise = random.normal("state", e.shape[1:]) if self.model.recurrence.needs_noise else None
-        hidden = self.model.hidden(self.model.unroll(e, grad=1, noise=noise, **rows), **rows)
-        return batch.mean(head_losses(self.model, hidden, batch.targets)).mean()
-
     def beside(self, e: Tensor, batch: Batch, rows: dict, *, block: int | None = None) -> dict:
         """The keyword arguments of a reading of the noisy rows of a batch, whose clean rows have `rows`
         (`surroundings`): what they attend to besides themselves, and who sees whom."""
@@ -265,11 +243,6 @@ class Denoise(Objective):
         self.noise.update()
 
     @property
-    def num_preludes(self) -> int:
-        """The number of preludes that `encode` runs."""
-        return 1
-
-    @property
     def reading_layers(self) -> float:
         """Mean layers of the core that a reading of a training step runs."""
         return self.model.config.num_core_layers
@@ -278,6 +251,5 @@ class Denoise(Objective):
         c, config = self.model.config, self.config
         solver = self.reading_layers + c.num_coda_layers
         clean = solver if config.context == "concat" else 0  # clean rows also run through core and coda
-        plain = solver if config.next_token_weight else 0
         first = (carried_readings(config) + settling_readings(config)) * solver
-        return 3.0 * (c.num_prelude_layers + clean + config.train_steps * solver + plain) + first
+        return 3.0 * (c.num_prelude_layers + clean + config.train_steps * solver) + first

@@ -106,7 +106,7 @@ def _denoiser_parts(config: Config, vocab_size: int) -> list[Part]:
     first, steps = mean_steps(config)
     clean, noisy = (layer_flops(model, length, full=full, block=block) for block in (1, denoise.block_size))
     table, head = 2 * noisy_dim(config) * vocab_size, 2 * model.width * vocab_size
-    levels, plain, posterior = num_levels(config) / length, denoise.next_token_weight > 0, denoise.posterior
+    levels, posterior = num_levels(config) / length, denoise.posterior
     own, carried = denoise.carry == "estimate", carried_readings(denoise)
     level = level_flops(config)
     return [
@@ -117,11 +117,10 @@ def _denoiser_parts(config: Config, vocab_size: int) -> list[Part]:
         Part("noisy input", 2 * noisy_dim(config) * model.width, first, steps),
         Part("expected embedding", (table + head) * denoise.evidence_in, first, steps),
         Part("handed on", 2 * carry_size(config) * model.width, first + 0.5, steps - 0.5),  # at first, zeros
-        Part("injection", injection_flops(model), first, steps + plain),
+        Part("injection", injection_flops(model), first, steps),
         Part("core", noisy * core_layers(config), first, steps),
         Part("coda", noisy * model.num_coda_layers, first, steps),
-        Part("plain step", clean * (core_layers(config) + model.num_coda_layers), 0, plain),
-        Part("head", head, 0, steps + plain), Part("posterior", table * posterior, 0, steps),
+        Part("head", head, 0, steps), Part("posterior", table * posterior, 0, steps),
         Part("logits", head + table * posterior, first, steps - 1),
         Part("estimate", table, first * own, steps - 1)]
 
@@ -300,8 +299,7 @@ def shares_of(config: Config) -> list[float]:
 
 def num_levels(config: Config) -> int:
     """Noise levels of a sequence: one, or one a token."""
-    by_token = config.denoise.noise.share_per_token or config.denoise.order != "together"
-    return rows_of(config) if by_token and config.denoises else 1
+    return rows_of(config) if config.denoise.order != "together" and config.denoises else 1
 
 
 def carry_size(config: Config) -> int:

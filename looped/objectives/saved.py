@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 from looped.config import Config
 from looped.config.model import ModelConfig
-from looped.diffusion.preserving import SCHEDULE_WIDTH
 from looped.objectives.flops import (
     NUM_LEVEL_FEATURES,
     carry_size,
@@ -24,6 +23,7 @@ from looped.objectives.flops import (
     picture_of,
     rows_of,
 )
+from looped.objectives.rivals.preserving import SCHEDULE_WIDTH
 
 WIDE = 4
 """Bytes of a float32: statistics, weights, gradients, optimiser state."""
@@ -185,7 +185,7 @@ def _key_value_bytes(model: ModelConfig, narrow: int) -> int:
 
 
 def _denoiser_bytes(config: Config, vocab_size: int) -> float:
-    """All that a denoiser keeps a token: the clean rows, each reading, what lies between two, and the plain step."""
+    """All that a denoiser keeps a token: the clean rows, each reading, and what lies between two."""
     model, denoise, kept, dim = config.model, config.denoise, streams(config), noisy_dim(config)
     steps, (each, once) = denoise.train_steps, _injection_bytes(model, kept)
     total = _clean_bytes(config) + WIDE * (dim + 2)  # the target's row and its norm twice
@@ -193,7 +193,7 @@ def _denoiser_bytes(config: Config, vocab_size: int) -> float:
     total += once * (steps if denoise.block_size > 1 else 1) + _carry_bytes(config)
     between = WIDE * vocab_size * (denoise.target.learned_logit_scale + 1)  # logits, probabilities of the bridge
     total += (steps - 1) * (between + WIDE * dim * denoise.posterior)
-    return total + (_plain_bytes(config) if denoise.next_token_weight else 0)
+    return total
 
 
 def _noisy_bytes(config: Config, vocab_size: int) -> float:
@@ -216,12 +216,6 @@ def _carry_bytes(config: Config) -> int:
     the reading before has kept anyhow."""
     later = config.denoise.carry == "estimate" or config.training.precision == "bf16"
     return streams(config).narrow * carry_size(config) * (1 + (config.denoise.train_steps - 1) * later)
-
-
-def _plain_bytes(config: Config) -> float:
-    model, kept = config.model, streams(config, noisy=False)
-    core = _stack_bytes(model, core_layers(config), kept.enter(kept.core))
-    return _injection_bytes(model, kept)[0] + core + _read_out_bytes(model, kept)
 
 
 def _clean_bytes(config: Config) -> float:
@@ -293,7 +287,7 @@ def _rotations(config: Config) -> float:
     if denoise is None:
         loops = mean_steps(config)[1] if config.objective == "fixed-point" else num_unrolls(config)
         return (model.num_prelude_layers > 0) + loops + num_readings(config) * (model.num_coda_layers > 0)
-    passes = denoise.train_steps + (denoise.next_token_weight > 0)
+    passes = denoise.train_steps
     clean = denoise.context != "inject"
     return (model.num_prelude_layers > 0) + passes * (1 + (model.num_coda_layers > 0)) + clean
 
@@ -325,8 +319,8 @@ def _conditioning_copies(config: Config, *, gated: bool) -> float:
 
 def _denoiser_copies(config: Config, vocab_size: int) -> float:
     denoise, d = config.denoise, config.model.width
-    # Clean rows, a plain step and gates of a token leave a plain linear map.
-    gated = denoise.context != "concat" and not denoise.next_token_weight and num_levels(config) == 1
+    # Clean rows and gates of a token leave a plain linear map.
+    gated = denoise.context != "concat" and num_levels(config) == 1
     total = _conditioning_copies(config, gated=gated)
     several = denoise.train_steps > 1  # what zeros, or a reading without gradient, hand on needs no copy
     total += 2 * d * (noisy_dim(config) + several * (carry_size(config) + vocab_size))

@@ -8,7 +8,7 @@ from looped.config.training import EvaluationConfig
 from looped.data.images import ImageBatch
 from looped.data.labelled import Picture
 from looped.errors import UserError
-from looped.evaluation.answers import Solver, answer
+from looped.evaluation.answers import Solver
 from looped.evaluation.inference_cost import answer_cost
 from looped.models.build import build
 from looped.objectives import build_objective
@@ -124,19 +124,3 @@ def test_what_does_not_fit_is_named_in_one_sentence(flags, why):
     with pytest.raises(UserError, match=why) as error:
         load_config(None, SMALL | flags)
     assert "\n" not in str(error.value)
-
-
-def test_blocks_that_share_nothing_are_guided_each_without_its_own_image():
-    config = load_config(None, SMALL | {"objective": "blockwise", "blocks.num": 2, "blocks.shared": "per-block",
-                                        "denoise.guidance": 3.0})
-    objective = build_objective(config, build(config, CLASSES, PICTURE)).eval()
-    denoiser, batch = objective.denoiser, images()
-    rows = surroundings(batch)
-    with torch.no_grad():
-        e = objective.model.encode(batch.inputs, **rows)
-        plain = denoiser.without(e)
-        for block in range(2):
-            part = denoiser.part(block)
-            assert torch.equal(objective.model.of(plain, block), part.without(objective.model.of(e, block)))
-        found = answer(objective, batch, [3], EvaluationConfig())[3]
-    assert found.layer_forwards.tolist() == [2 * 1 + 2 * 3 * 1] * ROWS  # a prelude each, two readings a step

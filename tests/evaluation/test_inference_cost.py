@@ -34,7 +34,6 @@ SMALL = {"model.width": 4, "model.num_heads": 1, "model.ffn_width": 4, "model.nu
          "evaluation.prompt_length": 2, "evaluation.num_problems": NUM,
          "evaluation.batch_size": 2, "recurrence.mean": 2, "recurrence.distribution": "fixed"}
 BLOCKS = {"blocks.num": 2, "blocks.layers": [1, 2]}
-PER_BLOCK = BLOCKS | {"blocks.shared": "per-block"}
 DEPTHS = (1, 4)
 WHOLE = pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["part", "whole"])
 """The whole product takes minutes; a part of it has every choice several times."""
@@ -106,7 +105,7 @@ def named(settings):
 
 LOOPS = each("objective", ("full", "truncated", "progressive", "one-step", "fixed-point", "ar"))
 TEXT = [*allowed(LOOPS, ({}, BLOCKS)),
-        *allowed(each("objective", ("denoise", "blockwise")), ({}, BLOCKS, PER_BLOCK),
+        *allowed(each("objective", ("denoise", "blockwise")), ({}, BLOCKS),
                  each("denoise.context", CONTEXTS)),
         *allowed([{"objective": "denoise"}], each("denoise.context", CONTEXTS),
                  [{"denoise.block_size": 2, "denoise.order": order} for order in ("together", "left-to-right")]),
@@ -128,7 +127,7 @@ def test_a_likelihood_costs_the_layers_that_run(settings):
         assert likelihood_cost(objective, depth).layer_forwards == counted.sequences / NUM > 0, depth
 
 
-SOLVED_TEXT = allowed(each("objective", ("denoise", "blockwise")), ({}, BLOCKS, PER_BLOCK),
+SOLVED_TEXT = allowed(each("objective", ("denoise", "blockwise")), ({}, BLOCKS),
                       each("denoise.context", CONTEXTS), [{"denoise.block_size": 1}, {"denoise.block_size": 2}])
 
 
@@ -161,7 +160,7 @@ EXITS = [None, *map(Exit.parse, ("answer=2", "latent=0.5", "confidence=0.6"))]
 LAYOUTS = each("task.layout", ("full", "causal"))
 PROBLEMS = [*allowed([{"task.name": "prefix-sums"}], LOOPS, ({}, BLOCKS), LAYOUTS),
             *allowed([{"task.name": "prefix-sums"}], each("objective", ("denoise", "blockwise")),
-                     ({}, BLOCKS, PER_BLOCK), each("denoise.context", CONTEXTS), LAYOUTS,
+                     ({}, BLOCKS), each("denoise.context", CONTEXTS), LAYOUTS,
                      each("denoise.order", ("together", "confidence")))]
 
 
@@ -229,7 +228,7 @@ NAMED = [*allowed([IMAGES], LOOPS, ({}, BLOCKS)),
                   each("noprop.solver", ("euler", "posterior")), each("evaluation.trajectories", (1, 3))),
          *allowed([IMAGES | LOCAL | {"objective": "forward-forward"}], each("evaluation.trajectories", (1, 2))),
          *allowed([IMAGES | {"denoise.context": "inject", "denoise.context_dropout": 0.1}],
-                  each("objective", ("denoise", "blockwise")), ({}, BLOCKS, PER_BLOCK), each("denoise.solver", SOLVERS),
+                  each("objective", ("denoise", "blockwise")), ({}, BLOCKS), each("denoise.solver", SOLVERS),
                   each("denoise.guidance", (1, 2)), TRIES)]
 
 

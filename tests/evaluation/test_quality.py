@@ -173,27 +173,6 @@ def test_a_worse_writer_stays_behind_at_equal_diversity(judge):
     assert found["matched_behind_twin"].ci_low > 0.5
 
 
-def test_what_is_left_of_a_mismatch_is_corrected_and_its_uncertainty_is_in_the_interval():
-    a, b = (torch.randint(kinds, (400, 20), generator=torch.Generator().manual_seed(kinds)) for kinds in (60, 64))
-    differences = torch.zeros(400, dtype=torch.float64)
-    corrected = quality._corrected(differences, a, b, price=2.0)
-    gap = distinct(a.tolist(), 2) - distinct(b.tolist(), 2)
-    assert corrected.mean().item() == pytest.approx(-2 * gap)
-    spread = 2 * math.hypot(jackknife(a.tolist(), 2), jackknife(b.tolist(), 2))
-    assert 1.96 * corrected.std().item() / 20 == pytest.approx(spread, rel=0.2)
-
-
-def test_the_price_of_diversity_is_that_of_a_warmer_twin_and_nothing_where_temperature_moves_nothing(judge):
-    twin, rows = make(), prompts(200)
-    price = quality.price_of_diversity(lambda temperature: write_texts(twin, rows, 1, num_tokens=12,
-                                                                       temperature=temperature), judge, rows)
-    cold, warm = (write_texts(twin, rows, 1, num_tokens=12, temperature=t) for t in (0.8, 1.2))
-    more = distinct(warm.tolist(), 2) - distinct(cold.tolist(), 2)
-    asked = (judge.read(rows, warm).per_token - judge.read(rows, cold).per_token).mean().item()
-    assert price * more == pytest.approx(asked, rel=0.3)
-    assert quality.price_of_diversity(lambda temperature: cold, judge, rows) == 0
-
-
 def test_texts_at_hand_are_not_written_again(judge, monkeypatch):
     objective, rows = make("denoise"), prompts(8)
     texts = {2: write_texts(objective, rows, 2, num_tokens=6)}

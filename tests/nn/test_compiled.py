@@ -12,7 +12,6 @@ from torch.optim.swa_utils import AveragedModel
 
 from looped.config.model import ModelConfig
 from looped.models.language import LanguageModel
-from looped.models.per_block import PerBlockModel
 from looped.nn.bias import Causal
 from looped.nn.layers import Rotary, TransformerLayer
 from looped.nn.recurrence import Core, RecurrentDepth
@@ -118,14 +117,6 @@ def test_several_loops_in_one_process_stay_compiled():
                        {"no_grad": 0, "grad": torch.tensor([1, 3, 2, 4, 2])}):
             loop.unroll(e, **depths)
         assert counters["stats"]["unique_graphs"] > before
-
-
-def test_the_models_of_per_block_compile_in_place():
-    parts = {0: language_model(), 1: language_model()}
-    model = PerBlockModel(parts, 2)
-    model.compile_step()
-    assert copy.deepcopy(model).state_dict().keys() == PerBlockModel(parts, 2).state_dict().keys()
-    assert all("step" not in vars(part.recurrence) for part in model.held.values())
 
 
 @pytest.mark.parametrize("activation", ["swiglu", "gelu"])

@@ -20,11 +20,10 @@ RECIPES = [{"denoise.train_steps": 3}, {"denoise.train_steps": 2, "denoise.poste
            {"denoise.carry": "estimate"}, {"denoise.carry": "latent"},
            {"denoise.train_steps": 3, "denoise.carry": "estimate"},
            {"denoise.train_steps": 3, "denoise.carry": "latent"},
-           {"denoise.noise.share_per_token": 0.5}, {"denoise.next_token_weight": 0.5}, {"denoise.evidence_in": True},
+           {"denoise.evidence_in": True},
            {"denoise.block_size": 4}, {"denoise.block_size": 4, "denoise.order": "left-to-right"},
            {"denoise.block_size": 4, "denoise.train_steps": 2},
-           {"denoise.block_size": 4, "denoise.train_steps": 2, "denoise.carry": "latent", "denoise.evidence_in": True,
-            "denoise.noise.share_per_token": 0.5, "denoise.next_token_weight": 0.5}]
+           {"denoise.block_size": 4, "denoise.train_steps": 2, "denoise.carry": "latent", "denoise.evidence_in": True}]
 CASES = [(arm, recipe) for arm in ARMS if arm.startswith("denoise") for recipe in RECIPES
          if arm != "denoise:inject" or not {"denoise.block_size", "denoise.carry"} & recipe.keys()]
 # ---- parameters
@@ -217,8 +216,7 @@ def test_a_feed_forward_net_of_two_matrices_is_counted_as_it_runs(arm, recipe, p
 
 @pytest.mark.parametrize(("arm", "recipe"), [
     ("full", {}), ("ar", {}), ("full", {"model.block": "sandwich"}), ("denoise:inject", {}), ("denoise:context", {}),
-    ("denoise:context", {"denoise.block_size": 4}),
-    ("denoise:inject", {"denoise.noise.share_per_token": 0.5})], ids=str)
+    ("denoise:context", {"denoise.block_size": 4})], ids=str)
 def test_saved_bytes_of_checkpointed_layers_are_their_inputs(arm, recipe):
     config = config_of(arm, **recipe | {"training.checkpoint_activations": True})
     assert count(config, VOCAB).saved_activation_bytes == pytest.approx(kept_bytes(config), rel=0.01)

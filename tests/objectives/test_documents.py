@@ -36,7 +36,7 @@ BLOCKS = {f"{name}, blockwise": flags | BLOCKWISE for name, flags in DENOISERS.i
 MASKED = {"masked": {"objective": "masked"}, "masked, blocks": {"objective": "masked", "blocks.num": 2}}
 RULES = LOOPS | DENOISERS | BLOCKS | MASKED
 PAIRS = {f"{name}, blocks of 2": DENOISERS[name] | {"denoise.block_size": 2} for name in ("concat", "context")}
-ALL = RULES | PAIRS | {"per-block": DENOISERS["context"] | BLOCKWISE | {"blocks.shared": "per-block"}}
+ALL = RULES | PAIRS
 
 
 def make(flags, documents="separate"):

@@ -251,21 +251,6 @@ def test_shared_parts_that_one_block_trained_are_read_by_the_others_and_kept(set
         train(stranger, tmp_path / "stranger")
 
 
-def test_blocks_that_share_nothing_are_trained_alone_and_merged(settings, tmp_path, monkeypatch):
-    changes = {"blocks.shared": "per-block"}
-    for block in range(N):
-        train(settings(**changes | {"blocks.alone": block}), tmp_path / f"run{block}")
-    merge([tmp_path / f"run{block}" for block in range(N)], tmp_path / "whole")
-    monkeypatch.setattr(Blockwise, "draw", lambda self, random: 1)
-    train(settings(**changes), tmp_path / "joint")
-    joint, whole, alone = (saved(tmp_path / name) for name in ("joint", "whole", "run1"))
-    assert joint.keys() == whole.keys()
-    assert all(torch.equal(joint[name], alone[name]) and torch.equal(whole[name], alone[name]) for name in alone)
-    assert any("embed" in name for name in alone.keys() - saved(tmp_path / "run0").keys())
-    assert main(["eval", str(tmp_path / "whole")]) == 0
-    assert main(["train", str(tmp_path / "whole" / "config.yaml")]) == 0  # nothing left to do
-
-
 # ---- refusals
 
 
@@ -324,7 +309,7 @@ def test_unfinished_and_damaged_runs_are_named(runs, tmp_path):
 
 @pytest.mark.parametrize(("changes", "why"), [
     ({"blocks.alone": 3}, "alone 3 is not one of num 3 blocks; give 0 to 2"),
-    ({"blocks.alone": 1, "blocks.shared": "trained"}, "set blocks.shared to frozen, with-block or per-block"),
+    ({"blocks.alone": 1, "blocks.shared": "trained"}, "set blocks.shared to frozen or with-block"),
     ({"blocks.alone": 1, "blocks.shared": "with-block"}, "train that one first, and set blocks.shared_from"),
     ({"blocks.alone": 0, "blocks.shared_from": "run"}, "shared_from run is for shared with-block .* leave it out"),
     ({"blocks.shared": "with-block", "blocks.shared_by": 3}, "shared_by 3 is not one of num 3"),

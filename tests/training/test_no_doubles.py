@@ -28,8 +28,8 @@ ADAPTIVE = {"denoise.noise.distribution": "adaptive"}
 
 TEXT = {
     "denoise": {}, "adaptive": ADAPTIVE | {"denoise.noise.share_at_max": 0.2}, "concat": {"denoise.context": "concat"},
-    "context": {"denoise.context": "context", "denoise.noise.share_per_token": 0.5, "denoise.weight": "edm"},
-    "steps": {"denoise.train_steps": 2}, "carry": {"denoise.carry": "estimate", "denoise.next_token_weight": 0.5},
+    "context": {"denoise.context": "context", "denoise.weight": "edm"},
+    "steps": {"denoise.train_steps": 2}, "carry": {"denoise.carry": "estimate"},
     "rows": {"denoise.block_size": 2, "denoise.evidence_in": True, "denoise.solver": "ancestral"},
     "in order": {"denoise.block_size": 2, "denoise.order": "left-to-right", "denoise.solver": "ancestral"},
     "sampled": {"denoise.bridge": "sampled", "denoise.solver": "heun"},

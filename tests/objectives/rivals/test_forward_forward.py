@@ -13,7 +13,7 @@ from looped.evaluation.inference_cost import answer_cost
 from looped.models.build import build
 from looped.objectives import build_objective
 from looped.objectives.base import surroundings
-from looped.objectives.forward_forward import normalised
+from looped.objectives.rivals.forward_forward import normalised
 from looped.rng import StepRandom
 
 CLASSES, ROWS, LAYERS = 5, 4, 3

@@ -19,10 +19,10 @@ from looped.config.rivals import NoPropConfig
 from looped.data.batch import Batch
 from looped.diffusion.bridge import bridge
 from looped.diffusion.denoiser import start_projection
-from looped.diffusion.preserving import SCHEDULES, posterior, prior_divergence
 from looped.models.language import LanguageModel
 from looped.nn.projection import cast_for, head_logits
 from looped.objectives.base import Classifier, Loss, Objective, surroundings
+from looped.objectives.rivals.preserving import SCHEDULES, posterior, prior_divergence
 from looped.rng import StepRandom
 
 Embedded = Float[Tensor, "batch dim"]

@@ -9,12 +9,12 @@ from looped.config.training import EvaluationConfig
 from looped.data.batch import Batch
 from looped.data.images import ImageBatch
 from looped.data.labelled import Picture
-from looped.diffusion.preserving import posterior, prior_divergence
 from looped.errors import UserError
 from looped.evaluation.inference_cost import answer_cost
 from looped.models.build import build
 from looped.objectives import build_objective
 from looped.objectives.base import surroundings
+from looped.objectives.rivals.preserving import posterior, prior_divergence
 from looped.rng import StepRandom
 
 CLASSES, ROWS = 6, 4
