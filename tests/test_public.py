@@ -24,7 +24,7 @@ class Mine(nn.Module):
 
 
 class Told(Mine):
-    def forward(self, state, e, cond=None, **options):
+    def forward(self, state, e, cond, rows):
         return super().forward(state, e, cond)
 
 
@@ -46,7 +46,7 @@ def test_a_core_of_ones_own_trains_in_the_language_model():
 def test_a_core_that_cannot_be_told_of_the_mask_is_refused_with_the_contract():
     objective = objective_of()
     objective.model.recurrence.core = looped.Core(Mine())
-    with pytest.raises(looped.UserError, match=r"unexpected keyword argument .* give its forward \*\*options: mask"):
+    with pytest.raises(looped.UserError, match=r"4 positional arguments but 5 were given.* a fourth argument: .*rows\)"):
         objective(TOKENS, looped.StepRandom(0, 0, count=2))
 
 
@@ -72,19 +72,19 @@ class Net(nn.Module):
     def head_weight(self):
         return self.embed.weight
 
-    def encode(self, tokens, **options):
+    def encode(self, tokens, rows=None):
         return self.embed(tokens)
 
-    def make_context(self, e, kind, **options):
+    def make_context(self, e, kind, rows=None):
         return None
 
-    def step(self, state, e, level=None, **options):
+    def step(self, state, e, level=None, rows=None):
         return self.core(state, e)
 
-    def hidden(self, state, **options):
+    def hidden(self, state, rows=None):
         return state
 
-    def decode(self, state, **options):
+    def decode(self, state, rows=None):
         return state @ self.head_weight.T
 
 

@@ -7,7 +7,7 @@ clean estimate D that solvers step along. Cross-entropy replaces EDM's regressio
 import functools
 import math
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int, Int64
@@ -24,9 +24,12 @@ from looped.nn.cache import Cache
 from looped.nn.checks import require
 from looped.nn.fused import compute_dtype
 from looped.nn.projection import cast_for, head_logits, table_of
+from looped.nn.rows import PLAIN, Rows
 
 Noisy = Float[Tensor, "batch length dim"]
 Sigma = Float[Tensor, "batch"] | Float[Tensor, "batch length"]
+Steer = Callable[[Tensor], Tensor]
+"""Logits -> logits."""
 
 
 @runtime_checkable
@@ -35,23 +38,23 @@ class LoopedModel(Protocol):
     generation also take `encode`, `make_context`, `hidden` and the `head_weight` that reads it; `evaluate_depth`, which
     counts layers, a `config` (ModelConfig) and `core_layers`, a number for each block.
 
-    The options of all calls are those of `LanguageModel`; a model takes them as `**options` and may ignore what it has
-    no use for. `make_context` of `denoise.context inject` returns None.
+    `rows` says of all calls who sees whom and where rows stand; a model may ignore what it has no use for.
+    `make_context` of `denoise.context inject` returns None.
     """
 
     width: int
     vocab_size: int
     embed: nn.Embedding
 
-    def encode(self, tokens: Tensor, **options) -> Tensor: ...
+    def encode(self, tokens: Tensor, rows: Rows) -> Tensor: ...
 
-    def make_context(self, e: Tensor, kind: str, **options) -> Cache | None: ...
+    def make_context(self, e: Tensor, kind: str, rows: Rows) -> Cache | None: ...
 
-    def step(self, state: Tensor, e: Tensor, level: Tensor | None = None, **options) -> Tensor: ...
+    def step(self, state: Tensor, e: Tensor, level: Tensor | None, rows: Rows) -> Tensor: ...
 
-    def decode(self, state: Tensor, **options) -> Tensor: ...
+    def decode(self, state: Tensor, rows: Rows) -> Tensor: ...
 
-    def hidden(self, state: Tensor, **options) -> Tensor: ...
+    def hidden(self, state: Tensor, rows: Rows) -> Tensor: ...
 
     @property
     def head_weight(self) -> Tensor: ...
@@ -113,19 +116,17 @@ class Denoiser(nn.Module):
         """The sharpness of the readout."""
         return self.log_logit_scale.exp()
 
-    def forward(self, z: Noisy, sigma: Sigma | float, e: Tensor, *, context: Cache | None = None,
-                cache: Cache | None = None, carry: Tensor | None = None,
-                steer: Callable[[Tensor], Tensor] | None = None, **options) -> Float[Tensor, "batch length vocab"]:
+    def forward(self, z: Noisy, sigma: Sigma | float, e: Tensor, rows: Rows = PLAIN, *, carry: Tensor | None = None,
+                steer: Steer | None = None) -> Float[Tensor, "batch length vocab"]:
         """Logits of the clean tokens behind `z = y + sigma * eps`; row i knows the clean tokens up to i through `e`,
         and with `block_size` k > 1 those up to the first row of its block, whose rows see each other.
 
-        sigma: above 0, one level for all (a number), a sequence (B,) or a row (B, L). `cache` keeps the rows of one
-        solver step, `carry` is what the step before handed on (`Walk`). `steer` changes the network's logits before the
-        known part of the posterior is added (`Steering`). Of several blocks of the core each sequence is read by the
-        one that owns its level. Raises `UserError` for a level that is not above 0.
+        sigma: above 0, one level for all (a number), a sequence (B,) or a row (B, L). The cache of the rows is that of
+        one solver step, `carry` is what the step before handed on (`Walk`). `steer` changes the network's logits before
+        the known part of the posterior is added (`Steering`). Of several blocks of the core each sequence is read by
+        the one that owns its level. Raises `UserError` for a level that is not above 0.
         """
-        sigma = _checked_levels(z, sigma)
-        return self.read(z, sigma, e, context=context, cache=cache, carry=carry, steer=steer, **options)[0]
+        return self.read(z, _checked_levels(z, sigma), e, rows, carry=carry, steer=steer)[0]
 
     def without(self, e: Float[Tensor, "batch length width"],
                 dropped: Bool[Tensor, "batch"] | None = None) -> Float[Tensor, "batch length width"]:
@@ -133,53 +134,49 @@ class Denoiser(nn.Module):
         nothing = self.nothing.to(e.dtype).expand_as(e)
         return nothing if dropped is None else torch.where(dropped.view(-1, 1, 1).to(e.device), nothing, e)
 
-    def guided(self, logits: Tensor, z: Noisy, sigma: Sigma, e: Tensor, **options) -> Tensor:
+    def guided(self, logits: Tensor, z: Noisy, sigma: Sigma, e: Tensor, rows: Rows = PLAIN, *,
+               carry: Tensor | None = None) -> Tensor:
         """u + w (logits - u), u the logits without the image and w = `denoise.guidance` (Ho & Salimans 2022, arXiv
         2207.12598, equation 6 with w - 1 for its w, on logits: what is known of the posterior counts once)."""
         if self.config.guidance == 1:
             return logits
-        return torch.lerp(self.read(z, sigma, self.without(e), **options)[0], logits, self.config.guidance)
+        return torch.lerp(self.read(z, sigma, self.without(e), rows, carry=carry)[0], logits, self.config.guidance)
 
     def owners(self, sigma: Sigma) -> Int64[Tensor, "*shape"]:
         """The block of the core at work at each level."""
         return block_of(sigma, self.edges)
 
-    def read(self, z: Noisy, sigma: Sigma, e: Tensor, *, block: int | None = None, context: Cache | None = None,
-             cache: Cache | None = None, carry: Tensor | None = None, steer: Callable[[Tensor], Tensor] | None = None,
-             **options) -> tuple[Tensor, Tensor | None]:
-        """(logits, what this step hands on to the next). `block`: read by this block of several, whoever owns the
-        levels: training does, since blocks learn their neighbours' as well."""
-        if self.edges is not None and block is None:
-            return self._read_by_owners(z, sigma, e, context=context, cache=cache, carry=carry, steer=steer, **options)
-        context, cache = context and context.of_block(block), cache and cache.of_block(block)
-        options = self._block_options(z, options)
-        state = self._state(z, sigma, e, block=block, context=context, cache=cache, carry=carry, **options)
-        logits = self.model.decode(state, context=context, cache=cache and cache.child("coda"), **options)
-        logits = logits.float() * self.logit_scale
+    def read(self, z: Noisy, sigma: Sigma, e: Tensor, rows: Rows = PLAIN, *, carry: Tensor | None = None,
+             steer: Steer | None = None) -> tuple[Tensor, Tensor | None]:
+        """(logits, what this step hands on to the next). By the `block` of the rows, if they name one of several,
+        whoever owns the levels: training does, since blocks learn their neighbours' as well."""
+        if self.edges is not None and rows.block is None:
+            return self._read_by_owners(z, sigma, e, rows, carry=carry, steer=steer)
+        rows = self._of_block(z, rows)
+        state = self._state(z, sigma, e, rows, carry)
+        logits = self.model.decode(state, rows).float() * self.logit_scale
         logits = logits if steer is None else steer(logits)
         logits = logits + self._log_likelihood(z, sigma) if self.config.posterior else logits
         D = bridge("soft", logits, self.table()) if self.config.carry == "estimate" else None
         return logits, self.handed_on(state, D)
 
-    def _read_by_owners(self, z: Noisy, sigma: Sigma, e: Tensor, *, cache: Cache | None,
-                        **options) -> tuple[Tensor, Tensor | None]:
+    def _read_by_owners(self, z: Noisy, sigma: Sigma, e: Tensor, rows: Rows,
+                        **other: Any) -> tuple[Tensor, Tensor | None]:
         """Each sequence by the block that owns its level. Masks and contexts are those of the whole batch, so where
         there are several owners, each reads all of it and answers for its own sequences. Raises UserError for a cache,
         which holds the rows of one block, and for levels by row."""
         owners = self.owners(sigma)
         blocks = owners.unique().tolist()
-        if len(blocks) == 1:
-            return self.read(z, sigma, e, block=blocks[0], cache=cache, **options)
-        if cache is not None or owners.ndim > 1:
-            raise UserError(f"these noise levels belong to blocks {blocks} of the core, and "
-                            f"{'a cache keeps the rows of one' if cache is not None else 'a sequence is read by one'}; "
-                            f"give all rows levels of one block (blocks.edges)")
-        logits, handed = self.read(z, sigma, e, block=blocks[0], **options)
+        if len(blocks) > 1 and (rows.cache is not None or owners.ndim > 1):
+            one = "a cache keeps the rows of one" if rows.cache is not None else "a sequence is read by one"
+            raise UserError(f"these noise levels belong to blocks {blocks} of the core, and {one}; give all rows "
+                            f"levels of one block (blocks.edges)")
+        logits, handed = self.read(z, sigma, e, rows.having(block=blocks[0]), **other)
         for block in blocks[1:]:
             own = (owners == block).view(-1, 1, 1).to(logits.device)
-            other, other_handed = self.read(z, sigma, e, block=block, **options)
-            logits = torch.where(own, other, logits)
-            handed = None if handed is None else torch.where(own, other_handed, handed)
+            others, others_handed = self.read(z, sigma, e, rows.having(block=block), **other)
+            logits = torch.where(own, others, logits)
+            handed = None if handed is None else torch.where(own, others_handed, handed)
         return logits, handed
 
     def handed_on(self, state: Tensor, D: Noisy | None) -> Tensor | None:
@@ -188,16 +185,16 @@ class Denoiser(nn.Module):
             return D / self.edm.sigma_data
         return state if self.config.carry == "latent" else None
 
-    def trace(self, z: Noisy, sigma: Sigma, e: Tensor, *, block: int | None = None, context: Cache | None = None,
-              carry: Tensor | None = None, **options) -> tuple[Tensor, Tensor]:
+    def trace(self, z: Noisy, sigma: Sigma, e: Tensor, rows: Rows = PLAIN, *,
+              carry: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(the core's output, what the head reads), for a loss that needs no logits of all rows at once: these are
-        `logits(hidden, z, sigma)`. `block`: as in `read`; of several blocks one must be named."""
-        if (block is None) != (self.edges is None):
+        `logits(hidden, z, sigma)`. Of several blocks the rows must name one, as in `read`."""
+        if (rows.block is None) != (self.edges is None):
             raise UserError("this denoiser has one block; leave block= out" if self.edges is None else
                             f"of the {len(self.edges) - 1} blocks of this denoiser one reads; name it with block=")
-        context, options = context and context.of_block(block), self._block_options(z, options)
-        state = self._state(z, sigma, e, block=block, context=context, carry=carry, **options)
-        return state, self.model.hidden(state, context=context, **options)
+        rows = self._of_block(z, rows)
+        state = self._state(z, sigma, e, rows, carry)
+        return state, self.model.hidden(state, rows)
 
     def logits(self, hidden: Float[Tensor, "batch length width"], z: Noisy,
                sigma: Sigma) -> Float[Tensor, "batch length vocab"]:
@@ -205,11 +202,9 @@ class Denoiser(nn.Module):
         logits = head_logits(self.model, hidden).float() * self.logit_scale
         return logits + self._log_likelihood(z, sigma) if self.config.posterior else logits
 
-    def _state(self, z: Noisy, sigma: Sigma, e: Tensor, *, block: int | None, context: Cache | None = None,
-               cache: Cache | None = None, carry: Tensor | None = None,
-               **options) -> Float[Tensor, "batch length width"]:
+    def _state(self, z: Noisy, sigma: Sigma, e: Tensor, rows: Rows,
+               carry: Tensor | None) -> Float[Tensor, "batch length width"]:
         """The preconditioned z through one step of the core."""
-        options = options if block is None else options | {"block": block}
         z = cast_for(self.in_proj, z)
         state = self.in_proj(align(self.edm.c_in(sigma).to(z), z) * z)
         if self.carry_proj is not None:  # with zeros, not left out: under DDP every weight needs a gradient
@@ -218,8 +213,7 @@ class Denoiser(nn.Module):
         if self.config.evidence_in:
             state = state + self.expected_embedding(z, sigma)
         e = e if self.place is None else self._block_input(e)
-        return self.model.step(state, e, self.edm.c_noise(sigma), context=context,
-                               cache=cache and cache.child("core"), **options)
+        return self.model.step(state, e, self.edm.c_noise(sigma), rows)
 
     def expected_embedding(self, z: Noisy, sigma: Sigma) -> Float[Tensor, "batch length width"]:
         """The input embedding of the token behind z, expected under its likelihood alone: that of the token itself
@@ -233,11 +227,13 @@ class Denoiser(nn.Module):
         firsts = e[:, :: len(self.place)].unsqueeze(2)  # B N 1 D
         return (firsts + self.place).flatten(1, 2)  # B N k D -> B (N k) D
 
-    def _block_options(self, z: Noisy, options: dict) -> dict:
-        """With blocks, the mask of whole sequences where none is given."""
-        if self.place is None or "mask" in options:
-            return options
-        return options | {"mask": block_mask(z.shape[1], len(self.place))}
+    def _of_block(self, z: Noisy, rows: Rows) -> Rows:
+        """The rows by their block of the core; of blocks of tokens, with the mask of whole sequences where none is
+        given."""
+        rows = rows if rows.block is None else rows.of_block(rows.block)
+        if self.place is None or rows.mask is not None:
+            return rows
+        return rows.having(mask=block_mask(z.shape[1], len(self.place)))
 
     def evidence(self, z: Noisy, sigma: Sigma) -> tuple[Noisy, Float[Tensor, "vocab dim"]]:
         """(u, table) with `u @ table.T = ln N(z; y_v, sigma^2)` up to a constant: rows of the table share one norm, so
@@ -273,9 +269,10 @@ class Walk:
         self.denoiser = denoiser
         self.carry: Tensor | None = None
 
-    def __call__(self, z: Noisy, sigma: Sigma, e: Tensor, **options) -> Float[Tensor, "batch length vocab"]:
+    def __call__(self, z: Noisy, sigma: Sigma, e: Tensor, rows: Rows = PLAIN, *,
+                 steer: Steer | None = None) -> Float[Tensor, "batch length vocab"]:
         """Logits, as `Denoiser.forward`."""
-        logits, self.carry = self.denoiser.read(z, sigma, e, carry=self.carry, **options)
+        logits, self.carry = self.denoiser.read(z, sigma, e, rows, carry=self.carry, steer=steer)
         return logits
 
 

@@ -19,7 +19,8 @@ from looped.diffusion.denoiser import levels_of
 from looped.diffusion.solve import solve
 from looped.evaluation.exits import Exit, Stopping
 from looped.evaluation.inference_cost import NUM_CHECKS, Cost, answer_cost, check_level
-from looped.objectives.base import Classifier, Objective, surroundings
+from looped.nn.rows import Rows
+from looped.objectives.base import Classifier, Objective, rows_of_batch
 from looped.objectives.bptt import Unrolled
 from looped.objectives.denoise import Denoise, only_sought
 from looped.rng import StepRandom
@@ -105,20 +106,20 @@ def loop_states(objective: Unrolled, batch: Batch, depth: int, random: StepRando
     With `recurrence.damping` d a step is s <- d s + (1 - d) step(s).
     """
     model, damping = objective.model, objective.config.damping
-    rows = surroundings(batch)
-    e = model.encode(batch.inputs, **rows)
+    rows = rows_of_batch(batch)
+    e = model.encode(batch.inputs, rows)
     noise = own_normal(random, "state", batch, e.shape[-1]) if model.recurrence.needs_noise else None
     state = model.initial_state(e, noise) if start is None else start
     for step in range(depth):
         working = stopping.working
         if len(working) < len(state):
-            rows = surroundings(batch[working])
+            rows = rows_of_batch(batch[working])
         before = state[working]
-        after = model.step(before, e[working], block=model.recurrence.block_at(step), **rows)
+        after = model.step(before, e[working], None, rows.having(block=model.recurrence.block_at(step)))
         after = after if damping == 0 else damping * before + (1 - damping) * after
         state = state.index_copy(0, working, after)
         if read is None or step + 1 in read:
-            stopping.take(model.decode(after, **rows), after)
+            stopping.take(model.decode(after, rows), after)
         else:
             stopping.go_on()
         yield state
@@ -131,10 +132,11 @@ class Solver:
     """The configured solver of a denoiser on one batch of problems."""
 
     def __init__(self, objective: Denoise, batch: Batch):
-        self.objective, self.batch, self.rows = objective, batch, surroundings(batch)
+        self.objective, self.batch, self.rows = objective, batch, rows_of_batch(batch)
         self.denoiser, self.config = objective.denoiser, objective.config
-        self.e = objective.model.encode(batch.inputs, **self.rows)
-        self.context = objective.model.make_context(self.e, self.config.context, **self.rows)
+        self.e = objective.model.encode(batch.inputs, self.rows)
+        self.context = objective.model.make_context(self.e, self.config.context, self.rows)
+        self.rows = self.rows.having(context=self.context)
 
     def run(self, depth: int, random: StepRandom, *, stream: str = "", exit: Exit | None = None,
             watch: Callable[[int, Tensor, Tensor, Tensor], None] | None = None) -> Stopping:
@@ -169,16 +171,17 @@ class Solver:
         """Logits of the problems at work, and what the step hands on."""
         sigma = levels_of(z, level)
         if len(working) == len(z):
-            return self._guided(z, sigma, self.e, context=self.context, carry=carry, **self.rows)
+            return self._guided(z, sigma, self.e, self.rows, carry)
         if self.context is not None:  # its keys and values are those of the whole batch
-            logits, handed = self.denoiser.read(z, sigma, self.e, context=self.context, carry=carry, **self.rows)
+            logits, handed = self.denoiser.read(z, sigma, self.e, self.rows, carry=carry)
             return logits[working], None if handed is None else handed[working]
         return self._guided(z[working], sigma[working.to(sigma.device)], self.e[working],
-                            carry=None if carry is None else carry[working], **surroundings(self.batch[working]))
+                            rows_of_batch(self.batch[working]), None if carry is None else carry[working])
 
-    def _guided(self, z: Tensor, sigma: Tensor, e: Tensor, **options) -> tuple[Tensor, Tensor | None]:
-        logits, handed = self.denoiser.read(z, sigma, e, **options)
-        return self.denoiser.guided(logits, z, sigma, e, **options), handed
+    def _guided(self, z: Tensor, sigma: Tensor, e: Tensor, rows: Rows,
+                carry: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        logits, handed = self.denoiser.read(z, sigma, e, rows, carry=carry)
+        return self.denoiser.guided(logits, z, sigma, e, rows, carry=carry), handed
 
     def consistency(self, answers: Int[Tensor, "batch length"], random: StepRandom,
                     stream: str) -> Float[Tensor, "batch"]:
@@ -188,7 +191,7 @@ class Solver:
         for check in range(NUM_CHECKS):
             eps = own_normal(random, f"{stream}check{check}", self.batch, target.shape[-1])
             logits = self.denoiser(only_sought(target + level * eps, self.batch), levels_of(target, level), self.e,
-                                   context=self.context, **self.rows)
+                                   self.rows)
             total = total + self.batch.mean(logits.log_softmax(-1).gather(-1, answers.unsqueeze(-1)).squeeze(-1))
         return total / NUM_CHECKS
 

@@ -29,7 +29,7 @@ from looped.errors import KILLED, UserError, did_you_mean
 from looped.evaluation.bench_inputs import bench_inputs
 from looped.evaluation.depth import peak_bytes
 from looped.models.build import build
-from looped.nn.bias import Causal
+from looped.nn.rows import PLAIN
 from looped.objectives import build_objective
 from looped.objectives.counts import count
 from looped.objectives.flops import layer_flops
@@ -309,11 +309,11 @@ class LayerBench:
         self.layer = self.model.recurrence.core.blocks[0].layers[0]
         shape = config.training.batch_size, config.data.length, config.model.width
         self.x = torch.randn(shape, generator=generator(config.seed, "bench layer")).requires_grad_()
-        self.rows = {"mask": Causal(), "rotation": self.model.rotary(torch.arange(config.data.length))}
+        self.rows = self.model.placed(self.x, PLAIN)
 
     def forward(self) -> Tensor:
         with _autocast(self.precision):
-            return self.layer(self.x, **self.rows)
+            return self.layer(self.x, None, self.rows)
 
     def step(self) -> None:
         out = self.forward()

@@ -29,6 +29,7 @@ from looped.evaluation.texts import NOTHING, Ending
 from looped.nn.bias import Full, Mask, Padded
 from looped.nn.cache import Cache
 from looped.nn.precision import widest
+from looped.nn.rows import Rows
 from looped.objectives.base import EVERYBODY, Objective, evaluating
 from looped.objectives.bptt import Unrolled
 from looped.objectives.denoise import Denoise
@@ -125,13 +126,13 @@ def _unmasked(objective: Masked, prompt: Tensor, num_tokens: int, depth: int, st
     sought = (torch.arange(width, device=prompt.device) >= first).expand_as(tokens)
     whole = torch.full((len(prompt),), width, dtype=torch.float64)
     share = num_tokens / (whole if padding.empty is None else whole - padding.empty.cpu())  # without the empty columns
-    rows = {"mask": padding.mask(width, causal=False) or EVERYBODY, "start": padding.start(0)}
+    rows = Rows(mask=padding.mask(width, causal=False) or EVERYBODY, start=padding.start(0))
 
     def uniform(stream: str, step: int) -> Tensor:
         own = random.uniform(f"{stream}{step}", (num_tokens,))
         return torch.nn.functional.pad(own, (first, 0))  # a row's draws do not depend on what stands before it
 
-    return unmask(lambda tokens, m: steering(objective.logits(tokens, m * share, **rows)), tokens, sought,
+    return unmask(lambda tokens, m: steering(objective.logits(tokens, m * share, rows)), tokens, sought,
                   step_levels(objective, depth), uniform=uniform)[:, first:]
 
 
@@ -183,13 +184,13 @@ class LoopWriter:
     def next_logits(self, new: Int[Tensor, "batch new"], random: StepRandom) -> Tensor:
         """Logits (B, 1, V) after the columns so far and the `new` ones."""
         first, self.width = self.width, self.width + new.shape[1]
-        rows = {"start": self.padding.start(first), "mask": self.padding.mask(self.width)}
-        e = self.model.encode(new, cache=self.cache, **rows)
+        rows = Rows(start=self.padding.start(first), mask=self.padding.mask(self.width), cache=self.cache)
+        e = self.model.encode(new, rows)
         noise = None
         if self.model.recurrence.needs_noise:
             noise = self.padding.normal(random, "state", first, self.width, e.shape[-1])
-        state = self.model.unroll(e, grad=self.depth, noise=noise, cache=self.cache, **rows)
-        return self.steering(self.model.decode(state, cache=self.cache.child("coda"), **rows)[:, -1:])
+        state = self.model.unroll(e, rows, grad=self.depth, noise=noise)
+        return self.steering(self.model.decode(state, rows)[:, -1:])
 
 
 class DenoiseWriter:
@@ -207,9 +208,9 @@ class DenoiseWriter:
     def next_logits(self, new: Int[Tensor, "batch new"], random: StepRandom) -> Tensor:
         """Logits (B, k, V) of the block after the columns so far and the `new` ones."""
         first, self.width = self.width, self.width + new.shape[1]
-        rows = {"start": self.padding.start(first), "mask": self.padding.mask(self.width)}
-        e = self.model.encode(new, cache=self.cache, **rows)
-        self.context = self.model.make_context(e, self.objective.config.context, cache=self.context, **rows)
+        rows = Rows(start=self.padding.start(first), mask=self.padding.mask(self.width))
+        e = self.model.encode(new, rows.having(cache=self.cache))
+        self.context = self.model.make_context(e, self.objective.config.context, rows.having(context=self.context))
         logits_at = self._beside_context(e) if self.context is not None else self._beside_noisy_rows(e, new, random)
         return self._solve(logits_at, random)
 
@@ -217,11 +218,11 @@ class DenoiseWriter:
         """(z, level) -> logits of the sought block, which sees the clean context and itself."""
         whole = Full() if self.block > 1 else None
         mask = self.padding.mask(self.width + self.block, causal=False) or whole
-        start, walk = self.padding.start(self.width - 1), Walk(self.denoiser)
+        rows = Rows(mask=mask, start=self.padding.start(self.width - 1), context=self.context)
+        walk = Walk(self.denoiser)
 
         def logits_at(z: Tensor, level: float | Tensor) -> Tensor:
-            return walk(z, levels_of(z, level), e[:, -1:], context=self.context, mask=mask, start=start,
-                        steer=self.steering)
+            return walk(z, levels_of(z, level), e[:, -1:], rows, steer=self.steering)
 
         return logits_at
 
@@ -237,13 +238,13 @@ class DenoiseWriter:
         mask, seen = self.padding.mask(self.width), set()
 
         def logits_at(z: Tensor, level: float) -> Tensor:
-            rows, rows_e, column = z, held_e[:, -1:], self.width - 1
+            noisy, noisy_e, column = z, held_e[:, -1:], self.width - 1
             if level not in seen:  # a solver may come back to a level: commit once
-                rows, rows_e, column = torch.cat([target + level * eps, z], dim=1), held_e, first
+                noisy, noisy_e, column = torch.cat([target + level * eps, z], dim=1), held_e, first
             seen.add(level)
             cache = self.cache.child("level", level)
-            logits = self.denoiser(rows, levels_of(z, level), rows_e, cache=cache, start=self.padding.start(column),
-                                   mask=mask, steer=self.steering)
+            rows = Rows(mask=mask, start=self.padding.start(column), cache=cache)
+            logits = self.denoiser(noisy, levels_of(z, level), noisy_e, rows, steer=self.steering)
             cache.truncate(self.width - 1)  # the sought row is not known yet
             return logits[:, -1:]
 

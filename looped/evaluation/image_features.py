@@ -14,7 +14,7 @@ from looped.data.images import ImageBatch, Scale
 from looped.data.labelled import Picture
 from looped.errors import UserError
 from looped.models.vision import ImageClassifier
-from looped.objectives.base import Objective, surroundings
+from looped.objectives.base import Objective, rows_of_batch
 from looped.objectives.denoise import Denoise
 
 Levels = UInt8[Tensor, "num down across channels"]
@@ -62,15 +62,15 @@ def class_rows(objective: Objective, images: Float[Tensor, "num channels down ac
     start at zero, where it is told nothing of the class."""
     model = objective.model
     batch = model.picture.ask(ImageBatch(images, _no_labels(images))).to(images.device)
-    rows = surroundings(batch)
-    e = model.encode(batch.inputs, **rows)
+    rows = rows_of_batch(batch)
+    e = model.encode(batch.inputs, rows)
     if isinstance(objective, Denoise):
         z = e.new_zeros(*e.shape[:2], objective.denoiser.targets.dim)
         sigma = torch.full((len(e),), objective.noise.sigma_max, dtype=torch.float64)
         block = 0 if objective.denoiser.edges is not None else None
-        return objective.denoiser.trace(z, sigma, e, block=block, **rows)[1][:, 0].float()
+        return objective.denoiser.trace(z, sigma, e, rows.having(block=block))[1][:, 0].float()
     noise = torch.zeros_like(e) if model.recurrence.needs_noise else None
-    return model.hidden(model.unroll(e, grad=depth, noise=noise, **rows), **rows)[:, 0].float()
+    return model.hidden(model.unroll(e, rows, grad=depth, noise=noise), rows)[:, 0].float()
 
 
 def _no_labels(images: Tensor) -> Int[Tensor, "num"]:

@@ -36,7 +36,8 @@ from looped.evaluation.texts import per_token
 from looped.nn.bias import CleanNoisy, SameDocument
 from looped.nn.cache import Cache
 from looped.nn.checks import depths_of, ids_of, whole_number
-from looped.objectives.base import Objective, evaluating, require_objective, surroundings, token_losses
+from looped.nn.rows import Rows
+from looped.objectives.base import Objective, evaluating, require_objective, rows_of_batch, token_losses
 from looped.objectives.bptt import Unrolled
 from looped.objectives.denoise import Denoise
 from looped.objectives.masked import Masked
@@ -162,9 +163,9 @@ def _a_token(means: Float64[Tensor, "num"], counts: Int[Tensor, "num"]) -> Float
 def _loop_rows(objective: Unrolled, rows: Tokens, depths: list[int], random: StepRandom) -> list[tuple]:
     """One unroll; the time at a depth counts the loop up to there and one readout."""
     model, batch = objective.model, objective.ask(rows)
-    around = surroundings(batch)
+    around = rows_of_batch(batch)
     began = now(rows.device)
-    e = model.encode(batch.inputs, **around)
+    e = model.encode(batch.inputs, around)
     noise = random.normal("state", e.shape[1:]) if model.recurrence.needs_noise else None
     results, reading = [], 0.0
 
@@ -172,12 +173,12 @@ def _loop_rows(objective: Unrolled, rows: Tokens, depths: list[int], random: Ste
         nonlocal reading
         if index + 1 in depths:
             start = now(rows.device)
-            losses = token_losses(model.decode(state, **around), batch.targets)
+            losses = token_losses(model.decode(state, around), batch.targets)
             own = now(rows.device) - start
             results.append((index + 1, losses, start - began - reading + own))
             reading += own
 
-    model.unroll(e, grad=depths[-1], noise=noise, callback=read_out, **around)
+    model.unroll(e, around, grad=depths[-1], noise=noise, callback=read_out)
     return results
 
 
@@ -199,7 +200,7 @@ def _bound(objective: Denoise, rows: Tokens, depth: int, random: StepRandom) -> 
     walk = Walk(denoiser)
 
     def logits_at(z: Tensor, level: Tensor) -> Tensor:
-        return walk(z, levels_of(z, level), e, **around)
+        return walk(z, levels_of(z, level), e, around)
 
     for step, (sigma, lower) in enumerate(itertools.pairwise(levels)):
         # q(z' | z, y): mean keep z + (1 - keep) y, variance lower^2 (1 - keep), with keep = (lower / sigma)^2.
@@ -254,25 +255,25 @@ class TeacherForced:
         def denoise(z: Tensor, sigma) -> Tensor:
             nonlocal logits
             sigma = levels_of(z, sigma)
-            logits = walk(z.float(), sigma, self.e, **self._surroundings(sigma, eps))
+            logits = walk(z.float(), sigma, self.e, self._rows(sigma, eps))
             return self.denoiser.estimate(logits, random.uniform(f"{stream} bridge{next(calls)}", self.y.shape[1:]))
 
         solve(config, self.objective.noise, denoise, num_steps,
               normal=lambda name: random.normal(f"{stream} {name}", self.target.shape[1:]))
         return -token_losses(logits, self.y)
 
-    def _surroundings(self, sigma: Tensor, eps: Tensor) -> dict:
+    def _rows(self, sigma: Tensor, eps: Tensor) -> Rows:
         """What the solved rows attend to besides themselves: clean rows, or the noised truth of strictly earlier ones
         (row i of it holds token i + 1, which row i itself must not see)."""
-        if self.around["context"] is not None:
+        if self.around.context is not None:
             return self.around
         teacher, documents = Cache(), self.batch.documents
         noisy = self.target + sigma.float()[:, None, None].to(eps.device) * eps
-        self.denoiser(noisy, sigma, self.e, cache=teacher, **self.around)
+        self.denoiser(noisy, sigma, self.e, self.around.having(cache=teacher))
         if documents is None:
-            return self.around | {"context": teacher, "strict": True}
+            return self.around.having(context=teacher, strict=True)
         mask = CleanNoisy(documents.shape[1], strict=True) & SameDocument(documents)
-        return self.around | {"context": teacher, "mask": mask}
+        return self.around.having(context=teacher, mask=mask)
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from looped.evaluation.likelihood import next_token_losses
 from looped.evaluation.motion import Motion, growth
 from looped.evaluation.rows import Row, confidence_interval, summarise
 from looped.evaluation.verdicts import NATS, verdict
-from looped.objectives.base import Objective, evaluating, surroundings, token_losses
+from looped.objectives.base import Objective, evaluating, rows_of_batch, token_losses
 from looped.objectives.denoise import Denoise
 from looped.rng import StepRandom, generator
 
@@ -113,10 +113,10 @@ def scrambled_context(objective: Objective, tokens: Tokens, *, seed: int = 0) ->
 
 def _after_one_step(objective: Objective, batch: Batch, random: StepRandom) -> Float[Tensor, "num length vocab"]:
     """Logits of a loop after its first step."""
-    model, rows = objective.model, surroundings(batch)
-    e = model.encode(batch.inputs, **rows)
+    model, rows = objective.model, rows_of_batch(batch)
+    e = model.encode(batch.inputs, rows)
     noise = random.normal("state", e.shape[1:]) if model.recurrence.needs_noise else None
-    return model.decode(model.unroll(e, grad=1, noise=noise, **rows), **rows)
+    return model.decode(model.unroll(e, rows, grad=1, noise=noise), rows)
 
 
 def _noised(objective: Denoise, y: Tensor, level: float, random: StepRandom) -> tuple[Tensor, Tensor]:
@@ -191,11 +191,11 @@ def loop_probes(objective: Objective, tokens: Tokens, num_steps: int, *, seed: i
     """By loop step: root mean square of the state, and contraction, |s_t - s_{t-1}| over |s_{t-1} - s_{t-2}|."""
     model, random = objective.model, StepRandom(seed, 0, count=len(tokens), device=tokens.device)
     batch = objective.ask(tokens)
-    rows_of_model = surroundings(batch)
-    e = model.encode(batch.inputs, **rows_of_model)
+    told = rows_of_batch(batch)
+    e = model.encode(batch.inputs, told)
     noise = random.normal("state", e.shape[1:]) if model.recurrence.needs_noise else None
     motion = Motion()
-    model.unroll(e, grad=num_steps, noise=noise, callback=lambda _, state: motion.take(state), **rows_of_model)
+    model.unroll(e, told, grad=num_steps, noise=noise, callback=lambda _, state: motion.take(state))
     rows = []
     for depth, (size, ratio) in enumerate(zip(motion.sizes, motion.ratios, strict=True), start=1):
         rows.append(summarise("state_rms", size, depth=depth))

@@ -22,6 +22,7 @@ from looped.nn.bias import Full
 from looped.nn.conditioning import LevelEmbedding
 from looped.nn.layers import RMSNorm, Rotary
 from looped.nn.projection import cast_for
+from looped.nn.rows import Rows
 
 EVERYBODY = Full()
 
@@ -65,8 +66,8 @@ class ImageDenoiser(nn.Module):
         """What each patch reads. `block`: which block of the core is at work; None: the first."""
         cond = self.level_embedding(level) + self.classes(labels)
         x = self.patches(cast_for(self.patches, cut(images, self.picture.patch))) + self.place
-        chosen = {} if block is None else {"block": block}
-        x = self.recurrence.step(x, x, cond, mask=EVERYBODY, rotation=self.rotary(self._positions(x)), **chosen)
+        rows = Rows(mask=EVERYBODY, rotation=self.rotary(self._positions(x)))
+        x = self.recurrence.step(x, x, cond, rows, block=block)
         return join(self.pixels(self._modulated(x, cond)), self.picture)
 
     def _positions(self, x: Tensor) -> Int[Tensor, "1 patches 2"]:

@@ -5,7 +5,8 @@ number of times with `e` injected, one final norm used after the loop and again 
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from looped.config.model import ModelConfig
 from looped.errors import UserError, did_you_mean
-from looped.nn.bias import Causal, Mask
+from looped.nn.bias import Causal
 from looped.nn.cache import Cache
 from looped.nn.checks import ids_of, kind_of, require, whole_number
 from looped.nn.conditioning import LevelEmbedding
@@ -21,13 +22,11 @@ from looped.nn.injection import Diagonal, build_injection
 from looped.nn.layers import RMSNorm, Rotary, TransformerLayer
 from looped.nn.projection import head_logits, is_plain, table_of
 from looped.nn.recurrence import Absent, Core, LayerStack, RecurrentDepth, init_weights, run_layers
+from looped.nn.rows import PLAIN, Rows
 
 State = Float[Tensor, "batch length width"]
 Logits = Float[Tensor, "batch length vocab"]
 Level = Float[Tensor, "batch"] | Float[Tensor, "batch length"]
-Positions = Int[Tensor, "batch length axes"]
-Start = int | Int[Tensor, "batch"]
-"""The position of the first row, for all sequences or each its own (padding on the left)."""
 
 
 class LanguageModel(nn.Module):
@@ -67,21 +66,19 @@ class LanguageModel(nn.Module):
         """Initialise all but the core in place, with draws that do not depend on the core."""
         start_around(self, effective_depth)
 
-    def _rows(self, x: Tensor, start: Start, mask: Mask | None, context: Cache | None = None,
-              positions: Positions | None = None) -> dict:
-        """The keyword arguments every layer needs for rows at `positions`, or at start, start + 1, ..."""
+    def placed(self, x: Tensor, rows: Rows) -> Rows:
+        """What layers are told of the rows of x: with their angles, and causal where nothing else is said."""
+        positions = rows.positions
         if positions is None:
-            positions = torch.as_tensor(start, device=x.device).unsqueeze(-1) + torch.arange(x.shape[1],
-                                                                                             device=x.device)
-        return {"mask": mask if mask or context is not None else Causal(), "rotation": self.rotary(positions)}
+            positions = torch.as_tensor(rows.start, device=x.device).unsqueeze(-1) + torch.arange(x.shape[1],
+                                                                                                  device=x.device)
+        mask = Causal() if rows.mask is None and rows.context is None else rows.mask
+        return rows.having(mask=mask, rotation=self.rotary(positions))
 
-    def encode(self, tokens: Int[Tensor, "batch length"], *, mask: Mask | None = None, cache: Cache | None = None,
-               start: Start = 0, positions: Positions | None = None) -> State:
-        """The prelude's output `e`; row i sees tokens <= i (or what `mask` allows). `start`: first row's position;
-        `positions`, here and below: where all rows stand instead, with an axis or several (cells of a grid)."""
+    def encode(self, tokens: Int[Tensor, "batch length"], rows: Rows = PLAIN) -> State:
+        """The prelude's output `e`; row i sees tokens <= i (or what the mask of the rows allows)."""
         x = math.sqrt(self.config.width) * self.embed(tokens)
-        return run_layers(self.prelude, x, cache=cache and cache.child("prelude"),
-                          **self._rows(x, start, mask, positions=positions))
+        return run_layers(self.prelude, x, None, self.placed(x, rows).at("prelude"))
 
     @property
     def step_layers(self) -> float:
@@ -92,32 +89,18 @@ class LanguageModel(nn.Module):
         """The state before the first loop step; see `RecurrentDepth.initial_state`."""
         return self.recurrence.initial_state(e, noise)
 
-    def step(self, state: State, e: State, level: Level | None = None, *, mask: Mask | None = None,
-             cache: Cache | None = None, context: Cache | None = None, start: Start = 0, strict: bool = False,
-             positions: Positions | None = None, block: int | None = None) -> State:
-        """One loop step. `level` (B,) or (B, L) conditions it on a noise level; `context` holds clean keys and values
-        (see `make_context`), which row i sees up to i beside itself or as `mask` says of context and rows together;
-        `cache` holds those of earlier rows at the same step. `block`: which block of the core; None: the first."""
+    def step(self, state: State, e: State, level: Level | None = None, rows: Rows = PLAIN) -> State:
+        """One loop step. `level` (B,) or (B, L) conditions it on a noise level."""
         cond = self.level_embedding(level) if level is not None else None
-        return self.recurrence.step(state, e, cond, cache=cache, context=context and context.child("core"),
-                                    strict=strict, **({} if block is None else {"block": block}),
-                                    **self._rows(state, start, mask, context, positions))
+        return self.recurrence.step(state, e, cond, self.placed(state, rows).at("core"), block=rows.block)
 
-    def decode(self, state: State, *, mask: Mask | None = None, cache: Cache | None = None,
-               context: Cache | None = None, start: Start = 0, strict: bool = False,
-               positions: Positions | None = None) -> Logits:
+    def decode(self, state: State, rows: Rows = PLAIN) -> Logits:
         """Norm, coda, norm, head."""
-        x = self.hidden(state, mask=mask, cache=cache, context=context, start=start, strict=strict,
-                        positions=positions)
-        return head_logits(self, x)
+        return head_logits(self, self.hidden(state, rows))
 
-    def hidden(self, state: State, *, mask: Mask | None = None, cache: Cache | None = None,
-               context: Cache | None = None, start: Start = 0, strict: bool = False,
-               positions: Positions | None = None) -> State:
+    def hidden(self, state: State, rows: Rows = PLAIN) -> State:
         """What the head reads: norm, coda, norm. A loss over `head_weight` needs no logits of all rows at once."""
-        x = run_layers(self.coda, self.norm(state), cache=cache, context=context and context.child("coda"),
-                       strict=strict, **self._rows(state, start, mask, context, positions))
-        return self.norm(x)
+        return self.norm(run_layers(self.coda, self.norm(state), None, self.placed(state, rows).at("coda")))
 
     @property
     def head_weight(self) -> Float[Tensor, "vocab width"]:
@@ -130,22 +113,19 @@ class LanguageModel(nn.Module):
                             f"it says; read it with looped.nn.projection.head_logits(model, hidden)")
         return self.head.weight
 
-    def unroll(self, e: State, *, no_grad: int | Tensor = 0, grad: int | Tensor, mask: Mask | None = None,
-               cache: Cache | None = None, start: Start = 0, positions: Positions | None = None, **kwargs) -> State:
+    def unroll(self, e: State, rows: Rows = PLAIN, *, no_grad: int | Tensor = 0, grad: int | Tensor,
+               state: State | None = None, noise: State | None = None,
+               callback: Callable[[int, State], Any] | None = None) -> State:
         """Loop from the initial state; arguments as `RecurrentDepth.unroll`. With a cache, step t has its own rows."""
         if e.ndim != 3 or e.shape[-1] != self.width:
             raise UserError(f"e must be what encode(tokens) returns, (batch, length, {self.width}), got {kind_of(e)}")
-        whole = self._rows(e, start, mask, positions=positions)
+        whole = self.placed(e, rows)
 
-        def options(index: int, rows: Tensor | None) -> dict:
-            own = whole
-            if rows is not None:
-                own = own | {"mask": whole["mask"].of_rows(rows)}
-            if rows is not None and len(whole["rotation"][0]) > 1:
-                own = own | {"rotation": tuple(part[rows] for part in whole["rotation"])}
-            return own if cache is None else {"cache": cache.child("core", index), **own}
+        def of_step(index: int, sequences: Tensor | None) -> Rows:
+            return whole.at("core", index) if sequences is None else whole.of(sequences)
 
-        return self.recurrence.unroll(e, no_grad=no_grad, grad=grad, options=options, **kwargs)
+        return self.recurrence.unroll(e, no_grad=no_grad, grad=grad, state=state, noise=noise, callback=callback,
+                                      rows=of_step)
 
     def forward(self, tokens: Int[Tensor, "batch length"], num_steps: int, *, noise: State | None = None) -> Logits:
         """Logits after `num_steps` loop steps. Raises `UserError` for what are no token ids of the vocabulary."""
@@ -153,42 +133,42 @@ class LanguageModel(nn.Module):
         whole_number("num_steps", num_steps)
         return self.decode(self.unroll(self.encode(tokens), grad=num_steps, noise=noise))
 
-    def make_context(self, e: State, kind: str, *, mask: Mask | None = None, cache: Cache | None = None,
-                     start: Start = 0, positions: Positions | None = None, block: int | None = None) -> Cache | None:
+    def make_context(self, e: State, kind: str, rows: Rows = PLAIN) -> Cache | None:
         """The clean keys and values that noisy rows attend to in every core and coda layer, whatever the noise level.
 
         inject: none (None). context: every layer reads the prelude's output. concat: the clean rows run through the
-        core once and the coda, unconditioned. With `cache` (an earlier return value) new rows are appended to it.
-        `mask`: who sees whom among the clean rows, causal where None. A core of several blocks has a context for each
-        (`Cache.of_block`), as if the others were not there, or for `block` alone.
+        core once and the coda, unconditioned. To the `context` of the rows, an earlier return value, these are added;
+        their mask says who sees whom among them. A core of several blocks has a context for each (`Cache.of_block`), as
+        if the others were not there, or for the `block` of the rows alone.
         """
         if kind == "inject":
             return None
         if kind not in ("context", "concat"):
             raise UserError(f"no context '{kind}'{did_you_mean(kind, ('inject', 'context', 'concat'))}")
-        context = cache if cache is not None else Cache()
-        rows, blocks = self._rows(e, start, mask, positions=positions), self.recurrence.core.blocks
-        for number in range(len(blocks)) if block is None else [block]:
-            self._record(blocks[number].layers, e, kind, context.of_block(number if len(blocks) > 1 else None), rows)
+        context = rows.context if rows.context is not None else Cache()
+        placed, blocks = self.placed(e, rows.having(context=None, cache=None)), self.recurrence.core.blocks
+        for number in range(len(blocks)) if rows.block is None else [rows.block]:
+            own = context.of_block(number if len(blocks) > 1 else None)
+            self._record(blocks[number].layers, e, kind, own, placed)
         return context
 
-    def _record(self, core: nn.ModuleList, e: State, kind: str, context: Cache, rows: dict) -> None:
+    def _record(self, core: nn.ModuleList, e: State, kind: str, context: Cache, rows: Rows) -> None:
         """The context of one block."""
         if kind == "context":
             for name, layers in (("core", core), ("coda", self.coda)):
                 for i, layer in enumerate(layers):
-                    layer.record(e, context.child(name).layer(i), rotation=rows["rotation"])
+                    layer.record(e, context.child(name).layer(i), rotation=rows.rotation)
             return
-        x = run_layers(core, e, cache=context.child("core"), **rows)
-        self._record_last(x, context, rows)
+        x = run_layers(core, e, None, rows.having(cache=context.child("core")))
+        self._record_last(x, context.child("coda"), rows)
 
-    def _record_last(self, x: State, context: Cache, rows: dict) -> None:
+    def _record_last(self, x: State, context: Cache, rows: Rows) -> None:
         """The clean rows' way through the coda; nobody reads the last layer's output, so only its keys are made."""
         if not len(self.coda):
             return
-        x = run_layers(self.coda[:-1], self.norm(x), cache=context.child("coda"), **rows)
+        x = run_layers(self.coda[:-1], self.norm(x), None, rows.having(cache=context))
         last = len(self.coda) - 1
-        self.coda[last].record(x, context.child("coda").layer(last), rotation=rows["rotation"])
+        self.coda[last].record(x, context.layer(last), rotation=rows.rotation)
 
     def compile_step(self) -> None:
         """Compile one loop step."""

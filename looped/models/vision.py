@@ -14,11 +14,10 @@ from torch import Tensor, nn
 
 from looped.config.model import ModelConfig
 from looped.data.labelled import Picture
-from looped.models.language import LanguageModel, Positions, Start, State
-from looped.nn.bias import Mask
-from looped.nn.cache import Cache
+from looped.models.language import LanguageModel, State
 from looped.nn.projection import cast_for
 from looped.nn.recurrence import run_layers
+from looped.nn.rows import PLAIN, Rows
 
 Images = Float[Tensor, "batch channels down across"]
 
@@ -56,10 +55,8 @@ class ImageClassifier(LanguageModel):
         super().start_shared(effective_depth)
         self._start_patches()
 
-    def encode(self, tokens: Images, *, mask: Mask | None = None, cache: Cache | None = None, start: Start = 0,
-               positions: Positions | None = None) -> State:
+    def encode(self, tokens: Images, rows: Rows = PLAIN) -> State:
         """The prelude's output `e` of images, the row of the class first."""
         patches = self.patches(cast_for(self.patches, cut(tokens, self.picture.patch)))
         x = torch.cat([self.class_row.to(patches.dtype).expand(len(patches), 1, -1), patches], dim=1)
-        return run_layers(self.prelude, x, cache=cache and cache.child("prelude"),
-                          **self._rows(x, start, mask, positions=positions))
+        return run_layers(self.prelude, x, None, self.placed(x, rows).at("prelude"))

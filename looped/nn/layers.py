@@ -12,11 +12,11 @@ from torch.utils.checkpoint import checkpoint
 
 from looped.errors import UserError, did_you_mean
 from looped.nn.attention import attention, context_attention
-from looped.nn.bias import Mask
 from looped.nn.cache import LayerCache
 from looped.nn.conditioning import Modulation
 from looped.nn.fused import Activation, rms_norm
 from looped.nn.projection import project_by
+from looped.nn.rows import Rows
 
 State = Float[Tensor, "batch length width"]
 Rotation = tuple[Tensor, Tensor]
@@ -116,24 +116,24 @@ class Attention(nn.Module):
         v = self.v(x).unflatten(-1, (self.num_kv_heads, self.head_dim))
         return rotate(self.k_norm(k) if self.k_norm else k, rotation), v
 
-    def forward(self, x: State, *, mask: Mask | None, rotation: Rotation, cache: LayerCache | None = None,
-                context: LayerCache | None = None, strict: bool = False, gate: Tensor | None = None) -> State:
-        """Attend among the rows under `mask` (appending to `cache`); with a `context`, to its rows and these together
-        under `mask`, or without a mask to the context rows up to the own place (`strict`: before it) and the own row.
-        """
-        if strict and (context is None or mask is not None):
+    def forward(self, x: State, rows: Rows, *, gate: Tensor | None = None) -> State:
+        """Attend among the rows under their mask (appending to their cache); with a context, to its rows and these
+        together under the mask, or without a mask to the context rows up to the own place (`strict`: before it) and the
+        own row."""
+        context = rows.context
+        if rows.strict and (context is None or rows.mask is not None):
             raise UserError("strict says which rows of a context are seen where no mask does; "
                             "pass it with context= and without mask=, or leave it out")
-        q = self.queries(x, rotation)
-        k, v = self.keys_values(x, rotation)
-        if context is not None and mask is None:
-            mixed = context_attention(q, context.k, context.v, k, v, strict=strict, backend=self.backend)
+        q = self.queries(x, rows.rotation)
+        k, v = self.keys_values(x, rows.rotation)
+        if context is not None and rows.mask is None:
+            mixed = context_attention(q, context.k, context.v, k, v, strict=rows.strict, backend=self.backend)
         else:
             if context is not None:
                 k, v = torch.cat([context.k, k], dim=1), torch.cat([context.v, v], dim=1)
-            elif cache is not None:
-                k, v = cache.append(k, v)
-            mixed = attention(q, k, v, mask, backend=self.backend)
+            elif rows.cache is not None:
+                k, v = rows.cache.append(k, v)
+            mixed = attention(q, k, v, rows.mask, backend=self.backend)
         return project_by(self.out, mixed.flatten(-2), gate=gate)  # B L H K -> B L (H K)
 
 
@@ -180,25 +180,21 @@ class TransformerLayer(nn.Module):
             return [(None, None, None)] * 2
         return self.modulation(cond)
 
-    def forward(self, x: State, cond: Tensor | None = None, *, mask: Mask | None, rotation: Rotation,
-                cache: LayerCache | None = None, context: LayerCache | None = None, strict: bool = False) -> State:
+    def forward(self, x: State, cond: Tensor | None, rows: Rows) -> State:
         """One layer; `cond` (B, C) or (B, L, C) modulates it, None leaves it plain."""
-        if not self.checkpointed or cache is not None or not torch.is_grad_enabled():
-            return self._run(x, cond, mask=mask, rotation=rotation, cache=cache, context=context, strict=strict)
+        if not self.checkpointed or rows.cache is not None or not torch.is_grad_enabled():
+            return self._run(x, cond, rows)
 
         def again(x, cond, cos, sin, k=None, v=None):
-            rows = None if context is None else LayerCache(k, v)
-            return self._run(x, cond, mask=mask, rotation=(cos, sin), context=rows, strict=strict)
+            context = None if rows.context is None else LayerCache(k, v)
+            return self._run(x, cond, rows.having(rotation=(cos, sin), context=context))
 
-        rows = () if context is None else (context.k, context.v)
-        return checkpoint(again, x, cond, *rotation, *rows, use_reentrant=False, preserve_rng_state=False)
+        context = () if rows.context is None else (rows.context.k, rows.context.v)
+        return checkpoint(again, x, cond, *rows.rotation, *context, use_reentrant=False, preserve_rng_state=False)
 
-    def _run(self, x: State, cond: Tensor | None, *, mask: Mask | None, rotation: Rotation,
-             cache: LayerCache | None = None, context: LayerCache | None = None, strict: bool = False) -> State:
+    def _run(self, x: State, cond: Tensor | None, rows: Rows) -> State:
         (shift1, scale1, gate1), (shift2, scale2, gate2) = self._modulate(cond)
-        h = self.n1(x, scale=scale1, shift=shift1)
-        x = self.n2(x + self.attn(h, mask=mask, rotation=rotation, cache=cache, context=context, strict=strict,
-                                  gate=gate1))
+        x = self.n2(x + self.attn(self.n1(x, scale=scale1, shift=shift1), rows, gate=gate1))
         h = self.n3(x, scale=scale2, shift=shift2)
         return self.n4(x + self.mlp(h, gate=gate2))
 

@@ -5,10 +5,10 @@ Any `nn.Module` with `(state, e, cond) -> state` can be a block, so the loop can
     loop = RecurrentDepth(Core(MyBlock()), state_init="zero")
     state = loop(e, num_steps=8)
 
-In a model of this package, `model.recurrence.core = Core(MyBlock())`, a block is told more, so its forward is
-`(state, e, cond=None, **options) -> state`. Options are `mask` (who sees whom), `rotation` (the angles of where rows
-stand), and in sampling `cache` and `context` (keys and values of rows that are not among these) with `strict`. A block
-that reads each row by itself ignores them all; one that mixes rows has to obey the mask.
+In a model of this package, `model.recurrence.core = Core(MyBlock())`, a block is told more: its forward is
+`(state, e, cond, rows)`, `rows` (`looped.nn.rows.Rows`) being who sees whom (`mask`), the angles of where rows stand
+(`rotation`), and in sampling `cache` and `context`, keys and values of rows that are not among these. A block that
+reads each row by itself ignores them all; one that mixes rows has to obey the mask.
 """
 
 import inspect
@@ -21,15 +21,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from looped.errors import UserError, did_you_mean
-from looped.nn.cache import Cache
 from looped.nn.checks import counts_by_row, whole_number
 from looped.nn.layers import RMSNorm, TransformerLayer
 from looped.nn.precision import widest
+from looped.nn.rows import Rows
 
 State = Float[Tensor, "batch length width"]
 States = State | tuple[Tensor, ...]
 Parts = Tensor | tuple[Tensor, ...]
 """Some rows of a state."""
+RowsOfStep = Callable[[int, Tensor | None], Rows]
+"""(number of a step, numbers of its sequences or None for all) -> what the step is told of their rows."""
 
 
 class Core(nn.Module):
@@ -45,9 +47,9 @@ class Core(nn.Module):
     def num_blocks(self) -> int:
         return len(self.blocks)
 
-    def forward(self, state: Tensor, e: Tensor, cond: Tensor | None = None, *, index: int = 0,
-                block: int | None = None, **options: Any) -> Tensor:
-        return self.blocks[index % self.num_blocks if block is None else block](state, e, cond, **options)
+    def forward(self, state: Tensor, e: Tensor, cond: Tensor | None = None, *rows: Rows, index: int = 0,
+                block: int | None = None) -> Tensor:
+        return self.blocks[index % self.num_blocks if block is None else block](state, e, cond, *rows)
 
 
 class Absent(nn.Module):
@@ -61,7 +63,7 @@ class Absent(nn.Module):
     def layers(self) -> NoReturn:
         self.refuse()
 
-    def forward(self, state: Tensor, e: Tensor, cond: Tensor | None = None, **options: Any) -> NoReturn:
+    def forward(self, state: Tensor, e: Tensor, cond: Tensor | None = None, *rows: Rows) -> NoReturn:
         self.refuse()
 
     def refuse(self) -> NoReturn:
@@ -77,17 +79,14 @@ class LayerStack(nn.Module):
         self.injection = injection
         self.layers = nn.ModuleList(layers)
 
-    def forward(self, state: State, e: State, cond: Tensor | None = None, *, cache: Cache | None = None,
-                context: Cache | None = None, **options: Any) -> State:
-        return run_layers(self.layers, self.injection(state, e), cond, cache=cache, context=context, **options)
+    def forward(self, state: State, e: State, cond: Tensor | None, rows: Rows) -> State:
+        return run_layers(self.layers, self.injection(state, e), cond, rows)
 
 
-def run_layers(layers: Iterable[TransformerLayer], x: State, cond: Tensor | None = None, *, cache: Cache | None = None,
-               context: Cache | None = None, **options: Any) -> State:
+def run_layers(layers: Iterable[TransformerLayer], x: State, cond: Tensor | None, rows: Rows) -> State:
     """Apply layers in turn, each with its own place in the caches."""
     for i, layer in enumerate(layers):
-        x = layer(x, cond, cache=cache.layer(i) if cache is not None else None,
-                  context=context.layer(i) if context is not None else None, **options)
+        x = layer(x, cond, rows.layer(i))
     return x
 
 
@@ -123,43 +122,50 @@ class RecurrentDepth(nn.Module):
                             f"choose like-init or noise")
         return STATE_INITS[self.state_init](e, noise)
 
-    def step(self, state: States, e: State, cond: Tensor | None = None, **options: Any) -> States:
-        """One application of the core. Raises `UserError` for a core that does not take the `options` of its model."""
+    def step(self, state: States, e: State, cond: Tensor | None = None, rows: Rows | None = None, *,
+             block: int | None = None) -> States:
+        """One application of the core, of its `block` if it has several. Raises `UserError` for a core that is not
+        ready to be told of the `rows` of a model."""
+        told = () if rows is None else (rows,)
+        chosen = {} if block is None else {"block": block}  # not the index: a compiled step then has a graph a block
         try:
-            return self.core(state, e, cond, **options)
+            return self.core(state, e, cond, *told, **chosen)
         except TypeError as error:
-            if "unexpected keyword argument" not in str(error):
+            if "positional argument" not in str(error) or rows is None:
                 raise
-            raise UserError(f"the core does not take what its model tells every step ({error}); give its forward "
-                            f"**options: {', '.join(options)}") from error
+            raise UserError(f"the core does not take what its model tells every step ({error}); give its forward a "
+                            f"fourth argument: (state, e, cond, rows)") from error
 
-    def forward(self, e: State, num_steps: int, **options: Any) -> State:
-        """`num_steps` steps, all with gradient; 0 gives the initial state. Raises `UserError` for fewer."""
-        return self.unroll(e, no_grad=0, grad=whole_number("num_steps", num_steps), **options)
+    def forward(self, e: State, num_steps: int, *, state: States | None = None, noise: State | None = None,
+                cond: Tensor | None = None, callback: Callable[[int, States], Any] | None = None) -> States:
+        """`num_steps` steps, all with gradient; 0 gives the initial state. Arguments as of `unroll`. Raises `UserError`
+        for fewer."""
+        return self.unroll(e, no_grad=0, grad=whole_number("num_steps", num_steps), state=state, noise=noise, cond=cond,
+                           callback=callback)
 
     def unroll(self, e: State, *, no_grad: int | Tensor, grad: int | Tensor, state: States | None = None,
                noise: State | None = None, cond: Tensor | None = None,
                callback: Callable[[int, States], Any] | None = None,
-               options: Callable[[int, Tensor | None], dict] | None = None) -> States:
+               rows: RowsOfStep | None = None) -> States:
         """`no_grad` steps without gradient, then `grad` steps with it (Huginn's truncated BPTT).
 
         Tensors (B,) give each sequence its own depths, in any order: all sequences first run their steps without
         gradient, then those with it; a finished one is left out of the batch, so nothing is computed for it.
-        `options(index, rows)` gives the keyword arguments of a step for the sequences of these numbers (None: all, in
-        their order). `callback(index, state)` sees the state of all sequences after each step; True from it stops the
-        loop. `index` counts the steps that the loop has run. `state` may be a tuple of tensors (B, ...) that the core
-        takes and returns; without it the loop starts from `initial_state`, one tensor.
+        `rows(index, numbers)` gives what step `index` is told of the rows of the sequences of these numbers (None: all,
+        in their order). `callback(index, state)` sees the state of all sequences after each step; True from it stops
+        the loop. `index` counts the steps that the loop has run. `state` may be a tuple of tensors (B, ...) that the
+        core takes and returns; without it the loop starts from `initial_state`, one tensor.
 
         Raises `UserError` for depths below 0 or of another number of sequences, and for a core that returns another
         shape than it was given.
         """
         state = self.initial_state(e, noise) if state is None else state
         if isinstance(no_grad, Tensor) or isinstance(grad, Tensor):
-            return self._unroll_rows(state, _Rounds(self, e, cond, callback, options), no_grad, grad)
+            return self._unroll_rows(state, _Rounds(self, e, cond, callback, rows), no_grad, grad)
         no_grad, grad = whole_number("no_grad", no_grad), whole_number("grad", grad)
         for index in range(no_grad + grad):
             with torch.set_grad_enabled(index >= no_grad and torch.is_grad_enabled()):
-                state = self.checked_step(state, e, cond, **self.step_options(index, options))
+                state = self.checked_step(state, e, cond, rows and rows(index, None), index)
             if callback is not None and callback(index, state):
                 break
         return state
@@ -177,19 +183,13 @@ class RecurrentDepth(nn.Module):
             state = each(lambda new, old: _with_gradient_of(old, new, no_grad), state, start)
         return rounds.run(state, grad, deepest)
 
-    def checked_step(self, state: States, e: State, cond: Tensor | None, **options: Any) -> States:
-        """One step. Raises `UserError` where it does not return a state like the one it was given."""
-        new = self.step(state, e, cond, **options)
+    def checked_step(self, state: States, e: State, cond: Tensor | None, rows: Rows | None, index: int) -> States:
+        """Step `index`. Raises `UserError` where it does not return a state like the one it was given."""
+        new = self.step(state, e, cond, rows, block=self.block_at(index))
         if _shapes(new) != _shapes(state):
             raise UserError(f"the core was given a state of shape {_shapes(state)} and returned {_shapes(new)}; "
                             f"a core takes (state, e, cond) and returns the next state, of the same shape")
         return new
-
-    def step_options(self, index: int, options: Callable[[int, Tensor | None], dict] | None,
-                      rows: Tensor | None = None) -> dict:
-        block = self.block_at(index)
-        chosen = {} if block is None else {"block": block}  # not the index: a compiled step then has a graph a block
-        return chosen | (options(index, rows) if options is not None else {})
 
     def compile_step(self, **settings: Any) -> None:
         """`torch.compile` one step, never the loop: the graph does not depend on the number of steps.
@@ -211,8 +211,8 @@ class _Rounds:
     """The two rounds of an unroll in which each sequence has its own depth: steps without gradient, steps with it."""
 
     def __init__(self, loop: RecurrentDepth, e: State, cond: Tensor | None, callback: Callable | None,
-                 options: Callable | None):
-        self.loop, self.e, self.cond, self.callback, self.options = loop, e, cond, callback, options
+                 rows: RowsOfStep | None):
+        self.loop, self.e, self.cond, self.callback, self.rows = loop, e, cond, callback, rows
         self.index, self.stopped = 0, False
 
     def run(self, state: States, depths: list[int], deepest: list[int]) -> States:
@@ -226,12 +226,12 @@ class _Rounds:
         back, e, cond = torch.argsort(place), self.e[place], None if self.cond is None else self.cond[place]
         state = _rows_of(state, place)
         for step in range(longest):
-            rows = sum(depth > step for depth in depths)
-            first = slice(rows)
+            num = sum(depth > step for depth in depths)
+            first = slice(num)
             new = self.loop.checked_step(_rows_of(state, first), e[first], None if cond is None else cond[first],
-                                         **self.loop.step_options(self.index, self.options, place[first]))
-            state = each(lambda *parts: torch.cat(parts), new, _rows_of(state, slice(rows, None))) \
-                if rows < len(order) else new
+                                         self.rows and self.rows(self.index, place[first]), self.index)
+            state = each(lambda *parts: torch.cat(parts), new, _rows_of(state, slice(num, None))) \
+                if num < len(order) else new
             if self._stops(state if self.callback is None else _rows_of(state, back)):
                 break
         return _rows_of(state, back)

@@ -17,6 +17,7 @@ from looped.nn.bias import Full, Near, Packed, Padded
 from looped.nn.checks import require
 from looped.nn.fused import linear_cross_entropy
 from looped.nn.projection import has_plain_head, head_logits
+from looped.nn.rows import PLAIN, Rows
 from looped.rng import StepRandom
 
 
@@ -98,17 +99,17 @@ class Classifier(Objective):
 EVERYBODY = Full()
 
 
-def surroundings(batch: Batch) -> dict:
+def rows_of_batch(batch: Batch) -> Rows:
     """What the model has to know of a batch besides its tokens: who sees whom, and where the rows stand."""
     if batch.documents is not None:
-        return {"mask": Packed(batch.documents, causal=batch.causal), "positions": batch.positions}
+        return Rows(mask=Packed(batch.documents, causal=batch.causal), positions=batch.positions)
     if batch.causal:  # what fills up a sequence comes after it
-        return {}
+        return PLAIN
     if batch.window is not None:
         mask = Near(batch.positions[:1] if batch.lengths is None else batch.positions, batch.window, batch.lengths)
     else:
         mask = EVERYBODY if batch.lengths is None else Padded(batch.lengths, causal=False)
-    return {"mask": mask, "positions": batch.positions}
+    return Rows(mask=mask, positions=batch.positions)
 
 
 def token_losses(logits: Float[Tensor, "batch length vocab"],

@@ -12,7 +12,8 @@ from looped.config import Config
 from looped.config.recurrence import RecurrenceConfig
 from looped.data.batch import Batch
 from looped.models.language import LanguageModel
-from looped.objectives.base import Loss, Objective, head_losses, surroundings
+from looped.nn.rows import Rows
+from looped.objectives.base import Loss, Objective, head_losses, rows_of_batch
 from looped.objectives.depth import (
     expected_depths,
     expected_progressive_depths,
@@ -30,7 +31,7 @@ class Start:
     `noise` the draws of an initial state that is random."""
 
     batch: Batch
-    rows: dict
+    rows: Rows
     e: Float[Tensor, "batch length width"]
     noise: Float[Tensor, "batch length width"] | None
 
@@ -63,8 +64,8 @@ class Unrolled(Objective):
 
     def start(self, tokens: Int[Tensor, "batch length_and_one"] | Batch, random: StepRandom) -> Start:
         batch = self.ask(tokens)
-        rows = surroundings(batch)
-        e = self.model.encode(batch.inputs, **rows)
+        rows = rows_of_batch(batch)
+        e = self.model.encode(batch.inputs, rows)
         noise = random.normal("state", e.shape[1:]) if self.model.recurrence.needs_noise else None
         return Start(batch, rows, e, noise)
 
@@ -76,13 +77,13 @@ class Unrolled(Objective):
             if index >= no_grad:
                 losses.append(self.read_out(state, start.batch, start.rows))
 
-        state = self.model.unroll(start.e, no_grad=no_grad, grad=grad, noise=start.noise,
-                                  callback=read if self.config.loss_on == "every" else None, **start.rows)
+        state = self.model.unroll(start.e, start.rows, no_grad=no_grad, grad=grad, noise=start.noise,
+                                  callback=read if self.config.loss_on == "every" else None)
         return torch.stack(losses or [self.read_out(state, start.batch, start.rows)]).mean()
 
-    def read_out(self, state: Tensor, batch: Batch, rows: dict) -> Float[Tensor, "batch"]:
+    def read_out(self, state: Tensor, batch: Batch, rows: Rows) -> Float[Tensor, "batch"]:
         """Cross-entropy of each sequence, read from a state."""
-        return batch.mean(head_losses(self.model, self.model.hidden(state, **rows), batch.targets))
+        return batch.mean(head_losses(self.model, self.model.hidden(state, rows), batch.targets))
 
     def layer_forwards(self) -> float:
         no_grad, grad = self.expected_depths()

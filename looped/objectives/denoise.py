@@ -25,7 +25,8 @@ from looped.diffusion.noise import Noise, edges_of, noise_from_config
 from looped.diffusion.samplers import ancestral_step
 from looped.models.language import LanguageModel
 from looped.nn.bias import CleanNoisy, CleanNoisyBlocks, SameDocument
-from looped.objectives.base import Loss, Objective, head_losses, surroundings
+from looped.nn.rows import Rows
+from looped.objectives.base import Loss, Objective, head_losses, rows_of_batch
 from looped.rng import StepRandom
 
 FIRST_SHARE = 0.5
@@ -103,8 +104,8 @@ class Denoise(Objective):
                 block: int | None = None) -> Loss:
         """The loss at given levels (B,) or (B, L); `block`: of one block of the core, if there are several."""
         batch = self.ask(tokens)
-        rows = surroundings(batch)
-        e = self.model.encode(batch.inputs, **rows)
+        rows = rows_of_batch(batch)
+        e = self.model.encode(batch.inputs, rows)
         if self.config.context_dropout and self.training:
             e = self.denoiser.without(e, random.uniform("context dropped", ()) < self.config.context_dropout)
         if self.config.settled == "surest" and reads_first(random):
@@ -144,29 +145,29 @@ class Denoise(Objective):
 
     @torch.no_grad()
     def _levels_surest_settled(self, e: Tensor, batch: Batch, random: StepRandom,
-                               rows: dict) -> Float[Tensor, "batch length"]:
+                               rows: Rows) -> Float[Tensor, "batch length"]:
         """The same shares, of the cells that the model is surest of when none has settled: a solver settles those
         first, and what is then left is harder than a random rest."""
         highest = torch.full((len(batch),), self.noise.sigma_max, dtype=torch.float64)
         z = self.noise.sigma_max * random.normal("noise of a first reading", (e.shape[1], self.denoiser.targets.dim))
-        logits = self.denoiser(only_sought(z, batch), highest, e, **rows)
+        logits = self.denoiser(only_sought(z, batch), highest, e, rows)
         sure = logits.softmax(-1).amax(-1).masked_fill(~batch.sought, -1.0)
         place, num = sure.argsort(1, descending=True).argsort(1).cpu(), batch.sought.sum(1).cpu()
         share, level = random.stratified("share settled"), self.noise.sample(random.stratified("sigma"))
         settled = place < (share * num).round().unsqueeze(1)
         return torch.where(settled, self.noise.sigma_min, level.unsqueeze(1))
 
-    def _losses(self, e: Tensor, batch: Batch, sigma: Tensor, random: StepRandom, rows: dict,
+    def _losses(self, e: Tensor, batch: Batch, sigma: Tensor, random: StepRandom, rows: Rows,
                 block: int | None = None) -> Float[Tensor, "batch length"]:
         """Cross-entropy of the clean tokens, the mean over the solver steps that are trained."""
         y = batch.targets
-        rows = self.beside(e, batch, rows, block=block) | {"block": block}
+        rows = self.beside(e, batch, rows.having(block=block))
         target = self.denoiser.target(y)
         scale = align(sigma, target).float().to(target.device)
         z = only_sought(target + scale * random.normal("noise", target.shape[1:]), batch)
-        carry = self._carry_of_a_first_reading(z, sigma, e, random, **rows)
+        carry = self._carry_of_a_first_reading(z, sigma, e, random, rows)
         levels = self._falling(sigma)
-        state, hidden = self.denoiser.trace(z, sigma, e, carry=carry, **rows)
+        state, hidden = self.denoiser.trace(z, sigma, e, rows, carry=carry)
         losses = [self._read_out(hidden, y, z, sigma)]
         for step, (level, lower) in enumerate(itertools.pairwise(levels), start=1):
             logits = self.denoiser.logits(hidden, z, level)
@@ -174,7 +175,7 @@ class Denoise(Objective):
             carry = self.denoiser.handed_on(state, D)
             z = ancestral_step(z, D, level, lower, random.normal(f"noise{step}", target.shape[1:]))
             z = only_sought(z, batch)
-            state, hidden = self.denoiser.trace(z, lower, e, carry=carry, **rows)
+            state, hidden = self.denoiser.trace(z, lower, e, rows, carry=carry)
             losses.append(self._read_out(hidden, y, z, lower))
         return torch.stack(losses).mean(0)
 
@@ -185,14 +186,14 @@ class Denoise(Objective):
         return head_losses(self.model, hidden, y, scale=self.denoiser.logit_scale, evidence=evidence)
 
     def _carry_of_a_first_reading(self, z: Tensor, sigma: Tensor, e: Tensor, random: StepRandom,
-                                  **rows) -> Tensor | None:
+                                  rows: Rows) -> Tensor | None:
         """What a first reading without gradient hands on, in half of the steps; so the only step that is trained learns
         both to start and to go on (Chen et al. 2022, "Analog bits", section 3.2). With K steps these do it."""
         alone = self.config.train_steps > 1 or self.config.carry == "none"
         if alone or not reads_first(random):
             return None
         with torch.no_grad():
-            return self.denoiser.read(z, sigma, e, **rows)[1]
+            return self.denoiser.read(z, sigma, e, rows)[1]
 
     def _falling(self, sigma: Tensor) -> list[Tensor]:
         """The levels of `train_steps` solver steps from sigma on: even parts of what mass lies below it."""
@@ -200,16 +201,15 @@ class Denoise(Objective):
         mass = noise.cdf(sigma) if num > 1 else None
         return [sigma, *(noise.quantile(mass * (1 - step / num)) for step in range(1, num))]
 
-    def beside(self, e: Tensor, batch: Batch, rows: dict, *, block: int | None = None) -> dict:
-        """The keyword arguments of a reading of the noisy rows of a batch, whose clean rows have `rows`
-        (`surroundings`): what they attend to besides themselves, and who sees whom."""
-        one = {} if block is None else {"block": block}
-        context = self.model.make_context(e, self.config.context, **one, **rows)
+    def beside(self, e: Tensor, batch: Batch, rows: Rows) -> Rows:
+        """What a reading of the noisy rows of a batch is told, whose clean rows are told `rows` (`rows_of_batch`): what
+        they attend to besides themselves, and who sees whom."""
+        context = self.model.make_context(e, self.config.context, rows)
         if context is not None and batch.documents is not None:
             length, block_size = batch.documents.shape[1], self.config.block_size
             mask = CleanNoisyBlocks(length, block_size) if block_size > 1 else CleanNoisy(length)
-            rows = rows | {"mask": mask & SameDocument(batch.documents)}
-        return rows | {"context": context}
+            rows = rows.having(mask=mask & SameDocument(batch.documents))
+        return rows.having(context=context)
 
     def ask(self, tokens: Int[Tensor, "batch length_and_one"] | Batch) -> Batch:
         """As for every rule, but that of a block in which a document ends the next one's tokens are not sought: their
@@ -220,10 +220,10 @@ class Denoise(Objective):
         firsts = batch.documents[:, ::block_size].repeat_interleave(block_size, dim=1)
         return replace(batch, scored=batch.documents == firsts)
 
-    def encoded(self, batch: Batch) -> tuple[Tensor, dict]:
-        """(e, the keyword arguments of readings beside it) of a batch."""
-        rows = surroundings(batch)
-        e = self.model.encode(batch.inputs, **rows)
+    def encoded(self, batch: Batch) -> tuple[Tensor, Rows]:
+        """(e, what readings beside it are told) of a batch."""
+        rows = rows_of_batch(batch)
+        e = self.model.encode(batch.inputs, rows)
         return e, self.beside(e, batch, rows)
 
     def logits(self, x: Int[Tensor, "batch length"] | Batch, z: Tensor, sigma: Tensor) -> Tensor:
@@ -231,7 +231,7 @@ class Denoise(Objective):
         the targets of a batch."""
         batch = x if isinstance(x, Batch) else self.ask(torch.cat([x, x[:, -1:]], dim=1))  # what is sought has no part
         e, rows = self.encoded(batch)
-        return self.denoiser(z, sigma, e, **rows)
+        return self.denoiser(z, sigma, e, rows)
 
     def weight(self, sigma: Tensor) -> Tensor:
         """w(sigma): one, or EDM's, which over-weights the trivial low-noise end of a cross-entropy."""

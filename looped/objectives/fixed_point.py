@@ -52,7 +52,7 @@ class FixedPoint(Unrolled):
     def forward(self, tokens: Int[Tensor, "batch length_and_one"] | Batch, random: StepRandom) -> Loss:
         start = self.start(tokens, random)
         state = self.model.initial_state(start.e, start.noise)
-        state = self.equilibrium(lambda s: self.model.step(s, start.e, **start.rows), state)
+        state = self.equilibrium(lambda s: self.model.step(s, start.e, None, start.rows), state)
         value = self.read_out(state, start.batch, start.rows).mean()
         return Loss(value, {"loss": value.detach(), "num_steps": float(self.equilibrium.num_steps),
                             "residual": self.equilibrium.residual})

@@ -25,10 +25,10 @@ from looped.data.batch import Batch
 from looped.diffusion import masking
 from looped.diffusion.masking import hide, hide_one_and, mask_edges
 from looped.diffusion.noise import block_of
-from looped.models.language import LanguageModel, Positions, Start
-from looped.nn.bias import Mask
+from looped.models.language import LanguageModel
 from looped.nn.projection import head_logits
-from looped.objectives.base import EVERYBODY, Loss, Objective, head_losses, surroundings
+from looped.nn.rows import Rows
+from looped.objectives.base import EVERYBODY, Loss, Objective, head_losses, rows_of_batch
 from looped.objectives.one_block import OneBlock
 from looped.rng import StepRandom
 
@@ -37,6 +37,9 @@ LEAST = 1e-4
 
 Tokens = Int[Tensor, "batch length"]
 Levels = Float64[Tensor, "batch"]
+
+
+TOGETHER = Rows(mask=EVERYBODY)
 
 
 class Masked(Objective):
@@ -77,7 +80,7 @@ class Masked(Objective):
         t = ends[0] + (ends[1] - ends[0]) * random.stratified("time")
         m, w = masking.level(self.config.schedule, t), scale * masking.weight(self.config.schedule, t)
         shown, hidden = hide(tokens, m, random.uniform("hidden", tokens.shape[1:]), self.model.mask_token)
-        losses = head_losses(self.model, self.read(shown, m, block=block, **surroundings(batch)), tokens) * hidden
+        losses = head_losses(self.model, self.read(shown, m, rows_of_batch(batch).having(block=block)), tokens) * hidden
         value = (w.to(losses) * losses.mean(1)).mean()
         mean = losses.detach().sum() / hidden.sum().clamp(min=1)
         return Loss(value, {"loss": value.detach(), "cross_entropy": mean})
@@ -93,35 +96,27 @@ class Masked(Objective):
         tokens = batch.targets
         uniform = random.uniform(stream, (tokens.shape[1] + 1,))
         shown, hidden = hide_one_and(tokens, m, uniform, self.model.mask_token)
-        losses = head_losses(self.model, self.read_by_owners(shown, m, **surroundings(batch)), tokens)
+        losses = head_losses(self.model, self.read_by_owners(shown, m, rows_of_batch(batch)), tokens)
         return (losses * hidden).sum(1) / hidden.sum(1)
 
-    def read(self, tokens: Tokens, m: Levels, *, block: int | None = None, mask: Mask = EVERYBODY, start: Start = 0,
-             positions: Positions | None = None) -> Float[Tensor, "batch length width"]:
+    def read(self, tokens: Tokens, m: Levels, rows: Rows = TOGETHER) -> Float[Tensor, "batch length width"]:
         """What the head reads, of tokens of which some are the mask token, at levels m."""
-        rows = {"mask": mask, "start": start, "positions": positions}
-        e = self.model.encode(tokens, **rows)
+        e = self.model.encode(tokens, rows)
         level = torch.logit(m, eps=LEAST) / 4 if self.config.cond_width else None
-        return self.model.hidden(self.model.step(e, e, level, block=block, **rows), **rows)
+        return self.model.hidden(self.model.step(e, e, level, rows), rows)
 
-    def read_by_owners(self, tokens: Tokens, m: Levels, *, mask: Mask = EVERYBODY, start: Start = 0,
-                       positions: Positions | None = None) -> Float[Tensor, "batch length width"]:
+    def read_by_owners(self, tokens: Tokens, m: Levels, rows: Rows = TOGETHER) -> Float[Tensor, "batch length width"]:
         """`read`, each sequence by the block that owns its level."""
         owners = self.owners(m)
         order, parts = owners.argsort(stable=True), []
         blocks, counts = owners.unique(return_counts=True)
-        for block, rows in zip(blocks.tolist(), order.split(counts.tolist()), strict=True):
-            first = start[rows.to(start.device)] if isinstance(start, Tensor) else start
-            places = None if positions is None else positions[rows.to(positions.device)]
-            parts.append(self.read(tokens[rows], m[rows], block=block, mask=mask.of_rows(rows), start=first,
-                                   positions=places))
+        for block, some in zip(blocks.tolist(), order.split(counts.tolist()), strict=True):
+            parts.append(self.read(tokens[some], m[some], rows.of(some).having(block=block)))
         return torch.cat(parts)[order.argsort()]
 
-    def logits(self, tokens: Tokens, m: Levels, *, mask: Mask = EVERYBODY, start: Start = 0,
-               positions: Positions | None = None) -> Float[Tensor, "batch length vocab"]:
+    def logits(self, tokens: Tokens, m: Levels, rows: Rows = TOGETHER) -> Float[Tensor, "batch length vocab"]:
         """Logits of the tokens themselves, hidden or not."""
-        read = self.read_by_owners(tokens, m, mask=mask, start=start, positions=positions)
-        return head_logits(self.model, read)
+        return head_logits(self.model, self.read_by_owners(tokens, m, rows))
 
     def owners(self, m: Levels) -> Int[Tensor, "batch"]:
         """The block of the core at work at each level."""

@@ -51,9 +51,8 @@ class OneStep(Unrolled):
         batch, state = start.batch, self.model.initial_state(start.e, start.noise)
         losses, halts, judged = [], [], []
         for _ in range(self.supervision.segments):
-            state = self.model.unroll(start.e, no_grad=self.supervision.steps, grad=1, state=state.detach(),
-                                      **start.rows)
-            hidden, logit = self.model.hidden(state, **start.rows), self.halt_logit(state, batch)
+            state = self.model.unroll(start.e, start.rows, no_grad=self.supervision.steps, grad=1, state=state.detach())
+            hidden, logit = self.model.hidden(state, start.rows), self.halt_logit(state, batch)
             right = self.is_right(hidden.detach(), batch)
             losses.append(batch.mean(head_losses(self.model, hidden, batch.targets)).mean())
             halts.append(binary_cross_entropy_with_logits(logit, right.to(logit.dtype)))

@@ -113,7 +113,7 @@ def levels_and_batch(monkeypatch, step, sureness=None, **settings):
     objective = build_objective(config, build(config, data.vocab_size)).train()
     losses = objective._losses
 
-    def read(z, sigma, e, **rows):
+    def read(z, sigma, e, *rows):
         assert not torch.is_grad_enabled()
         assert (sigma == objective.noise.sigma_max).all()
         logits = torch.zeros(*z.shape[:2], data.vocab_size)

@@ -12,7 +12,7 @@ from looped.evaluation.answers import Solver
 from looped.evaluation.inference_cost import answer_cost
 from looped.models.build import build
 from looped.objectives import build_objective
-from looped.objectives.base import surroundings
+from looped.objectives.base import rows_of_batch
 from looped.objectives.counts import count
 from looped.rng import StepRandom
 
@@ -46,17 +46,17 @@ def solve(objective, depth=3):
 
 def one_reading(objective, batch):
     """(z, sigma, e, rows) of a reading."""
-    rows, gen = surroundings(batch), torch.Generator().manual_seed(3)
+    rows, gen = rows_of_batch(batch), torch.Generator().manual_seed(3)
     z = torch.zeros(ROWS, 5, objective.denoiser.targets.dim)
     z[:, 0] = torch.randn(ROWS, z.shape[-1], generator=gen)
-    return z, torch.full((ROWS,), 2.0, dtype=torch.float64), objective.model.encode(batch.inputs, **rows), rows
+    return z, torch.full((ROWS,), 2.0, dtype=torch.float64), objective.model.encode(batch.inputs, rows), rows
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_without_guidance_answers_are_the_same_bits_of_as_many_readings(rule, monkeypatch):
     objective, reads = make(rule), []
     read = objective.denoiser.read
-    monkeypatch.setattr(objective.denoiser, "read", lambda *args, **kw: (reads.append(kw.get("block")),
+    monkeypatch.setattr(objective.denoiser, "read", lambda *args, **kw: (reads.append(args[3].block),
                                                                         read(*args, **kw))[1])
     plain = solve(objective)
     once = [block for block in reads if block is not None or rule == "denoise"]
@@ -70,9 +70,9 @@ def test_guidance_moves_away_from_what_is_said_without_the_image(rule):
     objective = make(rule, **{"denoise.guidance": 2.5}).eval()
     z, sigma, e, rows = one_reading(objective, images())
     with torch.no_grad():
-        shown, _ = objective.denoiser.read(z, sigma, e, **rows)
-        blind, _ = objective.denoiser.read(z, sigma, objective.denoiser.nothing.expand_as(e), **rows)
-        guided = objective.denoiser.guided(shown, z, sigma, e, **rows)
+        shown, _ = objective.denoiser.read(z, sigma, e, rows)
+        blind, _ = objective.denoiser.read(z, sigma, objective.denoiser.nothing.expand_as(e), rows)
+        guided = objective.denoiser.guided(shown, z, sigma, e, rows)
     torch.testing.assert_close(guided, 2.5 * shown - 1.5 * blind)
     assert (shown - blind).abs().max() > 1e-3
     assert not torch.equal(solve(objective), solve(make(rule)))
@@ -83,7 +83,7 @@ def test_an_image_that_is_left_out_says_nothing():
     logits = []
     for seed in (0, 1):
         z, sigma, e, rows = one_reading(objective, images(seed))
-        logits.append([objective.denoiser(z, sigma, given, **rows) for given in (objective.denoiser.without(e), e)])
+        logits.append([objective.denoiser(z, sigma, given, rows) for given in (objective.denoiser.without(e), e)])
     assert torch.equal(logits[0][0], logits[1][0])
     assert not torch.equal(logits[0][1], logits[1][1])  # positive control
 

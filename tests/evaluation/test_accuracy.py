@@ -9,7 +9,7 @@ from looped.data.labelled import prepare_labelled
 from looped.evaluation.accuracy import classify
 from looped.models.vision import ImageClassifier
 from looped.objectives import build_objective
-from looped.objectives.base import surroundings
+from looped.objectives.base import rows_of_batch
 from looped.rng import StepRandom, seeded_init
 from looped.training.optim import build_optimizers
 
@@ -37,10 +37,10 @@ def test_a_loop_names_the_class_that_its_first_row_reads(digits):
     found = classify(rule, digits, config, [1, 3])
     assert sorted(found.right) == [1, 3]
     (batch,) = digits.heldout(1000)
-    rows = surroundings(batch)
+    rows = rows_of_batch(batch)
     with torch.no_grad():
-        state = rule.model.unroll(rule.model.encode(batch.inputs, **rows), grad=3, **rows)
-        named = rule.model.decode(state, **rows)[:, 0].argmax(-1)
+        state = rule.model.unroll(rule.model.encode(batch.inputs, rows), rows, grad=3)
+        named = rule.model.decode(state, rows)[:, 0].argmax(-1)
     assert torch.equal(found.right[3], named == batch.targets[:, 0])
     (row,) = [row for row in found.rows if row.depth == 3]
     assert (row.metric, row.n) == ("accuracy", len(batch))

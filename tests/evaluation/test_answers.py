@@ -11,7 +11,7 @@ from looped.evaluation.answers import Solver, answer, loop_states, own_normal
 from looped.evaluation.exits import THRESHOLDS, Exit, Stopping
 from looped.models.build import build
 from looped.objectives import build_objective
-from looped.objectives.base import surroundings
+from looped.objectives.base import rows_of_batch
 from looped.rng import StepRandom
 
 TINY = {"task.name": "prefix-sums", "model.width": 16, "model.num_heads": 2, "model.num_core_layers": 1,
@@ -96,12 +96,12 @@ def test_rows_that_have_left_cost_nothing():
 def test_damping_keeps_a_share_of_the_old_state():
     model, _ = made("full", **{"recurrence.damping": 0.25, "model.state_init": "zero"})
     batch = problems(4, 4)
-    rows = surroundings(batch)
+    rows = rows_of_batch(batch)
     with torch.no_grad():
-        e = model.model.encode(batch.inputs, **rows)
+        e = model.model.encode(batch.inputs, rows)
         first, second = loop_states(model, batch, 2, StepRandom(0, 0, count=2), Stopping(batch))
-        torch.testing.assert_close(first, 0.75 * model.model.step(torch.zeros_like(e), e, **rows))
-        torch.testing.assert_close(second, 0.25 * first + 0.75 * model.model.step(first, e, **rows))
+        torch.testing.assert_close(first, 0.75 * model.model.step(torch.zeros_like(e), e, None, rows))
+        torch.testing.assert_close(second, 0.25 * first + 0.75 * model.model.step(first, e, None, rows))
 
 
 def test_noise_does_not_depend_on_how_far_a_batch_is_filled_up():

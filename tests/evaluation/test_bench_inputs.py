@@ -10,7 +10,8 @@ from looped.data.opening import open_data
 from looped.errors import UserError
 from looped.evaluation import cost
 from looped.evaluation.bench_inputs import bench_inputs
-from looped.objectives.base import surroundings
+from looped.nn.rows import PLAIN
+from looped.objectives.base import rows_of_batch
 from looped.objectives.counts import count
 from looped.objectives.flops import rows_of
 
@@ -67,7 +68,7 @@ def test_random_tokens_have_the_shape_and_the_vocabulary_of_a_text(objective, tm
     assert timed.vocab_size == data.vocab_size != 1024  # of the tokenizer that is loaded, not of data.vocab_size
     for ours, theirs in zip(timed.micro_batches, trained, strict=True):
         assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype) == ((2, 25), torch.int64)
-        assert surroundings(Batch.of(ours)) == surroundings(Batch.of(theirs)) == {}
+        assert rows_of_batch(Batch.of(ours)) is rows_of_batch(Batch.of(theirs)) is PLAIN
         assert ours.max() < data.vocab_size
     assert not torch.equal(*timed.micro_batches)
 

@@ -8,6 +8,7 @@ from looped.data.labelled import Picture
 from looped.models.language import LanguageModel
 from looped.models.vision import ImageClassifier, cut
 from looped.nn.bias import Full
+from looped.nn.rows import Rows
 
 SMALL = ModelConfig(width=16, num_heads=2, num_core_layers=1)
 PICTURE = Picture(3, 8, 12, 4)
@@ -32,11 +33,11 @@ def test_patches_times_a_matrix_are_a_convolution():
 
 
 def test_the_class_is_read_from_all_patches_and_from_where_they_are():
-    model, x, rows = made(), images(1), {"mask": MASK, "positions": PICTURE.positions()[None]}
+    model, x, rows = made(), images(1), Rows(mask=MASK, positions=PICTURE.positions()[None])
 
     def read(x):
-        return model.decode(model.unroll(model.encode(x, **rows), grad=2, **rows,
-                                         noise=torch.ones(1, 7, 16, dtype=torch.float64)), **rows)[0, 0]
+        noise = torch.ones(1, 7, 16, dtype=torch.float64)
+        return model.decode(model.unroll(model.encode(x, rows), rows, grad=2, noise=noise), rows)[0, 0]
 
     assert read(x).shape == (5,)
     for corner in ((0, 0), (7, 11)):

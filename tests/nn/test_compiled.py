@@ -15,6 +15,7 @@ from looped.models.language import LanguageModel
 from looped.nn.bias import Causal
 from looped.nn.layers import Rotary, TransformerLayer
 from looped.nn.recurrence import Core, RecurrentDepth
+from looped.nn.rows import Rows
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 D = 8
@@ -127,10 +128,10 @@ def test_a_layer_compiles_into_one_graph_in_both_directions(activation, cond_wid
     layer = TransformerLayer(8, 2, 12, activation=activation, cond_width=cond_width)
     for weight in layer.parameters():
         nn.init.normal_(weight, std=0.3)  # a gate that starts at one would hide its gradient's path
-    x, rows = torch.randn(2, 3, 8), {"mask": Causal(), "rotation": Rotary(4)(torch.arange(3))}
+    x, rows = torch.randn(2, 3, 8), Rows(mask=Causal(), rotation=Rotary(4)(torch.arange(3)))
     cond = None if cond_width is None else torch.randn(2, cond_width)
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
-    ours, theirs = compiled(x, cond, **rows), layer(x, cond, **rows)
+    ours, theirs = compiled(x, cond, rows), layer(x, cond, rows)
     torch.testing.assert_close(ours, theirs)
     pairs = zip(*(torch.autograd.grad(out.square().sum(), list(layer.parameters())) for out in (ours, theirs)),
                 strict=True)

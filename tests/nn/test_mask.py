@@ -14,6 +14,7 @@ from looped.nn.bias import Causal, Full, Near, Packed, Padded, SlidingWindow
 from looped.nn.layers import Attention, Rotary
 from looped.nn.mask import Mask, Table
 from looped.nn.recurrence import RecurrentDepth
+from looped.nn.rows import Rows
 
 B, L = 2, 6
 FIRST = torch.tensor([4, 2])
@@ -146,16 +147,16 @@ def test_some_rows_of_a_mask_of_ones_own_are_that_part_of_the_whole(mask):
 
 def test_depth_by_sequence_takes_each_sequences_own_rows_of_a_mask():
     class Core(torch.nn.Module):
-        def forward(self, state, e, cond=None, *, mask):
-            return attention(*(t.unsqueeze(2) for t in (state, e, e)), mask).squeeze(2)
+        def forward(self, state, e, cond, rows):
+            return attention(*(t.unsqueeze(2) for t in (state, e, e)), rows.mask).squeeze(2)
 
     mask, e = FirstOf(torch.tensor([4, 2, 5])), torch.randn(3, L, 4)
     loop, depths = RecurrentDepth(Core(), state_init="embedding"), torch.tensor([1, 3, 2])
-    options = {"options": lambda index, rows: {"mask": mask if rows is None else mask.of_rows(rows)}}
-    ours = loop.unroll(e, no_grad=0, grad=depths, **options)
+    ours = loop.unroll(e, no_grad=0, grad=depths, rows=lambda index, sequences: Rows(mask=mask).of(sequences))
     for row, depth in enumerate(depths.tolist()):
-        alone = {"options": lambda index, rows, row=row: {"mask": FirstOf(mask.lengths[row : row + 1])}}
-        torch.testing.assert_close(ours[row : row + 1], loop.unroll(e[row : row + 1], no_grad=0, grad=depth, **alone))
+        alone = Rows(mask=FirstOf(mask.lengths[row : row + 1]))
+        torch.testing.assert_close(ours[row : row + 1], loop.unroll(e[row : row + 1], no_grad=0, grad=depth,
+                                                                    rows=lambda *_, alone=alone: alone))
 
 
 def test_a_sliding_window_is_its_picture_and_has_torchs_shape():
@@ -233,10 +234,10 @@ def test_what_cannot_be_a_mask_is_refused_in_one_sentence(make, why, unchecked):
 
 def test_strict_without_a_context_of_its_own_is_refused():
     attn, x = Attention(8, 2), torch.randn(1, 3, 8)
-    rotation = Rotary(4)(torch.arange(3))
-    assert attn(x, mask=Causal(), rotation=rotation).shape == x.shape  # positive control
+    rows = Rows(mask=Causal(), rotation=Rotary(4)(torch.arange(3)))
+    assert attn(x, rows).shape == x.shape  # positive control
     with pytest.raises(UserError, match="strict says which rows of a context are seen"):
-        attn(x, mask=Causal(), rotation=rotation, strict=True)
+        attn(x, rows.having(strict=True))
 
 
 def test_torchs_layout_is_noticed():

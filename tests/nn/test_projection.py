@@ -13,6 +13,7 @@ from looped.models.build import build
 from looped.nn.bias import Causal
 from looped.nn.layers import FeedForward, Rotary, TransformerLayer
 from looped.nn.projection import cast_for, is_plain
+from looped.nn.rows import Rows
 from looped.objectives import build_objective
 from looped.rng import StepRandom
 
@@ -150,9 +151,9 @@ def test_a_layer_compiles_into_one_graph_with_and_without_what_was_put_in(change
     torch._dynamo.reset()
     layer = TransformerLayer(8, 2, 12)
     layer.mlp.out, layer.attn.out = change(layer.mlp.out), change(layer.attn.out)
-    x, rows = torch.randn(2, 3, 8), {"mask": Causal(), "rotation": Rotary(4)(torch.arange(3))}
+    x, rows = torch.randn(2, 3, 8), Rows(mask=Causal(), rotation=Rotary(4)(torch.arange(3)))
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(compiled(x, **rows), layer(x, **rows))
+    torch.testing.assert_close(compiled(x, None, rows), layer(x, None, rows))
 
 
 def test_the_weight_of_a_head_that_is_more_is_refused():

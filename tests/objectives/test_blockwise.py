@@ -18,6 +18,7 @@ from looped.evaluation.inference_cost import likelihood_cost
 from looped.evaluation.likelihood import losses_by_depth, losses_by_sigma, losses_by_solver
 from looped.models.build import build
 from looped.nn.cache import Cache
+from looped.nn.rows import Rows
 from looped.objectives import build_objective
 from looped.rng import StepRandom
 
@@ -98,8 +99,8 @@ def test_a_planted_leak_between_blocks_is_seen(monkeypatch):
     objective = make()
     core = objective.model.recurrence.core
     step = type(core).forward
-    monkeypatch.setattr(type(core), "forward", lambda self, state, e, cond=None, *, block=0, **options: step(
-        self, step(self, state, e, cond, block=(block + 1) % N, **options), e, cond, block=block, **options))
+    monkeypatch.setattr(type(core), "forward", lambda self, state, e, *told, block=0: step(
+        self, step(self, state, e, *told, block=(block + 1) % N), e, *told, block=block))
     before, after = losses_with_another_block_disturbed(objective, 1)
     assert not torch.equal(before, after)
 
@@ -172,9 +173,9 @@ def readers(objective, monkeypatch, work):
     """The block of every reading of the network during `work()`."""
     seen, step = [], objective.model.step
 
-    def watched(*args, **options):
-        seen.append(options["block"])
-        return step(*args, **options)
+    def watched(state, e, level, rows):
+        seen.append(rows.block)
+        return step(state, e, level, rows)
 
     with monkeypatch.context() as patch:
         patch.setattr(objective.model, "step", watched)
@@ -216,7 +217,7 @@ def test_levels_of_several_blocks_with_a_cache_or_in_one_sequence_are_refused():
     x, z, sigma = sequences_at(objective, [20.0, 0.6])
     e = objective.model.encode(x)
     with pytest.raises(UserError, match="a cache keeps the rows of one"):
-        objective.denoiser(z, sigma, e, cache=Cache())
+        objective.denoiser(z, sigma, e, Rows(cache=Cache()))
     with pytest.raises(UserError, match="a sequence is read by one"):
         objective.denoiser(z, sigma.unsqueeze(1).expand(2, L), e)
 
@@ -240,10 +241,10 @@ def test_a_token_is_solved_from_the_logits_of_the_whole_sequence_at_every_level(
     writer, rows = DenoiseWriter(objective, N, Steering(), Padding(None, 3)), tokens()[:, :5]
     read = objective.denoiser.read
 
-    def watched(z, sigma, *args, **options):
-        found = read(z, sigma, *args, **options)
-        if "block" in options:
-            seen.append((z, sigma, options["block"], found[0]))
+    def watched(z, sigma, e, rows, **options):
+        found = read(z, sigma, e, rows, **options)
+        if rows.block is not None:
+            seen.append((z, sigma, rows.block, found[0]))
         return found
 
     objective.denoiser.read = watched
@@ -263,7 +264,7 @@ def test_a_context_holds_each_blocks_keys_apart():
         e = model.encode(tokens()[:, :-1])
         whole = model.make_context(e, kind)
         for block in range(N):
-            alone = model.make_context(e, kind, block=block)
+            alone = model.make_context(e, kind, Rows(block=block))
             for part, num in (("core", model.core_layers[block]), ("coda", 1)):
                 for layer in range(num):
                     ours, theirs = (c.of_block(block).child(part).layer(layer).k for c in (whole, alone))

@@ -20,8 +20,9 @@ from looped.evaluation.likelihood import (
 from looped.evaluation.probes import probe
 from looped.models.build import build
 from looped.models.language import LanguageModel
+from looped.nn.rows import PLAIN
 from looped.objectives import build_objective
-from looped.objectives.base import surroundings
+from looped.objectives.base import rows_of_batch
 from looped.objectives.masked import Masked
 from looped.rng import StepRandom
 
@@ -63,15 +64,15 @@ def readings(objective, rows, *, sigma=2.0):
     if isinstance(objective, Masked):
         shown = batch.targets.clone()
         shown[:, 1::2] = objective.model.mask_token
-        return objective.logits(shown, torch.full((2,), 0.4, dtype=torch.float64), **surroundings(batch))
+        return objective.logits(shown, torch.full((2,), 0.4, dtype=torch.float64), rows_of_batch(batch))
     if hasattr(objective, "denoiser"):
         target = objective.denoiser.target(batch.targets).double()
         eps = torch.randn(2, 12, target.shape[-1], generator=torch.Generator().manual_seed(1), dtype=torch.float64)
         z = target + sigma * eps[:, -target.shape[1] :]
         return objective.logits(batch, z, torch.full((2,), sigma, dtype=torch.float64))
-    rows = surroundings(batch)
-    e = objective.model.encode(batch.inputs, **rows)
-    return objective.model.decode(objective.model.unroll(e, grad=3, **rows), **rows)
+    rows = rows_of_batch(batch)
+    e = objective.model.encode(batch.inputs, rows)
+    return objective.model.decode(objective.model.unroll(e, rows, grad=3), rows)
 
 
 @torch.no_grad()
@@ -165,7 +166,7 @@ def test_every_evaluation_runs_on_documents_kept_apart(name):
 def test_packed_text_is_what_it_was():
     objective = make({"objective": "ar"}, "packed")
     assert objective.ask(tokens()).documents is None
-    assert surroundings(objective.ask(tokens())) == {}
+    assert rows_of_batch(objective.ask(tokens())) is PLAIN
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -180,14 +181,14 @@ def test_masked_text_is_written_as_it_was_trained_the_first_token_of_a_document_
     """No row of a document sees the end of the one before: in training that stands in another document."""
     objective, seen = make(MASKED[name]), []
 
-    def logits(tokens, m, **rows):
+    def logits(tokens, m, rows):
         seen.append(rows)
         return torch.zeros(*tokens.shape, V)
 
     monkeypatch.setattr(objective, "logits", logits)
     generate(objective, tokens()[:, : CUT + 3], num_tokens=4, depth=1)
-    places, mask = torch.arange(CUT + 7), seen[0]["mask"]
-    assert (places + seen[0]["start"].view(2, 1))[:, CUT + 1].tolist() == [0, 0]
+    places, mask = torch.arange(CUT + 7), seen[0].mask
+    assert (places + seen[0].start.view(2, 1))[:, CUT + 1].tolist() == [0, 0]
     sees = mask.allow(places[None, :, None], places[None, None, :], torch.arange(2)[:, None, None])
     assert sees[0, CUT + 1].tolist() == [False] * (CUT + 1) + [True] * 6
     assert generate(objective, tokens()[:, : CUT + 1], num_tokens=4, depth=1).shape == (2, 4)  # nothing is left to see

@@ -53,7 +53,7 @@ def test_denoising_at_position_i_does_not_move_with_tokens_after_its_target(kind
 def test_a_planted_leak_is_seen(kind, monkeypatch):
     objective = make(**{"denoise.context": kind})
     encode = objective.model.encode
-    monkeypatch.setattr(objective.model, "encode", lambda x: encode(x) + encode(x).mean(1, keepdim=True))
+    monkeypatch.setattr(objective.model, "encode", lambda x, *rows: encode(x) + encode(x).mean(1, keepdim=True))
     before, after = denoise_logits(objective, tokens()), denoise_logits(objective, tokens(CUT + 1))
     assert not torch.allclose(before[:, :CUT], after[:, :CUT], atol=1e-6)
 

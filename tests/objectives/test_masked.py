@@ -12,6 +12,7 @@ from looped.errors import UserError
 from looped.models.build import build
 from looped.objectives import MaskedBlocks, build_objective
 from looped.objectives.base import token_losses
+from looped.objectives.masked import TOGETHER
 from looped.rng import StepRandom
 
 V, L, N = 5, 3, 3
@@ -177,7 +178,7 @@ def test_the_block_at_work_alone_gets_a_gradient(shared):
 def test_a_block_is_trained_on_its_own_levels_and_a_little_beyond(monkeypatch):
     objective, seen = make(**BLOCKS | {"blocks.overlap": 0.1}), []
     read = objective.read
-    monkeypatch.setattr(objective, "read", lambda tokens, m, **kwargs: (seen.append(m), read(tokens, m, **kwargs))[1])
+    monkeypatch.setattr(objective, "read", lambda tokens, m, rows: (seen.append(m), read(tokens, m, rows))[1])
     for block, (low, high) in enumerate([(2 / 3 - 1 / 30, 1), (1 / 3 - 1 / 30, 2 / 3 + 1 / 30), (0, 1 / 3 + 1 / 30)]):
         objective.loss_of(block, objective.ask(sentence(200)), StepRandom(0, 0, count=200))
         assert (seen[-1].min().item(), seen[-1].max().item()) == pytest.approx((low, high), abs=0.01)
@@ -189,7 +190,8 @@ def test_each_sequence_is_read_by_the_block_that_owns_its_level():
     tokens = torch.tensor([[1, V, 2], [V, V, 0], [3, V, V], [V, V, V]])
     together = objective.read_by_owners(tokens, m)
     for row, block in enumerate((2, 0, 1, 0)):
-        alone = [objective.read(tokens[row : row + 1], m[row : row + 1], block=other)[0] for other in range(N)]
+        one = slice(row, row + 1)
+        alone = [objective.read(tokens[one], m[one], TOGETHER.having(block=other))[0] for other in range(N)]
         torch.testing.assert_close(together[row], alone[block])
         assert not any(torch.allclose(together[row], alone[other]) for other in range(N) if other != block)
 

@@ -25,18 +25,18 @@ class Pairs(LanguageModel):
         super().__init__(config.model, len(joint), cond_width=config.denoise.cond_width)
         self.log_joint, self.table = joint.log(), None
 
-    def encode(self, tokens, **options):
+    def encode(self, tokens, rows=None):
         return torch.zeros(*tokens.shape, self.width)
 
-    def make_context(self, e, kind, **options):
+    def make_context(self, e, kind, rows=None):
         return Cache()
 
-    def step(self, state, e, level=None, **options):
+    def step(self, state, e, level=None, rows=None):
         """The state is c_in z, and the level c_noise: from both, z / sigma^2."""
         sigma = align((4 * level).exp(), state)
         return state * (sigma.square() + 1).sqrt() / sigma.square()  # sigma_data is 1
 
-    def decode(self, state, **options):
+    def decode(self, state, rows=None):
         first, second = (state @ self.table.T).unflatten(1, (-1, 2)).unbind(2)  # B (N 2) V -> B N V
         answers = [torch.logsumexp(self.log_joint + second.unsqueeze(-2), -1),
                    torch.logsumexp(self.log_joint + first.unsqueeze(-1), -2)]

@@ -14,6 +14,7 @@ from looped.diffusion.denoiser import Walk
 from looped.diffusion.samplers import sample_ancestral
 from looped.models.build import build
 from looped.nn.layers import TransformerLayer
+from looped.nn.rows import PLAIN, Rows
 from looped.objectives import build_objective
 from looped.objectives import denoise as rule
 from looped.objectives.base import token_losses
@@ -125,7 +126,7 @@ def test_two_trained_steps_are_those_of_the_ancestral_solver(carry, context, mon
 
     def denoise(z, sigma):
         sigma = torch.full((B,), sigma, dtype=torch.float64)
-        readings.append(walk(z, sigma, e, context=objective.model.make_context(e, context)))
+        readings.append(walk(z, sigma, e, Rows(context=objective.model.make_context(e, context))))
         return bridge("soft", readings[-1], denoiser.table())
 
     high, half = objective.noise.sigma_max, objective.noise.continuous.quantile(0.5).item()
@@ -177,18 +178,18 @@ def test_at_first_nothing_is_handed_on(carry, train_steps):
 def test_a_walk_reads_with_what_the_reading_before_handed_on(carry):
     objective = make(carry=carry)
     denoiser, e = objective.denoiser, objective.model.encode(tokens()[:, :-1])
-    options = {"context": objective.model.make_context(e, "context")}
+    rows = Rows(context=objective.model.make_context(e, "context"))
     first, second = (5 * torch.randn(B, L, DIM, generator=generator(name)) for name in ("first", "second"))
     high, low = (torch.full((B,), sigma, dtype=torch.float64) for sigma in (5.0, 2.0))
     outputs = []
     objective.model.recurrence.core.register_forward_hook(lambda module, args, output: outputs.append(output))
 
     walk = Walk(denoiser)
-    logits = walk(first, high, e, **options)
+    logits = walk(first, high, e, rows)
     by_hand = {"estimate": logits.softmax(-1) @ denoiser.table() / denoiser.edm.sigma_data, "latent": outputs[0]}[carry]
-    again = walk(second, low, e, **options)
-    torch.testing.assert_close(again, denoiser.read(second, low, e, carry=by_hand, **options)[0], rtol=1e-5, atol=1e-5)
-    assert not torch.allclose(again, denoiser(second, low, e, **options), atol=1e-2)
+    again = walk(second, low, e, rows)
+    torch.testing.assert_close(again, denoiser.read(second, low, e, rows, carry=by_hand)[0], rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(again, denoiser(second, low, e, rows), atol=1e-2)
 
 
 @torch.no_grad()
@@ -201,8 +202,8 @@ def test_a_step_trains_on_what_its_own_first_reading_hands_on(carry):
         random = random_of(step_with(first_reading))
         sigma = objective.levels(random, L)
         z = denoiser.target(y) + sigma.float()[:, None, None] * random.normal("noise", (L, DIM))
-        walk, context = Walk(denoiser), objective.model.make_context(e, "context")
-        readings = [token_losses(walk(z, sigma, e, context=context), y).mean() for _ in range(2)]
+        walk, rows = Walk(denoiser), Rows(context=objective.model.make_context(e, "context"))
+        readings = [token_losses(walk(z, sigma, e, rows), y).mean() for _ in range(2)]
         values[first_reading] = objective(tokens(), random).value, readings
         assert abs(readings[0] - readings[1]) > 1e-3
     torch.testing.assert_close(values[True][0], values[True][1][1], rtol=1e-5, atol=1e-5)
@@ -216,7 +217,7 @@ def test_half_of_the_steps_have_a_first_reading_without_gradient_the_same_ones_o
     z = torch.zeros(B, L, DIM)
 
     def handed_on(start, num_steps):
-        return [objective._carry_of_a_first_reading(z, z, z, StepRandom(0, step, start=start, count=B))
+        return [objective._carry_of_a_first_reading(z, z, z, StepRandom(0, step, start=start, count=B), PLAIN)
                 for step in range(num_steps)]
 
     whole = handed_on(0, 1000)
@@ -235,7 +236,7 @@ def moved(objective, start, step=0):
     other = x.clone()
     other[:, start] = (other[:, start] + 1) % V
     sigma = objective.levels(random, L)
-    before, after = (objective._losses(objective.model.encode(rows), Batch(rows, y), sigma, random, {})
+    before, after = (objective._losses(objective.model.encode(rows), Batch(rows, y), sigma, random, PLAIN)
                      for rows in (x, other))
     return ((before - after).abs().amax(0) > 1e-9).tolist()
 

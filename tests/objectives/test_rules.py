@@ -15,7 +15,7 @@ from looped.evaluation.answers import answer
 from looped.evaluation.exits import Exit
 from looped.models.build import build
 from looped.objectives import OneStep, build_objective, trained_depths
-from looped.objectives.base import surroundings
+from looped.objectives.base import rows_of_batch
 from looped.objectives.depth import expected_progressive_depths, sample_progressive_depths
 from looped.objectives.fixed_point import Equilibrium
 from looped.rng import StepRandom
@@ -147,12 +147,12 @@ def test_the_loss_of_one_step_is_the_mean_over_segments_and_its_head_judges_the_
                                **BITS})
     torch.nn.init.normal_(rule.halt.weight, generator=torch.Generator().manual_seed(1))
     batch, model = problems(config_of("one-step", **BITS)), rule.model
-    rows = surroundings(batch)
-    e = model.encode(batch.inputs, **rows)
+    rows = rows_of_batch(batch)
+    e = model.encode(batch.inputs, rows)
     state, total, judged = model.initial_state(e, draw().normal("state", e.shape[1:])), 0.0, []
     for _ in range(3):
-        state = model.step(model.step(state, e, **rows), e, **rows)
-        logits, sought = model.decode(state, **rows)[:, 1:], batch.targets[:, 1:]  # the first cell is a marker
+        state = model.step(model.step(state, e, None, rows), e, None, rows)
+        logits, sought = model.decode(state, rows)[:, 1:], batch.targets[:, 1:]  # the first cell is a marker
         right = (logits.argmax(-1) == sought).all(1)
         chance = torch.sigmoid(model.norm(state)[:, 1:].mean(1) @ rule.halt.weight[0] + rule.halt.bias)
         assert rule.halt_logit(state, batch).sigmoid().tolist() == pytest.approx(chance.tolist(), rel=1e-9)

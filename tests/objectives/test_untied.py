@@ -10,8 +10,9 @@ from looped.evaluation.answers import loop_states
 from looped.evaluation.exits import Stopping
 from looped.evaluation.inference_cost import likelihood_cost
 from looped.models.build import build
+from looped.nn.rows import PLAIN, Rows
 from looped.objectives import build_objective, trained_depths
-from looped.objectives.base import surroundings
+from looped.objectives.base import rows_of_batch
 from looped.rng import StepRandom
 
 V = 30
@@ -36,9 +37,9 @@ def test_the_end_to_end_twin_applies_the_blocks_in_a_row():
     config, twin = make()
     model, x = twin.model, tokens()[:, :-1]
     e = model.encode(x)
-    state, rows = torch.zeros_like(e), model._rows(e, 0, None)
+    state, rows = torch.zeros_like(e), model.placed(e, PLAIN)
     for block in model.recurrence.core.blocks:
-        state = block(state, e, **rows)
+        state = block(state, e, None, rows)
     by_hand = torch.nn.functional.cross_entropy(model.decode(state).flatten(0, 1), tokens()[:, 1:].flatten())
     loss = twin(tokens(), StepRandom(0, 0, count=3)).value
     torch.testing.assert_close(loss, by_hand)
@@ -53,9 +54,10 @@ def test_a_loop_takes_the_blocks_in_turn_and_counts_their_layers():
     model, e = rule.model, rule.model.encode(tokens()[:, :-1])
     state = model.initial_state(e)
     for step in range(5):
-        state = model.step(state, e, block=step % 3)
+        state = model.step(state, e, None, Rows(block=step % 3))
     torch.testing.assert_close(model.unroll(e, grad=5), state)
-    assert not torch.allclose(model.unroll(e, grad=5), model.step(model.unroll(e, grad=4), e, block=0))  # the control
+    again = model.step(model.unroll(e, grad=4), e, None, Rows(block=0))
+    assert not torch.allclose(model.unroll(e, grad=5), again)  # the control
     assert rule.layer_forwards() == 3 * (1 + 2 * 6 + 1)
     assert [likelihood_cost(rule, depth).layer_forwards for depth in (1, 2, 3, 4)] == [3, 6, 8, 9]
 
@@ -66,8 +68,8 @@ def test_answers_are_looked_for_by_the_blocks_in_turn():
     batch = prepare_task(config.task).train.batch(0, batch_size=2, seed=0)
     stopping = Stopping(batch)
     *_, last = loop_states(rule, batch, 4, StepRandom(0, 0, count=2), stopping)
-    rows = surroundings(batch)
-    torch.testing.assert_close(last, rule.model.unroll(rule.model.encode(batch.inputs, **rows), grad=4, **rows))
+    rows = rows_of_batch(batch)
+    torch.testing.assert_close(last, rule.model.unroll(rule.model.encode(batch.inputs, rows), rows, grad=4))
 
 
 def test_the_first_weights_of_a_block_depend_on_the_seed_and_its_number_alone():

@@ -20,7 +20,8 @@ from looped.config.rivals import ForwardForwardConfig
 from looped.data.batch import Batch
 from looped.diffusion.bridge import draw
 from looped.models.language import LanguageModel, State
-from looped.objectives.base import EVERYBODY, Classifier, Loss, Objective, surroundings
+from looped.nn.rows import Rows
+from looped.objectives.base import EVERYBODY, Classifier, Loss, Objective, rows_of_batch
 from looped.rng import StepRandom
 
 Labels = Int[Tensor, "batch"]
@@ -64,7 +65,7 @@ class ForwardForward(Classifier):
 
     def encode(self, batch: Batch) -> State:
         """The patches, and the row for the class."""
-        return self.model.encode(batch.inputs, **surroundings(batch))
+        return self.model.encode(batch.inputs, rows_of_batch(batch))
 
     def wrong(self, e: State, labels: Labels, batch: Batch, random: StepRandom) -> Labels:
         """A class of each image that is not its own."""
@@ -78,11 +79,11 @@ class ForwardForward(Classifier):
 
     def goodness(self, e: State, labels: Labels, batch: Batch, depth: int | None = None) -> Goodness:
         """The goodness of each of the first `depth` layers (None: all), with these classes in the images."""
-        rows = {"mask": EVERYBODY, "rotation": self.model.rotary(batch.positions[:1])}
+        rows = Rows(mask=EVERYBODY, rotation=self.model.rotary(batch.positions[:1]))
         named = math.sqrt(self.model.width) * self.model.embed(labels).unsqueeze(1)
         x, found = normalised(torch.cat([e[:, :1] + named, e[:, 1:]], dim=1)), []
         for layer in self.layers[:depth]:
-            x = layer(x, **rows)
+            x = layer(x, None, rows)
             squares = (x[:, :1] if self.config.rows == "class" else x).float().square()
             found.append((squares.sum(-1) if self.config.goodness == "sum" else squares.mean(-1)).mean(1))
             x = self.passed_on(x)

@@ -21,7 +21,8 @@ from looped.diffusion.bridge import bridge
 from looped.diffusion.denoiser import start_projection
 from looped.models.language import LanguageModel
 from looped.nn.projection import cast_for, head_logits
-from looped.objectives.base import Classifier, Loss, Objective, surroundings
+from looped.nn.rows import Rows
+from looped.objectives.base import Classifier, Loss, Objective, rows_of_batch
 from looped.objectives.rivals.preserving import SCHEDULES, posterior, prior_divergence
 from looped.rng import StepRandom
 
@@ -49,18 +50,18 @@ class NoProp(Classifier):
 
     def forward(self, tokens: Int[Tensor, "batch length_and_one"] | Batch, random: StepRandom) -> Loss:
         batch = Batch.of(tokens)
-        rows, labels = surroundings(batch), batch.targets[:, 0]
-        e, u = self.model.encode(batch.inputs, **rows), self.table[labels]
+        rows, labels = rows_of_batch(batch), batch.targets[:, 0]
+        e, u = self.model.encode(batch.inputs, rows), self.table[labels]
         named, terms = self.terms(u, e, rows, random)
         terms = {"cross_entropy": cross_entropy(named.float(), labels)} | terms
         value = torch.stack(list(terms.values())).sum()
         return Loss(value, {"loss": value.detach()} | {name: term.detach() for name, term in terms.items()})
 
-    def terms(self, u: Embedded, e: Tensor, rows: dict, random: StepRandom) -> tuple[Tensor, dict[str, Tensor]]:
+    def terms(self, u: Embedded, e: Tensor, rows: Rows, random: StepRandom) -> tuple[Tensor, dict[str, Tensor]]:
         """(logits of the final classifier, the terms of the loss beside its cross-entropy, by name)."""
         raise NotImplementedError
 
-    def step(self, z: Embedded, e: Tensor, rows: dict, depth: int, index: int, draw: Tensor) -> Embedded:
+    def step(self, z: Embedded, e: Tensor, rows: Rows, depth: int, index: int, draw: Tensor) -> Embedded:
         """z after step `index` of `depth`; `draw` is standard normal."""
         raise NotImplementedError
 
@@ -70,21 +71,22 @@ class NoProp(Classifier):
 
     def class_logits(self, batch: Batch, depth: int, random: StepRandom, *,
                      stream: str = "") -> Float[Tensor, "batch classes"]:
-        rows = surroundings(batch)
-        e = self.model.encode(batch.inputs, **rows)
+        rows = rows_of_batch(batch)
+        e = self.model.encode(batch.inputs, rows)
         z = random.normal(f"{stream}start", (self.dim,)).to(self.table)
         for index in range(self.num_steps(depth)):
             z = self.step(z, e, rows, depth, index, random.normal(f"{stream}step{index}", (self.dim,)))
         return self.classifier(z).float()
 
-    def hidden(self, z: Embedded, e: Tensor, rows: dict, **step) -> Float[Tensor, "batch width"]:
-        """What the network makes of z in the row of the class; `step`: the time, or the block."""
+    def hidden(self, z: Embedded, e: Tensor, rows: Rows,
+               level: Tensor | None = None) -> Float[Tensor, "batch width"]:
+        """What the network makes of z in the row of the class, at a time or by the block of the rows."""
         state = torch.cat([self.in_proj(cast_for(self.in_proj, z)).unsqueeze(1), torch.zeros_like(e[:, 1:])], dim=1)
-        return self.model.hidden(self.model.step(state, e, **step, **rows), **rows)[:, 0]
+        return self.model.hidden(self.model.step(state, e, level, rows), rows)[:, 0]
 
-    def estimate(self, z: Embedded, e: Tensor, rows: dict, **step) -> Embedded:
+    def estimate(self, z: Embedded, e: Tensor, rows: Rows, level: Tensor | None = None) -> Embedded:
         """The clean embedding as the network sees it: the mean under its softmax."""
-        return bridge("soft", head_logits(self.model, self.hidden(z, e, rows, **step)), self.table)
+        return bridge("soft", head_logits(self.model, self.hidden(z, e, rows, level)), self.table)
 
     def layer_forwards(self) -> float:
         c = self.model.config
@@ -118,13 +120,13 @@ class NoPropDT(Diffused):
         block = int(torch.randint(self.num_blocks, (), generator=random.lockstep("block")))
         return self.terms_of(block, u, e, rows, random)
 
-    def terms_of(self, block: int, u: Embedded, e: Tensor, rows: dict,
+    def terms_of(self, block: int, u: Embedded, e: Tensor, rows: Rows,
                  random: StepRandom) -> tuple[Tensor, dict[str, Tensor]]:
         """`terms` where block number `block`, counted from 0, is at work."""
         log_snr = self.log_snr()
         t = torch.full((len(u),), block / self.num_blocks, dtype=torch.float64)
         z = self.schedule.noised(u, t, random.normal("noise", (self.dim,)))
-        error = (self.estimate(z, e, rows, block=block) - u).square().sum(-1)
+        error = (self.estimate(z, e, rows.having(block=block)) - u).square().sum(-1)
         return self.bound(u, error, self.num_blocks * float(log_snr.exp().diff()[block]), random)
 
     @property
@@ -141,7 +143,7 @@ class NoPropDT(Diffused):
 
     def step(self, z, e, rows, depth, index, draw):
         a, b, c = (each[index].to(z) for each in posterior(*self._pairs()))
-        return a * self.estimate(z, e, rows, block=index) + b * z + c.sqrt() * draw
+        return a * self.estimate(z, e, rows.having(block=index)) + b * z + c.sqrt() * draw
 
     def _pairs(self) -> tuple[Tensor, Tensor]:
         log_snr = self.log_snr()
@@ -188,7 +190,7 @@ class NoPropFM(NoProp):
         v = self.velocity(z, e, rows, t)
         return self.classifier(z + (1 - share) * v), {"flow": self.eta * (v - (u - start)).square().sum(-1).mean()}
 
-    def velocity(self, z: Embedded, e: Tensor, rows: dict, t: Float[Tensor, "batch"]) -> Embedded:
+    def velocity(self, z: Embedded, e: Tensor, rows: Rows, t: Float[Tensor, "batch"]) -> Embedded:
         """dz/dt."""
         return self.out_proj(self.hidden(z, e, rows, level=t)).to(z)
 

@@ -12,7 +12,7 @@ from looped.errors import UserError
 from looped.evaluation.inference_cost import answer_cost
 from looped.models.build import build
 from looped.objectives import build_objective
-from looped.objectives.base import surroundings
+from looped.objectives.base import rows_of_batch
 from looped.objectives.rivals.forward_forward import normalised
 from looped.rng import StepRandom
 
@@ -82,8 +82,8 @@ def test_the_loss_is_the_log_likelihood_of_right_and_wrong(kind, rows_read):
         x = rule.encode(batch)
         x = torch.cat([x[:, :1] + 4 * rule.model.embed.weight[shown].unsqueeze(1), x[:, 1:]], dim=1)
         for layer in rule.layers:
-            rows = surroundings(batch)
-            x = layer(normalize(x, dim=-1) * 4, mask=rows["mask"], rotation=rule.model.rotary(rows["positions"]))
+            rows = rows_of_batch(batch)
+            x = layer(normalize(x, dim=-1) * 4, None, rule.model.placed(x, rows))
             g = (x[:, :1] if rows_read == "class" else x).square().mean((1, 2)) * scale
             losses.append(-logsigmoid(sign * (g - 1.5 * scale)).mean())
     loss = rule(batch, draw())

@@ -13,7 +13,7 @@ from looped.errors import UserError
 from looped.evaluation.inference_cost import answer_cost
 from looped.models.build import build
 from looped.objectives import build_objective
-from looped.objectives.base import surroundings
+from looped.objectives.base import rows_of_batch
 from looped.objectives.rivals.preserving import posterior, prior_divergence
 from looped.rng import StepRandom
 
@@ -40,8 +40,8 @@ def draw(step=0):
 
 
 def encoded(rule, batch):
-    rows = surroundings(batch)
-    return rule.model.encode(batch.inputs, **rows), rows
+    rows = rows_of_batch(batch)
+    return rule.model.encode(batch.inputs, rows), rows
 
 
 def answer_with(rule, monkeypatch, u):
@@ -62,7 +62,7 @@ def test_the_loss_of_a_block_is_the_papers_equation_8(block, embedding):
     z = alpha[block].sqrt() * u + (1 - alpha[block]).sqrt() * random.normal("noise", (rule.dim,))
     last = alpha[-1].sqrt() * u + (1 - alpha[-1]).sqrt() * random.normal("noise at the end", (rule.dim,))
     state = torch.cat([(z @ rule.in_proj.weight.T).unsqueeze(1), torch.zeros_like(e[:, 1:])], dim=1)
-    logits = rule.model.decode(rule.model.step(state, e, block=block, **rows), **rows)[:, 0]
+    logits = rule.model.decode(rule.model.step(state, e, None, rows.having(block=block)), rows)[:, 0]
     error = (logits.float().softmax(-1).double() @ rule.table - u).square().sum(-1).mean()
     weight = alpha[block + 1] / (1 - alpha[block + 1]) - alpha[block] / (1 - alpha[block])
     named, terms = rule.terms_of(block, u, e, rows, draw())
