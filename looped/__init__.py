@@ -36,7 +36,7 @@ _PUBLIC = {
     "train": "looped.training.trainer",
     "load_run": "looped.training.runs",
     "evaluate_depth": "looped.evaluation.depth",
-    "generate": "looped.evaluation.generation",
+    "generate": "looped.inference.generate",
     "heldout_text": "looped.data.heldout",
 }
 __all__ = [*_PUBLIC, "__version__"]

@@ -24,7 +24,7 @@ class Mine(nn.Module):
 
 
 class Told(Mine):
-    def forward(self, state, e, cond, rows):
+    def forward(self, state, e, cond=None, rows=None):
         return super().forward(state, e, cond)
 
 

@@ -247,8 +247,8 @@ class Eval(Verb):
     def _of_task(self, run, place, depths) -> None:
         """Problems instead of text."""
         self._no_flags_of_text(f"solves {run.config.task.name}")
-        from looped.evaluation.exits import Exit
         from looped.evaluation.task_report import evaluate_task, task_table, write_task_page
+        from looped.inference.exits import Exit
 
         levels = parse_levels(self.difficulties) if self.difficulties is not None else None
         exits = [Exit.parse(part) for part in self.exits.split(",")] if self.exits is not None else []

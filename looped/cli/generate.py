@@ -73,8 +73,8 @@ class Generate(Verb):
         """All prompts in one batch."""
         import torch
 
-        from looped.evaluation.generation import generate
-        from looped.evaluation.texts import Ending, as_lists
+        from looped.inference.generate import generate
+        from looped.inference.texts import Ending, as_lists
 
         self._refuse(("guidance", "out"), "images", "makes none")
         if run.config.is_task or run.config.is_images:
@@ -100,14 +100,15 @@ class Generate(Verb):
         if not 0 <= guidance < math.inf:
             raise UserError(f"--guidance {guidance} is negative or not a number; use 1 for the plain class")
         from looped.evaluation.image_samples import grid_of_classes, write_picture
-        from looped.evaluation.inference_cost import image_cost
+        from looped.inference.rollout import rollout_of
 
         path = self.out or Path("grid.png")
         picture = grid_of_classes(run.objective, run.scale, self.depth, self.num_samples, guidance=guidance,
                                   seed=run.config.seed, batch_size=run.config.evaluation.batch_size)
         write_picture(picture, path)
+        cost = rollout_of(run.objective).image_cost(self.depth, guidance)
         print(f"{path}: a row each of {', '.join(run.class_names)}; {self.depth} solver steps, "
-              f"{image_cost(run.objective, self.depth, guidance).layer_forwards:,.0f} layer forwards an image")
+              f"{cost.layer_forwards:,.0f} layer forwards an image")
 
     def _refuse(self, flags: tuple[str, ...], what: str, does: str) -> None:
         """Raises UserError for flags of another kind of run."""

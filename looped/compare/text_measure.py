@@ -18,7 +18,7 @@ from looped.evaluation.depth import evaluate_depth, evaluate_samples
 from looped.evaluation.judge import Judge
 from looped.evaluation.plots import AXES
 from looped.evaluation.quality import Quality, matched_quality
-from looped.evaluation.texts import as_lists
+from looped.inference.texts import as_lists
 from looped.training.runs import Run
 
 NEXT_TOKEN = Gauge("next_token", "loss", " as a next-token predictor", AXES["nats_per_token"], higher_is_better=False,

@@ -10,11 +10,10 @@ from torch import Tensor
 
 from looped.config import Config
 from looped.data.labelled import LabelledData
-from looped.evaluation.answers import answer
-from looped.evaluation.depth import at_once, peak_bytes
-from looped.evaluation.inference_cost import answer_cost
+from looped.evaluation.depth import peak_bytes
 from looped.evaluation.rows import Keep, Row, example_lines, keep_nothing, summarise
 from looped.evaluation.solving import best_depth
+from looped.inference.rollout import answer, at_once, rollout_of
 from looped.objectives.base import Objective, evaluating
 
 
@@ -40,7 +39,7 @@ def classify(objective: Objective, data: LabelledData, config: Config, depths: S
         found = _right(objective, data, config, group)
         seconds = time.perf_counter() - start
         part = [summarise("accuracy", found[depth].double(), depth=depth, seconds=seconds, peak_bytes=peak_bytes(),
-                           **answer_cost(objective, depth, config.evaluation).fields()) for depth in group]
+                           **rollout_of(objective).answer_cost(depth, config.evaluation).fields()) for depth in group]
         keep(part, example_lines("accuracy", found))
         rows, right = rows + part, right | found
     return Classified(rows, right)

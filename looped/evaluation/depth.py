@@ -4,7 +4,6 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import psutil
 import torch
@@ -15,24 +14,19 @@ from looped.config import Config
 from looped.data.heldout import MeasuredText
 from looped.devices import now
 from looped.errors import UserError, did_you_mean
-from looped.evaluation.inference_cost import Cost, likelihood_cost, solver_likelihood_cost
 from looped.evaluation.judge import Reader, judged_rows
-from looped.evaluation.likelihood import (
-    DepthLosses,
-    losses_by_depth,
-    losses_by_sigma,
-    losses_by_solver,
-    masked_bounds,
-)
+from looped.evaluation.likelihood import DepthLosses, Likelihood
 from looped.evaluation.mauve import Encoder, mauve_rows
 from looped.evaluation.quality import diversity, matched_quality, write_texts
 from looped.evaluation.rows import Keep, Row, example_lines, keep_nothing, summarise
-from looped.evaluation.texts import Ending, Texts, as_lists, lengths_of
+from looped.inference.cost import Cost
+from looped.inference.rollout import at_once
+from looped.inference.texts import Ending, Texts, as_lists, lengths_of
 from looped.nn.checks import depths_of
 from looped.objectives.base import Objective, require_objective
-from looped.objectives.bptt import Unrolled
-from looped.objectives.denoise import Denoise
-from looped.objectives.masked import Masked
+
+NUM_LEVELS = 12
+"""Noise levels at which a denoiser's loss is measured."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +61,8 @@ def evaluate_depth(objective: Objective, tokens: Int[Tensor, "num length_and_one
     require_objective(objective)
     if not bytes_per_token > 0:
         raise UserError(f"bytes_per_token {bytes_per_token} is not above 0; a run has it as run.data.bytes_per_token")
-    depths, settings = depths_of(depths), {"seed": seed, "batch_size": batch_size}
+    depths, likelihood = depths_of(depths), Likelihood(objective, tokens, seed=seed, batch_size=batch_size)
+    rollout = likelihood.rollout
     rows, per_example, bits = [], {}, 1 / math.log(2) / bytes_per_token
 
     def took(part: list[Row], metric: str, losses: dict[int, Tensor], **where: int) -> None:
@@ -91,28 +86,18 @@ def evaluate_depth(objective: Objective, tokens: Int[Tensor, "num length_and_one
                     part.append(summarise("bits_per_byte", result.losses * bits, **cost))
             took(part, metric, {result.depth: result.losses for result in results}, **where)
 
-    take("nats_per_token", lambda group: losses_by_depth(objective, tokens, group, **settings),
-         partial(likelihood_cost, objective))
-    if isinstance(objective, Denoise):
-        by_sigma = losses_by_sigma(objective, tokens, **settings)
+    take("nats_per_token", likelihood.by_depth, rollout.likelihood_cost)
+    if by_sigma := likelihood.by_level(NUM_LEVELS):
         sigma_max, at_max = by_sigma[0]
         took([*(summarise("nats_at_sigma", losses, sigma=sigma) for sigma, losses in by_sigma),
               summarise("nats_at_sigma_max", at_max, sigma=sigma_max)], "nats_at_sigma_max", {1: at_max})
-        if num_trajectories:
-            take("nats_by_solver", lambda group: losses_by_solver(objective, tokens, group,
-                                                                  num_trajectories=num_trajectories, **settings),
-                 lambda depth: solver_likelihood_cost(objective, depth, num_trajectories),
-                 trajectories=num_trajectories)
-    if isinstance(objective, Masked):
-        whole = masked_bounds(objective, tokens, num_levels, **settings)
+    if num_trajectories and rollout.samples:
+        take("nats_by_solver", lambda group: likelihood.by_solver(group, num_trajectories),
+             lambda depth: rollout.sampled_cost(depth, num_trajectories), trajectories=num_trajectories)
+    if rollout.has_limit:
+        whole = likelihood.limit(num_levels)
         took([summarise("nats_bound", whole), summarise("bits_per_byte_bound", whole * bits)], "nats_bound", {1: whole})
     return DepthSweep(rows, per_example)
-
-
-def at_once(objective: Objective, depths: Sequence[int]) -> list[tuple[int, ...]]:
-    """Depths that one run gives together: all of a loop's, each of a solver's alone."""
-    depths = sorted(set(depths))
-    return [tuple(depths)] if isinstance(objective, Unrolled) else [(depth,) for depth in depths]
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from looped.config import Config
 from looped.data.images import ImageBatch, Scale
 from looped.data.labelled import Picture
 from looped.errors import UserError
+from looped.inference.rollout import rollout_of
 from looped.models.vision import ImageClassifier
-from looped.objectives.base import Objective, rows_of_batch
-from looped.objectives.denoise import Denoise
+from looped.objectives.base import Objective
 
 Levels = UInt8[Tensor, "num down across channels"]
 PIXELS = "pixels"
@@ -60,17 +60,8 @@ def class_rows(objective: Objective, images: Float[Tensor, "num channels down ac
                depth: int) -> Float[Tensor, "num width"]:
     """The last hidden row of the class: of a loop after `depth` steps; of a denoiser at its highest noise level from a
     start at zero, where it is told nothing of the class."""
-    model = objective.model
-    batch = model.picture.ask(ImageBatch(images, _no_labels(images))).to(images.device)
-    rows = rows_of_batch(batch)
-    e = model.encode(batch.inputs, rows)
-    if isinstance(objective, Denoise):
-        z = e.new_zeros(*e.shape[:2], objective.denoiser.targets.dim)
-        sigma = torch.full((len(e),), objective.noise.sigma_max, dtype=torch.float64)
-        block = 0 if objective.denoiser.edges is not None else None
-        return objective.denoiser.trace(z, sigma, e, rows.having(block=block))[1][:, 0].float()
-    noise = torch.zeros_like(e) if model.recurrence.needs_noise else None
-    return model.hidden(model.unroll(e, rows, grad=depth, noise=noise), rows)[:, 0].float()
+    batch = objective.model.picture.ask(ImageBatch(images, _no_labels(images))).to(images.device)
+    return rollout_of(objective).hidden(batch, depth, torch.zeros_like)[:, 0].float()
 
 
 def _no_labels(images: Tensor) -> Int[Tensor, "num"]:

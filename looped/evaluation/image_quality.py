@@ -14,8 +14,8 @@ from looped.evaluation.depth import Evaluation, peak_bytes
 from looped.evaluation.image_distances import distances
 from looped.evaluation.image_features import Features
 from looped.evaluation.image_samples import make_images
-from looped.evaluation.inference_cost import image_cost
 from looped.evaluation.rows import Keep, Row, example_lines, keep_nothing, summarise
+from looped.inference.rollout import rollout_of
 from looped.objectives.base import evaluating
 from looped.objectives.pixels import DenoisePixels
 from looped.rng import StepRandom
@@ -95,7 +95,7 @@ def distance_rows(objective: DenoisePixels, data: LabelledData, config: Config, 
         start = time.perf_counter()
         images = make_images(objective, labels, depth, guidance=guidance, seed=config.seed, batch_size=c.batch_size)
         cost = {"depth": depth, "seconds": time.perf_counter() - start, "peak_bytes": peak_bytes(),
-                **image_cost(objective, depth, guidance).fields()}
+                **rollout_of(objective).image_cost(depth, guidance).fields()}
         found = distances(real, features.of(scale.levels(images)), by=features.name)
         part = [Row(metric, value, None, None, len(labels), by=found.by, **cost) for metric, value in
                 (("frechet_distance", found.frechet), ("precision", found.precision), ("recall", found.recall))]

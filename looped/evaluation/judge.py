@@ -17,9 +17,9 @@ from torch import Tensor
 from looped.errors import UserError
 from looped.evaluation.likelihood import next_token_losses
 from looped.evaluation.rows import Row, summarise
-from looped.evaluation.texts import NOTHING, Texts, as_lists, per_token
+from looped.inference.rollout import rollout_of
+from looped.inference.texts import NOTHING, Texts, as_lists, per_token
 from looped.objectives.base import Objective
-from looped.objectives.denoise import Denoise
 
 BATCH = 64
 """Texts that are read at once."""
@@ -75,8 +75,9 @@ class Judge:
     vocabulary: str
 
     def __post_init__(self) -> None:
-        if isinstance(self.objective, Denoise) and self.objective.config.block_size > 1:
-            raise UserError(f"judge {self.name} denoises blocks of {self.objective.config.block_size} tokens, and "
+        together = rollout_of(self.objective).tokens_at_once
+        if together > 1:
+            raise UserError(f"judge {self.name} denoises blocks of {together} tokens, and "
                             f"would read what stands after the end of a text; choose a run of --objective ar")
 
     def check(self, writer: str, vocabulary: str) -> None:

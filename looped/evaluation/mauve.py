@@ -11,10 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from looped.data.batch import Batch
 from looped.errors import UserError
 from looped.evaluation.rows import Row
+from looped.inference.rollout import rollout_of
 from looped.objectives.base import Objective
-from looped.objectives.bptt import Unrolled
 from looped.rng import StepRandom
 
 ENOUGH = 1000
@@ -36,9 +37,9 @@ class RunEncoder:
     is that of a token it seeks."""
 
     def __init__(self, name: str, objective: Objective, depth: int, encode: Callable[[str], list[int]]):
-        if not isinstance(objective, Unrolled):
+        if not rollout_of(objective).encodes:
             raise UserError(f"encoder {name} is a denoiser; choose a run of --objective ar, truncated or full")
-        self.name, self.model, self.depth, self.encode = name, objective.eval().model, depth, encode
+        self.name, self.objective, self.depth, self.encode = name, objective.eval(), depth, encode
 
     @torch.no_grad()
     def features(self, texts: Sequence[str]) -> Float[Tensor, "num width"]:
@@ -47,10 +48,11 @@ class RunEncoder:
 
     def _feature(self, text: str, row: int) -> Float[Tensor, "width"]:
         ids = self.encode(text) or [0]  # nothing but ends of text
-        e = self.model.encode(torch.tensor([ids], device=next(self.model.parameters()).device))
-        random = StepRandom(0, 0, start=row, count=1, device=e.device)
-        noise = random.normal("state", e.shape[1:]) if self.model.recurrence.needs_noise else None
-        return self.model.hidden(self.model.unroll(e, grad=self.depth, noise=noise))[0, -1].float().cpu()
+        tokens = torch.tensor([[*ids, 0]], device=next(self.objective.parameters()).device)
+        random = StepRandom(0, 0, start=row, count=1, device=tokens.device)
+        hidden = rollout_of(self.objective).hidden(Batch.of(tokens), self.depth,
+                                                   lambda e: random.normal("state", e.shape[1:]))
+        return hidden[0, -1].float().cpu()
 
 
 def mauve(real: Float[Tensor, "num_real width"], written: Float[Tensor, "num width"], *, seed: int = 0) -> float:

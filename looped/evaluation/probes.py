@@ -6,20 +6,20 @@ grows with depth.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from looped.data.batch import Batch
 from looped.diffusion.bridge import bridge
 from looped.diffusion.denoiser import levels_of
 from looped.evaluation.likelihood import next_token_losses
 from looped.evaluation.motion import Motion, growth
 from looped.evaluation.rows import Row, confidence_interval, summarise
 from looped.evaluation.verdicts import NATS, verdict
+from looped.inference.rollout import rollout_of
 from looped.objectives.base import Objective, evaluating, rows_of_batch, token_losses
 from looped.objectives.denoise import Denoise
 from looped.rng import StepRandom, generator
@@ -69,15 +69,8 @@ def _probe(objective: Objective, tokens: Tokens, by_depth: Mapping[int, Float[Te
     if twin is not None:
         behind = first - next_token_losses(twin, tokens, 1, seed=seed).mean(1).cpu().double()
         rows.append(summarise("behind_the_twin", behind))
-    # Several blocks of the core have no block for rows of several levels.
-    if isinstance(objective, Denoise) and objective.config.block_size > 1 and objective.denoiser.edges is None:
-        alone, known = block_reading(objective, tokens, seed=seed)
-        rows += [summarise("block_alone", alone), summarise("block_others_known", known)]
-        if confidence_interval(alone - known)[1] < READING_GAP:
-            sentences.append(f"the tokens of a block do not read each other: knowing the others saves "
-                             f"{(alone - known).mean():.2f} nats, so more solver steps can gain nothing")
-    rows += denoiser_probes(objective, tokens, seed=seed) if isinstance(objective, Denoise) else loop_probes(
-        objective, tokens, max(by_depth), seed=seed)
+    found = PROBES[rollout_of(objective).name](objective, tokens, max(by_depth), seed)
+    rows, sentences = rows + found.rows, sentences + found.sentences
     if grows := growth({row.depth: row.mean for row in rows if row.metric == "state_rms"}):
         sentences.append(f"{grows}, which norms hide from the loss; model.block sandwich, or model.injection linear, "
                          f"gated or diagonal would keep it")
@@ -103,20 +96,9 @@ def scrambled_context(objective: Objective, tokens: Tokens, *, seed: int = 0) ->
     y, random = batch.targets, StepRandom(seed, 0, count=len(tokens), device=tokens.device)
 
     def losses(context: Tensor) -> Tensor:
-        asked = replace(batch, inputs=context)
-        if isinstance(objective, Denoise):
-            return token_losses(objective.logits(asked, *_noised(objective, y, objective.noise.sigma_max, random)), y)
-        return token_losses(_after_one_step(objective, asked, random), y)
+        return token_losses(rollout_of(objective).first_logits(replace(batch, inputs=context), random), y)
 
     return batch.mean(losses(batch.inputs.roll(1, 0)) - losses(batch.inputs)).cpu().double()
-
-
-def _after_one_step(objective: Objective, batch: Batch, random: StepRandom) -> Float[Tensor, "num length vocab"]:
-    """Logits of a loop after its first step."""
-    model, rows = objective.model, rows_of_batch(batch)
-    e = model.encode(batch.inputs, rows)
-    noise = random.normal("state", e.shape[1:]) if model.recurrence.needs_noise else None
-    return model.decode(model.unroll(e, rows, grad=1, noise=noise), rows)
 
 
 def _noised(objective: Denoise, y: Tensor, level: float, random: StepRandom) -> tuple[Tensor, Tensor]:
@@ -202,6 +184,26 @@ def loop_probes(objective: Objective, tokens: Tokens, num_steps: int, *, seed: i
         if ratio is not None:
             rows.append(summarise("contraction", ratio, depth=depth))
     return rows
+
+
+def _of_denoiser(objective: Denoise, tokens: Tokens, depth: int, seed: int) -> Probes:
+    rows, sentences = [], []
+    # Several blocks of the core have no block for rows of several levels.
+    if objective.config.block_size > 1 and objective.denoiser.edges is None:
+        alone, known = block_reading(objective, tokens, seed=seed)
+        rows += [summarise("block_alone", alone), summarise("block_others_known", known)]
+        if confidence_interval(alone - known)[1] < READING_GAP:
+            sentences.append(f"the tokens of a block do not read each other: knowing the others saves "
+                             f"{(alone - known).mean():.2f} nats, so more solver steps can gain nothing")
+    return Probes(rows + denoiser_probes(objective, tokens, seed=seed), sentences)
+
+
+def _of_loop(objective: Objective, tokens: Tokens, depth: int, seed: int) -> Probes:
+    return Probes(loop_probes(objective, tokens, depth, seed=seed), [])
+
+
+PROBES: dict[str, Callable[[Objective, Tokens, int, int], Probes]] = {"solver": _of_denoiser, "loop": _of_loop}
+"""Rollout -> its own probes."""
 
 
 def probe_table(rows: Sequence[Row]) -> str:

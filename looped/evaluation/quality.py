@@ -18,10 +18,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from looped.errors import UserError
-from looped.evaluation.generation import generate
 from looped.evaluation.judge import Reader
 from looped.evaluation.rows import Row, summarise
-from looped.evaluation.texts import Texts, as_lists
+from looped.inference.generate import generate
+from looped.inference.texts import Texts, as_lists
 from looped.objectives.base import Objective
 
 BATCH = 128

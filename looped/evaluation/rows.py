@@ -22,8 +22,8 @@ class Row:
     """One figure of a sweep. `sigma` is set for figures by noise level, `depth` for figures by depth, `difficulty` for
     those of problems; `temperature` where it was chosen; `by` names a model that the figure depends on besides the
     run's: judge or encoder; `twin` the one that it is held beside; `trajectories` the solver runs that a figure is a
-    mean over. `layer_forwards` and `evaluations` (NFE) are those of one sequence, as it was run (`inference_cost`).
-    Without an interval both ends are None."""
+    mean over. `layer_forwards` and `evaluations` (NFE) are those of one sequence, as it was run
+    (`looped.inference.cost`). Without an interval both ends are None."""
 
     metric: str
     mean: float

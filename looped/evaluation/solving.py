@@ -12,10 +12,10 @@ from torch import Tensor
 from looped.config import Config
 from looped.data.problems import TaskData
 from looped.data.task import Cells, Problem, Task, next_token
-from looped.evaluation.answers import answer
-from looped.evaluation.depth import at_once, peak_bytes
-from looped.evaluation.exits import Exit
+from looped.evaluation.depth import peak_bytes
 from looped.evaluation.rows import Keep, Row, example_lines, keep_nothing, summarise
+from looped.inference.exits import Exit
+from looped.inference.rollout import answer, at_once
 from looped.objectives.base import Objective, evaluating
 
 

@@ -15,6 +15,7 @@ more from another start: other noise, or where a loop always starts alike, the l
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -25,14 +26,10 @@ from torch.nn.functional import cosine_similarity, pad
 from looped.config import Config
 from looped.data.batch import Batch
 from looped.data.problems import TaskData
-from looped.diffusion.bridge import bridge
-from looped.evaluation.answers import Solver, loop_states
-from looped.evaluation.exits import Stopping
 from looped.evaluation.motion import Motion, growth, norm
 from looped.evaluation.rows import Row, summarise
+from looped.inference.rollout import Readout, Rollout, rollout_of
 from looped.objectives.base import Objective, evaluating
-from looped.objectives.bptt import Unrolled
-from looped.objectives.denoise import Denoise
 from looped.rng import StepRandom
 
 OTHER_START = 1
@@ -106,22 +103,17 @@ def stability(objective: Objective, data: TaskData, config: Config, depth: int, 
     """Watch the held-out problems of one difficulty being solved in `depth` steps, twice."""
     problems = data.heldout(config.evaluation.num_problems, difficulty)
     size, device = config.evaluation.batch_size, next(objective.parameters()).device
-    seen, twice = [], _twice_solver if isinstance(objective, Denoise) else _twice_loop
+    seen, rollout = [], rollout_of(objective)
     with evaluating(objective):
         for first in range(0, len(problems), size):
             batch = data.collate(problems[first : first + size]).to(device)
             draws = [StepRandom(config.seed, step, start=first, count=len(batch), device=device)
                      for step in (0, OTHER_START)]
-            seen.append(twice(objective, batch, depth, *draws))
+            seen.append(_twice(rollout, batch, depth, *draws))
     answers = [torch.stack(path.answers) for path, _ in seen]  # steps, B, L
     longest = max(each.shape[-1] for each in answers)
     answers = torch.cat([pad(each, (0, longest - each.shape[-1])) for each in answers], dim=1)
-    if isinstance(objective, Denoise):
-        latent, start = "soft estimate", "other noise"
-    else:
-        drawn = objective.model.recurrence.needs_noise
-        latent, start = "state", "other noise" if drawn else "the last state of another problem"
-    return Stability(latent, start, depth, difficulty, _rows(seen), answers)
+    return Stability(rollout.latent, rollout.other_start, depth, difficulty, _rows(seen), answers)
 
 
 class _Path:
@@ -129,9 +121,11 @@ class _Path:
 
     def __init__(self, batch: Batch, cells: Tensor | None):
         self.batch, self.motion, self.answers = batch, Motion(cells), []
+        self.last: Tensor | None = None
 
     def take(self, latent: Tensor, logits: Tensor) -> None:
         self.motion.take(latent)
+        self.last = latent
         answers = logits.argmax(-1)
         self.answers.append(answers if self.batch.scored is None else answers * self.batch.scored)
 
@@ -140,35 +134,16 @@ _Twice = tuple[_Path, _Path | None]
 """A solve, and one from another start; None where a problem is alone in its batch and there is no other."""
 
 
-def _twice_loop(objective: Unrolled, batch: Batch, depth: int, random: StepRandom, redrawn: StepRandom) -> _Twice:
-    def run(random: StepRandom, start: Tensor | None = None) -> tuple[_Path, Tensor]:
-        path, stopping, state = _Path(batch, _real(batch)), Stopping(batch), None
-        for state in loop_states(objective, batch, depth, random, stopping, start=start):
-            path.take(state, stopping.logits)
-        return path, state
-
-    path, end = run(random)
-    if objective.model.recurrence.needs_noise:
-        return path, run(redrawn)[0]
-    return path, run(redrawn, start=end.roll(1, 0))[0] if len(batch) > 1 else None
-
-
-def _twice_solver(objective: Denoise, batch: Batch, depth: int, random: StepRandom, redrawn: StepRandom) -> _Twice:
-    def run(random: StepRandom, **changed: str) -> _Path:
-        solver, path = Solver(objective, batch), _Path(batch, batch.scored)
-        solver.config = solver.config.model_copy(update=changed)
-        solver.run(depth, random, watch=lambda step, z, logits, D: path.take(
-            bridge("soft", logits, objective.denoiser.table()), logits))
+def _twice(rollout: Rollout, batch: Batch, depth: int, random: StepRandom, redrawn: StepRandom) -> _Twice:
+    def watched(steps: Iterable[Readout]) -> _Path:
+        path = _Path(batch, rollout.cells(batch))
+        for latent, logits in steps:
+            path.take(latent, logits)
         return path
 
-    return run(random), run(redrawn, start="noise")  # from zero there is no other start
-
-
-def _real(batch: Batch) -> Tensor | None:
-    """Cells that do not only fill up the batch; None for all."""
-    if batch.lengths is None:
-        return None
-    return torch.arange(batch.targets.shape[1], device=batch.lengths.device) < batch.lengths.unsqueeze(1)
+    path = watched(rollout.steps(batch, depth, random))
+    others = rollout.steps_elsewhere(batch, depth, redrawn, path.last)
+    return path, None if others is None else watched(others)
 
 
 def _rows(seen: list[_Twice]) -> list[Row]:

@@ -17,13 +17,13 @@ from torch import Tensor
 from looped.config import Config
 from looped.data.problems import TaskData
 from looped.evaluation.depth_page import DepthReport, Example, RunFacts, write_depth_report
-from looped.evaluation.exits import Exit
 from looped.evaluation.plots_tasks import Trained
 from looped.evaluation.report import markdown_table, picture_blocks
 from looped.evaluation.rows import Keep, Row, keep_nothing, row_of
 from looped.evaluation.solving import Solved, exit_rows, one_answer, share_cell, solved
 from looped.evaluation.stability import Stability, stability
 from looped.evaluation.store import EXAMPLES, ROWS, EvaluationFiles, writing_to
+from looped.inference.exits import Exit
 from looped.objectives import trained_depths
 from looped.objectives.base import Objective
 

@@ -15,8 +15,8 @@ from torch.nn.functional import cross_entropy
 
 from looped.errors import UserError
 from looped.evaluation.judge import Judged, continuation
-from looped.evaluation.texts import Texts, as_lists
 from looped.hub.loading import batches, load, max_length
+from looped.inference.texts import Texts, as_lists
 
 BATCH = 8
 """Texts that are read at once; logits over a large vocabulary are what fills the memory."""

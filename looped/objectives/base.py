@@ -36,6 +36,8 @@ class Objective(nn.Module):
     do not see each other (`data.documents`).
     """
 
+    rollout: Any
+    """How a trained model is run at a depth: a name of `looped.inference.rollout.ROLLOUTS`, or a class of one's own."""
     end_of_text: int | None = None
     separate: bool = False
 
@@ -90,9 +92,15 @@ def evaluating(objective: Objective) -> Iterator[None]:
 class Classifier(Objective):
     """A training rule with a way of its own from an image to its class, which is no loop and no denoiser's solver."""
 
+    rollout = "own"
+
     def class_logits(self, batch: Batch, depth: int, random: StepRandom, *,
                      stream: str = "") -> Float[Tensor, "batch classes"]:
         """Logits of the classes after `depth` steps; `stream` names the draws, for another try at the same images."""
+        raise NotImplementedError
+
+    def class_cost(self, depth: int) -> tuple[int, tuple[float, ...], int]:
+        """(layers that run before, layers of each step, network evaluations of a step) of `class_logits`."""
         raise NotImplementedError
 
 

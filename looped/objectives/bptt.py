@@ -39,6 +39,8 @@ class Start:
 class Unrolled(Objective):
     """Next-token cross-entropy after an unroll of the loop; subclasses say how deep."""
 
+    rollout = "loop"
+
     @classmethod
     def from_config(cls, config: Config, model: nn.Module) -> Objective:
         return cls(model, config.recurrence)

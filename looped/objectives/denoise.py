@@ -79,6 +79,7 @@ def by_bin(short: str, sigma: Tensor, losses: Tensor, noise: Noise) -> dict[str,
 class Denoise(Objective):
     """The single-pass rule, for text and for problems."""
 
+    rollout = "solver"
     figure, short = "cross_entropy", "ce"
     """The figure of the log, and its name by level and block."""
 

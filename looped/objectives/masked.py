@@ -48,6 +48,8 @@ class Masked(Objective):
     In evaluation mode the loss is the bound itself, at one level a sequence, without the weights' variance.
     """
 
+    rollout = "unmask"
+
     @classmethod
     def from_config(cls, config: Config, model: nn.Module) -> Objective:
         """With several blocks in the core, one at a time."""

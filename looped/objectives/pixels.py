@@ -26,6 +26,8 @@ class DenoisePixels(Objective):
     """`label_dropout`: the share of images whose class is hidden. The loss is a mean over the numbers of an image;
     under EDM's weight it begins at 1, at every level. metrics: `loss_at_max`, `loss_bin0`, ... by noise level."""
 
+    rollout = "pixels"
+
     figure = short = "loss"
 
     @classmethod

@@ -13,13 +13,13 @@ from looped.data.labelled import LabelledData
 from looped.data.opening import Data
 from looped.data.problems import TaskData
 from looped.evaluation.accuracy import classify
-from looped.evaluation.answers import answer
 from looped.evaluation.depth import evaluate_samples
 from looped.evaluation.image_quality import heldout_errors, training_levels
 from looped.evaluation.image_samples import grid_of_classes
 from looped.evaluation.likelihood import main_losses
 from looped.evaluation.solving import one_answer, solved
-from looped.evaluation.texts import as_lists
+from looped.inference.rollout import answer
+from looped.inference.texts import as_lists
 from looped.objectives import Objective
 from looped.rng import StepRandom
 

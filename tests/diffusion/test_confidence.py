@@ -9,7 +9,7 @@ from looped.data.problems import prepare_task
 from looped.data.task import find_task
 from looped.diffusion.samplers import sample_by_confidence
 from looped.errors import UserError
-from looped.evaluation.answers import answer
+from looped.inference.rollout import answer
 from looped.models.build import build
 from looped.objectives import build_objective
 from looped.objectives.denoise import reads_first

@@ -8,8 +8,8 @@ from looped.config.training import EvaluationConfig
 from looped.data.images import ImageBatch
 from looped.data.labelled import Picture
 from looped.errors import UserError
-from looped.evaluation.answers import Solver
-from looped.evaluation.inference_cost import answer_cost
+from looped.inference.rollout import rollout_of
+from looped.inference.solver import Solver
 from looped.models.build import build
 from looped.objectives import build_objective
 from looped.objectives.base import rows_of_batch
@@ -108,8 +108,8 @@ def test_only_images_that_are_left_out_teach_the_row_in_their_place():
 
 
 def test_guidance_costs_each_reading_twice_and_the_row_one_width():
-    assert answer_cost(make(), 3, EvaluationConfig()).layer_forwards == 1 + 3 * 2
-    assert answer_cost(make(**{"denoise.guidance": 2.0}), 3, EvaluationConfig()).layer_forwards == 1 + 6 * 2
+    assert rollout_of(make()).answer_cost(3, EvaluationConfig()).layer_forwards == 1 + 3 * 2
+    assert rollout_of(make(**{"denoise.guidance": 2.0})).answer_cost(3, EvaluationConfig()).layer_forwards == 1 + 6 * 2
     pytest.importorskip("sklearn")
     sizes = [count(load_config(None, SMALL | {"denoise.context_dropout": share}), CLASSES).parameters
              for share in (0, 0.25)]

@@ -6,7 +6,7 @@ import torch
 from looped.config import load_config
 from looped.diffusion.steering import Steering
 from looped.errors import UserError
-from looped.evaluation.generation import generate
+from looped.inference.generate import generate
 from looped.models.build import build
 from looped.objectives import build_objective
 

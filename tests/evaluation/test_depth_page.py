@@ -12,11 +12,11 @@ from looped.config import load_config
 from looped.data.problems import prepare_task
 from looped.data.task import find_task
 from looped.evaluation.depth_page import DepthReport, Example, RunFacts, write_depth_report
-from looped.evaluation.exits import Exit
 from looped.evaluation.plots_tasks import Trained, plot_levels, plot_map, plot_problem
 from looped.evaluation.rows import Row, summarise
 from looped.evaluation.stability import Stability, stability
 from looped.evaluation.task_report import evaluate_task
+from looped.inference.exits import Exit
 from looped.models.build import build
 from looped.objectives import build_objective
 

@@ -21,6 +21,7 @@ from looped.models.language import LanguageModel
 from looped.nn.attention import attention
 from looped.nn.bias import Causal
 from looped.nn.recurrence import Core, RecurrentDepth
+from looped.nn.rows import Rows
 from looped.objectives import build_objective
 from looped.training.trainer import train
 
@@ -84,7 +85,7 @@ REFUSED = {
     "sigma 0": (lambda: DENOISER(Z, 0.0, E), "sigma 0 is not above 0"),
     "a sigma below 0": (lambda: DENOISER(Z, torch.tensor([1.0, -1.0]), E), "sigma -1 is not above 0"),
     "sigmas of another batch": (lambda: DENOISER(Z, torch.ones(3), E), "does not match the leading axes"),
-    "a block of one": (lambda: DENOISER.trace(Z, torch.ones(2), E, block=1), "this denoiser has one block"),
+    "a block of one": (lambda: DENOISER.trace(Z, torch.ones(2), E, Rows(block=1)), "this denoiser has one block"),
     "a dict for a config": (lambda: Denoiser(MODEL, {"context": "inject"}), "must be a DenoiseConfig, got a dict"),
     "a path for a config": (lambda: train("configs/smoke.yaml", "nowhere"), "config must be a Config, got a str"),
     "swapped": (lambda: build_objective(MODEL, CONFIG), "config must be a Config, got a LanguageModel"),
@@ -117,7 +118,7 @@ def test_a_refused_evaluation_leaves_the_mode_of_the_objective():
     objective = made().train()
     with pytest.raises(UserError):
         sweep(objective, depths=[0])
-    objective.model.decode = lambda state: state.reshape(-1, 3)  # fails in the middle
+    objective.model.decode = lambda state, rows: state.reshape(-1, 3)  # fails in the middle
     with pytest.raises(Exception, match=r"size|shape"):
         sweep(objective)
     assert objective.training

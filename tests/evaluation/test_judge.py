@@ -5,8 +5,8 @@ import torch
 
 from looped.config import load_config
 from looped.errors import UserError
-from looped.evaluation.generation import generate
 from looped.evaluation.judge import Judge
+from looped.inference.generate import generate
 from looped.models.build import build
 from looped.objectives import build_objective
 

@@ -13,8 +13,6 @@ from looped.data.problems import prepare_task
 from looped.devices import CPU, Placement
 from looped.evaluation.accuracy import classify
 from looped.evaluation.depth import evaluate_depth, evaluate_samples
-from looped.evaluation.exits import Exit
-from looped.evaluation.generation import generate
 from looped.evaluation.image_features import classifier_features, pixel_features
 from looped.evaluation.image_quality import evaluate_images
 from looped.evaluation.judge import Judge, judged_rows
@@ -23,6 +21,8 @@ from looped.evaluation.mauve import RunEncoder
 from looped.evaluation.probes import probe
 from looped.evaluation.quality import matched_quality
 from looped.evaluation.task_report import evaluate_task
+from looped.inference.exits import Exit
+from looped.inference.generate import generate
 from looped.models.build import build
 from looped.objectives import build_objective
 

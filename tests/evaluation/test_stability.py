@@ -24,7 +24,7 @@ class Linear(torch.nn.Module):
         super().__init__()
         self.rate = rate
 
-    def forward(self, state, e, cond=None, **options):
+    def forward(self, state, e, cond=None, rows=None):
         return self.rate * state + e
 
 

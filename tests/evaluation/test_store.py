@@ -18,9 +18,10 @@ import pytest
 from looped.cli import main
 from looped.config import load_config
 from looped.errors import UserError
-from looped.evaluation import likelihood, solving, store
+from looped.evaluation import solving, store
 from looped.evaluation.rows import Row
 from looped.evaluation.store import EXAMPLES, ROWS, EvaluationFiles, changed_settings, merge
+from looped.inference import solver
 from looped.training.trainer import train
 
 TINY = {"task.name": "prefix-sums", "task.difficulty": [2, 4], "model.width": 16, "model.num_heads": 2,
@@ -230,7 +231,7 @@ def test_ctrl_c_keeps_the_depths_of_a_task_that_are_done(run, monkeypatch, capsy
 
 def test_ctrl_c_keeps_the_depths_of_a_text_that_are_done(text_run, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
-        patch.setattr(likelihood, "_bound", interrupting(likelihood._bound, 4))
+        patch.setattr(solver, "bound", interrupting(solver.bound, 4))
         assert main(["eval", str(text_run), "--depths", "1,2,4", "--out", str(tmp_path)]) == 130
     assert "holds depth 1, 2 of step 1" in capsys.readouterr().err
     cut = lines(tmp_path)

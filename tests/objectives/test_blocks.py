@@ -6,8 +6,8 @@ import torch
 
 from looped.config import load_config
 from looped.errors import UserError
-from looped.evaluation.generation import generate
 from looped.evaluation.likelihood import losses_by_depth
+from looped.inference.generate import generate
 from looped.models.build import build
 from looped.nn.bias import CleanNoisy, CleanNoisyBlocks
 from looped.objectives import build_objective

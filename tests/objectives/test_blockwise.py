@@ -12,10 +12,11 @@ from looped.diffusion.noise import interval
 from looped.diffusion.schedules import schedule
 from looped.diffusion.steering import Steering
 from looped.errors import UserError
-from looped.evaluation.answers import answer
-from looped.evaluation.generation import DenoiseWriter, Padding, generate
-from looped.evaluation.inference_cost import likelihood_cost
 from looped.evaluation.likelihood import losses_by_depth, losses_by_sigma, losses_by_solver
+from looped.inference.denoised_text import DenoiseWriter
+from looped.inference.generate import generate
+from looped.inference.padding import Padding
+from looped.inference.rollout import answer, rollout_of
 from looped.models.build import build
 from looped.nn.cache import Cache
 from looped.nn.rows import Rows
@@ -140,7 +141,7 @@ def test_a_step_costs_one_block():
     shares = [0.75 + 0.25 / 3, 0.25 / 3, 0.25 / 3]
     assert make(**{"blocks.choose": "mass"}).layer_forwards() == pytest.approx(3 * (2 + shares[0] + 2 * shares[1]
                                                                                     + shares[2]))
-    assert [likelihood_cost(make(), depth).layer_forwards for depth in (1, 3)] == [1 + 1 + 1, 1 + 4 + 3]
+    assert [rollout_of(make()).likelihood_cost(depth).layer_forwards for depth in (1, 3)] == [1 + 1 + 1, 1 + 4 + 3]
 
 
 def test_the_first_weights_of_a_block_do_not_depend_on_the_others():

@@ -9,15 +9,15 @@ from looped.config import load_config
 from looped.data.batch import Batch
 from looped.errors import UserError
 from looped.evaluation.depth import evaluate_depth
-from looped.evaluation.generation import generate
 from looped.evaluation.likelihood import (
-    TeacherForced,
     losses_by_depth,
     losses_by_solver,
     main_losses,
     next_token_losses,
 )
 from looped.evaluation.probes import probe
+from looped.inference.denoised_text import TeacherForced
+from looped.inference.generate import generate
 from looped.models.build import build
 from looped.models.language import LanguageModel
 from looped.nn.rows import PLAIN

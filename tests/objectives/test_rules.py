@@ -11,8 +11,8 @@ from looped.config import describe_settings, load_config
 from looped.config.recurrence import FixedPointConfig
 from looped.data.problems import prepare_task
 from looped.errors import UserError
-from looped.evaluation.answers import answer
-from looped.evaluation.exits import Exit
+from looped.inference.exits import Exit
+from looped.inference.rollout import answer
 from looped.models.build import build
 from looped.objectives import OneStep, build_objective, trained_depths
 from looped.objectives.base import rows_of_batch

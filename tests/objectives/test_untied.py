@@ -6,9 +6,9 @@ import torch
 from looped.config import load_config
 from looped.data.problems import prepare_task
 from looped.errors import UserError
-from looped.evaluation.answers import loop_states
-from looped.evaluation.exits import Stopping
-from looped.evaluation.inference_cost import likelihood_cost
+from looped.inference.exits import Stopping
+from looped.inference.loop import loop_states
+from looped.inference.rollout import rollout_of
 from looped.models.build import build
 from looped.nn.rows import PLAIN, Rows
 from looped.objectives import build_objective, trained_depths
@@ -59,7 +59,7 @@ def test_a_loop_takes_the_blocks_in_turn_and_counts_their_layers():
     again = model.step(model.unroll(e, grad=4), e, None, Rows(block=0))
     assert not torch.allclose(model.unroll(e, grad=5), again)  # the control
     assert rule.layer_forwards() == 3 * (1 + 2 * 6 + 1)
-    assert [likelihood_cost(rule, depth).layer_forwards for depth in (1, 2, 3, 4)] == [3, 6, 8, 9]
+    assert [rollout_of(rule).likelihood_cost(depth).layer_forwards for depth in (1, 2, 3, 4)] == [3, 6, 8, 9]
 
 
 @torch.no_grad()

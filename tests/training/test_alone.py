@@ -16,6 +16,7 @@ from looped.config import dump_config, load_config
 from looped.data.batch import Batch
 from looped.errors import UserError
 from looped.models.build import build
+from looped.nn.rows import Rows
 from looped.objectives import build_objective
 from looped.objectives.blockwise import Blockwise
 from looped.rng import StepRandom
@@ -169,7 +170,7 @@ def test_whoever_asks_an_absent_block_is_told_so(settings):
     with pytest.raises(UserError, match=r"block 0 of the core is not here .* looped merge"):
         objective.logits(x, z, torch.full((1,), 20.0, dtype=torch.float64))
     with pytest.raises(UserError, match="block 0 of the core is not here"):
-        objective.model.step(torch.zeros(1, 8, 16), torch.zeros(1, 8, 16), block=0)
+        objective.model.step(torch.zeros(1, 8, 16), torch.zeros(1, 8, 16), None, Rows(block=0))
 
 
 # ---- measuring one

@@ -18,7 +18,7 @@ from looped.data.labelled import Picture
 from looped.errors import UserError
 from looped.evaluation.image_features import classifier_features, pixel_features
 from looped.evaluation.image_samples import make_images, tile
-from looped.evaluation.inference_cost import image_cost
+from looped.inference.rollout import rollout_of
 from looped.training.runs import load_run
 from looped.training.trainer import train
 
@@ -96,7 +96,8 @@ def test_an_image_is_the_same_in_any_batch_and_layers_are_those_of_the_owners(ru
     from looped.models.build import build
     from looped.objectives import build_objective
     whole = build_objective(twin, build(twin, 10, run.objective.model.picture))
-    assert image_cost(whole, 4).layer_forwards == 2 * image_cost(run.objective, 4).layer_forwards == 14
+    ours, theirs = (rollout_of(each).image_cost(4).layer_forwards for each in (run.objective, whole))
+    assert theirs == 2 * ours == 14
 
 
 def test_eval_measures_the_loss_and_the_distance_in_named_features(runs, capsys):
@@ -124,7 +125,7 @@ def test_features_of_a_classifier_are_what_its_head_reads(runs):
     run = load_run(runs / "namer")
     levels = torch.from_numpy(run.data.images.heldout.pictures.pixels[:5])
     features = classifier_features("namer", run.objective, run.config, run.data.images.scale, run.data.picture)
-    from looped.evaluation.answers import answer
+    from looped.inference.rollout import answer
     batch = next(iter(run.data.heldout(5)))
     named = (features.of(levels) @ run.objective.model.head_weight.T).argmax(1)
     expected = answer(run.objective, batch, [run.config.main_depth], run.config.evaluation)

@@ -104,6 +104,11 @@ class ForwardForward(Classifier):
                      stream: str = "") -> Float[Tensor, "batch classes"]:
         return self.found(self.encode(batch), batch, depth)
 
+    def class_cost(self, depth: int) -> tuple[int, tuple[float, ...], int]:
+        """Each class is tried in each layer."""
+        classes = self.model.vocab_size
+        return 0, (float(classes * min(depth, len(self.layers))),), classes
+
     def layer_forwards(self) -> float:
         tried = self.model.vocab_size if self.config.negatives == "hard" else 0
         return (2 * 3 + tried) * len(self.layers)

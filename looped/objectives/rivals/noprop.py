@@ -9,6 +9,8 @@ mean of all classes' embeddings under its own softmax. Li, Teh, Pascanu 2025 (ar
 section 2.2. The image reaches each block as it reaches a denoiser's, z is the row of the class.
 """
 
+import itertools
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -77,6 +79,11 @@ class NoProp(Classifier):
         for index in range(self.num_steps(depth)):
             z = self.step(z, e, rows, depth, index, random.normal(f"{stream}step{index}", (self.dim,)))
         return self.classifier(z).float()
+
+    def class_cost(self, depth: int) -> tuple[int, tuple[float, ...], int]:
+        c = self.model.config
+        blocks = itertools.islice(itertools.cycle(self.model.core_layers), self.num_steps(depth))
+        return c.num_prelude_layers, tuple(float(layers + c.num_coda_layers) for layers in blocks), 1
 
     def hidden(self, z: Embedded, e: Tensor, rows: Rows,
                level: Tensor | None = None) -> Float[Tensor, "batch width"]:

@@ -9,7 +9,7 @@ from looped.config.training import EvaluationConfig
 from looped.data.images import ImageBatch
 from looped.data.labelled import Picture
 from looped.errors import UserError
-from looped.evaluation.inference_cost import answer_cost
+from looped.inference.rollout import rollout_of
 from looped.models.build import build
 from looped.objectives import build_objective
 from looped.objectives.base import rows_of_batch
@@ -123,7 +123,7 @@ def test_a_class_is_named_by_the_layers_beyond_the_first():
     alone = torch.stack([goodness(rule, batch, torch.full((ROWS,), label)) for label in range(CLASSES)], dim=-1)
     for depth, layers in {1: alone[:1], 2: alone[1:2], 3: alone[1:], 9: alone[1:]}.items():
         torch.testing.assert_close(rule.class_logits(batch, depth, draw()), layers.sum(0))
-    costs = [answer_cost(rule, depth, EvaluationConfig()).layer_forwards for depth in (1, 3, 9)]
+    costs = [rollout_of(rule).answer_cost(depth, EvaluationConfig()).layer_forwards for depth in (1, 3, 9)]
     assert costs == [CLASSES, 3 * CLASSES, 3 * CLASSES]
 
 

@@ -10,7 +10,7 @@ from looped.data.batch import Batch
 from looped.data.images import ImageBatch
 from looped.data.labelled import Picture
 from looped.errors import UserError
-from looped.evaluation.inference_cost import answer_cost
+from looped.inference.rollout import rollout_of
 from looped.models.build import build
 from looped.objectives import build_objective
 from looped.objectives.base import rows_of_batch
@@ -185,7 +185,8 @@ def test_there_are_no_more_steps_than_blocks():
     logits = {depth: rule.class_logits(batch, depth, draw()) for depth in (2, 3, 9)}
     assert torch.equal(logits[3], logits[9])
     assert not torch.equal(logits[2], logits[3])
-    assert [answer_cost(rule, depth, EvaluationConfig()).layer_forwards for depth in (1, 3, 9)] == [1 + 2, 1 + 6, 1 + 6]
+    costs = [rollout_of(rule).answer_cost(depth, EvaluationConfig()).layer_forwards for depth in (1, 3, 9)]
+    assert costs == [1 + 2, 1 + 6, 1 + 6]
 
 
 # ---- costs and settings

@@ -8,9 +8,12 @@ from looped.diffusion.samplers import SAMPLERS
 from looped.diffusion.steering import Steering
 from looped.errors import UserError
 from looped.evaluation.depth import evaluate_depth, evaluate_samples
-from looped.evaluation.generation import DenoiseWriter, LoopWriter, Padding, generate
 from looped.evaluation.likelihood import losses_by_solver
 from looped.evaluation.rows import confidence_interval
+from looped.inference.denoised_text import DenoiseWriter
+from looped.inference.generate import generate
+from looped.inference.loop import LoopWriter
+from looped.inference.padding import Padding
 from looped.models.build import build
 from looped.objectives import build_objective
 from looped.rng import StepRandom

@@ -12,10 +12,10 @@ from looped.cli import main
 from looped.config import load_config
 from looped.errors import UserError
 from looped.evaluation.depth import evaluate_depth
-from looped.evaluation.generation import generate
-from looped.evaluation.inference_cost import likelihood_cost
 from looped.evaluation.likelihood import losses_by_depth, main_losses, masked_bounds, next_token_losses
-from looped.evaluation.masked_bound import bound, step_bound, step_levels
+from looped.inference.generate import generate
+from looped.inference.rollout import rollout_of
+from looped.inference.unmask import bound, step_bound, step_levels
 from looped.models.build import build
 from looped.objectives import build_objective
 from looped.rng import StepRandom
@@ -167,7 +167,7 @@ def test_a_sweep_has_a_row_for_each_number_of_steps_and_the_limit():
 def test_a_step_costs_the_block_that_reads_it():
     objective = make(**{"model.num_core_layers": 3, "blocks.num": 2, "blocks.layers": [1, 2]})
     # At 1, 3/4, 1/2, 1/4: the edge is the lower block's.
-    assert likelihood_cost(objective, 4).layer_forwards == 1 + 1 + 2 + 2
+    assert rollout_of(objective).likelihood_cost(4).layer_forwards == 1 + 1 + 2 + 2
 
 
 def test_a_masked_model_is_no_judge():

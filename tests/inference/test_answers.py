@@ -7,8 +7,10 @@ from looped.config import load_config
 from looped.data.batch import Batch, collate
 from looped.data.task import find_task
 from looped.errors import UserError
-from looped.evaluation.answers import Solver, answer, loop_states, own_normal
-from looped.evaluation.exits import THRESHOLDS, Exit, Stopping
+from looped.inference.exits import THRESHOLDS, Exit, Stopping
+from looped.inference.loop import loop_states
+from looped.inference.rollout import answer, own_normal
+from looped.inference.solver import Solver
 from looped.models.build import build
 from looped.objectives import build_objective
 from looped.objectives.base import rows_of_batch

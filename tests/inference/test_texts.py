@@ -6,10 +6,10 @@ import torch
 from looped.config import load_config
 from looped.errors import UserError
 from looped.evaluation.depth import evaluate_samples
-from looped.evaluation.generation import generate
 from looped.evaluation.judge import Judge, judged_rows
 from looped.evaluation.quality import diversity
-from looped.evaluation.texts import NOTHING, Ending, as_lists, lengths_of, per_token
+from looped.inference.generate import generate
+from looped.inference.texts import NOTHING, Ending, as_lists, lengths_of, per_token
 from looped.models.build import build
 from looped.objectives import build_objective
 

@@ -13,13 +13,12 @@ from looped.data.labelled import Picture
 from looped.data.problems import prepare_task
 from looped.diffusion.samplers import SAMPLERS
 from looped.errors import UserError
-from looped.evaluation.answers import answer
 from looped.evaluation.depth import evaluate_depth
-from looped.evaluation.exits import Exit
 from looped.evaluation.image_samples import make_images
-from looped.evaluation.inference_cost import answer_cost, image_cost, likelihood_cost, solver_likelihood_cost
 from looped.evaluation.likelihood import losses_by_depth, losses_by_solver
 from looped.evaluation.solving import exit_rows, solved
+from looped.inference.exits import Exit
+from looped.inference.rollout import answer, rollout_of
 from looped.models.build import build
 from looped.nn.layers import TransformerLayer
 from looped.objectives import build_objective
@@ -124,7 +123,7 @@ def test_a_likelihood_costs_the_layers_that_run(settings):
     for depth in DEPTHS:
         with passes(objective) as counted:
             losses_by_depth(objective, tokens(), [depth], batch_size=2)
-        assert likelihood_cost(objective, depth).layer_forwards == counted.sequences / NUM > 0, depth
+        assert rollout_of(objective).likelihood_cost(depth).layer_forwards == counted.sequences / NUM > 0, depth
 
 
 SOLVED_TEXT = allowed(each("objective", ("denoise", "blockwise")), ({}, BLOCKS),
@@ -140,7 +139,7 @@ def test_a_likelihood_by_the_solver_costs_the_layers_that_run(settings, whole):
         for depth, trajectories in itertools.product(DEPTHS, (1, 2)):
             with passes(objective) as counted:
                 losses_by_solver(objective, tokens(), [depth], num_trajectories=trajectories, batch_size=2)
-            cost = solver_likelihood_cost(objective, depth, trajectories)
+            cost = rollout_of(objective).sampled_cost(depth, trajectories)
             assert cost.layer_forwards == counted.sequences / NUM > 0, (solver, depth, trajectories)
 
 
@@ -185,7 +184,7 @@ def test_an_answer_costs_the_layers_that_run(settings, whole):
         for exit, depth in itertools.product(exits, DEPTHS):
             run, found = counted_answer(objective, config, batch, depth, exit)
             assert found.layer_forwards.mean().item() == pytest.approx(run, rel=1e-12), (more, exit, depth)
-            full = answer_cost(objective, depth, config.evaluation)
+            full = rollout_of(objective).answer_cost(depth, config.evaluation)
             if exit is None:
                 assert set(found.layer_forwards.tolist()) == {full.layer_forwards}
                 assert set(found.evaluations.tolist()) == {full.evaluations}
@@ -245,7 +244,7 @@ def test_naming_an_image_costs_the_layers_that_run(rule, whole):
         for depth in DEPTHS:
             run, found = counted_answer(objective, config, PICTURE.ask(images()), depth)
             assert set(found.layer_forwards.tolist()) == {run}, (settings, depth)
-            assert answer_cost(objective, depth, config.evaluation).layer_forwards == run > 0
+            assert rollout_of(objective).answer_cost(depth, config.evaluation).layer_forwards == run > 0
 
 
 MADE = allowed([IMAGES | LOCAL | {"images.goal": "generate", "denoise.weight": "edm", "denoise.context": "inject"}],
@@ -261,7 +260,7 @@ def test_making_an_image_costs_the_layers_that_run(whole):
         for depth, guidance in itertools.product(DEPTHS, (1.0, 3.0)):
             with passes(objective) as counted:
                 make_images(objective, torch.arange(NUM), depth, guidance=guidance, batch_size=2)
-            cost = image_cost(objective, depth, guidance)
+            cost = rollout_of(objective).image_cost(depth, guidance)
             assert cost.layer_forwards == counted.sequences / NUM > 0, (settings, depth, guidance)
 
 

@@ -1,0 +1,184 @@
+"""A denoiser on text: the variational bound of its solver, solver trajectories of known texts, and its writer.
+
+For n steps the bound is that of the n-step stochastic solver (Ho et al. 2020, equation 5, over tokens). Along the chain
+from noise to the truth, z_1 at sigma_max down to z_n,
+
+    -log p(y) <= |y|^2 / (2 sigma_max^2) + sum_t log [q(z_{t+1} | z_t, y) / sum_v p(v | z_t) q(z_{t+1} | z_t, y_v)]
+                 - log p(y | z_n)
+
+where q is the exact step towards a known row, so p is the ancestral solver with the sampled bridge. For an exact
+denoiser the sum telescopes: the bound is -log p(y | z_1) at any depth, without variance. What it gains or loses with
+depth is therefore the network's doing alone.
+
+Earlier tokens are shown to a writer's solver as in training. `inject`: once a token is chosen, its row is noised anew
+to the level of each solver step, and one forward pass of two rows does both: the token just chosen, the one sought.
+`concat` and `context` keep one clean cache, whatever the depth, and solve for a block of tokens at once.
+"""
+
+import itertools
+
+import torch
+from jaxtyping import Float, Float64, Int
+from torch import Tensor
+
+from looped.diffusion.denoiser import Walk, levels_of
+from looped.diffusion.schedules import block_schedule
+from looped.diffusion.solve import solve
+from looped.diffusion.steering import Steering
+from looped.inference.padding import Padding
+from looped.nn.bias import CleanNoisy, Full, SameDocument
+from looped.nn.cache import Cache
+from looped.nn.rows import Rows
+from looped.objectives.base import token_losses
+from looped.objectives.denoise import Denoise
+from looped.rng import StepRandom
+
+Tokens = Int[Tensor, "num length_and_one"]
+
+
+def bound(objective: Denoise, rows: Tokens, depth: int, random: StepRandom) -> Float[Tensor, "batch length"]:
+    denoiser, batch = objective.denoiser, objective.ask(rows)
+    y, (e, around) = batch.targets, objective.encoded(batch)
+    target, table = denoiser.target(y), denoiser.table()
+    levels = rows_of_blocks(objective, depth, y.shape[1])  # n L
+    z = target + levels[0].float().unsqueeze(-1).to(target.device) * random.normal("chain0", target.shape[1:])
+    losses = torch.full(y.shape, (denoiser.targets.row_norm / objective.noise.sigma_max) ** 2 / 2, device=y.device)
+    walk = Walk(denoiser)
+
+    def logits_at(z: Tensor, level: Tensor) -> Tensor:
+        return walk(z, levels_of(z, level), e, around)
+
+    for step, (sigma, lower) in enumerate(itertools.pairwise(levels)):
+        # q(z' | z, y): mean keep z + (1 - keep) y, variance lower^2 (1 - keep), with keep = (lower / sigma)^2.
+        keep, lower = (each.float().unsqueeze(-1).to(target.device) for each in ((lower / sigma) ** 2, lower))
+        noise = random.normal(f"chain{step + 1}", target.shape[1:])
+        moved = (1 - keep) * target + lower * (1 - keep).sqrt() * noise  # z' - keep z
+        # All rows of the table have one norm, so of ln q(z' | z, y_v) only the inner product depends on v.
+        log_q = (moved / lower**2) @ table.T
+        losses = losses + log_q.gather(-1, y.unsqueeze(-1)).squeeze(-1)
+        losses = losses - torch.logsumexp(torch.log_softmax(logits_at(z, sigma), -1) + log_q, -1)
+        z = keep * z + moved
+    return losses + token_losses(logits_at(z, levels[-1]), y)
+
+
+def rows_of_blocks(objective: Denoise, depth: int, length: int) -> Float64[Tensor, "steps length"]:
+    """The level of every row of a sequence at each of `depth` readings."""
+    config = objective.config
+    levels = block_schedule(config.schedule, depth, objective.noise, config.block_size, config.order)
+    return levels.repeat(1, length // config.block_size)
+
+
+class TeacherForced:
+    """Solver trajectories for every position of known sequences at once.
+
+    The row that is solved for attends to the true earlier tokens noised to the level of the step, as in training, and
+    to itself; never to its own answer.
+    """
+
+    def __init__(self, objective: Denoise, rows: Tokens):
+        self.objective, self.denoiser = objective, objective.denoiser
+        self.batch = objective.ask(rows)
+        self.y = self.batch.targets
+        self.e, self.around = objective.encoded(self.batch)
+        self.target = self.denoiser.target(self.y)
+
+    def log_probs(self, num_steps: int, random: StepRandom, stream: str) -> Float[Tensor, "batch length"]:
+        """Log-probability of the true tokens at the last readout of a `num_steps`-step solve from pure noise."""
+        config, logits = self.objective.config, None
+        calls, walk = itertools.count(), Walk(self.denoiser)  # each call of a sampled bridge draws anew
+        eps = random.normal(f"{stream} teacher", self.target.shape[1:])
+
+        def denoise(z: Tensor, sigma) -> Tensor:
+            nonlocal logits
+            sigma = levels_of(z, sigma)
+            logits = walk(z.float(), sigma, self.e, self._rows(sigma, eps))
+            return self.denoiser.estimate(logits, random.uniform(f"{stream} bridge{next(calls)}", self.y.shape[1:]))
+
+        solve(config, self.objective.noise, denoise, num_steps,
+              normal=lambda name: random.normal(f"{stream} {name}", self.target.shape[1:]))
+        return -token_losses(logits, self.y)
+
+    def _rows(self, sigma: Tensor, eps: Tensor) -> Rows:
+        """What the solved rows attend to besides themselves: clean rows, or the noised truth of strictly earlier ones
+        (row i of it holds token i + 1, which row i itself must not see)."""
+        if self.around.context is not None:
+            return self.around
+        teacher, documents = Cache(), self.batch.documents
+        noisy = self.target + sigma.float()[:, None, None].to(eps.device) * eps
+        self.denoiser(noisy, sigma, self.e, self.around.having(cache=teacher))
+        if documents is None:
+            return self.around.having(context=teacher, strict=True)
+        mask = CleanNoisy(documents.shape[1], strict=True) & SameDocument(documents)
+        return self.around.having(context=teacher, mask=mask)
+
+
+class DenoiseWriter:
+    """Logits of the next block at the last step of a solver; one cache a noise level, or one clean context for all."""
+
+    def __init__(self, objective: Denoise, depth: int, steering: Steering, padding: Padding):
+        self.steering, self.padding = steering, padding
+        self.objective, self.denoiser, self.model = objective, objective.denoiser, objective.model
+        self.block = objective.config.block_size
+        self.depth = depth
+        self.cache, self.width = Cache(), 0
+        self.context: Cache | None = None
+        self.last_e: Tensor | None = None
+
+    def next_logits(self, new: Int[Tensor, "batch new"], random: StepRandom) -> Tensor:
+        """Logits (B, k, V) of the block after the columns so far and the `new` ones."""
+        first, self.width = self.width, self.width + new.shape[1]
+        rows = Rows(start=self.padding.start(first), mask=self.padding.mask(self.width))
+        e = self.model.encode(new, rows.having(cache=self.cache))
+        self.context = self.model.make_context(e, self.objective.config.context, rows.having(context=self.context))
+        logits_at = self._beside_context(e) if self.context is not None else self._beside_noisy_rows(e, new, random)
+        return self._solve(logits_at, random)
+
+    def _beside_context(self, e: Tensor):
+        """(z, level) -> logits of the sought block, which sees the clean context and itself."""
+        whole = Full() if self.block > 1 else None
+        mask = self.padding.mask(self.width + self.block, causal=False) or whole
+        rows = Rows(mask=mask, start=self.padding.start(self.width - 1), context=self.context)
+        walk = Walk(self.denoiser)
+
+        def logits_at(z: Tensor, level: float | Tensor) -> Tensor:
+            return walk(z, levels_of(z, level), e[:, -1:], rows, steer=self.steering)
+
+        return logits_at
+
+    def _beside_noisy_rows(self, e: Tensor, new: Tensor, random: StepRandom):
+        """(z, level) -> logits of the sought row. Rows whose tokens are known by now, all of `new` and for a prompt all
+        but its first, are noised to each level the first time that it is read, and stay in its cache."""
+        known = new[:, 1:] if self.last_e is None else new
+        held_e = e if self.last_e is None else torch.cat([self.last_e, e], dim=1)
+        self.last_e = e[:, -1:]
+        first = self.width - held_e.shape[1]
+        target = self.denoiser.target(known)
+        eps = self.padding.normal(random, "teacher", first, self.width - 1, target.shape[-1])
+        mask, seen = self.padding.mask(self.width), set()
+
+        def logits_at(z: Tensor, level: float) -> Tensor:
+            noisy, noisy_e, column = z, held_e[:, -1:], self.width - 1
+            if level not in seen:  # a solver may come back to a level: commit once
+                noisy, noisy_e, column = torch.cat([target + level * eps, z], dim=1), held_e, first
+            seen.add(level)
+            cache = self.cache.child("level", level)
+            rows = Rows(mask=mask, start=self.padding.start(column), cache=cache)
+            logits = self.denoiser(noisy, levels_of(z, level), noisy_e, rows, steer=self.steering)
+            cache.truncate(self.width - 1)  # the sought row is not known yet
+            return logits[:, -1:]
+
+        return logits_at
+
+    def _solve(self, logits_at, random: StepRandom) -> Tensor:
+        """The last logits of a solve from pure noise."""
+        logits, calls = None, itertools.count()  # each call of a sampled bridge draws anew
+        shape = self.block, self.denoiser.targets.dim
+
+        def denoise(z: Tensor, sigma) -> Tensor:
+            nonlocal logits
+            logits = logits_at(z.float(), sigma)
+            return self.denoiser.estimate(logits, random.uniform(f"bridge{next(calls)}", logits.shape[1:2]))
+
+        solve(self.objective.config, self.objective.noise, denoise, self.depth,
+              normal=lambda stream: random.normal(stream, shape))
+        return logits

@@ -1,0 +1,82 @@
+"""Text from a model at any depth: prompts of any lengths, continued each as it would be alone.
+
+Prompts of several lengths are padded on the left. Positions, masks and draws are those of each row alone, so a text
+does not depend on the batch that it is written in.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from looped.diffusion.steering import Steering
+from looped.errors import UserError
+from looped.inference.padding import Padding
+from looped.inference.rollout import rollout_of
+from looped.inference.texts import Ending
+from looped.objectives.base import Objective, evaluating
+from looped.rng import StepRandom
+
+
+@torch.no_grad()
+def generate(objective: Objective, prompt: Int[Tensor, "batch length"], *, num_tokens: int, depth: int,
+             temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0, seed: int = 0,
+             lengths: Int[Tensor, "batch"] | None = None, side: str = "right", first_row: int = 0,
+             stop: Sequence[str] = (), decode: Callable[[Sequence[int]], str] | None = None,
+             past_the_end: bool = False) -> Int[Tensor, "batch {num_tokens}"]:
+    """Continue each prompt by at most `num_tokens` tokens with `depth` loop or solver steps a token, or a block of
+    them; of masked diffusion, with `depth` steps in which all of them are shown.
+
+    A text ends with the objective's `end_of_text`, unless it is to go on `past_the_end`, or with the token that
+    completes one of the `stop` strings, which are looked for in its `decode`; the rest of its row is `NOTHING` (-1).
+
+    `temperature`, `top_k` and `top_p` steer the distribution that tokens are drawn from (`Steering`), for a denoiser at
+    every noise level, for masked diffusion at every step. `lengths`: real tokens of each prompt, padded on `side`. Row
+    i draws as row `first_row + i`, so parts of a batch give what the whole gives. Of an objective whose documents are
+    kept `separate` the model sees of a prompt its last document alone. Raises `UserError` for a prompt without tokens,
+    for numbers or steering out of range, and for going on past the end where documents are kept separate.
+    """
+    _check_request(objective, prompt, num_tokens, depth)
+    padding = Padding(None if lengths is None else lengths.to(prompt.device), prompt.shape[1])
+    if padding.shortest == 0:
+        raise UserError("the prompt has no tokens; give it at least one")
+    steering = Steering(temperature, top_k, top_p)
+    if past_the_end and objective.separate:
+        raise UserError("past_the_end goes on with another document, and this model keeps documents separate and has "
+                        "never read one after another; leave it out")
+    ending = Ending(None if past_the_end else objective.end_of_text, stop, decode)
+    prompt = padding.on_the_left(prompt, side)
+    if objective.separate:
+        padding = _last_document(objective, prompt, padding)
+    draws = partial(StepRandom, seed, start=first_row, count=len(prompt), device=prompt.device)
+    with evaluating(objective):
+        return ending.cut(rollout_of(objective).write(prompt, num_tokens, depth, steering=steering, padding=padding,
+                                                      draws=draws, ending=ending))
+
+
+def _check_request(objective: Objective, prompt: Tensor, num_tokens: int, depth: int) -> None:
+    """Raises UserError for what cannot be continued, or not by so much."""
+    if prompt.ndim != 2 or prompt.dtype != torch.long:
+        raise UserError(f"a prompt is a tensor of token ids, int64 (batch, length); got {prompt.dtype} of shape "
+                        f"{tuple(prompt.shape)}")
+    for name, value in (("depth", depth), ("num_tokens", num_tokens)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise UserError(f"{name} {value!r} is not a whole number of 1 or more; give one")
+    known = objective.model.vocab_size
+    if prompt.numel() and not 0 <= int(prompt.min()) <= int(prompt.max()) < known:
+        raise UserError(f"the prompt holds token {int(prompt.max() if prompt.min() >= 0 else prompt.min())}, and the "
+                        f"model knows 0 to {known - 1}; encode it with the tokenizer of the run")
+
+
+def _last_document(objective: Objective, prompt: Tensor, padding: Padding) -> Padding:
+    """Padding that hides what stands before the last document of each prompt, padded on the left. Its first token is
+    predicted from the end of text before it, which masked diffusion, as in training, does not see."""
+    width, hidden = prompt.shape[1], rollout_of(objective).hidden_first
+    own = torch.arange(width, device=prompt.device) >= (0 if padding.empty is None else
+                                                        padding.empty.to(prompt.device).unsqueeze(1))
+    last = torch.where((prompt == objective.end_of_text) & own,
+                       torch.arange(width, device=prompt.device) + hidden, 0).amax(1)
+    empty = last if padding.empty is None else torch.maximum(last, padding.empty.to(prompt.device))
+    return Padding(width - empty, width)

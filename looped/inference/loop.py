@@ -1,0 +1,166 @@
+"""The loop at a depth: so many steps from its start, read out at the end or on the way."""
+
+import itertools
+from collections.abc import Callable, Collection, Iterator, Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from looped.config.training import EvaluationConfig
+from looped.data.batch import Batch
+from looped.devices import now
+from looped.diffusion.steering import Steering
+from looped.inference.cost import Cost
+from looped.inference.exits import Exit, Stopping
+from looped.inference.padding import Padding
+from looped.inference.rollout import Answered, Readout, Rollout, own_normal
+from looped.inference.writing import one_after_another
+from looped.nn.cache import Cache
+from looped.nn.rows import Rows
+from looped.objectives.base import rows_of_batch, token_losses
+from looped.objectives.bptt import Unrolled
+from looped.rng import StepRandom
+
+
+class LoopRollout(Rollout):
+    """A depth is a number of loop steps; a core of several blocks takes them in turn."""
+
+    name, together, encodes = "loop", True, True
+
+    def answers(self, batch: Batch, depths: Sequence[int], config: EvaluationConfig, random: StepRandom,
+                exit: Exit | None = None) -> dict[int, Answered]:
+        """Read along one unroll to the deepest: what has settled by its exit stays as it is."""
+        stopping = Stopping(batch, exit, halt=getattr(self.objective, "halt_logit", None))
+        found, early = {}, exit is not None
+
+        def read_out(depth: int) -> Answered:
+            return Answered.by(stopping.logits.argmax(-1), stopping.used.unsqueeze(0),
+                               self.answer_cost(depth, config, early=early))
+
+        # An exit asks for the answer after every step.
+        states = loop_states(self.objective, batch, max(depths), random, stopping, read=None if early else depths)
+        for step, _ in enumerate(states, start=1):
+            if step in depths:
+                found[step] = read_out(step)
+            if not stopping.active.any():
+                break
+        return {depth: found.get(depth) or read_out(depth) for depth in depths}
+
+    def answer_cost(self, depth: int, config: EvaluationConfig, *, early: bool = False) -> Cost:
+        c = self.model.config
+        steps = itertools.islice(itertools.cycle(self.model.core_layers), depth)
+        if early:
+            return Cost(c.num_prelude_layers, tuple(core + c.num_coda_layers for core in steps))
+        return Cost(c.num_prelude_layers + c.num_coda_layers, tuple(steps))
+
+    def likelihood_cost(self, depth: int) -> Cost:
+        return self.answer_cost(depth, EvaluationConfig())
+
+    def steps(self, batch: Batch, depth: int, random: StepRandom, *, start: Tensor | None = None) -> Iterator[Readout]:
+        stopping = Stopping(batch)
+        for state in loop_states(self.objective, batch, depth, random, stopping, start=start):
+            yield state, stopping.logits
+
+    def steps_elsewhere(self, batch: Batch, depth: int, random: StepRandom, end: Tensor) -> Iterator[Readout] | None:
+        """From other noise; of a loop that always starts alike, from the last state of another problem."""
+        if self.model.recurrence.needs_noise:
+            return self.steps(batch, depth, random)
+        return self.steps(batch, depth, random, start=end.roll(1, 0)) if len(batch) > 1 else None
+
+    @property
+    def other_start(self) -> str:
+        return "other noise" if self.model.recurrence.needs_noise else "the last state of another problem"
+
+    def cells(self, batch: Batch) -> Tensor | None:
+        """Those that do not only fill up the batch."""
+        if batch.lengths is None:
+            return None
+        return torch.arange(batch.targets.shape[1], device=batch.lengths.device) < batch.lengths.unsqueeze(1)
+
+    def losses(self, rows: Int[Tensor, "batch length_and_one"], depths: list[int],
+               random: StepRandom) -> list[tuple[int, Tensor, float]]:
+        """One unroll; the time at a depth counts the loop up to there and one readout."""
+        model, batch = self.model, self.objective.ask(rows)
+        around = rows_of_batch(batch)
+        began = now(rows.device)
+        e = model.encode(batch.inputs, around)
+        noise = random.normal("state", e.shape[1:]) if model.recurrence.needs_noise else None
+        results, reading = [], 0.0
+    
+        def read_out(index: int, state: Tensor) -> None:
+            nonlocal reading
+            if index + 1 in depths:
+                start = now(rows.device)
+                losses = token_losses(model.decode(state, around), batch.targets)
+                own = now(rows.device) - start
+                results.append((index + 1, losses, start - began - reading + own))
+                reading += own
+    
+        model.unroll(e, around, grad=depths[-1], noise=noise, callback=read_out)
+        return results
+
+    def first_logits(self, batch: Batch, random: StepRandom) -> Float[Tensor, "batch length vocab"]:
+        """After one step."""
+        model, rows = self.model, rows_of_batch(batch)
+        e = model.encode(batch.inputs, rows)
+        noise = random.normal("state", e.shape[1:]) if model.recurrence.needs_noise else None
+        return model.decode(model.unroll(e, rows, grad=1, noise=noise), rows)
+
+    def write(self, prompt: Int[Tensor, "batch length"], num_tokens: int, depth: int, *, steering: Steering,
+              padding: Padding, **how) -> Tensor:
+        return one_after_another(LoopWriter(self.objective, depth, steering, padding), prompt, num_tokens, **how)
+
+    def hidden(self, batch: Batch, depth: int,
+               noise: Callable[[Tensor], Tensor]) -> Float[Tensor, "batch length width"]:
+        rows = rows_of_batch(batch)
+        e = self.model.encode(batch.inputs, rows)
+        start = noise(e) if self.model.recurrence.needs_noise else None
+        return self.model.hidden(self.model.unroll(e, rows, grad=depth, noise=start), rows)
+
+
+def loop_states(objective: Unrolled, batch: Batch, depth: int, random: StepRandom, stopping: Stopping, *,
+                start: Tensor | None = None, read: Collection[int] | None = None):
+    """Run the loop on the rows that `stopping` has at work, and yield the states of all rows after each step; from
+    `start` instead of the model's own initial state, if given. read: the steps, counted from 1, that are read out;
+    None: every one.
+
+    With `recurrence.damping` d a step is s <- d s + (1 - d) step(s).
+    """
+    model, damping = objective.model, objective.config.damping
+    rows = rows_of_batch(batch)
+    e = model.encode(batch.inputs, rows)
+    noise = own_normal(random, "state", batch, e.shape[-1]) if model.recurrence.needs_noise else None
+    state = model.initial_state(e, noise) if start is None else start
+    for step in range(depth):
+        working = stopping.working
+        if len(working) < len(state):
+            rows = rows_of_batch(batch[working])
+        before = state[working]
+        after = model.step(before, e[working], None, rows.having(block=model.recurrence.block_at(step)))
+        after = after if damping == 0 else damping * before + (1 - damping) * after
+        state = state.index_copy(0, working, after)
+        if read is None or step + 1 in read:
+            stopping.take(model.decode(after, rows), after)
+        else:
+            stopping.go_on()
+        yield state
+
+
+class LoopWriter:
+    """Next-token logits of an unrolled loop; keys and values of each loop step are kept."""
+
+    def __init__(self, objective: Unrolled, depth: int, steering: Steering, padding: Padding):
+        self.model, self.depth, self.steering, self.padding = objective.model, depth, steering, padding
+        self.cache, self.width = Cache(), 0
+
+    def next_logits(self, new: Int[Tensor, "batch new"], random: StepRandom) -> Tensor:
+        """Logits (B, 1, V) after the columns so far and the `new` ones."""
+        first, self.width = self.width, self.width + new.shape[1]
+        rows = Rows(start=self.padding.start(first), mask=self.padding.mask(self.width), cache=self.cache)
+        e = self.model.encode(new, rows)
+        noise = None
+        if self.model.recurrence.needs_noise:
+            noise = self.padding.normal(random, "state", first, self.width, e.shape[-1])
+        state = self.model.unroll(e, rows, grad=self.depth, noise=noise)
+        return self.steering(self.model.decode(state, rows)[:, -1:])

@@ -1,0 +1,48 @@
+"""Prompts of several lengths in one batch, padded on the left: where each one's own columns are."""
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from looped.errors import UserError
+from looped.nn.bias import Padded
+from looped.nn.mask import Mask
+from looped.rng import StepRandom
+
+
+class Padding:
+    """Empty columns on the left of the shorter rows of a batch: where each row's own columns are."""
+
+    def __init__(self, lengths: Int[Tensor, "batch"] | None, width: int):
+        self.lengths = None if lengths is None or bool((lengths == width).all()) else lengths
+        if lengths is not None and not 0 <= int(lengths.min()) <= int(lengths.max()) <= width:
+            raise UserError(f"prompt lengths {lengths.tolist()} do not lie between 0 and the padded length {width}; "
+                            f"give the number of real tokens of each row")
+        self.shortest = width if lengths is None else int(lengths.min())
+        self.empty = None if self.lengths is None else width - self.lengths
+
+    def on_the_left(self, tokens: Int[Tensor, "batch length"], side: str) -> Int[Tensor, "batch length"]:
+        """The tokens with the padding of `side` moved to the left."""
+        if side not in ("left", "right"):
+            raise UserError(f"padding side '{side}' is unknown; use 'right' or 'left'")
+        if self.empty is None or side == "left":
+            return tokens
+        columns = torch.arange(tokens.shape[1], device=tokens.device) - self.empty.unsqueeze(1)
+        return tokens.gather(1, columns % tokens.shape[1])
+
+    def start(self, column: int) -> int | Int[Tensor, "batch"]:
+        """The position at which a column stands in each row."""
+        return column if self.empty is None else column - self.empty
+
+    def mask(self, width: int, *, causal: bool = True) -> Mask | None:
+        """Who sees whom among the first `width` columns; None where nothing is empty."""
+        return None if self.empty is None else Padded(width - self.empty, side="left", causal=causal, width=width)
+
+    def normal(self, random: StepRandom, stream: str, first: int, stop: int, dim: int) -> Tensor:
+        """Draws for the columns first ... stop - 1: each row's as if it had no empty columns, which get zeros."""
+        if self.empty is None or first > 0:
+            return random.normal(stream, (stop - first, dim))
+        rows = [torch.randn(stop - empty, dim, generator=gen)
+                for empty, gen in zip(self.empty.tolist(), random.per_row(stream), strict=True)]
+        padded = [torch.nn.functional.pad(row, (0, 0, stop - len(row), 0)) for row in rows]
+        return torch.stack(padded).to(random.device)

@@ -1,0 +1,240 @@
+"""A denoiser at a depth: so many readings by its configured solver, from pure noise (or from zero, `denoise.start`),
+once or along several trajectories (`evaluation.trajectories`). What has left by its exit is left out of the batch that
+the network sees."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from looped.config.training import EvaluationConfig
+from looped.data.batch import Batch
+from looped.devices import now
+from looped.diffusion.bridge import bridge
+from looped.diffusion.denoiser import levels_of
+from looped.diffusion.schedules import block_schedule
+from looped.diffusion.solve import evaluated_levels, solve
+from looped.diffusion.steering import Steering
+from looped.inference.cost import NUM_CHECKS, Cost
+from looped.inference.denoised_text import DenoiseWriter, TeacherForced, bound
+from looped.inference.exits import Exit, Stopping
+from looped.inference.padding import Padding
+from looped.inference.rollout import Answered, Likelihood, Readout, Rollout, own_normal, trajectories
+from looped.inference.writing import one_after_another
+from looped.nn.rows import Rows
+from looped.objectives.base import rows_of_batch, token_losses
+from looped.objectives.denoise import Denoise, only_sought
+from looped.rng import StepRandom
+
+
+class SolverRollout(Rollout):
+    """A depth is a number of solver steps; of several blocks of the core the owner of a step's level reads it."""
+
+    name, latent, samples = "solver", "soft estimate", True
+
+    @property
+    def tokens_at_once(self) -> int:
+        return self.objective.config.block_size
+
+    def answers(self, batch: Batch, depths: Sequence[int], config: EvaluationConfig, random: StepRandom,
+                exit: Exit | None = None) -> dict[int, Answered]:
+        return {depth: self._answer(Solver(self.objective, batch), depth, random, config, exit) for depth in depths}
+
+    def _answer(self, solver: "Solver", depth: int, random: StepRandom, config: EvaluationConfig,
+                exit: Exit | None) -> Answered:
+        """Of one trajectory; of several, the likeliest under their mean readout, or the answer that is surest of
+        itself."""
+        streams = trajectories(config)
+        runs = [solver.run(depth, random, stream=stream, exit=exit) for stream in streams]
+        used, cost = torch.stack([run.used for run in runs]), self.answer_cost(depth, config)
+        if config.choose == "mean" or len(runs) == 1:
+            mean = torch.stack([run.logits.softmax(-1) for run in runs]).mean(0)
+            return Answered.by(mean.argmax(-1), used, cost)
+        answers = torch.stack([run.logits.argmax(-1) for run in runs])  # trajectories, B, L
+        surest = torch.stack([solver.consistency(each, random, stream)
+                              for each, stream in zip(answers, streams, strict=True)]).argmax(0)
+        return Answered.by(answers[surest, torch.arange(len(surest), device=used.device)], used, cost)
+
+    def answer_cost(self, depth: int, config: EvaluationConfig, *, early: bool = False) -> Cost:
+        networks = 1 if self.objective.config.guidance == 1 else 2
+        checks: list[float] = []
+        if config.choose == "consistent" and config.trajectories > 1:
+            middle = torch.tensor([check_level(self.objective)], dtype=torch.float64)
+            checks = self._readings(middle) * (NUM_CHECKS * config.trajectories)
+        return Cost(self._before, self._solver(depth, networks), runs=config.trajectories, networks=networks,
+                    checks=tuple(checks), together=self.objective.config.context != "inject")
+
+    def likelihood_cost(self, depth: int) -> Cost:
+        c = self.objective.config
+        levels = block_schedule(c.schedule, depth, self.objective.noise, c.block_size, c.order)
+        return Cost(self._before, tuple(self._readings(levels[:, 0])))
+
+    def sampled_cost(self, depth: int, num_trajectories: int) -> Cost:
+        """Under teacher forcing, beside which `inject` reads the noised truth."""
+        networks = 2 if self.objective.config.context == "inject" else 1
+        return Cost(self._before, self._solver(depth, networks), runs=num_trajectories, networks=networks)
+
+    @property
+    def _before(self) -> int:
+        """The prelude, and the clean rows of `concat` on their way through each block and all of the coda but its last
+        layer, of which keys and values are enough."""
+        blocks, c = self.model.core_layers, self.model.config
+        clean = sum(blocks) + len(blocks) * max(c.num_coda_layers - 1, 0)
+        return c.num_prelude_layers + (clean if self.objective.config.context == "concat" else 0)
+
+    def _solver(self, depth: int, networks: int) -> tuple[float, ...]:
+        levels = evaluated_levels(self.objective.config, self.objective.noise, depth)
+        # Where rows have levels of their own there is one block, which owns all of them.
+        highest = torch.stack([torch.as_tensor(level, dtype=torch.float64).max() for level in levels])
+        return tuple(networks * layers for layers in self._readings(highest))
+
+    def _readings(self, levels: Float[Tensor, "readings"]) -> list[float]:
+        """Layers of a reading at each level, by the block that owns it."""
+        layers, denoiser = self.model.core_layers, self.objective.denoiser
+        owners = [0] * len(levels) if denoiser.edges is None else denoiser.owners(levels).tolist()
+        return [float(layers[block] + self.model.config.num_coda_layers) for block in owners]
+
+    def steps(self, batch: Batch, depth: int, random: StepRandom, *, start: str | None = None) -> Iterator[Readout]:
+        """The soft estimate and the readout of each reading."""
+        solver, seen = Solver(self.objective, batch), []
+        if start is not None:
+            solver.config = solver.config.model_copy(update={"start": start})
+        table = self.objective.denoiser.table()
+        solver.run(depth, random, watch=lambda step, z, logits, D: seen.append((bridge("soft", logits, table), logits)))
+        return iter(seen)
+
+    def steps_elsewhere(self, batch: Batch, depth: int, random: StepRandom, end: Tensor) -> Iterator[Readout]:
+        """From other noise; from zero there is no other start."""
+        return self.steps(batch, depth, random, start="noise")
+
+    def losses(self, rows: Int[Tensor, "batch length_and_one"], depths: list[int],
+               random: StepRandom) -> Iterator[tuple[int, Tensor, float]]:
+        """A schedule for each depth. Each row sees the earlier ones as in training: the truth, noised to its own level.
+        """
+        for depth in depths:
+            began = now(rows.device)
+            losses = bound(self.objective, rows, depth, random)
+            yield depth, losses, now(rows.device) - began
+
+    def sampled_losses(self, rows: Int[Tensor, "batch length_and_one"], depths: list[int], random: StepRandom,
+                       num_trajectories: int) -> Iterator[tuple[int, Tensor, float]]:
+        for depth in depths:
+            began = now(rows.device)
+            solver = TeacherForced(self.objective, rows)
+            log_probs = [solver.log_probs(depth, random, f"trajectory{i}") for i in range(num_trajectories)]
+            mixture = torch.stack(log_probs).logsumexp(0) - math.log(num_trajectories)
+            yield depth, -mixture, now(rows.device) - began
+
+    def main(self, likelihood: Likelihood, depth: int, num_levels: int) -> Tensor:
+        """The cross-entropy at sigma_max, in one pass (of blocks: of each token without the others of its block)."""
+        (_, losses), = likelihood.by_level(1)
+        return losses
+
+    def levels(self, num: int) -> list[float]:
+        """Evenly spaced in ln sigma."""
+        noise = self.objective.noise
+        return torch.logspace(noise.x_max, noise.x_min, num, base=torch.e, dtype=torch.float64).tolist()
+
+    def losses_at(self, batch: Batch, level: float, random: StepRandom) -> Float[Tensor, "batch length"]:
+        target = self.objective.denoiser.target(batch.targets)
+        z = target + level * random.normal("noise", target.shape[1:])
+        return token_losses(self.objective.logits(batch, z, levels_of(z, level)), batch.targets)
+
+    def first_logits(self, batch: Batch, random: StepRandom) -> Float[Tensor, "batch length vocab"]:
+        """At sigma_max."""
+        target, level = self.objective.denoiser.target(batch.targets), self.objective.noise.sigma_max
+        z = target + level * random.normal("noise", target.shape[1:])
+        return self.objective.logits(batch, z, torch.full((len(z),), level, dtype=torch.float64))
+
+    def write(self, prompt: Int[Tensor, "batch length"], num_tokens: int, depth: int, *, steering: Steering,
+              padding: Padding, **how) -> Tensor:
+        return one_after_another(DenoiseWriter(self.objective, depth, steering, padding), prompt, num_tokens, **how)
+
+    def hidden(self, batch: Batch, depth: int,
+               noise: Callable[[Tensor], Tensor]) -> Float[Tensor, "batch length width"]:
+        """At the highest noise level from a start at zero, where it is told nothing of what is sought."""
+        rows, denoiser = rows_of_batch(batch), self.objective.denoiser
+        e = self.model.encode(batch.inputs, rows)
+        z = e.new_zeros(*e.shape[:2], denoiser.targets.dim)
+        sigma = torch.full((len(e),), self.objective.noise.sigma_max, dtype=torch.float64)
+        return denoiser.trace(z, sigma, e, rows.having(block=None if denoiser.edges is None else 0))[1]
+
+
+def check_level(objective: Denoise) -> float:
+    """The noise level at which an answer's self-consistency is read: the geometric middle."""
+    return (objective.noise.sigma_min * objective.noise.sigma_max) ** 0.5
+
+
+class Solver:
+    """The configured solver of a denoiser on one batch of problems."""
+
+    def __init__(self, objective: Denoise, batch: Batch):
+        self.objective, self.batch, self.rows = objective, batch, rows_of_batch(batch)
+        self.denoiser, self.config = objective.denoiser, objective.config
+        self.e = objective.model.encode(batch.inputs, self.rows)
+        self.context = objective.model.make_context(self.e, self.config.context, self.rows)
+        self.rows = self.rows.having(context=self.context)
+
+    def run(self, depth: int, random: StepRandom, *, stream: str = "", exit: Exit | None = None,
+            watch: Callable[[int, Tensor, Tensor, Tensor], None] | None = None) -> Stopping:
+        """`depth` readings from pure noise, of the problems still at work. `watch(step, z, logits, D)` sees each."""
+        stopping, carry, estimate = Stopping(self.batch, exit), None, None
+
+        def denoise(z: Tensor, level: float | Tensor) -> Tensor:
+            nonlocal carry, estimate
+            working = stopping.working
+            if not len(working):
+                return estimate
+            z = only_sought(z.float(), self.batch)
+            step = int(stopping.used.max())
+            uniform = random.uniform(f"{stream}bridge{step}", z.shape[1:2])
+            logits, handed = self._read(z, level, working, carry)
+            soft = bridge("soft", logits, self.denoiser.table())
+            new = self.denoiser.estimate(logits, uniform[working.to(uniform.device)])
+            stopping.take(logits, soft)
+            estimate = _put(estimate, working, new, len(z))
+            carry = None if handed is None else _put(carry, working, handed, len(z))
+            if watch is not None:
+                watch(step, z, logits, new)
+            return estimate
+
+        solve(self.config, self.objective.noise, denoise, depth,
+              normal=lambda name: own_normal(random, f"{stream}{name}", self.batch, self.denoiser.targets.dim),
+              confidence=lambda: stopping.logits.softmax(-1).amax(-1), sought=self.batch.sought)
+        return stopping
+
+    def _read(self, z: Tensor, level: float | Tensor, working: Tensor,
+              carry: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Logits of the problems at work, and what the step hands on."""
+        sigma = levels_of(z, level)
+        if len(working) == len(z):
+            return self._guided(z, sigma, self.e, self.rows, carry)
+        if self.context is not None:  # its keys and values are those of the whole batch
+            logits, handed = self.denoiser.read(z, sigma, self.e, self.rows, carry=carry)
+            return logits[working], None if handed is None else handed[working]
+        return self._guided(z[working], sigma[working.to(sigma.device)], self.e[working],
+                            rows_of_batch(self.batch[working]), None if carry is None else carry[working])
+
+    def _guided(self, z: Tensor, sigma: Tensor, e: Tensor, rows: Rows,
+                carry: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        logits, handed = self.denoiser.read(z, sigma, e, rows, carry=carry)
+        return self.denoiser.guided(logits, z, sigma, e, rows, carry=carry), handed
+
+    def consistency(self, answers: Int[Tensor, "batch length"], random: StepRandom,
+                    stream: str) -> Float[Tensor, "batch"]:
+        """How sure the denoiser is of an answer that it is shown noised afresh: its mean log-probability a cell, read
+        at the geometric middle of the levels, over `NUM_CHECKS` noisings."""
+        target, level, total = self.denoiser.target(answers), check_level(self.objective), 0.0
+        for check in range(NUM_CHECKS):
+            eps = own_normal(random, f"{stream}check{check}", self.batch, target.shape[-1])
+            logits = self.denoiser(only_sought(target + level * eps, self.batch), levels_of(target, level), self.e,
+                                   self.rows)
+            total = total + self.batch.mean(logits.log_softmax(-1).gather(-1, answers.unsqueeze(-1)).squeeze(-1))
+        return total / NUM_CHECKS
+
+
+def _put(old: Tensor | None, rows: Tensor, new: Tensor, num: int) -> Tensor:
+    """`new` in the rows of a batch of `num`, the other rows as they were."""
+    return new if len(rows) == num else old.index_copy(0, rows, new)
