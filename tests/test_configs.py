@@ -17,6 +17,8 @@ from looped.models.build import build
 from looped.objectives import build_objective
 from looped.rng import StepRandom
 
+pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of the same calls
+
 FOLDER = Path(__file__).parents[1] / "configs"
 CONFIGS = sorted(FOLDER.glob("*.yaml"))
 IDS = [path.stem for path in CONFIGS]

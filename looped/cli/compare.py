@@ -56,9 +56,9 @@ class Compare(Verb):
         depths = parse_depths(self.depths) if self.depths is not None else None
         config = load_config(self.config, settings)
         if self.difficulties is not None:
-            if not config.is_task:
-                trained = "images" if config.is_images else "text"
-                raise UserError(f"--difficulties are for tasks, and {self.config} trains on {trained}; leave them out")
+            from looped.domains import domain_of
+
+            domain_of(config).check(config, ["difficulties"], self.config)
             config = config.replace(**{"evaluation.difficulties": parse_levels(self.difficulties)})
         from looped.compare import compare, make_plan
         from looped.devices import Placement

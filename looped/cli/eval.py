@@ -5,7 +5,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from looped.config.reads import notice
 from looped.errors import UserError
 
 if TYPE_CHECKING:
+    from looped.domains.base import About, Domain, Options
     from looped.evaluation.store import EvaluationFiles
 
 
@@ -85,82 +86,57 @@ class Eval(Verb):
             raise UserError("--match needs somebody who reads both; add --judge")
         if self.text_field is not None and self.text is None:
             raise UserError(f"--text-field {self.text_field} is of the files of --text; add it")
+        from looped.data.heldout import read_heldout
         from looped.devices import Placement
+        from looped.domains import domain_of
+        from looped.domains.base import OPTIONS
         from looped.training.runs import load_run
 
         place = Placement.of(self.device, self.dtype)
         run = load_run(self.run, ema=not self.raw, step=self.step, settings=settings, device=place.device,
                        other_data=self.other_data)
         notice(run.config, settings)
+        domain, whole = domain_of(run.config), run.config.blocks.alone is None
+        domain.check(run.config, [name for name in OPTIONS if getattr(self, name) and (whole or name == "text")],
+                     self.run)
         if self.text is not None:
-            self._read_text(run)
+            run.data = read_heldout(self.text, run.tokenizer, run.config.data, field=self.text_field)
         with place.at_work(run.config.training.threads):
-            self._measure(run, place, depths or run.config.evaluation.depths)
+            if whole:
+                self._measure(run, place, domain, depths or run.config.evaluation.depths)
+            else:
+                self._of_block(run, place, domain.unit)
 
-    def _read_text(self, run) -> None:
-        """Give the run the text of --text to be measured on. Raises UserError."""
-        if run.config.is_task or run.config.is_images:
-            raise UserError(f"--text {self.text} is for runs on text, and {self.run} is trained on "
-                            f"{'images' if run.config.is_images else 'a task'}; leave it out")
-        from looped.data.heldout import read_heldout
+    def _options(self, run) -> "Options":
+        """What is asked for, with the models that it names. Raises UserError."""
+        from looped.domains.base import Options
+        from looped.evaluation.depth import Twin
+        from looped.hub.choose import open_encoder, open_features, open_judge, open_twin
+        from looped.inference.exits import Exit
 
-        run.data = read_heldout(self.text, run.tokenizer, run.config.data, field=self.text_field)
-
-    def _measure(self, run, place, depths) -> None:
-        """By the kind of the run."""
-        if run.config.blocks.alone is not None:
-            self._of_block(run, place)
-            return
-        if self.features is not None and not run.config.generates:
-            raise UserError(f"--features are for runs that make images, and {self.run} makes none; leave them out")
-        if run.config.is_task:
-            self._of_task(run, place, depths)
-            return
-        if self.difficulties is not None or self.exits is not None:
-            trained = "images" if run.config.is_images else "text"
-            raise UserError(f"--difficulties and --exits are for tasks, and {self.run} is trained on {trained}; leave "
-                            f"them out")
-        if run.config.is_images:
-            (self._of_made_images if run.config.generates else self._of_images)(run, place, depths)
-            return
-        self._of_text(run, place, depths)
-
-    def _of_text(self, run, place, depths) -> None:
-        """Held-out text."""
-        from looped.evaluation.depth import Twin, evaluate_run
-        from looped.evaluation.probes import probe_table
-        from looped.evaluation.report import depth_table, draw_evaluation
-        from looped.evaluation.store import PROBES
-        from looped.hub.choose import open_encoder, open_judge, open_twin
-
-        if run.config.objective == "masked":
-            for flag in ("probes", "twin", "trajectories"):
-                if getattr(self, flag):
-                    raise UserError(f"--{flag} is for rules that predict the next token, and {self.run} fills in "
-                                    f"hidden ones; leave it out")
         twin, other = (open_twin(path, run, flag) if path is not None else None
                        for flag, path in (("twin", self.twin), ("match", self.match)))
-        judge = open_judge(self.judge, run) if self.judge is not None else None
-        encoder = open_encoder(self.mauve, run.device) if self.mauve is not None else None
+        return Options(
+            trajectories=self.trajectories, probes=self.probes, twin=twin and twin.objective,
+            match=Twin(str(other.path), other.objective, other.config.main_depth) if other is not None else None,
+            judge=open_judge(self.judge, run) if self.judge is not None else None,
+            mauve=open_encoder(self.mauve, run.device) if self.mauve is not None else None,
+            difficulties=parse_levels(self.difficulties) if self.difficulties is not None else None,
+            exits=[Exit.parse(part) for part in self.exits.split(",")] if self.exits is not None else [],
+            features=open_features(self.features, run) if self.features is not None else None)
+
+    def _measure(self, run, place, domain: "Domain", depths: list[int]) -> None:
+        """All of the run's blocks together."""
+        options = self._options(run)
         with self._files(run, place) as files:
-            result = evaluate_run(
-                run.objective, run.data, run.config, depths, num_trajectories=self.trajectories, judge=judge,
-                match=Twin(str(other.path), other.objective, other.config.main_depth) if other is not None else None,
-                encoder=encoder, keep=files.keep)
-            found = _probe(run, result, twin) if self.probes or twin is not None else None
-            if found is not None:
-                files.add({PROBES: [*(row.as_dict() for row in found.rows),
-                                    *({"verdict": sentence} for sentence in found.sentences)]})
-            draw_evaluation(files, run.config, run.path.name)
+            found = domain.evaluate(run.objective, run.data, run.config, depths, options, keep=files.keep)
+            where = found.leave(files, run.config, _told_of(run, place))
         if self.json:
-            files.show(result.rows + (found.rows if found is not None else []))
-        else:
-            _print_header(run, place)
-            print(depth_table({run.path.name: [row.as_dict() for row in result.rows]}))
-            if found is not None:
-                print(f"\nprobes:\n{probe_table(found.rows)}\n")
-                print("\n".join(found.sentences) or "nothing is out of order")
-            print(f"\npictures in {files.folder / 'plots'}, rows in {files.folder / 'eval'}")
+            files.show(found.rows)
+            return
+        print(f"{run.path}: {run.config.objective} on {run.data.facts['source']} after {run.step} steps, "
+              f"measured on {place.name}\n")
+        print(f"{found.table(run.path.name)}\n\n{where}")
 
     @contextmanager
     def _files(self, run, place) -> Iterator["EvaluationFiles"]:
@@ -181,7 +157,7 @@ class Eval(Verb):
             print(f"\ninterrupted; {files.contents()}", file=sys.stderr)
             raise
 
-    def _of_block(self, run, place) -> None:
+    def _of_block(self, run, place, unit: str) -> None:
         """One block alone: its own loss, which asks no other."""
         for flag in ("depths", "trajectories", "probes", "twin", "judge", "match", "mauve", "difficulties", "exits",
                      "features"):
@@ -199,68 +175,8 @@ class Eval(Verb):
         else:
             print(f"{run.path}: block {run.config.blocks.alone} alone after {run.step} steps, measured on "
                   f"{place.name}\n\n"
-                  f"its own loss on held-out data: {loss:.4f}{'' if run.config.generates else ' nats'}\n"
+                  f"its own loss on held-out data: {loss:.4f}{unit}\n"
                   f"(depth needs the other blocks as well: looped merge)")
-
-    def _of_images(self, run, place, depths) -> None:
-        """Images instead of text."""
-        self._no_flags_of_text("names what is on images")
-        from looped.evaluation.accuracy import classify
-        from looped.evaluation.report import depth_table, draw_evaluation
-
-        with self._files(run, place) as files:
-            found = classify(run.objective, run.data, run.config, depths, keep=files.keep)
-            draw_evaluation(files, run.config, run.path.name)
-        if self.json:
-            files.show(found.rows)
-            return
-        _print_header(run, place)
-        print(depth_table({run.path.name: [row.as_dict() for row in found.rows]}))
-        print(f"\npicture in {files.folder / 'plots'}, rows in {files.folder / 'eval'}")
-
-    def _of_made_images(self, run, place, depths) -> None:
-        """Images that the run makes."""
-        self._no_flags_of_text("makes images")
-        from looped.evaluation.image_quality import evaluate_images
-        from looped.evaluation.report import depth_table, draw_evaluation, level_table
-        from looped.hub.choose import open_features
-
-        features = open_features(self.features, run)
-        with self._files(run, place) as files:
-            found = evaluate_images(run.objective, run.data, run.config, depths, features, keep=files.keep)
-            draw_evaluation(files, run.config, run.path.name)
-        if self.json:
-            files.show(found.rows)
-            return
-        rows = [row.as_dict() for row in found.rows]
-        _print_header(run, place)
-        print(f"{level_table(rows)}\n\n{depth_table({run.path.name: rows})}")
-        print(f"\npictures in {files.folder / 'plots'}, rows in {files.folder / 'eval'}")
-
-    def _no_flags_of_text(self, does: str) -> None:
-        """Raises UserError for flags that only a run on text has a use for."""
-        for flag in ("probes", "twin", "judge", "match", "mauve", "trajectories"):
-            if getattr(self, flag):
-                raise UserError(f"--{flag} is for text, and {self.run} {does}; leave it out"
-                                + ("; --evaluation.trajectories sets those of an answer" * (flag == "trajectories")))
-
-    def _of_task(self, run, place, depths) -> None:
-        """Problems instead of text."""
-        self._no_flags_of_text(f"solves {run.config.task.name}")
-        from looped.evaluation.task_report import evaluate_task, task_table, write_task_page
-        from looped.inference.exits import Exit
-
-        levels = parse_levels(self.difficulties) if self.difficulties is not None else None
-        exits = [Exit.parse(part) for part in self.exits.split(",")] if self.exits is not None else []
-        with self._files(run, place) as files:
-            result = evaluate_task(run.objective, run.data, run.config, depths, levels, exits, keep=files.keep)
-            write_task_page(files, result, run.data, run.config, _facts(run, place))
-        if self.json:
-            files.show(result.rows)
-            return
-        _print_header(run, place)
-        print(task_table(result, run.data))
-        print(f"\n{files.folder / 'report.html'} holds all of it, with verdicts; rows in {files.folder / 'eval'}")
 
 
 def need_whole(run, does: str) -> None:
@@ -283,30 +199,9 @@ def _about(run, place) -> dict[str, Any]:
     return {**place.fields, **data}
 
 
-def _print_header(run, place) -> None:
-    print(f"{run.path}: {run.config.objective} on {run.data.facts['source']} after {run.step} steps, "
-          f"measured on {place.name}\n")
-
-
-def _facts(run, place):
-    """What the head of a depth report says of a run."""
-    from looped.evaluation.depth_page import RunFacts
+def _told_of(run, place) -> "About":
+    """What a report's head says of a run."""
+    from looped.domains.base import About
     from looped.training.runs import read_stamp
 
-    config, stamp = run.config, read_stamp(run.path)
-    others = {"parameters": f"{sum(p.numel() for p in run.objective.parameters()):,}",
-              "machine": f"{stamp.get('machine', 'unknown')}, {stamp.get('device', 'unknown')}",
-              "measured on": place.name}
-    task = ", ".join([config.task.name, *(f"{name} {value}" for name, value in config.task.options.items())])
-    return RunFacts(run.path.name, task, config.objective,
-                    stamp.get("seed", config.seed), run.step, run.spent.layer_forwards, run.spent.tokens,
-                    run.spent.seconds, others)
-
-
-def _probe(run, result, twin):
-    from looped.evaluation.probes import probe
-
-    by_depth = result.per_example["nats_per_token"]
-    tokens = run.data.heldout.sequences(len(next(iter(by_depth.values()))), run.config.data.length).to(run.device)
-    return probe(run.objective, tokens, by_depth, vocab_size=run.data.vocab_size, twin=twin and twin.objective,
-                 seed=run.config.seed)
+    return About(run.path.name, run.step, asdict(run.spent), read_stamp(run.path), place.name)

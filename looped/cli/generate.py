@@ -1,18 +1,25 @@
 """`looped generate`: text continued, or images made, by a trained run at any depth; what is heavy is imported in place.
 """
 
-import json
-import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
 from looped.cli.eval import need_whole
 from looped.cli.verb import Settings, Verb, check_range
+from looped.config import Config
 from looped.config.reads import notice
 from looped.errors import UserError
+
+if TYPE_CHECKING:
+    from looped.domains.base import Domain
+
+OF_WHAT = dict.fromkeys(("prompt", "prompts", "num_tokens", "temperature", "top_k", "top_p", "stop", "past_the_end",
+                         "json"), "text") | dict.fromkeys(("guidance", "out"), "images")
+"""Flag -> what it is for."""
 
 
 @dataclass
@@ -60,61 +67,28 @@ class Generate(Verb):
         for name in ("depth", "num_tokens", "num_samples"):
             check_range(f"--{name.replace('_', '-')}", getattr(self, name))
         from looped.devices import Placement
+        from looped.domains import domain_of
+        from looped.domains.base import Request
         from looped.training.runs import load_run
 
         place = Placement.of(self.device, self.dtype)
         run = load_run(self.run, step=self.step, settings=settings, device=place.device)
         notice(run.config, settings)
-        need_whole(run, "makes images" if run.config.generates else "writes text")
+        domain = domain_of(run.config)
+        need_whole(run, domain.makes or "writes text")
+        if domain.makes:
+            self._check(domain, run.config)
+        request = Request(self._texts, **{field.name: getattr(self, field.name) for field in fields(Request)[1:]})
         with place.at_work(run.config.training.threads):
-            (self._make_images if run.config.generates else self._write_text)(run)
+            for line in domain.generate(run, request):
+                print(line)
 
-    def _write_text(self, run) -> None:
-        """All prompts in one batch."""
-        import torch
-
-        from looped.inference.generate import generate
-        from looped.inference.texts import Ending, as_lists
-
-        self._refuse(("guidance", "out"), "images", "makes none")
-        if run.config.is_task or run.config.is_images:
-            does = f"solves {run.config.task.name}" if run.config.is_task else "names what is on images"
-            raise UserError(f"{self.run} {does} and writes no text; look at its answers with looped eval {self.run}")
-        prompts = [prompt for prompt in self._texts() for _ in range(self.num_samples)]
-        ids = [torch.tensor(run.tokenizer.encode(prompt), dtype=torch.long) for prompt in prompts]
-        padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
-        tokens = generate(run.objective, padded.to(run.device), lengths=torch.tensor([len(row) for row in ids]),
-                          num_tokens=self.num_tokens, depth=self.depth, temperature=self.temperature,
-                          top_k=self.top_k, top_p=self.top_p, seed=run.config.seed, stop=self.stop,
-                          decode=run.tokenizer.decode, past_the_end=self.past_the_end)
-        ending = Ending(stop=self.stop, decode=run.tokenizer.decode)
-        for prompt, text in zip(prompts, map(run.tokenizer.decode, as_lists(tokens)), strict=True):
-            line = {"prompt": prompt, "depth": self.depth, "text": (text := ending.without_stop(text))}
-            print(json.dumps(line) if self.json else prompt + text + "\n" * (len(prompts) > 1))
-
-    def _make_images(self, run) -> None:
-        """A row a class."""
-        self._refuse(("prompt", "prompts", "num_tokens", "temperature", "top_k", "top_p", "stop", "past_the_end",
-                      "json"), "text", "makes images")
-        guidance = run.config.denoise.guidance if self.guidance is None else self.guidance
-        if not 0 <= guidance < math.inf:
-            raise UserError(f"--guidance {guidance} is negative or not a number; use 1 for the plain class")
-        from looped.evaluation.image_samples import grid_of_classes, write_picture
-        from looped.inference.rollout import rollout_of
-
-        path = self.out or Path("grid.png")
-        picture = grid_of_classes(run.objective, run.scale, self.depth, self.num_samples, guidance=guidance,
-                                  seed=run.config.seed, batch_size=run.config.evaluation.batch_size)
-        write_picture(picture, path)
-        cost = rollout_of(run.objective).image_cost(self.depth, guidance)
-        print(f"{path}: a row each of {', '.join(run.class_names)}; {self.depth} solver steps, "
-              f"{cost.layer_forwards:,.0f} layer forwards an image")
-
-    def _refuse(self, flags: tuple[str, ...], what: str, does: str) -> None:
+    def _check(self, domain: "Domain", config: Config) -> None:
         """Raises UserError for flags of another kind of run."""
-        for name in flags:
-            if getattr(self, name) != type(self).__dataclass_fields__[name].default:
-                raise UserError(f"--{name.replace('_', '-')} is for {what}, and {self.run} {does}; leave it out")
+        for name, what in OF_WHAT.items():
+            if name not in domain.asks and getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                raise UserError(f"--{name.replace('_', '-')} is for {what}, and {self.run} {domain.does(config)}; "
+                                f"leave it out")
 
     def _texts(self) -> list[str]:
         """The prompts. Raises UserError for a file that is none."""

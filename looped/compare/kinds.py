@@ -52,8 +52,9 @@ IMAGES = replace(TASK, held_out="images", check=check_images, measurer=ImageMeas
                  depths=image_figures)
 
 
+KINDS = {"text": TEXT, "puzzles": TASK, "classify": IMAGES, "generate": IMAGES}
+
+
 def kind_of(config: Config) -> Kind:
     """By what the config trains on."""
-    if config.is_images:
-        return IMAGES
-    return TASK if config.is_task else TEXT
+    return KINDS[config.kind.name]

@@ -37,16 +37,46 @@ class Found:
     open: Callable[[Seen], Data]
 
 
-def find_data(config: Config) -> Found:
-    """The text, the task or the images of a config. Raises UserError where they cannot be had."""
-    if config.is_images:
-        images = prepare_labelled(config.images, config.model.patch_size)
-        return Found(images.fingerprint, images.facts, lambda seen: rescaled(images, seen.scale or images.images.scale))
-    if config.is_task:
-        task = prepare_task(config.task)
-        return Found(task.fingerprint, task.facts, lambda seen: task)
+def _find_text(config: Config) -> Found:
     text = find_text(config.data)
     return Found(text.fingerprint, text.facts, lambda seen: text.open(seen.tokenizer))
+
+
+def _find_task(config: Config) -> Found:
+    task = prepare_task(config.task)
+    return Found(task.fingerprint, task.facts, lambda seen: task)
+
+
+def _find_images(config: Config) -> Found:
+    images = prepare_labelled(config.images, config.model.patch_size)
+    return Found(images.fingerprint, images.facts, lambda seen: rescaled(images, seen.scale or images.images.scale))
+
+
+def _tokens_of(config: Config) -> int:
+    """Text is not read for it: the tokens of the tokenizer that is loaded, or those that one is trained to have."""
+    return load_tokenizer(config.data.tokenizer).vocab_size if config.data.tokenizer else config.data.vocab_size
+
+
+def _symbols_of(config: Config) -> int:
+    return open_data(config).vocab_size
+
+
+@dataclass(frozen=True)
+class Source:
+    """A kind of data: how it is found, and how many tokens, symbols or classes it has."""
+
+    find: Callable[[Config], Found]
+    vocab_size: Callable[[Config], int]
+
+
+SOURCES = {"text": Source(_find_text, _tokens_of), "puzzles": Source(_find_task, _symbols_of),
+           "classify": Source(_find_images, _symbols_of), "generate": Source(_find_images, _symbols_of)}
+"""By the name of a `looped.config.kinds.Kind`."""
+
+
+def find_data(config: Config) -> Found:
+    """The text, the task or the images of a config. Raises UserError where they cannot be had."""
+    return SOURCES[config.kind.name].find(config)
 
 
 def open_data(config: Config) -> Data:
@@ -72,8 +102,5 @@ def _within(entry: str, folder: Path) -> str:
 
 
 def vocab_size_of(config: Config) -> int:
-    """Symbols of a task, or classes of images; of text, which is not read for it, the tokens of the tokenizer that is
-    loaded, or those that one is trained to have. Raises UserError where they cannot be had."""
-    if config.is_task or config.is_images:
-        return open_data(config).vocab_size
-    return load_tokenizer(config.data.tokenizer).vocab_size if config.data.tokenizer else config.data.vocab_size
+    """Tokens of text, symbols of a task, or classes of images. Raises UserError where they cannot be had."""
+    return SOURCES[config.kind.name].vocab_size(config)

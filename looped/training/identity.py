@@ -149,8 +149,8 @@ def open_own(run: Path, config: Config, *, trained: Config, identity: Identity, 
 def _scale_for(found: Found, run: Path, config: Config, identity: Identity) -> Scale | None:
     """That of the images that were trained on. Raises UserError where others would have to be brought to it and it is
     not known."""
-    unknown = config.is_images and config.images.normalise == "standard" and identity.scale is None
-    if unknown and found.fingerprint != identity.fingerprint:
+    measured = "images.normalise" in config.kind.reads and config.images.normalise == "standard"
+    if measured and identity.scale is None and found.fingerprint != identity.fingerprint:
         raise UserError(f"run {run} does not remember by which means and deviations its images were normalised, so no "
                         f"others can be; bring the old ones back")
     return identity.scale

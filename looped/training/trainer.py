@@ -22,6 +22,7 @@ from looped.config import Config
 from looped.data.batch import Batch
 from looped.data.labelled import SoughtImages
 from looped.data.opening import Data, Seen, find_data, located
+from looped.domains import domain_of
 from looped.errors import UserError
 from looped.evaluation.depth import peak_bytes
 from looped.evaluation.image_samples import write_picture
@@ -181,8 +182,7 @@ class Trainer:
     def batch_settings(self) -> dict[str, int]:
         """What the order of the data depends on, besides the step."""
         c = self.config
-        text = {} if c.is_task or c.is_images else {"length": c.data.length}
-        return {"batch_size": c.training.batch_size, "seed": c.seed, **text}
+        return {"batch_size": c.training.batch_size, "seed": c.seed, **domain_of(c).order(c)}
 
     def backward(self, micro: int) -> Loss:
         """Add a micro-batch's gradients; processes exchange them after the last one only."""

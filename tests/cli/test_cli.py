@@ -12,6 +12,8 @@ from looped.cli.verb import parse_depths
 from looped.config import describe_settings, dump_config
 from looped.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of the same calls
+
 
 @pytest.fixture(scope="module")
 def tiny_yaml(tmp_path_factory):

@@ -18,6 +18,8 @@ from looped.compare.runner import is_finished, train_all
 from looped.config import load_config
 from looped.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of the same calls
+
 
 @pytest.fixture
 def copy(done, tmp_path):

@@ -21,6 +21,8 @@ from looped.config import load_config
 from looped.config.arms import Arm
 from looped.config.rules import RULES
 
+pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of the same calls
+
 pytest.importorskip("sklearn")
 
 TINY = {
@@ -115,7 +117,7 @@ def test_every_rule_for_images_is_compared(objective):
 
 
 @pytest.mark.parametrize(("changes", "why"), [
-    (["--difficulties", "3"], "--difficulties are for tasks, and"),
+    (["--difficulties", "3"], "--difficulties is for tasks, and"),
     (["--objectives", "full,denoise model.patch_size=3"], "model.patch_size 3 does not divide images of 8 x 8"),
     (["--objectives", "full,full images.flip=true"], "an arm cannot set images.flip, which all arms share"),
     (["--objectives", "denoise:concat"], "denoise.context"),

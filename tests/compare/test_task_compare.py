@@ -20,6 +20,8 @@ from looped.config import load_config
 from looped.config.arms import Arm, parse_arms
 from looped.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of the same calls
+
 TINY = {
     "task": {"name": "prefix-sums", "difficulty": [1, 4]},
     "model": {"width": 16, "num_heads": 2, "num_core_layers": 1}, "recurrence": {"mean": 2, "backprop": 1},
@@ -153,7 +155,7 @@ def test_the_same_command_again_does_nothing_and_other_levels_are_measured_alone
     (["--difficulties", "0"], "prefix-sums begins at difficulty 1"),
     (["--difficulties", "x"], "--difficulties 'x'"),
     (["--evaluation.num_problems", "1"], "evaluation.num_problems 1"),
-    (["--task.name", "null"], "--difficulties are for tasks"),
+    (["--task.name", "null"], "--difficulties is for tasks"),
 ])
 def test_what_does_not_apply_is_one_sentence_and_nothing_is_trained(tiny, changes, why, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -22,6 +22,8 @@ from looped.rng import StepRandom
 from looped.training.heldout import heldout_figures
 from looped.training.optim import build_optimizers, lr_factor, set_lr
 
+pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of the same calls
+
 OBJECTIVES = tuple(RULES)
 SMALL = {
     "model.width": 16, "model.num_heads": 2, "model.num_core_layers": 2, "recurrence.mean": 2, "recurrence.backprop": 1,

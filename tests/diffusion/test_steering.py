@@ -10,6 +10,8 @@ from looped.inference.generate import generate
 from looped.models.build import build
 from looped.objectives import build_objective
 
+pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of the same calls
+
 PROBS = torch.tensor([0.1, 0.4, 0.05, 0.25, 0.2], dtype=torch.float64)
 
 

@@ -10,6 +10,8 @@ from looped.evaluation.likelihood import losses_by_depth, losses_by_solver
 from looped.models.build import build
 from looped.objectives import build_objective
 
+pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of the same calls
+
 V = 12
 SMALL = {"model.width": 16, "model.num_heads": 2, "denoise.target.dim": 4, "denoise.cond_width": 8,
          "denoise.posterior": True, "denoise.noise.sigma_max": 8.0, "denoise.noise.sigma_min": 0.3}

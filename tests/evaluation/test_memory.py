@@ -12,6 +12,8 @@ from looped.models.build import build
 from looped.objectives import build_objective
 from looped.objectives.counts import count
 
+pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of the same calls
+
 SMALL = {"objective": "blockwise", "model.width": 32, "model.num_heads": 2, "model.num_core_layers": 6,
          "model.num_prelude_layers": 0, "model.num_coda_layers": 0, "model.injection": "add", "blocks.num": 2,
          "blocks.shared": "frozen", "data.length": 16, "data.vocab_size": 300, "training.batch_size": 4,

@@ -24,6 +24,8 @@ from looped.nn.recurrence import RecurrentDepth
 from looped.objectives import build_objective
 from looped.rng import StepRandom
 
+pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of the same calls
+
 V = 30
 
 

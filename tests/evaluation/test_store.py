@@ -24,6 +24,8 @@ from looped.evaluation.store import EXAMPLES, ROWS, EvaluationFiles, changed_set
 from looped.inference import solver
 from looped.training.trainer import train
 
+pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of the same calls
+
 TINY = {"task.name": "prefix-sums", "task.difficulty": [2, 4], "model.width": 16, "model.num_heads": 2,
         "model.num_core_layers": 1, "denoise.context": "inject", "denoise.cond_width": 8, "denoise.target.dim": 4,
         "training.budget": 1, "training.batch_size": 4, "training.threads": 1, "optim.ema_decay": 0.5,

@@ -18,6 +18,8 @@ from looped.models.build import build
 from looped.objectives import build_objective
 from looped.rng import StepRandom
 
+pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of the same calls
+
 V = 40
 SMALL = {"model.width": 16, "model.num_heads": 2, "denoise.target.dim": 8, "denoise.cond_width": 8,
          "model.state_init": "zero"}

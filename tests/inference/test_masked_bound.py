@@ -20,6 +20,8 @@ from looped.models.build import build
 from looped.objectives import build_objective
 from looped.rng import StepRandom
 
+pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of the same calls
+
 V = 3
 SMALL = {"objective": "masked", "model.width": 8, "model.num_heads": 2, "model.num_core_layers": 2,
          "model.num_prelude_layers": 0, "model.num_coda_layers": 0, "masked.cond_width": 4, "data.length": 16,

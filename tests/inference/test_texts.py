@@ -13,6 +13,8 @@ from looped.inference.texts import NOTHING, Ending, as_lists, lengths_of, per_to
 from looped.models.build import build
 from looped.objectives import build_objective
 
+pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of the same calls
+
 V, END = 20, 3
 SMALL = {"model.width": 16, "model.num_heads": 2, "denoise.target.dim": 8, "denoise.cond_width": 8,
          "model.state_init": "zero", "data.length": 12, "evaluation.prompt_length": 4, "masked.cond_width": 8}

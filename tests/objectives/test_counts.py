@@ -8,6 +8,8 @@ from counting import LENGTH, ROWS, VOCAB, check_flops, config_of, forward, kept_
 from looped.objectives.counts import count, format_counts
 from looped.objectives.flops import parts_of, rows_of
 
+pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of the same calls
+
 TASK = {"task.name": "prefix-sums", "task.difficulty": [20, 20]}
 LOOPS = {  # one case of each rule; a solver that must take all its steps, and has no matrix products of its own
     "full": {"recurrence.loss_on": "every"}, "one-step": {"supervision.segments": 3, "supervision.steps": 2},

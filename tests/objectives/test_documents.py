@@ -26,6 +26,8 @@ from looped.objectives.base import rows_of_batch
 from looped.objectives.masked import Masked
 from looped.rng import StepRandom
 
+pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of the same calls
+
 V, END, CUT = 30, 0, 5
 SMALL = {"model.width": 16, "model.num_heads": 2, "denoise.target.dim": 8, "denoise.cond_width": 8, "data.length": 12,
          "evaluation.prompt_length": 4, "model.state_init": "zero", "masked.cond_width": 8,

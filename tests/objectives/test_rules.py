@@ -21,6 +21,8 @@ from looped.objectives.fixed_point import Equilibrium
 from looped.rng import StepRandom
 from looped.training.optim import build_optimizers
 
+pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of the same calls
+
 VOCAB, ROWS = 30, 3
 SMALL = {"model.width": 16, "model.num_heads": 2, "model.num_core_layers": 1, "recurrence.mean": 4}
 BITS = {"task.name": "prefix-sums", "task.difficulty": [4, 4], "optim.lr": 3e-3, "optim.warmup_steps": 5}

@@ -10,6 +10,8 @@ from looped.evaluation.motion import Motion, growth
 from looped.models.build import build
 from looped.objectives.state_norm import cautions
 
+pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of the same calls
+
 INJECTIONS = ("none", "add", "linear", "gated", "diagonal")
 TOKENS = torch.randint(20, (4, 8), generator=torch.Generator().manual_seed(0))
 

@@ -21,10 +21,12 @@ from looped.objectives import build_objective
 from looped.objectives.blockwise import Blockwise
 from looped.rng import StepRandom
 from looped.training.checkpoint import list_checkpoints, module_tensors
-from looped.training.heldout import heldout_loss, heldout_own
+from looped.training.heldout import heldout_figures, heldout_own
 from looped.training.merge import merge
 from looped.training.runs import load_run
 from looped.training.trainer import train
+
+pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of the same calls
 
 N = 3
 BLOCKS = {"objective": "blockwise", "blocks.num": N, "blocks.layers": [1, 2, 1], "model.num_core_layers": 4,
@@ -192,7 +194,7 @@ def test_a_run_of_one_block_is_measured_by_its_own_loss_and_told_what_needs_the_
 def test_the_losses_of_blocks_alone_add_up_to_that_of_the_whole(runs, merged):
     whole = load_run(merged)
     own = [heldout_own(run.objective, run.data, run.config)["loss"] for run in map(load_run, runs)]
-    assert heldout_loss(whole.objective, whole.data, whole.config)["loss"] == pytest.approx(sum(own) / N, rel=1e-6)
+    assert heldout_figures(whole.objective, whole.data, whole.config)["loss"] == pytest.approx(sum(own) / N, rel=1e-6)
 
 
 # ---- merging

@@ -7,6 +7,8 @@ import pytest
 from looped.cli import main
 from looped.config import dump_config
 
+pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of the same calls
+
 SMALL = {"objective": "blockwise", "blocks.num": 3, "model.num_core_layers": 3, "training.budget": 4,
          "evaluation.depths": [1, 3], "evaluation.num_samples": 1, "evaluation.sample_length": 4,
          "evaluation.num_problems": 4}

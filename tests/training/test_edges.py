@@ -12,6 +12,8 @@ from looped.training.edges import with_measured_edges
 from looped.training.runs import load_run
 from looped.training.trainer import train
 
+pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of the same calls
+
 PILOT = {"objective": "denoise", "denoise.noise.distribution": "adaptive", "training.budget": 16,
          "training.batch_size": 128, "data.length": 4, "optim.lr": 0.02, "optim.warmup_steps": 0,
          "evaluation.depths": [1], "evaluation.num_samples": 1, "evaluation.sample_length": 2,

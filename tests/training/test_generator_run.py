@@ -22,6 +22,8 @@ from looped.inference.rollout import rollout_of
 from looped.training.runs import load_run
 from looped.training.trainer import train
 
+pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of the same calls
+
 pytest.importorskip("sklearn")
 
 CONFIG = Path(__file__).parents[2] / "configs/digits-generate.yaml"
@@ -170,13 +172,13 @@ def test_the_true_deviation_is_measured_where_pixels_are_not_normalised():
     (["generate", "maker", "--prompt", "x"], "--prompt is for text, and"),
     (["generate", "maker", "--top-k", "3"], "--top-k is for text, and"),
     (["generate", "maker", "--guidance", "-1"], "--guidance -1.0 is negative"),
-    (["generate", "namer", "--out", "x.png"], "--out is for images, and"),
+    (["generate", "namer", "--out", "x.png"], "names what is on images and writes no text"),
     (["generate", "maker", "--out", "x.nonsense"], "cannot write x.nonsense"),
     (["compare", str(CONFIG), "--objectives", "denoise blocks.num=1", "--budget", "tokens", "--amount", "1"],
      "images.goal generate makes them"),
     (["bench", "flops", "--config", str(CONFIG)], "times a language model"),
     (["eval", "maker", "--probes"], "--probes is for text, and"),
-    (["eval", "namer", "--features", "maker"], "--features are for runs that make images"),
+    (["eval", "namer", "--features", "maker"], "--features is for runs that make images"),
     (["eval", "maker", "--features", "maker"], "names no classes of images"),
     (["eval", "maker", "--evaluation.num_images", "2"], "2 generated images are too few")])
 def test_what_does_not_apply_is_refused_in_a_sentence(command, why, runs, capsys):

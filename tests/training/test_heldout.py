@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from looped.evaluation.likelihood import losses_by_depth, losses_by_sigma
-from looped.training.heldout import heldout_loss
+from looped.training.heldout import heldout_figures
 from looped.training.runs import load_run
 from looped.training.trainer import train
 
@@ -41,7 +41,7 @@ def test_an_interrupted_run_is_evaluated_where_an_undisturbed_one_is(tmp_path, t
         calls.append(None)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return heldout_loss(objective, data, config)
+        return heldout_figures(objective, data, config)
 
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path / "broken", evaluate=interrupt)
@@ -63,5 +63,5 @@ def test_the_shared_figure_is_a_loop_at_its_mean_depth_and_a_denoiser_at_sigma_m
     else:
         losses = losses_by_depth(run.objective, tokens, [depth])[0].losses
     with torch.no_grad():
-        assert heldout_loss(run.objective, run.data, config)["next_token"] == pytest.approx(losses.mean().item())
+        assert heldout_figures(run.objective, run.data, config)["next_token"] == pytest.approx(losses.mean().item())
     assert heldout_lines(tmp_path / "run")[-1]["next_token"] == pytest.approx(losses.mean().item())

@@ -19,6 +19,8 @@ from looped.training.merge import merge
 from looped.training.runs import load_run
 from looped.training.trainer import train
 
+pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of the same calls
+
 AR = {"objective": "ar", "training.budget": 3, "training.checkpoint_every": 0, "evaluation.num_samples": 1,
       "evaluation.sample_length": 2, "model.state_init": "zero"}
 

@@ -13,6 +13,8 @@ from looped.errors import UserError
 from looped.training.runs import load_run
 from looped.training.trainer import train
 
+pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of the same calls
+
 pytest.importorskip("sklearn")
 
 TINY = {"images.source": "digits", "model.width": 16, "model.num_heads": 2, "model.num_core_layers": 1,
@@ -89,7 +91,7 @@ def test_a_run_is_measured_on_more_or_fewer_of_the_images_held_out(tmp_path, cap
 @pytest.mark.parametrize(("command", "why"), [
     (["generate", "RUN"], "names what is on images and writes no text"),
     (["eval", "RUN", "--probes"], "--probes is for text, and"),
-    (["eval", "RUN", "--exits", "kl"], "--difficulties and --exits are for tasks"),
+    (["eval", "RUN", "--exits", "kl"], "--exits is for tasks, and"),
     (["bench", "flops", "--config", "RUN/config.yaml"], "times a language model")])
 def test_what_is_for_text_or_tasks_is_refused_in_a_sentence(command, why, tmp_path, capsys):
     train(load_config(None, TINY | {"training.budget": 1}), tmp_path / "run")

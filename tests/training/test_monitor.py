@@ -13,6 +13,8 @@ from looped.errors import UserError
 from looped.training.monitor import TIMING, Meter, Monitor, append, keep_until
 from looped.training.trainer import train
 
+pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of the same calls
+
 SCRIPT = """
 import sys
 from looped.config import load_config

@@ -22,6 +22,8 @@ from looped.training.checkpoint import list_checkpoints
 from looped.training.runs import load_run, open_run
 from looped.training.trainer import train
 
+pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of the same calls
+
 FREE_OF_CHARGE = {"training.budget": 4, "training.checkpoint_every": 1, "training.keep_checkpoints": 9}
 
 

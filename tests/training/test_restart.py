@@ -16,6 +16,8 @@ from looped.training.restart import FREE_AT_RESTART, Change, differences
 from looped.training.runs import load_run, open_run
 from looped.training.trainer import train
 
+pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of the same calls
+
 AVERAGED = {"denoise.noise.distribution": "adaptive", "optim.ema_decay": 0.9, "training.accumulation": 2}
 MUON = {"objective": "truncated", "optim.name": "muon", "optim.warmup_steps": 6}
 TOKENS = {"training.budget_unit": "tokens"}

@@ -9,6 +9,8 @@ from looped.config import load_config
 from looped.training.checkpoint import list_checkpoints
 from looped.training.trainer import train
 
+pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of the same calls
+
 TINY = {
     "task.name": "prefix-sums", "task.difficulty": [2, 4], "denoise.context": "inject", "model.width": 32,
     "model.num_heads": 2, "model.num_core_layers": 1, "denoise.cond_width": 8, "denoise.target.dim": 4,

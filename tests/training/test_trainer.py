@@ -20,9 +20,11 @@ from looped.models.build import build
 from looped.objectives import Denoise, Loss, build_objective
 from looped.rng import StepRandom
 from looped.training import checkpoint as ckpt
-from looped.training.heldout import heldout_loss
+from looped.training.heldout import heldout_figures
 from looped.training.runs import load_run
 from looped.training.trainer import clock_of, micro_batch_size, train
+
+pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of the same calls
 
 VARIANTS = {
     "denoise": {"denoise.noise.distribution": "adaptive", "optim.ema_decay": 0.9},
@@ -186,7 +188,7 @@ def test_averaged_weights_are_what_is_evaluated_sampled_and_loaded(tmp_path, tin
         assert not objective.training
         assert not torch.is_grad_enabled()
         seen.update({name: p.detach().clone() for name, p in objective.named_parameters()})
-        return heldout_loss(objective, data, config)
+        return heldout_figures(objective, data, config)
 
     result = train(tiny(**{"optim.ema_decay": 0.9}), tmp_path / "run", evaluate=look)
     loaded = dict(load_run(tmp_path / "run").objective.named_parameters())
@@ -201,7 +203,7 @@ def test_heldout_loss_is_the_same_at_every_call_and_learns_nothing(tmp_path, tin
     run = load_run(tmp_path / "run")
     before = {name: tensor.clone() for name, tensor in run.objective.state_dict().items()}
     with torch.no_grad():
-        first, second = (heldout_loss(run.objective, run.data, config) for _ in range(2))
+        first, second = (heldout_figures(run.objective, run.data, config) for _ in range(2))
     assert first == second
     assert all(torch.equal(before[name], tensor) for name, tensor in run.objective.state_dict().items())
 

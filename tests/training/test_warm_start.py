@@ -7,6 +7,8 @@ from looped.errors import UserError
 from looped.training.runs import load_run
 from looped.training.trainer import train
 
+pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of the same calls
+
 FROZEN = {"training.budget": 2, "optim.lr": 1e-30, "optim.weight_decay": 0, "denoise.context": "context"}
 
 

@@ -1,0 +1,137 @@
+"""A domain: what is asked of a trained model on one kind of data, and how it is told."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from looped.config import Config
+from looped.data.batch import Batch
+from looped.errors import UserError
+from looped.evaluation.depth import Twin
+from looped.evaluation.image_features import Features
+from looped.evaluation.judge import Reader
+from looped.evaluation.mauve import Encoder
+from looped.evaluation.rows import Keep, Row
+from looped.evaluation.store import EvaluationFiles
+from looped.inference.exits import Exit
+from looped.objectives.base import Objective
+
+
+@dataclass(frozen=True)
+class Options:
+    """What an evaluation is asked for beyond its depths; each domain knows some of them (`Domain.flags`)."""
+
+    trajectories: int = 0
+    probes: bool = False
+    twin: Objective | None = None
+    match: Twin | None = None
+    judge: Reader | None = None
+    mauve: Encoder | None = None
+    difficulties: Sequence[int] | None = None
+    exits: Sequence[Exit] = ()
+    features: Features | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `looped generate` is asked for; each domain knows some of it (`Domain.asks`). `prompts` reads them."""
+
+    prompts: Callable[[], list[str]]
+    depth: int
+    num_samples: int
+    num_tokens: int
+    temperature: float
+    top_k: int | None
+    top_p: float
+    stop: tuple[str, ...]
+    past_the_end: bool
+    json: bool
+    guidance: float | None
+    out: Path | None
+
+
+@dataclass(frozen=True)
+class About:
+    """What a report's head says of a run: its name, and facts by name."""
+
+    name: str
+    step: int
+    spent: Mapping[str, float] = field(default_factory=dict)
+    stamp: Mapping[str, Any] = field(default_factory=dict)
+    measured_on: str = ""
+
+
+Own = Callable[[], dict[str, float]]
+
+
+class Evaluated(Protocol):
+    """An evaluation's figures. rows: all of them."""
+
+    rows: list[Row]
+
+    def table(self, name: str) -> str:
+        """What the terminal shows of a run of this name."""
+
+    def leave(self, files: EvaluationFiles, config: Config, about: About) -> str:
+        """Write what belongs beside the rows, pictures or a page; a sentence on where that is."""
+
+
+class Domain:
+    """One kind of data."""
+
+    name: str
+    flags: frozenset[str] = frozenset()
+    """The options of `looped eval` that mean something here."""
+    unit = " nats"
+    """Of the training loss."""
+
+    asks: frozenset[str] = frozenset()
+    """The fields of a `Request` that mean something here, besides depth and num_samples."""
+    makes = ""
+    """What a run of it can be asked to generate, as in "writes text"."""
+
+    def does(self, config: Config) -> str:
+        """What a run of it does, as in "solves sudoku"."""
+        raise NotImplementedError
+
+    def order(self, config: Config) -> dict[str, int]:
+        """What the order of the training data depends on besides step, batch size and seed."""
+        return {}
+
+    def batches(self, data: Any, config: Config) -> Iterable[Tensor | Batch]:
+        """Held-out data for the training loss."""
+        raise NotImplementedError
+
+    def validate(self, objective: Objective, data: Any, config: Config, own: Own) -> dict[str, float]:
+        """Validation metrics during training; `own` gives the training loss on held-out data."""
+        raise NotImplementedError
+
+    def preview(self, objective: Objective, data: Any, config: Config) -> str | np.ndarray:
+        """A sample of what the weights of the moment write or answer; or a picture of what they make."""
+        raise NotImplementedError
+
+    def check(self, config: Config, flags: Iterable[str], run: Path) -> None:
+        """Raises UserError for options of an evaluation that mean nothing here."""
+        for flag in flags:
+            if flag not in self.flags:
+                raise UserError(f"--{flag} is for {OPTIONS[flag]}, and {run} {self.does(config)}; leave it out"
+                                + ("; --evaluation.trajectories sets those of an answer" * (flag == "trajectories")))
+
+    def evaluate(self, objective: Objective, data: Any, config: Config, depths: Sequence[int], options: Options, *,
+                 keep: Keep) -> Evaluated:
+        """All that `looped eval` measures; `keep` is given each part that is finished."""
+        raise NotImplementedError
+
+    def generate(self, run: Any, request: Request) -> Iterator[str]:
+        """What a loaded run writes or makes, as lines to print. Raises UserError."""
+        raise UserError(f"{run.path} {self.does(run.config)} and writes no text; look at its answers with looped eval "
+                        f"{run.path}")
+
+
+OPTIONS = {"trajectories": "text", "probes": "text", "twin": "text", "judge": "text", "match": "text", "mauve": "text",
+           "text": "text", "difficulties": "tasks", "exits": "tasks", "features": "runs that make images"}
+"""Option -> what it is for."""

@@ -1,0 +1,62 @@
+"""Images to classify: validation accuracy by depth."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from looped.config import Config
+from looped.data.batch import Batch
+from looped.data.labelled import LabelledData
+from looped.domains.base import About, Domain, Options, Own
+from looped.evaluation.accuracy import classify
+from looped.evaluation.report import depth_table, draw_evaluation
+from looped.evaluation.rows import Keep, Row
+from looped.evaluation.store import EvaluationFiles
+from looped.inference.rollout import answer
+from looped.objectives.base import Objective
+
+
+@dataclass(frozen=True)
+class ClassifyEvaluated:
+    """The accuracy of a classifier by depth."""
+
+    rows: list[Row]
+
+    def table(self, name: str) -> str:
+        return depth_table({name: [row.as_dict() for row in self.rows]})
+
+    def leave(self, files: EvaluationFiles, config: Config, about: About) -> str:
+        draw_evaluation(files, config, about.name)
+        return f"picture in {files.folder / 'plots'}, rows in {files.folder / 'eval'}"
+
+
+class Classify(Domain):
+    """Images whose classes are named."""
+
+    name = "classify"
+
+    def does(self, config: Config) -> str:
+        return "names what is on images"
+
+    def batches(self, data: LabelledData, config: Config) -> Iterable[Batch]:
+        return data.heldout(config.evaluation.batch_size)
+
+    def validate(self, objective: Objective, data: LabelledData, config: Config, own: Own) -> dict[str, float]:
+        """The share of held-out images that are named rightly, at the best of `evaluation.depths`."""
+        found = classify(objective, data, config, config.evaluation.depths)
+        depth, share = found.best()
+        first = min(found.right)
+        return {"accuracy": share, "best_depth": depth,
+                f"accuracy_at_{first}": found.right[first].double().mean().item()}
+
+    def preview(self, objective: Objective, data: LabelledData, config: Config) -> str:
+        """The first `evaluation.num_samples` held-out images, and what they are taken for at the deepest of
+        `evaluation.sample_depths`."""
+        c, names, depth = config.evaluation, data.images.class_names, max(config.evaluation.sample_depths)
+        batch = next(iter(data.heldout(c.num_samples))).to(next(objective.parameters()).device)
+        answers = answer(objective, batch, [depth], c, seed=config.seed)[depth].answers[:, 0].tolist()
+        return "\n".join([f"depth {depth}", *(f"{names[label]} taken for {names[named]}" for label, named in
+                                              zip(batch.targets[:, 0].tolist(), answers, strict=True))])
+
+    def evaluate(self, objective: Objective, data: LabelledData, config: Config, depths: Sequence[int],
+                 options: Options, *, keep: Keep) -> ClassifyEvaluated:
+        return ClassifyEvaluated(classify(objective, data, config, depths, keep=keep).rows)

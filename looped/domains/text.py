@@ -1,0 +1,132 @@
+"""Text: nats/token and bits/byte by depth, and what is written."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from looped.config import Config
+from looped.data.heldout import MeasuredText
+from looped.domains.base import About, Domain, Options, Own, Request
+from looped.errors import UserError
+from looped.evaluation.depth import Evaluation, evaluate_run, evaluate_samples
+from looped.evaluation.likelihood import main_losses
+from looped.evaluation.probes import Probes, probe, probe_table
+from looped.evaluation.report import depth_table, draw_evaluation
+from looped.evaluation.rows import Keep, Row
+from looped.evaluation.store import PROBES, EvaluationFiles
+from looped.inference.generate import generate
+from looped.inference.texts import Ending, as_lists
+from looped.objectives.base import Objective
+
+
+@dataclass(frozen=True)
+class TextEvaluated:
+    """The sweep and samples of a run on text, and its probes if they were asked for."""
+
+    result: Evaluation
+    probes: Probes | None = None
+    rows: list[Row] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rows", self.result.rows + (self.probes.rows if self.probes is not None else []))
+
+    def table(self, name: str) -> str:
+        text = depth_table({name: [row.as_dict() for row in self.result.rows]})
+        if self.probes is None:
+            return text
+        said = "\n".join(self.probes.sentences) or "nothing is out of order"
+        return f"{text}\n\nprobes:\n{probe_table(self.probes.rows)}\n\n{said}"
+
+    def leave(self, files: EvaluationFiles, config: Config, about: About) -> str:
+        if self.probes is not None:
+            files.add({PROBES: [*(row.as_dict() for row in self.probes.rows),
+                                *({"verdict": sentence} for sentence in self.probes.sentences)]})
+        draw_evaluation(files, config, about.name)
+        return f"pictures in {files.folder / 'plots'}, rows in {files.folder / 'eval'}"
+
+
+class Text(Domain):
+    """Held-out text."""
+
+    name = "text"
+    flags = frozenset({"trajectories", "probes", "twin", "judge", "match", "mauve", "text"})
+    asks = frozenset({"prompt", "prompts", "num_tokens", "temperature", "top_k", "top_p", "stop", "past_the_end",
+                      "json"})
+    makes = "writes text"
+
+    def does(self, config: Config) -> str:
+        return "is trained on text"
+
+    def order(self, config: Config) -> dict[str, int]:
+        return {"length": config.data.length}
+
+    def batches(self, data: MeasuredText, config: Config) -> Iterable[Tensor]:
+        return heldout_tokens(data, config).split(config.evaluation.batch_size)
+
+    def validate(self, objective: Objective, data: MeasuredText, config: Config, own: Own) -> dict[str, float]:
+        """The training loss, and `next_token`, which can be compared between objectives (`main_losses`), of fixed
+        held-out sequences with the same noise at every call."""
+        tokens, c = heldout_tokens(data, config).to(next(objective.parameters()).device), config.evaluation
+        losses = main_losses(objective, tokens, config.main_depth, seed=config.seed, batch_size=c.batch_size,
+                             num_levels=c.levels)
+        return own() | {"next_token": losses.mean().item()}
+
+    def preview(self, objective: Objective, data: MeasuredText, config: Config) -> str:
+        """Continuations of held-out prompts, a line each, depth by depth with their distinct-2."""
+        c = config.evaluation
+        num = min(c.num_samples, data.heldout.windows(config.data.length))
+        prompts = data.heldout.sequences(num, config.data.length)[:, : c.prompt_length]
+        prompts = prompts.to(next(objective.parameters()).device)
+        rows, samples = evaluate_samples(objective, prompts, c.sample_depths, num_tokens=c.sample_length,
+                                         seed=config.seed)
+        diversity = {row.depth: row.mean for row in rows if row.metric == "distinct_2"}
+        lines = []
+        for depth, texts in samples.items():
+            lines.append(f"depth {depth}, distinct-2 {diversity[depth]:.3f}")
+            lines += [f"  {data.tokenizer.decode(text)!r}" for text in as_lists(texts)]
+        return "\n".join(lines)
+
+    def check(self, config: Config, flags: Iterable[str], run) -> None:
+        super().check(config, flags := list(flags), run)
+        for flag in ("probes", "twin", "trajectories"):
+            if flag in flags and config.rule.hides:
+                raise UserError(f"--{flag} is for rules that predict the next token, and {run} fills in hidden ones; "
+                                f"leave it out")
+
+    def evaluate(self, objective: Objective, data: MeasuredText, config: Config, depths: Sequence[int],
+                 options: Options, *, keep: Keep) -> TextEvaluated:
+        result = evaluate_run(objective, data, config, depths, num_trajectories=options.trajectories,
+                              judge=options.judge, match=options.match, encoder=options.mauve, keep=keep)
+        if not options.probes and options.twin is None:
+            return TextEvaluated(result)
+        by_depth = result.per_example["nats_per_token"]
+        tokens = data.heldout.sequences(len(next(iter(by_depth.values()))), config.data.length)
+        tokens = tokens.to(next(objective.parameters()).device)
+        return TextEvaluated(result, probe(objective, tokens, by_depth, vocab_size=data.vocab_size, twin=options.twin,
+                                           seed=config.seed))
+
+    def generate(self, run: Any, request: Request) -> Iterator[str]:
+        """All prompts in one batch."""
+        prompts = [prompt for prompt in request.prompts() for _ in range(request.num_samples)]
+        tokenizer = run.tokenizer
+        ids = [torch.tensor(tokenizer.encode(prompt), dtype=torch.long) for prompt in prompts]
+        padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
+        tokens = generate(run.objective, padded.to(run.device), lengths=torch.tensor([len(row) for row in ids]),
+                          num_tokens=request.num_tokens, depth=request.depth, temperature=request.temperature,
+                          top_k=request.top_k, top_p=request.top_p, seed=run.config.seed, stop=request.stop,
+                          decode=tokenizer.decode, past_the_end=request.past_the_end)
+        ending = Ending(stop=request.stop, decode=tokenizer.decode)
+        for prompt, text in zip(prompts, map(tokenizer.decode, as_lists(tokens)), strict=True):
+            line = {"prompt": prompt, "depth": request.depth, "text": (text := ending.without_stop(text))}
+            yield json.dumps(line) if request.json else prompt + text + "\n" * (len(prompts) > 1)
+
+
+def heldout_tokens(data: MeasuredText, config: Config) -> Int[torch.Tensor, "rows length_and_one"]:
+    """The sequences that a run is measured on while it trains."""
+    num = min(config.evaluation.num_sequences, data.heldout.windows(config.data.length))
+    return data.heldout.sequences(num, config.data.length)
