@@ -43,12 +43,8 @@ class ImageMeasurer(ShareMeasurer):
 
 
 def check_images(plan: Plan) -> None:
-    """Raises UserError where images are made, not named, where they are not to be had or do not split into an arm's
-    patches, or where too few are held out."""
-    if plan.config.generates:
-        raise UserError("looped compare measures how many images are named rightly, and images.goal generate makes "
-                        "them; set images.goal to classify, or set runs side by side with looped plot --metric "
-                        "frechet_distance")
+    """Raises UserError where images are not to be had or do not split into an arm's patches, or where too few are held
+    out."""
     images = prepare_images(plan.config.images)
     for arm in plan.arms:
         cut(images, arm.config.model.patch_size)

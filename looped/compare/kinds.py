@@ -1,4 +1,4 @@
-"""What comparisons on text, a task and images do differently: what is measured, and how it is tabled and drawn."""
+"""Comparisons by kind of data: what is measured, and how it is tabled and drawn."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,6 +8,7 @@ from looped.compare.cells import Table
 from looped.compare.html import Figure
 from looped.compare.image_measure import ImageMeasurer, check_images
 from looped.compare.image_pages import image_figures, image_notes
+from looped.compare.made import MadeMeasurer, MadeSummary, made_figures, made_notes, made_table, summarise_made
 from looped.compare.measure import Measured, Measurer
 from looped.compare.plan import Plan
 from looped.compare.reach import Reach, reaches, with_reverse
@@ -52,7 +53,10 @@ IMAGES = replace(TASK, held_out="images", check=check_images, measurer=ImageMeas
                  depths=image_figures)
 
 
-KINDS = {"text": TEXT, "puzzles": TASK, "classify": IMAGES, "generate": IMAGES}
+MADE = Kind("images", check_images, MadeMeasurer, summarise_made, reaches, made_table, lambda arms: None, made_notes,
+            MadeSummary.rows, made_figures, lambda arms: {})
+
+KINDS = {"text": TEXT, "puzzles": TASK, "classify": IMAGES, "generate": MADE}
 
 
 def kind_of(config: Config) -> Kind:

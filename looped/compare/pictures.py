@@ -44,15 +44,16 @@ def band_note(plan: Plan) -> str:
 
 
 def plot_depths(arms: Sequence[ArmSummary], by_depth: Callable[[ArmSummary], Mapping[int, Sequence[float]]],
-                path: Path, *, title: str = "") -> None:
-    """A figure over depth, of `by_depth(arm)[depth]` a figure a seed: the mean, from lowest to highest seed shaded."""
+                path: Path, *, title: str = "", gauge: Gauge | None = None) -> None:
+    """A figure over depth, of `by_depth(arm)[depth]` a figure a seed: the mean, from lowest to highest seed shaded.
+    `gauge`: what it is, if not what the curves of training follow."""
     figure, axes = new_figure()
     lines = [by_depth(arm) for arm in arms]
     for arm, line, colour in zip(arms, lines, colours(len(arms)), strict=True):
         _band(axes, list(line), np.array(list(line.values())).T, colour, arm.name, "o-")
     over_depth(axes, set().union(*lines))
     axes.set_title(title, fontsize=10)
-    _save(figure, axes, path, arms[0].runs[0].gauge)
+    _save(figure, axes, path, gauge or arms[0].runs[0].gauge)
 
 
 def plot_budget(arms: Sequence[ArmSummary], unit: str, path: Path) -> None:
@@ -110,6 +111,5 @@ def _limits(axes, gauge: Gauge) -> tuple[float, float]:
     """All shares there are; of losses, not those of an arm that fails."""
     if gauge.higher_is_better:
         return -0.03, 1.03
-    low = min(line.get_ydata().min() for line in axes.lines)
-    top = min(axes.get_ylim()[1], TALLEST * low)
-    return low - 0.05 * (top - low), top
+    bottom, top = axes.get_ylim()  # with the bands
+    return bottom, min(top, TALLEST * min(line.get_ydata().min() for line in axes.lines))

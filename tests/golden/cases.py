@@ -127,6 +127,8 @@ COMPARISONS = {
     "compare puzzle": [f"compare puzzle.yaml --objectives full,denoise {COMPARE} layer-forwards --amount 600 --out c"],
     "compare classify": [f"compare classify.yaml --objectives full,noprop-ct {COMPARE} layer-forwards --amount 600 "
                          "--out c"],
+    "compare generate": ["compare generate.yaml --objectives 'denoise,two=blockwise blocks.num=2' "
+                         f"{COMPARE} layer-forwards --amount 600 --out c"],
 }
 
 BENCHES = {

@@ -1,0 +1,136 @@
+"""A comparison of runs that make images: their denoising loss, image by image, and how far what they make is from real
+images, by the number of solver steps."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from looped.compare.cells import Table, closing_notes, cost_cells, difference_cell, mean_cell, over_seeds
+from looped.compare.curve import Gauge
+from looped.compare.html import Figure
+from looped.compare.measure import Measured, Measurer
+from looped.compare.pictures import band_note, picture, plot_depths
+from looped.compare.plan import AGAIN, Place, Plan
+from looped.compare.summary import ArmSummary, Difference, Spread, by_arm, difference, spread
+from looped.data.images import prepare_images
+from looped.data.labelled import cut
+from looped.devices import CPU, Placement
+from looped.evaluation.image_features import pixel_features
+from looped.evaluation.image_quality import evaluate_images
+from looped.evaluation.plots import AXES
+
+LOSS = Gauge("loss", "loss", "", AXES["loss_at_sigma"], higher_is_better=False, worst=math.inf,
+             examples="images", is_share=False)
+DISTANCE = Gauge("frechet_distance", "Fréchet distance", "", AXES["frechet_distance"], higher_is_better=False,
+                 worst=math.inf, examples="images", is_share=False)
+
+
+@dataclass(frozen=True)
+class MadeMeasured(Measured):
+    """One run that makes images: the denoising `loss` of each held-out image at a level of training."""
+
+    gauge = LOSS
+    loss: Float[Tensor, "num"]
+
+    @property
+    def followed(self) -> Float[Tensor, "num"]:
+        return self.loss
+
+    @property
+    def distances(self) -> dict[int, float]:
+        """Depth -> Fréchet distance, over pixels, between made images and held-out ones."""
+        return {row["depth"]: row["mean"] for row in self.rows if row["metric"] == DISTANCE.field}
+
+
+class MadeMeasurer(Measurer):
+    """Shows the same images to every arm and seed, each in patches of its own size."""
+
+    keys = frozenset({"loss"})
+
+    def __init__(self, plan: Plan, finished: list[Place], placement: Placement = CPU):
+        super().__init__(plan, finished, placement)
+        self.images = prepare_images(plan.config.images)
+
+    def inputs(self, place: Place) -> dict[str, Any]:
+        return super().inputs(place) | {"images": self.images.fingerprint}
+
+    def evaluate(self, place: Place) -> dict[str, Any]:
+        run = self.load(place)
+        data = cut(self.images, run.config.model.patch_size)
+        run.identity.check(data, run.path, AGAIN)
+        found = evaluate_images(run.objective, data, run.config, self.depths(place), pixel_features())
+        return {"rows": [row.as_dict() for row in found.rows], "loss": found.per_example["heldout_loss"][1].tolist()}
+
+    def made(self, found: Mapping[str, Any], **common) -> MadeMeasured:
+        return MadeMeasured(loss=torch.tensor(found["loss"], dtype=torch.float64), **common)
+
+
+@dataclass(frozen=True)
+class MadeSummary(ArmSummary):
+    """One arm over its finished seeds: `main`, its loss; `by_depth`, its distances."""
+
+    runs: list[MadeMeasured]
+    main: Spread
+    by_depth: dict[int, Spread]
+    difference: Difference | None
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The difference to the first arm, as a row."""
+        return [] if self.difference is None else [{"kind": "difference", **asdict(self.difference)}]
+
+
+def summarise_made(measured: Sequence[MadeMeasured]) -> list[MadeSummary]:
+    """Arms in their order; differences are to the first."""
+    groups = by_arm(measured)
+    first = next(iter(groups.values()), [])
+    return [_summarise(name, runs, first) for name, runs in groups.items()]
+
+
+def _summarise(name: str, runs: list[MadeMeasured], first: list[MadeMeasured]) -> MadeSummary:
+    depths = sorted(set.intersection(*(set(run.distances) for run in runs)))
+    return MadeSummary(
+        name, runs, spread([run.loss.mean().item() for run in runs]),
+        {depth: spread([run.distances[depth] for run in runs]) for depth in depths},
+        None if runs is first else difference(runs, first, lambda run: run.loss, lambda other: other.loss))
+
+
+def made_table(arms: Sequence[MadeSummary], plan: Plan) -> Table:
+    """The loss, the distance by depth, then the costs."""
+    header = ["arm", "loss", f"against {arms[0].name}", *(f"distance, depth {depth}" for depth in plan.depths),
+              "seconds", "steps", "layer forwards", "peak MB"]
+    return header, [_line(arm, plan) for arm in arms]
+
+
+def _line(arm: MadeSummary, plan: Plan) -> list[str]:
+    costs = cost_cells(arm)
+    return [arm.name, mean_cell(arm.main), difference_cell(arm.difference),
+            *(mean_cell(arm.by_depth.get(depth)) for depth in plan.depths),
+            *(costs[name] for name in ("seconds", "steps", "layer forwards", "peak MB"))]
+
+
+def made_notes(arms: Sequence[MadeSummary], plan: Plan) -> list[str]:
+    """The columns in words."""
+    num = len(arms[0].runs[0].loss)
+    return [
+        f"loss: the denoising loss of {num} held-out images ({plan.config.images.source}) at levels of the training "
+        f"distribution, the same for every arm (lower is better), {over_seeds(plan)}. Arms that weigh levels otherwise "
+        f"(denoise.weight) have losses that do not compare.",
+        f"against {arms[0].name}: the difference of the losses, paired by image and seed; the 95 % interval is a "
+        f"bootstrap over images of the mean over seeds, so it does not hold the spread between seeds.",
+        "distance, depth n: the Fréchet distance, over pixels, between as many made images and the held-out ones "
+        "(lower is better) after n solver steps; one figure of whole sets, and so without an interval.",
+        *closing_notes(arms, plan)]
+
+
+def made_figures(arms: Sequence[MadeSummary], plan: Plan) -> list[Figure]:
+    """The distance over depth."""
+    path = picture(plan.out, "depth")
+    plot_depths(arms, lambda arm: {depth: [run.distances[depth] for run in arm.runs] for depth in arm.by_depth}, path,
+                gauge=DISTANCE)
+    caption = "Fréchet distance to held-out images by solver steps, after training"
+    return [Figure(path, f"{caption}.{band_note(plan)}", caption)]
