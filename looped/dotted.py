@@ -11,7 +11,7 @@ from looped.errors import UserError
 
 
 def class_at(path: str, setting: str) -> Any:
-    """What a dotted path, the value of a setting, names. Raises UserError, also for what the module raises."""
+    """The object at a dotted path, which is the value of a setting. Raises UserError, also for errors of its module."""
     module, _, name = path.rpartition(".")
     here = os.getcwd()
     try:

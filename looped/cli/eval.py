@@ -108,7 +108,7 @@ class Eval(Verb):
                 self._of_block(run, place, domain.unit)
 
     def _options(self, run) -> "Options":
-        """What is asked for, with the models that it names. Raises UserError."""
+        """The options of this command, with the models that they name opened. Raises UserError."""
         from looped.domains.base import Options
         from looped.evaluation.depth import Twin
         from looped.hub.choose import open_encoder, open_features, open_judge, open_twin
@@ -200,7 +200,7 @@ def _about(run, place) -> dict[str, Any]:
 
 
 def _told_of(run, place) -> "About":
-    """What a report's head says of a run."""
+    """The facts at the head of a report."""
     from looped.domains.base import About
     from looped.training.runs import read_stamp
 

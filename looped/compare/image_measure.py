@@ -3,14 +3,16 @@
 from typing import Any
 
 from looped.compare.curve import Gauge
+from looped.compare.measure import Measurer
 from looped.compare.plan import AGAIN, Place, Plan
 from looped.compare.share_measure import ShareMeasured, ShareMeasurer, as_json
 from looped.data.images import prepare_images
-from looped.data.labelled import cut
+from looped.data.labelled import LabelledData, cut
 from looped.devices import CPU, Placement
 from looped.errors import UserError
 from looped.evaluation.accuracy import classify
 from looped.evaluation.plots import AXES
+from looped.training.runs import Run
 
 ACCURACY = Gauge("accuracy", "accuracy", "", AXES["accuracy"], higher_is_better=True, worst=0.0, examples="images",
                  is_share=True)
@@ -22,10 +24,8 @@ class ImageMeasured(ShareMeasured):
     gauge = ACCURACY
 
 
-class ImageMeasurer(ShareMeasurer):
+class OfImages(Measurer):
     """Shows the same images to every arm and seed, each in patches of its own size."""
-
-    measured = ImageMeasured
 
     def __init__(self, plan: Plan, finished: list[Place], placement: Placement = CPU):
         super().__init__(plan, finished, placement)
@@ -34,10 +34,21 @@ class ImageMeasurer(ShareMeasurer):
     def inputs(self, place: Place) -> dict[str, Any]:
         return super().inputs(place) | {"images": self.images.fingerprint}
 
-    def evaluate(self, place: Place) -> dict[str, Any]:
+    def opened(self, place: Place) -> tuple[Run, LabelledData]:
+        """A run and the images as it takes them. Raises UserError where it was trained on others."""
         run = self.load(place)
         data = cut(self.images, run.config.model.patch_size)
         run.identity.check(data, run.path, AGAIN)
+        return run, data
+
+
+class ImageMeasurer(OfImages, ShareMeasurer):
+    """Counts the images that are named rightly."""
+
+    measured = ImageMeasured
+
+    def evaluate(self, place: Place) -> dict[str, Any]:
+        run, data = self.opened(place)
         found = classify(run.objective, data, run.config, self.depths(place))
         return as_json(found.rows, {None: found.right})
 

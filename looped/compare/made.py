@@ -13,13 +13,11 @@ from torch import Tensor
 from looped.compare.cells import Table, closing_notes, cost_cells, difference_cell, mean_cell, over_seeds
 from looped.compare.curve import Gauge
 from looped.compare.html import Figure
-from looped.compare.measure import Measured, Measurer
+from looped.compare.image_measure import OfImages
+from looped.compare.measure import Measured
 from looped.compare.pictures import band_note, picture, plot_depths
-from looped.compare.plan import AGAIN, Place, Plan
+from looped.compare.plan import Place, Plan
 from looped.compare.summary import ArmSummary, Difference, Spread, by_arm, difference, spread
-from looped.data.images import prepare_images
-from looped.data.labelled import cut
-from looped.devices import CPU, Placement
 from looped.evaluation.image_features import pixel_features
 from looped.evaluation.image_quality import evaluate_images
 from looped.evaluation.plots import AXES
@@ -47,22 +45,13 @@ class MadeMeasured(Measured):
         return {row["depth"]: row["mean"] for row in self.rows if row["metric"] == DISTANCE.field}
 
 
-class MadeMeasurer(Measurer):
-    """Shows the same images to every arm and seed, each in patches of its own size."""
+class MadeMeasurer(OfImages):
+    """Measures losses, and the images that each run makes."""
 
     keys = frozenset({"loss"})
 
-    def __init__(self, plan: Plan, finished: list[Place], placement: Placement = CPU):
-        super().__init__(plan, finished, placement)
-        self.images = prepare_images(plan.config.images)
-
-    def inputs(self, place: Place) -> dict[str, Any]:
-        return super().inputs(place) | {"images": self.images.fingerprint}
-
     def evaluate(self, place: Place) -> dict[str, Any]:
-        run = self.load(place)
-        data = cut(self.images, run.config.model.patch_size)
-        run.identity.check(data, run.path, AGAIN)
+        run, data = self.opened(place)
         found = evaluate_images(run.objective, data, run.config, self.depths(place), pixel_features())
         return {"rows": [row.as_dict() for row in found.rows], "loss": found.per_example["heldout_loss"][1].tolist()}
 

@@ -98,12 +98,12 @@ class Config(Section):
 
     @property
     def is_images(self) -> bool:
-        """Whether images are trained on: their classes, or they themselves."""
+        """True where images are trained on: their classes, or they themselves."""
         return self.images.source is not None
 
     @property
     def generates(self) -> bool:
-        """Whether images are made, not named."""
+        """True where images are made, not named."""
         return self.images.goal == "generate"
 
     @property

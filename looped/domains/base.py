@@ -23,7 +23,7 @@ from looped.objectives.base import Objective
 
 @dataclass(frozen=True)
 class Options:
-    """What an evaluation is asked for beyond its depths; each domain knows some of them (`Domain.flags`)."""
+    """Options of an evaluation beyond its depths; each domain knows some of them (`Domain.flags`)."""
 
     trajectories: int = 0
     probes: bool = False
@@ -38,7 +38,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Request:
-    """What `looped generate` is asked for; each domain knows some of it (`Domain.asks`). `prompts` reads them."""
+    """A request to generate; each domain knows some of its fields (`Domain.asks`). `prompts` reads them."""
 
     prompts: Callable[[], list[str]]
     depth: int
@@ -56,7 +56,7 @@ class Request:
 
 @dataclass(frozen=True)
 class About:
-    """What a report's head says of a run: its name, and facts by name."""
+    """Facts at the head of a report: the run's name, its step, the budgets spent, and its stamp."""
 
     name: str
     step: int
@@ -74,7 +74,7 @@ class Evaluated(Protocol):
     rows: list[Row]
 
     def table(self, name: str) -> str:
-        """What the terminal shows of a run of this name."""
+        """The table for the terminal, of a run of this name."""
 
     def leave(self, files: EvaluationFiles, config: Config, about: About) -> str:
         """Write what belongs beside the rows, pictures or a page; a sentence on where that is."""
@@ -92,14 +92,14 @@ class Domain:
     asks: frozenset[str] = frozenset()
     """The fields of a `Request` that mean something here, besides depth and num_samples."""
     makes = ""
-    """What a run of it can be asked to generate, as in "writes text"."""
+    """The output that a run can be asked for, as in "writes text"; empty where there is none."""
 
     def does(self, config: Config) -> str:
-        """What a run of it does, as in "solves sudoku"."""
+        """The predicate of a run in a sentence, as in "solves sudoku"."""
         raise NotImplementedError
 
     def order(self, config: Config) -> dict[str, int]:
-        """What the order of the training data depends on besides step, batch size and seed."""
+        """Arguments that the order of the training data depends on besides step, batch size and seed."""
         return {}
 
     def batches(self, data: Any, config: Config) -> Iterable[Tensor | Batch]:
@@ -127,11 +127,11 @@ class Domain:
         raise NotImplementedError
 
     def generate(self, run: Any, request: Request) -> Iterator[str]:
-        """What a loaded run writes or makes, as lines to print. Raises UserError."""
+        """Output of a loaded run, as lines to print. Raises UserError."""
         raise UserError(f"{run.path} {self.does(run.config)} and writes no text; look at its answers with looped eval "
                         f"{run.path}")
 
 
 OPTIONS = {"trajectories": "text", "probes": "text", "twin": "text", "judge": "text", "match": "text", "mauve": "text",
            "text": "text", "difficulties": "tasks", "exits": "tasks", "features": "runs that make images"}
-"""Option -> what it is for."""
+"""Option -> the kind of run that it is for, in words."""

@@ -26,7 +26,7 @@ Tokens = Int[Tensor, "num length_and_one"]
 
 @dataclass(frozen=True)
 class DepthLosses:
-    """`losses`: mean nats a token of each held-out sequence at one depth; where some have fewer tokens that are sought,
+    """`losses`: mean nats/token of each held-out sequence at one depth; where some have fewer tokens that are sought,
     figures whose mean is that over all tokens. `seconds`: all sequences, at this depth. `share`: that of the tokens
     which are sought."""
 

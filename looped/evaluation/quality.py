@@ -165,7 +165,7 @@ def matched_quality(objective: Objective, twin: Objective, judge: Reader, prompt
     the twin's distinct-2: `matched_nats`, `matched_distinct_2`, `matched_behind_twin`, `matched_perplexity_percent`;
     or only `unmatched_distinct_2`, the nearest, where no temperature reaches it.
 
-    The two diversities are equal to within the tolerance; a judge may ask several nats a token for a unit of
+    The two diversities are equal to within the tolerance; a judge may ask several nats/token for a unit of
     distinct-2. The intervals are over prompts. `texts`: depth -> what the writer has written at temperature 1 with this
     seed, if that is at hand.
     """

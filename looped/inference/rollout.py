@@ -60,7 +60,7 @@ class Answered:
 
 
 class Rollout:
-    """What any rollout is asked for; each method raises UserError where it means nothing."""
+    """The interface of all rollouts; a method raises UserError where it means nothing."""
 
     name: str
     """The key of tables that differ by rollout."""
@@ -73,7 +73,7 @@ class Rollout:
     hidden_first = 0
     """Rows at the beginning of a document that a prompt of it does not show."""
     latent = "state"
-    """What it moves from step to step, in a sentence."""
+    """The name, in a sentence, of what moves from step to step."""
     tokens_at_once = 1
     """Tokens that are sought together."""
 
@@ -105,7 +105,7 @@ class Rollout:
 
     @property
     def other_start(self) -> str:
-        """What `steps_elsewhere` starts from, in a sentence."""
+        """The start of `steps_elsewhere`, in a sentence."""
         return "other noise"
 
     def cells(self, batch: Batch) -> Tensor | None:
@@ -116,7 +116,7 @@ class Rollout:
 
     def losses(self, rows: Int[Tensor, "batch length_and_one"], depths: list[int],
                random: StepRandom) -> Iterable[tuple[int, Tensor, float]]:
-        """(depth, nats (B, L) of each token, or (B, 1) of each text a token, seconds) at ascending depths."""
+        """(depth, nats (B, L) of each token, or nats/token (B, 1) of each text, seconds) at ascending depths."""
         self._refuse("has no likelihood by depth")
 
     def likelihood_cost(self, depth: int) -> Cost:
@@ -152,7 +152,7 @@ class Rollout:
 
     def limit(self, rows: Int[Tensor, "batch length_and_one"], num_levels: int,
               random: StepRandom) -> Float64[Tensor, "batch"]:
-        """The bound of ever more steps, nats a token of each sequence, read at so many levels."""
+        """The bound of ever more steps, nats/token of each sequence, read at so many levels."""
         self._refuse("has no bound of ever more steps")
 
     def first_logits(self, batch: Batch, random: StepRandom) -> Float[Tensor, "batch length vocab"]:
@@ -167,7 +167,7 @@ class Rollout:
 
     def hidden(self, batch: Batch, depth: int,
                noise: Callable[[Tensor], Tensor]) -> Float[Tensor, "batch length width"]:
-        """What the head reads at a depth; `noise` of the encoded input begins where a start is drawn."""
+        """The head's input at a depth; `noise` of the encoded input begins where a start is drawn."""
         self._refuse("has no hidden rows")
 
 
@@ -204,7 +204,7 @@ def at_once(objective: Objective, depths: Sequence[int]) -> list[tuple[int, ...]
 
 
 def trajectories(config: EvaluationConfig) -> list[str]:
-    """What the draws of each of several runs are called by."""
+    """The prefix of the draws of each of several runs."""
     return [f"trajectory{number} " if number else "" for number in range(config.trajectories)]
 
 

@@ -1,4 +1,4 @@
-"""What masked diffusion gives a text at most: the bound on its nats a token, by the number of unmasking steps.
+"""Masked diffusion at a depth: the bound on a text's nats/token by the number of unmasking steps, and writing.
 
 From level m to m' < m each hidden token is shown with probability (m - m') / m and drawn from the network, which reads
 the text as it is at m. Along m_0 = 1 > ... > m_n = 0 this gives (MD4, Shi et al. 2024, arXiv 2406.04329, section 3)

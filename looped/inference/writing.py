@@ -15,7 +15,7 @@ from looped.rng import StepRandom
 
 
 class Writer(Protocol):
-    """What is sought next, as logits; it keeps what it has read."""
+    """A source of logits for the next tokens, which keeps what it has read."""
 
     def next_logits(self, new: Int[Tensor, "batch new"], random: StepRandom) -> Tensor:
         """Logits (B, k, V) of what follows the columns so far and the `new` ones."""

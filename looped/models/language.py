@@ -67,7 +67,7 @@ class LanguageModel(nn.Module):
         start_around(self, effective_depth)
 
     def placed(self, x: Tensor, rows: Rows) -> Rows:
-        """What layers are told of the rows of x: with their angles, and causal where nothing else is said."""
+        """The rows of x as layers are told of them: with their angles, and causal where nothing else is said."""
         positions = rows.positions
         if positions is None:
             positions = torch.as_tensor(rows.start, device=x.device).unsqueeze(-1) + torch.arange(x.shape[1],

@@ -1,4 +1,4 @@
-"""What a model has to know of the rows of a call besides their contents: one object through every layer."""
+"""Rows: mask, positions, caches and block of a call to a model, one object through every layer."""
 
 from dataclasses import dataclass, replace
 from typing import Any

@@ -203,8 +203,8 @@ class Denoise(Objective):
         return [sigma, *(noise.quantile(mass * (1 - step / num)) for step in range(1, num))]
 
     def beside(self, e: Tensor, batch: Batch, rows: Rows) -> Rows:
-        """What a reading of the noisy rows of a batch is told, whose clean rows are told `rows` (`rows_of_batch`): what
-        they attend to besides themselves, and who sees whom."""
+        """The rows of a reading of a batch's noisy rows, whose clean rows have `rows` (`rows_of_batch`): what they
+        attend to besides themselves, and who sees whom."""
         context = self.model.make_context(e, self.config.context, rows)
         if context is not None and batch.documents is not None:
             length, block_size = batch.documents.shape[1], self.config.block_size

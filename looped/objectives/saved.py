@@ -185,7 +185,7 @@ def _key_value_bytes(model: ModelConfig, narrow: int) -> int:
 
 
 def _denoiser_bytes(config: Config, vocab_size: int) -> float:
-    """All that a denoiser keeps a token: the clean rows, each reading, and what lies between two."""
+    """Bytes that a denoiser keeps for each token: the clean rows, each reading, and what lies between two."""
     model, denoise, kept, dim = config.model, config.denoise, streams(config), noisy_dim(config)
     steps, (each, once) = denoise.train_steps, _injection_bytes(model, kept)
     total = _clean_bytes(config) + WIDE * (dim + 2)  # the target's row and its norm twice

@@ -1,4 +1,4 @@
-"""What the golden net keeps of a case: exit codes, what was said, every row, text, picture and weight, nothing of time.
+"""The record of a golden case: exit codes, messages, every row, text, picture and weight, and nothing of time.
 
     {"commands": [{command, exit, said, printed}], "files": {path: rows, digest or text}}
 

@@ -23,7 +23,7 @@ def path_of(name: str) -> Path:
 
 
 def observed(name: str, folder: Path) -> dict:
-    """What a case leaves, run in a folder of its own."""
+    """The record of a case, run in a folder of its own."""
     write(folder)
     before = Path.cwd()
     os.chdir(folder)

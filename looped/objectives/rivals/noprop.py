@@ -87,7 +87,7 @@ class NoProp(Classifier):
 
     def hidden(self, z: Embedded, e: Tensor, rows: Rows,
                level: Tensor | None = None) -> Float[Tensor, "batch width"]:
-        """What the network makes of z in the row of the class, at a time or by the block of the rows."""
+        """The hidden row of the class, from z there, at a time or by the block of the rows."""
         state = torch.cat([self.in_proj(cast_for(self.in_proj, z)).unsqueeze(1), torch.zeros_like(e[:, 1:])], dim=1)
         return self.model.hidden(self.model.step(state, e, level, rows), rows)[:, 0]
 
