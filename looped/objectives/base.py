@@ -37,7 +37,7 @@ class Objective(nn.Module):
     """
 
     rollout: Any
-    """The way to run a trained model at a depth: a name of `looped.inference.rollout.ROLLOUTS`, or a class of one's own.
+    """The way to run a trained model at a depth: a key of `looped.inference.rollout.ROLLOUTS`, or a class of one's own.
     """
     end_of_text: int | None = None
     separate: bool = False
