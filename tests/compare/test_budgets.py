@@ -1,13 +1,9 @@
 """Every arm at equal budgets: what is read off the curves is what straight lines give, and no cell is left blank."""
 
-import json
 import math
-from itertools import pairwise
 from pathlib import Path
-from statistics import fmean, stdev
 
 import pytest
-from page_checks import check_alone
 
 from looped.compare.budgets import LATER, amount, at_equal, equal_note, equal_table, spent_by_all
 from looped.compare.cells import closing_notes
@@ -89,36 +85,6 @@ def test_the_note_says_what_is_shown(arms):
     said = equal_note(arms, plan)
     assert "Held-out loss as a next-token predictor (lower is better)" in said
     assert "over 2 seeds" in said
-
-
-def by_hand(out, arm, unit, spent):
-    """The losses of an arm's seeds, from the runs' own files."""
-    values = []
-    for seed in range(2):
-        lines = map(json.loads, (out / f"{arm}-{seed}/metrics.jsonl").read_text().splitlines())
-        points = [(each[unit], each["next_token"]) for each in lines if each["kind"] == "heldout"]
-        values += [before + (spent - low) / (high - low) * (after - before)
-                   for (low, before), (high, after) in pairwise(points) if low < spent <= high]
-    return values
-
-
-def test_a_real_comparison_holds_it_in_its_rows_its_table_and_its_page(done):
-    rows = [json.loads(line) for line in (done / "compare.jsonl").read_text().splitlines()]
-    equal = {(row["arm"], row["budget"]): row for row in rows if row["kind"] == "equal"}
-    assert len(equal) == 2 * 3
-    for arm in ("ar", "denoise"):
-        row = equal[arm, "tokens"]
-        values = by_hand(done, arm, "tokens", row["spent"])
-        assert (row["spent"], row["num"]) == (512, 2)
-        assert (row["mean"], row["sd"]) == (pytest.approx(fmean(values)), pytest.approx(stdev(values)))
-    table = next(part for part in (done / "compare.md").read_text().split("\n\n") if "after 512 tokens" in part)
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
-    assert all(cell for line in cells for cell in line)
-    assert [line[0] for line in cells[2:]] == ["ar", "denoise"]
-    page = (done / "report.html").read_text()
-    assert "<h2>At equal budgets</h2>" in page
-    reader, _ = check_alone(page)
-    assert all(cell in reader.text for line in (cells[0], *cells[2:]) for cell in line)
 
 
 @pytest.mark.parametrize(("clock", "said"), [("processor", True), ("wall", False)])

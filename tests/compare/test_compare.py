@@ -7,10 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
+from statistics import fmean, stdev
 
 import psutil
 import pytest
+from page_checks import check_alone
 
 from looped.cli import main
 from looped.compare.plan import make_plan, write_configs
@@ -180,3 +183,42 @@ def test_a_run_that_is_killed_is_said_to_lack_memory(tiny_yaml, tmp_path):
     assert result.finished == []
     assert "want of memory" in result.failures["ar, seed 0"]
     assert "want of memory" in told[-1]
+
+
+# ---- its report
+
+
+def by_hand(out, arm, unit, spent):
+    """The losses of an arm's seeds, from the runs' own files."""
+    values = []
+    for seed in range(2):
+        lines = map(json.loads, (out / f"{arm}-{seed}/metrics.jsonl").read_text().splitlines())
+        points = [(each[unit], each["next_token"]) for each in lines if each["kind"] == "heldout"]
+        values += [before + (spent - low) / (high - low) * (after - before)
+                   for (low, before), (high, after) in pairwise(points) if low < spent <= high]
+    return values
+
+
+def test_a_real_comparison_holds_it_in_its_rows_its_table_and_its_page(done):
+    rows = [json.loads(line) for line in (done / "compare.jsonl").read_text().splitlines()]
+    equal = {(row["arm"], row["budget"]): row for row in rows if row["kind"] == "equal"}
+    assert len(equal) == 2 * 3
+    for arm in ("ar", "denoise"):
+        row = equal[arm, "tokens"]
+        values = by_hand(done, arm, "tokens", row["spent"])
+        assert (row["spent"], row["num"]) == (512, 2)
+        assert (row["mean"], row["sd"]) == (pytest.approx(fmean(values)), pytest.approx(stdev(values)))
+    table = next(part for part in (done / "compare.md").read_text().split("\n\n") if "after 512 tokens" in part)
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    assert all(cell for line in cells for cell in line)
+    assert [line[0] for line in cells[2:]] == ["ar", "denoise"]
+    page = (done / "report.html").read_text()
+    assert "<h2>At equal budgets</h2>" in page
+    reader, _ = check_alone(page)
+    assert all(cell in reader.text for line in (cells[0], *cells[2:]) for cell in line)
+
+
+def test_a_real_report_is_alone(done):
+    reader, pictures = check_alone((done / "report.html").read_text())
+    assert len(pictures) == 4
+    assert all(word in reader.text for word in ("nats a token", "torch", "denoise, seed 0, depth 2", "distinct-2"))

@@ -47,12 +47,6 @@ def test_what_the_page_is_given_is_shown_as_it_is(page):
     assert [attributes["alt"] for tag, attributes in reader.tags if tag == "img"] == [f"alt {EVIL}"] * 4
 
 
-def test_a_real_report_is_alone(done):
-    reader, pictures = check_alone((done / "report.html").read_text())
-    assert len(pictures) == 4
-    assert all(word in reader.text for word in ("nats a token", "torch", "denoise, seed 0, depth 2", "distinct-2"))
-
-
 def test_a_browser_shows_every_picture(page, tmp_path, chromium):
     widths, wide = measured(chromium, page, tmp_path)
     assert widths == [300] * 4

@@ -54,7 +54,7 @@ IMAGES = {
 }
 PIXELS = {"denoise": {}, "blockwise": {"objective": "blockwise", "denoise.guidance": 2.0} | BLOCKS}
 KINDS = {"text": TEXT, "task": TASK, "classify": IMAGES, "generate": PIXELS}
-TOGETHER = ("steps", "carry", "rows", "sampled", "progressive", "masked", "hard", "euler")
+TOGETHER = ("steps", "carry", "rows", "in order", "sampled", "progressive", "full", "masked", "hard", "euler")
 """Cases whose operations are those of others as well."""
 CASES = [pytest.param(kind, name, marks=[pytest.mark.slow] * (name in TOGETHER))
          for kind, rules in KINDS.items() for name in rules]
