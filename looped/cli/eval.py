@@ -194,7 +194,7 @@ def _folder(run) -> Path:
 
 
 def _about(run, place) -> dict[str, Any]:
-    """Where and on what all figures of an evaluation were measured."""
+    """The device and the data that all figures of an evaluation were measured on."""
     data = {} if run.measured_on is None else {"data": run.measured_on}
     return {**place.fields, **data}
 

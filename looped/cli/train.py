@@ -58,7 +58,7 @@ class Train(Verb):
                             f"--block 0") from None
 
     def _folder(self, config: Config) -> Path:
-        """Where the run lies."""
+        """The folder of the run."""
         name = "" if config.blocks.alone is None else f"-block{config.blocks.alone}"
         if self.run is not None:
             return self.run.with_name(self.run.name + name) if self.block == "rank" else self.run

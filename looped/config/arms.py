@@ -91,7 +91,7 @@ def _words(text: str) -> tuple[str | None, str, list[str]]:
     first, *settings = text.split()
     before, equals, after = first.partition("=")
     alias, name = (before, after) if equals else (None, first)
-    if name not in ARMS:
+    if name not in ARMS and "." not in name:  # a dotted path is a rule of one's own
         where = f" in '{first}'" if equals else ""
         raise UserError(f"objective '{name}'{where} is unknown{did_you_mean(name, ARMS)}")
     if alias is not None:

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import torch
 
 from looped.config import Config
+from looped.config.rules import RULES
 from looped.diffusion.denoiser import Denoiser
+from looped.errors import UserError
 from looped.models.build import unseeded
 from looped.objectives import objective_class
 from looped.objectives.flops import parts_of, picture_of, rows_of
@@ -36,7 +38,11 @@ class Counts:
 
 
 def count(config: Config, vocab_size: int) -> Counts:
-    """The counts of a config with a vocabulary of `vocab_size` tokens; random depths enter by their means."""
+    """The counts of a config with a vocabulary of `vocab_size` tokens; random depths enter by their means. Raises
+    UserError for a rule of one's own, which has no closed forms."""
+    if config.objective not in RULES:
+        raise UserError(f"objective {config.objective} has no closed forms of its FLOPs and bytes; those of "
+                        f"looped's own rules alone are known")
     with torch.device("meta"):
         denoise = config.denoises
         model = unseeded(config, vocab_size, picture_of(config))
