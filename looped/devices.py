@@ -1,10 +1,13 @@
 """Devices and number formats that a trained model is run with: found by name, entered for the time of the work."""
 
+import os
+import platform
 import re
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -95,3 +98,20 @@ def use_threads(threads: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def machine(threads: int) -> dict:
+    """Where the figures were measured."""
+    processor = platform.processor()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = info.read_text(encoding="utf-8").splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if "model name" in line]
+        processor = names[0] if names else processor
+    return {"processor": processor, "logical_cpus": os.cpu_count() or 1, "threads": threads,
+            "torch": torch.__version__, "cpu_capability": torch.backends.cpu.get_cpu_capability()}
+
+
+def machine_line(where: dict) -> str:
+    return (f"{where['processor']}, {where['threads']} of {where['logical_cpus']} CPUs, torch {where['torch']}, "
+            f"{where['cpu_capability']}")

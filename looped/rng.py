@@ -7,11 +7,14 @@ float64.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def generator(*key: int | str) -> torch.Generator:
@@ -40,6 +43,11 @@ class StepRandom:
     def lockstep(self, stream: str) -> torch.Generator:
         """A generator that is the same for all rows, micro-batches and processes of the step."""
         return generator(self.seed, self.step, stream)
+
+    def decide(self, name: str, draw: Callable[[], T]) -> T:
+        """A decision of the whole step that its cost depends on, as drawn by `draw`: a depth, a block, whether to do
+        something at all. Whoever counts costs decides in its place (`Objective.decisions`)."""
+        return draw()
 
     def per_row(self, stream: str) -> list[torch.Generator]:
         """One generator a row."""

@@ -54,7 +54,7 @@ class Bench(Verb):
             raise UserError(f"bench {self.what} needs one YAML file; write looped bench {self.what} CONFIG")
         config = load_config(path, settings)
         from looped.config.arms import parse_arms, split_arms
-        from looped.evaluation import cost, memory
+        from looped.cost import memory, speed, step
 
         if self.what == "step":
             notice_arms(parse_arms(config, self.objectives), settings)
@@ -64,8 +64,8 @@ class Bench(Verb):
             result, table = memory.bench_memory(config, parse_depths(self.blocks, "--blocks"), repeats=self.repeats,
                                                 threads=self.threads), memory.format_memory
         elif self.what == "step":
-            result, table = cost.bench_step(config, split_arms(self.objectives), repeats=self.repeats,
-                                            threads=self.threads), cost.format_step
+            result, table = step.bench_step(config, split_arms(self.objectives), repeats=self.repeats,
+                                            threads=self.threads), step.format_step
         else:
-            result, table = cost.bench_flops(config, repeats=self.repeats, threads=self.threads), cost.format_flops
+            result, table = speed.bench_flops(config, repeats=self.repeats, threads=self.threads), speed.format_flops
         print(json.dumps(result, indent=1) if self.json else table(result))

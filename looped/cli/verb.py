@@ -43,8 +43,8 @@ def parse_levels(text: str) -> list[int]:
 
 def costs_of(config: Config) -> str:
     """Parameters, FLOPs and memory; of the text only a tokenizer that is to be loaded is read."""
+    from looped.cost.counts import count, format_counts
     from looped.data.opening import vocab_size_of
-    from looped.objectives.counts import count, format_counts
 
     return format_counts(count(config, vocab_size_of(config)))
 

@@ -16,8 +16,8 @@ from looped.compare.pictures import budget_figures
 from looped.compare.plan import Plan
 from looped.compare.reach import Reach, sentences
 from looped.compare.summary import ArmSummary
+from looped.devices import machine
 from looped.errors import UserError
-from looped.evaluation.cost import machine
 from looped.evaluation.report import markdown_table
 from looped.training.checkpoint import write_text
 from looped.training.runs import read_stamp

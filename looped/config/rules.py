@@ -45,6 +45,10 @@ def _one_pass(config: Any) -> int:
     return config.blocks.num
 
 
+def _whole_passes(config: Any) -> float:
+    return config.main_depth / config.blocks.num
+
+
 def _several(config: Any) -> bool:
     return config.blocks.num > 1
 
@@ -75,8 +79,8 @@ class Rule:
     the same layers without a loop, which other rules are held against. blocks: it knows a core of several, and
     `independent` ones learn without each other. takes_turns: an optimiser step trains one of several blocks.
     residual_layers: layers on the longest residual path of training, where they are not those of prelude, passes and
-    coda. as_deep_as_mean: settings under which every step is as deep as the mean. checks: what refuses a config, in
-    this order.
+    coda. passes: how often a training step goes through the whole core. as_deep_as_mean: settings under which every
+    step is as deep as the mean. checks: what refuses a config, in this order.
     """
 
     name: str
@@ -96,6 +100,7 @@ class Rule:
     independent: bool = False
     takes_turns: Callable[[Any], bool] = _never
     residual_layers: Callable[[Any], int] | None = None
+    passes: Callable[[Any], float] = _whole_passes
     as_deep_as_mean: Callable[[Any], dict[str, Any]] = _nothing
     checks: tuple[Callable[[Any], None], ...] = (check_blocks, _check_kind)
 
@@ -172,6 +177,7 @@ def _as_deep_as_mean(config: Any) -> dict[str, Any]:
 BPTT, NOPROP = "looped.objectives.bptt", "looped.objectives.rivals.noprop"
 LAYOUT = (check_layout, check_blocks)
 SOLVER: dict[str, Any] = {"kinds": (*THREE, "generate"), "rollout": "solver", "depth": _one_pass, "free_depth": True,
+                          "passes": lambda config: config.denoise.train_steps,
                           "told": "denoise.cond_width"}
 NAMES_CLASSES: dict[str, Any] = {"kinds": ("classify",), "rollout": "own"}
 EMBEDDED = ("noprop.embedding", "noprop.dim", "noprop.eta", "evaluation.trajectories")
@@ -209,7 +215,7 @@ RULES: dict[str, Rule] = {rule.name: rule for rule in (
     Rule("noprop-fm", f"{NOPROP}.NoPropFM", **NAMES_CLASSES, depth=_one_pass, told="denoise.cond_width",
          reads=(*EMBEDDED, "denoise.cond_width"), checks=(check_blocks, check_noprop, _check_kind)),
     Rule("forward-forward", "looped.objectives.rivals.forward_forward.ForwardForward", **NAMES_CLASSES,
-         depth=lambda config: config.model.num_core_layers, residual_layers=lambda config: 1,
+         depth=lambda config: config.model.num_core_layers, residual_layers=lambda config: 1, passes=lambda config: 1,
          reads=("forward_forward", "evaluation.trajectories"),
          checks=(check_blocks, check_forward_forward, _check_kind)),
     Rule("ar", f"{BPTT}.Autoregressive", depth=_one_pass, baseline=True, blocks=True, reads=LOOP),

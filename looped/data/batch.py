@@ -66,6 +66,11 @@ class Batch:
         return torch.ones_like(self.targets, dtype=torch.bool) if self.scored is None else self.scored
 
     @property
+    def num_rows(self) -> int:
+        """Rows of a sequence, also those that fill it up."""
+        return self.targets.shape[1]
+
+    @property
     def num_tokens(self) -> int:
         """Rows that are real."""
         return self.targets.numel() if self.lengths is None else int(self.lengths.sum())

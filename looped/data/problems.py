@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -124,10 +123,3 @@ def _fingerprint(config: TaskConfig, stream: ProblemStream) -> str:
             problem = stream.task.problem(0, index, difficulty)
             digest.update(problem.inputs.astype("<i8").tobytes() + problem.targets.astype("<i8").tobytes())
     return digest.hexdigest()[:32]
-
-
-def cells_of(config: TaskConfig) -> int:
-    """Rows of a sequence at the middle of the trained range, for what a config would cost."""
-    data = prepare_task(config)
-    middle = math.ceil((data.train.low + data.train.high) / 2)
-    return data.collate([data.task.problem(0, 0, middle)]).inputs.shape[1]

@@ -1,7 +1,7 @@
 """A domain: what is asked of a trained model on one kind of data, and how it is told."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,6 +10,8 @@ from torch import Tensor
 
 from looped.config import Config
 from looped.data.batch import Batch
+from looped.data.labelled import Picture, SoughtImages
+from looped.data.opening import open_data
 from looped.errors import UserError
 from looped.evaluation.depth import Twin
 from looped.evaluation.image_features import Features
@@ -19,6 +21,19 @@ from looped.evaluation.rows import Keep, Row
 from looped.evaluation.store import EvaluationFiles
 from looped.inference.exits import Exit
 from looped.objectives.base import Objective
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Training data to measure the cost of a step on. micro_batches: the parts of an optimiser step. num_rows: those of
+    a sequence of the first part. vocab_size: tokens, symbols or classes. picture: the size of images, None where there
+    are none. end_of_text: of text, the token that ends a document."""
+
+    micro_batches: Sequence[Tensor | Batch | SoughtImages]
+    num_rows: int
+    vocab_size: int
+    picture: Picture | None = None
+    end_of_text: int | None = None
 
 
 @dataclass(frozen=True)
@@ -98,6 +113,18 @@ class Domain:
         """The predicate of a run in a sentence, as in "solves sudoku"."""
         raise NotImplementedError
 
+    def first_inputs(self, config: Config) -> Inputs:
+        """The first batch that a run of the config is trained on, the same on every call. Raises UserError for data
+        that cannot be had."""
+        data = open_data(config)
+        parts = micro_batches(data.train, config)
+        return Inputs(parts, parts[0].num_rows, data.vocab_size, data.picture)
+
+    def typical_inputs(self, config: Config) -> Inputs:
+        """A micro-batch whose sequences are as long as the mean one of training."""
+        inputs = self.first_inputs(config)
+        return replace(inputs, micro_batches=inputs.micro_batches[:1])
+
     def order(self, config: Config) -> dict[str, int]:
         """Arguments that the order of the training data depends on besides step, batch size and seed."""
         return {}
@@ -130,6 +157,14 @@ class Domain:
         """Output of a loaded run, as lines to print. Raises UserError."""
         raise UserError(f"{run.path} {self.does(run.config)} and writes no text; look at its answers with looped eval "
                         f"{run.path}")
+
+
+def micro_batches(stream: Any, config: Config) -> list[Any]:
+    """The first optimiser step of a stream of training data, in its parts."""
+    c = config.training
+    size = c.batch_size // c.accumulation
+    return [stream.batch(0, batch_size=c.batch_size, seed=config.seed, rows=range(first, first + size))
+            for first in range(0, c.batch_size, size)]
 
 
 OPTIONS = {"trajectories": "text", "probes": "text", "twin": "text", "judge": "text", "match": "text", "mauve": "text",

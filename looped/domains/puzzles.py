@@ -1,12 +1,14 @@
 """Puzzles: the share of held-out problems that is solved, by depth and difficulty."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from looped.config import Config
 from looped.data.batch import Batch
+from looped.data.opening import open_data
 from looped.data.problems import TaskData
-from looped.domains.base import About, Domain, Options, Own
+from looped.domains.base import About, Domain, Inputs, Options, Own
 from looped.evaluation.depth_page import RunFacts
 from looped.evaluation.rows import Keep, Row
 from looped.evaluation.solving import one_answer, solved
@@ -53,6 +55,13 @@ class Puzzles(Domain):
 
     def does(self, config: Config) -> str:
         return f"solves {config.task.name}"
+
+    def typical_inputs(self, config: Config) -> Inputs:
+        """Problems in the middle of the trained range."""
+        data, size = open_data(config), config.training.batch_size // config.training.accumulation
+        middle = math.ceil((data.train.low + data.train.high) / 2)
+        batch = data.collate([data.task.problem(0, 0, middle)] * size)
+        return Inputs([batch], batch.num_rows, data.vocab_size)
 
     def batches(self, data: TaskData, config: Config) -> Iterable[Batch]:
         """Problems of the hardest trained level."""

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from looped.config import Config
 from looped.data.heldout import MeasuredText
-from looped.domains.base import About, Domain, Options, Own, Request
+from looped.data.opening import vocab_size_of
+from looped.domains.base import About, Domain, Inputs, Options, Own, Request, micro_batches
 from looped.errors import UserError
 from looped.evaluation.depth import Evaluation, evaluate_run, evaluate_samples
 from looped.evaluation.likelihood import main_losses
@@ -22,6 +23,7 @@ from looped.evaluation.store import PROBES, EvaluationFiles
 from looped.inference.generate import generate
 from looped.inference.texts import Ending, as_lists
 from looped.objectives.base import Objective
+from looped.rng import generator
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,21 @@ class TextEvaluated:
         return f"pictures in {files.folder / 'plots'}, rows in {files.folder / 'eval'}"
 
 
+@dataclass(frozen=True)
+class RandomText:
+    """A text of random tokens; the same members as a stream of training data."""
+
+    vocab_size: int
+    length: int
+
+    def batch(self, step: int, *, batch_size: int, seed: int,
+              rows: range | None = None) -> Int[Tensor, "rows length_and_one"]:
+        """The given rows (all by default) of a batch, the same for every step."""
+        gen = generator(seed, "bench")
+        tokens = torch.randint(self.vocab_size, (batch_size, self.length + 1), generator=gen)
+        return tokens if rows is None else tokens[rows.start : rows.stop]
+
+
 class Text(Domain):
     """Held-out text."""
 
@@ -61,6 +78,18 @@ class Text(Domain):
 
     def does(self, config: Config) -> str:
         return "is trained on text"
+
+    def first_inputs(self, config: Config) -> Inputs:
+        """Random tokens of the shape and the vocabulary of real ones, so that no corpus need be read; they hold the end
+        of a text once in a vocabulary, and a mask of documents costs the same wherever they end."""
+        vocab_size, length = vocab_size_of(config), config.data.length
+        return Inputs(micro_batches(RandomText(vocab_size, length), config), length, vocab_size, end_of_text=0)
+
+    def typical_inputs(self, config: Config) -> Inputs:
+        """One long document."""
+        size = config.training.batch_size // config.training.accumulation
+        tokens = torch.ones(size, config.data.length + 1, dtype=torch.long)
+        return Inputs([tokens], config.data.length, vocab_size_of(config), end_of_text=0)
 
     def order(self, config: Config) -> dict[str, int]:
         return {"length": config.data.length}

@@ -6,6 +6,8 @@ per-sequence output gate without keeping the ungated output. `linear_cross_entro
 than a few rows. Values and gradients are those of the plain formulas.
 """
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -16,6 +18,9 @@ from torch.autograd.function import once_differentiable
 
 Activation = Literal["swiglu", "gelu"]
 """Of x = [a; b] `silu(a) * b` (Shazeer 2020); `gelu(x)` with the exact normal distribution (Hendrycks 2016)."""
+
+made_again: Callable[[], AbstractContextManager[None]] = nullcontext
+"""Entered around products that backward makes a second time; whoever counts the work of training leaves them out."""
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -113,7 +118,9 @@ class _Project(torch.autograd.Function):
         else:
             grad_weight = gated.flatten(0, -2).T @ hidden.flatten(0, -2)
             if gate is not None:
-                grad_gate = (hidden @ narrow.T).mul_(grad).sum(-2, keepdim=True).to(gate.dtype)
+                with made_again():
+                    ungated = hidden @ narrow.T
+                grad_gate = ungated.mul_(grad).sum(-2, keepdim=True).to(gate.dtype)
         return grad_x.to(x.dtype), grad_weight.to(weight.dtype), grad_gate, None, None
 
 
@@ -207,7 +214,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if u is not None:
             grad_u, grad_table = torch.empty_like(u), torch.zeros_like(table)
         for part in _parts(rows, len(weight)):
-            d_logits = _logits(rows, narrow, scale, u, table, part, lse.dtype).sub_(lse[part, None]).exp_()
+            with made_again():
+                d_logits = _logits(rows, narrow, scale, u, table, part, lse.dtype)
+            d_logits.sub_(lse[part, None]).exp_()
             d_logits.scatter_add_(1, places[part, None], d_logits.new_full((len(d_logits), 1), -1))
             d_logits.mul_(grads[part, None])
             if u is not None:

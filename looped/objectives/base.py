@@ -68,6 +68,16 @@ class Objective(nn.Module):
     def after_step(self) -> None:
         """Called by every process once after each optimiser step, for what a rule learns without gradient."""
 
+    def decisions(self) -> list[tuple[float, dict[str, Any]]]:
+        """The kinds of training step that differ in cost: the weight of each in the mean step, and its decisions by
+        their names (`StepRandom.decide`). A mean depth between two whole ones is a weighting of whole ones, for a
+        step's cost is linear in its depths; so a weight may be negative, and all add up to 1."""
+        return [(1.0, {})]
+
+    def without_values(self) -> None:
+        """Prepare for tensors without values, which costs are counted on: what stops once values say so runs to its
+        limit."""
+
     def layer_forwards(self) -> float:
         """Expected cost of one training sequence in forward passes of one layer; a backward pass counts two."""
         raise NotImplementedError

@@ -3,6 +3,7 @@ steps that go on from any depth (`Progressive`, Deep Thinking), or through the o
 language model (`Autoregressive`)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -15,9 +16,11 @@ from looped.models.language import LanguageModel
 from looped.nn.rows import Rows
 from looped.objectives.base import Loss, Objective, head_losses, rows_of_batch
 from looped.objectives.depth import (
+    depth_decisions,
     expected_depths,
     expected_progressive_depths,
     huginn_quantiles,
+    mean_progressive_depths,
     progressive_shares,
     sample_depths,
     sample_progressive_depths,
@@ -112,10 +115,13 @@ class Truncated(Unrolled):
     """Sampled depth, gradient through the last `backprop` steps."""
 
     def depths(self, random: StepRandom) -> tuple[int | Tensor, int | Tensor]:
-        return sample_depths(self.config, random)
+        return random.decide("depth", lambda: sample_depths(self.config, random))
 
     def expected_depths(self) -> tuple[float, float]:
         return expected_depths(self.config)
+
+    def decisions(self) -> list[tuple[float, dict[str, Any]]]:
+        return depth_decisions(*self.expected_depths())
 
     @classmethod
     def trained_depths(cls, config: Config) -> tuple[int, int]:
@@ -134,7 +140,10 @@ class Progressive(Unrolled):
     2202.05826, section 3.2). A part without weight is not run."""
 
     def depths(self, random: StepRandom) -> tuple[int, int]:
-        return sample_progressive_depths(self.config.mean, random)
+        return random.decide("depth", lambda: sample_progressive_depths(self.config.mean, random))
+
+    def decisions(self) -> list[tuple[float, dict[str, Any]]]:
+        return depth_decisions(*mean_progressive_depths(self.config.mean))
 
     @classmethod
     def trained_depths(cls, config: Config) -> tuple[int, int]:

@@ -9,6 +9,7 @@ copy that runs beside it, or as keys and values of the prelude's output.
 import itertools
 import math
 from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -54,7 +55,8 @@ def _sought(sigma: Tensor, losses: Tensor, batch: Batch) -> tuple[Tensor, Tensor
 
 def reads_first(random: StepRandom) -> bool:
     """Whether this step is one of `FIRST_SHARE`."""
-    return float(torch.rand((), generator=random.lockstep("carry"))) < FIRST_SHARE
+    return random.decide("first reading",
+                         lambda: float(torch.rand((), generator=random.lockstep("carry"))) < FIRST_SHARE)
 
 
 def carried_readings(config: DenoiseConfig) -> float:
@@ -152,11 +154,20 @@ class Denoise(Objective):
         highest = torch.full((len(batch),), self.noise.sigma_max, dtype=torch.float64)
         z = self.noise.sigma_max * random.normal("noise of a first reading", (e.shape[1], self.denoiser.targets.dim))
         logits = self.denoiser(only_sought(z, batch), highest, e, rows)
-        sure = logits.softmax(-1).amax(-1).masked_fill(~batch.sought, -1.0)
+        sure = self._sureness(logits).masked_fill(~batch.sought, -1.0)
         place, num = sure.argsort(1, descending=True).argsort(1).cpu(), batch.sought.sum(1).cpu()
         share, level = random.stratified("share settled"), self.noise.sample(random.stratified("sigma"))
         settled = place < (share * num).round().unsqueeze(1)
         return torch.where(settled, self.noise.sigma_min, level.unsqueeze(1))
+
+    @staticmethod
+    def _sureness(logits: Float[Tensor, "batch length vocab"]) -> Float[Tensor, "batch length"]:
+        """The probability of the likeliest token."""
+        return logits.softmax(-1).amax(-1)
+
+    def without_values(self) -> None:
+        """Cells settle in any order; it costs as much."""
+        self._sureness = lambda logits: torch.rand(logits.shape[:-1])
 
     def _losses(self, e: Tensor, batch: Batch, sigma: Tensor, random: StepRandom, rows: Rows,
                 block: int | None = None) -> Float[Tensor, "batch length"]:
@@ -242,6 +253,11 @@ class Denoise(Objective):
 
     def after_step(self) -> None:
         self.noise.update()
+
+    def decisions(self) -> list[tuple[float, dict[str, Any]]]:
+        if not carried_readings(self.config) + settling_readings(self.config):
+            return super().decisions()
+        return [(FIRST_SHARE, {"first reading": True}), (1 - FIRST_SHARE, {"first reading": False})]
 
     @property
     def reading_layers(self) -> float:

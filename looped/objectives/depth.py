@@ -6,6 +6,7 @@ the mean recurrence, p = Poisson(rate) + 1 steps, the last k = min(p, backprop) 
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -68,11 +69,24 @@ def progressive_shares(config: RecurrenceConfig) -> dict[str, float]:
     return {part: share for part, share in shares.items() if share > 0}
 
 
+def mean_progressive_depths(most: int) -> tuple[float, float]:
+    """(E[n], E[k]) of `sample_progressive_depths`."""
+    return (most - 1) / 2, (most + 3) / 4
+
+
 def expected_progressive_depths(config: RecurrenceConfig) -> tuple[float, float]:
     """Mean loop steps (without gradient, with it) of a training step, in all its unrolls."""
     most, parts = config.mean, progressive_shares(config)
-    no_grad, grad = ((most - 1) / 2, (most + 3) / 4) if "progressive" in parts else (0.0, 0.0)
+    no_grad, grad = mean_progressive_depths(most) if "progressive" in parts else (0.0, 0.0)
     return no_grad, grad + most * ("full" in parts)
+
+
+def depth_decisions(no_grad: float, grad: float) -> list[tuple[float, dict[str, Any]]]:
+    """`Objective.decisions` of a depth (n, k) with these means: whole depths whose weighted means they are."""
+    n, k = math.floor(no_grad), math.floor(grad)
+    more, deeper = no_grad - n, grad - k
+    corners = [(1 - more - deeper, (n, k)), (more, (n + 1, k)), (deeper, (n, k + 1))]
+    return [(weight, {"depth": depths}) for weight, depths in corners if weight]
 
 
 def fixed_point_steps(config: FixedPointConfig) -> tuple[float, float]:

@@ -61,6 +61,10 @@ class FixedPoint(Unrolled):
         """(applications of the core by the solver, at most, and those with gradient)."""
         return fixed_point_steps(self.fixed_point)
 
+    def without_values(self) -> None:
+        plain = self.fixed_point.model_copy(update={"solver": "fixed_point_iter"})
+        self.equilibrium.config, self.equilibrium.solver = plain, _all_steps
+
     def after_step(self) -> None:
         self.equilibrium.settle_accounts()
 
@@ -140,6 +144,13 @@ class Equilibrium:
             torch.distributed.all_reduce(sums)
         cost, calls = sums.tolist()
         self.mean_cost = cost / calls if calls else self.mean_cost
+
+
+def _all_steps(f: Map, state: Tensor, max_iter: int, **options) -> tuple[Tensor, list, dict[str, Tensor]]:
+    """In place of a solver of TorchDEQ: as many applications of the map, whether it has settled or not."""
+    for _ in range(max_iter):
+        state = f(state)
+    return state, [], {"rel_lowest": state.new_zeros(len(state))}
 
 
 def _in_one_precision(step: Map, state: Tensor) -> Callable[..., Tensor]:

@@ -1,6 +1,8 @@
 """Training one of several blocks of the core at a time: whose turn it is, what learns with it, and what that costs
 (DiffusionBlocks, arXiv 2506.14202, section 3)."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
@@ -40,7 +42,17 @@ class OneBlock(Objective):
         """The block that an optimiser step trains: one for all its rows, micro-batches and processes."""
         if self.blocks.alone is not None:
             return self.blocks.alone
-        return int(torch.multinomial(self.shares, 1, generator=random.lockstep("block")))
+        return random.decide(
+            "block", lambda: int(torch.multinomial(self.shares, 1, generator=random.lockstep("block"))))
+
+    def decisions(self) -> list[tuple[float, dict[str, Any]]]:
+        """Blocks of as many layers, with which as much is trained, cost the same: one stands for all of them."""
+        others, alike = super().decisions(), dict[tuple[int, bool], tuple[float, int]]()
+        for block in self.blocks.held:
+            key = self.model.core_layers[block], self.blocks.trains_shared(block)
+            share, first = alike.get(key, (0.0, block))
+            alike[key] = share + self.shares[block].item(), first
+        return [(share * weight, made | {"block": block}) for share, block in alike.values() for weight, made in others]
 
     def turn(self, random: StepRandom) -> int:
         """The same, with what is shared ready to learn or not."""

@@ -21,6 +21,9 @@ class Twice(Full):
     def depths(self, random):
         return 0, 2 * self.config.mean
 
+    def expected_depths(self):
+        return self.depths(None)
+
 class Bare(Objective):
     pass
 """
@@ -53,9 +56,18 @@ def test_it_trains_is_measured_and_compared_by_its_path(desk, capsys):
     assert "| mine" in (desk / "both" / "compare.md").read_text()
 
 
-def test_its_costs_are_not_made_up(desk, capsys):
-    assert main(["info", "tiny.yaml", "--objective", "rule_of_mine.Twice"]) == 2
-    assert "objective rule_of_mine.Twice has no closed forms of its FLOPs and bytes" in capsys.readouterr().err
+def test_its_costs_are_those_of_a_step_of_it(desk, capsys):
+    """Twice as deep as `full`: twice the FLOPs of the loop, beside the same around it."""
+    def flops(objective, mean):
+        assert main(["info", "tiny.yaml", "--objective", objective, "--recurrence.mean", str(mean)]) == 0
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if "FLOPs, with backward" in line]
+        return line
+
+    assert flops("rule_of_mine.Twice", 2) == flops("full", 4) != flops("full", 2)
+    assert main(["bench", "step", "tiny.yaml", "--objectives", "full,mine=rule_of_mine.Twice", "--repeats", "1",
+                 "--json"]) == 0
+    arms = json.loads(capsys.readouterr().out)["arms"]
+    assert arms["mine"]["layer_forwards"] > arms["full"]["layer_forwards"]
 
 
 @pytest.mark.parametrize(("objective", "why"), [

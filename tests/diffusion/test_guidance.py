@@ -5,6 +5,7 @@ import torch
 
 from looped.config import load_config
 from looped.config.training import EvaluationConfig
+from looped.cost.counts import count
 from looped.data.images import ImageBatch
 from looped.data.labelled import Picture
 from looped.errors import UserError
@@ -13,7 +14,6 @@ from looped.inference.solver import Solver
 from looped.models.build import build
 from looped.objectives import build_objective
 from looped.objectives.base import rows_of_batch
-from looped.objectives.counts import count
 from looped.rng import StepRandom
 
 CLASSES, ROWS = 6, 4

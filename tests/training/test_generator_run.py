@@ -198,7 +198,7 @@ def test_a_classifier_of_other_sizes_and_guidance_without_hidden_classes_are_ref
 
 
 def test_an_optimiser_step_can_be_timed():
-    from looped.evaluation.cost import Stepper
+    from looped.cost.arms import Stepper
 
     stepper = Stepper(load_config(None, TINY | RULES["blocks"]))
     assert stepper.step()["seconds"] > 0

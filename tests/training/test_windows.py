@@ -15,7 +15,7 @@ import looped
 from looped.cli import main
 from looped.compare.runner import Child
 from looped.config import dump_config
-from looped.evaluation.cost import Arm
+from looped.cost.arms import Arm
 from looped.training.trainer import train
 
 ROOT = Path(looped.__file__).parents[1]

@@ -124,8 +124,13 @@ class NoPropDT(Diffused):
     name = "noprop-dt"
 
     def terms(self, u, e, rows, random):
-        block = int(torch.randint(self.num_blocks, (), generator=random.lockstep("block")))
+        block = random.decide(
+            "block", lambda: int(torch.randint(self.num_blocks, (), generator=random.lockstep("block"))))
         return self.terms_of(block, u, e, rows, random)
+
+    def decisions(self):
+        layers = self.model.core_layers
+        return [(layers.count(num) / len(layers), {"block": layers.index(num)}) for num in dict.fromkeys(layers)]
 
     def terms_of(self, block: int, u: Embedded, e: Tensor, rows: Rows,
                  random: StepRandom) -> tuple[Tensor, dict[str, Tensor]]:

@@ -3,24 +3,31 @@
     (4 P + A) L / B      bytes of a stack of L layers, of P bytes of parameters and A of activations each, in B blocks
 
 DiffusionBlocks (arXiv 2506.14202, section 3): weights, gradients, two moments, and what backward reads. Every number of
-blocks runs in a process of its own, with and without checkpointed layers, and all take turns, as in `cost`. Of a model
+blocks runs in a process of its own, with and without checkpointed layers, and all take turns. Of a model
 that makes images also what a solver step takes: one block reads them, whichever owns their noise level.
 """
 
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from statistics import median
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from looped.config import Config
+from looped.cost.arms import NUM_WARMUP, Arm, Stepper, peak_rss
+from looped.cost.arms import serve as serve_steps
+from looped.cost.measure import Unvalued, autocast, fake_mode, kept_bytes, no_values
+from looped.devices import machine, machine_line
+from looped.domains import domain_of
 from looped.errors import UserError
-from looped.evaluation import cost
 from looped.models.language import layer_of
-from looped.objectives.flops import rows_of
-from looped.objectives.saved import layer_bytes, streams
+from looped.nn.layers import Rotary
+from looped.nn.recurrence import run_layers
+from looped.nn.rows import Rows
+from looped.objectives.base import EVERYBODY
 
 FIRST = 0
 """The block that is measured; they are of equal size."""
@@ -45,9 +52,9 @@ def bench_memory(config: Config, num_blocks: Sequence[int], *, repeats: int = 2,
     configs = {(num, checkpointed): memory_config(config, num, checkpointed)
                for num in num_blocks for checkpointed in (False, True)}
     with ExitStack() as stack:
-        arms = {key: stack.enter_context(cost.Arm(_name(*key), arm, threads, module=__name__))
+        arms = {key: stack.enter_context(Arm(_name(*key), arm, threads, module=__name__))
                 for key, arm in configs.items()}
-        for _ in range(cost.NUM_WARMUP):
+        for _ in range(NUM_WARMUP):
             for arm in arms.values():
                 arm.ask("step")
         rounds = [{key: arm.ask("step")["seconds"] for key, arm in arms.items()} for _ in range(repeats)]
@@ -57,7 +64,7 @@ def bench_memory(config: Config, num_blocks: Sequence[int], *, repeats: int = 2,
                    for num, checkpointed in arms]
     for arm in figures:
         arm["of_twin"] = _shares(arm, next(a for a in figures if a["checkpointed"] == arm["checkpointed"]))
-    return {"arms": figures, "machine": cost.machine(threads)}
+    return {"arms": figures, "machine": machine(threads)}
 
 
 def _name(num: int, checkpointed: bool) -> str:
@@ -78,16 +85,21 @@ def memory_config(config: Config, num: int, checkpointed: bool) -> Config:
 
 
 def formula_bytes(config: Config) -> int:
-    """(4 P + A) L / B: P of a plain layer, A what it keeps of a micro-batch (its input alone where checkpointed)."""
-    rows = config.training.batch_size // config.training.accumulation * rows_of(config)
-    return round((4 * _plain_layer(config) + layer_bytes(config.model, streams(config).enter(4)) * rows)
-                 * config.model.num_core_layers / config.blocks.num)
+    """(4 P + A) L / B: P of a plain layer, A what one more of them keeps of a micro-batch."""
+    inputs, mode = domain_of(config).first_inputs(config), fake_mode()
+    shape = len(inputs.micro_batches[0]), inputs.num_rows, config.model.width
+    with no_values(mode):
+        layers = nn.ModuleList(layer_of(config.model, checkpointed=config.training.checkpoint_activations)
+                               for _ in range(2))
+    angles = Rotary(config.model.width // config.model.num_heads)(torch.arange(shape[1])[None])
+    rows, x = Rows(mask=EVERYBODY, rotation=angles), Unvalued(mode, shape[0], {}).normal("x", shape[1:])
 
+    def run(num_layers: int) -> Tensor:
+        with autocast(config.training.precision):
+            return run_layers(layers[:num_layers], x.detach().requires_grad_(), None, rows)
 
-def _plain_layer(config: Config) -> int:
-    """Bytes of the weights of a layer without conditioning."""
-    with torch.device("meta"):
-        return _bytes(layer_of(config.model, checkpointed=False).parameters())
+    one, two = (kept_bytes(partial(run, num_layers), layers)[0] for num_layers in (1, 2))
+    return round((4 * _bytes(layers[0].parameters()) + two - one) * config.model.num_core_layers / config.blocks.num)
 
 
 def _shares(arm: dict, twin: dict) -> dict:
@@ -95,13 +107,13 @@ def _shares(arm: dict, twin: dict) -> dict:
             "peak_rss_bytes": arm["peak_rss_bytes"] / twin["peak_rss_bytes"]}
 
 
-class MemoryStepper(cost.Stepper):
+class MemoryStepper(Stepper):
     """Optimiser steps of one config, and what they hold."""
 
     def figures(self, base: int) -> dict:
         """What does not vary from step to step. `base`: bytes of the process before it had a model."""
-        peak, core = cost.peak_rss(), list(self.objective.model.recurrence.core.parameters())
-        saved = cost.saved_bytes(self.loss, self.objective)
+        peak, core = peak_rss(), list(self.objective.model.recurrence.core.parameters())
+        saved = kept_bytes(self.loss, self.objective)[0]
         self.loss().backward()
         own = {id(parameter) for parameter in core}
         shared = [parameter for parameter in self.objective.parameters() if id(parameter) not in own]
@@ -137,7 +149,7 @@ def serve() -> None:
     """An arm's end."""
     import torch._dynamo  # noqa: F401 the first step would import it: modules are no part of what training takes
 
-    cost.serve(MemoryStepper)
+    serve_steps(MemoryStepper)
 
 
 def format_memory(result: dict) -> str:
@@ -153,7 +165,7 @@ def format_memory(result: dict) -> str:
                      + "".join(f"{figure / 1e6:10.1f}" for figure in figures) + f"{arm['step_seconds']:10.2f}"
                      + f"{arm['of_twin']['stack']:20.3f}, {arm['of_twin']['peak_rss_bytes']:.3f}")
     lines += [_solver_line(arm) for arm in result["arms"] if "solver_step" in arm and not arm["checkpointed"]]
-    return "\n".join([*lines, cost.machine_line(result["machine"])])
+    return "\n".join([*lines, machine_line(result["machine"])])
 
 
 def _solver_line(arm: dict) -> str:

@@ -5,15 +5,15 @@ import torch
 
 from looped.cli import main
 from looped.config import dump_config, load_config
+from looped.cost.arms import Stepper
+from looped.cost.counts import count
+from looped.cost.speed import bench_flops, format_flops
 from looped.data.batch import Batch
 from looped.data.opening import open_data
+from looped.domains import domain_of
 from looped.errors import UserError
-from looped.evaluation import cost
-from looped.evaluation.bench_inputs import bench_inputs
 from looped.nn.rows import PLAIN
 from looped.objectives.base import rows_of_batch
-from looped.objectives.counts import count
-from looped.objectives.flops import rows_of
 
 SMALL = {"model.width": 16, "model.num_heads": 2, "model.num_core_layers": 1, "training.batch_size": 4,
          "denoise.cond_width": 4, "data.length": 24, "data.vocab_size": 260, "evaluation.prompt_length": 4}
@@ -32,7 +32,7 @@ def batches(config):
     c, data = config.training, open_data(config)
     length = {} if config.is_task or config.is_images else {"length": config.data.length}
     size = c.batch_size // c.accumulation
-    return bench_inputs(config), [
+    return domain_of(config).first_inputs(config), [
         data.train.batch(0, batch_size=c.batch_size, seed=config.seed, rows=range(first, first + size), **length)
         for first in range(0, c.batch_size, size)], data
 
@@ -73,49 +73,42 @@ def test_random_tokens_have_the_shape_and_the_vocabulary_of_a_text(objective, tm
     assert not torch.equal(*timed.micro_batches)
 
 
-@pytest.mark.parametrize("settings", [*TASKS, IMAGES, MADE, {}], ids=str)
-def test_the_flops_beside_are_those_of_the_batch(settings):
-    """Sequences of a task are filled up to the longest of the batch, those of the second task to other than the middle
-    of its range."""
-    if "images.source" in settings:
-        pytest.importorskip("sklearn")
-    config = load_config(None, SMALL | settings)
-    stepper = cost.Stepper(config)
-    (part,), (own,) = stepper.inputs.micro_batches, stepper.inputs.configs
-    sought = part[:, 1:] if isinstance(part, torch.Tensor) else getattr(part, "targets", None)
-    length = part.num_rows if sought is None else sought.shape[1]
-    assert rows_of(own) == length
-    assert stepper.step_flops() == count(own, stepper.inputs.vocab_size).step_flops
-    assert (own == config) == (rows_of(config) == length)
-    stepper.step()
-
-
 def test_a_batch_of_the_hardest_problems_is_not_counted_as_the_middle_of_their_range():
     config = load_config(None, SMALL | TASKS[1])
-    stepper = cost.Stepper(config)
+    stepper = Stepper(config)
     assert stepper.step_flops() > 1.2 * count(config, stepper.inputs.vocab_size).step_flops
 
 
-def test_bench_flops_refuses_what_is_no_text(tmp_path, capsys):
-    config = load_config(None, SMALL | TASKS[0])
-    with pytest.raises(UserError, match=r"trains on problems of sudoku; use bench step$"):
-        cost.bench_flops(config)
+def test_flops_a_second_are_those_of_the_data():
+    """Of a task under its mask, in which all cells see each other."""
+    config = load_config(None, SMALL | TASKS[1])
+    result = bench_flops(config, dtypes=["fp32"], repeats=1)
+    assert result["tokens"] == 4 * domain_of(config).first_inputs(config).num_rows
+    assert 0 < result["fp32"]["utilisation"] < 1
+    assert "fp32" in format_flops(result)
+
+
+def test_flops_a_second_of_what_truncated_steps_are_not_for_are_refused(tmp_path, capsys):
+    pytest.importorskip("sklearn")
+    config = load_config(None, SMALL | MADE | {"objective": "denoise"})
+    with pytest.raises(UserError, match=r"images.goal generate is trained by denoising, and objective is truncated"):
+        bench_flops(config)
     (tmp_path / "c.yaml").write_text(dump_config(config))
     assert main(["bench", "flops", str(tmp_path / "c.yaml")]) == 2
-    assert "times a language model" in capsys.readouterr().err
+    assert "trained by denoising" in capsys.readouterr().err
 
 
 def test_the_shipped_sudoku_is_timed_as_sudoku():
     config = load_config("configs/sudoku4-denoise.yaml")
-    (part,) = bench_inputs(config).micro_batches
-    assert (part.inputs.shape, part.causal, bench_inputs(config).vocab_size) == ((64, 16), False, 5)
+    (part,) = domain_of(config).first_inputs(config).micro_batches
+    assert (part.inputs.shape, part.causal, domain_of(config).first_inputs(config).vocab_size) == ((64, 16), False, 5)
 
 
 @pytest.mark.parametrize("objective", ["ar", "denoise", "masked"])
 def test_documents_kept_apart_are_timed_under_their_mask(objective):
     config = load_config(None, {"objective": objective, "data.documents": "separate", "model.width": 16,
                                 "model.num_heads": 2, "data.vocab_size": 257, "data.length": 64})
-    stepper = cost.Stepper(config)
+    stepper = Stepper(config)
     batch = stepper.objective.ask(stepper.inputs.micro_batches[0])
     assert batch.documents.max() > 0
     assert stepper.loss().isfinite()

@@ -6,11 +6,11 @@ import pytest
 
 from looped.cli import main
 from looped.config import dump_config, load_config
+from looped.cost.counts import count
+from looped.cost.memory import bench_memory, format_memory, formula_bytes, memory_config
 from looped.errors import UserError
-from looped.evaluation.memory import bench_memory, format_memory, formula_bytes, memory_config
 from looped.models.build import build
 from looped.objectives import build_objective
-from looped.objectives.counts import count
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of the same calls
 
@@ -58,15 +58,14 @@ def test_kept_bytes_are_the_counted_ones(config, result):
     for arm in result["arms"]:
         arm_config = memory_config(config, arm["blocks"], arm["checkpointed"])
         counted = count(arm_config, 300).saved_activation_bytes
-        # Where the embeddings are frozen autograd keeps a little less than the closed form, which says so.
-        assert arm["saved_activation_bytes"] == pytest.approx(counted, rel=0.02 if arm["blocks"] == 1 else 0.15)
+        assert arm["saved_activation_bytes"] == counted
     assert arm_of(result, 1, True)["saved_activation_bytes"] < 0.5 * arm_of(result, 1)["saved_activation_bytes"]
 
 
 def test_the_formula_is_the_stack_and_its_activations(config, result):
     """Of one arm at twice the layers, so that what is not of a layer cancels."""
     for checkpointed in (False, True):
-        short, long = (memory_config(config.replace(**{"model.num_core_layers": n}), 1, checkpointed) for n in (6, 12))
+        short, long = (memory_config(config.replace(**{"model.num_core_layers": n}), 1, checkpointed) for n in (2, 4))
         grown = 4 * sum(4 * (count(c, 300).core_parameters * sign) for c, sign in ((long, 1), (short, -1)))
         grown += sum(count(c, 300).saved_activation_bytes * sign for c, sign in ((long, 1), (short, -1)))
         assert formula_bytes(long) - formula_bytes(short) == pytest.approx(grown, rel=1e-6)

@@ -1,0 +1,73 @@
+"""The cost of a config before it is run: parameters, FLOPs of an optimiser step, bytes kept for backward."""
+
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from looped.config import Config
+from looped.cost.measure import FakeTraining
+from looped.domains import domain_of
+from looped.training.optim import hidden_matrices
+
+WIDE = 4
+"""Bytes of a float32: weights, gradients, optimiser state."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """`count`'s answer. FLOPs are those of one optimiser step over all its sequences, bytes those of a micro-batch.
+
+    parameters: unique numbers of the objective, its own included. effective_parameters: those of the network that a
+    training step would be if it were written out, the core counted once for each pass through it (`Rule.passes`).
+    training_bytes: weights, gradients, optimiser state, averaged weights and saved activations.
+    """
+
+    parameters: int
+    core_parameters: int
+    effective_parameters: int
+    forward_flops: int
+    step_flops: int
+    saved_activation_bytes: int
+    training_bytes: int
+
+
+def count(config: Config, vocab_size: int) -> Counts:
+    """The counts of a config with a vocabulary of `vocab_size` tokens, from steps on tensors without values; what a
+    rule draws, such as a depth or a block, enters by its mean (`Objective.decisions`)."""
+    inputs = replace(domain_of(config).typical_inputs(config), vocab_size=vocab_size)
+    training, plain = FakeTraining(config, inputs), config
+    objective, core = training.objective, training.objective.model.recurrence.core
+    learning = [p for p in objective.parameters() if p.requires_grad]
+    trained, part = sum(p.numel() for p in learning), inputs.micro_batches[0]
+    matrices = hidden_matrices(objective) if config.optim.name == "muon" else set()
+    # AdamW keeps two moments of each weight, Muon one.
+    moments = 2 * trained - sum(p.numel() for name, p in objective.named_parameters() if name in matrices)
+    costs = [(weight, training.step(part, decisions)) for weight, decisions in objective.decisions()]
+    kept = round(sum(weight * cost.kept for weight, cost in costs))
+    gradients = max(cost.gradients for _, cost in costs)
+    if config.training.checkpoint_activations:  # without what layers make again
+        plain = FakeTraining(config.replace(**{"training.checkpoint_activations": False}), inputs)
+        costs = [(weight, plain.step(part, decisions)) for weight, decisions in plain.objective.decisions()]
+    forward = config.training.accumulation * sum(weight * cost.forward_flops for weight, cost in costs)
+    backward = config.training.accumulation * sum(weight * cost.backward_flops for weight, cost in costs)
+    parameters = _numel(objective)
+    return Counts(
+        parameters=parameters, core_parameters=_numel(core),
+        effective_parameters=round(parameters + _numel(core) * (config.rule.passes(config) - 1)),
+        forward_flops=round(forward), step_flops=round(forward + backward), saved_activation_bytes=kept,
+        training_bytes=WIDE * (parameters * (1 + (config.optim.ema_decay > 0)) + gradients + moments) + kept)
+
+
+def format_counts(counts: Counts) -> str:
+    """A line a figure."""
+    return "\n".join([
+        f"parameters              {counts.parameters:,} ({counts.core_parameters:,} in the core)",
+        f"effective parameters    {counts.effective_parameters:,} (the core once a mean loop step)",
+        f"FLOPs, forward          {counts.forward_flops:.3e} an optimiser step",
+        f"FLOPs, with backward    {counts.step_flops:.3e}",
+        f"kept for backward       {counts.saved_activation_bytes / 1e6:,.1f} MB a micro-batch",
+        f"memory for training     {counts.training_bytes / 1e6:,.1f} MB with weights, gradients and optimiser state"])
+
+
+def _numel(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
