@@ -10,6 +10,7 @@ from looped.compare.image_measure import ImageMeasurer, check_images
 from looped.compare.image_pages import image_figures, image_notes
 from looped.compare.made import MadeMeasurer, MadeSummary, made_figures, made_notes, made_table, summarise_made
 from looped.compare.measure import Measured, Measurer
+from looped.compare.own_measure import own_measurer, own_notes
 from looped.compare.plan import Plan
 from looped.compare.reach import Reach, reaches, with_reverse
 from looped.compare.share_summary import ShareSummary, summarise_shares
@@ -22,6 +23,7 @@ from looped.compare.text_pages import text_figures, text_rows, text_samples
 from looped.compare.text_summary import summarise_texts
 from looped.compare.text_table import samples_table, text_notes, text_table
 from looped.config import Config
+from looped.domains import domain_of
 
 Arms = Sequence[ArmSummary]
 
@@ -60,5 +62,8 @@ KINDS = {"text": TEXT, "puzzles": TASK, "classify": IMAGES, "generate": MADE}
 
 
 def kind_of(config: Config) -> Kind:
-    """By what the config trains on."""
+    """By what the config trains on; of a kind of data of one's own, from its domain."""
+    if config.domain.name is not None:
+        return replace(IMAGES, held_out=domain_of(config).examples, check=lambda plan: None,
+                       measurer=own_measurer(config), notes=own_notes)
     return KINDS[config.kind.name]

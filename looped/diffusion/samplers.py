@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from looped.diffusion.edm import align, ode_derivative
+from looped.dotted import class_at
 from looped.errors import UserError
 from looped.nn.checks import kind_of
 from looped.nn.precision import widest
@@ -203,4 +204,9 @@ SAMPLERS: dict[str, Callable[..., Tensor]] = {
     "euler": sample_euler, "heun": sample_heun, "dpmpp-2m": sample_dpmpp_2m, "ancestral": sample_ancestral,
     "restart": sample_restart,
 }
-"""Name -> solver; add your own under a new name."""
+"""Name -> solver."""
+
+
+def sampler_of(name: str) -> Callable[..., Tensor]:
+    """The solver of a name, or of a dotted path: a function of the signature above. Raises UserError."""
+    return SAMPLERS[name] if name in SAMPLERS else class_at(name, "denoise.solver")

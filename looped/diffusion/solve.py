@@ -7,7 +7,7 @@ from torch import Tensor
 
 from looped.config.denoise import DenoiseConfig
 from looped.diffusion.noise import Noise
-from looped.diffusion.samplers import SAMPLERS, sample_by_confidence, sample_rows
+from looped.diffusion.samplers import sample_by_confidence, sample_rows, sampler_of
 from looped.diffusion.schedules import block_schedule, schedule
 
 
@@ -28,7 +28,7 @@ def solve(config: DenoiseConfig, noise: Noise, denoise: Callable[[Tensor, float 
 
     if config.order == "together":
         own = {"level": config.restart_level} if config.solver == "restart" else {}
-        return SAMPLERS[config.solver](denoise, z, schedule(config.schedule, num_steps, noise), random=draws, **own)
+        return sampler_of(config.solver)(denoise, z, schedule(config.schedule, num_steps, noise), random=draws, **own)
     if config.order == "confidence":
         return sample_by_confidence(denoise, z, (noise.sigma_min, noise.sigma_max), num_steps, confidence=confidence,
                                     sought=sought, random=draws, settle_above=config.settle_above)

@@ -3,6 +3,9 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from jaxtyping import Bool
+from torch import Tensor
+
 from looped.config import Config
 from looped.data.batch import Batch
 from looped.data.labelled import LabelledData
@@ -17,9 +20,10 @@ from looped.objectives.base import Objective
 
 @dataclass(frozen=True)
 class ClassifyEvaluated:
-    """The accuracy of a classifier by depth."""
+    """The accuracy of a classifier by depth; `right[depth]`: which held-out images are named rightly."""
 
     rows: list[Row]
+    right: dict[int, Bool[Tensor, "num"]]
 
     def table(self, name: str) -> str:
         return depth_table({name: [row.as_dict() for row in self.rows]})
@@ -59,4 +63,5 @@ class Classify(Domain):
 
     def evaluate(self, objective: Objective, data: LabelledData, config: Config, depths: Sequence[int],
                  options: Options, *, keep: Keep) -> ClassifyEvaluated:
-        return ClassifyEvaluated(classify(objective, data, config, depths, keep=keep).rows)
+        found = classify(objective, data, config, depths, keep=keep)
+        return ClassifyEvaluated(found.rows, found.right)

@@ -1,12 +1,14 @@
 """Images to make: the denoising loss by noise level, and the distance of made images from real ones by depth."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from looped.config import Config
 from looped.data.labelled import LabelledData, SoughtImages
@@ -43,10 +45,15 @@ class Generate(Domain):
     name, unit = "generate", ""
     flags = frozenset({"features"})
     asks = frozenset({"guidance", "out"})
-    makes = "makes images"
+    makes, end_to_end = "makes images", "denoise"
 
     def does(self, config: Config) -> str:
         return "makes images"
+
+    def solver_step(self, objective: Objective, parts: Sequence[SoughtImages]) -> Callable[[], Tensor]:
+        images, labels = (torch.cat([getattr(part, name) for part in parts]) for name in ("images", "labels"))
+        sigma = torch.full((len(images),), objective.noise.sigma_max, dtype=torch.float64)
+        return lambda: objective.denoiser(images, sigma, labels)
 
     def batches(self, data: LabelledData, config: Config) -> Iterable[SoughtImages]:
         return data.heldout(config.evaluation.batch_size)

@@ -2,9 +2,9 @@
 
 from looped.config import Config
 from looped.data.labelled import Picture
+from looped.dotted import class_at
 from looped.models.image_denoiser import ImageDenoiser
 from looped.models.language import LanguageModel, start_weights
-from looped.models.vision import ImageClassifier
 from looped.nn.checks import require, whole_number
 from looped.rng import seeded_init
 
@@ -47,6 +47,5 @@ def unseeded(config: Config, vocab_size: int, picture: Picture | None = None) ->
     options = {"cond_width": config.cond_width, "core_layers": config.block_layers,
                "effective_depth": effective_depth(config), "held": config.blocks.held,
                "checkpointed": config.training.checkpoint_activations}
-    if picture is not None:
-        return (ImageDenoiser if config.generates else ImageClassifier)(config.model, vocab_size, picture, **options)
-    return LanguageModel(config.model, vocab_size, mask_token=config.rule.hides, **options)
+    options |= {"mask_token": True} if config.rule.hides else {}
+    return class_at(config.kind.model, "model").of_data(config, vocab_size, picture, options)

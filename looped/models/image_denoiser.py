@@ -7,13 +7,15 @@ where a row stands as long as all rows are alike, as they are under high noise.
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from looped.config import Config
 from looped.config.model import ModelConfig
 from looped.data.labelled import Picture
 from looped.models.language import Level, loop_of, start_around, start_weights
@@ -49,6 +51,11 @@ class ImageDenoiser(nn.Module):
         self.rotary = Rotary(config.width // config.num_heads, base=config.rope_base)
         start_weights(self, config.width, effective_depth or config.num_core_layers)
         self._start_ends()
+
+    @classmethod
+    def of_data(cls, config: Config, vocab_size: int, picture: Picture, options: Mapping[str, Any]) -> "ImageDenoiser":
+        """The model of a whole config."""
+        return cls(config.model, vocab_size, picture, **options)
 
     def start_shared(self, effective_depth: int) -> None:
         """Initialise all but the core in place, with draws that do not depend on the core."""

@@ -5,14 +5,17 @@ number of times with `e` injected, one final norm used after the loop and again 
 """
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from looped.config import Config
 from looped.config.model import ModelConfig
+from looped.data.labelled import Picture
+from looped.dotted import class_at
 from looped.errors import UserError, did_you_mean
 from looped.nn.bias import Causal
 from looped.nn.cache import Cache
@@ -21,7 +24,7 @@ from looped.nn.conditioning import LevelEmbedding
 from looped.nn.injection import Diagonal, build_injection
 from looped.nn.layers import RMSNorm, Rotary, TransformerLayer
 from looped.nn.projection import head_logits, is_plain, table_of
-from looped.nn.recurrence import Absent, Core, LayerStack, RecurrentDepth, init_weights, run_layers
+from looped.nn.recurrence import Absent, Core, LayerStack, OwnBlock, RecurrentDepth, init_weights, run_layers
 from looped.nn.rows import PLAIN, Rows
 
 State = Float[Tensor, "batch length width"]
@@ -61,6 +64,12 @@ class LanguageModel(nn.Module):
         self.rotary = Rotary(config.width // config.num_heads, base=config.rope_base)
         layers = config.num_prelude_layers + config.num_core_layers + config.num_coda_layers
         start_weights(self, config.width, effective_depth or layers)
+
+    @classmethod
+    def of_data(cls, config: Config, vocab_size: int, picture: Picture | None,
+                options: Mapping[str, Any]) -> "LanguageModel":
+        """The model of a whole config for data of so many tokens or classes; `picture`: the size of its images."""
+        return cls(config.model, vocab_size, *([] if picture is None else [picture]), **options)
 
     def start_shared(self, effective_depth: int) -> None:
         """Initialise all but the core in place, with draws that do not depend on the core."""
@@ -186,7 +195,10 @@ def layer_of(config: ModelConfig, cond_width: int | None = None, *, checkpointed
 def loop_of(config: ModelConfig, core_layers: Sequence[int], cond_width: int | None, *, held: Collection[int] | None,
             checkpointed: bool) -> RecurrentDepth:
     """The loop over a core of blocks of so many layers, of which those `held` are there."""
-    def block_of(num_layers: int) -> LayerStack:
+    def block_of(num_layers: int) -> nn.Module:
+        if config.core is not None:
+            own = class_at(config.core, "model.core")(config.width, num_layers, cond_width)
+            return OwnBlock(own, config.width, cond_width)
         layers = [layer_of(config, cond_width, checkpointed=checkpointed) for _ in range(num_layers)]
         return LayerStack(build_injection(config.injection, config.width), layers)
 

@@ -7,7 +7,7 @@ from looped.config import load_config
 from looped.data.batch import Batch, collate
 from looped.data.task import find_task
 from looped.errors import UserError
-from looped.inference.exits import THRESHOLDS, Exit, Stopping
+from looped.inference.exits import EXITS, Exit, Stopping
 from looped.inference.loop import loop_states
 from looped.inference.rollout import answer, own_normal
 from looped.inference.solver import Solver
@@ -44,7 +44,7 @@ def alone(batch: Batch, row: int) -> Batch:
 
 
 @pytest.mark.parametrize("objective", ["full", "denoise"])
-@pytest.mark.parametrize("exit", [None, *(kind for kind in THRESHOLDS if kind != "head")])
+@pytest.mark.parametrize("exit", [None, *(kind for kind in EXITS if kind != "head")])
 def test_a_problem_is_solved_the_same_alone_and_in_a_batch_of_other_lengths(objective, exit):
     model, config = made(objective)
     batch = problems(6, 3, 5)
@@ -65,15 +65,15 @@ def test_an_exit_that_is_never_taken_changes_nothing(objective):
     model, config = made(objective)
     batch = problems(6, 3, 5)
     plain = answer(model, batch, [7], config.evaluation)[7]
-    never = answer(model, batch, [7], config.evaluation, exit=Exit("answer", 100))[7]
+    never = answer(model, batch, [7], config.evaluation, exit=Exit.parse("answer=100"))[7]
     assert torch.equal(plain.answers, never.answers)
     assert plain.used.tolist() == never.used.tolist() == [7, 7, 7]
 
 
 def test_an_exit_taken_at_once_costs_the_fewest_steps_there_are():
     model, config = made("full")
-    assert answer(model, problems(4, 4), [9], config.evaluation, exit=Exit("answer", 1))[9].used.tolist() == [1, 1]
-    assert answer(model, problems(4, 4), [9], config.evaluation, exit=Exit("kl", 1e9))[9].used.tolist() == [2, 2]
+    assert answer(model, problems(4, 4), [9], config.evaluation, exit=Exit.parse("answer=1"))[9].used.tolist() == [1, 1]
+    assert answer(model, problems(4, 4), [9], config.evaluation, exit=Exit.parse("kl=1e9"))[9].used.tolist() == [2, 2]
 
 
 def test_a_loop_is_read_at_each_depth_as_if_it_were_the_last():
@@ -177,14 +177,14 @@ def test_each_exit_measures_what_it_says_over_the_cells_that_are_sought():
     moving = torch.tensor([[[4.0, 0.0], [4.0, 0.0], [0.0, 9.0]], [[0.0, 4.0], [4.0, 0.0], [0.0, 9.0]]])
     still = torch.tensor([[[4.0, 0.0], [4.0, 0.0], [9.0, 0.0]], [[4.0, 0.0], [4.0, 0.0], [9.0, 0.0]]])
     steps, latents = [moving, still, still, still], [moving, still, still, still]
-    assert taken(Exit("answer", 2), steps, latents, batch) == [2, 3]
-    assert taken(Exit("answer", 3), steps, latents, batch) == [3, 4]
-    assert taken(Exit("kl", 1e-6), steps, latents, batch) == [2, 3]
-    assert taken(Exit("latent", 1e-6), steps, latents, batch) == [2, 3]
+    assert taken(Exit.parse("answer=2"), steps, latents, batch) == [2, 3]
+    assert taken(Exit.parse("answer=3"), steps, latents, batch) == [3, 4]
+    assert taken(Exit.parse("kl=1e-6"), steps, latents, batch) == [2, 3]
+    assert taken(Exit.parse("latent=1e-6"), steps, latents, batch) == [2, 3]
     sure = 1 / (1 + torch.tensor(-4.0).exp().item())  # of the cells that are sought; the third would say 0.9999
-    assert taken(Exit("confidence", sure - 1e-6), steps, latents, batch) == [1, 1]
-    assert taken(Exit("confidence", sure + 1e-6), steps, latents, batch) == [4, 4]
-    assert taken(Exit("entropy", 1e-6), steps, latents, batch) == [2, 2]  # entropy does not know which symbol
+    assert taken(Exit.parse(f"confidence={sure - 1e-6!r}"), steps, latents, batch) == [1, 1]
+    assert taken(Exit.parse(f"confidence={sure + 1e-6!r}"), steps, latents, batch) == [4, 4]
+    assert taken(Exit.parse("entropy=1e-6"), steps, latents, batch) == [2, 2]  # entropy does not know which symbol
 
 
 @pytest.mark.parametrize(("text", "words"), [("kll", "did you mean 'kl'"), ("kl=", "no threshold"),

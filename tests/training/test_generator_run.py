@@ -174,7 +174,7 @@ def test_the_true_deviation_is_measured_where_pixels_are_not_normalised():
     (["generate", "maker", "--guidance", "-1"], "--guidance -1.0 is negative"),
     (["generate", "namer", "--out", "x.png"], "names what is on images and writes no text"),
     (["generate", "maker", "--out", "x.nonsense"], "cannot write x.nonsense"),
-    (["bench", "flops", "--config", str(CONFIG)], "times a language model"),
+    (["bench", "flops", "--config", str(CONFIG)], "bench flops times truncated steps"),
     (["eval", "maker", "--probes"], "--probes is for text, and"),
     (["eval", "namer", "--features", "maker"], "--features is for runs that make images"),
     (["eval", "maker", "--features", "maker"], "names no classes of images"),
