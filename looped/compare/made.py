@@ -14,7 +14,7 @@ from looped.compare.cells import Table, closing_notes, cost_cells, difference_ce
 from looped.compare.curve import Gauge
 from looped.compare.html import Figure
 from looped.compare.image_measure import OfImages
-from looped.compare.measure import Measured
+from looped.compare.measure import Common, Measured
 from looped.compare.pictures import band_note, picture, plot_depths
 from looped.compare.plan import Place, Plan
 from looped.compare.summary import ArmSummary, Difference, Spread, by_arm, difference, spread
@@ -55,8 +55,8 @@ class MadeMeasurer(OfImages):
         found = evaluate_images(run.objective, data, run.config, self.depths(place), pixel_features())
         return {"rows": [row.as_dict() for row in found.rows], "loss": found.per_example["heldout_loss"][1].tolist()}
 
-    def made(self, found: Mapping[str, Any], **common) -> MadeMeasured:
-        return MadeMeasured(loss=torch.tensor(found["loss"], dtype=torch.float64), **common)
+    def made(self, found: Mapping[str, Any], common: Common) -> MadeMeasured:
+        return MadeMeasured(*common, loss=torch.tensor(found["loss"], dtype=torch.float64))
 
 
 @dataclass(frozen=True)

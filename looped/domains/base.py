@@ -14,13 +14,9 @@ from looped.data.batch import Batch
 from looped.data.labelled import Picture, SoughtImages
 from looped.data.opening import Found, open_data
 from looped.errors import UserError
-from looped.evaluation.depth import Twin
-from looped.evaluation.image_features import Features
-from looped.evaluation.judge import Reader
-from looped.evaluation.mauve import Encoder
+from looped.evaluation.options import Options
 from looped.evaluation.rows import Keep, Row
 from looped.evaluation.store import EvaluationFiles
-from looped.inference.exits import Exit
 from looped.objectives.base import Objective
 
 
@@ -35,21 +31,6 @@ class Inputs:
     vocab_size: int
     picture: Picture | None = None
     end_of_text: int | None = None
-
-
-@dataclass(frozen=True)
-class Options:
-    """Options of an evaluation beyond its depths; each domain knows some of them (`Domain.flags`)."""
-
-    trajectories: int = 0
-    probes: bool = False
-    twin: Objective | None = None
-    match: Twin | None = None
-    judge: Reader | None = None
-    mauve: Encoder | None = None
-    difficulties: Sequence[int] | None = None
-    exits: Sequence[Exit] = ()
-    features: Features | None = None
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ class Generate(Domain):
         """A row of `evaluation.num_samples` images for each class, at the deepest of `evaluation.sample_depths`."""
         c = config.evaluation
         return grid_of_classes(objective, data.images.scale, max(c.sample_depths), c.num_samples,
-                               guidance=config.denoise.guidance, seed=config.seed, batch_size=c.batch_size)
+                               config.denoise.guidance, config)
 
     def evaluate(self, objective: Objective, data: LabelledData, config: Config, depths: Sequence[int],
                  options: Options, *, keep: Keep) -> GenerateEvaluated:
@@ -81,8 +81,7 @@ class Generate(Domain):
         if not 0 <= guidance < math.inf:
             raise UserError(f"--guidance {guidance} is negative or not a number; use 1 for the plain class")
         path = request.out or Path("grid.png")
-        picture = grid_of_classes(run.objective, run.scale, request.depth, request.num_samples, guidance=guidance,
-                                  seed=run.config.seed, batch_size=run.config.evaluation.batch_size)
+        picture = grid_of_classes(run.objective, run.scale, request.depth, request.num_samples, guidance, run.config)
         write_picture(picture, path)
         cost = rollout_of(run.objective).image_cost(request.depth, guidance)
         yield (f"{path}: a row each of {', '.join(run.class_names)}; {request.depth} solver steps, "

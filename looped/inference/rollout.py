@@ -25,6 +25,7 @@ from looped.data.batch import Batch
 from looped.errors import UserError
 from looped.inference.cost import Cost
 from looped.inference.exits import Exit
+from looped.inference.writing import Writing
 from looped.objectives.base import Objective
 from looped.rng import StepRandom
 
@@ -161,8 +162,8 @@ class Rollout:
 
     # ---- texts, features
 
-    def write(self, prompt: Int[Tensor, "batch length"], num_tokens: int, depth: int, **how: Any) -> Tensor:
-        """Continuations of prompts; arguments as `looped.inference.generate` gives them."""
+    def write(self, prompt: Int[Tensor, "batch length"], num_tokens: int, depth: int, way: Writing) -> Tensor:
+        """Continuations of prompts, padded on the left."""
         self._refuse("writes no text")
 
     def hidden(self, batch: Batch, depth: int,

@@ -44,8 +44,8 @@ class FlowRollout(Rollout):
         c = self.model.config
         return Cost(c.num_prelude_layers, (float(c.num_core_layers + c.num_coda_layers),) * depth)
 
-    def write(self, prompt, num_tokens, depth, *, steering, padding, **how):
-        return one_after_another(FlowWriter(self, depth, steering), prompt, num_tokens, **how)
+    def write(self, prompt, num_tokens, depth, way):
+        return one_after_another(FlowWriter(self, depth, way.steering), prompt, num_tokens, way)
 
 
 class FlowWriter:

@@ -77,11 +77,11 @@ class ToneModel(LanguageModel):
     """A looped classifier of sounds: `encode` takes frames, the row of the wave before them."""
 
     @classmethod
-    def of_data(cls, config, vocab_size, picture, options):
-        return cls(config.model, vocab_size, config.domain.options["frame"], **options)
+    def of_data(cls, config, vocab_size, picture, structure):
+        return cls(config.model, vocab_size, config.domain.options["frame"], structure)
 
-    def __init__(self, config, vocab_size, frame, **options):
-        super().__init__(config, vocab_size, **options)
+    def __init__(self, config, vocab_size, frame, structure):
+        super().__init__(config, vocab_size, structure)
         self.frames, self.wave_row = nn.Linear(frame, config.width), nn.Parameter(torch.zeros(config.width))
 
     def encode(self, tokens, rows=PLAIN):

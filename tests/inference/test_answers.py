@@ -8,7 +8,7 @@ from looped.data.batch import Batch, collate
 from looped.data.task import find_task
 from looped.errors import UserError
 from looped.inference.exits import EXITS, Exit, Stopping
-from looped.inference.loop import loop_states
+from looped.inference.loop import LoopRollout
 from looped.inference.rollout import answer, own_normal
 from looped.inference.solver import Solver
 from looped.models.build import build
@@ -101,7 +101,7 @@ def test_damping_keeps_a_share_of_the_old_state():
     rows = rows_of_batch(batch)
     with torch.no_grad():
         e = model.model.encode(batch.inputs, rows)
-        first, second = loop_states(model, batch, 2, StepRandom(0, 0, count=2), Stopping(batch))
+        first, second = LoopRollout(model).states(batch, 2, StepRandom(0, 0, count=2), Stopping(batch))
         torch.testing.assert_close(first, 0.75 * model.model.step(torch.zeros_like(e), e, None, rows))
         torch.testing.assert_close(second, 0.25 * first + 0.75 * model.model.step(first, e, None, rows))
 
