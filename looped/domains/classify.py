@@ -57,7 +57,7 @@ class Classify(Domain):
         `evaluation.sample_depths`."""
         c, names, depth = config.evaluation, data.images.class_names, max(config.evaluation.sample_depths)
         batch = next(iter(data.heldout(c.num_samples))).to(next(objective.parameters()).device)
-        answers = answer(objective, batch, [depth], c, seed=config.seed)[depth].answers[:, 0].tolist()
+        answers = answer(objective, batch, [depth], config)[depth].answers[:, 0].tolist()
         return "\n".join([f"depth {depth}", *(f"{names[label]} taken for {names[named]}" for label, named in
                                               zip(batch.targets[:, 0].tolist(), answers, strict=True))])
 

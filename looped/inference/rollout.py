@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
+from looped.config import Config
 from looped.config.training import EvaluationConfig
 from looped.data.batch import Batch
 from looped.errors import UserError
@@ -187,15 +188,15 @@ def rollout_of(objective: Objective) -> Rollout:
 
 
 @torch.no_grad()
-def answer(objective: Objective, batch: Batch, depths: Sequence[int], config: EvaluationConfig, *, seed: int = 0,
-           first: int = 0, exit: Exit | None = None) -> dict[int, Answered]:
+def answer(objective: Objective, batch: Batch, depths: Sequence[int], config: Config, *, first: int = 0,
+           exit: Exit | None = None) -> dict[int, Answered]:
     """Depth -> the answers there; with an `exit`, depth is the most steps that a problem may take.
 
     first: the number of the batch's first problem. Every draw depends on the problem's number alone, so that a problem
     is solved the same in any batch, to rounding. Raises UserError for an exit that the model cannot take.
     """
-    random = StepRandom(seed, 0, start=first, count=len(batch), device=batch.inputs.device)
-    return rollout_of(objective).answers(batch, depths, config, random, exit)
+    random = StepRandom(config.seed, 0, start=first, count=len(batch), device=batch.inputs.device)
+    return rollout_of(objective).answers(batch, depths, config.evaluation, random, exit)
 
 
 def at_once(objective: Objective, depths: Sequence[int]) -> list[tuple[int, ...]]:

@@ -80,7 +80,7 @@ def test_the_solver_runs_on_problems_and_gives_back_what_the_network_says():
     objective = build_objective(config, build(config, 5)).eval()
     task = find_task("sudoku")
     batch = collate(task, [task.problem(0, index, 10) for index in range(3)], causal=False)
-    found = answer(objective, batch, [1, 5], config.evaluation)
+    found = answer(objective, batch, [1, 5], config)
     assert found[5].used.tolist() == [5, 5, 5]
     assert found[5].answers.shape == batch.inputs.shape
 

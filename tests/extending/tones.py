@@ -108,6 +108,6 @@ class Tones(Classify):
     def preview(self, objective, data, config):
         batch, names = next(iter(data.heldout(config.evaluation.num_samples))), list(WAVES)
         depth = max(config.evaluation.sample_depths)
-        named = answer(objective, batch, [depth], config.evaluation, seed=config.seed)[depth].answers[:, 0].tolist()
+        named = answer(objective, batch, [depth], config)[depth].answers[:, 0].tolist()
         return "\n".join(f"{names[wave]} taken for {names[said]}" for wave, said in
                          zip(batch.targets[:, 0].tolist(), named, strict=True))

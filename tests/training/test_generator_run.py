@@ -130,7 +130,7 @@ def test_features_of_a_classifier_are_what_its_head_reads(runs):
     from looped.inference.rollout import answer
     batch = next(iter(run.data.heldout(5)))
     named = (features.of(levels) @ run.objective.model.head_weight.T).argmax(1)
-    expected = answer(run.objective, batch, [run.config.main_depth], run.config.evaluation)
+    expected = answer(run.objective, batch, [run.config.main_depth], run.config)
     assert torch.equal(named, expected[run.config.main_depth].answers[:, 0])
     assert torch.equal(pixel_features().of(levels)[0], levels[0].flatten() / 255)
 
