@@ -127,6 +127,8 @@ class Eval(Verb):
 
     def _measure(self, run, place, domain: "Domain", depths: list[int]) -> None:
         """All of the run's blocks together."""
+        from looped.reports.markdown import markdown
+
         options = self._options(run)
         with self._files(run, place) as files:
             found = domain.evaluate(run.objective, run.data, run.config, depths, options, keep=files.keep)
@@ -136,7 +138,7 @@ class Eval(Verb):
             return
         print(f"{run.path}: {run.config.objective} on {run.data.facts['source']} after {run.step} steps, "
               f"measured on {place.name}\n")
-        print(f"{found.table(run.path.name)}\n\n{where}")
+        print(f"{markdown(found.sections(run.path.name))}\n\n{where}")
 
     @contextmanager
     def _files(self, run, place) -> Iterator["EvaluationFiles"]:

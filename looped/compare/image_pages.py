@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 from looped.compare.cells import over_seeds
-from looped.compare.html import Figure
 from looped.compare.plan import Plan
 from looped.compare.share_pictures import share_figure
 from looped.compare.share_summary import ShareSummary
 from looped.compare.share_table import share_notes
+from looped.reports.sections import Figure
 
 
 def image_figures(arms: Sequence[ShareSummary], plan: Plan) -> list[Figure]:

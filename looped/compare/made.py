@@ -10,9 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from looped.compare.cells import Table, closing_notes, cost_cells, difference_cell, mean_cell, over_seeds
+from looped.compare.cells import closing_notes, cost_cells, difference_cell, mean_cell, over_seeds
 from looped.compare.curve import Gauge
-from looped.compare.html import Figure
 from looped.compare.image_measure import OfImages
 from looped.compare.measure import Measured
 from looped.compare.pictures import band_note, picture, plot_depths
@@ -21,6 +20,7 @@ from looped.compare.summary import ArmSummary, Difference, Spread, by_arm, diffe
 from looped.evaluation.image_features import pixel_features
 from looped.evaluation.image_quality import evaluate_images
 from looped.evaluation.plots import AXES
+from looped.reports.sections import Figure, Table
 
 LOSS = Gauge("loss", "loss", "", AXES["loss_at_sigma"], higher_is_better=False, worst=math.inf,
              examples="images", is_share=False)
@@ -92,7 +92,7 @@ def made_table(arms: Sequence[MadeSummary], plan: Plan) -> Table:
     """The loss, the distance by depth, then the costs."""
     header = ["arm", "loss", f"against {arms[0].name}", *(f"distance, depth {depth}" for depth in plan.depths),
               "seconds", "steps", "layer forwards", "peak MB"]
-    return header, [_line(arm, plan) for arm in arms]
+    return Table(header, [_line(arm, plan) for arm in arms])
 
 
 def _line(arm: MadeSummary, plan: Plan) -> list[str]:

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from looped.compare.curve import BUDGETS, UNITS, Gauge, values_at
-from looped.compare.html import Figure
 from looped.compare.plan import Plan
 from looped.compare.summary import ArmSummary
 from looped.evaluation.plots import colours, new_figure, over_depth
+from looped.reports.sections import Figure
 
 GRID = 200
 TALLEST = 2.0

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from looped.compare.html import Figure
 from looped.compare.pictures import band_note, picture, plot_depths
 from looped.compare.plan import Plan
 from looped.compare.share_summary import ShareSummary
+from looped.reports.sections import Figure
 
 
 def share_figure(arms: Sequence[ShareSummary], plan: Plan, difficulty: int | None, *, name: str, caption: str,

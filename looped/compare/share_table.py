@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
-from looped.compare.cells import Table, closing_notes, cost_cells, difference_cell, mean_cell
+from looped.compare.cells import closing_notes, cost_cells, difference_cell, mean_cell
 from looped.compare.plan import Plan
 from looped.compare.share_summary import Level, ShareSummary
+from looped.reports.sections import Table
 
 AT = {"trained": "trained depth", "best": "best depth", "deepest": "deepest"}
 COSTS = ("seconds", "steps", "layer forwards", "peak MB")
@@ -15,7 +16,7 @@ def share_table(arms: Sequence[ShareSummary], plan: Plan) -> Table:
     columns = [*AT.values(), f"against {arms[0].name}"]
     header = ["arm", *(column if difficulty is None else f"{difficulty}: {column}" for difficulty in arms[0].levels
                        for column in columns), *COSTS]
-    return header, [_line(arm) for arm in arms]
+    return Table(header, [_line(arm) for arm in arms])
 
 
 def _line(arm: ShareSummary) -> list[str]:

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from looped.compare.html import Figure
 from looped.compare.pictures import band_note, picture, plot_depths
 from looped.compare.plan import Plan
 from looped.compare.text_summary import TextSummary
+from looped.compare.text_table import samples_table
+from looped.reports.sections import Figure, Folded, Heading, Section, Verbatim
 
 NUM_SAMPLES = 3
 """Texts of an arm on the page."""
@@ -25,15 +26,16 @@ def losses_by_depth(arm: TextSummary) -> dict[int, list[float]]:
     return {depth: [run.losses["nats_per_token"][depth].mean().item() for run in arm.runs] for depth in arm.by_depth}
 
 
-def text_samples(arms: Sequence[TextSummary]) -> dict[str, list[tuple[str, str]]]:
-    """A few of each arm's first run, at the depth that stands for it."""
-    found = {}
-    for arm in arms:
-        run = arm.runs[0]
-        depth = run.place.text_depth
-        found[f"{arm.name}, seed {run.place.seed}, depth {depth}"] = [
-            (sample["prompt"], sample["text"]) for sample in run.samples if sample["depth"] == depth][:NUM_SAMPLES]
-    return found
+def text_samples(arms: Sequence[TextSummary]) -> list[Section]:
+    """Texts beside the twin's, and a few of each arm's first run, at the depth that stands for it."""
+    return [Heading("Samples at equal diversity"), samples_table(arms),
+            Heading("Samples"), *(_texts(arm, opened=not i) for i, arm in enumerate(arms))]
+
+
+def _texts(arm: TextSummary, *, opened: bool) -> Section:
+    run, depth = arm.runs[0], arm.runs[0].place.text_depth
+    texts = [Verbatim(each["text"], each["prompt"]) for each in run.samples if each["depth"] == depth][:NUM_SAMPLES]
+    return Folded(f"{arm.name}, seed {run.place.seed}, depth {depth}", texts, opened)
 
 
 def text_rows(arm: TextSummary) -> list[dict[str, Any]]:

@@ -4,9 +4,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from looped.compare.cells import Table, closing_notes, cost_cells, difference_cell, mean_cell, over_seeds
+from looped.compare.cells import closing_notes, cost_cells, difference_cell, mean_cell, over_seeds
 from looped.compare.plan import Plan
 from looped.compare.text_summary import TextSummary
+from looped.reports.sections import Table
 
 TWIN = "ar"
 
@@ -15,7 +16,7 @@ def text_table(arms: Sequence[TextSummary], plan: Plan) -> Table:
     """Losses, then the costs."""
     header = ["arm", "next token", f"against {arms[0].name}", *(f"depth {depth}" for depth in plan.depths),
               "distinct-2", "seconds", "steps", "tokens", "layer forwards", "peak MB"]
-    return header, [_line(arm, plan) for arm in arms]
+    return Table(header, [_line(arm, plan) for arm in arms])
 
 
 def _line(arm: TextSummary, plan: Plan) -> list[str]:
@@ -25,13 +26,12 @@ def _line(arm: TextSummary, plan: Plan) -> list[str]:
             *cost_cells(arm).values()]
 
 
-def samples_table(arms: Sequence[TextSummary]) -> Table | None:
-    """(header, lines), a line an arm and depth, of samples beside the twin's at equal diversity; None if none were
-    judged."""
+def samples_table(arms: Sequence[TextSummary]) -> Table:
+    """A line an arm and depth, of samples beside the twin's at equal diversity; no line if none were judged."""
     lines = [_samples_line(arm, depth) for arm in arms for depth in arm.judged_depths]
     header = ["arm", "depth", "distinct-2", f"against {TWIN}", "temperature", "distinct-2 there", "perplexity there",
               f"against {TWIN} there"]
-    return (header, lines) if lines else None
+    return Table(header, lines)
 
 
 def _samples_line(arm: TextSummary, depth: int) -> list[str]:
@@ -80,7 +80,7 @@ def text_notes(arms: Sequence[TextSummary], plan: Plan) -> list[str]:
         sizes = " or ".join(map(str, sorted(blocks)))
         found.append(f"Where a denoiser writes blocks of {sizes} tokens, all tokens of a block are noisy together: at "
                      f"sigma_max each is predicted from the tokens before the block.")
-    if samples_table(arms):
+    if any(arm.judged_depths for arm in arms):
         found.append(f"perplexity: of the samples, as the {TWIN} run of the next seed reads them. A judge rewards "
                      f"repetition, so texts compare only where they are equally diverse: each arm writes again at the "
                      f"temperature at which its distinct-2 is that of the {TWIN} run of its seed ('there'; 'no "

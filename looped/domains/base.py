@@ -21,6 +21,7 @@ from looped.evaluation.rows import Keep, Row
 from looped.evaluation.store import EvaluationFiles
 from looped.inference.exits import Exit
 from looped.objectives.base import Objective
+from looped.reports.sections import Section
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,8 @@ class Evaluated(Protocol):
 
     rows: list[Row]
 
-    def table(self, name: str) -> str:
-        """The table for the terminal, of a run of this name."""
+    def sections(self, name: str) -> list[Section]:
+        """The tables for the terminal, of a run of this name."""
 
     def leave(self, files: EvaluationFiles, config: Config, about: About) -> str:
         """Write what belongs beside the rows, pictures or a page; a sentence on where that is."""

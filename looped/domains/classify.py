@@ -8,11 +8,12 @@ from looped.data.batch import Batch
 from looped.data.labelled import LabelledData
 from looped.domains.base import About, Domain, Options, Own
 from looped.evaluation.accuracy import classify
-from looped.evaluation.report import depth_table, draw_evaluation
 from looped.evaluation.rows import Keep, Row
 from looped.evaluation.store import EvaluationFiles
 from looped.inference.rollout import answer
 from looped.objectives.base import Objective
+from looped.reports.runs import depth_table, draw_evaluation
+from looped.reports.sections import Section
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class ClassifyEvaluated:
 
     rows: list[Row]
 
-    def table(self, name: str) -> str:
+    def sections(self, name: str) -> list[Section]:
         return depth_table({name: [row.as_dict() for row in self.rows]})
 
     def leave(self, files: EvaluationFiles, config: Config, about: About) -> str:

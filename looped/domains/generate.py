@@ -15,11 +15,12 @@ from looped.errors import UserError
 from looped.evaluation.image_features import pixel_features
 from looped.evaluation.image_quality import evaluate_images, heldout_errors, training_levels
 from looped.evaluation.image_samples import grid_of_classes, write_picture
-from looped.evaluation.report import depth_table, draw_evaluation, level_table
 from looped.evaluation.rows import Keep, Row
 from looped.evaluation.store import EvaluationFiles
 from looped.inference.rollout import rollout_of
 from looped.objectives.base import Objective
+from looped.reports.runs import depth_table, draw_evaluation, level_table
+from looped.reports.sections import Section
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,9 @@ class GenerateEvaluated:
 
     rows: list[Row]
 
-    def table(self, name: str) -> str:
+    def sections(self, name: str) -> list[Section]:
         rows = [row.as_dict() for row in self.rows]
-        return f"{level_table(rows)}\n\n{depth_table({name: rows})}"
+        return [level_table(rows), *depth_table({name: rows})]
 
     def leave(self, files: EvaluationFiles, config: Config, about: About) -> str:
         draw_evaluation(files, config, about.name)

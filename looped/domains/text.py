@@ -17,12 +17,13 @@ from looped.errors import UserError
 from looped.evaluation.depth import Evaluation, evaluate_run, evaluate_samples
 from looped.evaluation.likelihood import main_losses
 from looped.evaluation.probes import Probes, probe, probe_table
-from looped.evaluation.report import depth_table, draw_evaluation
 from looped.evaluation.rows import Keep, Row
 from looped.evaluation.store import PROBES, EvaluationFiles
 from looped.inference.generate import generate
 from looped.inference.texts import Ending, as_lists
 from looped.objectives.base import Objective
+from looped.reports.runs import depth_table, draw_evaluation
+from looped.reports.sections import Prose, Section
 from looped.rng import generator
 
 
@@ -37,12 +38,12 @@ class TextEvaluated:
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", self.result.rows + (self.probes.rows if self.probes is not None else []))
 
-    def table(self, name: str) -> str:
-        text = depth_table({name: [row.as_dict() for row in self.result.rows]})
+    def sections(self, name: str) -> list[Section]:
+        found = depth_table({name: [row.as_dict() for row in self.result.rows]})
         if self.probes is None:
-            return text
+            return found
         said = "\n".join(self.probes.sentences) or "nothing is out of order"
-        return f"{text}\n\nprobes:\n{probe_table(self.probes.rows)}\n\n{said}"
+        return [*found, Prose(f"probes:\n{probe_table(self.probes.rows)}"), Prose(said)]
 
     def leave(self, files: EvaluationFiles, config: Config, about: About) -> str:
         if self.probes is not None:

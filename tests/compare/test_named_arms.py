@@ -32,7 +32,7 @@ def test_tables_rows_files_and_the_page_call_it_by_its_name_and_its_settings_sta
     assert [plan.yaml(arm).name for arm in plan.arms] == ["ar.yaml", "bold.yaml"]
     assert [place.run.name for place in plan.places] == ["ar-0", "bold-0"]
     assert said.count(SETTINGS) == 1
-    assert f"The arms:\n\n- bold: `denoise {SETTINGS}`\n\n" in said
+    assert f"## The arms\n\n- bold: denoise {SETTINGS}\n\n" in said
     assert [line.split()[1] for line in said.splitlines() if line.startswith("| ")] == ["arm", "ar", "bold"] * 2
     assert {json.loads(line)["arm"] for line in (plan.out / "compare.jsonl").read_text().splitlines()} == {"ar", "bold"}
     reader, _ = check_alone((plan.out / "report.html").read_text())

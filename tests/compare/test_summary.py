@@ -93,7 +93,8 @@ def test_the_table_has_a_line_an_arm_and_says_what_it_means(made_up):
     plan = make_plan(load_config(None), "ar,denoise", unit="tokens", amount=5, num_seeds=2, depths=None,
                      out=Path("out"))
     arms = summarise_texts([made_up(name, seed, [4.0, 5.0 + seed]) for seed in range(2) for name in ("ar", "denoise")])
-    header, lines = text_table(arms, plan)
+    table = text_table(arms, plan)
+    header, lines = table.header, table.lines
     assert [line[0] for line in lines] == ["ar", "denoise"]
     assert all(len(line) == len(header) for line in lines)
     assert lines[0][header.index("next token")] == "4.750 ± 0.354"

@@ -9,6 +9,7 @@ from statistics import fmean, stdev
 import pytest
 import torch
 import yaml
+from page_checks import first_table
 
 from looped.cli import main
 from looped.compare.curve import crossing
@@ -62,8 +63,7 @@ def rows_of(out):
 
 def table_of(out):
     """Arm -> column -> cell of the first table of compare.md."""
-    header, _, *lines = [[cell.strip() for cell in line.strip("|").split("|")]
-                         for line in (out / "compare.md").read_text().split("\n\n")[0].splitlines()]
+    header, *lines = first_table((out / "compare.md").read_text())
     return {line[0]: dict(zip(header, line, strict=True)) for line in lines}
 
 
