@@ -33,7 +33,7 @@ def write_report(plan: Plan, kind: Kind, measured: Sequence[Measured]) -> str:
     arms = kind.summarise(measured)
     found = kind.reaches(arms)
     try:
-        write_text(plan.out / ROWS, "".join(json.dumps(_known(row)) + "\n" for row in rows(kind, arms, found)))
+        write_text(plan.out / ROWS, "".join(json.dumps(_known(row)) + "\n" for row in rows(arms, found)))
         report = sections(plan, kind, arms, found)
         write_text(plan.out / TEXT, markdown(report, plan.out) + "\n")
         write_text(plan.out / PAGE, page(report))
@@ -81,7 +81,7 @@ def _all(values: Iterable[Any]) -> str:
     return "; ".join(sorted({str(value) for value in values}))
 
 
-def rows(kind: Kind, arms: Sequence[ArmSummary], found: Sequence[Reach]) -> list[dict[str, Any]]:
+def rows(arms: Sequence[ArmSummary], found: Sequence[Reach]) -> list[dict[str, Any]]:
     """`kind` figure: a row of an evaluation; cost: what a run took; difference: of an arm to the first; share: of a
     task or of images, a figure of the table; equal: of an arm when so much of a budget had been spent as all runs
     have; reach: when an arm had another's final figure."""
@@ -91,7 +91,7 @@ def rows(kind: Kind, arms: Sequence[ArmSummary], found: Sequence[Reach]) -> list
             who = {"arm": arm.name, "seed": run.place.seed}
             lines += [{"kind": "figure", **who, **row} for row in run.rows]
             lines.append({"kind": "cost", **who, **run.costs})
-        lines += [{"kind": row["kind"], "arm": arm.name} | row for row in kind.rows(arm)]
+        lines += [{"kind": row["kind"], "arm": arm.name} | row for row in arm.rows()]
     lines += [{"kind": "equal", **each.as_dict()} for each in at_equal(arms)]
     return lines + [{"kind": "reach", **each.as_dict()} for each in found]
 

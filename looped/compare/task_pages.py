@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from looped.compare.cells import over_seeds
-from looped.compare.pictures import picture
+from looped.compare.pictures import depth_figure, picture
 from looped.compare.plan import Plan
-from looped.compare.share_pictures import share_figure
 from looped.compare.share_summary import ShareSummary
 from looped.compare.share_table import share_notes
 from looped.data.problems import prepare_task
@@ -37,8 +36,8 @@ def task_figures(arms: Sequence[ShareSummary], plan: Plan) -> list[Section]:
 
 
 def _over_depth(arms: Sequence[ShareSummary], plan: Plan, difficulty: int, title: str) -> Figure:
-    return share_figure(arms, plan, difficulty, name=f"depth-{difficulty}", title=title,
-                        caption=f"Share solved by depth, {title}")
+    return depth_figure(arms, plan, f"Share solved by depth, {title}", name=f"depth-{difficulty}", title=title,
+                        by_depth=lambda arm: arm.seeds_by_depth(difficulty))
 
 
 def plot_maps(arms: Sequence[ShareSummary], difficulty: str, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The tables of a comparison on text, a line an arm, with the notes under them."""
+"""The tables of a comparison on text, a line an arm, with the notes under them, and samples."""
 
 import math
 from collections.abc import Sequence
@@ -7,9 +7,11 @@ from dataclasses import replace
 from looped.compare.cells import closing_notes, cost_cells, difference_cell, mean_cell, over_seeds
 from looped.compare.plan import Plan
 from looped.compare.text_summary import TextSummary
-from looped.reports.sections import Table
+from looped.reports.sections import Folded, Heading, Section, Table, Verbatim
 
 TWIN = "ar"
+NUM_SAMPLES = 3
+"""Texts of an arm in the report."""
 
 
 def text_table(arms: Sequence[TextSummary], plan: Plan) -> Table:
@@ -59,7 +61,7 @@ def _percent(nats: tuple[float, float, float]) -> str:
 
 def text_notes(arms: Sequence[TextSummary], plan: Plan) -> list[str]:
     """What the columns mean."""
-    num, config = len(arms[0].runs[0].main), plan.config
+    num, config = len(arms[0].runs[0].followed), plan.config
     configs = [arm.runs[0].place.arm.config for arm in arms]
     means = " or ".join(map(str, sorted({config.recurrence.mean for config in configs})))
     found = [
@@ -88,3 +90,15 @@ def text_notes(arms: Sequence[TextSummary], plan: Plan) -> list[str]:
                      f"{TWIN}: how much higher the perplexity is, in per cent, paired by prompt and seed, with a 95 % "
                      f"interval over prompts.")
     return found + closing_notes(arms, plan)
+
+
+def text_samples(arms: Sequence[TextSummary]) -> list[Section]:
+    """Texts beside the twin's, and a few of each arm's first run, at the depth that stands for it."""
+    return [Heading("Samples at equal diversity"), samples_table(arms),
+            Heading("Samples"), *(_texts(arm, opened=not i) for i, arm in enumerate(arms))]
+
+
+def _texts(arm: TextSummary, *, opened: bool) -> Section:
+    run, depth = arm.runs[0], arm.runs[0].place.text_depth
+    texts = [Verbatim(each["text"], each["prompt"]) for each in run.samples if each["depth"] == depth][:NUM_SAMPLES]
+    return Folded(f"{arm.name}, seed {run.place.seed}, depth {depth}", texts, opened)
