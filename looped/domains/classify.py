@@ -1,32 +1,23 @@
 """Images to classify: validation accuracy by depth."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from looped.config import Config
 from looped.data.batch import Batch
 from looped.data.labelled import LabelledData
-from looped.domains.base import About, Domain, Options, Own
+from looped.domains.base import About, Domain, Evaluated, Options, Own
 from looped.evaluation.accuracy import classify
-from looped.evaluation.rows import Keep, Row
+from looped.evaluation.rows import Keep
 from looped.evaluation.store import EvaluationFiles
 from looped.inference.rollout import answer
 from looped.objectives.base import Objective
-from looped.reports.runs import depth_table, draw_evaluation
-from looped.reports.sections import Section
 
 
-@dataclass(frozen=True)
-class ClassifyEvaluated:
-    """The accuracy of a classifier by depth."""
-
-    rows: list[Row]
-
-    def sections(self, name: str) -> list[Section]:
-        return depth_table({name: [row.as_dict() for row in self.rows]})
+class ClassifyEvaluated(Evaluated):
+    """The accuracy of a classifier by depth, which one picture shows."""
 
     def leave(self, files: EvaluationFiles, config: Config, about: About) -> str:
-        draw_evaluation(files, config, about.name)
+        super().leave(files, config, about)
         return f"picture in {files.folder / 'plots'}, rows in {files.folder / 'eval'}"
 
 

@@ -12,12 +12,11 @@ from looped.config import Config
 from looped.data.batch import Batch
 from looped.data.opening import open_data
 from looped.data.problems import TaskData
-from looped.domains.base import About, Domain, Inputs, Options, Own
+from looped.domains.base import About, Domain, Evaluated, Inputs, Options, Own
 from looped.evaluation.plots_tasks import Trained
-from looped.evaluation.rows import Keep, Row, row_of
-from looped.evaluation.solving import one_answer, share_cell, solved
+from looped.evaluation.rows import Keep, row_of
+from looped.evaluation.solving import TaskEvaluation, evaluate_task, one_answer, share_cell, solved
 from looped.evaluation.store import EXAMPLES, ROWS, EvaluationFiles, writing_to
-from looped.evaluation.tasks import TaskEvaluation, evaluate_task
 from looped.objectives import trained_depths
 from looped.objectives.base import Objective
 from looped.reports.depth import DepthReport, write_depth_report
@@ -26,7 +25,7 @@ from looped.reports.sections import Prose, Section, Table
 
 
 @dataclass(frozen=True)
-class PuzzlesEvaluated:
+class PuzzlesEvaluated(Evaluated):
     """The figures of a run that solves problems of `data`.
 
     runs/<name>/eval/depth.jsonl        one row a figure: {depth, difficulty, metric, mean, ci_low, ci_high, n, ...}
@@ -38,10 +37,6 @@ class PuzzlesEvaluated:
     result: TaskEvaluation
     data: TaskData
     num_parameters: int
-
-    @property
-    def rows(self) -> list[Row]:
-        return self.result.rows
 
     def sections(self, name: str) -> list[Section]:
         """The share of problems solved, a line a difficulty and a column a depth; then the exits."""
@@ -137,4 +132,4 @@ class Puzzles(Domain):
     def evaluate(self, objective: Objective, data: TaskData, config: Config, depths: Sequence[int], options: Options, *,
                  keep: Keep) -> PuzzlesEvaluated:
         result = evaluate_task(objective, data, config, depths, options.difficulties, options.exits, keep=keep)
-        return PuzzlesEvaluated(result, data, sum(p.numel() for p in objective.parameters()))
+        return PuzzlesEvaluated(result.rows, result, data, sum(p.numel() for p in objective.parameters()))

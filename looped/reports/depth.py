@@ -16,8 +16,8 @@ from torch import Tensor
 from looped.evaluation.plots_tasks import Trained, plot_levels, plot_map, plot_problem, plot_rest
 from looped.evaluation.rows import Row
 from looped.evaluation.saturation import fit_saturation
+from looped.evaluation.solving import Example
 from looped.evaluation.stability import Stability
-from looped.evaluation.tasks import Example
 from looped.evaluation.verdicts import CYCLING, HELD, LOST, SOLVED, Verdict, verdict
 from looped.reports.html import page
 from looped.reports.markdown import markdown

@@ -70,11 +70,7 @@ def page(report: Sequence[Section]) -> str:
 
 
 def _body(report: Iterable[Section]) -> str:
-    return "\n".join(_written(report))
-
-
-def _written(report: Iterable[Section]) -> list[str]:
-    return written(report, lambda section: WRITERS[type(section)](section))
+    return "\n".join(written(report, WRITERS))
 
 
 def _bullets(items: Sequence[str], kind: str) -> str:
@@ -100,7 +96,7 @@ def _figure(figure: sections.Figure) -> str:
 
 def _beside(beside: sections.Beside) -> str:
     """A grid; one alone is as it would be without."""
-    parts = _written(beside.sections)
+    parts = written(beside.sections, WRITERS)
     cells = "\n".join(f"<div>{part}</div>" for part in parts)
     return f'<div class="beside">\n{cells}\n</div>' if len(parts) > 1 else "".join(parts)
 

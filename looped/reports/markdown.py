@@ -14,8 +14,7 @@ from looped.reports.sections import Section, written
 def markdown(report: Iterable[Section], folder: Path | None = None) -> str:
     """The report as a file in `folder`, from where it links to its pictures; without one for a terminal, where
     pictures, facts, commands and samples are left out."""
-    writers = ON_A_TERMINAL if folder is None else WRITERS
-    return "\n\n".join(written(report, lambda section: writers[type(section)](section, folder)))
+    return "\n\n".join(written(report, ON_A_TERMINAL if folder is None else WRITERS, folder))
 
 
 def markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:

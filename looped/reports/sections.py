@@ -94,11 +94,12 @@ class Folded(Section):
     opened: bool = False
 
 
-def written(sections: Iterable[Section], write: Callable[[Section], str]) -> list[str]:
-    """Each section as `write` has it, without those that it has nothing for and headings that are followed by none."""
+def written(report: Iterable[Section], writers: Mapping[type[Section], Callable[..., str]], *context) -> list[str]:
+    """Each section by the writer of its type, without those that hold nothing and headings that are followed by
+    none."""
     parts, follows = [], 0
-    for section in reversed(list(sections)):
-        text = write(section)
+    for section in reversed(list(report)):
+        text = writers[type(section)](section, *context)
         if text and (section.level == CONTENT or section.level < follows):
             parts.append(text)
             follows = section.level

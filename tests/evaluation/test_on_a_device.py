@@ -20,7 +20,7 @@ from looped.evaluation.likelihood import main_losses
 from looped.evaluation.mauve import RunEncoder
 from looped.evaluation.probes import probe
 from looped.evaluation.quality import matched_quality
-from looped.evaluation.tasks import evaluate_task
+from looped.evaluation.solving import evaluate_task
 from looped.inference.exits import Exit
 from looped.inference.generate import generate
 from looped.models.build import build

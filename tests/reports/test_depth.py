@@ -1,5 +1,6 @@
 """The depth report is one page that says what was measured, opens without a network, and has its pictures inside."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -13,8 +14,8 @@ from looped.data.problems import prepare_task
 from looped.data.task import find_task
 from looped.evaluation.plots_tasks import Trained, plot_levels, plot_map, plot_problem
 from looped.evaluation.rows import Row, summarise
+from looped.evaluation.solving import Example, evaluate_task
 from looped.evaluation.stability import Stability, stability
-from looped.evaluation.tasks import Example, evaluate_task
 from looped.inference.exits import Exit
 from looped.models.build import build
 from looped.objectives import build_objective
@@ -64,8 +65,13 @@ def written(folder, report) -> str:
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
-    return written(tmp_path_factory.mktemp("page"), made_up())
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("page")
+
+
+@pytest.fixture(scope="module")
+def page(folder):
+    return written(folder, made_up())
 
 
 def test_the_page_is_alone_and_has_all_pictures(page):
@@ -80,9 +86,16 @@ def test_the_page_is_alone_and_has_all_pictures(page):
     "empty cells 10 (trained): improves: rises from 0.", "which is right", "9.4 of 64", "0.900", "shrink",
     "each is 0.06 of the one before", "95 % of the gain by", "flat: the means lie within 0.000",
 ])
-def test_the_page_says_what_was_measured(page, said):
+def test_the_page_and_the_markdown_say_what_was_measured(page, folder, said):
     reader, _ = check_alone(page)
     assert said in reader.text
+    assert said in (folder / "report.md").read_text()
+
+
+def test_the_markdown_links_to_the_pictures_beside_it(page, folder):
+    links = re.findall(r"!\[.*\]\((.*)\)", (folder / "report.md").read_text())
+    assert links == ["plots/map.png", "plots/levels.png", "plots/rest.png", "plots/problem.png"]
+    assert all((folder / link).is_file() for link in links)
 
 
 def test_what_was_not_measured_has_no_section(tmp_path, page):
