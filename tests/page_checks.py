@@ -32,6 +32,13 @@ class Reader(html.parser.HTMLParser):
         self.text += data
 
 
+def first_table(text):
+    """The cells of the first table of a file of Markdown: the names of its columns, then its lines."""
+    table = next(part for part in text.split("\n\n") if part.startswith("| "))
+    header, _, *lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    return header, *lines
+
+
 def check_alone(text):
     """Nothing is fetched: no script, no address in an attribute or a style but data: ones; pictures decode."""
     reader = Reader(text)

@@ -109,7 +109,7 @@ class Eval(Verb):
 
     def _options(self, run) -> "Options":
         """The options of this command, with the models that they name opened. Raises UserError."""
-        from looped.domains.base import Options
+        from looped.evaluation.options import Options
         from looped.evaluation.quality import Twin
         from looped.hub.choose import open_encoder, open_features, open_judge, open_twin
         from looped.inference.exits import Exit
@@ -127,6 +127,8 @@ class Eval(Verb):
 
     def _measure(self, run, place, domain: "Domain", depths: list[int]) -> None:
         """All of the run's blocks together."""
+        from looped.reports.markdown import markdown
+
         options = self._options(run)
         with self._files(run, place) as files:
             found = domain.evaluate(run.objective, run.data, run.config, depths, options, keep=files.keep)
@@ -136,7 +138,7 @@ class Eval(Verb):
             return
         print(f"{run.path}: {run.config.objective} on {run.data.facts['source']} after {run.step} steps, "
               f"measured on {place.name}\n")
-        print(f"{found.table(run.path.name)}\n\n{where}")
+        print(f"{markdown(found.sections(run.path.name))}\n\n{where}")
 
     @contextmanager
     def _files(self, run, place) -> Iterator["EvaluationFiles"]:

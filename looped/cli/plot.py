@@ -28,7 +28,7 @@ class Plot(Verb):
         no_settings(settings, "plot")
         if not self.runs:
             raise UserError("plot needs the folder of at least one run; see looped plot --help")
-        from looped.evaluation.report import plot_runs
+        from looped.reports.runs import plot_runs
 
         print(plot_runs(self.runs, self.out, metric=self.metric))
         print(f"\n{self.out}")

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from looped.compare.cells import Table, mean_cell, over_seeds
+from looped.compare.cells import mean_cell, over_seeds
 from looped.compare.curve import BUDGETS, UNITS, value_at
 from looped.compare.plan import Plan
 from looped.compare.summary import ArmSummary, Spread, spread
+from looped.reports.sections import Table
 
 LATER = "first measured later"
 """The cell of an arm whose first evaluation lies beyond the budget."""
@@ -62,7 +63,7 @@ def equal_table(arms: Sequence[ArmSummary]) -> Table:
     """A line an arm, a column a budget: `after 60 seconds`."""
     cells = {(each.arm, each.budget): each.cell for each in at_equal(arms)}
     header = ["arm", *(f"after {amount(spent)} {UNITS[unit]}" for unit, spent in spent_by_all(arms).items())]
-    return header, [[arm.name, *(cells[arm.name, unit] for unit in BUDGETS)] for arm in arms]
+    return Table(header, [[arm.name, *(cells[arm.name, unit] for unit in BUDGETS)] for arm in arms])
 
 
 def amount(spent: float) -> str:

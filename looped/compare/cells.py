@@ -6,9 +6,6 @@ from collections.abc import Mapping, Sequence
 from looped.compare.plan import Plan
 from looped.compare.summary import ArmSummary, Difference, Spread
 
-Table = tuple[Sequence[str], Sequence[Sequence[str]]]
-"""(header, lines)."""
-
 
 def mean_cell(value: Spread | None) -> str:
     """`3.616 ± 0.021`."""

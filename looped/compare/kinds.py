@@ -1,29 +1,26 @@
 """Comparisons by kind of data: what is measured, and how it is tabled and drawn."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-from looped.compare.cells import Table
-from looped.compare.html import Figure
 from looped.compare.image_measure import ImageMeasurer, check_images
-from looped.compare.image_pages import image_figures, image_notes
-from looped.compare.made import MadeMeasurer, MadeSummary, made_figures, made_notes, made_table, summarise_made
+from looped.compare.made import MadeMeasurer, made_notes, made_table
 from looped.compare.measure import Measured, Measurer
 from looped.compare.own_measure import own_measurer, own_notes
+from looped.compare.pictures import over_depths
 from looped.compare.plan import Plan
 from looped.compare.reach import Reach, reaches, with_reverse
-from looped.compare.share_summary import ShareSummary, summarise_shares
-from looped.compare.share_table import share_table
-from looped.compare.summary import ArmSummary
+from looped.compare.share_summary import summarise_shares
+from looped.compare.share_table import image_notes, share_table
+from looped.compare.summary import ArmSummary, summarise_means
 from looped.compare.task_measure import TaskMeasurer, check_task
 from looped.compare.task_pages import task_figures, task_notes
 from looped.compare.text_measure import TextMeasurer
-from looped.compare.text_pages import text_figures, text_rows, text_samples
 from looped.compare.text_summary import summarise_texts
-from looped.compare.text_table import samples_table, text_notes, text_table
+from looped.compare.text_table import text_notes, text_samples, text_table
 from looped.config import Config
 from looped.domains import domain_of
+from looped.reports.sections import Section, Table
 
 Arms = Sequence[ArmSummary]
 
@@ -31,8 +28,7 @@ Arms = Sequence[ArmSummary]
 @dataclass(frozen=True)
 class Kind:
     """`held_out`: what all arms are measured on. `check`: raises UserError for a plan that cannot be, before anything
-    is trained. `rows`: those of an arm beyond its figures and costs. `second_table`, `samples`: None and nothing where
-    there are none."""
+    is trained. `depths`: pictures over depth. `samples`: of what the arms write, and what is measured of that."""
 
     held_out: str
     check: Callable[[Plan], None]
@@ -40,23 +36,19 @@ class Kind:
     summarise: Callable[[Sequence[Measured]], Arms]
     reaches: Callable[[Arms], list[Reach]]
     table: Callable[[Arms, Plan], Table]
-    second_table: Callable[[Arms], Table | None]
     notes: Callable[[Arms, Plan], list[str]]
-    rows: Callable[[ArmSummary], list[dict[str, Any]]]
-    depths: Callable[[Arms, Plan], list[Figure]]
-    samples: Callable[[Arms], Mapping[str, Sequence[tuple[str, str]]]]
+    depths: Callable[[Arms, Plan], list[Section]]
+    samples: Callable[[Arms], list[Section]] = lambda arms: []
 
 
-TEXT = Kind("text", lambda plan: None, TextMeasurer, summarise_texts, reaches, text_table, samples_table, text_notes,
-            text_rows, text_figures, text_samples)
+TEXT = Kind("text", lambda plan: None, TextMeasurer, summarise_texts, reaches, text_table, text_notes,
+            over_depths("Held-out loss by depth, after training"), text_samples)
 TASK = Kind("problems", check_task, TaskMeasurer, summarise_shares, lambda arms: with_reverse(reaches(arms), arms),
-            share_table, lambda arms: None, task_notes, ShareSummary.rows, task_figures, lambda arms: {})
+            share_table, task_notes, task_figures)
 IMAGES = replace(TASK, held_out="images", check=check_images, measurer=ImageMeasurer, notes=image_notes,
-                 depths=image_figures)
-
-
-MADE = Kind("images", check_images, MadeMeasurer, summarise_made, reaches, made_table, lambda arms: None, made_notes,
-            MadeSummary.rows, made_figures, lambda arms: {})
+                 depths=over_depths("Held-out accuracy by depth, after training"))
+MADE = Kind("images", check_images, MadeMeasurer, summarise_means, reaches, made_table, made_notes,
+            over_depths("Fréchet distance to held-out images by solver steps, after training"))
 
 KINDS = {"text": TEXT, "puzzles": TASK, "classify": IMAGES, "generate": MADE}
 

@@ -3,36 +3,34 @@ images, by the number of solver steps."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from looped.compare.cells import Table, closing_notes, cost_cells, difference_cell, mean_cell, over_seeds
+from looped.compare.cells import closing_notes, cost_cells, difference_cell, mean_cell, over_seeds
 from looped.compare.curve import Gauge
-from looped.compare.html import Figure
 from looped.compare.image_measure import OfImages
-from looped.compare.measure import Common, Measured
-from looped.compare.pictures import band_note, picture, plot_depths
+from looped.compare.measure import Common, MeanMeasured
 from looped.compare.plan import Place, Plan
-from looped.compare.summary import ArmSummary, Difference, Spread, by_arm, difference, spread
+from looped.compare.summary import MeanSummary
 from looped.evaluation.image_features import pixel_features
 from looped.evaluation.image_quality import evaluate_images
 from looped.evaluation.plots import AXES
+from looped.reports.sections import Table
 
 LOSS = Gauge("loss", "loss", "", AXES["loss_at_sigma"], higher_is_better=False, worst=math.inf,
              examples="images", is_share=False)
-DISTANCE = Gauge("frechet_distance", "Fréchet distance", "", AXES["frechet_distance"], higher_is_better=False,
-                 worst=math.inf, examples="images", is_share=False)
+DISTANCE = replace(LOSS, name="Fréchet distance", field="frechet_distance", axis=AXES["frechet_distance"])
 
 
 @dataclass(frozen=True)
-class MadeMeasured(Measured):
+class MadeMeasured(MeanMeasured):
     """One run that makes images: the denoising `loss` of each held-out image at a level of training."""
 
-    gauge = LOSS
+    gauge, depth_gauge = LOSS, DISTANCE
     loss: Float[Tensor, "num"]
 
     @property
@@ -40,7 +38,7 @@ class MadeMeasured(Measured):
         return self.loss
 
     @property
-    def distances(self) -> dict[int, float]:
+    def by_depth(self) -> dict[int, float]:
         """Depth -> Fréchet distance, over pixels, between made images and held-out ones."""
         return {row["depth"]: row["mean"] for row in self.rows if row["metric"] == DISTANCE.field}
 
@@ -59,50 +57,21 @@ class MadeMeasurer(OfImages):
         return MadeMeasured(*common, loss=torch.tensor(found["loss"], dtype=torch.float64))
 
 
-@dataclass(frozen=True)
-class MadeSummary(ArmSummary):
-    """One arm over its finished seeds: `main`, its loss; `by_depth`, its distances."""
-
-    runs: list[MadeMeasured]
-    main: Spread
-    by_depth: dict[int, Spread]
-    difference: Difference | None
-
-    def rows(self) -> list[dict[str, Any]]:
-        """The difference to the first arm, as a row."""
-        return [] if self.difference is None else [{"kind": "difference", **asdict(self.difference)}]
-
-
-def summarise_made(measured: Sequence[MadeMeasured]) -> list[MadeSummary]:
-    """Arms in their order; differences are to the first."""
-    groups = by_arm(measured)
-    first = next(iter(groups.values()), [])
-    return [_summarise(name, runs, first) for name, runs in groups.items()]
-
-
-def _summarise(name: str, runs: list[MadeMeasured], first: list[MadeMeasured]) -> MadeSummary:
-    depths = sorted(set.intersection(*(set(run.distances) for run in runs)))
-    return MadeSummary(
-        name, runs, spread([run.loss.mean().item() for run in runs]),
-        {depth: spread([run.distances[depth] for run in runs]) for depth in depths},
-        None if runs is first else difference(runs, first, lambda run: run.loss, lambda other: other.loss))
-
-
-def made_table(arms: Sequence[MadeSummary], plan: Plan) -> Table:
+def made_table(arms: Sequence[MeanSummary], plan: Plan) -> Table:
     """The loss, the distance by depth, then the costs."""
     header = ["arm", "loss", f"against {arms[0].name}", *(f"distance, depth {depth}" for depth in plan.depths),
               "seconds", "steps", "layer forwards", "peak MB"]
-    return header, [_line(arm, plan) for arm in arms]
+    return Table(header, [_line(arm, plan) for arm in arms])
 
 
-def _line(arm: MadeSummary, plan: Plan) -> list[str]:
+def _line(arm: MeanSummary, plan: Plan) -> list[str]:
     costs = cost_cells(arm)
     return [arm.name, mean_cell(arm.main), difference_cell(arm.difference),
             *(mean_cell(arm.by_depth.get(depth)) for depth in plan.depths),
             *(costs[name] for name in ("seconds", "steps", "layer forwards", "peak MB"))]
 
 
-def made_notes(arms: Sequence[MadeSummary], plan: Plan) -> list[str]:
+def made_notes(arms: Sequence[MeanSummary], plan: Plan) -> list[str]:
     """The columns in words."""
     num = len(arms[0].runs[0].loss)
     return [
@@ -114,12 +83,3 @@ def made_notes(arms: Sequence[MadeSummary], plan: Plan) -> list[str]:
         "distance, depth n: the Fréchet distance, over pixels, between as many made images and the held-out ones "
         "(lower is better) after n solver steps; one figure of whole sets, and so without an interval.",
         *closing_notes(arms, plan)]
-
-
-def made_figures(arms: Sequence[MadeSummary], plan: Plan) -> list[Figure]:
-    """The distance over depth."""
-    path = picture(plan.out, "depth")
-    plot_depths(arms, lambda arm: {depth: [run.distances[depth] for run in arm.runs] for depth in arm.by_depth}, path,
-                gauge=DISTANCE)
-    caption = "Fréchet distance to held-out images by solver steps, after training"
-    return [Figure(path, f"{caption}.{band_note(plan)}", caption)]

@@ -28,9 +28,10 @@ Common = tuple[Place, list[dict[str, Any]], dict[str, float], list[dict[str, Any
 @dataclass(frozen=True)
 class Measured:
     """One run: `rows` of its evaluation, `costs` of its training, `curve`: the held-out lines of its metrics, oldest
-    first, which `gauge` reads."""
+    first, which `gauge` reads; `depth_gauge`: of its figures by depth."""
 
     gauge: ClassVar[Gauge]
+    depth_gauge = property(lambda self: self.gauge)
     place: Place
     rows: list[dict[str, Any]]
     costs: dict[str, float]
@@ -39,6 +40,14 @@ class Measured:
     @property
     def followed(self) -> Float[Tensor, "num"]:
         """The values whose mean the gauge is, after training: a figure of every held-out sequence, problem or image."""
+        raise NotImplementedError
+
+
+class MeanMeasured(Measured):
+    """One run with a figure by depth, of all that is held out, besides the one that is followed."""
+
+    @property
+    def by_depth(self) -> dict[int, float]:
         raise NotImplementedError
 
 

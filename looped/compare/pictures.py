@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from looped.compare.curve import BUDGETS, UNITS, Gauge, values_at
-from looped.compare.html import Figure
 from looped.compare.plan import Plan
 from looped.compare.summary import ArmSummary
 from looped.evaluation.plots import colours, new_figure, over_depth
+from looped.reports.sections import Figure
 
 GRID = 200
 TALLEST = 2.0
@@ -19,6 +19,7 @@ LETTERS = 14
 """Of the legend, an inch."""
 LINE = 0.17
 """Inches of a line of the legend."""
+ByDepth = Callable[[ArmSummary], Mapping[int, Sequence[float]]]
 
 
 def budget_figures(arms: Sequence[ArmSummary], out: Path) -> list[Figure]:
@@ -38,22 +39,24 @@ def picture(out: Path, name: str) -> Path:
     return out / "plots" / f"{name}.png"
 
 
-def band_note(plan: Plan) -> str:
-    """What the lines and bands are."""
-    return "" if plan.num_seeds == 1 else " Lines are means over seeds, bands go from the lowest seed to the highest."
-
-
-def plot_depths(arms: Sequence[ArmSummary], by_depth: Callable[[ArmSummary], Mapping[int, Sequence[float]]],
-                path: Path, *, title: str = "", gauge: Gauge | None = None) -> None:
-    """A figure over depth, of `by_depth(arm)[depth]` a figure a seed: the mean, from lowest to highest seed shaded.
-    `gauge`: what it is, if not what the curves of training follow."""
+def depth_figure(arms: Sequence[ArmSummary], plan: Plan, caption: str, *, by_depth: ByDepth | None = None,
+                 name: str = "depth", title: str = "") -> Figure:
+    """A figure over depth, of `by_depth(arm)[depth]` a figure a seed (`ArmSummary.seeds_by_depth` if None): the mean,
+    from lowest to highest seed shaded."""
     figure, axes = new_figure()
-    lines = [by_depth(arm) for arm in arms]
+    lines = [arm.seeds_by_depth() if by_depth is None else by_depth(arm) for arm in arms]
     for arm, line, colour in zip(arms, lines, colours(len(arms)), strict=True):
         _band(axes, list(line), np.array(list(line.values())).T, colour, arm.name, "o-")
     over_depth(axes, set().union(*lines))
     axes.set_title(title, fontsize=10)
-    _save(figure, axes, path, gauge or arms[0].runs[0].gauge)
+    _save(figure, axes, path := picture(plan.out, name), arms[0].runs[0].depth_gauge)
+    bands = " Lines are means over seeds, bands go from the lowest seed to the highest." if plan.num_seeds > 1 else ""
+    return Figure(path, f"{caption}.{bands}", caption)
+
+
+def over_depths(caption: str) -> Callable[[Sequence[ArmSummary], Plan], list[Figure]]:
+    """That alone, as the pictures over depth of a kind."""
+    return lambda arms, plan: [depth_figure(arms, plan, caption)]
 
 
 def plot_budget(arms: Sequence[ArmSummary], unit: str, path: Path) -> None:

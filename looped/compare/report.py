@@ -1,4 +1,4 @@
-"""What a comparison leaves in its folder: rows, a table, pictures and a page that holds all of it."""
+"""What a comparison leaves in its folder: rows, and a report with pictures, as Markdown and as a page."""
 
 import json
 import shlex
@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from looped.compare.budgets import at_equal, equal_note, equal_table
-from looped.compare.html import Figure, Page, render
 from looped.compare.kinds import Kind
 from looped.compare.measure import Measured
 from looped.compare.pictures import budget_figures
@@ -18,51 +17,47 @@ from looped.compare.reach import Reach, sentences
 from looped.compare.summary import ArmSummary
 from looped.devices import machine
 from looped.errors import UserError
-from looped.evaluation.report import markdown_table
-from looped.training.checkpoint import write_text
+from looped.reports.html import page
+from looped.reports.markdown import markdown
+from looped.reports.sections import Beside, Bullets, Facts, Findings, Folded, Heading, Prose, Section, Verbatim
+from looped.storage import write_text
 from looped.training.runs import read_stamp
 
-ROWS, TABLE, PAGE = "compare.jsonl", "compare.md", "report.html"
+ROWS, TEXT, PAGE = "compare.jsonl", "compare.md", "report.html"
+FEW = 4
+"""Findings that stand open on the page."""
 
 
 def write_report(plan: Plan, kind: Kind, measured: Sequence[Measured]) -> str:
-    """Write everything into the folder of the plan; the table with its sentences. Raises UserError."""
+    """Write everything into the folder of the plan; the part of the report for a terminal. Raises UserError."""
     arms = kind.summarise(measured)
     found = kind.reaches(arms)
-    second = kind.second_table(arms)
-    text = "\n\n".join([
-        markdown_table(*kind.table(arms, plan)),
-        f"At equal budgets: {equal_note(arms, plan)}", markdown_table(*equal_table(arms)),
-        *([markdown_table(*second)] if second else []), *arm_list(plan), *sentences(found),
-        *kind.notes(arms, plan)])
     try:
-        write_text(plan.out / ROWS, "".join(json.dumps(_known(row)) + "\n" for row in rows(kind, arms, found)))
-        write_text(plan.out / TABLE, text + "\n")
-        curves, depths = budget_figures(arms, plan.out), kind.depths(arms, plan)
-        write_text(plan.out / PAGE, render(page(plan, kind, arms, found, curves, depths)))
+        write_text(plan.out / ROWS, "".join(json.dumps(_known(row)) + "\n" for row in rows(arms, found)))
+        report = sections(plan, kind, arms, found)
+        write_text(plan.out / TEXT, markdown(report, plan.out) + "\n")
+        write_text(plan.out / PAGE, page(report))
     except OSError as error:
         raise UserError(f"cannot write to {plan.out}: {error.strerror or error}; free space or permissions") from None
-    return text
+    return markdown(report)
 
 
-def arm_list(plan: Plan) -> list[str]:
-    """Markdown: the arms with names of their own in full; nothing where there are none."""
-    lines = "\n".join(f"- {name}: `{text}`" for name, text in plan.named.items())
-    return [f"The arms:\n\n{lines}"] if lines else []
-
-
-def page(plan: Plan, kind: Kind, arms: Sequence[ArmSummary], found: Sequence[Reach], curves: Sequence[Figure],
-         depths: Sequence[Figure]) -> Page:
-    """What the page holds."""
+def sections(plan: Plan, kind: Kind, arms: Sequence[ArmSummary], found: Sequence[Reach]) -> list[Section]:
+    """The report; its pictures are drawn."""
     seeds = "one seed" if plan.num_seeds == 1 else f"{plan.num_seeds} seeds"
     unit = plan.unit.replace("-", " ")
-    return Page(
-        title=", ".join(arm.name for arm in arms[:-1]) + (" and " if len(arms) > 1 else "") + arms[-1].name,
-        subtitle=f"{plan.amount:,} {unit} of training each, {seeds}, the same held-out {kind.held_out}.",
-        command=shlex.join(["looped", *sys.argv[1:]]), findings=sentences(found),
-        table=kind.table(arms, plan), equal=equal_table(arms), equal_note=equal_note(arms, plan),
-        judged=kind.second_table(arms), arms=plan.named, notes=kind.notes(arms, plan), samples=kind.samples(arms),
-        facts=_facts(plan, arms), curves=curves, depths=depths)
+    said = sentences(found)
+    return [
+        Heading(", ".join(arm.name for arm in arms[:-1]) + (" and " if len(arms) > 1 else "") + arms[-1].name, level=1),
+        Prose(f"{plan.amount:,} {unit} of training each, {seeds}, the same held-out {kind.held_out}."),
+        Findings(said[:FEW]), Folded(f"{len(said) - FEW} more", [Findings(said[FEW:])]),
+        Heading("Quality and cost"), kind.table(arms, plan),
+        Heading("At equal budgets"), Prose(equal_note(arms, plan)), equal_table(arms),
+        Beside(budget_figures(arms, plan.out)), *kind.depths(arms, plan), *kind.samples(arms),
+        Heading("The arms"), Bullets([f"{name}: {text}" for name, text in plan.named.items()]),
+        Heading("What the figures mean"), Bullets(kind.notes(arms, plan)),
+        Heading("Where it was measured"), Verbatim(shlex.join(["looped", *sys.argv[1:]])), Facts(_facts(plan, arms)),
+    ]
 
 
 def _facts(plan: Plan, arms: Sequence[ArmSummary]) -> dict[str, str]:
@@ -86,7 +81,7 @@ def _all(values: Iterable[Any]) -> str:
     return "; ".join(sorted({str(value) for value in values}))
 
 
-def rows(kind: Kind, arms: Sequence[ArmSummary], found: Sequence[Reach]) -> list[dict[str, Any]]:
+def rows(arms: Sequence[ArmSummary], found: Sequence[Reach]) -> list[dict[str, Any]]:
     """`kind` figure: a row of an evaluation; cost: what a run took; difference: of an arm to the first; share: of a
     task or of images, a figure of the table; equal: of an arm when so much of a budget had been spent as all runs
     have; reach: when an arm had another's final figure."""
@@ -96,7 +91,7 @@ def rows(kind: Kind, arms: Sequence[ArmSummary], found: Sequence[Reach]) -> list
             who = {"arm": arm.name, "seed": run.place.seed}
             lines += [{"kind": "figure", **who, **row} for row in run.rows]
             lines.append({"kind": "cost", **who, **run.costs})
-        lines += [{"kind": row["kind"], "arm": arm.name} | row for row in kind.rows(arm)]
+        lines += [{"kind": row["kind"], "arm": arm.name} | row for row in arm.rows()]
     lines += [{"kind": "equal", **each.as_dict()} for each in at_equal(arms)]
     return lines + [{"kind": "reach", **each.as_dict()} for each in found]
 

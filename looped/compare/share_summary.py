@@ -32,8 +32,12 @@ class ShareSummary(ArmSummary):
     runs: list[ShareMeasured]
     levels: dict[int | None, Level]
 
+    def seeds_by_depth(self, difficulty: int | None = None) -> dict[int, list[float]]:
+        return {depth: [run.reported(difficulty, depth).mean().item() for run in self.runs]
+                for depth in self.levels[difficulty].shares}
+
     def rows(self) -> list[dict[str, Any]]:
-        """The shares of the table, and the differences, as rows."""
+        """The shares of the table, and the differences."""
         return [row for level in self.levels.values() for row in _rows(level)]
 
 

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
-from looped.compare.cells import Table, closing_notes, cost_cells, difference_cell, mean_cell
+from looped.compare.cells import closing_notes, cost_cells, difference_cell, mean_cell, over_seeds
 from looped.compare.plan import Plan
 from looped.compare.share_summary import Level, ShareSummary
+from looped.reports.sections import Table
 
 AT = {"trained": "trained depth", "best": "best depth", "deepest": "deepest"}
 COSTS = ("seconds", "steps", "layer forwards", "peak MB")
@@ -15,7 +16,7 @@ def share_table(arms: Sequence[ShareSummary], plan: Plan) -> Table:
     columns = [*AT.values(), f"against {arms[0].name}"]
     header = ["arm", *(column if difficulty is None else f"{difficulty}: {column}" for difficulty in arms[0].levels
                        for column in columns), *COSTS]
-    return header, [_line(arm) for arm in arms]
+    return Table(header, [_line(arm) for arm in arms])
 
 
 def _line(arm: ShareSummary) -> list[str]:
@@ -51,4 +52,13 @@ def share_notes(arms: Sequence[ShareSummary], plan: Plan, *, one: str, group: st
         f"{', '.join(map(str, config.evaluation.depths))}, chosen on the {one}s that are reported, and so a little too "
         f"good.",
         *closing_notes(arms, plan),
+    ]
+
+
+def image_notes(arms: Sequence[ShareSummary], plan: Plan) -> list[str]:
+    """The same of images."""
+    return [
+        f"Accuracy: the share of held-out images ({plan.config.images.source}) that are named rightly (higher is "
+        f"better), {over_seeds(plan)}. The number in brackets is the depth: loop steps, or solver steps of a denoiser.",
+        *share_notes(arms, plan, one="image", group="held-out images", followed="all held-out images"),
     ]

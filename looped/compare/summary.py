@@ -2,21 +2,23 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from operator import attrgetter
 from statistics import fmean, stdev
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from looped.compare.measure import Measured
+from looped.compare.measure import MeanMeasured, Measured
 from looped.evaluation.rows import LEAST, confidence_interval, student_interval, tells_sign
 from looped.training.monitor import COSTS
 
 Run = TypeVar("Run", bound=Measured)
 Each = Callable[[Run], Float[Tensor, "num"]]
 """A figure of every held-out sequence or problem of a run."""
+FOLLOWED: Each = attrgetter("followed")
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,41 @@ class ArmSummary:
     def costs(self) -> dict[str, Spread]:
         """What a run of it took."""
         return {cost: spread([run.costs[cost] for run in self.runs]) for cost in COSTS}
+
+    def seeds_by_depth(self) -> dict[int, list[float]]:
+        """Depth -> the figure of each seed, after training."""
+        raise NotImplementedError
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Rows besides those of its runs."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class MeanSummary(ArmSummary):
+    """One arm with a figure that its curves follow (`main`; its `difference` is to the first arm) and one by depth."""
+
+    runs: list[MeanMeasured]
+    main: Spread
+    by_depth: dict[int, Spread]
+    difference: Difference | None
+
+    def seeds_by_depth(self) -> dict[int, list[float]]:
+        return {depth: [run.by_depth[depth] for run in self.runs] for depth in self.by_depth}
+
+    def rows(self) -> list[dict[str, Any]]:
+        return [{"kind": "difference", **asdict(self.difference)}] if self.difference is not None else []
+
+
+def summarise_means(measured: Sequence[MeanMeasured], kind: type[MeanSummary] = MeanSummary) -> list[MeanSummary]:
+    """Arms in their order; differences are to the first."""
+    groups = by_arm(measured)
+    first = next(iter(groups.values()), [])
+    return [kind(name, runs, spread([run.followed.mean().item() for run in runs]),
+                 {depth: spread([run.by_depth[depth] for run in runs])
+                  for depth in sorted(set.intersection(*(set(run.by_depth) for run in runs)))},
+                 None if runs is first else difference(runs, first, FOLLOWED, FOLLOWED))
+            for name, runs in groups.items()]
 
 
 def by_arm(measured: Sequence[Run]) -> dict[str, list[Run]]:

@@ -9,20 +9,19 @@ from pathlib import Path
 import numpy as np
 
 from looped.compare.cells import over_seeds
-from looped.compare.html import Figure
-from looped.compare.pictures import picture
+from looped.compare.pictures import depth_figure, picture
 from looped.compare.plan import Plan
-from looped.compare.share_pictures import share_figure
 from looped.compare.share_summary import ShareSummary
 from looped.compare.share_table import share_notes
 from looped.data.problems import prepare_task
 from looped.evaluation.plots_tasks import draw_map
+from looped.reports.sections import Beside, Figure, Section
 
 ACROSS = 4
 """Maps beside one another; more go on below."""
 
 
-def task_figures(arms: Sequence[ShareSummary], plan: Plan) -> list[Figure]:
+def task_figures(arms: Sequence[ShareSummary], plan: Plan) -> list[Section]:
     """The share solved over depth at the hardest trained difficulty and at the next one, and the maps."""
     data = prepare_task(plan.config.task)
     hardest = data.train.high
@@ -31,13 +30,14 @@ def task_figures(arms: Sequence[ShareSummary], plan: Plan) -> list[Figure]:
              for difficulty, where in zip([hardest, *beyond], ("the hardest trained", "beyond training"), strict=False)]
     path = picture(plan.out, "map")
     plot_maps(arms, data.task.difficulty, path)
-    what = "Share solved by depth and difficulty, after training"
-    return [*found, Figure(path, f"{what}, a mean over seeds.", what, wide=len(arms) > ACROSS / 2)]
+    what, wide = "Share solved by depth and difficulty, after training", len(arms) > ACROSS / 2
+    maps = Figure(path, f"{what}, a mean over seeds.", what, wide)
+    return [Beside(found), maps] if wide else [Beside([*found, maps])]
 
 
 def _over_depth(arms: Sequence[ShareSummary], plan: Plan, difficulty: int, title: str) -> Figure:
-    return share_figure(arms, plan, difficulty, name=f"depth-{difficulty}", title=title,
-                        caption=f"Share solved by depth, {title}")
+    return depth_figure(arms, plan, f"Share solved by depth, {title}", name=f"depth-{difficulty}", title=title,
+                        by_depth=lambda arm: arm.seeds_by_depth(difficulty))
 
 
 def plot_maps(arms: Sequence[ShareSummary], difficulty: str, path: Path) -> None:

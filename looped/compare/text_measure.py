@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from looped.compare.curve import Gauge
-from looped.compare.measure import Common, Measured, Measurer, step_of
+from looped.compare.measure import Common, MeanMeasured, Measurer, step_of
 from looped.compare.plan import AGAIN, Place, Plan
 from looped.data.text import TextData
 from looped.devices import CPU, Placement
@@ -26,7 +26,7 @@ NEXT_TOKEN = Gauge("next_token", "loss", " as a next-token predictor", AXES["nat
 
 
 @dataclass(frozen=True)
-class TextMeasured(Measured):
+class TextMeasured(MeanMeasured):
     """One run: `rows` and `samples` as in an `Evaluation`, `losses[metric][depth]` a figure a held-out sequence."""
 
     gauge = NEXT_TOKEN
@@ -34,7 +34,7 @@ class TextMeasured(Measured):
     samples: list[dict[str, Any]]
 
     @property
-    def main(self) -> Float[Tensor, "num"]:
+    def followed(self) -> Float[Tensor, "num"]:
         """Nats a token as a next-token predictor: at sigma_max for a denoiser, a loop at its mean trained depth; the
         bound of masked diffusion."""
         for metric in ("nats_at_sigma_max", "nats_bound"):
@@ -43,9 +43,8 @@ class TextMeasured(Measured):
         return self.losses["nats_per_token"][self.place.config.main_depth]
 
     @property
-    def followed(self) -> Float[Tensor, "num"]:
-        """`main`."""
-        return self.main
+    def by_depth(self) -> dict[int, float]:
+        return {depth: losses.mean().item() for depth, losses in self.losses["nats_per_token"].items()}
 
     def figure(self, metric: str, depth: int, field: str = "mean") -> float | None:
         """A field of one of the rows, None where there is none."""

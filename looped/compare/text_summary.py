@@ -5,19 +5,16 @@ from dataclasses import dataclass
 
 import torch
 
-from looped.compare.summary import ArmSummary, Difference, Spread, by_arm, difference, spread
+from looped.compare.summary import MeanSummary, Spread, spread, summarise_means
 from looped.compare.text_measure import TextMeasured
 from looped.evaluation.rows import confidence_interval
 
 
 @dataclass(frozen=True)
-class TextSummary(ArmSummary):
+class TextSummary(MeanSummary):
     """One arm over its finished seeds. `by_depth`: nats a token; `main`: as a next-token predictor."""
 
     runs: list[TextMeasured]
-    main: Spread
-    by_depth: dict[int, Spread]
-    difference: Difference | None
 
     def over_seeds(self, figure: Callable[[TextMeasured], float | None]) -> Spread | None:
         """A figure of every run; None where a run has none."""
@@ -37,20 +34,4 @@ class TextSummary(ArmSummary):
 
 def summarise_texts(measured: Sequence[TextMeasured]) -> list[TextSummary]:
     """Arms in their order; differences are to the first."""
-    groups = by_arm(measured)
-    first = next(iter(groups.values()), [])
-    return [_summarise(name, runs, first) for name, runs in groups.items()]
-
-
-def _summarise(name: str, runs: list[TextMeasured], first: list[TextMeasured]) -> TextSummary:
-    depths = sorted(set.intersection(*(set(run.losses["nats_per_token"]) for run in runs)))
-    return TextSummary(
-        name, runs, main=spread([run.main.mean().item() for run in runs]),
-        by_depth={depth: spread([run.losses["nats_per_token"][depth].mean().item() for run in runs])
-                  for depth in depths},
-        difference=None if runs is first else loss_difference(runs, first))
-
-
-def loss_difference(runs: Sequence[TextMeasured], others: Sequence[TextMeasured]) -> Difference | None:
-    """Of the next-token losses."""
-    return difference(runs, others, lambda run: run.main, lambda other: other.main)
+    return summarise_means(measured, TextSummary)

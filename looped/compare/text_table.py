@@ -1,22 +1,25 @@
-"""The tables of a comparison on text, a line an arm, with the notes under them."""
+"""The tables of a comparison on text, a line an arm, with the notes under them, and samples."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from looped.compare.cells import Table, closing_notes, cost_cells, difference_cell, mean_cell, over_seeds
+from looped.compare.cells import closing_notes, cost_cells, difference_cell, mean_cell, over_seeds
 from looped.compare.plan import Plan
 from looped.compare.text_summary import TextSummary
 from looped.config.reads import not_read_under
+from looped.reports.sections import Folded, Heading, Section, Table, Verbatim
 
 TWIN = "ar"
+NUM_SAMPLES = 3
+"""Texts of an arm in the report."""
 
 
 def text_table(arms: Sequence[TextSummary], plan: Plan) -> Table:
     """Losses, then the costs."""
     header = ["arm", "next token", f"against {arms[0].name}", *(f"depth {depth}" for depth in plan.depths),
               "distinct-2", "seconds", "steps", "tokens", "layer forwards", "peak MB"]
-    return header, [_line(arm, plan) for arm in arms]
+    return Table(header, [_line(arm, plan) for arm in arms])
 
 
 def _line(arm: TextSummary, plan: Plan) -> list[str]:
@@ -26,13 +29,12 @@ def _line(arm: TextSummary, plan: Plan) -> list[str]:
             *cost_cells(arm).values()]
 
 
-def samples_table(arms: Sequence[TextSummary]) -> Table | None:
-    """(header, lines), a line an arm and depth, of samples beside the twin's at equal diversity; None if none were
-    judged."""
+def samples_table(arms: Sequence[TextSummary]) -> Table:
+    """A line an arm and depth, of samples beside the twin's at equal diversity; no line if none were judged."""
     lines = [_samples_line(arm, depth) for arm in arms for depth in arm.judged_depths]
     header = ["arm", "depth", "distinct-2", f"against {TWIN}", "temperature", "distinct-2 there", "perplexity there",
               f"against {TWIN} there"]
-    return (header, lines) if lines else None
+    return Table(header, lines)
 
 
 def _samples_line(arm: TextSummary, depth: int) -> list[str]:
@@ -60,7 +62,7 @@ def _percent(nats: tuple[float, float, float]) -> str:
 
 def text_notes(arms: Sequence[TextSummary], plan: Plan) -> list[str]:
     """What the columns mean."""
-    num, config = len(arms[0].runs[0].main), plan.config
+    num, config = len(arms[0].runs[0].followed), plan.config
     configs = [arm.runs[0].place.arm.config for arm in arms]
     means = " or ".join(map(str, sorted({config.recurrence.mean for config in configs})))
     found = [
@@ -82,7 +84,7 @@ def text_notes(arms: Sequence[TextSummary], plan: Plan) -> list[str]:
         sizes = " or ".join(map(str, sorted(blocks)))
         found.append(f"Where a denoiser writes blocks of {sizes} tokens, all tokens of a block are noisy together: at "
                      f"sigma_max each is predicted from the tokens before the block.")
-    if samples_table(arms):
+    if any(arm.judged_depths for arm in arms):
         found.append(f"perplexity: of the samples, as the {TWIN} run of the next seed reads them. A judge rewards "
                      f"repetition, so texts compare only where they are equally diverse: each arm writes again at the "
                      f"temperature at which its distinct-2 is that of the {TWIN} run of its seed ('there'; 'no "
@@ -90,3 +92,15 @@ def text_notes(arms: Sequence[TextSummary], plan: Plan) -> list[str]:
                      f"{TWIN}: how much higher the perplexity is, in per cent, paired by prompt and seed, with a 95 % "
                      f"interval over prompts.")
     return found + closing_notes(arms, plan)
+
+
+def text_samples(arms: Sequence[TextSummary]) -> list[Section]:
+    """Texts beside the twin's, and a few of each arm's first run, at the depth that stands for it."""
+    return [Heading("Samples at equal diversity"), samples_table(arms),
+            Heading("Samples"), *(_texts(arm, opened=not i) for i, arm in enumerate(arms))]
+
+
+def _texts(arm: TextSummary, *, opened: bool) -> Section:
+    run, depth = arm.runs[0], arm.runs[0].place.text_depth
+    texts = [Verbatim(each["text"], each["prompt"]) for each in run.samples if each["depth"] == depth][:NUM_SAMPLES]
+    return Folded(f"{arm.name}, seed {run.place.seed}, depth {depth}", texts, opened)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -18,6 +18,8 @@ from looped.evaluation.options import Options
 from looped.evaluation.rows import Keep, Row
 from looped.evaluation.store import EvaluationFiles
 from looped.objectives.base import Objective
+from looped.reports.runs import depth_table, draw_evaluation
+from looped.reports.sections import Section
 
 
 @dataclass(frozen=True)
@@ -65,16 +67,20 @@ class About:
 Own = Callable[[], dict[str, float]]
 
 
-class Evaluated(Protocol):
+@dataclass(frozen=True)
+class Evaluated:
     """An evaluation's figures. rows: all of them."""
 
     rows: list[Row]
 
-    def table(self, name: str) -> str:
-        """The table for the terminal, of a run of this name."""
+    def sections(self, name: str) -> list[Section]:
+        """The tables for the terminal, of a run of this name."""
+        return depth_table({name: [row.as_dict() for row in self.rows]})
 
     def leave(self, files: EvaluationFiles, config: Config, about: About) -> str:
-        """Write what belongs beside the rows, pictures or a page; a sentence on where that is."""
+        """Write what belongs beside the rows, pictures or a report; a sentence on where that is."""
+        draw_evaluation(files, config, about.name)
+        return f"pictures in {files.folder / 'plots'}, rows in {files.folder / 'eval'}"
 
 
 class Domain:

@@ -9,27 +9,23 @@ from torch import Tensor
 from looped.config import Config
 from looped.data.batch import Batch
 from looped.data.labelled import LabelledData
-from looped.domains.base import About, Domain, Options, Own
+from looped.domains.base import About, Domain, Evaluated, Options, Own
 from looped.evaluation.accuracy import classify
-from looped.evaluation.report import depth_table, draw_evaluation
-from looped.evaluation.rows import Keep, Row
+from looped.evaluation.rows import Keep
 from looped.evaluation.store import EvaluationFiles
 from looped.inference.rollout import answer
 from looped.objectives.base import Objective
 
 
 @dataclass(frozen=True)
-class ClassifyEvaluated:
-    """The accuracy of a classifier by depth; `right[depth]`: which held-out images are named rightly."""
+class ClassifyEvaluated(Evaluated):
+    """The accuracy of a classifier by depth, which one picture shows; `right[depth]`: which held-out images are named
+    rightly."""
 
-    rows: list[Row]
     right: dict[int, Bool[Tensor, "num"]]
 
-    def table(self, name: str) -> str:
-        return depth_table({name: [row.as_dict() for row in self.rows]})
-
     def leave(self, files: EvaluationFiles, config: Config, about: About) -> str:
-        draw_evaluation(files, config, about.name)
+        super().leave(files, config, about)
         return f"picture in {files.folder / 'plots'}, rows in {files.folder / 'eval'}"
 
 

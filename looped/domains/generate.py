@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,31 +11,23 @@ from torch import Tensor
 
 from looped.config import Config
 from looped.data.labelled import LabelledData, SoughtImages
-from looped.domains.base import About, Domain, Options, Own, Request
+from looped.domains.base import Domain, Evaluated, Options, Own, Request
 from looped.errors import UserError
 from looped.evaluation.image_features import pixel_features
 from looped.evaluation.image_quality import evaluate_images, heldout_errors, training_levels
 from looped.evaluation.image_samples import grid_of_classes, write_picture
-from looped.evaluation.report import depth_table, draw_evaluation, level_table
-from looped.evaluation.rows import Keep, Row
-from looped.evaluation.store import EvaluationFiles
+from looped.evaluation.rows import Keep
 from looped.inference.rollout import rollout_of
 from looped.objectives.base import Objective
+from looped.reports.runs import level_table
+from looped.reports.sections import Section
 
 
-@dataclass(frozen=True)
-class GenerateEvaluated:
+class GenerateEvaluated(Evaluated):
     """The losses and distances of a run that makes images."""
 
-    rows: list[Row]
-
-    def table(self, name: str) -> str:
-        rows = [row.as_dict() for row in self.rows]
-        return f"{level_table(rows)}\n\n{depth_table({name: rows})}"
-
-    def leave(self, files: EvaluationFiles, config: Config, about: About) -> str:
-        draw_evaluation(files, config, about.name)
-        return f"pictures in {files.folder / 'plots'}, rows in {files.folder / 'eval'}"
+    def sections(self, name: str) -> list[Section]:
+        return [level_table([row.as_dict() for row in self.rows]), *super().sections(name)]
 
 
 class Generate(Domain):

@@ -4,47 +4,89 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
 from looped.config import Config
 from looped.data.batch import Batch
 from looped.data.opening import open_data
 from looped.data.problems import TaskData
-from looped.domains.base import About, Domain, Inputs, Options, Own
-from looped.evaluation.depth_page import RunFacts
-from looped.evaluation.rows import Keep, Row
-from looped.evaluation.solving import one_answer, solved
-from looped.evaluation.store import EvaluationFiles
-from looped.evaluation.task_report import TaskEvaluation, evaluate_task, task_table, write_task_page
+from looped.domains.base import About, Domain, Evaluated, Inputs, Options, Own
+from looped.evaluation.plots_tasks import Trained
+from looped.evaluation.rows import Keep, row_of
+from looped.evaluation.solving import TaskEvaluation, evaluate_task, one_answer, share_cell, solved
+from looped.evaluation.store import EXAMPLES, ROWS, EvaluationFiles, writing_to
+from looped.objectives import trained_depths
 from looped.objectives.base import Objective
+from looped.reports.depth import DepthReport, write_depth_report
+from looped.reports.runs import picture_blocks
+from looped.reports.sections import Prose, Section, Table
 
 
 @dataclass(frozen=True)
-class PuzzlesEvaluated:
-    """The figures of a run that solves problems of `data`."""
+class PuzzlesEvaluated(Evaluated):
+    """The figures of a run that solves problems of `data`.
+
+    runs/<name>/eval/depth.jsonl        one row a figure: {depth, difficulty, metric, mean, ci_low, ci_high, n, ...}
+    runs/<name>/eval/examples.jsonl     which held-out problems are solved, for paired comparisons
+    runs/<name>/report.html, report.md  verdicts (looped.reports.depth); their pictures in plots/, where also
+                                        partition.png is, of which of several blocks has which noise levels
+    """
 
     result: TaskEvaluation
     data: TaskData
     num_parameters: int
 
-    @property
-    def rows(self) -> list[Row]:
-        return self.result.rows
+    def sections(self, name: str) -> list[Section]:
+        """The share of problems solved, a line a difficulty and a column a depth; then the exits."""
+        data, solved = self.data, self.result.solved
+        depths = next(iter(solved.per_example.values()))
+        return [Prose(f"share of problems solved, with 95 % intervals; {data.task.difficulty}, trained from "
+                      f"{data.train.low} to {data.train.high}"),
+                Table([data.task.difficulty, *(f"depth {depth}" for depth in depths)], solved.table()), self._exits()]
 
-    def table(self, name: str) -> str:
-        return task_table(self.result, self.data)
+    def _exits(self) -> Table:
+        figures = {(row.difficulty, row.by, row.metric): row for row in self.result.exits}
+        most = {(row.difficulty, row.depth): row.evaluations for row in self.result.solved.rows}
+        lines = [[str(difficulty), by, f"{row.mean:.1f} of {most[difficulty, row.depth]:.0f}",
+                  f"{row.layer_forwards:,.1f}",
+                  *(share_cell(figures[difficulty, by, name]) for name in ("solved_with_exit", "lost_by_exit"))]
+                 for (difficulty, by, metric), row in figures.items() if metric == "steps_used"]
+        return Table([self.data.task.difficulty, "exit", "mean evaluations", "layer forwards", "solved", "lost"], lines)
 
     def leave(self, files: EvaluationFiles, config: Config, about: About) -> str:
-        write_task_page(files, self.result, self.data, config, self._facts(config, about))
+        """The report of all that was measured of a checkpoint, now and before. Raises UserError."""
+        data = self.data
+        with writing_to(files.folder), files.lock():
+            rows = [row_of(line) for line in files.read(ROWS)]
+            write_depth_report(files.folder, DepthReport(
+                about.name, self._facts(config, about), data.task.difficulty,
+                Trained(trained_depths(config), (data.train.low, data.train.high)),
+                [row for row in rows if row.by is None], _solved(files), [self.result.stability],
+                [row for row in rows if row.by is not None], self.result.example))
+            picture_blocks(files.folder, config)
         return f"{files.folder / 'report.html'} holds all of it, with verdicts; rows in {files.folder / 'eval'}"
 
-    def _facts(self, config: Config, about: About) -> RunFacts:
-        """The head of the page."""
+    def _facts(self, config: Config, about: About) -> dict[str, str]:
+        """The head of the report."""
         stamp, spent = about.stamp, about.spent
-        others = {"parameters": f"{self.num_parameters:,}",
-                  "machine": f"{stamp.get('machine', 'unknown')}, {stamp.get('device', 'unknown')}",
-                  "measured on": about.measured_on}
         task = ", ".join([config.task.name, *(f"{name} {value}" for name, value in config.task.options.items())])
-        return RunFacts(about.name, task, config.objective, stamp.get("seed", config.seed), about.step,
-                        spent["layer_forwards"], spent["tokens"], spent["seconds"], others)
+        return {"task": task, "rule": config.objective, "seed": str(stamp.get("seed", config.seed)),
+                "step": f"{about.step:,}",
+                "training": f"{spent['layer_forwards']:,.0f} layer forwards, {spent['tokens']:,} tokens, "
+                            f"{spent['seconds']:,.0f} seconds",
+                "parameters": f"{self.num_parameters:,}",
+                "machine": f"{stamp.get('machine', 'unknown')}, {stamp.get('device', 'unknown')}",
+                "measured on": about.measured_on}
+
+
+def _solved(files: EvaluationFiles) -> dict[int, dict[int, Bool[Tensor, "num"]]]:
+    """Difficulty -> depth -> which problems were solved, ascending."""
+    found: dict[int, dict[int, Tensor]] = {}
+    for line in sorted(files.read(EXAMPLES), key=lambda line: (line["difficulty"], line["depth"])):
+        found.setdefault(line["difficulty"], {})[line["depth"]] = torch.tensor(line["values"]) > 0
+    return found
 
 
 class Puzzles(Domain):
@@ -89,5 +131,5 @@ class Puzzles(Domain):
 
     def evaluate(self, objective: Objective, data: TaskData, config: Config, depths: Sequence[int], options: Options, *,
                  keep: Keep) -> PuzzlesEvaluated:
-        result = evaluate_task(objective, data, config, depths, options.difficulties, options.exits, keep=keep)
-        return PuzzlesEvaluated(result, data, sum(p.numel() for p in objective.parameters()))
+        result = evaluate_task(objective, data, config, depths, options, keep=keep)
+        return PuzzlesEvaluated(result.rows, result, data, sum(p.numel() for p in objective.parameters()))

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,44 +12,37 @@ from torch import Tensor
 from looped.config import Config
 from looped.data.heldout import MeasuredText
 from looped.data.opening import vocab_size_of
-from looped.domains.base import About, Domain, Inputs, Options, Own, Request, micro_batches
+from looped.domains.base import About, Domain, Evaluated, Inputs, Options, Own, Request, micro_batches
 from looped.errors import UserError
-from looped.evaluation.depth import Evaluation, evaluate_run, evaluate_samples
+from looped.evaluation.depth import evaluate_run, evaluate_samples
 from looped.evaluation.likelihood import main_losses
 from looped.evaluation.probes import Probes, probe, probe_table
-from looped.evaluation.report import depth_table, draw_evaluation
-from looped.evaluation.rows import Keep, Row
+from looped.evaluation.rows import Keep
 from looped.evaluation.store import PROBES, EvaluationFiles
 from looped.inference.generate import generate
 from looped.inference.texts import Ending, as_lists
 from looped.objectives.base import Objective
+from looped.reports.sections import Prose, Section
 from looped.rng import generator
 
 
 @dataclass(frozen=True)
-class TextEvaluated:
+class TextEvaluated(Evaluated):
     """The sweep and samples of a run on text, and its probes if they were asked for."""
 
-    result: Evaluation
     probes: Probes | None = None
-    rows: list[Row] = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "rows", self.result.rows + (self.probes.rows if self.probes is not None else []))
-
-    def table(self, name: str) -> str:
-        text = depth_table({name: [row.as_dict() for row in self.result.rows]})
+    def sections(self, name: str) -> list[Section]:
         if self.probes is None:
-            return text
+            return super().sections(name)
         said = "\n".join(self.probes.sentences) or "nothing is out of order"
-        return f"{text}\n\nprobes:\n{probe_table(self.probes.rows)}\n\n{said}"
+        return [*super().sections(name), Prose(f"probes:\n{probe_table(self.probes.rows)}"), Prose(said)]
 
     def leave(self, files: EvaluationFiles, config: Config, about: About) -> str:
         if self.probes is not None:
             files.add({PROBES: [*(row.as_dict() for row in self.probes.rows),
                                 *({"verdict": sentence} for sentence in self.probes.sentences)]})
-        draw_evaluation(files, config, about.name)
-        return f"pictures in {files.folder / 'plots'}, rows in {files.folder / 'eval'}"
+        return super().leave(files, config, about)
 
 
 @dataclass(frozen=True)
@@ -131,12 +124,12 @@ class Text(Domain):
                  options: Options, *, keep: Keep) -> TextEvaluated:
         result = evaluate_run(objective, data, config, depths, options, keep=keep)
         if not options.probes and options.twin is None:
-            return TextEvaluated(result)
+            return TextEvaluated(result.rows)
         by_depth = result.per_example["nats_per_token"]
         tokens = data.heldout.sequences(len(next(iter(by_depth.values()))), config.data.length)
         tokens = tokens.to(next(objective.parameters()).device)
-        return TextEvaluated(result, probe(objective, tokens, by_depth, vocab_size=data.vocab_size, twin=options.twin,
-                                           seed=config.seed))
+        found = probe(objective, tokens, by_depth, vocab_size=data.vocab_size, twin=options.twin, seed=config.seed)
+        return TextEvaluated(result.rows + found.rows, found)
 
     def generate(self, run: Any, request: Request) -> Iterator[str]:
         """All prompts in one batch."""

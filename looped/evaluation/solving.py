@@ -1,7 +1,7 @@
 """Solving held-out problems at any depth and difficulty, with and without exits, and scoring the answers: as rows."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,9 @@ from looped.config import Config
 from looped.data.problems import TaskData
 from looped.data.task import Cells, Problem, Task, next_token
 from looped.evaluation.depth import peak_bytes
+from looped.evaluation.options import Options
 from looped.evaluation.rows import Keep, Row, example_lines, keep_nothing, summarise
+from looped.evaluation.stability import Stability, stability
 from looped.inference.exits import Exit
 from looped.inference.rollout import answer, at_once
 from looped.objectives.base import Objective, evaluating
@@ -82,21 +84,17 @@ def solved(objective: Objective, data: TaskData, config: Config, depths: Sequenc
 
 
 def exit_rows(objective: Objective, data: TaskData, config: Config, depth: int, difficulties: Sequence[int],
-              exits: Sequence[Exit], *, keep: Keep = keep_nothing) -> list[Row]:
+              exits: Sequence[Exit]) -> Iterator[list[Row]]:
     """With each exit, of at most `depth` steps: the share solved (`solved_with_exit`), the mean steps (`steps_used`),
     and what leaving early costs (`lost_by_exit`: share solved by all the steps less that with the exit, paired)."""
-    rows = []
     for difficulty in difficulties:
         full = score(objective, data, config, difficulty, (depth,))[depth]
         for rule in exits:
             left = score(objective, data, config, difficulty, (depth,), exit=rule)[depth]
             fields = {"depth": depth, "difficulty": difficulty, "by": rule.name}
-            part = [summarise("solved_with_exit", left.right.double(), **fields, **left.cost),
-                    summarise("steps_used", left.used, **fields, **left.cost),
-                    summarise("lost_by_exit", full.right.double() - left.right.double(), **fields)]
-            keep(part)
-            rows += part
-    return rows
+            yield [summarise("solved_with_exit", left.right.double(), **fields, **left.cost),
+                   summarise("steps_used", left.used, **fields, **left.cost),
+                   summarise("lost_by_exit", full.right.double() - left.right.double(), **fields)]
 
 
 def best_depth(right: Mapping[int, Bool[Tensor, "num"]]) -> tuple[int, float]:
@@ -151,3 +149,46 @@ def one_answer(objective: Objective, data: TaskData, config: Config, depth: int,
     if len(cells) < len(problem):  # from left to right, where the first cell is given and its successor asked
         cells = np.concatenate([problem.targets[:1], cells])
     return problem, np.where(problem.scored, cells, problem.inputs)
+
+
+@dataclass(frozen=True)
+class Example:
+    """An answer (L,) to show, as long as its problem; the cells that are not sought are ignored."""
+
+    task: Task
+    problem: Problem
+    answer: Cells
+    difficulty: int
+    depth: int
+
+
+@dataclass(frozen=True)
+class TaskEvaluation:
+    """All figures of a run that solves problems."""
+
+    solved: Solved
+    exits: list[Row]
+    stability: Stability
+    example: Example
+
+    @property
+    def rows(self) -> list[Row]:
+        return self.solved.rows + self.exits
+
+
+def evaluate_task(objective: Objective, data: TaskData, config: Config, depths: Sequence[int], options: Options, *,
+                  keep: Keep = keep_nothing) -> TaskEvaluation:
+    """Held-out problems of each difficulty (those of the config, else the task's own) at each depth; and with each
+    exit, of at most the deepest; how it comes to rest there, at the level that is nearest to the hardest trained.
+    `keep` is given each part that is finished. Raises UserError for levels there are not, and exits that the run
+    cannot take."""
+    levels = tuple(sorted(options.difficulties or config.evaluation.difficulties or data.task.tested))
+    found = solved(objective, data, config, depths, levels, keep=keep)
+    exits: list[Row] = []
+    for part in exit_rows(objective, data, config, max(depths), levels, options.exits):
+        keep(part)
+        exits += part
+    level = min(levels, key=lambda each: (abs(each - data.train.high), each))
+    depth, _ = found.best(level)
+    example = Example(data.task, *one_answer(objective, data, config, depth, level), level, depth)
+    return TaskEvaluation(found, exits, stability(objective, data, config, max(depths), level), example)

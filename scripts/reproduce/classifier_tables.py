@@ -27,7 +27,7 @@ from looped.compare.cells import mean_cell
 from looped.config import load_config
 from looped.config.arms import parse_arms
 from looped.errors import UserError
-from looped.evaluation.report import markdown_table
+from looped.reports.markdown import markdown_table
 
 BASE = Path(__file__).resolve().parents[2] / "configs" / "digits-denoise.yaml"
 """What the settings below are changes to."""

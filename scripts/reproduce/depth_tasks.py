@@ -25,7 +25,7 @@ from looped.config import load_config
 from looped.config.arms import Arm, parse_arm
 from looped.data.problems import prepare_task
 from looped.errors import UserError
-from looped.evaluation.report import markdown_table
+from looped.reports.markdown import markdown_table
 
 BASE = Path(__file__).resolve().parents[2] / "configs" / "sudoku4-denoise.yaml"
 """What the settings below are changes to."""

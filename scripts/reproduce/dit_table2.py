@@ -31,7 +31,7 @@ from looped.config.arms import Arm
 from looped.evaluation.image_distances import distances
 from looped.evaluation.image_features import Features, classifier_features
 from looped.evaluation.image_quality import evaluate_images
-from looped.evaluation.report import markdown_table
+from looped.reports.markdown import markdown_table
 from looped.training.checkpoint import write_text
 from looped.training.monitor import costs_of, read_metrics
 from looped.training.runs import load_run

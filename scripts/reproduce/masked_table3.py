@@ -23,7 +23,7 @@ from comparison import compare_command, parser_of, read_rows, run_script
 from looped.compare.cells import mean_cell
 from looped.compare.summary import spread
 from looped.errors import UserError
-from looped.evaluation.report import markdown_table
+from looped.reports.markdown import markdown_table
 
 BASE = Path(__file__).resolve().parents[2] / "configs" / "stdlib-masked.yaml"
 TABLE = "masked_table3.md"

@@ -18,7 +18,7 @@ from comparison import flag_words, parser_of, run_script
 
 from looped.compare.cells import mean_cell
 from looped.compare.summary import spread
-from looped.evaluation.report import markdown_table
+from looped.reports.markdown import markdown_table
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 STAND_IN_SEED = 1000

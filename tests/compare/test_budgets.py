@@ -56,7 +56,8 @@ def test_budgets_are_the_most_that_every_run_of_every_arm_has_spent(arms, made_u
 
 
 def test_the_table_is_what_the_straight_lines_give_by_hand(arms):
-    header, lines = equal_table(arms)
+    table = equal_table(arms)
+    header, lines = table.header, table.lines
     assert header == ["arm", "after 4 seconds", "after 40 tokens", "after 400 layer forwards"]
     assert lines == [["denoise", "2.500 ± 0.707", LATER, LATER], ["full", *["3.500 ± 0.707"] * 3]]
     third = at_equal(arms)[3].as_dict()
@@ -68,7 +69,7 @@ def test_seeds_that_were_measured_later_are_counted_in_the_cell(made_up):
     runs = [made_up("ar", 0, [3.0], [(1, 5.0), (3, 3.0)]), made_up("ar", 1, [3.0], [(3, 4.0), (6, 3.0)]),
             made_up("denoise", 0, [3.0], [(1, 9.0), (2, 8.0)])]
     arms = summarise_texts(runs)
-    assert equal_table(arms)[1][0][1:] == [f"4.000 (1 of 2 seeds, the others {LATER})"] * 3
+    assert equal_table(arms).lines[0][1:] == [f"4.000 (1 of 2 seeds, the others {LATER})"] * 3
     rows = [each.as_dict() for each in at_equal(arms)]
     assert (rows[0]["num"], rows[0]["mean"]) == (1, 4)
     assert math.isnan(rows[0]["sd"])  # which the report leaves out of its rows

@@ -7,7 +7,7 @@ from statistics import fmean
 import pytest
 import torch
 import yaml
-from page_checks import check_alone
+from page_checks import check_alone, first_table
 
 from looped.cli import main
 from looped.compare.budgets import equal_table
@@ -58,8 +58,7 @@ def rows_of(out):
 
 
 def test_the_table_is_what_the_runs_own_files_give_by_hand(done):
-    header, _, *lines = [[cell.strip() for cell in line.strip("|").split("|")]
-                         for line in (done / "compare.md").read_text().split("\n\n")[0].splitlines()]
+    header, *lines = first_table((done / "compare.md").read_text())
     assert header[:5] == ["arm", "trained depth", "best depth", "deepest", "against small"]
     shares = {}
     for line, trained in zip(lines, ("2", "3"), strict=True):
@@ -159,7 +158,8 @@ def arms():
 def test_the_best_depth_is_of_one_half_and_figures_of_the_other(arms):
     plan = make_plan(load_config(None), "full,denoise", unit="seconds", amount=1, num_seeds=2, depths=[1, 8],
                      out=Path("out"))
-    header, lines = share_table(arms, plan)
+    table = share_table(arms, plan)
+    header, lines = table.header, table.lines
     assert header[:5] == ["arm", "trained depth", "best depth", "deepest", "against full"]
     assert lines[0][1:4] == ["0.750 ± 0.354 (2)", "0.750 ± 0.354 (2)", "1.000 ± 0.000 (8)"]
     assert lines[1][1:4] == ["0.000 ± 0.000 (1)", "0.000 ± 0.000 (1)", "0.500 ± 0.000 (8)"]
@@ -170,7 +170,8 @@ def test_equal_budgets_and_who_was_there_first_are_of_the_accuracy():
     curves = {"full": [(10, 0.2), (20, 0.6), (40, 0.8)], "denoise": [(10, 0.1), (20, 0.4)]}
     arms = summarise_shares([run(name, seed, {2: [name == "full"] * 16}, curve) for name, curve in curves.items()
                              for seed in range(2)])
-    header, lines = equal_table(arms)
+    table = equal_table(arms)
+    header, lines = table.header, table.lines
     assert header[1:] == ["after 10 seconds", "after 200 tokens", "after 2,000 layer forwards"]
     assert [line[1:] for line in lines] == [["0.600 ± 0.000"] * 3, ["0.400 ± 0.000"] * 3]
     assert [sentence(each) for each in IMAGES.reaches(arms)] == [

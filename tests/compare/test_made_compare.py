@@ -6,7 +6,7 @@ from statistics import fmean
 import pytest
 import torch
 import yaml
-from page_checks import check_alone
+from page_checks import check_alone, first_table
 
 from looped.cli import main
 from looped.compare.made import DISTANCE, LOSS
@@ -40,10 +40,9 @@ def kept(out, arm, seed):
 
 
 def test_the_table_is_what_the_runs_own_files_give_by_hand(done):
-    lines = [[cell.strip() for cell in line.strip("|").split("|")]
-             for line in (done / "compare.md").read_text().split("\n\n")[0].splitlines()]
-    assert lines[0][:5] == ["arm", "loss", "against denoise", "distance, depth 1", "distance, depth 3"]
-    cells = {line[0]: line for line in lines[2:]}
+    header, *lines = first_table((done / "compare.md").read_text())
+    assert header[:5] == ["arm", "loss", "against denoise", "distance, depth 1", "distance, depth 3"]
+    cells = {line[0]: line for line in lines}
     for arm in ("denoise", "two"):
         found = [kept(done, arm, seed) for seed in range(2)]
         assert cells[arm][1].startswith(f"{fmean(fmean(each['loss']) for each in found):.3f} ±")

@@ -1,6 +1,7 @@
 """An arm with a name of its own: the report calls it by that, and says once what it is."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -32,7 +33,7 @@ def test_tables_rows_files_and_the_page_call_it_by_its_name_and_its_settings_sta
     assert [plan.yaml(arm).name for arm in plan.arms] == ["ar.yaml", "bold.yaml"]
     assert [place.run.name for place in plan.places] == ["ar-0", "bold-0"]
     assert said.count(SETTINGS) == 1
-    assert f"The arms:\n\n- bold: `denoise {SETTINGS}`\n\n" in said
+    assert f"## The arms\n\n- bold: denoise {SETTINGS}\n\n" in said
     assert [line.split()[1] for line in said.splitlines() if line.startswith("| ")] == ["arm", "ar", "bold"] * 2
     assert {json.loads(line)["arm"] for line in (plan.out / "compare.jsonl").read_text().splitlines()} == {"ar", "bold"}
     reader, _ = check_alone((plan.out / "report.html").read_text())
@@ -44,6 +45,20 @@ def test_without_names_there_is_no_list_of_arms(reported):
     plan, said = reported(f"ar,denoise {SETTINGS}")
     assert f"| denoise {SETTINGS} |" in said
     assert "The arms" not in said + (plan.out / "report.html").read_text()
+
+
+def test_the_file_holds_what_is_printed_in_the_same_order_and_pictures_that_are_there(reported):
+    plan, said = reported("ar,denoise")
+    text = (plan.out / "compare.md").read_text()
+    parts = iter(text.removesuffix("\n").split("\n\n"))
+    assert all(part in parts for part in said.split("\n\n"))  # uses up what stands before
+    assert [part.split()[0] for part in said.split("\n\n")[2:5]] == ["-", "##", "|"]  # findings, then the table
+    links = re.findall(r"!\[.*\]\((.*)\)", text)
+    assert sorted(links) == ["plots/depth.png", "plots/layer-forwards.png", "plots/seconds.png", "plots/tokens.png"]
+    assert all((plan.out / link).is_file() for link in links)
+    for told in ("![", "looped ", "- versions: "):
+        assert told in text
+        assert told not in said
 
 
 def test_truncated_is_what_others_are_to_reach_under_any_name(made_up):

@@ -7,9 +7,9 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.image import imread
 
+from looped.compare.kinds import TEXT
 from looped.compare.pictures import TALLEST, budget_figures, curves
 from looped.compare.plan import make_plan
-from looped.compare.text_pages import text_figures
 from looped.compare.text_summary import summarise_texts
 from looped.config import load_config
 from looped.evaluation.plots import COLOURS, colours
@@ -37,7 +37,7 @@ def inked(path, colour):
 
 def draw(arms, out):
     budget_figures(arms, out)
-    text_figures(arms, make_plan(load_config(None), "ar", unit="tokens", amount=5, num_seeds=2, depths=None, out=out))
+    TEXT.depths(arms, make_plan(load_config(None), "ar", unit="tokens", amount=5, num_seeds=2, depths=None, out=out))
 
 
 def test_every_arm_is_drawn_in_one_colour_and_nothing_in_another(made_up, tmp_path):

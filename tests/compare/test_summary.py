@@ -9,9 +9,9 @@ import torch
 from looped.compare.curve import crossing
 from looped.compare.plan import make_plan
 from looped.compare.reach import reaches, sentence, sentences
-from looped.compare.summary import spread
+from looped.compare.summary import FOLLOWED, difference, spread
 from looped.compare.text_measure import NEXT_TOKEN
-from looped.compare.text_summary import loss_difference, summarise_texts
+from looped.compare.text_summary import summarise_texts
 from looped.compare.text_table import text_notes, text_table
 from looped.config import load_config
 from looped.evaluation.rows import confidence_interval
@@ -44,18 +44,18 @@ def test_differences_are_paired_by_sequence_and_seed(made_up):
     first = [made_up("ar", seed, (hard + seed).tolist()) for seed in range(2)]
     second = [made_up("denoise", seed, (hard + seed - 0.1 + 0.01 * torch.randn(40, generator=generator)).tolist())
               for seed in (1, 0)]
-    found = loss_difference(second, first)
+    found = difference(second, first, FOLLOWED, FOLLOWED)
     assert found.mean == pytest.approx(-0.1, abs=0.01)
     assert -0.11 < found.ci_low < found.mean < found.ci_high < -0.09
     assert (found.to, found.num_seeds) == ("ar", 2)
-    low, high = confidence_interval(second[0].main)
+    low, high = confidence_interval(second[0].followed)
     assert high - low > 50 * (found.ci_high - found.ci_low)  # what pairing is worth
 
 
 def test_seeds_that_only_one_arm_has_are_left_out_of_differences(made_up):
     first, second = [made_up("ar", 0, [4.0, 5.0])], [made_up("denoise", seed, [3.0 + seed, 4.0]) for seed in range(2)]
-    assert loss_difference(second, first).mean == -1
-    assert loss_difference(second[1:], first) is None
+    assert difference(second, first, FOLLOWED, FOLLOWED).mean == -1
+    assert difference(second[1:], first, FOLLOWED, FOLLOWED) is None
 
 
 def test_reaching_a_loss_is_a_share_of_the_own_seconds_and_of_what_the_other_spent(made_up):
@@ -93,7 +93,8 @@ def test_the_table_has_a_line_an_arm_and_says_what_it_means(made_up):
     plan = make_plan(load_config(None), "ar,denoise", unit="tokens", amount=5, num_seeds=2, depths=None,
                      out=Path("out"))
     arms = summarise_texts([made_up(name, seed, [4.0, 5.0 + seed]) for seed in range(2) for name in ("ar", "denoise")])
-    header, lines = text_table(arms, plan)
+    table = text_table(arms, plan)
+    header, lines = table.header, table.lines
     assert [line[0] for line in lines] == ["ar", "denoise"]
     assert all(len(line) == len(header) for line in lines)
     assert lines[0][header.index("next token")] == "4.750 ± 0.354"

@@ -18,9 +18,10 @@ from looped.evaluation.image_quality import evaluate_images
 from looped.evaluation.judge import Judge, judged_rows
 from looped.evaluation.likelihood import main_losses
 from looped.evaluation.mauve import RunEncoder
+from looped.evaluation.options import Options
 from looped.evaluation.probes import probe
 from looped.evaluation.quality import Twin, matched_quality
-from looped.evaluation.task_report import evaluate_task
+from looped.evaluation.solving import evaluate_task
 from looped.inference.exits import Exit
 from looped.inference.generate import generate
 from looped.models.build import build
@@ -110,7 +111,8 @@ def test_problems_are_solved(objective, unchecked):
     data = prepare_task(config.task)
 
     def work(objective, device):
-        return evaluate_task(objective, data, config, [1, 3], [4], [Exit.parse("kl"), Exit.parse("answer=2")]).rows
+        options = Options(difficulties=[4], exits=[Exit.parse("kl"), Exit.parse("answer=2")])
+        return evaluate_task(objective, data, config, [1, 3], options).rows
 
     same(*everywhere(work, made(config, data.vocab_size)))
 

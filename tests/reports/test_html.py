@@ -7,24 +7,38 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.image import imread
 from page_checks import browse, check_alone, measured
 
-from looped.compare.html import Figure, Page, render
+from looped.reports import html
+from looped.reports.sections import (
+    Beside,
+    Bullets,
+    Facts,
+    Figure,
+    Findings,
+    Folded,
+    Heading,
+    Prose,
+    Table,
+    Verbatim,
+)
 
 EVIL = "<script>alert(1)</script> & \"quoted\" $title ${x} http://example.org </pre>"
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """A page that is full of what could break it."""
+    """A page with a section of every type that is full of what could break it."""
     path = tmp_path_factory.mktemp("page") / "picture.png"
     canvas = Canvas(figsize=(3, 2))
     canvas.add_subplot().plot([1, 2, 3], color="#1b6ca8")
     canvas.savefig(path)
-    picture = Figure(path, f"caption {EVIL}", f"alt {EVIL}")
-    return render(Page(title=f"title {EVIL}", subtitle="sub", command=f"looped compare {EVIL}", findings=[EVIL],
-                       table=(["arm", EVIL], [["ar", EVIL], ["denoise", "1.0"]]),
-                       equal=(["arm"], [["ar"]]), equal_note=EVIL, judged=(["arm"], [["ar"]]), arms={EVIL: EVIL},
-                       curves=[picture] * 3, depths=[picture], notes=[EVIL], samples={f"ar {EVIL}": [(EVIL, EVIL)]},
-                       facts={EVIL: EVIL}))
+    picture, wide = (Figure(path, f"caption {EVIL}", f"alt {EVIL}", is_wide) for is_wide in (False, True))
+    report = [
+        Heading(f"title {EVIL}", level=1), Prose(EVIL), Verbatim(f"looped compare {EVIL}"), Findings([EVIL]),
+        Folded(f"more {EVIL}", [Findings([EVIL]), Folded(EVIL, [Verbatim(EVIL, prompt=EVIL)])], opened=True),
+        Heading(EVIL), Table(["arm", EVIL], [["ar", EVIL], ["denoise", "1.0"]]),
+        Beside([picture, picture, Bullets([EVIL])]), picture, wide, Facts({EVIL: EVIL})]
+    assert {type(section) for section in report} == html.WRITERS.keys() - {Bullets}
+    return html.page(report)
 
 
 def test_a_page_is_alone_and_its_pictures_decode(page):
@@ -41,9 +55,8 @@ def test_a_page_that_is_not_alone_is_noticed(page, bad):
 
 def test_what_the_page_is_given_is_shown_as_it_is(page):
     reader, _ = check_alone(page)
-    assert reader.text.count(EVIL) == 19  # the title twice, four captions, and thirteen other places
-    tags = [tag for tag, _ in reader.tags]
-    assert tags.count("td") == 4 + 1 + 1
+    assert reader.text.count(EVIL) == 20  # the title twice, four captions, and fourteen other places
+    assert [tag for tag, _ in reader.tags].count("td") == 4
     assert [attributes["alt"] for tag, attributes in reader.tags if tag == "img"] == [f"alt {EVIL}"] * 4
 
 
@@ -62,3 +75,23 @@ def test_a_browser_paints_the_page_in_light_and_in_dark(page, tmp_path, chromium
     assert (shot[:40, :8].mean() < 0.3) == dark  # the margin
     blue = (abs(shot - [0x1B / 255, 0x6C / 255, 0xA8 / 255]) < 0.02).all(-1)
     assert blue.sum() > 100  # the line in the picture
+
+
+def test_sections_that_hold_nothing_and_their_headings_leave_nothing():
+    title = Heading("title", level=1)
+    empty = [Heading("gone"), Heading("gone too", level=3), Prose(""), Bullets([]), Findings([]), Table(["gone"], []),
+             Beside([Bullets([])]), Verbatim(""), Facts({}), Folded("gone", [Heading("gone"), Folded("gone", [])])]
+    said = [Heading("kept"), Prose("said")]
+    assert html.page([title, *empty, *said, *empty]) == html.page([title, *said])
+    assert "gone" in html.page([title, *empty, Prose("said")])  # the control: the heading of what is said
+
+
+def test_one_that_stands_beside_nothing_stands_as_if_alone():
+    title, said = Heading("title", level=1), Prose("said")
+    assert html.page([title, Beside([said, Bullets([])])]) == html.page([title, said])
+    assert '<div class="beside">' in html.page([title, Beside([said, said])])
+
+
+def test_a_fold_is_open_where_it_is_said_to_be():
+    folds = [Folded("one", [Prose("1")]), Folded("two", [Prose("2")], opened=True)]
+    assert re.findall("<details.*?>", html.page([Heading("title", level=1), *folds])) == ["<details>", "<details open>"]

@@ -1,10 +1,10 @@
-"""Reports of evaluations: tables in Markdown and pictures, of the rows that `store` keeps.
+"""Reports of evaluated runs: tables and pictures of the rows that `looped.evaluation.store` keeps.
 
     runs/<name>/plots/depth.png      the depth curve; sigma.png the loss by noise level; partition.png which of several
                                      blocks has which levels
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from looped.evaluation.plots import Curve, plot_depth, plot_sigma
 from looped.evaluation.plots_blocks import plot_mask_partition, plot_partition
 from looped.evaluation.store import IDENTITY, ROWS, EvaluationFiles, read_rows, writing_to
 from looped.objectives import trained_depths
+from looped.reports.markdown import markdown
+from looped.reports.sections import Prose, Section, Table
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -80,7 +82,7 @@ def plot_runs(runs: Sequence[Path], out: Path, *, metric: str | None = None) -> 
     place = _place(chosen, measured)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        table = (_draw_depth if place == "depth" else _draw_sigma)(measured, chosen, out)
+        table = markdown((_draw_depth if place == "depth" else _draw_sigma)(measured, chosen, out))
         out.with_suffix(".md").write_text(table + "\n", encoding="utf-8", newline="")
     except (OSError, ValueError) as error:
         raise UserError(f"cannot write {out}: {getattr(error, 'strerror', None) or error}; choose another --out"
@@ -129,19 +131,19 @@ def _place(metric: str, measured: Sequence[Measured]) -> str:
     raise UserError(f"metric '{metric}' is not among the figures by depth{did_you_mean(metric, known)}")
 
 
-def _draw_depth(measured: Sequence[Measured], metric: str, out: Path) -> str:
+def _draw_depth(measured: Sequence[Measured], metric: str, out: Path) -> list[Section]:
     curves = [curve for each in measured for curve in _curves(each, metric)]
     plot_depth(curves, out)
     if metric in (*TABLED, "bits_per_byte"):
         return depth_table({each.label: each.rows for each in measured})
-    return figure_table(metric, {curve.label: curve.rows for curve in curves}, "depth")
+    return [figure_table(metric, {curve.label: curve.rows for curve in curves}, "depth")]
 
 
-def _draw_sigma(measured: Sequence[Measured], metric: str, out: Path) -> str:
+def _draw_sigma(measured: Sequence[Measured], metric: str, out: Path) -> list[Section]:
     rows = {each.label: [row for row in each.rows if row["metric"] == metric] for each in measured}
     rows = {label: each for label, each in rows.items() if each}
     plot_sigma(rows, out)
-    return figure_table(metric, rows, "sigma")
+    return [figure_table(metric, rows, "sigma")]
 
 
 def _curves(measured: Measured, metric: str) -> list[Curve]:
@@ -162,21 +164,21 @@ def _variant(row: Mapping[str, Any], varying: Sequence[str]) -> list[str]:
     return [str(row[name]) if name in ("by", "twin") else f"{name} {row[name]}" for name in varying if name in row]
 
 
-def figure_table(metric: str, curves: Mapping[str, Rows], place: str) -> str:
-    """Markdown: a line a curve, a column for each depth (or sigma, `place`) of one metric."""
+def figure_table(metric: str, curves: Mapping[str, Rows], place: str) -> Table:
+    """A line a curve, a column for each depth (or sigma, `place`) of one metric."""
     columns = sorted({row[place] for rows in curves.values() for row in rows}, reverse=place == "sigma")
     lines = []
     for label, rows in curves.items():
         at = {row[place]: row for row in rows}
         lines.append([label, *(_with_interval(at.get(column, {})) for column in columns)])
-    return markdown_table([metric, *(f"{place} {column:g}" for column in columns)], lines)
+    return Table([metric, *(f"{place} {column:g}" for column in columns)], lines)
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
 
 
-def depth_table(runs: Mapping[str, Rows]) -> str:
-    """Markdown: one line a run and depth, only columns that hold something; below, what has no depth or needs words."""
+def depth_table(runs: Mapping[str, Rows]) -> list[Section]:
+    """One line a run and depth, only columns that hold something; below, what has no depth or needs words."""
     lines, notes = [], []
     for label, rows in runs.items():
         at = {(row["metric"], row.get("depth")): row for row in rows}
@@ -186,8 +188,7 @@ def depth_table(runs: Mapping[str, Rows]) -> str:
                 lines.append({"run": label, "depth": str(depth), **_cells(mine)})
         notes += _notes(label, at)
     header = [name for name in lines[0] if any(line[name] != "-" for line in lines)] if lines else ["run", "depth"]
-    return "\n".join([markdown_table(header, ([line[name] for name in header] for line in lines)),
-                      *("\n" + note for note in notes)])
+    return [Table(header, [[line[name] for name in header] for line in lines]), *map(Prose, notes)]
 
 
 def _cells(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
@@ -259,18 +260,8 @@ def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:,.{digits}f}"
 
 
-def markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A table that reads well as plain text too: the first column to the left, figures to the right."""
-    lines = [list(header), *map(list, lines)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    text = ["| " + " | ".join(cell.ljust(w) if i == 0 else cell.rjust(w)
-                              for i, (cell, w) in enumerate(zip(line, widths, strict=True))) + " |" for line in lines]
-    rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
-    return "\n".join([text[0], rule, *text[1:]])
-
-
-def level_table(rows: Rows) -> str:
-    """Markdown: the held-out loss of a run that makes images, over all levels and of each block, then by level."""
+def level_table(rows: Rows) -> Table:
+    """The held-out loss of a run that makes images, over all levels and of each block, then by level."""
     lines = [[row.get("by", "all"), f"{row['sigma']:.3g}" if "sigma" in row else "as trained", _with_interval(row)]
              for row in rows if row["metric"] in ("heldout_loss", "loss_at_sigma")]
-    return markdown_table(["block", "noise level", "held-out loss"], lines)
+    return Table(["block", "noise level", "held-out loss"], lines)

@@ -1,5 +1,6 @@
 """The depth report is one page that says what was measured, opens without a network, and has its pictures inside."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -11,18 +12,20 @@ from page_checks import check_alone, measured
 from looped.config import load_config
 from looped.data.problems import prepare_task
 from looped.data.task import find_task
-from looped.evaluation.depth_page import DepthReport, Example, RunFacts, write_depth_report
+from looped.evaluation.options import Options
 from looped.evaluation.plots_tasks import Trained, plot_levels, plot_map, plot_problem
 from looped.evaluation.rows import Row, summarise
+from looped.evaluation.solving import Example, evaluate_task
 from looped.evaluation.stability import Stability, stability
-from looped.evaluation.task_report import evaluate_task
 from looped.inference.exits import Exit
 from looped.models.build import build
 from looped.objectives import build_objective
+from looped.reports.depth import DepthReport, write_depth_report
 
 EVIL = "<script>alert(1)</script> & \"quoted\" $title ${x} http://example.org </pre>"
 DEPTHS = (1, 2, 4, 8, 16, 32, 64)
 BEST = {6: 0.99, 8: 0.96, 10: 0.9, 11: 0.0}
+FACTS = {"task": "sudoku 4 x 4", "rule": "denoise", "step": "2,000", "training": "640,000 tokens"}
 TRAINED = Trained(depths=(4, 12), difficulties=(10, 10))
 
 
@@ -39,9 +42,8 @@ def made_up(**changes) -> DepthReport:
             for level, by_depth in right.items() for depth, each in by_depth.items() for metric in ("solved", "cells")]
     task = find_task("sudoku")
     problem = task.problem(0, 0, 10, heldout=True)
-    run = RunFacts("night", "sudoku 4 x 4", "denoise", 3, 2000, 1.5e6, 640_000, 311.0, {"device": "cpu"})
-    return replace(DepthReport(run, "empty cells", TRAINED, rows, right, stability=[at_rest(10)], exits=exits(),
-                               example=Example(task, problem, problem.targets, 10, 16)), **changes)
+    return replace(DepthReport("night", FACTS, "empty cells", TRAINED, rows, right, stability=[at_rest(10)],
+                               exits=exits(), example=Example(task, problem, problem.targets, 10, 16)), **changes)
 
 
 def at_rest(level) -> Stability:
@@ -59,13 +61,18 @@ def exits() -> list[Row]:
 
 
 def written(folder, report) -> str:
-    write_depth_report(folder / "report.html", report)
+    write_depth_report(folder, report)
     return (folder / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
-    return written(tmp_path_factory.mktemp("page"), made_up())
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("page")
+
+
+@pytest.fixture(scope="module")
+def page(folder):
+    return written(folder, made_up())
 
 
 def test_the_page_is_alone_and_has_all_pictures(page):
@@ -74,15 +81,22 @@ def test_the_page_is_alone_and_has_all_pictures(page):
 
 
 @pytest.mark.parametrize("said", [
-    "night: sudoku 4 x 4 over depth and difficulty", "1,500,000 layer forwards, 640,000 tokens, 311 seconds",
+    "night: sudoku 4 x 4 over depth and difficulty", "denoise after 2,000 steps", "640,000 tokens",
     "trained at empty cells 10 and depth 4 to 12, solved at empty cells 6 to 11",
     "empty cells 11: never: 0.00 solved at its best depth 1, which cannot be told from chance",
     "empty cells 10 (trained): improves: rises from 0.", "which is right", "9.4 of 64", "0.900", "shrink",
     "each is 0.06 of the one before", "95 % of the gain by", "flat: the means lie within 0.000",
 ])
-def test_the_page_says_what_was_measured(page, said):
+def test_the_page_and_the_markdown_say_what_was_measured(page, folder, said):
     reader, _ = check_alone(page)
     assert said in reader.text
+    assert said in (folder / "report.md").read_text()
+
+
+def test_the_markdown_links_to_the_pictures_beside_it(page, folder):
+    links = re.findall(r"!\[.*\]\((.*)\)", (folder / "report.md").read_text())
+    assert links == ["plots/map.png", "plots/levels.png", "plots/rest.png", "plots/problem.png"]
+    assert all((folder / link).is_file() for link in links)
 
 
 def test_what_was_not_measured_has_no_section(tmp_path, page):
@@ -97,7 +111,7 @@ def test_what_was_not_measured_has_no_section(tmp_path, page):
 def test_one_depth_has_no_change_to_draw(tmp_path):
     """A solve of one step comes to no rest: the section is there without its picture."""
     still = replace(at_rest(10), rows=[row for row in at_rest(10).rows if row.depth is None])
-    write_depth_report(tmp_path / "report.html", made_up(stability=[still]))
+    write_depth_report(tmp_path, made_up(stability=[still]))
     assert "Coming to rest" in (tmp_path / "report.html").read_text()
     assert not (tmp_path / "plots" / "rest.png").exists()
 
@@ -109,8 +123,8 @@ def test_answers_by_step_decide_whether_a_curve_cycles(tmp_path):
 
 
 def test_words_are_shown_as_they_are(tmp_path):
-    run = replace(made_up().run, name=EVIL, task=EVIL, others={EVIL: EVIL})
-    reader, _ = check_alone(written(tmp_path, made_up(run=run, difficulty=EVIL, exits=[
+    facts = FACTS | {"task": EVIL, EVIL: EVIL}
+    reader, _ = check_alone(written(tmp_path, made_up(name=EVIL, facts=facts, difficulty=EVIL, exits=[
         replace(row, by=f"{EVIL}=1") for row in exits()])))
     assert reader.text.count(EVIL) > 10
 
@@ -130,7 +144,7 @@ def test_a_real_run_fills_the_page(tmp_path, objective):
         "evaluation.num_problems": 4, "evaluation.batch_size": 4})
     data = prepare_task(config.task)
     run = build_objective(config, build(config, data.vocab_size))
-    result = evaluate_task(run, data, config, [1, 2, 4], [3, 5], [Exit.parse("kl=0.1")])
+    result = evaluate_task(run, data, config, [1, 2, 4], Options(difficulties=[3, 5], exits=[Exit.parse("kl=0.1")]))
     text = written(tmp_path, made_up(
         difficulty=data.task.difficulty, rows=result.solved.rows, per_example=result.solved.per_example,
         exits=result.exits, stability=[stability(run, data, config, 4, level) for level in (3, 5)], example=None))

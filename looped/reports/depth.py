@@ -1,45 +1,28 @@
-"""The depth report of a run that solves problems: one page that holds all of it and opens without a network.
+"""The depth report of a run that solves problems, as a page and as Markdown.
 
-    write_depth_report(run / "report.html", DepthReport(...))
+    write_depth_report(run, DepthReport(...))     run/report.html, run/report.md, and their pictures in run/plots
 
 `DepthReport` is what has been measured; verdicts, fits, tables and pictures are made of it here.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from string import Template
 
-import numpy as np
 from jaxtyping import Bool
 from torch import Tensor
 
-from looped.data.task import Problem, Task
-from looped.evaluation.html import Figure, beside, bullets, document, escape, facts, figure, table
 from looped.evaluation.plots_tasks import Trained, plot_levels, plot_map, plot_problem, plot_rest
 from looped.evaluation.rows import Row
 from looped.evaluation.saturation import fit_saturation
+from looped.evaluation.solving import Example
 from looped.evaluation.stability import Stability
 from looped.evaluation.verdicts import CYCLING, HELD, LOST, SOLVED, Verdict, verdict
-
-BODY = Template("""<h1>$title</h1>
-<p class="soft">$subtitle</p>
-$run
-<h2>What depth does</h2>
-$verdicts
-$pictures
-<h2>Share of problems solved</h2>
-$solved
-$cells
-<h2>Verdicts</h2>
-$compared
-$rules
-<h2>Saturation</h2>
-$saturation
-$stability
-$exits
-$example""")
+from looped.reports.html import page
+from looped.reports.markdown import markdown
+from looped.reports.sections import Beside, Bullets, Facts, Figure, Findings, Folded, Heading, Prose, Section, Table
+from looped.storage import write_text
 
 RULES = (
     "The first of these that holds is the verdict. Losses and gains are paired over problems and count where their 95 "
@@ -58,42 +41,17 @@ REST = ("Medians over problems. Contraction is the size of a change over that of
 
 
 @dataclass(frozen=True)
-class RunFacts:
-    """What the run is, and what its training cost; `layer_forwards`, `tokens` and `seconds` are totals."""
-
-    name: str
-    task: str
-    rule: str
-    seed: int
-    step: int
-    layer_forwards: float
-    tokens: int
-    seconds: float
-    others: Mapping[str, str]
-    """Further names and values: device, versions, commit."""
-
-
-@dataclass(frozen=True)
-class Example:
-    """An answer (L,) to show, as long as its problem; the cells that are not sought are ignored."""
-
-    task: Task
-    problem: Problem
-    answer: np.ndarray
-    difficulty: int
-    depth: int
-
-
-@dataclass(frozen=True)
 class DepthReport:
-    """What the page is made of. Results as `looped.evaluation.solving` gives them: `rows` with metrics `solved` and
+    """What the report is made of. Results as `looped.evaluation.solving` gives them: `rows` with metrics `solved` and
     `cells` at every difficulty and depth, `per_example[difficulty][depth]`, and the rows of `exit_rows`.
 
-    difficulty: what the number counts, in words. stability: at most one a difficulty; its answers by step also decide
-    whether the verdict is `cycles`.
+    name: the run's. facts: what the run is and what its training cost, `task`, `rule` and `step` among it. difficulty:
+    what the number counts, in words. stability: at most one a difficulty; its answers by step also decide whether the
+    verdict is `cycles`.
     """
 
-    run: RunFacts
+    name: str
+    facts: Mapping[str, str]
     difficulty: str
     trained: Trained
     rows: Sequence[Row]
@@ -119,38 +77,37 @@ class DepthReport:
         return self.trained.difficulties[0] <= level <= self.trained.difficulties[1]
 
 
-def write_depth_report(path: Path, report: DepthReport, *, plots: Path | None = None) -> None:
-    """Write the page, and its pictures into `plots` (the folder of that name beside the page). Raises OSError."""
-    plots = path.parent / "plots" if plots is None else plots
-    plots.mkdir(parents=True, exist_ok=True)
-    path.write_text(render(report, plots), encoding="utf-8", newline="")
+def write_depth_report(folder: Path, report: DepthReport) -> None:
+    """Write the report into a folder. Raises OSError."""
+    (folder / "plots").mkdir(parents=True, exist_ok=True)
+    found = sections(report, folder / "plots")
+    write_text(folder / "report.html", page(found))
+    write_text(folder / "report.md", markdown(found, folder) + "\n")
 
 
-def render(report: DepthReport, plots: Path) -> str:
-    """The page; its pictures are drawn into a folder that exists."""
-    run, levels = report.run, list(report.shares)
-    title = f"{run.name}: {run.task} over depth and difficulty"
-    subtitle = (f"{run.rule} after {run.step:,} steps; trained at {report.difficulty} "
-                f"{_span(report.trained.difficulties)} and depth {_span(report.trained.depths)}, solved at "
-                f"{report.difficulty} {_span((levels[0], levels[-1]))}.")
-    return document(title, BODY.substitute(
-        title=escape(title), subtitle=escape(subtitle), run=facts(_facts(run)),
-        verdicts=bullets([f"{_level(report, level)} {found.sentence}." for level, found in report.verdicts.items()],
-                         'class="findings"'),
-        pictures=beside(_pictures(report, plots)), solved=table(*_by_depth(report, "solved")),
-        cells=_folded("Share of sought cells that are as in the reference", table(*_by_depth(report, "cells"))),
-        compared=table(*_compared(report)), rules=_folded("The rules that decide", bullets(RULES, 'class="soft"')),
-        saturation=table(*_saturation(report)) + _note(FIT), stability=_stability(report, plots),
-        exits=_exits(report), example=_example(report, plots)))
+def sections(report: DepthReport, plots: Path) -> list[Section]:
+    """The report; its pictures are drawn into a folder that exists."""
+    facts, levels = report.facts, list(report.shares)
+    return [
+        Heading(f"{report.name}: {facts['task']} over depth and difficulty", level=1),
+        Prose(f"{facts['rule']} after {facts['step']} steps; trained at {report.difficulty} "
+              f"{_span(report.trained.difficulties)} and depth {_span(report.trained.depths)}, solved at "
+              f"{report.difficulty} {_span((levels[0], levels[-1]))}."),
+        Facts(facts),
+        Heading("What depth does"),
+        Findings([f"{_level(report, level)} {found.sentence}." for level, found in report.verdicts.items()]),
+        Beside(_pictures(report, plots)),
+        Heading("Share of problems solved"), _by_depth(report, "solved"),
+        Folded("Share of sought cells that are as in the reference", [_by_depth(report, "cells")]),
+        Heading("Verdicts"), _compared(report), Folded("The rules that decide", [Bullets(RULES)]),
+        Heading("Saturation"), _saturation(report), Prose(FIT),
+        Heading("Coming to rest, and path independence"), *_stability(report, plots),
+        Heading("Stopping early"), _exits(report),
+        Heading("A problem"), *_example(report, plots),
+    ]
 
 
 # ---- text ------------------------------------------------------------------------------------------------------------
-
-
-def _facts(run: RunFacts) -> dict[str, str]:
-    cost = f"{run.layer_forwards:,.0f} layer forwards, {run.tokens:,} tokens, {run.seconds:,.0f} seconds"
-    return {"task": run.task, "rule": run.rule, "seed": str(run.seed), "step": f"{run.step:,}", "training": cost,
-            **run.others}
 
 
 def _span(ends: tuple[int, int]) -> str:
@@ -161,24 +118,13 @@ def _level(report: DepthReport, level: int) -> str:
     return f"{report.difficulty} {level}{' (trained)' if report.is_trained(level) else ''}:"
 
 
-def _note(text: str) -> str:
-    return f'\n<p class="soft">{escape(text)}</p>'
-
-
-def _folded(heading: str, markup: str) -> str:
-    return f"<details><summary>{escape(heading)}</summary>\n{markup}\n</details>"
-
-
 def _share(row: Row | None) -> str:
     return "-" if row is None else f"{row.mean:.3f} [{row.ci_low:.2f}, {row.ci_high:.2f}]"
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
 
-Lines = tuple[list[str], list[list[str]]]
-
-
-def _by_depth(report: DepthReport, metric: str) -> Lines:
+def _by_depth(report: DepthReport, metric: str) -> Table:
     """A line a difficulty, a column a depth; the last line is what a problem costs there."""
     at = {(row.difficulty, row.depth): row for row in report.rows if row.metric == metric}
     depths = sorted({depth for _, depth in at})
@@ -186,31 +132,31 @@ def _by_depth(report: DepthReport, metric: str) -> Lines:
     cost = {row.depth: row.layer_forwards for row in at.values() if row.layer_forwards is not None}
     if cost:
         lines.append(["layer forwards", *(f"{cost[depth]:,.0f}" if depth in cost else "-" for depth in depths)])
-    return [report.difficulty, *(f"depth {depth}" for depth in depths)], lines
+    return Table([report.difficulty, *(f"depth {depth}" for depth in depths)], lines)
 
 
-def _compared(report: DepthReport) -> Lines:
+def _compared(report: DepthReport) -> Table:
     header = [report.difficulty, "trained", "verdict", "best depth", "solved there", "deepest", "solved there",
               "from the best", "from the trained depth"]
-    return header, [
+    return Table(header, [
         [str(level), "yes" if report.is_trained(level) else "no", found.name, str(found.best),
          f"{report.shares[level][found.best]:.3f}", str(found.deepest), f"{report.shares[level][found.deepest]:.3f}",
          *(f"{change.mean:+.3f} [{change.low:+.2f}, {change.high:+.2f}]"
-           for change in (found.from_best, found.from_trained))] for level, found in report.verdicts.items()]
+           for change in (found.from_best, found.from_trained))] for level, found in report.verdicts.items()])
 
 
-def _saturation(report: DepthReport) -> Lines:
+def _saturation(report: DepthReport) -> Table:
     lines = []
     for level, means in report.shares.items():
         fit, said = fit_saturation(means, per_example=report.per_example[level])
         lines.append([str(level), *(["-"] * 4 if fit is None else [
             f"{fit.q_inf:.3f}", f"{fit.rate:.3g}", f"{fit.depth_95:.1f}", f"{fit.residual:.3f}"]), said])
-    return [report.difficulty, "q_inf", "rate", "95 % of the gain by depth", "residual",
-            "the curve, or why there is no fit"], lines
+    return Table([report.difficulty, "q_inf", "rate", "95 % of the gain by depth", "residual",
+                  "the curve, or why there is no fit"], lines)
 
 
-def _exits(report: DepthReport) -> str:
-    """A line a difficulty and exit; nothing without exits."""
+def _exits(report: DepthReport) -> Table:
+    """A line a difficulty and exit."""
     at = {(row.difficulty, row.by, row.metric): row for row in report.exits}
     most = {(row.difficulty, row.depth): row.evaluations for row in report.rows if row.evaluations is not None}
     lines = []
@@ -225,7 +171,7 @@ def _exits(report: DepthReport) -> str:
                       f"{left.mean + lost.mean:.3f}", f"{lost.mean:+.3f} [{lost.ci_low:+.2f}, {lost.ci_high:+.2f}]"])
     header = [report.difficulty, "exit", "threshold", "mean evaluations", "layer forwards", "solved",
               "solved by all steps", "lost, paired"]
-    return "<h2>Stopping early</h2>\n" + table(header, lines) if lines else ""
+    return Table(header, lines)
 
 
 # ---- pictures --------------------------------------------------------------------------------------------------------
@@ -243,33 +189,31 @@ def _pictures(report: DepthReport, plots: Path) -> list[Figure]:
 
 def _spoken(report: DepthReport) -> str:
     """The map in words: from where to where each difficulty goes."""
-    ends: Iterable[str] = (f"{level}: {shares[min(shares)]:.2f} at depth {min(shares)}, {shares[max(shares)]:.2f} at "
-                           f"{max(shares)}" for level, shares in report.shares.items())
+    ends = (f"{level}: {shares[min(shares)]:.2f} at depth {min(shares)}, {shares[max(shares)]:.2f} at {max(shares)}"
+            for level, shares in report.shares.items())
     return f"Map of the share solved. {report.difficulty} " + "; ".join(ends)
 
 
-def _stability(report: DepthReport, plots: Path) -> str:
+def _stability(report: DepthReport, plots: Path) -> list[Section]:
     """How solves come to rest, and what another start changes; nothing where it was not measured."""
     if not report.stability:
-        return ""
+        return []
     header = [report.difficulty, "steps", "last change", "contraction, second half", "same answer from another start",
               "cosine", "relative distance"]
-    said = bullets([f"{_level(report, solve.difficulty)} {solve.sentence}." for solve in report.stability],
-                   'class="soft"')
-    return "\n".join([
-        "<h2>Coming to rest, and path independence</h2>", table(header, [_rest(solve) for solve in report.stability]),
-        _note(REST), '<div class="beside">', *_rest_figure(report, plots), f"<div>{said}</div>", "</div>"])
+    said = [f"{_level(report, solve.difficulty)} {solve.sentence}." for solve in report.stability]
+    return [Table(header, [_rest(solve) for solve in report.stability]), Prose(REST),
+            Beside([*_rest_figure(report, plots), Bullets(said)])]
 
 
-def _rest_figure(report: DepthReport, plots: Path) -> list[str]:
+def _rest_figure(report: DepthReport, plots: Path) -> list[Section]:
     """The changes from step to step; nothing where one step is all there is."""
     if not any(solve.by_step("latent_change") for solve in report.stability):
         return []
     plot_rest(report.stability, plots / "rest.png", difficulty=report.difficulty)
     latent = report.stability[0].latent
-    return [figure(Figure(
-        plots / "rest.png", f"How much the {latent} still changes at each step, as a share of its norm: medians over "
-                            f"problems, with their 95 % bands.", f"Change of the {latent} by step"))]
+    return [Figure(plots / "rest.png", f"How much the {latent} still changes at each step, as a share of its norm: "
+                                       f"medians over problems, with their 95 % bands.",
+                   f"Change of the {latent} by step")]
 
 
 def _rest(solve: Stability) -> list[str]:
@@ -280,14 +224,14 @@ def _rest(solve: Stability) -> list[str]:
             "-" if distance is None else f"{distance.mean:.2g}"]
 
 
-def _example(report: DepthReport, plots: Path) -> str:
+def _example(report: DepthReport, plots: Path) -> list[Section]:
     """A problem and the answer to it; nothing without one."""
     shown = report.example
     if shown is None:
-        return ""
+        return []
     plot_problem(shown.task, shown.problem, shown.answer, plots / "problem.png")
     right = "right" if shown.task.solved_by(shown.problem, shown.answer) else "wrong"
-    return '<h2>A problem</h2>\n<div class="small">' + figure(Figure(
+    return [Figure(
         plots / "problem.png", f"A held-out problem, {report.difficulty} {shown.difficulty}, and the answer after "
         f"{shown.depth} steps, which is {right}: what was sought is blue, wrong cells are framed in red.",
-        f"A problem, {report.difficulty} {shown.difficulty}, and a {right} answer")) + "</div>"
+        f"A problem, {report.difficulty} {shown.difficulty}, and a {right} answer")]

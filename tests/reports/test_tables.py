@@ -1,6 +1,7 @@
 """The table of a depth sweep holds what was measured and no empty column; what needs words is said below it."""
 
-from looped.evaluation.report import depth_table
+from looped.reports.markdown import markdown
+from looped.reports.runs import depth_table
 
 
 def row(metric, mean, depth=None, **fields):
@@ -15,21 +16,26 @@ MATCHED = [row("twin_judged_nats", 3.3, 1, by="runs/judge"), row("twin_distinct_
            row("unmatched_distinct_2", 0.6, 4, temperature=2.0, by="runs/twin")]
 
 
+def table_of(rows):
+    """As it is printed."""
+    return markdown(depth_table({"a": rows}))
+
+
 def cells(table):
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line[:1] == "|"]
 
 
 def test_columns_without_a_figure_are_left_out():
-    header, _, *lines = cells(depth_table({"a": LIKELIHOOD}))
+    header, _, *lines = cells(table_of(LIKELIHOOD))
     assert header == ["run", "depth", "nats a token"]
     assert lines == [["a", "1", "3.000 [2.000, 4.000]"], ["a", "4", "2.500 [1.500, 3.500]"]]
-    header, _, first, second = cells(depth_table({"a": [*LIKELIHOOD, *JUDGED]}))
+    header, _, first, second = cells(table_of([*LIKELIHOOD, *JUDGED]))
     assert header[-1] == "judged"
     assert (first[-1], second[-1]) == ("3.400", "-")
 
 
 def test_what_could_not_be_matched_is_said():
-    text = depth_table({"a": [*LIKELIHOOD, *JUDGED, *MATCHED]})
+    text = table_of([*LIKELIHOOD, *JUDGED, *MATCHED])
     _, _, first, second = cells(text)
     assert (first[-1], second[-1]) == ("+2.0 % [1.0, 3.0] at 0.90", "out of reach")
     assert "out of reach: at depth 4 a comes no nearer to that distinct-2 than 0.600, at temperature 2.00" in text
@@ -37,11 +43,11 @@ def test_what_could_not_be_matched_is_said():
 
 def test_a_depth_of_the_twin_alone_is_no_line_of_the_run():
     twin = [row("twin_judged_nats", 3.3, 9, by="runs/judge"), row("twin_distinct_2", 0.8, 9, by="runs/twin")]
-    assert len(cells(depth_table({"a": [*LIKELIHOOD, *twin]}))) == 4
+    assert len(cells(table_of([*LIKELIHOOD, *twin]))) == 4
 
 
 def test_few_samples_are_said_to_be_few_and_mauve_is_never_without_its_encoder():
-    few, many = (depth_table({"a": [*LIKELIHOOD, row("mauve", 0.9, 1, by="gpt2-large") | {"n": n}]}) for n in (8, 5000))
+    few, many = (table_of([*LIKELIHOOD, row("mauve", 0.9, 1, by="gpt2-large") | {"n": n}]) for n in (8, 5000))
     assert "gpt2-large" in few
     assert "gpt2-large" in many
     assert "too few" in few

@@ -7,8 +7,8 @@ import pytest
 from looped.cli import main
 from looped.config import dump_config, load_config
 from looped.errors import UserError
-from looped.evaluation import report
-from looped.evaluation.report import plot_runs
+from looped.reports import runs
+from looped.reports.runs import plot_runs
 
 TASK = {"task.name": "prefix-sums", "denoise.context": "inject"}
 IMAGES = {"images.source": "digits", "model.patch_size": 4, "denoise.context": "inject"}
@@ -39,13 +39,13 @@ def run_of(folder, rows, settings):
 @pytest.fixture
 def drawn(monkeypatch):
     """The curves of each picture that is drawn, as {label: [(depth, mean), ...]}."""
-    found, draw = [], report.plot_depth
+    found, draw = [], runs.plot_depth
 
     def watched(curves, path):
         found.append({curve.label: [(each["depth"], each["mean"]) for each in curve.rows] for curve in curves})
         draw(curves, path)
 
-    monkeypatch.setattr(report, "plot_depth", watched)
+    monkeypatch.setattr(runs, "plot_depth", watched)
     return found
 
 
