@@ -33,9 +33,8 @@ class OwnMeasurer(ShareMeasurer):
 
 def own_measurer(config: Config) -> type[Measurer]:
     """The measurer of a config's domain."""
-    domain = domain_of(config)
-    gauge = Gauge(domain.metric, domain.metric, "", domain.metric, higher_is_better=True, worst=0.0,
-                  examples=domain.examples, is_share=True)
+    metric, examples = config.kind.metric, domain_of(config).examples
+    gauge = Gauge(metric, metric, "", metric, higher_is_better=True, worst=0.0, examples=examples, is_share=True)
     measured = type("OwnMeasured", (ShareMeasured,), {"gauge": gauge})
     return type("OwnMeasurer", (OwnMeasurer,), {"measured": measured})
 

@@ -29,9 +29,9 @@ class Kind:
     by, as `task.name sudoku`. reads: settings that some kinds read and this one does. sees_all: every row sees every
     other; because: why, in a sentence. drops_context: a model can be asked without what it is given, as guidance does;
     hidden: the setting that hides that in training, and what it hides. writes_blocks: tokens can be sought by blocks.
-    settles_cells: what is sought has cells that settle one after another. names_classes: of images. model: the
-    dotted path of its class. like: the kind whose rules are also for this one. check: refuses configs that do not go
-    with it."""
+    settles_cells: what is sought has cells that settle one after another. names_classes: of images. model: the dotted
+    path of its class. like: the kind whose rules are also for this one. metric: the figure by depth that evaluations
+    are about. check: refuses configs that do not go with it."""
 
     name: str
     noun: str
@@ -46,6 +46,7 @@ class Kind:
     names_classes: bool = False
     model: str = "looped.models.language.LanguageModel"
     like: str = ""
+    metric: str = "accuracy"
     check: Callable[[Any], None] = nothing
 
 
@@ -65,19 +66,20 @@ IN_AN_IMAGE = "in an image all rows see each other"
 TEXT = Kind("text", "text", lambda config: "text (no task.name, no images.source)",
             (*(f"data.{name}" for name in DataConfig.model_fields), "evaluation.num_sequences",
              "evaluation.sample_length", "evaluation.prompt_length", "evaluation.num_samples"),
-            lambda config: False, writes_blocks=True)
+            lambda config: False, writes_blocks=True, metric="nats_per_token")
 PUZZLES = Kind("puzzles", "a task", lambda config: f"task.name {config.task.name}",
                (*(f"task.{name}" for name in ("options", "difficulty", "layout", "window")), "evaluation.difficulties",
                 "evaluation.num_problems", *ANSWERED),
                lambda config: config.task.layout == "full",
-               because="under task.layout full all cells are sought together", settles_cells=True)
+               because="under task.layout full all cells are sought together", settles_cells=True, metric="solved")
 CLASSIFY = Kind("classify", "images", lambda config: f"images.source {config.images.source}",
                 (*READ_OF_IMAGES, "evaluation.num_samples", *ANSWERED), lambda config: True, because=IN_AN_IMAGE,
                 drops_context=True, names_classes=True, model="looped.models.vision.ImageClassifier")
 GENERATE = Kind("generate", "images", lambda config: f"images.source {config.images.source}",
                 (*READ_OF_IMAGES, "evaluation.num_samples", *ANSWERED), lambda config: True, because=IN_AN_IMAGE,
                 drops_context=True, hidden=("images.label_dropout", "its class"),
-                model="looped.models.image_denoiser.ImageDenoiser", check=_check_generator)
+                model="looped.models.image_denoiser.ImageDenoiser", check=_check_generator,
+                metric="frechet_distance")
 
 KINDS = {kind.name: replace(kind, like=kind.name) for kind in (TEXT, PUZZLES, CLASSIFY, GENERATE)}
 

@@ -89,8 +89,8 @@ class Domain:
     name: str
     kind: Kind
     """Of one's own: the settings it reads, its model, the rules that are for it."""
-    metric, examples = "accuracy", "examples"
-    """Of one's own: the share that comparisons are about, in rows and metrics.jsonl; and what it is a share of."""
+    examples = "examples"
+    """Of one's own: the noun of what is held out; `kind.metric` is the share of them that is right."""
     flags: frozenset[str] = frozenset()
     """The options of `looped eval` that mean something here."""
     unit = " nats"

@@ -23,9 +23,7 @@ from looped.reports.sections import Prose, Section, Table
 Rows = Sequence[Mapping[str, Any]]
 
 TABLED = ("nats_per_token", "accuracy", "frechet_distance")
-"""The figure that an evaluation is about: of text, of images that are named, or of images that are made."""
-MAIN = (*TABLED, "solved")
-"""The same, and that of problems."""
+"""Figures whose table has columns of its own."""
 BY_LEVEL = ("nats_at_sigma", "loss_at_sigma")
 """Figures by noise level."""
 VARIANTS = ("difficulty", "by", "twin", "trajectories")
@@ -36,8 +34,8 @@ def draw_evaluation(files: EvaluationFiles, config: Config, name: str) -> None:
     """The pictures of all that was measured of a checkpoint. Raises UserError."""
     rows, plots = files.read(ROWS), files.folder / "plots"
     with writing_to(files.folder), files.lock():
-        main = next(metric for metric in TABLED if any(row["metric"] == metric for row in rows))
-        plot_depth(_curves(Measured(name, name, rows, trained_depths(config)), main), plots / "depth.png")
+        measured = Measured(name, name, rows, trained_depths(config), config.kind.metric)
+        plot_depth(_curves(measured, measured.main), plots / "depth.png")
         if any("sigma" in row for row in rows):
             plot_sigma({name: [row for row in rows if row["metric"] in BY_LEVEL]}, plots / "sigma.png")
         picture_blocks(files.folder, config)
@@ -62,12 +60,13 @@ def picture_blocks(run: Path, config: Config) -> None:
 @dataclass(frozen=True)
 class Measured:
     """One evaluation of a run: `rows` of one checkpoint and the same settings, the depths that the run was trained at.
-    `label` tells it from all others, `run` from other runs."""
+    `label` tells it from all others, `run` from other runs. `main`: the figure that it is about."""
 
     label: str
     run: str
     rows: Rows
     trained: tuple[int, int]
+    main: str
 
 
 def plot_runs(runs: Sequence[Path], out: Path, *, metric: str | None = None) -> str:
@@ -95,12 +94,12 @@ def _evaluations(run: Path, runs: Sequence[Path]) -> Iterator[Measured]:
     apart: dict[tuple, list] = {}
     for row in read_rows(run):
         apart.setdefault(tuple(row.get(name) for name in IDENTITY), []).append(row)
-    trained, name = trained_depths(load_config(run / "config.yaml")), _label(run, runs)
+    config, name = load_config(run / "config.yaml"), _label(run, runs)
     several = [len(set(values)) > 1 for values in zip(*apart, strict=True)]
     for (step, changed, data, of), rows in apart.items():
         parts = (f"step {step}", changed or "settings of training", f"on {data or 'its own data'}", of or str(run))
         said = [name, *(part for part, differs in zip(parts, several, strict=True) if differs)]
-        yield Measured(", ".join(said), name, rows, trained)
+        yield Measured(", ".join(said), name, rows, trained_depths(config), config.kind.metric)
 
 
 def _label(run: Path, runs: Sequence[Path]) -> str:
@@ -110,11 +109,10 @@ def _label(run: Path, runs: Sequence[Path]) -> str:
 
 def _main_metric(measured: Sequence[Measured]) -> str:
     """The figure that all of the runs are about. Raises UserError where there is none."""
-    about = {each.run: next((metric for metric in MAIN if any(row["metric"] == metric for row in each.rows)), None)
-             for each in measured}
-    if len(set(about.values())) > 1 or None in about.values():
+    about = {each.run: each.main for each in measured}
+    if len(set(about.values())) > 1:
         raise UserError("the runs have no figure in common that they are about ("
-                        + ", ".join(f"{run}: {metric or 'none'}" for run, metric in about.items())
+                        + ", ".join(f"{run}: {metric}" for run, metric in about.items())
                         + "); choose one with --metric")
     return next(iter(about.values()))
 
@@ -187,6 +185,10 @@ def depth_table(runs: Mapping[str, Rows]) -> list[Section]:
             if not mine.keys().isdisjoint(TABLED):
                 lines.append({"run": label, "depth": str(depth), **_cells(mine)})
         notes += _notes(label, at)
+    if not lines:  # a figure of one's own
+        metrics = dict.fromkeys(row["metric"] for rows in runs.values() for row in rows if "depth" in row)
+        return [figure_table(metric, {label: [row for row in rows if row["metric"] == metric and "depth" in row]
+                                      for label, rows in runs.items()}, "depth") for metric in metrics]
     header = [name for name in lines[0] if any(line[name] != "-" for line in lines)] if lines else ["run", "depth"]
     return [Table(header, [[line[name] for name in header] for line in lines]), *map(Prose, notes)]
 
