@@ -30,7 +30,7 @@ _PUBLIC = {
     "LanguageModel": "looped.models.language",
     "build": "looped.models.build",
     "build_objective": "looped.objectives",
-    "count": "looped.objectives.counts",
+    "count": "looped.cost.counts",
     "sample_depths": "looped.objectives.depth",
     "StepRandom": "looped.rng",
     "train": "looped.training.trainer",

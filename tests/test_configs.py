@@ -49,7 +49,7 @@ def test_a_config_takes_an_optimiser_step(path, hundred_classes):
     small = {"data.length": 16, "evaluation.prompt_length": 4, "recurrence.mean": 2}
     config = load_config(path, small | (hundred_classes if path.stem == "vit-release" else {}))
     picture = None
-    if config.is_task or config.is_images:
+    if config.kind.name != "text":
         data = open_data(config)
         vocab_size, picture, rows = data.vocab_size, data.picture, data.train.batch(0, batch_size=2, seed=0)
     else:

@@ -58,7 +58,7 @@ def _describe_run(path: Path) -> None:
           f"step {run.step} of {run.config.training.budget} {run.config.training.budget_unit}")
     if run.config.blocks.num > 1:
         alone = run.config.blocks.alone
-        here = ", of which a solver step runs one" * run.config.denoises
+        here = ", of which a solver step runs one" * run.config.rule.independent
         print(f"a core of {run.config.blocks.num} blocks of {', '.join(map(str, run.config.block_layers))} layers"
               + (here if alone is None else f", of which block {alone} alone is here"))
     print(f"started {stamp.get('created')} by {' '.join(map(str, stamp.get('argv', [])))}")

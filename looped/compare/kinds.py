@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from looped.compare.image_measure import ImageMeasurer, check_images
 from looped.compare.made import MadeMeasurer, made_notes, made_table
 from looped.compare.measure import Measured, Measurer
+from looped.compare.own_measure import own_measurer, own_notes
 from looped.compare.pictures import over_depths
 from looped.compare.plan import Plan
 from looped.compare.reach import Reach, reaches, with_reverse
@@ -18,6 +19,7 @@ from looped.compare.text_measure import TextMeasurer
 from looped.compare.text_summary import summarise_texts
 from looped.compare.text_table import text_notes, text_samples, text_table
 from looped.config import Config
+from looped.domains import domain_of
 from looped.reports.sections import Section, Table
 
 Arms = Sequence[ArmSummary]
@@ -52,5 +54,8 @@ KINDS = {"text": TEXT, "puzzles": TASK, "classify": IMAGES, "generate": MADE}
 
 
 def kind_of(config: Config) -> Kind:
-    """By what the config trains on."""
+    """By what the config trains on; of a kind of data of one's own, from its domain."""
+    if config.domain.name is not None:
+        return replace(IMAGES, held_out=domain_of(config).examples, check=lambda plan: None,
+                       measurer=own_measurer(config), notes=own_notes)
     return KINDS[config.kind.name]

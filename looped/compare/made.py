@@ -13,7 +13,7 @@ from torch import Tensor
 from looped.compare.cells import closing_notes, cost_cells, difference_cell, mean_cell, over_seeds
 from looped.compare.curve import Gauge
 from looped.compare.image_measure import OfImages
-from looped.compare.measure import MeanMeasured
+from looped.compare.measure import Common, MeanMeasured
 from looped.compare.plan import Place, Plan
 from looped.compare.summary import MeanSummary
 from looped.evaluation.image_features import pixel_features
@@ -53,8 +53,8 @@ class MadeMeasurer(OfImages):
         found = evaluate_images(run.objective, data, run.config, self.depths(place), pixel_features())
         return {"rows": [row.as_dict() for row in found.rows], "loss": found.per_example["heldout_loss"][1].tolist()}
 
-    def made(self, found: Mapping[str, Any], **common) -> MadeMeasured:
-        return MadeMeasured(loss=torch.tensor(found["loss"], dtype=torch.float64), **common)
+    def made(self, found: Mapping[str, Any], common: Common) -> MadeMeasured:
+        return MadeMeasured(*common, loss=torch.tensor(found["loss"], dtype=torch.float64))
 
 
 def made_table(arms: Sequence[MeanSummary], plan: Plan) -> Table:

@@ -21,6 +21,8 @@ from looped.training.monitor import costs_of, read_metrics
 from looped.training.runs import Run, load_run
 
 FILE = "eval/compare.json"
+Common = tuple[Place, list[dict[str, Any]], dict[str, float], list[dict[str, Any]]]
+"""The fields of every `Measured`: place, rows, costs, curve."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,8 @@ class Measurer(ABC):
             (place.run / "eval").mkdir(exist_ok=True)
             write_text(place.run / FILE, json.dumps(found))
         lines = read_metrics(place.run)
-        return self.made(found, place=place, rows=found["rows"], costs=costs_of(lines),
-                         curve=[line for line in lines if line["kind"] == "heldout"])
+        return self.made(found, (place, found["rows"], costs_of(lines),
+                                 [line for line in lines if line["kind"] == "heldout"]))
 
     def inputs(self, place: Place) -> dict[str, Any]:
         """All that an evaluation depends on, as JSON holds it; the device changes no more than rounding."""
@@ -85,7 +87,7 @@ class Measurer(ABC):
         """Everything of `keys`, as JSON holds it."""
 
     @abstractmethod
-    def made(self, found: Mapping[str, Any], **common) -> Measured:
+    def made(self, found: Mapping[str, Any], common: Common) -> Measured:
         """The run, of what `evaluate` gave."""
 
     def load(self, place: Place) -> Run:

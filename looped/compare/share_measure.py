@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from looped.compare.measure import Measured, Measurer
+from looped.compare.measure import Common, Measured, Measurer
 from looped.evaluation.rows import Row
 
 CHOOSING, REPORTED = slice(0, None, 2), slice(1, None, 2)
@@ -48,11 +48,11 @@ class ShareMeasurer(Measurer):
     keys = frozenset({"right"})
     measured: ClassVar[type[ShareMeasured]]
 
-    def made(self, found: Mapping[str, Any], **common) -> ShareMeasured:
+    def made(self, found: Mapping[str, Any], common: Common) -> ShareMeasured:
         right = {json.loads(difficulty): {int(depth): torch.tensor(each, dtype=torch.float64)
                                           for depth, each in by_depth.items()}
                  for difficulty, by_depth in found["right"].items()}
-        return self.measured(right=right, **common)
+        return self.measured(*common, right=right)
 
 
 def as_json(rows: Sequence[Row], right: Mapping[int | None, Mapping[int, Bool[Tensor, "num"]]]) -> dict[str, Any]:

@@ -10,14 +10,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from looped.compare.curve import Gauge
-from looped.compare.measure import MeanMeasured, Measurer, step_of
+from looped.compare.measure import Common, MeanMeasured, Measurer, step_of
 from looped.compare.plan import AGAIN, Place, Plan
 from looped.data.text import TextData
 from looped.devices import CPU, Placement
 from looped.evaluation.depth import evaluate_depth, evaluate_samples
 from looped.evaluation.judge import Judge
 from looped.evaluation.plots import AXES
-from looped.evaluation.quality import Quality, matched_quality
+from looped.evaluation.quality import Quality, Twin, matched_quality
 from looped.inference.texts import as_lists
 from looped.training.runs import Run
 
@@ -60,10 +60,10 @@ class TextMeasurer(Measurer):
         super().__init__(plan, finished, placement)
         self.text: TextData | None = None
 
-    def made(self, found: Mapping[str, Any], **common) -> TextMeasured:
+    def made(self, found: Mapping[str, Any], common: Common) -> TextMeasured:
         losses = {metric: {int(depth): torch.tensor(values, dtype=torch.float64) for depth, values in by_depth.items()}
                   for metric, by_depth in found["losses"].items()}
-        return TextMeasured(losses=losses, samples=found["samples"], **common)
+        return TextMeasured(*common, losses=losses, samples=found["samples"])
 
     def twin_of(self, place: Place) -> Place | None:
         """The autoregressive run of the same seed, whose samples this one's are held against."""
@@ -112,7 +112,6 @@ class TextMeasurer(Measurer):
         if twin is None or judge is None:
             return Quality()
         reader = self.load(judge)
-        return matched_quality(run.objective, self.load(twin).objective, prompts=prompts, depths=place.text_depths,
-                               judge=Judge(judge.name, reader.objective, 1, reader.tokenizer.json()),
-                               num_tokens=run.config.evaluation.sample_length, seed=place.seed, twin_name=twin.name,
-                               texts=texts)
+        return matched_quality(run.objective, Twin(twin.name, self.load(twin).objective, 1),
+                               Judge(judge.name, reader.objective, 1, reader.tokenizer.json()), prompts, texts,
+                               {"num_tokens": run.config.evaluation.sample_length, "seed": place.seed})

@@ -7,6 +7,7 @@ from dataclasses import replace
 from looped.compare.cells import closing_notes, cost_cells, difference_cell, mean_cell, over_seeds
 from looped.compare.plan import Plan
 from looped.compare.text_summary import TextSummary
+from looped.config.reads import not_read_under
 from looped.reports.sections import Folded, Heading, Section, Table, Verbatim
 
 TWIN = "ar"
@@ -77,7 +78,8 @@ def text_notes(arms: Sequence[TextSummary], plan: Plan) -> list[str]:
         f"distinct-2: the share of different pairs among all pairs of neighbouring tokens in the samples, at the mean "
         f"trained depth (a denoiser with {means} solver steps, ar with one).",
     ]
-    blocks = {config.denoise.block_size for config in configs if config.denoises} - {1}
+    blocks = {config.denoise.block_size for config in configs
+              if not not_read_under(config, "denoise.block_size")} - {1}
     if blocks:
         sizes = " or ".join(map(str, sorted(blocks)))
         found.append(f"Where a denoiser writes blocks of {sizes} tokens, all tokens of a block are noisy together: at "

@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from looped.config.base import Count, Section
 from looped.config.blocks import BlocksConfig
-from looped.config.data import DataConfig, TaskConfig
+from looped.config.data import DataConfig, DomainConfig, TaskConfig
 from looped.config.denoise import DenoiseConfig, noise_preset
 from looped.config.images import ImageConfig
 from looped.config.kinds import Kind, kind_of
@@ -46,6 +46,7 @@ class Config(Section):
     noprop: NoPropConfig = NoPropConfig()
     forward_forward: ForwardForwardConfig = ForwardForwardConfig()
     task: TaskConfig = TaskConfig()
+    domain: DomainConfig = DomainConfig()
     images: ImageConfig = ImageConfig()
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
@@ -60,9 +61,10 @@ class Config(Section):
         if self.denoise.target.tied and self.denoise.target.dim not in (None, self.model.width):
             raise ValueError(f"denoise.target.tied needs denoise.target.dim = model.width; leave denoise.target.dim "
                              f"out, or set it to {self.model.width}")
-        if self.task.name is not None and self.images.source is not None:
-            raise ValueError(f"task.name {self.task.name} and images.source {self.images.source} are both set; keep "
-                             f"one of them")
+        named = [f"{name} {self.value(name)}" for name in ("task.name", "images.source", "domain.name")
+                 if self.value(name) is not None]
+        if len(named) > 1:
+            raise ValueError(f"{' and '.join(named)} are {'both' if len(named) == 2 else 'all'} set; keep one of them")
         self.rule.check(self)
         if self.denoise.block_size > 1 and self.model.injection == "none":
             raise ValueError("denoise.block_size above 1 needs an injection, which tells the core where in its block "
@@ -85,41 +87,6 @@ class Config(Section):
     def kind(self) -> Kind:
         """The kind of data that is trained on."""
         return kind_of(self)
-
-    @property
-    def is_task(self) -> bool:
-        """Whether problems of a task are trained, not text."""
-        return self.task.name is not None
-
-    @property
-    def denoises(self) -> bool:
-        """Whether the model is a denoiser, whose depth is that of a solver."""
-        return self.rule.rollout == "solver"
-
-    @property
-    def is_images(self) -> bool:
-        """True where images are trained on: their classes, or they themselves."""
-        return self.images.source is not None
-
-    @property
-    def generates(self) -> bool:
-        """True where images are made, not named."""
-        return self.images.goal == "generate"
-
-    @property
-    def is_noprop(self) -> bool:
-        """Whether the embedding of an image's class is denoised, block by block or at any time."""
-        return any(name.startswith("noprop") for name in self.rule.reads)
-
-    @property
-    def has_levels(self) -> bool:
-        """Whether the core is told a noise level, or a time."""
-        return self.rule.told == "denoise.cond_width"
-
-    @property
-    def one_block_a_step(self) -> bool:
-        """Whether an optimiser step trains one of several blocks of the core."""
-        return self.rule.takes_turns(self)
 
     @property
     def sees_all(self) -> bool:

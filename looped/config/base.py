@@ -1,8 +1,11 @@
 """What every group of settings is made of: a frozen section, and the ranges that numbers may have."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from looped.errors import did_you_mean
 
 MAX_DEPTH = 100_000
 """Beyond what any run is for; a typing error such as 1e9 should not fill the memory."""
@@ -13,6 +16,16 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+def named_or_path(names: Sequence[str]) -> AfterValidator:
+    """A check of a text: one of some names, or the dotted path of a class or function of one's own."""
+    def check(value: str) -> str:
+        if value not in names and "." not in value:
+            raise ValueError(f"'{value}' is unknown{did_you_mean(value, names)}; or give the dotted path of one's own")
+        return value
+
+    return AfterValidator(check)
 
 
 class Section(BaseModel):

@@ -29,6 +29,14 @@ class TaskConfig(Section):
         return self
 
 
+class DomainConfig(Section):
+    """A kind of data of one's own."""
+
+    name: str | None = Field(None, description="dotted path of a subclass of looped.domains.Domain, whose data are "
+                                               "trained on in place of text, a task or images")
+    options: dict[str, Any] = Field({}, description="options of that kind of data")
+
+
 class DataConfig(Section):
     """Text and tokenizer. With neither `path` nor `dataset`: the Python standard library of this interpreter."""
 

@@ -4,8 +4,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from looped.config.base import Depth, Finite, Fraction, NonNegative, Positive, Section
+from looped.config.base import Depth, Finite, Fraction, NonNegative, Positive, Section, named_or_path
 from looped.errors import did_you_mean
+
+SOLVERS = ("euler", "heun", "dpmpp-2m", "ancestral", "restart")
 
 NOISE_PRESETS: dict[str, dict[str, Any]] = {
     # Shing et al. (DiffusionBlocks), section 4: the EDM settings of Karras et al. 2022, table 1.
@@ -95,8 +97,9 @@ class DenoiseConfig(Section):
     cond_width: int = Field(128, ge=2, description="width of the noise-level embedding")
     bridge: Literal["soft", "hard", "top-k", "sampled"] = Field("sampled", description="from logits to embeddings")
     bridge_top_k: Depth = Field(8, description="rows kept by the top-k bridge")
-    solver: Literal["euler", "heun", "dpmpp-2m", "ancestral", "restart"] = Field(
-        "ancestral", description="default solver; with the sampled bridge its steps are exact for an exact denoiser")
+    solver: Annotated[str, named_or_path(SOLVERS)] = Field(
+        "ancestral", description=f"default solver: {', '.join(SOLVERS)}, or the dotted path of one's own; with the "
+                                 f"sampled bridge the steps of ancestral are exact for an exact denoiser")
     restart_level: Positive | None = Field(
         None, description="level that the restart solver comes back to; null: the geometric middle")
     start: Literal["noise", "zero"] = Field(
@@ -142,6 +145,9 @@ def check_layout(config: Any) -> None:
     if full and denoise.context != "inject":
         raise ValueError(f"denoise.context {denoise.context} is for rows that see earlier ones alone, and "
                          f"{kind.because}; set denoise.context to inject")
+    if denoise.context != "inject" and config.model.core is not None:
+        raise ValueError(f"denoise.context {denoise.context} shows clean rows to noisy ones in every layer, and "
+                         f"model.core {config.model.core} has no such layers; set denoise.context to inject")
     if denoise.context_dropout and not kind.drops_context:
         raise ValueError(f"denoise.context_dropout {denoise.context_dropout} leaves out what is known of an image; set "
                          f"images.source, or denoise.context_dropout to 0")

@@ -1,14 +1,18 @@
 """The kinds of data, as far as settings have to know them: which settings each reads, and what goes with it.
 
-A config is of one kind (`Config.kind`): text, unless `task.name` or `images.source` says otherwise.
+A config is of one kind (`Config.kind`): text, unless `task.name`, `images.source` or `domain.name` says otherwise. A
+kind of one's own is the `kind` of a subclass of `looped.domains.Domain`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from looped.config.data import DataConfig
 from looped.config.images import GENERATOR_NEEDS, ImageConfig
+from looped.dotted import class_at
+from looped.errors import UserError
 
 READ_OF_IMAGES = ("model.patch_size", *(f"images.{name}" for name in ImageConfig.model_fields if name != "source"))
 ANSWERED = ("recurrence.damping", "evaluation.trajectories", "evaluation.choose")
@@ -25,8 +29,9 @@ class Kind:
     by, as `task.name sudoku`. reads: settings that some kinds read and this one does. sees_all: every row sees every
     other; because: why, in a sentence. drops_context: a model can be asked without what it is given, as guidance does;
     hidden: the setting that hides that in training, and what it hides. writes_blocks: tokens can be sought by blocks.
-    settles_cells: what is sought has cells that settle one after another. check: refuses configs that do not go with
-    it."""
+    settles_cells: what is sought has cells that settle one after another. names_classes: of images. model: the
+    dotted path of its class. like: the kind whose rules are also for this one. check: refuses configs that do not go
+    with it."""
 
     name: str
     noun: str
@@ -38,6 +43,9 @@ class Kind:
     hidden: tuple[str, str] = ("denoise.context_dropout", "the image")
     writes_blocks: bool = False
     settles_cells: bool = False
+    names_classes: bool = False
+    model: str = "looped.models.language.LanguageModel"
+    like: str = ""
     check: Callable[[Any], None] = nothing
 
 
@@ -65,18 +73,31 @@ PUZZLES = Kind("puzzles", "a task", lambda config: f"task.name {config.task.name
                because="under task.layout full all cells are sought together", settles_cells=True)
 CLASSIFY = Kind("classify", "images", lambda config: f"images.source {config.images.source}",
                 (*READ_OF_IMAGES, "evaluation.num_samples", *ANSWERED), lambda config: True, because=IN_AN_IMAGE,
-                drops_context=True)
+                drops_context=True, names_classes=True, model="looped.models.vision.ImageClassifier")
 GENERATE = Kind("generate", "images", lambda config: f"images.source {config.images.source}",
                 (*READ_OF_IMAGES, "evaluation.num_samples", *ANSWERED), lambda config: True, because=IN_AN_IMAGE,
-                drops_context=True, hidden=("images.label_dropout", "its class"), check=_check_generator)
+                drops_context=True, hidden=("images.label_dropout", "its class"),
+                model="looped.models.image_denoiser.ImageDenoiser", check=_check_generator)
 
-KINDS = {kind.name: kind for kind in (TEXT, PUZZLES, CLASSIFY, GENERATE)}
+KINDS = {kind.name: replace(kind, like=kind.name) for kind in (TEXT, PUZZLES, CLASSIFY, GENERATE)}
 
 
 def kind_of(config: Any) -> Kind:
-    """The kind of a config."""
+    """The kind of a config. Raises UserError for a dotted path that leads to none."""
+    if config.domain.name is not None:
+        return own_kind(config.domain.name)
     if config.images.goal == GENERATE.name:
-        return GENERATE
+        return KINDS["generate"]
     if config.images.source is not None:
-        return CLASSIFY
-    return PUZZLES if config.task.name is not None else TEXT
+        return KINDS["classify"]
+    return KINDS["text" if config.task.name is None else "puzzles"]
+
+
+@lru_cache
+def own_kind(path: str) -> Kind:
+    """The kind of the domain at a dotted path. Raises UserError."""
+    kind = getattr(class_at(path, "domain.name"), "kind", None)
+    if not isinstance(kind, Kind):
+        raise UserError(f"domain.name {path} has no kind; give the dotted path of a subclass of looped.domains.Domain "
+                        f"whose `kind` is a looped.config.kinds.Kind")
+    return replace(kind, like=kind.like or kind.name, reads=(*kind.reads, "domain.options"))

@@ -20,7 +20,7 @@ class MaskedConfig(Section):
 
 def check_masked(config: Any) -> None:
     """Raises ValueError for what masked diffusion does not know."""
-    if config.kind.name not in config.rule.kinds:
+    if config.kind.like not in config.rule.kinds:
         raise ValueError(f"objective masked hides tokens of text, and {config.kind.source(config)} is no text; set "
                          f"objective to denoise, or leave that out")
     blocks = config.blocks

@@ -18,6 +18,10 @@ class ModelConfig(Section):
     ffn_width: int | None = Field(None, ge=1, description="its hidden width; null means 4 * width")
     num_prelude_layers: Count = Field(1, description="layers before the loop")
     num_core_layers: Depth = Field(2, description="layers inside the loop, over all its blocks")
+    core: str | None = Field(
+        None, description="a core of one's own in place of each block of layers: the dotted path of a module that is "
+                          "made as (width, num_layers, cond_width) and called as (state, e, cond) or, told who sees "
+                          "whom, (state, e, cond, rows)")
     num_coda_layers: Count = Field(1, description="layers after the loop")
     block: Literal["prenorm", "sandwich"] = Field("prenorm", description="sandwich: Huginn's second norm, on the sum")
     qk_norm: bool = Field(False, description="RMSNorm on queries and keys before the rotation")

@@ -46,6 +46,8 @@ READERS: tuple[Readers, ...] = (
     _where(["blocks.shared_by"], "blocks.shared", "with-block"),
     _where(["denoise.noise.log_mean", "denoise.noise.log_std"], "denoise.noise.distribution", "log-normal"),
     _where(["denoise.bridge_top_k"], "denoise.bridge", "top-k"),
+    _where(["model.injection"], "model.core", None),
+    Readers(("domain.options",), lambda config: config.domain.name is not None, lambda config: "domain.name null"),
     _where(["denoise.restart_level"], "denoise.solver", "restart"),
     _where(["denoise.settle_above"], "denoise.order", "confidence"),
     _where(["denoise.schedule"], "denoise.order", "together", "left-to-right"),

@@ -110,7 +110,7 @@ class Rule:
             self._refuse_blocks(config.blocks.num)
         for each in self.checks:
             each(config)
-        if config.kind.name not in self.kinds:
+        if config.kind.like not in self.kinds:
             raise ValueError(f"objective {self.name} is for {', '.join(self.kinds)}, and this config trains on "
                              f"{config.kind.noun}, {config.kind.source(config)}; set another objective, or leave that "
                              f"out")

@@ -8,7 +8,7 @@ that makes images also what a solver step takes: one block reads them, whichever
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from statistics import median
@@ -73,8 +73,7 @@ def _name(num: int, checkpointed: bool) -> str:
 
 def memory_config(config: Config, num: int, checkpointed: bool) -> Config:
     """That of one of `num` equal blocks alone, or for 1 that of all layers end to end."""
-    twin = "denoise" if config.generates else "ar"
-    alone = {"objective": twin, "blocks.shared": "trained"} if num == 1 else {
+    alone = {"objective": domain_of(config).end_to_end, "blocks.shared": "trained"} if num == 1 else {
         "objective": "blockwise", "blocks.alone": FIRST}
     try:
         return config.replace(**alone | {
@@ -119,18 +118,15 @@ class MemoryStepper(Stepper):
         shared = [parameter for parameter in self.objective.parameters() if id(parameter) not in own]
         found = {"stack": self._held(core), "shared": self._held(shared), "saved_activation_bytes": saved,
                  "peak_rss_bytes": peak - base, "empty_rss_bytes": base}
-        return found | ({"solver_step": self._solver_step()} if self.config.generates else {})
+        step = domain_of(self.config).solver_step(self.objective, self.inputs.micro_batches)
+        return found | ({} if step is None else {"solver_step": self._solver_step(step)})
 
     @torch.no_grad()
-    def _solver_step(self) -> dict:
-        """Of one reading of a batch of images as noisy as can be, by the block that owns their level."""
-        denoiser, parts = self.objective.denoiser, self.inputs.micro_batches
-        images, labels = (torch.cat([getattr(part, name) for part in parts]) for name in ("images", "labels"))
-        sigma = torch.full((len(images),), self.config.denoise.noise.sigma_max, dtype=torch.float64)
+    def _solver_step(self, step: Callable[[], Tensor]) -> dict:
         seconds = []
         for _ in range(NUM_READINGS):
             start = time.perf_counter()
-            denoiser(images, sigma, labels)
+            step()
             seconds.append(time.perf_counter() - start)
         return {"layers": self.objective.reading_layers, "weight_bytes": _bytes(self.objective.parameters()),
                 "seconds": median(seconds)}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from looped.config import Config
+from looped.config.rules import RULES
 from looped.cost.arms import NUM_WARMUP, Stepper
 from looped.cost.measure import autocast, flops_of, kept_bytes
 from looped.cost.step import at_mean_depth
@@ -17,6 +18,7 @@ from looped.errors import UserError, did_you_mean
 from looped.objectives.base import rows_of_batch
 from looped.rng import generator
 
+TIMED = RULES["truncated"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 HUGINN_LAYER_BYTES = 63.6e6 / 1024
 """Bytes that a layer of width 512, 8 heads and SwiGLU of 2,048 keeps a token in float32 in Huginn's own code."""
@@ -34,6 +36,9 @@ def bench_flops(config: Config, *, dtypes: Sequence[str] = ("fp32", "bf16"), rep
     Returns {dtype: ..., and what a layer keeps for backward in float32}. Raises UserError for data that
     truncated steps are not for, such as images that are made.
     """
+    if config.kind.like not in TIMED.kinds:
+        raise UserError(f"bench flops times {TIMED.name} steps, which are for {', '.join(TIMED.kinds)}, and this "
+                        f"config trains on {config.kind.noun}, {config.kind.source(config)}; use bench step")
     result: dict = {}
     with _threads(threads):
         for dtype in dtypes:
@@ -68,7 +73,7 @@ def _utilisation(config: Config, dtype: str, repeats: int) -> dict:
 
 
 def _truncated(config: Config, precision: str) -> Config:
-    return at_mean_depth(config.replace(**{"objective": "truncated", "training.precision": precision,
+    return at_mean_depth(config.replace(**{"objective": TIMED.name, "training.precision": precision,
                                            "training.accumulation": 1}))
 
 

@@ -13,13 +13,14 @@ from looped.data.task import BLANK, Problem, Task, next_token
 
 @dataclass(frozen=True)
 class Batch:
-    """inputs, targets: tokens (B, L); inputs may be images (B, C, H, W) that a model cuts into L rows. scored: the rows
-    that are sought (None: all). lengths: how many rows of each sequence are real (None: all); the others follow them.
-    positions: where the rows stand (B, L, A), where that is not one after another. causal: a row sees the rows up to
-    itself; otherwise every real row, or with a `window` those that stand at most so far away on every axis.
-    documents: the number of the document that a row belongs to (B, L); a row sees those of its own alone."""
+    """inputs, targets: tokens (B, L); inputs may be numbers, as images (B, C, H, W), that a model makes L rows of.
+    scored: the rows that are sought (None: all). lengths: how many rows of each sequence are real (None: all); the
+    others follow them. positions: where the rows stand (B, L, A), where that is not one after another. causal: a row
+    sees the rows up to itself; otherwise every real row, or with a `window` those that stand at most so far away on
+    every axis. documents: the number of the document that a row belongs to (B, L); a row sees those of its own
+    alone."""
 
-    inputs: Int[Tensor, "batch length"] | Float[Tensor, "batch channels height width"]
+    inputs: Int[Tensor, "batch length"] | Float[Tensor, "batch *given"]
     targets: Int[Tensor, "batch length"]
     scored: Bool[Tensor, "batch length"] | None = None
     lengths: Int[Tensor, "batch"] | None = None

@@ -86,7 +86,7 @@ class Picture:
 
     def batch(self, images: ImageBatch, goal: str) -> Batch | SoughtImages:
         """The images as `images.goal` has them."""
-        return self.ask(images) if goal == "classify" else self.seek(images)
+        return {"classify": self.ask, "generate": self.seek}[goal](images)
 
 
 @dataclass(frozen=True)

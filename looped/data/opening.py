@@ -4,7 +4,7 @@ import glob
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from looped.config import Config
 from looped.data.images import Scale
@@ -12,6 +12,7 @@ from looped.data.labelled import LabelledData, prepare_labelled, rescaled
 from looped.data.problems import TaskData, prepare_task
 from looped.data.text import TextData, find_text
 from looped.data.tokenizer import TextTokenizer, load_tokenizer
+from looped.dotted import class_at
 
 Data = TextData | TaskData | LabelledData
 
@@ -61,22 +62,40 @@ def _symbols_of(config: Config) -> int:
     return open_data(config).vocab_size
 
 
+@runtime_checkable
+class Source(Protocol):
+    """A kind of data: how it is found, and how many tokens, symbols or classes it has. A `Domain` of one's own is one.
+    """
+
+    def find(self, config: Config) -> Found: ...
+
+    def vocab_size(self, config: Config) -> int: ...
+
+
 @dataclass(frozen=True)
-class Source:
-    """A kind of data: how it is found, and how many tokens, symbols or classes it has."""
+class Known:
+    """A source of this package."""
 
     find: Callable[[Config], Found]
     vocab_size: Callable[[Config], int]
 
 
-SOURCES = {"text": Source(_find_text, _tokens_of), "puzzles": Source(_find_task, _symbols_of),
-           "classify": Source(_find_images, _symbols_of), "generate": Source(_find_images, _symbols_of)}
+SOURCES: dict[str, Source] = {
+    "text": Known(_find_text, _tokens_of), "puzzles": Known(_find_task, _symbols_of),
+    "classify": Known(_find_images, _symbols_of), "generate": Known(_find_images, _symbols_of)}
 """By the name of a `looped.config.kinds.Kind`."""
+
+
+def source_of(config: Config) -> Source:
+    """The source of a config's kind of data."""
+    if config.domain.name is not None:
+        return class_at(config.domain.name, "domain.name")()
+    return SOURCES[config.kind.name]
 
 
 def find_data(config: Config) -> Found:
     """The text, the task or the images of a config. Raises UserError where they cannot be had."""
-    return SOURCES[config.kind.name].find(config)
+    return source_of(config).find(config)
 
 
 def open_data(config: Config) -> Data:
@@ -103,4 +122,4 @@ def _within(entry: str, folder: Path) -> str:
 
 def vocab_size_of(config: Config) -> int:
     """Tokens of text, symbols of a task, or classes of images. Raises UserError where they cannot be had."""
-    return SOURCES[config.kind.name].vocab_size(config)
+    return source_of(config).vocab_size(config)

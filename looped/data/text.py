@@ -123,8 +123,9 @@ class FoundText:
                           f"which is used", stacklevel=3)
         heldout_bytes = sum(len(document.text.encode()) for document in self.heldout)  # the tokenizer is lossless
         names = (tuple(document.name for document in side) for side in (self.train, self.heldout))
-        return _text_data(data, encoder, tokens, names, bytes_per_token=heldout_bytes / len(tokens[1]),
-                          fingerprint=self.fingerprint, source=self.source)
+        found = {"bytes_per_token": heldout_bytes / len(tokens[1]), "fingerprint": self.fingerprint,
+                 "source": self.source}
+        return _text_data(data, encoder, tokens, names, found)
 
 
 def find_text(data: DataConfig) -> FoundText:
@@ -145,17 +146,18 @@ def cached_text(data: DataConfig, fingerprint: str, tokenizer: TextTokenizer, fa
         _, *tokens = _open(folder)
     except OSError:
         return None
-    return _text_data(data, tokenizer, tokens, ((), ()), bytes_per_token=facts["bytes/token"], fingerprint=fingerprint,
-                      source=f"{facts['source']}, out of the token cache")
+    found = {"bytes_per_token": facts["bytes/token"], "fingerprint": fingerprint,
+             "source": f"{facts['source']}, out of the token cache"}
+    return _text_data(data, tokenizer, tokens, ((), ()), found)
 
 
 def _text_data(data: DataConfig, tokenizer: TextTokenizer, tokens: Sequence[np.ndarray],
-               documents: Iterable[tuple[str, ...]], **fields) -> TextData:
+               documents: Iterable[tuple[str, ...]], found: Mapping[str, Any]) -> TextData:
     streams = [TokenStream(name, ids, end_of_text=tokenizer.end_of_text, documents=names)
                for name, ids, names in zip(("train", "held-out"), tokens, documents, strict=True)]
     for stream in streams:
         stream.windows(data.length)  # raises where there is none
-    return TextData(*streams, tokenizer=tokenizer, vocab_size=tokenizer.vocab_size, **fields)
+    return TextData(*streams, tokenizer=tokenizer, vocab_size=tokenizer.vocab_size, **found)
 
 
 def _counts(train: Sequence, heldout: Sequence) -> dict[str, int]:

@@ -7,7 +7,7 @@ clean estimate D that solvers step along. Cross-entropy replaces EDM's regressio
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int, Int64
@@ -151,7 +151,7 @@ class Denoiser(nn.Module):
         """(logits, what this step hands on to the next). By the `block` of the rows, if they name one of several,
         whoever owns the levels: training does, since blocks learn their neighbours' as well."""
         if self.edges is not None and rows.block is None:
-            return self._read_by_owners(z, sigma, e, rows, carry=carry, steer=steer)
+            return self._read_by_owners(z, sigma, e, rows, carry, steer)
         rows = self._of_block(z, rows)
         state = self._state(z, sigma, e, rows, carry)
         logits = self.model.decode(state, rows).float() * self.logit_scale
@@ -160,8 +160,8 @@ class Denoiser(nn.Module):
         D = bridge("soft", logits, self.table()) if self.config.carry == "estimate" else None
         return logits, self.handed_on(state, D)
 
-    def _read_by_owners(self, z: Noisy, sigma: Sigma, e: Tensor, rows: Rows,
-                        **other: Any) -> tuple[Tensor, Tensor | None]:
+    def _read_by_owners(self, z: Noisy, sigma: Sigma, e: Tensor, rows: Rows, carry: Tensor | None,
+                        steer: Steer | None) -> tuple[Tensor, Tensor | None]:
         """Each sequence by the block that owns its level. Masks and contexts are those of the whole batch, so where
         there are several owners, each reads all of it and answers for its own sequences. Raises UserError for a cache,
         which holds the rows of one block, and for levels by row."""
@@ -171,10 +171,10 @@ class Denoiser(nn.Module):
             one = "a cache keeps the rows of one" if rows.cache is not None else "a sequence is read by one"
             raise UserError(f"these noise levels belong to blocks {blocks} of the core, and {one}; give all rows "
                             f"levels of one block (blocks.edges)")
-        logits, handed = self.read(z, sigma, e, rows.having(block=blocks[0]), **other)
+        logits, handed = self.read(z, sigma, e, rows.having(block=blocks[0]), carry=carry, steer=steer)
         for block in blocks[1:]:
             own = (owners == block).view(-1, 1, 1).to(logits.device)
-            others, others_handed = self.read(z, sigma, e, rows.having(block=block), **other)
+            others, others_handed = self.read(z, sigma, e, rows.having(block=block), carry=carry, steer=steer)
             logits = torch.where(own, others, logits)
             handed = None if handed is None else torch.where(own, others_handed, handed)
         return logits, handed

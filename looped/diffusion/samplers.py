@@ -14,6 +14,7 @@ al. 2022, algorithm 1).
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from looped.diffusion.edm import align, ode_derivative
+from looped.dotted import class_at
 from looped.errors import UserError
 from looped.nn.checks import kind_of
 from looped.nn.precision import widest
@@ -156,25 +158,33 @@ def sample_rows(denoise: Callable[[Tensor, Tensor], Tensor], z: Tensor, levels: 
     return denoise(z, levels[-1]).to(z.dtype)
 
 
+@dataclass(frozen=True)
+class Settling:
+    """Which cells settle. confidence: how sure the last evaluation was of each row (B, L). sought: the rows (B, L) that
+    are. above: rows that are surer than this settle besides."""
+
+    confidence: Callable[[], Tensor]
+    sought: Tensor
+    above: float = 1.0
+
+
 def sample_by_confidence(denoise: Callable[[Tensor, Tensor], Tensor], z: Tensor, levels: tuple[float, float],
-                         num_steps: int, *, confidence: Callable[[], Tensor], sought: Tensor,
-                         random: Callable[[int], Tensor], settle_above: float = 1.0) -> Tensor:
+                         num_steps: int, settling: Settling, *, random: Callable[[int], Tensor]) -> Tensor:
     """Settle the surest cells first (MaskGIT, Chang et al. 2022; for puzzles Kim et al. 2025, arXiv 2502.06768): step t
     of n leaves a share t / n of each sequence's sought cells at the lowest of `levels` (low, high), at what the
-    denoiser made of them, and the others in pure noise at the highest; cells that are surer than `settle_above` settle
-    besides. n evaluations.
+    denoiser made of them, and the others in pure noise at the highest; cells that are sure enough settle besides. n
+    evaluations.
 
-    denoise: (z, level of each row (B, L)) -> D. confidence: how sure the last evaluation was of each row (B, L).
-    sought: the rows (B, L) that are.
+    denoise: (z, level of each row (B, L)) -> D.
     """
-    low, high = levels
+    (low, high), sought = levels, settling.sought
     z, settled = _wide(z), ~sought
     for step in range(1, num_steps):
         D = denoise(z, torch.where(settled, low, high).cpu().double()).to(z.dtype)
-        sure = confidence().to(widest(z.device)).masked_fill(settled, math.inf).masked_fill(~sought, -math.inf)
+        sure = settling.confidence().to(widest(z.device)).masked_fill(settled, math.inf).masked_fill(~sought, -math.inf)
         place = sure.argsort(dim=1, descending=True).argsort(dim=1)  # 0 for the surest
         num = (sought.sum(1, keepdim=True) * step / num_steps).ceil()
-        now = ((place < num) | (sure > settle_above)) & sought
+        now = ((place < num) | (sure > settling.above)) & sought
         z = torch.where((now & ~settled).unsqueeze(-1), D + low * random(step).to(z), z)
         settled = now | ~sought
     return denoise(z, torch.where(settled, low, high).cpu().double()).to(z.dtype)
@@ -203,4 +213,9 @@ SAMPLERS: dict[str, Callable[..., Tensor]] = {
     "euler": sample_euler, "heun": sample_heun, "dpmpp-2m": sample_dpmpp_2m, "ancestral": sample_ancestral,
     "restart": sample_restart,
 }
-"""Name -> solver; add your own under a new name."""
+"""Name -> solver."""
+
+
+def sampler_of(name: str) -> Callable[..., Tensor]:
+    """The solver of a name, or of a dotted path: a function of the signature above. Raises UserError."""
+    return SAMPLERS[name] if name in SAMPLERS else class_at(name, "denoise.solver")

@@ -9,17 +9,14 @@ import numpy as np
 from torch import Tensor
 
 from looped.config import Config
+from looped.config.kinds import Kind
 from looped.data.batch import Batch
 from looped.data.labelled import Picture, SoughtImages
-from looped.data.opening import open_data
+from looped.data.opening import Found, open_data
 from looped.errors import UserError
-from looped.evaluation.depth import Twin
-from looped.evaluation.image_features import Features
-from looped.evaluation.judge import Reader
-from looped.evaluation.mauve import Encoder
+from looped.evaluation.options import Options
 from looped.evaluation.rows import Keep, Row
 from looped.evaluation.store import EvaluationFiles
-from looped.inference.exits import Exit
 from looped.objectives.base import Objective
 from looped.reports.runs import depth_table, draw_evaluation
 from looped.reports.sections import Section
@@ -36,21 +33,6 @@ class Inputs:
     vocab_size: int
     picture: Picture | None = None
     end_of_text: int | None = None
-
-
-@dataclass(frozen=True)
-class Options:
-    """Options of an evaluation beyond its depths; each domain knows some of them (`Domain.flags`)."""
-
-    trajectories: int = 0
-    probes: bool = False
-    twin: Objective | None = None
-    match: Twin | None = None
-    judge: Reader | None = None
-    mauve: Encoder | None = None
-    difficulties: Sequence[int] | None = None
-    exits: Sequence[Exit] = ()
-    features: Features | None = None
 
 
 @dataclass(frozen=True)
@@ -102,9 +84,13 @@ class Evaluated:
 
 
 class Domain:
-    """One kind of data."""
+    """One kind of data. One's own (`domain.name`) also has a `kind` and says how its data are found."""
 
     name: str
+    kind: Kind
+    """Of one's own: the settings it reads, its model, the rules that are for it."""
+    metric, examples = "accuracy", "examples"
+    """Of one's own: the share that comparisons are about, in rows and metrics.jsonl; and what it is a share of."""
     flags: frozenset[str] = frozenset()
     """The options of `looped eval` that mean something here."""
     unit = " nats"
@@ -112,12 +98,22 @@ class Domain:
 
     asks: frozenset[str] = frozenset()
     """The fields of a `Request` that mean something here, besides depth and num_samples."""
+    end_to_end = "ar"
+    """The rule that trains all layers end to end, which `looped bench memory` sets blocks beside."""
     makes = ""
     """The output that a run can be asked for, as in "writes text"; empty where there is none."""
 
     def does(self, config: Config) -> str:
         """The predicate of a run in a sentence, as in "solves sudoku"."""
         raise NotImplementedError
+
+    def find(self, config: Config) -> Found:
+        """Of one's own: the data, as `looped.data.opening.find_data` gives them. Raises UserError."""
+        raise NotImplementedError
+
+    def vocab_size(self, config: Config) -> int:
+        """Of one's own: tokens, symbols or classes."""
+        return open_data(config).vocab_size
 
     def first_inputs(self, config: Config) -> Inputs:
         """The first batch that a run of the config is trained on, the same on every call. Raises UserError for data
@@ -130,6 +126,11 @@ class Domain:
         """A micro-batch whose sequences are as long as the mean one of training."""
         inputs = self.first_inputs(config)
         return replace(inputs, micro_batches=inputs.micro_batches[:1])
+
+    def solver_step(self, objective: Objective, parts: Sequence[Any]) -> Callable[[], Tensor] | None:
+        """One reading of micro-batches by the block that owns the highest noise; None where depth is no solver's
+        alone."""
+        return None
 
     def order(self, config: Config) -> dict[str, int]:
         """Arguments that the order of the training data depends on besides step, batch size and seed."""

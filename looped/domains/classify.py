@@ -1,6 +1,10 @@
 """Images to classify: validation accuracy by depth."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from jaxtyping import Bool
+from torch import Tensor
 
 from looped.config import Config
 from looped.data.batch import Batch
@@ -13,8 +17,12 @@ from looped.inference.rollout import answer
 from looped.objectives.base import Objective
 
 
+@dataclass(frozen=True)
 class ClassifyEvaluated(Evaluated):
-    """The accuracy of a classifier by depth, which one picture shows."""
+    """The accuracy of a classifier by depth, which one picture shows; `right[depth]`: which held-out images are named
+    rightly."""
+
+    right: dict[int, Bool[Tensor, "num"]]
 
     def leave(self, files: EvaluationFiles, config: Config, about: About) -> str:
         super().leave(files, config, about)
@@ -45,10 +53,11 @@ class Classify(Domain):
         `evaluation.sample_depths`."""
         c, names, depth = config.evaluation, data.images.class_names, max(config.evaluation.sample_depths)
         batch = next(iter(data.heldout(c.num_samples))).to(next(objective.parameters()).device)
-        answers = answer(objective, batch, [depth], c, seed=config.seed)[depth].answers[:, 0].tolist()
+        answers = answer(objective, batch, [depth], config)[depth].answers[:, 0].tolist()
         return "\n".join([f"depth {depth}", *(f"{names[label]} taken for {names[named]}" for label, named in
                                               zip(batch.targets[:, 0].tolist(), answers, strict=True))])
 
     def evaluate(self, objective: Objective, data: LabelledData, config: Config, depths: Sequence[int],
                  options: Options, *, keep: Keep) -> ClassifyEvaluated:
-        return ClassifyEvaluated(classify(objective, data, config, depths, keep=keep).rows)
+        found = classify(objective, data, config, depths, keep=keep)
+        return ClassifyEvaluated(found.rows, found.right)

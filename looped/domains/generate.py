@@ -1,11 +1,13 @@
 """Images to make: the denoising loss by noise level, and the distance of made images from real ones by depth."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from looped.config import Config
 from looped.data.labelled import LabelledData, SoughtImages
@@ -34,10 +36,15 @@ class Generate(Domain):
     name, unit = "generate", ""
     flags = frozenset({"features"})
     asks = frozenset({"guidance", "out"})
-    makes = "makes images"
+    makes, end_to_end = "makes images", "denoise"
 
     def does(self, config: Config) -> str:
         return "makes images"
+
+    def solver_step(self, objective: Objective, parts: Sequence[SoughtImages]) -> Callable[[], Tensor]:
+        images, labels = (torch.cat([getattr(part, name) for part in parts]) for name in ("images", "labels"))
+        sigma = torch.full((len(images),), objective.noise.sigma_max, dtype=torch.float64)
+        return lambda: objective.denoiser(images, sigma, labels)
 
     def batches(self, data: LabelledData, config: Config) -> Iterable[SoughtImages]:
         return data.heldout(config.evaluation.batch_size)
@@ -52,7 +59,7 @@ class Generate(Domain):
         """A row of `evaluation.num_samples` images for each class, at the deepest of `evaluation.sample_depths`."""
         c = config.evaluation
         return grid_of_classes(objective, data.images.scale, max(c.sample_depths), c.num_samples,
-                               guidance=config.denoise.guidance, seed=config.seed, batch_size=c.batch_size)
+                               config.denoise.guidance, config)
 
     def evaluate(self, objective: Objective, data: LabelledData, config: Config, depths: Sequence[int],
                  options: Options, *, keep: Keep) -> GenerateEvaluated:
@@ -65,8 +72,7 @@ class Generate(Domain):
         if not 0 <= guidance < math.inf:
             raise UserError(f"--guidance {guidance} is negative or not a number; use 1 for the plain class")
         path = request.out or Path("grid.png")
-        picture = grid_of_classes(run.objective, run.scale, request.depth, request.num_samples, guidance=guidance,
-                                  seed=run.config.seed, batch_size=run.config.evaluation.batch_size)
+        picture = grid_of_classes(run.objective, run.scale, request.depth, request.num_samples, guidance, run.config)
         write_picture(picture, path)
         cost = rollout_of(run.objective).image_cost(request.depth, guidance)
         yield (f"{path}: a row each of {', '.join(run.class_names)}; {request.depth} solver steps, "

@@ -122,8 +122,7 @@ class Text(Domain):
 
     def evaluate(self, objective: Objective, data: MeasuredText, config: Config, depths: Sequence[int],
                  options: Options, *, keep: Keep) -> TextEvaluated:
-        result = evaluate_run(objective, data, config, depths, num_trajectories=options.trajectories,
-                              judge=options.judge, match=options.match, encoder=options.mauve, keep=keep)
+        result = evaluate_run(objective, data, config, depths, options, keep=keep)
         if not options.probes and options.twin is None:
             return TextEvaluated(result.rows)
         by_depth = result.per_example["nats_per_token"]

@@ -50,7 +50,7 @@ def _right(objective: Objective, data: LabelledData, config: Config,
     device, found, first = next(objective.parameters()).device, {depth: [] for depth in depths}, 0
     with evaluating(objective):
         for batch in data.heldout(config.evaluation.batch_size):
-            answers = answer(objective, batch.to(device), depths, config.evaluation, seed=config.seed, first=first)
+            answers = answer(objective, batch.to(device), depths, config, first=first)
             for depth, each in answers.items():
                 found[depth].append(each.answers[:, 0].cpu() == batch.targets[:, 0])
             first += len(batch)

@@ -14,9 +14,10 @@ from looped.config import Config
 from looped.data.heldout import MeasuredText
 from looped.devices import now
 from looped.errors import UserError, did_you_mean
-from looped.evaluation.judge import Reader, judged_rows
+from looped.evaluation.judge import judged_rows
 from looped.evaluation.likelihood import DepthLosses, Likelihood
-from looped.evaluation.mauve import Encoder, mauve_rows
+from looped.evaluation.mauve import mauve_rows
+from looped.evaluation.options import Options
 from looped.evaluation.quality import diversity, matched_quality, write_texts
 from looped.evaluation.rows import Keep, Row, example_lines, keep_nothing, summarise
 from looped.inference.cost import Cost
@@ -65,13 +66,13 @@ def evaluate_depth(objective: Objective, tokens: Int[Tensor, "num length_and_one
     rollout = likelihood.rollout
     rows, per_example, bits = [], {}, 1 / math.log(2) / bytes_per_token
 
-    def took(part: list[Row], metric: str, losses: dict[int, Tensor], **where: int) -> None:
+    def took(part: list[Row], metric: str, losses: dict[int, Tensor], trajectories: int | None = None) -> None:
         rows.extend(part)
         per_example.setdefault(metric, {}).update(losses)
-        keep(part, example_lines(metric, losses, **where))
+        keep(part, example_lines(metric, losses, trajectories=trajectories))
 
     def take(metric: str, measure: Callable[[Sequence[int]], list[DepthLosses]], cost_of: Callable[[int], Cost],
-             **where: int) -> None:
+             trajectories: int | None = None) -> None:
         for group in at_once(objective, depths):
             part, results = [], measure(group)
             if results[0].share < 1:
@@ -80,11 +81,11 @@ def evaluate_depth(objective: Objective, tokens: Int[Tensor, "num length_and_one
                               f"is not to be held against another objective's", stacklevel=2)
             for result in results:
                 cost = {"depth": result.depth, "seconds": result.seconds, "peak_bytes": peak_bytes(),
-                        **cost_of(result.depth).fields(), **where}
+                        **cost_of(result.depth).fields(), "trajectories": trajectories}
                 part.append(summarise(metric, result.losses, **cost))
                 if metric == "nats_per_token" and result.share == 1:  # bits of a part of the tokens, over all bytes
                     part.append(summarise("bits_per_byte", result.losses * bits, **cost))
-            took(part, metric, {result.depth: result.losses for result in results}, **where)
+            took(part, metric, {result.depth: result.losses for result in results}, trajectories)
 
     take("nats_per_token", likelihood.by_depth, rollout.likelihood_cost)
     if by_sigma := likelihood.by_level(NUM_LEVELS):
@@ -93,7 +94,7 @@ def evaluate_depth(objective: Objective, tokens: Int[Tensor, "num length_and_one
               summarise("nats_at_sigma_max", at_max, sigma=sigma_max)], "nats_at_sigma_max", {1: at_max})
     if num_trajectories and rollout.samples:
         take("nats_by_solver", lambda group: likelihood.by_solver(group, num_trajectories),
-             lambda depth: rollout.sampled_cost(depth, num_trajectories), trajectories=num_trajectories)
+             lambda depth: rollout.sampled_cost(depth, num_trajectories), num_trajectories)
     if rollout.has_limit:
         whole = likelihood.limit(num_levels)
         took([summarise("nats_bound", whole), summarise("bits_per_byte_bound", whole * bits)], "nats_bound", {1: whole})
@@ -109,24 +110,15 @@ class Evaluation:
     samples: list[dict]
 
 
-@dataclass(frozen=True)
-class Twin:
-    """Whose samples are to be matched: another writer of the same vocabulary, at its own depth."""
-
-    name: str
-    objective: Objective
-    depth: int
-
-
-def evaluate_run(objective: Objective, data: MeasuredText, config: Config, depths: Sequence[int], *,
-                 num_trajectories: int = 0, judge: Reader | None = None, match: Twin | None = None,
-                 encoder: Encoder | None = None, keep: Keep = keep_nothing) -> Evaluation:
+def evaluate_run(objective: Objective, data: MeasuredText, config: Config, depths: Sequence[int], options: Options, *,
+                 keep: Keep = keep_nothing) -> Evaluation:
     """All that `looped eval` reports, on the held-out text of `data` and with the sizes of `config.evaluation`.
 
-    A `judge` reads the samples and, as the level to reach, the held-out text that follows their prompts; with `match`,
-    also beside those of a twin at equal diversity. An `encoder` gives the features of MAUVE. `keep` is given each part
-    that is finished.
+    A `judge` of the options reads the samples and, as the level to reach, the held-out text that follows their prompts;
+    with `match`, also beside those of a twin at equal diversity. `mauve` gives the features of MAUVE. `keep` is given
+    each part that is finished.
     """
+    judge, match, encoder = options.judge, options.match, options.mauve
     c, device = config.evaluation, next(objective.parameters()).device
     num = min(max(c.num_sequences, c.num_samples), data.heldout.windows(config.data.length))
     tokens = data.heldout.sequences(num, config.data.length).to(device)
@@ -137,7 +129,7 @@ def evaluate_run(objective: Objective, data: MeasuredText, config: Config, depth
                         f"so MAUVE would measure lengths; try {truth.shape[1]}")
     truth = Ending(objective.end_of_text).cut(truth)
     sweep = evaluate_depth(objective, tokens[: c.num_sequences], depths, bytes_per_token=data.bytes_per_token,
-                           seed=config.seed, batch_size=c.batch_size, num_trajectories=num_trajectories,
+                           seed=config.seed, batch_size=c.batch_size, num_trajectories=options.trajectories,
                            num_levels=c.levels, keep=keep)
     rows, per_example, samples, texts = sweep.rows, sweep.per_example, [], {}
     decode = data.tokenizer.decode
@@ -157,8 +149,8 @@ def evaluate_run(objective: Objective, data: MeasuredText, config: Config, depth
         for depth in texts:
             took(judged_rows(judge, prompts, texts[depth], decode, depth=depth))
     if judge is not None and match is not None:
-        found = matched_quality(objective, match.objective, judge, prompts, depths, num_tokens=c.sample_length,
-                                seed=config.seed, twin_depth=match.depth, twin_name=match.name, texts=texts)
+        found = matched_quality(objective, match, judge, prompts, texts,
+                                {"num_tokens": c.sample_length, "seed": config.seed})
         per_example = per_example | found.per_example
         took(found.rows, [line for metric, by_depth in found.per_example.items()
                           for line in example_lines(metric, by_depth, by=judge.name, twin=match.name)])

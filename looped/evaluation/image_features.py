@@ -14,7 +14,6 @@ from looped.data.images import ImageBatch, Scale
 from looped.data.labelled import Picture
 from looped.errors import UserError
 from looped.inference.rollout import rollout_of
-from looped.models.vision import ImageClassifier
 from looped.objectives.base import Objective
 
 Levels = UInt8[Tensor, "num down across channels"]
@@ -39,7 +38,7 @@ def classifier_features(name: str, objective: Objective, config: Config, scale: 
     """What the head of a trained classifier reads in the row of the class; `scale`: of its own images, `picture`: the
     images to be measured. Raises UserError for what is no classifier of such images."""
     model = objective.model
-    if not isinstance(model, ImageClassifier):
+    if not config.kind.names_classes:
         raise UserError(f"--features {name} names no classes of images; give it the run of a classifier of the same "
                         f"images (images.goal classify), or leave it out to measure in pixels")
     theirs, ours = ((p.channels, p.height, p.width) for p in (model.picture, picture))

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
+from looped.config import Config
 from looped.data.images import Scale
 from looped.diffusion.solve import solve
 from looped.errors import UserError
@@ -46,11 +47,12 @@ def _solved(objective: DenoisePixels, labels: Tensor, num_steps: int, guidance: 
                  normal=lambda stream: random.normal(stream, (picture.channels, picture.height, picture.width)))
 
 
-def grid_of_classes(objective: DenoisePixels, scale: Scale, num_steps: int, per_class: int, *, guidance: float = 1.0,
-                    seed: int = 0, batch_size: int = 64) -> UInt8[np.ndarray, "height width channels"]:
-    """A picture with a row of `per_class` images for each class."""
+def grid_of_classes(objective: DenoisePixels, scale: Scale, num_steps: int, per_class: int, guidance: float,
+                    config: Config) -> UInt8[np.ndarray, "height width channels"]:
+    """A picture with a row of `per_class` images for each class; seed and batch size are those of the config."""
     labels = torch.arange(objective.model.num_classes).repeat_interleave(per_class)
-    images = make_images(objective, labels, num_steps, guidance=guidance, seed=seed, batch_size=batch_size)
+    images = make_images(objective, labels, num_steps, guidance=guidance, seed=config.seed,
+                         batch_size=config.evaluation.batch_size)
     return tile(scale.levels(images).numpy(), per_class)
 
 

@@ -15,6 +15,7 @@ from looped.evaluation.plots import AXES, COLOURS, new_figure, over_depth, save
 from looped.evaluation.rows import Row
 from looped.evaluation.stability import Stability
 
+RIGHT: Mapping[int, int] = {}
 TRAINED = "#c25a00"
 GIVEN, SOUGHT, WRONG = "#1d2329", COLOURS[0], "#c1121f"
 LEGIBLE = 140
@@ -153,7 +154,7 @@ def plot_problem(task: Task, problem: Problem, answer: Cells, path: Path) -> Non
     before, after = figure.subplots(*((2, 1) if below else (1, 2)))
     ink = np.where(problem.scored, SOUGHT, GIVEN)
     _draw_cells(before, task, problem.inputs, np.full(len(problem), GIVEN), scale)
-    _draw_cells(after, task, cells, ink, scale, wrong=wrong, right=problem.targets)
+    _draw_cells(after, task, cells, ink, scale, {int(cell): problem.targets[cell] for cell in np.flatnonzero(wrong)})
     before.set_title("given", fontsize=9)
     said = "all right" if not wrong.any() else f"{wrong.sum()} of {problem.scored.sum()} cells wrong"
     after.set_title(f"answer: {said}", fontsize=9, color=WRONG if wrong.any() else SOUGHT)
@@ -166,9 +167,10 @@ def _shape(task: Task, length: int) -> tuple[int, int]:
     return (math.ceil(min(length, LONGEST) / WRAP), WRAP) if rows == 1 and columns > WRAP else (rows, columns)
 
 
-def _draw_cells(axes, task: Task, cells: Cells, ink: np.ndarray, scale: float, *, wrong: np.ndarray | None = None,
-                right: Cells | None = None) -> None:
-    """A table of cells: a colour for symbols that have one, the others written; wrong ones framed and crossed out."""
+def _draw_cells(axes, task: Task, cells: Cells, ink: np.ndarray, scale: float,
+                wrong: Mapping[int, int] = RIGHT) -> None:
+    """A table of cells: a colour for symbols that have one, the others written; wrong ones, by what would be right,
+    framed and crossed out."""
     from matplotlib.patches import Rectangle
 
     lines, columns = _shape(task, len(cells))
@@ -181,8 +183,8 @@ def _draw_cells(axes, task: Task, cells: Cells, ink: np.ndarray, scale: float, *
         if symbol not in task.colors and cells[cell] != 0:
             axes.text(column + 0.5, row + 0.54, symbol, ha="center", va="center", fontsize=size, color=ink[cell],
                       fontweight="bold" if ink[cell] == SOUGHT else "normal")
-        if wrong is not None and wrong[cell]:
-            _mark(axes, row, column, task.symbols[right[cell]] if symbol not in task.colors else "", size)
+        if cell in wrong:
+            _mark(axes, row, column, task.symbols[wrong[cell]] if symbol not in task.colors else "", size)
     _box_lines(axes, task.box, lines, columns)
     axes.set(xlim=(-0.06, columns + 0.06), ylim=(lines + 0.06, -0.06), aspect="equal")
     axes.axis("off")

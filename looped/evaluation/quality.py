@@ -9,9 +9,10 @@ distinct-n: Li et al. 2016 (arXiv 1510.03055), pooled over texts. seq-rep-n: Wel
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -28,6 +29,8 @@ BATCH = 128
 """Texts that are written at once; what is written does not depend on it."""
 TEMPERATURES = 0.5, 2.0
 """Where a matching temperature is sought."""
+TOLERANCE = 0.005
+"""Difference of two distinct-2 that count as equal; a judge may ask several nats/token for a unit of distinct-2."""
 
 
 def write_texts(objective: Objective, prompts: Int[Tensor, "num length"], depth: int, *, num_tokens: int,
@@ -97,10 +100,10 @@ class Matched:
     reached: bool
 
 
-def match_distinct(write: Callable[..., Texts], reference: float, *, start: Texts | None = None, n: int = 2,
-                   tolerance: float = 0.005, temperatures: tuple[float, float] = TEMPERATURES,
+def match_distinct(write: Callable[..., Texts], reference: float, *, start: Texts | None = None,
+                   tolerance: float = TOLERANCE, temperatures: tuple[float, float] = TEMPERATURES,
                    max_tries: int = 12) -> Matched:
-    """The texts of `write(temperature=...)` whose pooled distinct-n is `reference`, to within the tolerance.
+    """The texts of `write(temperature=...)` whose pooled distinct-2 is `reference`, to within the tolerance.
 
     From temperature 1 by secants within the bracket found so far; a `write` that draws the same random numbers at any
     temperature makes diversity smooth in it. Where the range does not hold the reference, `reached` is False and the
@@ -110,7 +113,7 @@ def match_distinct(write: Callable[..., Texts], reference: float, *, start: Text
     best, temperature = None, 1.0
     while temperature not in gaps and len(gaps) < max_tries:
         texts = start if temperature == 1.0 and start is not None else write(temperature=temperature)
-        share = distinct(as_lists(texts), n)
+        share = distinct(as_lists(texts), 2)
         gaps[temperature] = share - reference
         if best is None or abs(share - reference) < abs(best.distinct - reference):
             best = Matched(temperature, texts, share, abs(share - reference) <= tolerance)
@@ -142,57 +145,64 @@ class Quality:
     rows: list[Row] = field(default_factory=list)
     per_example: dict[str, dict[int, Float[Tensor, "num"]]] = field(default_factory=dict)
 
-    def take(self, metric: str, values: Float[Tensor, "num"], **fields) -> None:
+    def take(self, metric: str, values: Float[Tensor, "num"], fields: Mapping[str, Any]) -> None:
         self.rows.append(summarise(metric, values, **fields))
         self.per_example.setdefault(metric, {})[fields["depth"]] = values
 
-    def take_behind(self, kind: str, differences: Float[Tensor, "num"], **fields) -> None:
+    def take_behind(self, kind: str, differences: Float[Tensor, "num"], fields: Mapping[str, Any]) -> None:
         """Paired differences in nats a token, and the ratio of perplexities that they are, in per cent."""
-        self.take(f"{kind}_behind_twin", differences, **fields)
+        self.take(f"{kind}_behind_twin", differences, fields)
         row = self.rows[-1]
         self.rows.append(Row(f"{kind}_perplexity_percent", *(100 * math.expm1(nats) for nats in (
             row.mean, row.ci_low, row.ci_high)), row.n, **fields))
 
 
-def matched_quality(objective: Objective, twin: Objective, judge: Reader, prompts: Int[Tensor, "num length"],
-                    depths: Sequence[int], *, num_tokens: int, seed: int = 0, twin_depth: int = 1,
-                    twin_name: str = "twin", texts: dict[int, Texts] | None = None,
-                    tolerance: float = 0.005) -> Quality:
-    """How much worse the judge finds this writer than its twin, prompt by prompt, at equal diversity.
+@dataclass(frozen=True)
+class Twin:
+    """Whose samples are to be matched: another writer of the same vocabulary, at its own depth."""
 
-    The twin writes at temperature 1 and `twin_depth`: `twin_judged_nats`, `twin_distinct_2`. At each depth, the writer
+    name: str
+    objective: Objective
+    depth: int
+
+
+def matched_quality(objective: Objective, twin: Twin, judge: Reader, prompts: Int[Tensor, "num length"],
+                    texts: Mapping[int, Texts | None], settings: Mapping[str, int]) -> Quality:
+    """The judge's preference for a twin over this writer, prompt by prompt, at equal diversity.
+
+    The twin writes at temperature 1 and its depth: `twin_judged_nats`, `twin_distinct_2`. At each depth, the writer
     at temperature 1: `judged_behind_twin`, nats a token, and `judged_perplexity_percent`; then at the temperature of
     the twin's distinct-2: `matched_nats`, `matched_distinct_2`, `matched_behind_twin`, `matched_perplexity_percent`;
     or only `unmatched_distinct_2`, the nearest, where no temperature reaches it.
 
-    The two diversities are equal to within the tolerance; a judge may ask several nats/token for a unit of
-    distinct-2. The intervals are over prompts. `texts`: depth -> what the writer has written at temperature 1 with this
-    seed, if that is at hand.
+    The two diversities are equal to within `TOLERANCE`. The intervals are over prompts. `texts`: depth -> what the
+    writer has written at temperature 1 with this seed, None where that is not at hand. `settings`: num_tokens and seed
+    of `write_texts`.
     """
-    if num_tokens < 2:
+    if settings["num_tokens"] < 2:
         raise UserError("one token a text has no distinct-2 to match; set evaluation.sample_length to at least 2")
-    found, settings = Quality(), {"num_tokens": num_tokens, "seed": seed}
-    reference = write_texts(twin, prompts, twin_depth, **settings)
+    found = Quality()
+    reference = write_texts(twin.objective, prompts, twin.depth, **settings)
     theirs, share = judge.read(prompts, reference).per_token, distinct(as_lists(reference), 2)
-    beside = {"by": judge.name, "twin": twin_name}
-    found.take("twin_judged_nats", theirs, depth=twin_depth, **beside)
-    found.rows.append(_distinct_2("twin_distinct_2", reference, depth=twin_depth, twin=twin_name))
-    for depth in depths:
+    beside, named = {"by": judge.name, "twin": twin.name}, {"twin": twin.name}
+    found.take("twin_judged_nats", theirs, {"depth": twin.depth, **beside})
+    found.rows.append(_distinct_2("twin_distinct_2", reference, {"depth": twin.depth, **named}))
+    for depth, own in texts.items():
         write = partial(write_texts, objective, prompts, depth, **settings)
-        own = texts[depth] if texts is not None and depth in texts else write()
-        found.take_behind("judged", judge.read(prompts, own).per_token - theirs, depth=depth, **beside)
-        matched = match_distinct(write, share, start=own, tolerance=tolerance)
+        own = write() if own is None else own
+        found.take_behind("judged", judge.read(prompts, own).per_token - theirs, {"depth": depth, **beside})
+        matched = match_distinct(write, share, start=own)
         fields = {"depth": depth, "temperature": matched.temperature}
         if not matched.reached:
-            found.rows.append(_distinct_2("unmatched_distinct_2", matched.texts, twin=twin_name, **fields))
+            found.rows.append(_distinct_2("unmatched_distinct_2", matched.texts, named | fields))
             continue
         nats = judge.read(prompts, matched.texts).per_token
-        found.take("matched_nats", nats, **beside, **fields)
-        found.rows.append(_distinct_2("matched_distinct_2", matched.texts, twin=twin_name, **fields))
-        found.take_behind("matched", nats - theirs, **beside, **fields)
+        found.take("matched_nats", nats, beside | fields)
+        found.rows.append(_distinct_2("matched_distinct_2", matched.texts, named | fields))
+        found.take_behind("matched", nats - theirs, beside | fields)
     return found
 
 
-def _distinct_2(metric: str, texts: Texts, **fields) -> Row:
+def _distinct_2(metric: str, texts: Texts, fields: Mapping[str, Any]) -> Row:
     mean, spread = distinct(as_lists(texts), 2), jackknife(as_lists(texts), 2)
     return Row(metric, mean, mean - spread, mean + spread, len(texts), **fields)

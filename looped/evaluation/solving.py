@@ -118,8 +118,7 @@ def score(objective: Objective, data: TaskData, config: Config, difficulty: int,
         for first in range(0, len(problems), size):
             some = problems[first : first + size]
             batch = data.collate(some).to(device)
-            for depth, each in answer(objective, batch, depths, config.evaluation, seed=config.seed, first=first,
-                                      exit=exit).items():
+            for depth, each in answer(objective, batch, depths, config, first=first, exit=exit).items():
                 spent = torch.stack([each.used.cpu().double(), each.layer_forwards, each.evaluations], dim=1).tolist()
                 for problem, cells, took in zip(some, each.answers.cpu().numpy(), spent, strict=True):
                     found[depth].append((*marked(data, problem, cells), *took))
@@ -149,7 +148,7 @@ def one_answer(objective: Objective, data: TaskData, config: Config, depth: int,
     """The first held-out problem of a difficulty, and the answer to it with what was given, as long as the problem."""
     problem = data.heldout(1, difficulty)[0]
     batch = data.collate([problem]).to(next(objective.parameters()).device)
-    cells = answer(objective, batch, [depth], config.evaluation, seed=config.seed)[depth].answers[0].cpu().numpy()
+    cells = answer(objective, batch, [depth], config)[depth].answers[0].cpu().numpy()
     if len(cells) < len(problem):  # from left to right, where the first cell is given and its successor asked
         cells = np.concatenate([problem.targets[:1], cells])
     return problem, np.where(problem.scored, cells, problem.inputs)

@@ -151,15 +151,15 @@ def _rows(seen: list[_Twice]) -> list[Row]:
     motions = [path.motion for path, _ in seen]
     before = None
     for step in range(len(motions[0].sizes)):
-        fields = {"depth": step + 1}
-        rows.append(median_row("latent_rms", torch.cat([each.sizes[step] for each in motions]), **fields))
+        depth = step + 1
+        rows.append(median_row("latent_rms", torch.cat([each.sizes[step] for each in motions]), depth))
         if step == 0:
             continue
         if before is not None and (moving := before > ROUNDING).any():
             ratio = torch.cat([each.ratios[step] for each in motions])
-            rows.append(median_row("contraction", ratio[moving], **fields))
+            rows.append(median_row("contraction", ratio[moving], depth))
         before = torch.cat([each.changes[step] for each in motions])
-        rows.append(median_row("latent_change", before, **fields))
+        rows.append(median_row("latent_change", before, depth))
     pairs = [_compare(path, other) for path, other in seen if other is not None]
     if pairs:
         names = ("same_answer", "latent_cosine", "latent_distance")
@@ -176,9 +176,9 @@ def _compare(path: _Path, other: _Path) -> tuple[Tensor, Tensor, Tensor]:
     return same.cpu().double(), cosine.cpu().double(), distance.cpu().double()
 
 
-def median_row(metric: str, values: Float[Tensor, "num"], **fields) -> Row:
+def median_row(metric: str, values: Float[Tensor, "num"], depth: int | None = None) -> Row:
     """The median with its 95 % interval by order statistics: the number of values below it is binomial(num, 1/2)."""
     values, num = values.sort().values, len(values)
     reach = 0.98 * math.sqrt(num)
     low, high = max(math.floor(num / 2 - reach), 0), min(math.ceil(num / 2 + reach), num - 1)
-    return Row(metric, values.quantile(0.5).item(), values[low].item(), values[high].item(), num, **fields)
+    return Row(metric, values.quantile(0.5).item(), values[low].item(), values[high].item(), num, depth=depth)

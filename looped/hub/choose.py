@@ -43,7 +43,7 @@ def open_features(path: Path | None, maker: Run) -> Features:
     run = load_run(path, device=maker.device, other_data=maker.other_data)
     _check_data("features", run, maker)
     return classifier_features(str(path), run.objective, run.config, picture=maker.data.picture,
-                               scale=run.scale if run.config.is_images else None)
+                               scale=run.scale if run.identity.picture else None)
 
 
 def _check_data(flag: str, other: Run, run: Run) -> None:

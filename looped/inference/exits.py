@@ -9,52 +9,162 @@ sought:
     answer      steps in a row that gave the same answer, at least 3
     confidence  probability of the answer in the cell that is least sure, above 0.9
     head        probability of a learned head that the answer is right, above 0.5 (models trained by `one-step`)
+
+One's own is a subclass of `Exit`, named by the dotted path of the class.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from looped.data.batch import Batch
+from looped.dotted import class_at
 from looped.errors import UserError, did_you_mean
-
-THRESHOLDS: dict[str, float] = {"kl": 1e-3, "entropy": 1e-3, "latent": 0.03, "answer": 3, "confidence": 0.9,
-                                "head": 0.5}
-"""Exit -> its default threshold."""
 
 Halt = Callable[[Float[Tensor, "batch length width"], Batch], Float[Tensor, "batch"]]
 """(state, batch) -> logit that the answer is right."""
 
 
 @dataclass(frozen=True)
-class Exit:
-    """A rule to stop by."""
+class Moment:
+    """One more step of the problems still at work. logits: their readout, float32. latent: the state, or the clean
+    estimate, behind it. before: both of the step before, None at the first. same: steps in a row that gave this answer.
+    halt: the learned head, None where there is none."""
 
-    kind: str
-    threshold: float
+    batch: Batch
+    logits: Float[Tensor, "rows length symbols"]
+    latent: Float[Tensor, "rows length width"]
+    before: tuple[Tensor, Tensor] | None
+    same: Int[Tensor, "rows"]
+    halt: Halt | None = None
+
+
+class Exit:
+    """A rule to stop by: a problem leaves at the first step at which it has `settled`."""
+
+    default: ClassVar[float]
+    """The threshold where none is given."""
+    needs_halt: ClassVar[bool] = False
+    """True where it asks the learned head."""
+
+    def __init__(self, kind: str, threshold: float | None = None):
+        self.kind, self.threshold = kind, self.default if threshold is None else threshold
 
     @staticmethod
     def parse(text: str) -> "Exit":
-        """`kl`, or `kl=1e-4` with another threshold. Raises UserError."""
+        """`kl`, or `kl=1e-4` with another threshold; or the dotted path of a class of one's own. Raises UserError."""
         kind, equals, value = text.strip().partition("=")
-        if kind not in THRESHOLDS:
-            raise UserError(f"exit '{kind}' is unknown{did_you_mean(kind, THRESHOLDS)}")
+        made = _class_of(kind)
         try:
-            threshold = float(value) if equals else THRESHOLDS[kind]
+            threshold = float(value) if equals else made.default
         except ValueError:
             threshold = math.nan
         if not threshold >= 0:
-            raise UserError(f"exit {text!r} has no threshold of 0 or more; write for instance "
-                            f"{kind}={THRESHOLDS[kind]}")
-        return Exit(kind, threshold)
+            raise UserError(f"exit {text!r} has no threshold of 0 or more; write for instance {kind}={made.default}")
+        return made(kind, threshold)
 
     @property
     def name(self) -> str:
         return f"{self.kind}={self.threshold:g}"
+
+    def settled(self, moment: Moment) -> Bool[Tensor, "rows"]:
+        """The problems that leave now."""
+        raise NotImplementedError
+
+
+class _Change(Exit):
+    """Less change from step to step than the threshold."""
+
+    def settled(self, moment: Moment) -> Bool[Tensor, "rows"]:
+        if moment.before is None:
+            return torch.zeros_like(moment.same, dtype=torch.bool)
+        return self.change(moment, *moment.before) < self.threshold
+
+    def change(self, moment: Moment, logits: Tensor, latent: Tensor) -> Float[Tensor, "rows"]:
+        """From a readout and the latent behind it to those of the moment."""
+        raise NotImplementedError
+
+
+class Divergence(_Change):
+    """KL(readout now || readout before)."""
+
+    default = 1e-3
+
+    def change(self, moment: Moment, logits: Tensor, latent: Tensor) -> Float[Tensor, "rows"]:
+        now, then = moment.logits.log_softmax(-1), logits.log_softmax(-1)
+        return moment.batch.mean((now.exp() * (now - then)).sum(-1))
+
+
+class Entropy(_Change):
+    """The change of the readout's entropy."""
+
+    default = 1e-3
+
+    def change(self, moment: Moment, logits: Tensor, latent: Tensor) -> Float[Tensor, "rows"]:
+        now, then = moment.logits.log_softmax(-1), logits.log_softmax(-1)
+        return moment.batch.mean(_entropy(now) - _entropy(then)).abs()
+
+
+class Latent(_Change):
+    """The change of the latent in the cells that are sought, relative to its norm."""
+
+    default = 0.03
+
+    def settled(self, moment: Moment) -> Bool[Tensor, "rows"]:
+        if moment.before is None:
+            return torch.zeros_like(moment.same, dtype=torch.bool)
+        keep = moment.batch.sought.unsqueeze(-1)
+        change = ((moment.latent - moment.before[1]) * keep).flatten(1).norm(dim=1)
+        return change < self.threshold * (moment.latent * keep).flatten(1).norm(dim=1)
+
+
+class Answer(Exit):
+    """So many steps in a row that gave the same answer."""
+
+    default = 3
+
+    def settled(self, moment: Moment) -> Bool[Tensor, "rows"]:
+        return moment.same >= self.threshold
+
+
+class Confidence(Exit):
+    """The probability of the answer in the cell that is least sure."""
+
+    default = 0.9
+
+    def settled(self, moment: Moment) -> Bool[Tensor, "rows"]:
+        sure = moment.logits.softmax(-1).amax(-1).masked_fill(~moment.batch.sought, 1.0)
+        return sure.amin(1) > self.threshold
+
+
+class Head(Exit):
+    """The probability of a learned head that the answer is right."""
+
+    default, needs_halt = 0.5, True
+
+    def settled(self, moment: Moment) -> Bool[Tensor, "rows"]:
+        return torch.sigmoid(moment.halt(moment.latent, moment.batch)) > self.threshold
+
+
+EXITS: dict[str, type[Exit]] = {"kl": Divergence, "entropy": Entropy, "latent": Latent, "answer": Answer,
+                                "confidence": Confidence, "head": Head}
+
+
+def _class_of(kind: str) -> type[Exit]:
+    if kind in EXITS:
+        return EXITS[kind]
+    if "." not in kind:
+        raise UserError(f"exit '{kind}' is unknown{did_you_mean(kind, EXITS)}")
+    made: Any = class_at(kind, "exit")
+    if not (isinstance(made, type) and issubclass(made, Exit) and hasattr(made, "default")):
+        raise UserError(f"exit {kind} is no exit; give the dotted path of a subclass of looped.inference.exits.Exit "
+                        f"that has a `default` threshold")
+    return made
 
 
 class Stopping:
@@ -66,9 +176,9 @@ class Stopping:
     """
 
     def __init__(self, batch: Batch, exit: Exit | None = None, *, halt: Halt | None = None):
-        if exit is not None and exit.kind == "head" and halt is None:
-            raise UserError("exit head asks a learned head, and this run has none; train with --objective one-step, or "
-                            "choose another exit")
+        if exit is not None and exit.needs_halt and halt is None:
+            raise UserError(f"exit {exit.kind} asks a learned head, and this run has none; train with --objective "
+                            f"one-step, or choose another exit")
         num = len(batch)
         self.batch, self.exit, self.halt = batch, exit, halt
         self.active = torch.ones(num, dtype=torch.bool, device=batch.inputs.device)
@@ -85,45 +195,28 @@ class Stopping:
     def take(self, logits: Tensor, latent: Tensor) -> None:
         """One more step of the rows at work: their readout, and the state (or estimate) behind it."""
         rows = self.working
-        batch = self.batch[rows]
-        done = self._has_settled(rows, batch, logits.float(), latent.float())
+        done = None if self.exit is None else self.exit.settled(self._moment(rows, logits.float(), latent.float()))
         if self.logits is None:
             self.logits, self._latent = logits.float(), latent.float()
         else:
             self.logits, self._latent = (old.index_copy(0, rows, new.float())
                                          for old, new in ((self.logits, logits), (self._latent, latent)))
         self.used[rows] += 1
-        self.active[rows[done]] = False
+        if done is not None:
+            self.active[rows[done]] = False
 
     def go_on(self) -> None:
         """One more step of the rows at work, of which nobody asks the readout: no exit can be taken there."""
         self.used[self.working] += 1
 
-    def _has_settled(self, rows: Tensor, batch: Batch, logits: Tensor, latent: Tensor) -> Bool[Tensor, "rows"]:
-        nobody = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
-        if self.exit is None:
-            return nobody
-        kind, threshold = self.exit.kind, self.exit.threshold
-        if kind == "head":
-            return torch.sigmoid(self.halt(latent, batch)) > threshold
-        if kind == "confidence":
-            return logits.softmax(-1).amax(-1).masked_fill(~batch.sought, 1.0).amin(1) > threshold
-        if self.logits is None:
-            self._same[rows] = 1
-            return self._same >= threshold if kind == "answer" else nobody
-        before, latent_before = self.logits[rows], self._latent[rows]
-        if kind == "answer":
-            same = ((logits.argmax(-1) == before.argmax(-1)) | ~batch.sought).all(1)
-            self._same[rows] = torch.where(same, self._same[rows] + 1, 1)
-            return self._same[rows] >= threshold
-        if kind == "latent":
-            keep = batch.sought.unsqueeze(-1)
-            change = ((latent - latent_before) * keep).flatten(1).norm(dim=1)
-            return change < threshold * (latent * keep).flatten(1).norm(dim=1)
-        now, then = logits.log_softmax(-1), before.log_softmax(-1)
-        if kind == "kl":
-            return batch.mean((now.exp() * (now - then)).sum(-1)) < threshold
-        return batch.mean(_entropy(now) - _entropy(then)).abs() < threshold
+    def _moment(self, rows: Tensor, logits: Tensor, latent: Tensor) -> Moment:
+        batch, before = self.batch[rows], None
+        if self.logits is not None:
+            before = self.logits[rows], self._latent[rows]
+            same = ((logits.argmax(-1) == before[0].argmax(-1)) | ~batch.sought).all(1)
+            self._same[rows] = torch.where(same, self._same[rows], 0)
+        self._same[rows] += 1
+        return Moment(batch, logits, latent, before, self._same[rows], self.halt)
 
 
 def _entropy(log_probs: Tensor) -> Tensor:

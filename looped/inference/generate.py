@@ -16,6 +16,7 @@ from looped.errors import UserError
 from looped.inference.padding import Padding
 from looped.inference.rollout import rollout_of
 from looped.inference.texts import Ending
+from looped.inference.writing import Writing
 from looped.objectives.base import Objective, evaluating
 from looped.rng import StepRandom
 
@@ -52,8 +53,8 @@ def generate(objective: Objective, prompt: Int[Tensor, "batch length"], *, num_t
         padding = _last_document(objective, prompt, padding)
     draws = partial(StepRandom, seed, start=first_row, count=len(prompt), device=prompt.device)
     with evaluating(objective):
-        return ending.cut(rollout_of(objective).write(prompt, num_tokens, depth, steering=steering, padding=padding,
-                                                      draws=draws, ending=ending))
+        way = Writing(steering, padding, draws, ending)
+        return ending.cut(rollout_of(objective).write(prompt, num_tokens, depth, way))
 
 
 def _check_request(objective: Objective, prompt: Tensor, num_tokens: int, depth: int) -> None:

@@ -15,7 +15,7 @@ from looped.inference.cost import Cost
 from looped.inference.exits import Exit, Stopping
 from looped.inference.padding import Padding
 from looped.inference.rollout import Answered, Readout, Rollout, own_normal
-from looped.inference.writing import one_after_another
+from looped.inference.writing import Writing, one_after_another
 from looped.nn.cache import Cache
 from looped.nn.rows import Rows
 from looped.objectives.base import rows_of_batch, token_losses
@@ -39,7 +39,7 @@ class LoopRollout(Rollout):
                                self.answer_cost(depth, config, early=early))
 
         # An exit asks for the answer after every step.
-        states = loop_states(self.objective, batch, max(depths), random, stopping, read=None if early else depths)
+        states = self.states(batch, max(depths), random, stopping, read=None if early else depths)
         for step, _ in enumerate(states, start=1):
             if step in depths:
                 found[step] = read_out(step)
@@ -57,9 +57,36 @@ class LoopRollout(Rollout):
     def likelihood_cost(self, depth: int) -> Cost:
         return self.answer_cost(depth, EvaluationConfig())
 
+    def states(self, batch: Batch, depth: int, random: StepRandom, stopping: Stopping, *, start: Tensor | None = None,
+               read: Collection[int] | None = None) -> Iterator[Tensor]:
+        """Run the loop on the rows that `stopping` has at work, and yield the states of all rows after each step; from
+        `start` instead of the model's own initial state, if given. read: the steps, counted from 1, that are read out;
+        None: every one.
+
+        With `recurrence.damping` d a step is s <- d s + (1 - d) step(s).
+        """
+        model, damping = self.model, self.objective.config.damping
+        rows = rows_of_batch(batch)
+        e = model.encode(batch.inputs, rows)
+        noise = own_normal(random, "state", batch, e.shape[-1]) if model.recurrence.needs_noise else None
+        state = model.initial_state(e, noise) if start is None else start
+        for step in range(depth):
+            working = stopping.working
+            if len(working) < len(state):
+                rows = rows_of_batch(batch[working])
+            before = state[working]
+            after = model.step(before, e[working], None, rows.having(block=model.recurrence.block_at(step)))
+            after = after if damping == 0 else damping * before + (1 - damping) * after
+            state = state.index_copy(0, working, after)
+            if read is None or step + 1 in read:
+                stopping.take(model.decode(after, rows), after)
+            else:
+                stopping.go_on()
+            yield state
+
     def steps(self, batch: Batch, depth: int, random: StepRandom, *, start: Tensor | None = None) -> Iterator[Readout]:
         stopping = Stopping(batch)
-        for state in loop_states(self.objective, batch, depth, random, stopping, start=start):
+        for state in self.states(batch, depth, random, stopping, start=start):
             yield state, stopping.logits
 
     def steps_elsewhere(self, batch: Batch, depth: int, random: StepRandom, end: Tensor) -> Iterator[Readout] | None:
@@ -107,9 +134,8 @@ class LoopRollout(Rollout):
         noise = random.normal("state", e.shape[1:]) if model.recurrence.needs_noise else None
         return model.decode(model.unroll(e, rows, grad=1, noise=noise), rows)
 
-    def write(self, prompt: Int[Tensor, "batch length"], num_tokens: int, depth: int, *, steering: Steering,
-              padding: Padding, **how) -> Tensor:
-        return one_after_another(LoopWriter(self.objective, depth, steering, padding), prompt, num_tokens, **how)
+    def write(self, prompt: Int[Tensor, "batch length"], num_tokens: int, depth: int, way: Writing) -> Tensor:
+        return one_after_another(LoopWriter(self.objective, depth, way.steering, way.padding), prompt, num_tokens, way)
 
     def hidden(self, batch: Batch, depth: int,
                noise: Callable[[Tensor], Tensor]) -> Float[Tensor, "batch length width"]:
@@ -117,34 +143,6 @@ class LoopRollout(Rollout):
         e = self.model.encode(batch.inputs, rows)
         start = noise(e) if self.model.recurrence.needs_noise else None
         return self.model.hidden(self.model.unroll(e, rows, grad=depth, noise=start), rows)
-
-
-def loop_states(objective: Unrolled, batch: Batch, depth: int, random: StepRandom, stopping: Stopping, *,
-                start: Tensor | None = None, read: Collection[int] | None = None):
-    """Run the loop on the rows that `stopping` has at work, and yield the states of all rows after each step; from
-    `start` instead of the model's own initial state, if given. read: the steps, counted from 1, that are read out;
-    None: every one.
-
-    With `recurrence.damping` d a step is s <- d s + (1 - d) step(s).
-    """
-    model, damping = objective.model, objective.config.damping
-    rows = rows_of_batch(batch)
-    e = model.encode(batch.inputs, rows)
-    noise = own_normal(random, "state", batch, e.shape[-1]) if model.recurrence.needs_noise else None
-    state = model.initial_state(e, noise) if start is None else start
-    for step in range(depth):
-        working = stopping.working
-        if len(working) < len(state):
-            rows = rows_of_batch(batch[working])
-        before = state[working]
-        after = model.step(before, e[working], None, rows.having(block=model.recurrence.block_at(step)))
-        after = after if damping == 0 else damping * before + (1 - damping) * after
-        state = state.index_copy(0, working, after)
-        if read is None or step + 1 in read:
-            stopping.take(model.decode(after, rows), after)
-        else:
-            stopping.go_on()
-        yield state
 
 
 class LoopWriter:

@@ -20,11 +20,13 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
+from looped.config import Config
 from looped.config.training import EvaluationConfig
 from looped.data.batch import Batch
 from looped.errors import UserError
 from looped.inference.cost import Cost
 from looped.inference.exits import Exit
+from looped.inference.writing import Writing
 from looped.objectives.base import Objective
 from looped.rng import StepRandom
 
@@ -161,8 +163,8 @@ class Rollout:
 
     # ---- texts, features
 
-    def write(self, prompt: Int[Tensor, "batch length"], num_tokens: int, depth: int, **how: Any) -> Tensor:
-        """Continuations of prompts; arguments as `looped.inference.generate` gives them."""
+    def write(self, prompt: Int[Tensor, "batch length"], num_tokens: int, depth: int, way: Writing) -> Tensor:
+        """Continuations of prompts, padded on the left."""
         self._refuse("writes no text")
 
     def hidden(self, batch: Batch, depth: int,
@@ -186,15 +188,15 @@ def rollout_of(objective: Objective) -> Rollout:
 
 
 @torch.no_grad()
-def answer(objective: Objective, batch: Batch, depths: Sequence[int], config: EvaluationConfig, *, seed: int = 0,
-           first: int = 0, exit: Exit | None = None) -> dict[int, Answered]:
+def answer(objective: Objective, batch: Batch, depths: Sequence[int], config: Config, *, first: int = 0,
+           exit: Exit | None = None) -> dict[int, Answered]:
     """Depth -> the answers there; with an `exit`, depth is the most steps that a problem may take.
 
     first: the number of the batch's first problem. Every draw depends on the problem's number alone, so that a problem
     is solved the same in any batch, to rounding. Raises UserError for an exit that the model cannot take.
     """
-    random = StepRandom(seed, 0, start=first, count=len(batch), device=batch.inputs.device)
-    return rollout_of(objective).answers(batch, depths, config, random, exit)
+    random = StepRandom(config.seed, 0, start=first, count=len(batch), device=batch.inputs.device)
+    return rollout_of(objective).answers(batch, depths, config.evaluation, random, exit)
 
 
 def at_once(objective: Objective, depths: Sequence[int]) -> list[tuple[int, ...]]:

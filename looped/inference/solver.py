@@ -14,15 +14,14 @@ from looped.data.batch import Batch
 from looped.devices import now
 from looped.diffusion.bridge import bridge
 from looped.diffusion.denoiser import levels_of
+from looped.diffusion.samplers import Settling
 from looped.diffusion.schedules import block_schedule
 from looped.diffusion.solve import evaluated_levels, solve
-from looped.diffusion.steering import Steering
 from looped.inference.cost import NUM_CHECKS, Cost
 from looped.inference.denoised_text import DenoiseWriter, TeacherForced, bound
 from looped.inference.exits import Exit, Stopping
-from looped.inference.padding import Padding
 from looped.inference.rollout import Answered, Likelihood, Readout, Rollout, own_normal, trajectories
-from looped.inference.writing import one_after_another
+from looped.inference.writing import Writing, one_after_another
 from looped.nn.rows import Rows
 from looped.objectives.base import rows_of_batch, token_losses
 from looped.objectives.denoise import Denoise, only_sought
@@ -148,9 +147,9 @@ class SolverRollout(Rollout):
         z = target + level * random.normal("noise", target.shape[1:])
         return self.objective.logits(batch, z, torch.full((len(z),), level, dtype=torch.float64))
 
-    def write(self, prompt: Int[Tensor, "batch length"], num_tokens: int, depth: int, *, steering: Steering,
-              padding: Padding, **how) -> Tensor:
-        return one_after_another(DenoiseWriter(self.objective, depth, steering, padding), prompt, num_tokens, **how)
+    def write(self, prompt: Int[Tensor, "batch length"], num_tokens: int, depth: int, way: Writing) -> Tensor:
+        writer = DenoiseWriter(self.objective, depth, way.steering, way.padding)
+        return one_after_another(writer, prompt, num_tokens, way)
 
     def hidden(self, batch: Batch, depth: int,
                noise: Callable[[Tensor], Tensor]) -> Float[Tensor, "batch length width"]:
@@ -202,7 +201,7 @@ class Solver:
 
         solve(self.config, self.objective.noise, denoise, depth,
               normal=lambda name: own_normal(random, f"{stream}{name}", self.batch, self.denoiser.targets.dim),
-              confidence=lambda: stopping.logits.softmax(-1).amax(-1), sought=self.batch.sought)
+              settling=Settling(lambda: stopping.logits.softmax(-1).amax(-1), self.batch.sought))
         return stopping
 
     def _read(self, z: Tensor, level: float | Tensor, working: Tensor,

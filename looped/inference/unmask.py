@@ -10,7 +10,7 @@ variance of the weights, and exactly where all tokens cost the same.
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float64, Int
@@ -19,11 +19,9 @@ from torch import Tensor
 from looped.devices import now
 from looped.diffusion import masking
 from looped.diffusion.masking import unmask
-from looped.diffusion.steering import Steering
 from looped.inference.cost import Cost
-from looped.inference.padding import Padding
 from looped.inference.rollout import Likelihood, Rollout
-from looped.inference.texts import Ending
+from looped.inference.writing import Writing
 from looped.nn.rows import Rows
 from looped.objectives.base import EVERYBODY
 from looped.objectives.masked import Masked
@@ -55,11 +53,11 @@ class UnmaskRollout(Rollout):
     def limit(self, rows: Tokens, num_levels: int, random: StepRandom) -> Float64[Tensor, "batch"]:
         return bound(self.objective, rows, num_levels, random)
 
-    def write(self, prompt: Int[Tensor, "batch length"], num_tokens: int, depth: int, *, steering: Steering,
-              padding: Padding, draws: Callable[[int], StepRandom], ending: Ending) -> Tensor:
+    def write(self, prompt: Int[Tensor, "batch length"], num_tokens: int, depth: int, way: Writing) -> Tensor:
         """All tokens together. In training about a share m of a text is hidden at level m, so a text whose prompt stays
         in sight is at the level of its hidden share, which also says whose block it is."""
-        random, first, width = draws(0), prompt.shape[1], prompt.shape[1] + num_tokens
+        random, padding = way.draws(0), way.padding
+        first, width = prompt.shape[1], prompt.shape[1] + num_tokens
         tokens = torch.nn.functional.pad(prompt, (0, num_tokens), value=self.objective.model.mask_token)
         sought = (torch.arange(width, device=prompt.device) >= first).expand_as(tokens)
         whole = torch.full((len(prompt),), width, dtype=torch.float64)
@@ -71,7 +69,7 @@ class UnmaskRollout(Rollout):
             drawn = random.uniform(f"{stream}{step}", (num_tokens,))
             return torch.nn.functional.pad(drawn, (first, 0))  # a row's draws do not depend on what stands before it
 
-        return unmask(lambda tokens, m: steering(self.objective.logits(tokens, m * share, rows)), tokens, sought,
+        return unmask(lambda tokens, m: way.steering(self.objective.logits(tokens, m * share, rows)), tokens, sought,
                       step_levels(self.objective, depth), uniform=uniform)[:, first:]
 
 

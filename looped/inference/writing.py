@@ -1,6 +1,7 @@
 """Texts written a token, or a block of tokens, at a time, each from what stands before it."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from looped.diffusion.bridge import draw
+from looped.diffusion.steering import Steering
+from looped.inference.padding import Padding
 from looped.inference.texts import NOTHING, Ending
 from looped.nn.precision import widest
 from looped.rng import StepRandom
@@ -21,16 +24,27 @@ class Writer(Protocol):
         """Logits (B, k, V) of what follows the columns so far and the `new` ones."""
 
 
-def one_after_another(writer: Writer, prompt: Int[Tensor, "batch length"], num_tokens: int, *,
-                      draws: Callable[[int], StepRandom], ending: Ending) -> Int[Tensor, "batch {num_tokens}"]:
+@dataclass(frozen=True)
+class Writing:
+    """The way in which texts are written: how each token's distribution is steered, where the prompts of a batch stand,
+    the draws of a step, and where a text ends."""
+
+    steering: Steering
+    padding: Padding
+    draws: Callable[[int], StepRandom]
+    ending: Ending
+
+
+def one_after_another(writer: Writer, prompt: Int[Tensor, "batch length"], num_tokens: int,
+                      way: Writing) -> Int[Tensor, "batch {num_tokens}"]:
     """Each token, or block of them, from what stands before it, until all texts are over; then `NOTHING`."""
     new, texts, step = prompt, prompt[:, :0], 0
     over = torch.zeros(len(prompt), dtype=torch.bool, device=prompt.device)
     while texts.shape[1] < num_tokens and not bool(over.all()):
-        random = draws(step)
+        random = way.draws(step)
         probs = torch.softmax(writer.next_logits(new, random).to(widest(prompt.device)), dim=-1)  # B k V
         new, step = draw(probs, random.uniform("token", probs.shape[1:2])), step + 1
         texts = torch.cat([texts, new], dim=1)
-        over |= ending.over(texts[:, -ending.reach(new.shape[1]) :])
+        over |= way.ending.over(texts[:, -way.ending.reach(new.shape[1]) :])
     texts = texts[:, :num_tokens]
     return pad(texts, (0, num_tokens - texts.shape[1]), value=NOTHING)

@@ -2,9 +2,9 @@
 
 from looped.config import Config
 from looped.data.labelled import Picture
+from looped.dotted import class_at
 from looped.models.image_denoiser import ImageDenoiser
-from looped.models.language import LanguageModel, start_weights
-from looped.models.vision import ImageClassifier
+from looped.models.language import LanguageModel, Structure, start_weights
 from looped.nn.checks import require, whole_number
 from looped.rng import seeded_init
 
@@ -44,9 +44,7 @@ def build(config: Config, vocab_size: int, picture: Picture | None = None) -> Mo
 
 def unseeded(config: Config, vocab_size: int, picture: Picture | None = None) -> Model:
     """The same with weights from torch's global state, which a meta device does not need."""
-    options = {"cond_width": config.cond_width, "core_layers": config.block_layers,
-               "effective_depth": effective_depth(config), "held": config.blocks.held,
-               "checkpointed": config.training.checkpoint_activations}
-    if picture is not None:
-        return (ImageDenoiser if config.generates else ImageClassifier)(config.model, vocab_size, picture, **options)
-    return LanguageModel(config.model, vocab_size, mask_token=config.rule.hides, **options)
+    structure = Structure(cond_width=config.cond_width, core_layers=config.block_layers,
+                          effective_depth=effective_depth(config), held=config.blocks.held,
+                          checkpointed=config.training.checkpoint_activations, mask_token=config.rule.hides)
+    return class_at(config.kind.model, "model").of_data(config, vocab_size, picture, structure)

@@ -7,16 +7,16 @@ where a row stands as long as all rows are alike, as they are under high noise.
 """
 
 import math
-from collections.abc import Collection, Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from looped.config import Config
 from looped.config.model import ModelConfig
 from looped.data.labelled import Picture
-from looped.models.language import Level, loop_of, start_around, start_weights
+from looped.models.language import Level, Structure, loop_of, start_around, start_weights
 from looped.models.vision import Images, cut, join
 from looped.nn.bias import Full
 from looped.nn.conditioning import LevelEmbedding
@@ -28,27 +28,30 @@ EVERYBODY = Full()
 
 
 class ImageDenoiser(nn.Module):
-    """`(images, level, labels) -> images`. Label `num_classes` stands for no class; other arguments as for
-    `LanguageModel`."""
+    """`(images, level, labels) -> images`. Label `num_classes` stands for no class; the structure has a `cond_width`.
+    """
 
-    def __init__(self, config: ModelConfig, num_classes: int, picture: Picture, *, cond_width: int,
-                 effective_depth: int | None = None, core_layers: Sequence[int] | None = None,
-                 held: Collection[int] | None = None, checkpointed: bool = False):
+    def __init__(self, config: ModelConfig, num_classes: int, picture: Picture, structure: Structure):
         super().__init__()
         self.config, self.picture, self.num_classes, self.width = config, picture, num_classes, config.width
-        self.core_layers = tuple(core_layers or (config.num_core_layers,))
-        size = picture.patch_numbers
+        self.core_layers = tuple(structure.core_layers or (config.num_core_layers,))
+        size, cond_width = picture.patch_numbers, structure.cond_width
         self.patches = nn.Linear(size, config.width)
         self.place = nn.Parameter(torch.zeros(picture.num_patches, config.width))
         self.level_embedding = LevelEmbedding(cond_width)
         self.classes = nn.Embedding(num_classes + 1, cond_width)
-        self.recurrence = loop_of(config, self.core_layers, cond_width, held=held, checkpointed=checkpointed)
+        self.recurrence = loop_of(config, structure)
         self.norm = RMSNorm(config.width, eps=config.norm_eps)
         self.last_modulation = nn.Linear(cond_width, 2 * config.width)
         self.pixels = nn.Linear(config.width, size)
         self.rotary = Rotary(config.width // config.num_heads, base=config.rope_base)
-        start_weights(self, config.width, effective_depth or config.num_core_layers)
+        start_weights(self, config.width, structure.effective_depth or config.num_core_layers)
         self._start_ends()
+
+    @classmethod
+    def of_data(cls, config: Config, vocab_size: int, picture: Picture, structure: Structure) -> "ImageDenoiser":
+        """The model of a whole config."""
+        return cls(config.model, vocab_size, picture, structure)
 
     def start_shared(self, effective_depth: int) -> None:
         """Initialise all but the core in place, with draws that do not depend on the core."""

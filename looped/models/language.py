@@ -6,13 +6,17 @@ number of times with `e` injected, one final norm used after the loop and again 
 
 import math
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from looped.config import Config
 from looped.config.model import ModelConfig
+from looped.data.labelled import Picture
+from looped.dotted import class_at
 from looped.errors import UserError, did_you_mean
 from looped.nn.bias import Causal
 from looped.nn.cache import Cache
@@ -21,7 +25,7 @@ from looped.nn.conditioning import LevelEmbedding
 from looped.nn.injection import Diagonal, build_injection
 from looped.nn.layers import RMSNorm, Rotary, TransformerLayer
 from looped.nn.projection import head_logits, is_plain, table_of
-from looped.nn.recurrence import Absent, Core, LayerStack, RecurrentDepth, init_weights, run_layers
+from looped.nn.recurrence import Absent, Core, LayerStack, OwnBlock, RecurrentDepth, init_weights, run_layers
 from looped.nn.rows import PLAIN, Rows
 
 State = Float[Tensor, "batch length width"]
@@ -29,8 +33,9 @@ Logits = Float[Tensor, "batch length vocab"]
 Level = Float[Tensor, "batch"] | Float[Tensor, "batch length"]
 
 
-class LanguageModel(nn.Module):
-    """A causal language model of any depth.
+@dataclass(frozen=True)
+class Structure:
+    """The structure of a model, as its training rule and its blocks ask for it.
 
     `cond_width` builds the noise-level conditioning of the core (denoising); None builds the plain loop.
     `effective_depth` scales the initialisation of the output projections; None counts every layer once.
@@ -40,27 +45,46 @@ class LanguageModel(nn.Module):
     embedding, number `vocab_size`, which stands for a hidden token and is never predicted.
     """
 
-    def __init__(self, config: ModelConfig, vocab_size: int, *, cond_width: int | None = None,
-                 effective_depth: int | None = None, core_layers: Sequence[int] | None = None,
-                 held: Collection[int] | None = None, checkpointed: bool = False, mask_token: bool = False):
+    cond_width: int | None = None
+    effective_depth: int | None = None
+    core_layers: Sequence[int] | None = None
+    held: Collection[int] | None = None
+    checkpointed: bool = False
+    mask_token: bool = False
+
+
+PLAIN_LOOP = Structure()
+
+
+class LanguageModel(nn.Module):
+    """A causal language model of any depth."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int, structure: Structure = PLAIN_LOOP):
         super().__init__()
+        s = structure
         require(config, ModelConfig, "config", "pass ModelConfig(width=64), or call looped.build(config, vocab_size)")
         whole_number("vocab_size", vocab_size, 1)
         self.config, self.vocab_size, self.width = config, vocab_size, config.width
-        self.core_layers = tuple(core_layers or (config.num_core_layers,))
-        self.mask_token = vocab_size if mask_token else None
-        self.embed = nn.Embedding(vocab_size + mask_token, config.width)
-        self.prelude = nn.ModuleList(layer_of(config, checkpointed=checkpointed)
+        self.core_layers = tuple(s.core_layers or (config.num_core_layers,))
+        self.mask_token = vocab_size if s.mask_token else None
+        self.embed = nn.Embedding(vocab_size + s.mask_token, config.width)
+        self.prelude = nn.ModuleList(layer_of(config, checkpointed=s.checkpointed)
                                      for _ in range(config.num_prelude_layers))
-        self.recurrence = loop_of(config, self.core_layers, cond_width, held=held, checkpointed=checkpointed)
-        self.level_embedding = LevelEmbedding(cond_width) if cond_width else None
-        self.coda = nn.ModuleList(layer_of(config, checkpointed=checkpointed)
+        self.recurrence = loop_of(config, s)
+        self.level_embedding = LevelEmbedding(s.cond_width) if s.cond_width else None
+        self.coda = nn.ModuleList(layer_of(config, checkpointed=s.checkpointed)
                                   for _ in range(config.num_coda_layers))
         self.norm = RMSNorm(config.width, eps=config.norm_eps)
         self.head = None if config.tie_embeddings else nn.Linear(config.width, vocab_size, bias=False)
         self.rotary = Rotary(config.width // config.num_heads, base=config.rope_base)
         layers = config.num_prelude_layers + config.num_core_layers + config.num_coda_layers
-        start_weights(self, config.width, effective_depth or layers)
+        start_weights(self, config.width, s.effective_depth or layers)
+
+    @classmethod
+    def of_data(cls, config: Config, vocab_size: int, picture: Picture | None,
+                structure: Structure) -> "LanguageModel":
+        """The model of a whole config for data of so many tokens or classes; `picture`: the size of its images."""
+        return cls(config.model, vocab_size, *([] if picture is None else [picture]), structure)
 
     def start_shared(self, effective_depth: int) -> None:
         """Initialise all but the core in place, with draws that do not depend on the core."""
@@ -183,15 +207,19 @@ def layer_of(config: ModelConfig, cond_width: int | None = None, *, checkpointed
                             activation=c.ffn)
 
 
-def loop_of(config: ModelConfig, core_layers: Sequence[int], cond_width: int | None, *, held: Collection[int] | None,
-            checkpointed: bool) -> RecurrentDepth:
-    """The loop over a core of blocks of so many layers, of which those `held` are there."""
-    def block_of(num_layers: int) -> LayerStack:
-        layers = [layer_of(config, cond_width, checkpointed=checkpointed) for _ in range(num_layers)]
+def loop_of(config: ModelConfig, structure: Structure) -> RecurrentDepth:
+    """The loop over a core of blocks, of which those `held` are there."""
+    held, cond_width = structure.held, structure.cond_width
+
+    def block_of(num_layers: int) -> nn.Module:
+        if config.core is not None:
+            own = class_at(config.core, "model.core")(config.width, num_layers, cond_width)
+            return OwnBlock(own, config.width, cond_width)
+        layers = [layer_of(config, cond_width, checkpointed=structure.checkpointed) for _ in range(num_layers)]
         return LayerStack(build_injection(config.injection, config.width), layers)
 
     core = [block_of(num_layers) if held is None or number in held else Absent(number)
-            for number, num_layers in enumerate(core_layers)]
+            for number, num_layers in enumerate(structure.core_layers or (config.num_core_layers,))]
     return RecurrentDepth(Core(*core), state_init=config.state_init)
 
 

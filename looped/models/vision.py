@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from looped.config.model import ModelConfig
 from looped.data.labelled import Picture
-from looped.models.language import LanguageModel, State
+from looped.models.language import PLAIN_LOOP, LanguageModel, State, Structure
 from looped.nn.projection import cast_for
 from looped.nn.recurrence import run_layers
 from looped.nn.rows import PLAIN, Rows
@@ -37,10 +37,10 @@ def join(patches: Float[Tensor, "batch patches size"], picture: Picture) -> Imag
 
 
 class ImageClassifier(LanguageModel):
-    """`num_classes` are the tokens; `encode` takes images. Other arguments as for `LanguageModel`."""
+    """`num_classes` are the tokens; `encode` takes images."""
 
-    def __init__(self, config: ModelConfig, num_classes: int, picture: Picture, **options):
-        super().__init__(config, num_classes, **options)
+    def __init__(self, config: ModelConfig, num_classes: int, picture: Picture, structure: Structure = PLAIN_LOOP):
+        super().__init__(config, num_classes, structure)
         self.picture = picture
         self.patches = nn.Linear(picture.patch_numbers, config.width)
         self._start_patches()

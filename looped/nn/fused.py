@@ -197,7 +197,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         wide = torch.promote_types(x.dtype, torch.float32)
         lse, chosen = rows.new_empty(len(rows), dtype=wide), rows.new_empty(len(rows), dtype=wide)
         for part in _parts(rows, len(weight)):
-            logits = _logits(rows, narrow, scale, u, table, part, wide)
+            own = None if u is None else u.flatten(0, -2)[part]
+            logits = _logits(rows[part], narrow, scale, own, table, wide)
             torch.logsumexp(logits, 1, out=lse[part])
             chosen[part] = logits.gather(1, places[part, None]).squeeze(1)
         ctx.save_for_backward(x, weight, targets, scale, u, table, lse)
@@ -214,14 +215,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if u is not None:
             grad_u, grad_table = torch.empty_like(u), torch.zeros_like(table)
         for part in _parts(rows, len(weight)):
+            own = None if u is None else u.flatten(0, -2)[part]
             with made_again():
-                d_logits = _logits(rows, narrow, scale, u, table, part, lse.dtype)
+                d_logits = _logits(rows[part], narrow, scale, own, table, lse.dtype)
             d_logits.sub_(lse[part, None]).exp_()
             d_logits.scatter_add_(1, places[part, None], d_logits.new_full((len(d_logits), 1), -1))
             d_logits.mul_(grads[part, None])
             if u is not None:
                 grad_u.flatten(0, -2)[part] = d_logits.to(table.dtype) @ table
-                grad_table += d_logits.T.to(u.dtype) @ u.flatten(0, -2)[part]
+                grad_table += d_logits.T.to(u.dtype) @ own
             d_logits = d_logits.to(ctx.dtype)
             grad_rows[part] = d_logits @ narrow
             grad_weight += d_logits.T @ rows[part].to(ctx.dtype)
@@ -229,13 +231,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return (grad_rows.mul_(scale).view_as(x), grad_weight.mul_(scale), None, grad_scale, grad_u, grad_table, None)
 
 
-def _logits(rows: Tensor, weight: Tensor, scale: Tensor, u: Tensor | None, table: Tensor | None, part: slice,
+def _logits(rows: Tensor, weight: Tensor, scale: Tensor, u: Tensor | None, table: Tensor | None,
             wide: torch.dtype) -> Float[Tensor, "rows vocab"]:
-    logits = (rows[part].to(weight.dtype) @ weight.T).to(wide).mul_(scale)
+    logits = (rows.to(weight.dtype) @ weight.T).to(wide).mul_(scale)
     if u is None:
         return logits
     with torch.autocast(rows.device.type, enabled=False):
-        return logits.add_(u.flatten(0, -2)[part].to(wide) @ table.T.to(wide))
+        return logits.add_(u.to(wide) @ table.T.to(wide))
 
 
 def _parts(rows: Tensor, vocab: int) -> list[slice]:

@@ -13,6 +13,7 @@ reads each row by itself ignores them all; one that mixes rows has to obey the m
 
 import inspect
 import math
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
@@ -25,6 +26,7 @@ from looped.nn.checks import counts_by_row, whole_number
 from looped.nn.layers import RMSNorm, TransformerLayer
 from looped.nn.precision import widest
 from looped.nn.rows import Rows
+from looped.rng import generator
 
 State = Float[Tensor, "batch length width"]
 States = State | tuple[Tensor, ...]
@@ -81,6 +83,53 @@ class LayerStack(nn.Module):
 
     def forward(self, state: State, e: State, cond: Tensor | None, rows: Rows) -> State:
         return run_layers(self.layers, self.injection(state, e), cond, rows)
+
+
+class OwnBlock(nn.Module):
+    """A block of one's own, `(state, e, cond) -> state`, in a model whose blocks are told of their `rows`; one that
+    takes them is not wrapped.
+
+    It keeps its own initialisation. Without rows it cannot know who sees whom, so it has to read each row by itself:
+    raises UserError where another row changes what it makes of one.
+    """
+
+    def __init__(self, block: nn.Module, width: int, cond_width: int | None):
+        super().__init__()
+        self.block, self.takes_rows = block, _num_arguments(block.forward) > 3
+        if not self.takes_rows:
+            self.check(width, cond_width)
+
+    def forward(self, state: State, e: State, cond: Tensor | None, rows: Rows) -> State:
+        return self.block(state, e, cond, *((rows,) if self.takes_rows else ()))
+
+    @torch.no_grad()
+    def check(self, width: int, cond_width: int | None) -> None:
+        """Raises UserError; see the class."""
+        training, probe = self.block.training, torch.randn(2, 1, 4, width, generator=generator("own block"))
+        cond = torch.zeros(1, cond_width) if cond_width else None
+        self.block.eval()
+        whole, first = (self.block(*probe[:, :, :length], cond) for length in (4, 1))
+        self.block.train(training)
+        if whole.shape != probe[0].shape:
+            raise UserError(f"a core makes states of states: {type(self.block).__name__} was given "
+                            f"{tuple(probe[0].shape)} and returned {tuple(whole.shape)}; return the shape of the state")
+        if not torch.allclose(whole[:, :1], first, atol=1e-4, rtol=1e-3):
+            raise UserError(f"{type(self.block).__name__} lets later rows change earlier ones without being told who "
+                            f"sees whom; give its forward a fourth argument, rows (looped.nn.rows.Rows), and obey "
+                            f"rows.mask")
+
+    @property
+    def layers(self) -> NoReturn:
+        raise UserError("a core of one's own has no layers that could show clean rows to noisy ones; set "
+                        "denoise.context to inject")
+
+
+def _num_arguments(function: Callable[..., Any]) -> int:
+    """Positional arguments that a function takes; many where it takes any."""
+    kinds = [parameter.kind for parameter in inspect.signature(function).parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL in kinds:
+        return sys.maxsize
+    return sum(kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for kind in kinds)
 
 
 def run_layers(layers: Iterable[TransformerLayer], x: State, cond: Tensor | None, rows: Rows) -> State:
@@ -296,7 +345,10 @@ def init_weights(module: nn.Module, width: int, effective_depth: int) -> None:
     """Huginn's initialisation (Takase et al. 2024) in place: std sqrt(2 / (5 D)), cut at three standard deviations;
     output projections divided by sqrt(2 * effective_depth), where the core counts once a loop step."""
     std = math.sqrt(2 / (5 * width))
+    own = {id(each) for block in module.modules() if isinstance(block, OwnBlock) for each in block.modules()}
     for name, child in module.named_modules():
+        if id(child) in own:
+            continue
         if isinstance(child, nn.Linear) and not name.endswith("modulation.linear"):
             scale = math.sqrt(2 * effective_depth) if name.endswith(".out") else 1.0
             _truncated_normal(child.weight, std / scale)

@@ -29,7 +29,7 @@ def objective_class(config: Config) -> type[Objective]:
     """The class of a config's rule, for its kind of data."""
     if config.objective not in RULES:
         return class_at(config.objective, "objective")
-    return class_at(config.rule.paths.get(config.kind.name, config.rule.path), "objective")
+    return class_at(config.rule.paths.get(config.kind.like, config.rule.path), "objective")
 
 
 def trained_depths(config: Config) -> tuple[int, int]:

@@ -146,7 +146,8 @@ class Equilibrium:
         self.mean_cost = cost / calls if calls else self.mean_cost
 
 
-def _all_steps(f: Map, state: Tensor, max_iter: int, **options) -> tuple[Tensor, list, dict[str, Tensor]]:
+def _all_steps(f: Map, state: Tensor, max_iter: int, tol: float,
+               stop_mode: str) -> tuple[Tensor, list, dict[str, Tensor]]:
     """In place of a solver of TorchDEQ: as many applications of the map, whether it has settled or not."""
     for _ in range(max_iter):
         state = f(state)

@@ -14,7 +14,7 @@ KEPT = "set model.block to sandwich, or model.injection to linear, gated or diag
 def cautions(config: Config) -> list[str]:
     """A sentence for each such fault of a config whose training unrolls the loop; none for other rules."""
     model, found = config.model, []
-    if not config.rule.loops or config.main_depth <= config.blocks.num:
+    if not config.rule.loops or config.main_depth <= config.blocks.num or model.core is not None:
         return found
     if model.injection == "none" and model.state_init != "embedding":
         found.append(f"with model.injection none and model.state_init {model.state_init} the loop never reads its "

@@ -17,7 +17,7 @@ from looped.config import Config
 from looped.data.heldout import HeldoutText
 from looped.data.images import Scale
 from looped.data.labelled import Picture
-from looped.data.opening import Data, Found, Seen, find_data, located
+from looped.data.opening import Data, Found, Seen, find_data
 from looped.data.text import cached_text
 from looped.data.tokenizer import TextTokenizer
 from looped.errors import UserError
@@ -117,19 +117,19 @@ def recall_data(run: Path, state: Mapping[str, Any]) -> Identity:
         return bare
 
 
-def open_own(run: Path, config: Config, *, trained: Config, identity: Identity, folder: Path,
-             tokenizer: TextTokenizer | None, other_data: bool) -> Data:
-    """The data of a run, as its model knows them: those of `trained`, its config as it was trained, whose relative
-    paths start from `folder`; measured as `config` says.
+def open_own(run: Path, config: Config, *, trained: Config, identity: Identity, tokenizer: TextTokenizer | None,
+             other_data: bool) -> Data:
+    """The data of a run, as its model knows them: those of `trained`, its config as it was trained; measured as
+    `config` says. The paths of both are located.
 
     Raises UserError where they have changed, unless `other_data`.
     """
     try:
-        found = find_data(located(trained, folder))
+        found = find_data(trained)
     except UserError as error:  # moved, deleted, or out of reach
         if identity.given:
             raise identity.lost(run, f"its config leads to none ({error})") from None
-        text = tokenizer and cached_text(located(trained, folder).data, identity.fingerprint, tokenizer, identity.facts)
+        text = tokenizer and cached_text(trained.data, identity.fingerprint, tokenizer, identity.facts)
         if not text or other_data:
             raise
         print(f"the text of run {run} is not to be had; its tokens are in the cache and are used", file=sys.stderr)
@@ -137,7 +137,7 @@ def open_own(run: Path, config: Config, *, trained: Config, identity: Identity, 
     if not other_data:
         identity.check(found, run)
     if config.images != trained.images:  # fewer held-out images
-        found = find_data(located(config, folder))
+        found = find_data(config)
     data = found.open(Seen(tokenizer, _scale_for(found, run, trained, identity)))
     if other_data:
         identity.check_numbers(data, run, tokenizer)

@@ -16,7 +16,6 @@ from looped.data.labelled import Picture
 from looped.errors import UserError
 from looped.models.build import build
 from looped.objectives import build_objective
-from looped.objectives.one_block import OneBlock
 from looped.training.checkpoint import (
     TEMPORARY,
     Tensors,
@@ -86,7 +85,6 @@ def _assemble(config: Config, parts: list[Part]) -> dict[str, Tensors]:
     state = parts[0].state
     picture = Picture(**state["picture"]) if state.get("picture") else None
     objective = build_objective(config, build(config, state["vocab_size"], picture), state.get("end_of_text"))
-    assert isinstance(objective, OneBlock)
     expected = module_tensors(objective)
     shared = _shared(config, parts, shared_names(objective, expected))
     files = {}

@@ -24,7 +24,7 @@ import looped
 from looped.config import Config, dump_config, load_config
 from looped.data.heldout import HeldoutText
 from looped.data.images import Scale
-from looped.data.opening import Data
+from looped.data.opening import Data, located
 from looped.data.tokenizer import TextTokenizer, load_tokenizer
 from looped.errors import UserError
 from looped.models.build import build
@@ -247,9 +247,9 @@ class Run:
 
     @cached_property
     def _own(self) -> Data:
-        return open_own(self.path, self.config, trained=load_config(self.path / CONFIG), identity=self.identity,
-                        folder=started_in(self.path), other_data=self.other_data,
-                        tokenizer=own_tokenizer(self.path))
+        trained, folder = load_config(self.path / CONFIG), started_in(self.path)
+        return open_own(self.path, located(self.config, folder), trained=located(trained, folder),
+                        identity=self.identity, other_data=self.other_data, tokenizer=own_tokenizer(self.path))
 
     @property
     def measured_on(self) -> str | None:

@@ -71,7 +71,7 @@ def configs():
 
 def outcome(config):
     """All that comes of a step of training: its losses before and after, and held-out figures where no text is read."""
-    data = None if not (config.is_task or config.is_images) else open_data(config)
+    data = None if config.kind.name == "text" else open_data(config)
     objective = build_objective(config, build(config, data.vocab_size if data else 257, data.picture if data else None))
     if data is None:
         batch = torch.randint(257, (4, 17), generator=torch.Generator().manual_seed(0))

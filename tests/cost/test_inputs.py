@@ -30,7 +30,7 @@ MADE = IMAGES | {"images.goal": "generate", "model.num_prelude_layers": 0, "mode
 def batches(config):
     """(micro-batches of the benchmark, those of the first step of training)."""
     c, data = config.training, open_data(config)
-    length = {} if config.is_task or config.is_images else {"length": config.data.length}
+    length = {} if config.kind.name != "text" else {"length": config.data.length}
     size = c.batch_size // c.accumulation
     return domain_of(config).first_inputs(config), [
         data.train.batch(0, batch_size=c.batch_size, seed=config.seed, rows=range(first, first + size), **length)
@@ -91,11 +91,18 @@ def test_flops_a_second_are_those_of_the_data():
 def test_flops_a_second_of_what_truncated_steps_are_not_for_are_refused(tmp_path, capsys):
     pytest.importorskip("sklearn")
     config = load_config(None, SMALL | MADE | {"objective": "denoise"})
-    with pytest.raises(UserError, match=r"images.goal generate is trained by denoising, and objective is truncated"):
+    with pytest.raises(UserError, match=r"truncated steps, which are for text, puzzles, classify, and this config"):
         bench_flops(config)
     (tmp_path / "c.yaml").write_text(dump_config(config))
     assert main(["bench", "flops", str(tmp_path / "c.yaml")]) == 2
-    assert "trained by denoising" in capsys.readouterr().err
+    assert "times truncated steps" in capsys.readouterr().err
+
+
+def test_typical_problems_are_those_of_the_middle_of_the_range():
+    config = load_config(None, SMALL | TASKS[1] | {"task.difficulty": [2, 9], "training.accumulation": 2})
+    inputs = domain_of(config).typical_inputs(config)
+    assert inputs.num_rows == 1 + 6
+    assert [len(part) for part in inputs.micro_batches] == [2]
 
 
 def test_the_shipped_sudoku_is_timed_as_sudoku():

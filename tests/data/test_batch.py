@@ -6,7 +6,7 @@ import torch
 
 from looped.config import load_config
 from looped.data.batch import Batch, collate
-from looped.data.problems import cells_of, prepare_task
+from looped.data.problems import prepare_task
 from looped.data.task import BLANK, find_task
 from looped.errors import UserError
 
@@ -104,10 +104,6 @@ def test_another_range_or_another_option_is_another_fingerprint():
     assert prepare_task(task_config()).fingerprint in prints
 
 
-def test_the_rows_of_a_sequence_are_those_of_the_middle_of_the_range():
-    assert cells_of(task_config(difficulty=[2, 9])) == 1 + 6
-
-
 @pytest.mark.parametrize(("settings", "words"), [
     ({"name": "sudoku", "layout": "causal"}, "set task.layout to full"),
     ({"difficulty": [0, 4]}, "the easiest prefix-sums"),
@@ -132,7 +128,7 @@ def test_settings_that_do_not_go_together_are_one_sentence(settings, words):
 
 def test_what_a_step_hands_on_is_allowed_where_all_cells_are_sought_together():
     config = load_config(None, {"task.name": "sudoku", "denoise.context": "inject", "denoise.carry": "latent"})
-    assert config.is_task
+    assert config.task.name
 
 
 def test_settling_by_confidence_is_for_the_cells_of_a_task():

@@ -7,7 +7,7 @@ from looped.config import load_config
 from looped.data.batch import collate
 from looped.data.problems import prepare_task
 from looped.data.task import find_task
-from looped.diffusion.samplers import sample_by_confidence
+from looped.diffusion.samplers import Settling, sample_by_confidence
 from looped.errors import UserError
 from looped.inference.rollout import answer
 from looped.models.build import build
@@ -30,7 +30,7 @@ def solved(confidences, sought, num_steps):
         return torch.full_like(z, float(len(levels)))
 
     z = HIGH * torch.ones(*sought.shape, 2)
-    last = sample_by_confidence(denoise, z, (LOW, HIGH), num_steps, confidence=lambda: next(ask), sought=sought,
+    last = sample_by_confidence(denoise, z, (LOW, HIGH), num_steps, Settling(lambda: next(ask), sought),
                                 random=lambda step: torch.zeros_like(z))
     return levels, states, last
 
@@ -80,7 +80,7 @@ def test_the_solver_runs_on_problems_and_gives_back_what_the_network_says():
     objective = build_objective(config, build(config, 5)).eval()
     task = find_task("sudoku")
     batch = collate(task, [task.problem(0, index, 10) for index in range(3)], causal=False)
-    found = answer(objective, batch, [1, 5], config.evaluation)
+    found = answer(objective, batch, [1, 5], config)
     assert found[5].used.tolist() == [5, 5, 5]
     assert found[5].answers.shape == batch.inputs.shape
 
@@ -95,7 +95,7 @@ def test_cells_that_are_surer_than_asked_settle_besides():
         return z
 
     z = torch.zeros(1, 4, 2)
-    sample_by_confidence(denoise, z, (LOW, HIGH), 4, confidence=lambda: sure, sought=sought, settle_above=0.95,
+    sample_by_confidence(denoise, z, (LOW, HIGH), 4, Settling(lambda: sure, sought, 0.95),
                          random=lambda step: torch.zeros_like(z))
     assert settled[1] == [True, True, False, True]
     assert settled[2] == [True, True, False, True]  # three of four would have settled by now anyway

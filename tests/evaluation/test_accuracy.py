@@ -7,6 +7,7 @@ from looped.config import load_config
 from looped.config.images import ImageConfig
 from looped.data.labelled import prepare_labelled
 from looped.evaluation.accuracy import classify
+from looped.models.language import Structure
 from looped.models.vision import ImageClassifier
 from looped.objectives import build_objective
 from looped.objectives.base import rows_of_batch
@@ -28,7 +29,7 @@ def made(digits, objective, **settings):
     config = load_config(None, TINY | {"objective": objective} | settings)
     cond_width = config.denoise.cond_width if objective == "denoise" else None
     with seeded_init(0, "init"):
-        model = ImageClassifier(config.model, digits.vocab_size, digits.picture, cond_width=cond_width)
+        model = ImageClassifier(config.model, digits.vocab_size, digits.picture, Structure(cond_width=cond_width))
     return build_objective(config, model), config
 
 

@@ -19,7 +19,7 @@ from looped.evaluation.judge import Judge, judged_rows
 from looped.evaluation.likelihood import main_losses
 from looped.evaluation.mauve import RunEncoder
 from looped.evaluation.probes import probe
-from looped.evaluation.quality import matched_quality
+from looped.evaluation.quality import Twin, matched_quality
 from looped.evaluation.solving import evaluate_task
 from looped.inference.exits import Exit
 from looped.inference.generate import generate
@@ -84,7 +84,8 @@ def test_text_is_measured_and_written(rule, unchecked):
             judge = Judge("judge", objective, 1, "")
             written += judged_rows(judge, rows[:2, :4], texts[2], lambda ids: "a" * len(ids))
         if rule == "ar":
-            written += matched_quality(objective, objective, judge, rows[:2, :4], [2], num_tokens=4, texts=texts).rows
+            written += matched_quality(objective, Twin("twin", objective, 1), judge, rows[:2, :4], texts,
+                                       {"num_tokens": 4, "seed": 0}).rows
         if rule in ("truncated", "concat", "inject"):
             written += probe(objective, rows, sweep.per_example["nats_per_token"], vocab_size=20).rows
         if rule in ("truncated", "ar"):

@@ -11,6 +11,7 @@ from looped.errors import UserError
 from looped.evaluation import quality
 from looped.evaluation.judge import Judge
 from looped.evaluation.quality import (
+    Twin,
     distinct,
     diversity,
     jackknife,
@@ -138,9 +139,13 @@ def judge():
     return Judge("judge", make(), 1, "vocabulary")
 
 
+def beside_twin(writer, twin, judge, rows, texts, num_tokens):
+    return matched_quality(writer, Twin("twin", twin, 1), judge, rows, texts, {"num_tokens": num_tokens, "seed": 0})
+
+
 def test_a_writer_is_level_with_itself(judge):
     writer, rows = make(), prompts()
-    found = matched_quality(writer, writer, judge, rows, [1], num_tokens=12)
+    found = beside_twin(writer, writer, judge, rows, {1: None}, 12)
     figures = {row.metric: row for row in found.rows}
     assert figures["judged_behind_twin"].mean == figures["matched_behind_twin"].mean == 0
     assert figures["matched_perplexity_percent"].mean == 0
@@ -158,7 +163,7 @@ def test_a_colder_writer_looks_better_until_diversity_is_matched(judge):
     twin, colder, rows = make(), make(), prompts(200)
     decode = colder.model.decode
     colder.model.decode = lambda *args, **kw: decode(*args, **kw) / 0.8
-    found = {row.metric: row for row in matched_quality(colder, twin, judge, rows, [1], num_tokens=12).rows}
+    found = {row.metric: row for row in beside_twin(colder, twin, judge, rows, {1: None}, 12).rows}
     assert found["judged_behind_twin"].ci_high < -0.1
     assert found["judged_perplexity_percent"].mean < -10
     matched = found["matched_behind_twin"]
@@ -168,15 +173,14 @@ def test_a_colder_writer_looks_better_until_diversity_is_matched(judge):
 
 
 def test_a_worse_writer_stays_behind_at_equal_diversity(judge):
-    found = {row.metric: row for row in matched_quality(make(seed=5), make(), judge, prompts(100), [1],
-                                                        num_tokens=12).rows}
+    found = {row.metric: row for row in beside_twin(make(seed=5), make(), judge, prompts(100), {1: None}, 12).rows}
     assert found["matched_behind_twin"].ci_low > 0.5
 
 
 def test_texts_at_hand_are_not_written_again(judge, monkeypatch):
     objective, rows = make("denoise"), prompts(8)
     texts = {2: write_texts(objective, rows, 2, num_tokens=6)}
-    plain = matched_quality(objective, make(), judge, rows, [2], num_tokens=6)
+    plain = beside_twin(objective, make(), judge, rows, {2: None}, 6)
     calls, write = [], quality.write_texts
 
     def watched(*args, **kw):
@@ -184,7 +188,7 @@ def test_texts_at_hand_are_not_written_again(judge, monkeypatch):
         return write(*args, **kw)
 
     monkeypatch.setattr(quality, "write_texts", watched)
-    again = matched_quality(objective, make(), judge, rows, [2], num_tokens=6, texts=texts)
+    again = beside_twin(objective, make(), judge, rows, texts, 6)
     assert again.rows == plain.rows
     assert calls.count(1.0) == 0
     assert calls.count(None) == 1  # the twin's
@@ -192,4 +196,4 @@ def test_texts_at_hand_are_not_written_again(judge, monkeypatch):
 
 def test_one_token_has_no_diversity_to_match(judge):
     with pytest.raises(UserError, match="sample_length"):
-        matched_quality(make(), make(), judge, prompts(2), [1], num_tokens=1)
+        beside_twin(make(), make(), judge, prompts(2), {1: None}, 1)

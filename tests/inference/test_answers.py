@@ -7,8 +7,8 @@ from looped.config import load_config
 from looped.data.batch import Batch, collate
 from looped.data.task import find_task
 from looped.errors import UserError
-from looped.inference.exits import THRESHOLDS, Exit, Stopping
-from looped.inference.loop import loop_states
+from looped.inference.exits import EXITS, Exit, Stopping
+from looped.inference.loop import LoopRollout
 from looped.inference.rollout import answer, own_normal
 from looped.inference.solver import Solver
 from looped.models.build import build
@@ -44,15 +44,15 @@ def alone(batch: Batch, row: int) -> Batch:
 
 
 @pytest.mark.parametrize("objective", ["full", "denoise"])
-@pytest.mark.parametrize("exit", [None, *(kind for kind in THRESHOLDS if kind != "head")])
+@pytest.mark.parametrize("exit", [None, *(kind for kind in EXITS if kind != "head")])
 def test_a_problem_is_solved_the_same_alone_and_in_a_batch_of_other_lengths(objective, exit):
     model, config = made(objective)
     batch = problems(6, 3, 5)
     loose = {"kl": "kl=0.05", "entropy": "entropy=0.05", "latent": "latent=0.4", "confidence": "confidence=0.5"}
     rule = exit and Exit.parse(loose.get(exit, exit))
-    together = answer(model, batch, [2, 9], config.evaluation, exit=rule)
+    together = answer(model, batch, [2, 9], config, exit=rule)
     for row, length in enumerate(batch.lengths.tolist()):
-        single = answer(model, alone(batch, row), [2, 9], config.evaluation, first=row, exit=rule)
+        single = answer(model, alone(batch, row), [2, 9], config, first=row, exit=rule)
         for depth in (2, 9):
             assert torch.equal(together[depth].answers[row, :length], single[depth].answers[0])
             assert together[depth].used[row] == single[depth].used[0]
@@ -64,24 +64,24 @@ def test_a_problem_is_solved_the_same_alone_and_in_a_batch_of_other_lengths(obje
 def test_an_exit_that_is_never_taken_changes_nothing(objective):
     model, config = made(objective)
     batch = problems(6, 3, 5)
-    plain = answer(model, batch, [7], config.evaluation)[7]
-    never = answer(model, batch, [7], config.evaluation, exit=Exit("answer", 100))[7]
+    plain = answer(model, batch, [7], config)[7]
+    never = answer(model, batch, [7], config, exit=Exit.parse("answer=100"))[7]
     assert torch.equal(plain.answers, never.answers)
     assert plain.used.tolist() == never.used.tolist() == [7, 7, 7]
 
 
 def test_an_exit_taken_at_once_costs_the_fewest_steps_there_are():
     model, config = made("full")
-    assert answer(model, problems(4, 4), [9], config.evaluation, exit=Exit("answer", 1))[9].used.tolist() == [1, 1]
-    assert answer(model, problems(4, 4), [9], config.evaluation, exit=Exit("kl", 1e9))[9].used.tolist() == [2, 2]
+    assert answer(model, problems(4, 4), [9], config, exit=Exit.parse("answer=1"))[9].used.tolist() == [1, 1]
+    assert answer(model, problems(4, 4), [9], config, exit=Exit.parse("kl=1e9"))[9].used.tolist() == [2, 2]
 
 
 def test_a_loop_is_read_at_each_depth_as_if_it_were_the_last():
     model, config = made("full")
     batch = problems(5, 5)
-    at_once = answer(model, batch, [1, 2, 4], config.evaluation)
+    at_once = answer(model, batch, [1, 2, 4], config)
     for depth in (1, 2, 4):
-        assert torch.equal(at_once[depth].answers, answer(model, batch, [depth], config.evaluation)[depth].answers)
+        assert torch.equal(at_once[depth].answers, answer(model, batch, [depth], config)[depth].answers)
 
 
 def test_rows_that_have_left_cost_nothing():
@@ -89,7 +89,7 @@ def test_rows_that_have_left_cost_nothing():
     sizes, step = [], model.model.step
     model.model.step = lambda state, *rest, **options: sizes.append(len(state)) or step(state, *rest, **options)
     batch = problems(*[4] * 8)
-    used = answer(model, batch, [40], config.evaluation, exit=Exit.parse("answer=4"))[40].used
+    used = answer(model, batch, [40], config, exit=Exit.parse("answer=4"))[40].used
     assert sum(sizes) == used.sum()
     assert sizes[0] == 8
     assert len(set(used.tolist())) > 1  # or the test shows nothing
@@ -101,7 +101,7 @@ def test_damping_keeps_a_share_of_the_old_state():
     rows = rows_of_batch(batch)
     with torch.no_grad():
         e = model.model.encode(batch.inputs, rows)
-        first, second = loop_states(model, batch, 2, StepRandom(0, 0, count=2), Stopping(batch))
+        first, second = LoopRollout(model).states(batch, 2, StepRandom(0, 0, count=2), Stopping(batch))
         torch.testing.assert_close(first, 0.75 * model.model.step(torch.zeros_like(e), e, None, rows))
         torch.testing.assert_close(second, 0.25 * first + 0.75 * model.model.step(first, e, None, rows))
 
@@ -122,7 +122,7 @@ def test_given_cells_have_no_noisy_copy_of_themselves():
     batch = collate(task, [task.problem(0, 0, 10)], causal=False)
     seen, state = [], model.denoiser._state
     model.denoiser._state = lambda z, *rest, **options: seen.append(z) or state(z, *rest, **options)
-    answer(model, batch, [3], config.evaluation)
+    answer(model, batch, [3], config)
     model(batch, StepRandom(0, 0, count=1))
     assert len(seen) == 4
     for z in seen:
@@ -140,10 +140,10 @@ def test_several_trajectories_are_averaged_or_the_surest_is_kept():
         answers = torch.stack([run.logits.argmax(-1) for run in runs])
         sure = torch.stack([solver.consistency(each, StepRandom(0, 0, count=2), stream)
                             for each, stream in zip(answers, streams, strict=True)])
-    found = answer(model, batch, [4], config.evaluation)[4]
+    found = answer(model, batch, [4], config)[4]
     assert torch.equal(found.answers, mean)
     assert found.used.tolist() == [12, 12]
-    surest = answer(model, batch, [4], config.replace(**{"evaluation.choose": "consistent"}).evaluation)[4]
+    surest = answer(model, batch, [4], config.replace(**{"evaluation.choose": "consistent"}))[4]
     for row in range(2):
         assert torch.equal(surest.answers[row], answers[sure[:, row].argmax(), row])
 
@@ -151,7 +151,7 @@ def test_several_trajectories_are_averaged_or_the_surest_is_kept():
 def test_a_start_at_zero_takes_no_noise_from_the_start():
     model, config = made(**{"denoise.start": "zero", "denoise.solver": "euler", "denoise.bridge": "soft"})
     batch = problems(5, 4)
-    one, other = (answer(model, batch, [4], config.evaluation, seed=seed)[4].answers for seed in (0, 1))
+    one, other = (answer(model, batch, [4], config.replace(seed=seed))[4].answers for seed in (0, 1))
     assert torch.equal(one, other)
     noisy, config = made(**{"denoise.solver": "euler", "denoise.bridge": "soft", "denoise.noise.sigma_max": 50.0})
     assert any(not torch.equal(Solver(noisy, batch).run(1, StepRandom(0, 0, count=2)).logits,
@@ -177,14 +177,14 @@ def test_each_exit_measures_what_it_says_over_the_cells_that_are_sought():
     moving = torch.tensor([[[4.0, 0.0], [4.0, 0.0], [0.0, 9.0]], [[0.0, 4.0], [4.0, 0.0], [0.0, 9.0]]])
     still = torch.tensor([[[4.0, 0.0], [4.0, 0.0], [9.0, 0.0]], [[4.0, 0.0], [4.0, 0.0], [9.0, 0.0]]])
     steps, latents = [moving, still, still, still], [moving, still, still, still]
-    assert taken(Exit("answer", 2), steps, latents, batch) == [2, 3]
-    assert taken(Exit("answer", 3), steps, latents, batch) == [3, 4]
-    assert taken(Exit("kl", 1e-6), steps, latents, batch) == [2, 3]
-    assert taken(Exit("latent", 1e-6), steps, latents, batch) == [2, 3]
+    assert taken(Exit.parse("answer=2"), steps, latents, batch) == [2, 3]
+    assert taken(Exit.parse("answer=3"), steps, latents, batch) == [3, 4]
+    assert taken(Exit.parse("kl=1e-6"), steps, latents, batch) == [2, 3]
+    assert taken(Exit.parse("latent=1e-6"), steps, latents, batch) == [2, 3]
     sure = 1 / (1 + torch.tensor(-4.0).exp().item())  # of the cells that are sought; the third would say 0.9999
-    assert taken(Exit("confidence", sure - 1e-6), steps, latents, batch) == [1, 1]
-    assert taken(Exit("confidence", sure + 1e-6), steps, latents, batch) == [4, 4]
-    assert taken(Exit("entropy", 1e-6), steps, latents, batch) == [2, 2]  # entropy does not know which symbol
+    assert taken(Exit.parse(f"confidence={sure - 1e-6!r}"), steps, latents, batch) == [1, 1]
+    assert taken(Exit.parse(f"confidence={sure + 1e-6!r}"), steps, latents, batch) == [4, 4]
+    assert taken(Exit.parse("entropy=1e-6"), steps, latents, batch) == [2, 2]  # entropy does not know which symbol
 
 
 @pytest.mark.parametrize(("text", "words"), [("kll", "did you mean 'kl'"), ("kl=", "no threshold"),
@@ -197,4 +197,4 @@ def test_an_exit_that_is_none_is_one_sentence(text, words):
 def test_an_exit_by_a_head_that_is_not_there_is_one_sentence():
     model, config = made("full")
     with pytest.raises(UserError, match="--objective one-step"):
-        answer(model, problems(3), [2], config.evaluation, exit=Exit.parse("head"))
+        answer(model, problems(3), [2], config, exit=Exit.parse("head"))

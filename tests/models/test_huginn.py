@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from looped.config.model import ModelConfig
-from looped.models.language import LanguageModel
+from looped.models.language import LanguageModel, Structure
 
 WIDTH, VOCAB = 32, 64
 SIZES = {"width": WIDTH, "num_heads": 4, "ffn_width": 48, "num_prelude_layers": 2, "num_core_layers": 2,
@@ -178,7 +178,7 @@ def test_another_setting_does_not_agree(changes):
 def test_initial_weights_have_huginns_scales():
     torch.manual_seed(0)
     config = ModelConfig(**{**HUGINN, "width": 128, "ffn_width": 320, "num_core_layers": 3})
-    model = LanguageModel(config, 1000, effective_depth=2 + 1 + 3 * 8)
+    model = LanguageModel(config, 1000, Structure(effective_depth=2 + 1 + 3 * 8))
     weights = {"embed": [model.embed.weight], "mix": [model.recurrence.core.blocks[0].injection.mix.weight]}
     for layer in layers(model):
         gate, up = layer.mlp.in_.weight.chunk(2)

@@ -6,6 +6,7 @@ import torch
 from looped.config.model import ModelConfig
 from looped.data.labelled import Picture
 from looped.models.image_denoiser import ImageDenoiser
+from looped.models.language import Structure
 from looped.models.vision import cut, join
 
 SMALL = ModelConfig(width=16, num_heads=2, num_core_layers=2, num_prelude_layers=0, num_coda_layers=0,
@@ -15,7 +16,7 @@ PICTURE = Picture(3, 8, 12, 4)
 
 def made(**options):
     torch.manual_seed(0)
-    return ImageDenoiser(SMALL, 5, PICTURE, cond_width=8, **options).double()
+    return ImageDenoiser(SMALL, 5, PICTURE, Structure(cond_width=8, **options)).double()
 
 
 def woken(**options):

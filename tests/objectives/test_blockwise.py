@@ -279,7 +279,7 @@ def test_answers_of_a_task_are_read_by_the_owners(monkeypatch):
     config = load_config(None, SMALL | {"task.name": "prefix-sums", "task.difficulty": [6, 6],
                                         "denoise.context": "inject"})
     batch = prepare_task(config.task).train.batch(0, batch_size=2, seed=0)
-    seen = readers(objective, monkeypatch, lambda: answer(objective, batch, [6], config.evaluation))
+    seen = readers(objective, monkeypatch, lambda: answer(objective, batch, [6], config))
     levels = schedule(config.denoise.schedule, 6, objective.noise)[:-1]
     assert seen == objective.denoiser.owners(levels).tolist() == [0, 0, 1, 1, 2, 2]
 

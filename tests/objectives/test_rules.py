@@ -36,7 +36,7 @@ def config_of(objective, **flags):
 
 def make(objective, **flags):
     config = config_of(objective, **flags)
-    vocab = prepare_task(config.task).vocab_size if config.is_task else VOCAB
+    vocab = prepare_task(config.task).vocab_size if config.task.name else VOCAB
     return build_objective(config, build(config, vocab)).double().train()
 
 
@@ -351,7 +351,7 @@ def test_a_few_dozen_steps_on_prefix_sums_lower_the_loss_and_answers_are_found(n
         rule.after_step()
         losses.append(loss.metrics.get("cross_entropy", loss.value).item())
     assert sum(losses[-10:]) < 0.93 * sum(losses[:10])
-    found = answer(rule.eval(), problems(config), (1, 4), config.evaluation)
+    found = answer(rule.eval(), problems(config), (1, 4), config)
     assert found[4].answers.shape == (ROWS, 1 + 4)
 
 
@@ -361,7 +361,7 @@ def test_the_exit_by_a_learned_head_asks_the_head_of_one_step():
     used = []
     for bias in (-9.0, 9.0):
         rule.halt.bias.data.fill_(bias)
-        used.append(answer(rule, problems(config), (6,), config.evaluation, exit=Exit("head", 0.5))[6].used.tolist())
+        used.append(answer(rule, problems(config), (6,), config, exit=Exit.parse("head"))[6].used.tolist())
     assert used == [[6] * ROWS, [1] * ROWS]
 
 

@@ -130,7 +130,7 @@ def test_features_of_a_classifier_are_what_its_head_reads(runs):
     from looped.inference.rollout import answer
     batch = next(iter(run.data.heldout(5)))
     named = (features.of(levels) @ run.objective.model.head_weight.T).argmax(1)
-    expected = answer(run.objective, batch, [run.config.main_depth], run.config.evaluation)
+    expected = answer(run.objective, batch, [run.config.main_depth], run.config)
     assert torch.equal(named, expected[run.config.main_depth].answers[:, 0])
     assert torch.equal(pixel_features().of(levels)[0], levels[0].flatten() / 255)
 
@@ -174,7 +174,7 @@ def test_the_true_deviation_is_measured_where_pixels_are_not_normalised():
     (["generate", "maker", "--guidance", "-1"], "--guidance -1.0 is negative"),
     (["generate", "namer", "--out", "x.png"], "names what is on images and writes no text"),
     (["generate", "maker", "--out", "x.nonsense"], "cannot write x.nonsense"),
-    (["bench", "flops", "--config", str(CONFIG)], "times a language model"),
+    (["bench", "flops", "--config", str(CONFIG)], "bench flops times truncated steps"),
     (["eval", "maker", "--probes"], "--probes is for text, and"),
     (["eval", "namer", "--features", "maker"], "--features is for runs that make images"),
     (["eval", "maker", "--features", "maker"], "names no classes of images"),

@@ -1,0 +1,49 @@
+"""A comparison on a kind of data of one's own: the share of its examples that is right, over depth."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from looped.compare.cells import over_seeds
+from looped.compare.curve import Gauge
+from looped.compare.measure import Measurer
+from looped.compare.plan import Place, Plan
+from looped.compare.share_measure import ShareMeasured, ShareMeasurer, as_json
+from looped.compare.share_summary import ShareSummary
+from looped.compare.share_table import share_notes
+from looped.config import Config
+from looped.domains import domain_of
+from looped.domains.base import Options
+from looped.errors import UserError
+from looped.evaluation.rows import keep_nothing
+
+
+class OwnMeasurer(ShareMeasurer):
+    """Asks the domain of each run, whose evaluation has to say what is `right` by depth."""
+
+    def evaluate(self, place: Place) -> dict[str, Any]:
+        run = self.load(place)
+        domain = domain_of(run.config)
+        found = domain.evaluate(run.objective, run.data, run.config, self.depths(place), Options(), keep=keep_nothing)
+        right = getattr(found, "right", None)
+        if right is None:
+            raise UserError(f"domain.name {run.config.domain.name} does not say which examples are right; give what "
+                            f"its evaluate returns `right`, depth -> a tensor of 0 and 1")
+        return as_json(found.rows, {None: right})
+
+
+def own_measurer(config: Config) -> type[Measurer]:
+    """The measurer of a config's domain."""
+    domain = domain_of(config)
+    gauge = Gauge(domain.metric, domain.metric, "", domain.metric, higher_is_better=True, worst=0.0,
+                  examples=domain.examples, is_share=True)
+    measured = type("OwnMeasured", (ShareMeasured,), {"gauge": gauge})
+    return type("OwnMeasurer", (OwnMeasurer,), {"measured": measured})
+
+
+def own_notes(arms: Sequence[ShareSummary], plan: Plan) -> list[str]:
+    """The columns in words."""
+    gauge, config = arms[0].runs[0].gauge, plan.config
+    return [f"{gauge.name}: the share of held-out {gauge.examples} ({config.kind.source(config)}) that is right "
+            f"(higher is better), {over_seeds(plan)}. The number in brackets is the depth.",
+            *share_notes(arms, plan, one="example", group=f"held-out {gauge.examples}",
+                         followed=f"all held-out {gauge.examples}")]

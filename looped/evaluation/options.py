@@ -1,0 +1,26 @@
+"""Options of `looped eval`, for every kind of data."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from looped.evaluation.image_features import Features
+from looped.evaluation.judge import Reader
+from looped.evaluation.mauve import Encoder
+from looped.evaluation.quality import Twin
+from looped.inference.exits import Exit
+from looped.objectives.base import Objective
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of an evaluation beyond its depths; each domain knows some of them (`Domain.flags`)."""
+
+    trajectories: int = 0
+    probes: bool = False
+    twin: Objective | None = None
+    match: Twin | None = None
+    judge: Reader | None = None
+    mauve: Encoder | None = None
+    difficulties: Sequence[int] | None = None
+    exits: Sequence[Exit] = ()
+    features: Features | None = None

@@ -1,0 +1,217 @@
+"""Extensions, each one file of this folder named by a dotted path: a rule, a kind of data, a solver, an exit, a core.
+Each trains, is evaluated over depth, writes where that means something, is compared and benched by the command line,
+and comes back in another process, with no edit in looped/ (docs/extending.md walks through them)."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from looped.cli import main
+from looped.config import load_config
+from looped.errors import UserError
+from looped.training.runs import load_run
+
+pytestmark = pytest.mark.usefixtures("unchecked")  # code from outside annotates as it likes
+
+HERE = Path(__file__).parent
+TINY = {"model": {"width": 16, "num_heads": 2, "num_core_layers": 1}, "recurrence": {"mean": 2},
+        "denoise": {"cond_width": 8, "context": "inject", "target": {"dim": 8}}, "optim": {"lr": 1e-2},
+        "training": {"batch_size": 8, "budget": 4, "threads": 1, "num_evals": 1, "sample_every": 4},
+        "evaluation": {"num_sequences": 2, "num_samples": 2, "sample_length": 3, "prompt_length": 2, "depths": [1, 2],
+                       "sample_depths": [1], "num_problems": 8}}
+TEXT = TINY | {"data": {"path": "text", "cache_dir": "tokens", "vocab_size": 270, "length": 8, "heldout": 0.2}}
+SOUNDS = TINY | {"domain": {"name": "tones.Tones", "options": {"frame": 8, "noise": 0.1}}, "objective": "full"}
+SUMS = TINY | {"task": {"name": "prefix-sums", "difficulty": [3, 4]}, "objective": "denoise"}
+ELSEWHERE = """
+import json, sys
+from looped import load_run
+run = load_run(sys.argv[1])
+print(json.dumps([type(run.objective).__name__, type(run.objective.model).__name__, sum(p.sum().item() for p in
+                  run.objective.parameters()), run.config.main_depth, type(run.data).__name__]))
+"""
+
+
+@pytest.fixture
+def desk(tmp_path, monkeypatch):
+    """A folder with the extensions, as somebody has them beside their runs."""
+    (tmp_path / "text").mkdir()
+    for part in range(6):
+        (tmp_path / "text" / f"{part}.txt").write_text(f"number {part} of many lines\n" * 40)
+    for file in HERE.glob("*.py"):
+        if not file.name.startswith("test_"):
+            shutil.copy(file, tmp_path)
+            sys.modules.pop(file.stem, None)
+    for name, config in {"text": TEXT, "sounds": SOUNDS, "sums": SUMS}.items():
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(config))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def looped(*words):
+    assert main([str(word) for word in words]) == 0
+
+
+def rows(run):
+    return [json.loads(line) for line in (Path(run) / "eval/depth.jsonl").read_text().splitlines()]
+
+
+def compared(out):
+    return [json.loads(line) for line in (Path(out) / "compare.jsonl").read_text().splitlines()]
+
+
+def same_elsewhere(run):
+    """What another process finds in a run is what this one does."""
+    here = load_run(run)
+    told = subprocess.run([sys.executable, "-c", ELSEWHERE, str(run)], capture_output=True, text=True, check=False,
+                          env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
+    assert told.returncode == 0, told.stderr
+    objective, model, total, depth, data = json.loads(told.stdout)
+    assert (objective, model) == (type(here.objective).__name__, type(here.objective.model).__name__)
+    assert total == pytest.approx(sum(p.sum().item() for p in here.objective.parameters()), abs=1e-9)
+    assert (depth, data) == (here.config.main_depth, type(here.data).__name__)
+
+
+def compare_and_bench(config, arms, capsys, *settings):
+    """Rows of a comparison, and the figures of a bench, of some arms."""
+    looped("compare", config, "--objectives", ",".join(arms), "--budget", "tokens", "--amount", 150, "--seeds", 1,
+           "--depths", "1,2", "--out", "both", *settings)
+    capsys.readouterr()
+    looped("bench", "step", config, "--objectives", ",".join(arms), "--repeats", 1, "--json", *settings)
+    return compared("both"), json.loads(capsys.readouterr().out)["arms"]
+
+
+def test_a_training_rule(desk, capsys):
+    mine = "flow_rule.FlowMatching"
+    looped("train", "text.yaml", "--run", "run", "--objective", mine)
+    looped("eval", "run", "--depths", "1,4")
+    by_depth = {row["depth"]: row for row in rows("run") if row["metric"] == "nats_per_token"}
+    assert by_depth[4]["layer_forwards"] == 1 + 4 * 2
+    assert by_depth[1]["mean"] != by_depth[4]["mean"]
+    capsys.readouterr()
+    looped("generate", "run", "--prompt", "number", "--num_tokens", 4, "--depth", 3)
+    assert capsys.readouterr().out.startswith("number")
+    found, arms = compare_and_bench("text.yaml", ["ar", f"mine={mine}"], capsys)
+    assert {row["arm"] for row in found if row["kind"] == "cost"} == {"ar", "mine"}
+    assert arms["mine"]["layer_forwards"] == arms["ar"]["layer_forwards"]
+    same_elsewhere("run")
+
+
+def test_a_flow_learns(desk):
+    """Positive control: of two texts it learns the next letter, at the first Euler step and after four."""
+    looped("train", "text.yaml", "--run", "run", "--objective", "flow_rule.FlowMatching", "--training.budget", 120,
+           "--training.sample_every", 0)
+    looped("eval", "run", "--depths", "1,4")
+    means = [row["mean"] for row in rows("run") if row["metric"] == "nats_per_token"]
+    assert max(means) < 2.5  # chance is ln 270 = 5.6
+
+
+def test_a_kind_of_data(desk, capsys):
+    looped("train", "sounds.yaml", "--run", "run")
+    assert " taken for " in capsys.readouterr().out  # the sample while training
+    looped("eval", "run", "--depths", "1,4")
+    assert [(row["metric"], row["depth"], row["n"]) for row in rows("run")] == [
+        ("accuracy", 1, 64), ("accuracy", 4, 64)]
+    assert main(["generate", "run"]) == 2
+    assert "names sounds and writes no text" in capsys.readouterr().err
+    found, arms = compare_and_bench("sounds.yaml", ["full", "denoise"], capsys)
+    assert {row["depth"] for row in found if row["kind"] == "share"} == {1, 2}
+    assert "held-out sounds" in (desk / "both" / "compare.md").read_text()
+    assert arms["full"]["step_flops"] > arms["denoise"]["step_flops"] > 0
+    looped("info", "sounds.yaml")
+    same_elsewhere("run")
+
+
+def test_a_kind_of_data_is_learned(desk):
+    """Positive control: waves are told apart, which are four."""
+    looped("train", "sounds.yaml", "--run", "run", "--training.budget", 150, "--training.batch_size", 32)
+    looped("eval", "run", "--depths", "2")
+    assert rows("run")[-1]["mean"] > 0.6
+
+
+def test_a_solver(desk, capsys):
+    """The cost of its solves is that of its evaluations, which it never states."""
+    looped("train", "sums.yaml", "--run", "run", "--denoise.solver", "midpoint_solver.sample_midpoint")
+    looped("eval", "run", "--depths", "1,4")
+    evaluations = {row["depth"]: row["evaluations"] for row in rows("run") if row["metric"] == "solved"}
+    assert evaluations == {1: 1, 4: 7}
+    looped("eval", "run", "--depths", "4", "--denoise.solver", "euler")
+    assert rows("run")[-1]["evaluations"] == 4
+    found, arms = compare_and_bench("sums.yaml", ["denoise", "mine=denoise denoise.solver="
+                                                  "midpoint_solver.sample_midpoint"], capsys)
+    assert {row["arm"] for row in found if row["kind"] == "share"} == {"denoise", "mine"}
+    assert arms["mine"]["step_flops"] == arms["denoise"]["step_flops"]  # a solver is no part of training
+    same_elsewhere("run")
+
+
+def test_a_solver_writes_text(desk, capsys):
+    looped("train", "text.yaml", "--run", "run", "--objective", "denoise")
+    looped("generate", "run", "--prompt", "number", "--num_tokens", 3, "--depth", 3, "--denoise.solver",
+           "midpoint_solver.sample_midpoint")
+    assert "number" in capsys.readouterr().out
+
+
+def test_an_exit(desk):
+    looped("train", "sums.yaml", "--run", "run", "--objective", "full")
+    looped("eval", "run", "--depths", "4", "--exits", "margin_exit.Margin=0.0,margin_exit.Margin=1.0,confidence")
+    used = {row["by"]: row["mean"] for row in rows("run") if row["metric"] == "steps_used" and row["difficulty"] == 16}
+    assert used["margin_exit.Margin=0"] < used["margin_exit.Margin=1"] == 4
+    assert "margin_exit.Margin" in (desk / "run" / "report.html").read_text()
+
+
+def test_a_core(desk, capsys):
+    mine = "gated_core.GatedCore"
+    looped("train", "text.yaml", "--run", "run", "--objective", "truncated", "--model.core", mine)
+    looped("eval", "run", "--depths", "1,4")
+    assert len({row["mean"] for row in rows("run") if row["metric"] == "nats_per_token"}) == 2
+    looped("generate", "run", "--prompt", "number", "--num_tokens", 4, "--depth", 3)
+    found, arms = compare_and_bench("text.yaml", ["full", f"mine=full model.core={mine}",
+                                                  f"denoised=denoise model.core={mine}"], capsys)
+    assert {row["arm"] for row in found if row["kind"] == "cost"} == {"full", "mine", "denoised"}
+    assert arms["mine"]["step_flops"] != arms["full"]["step_flops"]
+    same_elsewhere("run")
+
+
+def test_a_core_keeps_its_own_initialisation_and_is_counted_as_it_runs(desk):
+    from looped.cost.counts import count
+    from looped.models.build import build
+
+    config = load_config("text.yaml", {"model.core": "gated_core.GatedCore", "objective": "full"})
+    model = build(config, 270)
+    cell = model.recurrence.core.blocks[0].block.cells[0]
+    assert cell.weight_ih.abs().max() <= 16**-0.5  # torch's own: uniform within 1 / sqrt(width)
+    assert torch.equal(cell.weight_ih, build(config, 270).recurrence.core.blocks[0].block.cells[0].weight_ih)
+    deeper = count(config.replace(**{"recurrence.mean": 3}), 270).step_flops - count(config, 270).step_flops
+    assert deeper == 3 * 8 * 8 * 2 * (2 * 3 * 16 * 16)  # forward and twice backward, 64 rows, two maps to three gates
+
+
+@pytest.mark.parametrize(("flags", "why"), [
+    ({"model.core": "gated_core.Leaky"}, "Leaky lets later rows change earlier ones without being told who sees whom"),
+    ({"model.core": "gated_core.Nothing"}, "model.core gated_core.Nothing cannot be imported"),
+    ({"model.core": "gated_core.GatedCore", "objective": "denoise", "denoise.context": "concat"},
+     "denoise.context concat shows clean rows to noisy ones in every layer, and model.core"),
+    ({"domain.name": "gated_core.GatedCore"}, "domain.name gated_core.GatedCore has no kind"),
+    ({"domain.name": "tones.Tones", "task.name": "sudoku"}, "sudoku and domain.name tones.Tones are both set"),
+    ({"denoise.solver": "hoin"}, "'hoin' is unknown; known names: .*; or give the dotted path of one's own"),
+    ({"domain.name": "tones.Tones", "objective": "masked"}, "domain.name tones.Tones is no text")])
+def test_what_is_none_is_refused_in_a_sentence(desk, flags, why):
+    from looped.models.build import build
+
+    with pytest.raises(UserError, match=why):
+        build(load_config("text.yaml", flags), 270)
+
+
+@pytest.mark.parametrize(("exits", "why"), [
+    ("margin_exit.Margin=x", "has no threshold of 0 or more"), ("gated_core.GatedCore", "is no exit"),
+    ("margn", "exit 'margn' is unknown")])
+def test_what_is_no_exit_is_refused_in_a_sentence(exits, why, desk):
+    from looped.inference.exits import Exit
+
+    with pytest.raises(UserError, match=why):
+        Exit.parse(exits)
