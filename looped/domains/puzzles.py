@@ -131,5 +131,5 @@ class Puzzles(Domain):
 
     def evaluate(self, objective: Objective, data: TaskData, config: Config, depths: Sequence[int], options: Options, *,
                  keep: Keep) -> PuzzlesEvaluated:
-        result = evaluate_task(objective, data, config, depths, options.difficulties, options.exits, keep=keep)
+        result = evaluate_task(objective, data, config, depths, options, keep=keep)
         return PuzzlesEvaluated(result.rows, result, data, sum(p.numel() for p in objective.parameters()))

@@ -13,6 +13,7 @@ from looped.config import Config
 from looped.data.problems import TaskData
 from looped.data.task import Cells, Problem, Task, next_token
 from looped.evaluation.depth import peak_bytes
+from looped.evaluation.options import Options
 from looped.evaluation.rows import Keep, Row, example_lines, keep_nothing, summarise
 from looped.evaluation.stability import Stability, stability
 from looped.inference.exits import Exit
@@ -87,7 +88,7 @@ def exit_rows(objective: Objective, data: TaskData, config: Config, depth: int, 
     """With each exit, of at most `depth` steps: the share solved (`solved_with_exit`), the mean steps (`steps_used`),
     and what leaving early costs (`lost_by_exit`: share solved by all the steps less that with the exit, paired)."""
     rows = []
-    for difficulty in difficulties:
+    for difficulty in difficulties if exits else ():
         full = score(objective, data, config, difficulty, (depth,))[depth]
         for rule in exits:
             left = score(objective, data, config, difficulty, (depth,), exit=rule)[depth]
@@ -180,15 +181,14 @@ class TaskEvaluation:
 
 
 def evaluate_task(objective: Objective, data: TaskData, config: Config, depths: Sequence[int],
-                  difficulties: Sequence[int] | None = None, exits: Sequence[Exit] = (), *,
-                  keep: Keep = keep_nothing) -> TaskEvaluation:
+                  options: Options, *, keep: Keep = keep_nothing) -> TaskEvaluation:
     """Held-out problems of each difficulty (those of the config, else the task's own) at each depth; and with each
     exit, of at most the deepest; how it comes to rest there, at the level that is nearest to the hardest trained.
     `keep` is given each part that is finished. Raises UserError for levels there are not, and exits that the run
     cannot take."""
-    levels = tuple(sorted(difficulties or config.evaluation.difficulties or data.task.tested))
+    levels = tuple(sorted(options.difficulties or config.evaluation.difficulties or data.task.tested))
     found = solved(objective, data, config, depths, levels, keep=keep)
-    exits = exit_rows(objective, data, config, max(depths), levels, exits, keep=keep) if exits else []
+    exits = exit_rows(objective, data, config, max(depths), levels, options.exits, keep=keep)
     level = min(levels, key=lambda each: (abs(each - data.train.high), each))
     depth, _ = found.best(level)
     example = Example(data.task, *one_answer(objective, data, config, depth, level), level, depth)

@@ -18,6 +18,7 @@ from looped.evaluation.image_quality import evaluate_images
 from looped.evaluation.judge import Judge, judged_rows
 from looped.evaluation.likelihood import main_losses
 from looped.evaluation.mauve import RunEncoder
+from looped.evaluation.options import Options
 from looped.evaluation.probes import probe
 from looped.evaluation.quality import Twin, matched_quality
 from looped.evaluation.solving import evaluate_task
@@ -110,7 +111,8 @@ def test_problems_are_solved(objective, unchecked):
     data = prepare_task(config.task)
 
     def work(objective, device):
-        return evaluate_task(objective, data, config, [1, 3], [4], [Exit.parse("kl"), Exit.parse("answer=2")]).rows
+        exits = [Exit.parse("kl"), Exit.parse("answer=2")]
+        return evaluate_task(objective, data, config, [1, 3], Options(difficulties=[4], exits=exits)).rows
 
     same(*everywhere(work, made(config, data.vocab_size)))
 

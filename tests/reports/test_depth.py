@@ -12,6 +12,7 @@ from page_checks import check_alone, measured
 from looped.config import load_config
 from looped.data.problems import prepare_task
 from looped.data.task import find_task
+from looped.evaluation.options import Options
 from looped.evaluation.plots_tasks import Trained, plot_levels, plot_map, plot_problem
 from looped.evaluation.rows import Row, summarise
 from looped.evaluation.solving import Example, evaluate_task
@@ -143,7 +144,7 @@ def test_a_real_run_fills_the_page(tmp_path, objective):
         "evaluation.num_problems": 4, "evaluation.batch_size": 4})
     data = prepare_task(config.task)
     run = build_objective(config, build(config, data.vocab_size))
-    result = evaluate_task(run, data, config, [1, 2, 4], [3, 5], [Exit.parse("kl=0.1")])
+    result = evaluate_task(run, data, config, [1, 2, 4], Options(difficulties=[3, 5], exits=[Exit.parse("kl=0.1")]))
     text = written(tmp_path, made_up(
         difficulty=data.task.difficulty, rows=result.solved.rows, per_example=result.solved.per_example,
         exits=result.exits, stability=[stability(run, data, config, 4, level) for level in (3, 5)], example=None))
