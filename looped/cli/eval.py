@@ -109,7 +109,7 @@ class Eval(Verb):
 
     def _options(self, run) -> "Options":
         """The options of this command, with the models that they name opened. Raises UserError."""
-        from looped.domains.base import Options
+        from looped.evaluation.options import Options
         from looped.evaluation.quality import Twin
         from looped.hub.choose import open_encoder, open_features, open_judge, open_twin
         from looped.inference.exits import Exit

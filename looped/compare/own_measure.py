@@ -12,8 +12,8 @@ from looped.compare.share_summary import ShareSummary
 from looped.compare.share_table import share_notes
 from looped.config import Config
 from looped.domains import domain_of
-from looped.domains.base import Options
 from looped.errors import UserError
+from looped.evaluation.options import Options
 from looped.evaluation.rows import keep_nothing
 
 

@@ -154,7 +154,8 @@ def plot_problem(task: Task, problem: Problem, answer: Cells, path: Path) -> Non
     before, after = figure.subplots(*((2, 1) if below else (1, 2)))
     ink = np.where(problem.scored, SOUGHT, GIVEN)
     _draw_cells(before, task, problem.inputs, np.full(len(problem), GIVEN), scale)
-    _draw_cells(after, task, cells, ink, scale, {int(cell): problem.targets[cell] for cell in np.flatnonzero(wrong)})
+    _draw_cells(after, task, cells, ink, scale,
+                {cell: int(problem.targets[cell]) for cell in np.flatnonzero(wrong).tolist()})
     before.set_title("given", fontsize=9)
     said = "all right" if not wrong.any() else f"{wrong.sum()} of {problem.scored.sum()} cells wrong"
     after.set_title(f"answer: {said}", fontsize=9, color=WRONG if wrong.any() else SOUGHT)

@@ -1,7 +1,7 @@
 """Solving held-out problems at any depth and difficulty, with and without exits, and scoring the answers: as rows."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,21 +84,17 @@ def solved(objective: Objective, data: TaskData, config: Config, depths: Sequenc
 
 
 def exit_rows(objective: Objective, data: TaskData, config: Config, depth: int, difficulties: Sequence[int],
-              exits: Sequence[Exit], *, keep: Keep = keep_nothing) -> list[Row]:
+              exits: Sequence[Exit]) -> Iterator[list[Row]]:
     """With each exit, of at most `depth` steps: the share solved (`solved_with_exit`), the mean steps (`steps_used`),
     and what leaving early costs (`lost_by_exit`: share solved by all the steps less that with the exit, paired)."""
-    rows = []
-    for difficulty in difficulties if exits else ():
+    for difficulty in difficulties:
         full = score(objective, data, config, difficulty, (depth,))[depth]
         for rule in exits:
             left = score(objective, data, config, difficulty, (depth,), exit=rule)[depth]
             fields = {"depth": depth, "difficulty": difficulty, "by": rule.name}
-            part = [summarise("solved_with_exit", left.right.double(), **fields, **left.cost),
-                    summarise("steps_used", left.used, **fields, **left.cost),
-                    summarise("lost_by_exit", full.right.double() - left.right.double(), **fields)]
-            keep(part)
-            rows += part
-    return rows
+            yield [summarise("solved_with_exit", left.right.double(), **fields, **left.cost),
+                   summarise("steps_used", left.used, **fields, **left.cost),
+                   summarise("lost_by_exit", full.right.double() - left.right.double(), **fields)]
 
 
 def best_depth(right: Mapping[int, Bool[Tensor, "num"]]) -> tuple[int, float]:
@@ -180,15 +176,18 @@ class TaskEvaluation:
         return self.solved.rows + self.exits
 
 
-def evaluate_task(objective: Objective, data: TaskData, config: Config, depths: Sequence[int],
-                  options: Options, *, keep: Keep = keep_nothing) -> TaskEvaluation:
+def evaluate_task(objective: Objective, data: TaskData, config: Config, depths: Sequence[int], options: Options, *,
+                  keep: Keep = keep_nothing) -> TaskEvaluation:
     """Held-out problems of each difficulty (those of the config, else the task's own) at each depth; and with each
     exit, of at most the deepest; how it comes to rest there, at the level that is nearest to the hardest trained.
     `keep` is given each part that is finished. Raises UserError for levels there are not, and exits that the run
     cannot take."""
     levels = tuple(sorted(options.difficulties or config.evaluation.difficulties or data.task.tested))
     found = solved(objective, data, config, depths, levels, keep=keep)
-    exits = exit_rows(objective, data, config, max(depths), levels, options.exits, keep=keep)
+    exits: list[Row] = []
+    for part in exit_rows(objective, data, config, max(depths), levels, options.exits):
+        keep(part)
+        exits += part
     level = min(levels, key=lambda each: (abs(each - data.train.high), each))
     depth, _ = found.best(level)
     example = Example(data.task, *one_answer(objective, data, config, depth, level), level, depth)

@@ -111,8 +111,8 @@ def test_problems_are_solved(objective, unchecked):
     data = prepare_task(config.task)
 
     def work(objective, device):
-        exits = [Exit.parse("kl"), Exit.parse("answer=2")]
-        return evaluate_task(objective, data, config, [1, 3], Options(difficulties=[4], exits=exits)).rows
+        options = Options(difficulties=[4], exits=[Exit.parse("kl"), Exit.parse("answer=2")])
+        return evaluate_task(objective, data, config, [1, 3], options).rows
 
     same(*everywhere(work, made(config, data.vocab_size)))
 

@@ -211,7 +211,7 @@ def test_rows_of_a_task_count_solver_trajectories_and_checks(settings, evaluatio
 def test_rows_with_an_exit_carry_the_mean_of_what_was_run():
     objective, config = made({"task.name": "prefix-sums", "objective": "full"}, vocab=4)
     data, rule = prepare_task(config.task), Exit.parse("latent=0.5")
-    rows = {row.metric: row for row in exit_rows(objective, data, config, 6, [5], [rule])}
+    rows = {row.metric: row for part in exit_rows(objective, data, config, 6, [5], [rule]) for row in part}
     used = rows["steps_used"]
     assert used.evaluations == used.mean < 6
     assert used.layer_forwards == rows["solved_with_exit"].layer_forwards == pytest.approx(1 + used.mean * (3 + 2))
