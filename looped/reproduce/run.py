@@ -16,6 +16,7 @@ from looped.compare import compared
 from looped.compare.plan import Place, Plan
 from looped.compare.report import ROWS
 from looped.compare.runner import Trained
+from looped.config.arms import Arm
 from looped.devices import Placement
 from looped.errors import UserError
 from looped.reproduce.plan import Entry, Order, helper_config, plan_entries
@@ -83,10 +84,18 @@ def run_entry(order: Order, entry: Entry) -> Result:
         result.missing |= _failures(plan, trained)
         if trained.finished:
             result.rows += [json.loads(line) for line in (plan.out / ROWS).read_text(encoding="utf-8").splitlines()]
+            result.rows += map(_about, plan.arms)
             result.rows += [row for place in trained.finished for row in _evaluated(order, entry, place)]
     except UserError as error:
         result.missing |= {arm.name: str(error) for arm in plan.arms}
     return result
+
+
+def _about(arm: Arm) -> Row:
+    """What it is, and the layers of its core that a step runs."""
+    c = arm.config
+    layers = c.step_layers if c.one_block_a_step else c.model.num_core_layers
+    return {"kind": "arm", "arm": arm.name, "text": arm.text, "mean": layers, "num": 1}
 
 
 def _failures(plan: Plan, trained: Trained) -> Iterator[tuple[str, str]]:

@@ -50,7 +50,7 @@ def report(order: Order, results: Sequence[Known]) -> str:
                for result in results if suite.details and result.rows]
     arms = "\n".join(_about_arm(order, arm) for arm in order.arms)
     return "\n\n".join([
-        f"# {suite.title}", f"After {suite.reproduces}; scale {order.scale}, "
+        f"# {suite.title}", f"Reproduces {suite.reproduces}. Scale {order.scale}, "
         + ("one seed." if order.seeds == 1 else f"mean ± standard deviation over {order.seeds} seeds."),
         main, *(_about_entry(result) for result in results if result.rows), *suite.notes, arms, *details,
         *notes.lines()])
