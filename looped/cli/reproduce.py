@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from looped.cli.verb import Settings, Verb, check_range, no_settings, parse_depths
+from looped.cli.verb import Settings, Verb, no_settings, parse_depths
 from looped.errors import UserError
 
 
@@ -44,18 +44,16 @@ class Reproduce(Verb):
             print(listing())
             return None
         for name in ("seeds", "jobs", "amount"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
+            if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"--{name} {value} is not at least 1")
-        check_range("--jobs", self.jobs)
         depths = parse_depths(self.depths) if self.depths is not None else None
-        from looped.reproduce.plan import make_order
+        from looped.reproduce.plan import Asked, Order
         from looped.reproduce.run import reproduce
-        from looped.reproduce.suite import find_suite
+        from looped.reproduce.suite import find_suite, load_suite
 
-        return reproduce(make_order(
-            find_suite(self.name), scale=self.scale, out=self.out, seeds=self.seeds, jobs=self.jobs, arms=self.arms,
-            entries=self.entries, amount=self.amount, depths=depths, settings=settings))
+        path = find_suite(self.name)
+        return reproduce(Order(path, load_suite(path), Asked(
+            self.scale, self.out, self.seeds, self.jobs, self.arms, self.entries, self.amount, depths, settings)))
 
 
 def listing() -> str:

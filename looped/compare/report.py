@@ -55,10 +55,10 @@ def page(plan: Plan, kind: Kind, arms: Sequence[ArmSummary], found: Sequence[Rea
          depths: Sequence[Figure]) -> Page:
     """What the page holds."""
     seeds = "one seed" if plan.num_seeds == 1 else f"{plan.num_seeds} seeds"
-    unit = plan.unit.replace("-", " ")
+    unit, amounts = plan.unit.replace("-", " "), dict.fromkeys(f"{arm.config.training.budget:,}" for arm in plan.arms)
     return Page(
         title=", ".join(arm.name for arm in arms[:-1]) + (" and " if len(arms) > 1 else "") + arms[-1].name,
-        subtitle=f"{plan.amount:,} {unit} of training each, {seeds}, the same held-out {kind.held_out}.",
+        subtitle=f"{' or '.join(amounts)} {unit} of training each, {seeds}, the same held-out {kind.held_out}.",
         command=shlex.join(["looped", *sys.argv[1:]]), findings=sentences(found),
         table=kind.table(arms, plan), equal=equal_table(arms), equal_note=equal_note(arms, plan),
         judged=kind.second_table(arms), arms=plan.named, notes=kind.notes(arms, plan), samples=kind.samples(arms),

@@ -9,7 +9,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
 from typing import Any
 
 from looped.compare import compared
@@ -19,7 +19,8 @@ from looped.compare.runner import Trained
 from looped.config.arms import Arm
 from looped.devices import Placement
 from looped.errors import UserError
-from looped.reproduce.plan import Entry, Order, helper_config, plan_entries
+from looped.evaluation.store import writing_to
+from looped.reproduce.plan import Entry, Order, Result, plan_entries
 from looped.reproduce.suite import Evaluation
 from looped.reproduce.table import report
 from looped.training.checkpoint import list_checkpoints, write_text
@@ -30,23 +31,13 @@ KEPT = "eval/reproduce.json"
 """Below a run's folder: its evaluations, by their commands."""
 
 
-@dataclass
-class Result:
-    """An entry: the rows that are known of it, arm -> why figures of it are missing, the exit code of what was
-    stopped."""
-
-    entry: Entry
-    rows: list[Row] = field(default_factory=list)
-    missing: dict[str, str] = field(default_factory=dict)
-    stopped: int = 0
-
-
 def reproduce(order: Order) -> int:
     """The exit code; the table is printed. Raises UserError, for the first failure after all that could be done."""
-    entries, results = plan_entries(order), []
-    for entry in entries:
+    results: list[Result] = []
+    for entry in plan_entries(order):
         results.append(run_entry(order, entry))
         if results[-1].stopped:
+            print("stopped; the same command goes on")
             return results[-1].stopped
         _write(order, results)
     if any(result.rows for result in results):
@@ -62,40 +53,34 @@ def _write(order: Order, results: Sequence[Result]) -> None:
     rows = [({"entry": result.entry.name} if result.entry.name else {}) | row for result in results
             for row in result.rows]
     if rows:
-        write_text(order.out / f"{order.path.stem}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-        write_text(order.out / f"{order.path.stem}.md", report(order, results) + "\n")
+        with writing_to(order.out):
+            write_text(order.out / f"{order.path.stem}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+            write_text(order.out / f"{order.path.stem}.md", report(order, results) + "\n")
 
 
 def run_entry(order: Order, entry: Entry) -> Result:
     """Everything of one entry. What cannot be is noted, so that the others are done."""
     result = Result(entry, missing={arm: f"does not apply: {why}" for arm, why in entry.refused.items()})
-    plan = entry.plan
-    if plan is None:
+    if (plan := entry.plan) is None:
         return result
     try:
-        for name, helper in order.at_scale.beforehand.items():
-            result.stopped = train(helper_config(order, helper, plan), plan.out / name).exit_code
-            if result.stopped:
-                return result
-        trained = compared(plan, jobs=order.jobs, placement=Placement.of("auto", "fp32"))
+        for name, config in entry.helpers.items():
+            result.stopped = result.stopped or train(config, plan.out / name).exit_code
+        if result.stopped:
+            return result
+        trained = compared(plan, jobs=order.asked.jobs, placement=Placement.of("auto", "fp32"))
         if trained.signal:
             result.stopped = 128 + trained.signal
             return result
         result.missing |= _failures(plan, trained)
         if trained.finished:
-            result.rows += [json.loads(line) for line in (plan.out / ROWS).read_text(encoding="utf-8").splitlines()]
+            result.rows += map(json.loads, (plan.out / ROWS).read_text(encoding="utf-8").splitlines())
             result.rows += map(_about, plan.arms)
-            result.rows += [row for place in trained.finished for row in _evaluated(order, entry, place)]
+        for place in trained.finished:
+            result.rows += _evaluated(order, entry, place)
     except UserError as error:
         result.missing |= {arm.name: str(error) for arm in plan.arms}
     return result
-
-
-def _about(arm: Arm) -> Row:
-    """What it is, and the layers of its core that a step runs."""
-    c = arm.config
-    layers = c.step_layers if c.one_block_a_step else c.model.num_core_layers
-    return {"kind": "arm", "arm": arm.name, "text": arm.text, "mean": layers, "num": 1}
 
 
 def _failures(plan: Plan, trained: Trained) -> Iterator[tuple[str, str]]:
@@ -107,6 +92,13 @@ def _failures(plan: Plan, trained: Trained) -> Iterator[tuple[str, str]]:
             yield arm.name, f"{plan.num_seeds - len(said)} of {plan.num_seeds} seeds have finished: {said[0]}"
 
 
+def _about(arm: Arm) -> Row:
+    """The arm in full, and the layers of its core that a step runs."""
+    c = arm.config
+    layers = c.step_layers if c.one_block_a_step else c.model.num_core_layers
+    return {"kind": "arm", "arm": arm.name, "text": arm.text, "mean": layers, "num": 1}
+
+
 # ---- by looped eval --------------------------------------------------------------------------------------------------
 
 
@@ -114,23 +106,24 @@ def _evaluated(order: Order, entry: Entry, place: Place) -> list[Row]:
     """Rows of the evaluations that the scale asks for besides the comparison."""
     who, depths = {"kind": "evaluation", "arm": place.arm.name, "seed": place.seed}, entry.depths[place.arm.name]
     return [who | step.flags | row | ({"at": "deepest"} if row.get("depth") == max(depths) else {})
-            for step in order.at_scale.evaluate for row in _rows_of(_options(order, entry, step), place, depths)]
+            for step in order.scale.evaluate for row in _rows_of(place, depths, _options(order, entry, step))]
 
 
 def _options(order: Order, entry: Entry, step: Evaluation) -> list[str]:
     """Of `looped eval`, where helpers are folders; evaluation settings of the user are above those of the suite."""
-    folders = {name: str(entry.plan.out / name) for name in order.at_scale.beforehand}
-    own = {name: value for name, value in order.settings.items() if name.startswith("evaluation.")}
+    own = {name: value for name, value in order.asked.settings.items() if name.startswith("evaluation.")}
     settings = {name: json.dumps(value) for name, value in step.settings.items()} | own
-    return [*(f"--{flag}={folders.get(value, value)}" for flag, value in step.flags.items()),
-            *(f"--{name}={value}" for name, value in settings.items())]
+    flags = {flag: str(entry.plan.out / name) if name in entry.helpers else name for flag, name in step.flags.items()}
+    return [f"--{name}={value}" for name, value in (flags | settings).items()]
 
 
-def _rows_of(options: Sequence[str], place: Place, depths: Sequence[int]) -> list[Row]:
+def _rows_of(place: Place, depths: Sequence[int], options: Sequence[str]) -> list[Row]:
     """Rows of one evaluation, kept until the run has other weights. Raises UserError in its words."""
-    path, command = place.run / KEPT, ["eval", str(place.run), f"--depths={','.join(map(str, depths))}", *options]
-    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    key = " ".join([str(list_checkpoints(place.run)[0].name), *command])
+    path, kept = place.run / KEPT, {}
+    with suppress(OSError, ValueError):
+        kept = json.loads(path.read_text(encoding="utf-8"))
+    command = ["eval", str(place.run), f"--depths={','.join(map(str, depths))}", *options]
+    key = " ".join([list_checkpoints(place.run)[0].name, *command])
     if key not in kept:
         print(f"evaluating {place.name}: looped {' '.join(command)}", flush=True)
         done = subprocess.run([sys.executable, "-m", "looped.cli", *command, "--json"], capture_output=True, text=True,

@@ -3,7 +3,7 @@
     suites/NAME.yaml     one a table; settings of the suite < of an entry < of the scale < of the command
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,7 +24,7 @@ Amount = Annotated[int, Field(ge=1)]
 
 class Layer(Section):
     """Part of what all runs are given. `own`: settings of single arms. `needs`: settings that only the user can give,
-    and what they are."""
+    and what they are, as a noun."""
 
     config: str | None = Field(None, description="the YAML file that all arms start from: beside the suite, or one of "
                                                  "configs/")
@@ -114,11 +114,11 @@ class Suite(Layer):
 
     @model_validator(mode="after")
     def _check_names(self):
-        for where, names, known in self._names():
-            for name in names:
-                if name not in known:
-                    raise ValueError(f"{where} names '{name}', which is unknown{did_you_mean(name, known)}")
+        for where, layer in [("suite", self), *self.entries.items(), *self.scales.items()]:
+            self._check_known(where, layer.own, self.arms)
         for name, scale in self.scales.items():
+            self._check_known(name, scale.arms or (), self.arms)
+            self._check_known(name, scale.entries or (), self.entries)
             for entry in scale.entries or self.entries:
                 layers = (self, self.entries[entry], scale)
                 for field in ("config", "amount"):
@@ -126,14 +126,10 @@ class Suite(Layer):
                         raise ValueError(f"scale {name} has no {field}{f' for {entry}' if entry else ''}; set it there")
         return self
 
-    def _names(self) -> Iterator[tuple[str, Collection[str], Collection[str]]]:
-        """(place, the names there, those that there are)."""
-        layers = {"own": self, **{f"entries.{name}.own": entry for name, entry in self.entries.items()},
-                  **{f"scales.{name}.own": scale for name, scale in self.scales.items()}}
-        yield from ((place, layer.own, self.arms) for place, layer in layers.items())
-        for name, scale in self.scales.items():
-            yield f"scales.{name}.arms", scale.arms or (), self.arms
-            yield f"scales.{name}.entries", scale.entries or (), self.entries
+    def _check_known(self, where: str, names: Iterable[str], known: Iterable[str]) -> None:
+        for name in names:
+            if name not in known:
+                raise ValueError(f"{where} names '{name}', which is unknown{did_you_mean(name, known)}")
 
 
 def last(layers: Sequence[Layer], field: str) -> Any:
