@@ -53,14 +53,17 @@ class Reproduce(Verb):
 
         path = find_suite(self.name)
         return reproduce(Order(path, load_suite(path), Asked(
-            self.scale, self.out, self.seeds, self.jobs, self.arms, self.entries, self.amount, depths, settings)))
+            scale=self.scale, out=self.out, seeds=self.seeds, jobs=self.jobs, arms=self.arms, entries=self.entries,
+            amount=self.amount, depths=depths, settings=settings)))
 
 
 def listing() -> str:
     """The suites: what they reproduce, and how long that takes at every scale."""
     from looped.reproduce.suite import known_suites, load_suite
 
-    suites = {name: load_suite(path) for name, path in known_suites().items()}
-    width = max(map(len, suites))
-    return "\n".join(f"{name:{width}}  {suite.title}\n{'':{width}}  {suite.reproduces}\n{'':{width}}  " + "; ".join(
-        f"--scale {scale}: {size.time}" for scale, size in suite.scales.items()) for name, suite in suites.items())
+    lines = []
+    for name, path in known_suites().items():
+        suite = load_suite(path)
+        sizes = "; ".join(f"--scale {scale}: {size.time}" for scale, size in suite.scales.items())
+        lines.append(f"{name}\n  {suite.title}\n  {suite.reproduces}\n  {sizes}")
+    return "\n".join(lines)

@@ -5,6 +5,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from string import Formatter
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -38,7 +39,7 @@ class Layer(Section):
 class Arm(Section):
     """One line of the table. `published`: column -> what the paper reports of it."""
 
-    text: str = Field(description="as `looped compare` reads it, without its name")
+    text: str = Field(pattern=r"^\S", description="as `looped compare` reads it, without its name")
     budget: Amount = Field(1, description="amounts of the budget that it gets")
     depths: tuple[Depth, ...] | None = None
     published: dict[str, str | float] = {}
@@ -96,6 +97,20 @@ class Column(Section):
     field: str = "mean"
     show: Literal["mean", "with depth", "whole", "exp", "interval", "equal"] = "mean"
 
+    @model_validator(mode="after")
+    def _check_label(self):
+        self.label.format(**({} if self.over is None else {self.over: 0}))
+        return self
+
+    @property
+    def over(self) -> str | None:
+        """The name in its label. Raises ValueError for a label that is none."""
+        names = [name for _, name, _, _ in Formatter().parse(self.label) if name is not None]
+        if len(names) > 1 or not all(map(str.isidentifier, names)):
+            raise ValueError(f"label {self.label} has more than one name in braces, or no name in them; a column is "
+                             f"spread out over one, as in '{{depth}} steps'")
+        return names[0] if names else None
+
 
 class Suite(Layer):
     """A published table. `entries`: sets of images or tasks, of which each has a comparison of its own."""
@@ -104,9 +119,9 @@ class Suite(Layer):
     reproduces: str = Field(description="paper, arXiv number, table")
     budget: Literal["tokens", "layer-forwards", "seconds"]
     seeds: Amount = 3
-    arms: dict[str, Arm]
-    entries: dict[str, Layer] = {"": Layer()}
-    scales: dict[str, Scale]
+    arms: dict[str, Arm] = Field(min_length=1)
+    entries: dict[str, Layer] = Field({"": Layer()}, min_length=1)
+    scales: dict[str, Scale] = Field(min_length=1)
     by_depth: bool = Field(False, description="a line for each depth of an arm")
     columns: tuple[Column, ...] = Field(description="of the table; those of all entries stand side by side")
     details: tuple[Column, ...] = Field((), description="of a table of each entry")

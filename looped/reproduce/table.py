@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from string import Formatter
 from typing import Any
 
 from looped.compare.budgets import AtEqual, amount
@@ -58,7 +57,7 @@ def _spread_out(columns: Sequence[Column], rows: Rows) -> list[Column]:
     """Columns with a field in their label, one for each of its values."""
     found = []
     for column in columns:
-        name = next((name for _, name, _, _ in Formatter().parse(column.label) if name), None)
+        name = column.over
         if name is None:
             found.append(column)
             continue
