@@ -50,12 +50,13 @@ class Order:
 
     def __post_init__(self) -> None:
         asked, suite = self.asked, self.suite
-        (name,) = _chosen("--scale", asked.scale, suite.scales)
-        scale = suite.scales[name]
+        if asked.scale not in suite.scales:
+            raise UserError(f"--scale {asked.scale} is unknown{did_you_mean(asked.scale, suite.scales)}")
+        scale = suite.scales[asked.scale]
         found = {"scale": scale, "arms": _chosen("--arms", asked.arms, suite.arms, scale.arms),
                  "entries": _chosen("--entries", asked.entries, suite.entries, scale.entries),
                  "seeds": asked.seeds or suite.seeds,
-                 "out": asked.out or Path("runs") / f"{self.path.stem.replace('_', '-')}-{name}"}
+                 "out": asked.out or Path("runs") / f"{self.path.stem.replace('_', '-')}-{asked.scale}"}
         for name, value in found.items():
             object.__setattr__(self, name, value)
 
@@ -64,7 +65,7 @@ class Order:
         return self.suite, self.suite.entries[entry], self.scale
 
 
-def _chosen(flag: str, text: str | None, known: Mapping[str, Any], usual: Sequence[str] | None = None) -> list[str]:
+def _chosen(flag: str, text: str | None, known: Mapping[str, Any], usual: Sequence[str] | None) -> list[str]:
     """Names of a comma-separated list, the usual ones without it. Raises UserError."""
     if text is None:
         return list(usual or known)

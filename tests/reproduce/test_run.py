@@ -179,3 +179,37 @@ def test_settings_of_the_user_are_above_those_of_the_suite_and_what_one_entry_ne
     plain, own = (entry.plan.config for entry in plan_entries(asked))
     assert (plain.images.path, own.images.path) == (None, "here")
     assert (plain.model.width, own.model.width, plain.training.budget) == (32, 32, 9)
+
+
+# ---- shipped suites, on tiny models ----------------------------------------------------------------------------------
+
+LITTLE = {"model.width": "16", "model.num_heads": "2"}
+PIXELS = LITTLE | {"model.ffn_width": "16", "model.patch_size": "4", "denoise.cond_width": "8"}
+WORDS = LITTLE | {"data.vocab_size": "300", "data.length": "16", "data.heldout": "0.2", "training.batch_size": "4",
+                  "evaluation.num_sequences": "4", "evaluation.num_samples": "20", "evaluation.sample_length": "8",
+                  "evaluation.prompt_length": "4"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "asked", "settings"), [
+    ("masked_table3", {"amount": 60}, WORDS | {"model.num_core_layers": "3", "evaluation.levels": "2"}),
+    ("huginn_table5", {"amount": 64}, WORDS | {"recurrence.mean": "2", "recurrence.backprop": "1"}),
+    ("blocks_table4", {"amount": 200}, WORDS),
+    ("classifier_tables", {"amount": 3000, "entries": "digits"}, PIXELS | {"model.num_core_layers": "3"}),
+    ("dit_table2", {"amount": 2000, "arms": "twin,2-blocks"}, PIXELS | {
+        "training.batch_size": "8", "evaluation.depths": "[1,2]", "evaluation.num_images": "20"}),
+    ("depth_tasks", {"amount": 2, "entries": "sudoku4"}, {
+        "model.width": "24", "model.num_core_layers": "1", "supervision.segments": "2", "fixed_point.max_steps": "4",
+        "denoise.cond_width": "8", "training.batch_size": "8", "evaluation.num_problems": "8",
+        "evaluation.depths": "[1,3]"})])
+def test_a_shipped_suite_fills_its_table(order, text, tmp_path, name, asked, settings):
+    pytest.importorskip("sklearn")
+    words = text if "data.length" in settings else {}
+    asked = order(name, seeds=1, jobs=2, settings=settings | words, **asked)
+    assert run.reproduce(asked) == 0
+    table = (tmp_path / f"out/{name}.md").read_text()
+    lines = {line[0]: line[1:] for line in lines_of(table)}
+    assert set(asked.arms) < set(lines)
+    assert "[1]" not in table
+    assert "nan" not in table
+    assert all(cells[0] != "-" for cells in lines.values())

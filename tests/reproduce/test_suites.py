@@ -123,7 +123,8 @@ def test_depths_are_those_of_the_arm_else_of_the_entry_else_of_the_config(order)
 @pytest.mark.parametrize(("words", "why"), [
     (["dit_table3"], "there is no suite 'dit_table3'; did you mean 'dit_table2'?"),
     (["nowhere/tiny.yaml"], "cannot read suite nowhere/tiny.yaml"),
-    (["dit_table2", "--scale", "papr"], "did you mean 'paper'"),
+    (["dit_table2", "--scale", "papr"], "--scale papr is unknown; did you mean 'paper'"),
+    (["dit_table2", "--scale", "cpu,paper"], "--scale cpu,paper is unknown"),
     (["dit_table2", "--arms", "twins"], "did you mean 'twin'"),
     (["dit_table2", "--arms", "twin,4-blocks"], "does not split into blocks.num 4"),
     (["dit_table2", "--model.widht", "3"], "did you mean 'width'"),
