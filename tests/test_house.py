@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -100,3 +101,12 @@ def test_a_wrong_rank_is_noticed_in_tests():
     assert confidence_interval(torch.ones(3)) == (1, 1)
     with pytest.raises(TypeCheckError, match="confidence_interval"):
         confidence_interval(torch.ones(3, 5))  # runs without the hook, and means nothing
+
+
+def test_a_wheel_holds_every_package():
+    """The list of pyproject.toml is that of the folders; one that is missing is missed only outside of a checkout."""
+    import tomllib
+
+    listed = tomllib.loads(Path("pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = {str(file.parent).replace("/", ".") for file in Path("looped").rglob("__init__.py")} | {"looped.tasks"}
+    assert set(listed) == found

@@ -20,7 +20,7 @@ from looped.notices import plain_notices
 if TYPE_CHECKING:
     from looped.cli.verb import Verb
 
-VERBS = ("train", "merge", "eval", "generate", "bench", "compare", "plot", "info")
+VERBS = ("train", "merge", "eval", "generate", "bench", "compare", "reproduce", "plot", "info")
 
 HELP = """looped {version}: recurrent-depth Transformers, trained by unrolling or by denoising, measured over depth
 
@@ -33,6 +33,7 @@ usage: looped VERB [arguments]
   bench WHAT CONFIG  what a training step costs (step), how much of the processor it uses (flops), what a block alone
                      needs (memory)
   compare CONFIG     several objectives at one budget over seeds: table, pictures, page
+  reproduce [NAME]   a published table with your own figures beside it; without a name, those there are
   plot RUN [RUN ..]  depth curves of several runs in one picture
   info [RUN|CONFIG]  versions, devices and attention backends; or what a run or config is
 

@@ -64,7 +64,7 @@ class Compare(Verb):
         from looped.devices import Placement
 
         placement = Placement.of(self.device, self.dtype)
-        plan = make_plan(config, self.objectives, unit=self.budget, amount=self.amount, num_seeds=self.seeds,
+        plan = make_plan(config, self.objectives, budget=(self.budget, self.amount), num_seeds=self.seeds,
                          depths=depths, out=self.out or Path("runs") / f"compare-{self.config.stem}")
         notice_arms(plan.arms, settings)
         return compare(plan, jobs=self.jobs, placement=placement)

@@ -87,9 +87,11 @@ class Plan:
         return self.out / "logs" / f"{place.run.name}.log"
 
 
-def make_plan(config: Config, objectives: str, *, unit: str, amount: int | None, num_seeds: int,
+def make_plan(config: Config, objectives: str, *, budget: tuple[str, int | None], num_seeds: int,
               depths: Sequence[int] | None, out: Path) -> Plan:
-    """The plan of a command. Raises UserError, for a budget without an amount among others."""
+    """The plan of a command; `budget`: (unit, amount). Raises UserError, for a budget without an amount among others.
+    """
+    unit, amount = budget
     if amount is None and config.training.budget_unit != unit:
         raise UserError(f"--budget {unit} has no amount, since training.budget counts {config.training.budget_unit}; "
                         f"say how many {unit} with --amount")

@@ -45,11 +45,11 @@ def write_report(plan: Plan, kind: Kind, measured: Sequence[Measured]) -> str:
 def sections(plan: Plan, kind: Kind, arms: Sequence[ArmSummary], found: Sequence[Reach]) -> list[Section]:
     """The report; its pictures are drawn."""
     seeds = "one seed" if plan.num_seeds == 1 else f"{plan.num_seeds} seeds"
-    unit = plan.unit.replace("-", " ")
+    unit, amounts = plan.unit.replace("-", " "), dict.fromkeys(f"{arm.config.training.budget:,}" for arm in plan.arms)
     said = sentences(found)
     return [
         Heading(", ".join(arm.name for arm in arms[:-1]) + (" and " if len(arms) > 1 else "") + arms[-1].name, level=1),
-        Prose(f"{plan.amount:,} {unit} of training each, {seeds}, the same held-out {kind.held_out}."),
+        Prose(f"{' or '.join(amounts)} {unit} of training each, {seeds}, the same held-out {kind.held_out}."),
         Findings(said[:FEW]), Folded(f"{len(said) - FEW} more", [Findings(said[FEW:])]),
         Heading("Quality and cost"), kind.table(arms, plan),
         Heading("At equal budgets"), Prose(equal_note(arms, plan)), equal_table(arms),

@@ -4,19 +4,18 @@ Defaults < YAML file < `--section.key value` flags, all validated together by `l
 `looped --help` and the checks of a config are instant.
 """
 
-import types
-import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from looped.config.base import Count, Section
 from looped.config.blocks import BlocksConfig
 from looped.config.data import DataConfig, DomainConfig, TaskConfig
 from looped.config.denoise import DenoiseConfig, noise_preset
+from looped.config.files import read_yaml, validated
 from looped.config.images import ImageConfig
 from looped.config.kinds import Kind, kind_of
 from looped.config.masked import MaskedConfig
@@ -26,7 +25,7 @@ from looped.config.removed import without_removed
 from looped.config.rivals import ForwardForwardConfig, NoPropConfig
 from looped.config.rules import RULES, Rule, rule_of
 from looped.config.training import EvaluationConfig, OptimConfig, TrainingConfig
-from looped.errors import UserError, did_you_mean
+from looped.errors import UserError
 
 
 class Config(Section):
@@ -132,7 +131,7 @@ def load_config(path: str | Path | None = None, flags: Mapping[str, Any] | None 
     """
     values: Any = {}
     if path is not None:
-        values = _read_yaml(Path(path))
+        values = read_yaml(Path(path))
     parsed = {name: parse_flag(name, value) for name, value in (flags or {}).items()}
     return _validate(_merge(values, parsed), source=str(path or "flags"))
 
@@ -158,22 +157,6 @@ def _describe(section: type[Section], prefix: str):
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-
-
-def _read_yaml(path: Path) -> dict:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read config {path}: {error.strerror or error}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        problem = " ".join(str(getattr(error, "problem", None) or error).split())
-        mark = getattr(error, "problem_mark", None)
-        raise UserError(f"config {path} is not YAML{f' (line {mark.line + 1})' if mark else ''}: {problem}") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise UserError(f"config {path} holds a {type(values).__name__}, not settings; start from one in configs/")
-    return values
 
 
 def parse_flag(name: str, value: Any) -> Any:
@@ -205,35 +188,4 @@ def _merge(values: Mapping, flags: Mapping[str, Any]) -> dict:
 
 
 def _validate(values: Mapping, source: str) -> Config:
-    try:
-        return Config.model_validate(without_removed(values))
-    except ValidationError as error:
-        raise UserError(f"{source}: {_first_problem(error)}") from None
-
-
-def _first_problem(error: ValidationError) -> str:
-    problems = error.errors(include_url=False)
-    problem = problems[0]
-    location = [part for part in problem["loc"] if not str(part).startswith("function-")]
-    name = ".".join(str(part) for part in location)
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    if problem["type"] == "extra_forbidden":
-        return f"unknown setting '{name}'{did_you_mean(str(location[-1]), _known_names(location[:-1]))}{more}"
-    message = problem["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    got = "" if problem["type"] == "value_error" else f" (got {_shorten(problem['input'])})"
-    return f"{name}: {message}{got}{more}" if name else f"{message}{more}"
-
-
-def _known_names(location: Sequence) -> list[str]:
-    section: Any = Config
-    for part in location:
-        annotation = section.model_fields[part].annotation
-        options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-        section = next(option for option in options if isinstance(option, type) and issubclass(option, Section))
-    return list(section.model_fields)
-
-
-def _shorten(value: Any) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 60 else text[:57] + "..."
+    return validated(Config, without_removed(values), source)

@@ -103,6 +103,10 @@ class Domain:
     makes = ""
     """The output that a run can be asked for, as in "writes text"; empty where there is none."""
 
+    def hardest(self, config: Config) -> str:
+        """A clause about the hardest that is trained; "" where data have no difficulty."""
+        return ""
+
     def does(self, config: Config) -> str:
         """The predicate of a run in a sentence, as in "solves sudoku"."""
         raise NotImplementedError

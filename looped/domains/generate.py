@@ -14,7 +14,7 @@ from looped.data.labelled import LabelledData, SoughtImages
 from looped.domains.base import Domain, Evaluated, Options, Own, Request
 from looped.errors import UserError
 from looped.evaluation.image_features import pixel_features
-from looped.evaluation.image_quality import evaluate_images, heldout_errors, training_levels
+from looped.evaluation.image_quality import evaluate_images, heldout_errors, training_levels, training_row
 from looped.evaluation.image_samples import grid_of_classes, write_picture
 from looped.evaluation.rows import Keep
 from looped.inference.rollout import rollout_of
@@ -64,7 +64,11 @@ class Generate(Domain):
     def evaluate(self, objective: Objective, data: LabelledData, config: Config, depths: Sequence[int],
                  options: Options, *, keep: Keep) -> GenerateEvaluated:
         features = options.features or pixel_features()
-        return GenerateEvaluated(evaluate_images(objective, data, config, depths, features, keep=keep).rows)
+        rows = evaluate_images(objective, data, config, depths, features, keep=keep).rows
+        if options.features is not None:
+            rows = [*rows, training_row(data, features)]
+            keep(rows[-1:])
+        return GenerateEvaluated(rows)
 
     def generate(self, run: Any, request: Request) -> Iterator[str]:
         """A picture with a row for each class."""

@@ -95,6 +95,10 @@ class Puzzles(Domain):
     name = "puzzles"
     flags = frozenset({"difficulties", "exits"})
 
+    def hardest(self, config: Config) -> str:
+        data = open_data(config)
+        return f"; the hardest that is trained has {data.task.difficulty} {data.train.high}"
+
     def does(self, config: Config) -> str:
         return f"solves {config.task.name}"
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
@@ -11,7 +12,7 @@ from looped.config import Config
 from looped.data.labelled import LabelledData
 from looped.diffusion.noise import LogUniform
 from looped.evaluation.depth import Evaluation, peak_bytes
-from looped.evaluation.image_distances import distances
+from looped.evaluation.image_distances import distances, frechet_distance
 from looped.evaluation.image_features import Features
 from looped.evaluation.image_samples import make_images
 from looped.evaluation.rows import Keep, Row, example_lines, keep_nothing, summarise
@@ -102,3 +103,16 @@ def distance_rows(objective: DenoisePixels, data: LabelledData, config: Config, 
         keep(part)
         rows += part
     return rows
+
+
+def training_row(data: LabelledData, features: Features) -> Row:
+    """`frechet_distance_of_training`: of training images, as many of each class as are held out, from those: what a
+    perfect generator has. With the classes as chance has it they would be further off than images that are made of the
+    held-out classes."""
+    trained, heldout = data.images.train.pictures, data.images.heldout.pictures
+    rows = [np.flatnonzero(trained.labels == label)[:count]
+            for label, count in zip(*np.unique(heldout.labels, return_counts=True), strict=True)]
+    real, others = (features.of(torch.from_numpy(pixels)) for pixels in
+                    (heldout.pixels, trained.pixels[np.concatenate(rows)]))
+    return Row("frechet_distance_of_training", frechet_distance(real, others), None, None, len(others),
+               by=features.name)

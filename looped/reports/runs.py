@@ -230,6 +230,9 @@ def _notes(label: str, at: Mapping[tuple[str, int | None], Mapping[str, Any]]) -
         row = first["frechet_distance"]
         yield (f"{label}: Fréchet distance, precision and recall in features of {row['by']}: not Inception FID; of "
                f"{row['n']} images made, against the held-out ones. Layer forwards are those of one image.")
+    if "frechet_distance_of_training" in first:
+        row = first["frechet_distance_of_training"]
+        yield f"{row['n']} training images, of the classes of those held out, are at {row['mean']:.3f} from them"
     if "judged_nats_of_text" in first:
         row = first["judged_nats_of_text"]
         yield (f"judged: nats a token of {row['n']} samples under {row.get('by', 'the judge')}, which gives the real "

@@ -81,7 +81,7 @@ def test_amounts_read_well(spent, shown):
 
 
 def test_the_note_says_what_is_shown(arms):
-    plan = make_plan(load_config(None), "denoise,full", unit="tokens", amount=5, num_seeds=2, depths=None,
+    plan = make_plan(load_config(None), "denoise,full", budget=("tokens", 5), num_seeds=2, depths=None,
                      out=Path("out"))
     said = equal_note(arms, plan)
     assert "Held-out loss as a next-token predictor (lower is better)" in said
@@ -91,5 +91,5 @@ def test_the_note_says_what_is_shown(arms):
 @pytest.mark.parametrize(("clock", "said"), [("processor", True), ("wall", False)])
 def test_the_clock_of_the_seconds_is_named_where_it_is_not_the_walls(tmp_path, clock, said):
     config = load_config(None, {"training.clock": clock})
-    plan = make_plan(config, "ar,full", unit="seconds", amount=5, num_seeds=1, depths=[1], out=tmp_path)
+    plan = make_plan(config, "ar,full", budget=("seconds", 5), num_seeds=1, depths=[1], out=tmp_path)
     assert any("training.clock" in note for note in closing_notes([], plan)) is said

@@ -126,10 +126,10 @@ def test_bad_input_is_one_sentence_and_nothing_is_trained(arguments, why, tiny_y
 def test_the_amount_is_the_configs_own_where_the_unit_is():
     config = load_config(None, {"training.budget": 77, "training.budget_unit": "seconds"})
     settings = {"num_seeds": 1, "depths": None, "out": Path("out")}
-    assert make_plan(config, "ar", unit="seconds", amount=None, **settings).amount == 77
-    assert make_plan(config, "ar", unit="seconds", amount=5, **settings).arms[0].config.training.budget == 5
+    assert make_plan(config, "ar", budget=("seconds", None), **settings).amount == 77
+    assert make_plan(config, "ar", budget=("seconds", 5), **settings).arms[0].config.training.budget == 5
     with pytest.raises(UserError, match="--amount"):
-        make_plan(config, "ar", unit="tokens", amount=None, **settings)
+        make_plan(config, "ar", budget=("tokens", None), **settings)
 
 
 def test_an_arm_that_fails_is_told_in_its_own_words_and_the_others_are_reported(copy, tiny_yaml, capsys):
@@ -162,13 +162,13 @@ def test_ctrl_c_saves_the_runs_ends_with_130_and_the_same_command_would_go_on(ti
     for run in runs:
         assert "SIGINT: stopped after step" in (run / "train.log").read_text()
         assert (run / "latest").exists()
-    plan = make_plan(load_config(tiny_yaml), "ar,truncated", unit="seconds", amount=3000, num_seeds=1, depths=None,
+    plan = make_plan(load_config(tiny_yaml), "ar,truncated", budget=("seconds", 3000), num_seeds=1, depths=None,
                      out=tmp_path / "out")
     assert not any(map(is_finished, plan.places))
 
 
 def test_a_run_that_is_killed_is_said_to_lack_memory(tiny_yaml, tmp_path):
-    plan = make_plan(load_config(tiny_yaml), "ar", unit="tokens", amount=500, num_seeds=1, depths=None, out=tmp_path)
+    plan = make_plan(load_config(tiny_yaml), "ar", budget=("tokens", 500), num_seeds=1, depths=None, out=tmp_path)
     write_configs(plan)
     told, others = [], psutil.Process().children()
 

@@ -110,7 +110,7 @@ def test_every_rule_for_images_is_compared(objective):
     settings = " blocks.num=3" if objective in ("blockwise", "noprop-dt") else ""
     if objective == "forward-forward":
         settings = " model.injection=none model.num_prelude_layers=0 model.num_coda_layers=0"
-    plan = make_plan(config, objective + settings, unit="seconds", amount=1, num_seeds=1, depths=None, out=Path("out"))
+    plan = make_plan(config, objective + settings, budget=("seconds", 1), num_seeds=1, depths=None, out=Path("out"))
     check_images(plan)
     assert kind_of(plan.config) is IMAGES
 
@@ -156,7 +156,7 @@ def arms():
 
 
 def test_the_best_depth_is_of_one_half_and_figures_of_the_other(arms):
-    plan = make_plan(load_config(None), "full,denoise", unit="seconds", amount=1, num_seeds=2, depths=[1, 8],
+    plan = make_plan(load_config(None), "full,denoise", budget=("seconds", 1), num_seeds=2, depths=[1, 8],
                      out=Path("out"))
     table = share_table(arms, plan)
     header, lines = table.header, table.lines

@@ -21,7 +21,7 @@ SETTINGS = "optim.lr=0.5 model.injection=gated"
 def reported(made_up, tmp_path):
     """`reported("ar,denoise")`: (plan, what is said), of figures made up for these arms."""
     def report(objectives):
-        plan = make_plan(load_config(None), objectives, unit="tokens", amount=5, num_seeds=1, depths=[1], out=tmp_path)
+        plan = make_plan(load_config(None), objectives, budget=("tokens", 5), num_seeds=1, depths=[1], out=tmp_path)
         runs = [replace(made_up(place.config.objective, 0, [4.0]), place=place) for place in plan.places]
         return plan, write_report(plan, TEXT, runs)
 
@@ -56,7 +56,7 @@ def test_the_file_holds_what_is_printed_in_the_same_order_and_pictures_that_are_
     links = re.findall(r"!\[.*\]\((.*)\)", text)
     assert sorted(links) == ["plots/depth.png", "plots/layer-forwards.png", "plots/seconds.png", "plots/tokens.png"]
     assert all((plan.out / link).is_file() for link in links)
-    for told in ("![", "looped ", "- versions: "):
+    for told in ("![", "\nlooped", "- versions: "):
         assert told in text
         assert told not in said
 

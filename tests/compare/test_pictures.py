@@ -37,7 +37,7 @@ def inked(path, colour):
 
 def draw(arms, out):
     budget_figures(arms, out)
-    TEXT.depths(arms, make_plan(load_config(None), "ar", unit="tokens", amount=5, num_seeds=2, depths=None, out=out))
+    TEXT.depths(arms, make_plan(load_config(None), "ar", budget=("tokens", 5), num_seeds=2, depths=None, out=out))
 
 
 def test_every_arm_is_drawn_in_one_colour_and_nothing_in_another(made_up, tmp_path):

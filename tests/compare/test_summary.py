@@ -90,7 +90,7 @@ def test_what_is_not_reached_or_reached_at_once_is_said(made_up):
 
 
 def test_the_table_has_a_line_an_arm_and_says_what_it_means(made_up):
-    plan = make_plan(load_config(None), "ar,denoise", unit="tokens", amount=5, num_seeds=2, depths=None,
+    plan = make_plan(load_config(None), "ar,denoise", budget=("tokens", 5), num_seeds=2, depths=None,
                      out=Path("out"))
     arms = summarise_texts([made_up(name, seed, [4.0, 5.0 + seed]) for seed in range(2) for name in ("ar", "denoise")])
     table = text_table(arms, plan)

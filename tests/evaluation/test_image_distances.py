@@ -1,5 +1,7 @@
 """Distances between sets of images: closed forms, scipy's root of a matrix, and the definition written out in loops."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,8 @@ from scipy.linalg import sqrtm
 from looped.errors import UserError
 from looped.evaluation import image_distances
 from looped.evaluation.image_distances import distances, frechet_distance, precision_recall
+from looped.evaluation.image_features import Features
+from looped.evaluation.image_quality import training_row
 
 
 def drawn(num, dim, seed, scale=1.0, shift=0.0):
@@ -69,3 +73,18 @@ def test_a_figure_goes_by_the_name_of_its_features_and_what_does_not_compare_is_
         distances(real, real[:, :3], by="")
     with pytest.raises(UserError, match="3 generated images are too few for their 3 nearest neighbours; take 4"):
         distances(real, real[:3], by="")
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_training_images_are_compared_class_by_class():
+    """Images of a class are all alike, so of the same shares of classes the distance is nothing."""
+    def part(labels):
+        labels = np.array(labels)
+        return SimpleNamespace(pictures=SimpleNamespace(labels=labels, pixels=labels[:, None] * np.ones((1, 4))))
+
+    images = SimpleNamespace(train=part([0] * 8 + [1] * 4 + [2] * 2), heldout=part([0, 1, 1, 2, 0, 2]))
+    row = training_row(SimpleNamespace(images=images), Features("X", lambda pixels: pixels))
+    assert (row.metric, row.by, row.n) == ("frechet_distance_of_training", "X", 6)
+    assert row.mean == pytest.approx(0, abs=1e-12)
+    by_order = torch.from_numpy(images.train.pictures.pixels[:6])
+    assert frechet_distance(torch.from_numpy(images.heldout.pictures.pixels), by_order) > 1

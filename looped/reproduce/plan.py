@@ -1,0 +1,172 @@
+"""From a suite to runs: the comparison of every entry, and what is trained before it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+from looped.compare.plan import Plan, make_plan
+from looped.config import Config, load_config
+from looped.config.arms import parse_arm
+from looped.config.reads import notice_arms
+from looped.errors import UserError, did_you_mean
+from looped.reproduce.suite import Helper, Layer, Scale, Suite, find_config, last, merged
+
+OWN = {"objective": "every arm has its own", "seed": "every run has its own",
+       "training.budget": "--amount says it", "training.budget_unit": "the suite says it"}
+"""Settings that a suite decides in any case."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the user says of a suite; None for what the suite says. `arms`, `entries`: with commas. `settings`: of all
+    arms, as they were written."""
+
+    scale: str = "cpu"
+    out: Path | None = None
+    seeds: int | None = None
+    jobs: int = 2
+    arms: str | None = None
+    entries: str | None = None
+    amount: int | None = None
+    depths: Sequence[int] | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Order:
+    """A suite, of its file, with what is asked of it. Raises UserError for names that are unknown."""
+
+    path: Path
+    suite: Suite
+    asked: Asked
+    scale: Scale = field(init=False)
+    arms: list[str] = field(init=False)
+    entries: list[str] = field(init=False)
+    seeds: int = field(init=False)
+    out: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        asked, suite = self.asked, self.suite
+        if asked.scale not in suite.scales:
+            raise UserError(f"--scale {asked.scale} is unknown{did_you_mean(asked.scale, suite.scales)}")
+        scale = suite.scales[asked.scale]
+        found = {"scale": scale, "arms": _chosen("--arms", asked.arms, suite.arms, scale.arms),
+                 "entries": _chosen("--entries", asked.entries, suite.entries, scale.entries),
+                 "seeds": asked.seeds or suite.seeds,
+                 "out": asked.out or Path("runs") / f"{self.path.stem.replace('_', '-')}-{asked.scale}"}
+        for name, value in found.items():
+            object.__setattr__(self, name, value)
+
+    def layers(self, entry: str) -> tuple[Layer, ...]:
+        """What the runs of an entry are given, the last above the others."""
+        return self.suite, self.suite.entries[entry], self.scale
+
+
+def _chosen(flag: str, text: str | None, known: Mapping[str, Any], usual: Sequence[str] | None) -> list[str]:
+    """Names of a comma-separated list, the usual ones without it. Raises UserError."""
+    if text is None:
+        return list(usual or known)
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in known or not name:
+            raise UserError(f"{flag} {text}: '{name}' is unknown{did_you_mean(name, known)}")
+    return list(dict.fromkeys(names))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One comparison, `plan` being None where every arm is `refused` (arm -> why). `depths` of each arm. `helpers`:
+    what is trained before it."""
+
+    name: str
+    plan: Plan | None
+    refused: Mapping[str, str]
+    depths: Mapping[str, Sequence[int]]
+    helpers: Mapping[str, Config] = field(default_factory=dict)
+
+
+@dataclass
+class Result:
+    """An entry: the rows that are known of it, arm -> why figures of it are missing, the exit code of what was
+    stopped."""
+
+    entry: Entry
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    missing: dict[str, str] = field(default_factory=dict)
+    stopped: int = 0
+
+
+def plan_entries(order: Order) -> list[Entry]:
+    """The comparisons. Raises UserError, before anything is trained, for settings that are none or would be lost, and
+    for arms that a suite of one entry refuses; where there are several, an arm may apply to some of them."""
+    for name, value in order.asked.settings.items():
+        why = OWN.get(name) or next((f"arm '{arm}' sets it for itself" for entry in order.entries for arm in order.arms
+                                     if name in _own_settings(order, arm, entry)), None)
+        if why is not None:
+            raise UserError(f"--{name} {value} would be lost, since {why}; leave it out, or give the arms to looped "
+                            f"compare")
+    entries = [_plan_entry(order, name) for name in order.entries]
+    refused = [f"arm '{arm}': {why}" for entry in entries for arm, why in entry.refused.items()]
+    if refused and (len(order.suite.entries) == 1 or not any(entry.plan for entry in entries)):
+        raise UserError(refused[0])
+    return entries
+
+
+def _own_settings(order: Order, arm: str, entry: str) -> dict[str, str]:
+    """Those of its text, with what an entry and the scale have for it above them."""
+    words = dict(word.partition("=")[::2] for word in order.suite.arms[arm].text.split()[1:])
+    layers = [layer.own.get(arm, {}) for layer in order.layers(entry)]
+    return words | {name: value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+                    for layer in layers for name, value in layer.items()}
+
+
+def _plan_entry(order: Order, name: str) -> Entry:
+    layers, arms = order.layers(name), order.suite.arms
+    settings = _settings_of_user(order, name)
+    config = load_config(find_config(last(layers, "config"), order.path), merged(layers, "settings") | settings)
+    usual = last(layers, "depths") or config.evaluation.depths
+    depths = {arm: order.asked.depths or arms[arm].depths or usual for arm in order.arms}
+    texts, refused = [], {}
+    for arm in order.arms:
+        own = map("=".join, _own_settings(order, arm, name).items())
+        texts.append(" ".join([f"{arm}={arms[arm].text.split()[0]}", *own]))
+        try:
+            parse_arm(config, texts[-1])
+        except UserError as error:
+            refused[arm] = str(error).removeprefix(f"arm '{arm}': ")
+            texts.pop()
+    if not texts:
+        return Entry(name, None, refused, depths)
+    budget = order.suite.budget, order.asked.amount or last(layers, "amount")
+    plan = make_plan(config, ",".join(texts), budget=budget, num_seeds=order.seeds, out=order.out / name,
+                     depths=sorted(set().union(*depths.values())))
+    notice_arms(plan.arms, settings)
+    planned = [replace(arm, config=arm.config.replace(**{"training.budget": plan.amount * arms[arm.name].budget}))
+               for arm in plan.arms]
+    helpers = {helper: _helper_config(order, about, plan) for helper, about in order.scale.beforehand.items()}
+    return Entry(name, replace(plan, arms=planned), refused, depths, helpers)
+
+
+def _settings_of_user(order: Order, name: str) -> dict[str, str]:
+    """What the user has set for an entry: what others need and this one does not is not for it. Raises UserError where
+    something is missing."""
+    settings, needs = order.asked.settings, merged(order.layers(name), "needs")
+    for setting, what in needs.items():
+        if setting not in settings:
+            out = f", or leave {name} out of --entries" if name else ""
+            raise UserError(f"{name or order.path.stem} needs {what} at scale {order.asked.scale}; give --{setting}"
+                            f"{out}")
+    others = {setting for entry in order.suite.entries.values() for setting in entry.needs} - needs.keys()
+    return {setting: value for setting, value in settings.items() if setting not in others}
+
+
+def _helper_config(order: Order, helper: Helper, plan: Plan) -> Config:
+    """Of a run that is trained before the arms of a comparison, on the data that they have."""
+    arms = plan.config.model_dump(mode="json")
+    shared = {name: reduce(lambda part, key: part[key], name.split("."), arms) for name in helper.shares}
+    budget = {} if helper.budget is None else {"training.budget": plan.amount * helper.budget}
+    start = None if helper.config is None else find_config(helper.config, order.path)
+    return load_config(start, shared | helper.settings | budget)
