@@ -17,20 +17,29 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
 from torch.autograd.graph import saved_tensors_hooks
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
 from torch.utils.flop_counter import FlopCounterMode
 
 from looped.config import Config
 from looped.data.batch import Batch
 from looped.data.labelled import SoughtImages
 from looped.domains.base import Inputs
+from looped.errors import UserError
 from looped.models.build import unseeded
 from looped.nn import fused
 from looped.nn.recurrence import OwnBlock
 from looped.objectives import Objective, build_objective
 from looped.rng import StepRandom
+
+ASKS_FOR_VALUES = (GuardOnDataDependentSymNode, DataDependentOutputException, DynamicOutputShapeException)
+"""The errors of tensors without values that are asked for one."""
 
 
 @dataclass(frozen=True)
@@ -86,17 +95,19 @@ class Unvalued(StepRandom):
 
 
 class FakeTraining:
-    """A config's training on tensors without values."""
+    """A config's training on tensors without values, on a processor, whose SDPA computes any attention."""
 
     def __init__(self, config: Config, inputs: Inputs):
-        self.config, self.mode = config, fake_mode()
+        self.config, self.mode = config.replace(**{"model.attention": "auto"}), fake_mode()
+        config = self.config
         with no_values(self.mode):
             model = unseeded(config, inputs.vocab_size, inputs.picture)
             self.objective: Objective = build_objective(config, model, inputs.end_of_text).train()
         self.objective.without_values()
 
     def step(self, part: Tensor | Batch | SoughtImages, decisions: Mapping[str, Any]) -> StepCost:
-        """The cost of a micro-batch in a training step of these decisions."""
+        """The cost of a micro-batch in a training step of these decisions. Raises UserError for a rule that asks for
+        values."""
         random = Unvalued(self.mode, len(part), decisions)
 
         def loss() -> Tensor:
@@ -104,9 +115,16 @@ class FakeTraining:
                 return self.objective(part, random).value
 
         self.objective.zero_grad()
-        with Products() as forward:
-            kept, value = kept_bytes(loss, self.objective)
-        return StepCost(forward.get_total_flops(), flops_of(value.backward), kept,
+        try:
+            with Products() as forward:
+                kept, value = kept_bytes(loss, self.objective)
+            backward = flops_of(value.backward)
+        except ASKS_FOR_VALUES as error:
+            said = str(error).split("\n", 1)[0]
+            raise UserError(f"objective {self.config.objective} asks for a value in a training step, and costs are "
+                            f"counted without ({said}); draw what the cost depends on by random.decide and list it in "
+                            f"decisions(), or run to the limit after without_values()") from error
+        return StepCost(forward.get_total_flops(), backward, kept,
                         sum(p.numel() for p in self.objective.parameters() if p.grad is not None))
 
 

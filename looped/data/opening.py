@@ -13,6 +13,7 @@ from looped.data.problems import TaskData, prepare_task
 from looped.data.text import TextData, find_text
 from looped.data.tokenizer import TextTokenizer, load_tokenizer
 from looped.dotted import class_at
+from looped.errors import UserError
 
 Data = TextData | TaskData | LabelledData
 
@@ -94,8 +95,15 @@ def source_of(config: Config) -> Source:
 
 
 def find_data(config: Config) -> Found:
-    """The text, the task or the images of a config. Raises UserError where they cannot be had."""
-    return source_of(config).find(config)
+    """The text, the task or the images of a config, or the data of its domain. Raises UserError where they cannot be
+    had."""
+    try:
+        return source_of(config).find(config)
+    except TypeError as error:
+        if config.domain.name is None:
+            raise
+        raise UserError(f"domain.options {config.domain.options} do not fit domain.name {config.domain.name}: {error}; "
+                        f"see its class for what it takes") from error
 
 
 def open_data(config: Config) -> Data:

@@ -24,6 +24,13 @@ class Twice(Full):
     def expected_depths(self):
         return self.depths(None)
 
+class Asking(Twice):
+    rule = Rule("asking", kinds=("text",), loops=True, reads=(*LOOP, "recurrence.mean"))
+
+    def forward(self, tokens, random):
+        loss = super().forward(tokens, random)
+        return loss if loss.value.item() < 100 else super().forward(tokens, random)
+
 class Bare(Objective):
     pass
 """
@@ -68,6 +75,16 @@ def test_its_costs_are_those_of_a_step_of_it(desk, capsys):
                  "--json"]) == 0
     arms = json.loads(capsys.readouterr().out)["arms"]
     assert arms["mine"]["layer_forwards"] > arms["full"]["layer_forwards"]
+
+
+def test_a_rule_that_asks_for_values_is_not_counted_and_told_the_way_out(desk, capsys):
+    assert main(["train", "tiny.yaml", "--run", "run", "--objective", "rule_of_mine.Asking"]) == 0
+    capsys.readouterr()
+    assert main(["info", "tiny.yaml", "--objective", "rule_of_mine.Asking"]) == 2
+    said = capsys.readouterr().err
+    assert "objective rule_of_mine.Asking asks for a value in a training step" in said
+    assert "run to the limit after without_values()" in said
+    assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize(("objective", "why"), [

@@ -254,6 +254,10 @@ def test_a_model_larger_than_memory_is_counted():
     assert counts.step_flops == pytest.approx(6 * ROWS * LENGTH * counts.parameters, rel=0.1)
 
 
+def test_a_backend_that_is_not_here_is_counted_all_the_same():
+    assert counted(config_of("ar", **{"model.attention": "xformers"})) == counted(config_of("ar"))
+
+
 def test_the_table_names_every_figure():
     text = format_counts(count(config_of("denoise"), VOCAB))
     assert len(text.splitlines()) == 6

@@ -14,7 +14,8 @@ class GatedCore(nn.Module):
 
     def forward(self, state, e, cond):
         if self.shift is not None:
-            e = e + self.shift(cond).unsqueeze(1)
+            shift = self.shift(cond)  # of a sequence, or of each row where rows have levels of their own
+            e = e + (shift if shift.ndim == 3 else shift.unsqueeze(1))
         for cell in self.cells:
             state = cell(e.flatten(0, 1), state.flatten(0, 1)).view_as(state)
         return state

@@ -207,6 +207,13 @@ def test_what_is_none_is_refused_in_a_sentence(desk, flags, why):
         build(load_config("text.yaml", flags), 270)
 
 
+def test_options_that_do_not_fit_are_a_sentence(desk, capsys):
+    assert main(["train", "sounds.yaml", "--run", "run", "--domain.options", "{fram: 8}"]) == 2
+    said = capsys.readouterr().err
+    assert "domain.options {'fram': 8} do not fit domain.name tones.Tones: " in said
+    assert said.count("\n") == 1
+
+
 @pytest.mark.parametrize(("exits", "why"), [
     ("margin_exit.Margin=x", "has no threshold of 0 or more"), ("gated_core.GatedCore", "is no exit"),
     ("margn", "exit 'margn' is unknown")])
