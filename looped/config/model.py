@@ -7,12 +7,27 @@ from pydantic import Field, model_validator
 from looped.config.base import Count, Depth, Positive, Section
 
 
+class RopeScaling(Section):
+    """Rotary frequencies for texts longer than those of pretraining, as transformers' `rope_scaling` has them."""
+
+    kind: Literal["linear", "llama3"] = Field(
+        "llama3", description="linear: all frequencies by `factor`; llama3: the low ones alone, with a ramp between")
+    factor: Positive = Field(8.0, description="what frequencies are divided by")
+    low_freq_factor: Positive = Field(1.0, description="of llama3: where the whole factor begins")
+    high_freq_factor: Positive = Field(4.0, description="of llama3: where none is left")
+    original_length: int = Field(8192, ge=1, description="of llama3: tokens of the texts of pretraining")
+
+
 class ModelConfig(Section):
     """The network: prelude, weight-tied core, coda."""
 
     width: int = Field(128, ge=2, description="width D of the residual stream")
     num_heads: int = Field(4, ge=1, description="query heads H")
     num_kv_heads: int | None = Field(None, ge=1, description="key and value heads; null means num_heads")
+    head_dim: int | None = Field(None, ge=2, description="width of a head; null means width / num_heads")
+    attention_bias: Literal["none", "qk", "qkv"] = Field(
+        "none", description="projections of attention that have a bias: none, queries and keys (Huginn), or values too "
+                            "(Qwen2)")
     ffn: Literal["swiglu", "gelu"] = Field(
         "swiglu", description="feed-forward net: gelu has two matrices, as BERT and ViT; swiglu three")
     ffn_width: int | None = Field(None, ge=1, description="its hidden width; null means 4 * width")
@@ -23,21 +38,39 @@ class ModelConfig(Section):
                           "made as (width, num_layers, cond_width) and called as (state, e, cond) or, told who sees "
                           "whom, (state, e, cond, rows)")
     num_coda_layers: Count = Field(1, description="layers after the loop")
-    block: Literal["prenorm", "sandwich"] = Field("prenorm", description="sandwich: Huginn's second norm, on the sum")
-    qk_norm: bool = Field(False, description="RMSNorm on queries and keys before the rotation")
+    block: Literal["prenorm", "sandwich", "branch", "postnorm"] = Field(
+        "prenorm", description="a second norm of each branch: on its sum with the residual (sandwich, Huginn), on its "
+                               "output (branch, Ouro), or there alone (postnorm, OLMo2)")
+    qk_norm: bool | Literal["whole"] = Field(
+        False, description="RMSNorm on queries and keys before the rotation: true, of each head; whole, of all heads "
+                           "together (OLMo2)")
+    embed_scale: Positive | None = Field(
+        None, description="factor of the embedded tokens; null means sqrt(width) (Huginn), most others have 1")
+    loop_norm: Literal["before-coda", "none", "each-pass"] = Field(
+        "before-coda", description="the final norm besides after the coda: once after the loop (Huginn), not at all "
+                                   "(Llama, Retrofit), or after each pass, and where there is no coda not again (Ouro, "
+                                   "Nanbeige)")
     rope_base: Positive = Field(10_000.0, description="base of the rotary frequencies")
+    rope_scaling: RopeScaling | None = Field(None, description="of frequencies, for longer texts than in pretraining")
+    nope_interval: int | None = Field(
+        None, ge=1, description="every so-manieth layer, from prelude to coda, has no rotary positions (SmolLM3: 4)")
     norm_eps: Positive = Field(1e-6, description="epsilon of every RMSNorm")
     injection: Literal["none", "add", "linear", "gated", "diagonal"] = Field(
         "linear", description="how the encoded input enters each loop step")
     state_init: Literal["like-init", "zero", "embedding", "noise"] = Field(
         "like-init", description="state before the first loop step (loop objectives)")
+    state_std: Positive | None = Field(
+        None, description="standard deviation of a random initial state; null means sqrt(2 / 5) of like-init, and 1")
     tie_embeddings: bool = Field(True, description="the head is the transposed embedding")
     patch_size: Depth = Field(4, description="side of the square patches that images are cut into, in pixels")
     attention: Literal["auto", "xformers", "sdpa", "flex"] = Field("auto", description="attention backend")
 
     @model_validator(mode="after")
     def _check_heads(self):
-        if self.width % self.num_heads or (self.width // self.num_heads) % 2:
+        if self.head_dim is not None and self.head_dim % 2:
+            raise ValueError(f"head_dim {self.head_dim} is odd, and rotary positions turn pairs of numbers; set it to "
+                             f"{self.head_dim + 1}")
+        if self.head_dim is None and (self.width % self.num_heads or (self.width // self.num_heads) % 2):
             step = 2 * self.num_heads
             low = max(step, self.width // step * step)
             raise ValueError(f"width {self.width} does not split into num_heads {self.num_heads} heads of even size; "
@@ -50,6 +83,10 @@ class ModelConfig(Section):
     @property
     def kv_heads(self) -> int:
         return self.num_kv_heads or self.num_heads
+
+    @property
+    def head_width(self) -> int:
+        return self.head_dim or self.width // self.num_heads
 
     @property
     def hidden(self) -> int:

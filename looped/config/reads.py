@@ -47,6 +47,7 @@ READERS: tuple[Readers, ...] = (
     _where(["denoise.noise.log_mean", "denoise.noise.log_std"], "denoise.noise.distribution", "log-normal"),
     _where(["denoise.bridge_top_k"], "denoise.bridge", "top-k"),
     _where(["model.injection"], "model.core", None),
+    _where(["model.state_std"], "model.state_init", "like-init", "noise"),
     Readers(("domain.options",), lambda config: config.domain.name is not None, lambda config: "domain.name null"),
     _where(["denoise.restart_level"], "denoise.solver", "restart"),
     _where(["denoise.settle_above"], "denoise.order", "confidence"),

@@ -124,7 +124,7 @@ class Rule:
                          f"or objective to {', '.join(names)} or {last}")
 
 
-LOOP = ("recurrence.damping", "model.state_init")
+LOOP = ("recurrence.damping", "model.state_init", "model.state_std")
 """Read by everything that runs the loop."""
 
 SOLVED = ("recurrence.mean", "denoise", "evaluation.choose", "evaluation.trajectories")

@@ -23,8 +23,7 @@ from looped.cost.measure import Unvalued, autocast, fake_mode, kept_bytes, no_va
 from looped.devices import machine, machine_line
 from looped.domains import domain_of
 from looped.errors import UserError
-from looped.models.language import layer_of
-from looped.nn.layers import Rotary
+from looped.models.language import layer_of, rotary_of
 from looped.nn.recurrence import run_layers
 from looped.nn.rows import Rows
 from looped.objectives.base import EVERYBODY
@@ -90,7 +89,7 @@ def formula_bytes(config: Config) -> int:
     with no_values(mode):
         layers = nn.ModuleList(layer_of(config.model, checkpointed=config.training.checkpoint_activations)
                                for _ in range(2))
-    angles = Rotary(config.model.width // config.model.num_heads)(torch.arange(shape[1])[None])
+    angles = rotary_of(config.model)(torch.arange(shape[1])[None])
     rows, x = Rows(mask=EVERYBODY, rotation=angles), Unvalued(mode, shape[0], {}).normal("x", shape[1:])
 
     def run(num_layers: int) -> Tensor:

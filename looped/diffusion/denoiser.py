@@ -220,7 +220,7 @@ class Denoiser(nn.Module):
         where z gives it away, and the mean of all where z says nothing. So that rows of a block read each other as
         they read clean tokens, instead of learning to decode z."""
         probs = self._log_likelihood(z, sigma).softmax(-1).to(compute_dtype(z))
-        return math.sqrt(self.model.width) * (probs @ self._embeddings().to(probs.dtype))
+        return self.model.embed_scale * (probs @ self._embeddings().to(probs.dtype))
 
     def _block_input(self, e: Float[Tensor, "batch rows width"]) -> Float[Tensor, "batch length width"]:
         """What is injected into the rows of each block: the e of its first row, and each row's place."""

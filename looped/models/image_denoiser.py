@@ -16,11 +16,11 @@ from torch.nn.functional import silu
 from looped.config import Config
 from looped.config.model import ModelConfig
 from looped.data.labelled import Picture
-from looped.models.language import Level, Structure, loop_of, start_around, start_weights
+from looped.models.language import Level, Structure, loop_of, rotary_of, start_around, start_weights
 from looped.models.vision import Images, cut, join
 from looped.nn.bias import Full
 from looped.nn.conditioning import LevelEmbedding
-from looped.nn.layers import RMSNorm, Rotary
+from looped.nn.layers import RMSNorm
 from looped.nn.projection import cast_for
 from looped.nn.rows import Rows
 
@@ -44,7 +44,7 @@ class ImageDenoiser(nn.Module):
         self.norm = RMSNorm(config.width, eps=config.norm_eps)
         self.last_modulation = nn.Linear(cond_width, 2 * config.width)
         self.pixels = nn.Linear(config.width, size)
-        self.rotary = Rotary(config.width // config.num_heads, base=config.rope_base)
+        self.rotary = rotary_of(config)
         start_weights(self, config.width, structure.effective_depth or config.num_core_layers)
         self._start_ends()
 

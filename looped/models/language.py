@@ -4,6 +4,7 @@ Huginn's structure (Geiping et al. 2025, arXiv 2502.05171): `e = prelude(sqrt(D)
 number of times with `e` injected, one final norm used after the loop and again after the coda, a tied head.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from looped.nn.cache import Cache
 from looped.nn.checks import ids_of, kind_of, require, whole_number
 from looped.nn.conditioning import LevelEmbedding
 from looped.nn.injection import Diagonal, build_injection
-from looped.nn.layers import RMSNorm, Rotary, TransformerLayer
+from looped.nn.layers import Plain, RMSNorm, Rotary, TransformerLayer, llama3_scaling
 from looped.nn.projection import head_logits, is_plain, table_of
 from looped.nn.recurrence import Absent, Core, LayerStack, OwnBlock, RecurrentDepth, init_weights, run_layers
 from looped.nn.rows import PLAIN, Rows
@@ -68,15 +69,19 @@ class LanguageModel(nn.Module):
         self.core_layers = tuple(s.core_layers or (config.num_core_layers,))
         self.mask_token = vocab_size if s.mask_token else None
         self.embed = nn.Embedding(vocab_size + s.mask_token, config.width)
-        self.prelude = nn.ModuleList(layer_of(config, checkpointed=s.checkpointed)
-                                     for _ in range(config.num_prelude_layers))
+        self.embed_scale = math.sqrt(config.width) if config.embed_scale is None else config.embed_scale
+        self.prelude = nn.ModuleList(layer_of(config, number, checkpointed=s.checkpointed)
+                                     for number in range(config.num_prelude_layers))
         self.recurrence = loop_of(config, s)
         self.level_embedding = LevelEmbedding(s.cond_width) if s.cond_width else None
-        self.coda = nn.ModuleList(layer_of(config, checkpointed=s.checkpointed)
-                                  for _ in range(config.num_coda_layers))
-        self.norm = RMSNorm(config.width, eps=config.norm_eps)
+        first = config.num_prelude_layers + sum(self.core_layers)
+        self.coda = nn.ModuleList(layer_of(config, first + number, checkpointed=s.checkpointed)
+                                  for number in range(config.num_coda_layers))
+        # Where each pass ends in a norm and nothing follows the last, that is the final one.
+        normed = config.loop_norm == "each-pass" and not config.num_coda_layers
+        self.norm = Plain() if normed else RMSNorm(config.width, eps=config.norm_eps)
         self.head = None if config.tie_embeddings else nn.Linear(config.width, vocab_size, bias=False)
-        self.rotary = Rotary(config.width // config.num_heads, base=config.rope_base)
+        self.rotary = rotary_of(config)
         layers = config.num_prelude_layers + config.num_core_layers + config.num_coda_layers
         start_weights(self, config.width, s.effective_depth or layers)
 
@@ -101,7 +106,7 @@ class LanguageModel(nn.Module):
 
     def encode(self, tokens: Int[Tensor, "batch length"], rows: Rows = PLAIN) -> State:
         """The prelude's output `e`; row i sees tokens <= i (or what the mask of the rows allows)."""
-        x = math.sqrt(self.config.width) * self.embed(tokens)
+        x = self.embed_scale * self.embed(tokens)
         return run_layers(self.prelude, x, None, self.placed(x, rows).at("prelude"))
 
     @property
@@ -123,8 +128,13 @@ class LanguageModel(nn.Module):
         return head_logits(self, self.hidden(state, rows))
 
     def hidden(self, state: State, rows: Rows = PLAIN) -> State:
-        """What the head reads: norm, coda, norm. A loss over `head_weight` needs no logits of all rows at once."""
-        return self.norm(run_layers(self.coda, self.norm(state), None, self.placed(state, rows).at("coda")))
+        """The head's input: norm (`loop_norm`), coda, norm. A loss over `head_weight` needs no logits of all rows at
+        once."""
+        return self.norm(run_layers(self.coda, self._left_loop(state), None, self.placed(state, rows).at("coda")))
+
+    def _left_loop(self, state: State) -> State:
+        """The state as the coda reads it."""
+        return self.norm(state) if self.config.loop_norm == "before-coda" else state
 
     @property
     def head_weight(self) -> Float[Tensor, "vocab width"]:
@@ -173,24 +183,24 @@ class LanguageModel(nn.Module):
         placed, blocks = self.placed(e, rows.having(context=None, cache=None)), self.recurrence.core.blocks
         for number in range(len(blocks)) if rows.block is None else [rows.block]:
             own = context.of_block(number if len(blocks) > 1 else None)
-            self._record(blocks[number].layers, e, kind, own, placed)
+            self._record(blocks[number], e, kind, own, placed)
         return context
 
-    def _record(self, core: nn.ModuleList, e: State, kind: str, context: Cache, rows: Rows) -> None:
+    def _record(self, block: nn.Module, e: State, kind: str, context: Cache, rows: Rows) -> None:
         """The context of one block."""
         if kind == "context":
-            for name, layers in (("core", core), ("coda", self.coda)):
+            for name, layers in (("core", block.layers), ("coda", self.coda)):
                 for i, layer in enumerate(layers):
                     layer.record(e, context.child(name).layer(i), rotation=rows.rotation)
             return
-        x = run_layers(core, e, None, rows.having(cache=context.child("core")))
+        x = block.norm(run_layers(block.layers, e, None, rows.having(cache=context.child("core"))))
         self._record_last(x, context.child("coda"), rows)
 
     def _record_last(self, x: State, context: Cache, rows: Rows) -> None:
         """The clean rows' way through the coda; nobody reads the last layer's output, so only its keys are made."""
         if not len(self.coda):
             return
-        x = run_layers(self.coda[:-1], self.norm(x), None, rows.having(cache=context))
+        x = run_layers(self.coda[:-1], self._left_loop(x), None, rows.having(cache=context))
         last = len(self.coda) - 1
         self.coda[last].record(x, context.layer(last), rotation=rows.rotation)
 
@@ -199,28 +209,44 @@ class LanguageModel(nn.Module):
         self.recurrence.compile_step()
 
 
-def layer_of(config: ModelConfig, cond_width: int | None = None, *, checkpointed: bool) -> TransformerLayer:
-    """A layer of a model."""
+def layer_of(config: ModelConfig, number: int = 0, cond_width: int | None = None, *,
+             checkpointed: bool) -> TransformerLayer:
+    """A layer of a model; `number`: its place among all of them, from 0."""
     c = config
-    return TransformerLayer(c.width, c.num_heads, c.hidden, num_kv_heads=c.kv_heads, block=c.block, qk_norm=c.qk_norm,
-                            cond_width=cond_width, eps=c.norm_eps, backend=c.attention, checkpointed=checkpointed,
-                            activation=c.ffn)
+    rotary = c.nope_interval is None or (number + 1) % c.nope_interval != 0
+    return TransformerLayer(c.width, c.num_heads, c.hidden, block=c.block, cond_width=cond_width, eps=c.norm_eps,
+                            checkpointed=checkpointed, activation=c.ffn, num_kv_heads=c.kv_heads, head_dim=c.head_width,
+                            bias=c.attention_bias, qk_norm=c.qk_norm, rotary=rotary, backend=c.attention)
+
+
+def rotary_of(config: ModelConfig) -> Rotary:
+    """The angles of a model's layers."""
+    s = config.rope_scaling
+    if s is None:
+        return Rotary(config.head_width, base=config.rope_base)
+    ways = {"linear": lambda frequencies: frequencies / s.factor,
+            "llama3": llama3_scaling(s.factor, s.low_freq_factor, s.high_freq_factor, s.original_length)}
+    return Rotary(config.head_width, base=config.rope_base, scaling=ways[s.kind])
 
 
 def loop_of(config: ModelConfig, structure: Structure) -> RecurrentDepth:
     """The loop over a core of blocks, of which those `held` are there."""
     held, cond_width = structure.held, structure.cond_width
 
-    def block_of(num_layers: int) -> nn.Module:
+    def block_of(first: int, num_layers: int) -> nn.Module:
         if config.core is not None:
             own = class_at(config.core, "model.core")(config.width, num_layers, cond_width)
             return OwnBlock(own, config.width, cond_width)
-        layers = [layer_of(config, cond_width, checkpointed=structure.checkpointed) for _ in range(num_layers)]
-        return LayerStack(build_injection(config.injection, config.width), layers)
+        layers = [layer_of(config, first + number, cond_width, checkpointed=structure.checkpointed)
+                  for number in range(num_layers)]
+        norm = RMSNorm(config.width, eps=config.norm_eps) if config.loop_norm == "each-pass" else None
+        return LayerStack(build_injection(config.injection, config.width), layers, norm)
 
-    core = [block_of(num_layers) if held is None or number in held else Absent(number)
-            for number, num_layers in enumerate(structure.core_layers or (config.num_core_layers,))]
-    return RecurrentDepth(Core(*core), state_init=config.state_init)
+    sizes = structure.core_layers or (config.num_core_layers,)
+    firsts = itertools.accumulate(sizes, initial=config.num_prelude_layers)
+    core = [block_of(first, num_layers) if held is None or number in held else Absent(number)
+            for number, (first, num_layers) in enumerate(zip(firsts, sizes, strict=False))]
+    return RecurrentDepth(Core(*core), state_init=config.state_init, state_std=config.state_std)
 
 
 def start_around(model: nn.Module, effective_depth: int) -> None:

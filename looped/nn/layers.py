@@ -1,8 +1,11 @@
-"""The Transformer layer: RMSNorm, rotary positions, grouped-query attention, SwiGLU or GELU, pre-norm or sandwich.
+"""The Transformer layer: RMSNorm, rotary positions, grouped-query attention, SwiGLU or GELU, four places of norms.
 
-Sandwich is Huginn's: the second norm acts on the SUM of branch and residual (Ouro and Gemma norm the branch).
 Conditioned layers take AdaLN's shift, scale and gate; they cost no saved activation (see fused.py).
 """
+
+import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -18,6 +21,9 @@ from looped.nn.fused import Activation, rms_norm
 from looped.nn.projection import project_by
 from looped.nn.rows import Rows
 
+BIASES = ("none", "qk", "qkv")
+BLOCKS = {"prenorm": (True, False), "sandwich": (True, True), "branch": (True, True), "postnorm": (False, True)}
+"""Name -> whether there are norms before the branches, and after them."""
 State = Float[Tensor, "batch length width"]
 Rotation = tuple[Tensor, Tensor]
 
@@ -34,16 +40,24 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.weight, eps=self.eps, scale=scale, shift=shift)
 
 
+class Plain(nn.Module):
+    """In the place of a norm that is not there."""
+
+    def forward(self, x: Tensor, *, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        return x
+
+
 class Rotary(nn.Module):
     """Rotary positions (Su et al. 2021), halves convention, angles in float32.
 
     Positions may have several axes, such as the row and the column of a cell: pair j of coordinates then turns with
-    axis j mod A, and each axis has the whole range of frequencies.
+    axis j mod A, and each axis has the whole range of frequencies. `scaling`: of the frequencies (K / 2,), float64.
     """
 
-    def __init__(self, head_dim: int, *, base: float = 10_000.0):
+    def __init__(self, head_dim: int, *, base: float = 10_000.0, scaling: Callable[[Tensor], Tensor] | None = None):
         super().__init__()
         inverse = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+        inverse = inverse if scaling is None else scaling(inverse)
         self.register_buffer("frequencies", inverse.float(), persistent=False)
 
     def forward(self, positions: Tensor) -> Rotation:
@@ -57,6 +71,17 @@ class Rotary(nn.Module):
         pair = torch.arange(num, device=positions.device)
         angles = positions.float()[..., pair % axes].unsqueeze(2) * self.frequencies[pair // axes * axes]  # B L 1 K/2
         return angles.cos(), angles.sin()
+
+
+def llama3_scaling(factor: float, low: float, high: float, original_length: int) -> Callable[[Tensor], Tensor]:
+    """Llama 3.1's: frequencies of wavelengths above original_length / low are divided by the factor, those below
+    original_length / high stay, and between them both are mixed (transformers, `rope_type` llama3)."""
+    def scaled(frequencies: Tensor) -> Tensor:
+        turns = original_length * frequencies / (2 * math.pi)
+        kept = ((turns - low) / (high - low)).clamp(0, 1)
+        return frequencies * (kept + (1 - kept) / factor)
+
+    return scaled
 
 
 def rotate(x: Float[Tensor, "batch length heads dim"], rotation: Rotation) -> Float[Tensor, "batch length heads dim"]:
@@ -93,28 +118,41 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Grouped-query self-attention over the sequence, or over a context and the row itself."""
+    """Grouped-query self-attention over the sequence, or over a context and the row itself.
 
-    def __init__(self, width: int, num_heads: int, *, num_kv_heads: int | None = None, qk_norm: bool = False,
-                 eps: float = 1e-6, backend: str = "auto"):
+    head_dim: width / num_heads if None. bias: of queries and keys (`qk`), of values too (`qkv`). qk_norm: of each head,
+    or of the `whole` projection. rotary: False for a layer without positions.
+    """
+
+    def __init__(self, width: int, num_heads: int, *, num_kv_heads: int | None = None, head_dim: int | None = None,
+                 bias: str = "none", qk_norm: bool | str = False, rotary: bool = True, eps: float = 1e-6,
+                 backend: str = "auto"):
         super().__init__()
+        if bias not in BIASES:
+            raise UserError(f"bias '{bias}' is unknown{did_you_mean(bias, BIASES)}")
         self.num_heads, self.num_kv_heads = num_heads, num_kv_heads or num_heads
-        self.head_dim, self.backend = width // num_heads, backend
-        self.q = nn.Linear(width, num_heads * self.head_dim, bias=False)
-        self.k = nn.Linear(width, self.num_kv_heads * self.head_dim, bias=False)
-        self.v = nn.Linear(width, self.num_kv_heads * self.head_dim, bias=False)
-        self.out = nn.Linear(num_heads * self.head_dim, width, bias=False)
-        self.q_norm = RMSNorm(self.head_dim, eps=eps) if qk_norm else None
-        self.k_norm = RMSNorm(self.head_dim, eps=eps) if qk_norm else None
+        self.head_dim, self.rotary, self.backend = head_dim or width // num_heads, rotary, backend
+        inner, outer = num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        self.q = nn.Linear(width, inner, bias="q" in bias)
+        self.k = nn.Linear(width, outer, bias="k" in bias)
+        self.v = nn.Linear(width, outer, bias="v" in bias)
+        self.out = nn.Linear(inner, width, bias=False)
+        self.whole = qk_norm == "whole"
+        self.q_norm = RMSNorm(inner if self.whole else self.head_dim, eps=eps) if qk_norm else None
+        self.k_norm = RMSNorm(outer if self.whole else self.head_dim, eps=eps) if qk_norm else None
 
     def queries(self, x: State, rotation: Rotation) -> Float[Tensor, "batch length heads dim"]:
-        q = self.q(x).unflatten(-1, (self.num_heads, self.head_dim))  # B L H K
-        return rotate(self.q_norm(q) if self.q_norm else q, rotation)
+        return self._placed(self.q(x), self.q_norm, rotation)
 
     def keys_values(self, x: State, rotation: Rotation) -> tuple[Tensor, Tensor]:
-        k = self.k(x).unflatten(-1, (self.num_kv_heads, self.head_dim))  # B L G K
-        v = self.v(x).unflatten(-1, (self.num_kv_heads, self.head_dim))
-        return rotate(self.k_norm(k) if self.k_norm else k, rotation), v
+        v = self.v(x).unflatten(-1, (self.num_kv_heads, self.head_dim))  # B L G K
+        return self._placed(self.k(x), self.k_norm, rotation), v
+
+    def _placed(self, x: Tensor, norm: RMSNorm | None, rotation: Rotation) -> Float[Tensor, "batch length heads dim"]:
+        x = norm(x) if norm is not None and self.whole else x
+        x = x.unflatten(-1, (-1, self.head_dim))
+        x = norm(x) if norm is not None and not self.whole else x
+        return rotate(x, rotation) if self.rotary else x
 
     def forward(self, x: State, rows: Rows, *, gate: Tensor | None = None) -> State:
         """Attend among the rows under their mask (appending to their cache); with a context, to its rows and these
@@ -154,25 +192,29 @@ class TransformerLayer(nn.Module):
     """Attention and a feed-forward net, each a residual branch.
 
     prenorm:  x = x + attn(n1(x));      x = x + mlp(n3(x))
-    sandwich: x = n2(x + attn(n1(x)));  x = n4(x + mlp(n3(x)))
+    sandwich: x = n2(x + attn(n1(x)));  x = n4(x + mlp(n3(x)))      (Huginn)
+    branch:   x = x + n2(attn(n1(x)));  x = x + n4(mlp(n3(x)))      (Ouro)
+    postnorm: x = x + n2(attn(x));      x = x + n4(mlp(x))          (OLMo2)
 
+    Other arguments are those of `Attention`. A conditioned layer modulates n1 and n3, which postnorm has not.
     `checkpointed`: keep the inputs alone for backward, which runs the layer again (Chen et al. 2016, arXiv 1604.06174);
     not where it fills a cache, which would be filled twice.
     """
 
-    def __init__(self, width: int, num_heads: int, hidden: int, *, num_kv_heads: int | None = None,
-                 block: str = "prenorm", qk_norm: bool = False, cond_width: int | None = None, eps: float = 1e-6,
-                 backend: str = "auto", checkpointed: bool = False, activation: Activation = "swiglu"):
+    def __init__(self, width: int, num_heads: int, hidden: int, *, block: str = "prenorm",
+                 cond_width: int | None = None, eps: float = 1e-6, checkpointed: bool = False,
+                 activation: Activation = "swiglu", **attention: Any):
         super().__init__()
-        if block not in ("prenorm", "sandwich"):
-            raise UserError(f"block '{block}' is unknown{did_you_mean(block, ('prenorm', 'sandwich'))}")
-        self.checkpointed = checkpointed
-        self.attn = Attention(width, num_heads, num_kv_heads=num_kv_heads, qk_norm=qk_norm, eps=eps, backend=backend)
+        if block not in BLOCKS:
+            raise UserError(f"block '{block}' is unknown{did_you_mean(block, BLOCKS)}")
+        if block == "postnorm" and cond_width:
+            raise UserError("block postnorm has no norm before its branches that a level could modulate; choose branch")
+        self.checkpointed, self.on_sum = checkpointed, block == "sandwich"
+        self.attn = Attention(width, num_heads, eps=eps, **attention)
         self.mlp = FeedForward(width, hidden, activation)
-        self.n1, self.n3 = RMSNorm(width, eps=eps), RMSNorm(width, eps=eps)
-        sandwich = block == "sandwich"
-        self.n2 = RMSNorm(width, eps=eps) if sandwich else nn.Identity()
-        self.n4 = RMSNorm(width, eps=eps) if sandwich else nn.Identity()
+        before, after = BLOCKS[block]
+        self.n1, self.n3 = (RMSNorm(width, eps=eps) if before else Plain() for _ in range(2))
+        self.n2, self.n4 = (RMSNorm(width, eps=eps) if after else nn.Identity() for _ in range(2))
         self.modulation = Modulation(cond_width, width) if cond_width else None
 
     def _modulate(self, cond: Tensor | None):
@@ -194,9 +236,10 @@ class TransformerLayer(nn.Module):
 
     def _run(self, x: State, cond: Tensor | None, rows: Rows) -> State:
         (shift1, scale1, gate1), (shift2, scale2, gate2) = self._modulate(cond)
-        x = self.n2(x + self.attn(self.n1(x, scale=scale1, shift=shift1), rows, gate=gate1))
-        h = self.n3(x, scale=scale2, shift=shift2)
-        return self.n4(x + self.mlp(h, gate=gate2))
+        branch = self.attn(self.n1(x, scale=scale1, shift=shift1), rows, gate=gate1)
+        x = self.n2(x + branch) if self.on_sum else x + self.n2(branch)
+        branch = self.mlp(self.n3(x, scale=scale2, shift=shift2), gate=gate2)
+        return self.n4(x + branch) if self.on_sum else x + self.n4(branch)
 
     def record(self, x: State, cache: LayerCache, *, rotation: Rotation) -> None:
         """Append to `cache` the keys and values that unconditioned rows `x` show to others."""

@@ -74,15 +74,16 @@ class Absent(nn.Module):
 
 
 class LayerStack(nn.Module):
-    """The usual block: an injection, then Transformer layers."""
+    """The usual block: an injection, then Transformer layers, then a norm if there is one."""
 
-    def __init__(self, injection: nn.Module, layers: Iterable[TransformerLayer]):
+    def __init__(self, injection: nn.Module, layers: Iterable[TransformerLayer], norm: nn.Module | None = None):
         super().__init__()
         self.injection = injection
         self.layers = nn.ModuleList(layers)
+        self.norm = nn.Identity() if norm is None else norm
 
     def forward(self, state: State, e: State, cond: Tensor | None, rows: Rows) -> State:
-        return run_layers(self.layers, self.injection(state, e), cond, rows)
+        return self.norm(run_layers(self.layers, self.injection(state, e), cond, rows))
 
 
 class OwnBlock(nn.Module):
@@ -142,12 +143,12 @@ def run_layers(layers: Iterable[TransformerLayer], x: State, cond: Tensor | None
 class RecurrentDepth(nn.Module):
     """A loop of any depth over a core: where it starts, one step, and how far gradients reach back."""
 
-    def __init__(self, core: nn.Module, *, state_init: str = "zero"):
+    def __init__(self, core: nn.Module, *, state_init: str = "zero", state_std: float | None = None):
         super().__init__()
         if state_init not in STATE_INITS:
             raise UserError(f"state_init '{state_init}' is unknown{did_you_mean(state_init, STATE_INITS)}")
         self.core = core
-        self.state_init = state_init
+        self.state_init, self.state_std = state_init, state_std
 
     @property
     def num_blocks(self) -> int:
@@ -169,7 +170,8 @@ class RecurrentDepth(nn.Module):
         if noise is not None and not self.needs_noise:
             raise UserError(f"state_init {self.state_init} draws nothing, so noise= would be ignored; leave it out, or "
                             f"choose like-init or noise")
-        return STATE_INITS[self.state_init](e, noise)
+        state = STATE_INITS[self.state_init](e, noise)
+        return state if self.state_std is None else self.state_std / USUAL_STD[self.state_init] * state
 
     def step(self, state: States, e: State, cond: Tensor | None = None, rows: Rows | None = None, *,
              block: int | None = None) -> States:
@@ -339,6 +341,8 @@ STATE_INITS: dict[str, Callable[[State, State | None], State]] = {
     "embedding": lambda e, noise: e,
 }
 """Name -> (e, standard normal draws or None) -> state."""
+USUAL_STD = {"like-init": math.sqrt(2 / 5), "noise": 1.0, "zero": 1.0, "embedding": 1.0}
+"""Standard deviation of a random state, before its tails are cut, where none is set."""
 
 
 def init_weights(module: nn.Module, width: int, effective_depth: int) -> None:

@@ -19,7 +19,7 @@ def cautions(config: Config) -> list[str]:
     if model.injection == "none" and model.state_init != "embedding":
         found.append(f"with model.injection none and model.state_init {model.state_init} the loop never reads its "
                      f"input; set model.injection to linear, or model.state_init to embedding")
-    if model.block == "prenorm" and model.injection in ("add", "none"):
-        found.append(f"with model.injection {model.injection} and model.block prenorm nothing scales the state down "
-                     f"between steps, so it grows with depth while norms hide that from the loss; {KEPT}")
+    if model.block != "sandwich" and model.loop_norm != "each-pass" and model.injection in ("add", "none"):
+        found.append(f"with model.injection {model.injection} and model.block {model.block} nothing scales the state "
+                     f"down between steps, so it grows with depth while norms hide that from the loss; {KEPT}")
     return found

@@ -10,7 +10,7 @@ import torch
 from looped.config import load_config
 from looped.diffusion.edm import align
 from looped.evaluation.likelihood import losses_by_depth
-from looped.models.language import LanguageModel
+from looped.models.language import LanguageModel, Structure
 from looped.nn.cache import Cache
 from looped.objectives import build_objective
 from looped.rng import generator
@@ -22,7 +22,7 @@ class Pairs(LanguageModel):
     row 1 is ln sum_v joint[:, v] p(z_2 | v), which is p(token 1 | z_2), and of row 2 the same of row 1."""
 
     def __init__(self, config, joint):
-        super().__init__(config.model, len(joint), cond_width=config.denoise.cond_width)
+        super().__init__(config.model, len(joint), Structure(cond_width=config.denoise.cond_width))
         self.log_joint, self.table = joint.log(), None
 
     def encode(self, tokens, rows=None):

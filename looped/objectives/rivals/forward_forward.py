@@ -80,7 +80,7 @@ class ForwardForward(Classifier):
     def goodness(self, e: State, labels: Labels, batch: Batch, depth: int | None = None) -> Goodness:
         """The goodness of each of the first `depth` layers (None: all), with these classes in the images."""
         rows = Rows(mask=EVERYBODY, rotation=self.model.rotary(batch.positions[:1]))
-        named = math.sqrt(self.model.width) * self.model.embed(labels).unsqueeze(1)
+        named = self.model.embed_scale * self.model.embed(labels).unsqueeze(1)
         x, found = normalised(torch.cat([e[:, :1] + named, e[:, 1:]], dim=1)), []
         for layer in self.layers[:depth]:
             x = layer(x, None, rows)
