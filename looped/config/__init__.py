@@ -20,6 +20,7 @@ from looped.config.images import ImageConfig
 from looped.config.kinds import Kind, kind_of
 from looped.config.masked import MaskedConfig
 from looped.config.model import ModelConfig
+from looped.config.presets import expanded
 from looped.config.recurrence import FixedPointConfig, RecurrenceConfig, SupervisionConfig
 from looped.config.removed import without_removed
 from looped.config.rivals import ForwardForwardConfig, NoPropConfig
@@ -172,7 +173,7 @@ def parse_flag(name: str, value: Any) -> Any:
 def _merge(values: Mapping, flags: Mapping[str, Any]) -> dict:
     """A copy of the nested values with each dotted flag set."""
     merged = {key: _merge(value, {}) if isinstance(value, Mapping) else value for key, value in values.items()}
-    for name, value in flags.items():
+    for name, value in expanded(flags).items():
         *sections, key = name.split(".")
         target = merged
         for depth, section in enumerate(sections):

@@ -1,10 +1,11 @@
 """Settings of the network: sizes, layers, and how the encoded input enters the loop."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from looped.config.base import Count, Depth, Positive, Section
+from looped.config.presets import PRESETS, preset
 
 
 class RopeScaling(Section):
@@ -21,6 +22,9 @@ class RopeScaling(Section):
 class ModelConfig(Section):
     """The network: prelude, weight-tied core, coda."""
 
+    preset: str | None = Field(
+        None, description=f"a family whose settings of the model these are, but for what is set besides: "
+                          f"{', '.join(PRESETS)}")
     width: int = Field(128, ge=2, description="width D of the residual stream")
     num_heads: int = Field(4, ge=1, description="query heads H")
     num_kv_heads: int | None = Field(None, ge=1, description="key and value heads; null means num_heads")
@@ -64,6 +68,14 @@ class ModelConfig(Section):
     tie_embeddings: bool = Field(True, description="the head is the transposed embedding")
     patch_size: Depth = Field(4, description="side of the square patches that images are cut into, in pixels")
     attention: Literal["auto", "xformers", "sdpa", "flex"] = Field("auto", description="attention backend")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_preset(cls, values: Any) -> Any:
+        """Afterwards there is no preset, only settings."""
+        if not isinstance(values, dict) or values.get("preset") is None:
+            return values
+        return preset(values["preset"]) | {name: value for name, value in values.items() if name != "preset"}
 
     @model_validator(mode="after")
     def _check_heads(self):

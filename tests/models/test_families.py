@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from looped.config import load_config
+from looped.config.presets import PRESETS
 from looped.errors import UserError
 from looped.models.build import build
 from looped.nn.layers import TransformerLayer
@@ -166,6 +167,27 @@ def test_a_random_state_has_the_standard_deviation_that_is_set():
 def test_what_does_not_go_together_is_a_sentence(settings, why):
     with pytest.raises(UserError, match=why):
         build(load_config(None, PLAIN | settings), VOCAB)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_its_settings_in_a_file_and_as_a_flag(name, tmp_path):
+    """What is set besides wins; a flag wins over a file; the dump holds the settings alone."""
+    (tmp_path / "c.yaml").write_text(f"model: {{preset: {name}, num_core_layers: 3, rope_base: 7.0}}")
+    config = load_config(tmp_path / "c.yaml")
+    expected = PRESETS[name] | {"num_core_layers": 3, "rope_base": 7.0}
+    assert {key: getattr(config.model, key) for key in expected} == expected
+    assert config.model.preset is None
+    (tmp_path / "c.yaml").write_text("model: {rope_base: 7.0, num_core_layers: 5, embed_scale: 3.0}")
+    flags = {"model.preset": name, "model.num_core_layers": 3}
+    for found in (load_config(tmp_path / "c.yaml", flags), load_config(None).replace(**flags)):
+        expected = PRESETS[name] | {"num_core_layers": 3}
+        assert {key: getattr(found.model, key) for key in expected} == expected
+    build(load_config(None, {"objective": "full", **flags}), VOCAB)
+
+
+def test_an_unknown_preset_is_named():
+    with pytest.raises(UserError, match=r"preset 'ouroo' is unknown; did you mean 'ouro'"):
+        load_config(None, {"model.preset": "ouroo"})
 
 
 def test_a_layers_bias_is_one_of_three():
