@@ -58,7 +58,7 @@ def context_attention(q: Query, k_context: KeyValue, v_context: KeyValue, k_own:
         _announce(f"attention to a context falls back to the plain formula, length x length in memory: {name} has no "
                   f"causal kernel with a log-sum-exp for {q.dtype} on {q.device.type}")
         return _context_formula(q, k, v, k_own, v_own, strict)
-    return _ContextAttention.apply(q, k, v, k_own, v_own, strict, name)
+    return _ContextAttention.apply(q, k, v, k_own, v_own, (int(strict), name))
 
 
 def available_backends(device: torch.device | str, dtype: torch.dtype = torch.float32,
@@ -177,8 +177,8 @@ class _ContextAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, q, k, v, k_own, v_own, strict, backend):
-        first, v_heads = int(strict), expand_heads(v_own, q.shape[2])
+    def forward(ctx, q, k, v, k_own, v_own, way):
+        (first, backend), v_heads = way, expand_heads(v_own, q.shape[2])
         lse_own = _own_scores(q, k_own)  # B L H
         out, lse = q[:, :0], lse_own[:, :0]
         if q.shape[1] > first:
@@ -187,7 +187,7 @@ class _ContextAttention(torch.autograd.Function):
             lse = torch.logaddexp(lse.transpose(1, 2), lse_own[:, first:])
             share = torch.exp(lse_own[:, first:] - lse).unsqueeze(-1).to(q.dtype)  # B L H 1
             out = torch.lerp(context, v_heads[:, first:], share)
-        if strict:
+        if first:
             out, lse = torch.cat([v_heads[:, :1], out], dim=1), torch.cat([lse_own[:, :1], lse], dim=1)
         ctx.save_for_backward(q, k, v, k_own, v_own, out, lse)
         ctx.first, ctx.backend = first, backend
@@ -206,7 +206,7 @@ class _ContextAttention(torch.autograd.Function):
             dq_context, dk[:, :last], dv[:, :last] = kernel.backward(
                 grad[:, first:].contiguous(), *_shifted(q, k, v, first), out[:, first:].contiguous(), lse)
             dq[:, first:] += dq_context
-        return dq.to(q.dtype), dk, dv, dk_own, dv_own, None, None
+        return dq.to(q.dtype), dk, dv, dk_own, dv_own, None
 
 
 def _shifted(q: Tensor, k: Tensor, v: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor]:
