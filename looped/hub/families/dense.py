@@ -64,7 +64,8 @@ def _windowed(settings: Callable[[Raw, str], dict[str, Any]]) -> Callable[[Raw, 
         window = raw.get("sliding_window") if raw.get("use_sliding_window", True) else None
         if window is not None:
             raise UserError(f"{folder} attends within a window of {window} tokens, and models here see all earlier "
-                            f"ones; set sliding_window to null in its config.json to read it for texts no longer than that")
+                            f"ones; set sliding_window to null in its config.json to read it for texts no longer "
+                            f"than that")
         return settings(raw, folder)
 
     return found
