@@ -15,12 +15,14 @@ from looped.rng import StepRandom
 pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of the same calls
 
 VOCAB, ROWS, LENGTH = 100, 3, 32
-SMALL = {"model.width": 64, "model.num_heads": 4, "model.ffn_width": 96, "model.num_prelude_layers": 2,
-         "model.num_coda_layers": 2, "data.length": LENGTH, "training.batch_size": ROWS, "denoise.cond_width": 16,
-         "denoise.target.dim": 8, "recurrence.mean": 4, "recurrence.backprop": 2, "recurrence.distribution": "fixed"}
+SMALL = {"model.width": 64, "model.num_heads": 4, "model.ffn_width": 96, "model.num_prelude_layers": 1,
+         "model.num_core_layers": 1, "model.num_coda_layers": 1, "data.length": LENGTH, "training.batch_size": ROWS,
+         "denoise.cond_width": 16, "denoise.target.dim": 8, "recurrence.mean": 4, "recurrence.backprop": 2,
+         "recurrence.distribution": "fixed"}
 TASK = {"task.name": "prefix-sums", "task.difficulty": [20, 20]}
 UNTIED = {"model.num_core_layers": 4, "blocks.num": 2, "blocks.layers": [1, 3]}
 DIGITS = {"images.source": "digits", "model.patch_size": 2}
+TWO_OF_DIGITS = DIGITS | {"blocks.num": 2, "model.num_core_layers": 2}
 PIXELS = {**DIGITS, "images.goal": "generate", "model.num_prelude_layers": 0, "model.num_coda_layers": 0,
           "model.num_core_layers": 4, "model.injection": "none", "denoise.weight": "edm"}
 SOLVED = {"fixed_point.max_steps": 4, "fixed_point.tol": 0.0, "fixed_point.solver": "fixed_point_iter"}
@@ -82,7 +84,7 @@ CASES = [
     ("blockwise", UNTIED | {"blocks.shared": "frozen", "blocks.choose": "mass"}),
     ("masked", {"masked.cond_width": 16}), ("masked", UNTIED | {"masked.schedule": "cosine"}), ("full", TASK),
     ("denoise", DIGITS), ("denoise", PIXELS | {"model.block": "sandwich"}),
-    ("blockwise", PIXELS | {"blocks.num": 2, "training.precision": "bf16"}), ("noprop-dt", DIGITS | {"blocks.num": 2}),
+    ("blockwise", PIXELS | {"blocks.num": 2, "training.precision": "bf16"}), ("noprop-dt", TWO_OF_DIGITS),
     ("noprop-ct", DIGITS | {"noprop.embedding": "one-hot"}), ("noprop-fm", DIGITS),
     ("forward-forward", DIGITS | {"model.num_prelude_layers": 0, "model.num_coda_layers": 0, "model.injection": "none",
                                   "forward_forward.negatives": "hard"})]
@@ -108,10 +110,10 @@ CAUSAL = LENGTH * (LENGTH + 1) // 2
 
 
 def test_a_loops_flops_are_those_of_the_closed_form():
-    """Prelude, coda and head once; two of four steps with gradient, each an injection of 2 D -> D and two layers."""
+    """Prelude, coda and head once; two of four steps with gradient, each an injection of 2 D -> D and a layer."""
     counts = count(config_of("truncated"), VOCAB)
-    step = 2 * layer_flops(CAUSAL) + LENGTH * 2 * 2 * 64 * 64
-    around = 4 * layer_flops(CAUSAL) + LENGTH * 2 * 64 * VOCAB
+    step = layer_flops(CAUSAL) + LENGTH * 2 * 2 * 64 * 64
+    around = 2 * layer_flops(CAUSAL) + LENGTH * 2 * 64 * VOCAB
     assert counts.forward_flops == ROWS * (around + 4 * step)
     assert counts.step_flops == ROWS * (3 * around + (2 + 3 * 2) * step)
 
@@ -119,14 +121,14 @@ def test_a_loops_flops_are_those_of_the_closed_form():
 def test_a_masked_texts_flops_are_those_of_the_closed_form():
     """One pass in which all rows see each other."""
     counts = count(config_of("masked", **{"masked.cond_width": None, "model.injection": "none"}), VOCAB)
-    forward = 6 * layer_flops(LENGTH**2) + LENGTH * 2 * 64 * VOCAB
+    forward = 3 * layer_flops(LENGTH**2) + LENGTH * 2 * 64 * VOCAB
     assert (counts.forward_flops, counts.step_flops) == (ROWS * forward, 3 * ROWS * forward)
 
 
 def test_a_window_counts_the_pairs_inside_it():
     """Cell i of 21 sees at most two on either side: 21 x 5 pairs less 2 x 3 at the ends."""
     wide, near = (count(config_of("ar", **TASK, **{"task.window": window}), VOCAB) for window in (20, 2))
-    assert wide.forward_flops - near.forward_flops == ROWS * 6 * 2 * 2 * 64 * (21**2 - (21 * 5 - 6))
+    assert wide.forward_flops - near.forward_flops == ROWS * 3 * 2 * 2 * 64 * (21**2 - (21 * 5 - 6))
 
 
 def test_products_that_backward_makes_again_do_not_count():
@@ -163,8 +165,8 @@ def test_sampled_depths_cost_their_mean():
     assert (n, k) == pytest.approx(objective_of(config).expected_depths(), abs=1e-12)
     assert n + k == pytest.approx(9, abs=1e-9)
     fixed = count(config_of("truncated"), VOCAB)
-    step = ROWS * (2 * layer_flops(CAUSAL) + LENGTH * 2 * 2 * 64 * 64)
-    assert count(config, VOCAB).step_flops - fixed.step_flops == pytest.approx(step * (n - 2 + 3 * (k - 2)), rel=1e-9)
+    step = ROWS * (layer_flops(CAUSAL) + LENGTH * 2 * 2 * 64 * 64)
+    assert count(config, VOCAB).step_flops - fixed.step_flops == pytest.approx(step * (n - 2 + 3 * (k - 2)), abs=0.5)
 
 
 @pytest.mark.parametrize(("rule", "uneven"), [("blockwise", {"blocks.edges": [2.0]}),
@@ -211,7 +213,7 @@ def test_depth_costs_bptt_the_same_bytes_a_step_and_a_denoiser_none():
 @pytest.mark.parametrize(("arm", "settings"), [
     ("one-step", {"model.tie_embeddings": False, "model.injection": "gated"}), ("ar", UNTIED), ("full", UNTIED),
     ("denoise:concat", {"denoise.target.tied": True, "denoise.target.dim": 64}), ("blockwise", UNTIED),
-    ("noprop-dt", DIGITS | {"blocks.num": 2}), ("denoise", PIXELS)], ids=str)
+    ("noprop-dt", TWO_OF_DIGITS), ("denoise", PIXELS)], ids=str)
 def test_parameters_are_those_of_the_objective_and_effective_ones_of_it_written_out(arm, settings):
     config = config_of(arm, **settings)
     objective, counts = objective_of(config), count(config, VOCAB)

@@ -171,9 +171,8 @@ def test_a_core(desk, capsys):
     looped("eval", "run", "--depths", "1,4")
     assert len({row["mean"] for row in rows("run") if row["metric"] == "nats_per_token"}) == 2
     looped("generate", "run", "--prompt", "number", "--num_tokens", 4, "--depth", 3)
-    found, arms = compare_and_bench("text.yaml", ["full", f"mine=full model.core={mine}",
-                                                  f"denoised=denoise model.core={mine}"], capsys)
-    assert {row["arm"] for row in found if row["kind"] == "cost"} == {"full", "mine", "denoised"}
+    found, arms = compare_and_bench("text.yaml", ["full", f"mine=denoise model.core={mine}"], capsys)
+    assert {row["arm"] for row in found if row["kind"] == "cost"} == {"full", "mine"}
     assert arms["mine"]["step_flops"] != arms["full"]["step_flops"]
     same_elsewhere("run")
 
