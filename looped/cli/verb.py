@@ -1,4 +1,4 @@
-"""What every verb of the command line is, and how its flags are read."""
+"""The interface of every verb of the command line, and the reading of its flags."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""What a comparison measures of runs on images: which of those held out are named rightly, over depth."""
+"""Measures of runs on images: which of those held out are named rightly, over depth."""
 
 from typing import Any
 

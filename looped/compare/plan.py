@@ -1,4 +1,4 @@
-"""What a comparison is: arms and seeds at one budget, and where each run lies.
+"""The plan of a comparison: arms and seeds at one budget, and where each run lies.
 
     OUT/<slug>.yaml             the config of an arm, which `looped train` reads
     OUT/<slug>-<seed>/          its runs, whole run folders; eval/compare.json holds their evaluation

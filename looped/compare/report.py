@@ -1,4 +1,4 @@
-"""What a comparison leaves in its folder: rows, and a report with pictures, as Markdown and as a page."""
+"""The files that a comparison leaves: rows, and a report with pictures, as Markdown and as a page."""
 
 import json
 import shlex

@@ -1,4 +1,4 @@
-"""What comparisons that count right answers measure: which held-out problems are solved, or which images are named
+"""Measures of comparisons that count right answers: which held-out problems are solved, or which images are named
 rightly, over depth."""
 
 import json

@@ -1,4 +1,4 @@
-"""What a comparison measures of runs on a task: which held-out problems are solved, over depth and difficulty."""
+"""Measures of runs on a task: which held-out problems are solved, over depth and difficulty."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What a comparison on a task shows besides its table: the share solved over depth at two difficulties, a map of all of
+"""Pictures and notes of a comparison on a task: the share solved over depth at two difficulties, a map of all of
 them for each arm, and what the columns mean."""
 
 import math

@@ -1,4 +1,4 @@
-"""What a comparison measures of runs on text: losses over depth, samples, and those beside a twin's."""
+"""Measures of runs on text: losses over depth, samples, and those beside a twin's."""
 
 import math
 from collections.abc import Mapping

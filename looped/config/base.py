@@ -1,4 +1,4 @@
-"""What every group of settings is made of: a frozen section, and the ranges that numbers may have."""
+"""The parts of every group of settings: a frozen section, and the ranges that numbers may have."""
 
 from collections.abc import Sequence
 from typing import Annotated

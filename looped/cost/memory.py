@@ -1,4 +1,4 @@
-"""What training one block alone needs of a machine's memory, beside the same layers trained end to end.
+"""Memory of training one block alone, beside the same layers trained end to end.
 
     (4 P + A) L / B      bytes of a stack of L layers, of P bytes of parameters and A of activations each, in B blocks
 

@@ -1,4 +1,4 @@
-"""What one training step is asked, as tensors: rows of tokens, the token sought at each row, and who may see whom."""
+"""The question of a training step, as tensors: rows of tokens, the token sought at each row, and who may see whom."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""What a config trains on: text, the problems of a task, or labelled images."""
+"""Data of a config: text, the problems of a task, labelled images, or those of a domain of one's own."""
 
 import glob
 from collections.abc import Callable, Mapping

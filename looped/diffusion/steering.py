@@ -1,4 +1,4 @@
-"""How text is steered: temperature, top-k and top-p on a distribution over tokens.
+"""Steering of text: temperature, top-k and top-p on a distribution over tokens.
 
 A denoiser is steered at every noise level, before the evidence of z is weighed in. The closed-form part of the
 posterior then makes the solver draw from the steered distribution; acting on the last readout alone would do nothing,

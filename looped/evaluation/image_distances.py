@@ -1,4 +1,4 @@
-"""How far a set of images is from another, by the features of a classifier: Fréchet distance, precision and recall.
+"""Distances between sets of images, by the features of a classifier: Fréchet distance, precision and recall.
 
 A distance is worth what its features are worth, so it goes by the name of the classifier they are from. It is the
 published FID only where that is Inception-v3 with its published weights.

@@ -1,4 +1,4 @@
-"""How good a denoiser of pixels is: its loss by noise level and block, and its images beside held-out ones, as rows."""
+"""Quality of a denoiser of pixels: its loss by noise level and block, and its images beside held-out ones, as rows."""
 
 import time
 from collections.abc import Sequence

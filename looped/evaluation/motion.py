@@ -1,4 +1,4 @@
-"""How a latent moves from step to step: its size, its changes, and whether these shrink."""
+"""Motion of a latent from step to step: its size, its changes, and whether these shrink."""
 
 from collections.abc import Mapping
 

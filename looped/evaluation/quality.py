@@ -1,4 +1,4 @@
-"""What samples are worth: how diverse they are, and how a judge finds them beside a twin's samples of equal diversity.
+"""Quality of samples: how diverse they are, and how a judge finds them beside a twin's samples of equal diversity.
 
 Text that is cut back to what is likely reads cheap to any judge, and so does repetition. So the judged figure of two
 writers compares only where they are equally diverse: `matched_quality` writes again at the temperature at which pooled

@@ -1,4 +1,4 @@
-"""How fast quality saturates with depth: quality(t) = q_inf + z exp(-rate t), by least squares.
+"""Saturation of quality with depth: quality(t) = q_inf + z exp(-rate t), by least squares.
 
 For a given rate the other two are a linear fit (variable projection: Golub and Pereyra 1973), so that a search over one
 number, first on a grid and then between its neighbours, finds the least of all three. The form is the one that is known

@@ -1,4 +1,4 @@
-"""Whether a loop, or a solver, comes to rest: how its latent moves with each step, and whether its start matters.
+"""Stability of a loop, or a solver: how its latent moves with each step, and whether its start matters.
 
 The latent is the state of a loop, over all cells, or the soft estimate D of a denoiser, over the cells that are sought.
 

@@ -1,4 +1,4 @@
-"""What a quality curve does over depth, in one word and one sentence: of problems that are solved, or of a loss.
+"""Verdicts on a quality curve over depth, in one word and one sentence: of problems that are solved, or of a loss.
 
     never       at its best depth it cannot be told from chance: the interval of its mean reaches it
     cycles      more than `CYCLING` of the problems go round between two or more answers: in the second half of the

@@ -1,4 +1,4 @@
-"""How the encoded input enters each loop step: modules with `(state, e) -> state`, all of shape (B, L, D).
+"""Injections of the encoded input into each loop step: modules with `(state, e) -> state`, all of shape (B, L, D).
 
 Without injection a deep loop forgets its input; `linear` is Huginn's (Geiping et al. 2025, section 3), `diagonal`
 Parcae's linear time-invariant form whose spectral radius is below one by construction.

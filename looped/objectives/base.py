@@ -1,4 +1,4 @@
-"""What every training rule is: a module that turns tokens into a loss, and says what that costs."""
+"""The interface of every training rule: a module that turns tokens into a loss, and says what that costs."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

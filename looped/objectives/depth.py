@@ -1,4 +1,4 @@
-"""How many loop steps a training step runs, and how many of them carry gradient.
+"""Depths of a training step: its loop steps, and those of them that carry gradient.
 
 Huginn's sampler (seal-rg/recurrent-pretraining, "poisson-lognormal-filling"): a rate from a log-normal whose mean is
 the mean recurrence, p = Poisson(rate) + 1 steps, the last k = min(p, backprop) of them with gradient.

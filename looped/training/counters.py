@@ -1,4 +1,4 @@
-"""What training has spent, saved with every checkpoint."""
+"""Counters of the steps, tokens and seconds that training has spent, saved with every checkpoint."""
 
 from dataclasses import dataclass, fields
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl always, train.log, plain lines or a progress bar, Weights & Biases by flag."""
+"""Reports of a run in training: metrics.jsonl always, train.log, plain lines or a progress bar, Weights & Biases."""
 
 import hashlib
 import json
