@@ -28,7 +28,7 @@ Say = Callable[[str], None]
 
 @dataclass
 class Trained:
-    """How training ended: the finished places, why others failed (name -> its sentence), the signal that stopped it."""
+    """The end of all training: the finished places, why others failed (name -> its sentence), the signal that stopped it."""
 
     finished: list[Place] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
@@ -72,7 +72,7 @@ def check_data(plan: Plan) -> None:
 
 
 def is_finished(place: Place) -> bool:
-    """Whether a run of just this training has used its budget and is saved."""
+    """True if a run of just this training has used its budget and is saved."""
     if not (place.run / "config.yaml").is_file():
         return False
     try:

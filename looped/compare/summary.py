@@ -37,7 +37,7 @@ def spread(values: Sequence[float]) -> Spread:
 
 @dataclass(frozen=True)
 class Difference:
-    """How far one arm is above another (`to`): 95 % interval over sequences or problems, spread over seeds."""
+    """The distance of one arm above another (`to`): 95 % interval over sequences or problems, spread over seeds."""
 
     to: str
     mean: float

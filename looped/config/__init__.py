@@ -90,7 +90,7 @@ class Config(Section):
 
     @property
     def sees_all(self) -> bool:
-        """Whether every row sees every other, not only those before it."""
+        """True if every row sees every other, not only those before it."""
         return self.rule.sees_all or self.kind.sees_all(self)
 
     @property

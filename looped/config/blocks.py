@@ -95,7 +95,7 @@ class BlocksConfig(Section):
         return tuple(range(self.num)) if self.alone is None else (self.alone,)
 
     def trains_shared(self, block: int) -> bool:
-        """Whether what a block shares with others, or has beside the core, learns while it is at work."""
+        """True if what a block shares with others, or has beside the core, learns while it is at work."""
         return self.shared == "trained" or (self.shared == "with-block" and block == self.shared_by)
 
     def split(self, num_core_layers: int) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from looped.config.base import Section
 
 
 class MaskedConfig(Section):
-    """How fast tokens are hidden, and whether the network is told how far that has come."""
+    """The schedule by which tokens are hidden, and whether the network is told how far that has come."""
 
     schedule: Literal["linear", "cosine"] = Field(
         "linear", description="alpha(t), the share of tokens that are still seen at time t: 1 - t, or MD4's cosine; "

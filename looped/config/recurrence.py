@@ -11,7 +11,7 @@ FEWEST_STEPS = {"fixed_point_iter": 1, "broyden": 2, "anderson": 3}
 
 
 class RecurrenceConfig(Section):
-    """How often the core runs under `full`, `truncated` and `progressive`."""
+    """The depth of the loop under `full`, `truncated` and `progressive`."""
 
     mean: Depth = Field(8, description="mean number of loop steps; `full` runs exactly this many, `progressive` at "
                                        "most")
@@ -38,7 +38,7 @@ class SupervisionConfig(Section):
 
 
 class FixedPointConfig(Section):
-    """How the fixed point of the core is found under `fixed-point`, and differentiated."""
+    """The solver of the core's fixed point under `fixed-point`, and its gradient."""
 
     solver: Literal["fixed_point_iter", "anderson", "broyden"] = Field(
         "anderson", description="TorchDEQ's solver; broyden keeps 2 * max_steps states")

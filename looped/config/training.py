@@ -55,7 +55,7 @@ class TrainingConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """How held-out text is measured, and what the samples of `training.sample_every` are."""
+    """The measuring of held-out data, and the samples of `training.sample_every`."""
 
     depths: tuple[Depth, ...] = Field((1, 2, 4, 8, 16, 32, 64), min_length=1,
                                       description="loop or solver steps that `looped eval` measures")

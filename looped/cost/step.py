@@ -51,7 +51,7 @@ def _summary(steps: list[dict]) -> dict:
 
 
 def _ratios(figures: dict[str, dict], rounds: list[dict[str, dict]]) -> dict:
-    """How many times the later arm's cost each earlier arm has; the time's least and most are those of one round."""
+    """The cost of each earlier arm in units of each later one's; the time's least and most are those of one round."""
     names, ratios = list(figures), {}
     for i, first in enumerate(names):
         for second in names[i + 1 :]:

@@ -27,7 +27,7 @@ class TokenStream:
         return len(self.tokens)
 
     def windows(self, length: int) -> int:
-        """How many windows of length + 1 tokens there are; `UserError` if there is none."""
+        """The number of windows of length + 1 tokens; `UserError` if there is none."""
         count = (len(self) - 1) // length
         if count < 1:
             raise UserError(f"data.length {length} needs {length + 1} tokens, but the {self.name} text has {len(self)}"

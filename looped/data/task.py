@@ -132,7 +132,7 @@ class Task:
         return bool(right)
 
     def is_right(self, problem: Problem, answer: Cells) -> bool:
-        """Whether `answer` (L,) solves the problem; cells that are not scored are ignored. Where several answers are
+        """True if `answer` (L,) solves the problem; cells that are not scored are ignored. Where several answers are
         right, all of them count."""
         return bool((answer == problem.targets)[problem.scored].all())
 

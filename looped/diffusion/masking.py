@@ -77,7 +77,7 @@ def block_times(name: str, num_blocks: int) -> Float64[Tensor, "{num_blocks}"]:
 
 
 def block_shares(config: BlocksConfig, name: str) -> Float64[Tensor, "blocks"]:
-    """How often each block is trained (`blocks.choose`)."""
+    """The share of the steps that train each block (`blocks.choose`)."""
     if config.choose == "mass":
         return block_times(name, config.num)
     return torch.full((config.num,), 1 / config.num, dtype=torch.float64)

@@ -117,7 +117,7 @@ def plot_levels(rows: Sequence[Row], trained: Trained, path: Path, *, difficulty
 
 
 def plot_rest(solves: Sequence[Stability], path: Path, *, difficulty: str) -> None:
-    """How much the latent still changes at each step, as a share of its norm: medians with their 95 % bands."""
+    """The change of the latent at each step, as a share of its norm: medians with their 95 % bands."""
     from matplotlib import colormaps
 
     figure, axes = new_figure()

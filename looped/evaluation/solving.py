@@ -133,7 +133,7 @@ def marked(data: TaskData, problem: Problem, cells) -> tuple[bool, float]:
 
 
 def is_right(task: Task, problem: Problem, form: Problem, answer) -> bool:
-    """Whether an answer is right. From left to right each token was predicted from the right ones before it, and a
+    """True if an answer is right. From left to right each token was predicted from the right ones before it, and a
     greedy continuation is the reference exactly where all of these predictions are."""
     if form is not problem:
         return bool((answer == form.targets)[form.scored].all())

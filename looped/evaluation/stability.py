@@ -78,7 +78,7 @@ class Stability:
 
     @property
     def sentence(self) -> str:
-        """How it comes to rest, and what the start decides."""
+        """A clause on its coming to rest, and on what the start decides."""
         changes = self.by_step("latent_change")
         said = [f"the {self.latent} changes by {changes[max(changes)].mean:.2g} of its norm in the last of "
                 f"{max(changes)} steps"] if changes else []

@@ -66,5 +66,5 @@ def open_encoder(name: str, device: torch.device) -> Encoder:
 
 
 def is_run(name: str) -> bool:
-    """Whether a name is the folder of a run."""
+    """True if a name is the folder of a run."""
     return (Path(name) / CONFIG).is_file()

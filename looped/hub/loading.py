@@ -49,7 +49,7 @@ def import_transformers(name: str):
 
 
 def _check_folder(name: str) -> None:
-    """Whether a name that can only be a path leads to a model."""
+    """A check that a name that can only be a path leads to a model."""
     path = Path(name).expanduser()
     if path.exists() and not (path / "config.json").is_file():
         raise UserError(f"{name} is neither a run, with a config.yaml, nor a model's folder, with a config.json; "

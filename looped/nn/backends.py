@@ -53,7 +53,7 @@ def _sdpa_reason(mask, device, dtype, head_dim, needs_gradient) -> str:
 
 
 def needs_tensor(mask: Mask) -> bool:
-    """Whether SDPA has no flag for the mask and takes it as a tensor of queries x keys."""
+    """True if SDPA has no flag for the mask and takes it as a tensor of queries x keys."""
     return type(mask) not in (Full, Causal, CleanNoisy)
 
 

@@ -162,7 +162,7 @@ def _plain_activation_backward(x: Tensor, grad_hidden: Tensor, activation: Activ
 
 
 def _is_long(grad: Tensor) -> bool:
-    """Whether one more pass over the weight for each sequence takes less time than the ungated output again: on a CPU
+    """True if one more pass over the weight for each sequence takes less time than the ungated output again: on a CPU
     from 48 rows in float32 and 96 in bf16, whose products are faster; never on a GPU, which starts a kernel each."""
     return grad.device.type == "cpu" and grad.shape[-2] * grad.element_size() >= 192
 

@@ -161,7 +161,7 @@ class RecurrentDepth(nn.Module):
 
     @property
     def needs_noise(self) -> bool:
-        """Whether the initial state is drawn at random."""
+        """True if the initial state is drawn at random."""
         return self.state_init in ("like-init", "noise")
 
     def initial_state(self, e: State, noise: State | None = None) -> State:

@@ -54,7 +54,7 @@ def _sought(sigma: Tensor, losses: Tensor, batch: Batch) -> tuple[Tensor, Tensor
 
 
 def reads_first(random: StepRandom) -> bool:
-    """Whether this step is one of `FIRST_SHARE`."""
+    """True if this step is one of `FIRST_SHARE`."""
     return random.decide("first reading",
                          lambda: float(torch.rand((), generator=random.lockstep("carry"))) < FIRST_SHARE)
 

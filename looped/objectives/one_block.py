@@ -67,7 +67,7 @@ class OneBlock(Objective):
 
     @property
     def num_codas(self) -> int:
-        """How often a training step runs the coda."""
+        """The number of times that a training step runs the coda."""
         return 1
 
     def layer_forwards(self) -> float:

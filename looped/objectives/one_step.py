@@ -77,7 +77,7 @@ class OneStep(Unrolled):
 
     @torch.no_grad()
     def is_right(self, hidden: Float[Tensor, "batch length width"], batch: Batch) -> Bool[Tensor, "batch"]:
-        """Whether every row that is sought reads as its target."""
+        """True if every row that is sought reads as its target."""
         same = head_logits(self.model, hidden).argmax(-1) == batch.targets
         return (same if batch.scored is None else same | ~batch.scored).all(1)
 

@@ -195,7 +195,7 @@ def _spoken(report: DepthReport) -> str:
 
 
 def _stability(report: DepthReport, plots: Path) -> list[Section]:
-    """How solves come to rest, and what another start changes; nothing where it was not measured."""
+    """The rest that solves come to, and what another start changes; nothing where it was not measured."""
     if not report.stability:
         return []
     header = [report.difficulty, "steps", "last change", "contraction, second half", "same answer from another start",

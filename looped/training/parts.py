@@ -46,7 +46,7 @@ class Part:
 
     @property
     def averages(self) -> bool:
-        """Whether it has averaged weights."""
+        """True if it has averaged weights."""
         return self.config.optim.ema_decay > 0
 
     @property
@@ -93,7 +93,7 @@ def whole_config(config: Config) -> Config:
 
 
 def check_fits(part: Part, config: Config, data: str, beside: str | Path) -> None:
-    """Whether a run belongs to the whole of `config`, on data of this fingerprint. Raises UserError that names the
+    """A check that a run belongs to the whole of `config`, on data of this fingerprint. Raises UserError that names the
     first setting in which it does not fit; `beside`: what it is held against."""
     for each in differences(_common(config), _common(part.config)):
         if not is_one_of(each.setting, FREE_AT_RESTART):

@@ -53,7 +53,7 @@ Sample = Callable[[Objective, Data, Config], str | np.ndarray]
 
 @dataclass(frozen=True)
 class Result:
-    """How training ended: `step` optimiser steps are done and saved; `signal` is what stopped it early, if anything."""
+    """The end of training: `step` optimiser steps are done and saved; `signal` is what stopped it early, if anything."""
 
     run_dir: Path
     step: int
@@ -318,7 +318,7 @@ class Trainer:
             self.monitor.say(f"warning: {caution}")
 
     def say_goodbye(self, stop: int) -> None:
-        """How it ended, and how to go on."""
+        """The last lines: how it ended, and how to go on."""
         done = self.done
         if self.fraction < 1:
             self.monitor.say(f"{signal.Signals(stop).name}: stopped after step {done.step}, which is saved; "
