@@ -28,7 +28,8 @@ Say = Callable[[str], None]
 
 @dataclass
 class Trained:
-    """The end of all training: the finished places, why others failed (name -> its sentence), the signal that stopped it."""
+    """The end of all training: the finished places, why others failed (name -> its sentence), the signal that stopped
+    it."""
 
     finished: list[Place] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)

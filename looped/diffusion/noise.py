@@ -304,8 +304,8 @@ def edges_of(config: BlocksConfig, noise: Noise) -> Float64[Tensor, "edges"]:
 
 
 def block_shares(config: BlocksConfig, noise: Noise) -> Float64[Tensor, "blocks"]:
-    """The share of the steps that train each block: one alone in each step, else by `blocks.choose`; an atom at sigma_max belongs to
-    block 0."""
+    """The share of the steps that train each block: one alone in each step, else by `blocks.choose`; an atom at
+    sigma_max belongs to block 0."""
     if config.alone is not None:
         return torch.eye(config.num, dtype=torch.float64)[config.alone]
     if config.choose == "uniform":

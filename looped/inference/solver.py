@@ -223,8 +223,8 @@ class Solver:
 
     def consistency(self, answers: Int[Tensor, "batch length"], random: StepRandom,
                     stream: str) -> Float[Tensor, "batch"]:
-        """The sureness of the denoiser of an answer that it is shown noised afresh: its mean log-probability a cell, read
-        at the geometric middle of the levels, over `NUM_CHECKS` noisings."""
+        """The sureness of the denoiser of an answer that it is shown noised afresh: its mean log-probability a cell,
+        read at the geometric middle of the levels, over `NUM_CHECKS` noisings."""
         target, level, total = self.denoiser.target(answers), check_level(self.objective), 0.0
         for check in range(NUM_CHECKS):
             eps = own_normal(random, f"{stream}check{check}", self.batch, target.shape[-1])

@@ -53,7 +53,7 @@ Sample = Callable[[Objective, Data, Config], str | np.ndarray]
 
 @dataclass(frozen=True)
 class Result:
-    """The end of training: `step` optimiser steps are done and saved; `signal` is what stopped it early, if anything."""
+    """The end of training: `step` optimiser steps are done and saved; `signal` is what stopped it early, if any did."""
 
     run_dir: Path
     step: int
