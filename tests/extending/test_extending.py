@@ -135,7 +135,7 @@ def test_a_kind_of_data_is_learned(desk):
     assert rows("run")[-1]["mean"] > 0.6
 
 
-def test_a_solver(desk, capsys):
+def test_a_solver(desk):
     """The cost of its solves is that of its evaluations, which it never states."""
     looped("train", "sums.yaml", "--run", "run", "--denoise.solver", "midpoint_solver.sample_midpoint")
     looped("eval", "run", "--depths", "1,4")
@@ -143,11 +143,15 @@ def test_a_solver(desk, capsys):
     assert evaluations == {1: 1, 4: 7}
     looped("eval", "run", "--depths", "4", "--denoise.solver", "euler")
     assert rows("run")[-1]["evaluations"] == 4
+    same_elsewhere("run")
+
+
+@pytest.mark.slow
+def test_a_solver_is_compared_and_benched(desk, capsys):
     found, arms = compare_and_bench("sums.yaml", ["denoise", "mine=denoise denoise.solver="
                                                   "midpoint_solver.sample_midpoint"], capsys)
     assert {row["arm"] for row in found if row["kind"] == "share"} == {"denoise", "mine"}
     assert arms["mine"]["step_flops"] == arms["denoise"]["step_flops"]  # a solver is no part of training
-    same_elsewhere("run")
 
 
 def test_a_solver_writes_text(desk, capsys):
@@ -165,16 +169,21 @@ def test_an_exit(desk):
     assert "margin_exit.Margin" in (desk / "run" / "report.html").read_text()
 
 
-def test_a_core(desk, capsys):
+def test_a_core(desk):
     mine = "gated_core.GatedCore"
     looped("train", "text.yaml", "--run", "run", "--objective", "truncated", "--model.core", mine)
     looped("eval", "run", "--depths", "1,4")
     assert len({row["mean"] for row in rows("run") if row["metric"] == "nats_per_token"}) == 2
     looped("generate", "run", "--prompt", "number", "--num_tokens", 4, "--depth", 3)
+    same_elsewhere("run")
+
+
+@pytest.mark.slow
+def test_a_core_is_compared_and_benched(desk, capsys):
+    mine = "gated_core.GatedCore"
     found, arms = compare_and_bench("text.yaml", ["full", f"mine=denoise model.core={mine}"], capsys)
     assert {row["arm"] for row in found if row["kind"] == "cost"} == {"full", "mine"}
     assert arms["mine"]["step_flops"] != arms["full"]["step_flops"]
-    same_elsewhere("run")
 
 
 def test_a_core_keeps_its_own_initialisation_and_is_counted_as_it_runs(desk):

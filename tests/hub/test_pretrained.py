@@ -102,6 +102,14 @@ def test_a_sharded_folder_is_read_as_a_whole_one(tmp_path):
         torch.testing.assert_close(ours(tokens(), 1), theirs(tokens(), use_cache=False).logits, rtol=1e-4, atol=1e-5)
 
 
+def test_an_index_that_is_none_is_one_sentence(tmp_path):
+    saved(tmp_path, max_shard_size="20KB")
+    for text in ("{", "[]", "{}"):
+        (tmp_path / "model.safetensors.index.json").write_text(text)
+        with pytest.raises(UserError, match="is no index of shards"):
+            read_pretrained(tmp_path)
+
+
 def change(folder, **settings):
     path = Path(folder) / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))

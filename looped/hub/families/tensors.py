@@ -18,15 +18,21 @@ DERIVED = re.compile(r"rotary_emb\.inv_freq$|freqs_cis$")
 """Tensors that some folders hold though they follow from the config."""
 
 
+def _shards(index: Path) -> list[str]:
+    """The files that an index names. Raises UserError."""
+    try:
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{index} is no index of shards ({type(error).__name__}); fetch it again") from None
+
+
 class Tensors:
     """The tensors of a folder by their names. Raises UserError where they are not to be read: pickles are never."""
 
     def __init__(self, folder: Path):
         self.folder, self.stack, self.files = folder, ExitStack(), {}
         index = folder / "model.safetensors.index.json"
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else [
-            "model.safetensors"]
-        for name in names:
+        for name in _shards(index) if index.is_file() else ["model.safetensors"]:
             try:
                 file = self.stack.enter_context(safe_open(folder / name, framework="pt"))
             except FileNotFoundError:
