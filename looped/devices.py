@@ -101,7 +101,7 @@ def use_threads(threads: int | None) -> Iterator[None]:
 
 
 def machine(threads: int) -> dict:
-    """Where the figures were measured."""
+    """The machine that figures are measured on."""
     processor = platform.processor()
     info = Path("/proc/cpuinfo")
     if info.exists():

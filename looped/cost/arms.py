@@ -117,7 +117,7 @@ class Stepper:
             return self.objective(part, random).value
 
     def figures(self, base: int) -> dict:
-        """What does not vary from step to step. `base`: bytes of the process before it had a model."""
+        """The figures that do not vary from step to step. `base`: bytes of the process before it had a model."""
         peak = peak_rss()
         return {"saved_activation_bytes": kept_bytes(self.loss, self.objective)[0], "peak_rss_bytes": peak,
                 "base_rss_bytes": base,

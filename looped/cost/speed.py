@@ -1,4 +1,4 @@
-"""FLOPs a second of a model's training beside those of matrix products on the same processor."""
+"""FLOP/s of a model's training beside those of matrix products on the same processor."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ HUGINN_LAYER_BYTES = 63.6e6 / 1024
 
 def bench_flops(config: Config, *, dtypes: Sequence[str] = ("fp32", "bf16"), repeats: int = 5,
                 threads: int = 1) -> dict:
-    """FLOPs a second of training beside those of matrix products, of the same dtype and on as many threads.
+    """FLOP/s of training beside those of matrix products, of the same dtype and on as many threads.
 
     The model: forward and backward of a truncated step at its mean depth, by the FLOPs of `counts` (products made a
     second time in backward and the masked half of attention do not count as work). The layer: forward and backward of
@@ -83,7 +83,7 @@ def _forward_backward(stepper: Stepper) -> None:
 
 
 def _rate(function: Callable[[], object], flops: int | float, least_seconds: float = 0.1) -> float:
-    """FLOPs a second over as many calls as fill `least_seconds`."""
+    """FLOP/s over as many calls as fill `least_seconds`."""
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     start, calls = clock(), 0
     while (spent := clock() - start) < least_seconds or not calls:
@@ -129,7 +129,7 @@ class LayerBench:
 
 
 def _layer_memory(config: Config) -> dict:
-    """What a layer keeps in float32 for one batch; beside it Huginn's own layer, where the sizes are the same."""
+    """Bytes that a layer keeps in float32 for one batch; beside it Huginn's own layer, where the sizes are the same."""
     layer = LayerBench(Stepper(_truncated(config, "fp32")))
     (kept, _), model = kept_bytes(layer.forward, layer.model), config.model
     result = {"saved_activation_bytes_per_layer": kept, "tokens": layer.tokens}

@@ -113,7 +113,8 @@ class Domain:
 
     def find(self, config: Config) -> Found:
         """Of one's own: the data, as `looped.data.opening.find_data` gives them. Raises UserError."""
-        raise NotImplementedError
+        raise UserError(f"domain.name {config.domain.name} does not say how its data are found; give its class a "
+                        f"find(config) that returns a looped.data.opening.Found")
 
     def vocab_size(self, config: Config) -> int:
         """Of one's own: tokens, symbols or classes."""

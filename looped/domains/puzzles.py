@@ -39,7 +39,7 @@ class PuzzlesEvaluated(Evaluated):
     num_parameters: int
 
     def sections(self, name: str) -> list[Section]:
-        """The share of problems solved, a line a difficulty and a column a depth; then the exits."""
+        """The share of problems solved, one line per difficulty and one column per depth; then the exits."""
         data, solved = self.data, self.result.solved
         depths = next(iter(solved.per_example.values()))
         return [Prose(f"share of problems solved, with 95 % intervals; {data.task.difficulty}, trained from "

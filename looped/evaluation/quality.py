@@ -159,7 +159,7 @@ class Quality:
 
 @dataclass(frozen=True)
 class Twin:
-    """Whose samples are to be matched: another writer of the same vocabulary, at its own depth."""
+    """A twin whose samples are to be matched: another writer of the same vocabulary, at its own depth."""
 
     name: str
     objective: Objective

@@ -42,7 +42,7 @@ REST = ("Medians over problems. Contraction is the size of a change over that of
 
 @dataclass(frozen=True)
 class DepthReport:
-    """What the report is made of. Results as `looped.evaluation.solving` gives them: `rows` with metrics `solved` and
+    """The contents of the report. Results as `looped.evaluation.solving` gives them: `rows` with metrics `solved` and
     `cells` at every difficulty and depth, `per_example[difficulty][depth]`, and the rows of `exit_rows`.
 
     name: the run's. facts: what the run is and what its training cost, `task`, `rule` and `step` among it. difficulty:

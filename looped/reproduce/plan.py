@@ -21,8 +21,8 @@ OWN = {"objective": "every arm has its own", "seed": "every run has its own",
 
 @dataclass(frozen=True)
 class Asked:
-    """What the user says of a suite; None for what the suite says. `arms`, `entries`: with commas. `settings`: of all
-    arms, as they were written."""
+    """The wishes of the user about a suite; None for what the suite says. `arms`, `entries`: with commas. `settings`:
+    of all arms, as they were written."""
 
     scale: str = "cpu"
     out: Path | None = None
@@ -61,7 +61,7 @@ class Order:
             object.__setattr__(self, name, value)
 
     def layers(self, entry: str) -> tuple[Layer, ...]:
-        """What the runs of an entry are given, the last above the others."""
+        """The settings that the runs of an entry are given, the last above the others."""
         return self.suite, self.suite.entries[entry], self.scale
 
 
@@ -151,8 +151,8 @@ def _plan_entry(order: Order, name: str) -> Entry:
 
 
 def _settings_of_user(order: Order, name: str) -> dict[str, str]:
-    """What the user has set for an entry: what others need and this one does not is not for it. Raises UserError where
-    something is missing."""
+    """The settings of the user for an entry: what others need and this one does not is not for it. Raises UserError
+    where something is missing."""
     settings, needs = order.asked.settings, merged(order.layers(name), "needs")
     for setting, what in needs.items():
         if setting not in settings:

@@ -148,7 +148,7 @@ class Suite(Layer):
 
 
 def last(layers: Sequence[Layer], field: str) -> Any:
-    """What the last of the layers says that says anything."""
+    """The value of the last layer that has one."""
     return next((value for layer in reversed(layers) if (value := getattr(layer, field)) is not None), None)
 
 

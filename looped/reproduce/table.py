@@ -108,7 +108,7 @@ SHOWN: dict[str, Callable[[Rows, Rows], str]] = {
     "whole": lambda rows, own: f"{_spread(rows).mean:,.0f}",
     "exp": lambda rows, own: mean_cell(_spread(rows, math.exp)),
     "interval": _interval, "equal": _equal}
-"""How a column shows the rows it has found; the others are all of the arm."""
+"""The ways in which a column shows the rows it has found; the others are all of the arm."""
 
 
 # ---- sentences -------------------------------------------------------------------------------------------------------

@@ -103,7 +103,7 @@ def test_the_counts_are_those_of_a_real_step(arm, settings):
 
 
 def layer_flops(pairs):
-    """Forward FLOPs a sequence of a layer: q, k, v, o and three maps of the feed-forward net, and attention's pairs."""
+    """Forward FLOPs of a layer per sequence: q, k, v, o, three maps of the feed-forward net, and attention's pairs."""
     return LENGTH * 2 * (4 * 64 * 64 + 3 * 64 * 96) + pairs * 2 * 2 * 64
 
 

@@ -67,7 +67,7 @@ def compared(out):
 
 
 def same_elsewhere(run):
-    """What another process finds in a run is what this one does."""
+    """Another process finds in a run what this one does."""
     here = load_run(run)
     told = subprocess.run([sys.executable, "-c", ELSEWHERE, str(run)], capture_output=True, text=True, check=False,
                           env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
@@ -213,6 +213,15 @@ def test_what_is_none_is_refused_in_a_sentence(desk, flags, why):
 
     with pytest.raises(UserError, match=why):
         build(load_config("text.yaml", flags), 270)
+
+
+def test_a_domain_without_data_is_a_sentence(desk, capsys):
+    (desk / "bare.py").write_text("from tones import Tones\nfrom looped.domains import Domain\n\n"
+                                  "class Bare(Tones):\n    find = Domain.find\n")
+    assert main(["train", "sounds.yaml", "--run", "run", "--domain.name", "bare.Bare"]) == 2
+    said = capsys.readouterr().err
+    assert "domain.name bare.Bare does not say how its data are found" in said
+    assert said.count("\n") == 1
 
 
 def test_options_that_do_not_fit_are_a_sentence(desk, capsys):

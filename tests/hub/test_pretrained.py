@@ -139,6 +139,9 @@ BROKEN = {
                   "is cut short or damaged"),
     "another activation": (lambda f: change(f, hidden_act="relu"), "has hidden_act 'relu', which no model"),
     "a bias": (lambda f: change(f, attention_bias=True), "has attention_bias True"),
+    "no base of positions": (lambda f: change(f, rope_parameters=None), "does not say its rope_theta"),
+    "no epsilon": (lambda f: change(f, rms_norm_eps=None), "does not say its rms_norm_eps"),
+    "another loop": (lambda f: change(f, skip_loop_final_norm=True), "has skip_loop_final_norm True"),
     "a scaling": (lambda f: change(f, rope_parameters={"rope_type": "yarn", "rope_theta": 1e4}), "positions by 'yarn'")}
 
 
@@ -158,6 +161,13 @@ def test_a_cut_that_cannot_be_is_one_sentence(layers, why, tmp_path):
     saved(tmp_path)
     with pytest.raises(UserError, match=why):
         read_pretrained(tmp_path, layers=layers)
+
+
+def test_a_looped_model_is_not_cut(tmp_path):
+    saved(tmp_path)
+    change(tmp_path, model_type="nanbeige", num_loops=2)
+    with pytest.raises(UserError, match="loops all of its layers already"):
+        read_pretrained(tmp_path, layers="2/2/1")
 
 
 def test_a_window_is_refused_rather_than_left_out(tmp_path):

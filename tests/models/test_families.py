@@ -171,7 +171,7 @@ def test_what_does_not_go_together_is_a_sentence(settings, why):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_its_settings_in_a_file_and_as_a_flag(name, tmp_path):
-    """What is set besides wins; a flag wins over a file; the dump holds the settings alone."""
+    """A setting beside it wins; a flag wins over a file; the dump holds the settings alone."""
     (tmp_path / "c.yaml").write_text(f"model: {{preset: {name}, num_core_layers: 3, rope_base: 7.0}}")
     config = load_config(tmp_path / "c.yaml")
     expected = PRESETS[name] | {"num_core_layers": 3, "rope_base": 7.0}

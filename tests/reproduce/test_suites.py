@@ -1,4 +1,4 @@
-"""What the shipped suites train, and which suites are refused."""
+"""The runs of the shipped suites, and which suites are refused."""
 
 import pytest
 

@@ -39,6 +39,9 @@ def read_pretrained(folder: str | Path, layers: str | None = None) -> tuple[Lang
     if family is None:
         raise UserError(f"{folder} is a model of the family '{raw.get('model_type')}', which is not known here"
                         f"{did_you_mean(str(raw.get('model_type')), FAMILIES)}")
+    if layers is not None and raw.get("num_loops"):
+        raise UserError(f"{folder} loops all of its layers already, so --layers {layers} has no dense stack to cut; "
+                        f"leave it out")
     cut = Cut.whole(raw["num_hidden_layers"]) if layers is None else Cut.of(layers, raw["num_hidden_layers"])
     config = load_config(None, {**family.settings(raw, str(folder)), **cut.settings})
     model = build(config, raw["vocab_size"])

@@ -14,8 +14,11 @@ POSTNORM = {"n2": "post_attention_layernorm", "n4": "post_feedforward_layernorm"
 
 def _settings(raw: Raw, folder: str, *, preset: str) -> dict[str, Any]:
     """Those of a preset, with the sizes and the numbers of a config.json."""
-    _refuse(raw, folder, hidden_act="silu", mlp_bias=False)
-    rope = raw.get("rope_parameters") or {**(raw.get("rope_scaling") or {}), "rope_theta": raw.get("rope_theta", 1e4)}
+    _refuse(raw, folder, hidden_act="silu", mlp_bias=False, skip_loop_final_norm=False)
+    rope = raw.get("rope_parameters") or {**(raw.get("rope_scaling") or {}), "rope_theta": raw.get("rope_theta")}
+    for name in ("hidden_size", "num_attention_heads", "intermediate_size", "rms_norm_eps"):
+        _require(name, raw.get(name), folder)
+    _require("rope_theta", rope.get("rope_theta"), folder)  # every family has another default
     found = {
         "preset": preset, "width": raw["hidden_size"], "num_heads": raw["num_attention_heads"],
         "num_kv_heads": raw.get("num_key_value_heads"), "head_dim": raw.get("head_dim"),
@@ -26,6 +29,12 @@ def _settings(raw: Raw, folder: str, *, preset: str) -> dict[str, Any]:
         _refuse(raw, folder, attention_bias=False)
     passes = raw.get("num_loops", 1)
     return {f"model.{name}": value for name, value in found.items()} | {"objective": "full", "recurrence.mean": passes}
+
+
+def _require(name: str, value: Any, folder: str) -> None:
+    if value is None:
+        raise UserError(f"{folder} does not say its {name}, whose default differs from family to family; add it to its "
+                        f"config.json")
 
 
 def _refuse(raw: Raw, folder: str, **wanted: Any) -> None:
@@ -59,7 +68,7 @@ def _smollm3(raw: Raw, folder: str) -> dict[str, Any]:
 
 
 def _windowed(settings: Callable[[Raw, str], dict[str, Any]]) -> Callable[[Raw, str], dict[str, Any]]:
-    """Where attention has a window, texts no longer than it are computed as they are."""
+    """The settings of a family whose attention may have a window. Raises UserError where it has one."""
     def found(raw: Raw, folder: str) -> dict[str, Any]:
         window = raw.get("sliding_window") if raw.get("use_sliding_window", True) else None
         if window is not None:
