@@ -2,27 +2,90 @@
 
     model, config = read_pretrained("Llama-3.2-1B", layers="4/8/4")
 
-A family is a row of `FAMILIES`: its config.json as settings of `model`, and the names of its tensors beside ours. Every
-tensor of the folder has to have a place, and every weight of the model a tensor.
+Every tensor of the folder has to have a place, and every weight of the model a tensor.
 """
 
 import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from looped.config import Config, load_config
 from looped.errors import UserError, did_you_mean
-from looped.hub.families.base import Cut, Family
-from looped.hub.families.dense import DENSE
+from looped.hub.families.base import CORE, Family, Link, Raw
+from looped.hub.families.dense import DENSE, PASSES
 from looped.hub.families.tensors import Tensors
-from looped.models.build import build
-from looped.models.language import LanguageModel
-from looped.nn.injection import Linear
+from looped.models.build import build, effective_depth, unseeded
+from looped.models.language import LanguageModel, start_weights
+from looped.nn.injection import Linear, build_injection
+from looped.rng import seeded_init
 
-FAMILIES: dict[str, Family] = {family.name: family for family in DENSE}
-"""By the `model_type` of config.json."""
+FAMILIES: tuple[Family, ...] = (*DENSE, *PASSES)
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model in a folder: the config that it is trained and run by here, and its weights, which are read when asked
+    for. links: its tensors beside ours; skipped: a pattern of the others."""
+
+    folder: Path
+    raw: Raw
+    family: Family
+    config: Config
+    links: list[Link]
+    skipped: str
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding; a tokenizer may have fewer."""
+        return self.family.vocab_size(self.raw)
+
+    @cached_property
+    def skeleton(self) -> LanguageModel:
+        """The model without memory for its weights."""
+        with torch.device("meta"):
+            return unseeded(self.config, self.vocab_size)
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, weight in float32) of the model, one by one: what is in memory at a time is one of them.
+
+        All is checked before the first is given. Raises UserError for tensors that are missing, left over or of another
+        shape."""
+        linked, shapes = {name for link in self.links for name in link.ours}, {}
+        made = _injection(self.config) if not any(".injection." in name for name in linked) else {}
+        for name, weight in self.skeleton.state_dict().items():
+            if name not in made:
+                shapes[name] = weight.shape
+        with Tensors(self.folder) as tensors:
+            tensors.check(self.links, shapes, skipped=self.skipped)
+            for name, tensor in tensors.read(self.links, shapes):
+                yield name, tensor.float()
+        yield from made.items()
+
+
+def open_pretrained(folder: str | Path, layers: str | None = None,
+                    settings: Mapping[str, Any] | None = None) -> Pretrained:
+    """The model of a folder; `layers` as in `read_pretrained`, `settings`: of a config, on top of those that the model
+    has. Raises UserError for what is no such folder, and for a family that is not known."""
+    folder = Path(folder)
+    raw = _read_config(folder)
+    family = next((family for family in FAMILIES if family.is_family_of(raw)), None)
+    if family is None:
+        known = [family.name for family in FAMILIES]
+        raise UserError(f"{folder} is a model of the family '{raw.get('model_type')}', which is not known here"
+                        f"{did_you_mean(str(raw.get('model_type')), known)}")
+    for name in family.needs:
+        if raw.get(name) is None:
+            raise UserError(f"{folder / 'config.json'} is not a model's config: it does not say {name}")
+    cut = family.cut(raw, layers, str(folder))
+    config = load_config(None, {**family.settings(raw, str(folder)), **cut.settings, **(settings or {})})
+    return Pretrained(folder, raw, family, config, family.links(raw, cut),
+                      f"{family.unused}|{family.left_out(raw, cut)}")
 
 
 def read_pretrained(folder: str | Path, layers: str | None = None) -> tuple[LanguageModel, Config]:
@@ -34,29 +97,20 @@ def read_pretrained(folder: str | Path, layers: str | None = None) -> tuple[Lang
     gone through once, or as often as the family loops. Raises UserError for what is no such folder, for a family that
     is not known, and for tensors that are missing, left over or of another shape.
     """
-    raw = _read_config(Path(folder))
-    family = FAMILIES.get(raw.get("model_type", ""))
-    if family is None:
-        raise UserError(f"{folder} is a model of the family '{raw.get('model_type')}', which is not known here"
-                        f"{did_you_mean(str(raw.get('model_type')), FAMILIES)}")
-    if layers is not None and raw.get("num_loops"):
-        raise UserError(f"{folder} loops all of its layers already, so --layers {layers} has no dense stack to cut; "
-                        f"leave it out")
-    cut = Cut.whole(raw["num_hidden_layers"]) if layers is None else Cut.of(layers, raw["num_hidden_layers"])
-    config = load_config(None, {**family.settings(raw, str(folder)), **cut.settings})
-    model = build(config, raw["vocab_size"])
-    with Tensors(Path(folder)) as tensors:
-        tensors.fill(model, family.names(cut, raw), made=_injections(model),
-                     left_out=cut.left_out(raw["num_hidden_layers"]))
-    return model.eval(), config
+    found = open_pretrained(folder, layers)
+    model = build(found.config, found.vocab_size)
+    ours = model.state_dict()
+    for name, weight in found.weights():
+        ours[name].copy_(weight)
+    return model.eval(), found.config
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict) or not {"vocab_size", "num_hidden_layers"} <= found.keys():
-            raise ValueError("it does not say vocab_size and num_hidden_layers")
+        if not isinstance(found, dict):
+            raise ValueError("it is no mapping")
     except OSError as error:
         raise UserError(f"{folder} is no folder of a model: {path.name} cannot be read ({error.strerror or error}); "
                         f"give one that save_pretrained wrote") from None
@@ -65,13 +119,13 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return found
 
 
-@torch.no_grad()
-def _injections(model: LanguageModel) -> set[str]:
-    """The names of injections, set to [0 | I]: the state is left out, the encoded input goes on as it is."""
-    found = set()
-    for name, module in model.named_modules():
-        if isinstance(module, Linear):
-            width = module.mix.weight.shape[0]
-            module.mix.weight.copy_(torch.cat([torch.zeros(width, width), torch.eye(width)], dim=1))
-            found.add(f"{name}.mix.weight")
-    return found
+def _injection(config: Config) -> dict[str, Tensor]:
+    """The weights of the injection that a cut stack gets, by name. Linear: [0 | I], the state is left out and the
+    encoded input goes on as it is. Others start as in training from scratch."""
+    width = config.model.width
+    with seeded_init(config.seed, "init"):
+        module = build_injection(config.model.injection, width)
+        start_weights(module, width, effective_depth(config))
+    if isinstance(module, Linear):
+        module.mix.weight.data = torch.cat([torch.zeros(width, width), torch.eye(width)], dim=1)
+    return {f"{CORE}.injection.{name}": weight for name, weight in module.state_dict().items()}

@@ -1,20 +1,67 @@
-"""A family of pretrained models: its settings, and the names of its tensors beside ours; and the cut of a stack."""
+"""A family of pretrained models: its config.json as our settings, and its tensors beside ours; and the cut of a stack.
 
-from collections.abc import Callable, Mapping
+The table of a family goes both ways: a `Link` says which rows of which tensors are the same there and here.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from looped.errors import UserError
 
-Names = dict[str, tuple[str, ...]]
-"""Our name of a tensor -> theirs, joined along the first axis."""
 Raw = Mapping[str, Any]
 """A config.json."""
+Shapes = Mapping[str, Sequence[int]]
+"""Of tensors, by name."""
+
+
+@dataclass(frozen=True)
+class Link:
+    """Tensors that hold the same rows: ours, joined along the first axis, and theirs, joined.
+
+    order: the rows of ours as numbers of theirs, None where they are alike. shape: of theirs, where it is not that of
+    equal parts of the joined rows.
+    """
+
+    ours: tuple[str, ...]
+    theirs: tuple[str, ...]
+    order: Tensor | None = None
+    shape: tuple[int, ...] | None = None
+
+    def expected(self, shapes: Shapes) -> tuple[int, ...]:
+        """The shape of each of theirs, by those of ours."""
+        rows, rest = sum(shapes[name][0] for name in self.ours), tuple(shapes[self.ours[0]][1:])
+        return self.shape or (rows // len(self.theirs), *rest)
+
+    def read(self, theirs: Sequence[Tensor], shapes: Shapes) -> Iterator[tuple[str, Tensor]]:
+        """(name, tensor) of ours."""
+        sizes, rest = [shapes[name][0] for name in self.ours], shapes[self.ours[0]][1:]
+        rows = (torch.cat(list(theirs)) if len(theirs) > 1 else theirs[0]).reshape(sum(sizes), *rest)
+        rows = rows if self.order is None else rows[self.order]
+        yield from zip(self.ours, rows.split(sizes), strict=True)
+
+    def write(self, ours: Sequence[Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """(name, tensor) of theirs: `read` undone."""
+        rows = torch.cat(list(ours)) if len(ours) > 1 else ours[0]
+        rows = rows if self.order is None else rows[self.order.argsort()]
+        for name, tensor in zip(self.theirs, rows.chunk(len(self.theirs)), strict=True):
+            yield name, tensor if self.shape is None else tensor.reshape(self.shape)
+
+
+def same(ours: str, *theirs: str) -> Link:
+    """The link of one tensor of ours, theirs joined."""
+    return Link((ours,), theirs)
+
+
+CORE = "recurrence.core.blocks.0"
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Layers of a dense stack, by their numbers there, as prelude, core and coda."""
+    """Layers of a stack, by their numbers there, as prelude, core and coda."""
 
     prelude: range
     core: range
@@ -54,16 +101,59 @@ class Cut:
     def places(self) -> list[tuple[str, int]]:
         """(our name of a layer, its number in the stack)."""
         return [*((f"prelude.{place}", number) for place, number in enumerate(self.prelude)),
-                *((f"recurrence.core.blocks.0.layers.{place}", number) for place, number in enumerate(self.core)),
+                *((f"{CORE}.layers.{place}", number) for place, number in enumerate(self.core)),
                 *((f"coda.{place}", number) for place, number in enumerate(self.coda))]
 
 
-@dataclass(frozen=True)
+Places = Sequence[tuple[str, int]]
+
+
 class Family:
-    """A family of models. name: the `model_type` of its config.json. settings: (config.json, the folder's name) -> our
-    settings; raises UserError for what this package does not compute. names: (cut, config.json) -> the places of all
-    tensors."""
+    """A family of models. Its methods raise UserError for what no model here computes; `folder` names it there."""
 
     name: str
-    settings: Callable[[Raw, str], dict[str, Any]]
-    names: Callable[[Cut, Raw], Names]
+    """The `model_type` of its config.json."""
+    needs: tuple[str, ...] = ("vocab_size", "num_hidden_layers")
+    """What a config.json has to say at least."""
+    unused: str = r"rotary_emb\.inv_freq$"
+    """A pattern of tensors that some of its folders hold though nothing reads them."""
+
+    def is_family_of(self, raw: Raw) -> bool:
+        """True for a config.json of this family."""
+        return raw.get("model_type") == self.name
+
+    def vocab_size(self, raw: Raw) -> int:
+        """Rows of the embedding."""
+        return raw["vocab_size"]
+
+    def cut(self, raw: Raw, layers: str | None, folder: str) -> Cut:
+        """The layers as prelude, core and coda; `layers`: those that a dense stack is cut into."""
+        raise NotImplementedError
+
+    def settings(self, raw: Raw, folder: str) -> dict[str, Any]:
+        """Our settings but those of the cut."""
+        raise NotImplementedError
+
+    def links(self, raw: Raw, cut: Cut) -> list[Link]:
+        """All tensors of a model."""
+        raise NotImplementedError
+
+    def left_out(self, raw: Raw, cut: Cut) -> str:
+        """A pattern of the tensors that a cut leaves out."""
+        return r"\b\B"
+
+
+def require(raw: Raw, folder: str, *names: str) -> None:
+    """Raises UserError where a config.json does not say what differs from family to family."""
+    for name in names:
+        if raw.get(name) is None:
+            raise UserError(f"{folder} does not say its {name}, whose default differs from family to family; add it to "
+                            f"its config.json")
+
+
+def refuse(raw: Raw, folder: str, **wanted: Any) -> None:
+    """Raises UserError where a config.json has another value than the only one that can be read."""
+    for name, value in wanted.items():
+        if raw.get(name, value) != value:
+            raise UserError(f"{folder} has {name} {raw[name]!r}, which no model here computes; only {value!r} can be "
+                            f"read")

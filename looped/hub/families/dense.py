@@ -1,50 +1,96 @@
-"""Dense stacks in the layout of Llama: Llama, Mistral, Qwen2, Qwen3, OLMo2, SmolLM3; and Nanbeige4.2, a looped one."""
+"""Stacks in the layout of Llama: Llama, Mistral, Qwen2, Qwen3, OLMo2, SmolLM3; and two that loop, Nanbeige4.2 and Ouro.
+"""
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from looped.config.presets import PRESETS
 from looped.errors import UserError
-from looped.hub.families.base import Cut, Family, Names, Raw
+from looped.hub.families.base import CORE, Cut, Family, Link, Places, Raw, refuse, require, same
 
 PRENORM = {"n1": "input_layernorm", "n3": "post_attention_layernorm"}
 POSTNORM = {"n2": "post_attention_layernorm", "n4": "post_feedforward_layernorm"}
+SANDWICH = PRENORM | {"n2": "input_layernorm_2", "n4": "post_attention_layernorm_2"}
+ATTENTION = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "out": "o_proj"}
 
 
-def _settings(raw: Raw, folder: str, *, preset: str) -> dict[str, Any]:
-    """Those of a preset, with the sizes and the numbers of a config.json."""
-    _refuse(raw, folder, hidden_act="silu", mlp_bias=False, skip_loop_final_norm=False)
-    rope = raw.get("rope_parameters") or {**(raw.get("rope_scaling") or {}), "rope_theta": raw.get("rope_theta")}
-    for name in ("hidden_size", "num_attention_heads", "intermediate_size", "rms_norm_eps"):
-        _require(name, raw.get(name), folder)
-    _require("rope_theta", rope.get("rope_theta"), folder)  # every family has another default
-    found = {
-        "preset": preset, "width": raw["hidden_size"], "num_heads": raw["num_attention_heads"],
-        "num_kv_heads": raw.get("num_key_value_heads"), "head_dim": raw.get("head_dim"),
-        "ffn_width": raw["intermediate_size"], "norm_eps": raw["rms_norm_eps"], "rope_base": rope["rope_theta"],
-        "rope_scaling": _scaling(rope, folder), "tie_embeddings": bool(raw.get("tie_word_embeddings", False)),
-        "injection": "none", "state_init": "embedding"}
-    if "attention_bias" not in PRESETS[preset]:
-        _refuse(raw, folder, attention_bias=False)
-    passes = raw.get("num_loops", 1)
-    return {f"model.{name}": value for name, value in found.items()} | {"objective": "full", "recurrence.mean": passes}
+@dataclass(frozen=True)
+class Stack(Family):
+    """A family of dense stacks. norms: ours and theirs; bias: the projections that have one, of "qkv"; qk_norm: norms
+    of queries and keys; windowed: attention may have a window, which is refused."""
+
+    name: str
+    norms: Mapping[str, str] = field(default_factory=lambda: PRENORM)
+    bias: str = ""
+    qk_norm: bool = False
+    windowed: bool = False
+
+    def cut(self, raw: Raw, layers: str | None, folder: str) -> Cut:
+        """All of it one block, which is gone through once; or prelude, core and coda."""
+        num = raw["num_hidden_layers"]
+        return Cut.whole(num) if layers is None else Cut.of(layers, num)
+
+    def settings(self, raw: Raw, folder: str) -> dict[str, Any]:
+        """Those of the preset, with the sizes and the numbers of a config.json."""
+        refuse(raw, folder, hidden_act="silu", mlp_bias=False)
+        if self.windowed:
+            _refuse_window(raw, folder)
+        rope = raw.get("rope_parameters") or {**(raw.get("rope_scaling") or {}), "rope_theta": raw.get("rope_theta")}
+        require(raw, folder, "hidden_size", "num_attention_heads", "intermediate_size", "rms_norm_eps")
+        require(rope, folder, "rope_theta")
+        if "attention_bias" not in PRESETS[self.name]:
+            refuse(raw, folder, attention_bias=False)
+        found = {
+            "preset": self.name, "width": raw["hidden_size"], "num_heads": raw["num_attention_heads"],
+            "num_kv_heads": raw.get("num_key_value_heads"), "head_dim": raw.get("head_dim"),
+            "ffn_width": raw["intermediate_size"], "norm_eps": raw["rms_norm_eps"], "rope_base": rope["rope_theta"],
+            "rope_scaling": scaling(rope, folder), "tie_embeddings": bool(raw.get("tie_word_embeddings", False)),
+            "injection": "none", "state_init": "embedding"}
+        return {f"model.{name}": value for name, value in found.items()} | {
+            "objective": "full", "recurrence.mean": self.passes(raw)}
+
+    def passes(self, raw: Raw) -> int:
+        """Times that the stack is gone through."""
+        return 1
+
+    def links(self, raw: Raw, cut: Cut) -> list[Link]:
+        return self.links_at(raw, cut.places(), "norm")
+
+    def links_at(self, raw: Raw, places: Places, norm: str) -> list[Link]:
+        """All tensors of a model whose layers are at these places; `norm`: our name of the last norm."""
+        found = [same("embed.weight", "model.embed_tokens.weight"), same(f"{norm}.weight", "model.norm.weight")]
+        if not raw.get("tie_word_embeddings", False):
+            found.append(same("head.weight", "lm_head.weight"))
+        for ours, number in places:
+            found += self._layer(ours, f"model.layers.{number}")
+        return found
+
+    def _layer(self, ours: str, theirs: str) -> list[Link]:
+        found = [same(f"{ours}.{norm}.weight", f"{theirs}.{name}.weight") for norm, name in self.norms.items()]
+        found += [same(f"{ours}.attn.{part}.weight", f"{theirs}.self_attn.{name}.weight")
+                  for part, name in ATTENTION.items()]
+        found += [same(f"{ours}.attn.{part}.bias", f"{theirs}.self_attn.{ATTENTION[part]}.bias") for part in self.bias]
+        if self.qk_norm:
+            found += [same(f"{ours}.attn.{part}_norm.weight", f"{theirs}.self_attn.{part}_norm.weight")
+                      for part in "qk"]
+        return [*found, same(f"{ours}.mlp.in_.weight", f"{theirs}.mlp.gate_proj.weight", f"{theirs}.mlp.up_proj.weight"),
+                same(f"{ours}.mlp.out.weight", f"{theirs}.mlp.down_proj.weight")]
+
+    def left_out(self, raw: Raw, cut: Cut) -> str:
+        numbers = "|".join(str(number) for number in sorted(cut.left_out(raw["num_hidden_layers"])))
+        return rf"\.layers\.({numbers})\." if numbers else super().left_out(raw, cut)
 
 
-def _require(name: str, value: Any, folder: str) -> None:
-    if value is None:
-        raise UserError(f"{folder} does not say its {name}, whose default differs from family to family; add it to its "
-                        f"config.json")
+def _refuse_window(raw: Raw, folder: str) -> None:
+    window = raw.get("sliding_window") if raw.get("use_sliding_window", True) else None
+    if window is not None:
+        raise UserError(f"{folder} attends within a window of {window} tokens, and models here see all earlier ones; "
+                        f"set sliding_window to null in its config.json to read it for texts no longer than that")
 
 
-def _refuse(raw: Raw, folder: str, **wanted: Any) -> None:
-    for name, value in wanted.items():
-        if raw.get(name, value) != value:
-            raise UserError(f"{folder} has {name} {raw[name]!r}, which no model here computes; only {value!r} can be "
-                            f"read")
-
-
-def _scaling(rope: Mapping[str, Any], folder: str) -> dict[str, Any] | None:
+def scaling(rope: Mapping[str, Any], folder: str) -> dict[str, Any] | None:
+    """The scaling of rotary positions as a setting of ours. Raises UserError."""
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return None
@@ -57,55 +103,44 @@ def _scaling(rope: Mapping[str, Any], folder: str) -> dict[str, Any] | None:
     raise UserError(f"{folder} scales its rotary positions by '{kind}', which is not known here; linear and llama3 are")
 
 
-def _smollm3(raw: Raw, folder: str) -> dict[str, Any]:
-    found, interval = _settings(raw, folder, preset="smollm3"), raw.get("no_rope_layer_interval", 4)
-    layers = raw.get("no_rope_layers")
-    expected = [int((number + 1) % interval != 0) for number in range(raw["num_hidden_layers"])]
-    if layers is not None and list(layers) != expected:
-        raise UserError(f"{folder} has no rotary positions in layers of its own choice (no_rope_layers), and only "
-                        f"every {interval}th can be read")
-    return found | {"model.nope_interval": interval}
+class SmolLM3(Stack):
+    """SmolLM3, of whose layers every fourth has no rotary positions."""
+
+    def settings(self, raw: Raw, folder: str) -> dict[str, Any]:
+        interval, layers = raw.get("no_rope_layer_interval", 4), raw.get("no_rope_layers")
+        expected = [int((number + 1) % interval != 0) for number in range(raw["num_hidden_layers"])]
+        if layers is not None and list(layers) != expected:
+            raise UserError(f"{folder} has no rotary positions in layers of its own choice (no_rope_layers), and only "
+                            f"every {interval}th can be read")
+        return super().settings(raw, folder) | {"model.nope_interval": interval}
 
 
-def _windowed(settings: Callable[[Raw, str], dict[str, Any]]) -> Callable[[Raw, str], dict[str, Any]]:
-    """The settings of a family whose attention may have a window. Raises UserError where it has one."""
-    def found(raw: Raw, folder: str) -> dict[str, Any]:
-        window = raw.get("sliding_window") if raw.get("use_sliding_window", True) else None
-        if window is not None:
-            raise UserError(f"{folder} attends within a window of {window} tokens, and models here see all earlier "
-                            f"ones; set sliding_window to null in its config.json to read it for texts no longer "
-                            f"than that")
-        return settings(raw, folder)
+@dataclass(frozen=True)
+class Passes(Stack):
+    """A family that goes through its whole stack several times, with its last norm after each. count: their name of
+    the number of passes."""
 
-    return found
+    count: str = "num_loops"
 
+    def cut(self, raw: Raw, layers: str | None, folder: str) -> Cut:
+        if layers is not None:
+            raise UserError(f"{folder} loops all of its layers already, so --layers {layers} has no dense stack to "
+                            f"cut; leave it out")
+        return super().cut(raw, None, folder)
 
-def _names(cut: Cut, raw: Raw, *, norms: Mapping[str, str], bias: str = "", qk_norm: bool = False) -> Names:
-    found: Names = {"embed.weight": ("model.embed_tokens.weight",)}
-    last = "recurrence.core.blocks.0.norm" if raw.get("num_loops") else "norm"
-    found[f"{last}.weight"] = ("model.norm.weight",)
-    if not raw.get("tie_word_embeddings", False):
-        found["head.weight"] = ("lm_head.weight",)
-    for ours, number in cut.places():
-        theirs = f"model.layers.{number}"
-        found |= {f"{ours}.{norm}.weight": (f"{theirs}.{name}.weight",) for norm, name in norms.items()}
-        for part, name in (("q", "q_proj"), ("k", "k_proj"), ("v", "v_proj"), ("out", "o_proj")):
-            found[f"{ours}.attn.{part}.weight"] = (f"{theirs}.self_attn.{name}.weight",)
-            if part in bias:
-                found[f"{ours}.attn.{part}.bias"] = (f"{theirs}.self_attn.{name}.bias",)
-        if qk_norm:
-            found |= {f"{ours}.attn.{part}_norm.weight": (f"{theirs}.self_attn.{part}_norm.weight",) for part in "qk"}
-        found[f"{ours}.mlp.in_.weight"] = (f"{theirs}.mlp.gate_proj.weight", f"{theirs}.mlp.up_proj.weight")
-        found[f"{ours}.mlp.out.weight"] = (f"{theirs}.mlp.down_proj.weight",)
-    return found
+    def settings(self, raw: Raw, folder: str) -> dict[str, Any]:
+        require(raw, folder, self.count)
+        refuse(raw, folder, skip_loop_final_norm=False)
+        return super().settings(raw, folder)
+
+    def passes(self, raw: Raw) -> int:
+        return raw[self.count]
+
+    def links(self, raw: Raw, cut: Cut) -> list[Link]:
+        return self.links_at(raw, cut.places(), f"{CORE}.norm")
 
 
-DENSE = (
-    Family("llama", partial(_settings, preset="llama"), partial(_names, norms=PRENORM)),
-    Family("mistral", _windowed(partial(_settings, preset="mistral")), partial(_names, norms=PRENORM)),
-    Family("qwen2", _windowed(partial(_settings, preset="qwen2")), partial(_names, norms=PRENORM, bias="qkv")),
-    Family("qwen3", _windowed(partial(_settings, preset="qwen3")), partial(_names, norms=PRENORM, qk_norm=True)),
-    Family("olmo2", partial(_settings, preset="olmo2"), partial(_names, norms=POSTNORM, qk_norm=True)),
-    Family("smollm3", _windowed(_smollm3), partial(_names, norms=PRENORM)),
-    Family("nanbeige", partial(_settings, preset="nanbeige"), partial(_names, norms=PRENORM)),
-)
+DENSE = (Stack("llama"), Stack("mistral", windowed=True), Stack("qwen2", bias="qkv", windowed=True),
+         Stack("qwen3", qk_norm=True, windowed=True), Stack("olmo2", norms=POSTNORM, qk_norm=True),
+         SmolLM3("smollm3", windowed=True))
+PASSES = (Passes("nanbeige"),)

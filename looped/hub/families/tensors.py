@@ -1,21 +1,20 @@
-"""Safetensors of a folder, one file or several, read tensor by tensor into the weights of a model."""
+"""Safetensors of a folder, one file or several, read tensor by tensor; and links of names held against them."""
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from looped.errors import UserError
-from looped.hub.families.base import Names
+from looped.hub.families.base import Link, Shapes
 
-DERIVED = re.compile(r"rotary_emb\.inv_freq$|freqs_cis$")
-"""Tensors that some folders hold though they follow from the config."""
+FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 def _shards(index: Path) -> list[str]:
@@ -50,38 +49,50 @@ class Tensors:
     def __exit__(self, *error: Any) -> None:
         self.stack.close()
 
-    @torch.no_grad()
-    def fill(self, model: nn.Module, names: Names, *, made: Collection[str] = (),
-             left_out: Collection[int] = ()) -> None:
-        """Every weight of a model, but those that are `made`, from its place; every tensor is used, but those of the
-        layers that are left out. Raises UserError."""
-        weights = {name: weight for name, weight in model.state_dict().items() if name not in made}
-        if weights.keys() != names.keys():
-            odd = sorted(weights.keys() ^ names.keys())[0]
-            raise UserError(f"{self.folder} does not fit its own config.json: the model has "
-                            f"{'a' if odd in weights else 'no'} weight {odd}")
-        for name, weight in weights.items():
-            found = torch.cat([self._tensor(each) for each in names[name]])
-            if found.shape != weight.shape:
-                raise UserError(f"{self.folder} has {' and '.join(names[name])} of shape {tuple(found.shape)}, and by "
-                                f"its config.json it is {tuple(weight.shape)}")
-            weight.copy_(found)
-        used = {each for theirs in names.values() for each in theirs}
-        left = sorted(name for name in self.files.keys() - used if not DERIVED.search(name)
-                      and not self._is_left_out(name, left_out))
+    def check(self, links: Sequence[Link], shapes: Shapes, *, skipped: str) -> None:
+        """Every tensor of `shapes`, ours, has its place by the links, of the shape that follows, and every tensor of
+        the folder is used, but those whose names have the pattern `skipped`. No tensor is read but a tied head.
+
+        Raises UserError that names the first which is missing, left over, of another shape, or no floats.
+        """
+        linked = [name for link in links for name in link.ours]
+        if sorted(linked) != sorted(shapes):
+            odd = sorted({*linked} ^ {*shapes})[0]
+            raise UserError(f"a model of these settings has {'a' if odd in shapes else 'no'} weight {odd}, and "
+                            f"{self.folder} has {'none' if odd in shapes else 'one'}; leave settings of the model as "
+                            f"its config.json has them, and give other ones to training with training.warm_start")
+        for link in links:
+            expected = link.expected(shapes)
+            for name in link.theirs:
+                self._check_one(name, expected)
+        used = {name for link in links for name in link.theirs}
+        left = sorted(name for name in self.files.keys() - used
+                      if not re.search(skipped, name) and not self._is_tied_head(name, links))
         if left:
             more = f" and {len(left) - 1} more" if len(left) > 1 else ""
             raise UserError(f"{self.folder} holds {left[0]}{more}, which has no place in its family; it is another "
                             f"model than its config.json says")
 
-    def _is_left_out(self, name: str, layers: Collection[int]) -> bool:
-        """True for a tensor of one of some layers, or for the second name of a tied head."""
-        layer = re.search(r"\.layers\.(\d+)\.", name)
-        if layer is not None:
-            return int(layer[1]) in layers
-        return name == "lm_head.weight" and torch.equal(self._tensor(name), self._tensor("model.embed_tokens.weight"))
-
-    def _tensor(self, name: str) -> Tensor:
+    def _check_one(self, name: str, expected: tuple[int, ...]) -> None:
         if name not in self.files:
             raise UserError(f"{self.folder} has no tensor {name}, which its family has; fetch it again")
+        there = self.files[name].get_slice(name)
+        if tuple(there.get_shape()) != expected:
+            raise UserError(f"{self.folder} has {name} of shape {tuple(there.get_shape())}, and by its config.json it "
+                            f"is {expected}")
+        if there.get_dtype() not in FLOATS:
+            raise UserError(f"{self.folder} has {name} as {there.get_dtype()}, a quantised model; give one with "
+                            f"weights of 16 bits or more")
+
+    def _is_tied_head(self, name: str, links: Sequence[Link]) -> bool:
+        """True for the second name of an embedding that is the head as well."""
+        embedding = next(link.theirs[0] for link in links if link.ours == ("embed.weight",))
+        return name == "lm_head.weight" and torch.equal(self._tensor(name), self._tensor(embedding))
+
+    def read(self, links: Sequence[Link], shapes: Shapes) -> Iterator[tuple[str, Tensor]]:
+        """(our name, tensor as it is stored), link by link."""
+        for link in links:
+            yield from link.read([self._tensor(name) for name in link.theirs], shapes)
+
+    def _tensor(self, name: str) -> Tensor:
         return self.files[name].get_tensor(name)
