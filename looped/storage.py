@@ -7,6 +7,7 @@ A run trains on all of them: what takes the missing thing's place is below, besi
 import errno
 import os
 import platform
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -68,6 +69,28 @@ def _known(error: OSError) -> bool:
     if error.errno not in UNSUPPORTED:
         raise error
     return False
+
+
+@contextmanager
+def new_folder(out: str | Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `out` when all of it is there; after an error there is nothing.
+
+    Raises UserError where `out` exists, and where the disk refuses.
+    """
+    out = Path(out)
+    if out.exists() or out.is_symlink():
+        raise UserError(f"--out {out} exists; choose another --out, or remove it")
+    temporary = out.parent / f"{TEMPORARY}{out.name}-{os.getpid()}"
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        os.rename(temporary, out)
+        sync_folder(out.parent)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror or error}; free space or permissions, or choose another "
+                        f"--out") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 # ---- a name for a file -----------------------------------------------------------------------------------------------

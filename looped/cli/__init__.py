@@ -7,6 +7,7 @@ input ends in one sentence on stderr and exit code 2; a warning is one line ther
 import contextlib
 import importlib
 import io
+import keyword
 import os
 import re
 import sys
@@ -20,13 +21,14 @@ from looped.notices import plain_notices
 if TYPE_CHECKING:
     from looped.cli.verb import Verb
 
-VERBS = ("train", "merge", "eval", "generate", "bench", "compare", "reproduce", "plot", "info")
+VERBS = ("train", "import", "merge", "eval", "generate", "bench", "compare", "reproduce", "plot", "info")
 
 HELP = """looped {version}: recurrent-depth Transformers, trained by unrolling or by denoising, measured over depth
 
 usage: looped VERB [arguments]
 
   train CONFIG       train a config, or go on with a run that was interrupted
+  import MODEL       a pretrained model, from a folder or the Hugging Face hub, as a run
   merge RUN RUN ..   the runs of single blocks as one run of the whole model
   eval RUN           how good a trained run is at every depth: table, JSONL and picture
   generate RUN       continue a text, or make images, at any depth
@@ -88,8 +90,9 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def verb_class(name: str) -> type["Verb"]:
-    """The class of a verb: `Train` in looped/cli/train.py."""
-    return getattr(importlib.import_module(f"looped.cli.{name}"), name.capitalize())
+    """The class of a verb: `Train` in looped/cli/train.py, `Import` in import_.py."""
+    module = f"{name}_" if keyword.iskeyword(name) else name
+    return getattr(importlib.import_module(f"looped.cli.{module}"), name.capitalize())
 
 
 def split_settings(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:

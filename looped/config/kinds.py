@@ -65,11 +65,12 @@ IN_AN_IMAGE = "in an image all rows see each other"
 
 TEXT = Kind("text", "text", lambda config: "text (no task.name, no images.source)",
             (*(f"data.{name}" for name in DataConfig.model_fields), "evaluation.num_sequences",
-             "evaluation.sample_length", "evaluation.prompt_length", "evaluation.num_samples"),
+             "evaluation.sample_length", "evaluation.prompt_length", "evaluation.num_samples",
+             "model.padded_vocab_size"),
             lambda config: False, writes_blocks=True, metric="nats_per_token")
 PUZZLES = Kind("puzzles", "a task", lambda config: f"task.name {config.task.name}",
                (*(f"task.{name}" for name in ("options", "difficulty", "layout", "window")), "evaluation.difficulties",
-                "evaluation.num_problems", *ANSWERED),
+                "evaluation.num_problems", "model.padded_vocab_size", *ANSWERED),
                lambda config: config.task.layout == "full",
                because="under task.layout full all cells are sought together", settles_cells=True, metric="solved")
 CLASSIFY = Kind("classify", "images", lambda config: f"images.source {config.images.source}",

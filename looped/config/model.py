@@ -66,6 +66,9 @@ class ModelConfig(Section):
     state_std: Positive | None = Field(
         None, description="standard deviation of a random initial state; null means sqrt(2 / 5) of like-init, and 1")
     tie_embeddings: bool = Field(True, description="the head is the transposed embedding")
+    padded_vocab_size: int | None = Field(
+        None, ge=1, description="rows of embedding and head, where they are more than the tokenizer has tokens, as in "
+                                "many pretrained models; null means as many")
     patch_size: Depth = Field(4, description="side of the square patches that images are cut into, in pixels")
     attention: Literal["auto", "xformers", "sdpa", "flex"] = Field("auto", description="attention backend")
 

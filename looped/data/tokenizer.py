@@ -22,7 +22,8 @@ from looped.errors import UserError
 
 MIN_FREQUENCY = 2  # a pair met once is no pattern: merging it would copy the text into the vocabulary
 PIECE = 1 << 20  # characters encoded at once: a tokenizer's working memory is many times its input
-PROBE = "Text, numbers 0123 and\n\n    code: f(x) = {[\"a'b\"]};\t naïve Ω 中文 🙂 e\u0301\r\n"
+# No decomposed letters: a tokenizer that composes them, as Qwen's does, gives back all texts that have none.
+PROBE = "Text, numbers 0123 and\n\n    code: f(x) = {[\"a'b\"]};\t naïve Ω 中文 🙂\r\n"
 
 
 class TextTokenizer:
@@ -83,10 +84,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> TextTokenizer:
     return TextTokenizer(backend, END_OF_TEXT)
 
 
-def load_tokenizer(path: str | Path) -> TextTokenizer:
+def load_tokenizer(path: str | Path, end: int | None = None) -> TextTokenizer:
     """Reads `data.tokenizer`: a tokenizer.json, or a folder that `save_pretrained` wrote; `UserError` if it is none of
-    these or does not decode what it encodes."""
-    tokenizer = parse_tokenizer(read_tokenizer_file(path), path)
+    these or does not decode what it encodes. end: see `read_tokenizer_file`."""
+    tokenizer = parse_tokenizer(read_tokenizer_file(path, end), path)
     if problem := tokenizer.loss_of(PROBE):
         raise lossy(path, problem)
     return tokenizer

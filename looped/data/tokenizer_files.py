@@ -27,26 +27,31 @@ MARK = "end_of_text"
 WAY_OUT = "name a tokenizer.json or a folder with one, or leave it null to train one"
 
 
-def read_tokenizer_file(path: str | Path) -> str:
+def read_tokenizer_file(path: str | Path, end: int | None = None) -> str:
     """The content of the tokenizer.json that `data.tokenizer` names, itself or by its folder, with the end-of-text
     token marked that is declared beside it, where another one would be taken. Raises `UserError`.
 
-    A tokenizer without an end-of-text token gets one, with a notice.
+    end: the number of the token that ends a text where no file beside it declares one. A tokenizer without an
+    end-of-text token gets one, with a notice.
     """
     path = Path(path).expanduser()
     file = path / TOKENIZER if path.is_dir() else path
     content = _convert(path) if path.is_dir() and not file.is_file() else _read(file)
     if marked_end(content):
         return content
-    end = _declared_end(file.parent)
-    if end is None:
+    declared = _declared_end(file.parent)
+    if declared is None and end is None:
         _note_missing_end(content, path)
         return content
     backend = parse_backend(content, path)
-    if end == known_end(backend):
+    token = backend.id_to_token(end) if declared is None else declared
+    if token is None:
+        raise UserError(f"data.tokenizer {path} has no token {end}, which is to end a text; give the tokenizer that "
+                        f"belongs to the model")
+    if token == known_end(backend):
         return content
-    backend.add_special_tokens([AddedToken(end, special=True, normalized=False)])  # no new token where it is one
-    return mark_end(backend.to_str(), end)
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False)])  # no new token where it is one
+    return mark_end(backend.to_str(), token)
 
 
 def _note_missing_end(content: str, path: Path) -> None:

@@ -88,8 +88,13 @@ class LanguageModel(nn.Module):
     @classmethod
     def of_data(cls, config: Config, vocab_size: int, picture: Picture | None,
                 structure: Structure) -> "LanguageModel":
-        """The model of a whole config for data of so many tokens or classes; `picture`: the size of its images."""
-        return cls(config.model, vocab_size, *([] if picture is None else [picture]), structure)
+        """The model of a whole config for data of so many tokens, `picture` being None. Raises UserError where the
+        config has fewer rows for them."""
+        padded = config.model.padded_vocab_size
+        if padded is not None and padded < vocab_size:
+            raise UserError(f"model.padded_vocab_size {padded} has no room for {vocab_size} tokens; give "
+                            f"the tokenizer that belongs to the model, or set it to {vocab_size} or more")
+        return cls(config.model, padded or vocab_size, structure)
 
     def start_shared(self, effective_depth: int) -> None:
         """Initialise all but the core in place, with draws that do not depend on the core."""

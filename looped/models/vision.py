@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from looped.config import Config
 from looped.config.model import ModelConfig
 from looped.data.labelled import Picture
 from looped.models.language import PLAIN_LOOP, LanguageModel, State, Structure
@@ -45,6 +46,11 @@ class ImageClassifier(LanguageModel):
         self.patches = nn.Linear(picture.patch_numbers, config.width)
         self._start_patches()
         self.class_row = nn.Parameter(torch.zeros(config.width))
+
+    @classmethod
+    def of_data(cls, config: Config, vocab_size: int, picture: Picture, structure: Structure) -> "ImageClassifier":
+        """The model of a whole config for images of so many classes."""
+        return cls(config.model, vocab_size, picture, structure)
 
     def _start_patches(self) -> None:
         """Pixels have unit variance: rows of patches begin on the scale of embedded tokens."""

@@ -10,13 +10,19 @@ torch 2.6; `torch.distributed.checkpoint` would add a second of imports and an o
 """
 
 import hashlib
+import itertools
 import json
+import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -53,8 +59,10 @@ def step_of(checkpoint: Path) -> int:
 
 # ---- writing ---------------------------------------------------------------------------------------------------------
 
-def save_checkpoint(run_dir: Path, step: int, tensors: dict[str, Tensors], state: dict[str, Any], keep: int) -> Path:
-    """Write `tensors` (file name without ending -> tensors) and `state`, move `latest`, keep the newest `keep`.
+def save_checkpoint(run_dir: Path, step: int, tensors: dict[str, Tensors], state: dict[str, Any], keep: int, *,
+                    streams: Mapping[str, "Stream"] = MappingProxyType({})) -> Path:
+    """Write `tensors` (file name without ending -> tensors), `streams`, and `state`, move `latest`, keep the newest
+    `keep`.
 
     Raises UserError when the disk refuses; what was there before stays.
     """
@@ -63,7 +71,9 @@ def save_checkpoint(run_dir: Path, step: int, tensors: dict[str, Tensors], state
     try:
         _discard(temporary)
         temporary.mkdir(parents=True)
-        _write(temporary, tensors, {"format": FORMAT, "step": step, **state})
+        writers = {name: partial(save_file, {key: tensor.detach().contiguous() for key, tensor in named.items()})
+                   for name, named in tensors.items()} | {name: stream.write for name, stream in streams.items()}
+        _write(temporary, writers, {"format": FORMAT, "step": step, **state})
         if final.exists():  # the same step written again after an older checkpoint was resumed
             _discard(final)
         os.rename(temporary, final)
@@ -80,11 +90,34 @@ def save_checkpoint(run_dir: Path, step: int, tensors: dict[str, Tensors], state
     return final
 
 
-def _write(folder: Path, tensors: dict[str, Tensors], state: dict[str, Any]) -> None:
+@dataclass(frozen=True)
+class Stream:
+    """Float32 tensors that are written one by one, so that they are never in memory all at once. shapes: of all of
+    them; tensors: (name, tensor), each once and in any order."""
+
+    shapes: Mapping[str, Sequence[int]]
+    tensors: Iterable[tuple[str, Tensor]]
+
+    def write(self, path: Path) -> None:
+        """Write a safetensors file: the length of a JSON header, that, and the numbers at the places it says."""
+        ends = list(itertools.accumulate(4 * math.prod(shape) for shape in self.shapes.values()))
+        header = {name: {"dtype": "F32", "shape": list(shape), "data_offsets": [end - 4 * math.prod(shape), end]}
+                  for (name, shape), end in zip(self.shapes.items(), ends, strict=True)}
+        head = json.dumps(header, separators=(",", ":")).encode()
+        head += b" " * (-len(head) % 8)  # numbers begin at a multiple of eight
+        with open(path, "wb") as file:
+            file.write(len(head).to_bytes(8, "little") + head)
+            for name, tensor in self.tensors:
+                file.seek(8 + len(head) + header.pop(name)["data_offsets"][0])
+                file.write(np.ascontiguousarray(tensor.numpy(), dtype="<f4").data)
+        assert not header, f"{next(iter(header))} was never given"
+
+
+def _write(folder: Path, writers: Mapping[str, Callable[[Path], None]], state: dict[str, Any]) -> None:
     hashes = {}
-    for name, named in tensors.items():
+    for name, write in writers.items():
         path = folder / f"{name}.safetensors"
-        save_file({key: tensor.detach().contiguous() for key, tensor in named.items()}, path)
+        write(path)
         sync(path)
         hashes[path.name] = _hash(path)
     state = {**state, "sha256": hashes}

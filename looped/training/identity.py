@@ -33,16 +33,19 @@ MEASURE = f"bring the old data back, or {OTHERS}"
 @dataclass(frozen=True)
 class Identity:
     """The data that a run was trained on, as far as remembered, and the meaning of its numbers to the model:
-    `vocab_size` tokens or classes, and the `picture` that images are cut from."""
+    `vocab_size` tokens or classes, and the `picture` that images are cut from. A model from elsewhere has no
+    fingerprint: any data of these numbers are its own."""
 
-    fingerprint: str
+    fingerprint: str | None
     vocab_size: int
     picture: Picture | None = None
     given: bool = False
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def change(self, data: "Identified", then: str = "then", now: str = "now") -> str | None:
-        """The difference of other data, in words; None where they are the same."""
+        """The difference of other data, in words; None where they are the same, or nothing is known of its own."""
+        if self.fingerprint is None:
+            return None
         changed = [f"{name} {_short(self.facts[name])} {then}, {_short(value)} {now}"
                    for name, value in data.facts.items() if self.facts.get(name, value) != value and name != "source"]
         if data.fingerprint == self.fingerprint and not changed:
@@ -52,6 +55,10 @@ class Identity:
         known = self.facts.get("contents") == data.facts.get("contents", "") and not changed
         what = "the settings are others" if known else "the contents are others"
         return "; ".join(filter(None, [where, ", ".join(changed[:3]) or what]))
+
+    def matches(self, data: "Identified") -> bool:
+        """True for data that are known to be those that it was trained on."""
+        return self.fingerprint is not None and self.change(data) is None
 
     def change_of_contents(self, other: "Identity") -> str | None:
         """The difference of the data that another run was trained on, in words; None where it is the same. Images are

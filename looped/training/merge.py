@@ -5,8 +5,6 @@ blocks share once. Nothing is computed; the whole is complete or absent, as ever
 """
 
 import json
-import os
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,14 +14,12 @@ from looped.data.labelled import Picture
 from looped.errors import UserError
 from looped.models.build import build
 from looped.objectives import build_objective
+from looped.storage import new_folder, write_text
 from looped.training.checkpoint import (
-    TEMPORARY,
     Tensors,
     check_same,
     module_tensors,
     save_checkpoint,
-    sync_folder,
-    write_text,
 )
 from looped.training.counters import Counters
 from looped.training.identity import DATA
@@ -38,24 +34,11 @@ def merge(runs: Sequence[str | Path], out: str | Path) -> Path:
     Raises UserError for a block that is missing or there twice, settings or data that differ, shared parts that are
     not bitwise the same, an unfinished or damaged run, and an `out` that exists.
     """
-    out = Path(out)
-    if out.exists() or out.is_symlink():
-        raise UserError(f"--out {out} exists; choose another --out, or remove it")
-    parts = _in_order([open_part(Path(path)) for path in runs])
-    config = whole_config(parts[0].config)
-    tensors = _assemble(config, parts)
-    temporary = out.parent / f"{TEMPORARY}{out.name}-{os.getpid()}"
-    try:
-        temporary.mkdir(parents=True)
-        _write(temporary, config, parts, tensors)
-        os.rename(temporary, out)
-        sync_folder(out.parent)
-    except OSError as error:
-        raise UserError(f"cannot write run {out}: {error.strerror or error}; free space or permissions, or choose "
-                        f"another --out") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return out
+    with new_folder(out) as folder:
+        parts = _in_order([open_part(Path(path)) for path in runs])
+        config = whole_config(parts[0].config)
+        _write(folder, config, parts, _assemble(config, parts))
+    return Path(out)
 
 
 def _in_order(parts: list[Part]) -> list[Part]:

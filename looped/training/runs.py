@@ -255,7 +255,7 @@ class Run:
     def measured_on(self) -> str | None:
         """The name of the data, where they are not those that it was trained on."""
         own = self._given is None and not self.other_data
-        return None if own or self.identity.change(self.data) is None else label_of(self.data)
+        return None if own or self.identity.matches(self.data) else label_of(self.data)
 
     @property
     def scale(self) -> Scale:

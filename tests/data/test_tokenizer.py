@@ -97,6 +97,16 @@ def lowercased():
     return backend
 
 
+def test_a_tokenizer_that_composes_letters_is_taken_and_a_text_of_decomposed_ones_is_told(tmp_path):
+    """As Qwen's, by Unicode's NFC."""
+    backend = byte_level(["</s>"])
+    backend.normalizer = normalizers.NFC()
+    backend.save(str(tmp_path / "t.json"))
+    tokenizer = load_tokenizer(tmp_path / "t.json")
+    assert tokenizer.loss_of("na\u00efve") is None
+    assert "comes back as" in tokenizer.loss_of("nai\u0308ve")
+
+
 def words():
     backend = Tokenizer(models.WordLevel({"[UNK]": 0, "the": 1, "</s>": 2}, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -74,7 +74,8 @@ class Stack(Family):
         if self.qk_norm:
             found += [same(f"{ours}.attn.{part}_norm.weight", f"{theirs}.self_attn.{part}_norm.weight")
                       for part in "qk"]
-        return [*found, same(f"{ours}.mlp.in_.weight", f"{theirs}.mlp.gate_proj.weight", f"{theirs}.mlp.up_proj.weight"),
+        gate, up = (f"{theirs}.mlp.{name}_proj.weight" for name in ("gate", "up"))
+        return [*found, same(f"{ours}.mlp.in_.weight", gate, up),
                 same(f"{ours}.mlp.out.weight", f"{theirs}.mlp.down_proj.weight")]
 
     def left_out(self, raw: Raw, cut: Cut) -> str:

@@ -29,7 +29,7 @@ class Tensors:
     """The tensors of a folder by their names. Raises UserError where they are not to be read: pickles are never."""
 
     def __init__(self, folder: Path):
-        self.folder, self.stack, self.files = folder, ExitStack(), {}
+        self.folder, self.stack, self.files, self.paths = folder, ExitStack(), {}, {}
         index = folder / "model.safetensors.index.json"
         for name in _shards(index) if index.is_file() else ["model.safetensors"]:
             try:
@@ -42,6 +42,7 @@ class Tensors:
             except (OSError, SafetensorError) as error:
                 raise UserError(f"{folder / name} is cut short or damaged ({error}); fetch it again") from None
             self.files |= dict.fromkeys(file.keys(), file)
+            self.paths |= dict.fromkeys(file.keys(), folder / name)
 
     def __enter__(self) -> "Tensors":
         return self
@@ -95,4 +96,5 @@ class Tensors:
             yield from link.read([self._tensor(name) for name in link.theirs], shapes)
 
     def _tensor(self, name: str) -> Tensor:
-        return self.files[name].get_tensor(name)
+        with safe_open(self.paths[name], framework="pt") as file:  # closed again, so that what was read is let go
+            return file.get_tensor(name)

@@ -1,0 +1,112 @@
+"""`looped import`: a pretrained model as a run of step 0, which every verb takes.
+
+Weights go from file to file, one at a time: a model of any size is imported in the memory of its largest tensor.
+"""
+
+import json
+from collections.abc import Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from looped.config import Config, dump_config
+from looped.data.tokenizer import TextTokenizer, load_tokenizer
+from looped.errors import UserError, one_line
+from looped.hub.families import Pretrained, open_pretrained
+from looped.objectives import build_objective
+from looped.storage import new_folder, write_text
+from looped.training.checkpoint import Stream, save_checkpoint
+from looped.training.counters import Counters
+from looped.training.runs import CONFIG, STAMP, TOKENIZER, stamp
+
+FETCHED = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*",
+           "special_tokens_map.json", "vocab.json", "merges.txt", "*.model", "README.md")
+"""The files of a repository of the hub that are asked for; no code, no pickles."""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A run that was made of a model. parameters: their number."""
+
+    path: Path
+    family: str
+    parameters: int
+    config: Config
+
+
+def import_model(source: str | Path, out: str | Path, *, layers: str | None = None,
+                 tokenizer: str | Path | None = None, settings: Mapping[str, Any] | None = None) -> Imported:
+    """Write the run `out` from a model's folder, or from a repository of the Hugging Face hub, NAME or NAME@REVISION.
+
+    layers: "P/N/C", the cut of a dense stack (`read_pretrained`). tokenizer: a tokenizer.json or a folder with one,
+    where the model's has none. settings: of the run's config, as its data. Raises UserError, and leaves nothing behind,
+    for what is no such model, tensors that are missing, left over or of another shape, a tokenizer that does not fit,
+    and an `out` that exists.
+    """
+    with new_folder(out) as folder:
+        source_folder = _located(source)
+        kept = {"data.tokenizer": str(out), **(settings or {})}
+        found = open_pretrained(source_folder, layers, kept | {"model.padded_vocab_size": "null"})
+        words = _tokenizer(found, tokenizer)
+        if words.vocab_size < found.vocab_size:
+            found = open_pretrained(source_folder, layers, kept | {"model.padded_vocab_size": found.vocab_size})
+        elif words.vocab_size > found.vocab_size:
+            raise UserError(f"{source} has {found.vocab_size} embeddings and its tokenizer {words.vocab_size} tokens; "
+                            f"give with --tokenizer the one that belongs to it")
+        _write(folder, found, words, str(source))
+    shapes = found.skeleton.state_dict().values()
+    return Imported(Path(out), found.family.name, sum(weight.numel() for weight in shapes), found.config)
+
+
+def _write(folder: Path, found: Pretrained, words: TextTokenizer, source: str) -> None:
+    objective = build_objective(found.config, found.skeleton, words.end_of_text)
+    shapes = {name: weight.shape for name, weight in objective.state_dict().items()}
+    weights = ((f"model.{name}", weight) for name, weight in found.weights())
+    own = sorted(shapes.keys() - {f"model.{name}" for name in found.skeleton.state_dict()})
+    if own:
+        raise UserError(f"objective {found.config.objective} has weights of its own ({own[0]}), which {source} has "
+                        f"not; import it without --objective, and train that with training.warm_start")
+    imported = {"imported": {"source": source, "family": found.family.name, "config": dict(found.raw)}}
+    write_text(folder / STAMP, json.dumps(stamp(found.config, "cpu") | imported, indent=1))
+    write_text(folder / TOKENIZER, words.json())
+    state = asdict(Counters()) | {"vocab_size": words.vocab_size, "picture": None, "end_of_text": words.end_of_text,
+                                  "data": None, "meter": {}, "groups": []}
+    save_checkpoint(folder, 0, {"optimizer": {}}, state, keep=1, streams={"model": Stream(shapes, weights)})
+    write_text(folder / CONFIG, dump_config(found.config))
+
+
+def _tokenizer(found: Pretrained, given: str | Path | None) -> TextTokenizer:
+    """That of a model: given, or from its folder, with the end of a text that its config says."""
+    end = found.raw.get("eos_token_id")
+    end = end[0] if isinstance(end, list) and end else end
+    try:
+        return load_tokenizer(given or found.folder, end=end)
+    except UserError as error:
+        raise UserError(str(error).replace("data.tokenizer", "tokenizer").replace(
+            "or leave it null to train one", "and give it with --tokenizer")) from None
+
+
+def _located(source: str | Path) -> Path:
+    """The folder of a model; one of the hub is fetched, its weights and its tokenizer alone."""
+    path = Path(source).expanduser()
+    name, _, revision = str(source).partition("@")
+    if path.exists() or str(source).startswith((".", "~", "/")) or name.count("/") > 1:
+        if not path.is_dir():
+            raise UserError(f"{source} is no folder of a model; give one that save_pretrained wrote, or a name on the "
+                            f"Hugging Face hub")
+        return path
+    from huggingface_hub import snapshot_download
+
+    with _asked(name):
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(FETCHED)))
+
+
+@contextmanager
+def _asked(name: str):
+    """One sentence where the hub has it not, or cannot be reached."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise UserError(f"{name} is no folder here, and the Hugging Face hub does not give it ({one_line(error)}); "
+                        f"give a folder, or see huggingface.co for its name") from None
