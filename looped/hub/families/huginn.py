@@ -26,9 +26,9 @@ def embed_scale(raw: Raw) -> float | None:
 
 
 def is_retrofit(raw: Raw) -> bool:
-    """Retrofit keeps Huginn's `model_type` and keys, and is told by two marks of its conversion: embedded tokens are not
-    scaled, and the base of the positions is the donor's `rope_theta`, which Huginn has not. Tensors do not tell: norms
-    of Huginn's may be left over."""
+    """Retrofit keeps Huginn's `model_type` and keys, and is told by two marks of its conversion: embedded tokens are
+    not scaled, and the base of the positions is the donor's `rope_theta`, which Huginn has not. Tensors do not tell:
+    norms of Huginn's may be left over."""
     return embed_scale(raw) == 1 and rope_of(raw).get("rope_theta") is not None
 
 
