@@ -19,13 +19,15 @@ from looped.config import Config, load_config
 from looped.errors import UserError, did_you_mean
 from looped.hub.families.base import CORE, Family, Link, Raw
 from looped.hub.families.dense import DENSE, PASSES
+from looped.hub.families.huginn import Huginn
+from looped.hub.families.retrofit import RETROFIT
 from looped.hub.families.tensors import Tensors
 from looped.models.build import build, effective_depth, unseeded
 from looped.models.language import LanguageModel, start_weights
 from looped.nn.injection import Linear, build_injection
 from looped.rng import seeded_init
 
-FAMILIES: tuple[Family, ...] = (*DENSE, *PASSES)
+FAMILIES: tuple[Family, ...] = (*DENSE, *PASSES, Huginn(), *RETROFIT)
 
 
 @dataclass(frozen=True)
@@ -74,14 +76,13 @@ def open_pretrained(folder: str | Path, layers: str | None = None,
     has. Raises UserError for what is no such folder, and for a family that is not known."""
     folder = Path(folder)
     raw = _read_config(folder)
-    family = next((family for family in FAMILIES if family.is_family_of(raw)), None)
-    if family is None:
-        known = [family.name for family in FAMILIES]
-        raise UserError(f"{folder} is a model of the family '{raw.get('model_type')}', which is not known here"
-                        f"{did_you_mean(str(raw.get('model_type')), known)}")
+    family = _family_of(raw, folder)
     for name in family.needs:
         if raw.get(name) is None:
             raise UserError(f"{folder / 'config.json'} is not a model's config: it does not say {name}")
+        if not isinstance(raw[name], int) or raw[name] < 0:
+            raise UserError(f"{folder / 'config.json'} is not a model's config: its {name} is {raw[name]!r}, not a "
+                            f"whole number from 0 on")
     cut = family.cut(raw, layers, str(folder))
     config = load_config(None, {**family.settings(raw, str(folder)), **cut.settings, **(settings or {})})
     return Pretrained(folder, raw, family, config, family.links(raw, cut),
@@ -117,6 +118,19 @@ def _read_config(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{path} is not a model's config: {error}") from None
     return found
+
+
+def _family_of(raw: Raw, folder: Path) -> Family:
+    """By the config.json, and by names of tensors where that does not tell. Raises UserError."""
+    found = [family for family in FAMILIES if family.is_family_of(raw)]
+    if len(found) > 1:
+        with Tensors(folder) as tensors:
+            found = [family for family in found if family.holds(tensors.files)]
+    if not found:
+        known = {family.name for family in FAMILIES}
+        raise UserError(f"{folder} is a model of the family '{raw.get('model_type')}', which is not known here"
+                        f"{did_you_mean(str(raw.get('model_type')), known)}")
+    return found[0]
 
 
 def _injection(config: Config) -> dict[str, Tensor]:

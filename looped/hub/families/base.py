@@ -3,7 +3,7 @@
 The table of a family goes both ways: a `Link` says which rows of which tensors are the same there and here.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,11 +61,13 @@ CORE = "recurrence.core.blocks.0"
 
 @dataclass(frozen=True)
 class Cut:
-    """Layers of a stack, by their numbers there, as prelude, core and coda."""
+    """Layers of a model, by their numbers there, as prelude, core and coda. made: they are a stack's, and the loop is
+    made of it."""
 
     prelude: range
     core: range
     coda: range
+    made: bool = False
 
     @classmethod
     def whole(cls, num_layers: int) -> "Cut":
@@ -83,7 +85,7 @@ class Cut:
             raise UserError(f"--layers {text} asks for {prelude + core + coda} layers, at least one of them in the "
                             f"core, and the model has {num_layers}; ask for no more")
         return cls(range(prelude), range(num_layers - coda - core, num_layers - coda),
-                   range(num_layers - coda, num_layers))
+                   range(num_layers - coda, num_layers), made=prelude + coda > 0)
 
     def left_out(self, num_layers: int) -> set[int]:
         """The layers that have no place."""
@@ -91,9 +93,9 @@ class Cut:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Those of the sizes, and of the loop where the stack is cut."""
+        """Those of the sizes, and of the loop where one is made."""
         sizes = {f"model.num_{name}_layers": len(getattr(self, name)) for name in ("prelude", "core", "coda")}
-        if not (len(self.prelude) or len(self.coda)):
+        if not self.made:
             return sizes
         return sizes | {"model.injection": "linear", "model.state_init": "like-init", "objective": "truncated",
                         "recurrence.mean": 4}
@@ -114,13 +116,17 @@ class Family:
     name: str
     """The `model_type` of its config.json."""
     needs: tuple[str, ...] = ("vocab_size", "num_hidden_layers")
-    """What a config.json has to say at least."""
+    """The whole numbers that a config.json has to say at least."""
     unused: str = r"rotary_emb\.inv_freq$"
     """A pattern of tensors that some of its folders hold though nothing reads them."""
 
     def is_family_of(self, raw: Raw) -> bool:
         """True for a config.json of this family."""
         return raw.get("model_type") == self.name
+
+    def holds(self, names: Collection[str]) -> bool:
+        """True for tensors of this family, where another has the same config.json."""
+        return True
 
     def vocab_size(self, raw: Raw) -> int:
         """Rows of the embedding."""

@@ -36,7 +36,7 @@ class Stack(Family):
         refuse(raw, folder, hidden_act="silu", mlp_bias=False)
         if self.windowed:
             _refuse_window(raw, folder)
-        rope = raw.get("rope_parameters") or {**(raw.get("rope_scaling") or {}), "rope_theta": raw.get("rope_theta")}
+        rope = rope_of(raw)
         require(raw, folder, "hidden_size", "num_attention_heads", "intermediate_size", "rms_norm_eps")
         require(rope, folder, "rope_theta")
         if "attention_bias" not in PRESETS[self.name]:
@@ -90,14 +90,21 @@ def _refuse_window(raw: Raw, folder: str) -> None:
                         f"set sliding_window to null in its config.json to read it for texts no longer than that")
 
 
+def rope_of(raw: Raw) -> Mapping[str, Any]:
+    """What a config.json says of rotary positions, as transformers 5 writes it or as 4 did."""
+    return raw.get("rope_parameters") or {**(raw.get("rope_scaling") or {}), "rope_theta": raw.get("rope_theta")}
+
+
 def scaling(rope: Mapping[str, Any], folder: str) -> dict[str, Any] | None:
     """The scaling of rotary positions as a setting of ours. Raises UserError."""
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return None
     if kind == "linear":
+        require(rope, folder, "factor")
         return {"kind": "linear", "factor": rope["factor"]}
     if kind == "llama3":
+        require(rope, folder, "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
         return {"kind": "llama3", "factor": rope["factor"], "low_freq_factor": rope["low_freq_factor"],
                 "high_freq_factor": rope["high_freq_factor"],
                 "original_length": rope["original_max_position_embeddings"]}
@@ -141,7 +148,20 @@ class Passes(Stack):
         return self.links_at(raw, cut.places(), f"{CORE}.norm")
 
 
+class Ouro(Passes):
+    """Ouro (arXiv 2510.25741) and STARS (arXiv 2605.26733), tuned from it: norms before and after each branch.
+
+    Their exit gate, a linear map of each pass's output to the chance that it is the last, is left unread, so every
+    token takes all passes, as it does by the threshold 1 that is published; another one is refused."""
+
+    unused = rf"{Passes.unused}|^model\.early_exit_gate\.(weight|bias)$"
+
+    def settings(self, raw: Raw, folder: str) -> dict[str, Any]:
+        refuse(raw, folder, early_exit_threshold=1.0, early_exit_step=None)
+        return super().settings(raw, folder)
+
+
 DENSE = (Stack("llama"), Stack("mistral", windowed=True), Stack("qwen2", bias="qkv", windowed=True),
          Stack("qwen3", qk_norm=True, windowed=True), Stack("olmo2", norms=POSTNORM, qk_norm=True),
          SmolLM3("smollm3", windowed=True))
-PASSES = (Passes("nanbeige"),)
+PASSES = (Passes("nanbeige"), Ouro("ouro", norms=SANDWICH, windowed=True, count="total_ut_steps"))
