@@ -70,3 +70,10 @@ class StepRandom:
         strata = torch.randperm(self.total, generator=gen).double()
         uniform = (strata + torch.rand(self.total, generator=gen, dtype=torch.float64)) / self.total
         return uniform[self.start : self.start + self.count].clamp(1e-12, 1 - 1e-12)
+
+
+class Alike(StepRandom):
+    """The same draws for every row, those of row `start`: what a row gets does not depend on the batch around it."""
+
+    def per_row(self, stream: str) -> list[torch.Generator]:
+        return [generator(self.seed, self.step, stream, self.start) for _ in range(self.count)]

@@ -21,7 +21,7 @@ from looped.notices import plain_notices
 if TYPE_CHECKING:
     from looped.cli.verb import Verb
 
-VERBS = ("train", "import", "merge", "eval", "generate", "bench", "compare", "reproduce", "plot", "info")
+VERBS = ("train", "import", "export", "merge", "eval", "generate", "bench", "compare", "reproduce", "plot", "info")
 
 HELP = """looped {version}: recurrent-depth Transformers, trained by unrolling or by denoising, measured over depth
 
@@ -29,6 +29,7 @@ usage: looped VERB [arguments]
 
   train CONFIG       train a config, or go on with a run that was interrupted
   import MODEL       a pretrained model, from a folder or the Hugging Face hub, as a run
+  export RUN         the model of a run as a folder that transformers reads
   merge RUN RUN ..   the runs of single blocks as one run of the whole model
   eval RUN           how good a trained run is at every depth: table, JSONL and picture
   generate RUN       continue a text, or make images, at any depth

@@ -23,7 +23,7 @@ def load(name: str, kind: str) -> tuple[Any, Any]:
     """
     transformers = import_transformers(name)
     _check_folder(name)
-    with _quiet(transformers), _in_one_sentence(name):
+    with quiet(), _in_one_sentence(name):
         transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)  # first: the least to wait for
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         model, report = getattr(transformers, kind).from_pretrained(
@@ -40,11 +40,12 @@ def load(name: str, kind: str) -> tuple[Any, Any]:
     return model.eval(), tokenizer
 
 
-def import_transformers(name: str):
+def import_transformers(name: str, what: str = "reading with"):
+    """The package. Raises UserError where it is missing."""
     try:
         import transformers
     except ImportError:
-        raise UserError(f"reading with {name} needs transformers; pip install 'looped[hub]'") from None
+        raise UserError(f"{what} {name} needs transformers; pip install 'looped[hub]'") from None
     return transformers
 
 
@@ -71,9 +72,10 @@ def _in_one_sentence(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet(transformers) -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Neither bars nor warnings: what is wrong is said once, by us."""
     import huggingface_hub
+    import transformers
 
     loggers = [transformers.utils.logging, huggingface_hub.utils.logging]
     levels = [logger.get_verbosity() for logger in loggers]

@@ -10,13 +10,14 @@ from torch import Tensor
 from looped.config.training import EvaluationConfig
 from looped.data.batch import Batch
 from looped.devices import now
-from looped.diffusion.steering import Steering
 from looped.inference.cost import Cost
 from looped.inference.exits import Exit, Stopping
-from looped.inference.padding import Padding
+from looped.inference.padding import Draws, Padding
 from looped.inference.rollout import Answered, Readout, Rollout, own_normal
 from looped.inference.writing import Writing, one_after_another
+from looped.models.language import LanguageModel
 from looped.nn.cache import Cache
+from looped.nn.projection import head_logits
 from looped.nn.rows import Rows
 from looped.objectives.base import rows_of_batch, token_losses
 from looped.objectives.bptt import Unrolled
@@ -135,7 +136,7 @@ class LoopRollout(Rollout):
         return model.decode(model.unroll(e, rows, grad=1, noise=noise), rows)
 
     def write(self, prompt: Int[Tensor, "batch length"], num_tokens: int, depth: int, way: Writing) -> Tensor:
-        return one_after_another(LoopWriter(self.objective, depth, way.steering, way.padding), prompt, num_tokens, way)
+        return one_after_another(LoopWriter(self.objective, depth, way), prompt, num_tokens, way)
 
     def hidden(self, batch: Batch, depth: int,
                noise: Callable[[Tensor], Tensor]) -> Float[Tensor, "batch length width"]:
@@ -148,17 +149,24 @@ class LoopRollout(Rollout):
 class LoopWriter:
     """Next-token logits of an unrolled loop; keys and values of each loop step are kept."""
 
-    def __init__(self, objective: Unrolled, depth: int, steering: Steering, padding: Padding):
-        self.model, self.depth, self.steering, self.padding = objective.model, depth, steering, padding
+    def __init__(self, objective: Unrolled, depth: int, way: Writing):
+        self.model, self.depth, self.way = objective.model, depth, way
         self.cache, self.width = Cache(), 0
 
     def next_logits(self, new: Int[Tensor, "batch new"], random: StepRandom) -> Tensor:
         """Logits (B, 1, V) after the columns so far and the `new` ones."""
-        first, self.width = self.width, self.width + new.shape[1]
-        rows = Rows(start=self.padding.start(first), mask=self.padding.mask(self.width), cache=self.cache)
-        e = self.model.encode(new, rows)
-        noise = None
-        if self.model.recurrence.needs_noise:
-            noise = self.padding.normal(random, "state", first, self.width, e.shape[-1])
-        state = self.model.unroll(e, rows, grad=self.depth, noise=noise)
-        return self.steering(self.model.decode(state, rows)[:, -1:])
+        hidden = read_on(self.model, new, self.depth, self.way.padding, self.cache, self.width, self.way.draws)
+        self.width += new.shape[1]
+        return self.way.steering(head_logits(self.model, hidden[:, -1:]))
+
+
+def read_on(model: LanguageModel, new: Int[Tensor, "batch new"], depth: int, padding: Padding, cache: Cache | None,
+            first: int, draws: Draws) -> Float[Tensor, "batch new width"]:
+    """The head's input after a loop of `depth` steps over columns from `first` on; the cache has those before.
+
+    A random initial state is that of the position, by `draws`, so that a text is the same however it is read."""
+    stop = first + new.shape[1]
+    rows = Rows(start=padding.start(first), mask=padding.mask(stop), cache=cache)
+    e = model.encode(new, rows)
+    noise = padding.normal_by_place(draws, "state", first, stop, e.shape[-1]) if model.recurrence.needs_noise else None
+    return model.hidden(model.unroll(e, rows, grad=depth, noise=noise), rows)

@@ -1,13 +1,18 @@
 """Prompts of several lengths in one batch, padded on the left: where each one's own columns are."""
 
+from collections.abc import Callable
+
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from looped.errors import UserError
 from looped.nn.bias import Padded
 from looped.nn.mask import Mask
 from looped.rng import StepRandom
+
+Draws = Callable[[int], StepRandom]
+"""The draws of a step, or of a position, by its number."""
 
 
 class Padding:
@@ -37,6 +42,18 @@ class Padding:
     def mask(self, width: int, *, causal: bool = True) -> Mask | None:
         """Who sees whom among the first `width` columns; None where nothing is empty."""
         return None if self.empty is None else Padded(width - self.empty, side="left", causal=causal, width=width)
+
+    def normal_by_place(self, draws: Draws, stream: str, first: int, stop: int,
+                        dim: int) -> Float[Tensor, "batch columns dim"]:
+        """Standard normal draws for the columns first ... stop - 1, each those of its row's own position, which do not
+        depend on how much of a text is read at once; empty columns get zeros."""
+        low = first if self.empty is None else max(0, first - int(self.empty.max()))
+        drawn = torch.stack([draws(place).normal(stream, (dim,)) for place in range(low, stop)], dim=1)
+        if self.empty is None:
+            return drawn
+        places = torch.arange(first, stop, device=drawn.device) - self.empty.to(drawn.device).unsqueeze(1)
+        own = drawn.gather(1, (places - low).clamp(min=0).unsqueeze(-1).expand(-1, -1, dim))
+        return own * (places >= 0).unsqueeze(-1)
 
     def normal(self, random: StepRandom, stream: str, first: int, stop: int, dim: int) -> Tensor:
         """Draws for the columns first ... stop - 1: each row's as if it had no empty columns, which get zeros."""

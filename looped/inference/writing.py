@@ -1,6 +1,5 @@
 """Texts written a token, or a block of tokens, at a time, each from what stands before it."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,7 +10,7 @@ from torch.nn.functional import pad
 
 from looped.diffusion.bridge import draw
 from looped.diffusion.steering import Steering
-from looped.inference.padding import Padding
+from looped.inference.padding import Draws, Padding
 from looped.inference.texts import NOTHING, Ending
 from looped.nn.precision import widest
 from looped.rng import StepRandom
@@ -31,7 +30,7 @@ class Writing:
 
     steering: Steering
     padding: Padding
-    draws: Callable[[int], StepRandom]
+    draws: Draws
     ending: Ending
 
 

@@ -4,10 +4,12 @@ A path names a place: `cache.child("core", 3).layer(0)` is layer 0 of loop step 
 number of loop or solver steps is free at call time.
 """
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
 import torch
 from torch import Tensor
+
+Path = tuple[Hashable, ...]
 
 
 class LayerCache:
@@ -33,20 +35,25 @@ class LayerCache:
 
 
 class Cache:
-    """A tree of `LayerCache`, made on first use."""
+    """A tree of layers, made on first use: by `make` of their path, which ends in the number of the layer."""
 
-    def __init__(self):
+    def __init__(self, make: Callable[[Path], LayerCache] = lambda path: LayerCache(), path: Path = ()):
+        self._make, self._path = make, path
         self._children: dict[Hashable, Cache] = {}
         self._layers: dict[int, LayerCache] = {}
 
     def child(self, *path: Hashable) -> "Cache":
         node = self
         for name in path:
-            node = node._children.setdefault(name, Cache())
+            if name not in node._children:
+                node._children[name] = Cache(node._make, (*node._path, name))
+            node = node._children[name]
         return node
 
     def layer(self, index: int) -> LayerCache:
-        return self._layers.setdefault(index, LayerCache())
+        if index not in self._layers:
+            self._layers[index] = self._make((*self._path, index))
+        return self._layers[index]
 
     def truncate(self, length: int) -> None:
         for layer in self._layers.values():

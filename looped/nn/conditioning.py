@@ -18,9 +18,15 @@ class LevelEmbedding(nn.Module):
 
     def __init__(self, width: int, *, num_frequencies: int = 32, max_frequency: float = 64.0):
         super().__init__()
-        frequencies = torch.logspace(0, math.log2(max_frequency), num_frequencies, base=2.0)
-        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.num_frequencies, self.max_frequency = num_frequencies, max_frequency
+        self.register_buffer("frequencies", torch.empty(num_frequencies), persistent=False)
+        self.reset_frequencies()
         self.mlp = nn.Sequential(nn.Linear(2 * num_frequencies, width), nn.SiLU(), nn.Linear(width, width))
+
+    def reset_frequencies(self) -> None:
+        """Fill the buffer, which no checkpoint holds, anew; where it is."""
+        filled = torch.logspace(0, math.log2(self.max_frequency), self.num_frequencies, base=2.0, device="cpu")
+        self.frequencies = filled.to(self.frequencies.device)
 
     def forward(self, level: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch width"]:
         angles = level.to(self.frequencies.device, torch.float32).unsqueeze(-1) * self.frequencies

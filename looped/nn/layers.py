@@ -56,9 +56,16 @@ class Rotary(nn.Module):
 
     def __init__(self, head_dim: int, *, base: float = 10_000.0, scaling: Callable[[Tensor], Tensor] | None = None):
         super().__init__()
-        inverse = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
-        inverse = inverse if scaling is None else scaling(inverse)
-        self.register_buffer("frequencies", inverse.float(), persistent=False)
+        self.head_dim, self.base, self.scaling = head_dim, base, scaling
+        self.register_buffer("frequencies", torch.empty(head_dim // 2), persistent=False)
+        self.reset_frequencies()
+
+    def reset_frequencies(self) -> None:
+        """Fill the buffer, which no checkpoint holds, anew; where it is."""
+        exponents = -torch.arange(0, self.head_dim, 2, dtype=torch.float64, device="cpu") / self.head_dim
+        inverse = self.base ** exponents
+        self.frequencies = (inverse if self.scaling is None else self.scaling(inverse)).float().to(
+            self.frequencies.device)
 
     def forward(self, positions: Tensor) -> Rotation:
         """(cos, sin), each (1 or B, L, 1, K / 2), for positions (L,) or (B, L), or with axes (B, L, A)."""

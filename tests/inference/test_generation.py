@@ -14,6 +14,8 @@ from looped.inference.denoised_text import DenoiseWriter
 from looped.inference.generate import generate
 from looped.inference.loop import LoopWriter
 from looped.inference.padding import Padding
+from looped.inference.texts import Ending
+from looped.inference.writing import Writing
 from looped.models.build import build
 from looped.objectives import build_objective
 from looped.rng import StepRandom
@@ -58,14 +60,22 @@ def test_generation_is_a_function_of_the_seed(flags, depth):
 
 
 @torch.no_grad()
-def test_a_cached_loop_equals_recomputing_from_the_start():
-    objective = make({"objective": "truncated"})
-    writer, rows = LoopWriter(objective, 3, Steering(), Padding(None, 3)), prompt()
-    random = StepRandom(0, 0, count=3)
-    writer.next_logits(rows[:, :3], random)
+@pytest.mark.parametrize("state_init", ["like-init", "zero"])
+def test_a_cached_loop_equals_recomputing_from_the_start(state_init):
+    """A random initial state is that of the position, however much is read at once."""
+    objective, rows = make({"objective": "truncated", "model.state_init": state_init}), prompt()
+
+    def draws(place):
+        return StepRandom(0, place, count=3)
+
+    padding = Padding(None, 3)
+    writer = LoopWriter(objective, 3, Writing(Steering(), padding, draws, Ending(None)))
+    writer.next_logits(rows[:, :3], draws(0))
     for i in (3, 4):
-        cached = writer.next_logits(rows[:, i : i + 1], random)
-        torch.testing.assert_close(cached, objective.model(rows[:, : i + 1], 3)[:, -1:], rtol=1e-4, atol=1e-5)
+        cached = writer.next_logits(rows[:, i : i + 1], draws(i))
+        noise = padding.normal_by_place(draws, "state", 0, i + 1, objective.model.width)
+        whole = objective.model(rows[:, : i + 1], 3, noise=noise)[:, -1:]
+        torch.testing.assert_close(cached, whole, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("flags", PADDED, ids=PADDED_NAMES)

@@ -1,0 +1,99 @@
+"""Caches of transformers' `generate` for models whose number of steps is free: one that grows, and a denoiser's own."""
+
+from typing import Any
+
+from torch import Tensor
+from transformers.cache_utils import Cache as Kept
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from looped.errors import UserError
+from looped.hub.readers import GREEDY, PLAIN, LoopReader, Reader, Reading, SolverReader
+from looped.inference.denoised_text import DenoiseWriter
+from looped.nn.cache import Cache, LayerCache, Path
+
+
+class Slot(LayerCache):
+    """A layer of a cache of transformers, (B, G, M, K) there, as one of ours, (B, M, G, K)."""
+
+    def __init__(self, kept: Kept, index: int):
+        self.kept, self.index = kept, index
+
+    @property
+    def length(self) -> int:
+        return self.kept.layers[self.index].get_seq_length()
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Add rows at the end and return all of them."""
+        k, v = self.kept.update(k.transpose(1, 2), v.transpose(1, 2), self.index)
+        return k.transpose(1, 2), v.transpose(1, 2)
+
+
+def grown(kept: Kept, depth: int) -> Cache:
+    """The tree of a loop's layers in a cache of transformers, which gets one more for each that is met first.
+
+    Raises UserError for one that cannot grow, and where it was filled at another depth: the steps that were not made
+    then would have no keys of earlier tokens.
+    """
+    if any(type(layer) is not DynamicLayer for layer in kept.layers) or kept.is_compileable:
+        raise UserError(f"a {type(kept).__name__} has a fixed number of layers or of tokens, and a loop's grows with "
+                        f"num_steps; leave cache_implementation out, or pass use_cache=False")
+    filled = kept.__dict__.setdefault("looped_depth", depth)
+    if filled != depth:
+        raise UserError(f"this cache was filled with num_steps {filled} and is read with {depth}; give both the same, "
+                        f"or begin with a new one")
+    places: dict[Path, int] = kept.__dict__.setdefault("looped_places", {})
+
+    def slot(path: Path) -> Slot:
+        index = places.setdefault(path, len(places))
+        while len(kept.layers) <= index:
+            kept.layers.append(DynamicLayer())
+        return Slot(kept, index)
+
+    return Cache(slot)
+
+
+NO_GUESSES = ("a denoiser takes back no tokens, so nothing is guessed ahead for it; leave prompt_lookup_num_tokens and "
+              "assistant_model out")
+
+
+class SolverCache(DynamicCache):
+    """What a denoiser keeps of a text: a cache for each noise level, in its writer. The texts of a batch stay in their
+    order and only grow."""
+
+    def __init__(self, writer: DenoiseWriter):
+        super().__init__()
+        self.writer, self.num_texts = writer, 0
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.writer.width
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        raise UserError("a denoiser's texts are not searched with beams; leave num_beams out")
+
+    def crop(self, max_length: int) -> None:
+        raise UserError(NO_GUESSES)
+
+    batch_repeat_interleave = batch_select_indices = reorder_cache
+
+
+def read_loop(reader: LoopReader, reading: Reading, kept: Kept, keep: int, greedy: bool) -> tuple[Tensor, Kept]:
+    """Logits of new columns, and the cache with them."""
+    own = Reading(reading.tokens, reading.depth, reading.padding, reading.first, grown(kept, reading.depth))
+    return reader.logits(own, keep), kept
+
+
+def read_solver(reader: SolverReader, reading: Reading, kept: Kept, keep: int, greedy: bool) -> tuple[Tensor, Kept]:
+    """Logits of the next token, and the cache with what was read; the first call makes it."""
+    if keep > 1:
+        raise UserError(NO_GUESSES)
+    if not isinstance(kept, SolverCache):
+        kept = SolverCache(reader.writer(reading, GREEDY if greedy else PLAIN))
+    elif reading.tokens.shape[1] > 1:
+        raise UserError("a denoiser reads one token at a time beside its cache; pass use_cache=False, or one token")
+    logits = kept.writer.next_logits(reading.tokens, reader.draws(reading)(kept.num_texts))
+    kept.num_texts += 1
+    return logits, kept
+
+
+KEEPING: dict[type[Reader], Any] = {LoopReader: read_loop, SolverReader: read_solver}
+"""(reader, reading, cache, logits to keep, greedy) -> (logits, cache), by the class of a reader."""

@@ -1,0 +1,86 @@
+"""`looped export`: a run as a model's folder of transformers, with its tokenizer and a model card."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from looped.data.tokenizer_files import MARK
+from looped.errors import UserError, did_you_mean
+from looped.hub.card import Card
+from looped.hub.loading import import_transformers, quiet
+from looped.storage import new_folder
+from looped.training.runs import Run, read_stamp
+
+CONTEXT = 2048
+"""Tokens that a model says it can read where nothing says so: those of its training, but not fewer than this."""
+
+ELSEWHERE = {"data.path": (), "data.tokenizer": None, "data.cache_dir": None, "training.warm_start": None}
+"""Settings that name files of this machine, which the model does without."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """A layout of a model's folder. write: (run, folder, depth) leaves config.json and weights, and raises UserError
+    for a model that has no place in it; alone: it is read without this package."""
+
+    write: Callable[[Run, Path, int], None]
+    alone: bool
+
+
+def export(run: Run, out: str | Path, to: str = "hf", *, num_steps: int | None = None,
+           licence: str | None = None) -> Path:
+    """Write the model of a run to the folder `out`, in a form of `FORMS`.
+
+    num_steps: the depth that is used where none is asked for, and of a dense form the depth for good; that of training
+    if None. licence: as the model card says it. Raises UserError, and leaves nothing behind, for a model that has no
+    place in the form, and for an `out` that exists.
+    """
+    if to not in FORMS:
+        raise UserError(f"--to {to} is unknown{did_you_mean(to, FORMS)}")
+    import_transformers(str(run.path), "exporting")
+    if "data" not in run.config.kind.reads and run.config.kind.name != "text":
+        raise UserError(f"run {run.path} is trained on {run.config.kind.noun}, and a model of transformers reads text; "
+                        f"export a run on text")
+    depth, form = num_steps or run.config.main_depth, FORMS[to]
+    with new_folder(out) as folder, quiet():
+        form.write(run, folder, depth)
+        _tokenizer(run).save_pretrained(folder)
+        card = Card(run, to, depth, licence or read_stamp(run.path).get("imported", {}).get("licence"), form.alone)
+        (folder / "README.md").write_text(card.text(folder), encoding="utf-8")
+    return Path(out)
+
+
+def _write_looped(run: Run, folder: Path, depth: int) -> None:
+    from looped.hub.wrapper import LoopedConfig, LoopedForCausalLM
+
+    settings = run.config.replace(**ELSEWHERE)
+    config = LoopedConfig(looped=settings.model_dump(mode="json"), num_steps=depth,
+                          vocab_size=run.objective.model.vocab_size, dtype="float32", **tokens_of(run))
+    LoopedForCausalLM.holding(run.objective, config).save_pretrained(folder)
+
+
+def tokens_of(run: Run) -> dict[str, Any]:
+    """Settings of a config that say which tokens begin, end and fill up texts, and how long they are."""
+    raw: Mapping[str, Any] = read_stamp(run.path).get("imported", {}).get("config", {})
+    end = run.tokenizer.end_of_text
+    return {"bos_token_id": raw.get("bos_token_id", end), "eos_token_id": end, "pad_token_id": end,
+            "max_position_embeddings": raw.get("max_position_embeddings") or max(CONTEXT, run.config.data.length)}
+
+
+def _tokenizer(run: Run) -> Any:
+    """The run's tokenizer as one of transformers."""
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    fields = json.loads(run.tokenizer.json())
+    for token in fields["added_tokens"]:
+        token.pop(MARK, None)
+    end = run.tokenizer.end_token
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(fields)), eos_token=end,
+                                   bos_token=end, pad_token=end, padding_side="left",
+                                   clean_up_tokenization_spaces=False)
+
+
+FORMS: dict[str, Form] = {"hf": Form(_write_looped, alone=False)}

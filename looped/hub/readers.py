@@ -1,0 +1,139 @@
+"""Logits of a trained model as other programs ask for them: of all tokens at once, or of new ones beside a cache.
+
+A reader belongs to a rollout (`READERS`). What a row gets is a function of its own tokens and of the seed: every row
+draws as the first one of a batch, each position its own start, whatever is padded and however much is read at once.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from looped.config import Config
+from looped.diffusion.steering import Steering
+from looped.errors import UserError
+from looped.inference.denoised_text import DenoiseWriter, TeacherForced
+from looped.inference.loop import read_on
+from looped.inference.padding import Padding
+from looped.nn.cache import Cache
+from looped.nn.projection import head_logits
+from looped.objectives.base import Objective, rows_of_batch
+from looped.rng import Alike
+
+GREEDY, PLAIN = Steering(temperature=0), Steering()
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is read: `tokens` (B, n) at the columns from `first` on, `depth` steps deep. cache: keys and values of the
+    columns before, to which those of the new ones are added; None: there are none, and none are kept."""
+
+    tokens: Int[Tensor, "batch new"]
+    depth: int
+    padding: Padding
+    first: int = 0
+    cache: Cache | None = None
+
+
+class Reader:
+    """The logits of an objective. Raises UserError for what it does not compute."""
+
+    def __init__(self, objective: Objective, seed: int):
+        self.objective, self.model, self.seed = objective, objective.model, seed
+
+    def draws(self, reading: Reading) -> Callable[[int], Alike]:
+        """The draws of a step, or of a position, by its number."""
+        return partial(Alike, self.seed, count=len(reading.tokens), device=reading.tokens.device)
+
+    def logits(self, reading: Reading, keep: int) -> Float[Tensor, "batch kept vocab"]:
+        """Logits after the last `keep` columns, or after all of them (0)."""
+        raise NotImplementedError
+
+    def trained(self, reading: Reading, last: int | None) -> Float[Tensor, "batch new vocab"]:
+        """Logits with gradient through the last so many steps, or through all (None)."""
+        raise UserError(f"a {type(self.objective).__name__} is not trained by its logits; train it with looped train, "
+                        f"and export it again")
+
+    writes_uncached = True
+    """True where a text that is read anew for each token is the same text."""
+
+
+class LoopReader(Reader):
+    """A loop, whose cache has keys and values of every step."""
+
+    def logits(self, reading: Reading, keep: int) -> Float[Tensor, "batch kept vocab"]:
+        r = reading
+        self._check_documents(r)
+        if r.cache is None and self.objective.separate:
+            return head_logits(self.model, self._of_documents(r)[:, -keep:])
+        hidden = read_on(self.model, r.tokens, r.depth, r.padding, r.cache, r.first, self.draws(r))
+        return head_logits(self.model, hidden[:, -keep:])
+
+    def _check_documents(self, r: Reading) -> None:
+        """A cache knows nothing of the ends of documents."""
+        ends = r.tokens == self.objective.end_of_text
+        if self.objective.separate and r.cache is not None and bool((ends[:, 1:] if r.first == 0 else ends).any()):
+            raise UserError("this model was trained on documents kept separate, and a cache holds one document; end "
+                            "the text at its end-of-text token, or read it with use_cache=False")
+
+    def _of_documents(self, r: Reading) -> Tensor:
+        """Each document as if it stood alone."""
+        batch = self.objective.ask(torch.cat([r.tokens, r.tokens[:, -1:]], dim=1))
+        rows = rows_of_batch(batch)
+        e = self.model.encode(batch.inputs, rows)
+        noise = None
+        if self.model.recurrence.needs_noise:
+            noise = r.padding.normal_by_place(self.draws(r), "state", 0, e.shape[1], e.shape[2])
+        return self.model.hidden(self.model.unroll(e, rows, grad=r.depth, noise=noise), rows)
+
+    def trained(self, reading: Reading, last: int | None) -> Float[Tensor, "batch new vocab"]:
+        r, model = reading, self.model
+        batch = self.objective.ask(torch.cat([r.tokens, r.tokens[:, -1:]], dim=1))
+        rows = rows_of_batch(batch)
+        e = model.encode(batch.inputs, rows)
+        noise = None
+        if model.recurrence.needs_noise:
+            noise = torch.randn_like(e, dtype=torch.float32)
+        grad = r.depth if last is None else min(last, r.depth)
+        return model.decode(model.unroll(e, rows, no_grad=r.depth - grad, grad=grad, noise=noise), rows)
+
+
+class SolverReader(Reader):
+    """A denoiser: `depth` solver steps a token, from noise that is the same for every text."""
+
+    writes_uncached = False
+
+    def __init__(self, objective: Objective, seed: int):
+        super().__init__(objective, seed)
+        if objective.config.block_size > 1:
+            raise UserError(f"this denoiser seeks {objective.config.block_size} tokens at a time "
+                            f"(denoise.block_size), and transformers asks for one; sample it with looped generate")
+
+    def logits(self, reading: Reading, keep: int) -> Float[Tensor, "batch kept vocab"]:
+        """All tokens, each beside the true earlier ones."""
+        r = reading
+        if r.padding.empty is not None:
+            raise UserError("the tokens of a denoiser are read without padding on the left; give texts of one length, "
+                            "or one at a time")
+        rows = torch.cat([r.tokens, r.tokens[:, -1:]], dim=1)  # nothing sees the last one
+        return TeacherForced(self.objective, rows).logits(r.depth, self.draws(r)(0), "")[:, -keep:]
+
+    def writer(self, reading: Reading, steering: Steering) -> DenoiseWriter:
+        """A writer from the beginning of some prompts on."""
+        return DenoiseWriter(self.objective, reading.depth, steering, reading.padding)
+
+
+READERS: dict[str, type[Reader]] = {"loop": LoopReader, "solver": SolverReader}
+"""By the name of a rollout."""
+
+
+def reader_of(objective: Objective, config: Config) -> Reader:
+    """The reader of an objective. Raises UserError for a model that writes no text token by token."""
+    name = objective.rollout if isinstance(objective.rollout, str) else objective.rollout.name
+    if name not in READERS or not hasattr(objective.model, "vocab_size") or config.kind.like not in ("text", "puzzles"):
+        raise UserError(f"a {type(objective).__name__} on {config.kind.noun} has no next token, and transformers runs "
+                        f"models that have one: loops and denoisers of text")
+    return READERS[name](objective, config.seed)

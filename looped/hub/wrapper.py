@@ -1,0 +1,247 @@
+"""Models of this package as models of transformers: `LoopedForCausalLM`, with every method that has for one.
+
+    from looped.hub.wrapper import LoopedForCausalLM    # which registers it: AutoModelForCausalLM reads it, too
+
+    model = LoopedForCausalLM.from_pretrained("out", num_steps=16)
+    model.generate(**tokenizer("def", return_tensors="pt"), num_steps=32)
+
+`num_steps`, loop steps or solver steps a token, is a setting of the config, of `from_pretrained`, of `generate` and of
+a call, the last of which wins.
+"""
+
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, GenerationMixin, PretrainedConfig
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_utils import PreTrainedModel
+
+from looped.config import Config
+from looped.errors import UserError
+from looped.hub.caches import KEEPING
+from looped.hub.readers import Reading, reader_of
+from looped.inference.generate import generate
+from looped.inference.padding import Padding
+from looped.models.build import unseeded
+from looped.nn.bias import Padded
+from looped.nn.checks import whole_number
+from looped.nn.layers import TransformerLayer
+from looped.objectives import Objective, build_objective
+
+KEPT = "cache" if any(field.name == "cache" for field in fields(CausalLMOutputWithPast)) else "past_key_values"
+"""The name of a cache in outputs, another one since transformers 5.24."""
+CODE = "modeling_looped.py"
+THIN = '''"""A model of the package `looped` (pip install looped), which computes it; see README.md beside this file."""
+
+from looped.hub.wrapper import LoopedConfig, LoopedForCausalLM
+
+__all__ = ["LoopedConfig", "LoopedForCausalLM"]
+'''
+"""The code in a model's folder, for `trust_remote_code=True`."""
+
+
+class LoopedConfig(PretrainedConfig):
+    """The config of an exported model. looped: the settings of its run; num_steps: loop or solver steps a token;
+    vocab_size: rows of the embedding."""
+
+    model_type = "looped"
+
+    def __init__(self, looped: dict[str, Any] | None = None, num_steps: int = 1, vocab_size: int = 257, **kwargs: Any):
+        self.looped, self.num_steps, self.vocab_size = looped, num_steps, vocab_size
+        model = Config.model_validate(looped or {}).model
+        self.hidden_size, self.num_attention_heads = model.width, model.num_heads
+        self.num_key_value_heads, self.head_dim = model.kv_heads, model.head_width
+        self.num_hidden_layers = model.num_prelude_layers + model.num_core_layers + model.num_coda_layers
+        kwargs["auto_map"] = {"AutoConfig": f"{Path(CODE).stem}.LoopedConfig",
+                              "AutoModelForCausalLM": f"{Path(CODE).stem}.LoopedForCausalLM"}
+        kwargs["tie_word_embeddings"] = model.tie_embeddings
+        super().__init__(**kwargs)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = None) -> None:
+        """Nothing to remember: `auto_map` is always there, and the file that it names is the model's."""
+
+    @property
+    def settings(self) -> Config:
+        """The settings of its run."""
+        return Config.model_validate(self.looped or {})
+
+
+class LoopedForCausalLM(PreTrainedModel, GenerationMixin):
+    """A model of this package behind the interface of transformers.
+
+    Loops: all of `generate` but static caches. Denoisers: greedy search and sampling, each token solved for in
+    `num_steps` solver steps. What a row gets depends on its own tokens and on the seed of the config alone.
+    """
+
+    config_class = LoopedConfig
+    base_model_prefix = "objective"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["TransformerLayer"]
+    _supports_sdpa = True
+    _tied_weights_keys = None
+
+    def __init__(self, config: LoopedConfig):
+        super().__init__(config)
+        settings = config.settings
+        # The head is one with the embedding where they are tied: there is one tensor, and nothing to tie.
+        self.objective = build_objective(settings, unseeded(settings, config.vocab_size), config.eos_token_id)
+        self.reader = reader_of(self.objective, settings)
+        self.greedy = False
+        self.post_init()
+
+    @classmethod
+    def holding(cls, objective: Objective, config: LoopedConfig) -> "LoopedForCausalLM":
+        """The model of an objective, whose weights it shares."""
+        with torch.device("meta"):
+            model = cls(config)
+        model.objective, model.reader = objective, reader_of(objective, config.settings)
+        return model
+
+    @torch.no_grad()
+    def _init_weights(self, module: torch.nn.Module) -> None:
+        """Fill what no file holds; weights that are missing from one are refused by `from_pretrained`'s own report."""
+        if hasattr(module, "reset_frequencies"):
+            module.reset_frequencies()
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """As of every model of transformers. Raises UserError where a folder lacks a weight, or has one too many."""
+        model, report = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        for what, wrong in (("lacks", report["missing_keys"]), ("has no place for", report["unexpected_keys"])):
+            if wrong:
+                raise UserError(f"the folder of this model {what} the tensor {sorted(wrong)[0]}; export it again")
+        return (model, report) if output_loading_info else model
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = None) -> None:
+        """Nothing to remember: `save_pretrained` always leaves the thin file."""
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """As of every model of transformers, with the file that `trust_remote_code=True` reads."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        (Path(save_directory) / CODE).write_text(THIN, encoding="utf-8")
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        return self.reader.model.embed
+
+    def set_input_embeddings(self, value: torch.nn.Module) -> None:
+        self.reader.model.embed = value
+
+    def get_output_embeddings(self) -> torch.nn.Module | None:
+        return self.reader.model.head
+
+    def set_output_embeddings(self, new_embeddings: torch.nn.Module) -> None:
+        self.reader.model.head = new_embeddings
+
+    # ---- reading -----------------------------------------------------------------------------------------------------
+
+    def forward(self, input_ids: Int[Tensor, "batch new"] | None = None, attention_mask: Tensor | None = None,
+                past_key_values: Any = None, labels: Tensor | None = None, use_cache: bool | None = None,
+                num_steps: int | None = None, logits_to_keep: int = 0, cache: Any = None,
+                return_dict: bool | None = None, position_ids: Tensor | None = None) -> CausalLMOutputWithPast:
+        """Logits (B, L, V) after `num_steps` steps, and with `labels`, whose -100 do not count, their loss.
+
+        past_key_values, or `cache` as it is called since transformers 5.24: what was read before; new tokens follow it.
+        attention_mask: of those before and the new ones; padding on the left, or without a cache on the right.
+        Raises UserError for anything else.
+        """
+        kept = past_key_values if cache is None else cache
+        if not isinstance(input_ids, Tensor):
+            raise UserError("a looped model reads input_ids alone; inputs_embeds have no place in it")
+        first = 0 if kept is None else kept.get_seq_length()
+        depth = self.config.num_steps if num_steps is None else num_steps
+        whole_number("num_steps", depth, 1)
+        wanted = kept is not None or (use_cache if use_cache is not None else False)
+        padding = _padding(attention_mask, input_ids, first, cached=wanted)
+        reading = Reading(input_ids, int(depth), padding, first)
+        if self.training and torch.is_grad_enabled() and kept is None:
+            logits = self.reader.trained(reading, self._backprop())[:, -logits_to_keep:]
+        elif wanted:
+            kept = DynamicCache(config=self.config) if kept is None else kept
+            logits, kept = KEEPING[type(self.reader)](self.reader, reading, kept, logits_to_keep, self.greedy)
+        else:
+            logits = self.reader.logits(reading, logits_to_keep)
+        loss = None if labels is None else self.loss_function(logits, labels, vocab_size=self.config.vocab_size)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, **{KEPT: kept})
+
+    def _backprop(self) -> int | None:
+        """The loop steps that gradients go through: those of the rule it was trained by."""
+        settings = self.config.settings
+        return settings.recurrence.backprop if settings.objective == "truncated" else None
+
+    # ---- writing -----------------------------------------------------------------------------------------------------
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """As of every model of transformers, which also has `num_steps=`."""
+        settings = kwargs.get("generation_config") or self.generation_config
+        sampled = kwargs.get("do_sample", settings.do_sample)
+        beams = kwargs.get("num_beams", settings.num_beams) or 1
+        cached = kwargs.get("use_cache", settings.use_cache)
+        if cached is False and not self.reader.writes_uncached:
+            raise UserError("a denoiser writes with its cache, which holds the noise of the tokens so far; leave "
+                            "use_cache=False out")
+        with self._seeking(greedy=not sampled and beams == 1):
+            return super().generate(*args, **kwargs)
+
+    @contextmanager
+    def _seeking(self, greedy: bool):
+        """A denoiser that is asked for the likeliest token seeks it at every noise level, as `looped generate` does."""
+        before, self.greedy = self.greedy, greedy
+        try:
+            yield
+        finally:
+            self.greedy = before
+
+    def write(self, input_ids: Int[Tensor, "batch length"], num_tokens: int, num_steps: int | None = None,
+              **how: Any) -> Int[Tensor, "batch {num_tokens}"]:
+        """The continuations that `looped generate` writes of prompts of one length, by its own sampler;
+        temperature, top_k, top_p, seed: as of `looped.generate`."""
+        depth = self.config.num_steps if num_steps is None else num_steps
+        return generate(self.objective, input_ids, num_tokens=num_tokens, depth=depth, **how)
+
+    # ---- training ----------------------------------------------------------------------------------------------------
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
+        """Layers keep their inputs alone for the backward pass."""
+        self._checkpoint(True)
+
+    def gradient_checkpointing_disable(self) -> None:
+        self._checkpoint(False)
+
+    def _checkpoint(self, on: bool) -> None:
+        for module in self.modules():
+            if isinstance(module, TransformerLayer):
+                module.checkpointed = on
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        return any(isinstance(module, TransformerLayer) and module.checkpointed for module in self.modules())
+
+
+def _padding(mask: Tensor | None, tokens: Tensor, first: int, *, cached: bool) -> Padding:
+    """The padding that an attention mask says. Raises UserError where a cache would be filled by what is on the right,
+    and for holes."""
+    width = first + tokens.shape[1]
+    if mask is None or bool((mask == 1).all()):
+        return Padding(None, width)
+    if mask.ndim != 2 or mask.shape != (len(tokens), width):
+        raise UserError(f"attention_mask has shape {tuple(mask.shape)}, and there are {len(tokens)} texts of {width} "
+                        f"tokens, those in the cache counted; give a mask of ones and zeros for all of them")
+    padded = Padded.of_attention_mask(mask)
+    if padded.side == "left":
+        return Padding(padded.lengths.to(tokens.device), width)
+    if cached:
+        raise UserError("this batch is padded on the right, where new tokens are to follow; pad it on the left "
+                        "(tokenizer.padding_side = 'left')")
+    return Padding(None, width)  # causal rows never see what is on their right
+
+
+AutoConfig.register(LoopedConfig.model_type, LoopedConfig)
+AutoModelForCausalLM.register(LoopedConfig, LoopedForCausalLM)
