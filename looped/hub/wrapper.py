@@ -145,16 +145,21 @@ class LoopedForCausalLM(PreTrainedModel, GenerationMixin):
     def forward(self, input_ids: Int[Tensor, "batch new"] | None = None, attention_mask: Tensor | None = None,
                 past_key_values: Any = None, labels: Tensor | None = None, use_cache: bool | None = None,
                 num_steps: int | None = None, logits_to_keep: int = 0, cache: Any = None,
-                return_dict: bool | None = None, position_ids: Tensor | None = None) -> CausalLMOutputWithPast:
+                return_dict: bool | None = None, position_ids: Tensor | None = None, inputs_embeds: None = None,
+                output_attentions: bool | None = None, output_hidden_states: bool | None = None,
+                ) -> CausalLMOutputWithPast:
         """Logits (B, L, V) after `num_steps` steps, and with `labels`, whose -100 do not count, their loss.
 
         past_key_values, or `cache` as it is called since transformers 5.24: what was read before; new tokens follow it.
-        attention_mask: of those before and the new ones; padding on the left, or without a cache on the right.
-        Raises UserError for anything else.
+        attention_mask: of those before and the new ones; padding on the left, or without a cache on the right. What
+        else transformers hands to a model, as position_ids, follows from these. Raises UserError for anything else.
         """
         kept = past_key_values if cache is None else cache
-        if not isinstance(input_ids, Tensor):
+        if not isinstance(input_ids, Tensor) or inputs_embeds is not None:
             raise UserError("a looped model reads input_ids alone; inputs_embeds have no place in it")
+        if output_attentions or output_hidden_states:
+            raise UserError("a looped model gives logits alone, no attentions and no hidden states; its states by step "
+                            "are those of model.objective.model.unroll(callback=)")
         first = 0 if kept is None else kept.get_seq_length()
         depth = self.config.num_steps if num_steps is None else num_steps
         whole_number("num_steps", depth, 1)
@@ -208,21 +213,37 @@ class LoopedForCausalLM(PreTrainedModel, GenerationMixin):
 
     # ---- training ----------------------------------------------------------------------------------------------------
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
-        """Layers keep their inputs alone for the backward pass."""
+    def activation_checkpointing_enable(self, activation_checkpointing_kwargs: dict | None = None,
+                                        every_n_layers: int = 1, offload: bool = False) -> None:
+        """Each layer keeps its inputs alone for the backward pass. Raises UserError for other ways."""
+        if activation_checkpointing_kwargs or every_n_layers != 1 or offload:
+            raise UserError("a looped model checkpoints each of its layers as it is; leave the settings of "
+                            "gradient checkpointing out")
         self._checkpoint(True)
 
-    def gradient_checkpointing_disable(self) -> None:
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None, **how: Any) -> None:
+        """The same by its older name."""
+        self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **how)
+
+    def activation_checkpointing_disable(self) -> None:
+        """All is kept."""
         self._checkpoint(False)
 
+    gradient_checkpointing_disable = activation_checkpointing_disable
+
     def _checkpoint(self, on: bool) -> None:
-        for module in self.modules():
-            if isinstance(module, TransformerLayer):
-                module.checkpointed = on
+        for layer in self._layers():
+            layer.checkpointed = on
+
+    def _layers(self) -> list[TransformerLayer]:
+        return [module for module in self.modules() if isinstance(module, TransformerLayer)]
 
     @property
-    def is_gradient_checkpointing(self) -> bool:
-        return any(isinstance(module, TransformerLayer) and module.checkpointed for module in self.modules())
+    def is_activation_checkpointing(self) -> bool:
+        """True if layers keep their inputs alone."""
+        return any(layer.checkpointed for layer in self._layers())
+
+    is_gradient_checkpointing = is_activation_checkpointing
 
 
 def _padding(mask: Tensor | None, tokens: Tensor, first: int, *, cached: bool) -> Padding:

@@ -92,8 +92,9 @@ def test_its_greedy_text_is_that_of_transformers(model, tmp_path, capsys):
     ["train", "{run}/config.yaml", "--run", "{new}", "--training.warm_start", "{run}"],
     ["train", "{run}/config.yaml", "--run", "{new}", "--training.warm_start", "{run}", "--objective", "denoise"],
     ["train", "{run}/config.yaml"]], ids=lambda verb: " ".join(verb[:2] + verb[-1:]))
-def test_every_verb_takes_it(verb, run, tmp_path):
+def test_every_verb_takes_it(verb, run, tmp_path, monkeypatch):
     """In this order: `plot` draws what `eval` has measured, and the last goes on training in the run's own folder."""
+    monkeypatch.chdir(tmp_path)
     assert main([word.format(run=run, new=tmp_path / "new") for word in verb]) == 0
 
 
