@@ -4,6 +4,8 @@ A worker has one thread, and so have the processes it starts: several with as ma
 """
 
 import os
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
@@ -20,13 +22,41 @@ install_import_hook(CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pe
 @pytest.fixture
 def unchecked():
     """What users run, without the checks: for wrong shapes given on purpose, for torch.compile, which cannot look into
-    them, and where a test repeats the same calls hundreds of times."""
+    them, and where a test repeats the same calls hundreds of times. Where all of a module asks for it, so do the
+    fixtures that its tests share (`pytest_runtest_setup`)."""
     config.update("jaxtyping_disable", True)
     yield
     config.update("jaxtyping_disable", False)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item):
+    """Fixtures of a module or a session are made before `unchecked`, which is a test's own."""
+    marks = item.getparent(pytest.Module).iter_markers("usefixtures")
+    config.update("jaxtyping_disable", any("unchecked" in mark.args for mark in marks))
+    try:
+        return (yield)
+    except BaseException:
+        config.update("jaxtyping_disable", False)
+        raise
 
 
 @pytest.fixture(scope="session")
 def chromium():
     """A browser to show pages in."""
     return find_browser()
+
+
+@pytest.fixture(scope="session")
+def in_place():
+    """`with in_place():` comparisons train and benches step in this process; the processes have tests of their own."""
+    from in_place import SteppedInPlace, TrainedInPlace
+
+    @contextmanager
+    def patched():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("looped.compare.runner.subprocess", SimpleNamespace(Popen=TrainedInPlace, DEVNULL=None))
+            patch.setattr("looped.cost.step.Arm", SteppedInPlace)
+            yield
+
+    return patched

@@ -120,8 +120,10 @@ def test_the_smoke_config_trains_resumes_and_is_evaluated(tmp_path, capsys):
 
 def test_make_demo_leaves_one_picture_and_one_table(tmp_path):
     """The demo as it is, seconds instead of minutes long and on a model of one layer a part."""
-    flags = {"training.budget": 2, "training.budget_unit": "steps", "model.width": 32, "evaluation.num_sequences": 2,
-             "evaluation.num_samples": 1, "evaluation.sample_length": 2, "evaluation.depths": "[1,2]"}
+    flags = {"training.budget": 2, "training.budget_unit": "steps", "training.num_evals": 1, "model.width": 32,
+             "model.num_heads": 2, "data.max_bytes": 200_000, "data.vocab_size": 300, "data.length": 32,
+             "evaluation.num_sequences": 2, "evaluation.num_samples": 1, "evaluation.sample_length": 2,
+             "evaluation.prompt_length": 4, "evaluation.depths": "[1,2]"}
     settings = " ".join(f"--{name} {value}" for name, value in flags.items())
     command = ["make", "-o", ".venv/installed", "demo", f"BIN={Path(sys.executable).parent}", f"DEMO={tmp_path}",
                f"FLAGS={settings}"]

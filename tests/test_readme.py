@@ -2,9 +2,11 @@
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from looped.cli import main
 
@@ -15,13 +17,21 @@ TEXT = (ROOT / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", TEXT, flags=re.DOTALL) for line in block.splitlines()]
 
+SMALLER = {"model": {"width": 16}, "data": {"max_bytes": 200_000, "vocab_size": 300, "length": 128},
+           "training": {"budget": 6, "num_evals": 3}, "evaluation": {"num_sequences": 4, "sample_length": 4}}
+
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory):
-    """A folder with the configs in it, where the README's `looped` commands have been run one after another."""
+def desk(tmp_path_factory, in_place):
+    """A folder with the configs in it, where the README's `looped` commands have been run one after another; the smoke
+    config is smaller there than the one that is shipped, which has a test of its own."""
     folder = tmp_path_factory.mktemp("desk")
-    (folder / "configs").symlink_to(ROOT / "configs")
-    with pytest.MonkeyPatch.context() as patch:
+    shutil.copytree(ROOT / "configs", folder / "configs")
+    smoke = yaml.safe_load((folder / "configs" / "smoke.yaml").read_text())
+    for section, values in SMALLER.items():
+        smoke[section] |= values
+    (folder / "configs" / "smoke.yaml").write_text(yaml.safe_dump(smoke))
+    with pytest.MonkeyPatch.context() as patch, in_place():
         patch.chdir(folder)
         for line in COMMANDS:
             program, *arguments = shlex.split(line, comments=True)

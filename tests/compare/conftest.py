@@ -42,10 +42,11 @@ def command(tiny_yaml):
 
 
 @pytest.fixture(scope="session")
-def done(command, tiny_yaml):
+def done(command, tiny_yaml, in_place):
     """A finished comparison."""
     out = tiny_yaml.parent / "done"
-    assert main([*command, "--out", str(out), "--jobs", "2"]) == 0
+    with in_place():
+        assert main([*command, "--out", str(out), "--jobs", "2"]) == 0
     return out
 
 

@@ -8,14 +8,15 @@ from looped.cli import main
 from looped.training.checkpoint import list_checkpoints
 
 
-def test_a_comparison_does_not_go_on_with_a_text_that_has_changed(tiny_yaml, tmp_path, capsys):
+def test_a_comparison_does_not_go_on_with_a_text_that_has_changed(tiny_yaml, tmp_path, in_place, capsys):
     config = yaml.safe_load(tiny_yaml.read_text())
     shutil.copytree(config["data"]["path"], tmp_path / "text")
     config["data"] |= {"path": str(tmp_path / "text"), "cache_dir": str(tmp_path / "tokens")}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
     command = ["compare", str(tmp_path / "tiny.yaml"), "--objectives", "ar", "--budget", "tokens", "--amount", "200",
                "--out", str(tmp_path / "out"), "--seeds"]
-    assert main([*command, "1"]) == 0
+    with in_place():
+        assert main([*command, "1"]) == 0
     page = (tmp_path / "out" / "report.html").read_text()
     assert "measured on" in page
     assert "cpu, fp32" in page

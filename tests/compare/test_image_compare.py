@@ -45,11 +45,12 @@ def tiny(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def done(tiny):
+def done(tiny, in_place):
     """A finished comparison of patches of two sizes, one of them in three blocks."""
     out = Path(tiny[1]).parent / "done"
     arms = "small=full model.patch_size=2,three=blockwise blocks.num=3"
-    assert main([*tiny, "--objectives", arms, "--out", str(out), "--jobs", "2"]) == 0
+    with in_place():
+        assert main([*tiny, "--objectives", arms, "--out", str(out), "--jobs", "2"]) == 0
     return out
 
 

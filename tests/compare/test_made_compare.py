@@ -24,14 +24,15 @@ TINY = {
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory):
+def done(tmp_path_factory, in_place):
     """A finished comparison of one block and of two."""
     folder = tmp_path_factory.mktemp("made")
     (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
     out = folder / "done"
-    assert main(["compare", str(folder / "tiny.yaml"), "--objectives", "denoise,two=blockwise blocks.num=2", "--budget",
-                 "layer-forwards", "--amount", "400", "--seeds", "2", "--depths", "1,3", "--out", str(out), "--jobs",
-                 "2"]) == 0
+    arms = "denoise,two=blockwise blocks.num=2"
+    with in_place():
+        assert main(["compare", str(folder / "tiny.yaml"), "--objectives", arms, "--budget", "layer-forwards",
+                     "--amount", "400", "--seeds", "2", "--depths", "1,3", "--out", str(out), "--jobs", "2"]) == 0
     return out
 
 

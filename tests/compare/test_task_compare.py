@@ -44,10 +44,11 @@ def tiny(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def done(tiny):
+def done(tiny, in_place):
     """A finished comparison."""
     out = Path(tiny[1]).parent / "done"
-    assert main([*tiny, "--out", str(out), "--jobs", "2"]) == 0
+    with in_place():
+        assert main([*tiny, "--out", str(out), "--jobs", "2"]) == 0
     return out
 
 

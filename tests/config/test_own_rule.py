@@ -51,19 +51,20 @@ def desk(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_it_trains_is_measured_and_compared_by_its_path(desk, capsys):
+def test_it_trains_is_measured_and_compared_by_its_path(desk, in_place, capsys):
     assert main(["train", "tiny.yaml", "--run", "run", "--objective", "rule_of_mine.Twice"]) == 0
     line = json.loads((desk / "run" / "metrics.jsonl").read_text().splitlines()[0])
     assert line["num_steps"] == 4  # twice the mean
     assert main(["eval", "run", "--depths", "4"]) == 0
     config = load_config(desk / "run" / "config.yaml")
     assert (config.main_depth, objective_class(config).__name__) == (4, "Twice")
-    assert main(["compare", "tiny.yaml", "--objectives", "ar,mine=rule_of_mine.Twice", "--budget", "tokens", "--amount",
-                 "64", "--seeds", "1", "--depths", "1", "--out", "both"]) == 0
+    with in_place():
+        assert main(["compare", "tiny.yaml", "--objectives", "ar,mine=rule_of_mine.Twice", "--budget", "tokens",
+                     "--amount", "64", "--seeds", "1", "--depths", "1", "--out", "both"]) == 0
     assert "| mine" in (desk / "both" / "compare.md").read_text()
 
 
-def test_its_costs_are_those_of_a_step_of_it(desk, capsys):
+def test_its_costs_are_those_of_a_step_of_it(desk, in_place, capsys):
     """Twice as deep as `full`: twice the FLOPs of the loop, beside the same around it."""
     def flops(objective, mean):
         assert main(["info", "tiny.yaml", "--objective", objective, "--recurrence.mean", str(mean)]) == 0
@@ -71,8 +72,9 @@ def test_its_costs_are_those_of_a_step_of_it(desk, capsys):
         return line
 
     assert flops("rule_of_mine.Twice", 2) == flops("full", 4) != flops("full", 2)
-    assert main(["bench", "step", "tiny.yaml", "--objectives", "full,mine=rule_of_mine.Twice", "--repeats", "1",
-                 "--json"]) == 0
+    with in_place():
+        assert main(["bench", "step", "tiny.yaml", "--objectives", "full,mine=rule_of_mine.Twice", "--repeats", "1",
+                     "--json"]) == 0
     arms = json.loads(capsys.readouterr().out)["arms"]
     assert arms["mine"]["layer_forwards"] > arms["full"]["layer_forwards"]
 

@@ -66,8 +66,9 @@ def test_the_formula_is_the_stack_and_its_activations(config, result):
     """Of one arm at twice the layers, so that what is not of a layer cancels."""
     for checkpointed in (False, True):
         short, long = (memory_config(config.replace(**{"model.num_core_layers": n}), 1, checkpointed) for n in (2, 4))
-        grown = 4 * sum(4 * (count(c, 300).core_parameters * sign) for c, sign in ((long, 1), (short, -1)))
-        grown += sum(count(c, 300).saved_activation_bytes * sign for c, sign in ((long, 1), (short, -1)))
+        of_short, of_long = count(short, 300), count(long, 300)
+        grown = 4 * 4 * (of_long.core_parameters - of_short.core_parameters)
+        grown += of_long.saved_activation_bytes - of_short.saved_activation_bytes
         assert formula_bytes(long) - formula_bytes(short) == pytest.approx(grown, rel=1e-6)
     assert formula_bytes(memory_config(config, 3, False)) == pytest.approx(
         formula_bytes(memory_config(config, 1, False)) / 3)

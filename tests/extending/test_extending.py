@@ -2,11 +2,13 @@
 Each trains, is evaluated over depth, writes where that means something, is compared and benched by the command line,
 and comes back in another process, with no edit in looped/ (docs/extending.md walks through them)."""
 
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -29,29 +31,56 @@ TINY = {"model": {"width": 16, "num_heads": 2, "num_core_layers": 1}, "recurrenc
 TEXT = TINY | {"data": {"path": "text", "cache_dir": "tokens", "vocab_size": 270, "length": 8, "heldout": 0.2}}
 SOUNDS = TINY | {"domain": {"name": "tones.Tones", "options": {"frame": 8, "noise": 0.1}}, "objective": "full"}
 SUMS = TINY | {"task": {"name": "prefix-sums", "difficulty": [3, 4]}, "objective": "denoise"}
+RULE, SOLVER, CORE = "flow_rule.FlowMatching", "midpoint_solver.sample_midpoint", "gated_core.GatedCore"
+RUNS = {"rule": ["text.yaml", "--objective", RULE], "data": ["sounds.yaml"],
+        "solver": ["sums.yaml", "--denoise.solver", SOLVER],
+        "core": ["text.yaml", "--objective", "truncated", "--model.core", CORE]}
 ELSEWHERE = """
 import json, sys
 from looped import load_run
-run = load_run(sys.argv[1])
-print(json.dumps([type(run.objective).__name__, type(run.objective.model).__name__, sum(p.sum().item() for p in
-                  run.objective.parameters()), run.config.main_depth, type(run.data).__name__]))
+told = []
+for path in sys.argv[1:]:
+    run = load_run(path)
+    told.append([type(run.objective).__name__, type(run.objective.model).__name__,
+                 sum(p.sum().item() for p in run.objective.parameters()), run.config.main_depth,
+                 type(run.data).__name__])
+print(json.dumps(told))
 """
 
 
-@pytest.fixture
-def desk(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
     """A folder with the extensions, as somebody has them beside their runs."""
-    (tmp_path / "text").mkdir()
+    folder = tmp_path_factory.mktemp("desk")
+    (folder / "text").mkdir()
     for part in range(6):
-        (tmp_path / "text" / f"{part}.txt").write_text(f"number {part} of many lines\n" * 40)
+        (folder / "text" / f"{part}.txt").write_text(f"number {part} of many lines\n" * 40)
     for file in HERE.glob("*.py"):
         if not file.name.startswith("test_"):
-            shutil.copy(file, tmp_path)
+            shutil.copy(file, folder)
             sys.modules.pop(file.stem, None)
     for name, config in {"text": TEXT, "sounds": SOUNDS, "sums": SUMS}.items():
-        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(config))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+@pytest.fixture
+def desk(folder, monkeypatch):
+    """The folder, in which a test is at work."""
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def said(folder):
+    """Of each of RUNS, trained under its name in the folder: what its training says."""
+    told = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name, words in RUNS.items():
+            with redirect_stdout(io.StringIO()) as told[name]:
+                looped("train", *words, "--run", name)
+    return {name: text.getvalue() for name, text in told.items()}
 
 
 def looped(*words):
@@ -66,122 +95,120 @@ def compared(out):
     return [json.loads(line) for line in (Path(out) / "compare.jsonl").read_text().splitlines()]
 
 
-def same_elsewhere(run):
-    """Another process finds in a run what this one does."""
-    here = load_run(run)
-    told = subprocess.run([sys.executable, "-c", ELSEWHERE, str(run)], capture_output=True, text=True, check=False,
-                          env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
-    assert told.returncode == 0, told.stderr
-    objective, model, total, depth, data = json.loads(told.stdout)
-    assert (objective, model) == (type(here.objective).__name__, type(here.objective.model).__name__)
-    assert total == pytest.approx(sum(p.sum().item() for p in here.objective.parameters()), abs=1e-9)
-    assert (depth, data) == (here.config.main_depth, type(here.data).__name__)
-
-
-def compare_and_bench(config, arms, capsys, *settings):
+def compare_and_bench(config, arms, out, capsys, *settings):
     """Rows of a comparison, and the figures of a bench, of some arms."""
     looped("compare", config, "--objectives", ",".join(arms), "--budget", "tokens", "--amount", 150, "--seeds", 1,
-           "--depths", "1,2", "--out", "both", *settings)
+           "--depths", "1,2", "--out", out, *settings)
     capsys.readouterr()
     looped("bench", "step", config, "--objectives", ",".join(arms), "--repeats", 1, "--json", *settings)
-    return compared("both"), json.loads(capsys.readouterr().out)["arms"]
+    return compared(out), json.loads(capsys.readouterr().out)["arms"]
 
 
-def test_a_training_rule(desk, capsys):
-    mine = "flow_rule.FlowMatching"
-    looped("train", "text.yaml", "--run", "run", "--objective", mine)
-    looped("eval", "run", "--depths", "1,4")
-    by_depth = {row["depth"]: row for row in rows("run") if row["metric"] == "nats_per_token"}
+def test_another_process_finds_in_a_run_what_this_one_does(desk, said):
+    told = subprocess.run([sys.executable, "-c", ELSEWHERE, *said], capture_output=True, text=True, check=False,
+                          env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
+    assert told.returncode == 0, told.stderr
+    for name, (objective, model, total, depth, data) in zip(said, json.loads(told.stdout), strict=True):
+        here = load_run(name)
+        assert (objective, model) == (type(here.objective).__name__, type(here.objective.model).__name__)
+        assert total == pytest.approx(sum(p.sum().item() for p in here.objective.parameters()), abs=1e-9)
+        assert (depth, data) == (here.config.main_depth, type(here.data).__name__)
+
+
+def test_processes_that_a_command_starts_find_what_lies_in_its_folder(desk, capsys):
+    """A training of a comparison and an arm of a bench, in processes of their own."""
+    found, arms = compare_and_bench("text.yaml", [f"mine={RULE}"], "processes", capsys)
+    assert {row["arm"] for row in found if row["kind"] == "cost"} == {"mine"}
+    assert arms["mine"]["peak_rss_bytes"] > arms["mine"]["base_rss_bytes"] > 1e6
+
+
+def test_a_training_rule(desk, said, in_place, capsys):
+    looped("eval", "rule", "--depths", "1,4")
+    by_depth = {row["depth"]: row for row in rows("rule") if row["metric"] == "nats_per_token"}
     assert by_depth[4]["layer_forwards"] == 1 + 4 * 2
     assert by_depth[1]["mean"] != by_depth[4]["mean"]
     capsys.readouterr()
-    looped("generate", "run", "--prompt", "number", "--num_tokens", 4, "--depth", 3)
+    looped("generate", "rule", "--prompt", "number", "--num_tokens", 4, "--depth", 3)
     assert capsys.readouterr().out.startswith("number")
-    found, arms = compare_and_bench("text.yaml", ["ar", f"mine={mine}"], capsys)
+    with in_place():
+        found, arms = compare_and_bench("text.yaml", ["ar", f"mine={RULE}"], "rules", capsys)
     assert {row["arm"] for row in found if row["kind"] == "cost"} == {"ar", "mine"}
     assert arms["mine"]["layer_forwards"] == arms["ar"]["layer_forwards"]
-    same_elsewhere("run")
 
 
 def test_a_flow_learns(desk):
     """Positive control: of two texts it learns the next letter, at the first Euler step and after four."""
-    looped("train", "text.yaml", "--run", "run", "--objective", "flow_rule.FlowMatching", "--training.budget", 120,
+    looped("train", "text.yaml", "--run", "flow", "--objective", RULE, "--training.budget", 120,
            "--training.sample_every", 0)
-    looped("eval", "run", "--depths", "1,4")
-    means = [row["mean"] for row in rows("run") if row["metric"] == "nats_per_token"]
+    looped("eval", "flow", "--depths", "1,4")
+    means = [row["mean"] for row in rows("flow") if row["metric"] == "nats_per_token"]
     assert max(means) < 2.5  # chance is ln 270 = 5.6
 
 
-def test_a_kind_of_data(desk, capsys):
-    looped("train", "sounds.yaml", "--run", "run")
-    assert " taken for " in capsys.readouterr().out  # the sample while training
-    looped("eval", "run", "--depths", "1,4")
-    assert [(row["metric"], row["depth"], row["n"]) for row in rows("run")] == [
+def test_a_kind_of_data(desk, said, in_place, capsys):
+    assert " taken for " in said["data"]  # the sample while training
+    looped("eval", "data", "--depths", "1,4")
+    assert [(row["metric"], row["depth"], row["n"]) for row in rows("data")] == [
         ("accuracy", 1, 64), ("accuracy", 4, 64)]
-    assert main(["generate", "run"]) == 2
+    assert main(["generate", "data"]) == 2
     assert "names sounds and writes no text" in capsys.readouterr().err
-    found, arms = compare_and_bench("sounds.yaml", ["full", "denoise"], capsys)
+    with in_place():
+        found, arms = compare_and_bench("sounds.yaml", ["full", "denoise"], "sounds", capsys)
     assert {row["depth"] for row in found if row["kind"] == "share"} == {1, 2}
-    assert "held-out sounds" in (desk / "both" / "compare.md").read_text()
+    assert "held-out sounds" in (desk / "sounds" / "compare.md").read_text()
     assert arms["full"]["step_flops"] > arms["denoise"]["step_flops"] > 0
     looped("info", "sounds.yaml")
-    same_elsewhere("run")
 
 
 def test_a_kind_of_data_is_learned(desk):
     """Positive control: waves are told apart, which are four."""
-    looped("train", "sounds.yaml", "--run", "run", "--training.budget", 150, "--training.batch_size", 32)
-    looped("eval", "run", "--depths", "2")
-    assert rows("run")[-1]["mean"] > 0.6
+    looped("train", "sounds.yaml", "--run", "waves", "--training.budget", 100, "--training.batch_size", 16)
+    looped("eval", "waves", "--depths", "2")
+    assert rows("waves")[-1]["mean"] > 0.6
 
 
-def test_a_solver(desk):
+def test_a_solver(desk, said):
     """The cost of its solves is that of its evaluations, which it never states."""
-    looped("train", "sums.yaml", "--run", "run", "--denoise.solver", "midpoint_solver.sample_midpoint")
-    looped("eval", "run", "--depths", "1,4")
-    evaluations = {row["depth"]: row["evaluations"] for row in rows("run") if row["metric"] == "solved"}
+    looped("eval", "solver", "--depths", "1,4")
+    evaluations = {row["depth"]: row["evaluations"] for row in rows("solver") if row["metric"] == "solved"}
     assert evaluations == {1: 1, 4: 7}
-    looped("eval", "run", "--depths", "4", "--denoise.solver", "euler")
-    assert rows("run")[-1]["evaluations"] == 4
-    same_elsewhere("run")
+    looped("eval", "solver", "--depths", "4", "--denoise.solver", "euler")
+    assert rows("solver")[-1]["evaluations"] == 4
 
 
 @pytest.mark.slow
-def test_a_solver_is_compared_and_benched(desk, capsys):
-    found, arms = compare_and_bench("sums.yaml", ["denoise", "mine=denoise denoise.solver="
-                                                  "midpoint_solver.sample_midpoint"], capsys)
+def test_a_solver_is_compared_and_benched(desk, in_place, capsys):
+    with in_place():
+        found, arms = compare_and_bench("sums.yaml", ["denoise", f"mine=denoise denoise.solver={SOLVER}"], "solvers",
+                                        capsys)
     assert {row["arm"] for row in found if row["kind"] == "share"} == {"denoise", "mine"}
     assert arms["mine"]["step_flops"] == arms["denoise"]["step_flops"]  # a solver is no part of training
 
 
 def test_a_solver_writes_text(desk, capsys):
-    looped("train", "text.yaml", "--run", "run", "--objective", "denoise")
-    looped("generate", "run", "--prompt", "number", "--num_tokens", 3, "--depth", 3, "--denoise.solver",
-           "midpoint_solver.sample_midpoint")
+    looped("train", "text.yaml", "--run", "writer", "--objective", "denoise")
+    looped("generate", "writer", "--prompt", "number", "--num_tokens", 3, "--depth", 3, "--denoise.solver", SOLVER)
     assert "number" in capsys.readouterr().out
 
 
 def test_an_exit(desk):
-    looped("train", "sums.yaml", "--run", "run", "--objective", "full")
-    looped("eval", "run", "--depths", "4", "--exits", "margin_exit.Margin=0.0,margin_exit.Margin=1.0,confidence")
-    used = {row["by"]: row["mean"] for row in rows("run") if row["metric"] == "steps_used" and row["difficulty"] == 16}
+    looped("train", "sums.yaml", "--run", "exit", "--objective", "full")
+    looped("eval", "exit", "--depths", "4", "--exits", "margin_exit.Margin=0.0,margin_exit.Margin=1.0,confidence")
+    used = {row["by"]: row["mean"] for row in rows("exit") if row["metric"] == "steps_used" and row["difficulty"] == 16}
     assert used["margin_exit.Margin=0"] < used["margin_exit.Margin=1"] == 4
-    assert "margin_exit.Margin" in (desk / "run" / "report.html").read_text()
+    assert "margin_exit.Margin" in (desk / "exit" / "report.html").read_text()
 
 
-def test_a_core(desk):
-    mine = "gated_core.GatedCore"
-    looped("train", "text.yaml", "--run", "run", "--objective", "truncated", "--model.core", mine)
-    looped("eval", "run", "--depths", "1,4")
-    assert len({row["mean"] for row in rows("run") if row["metric"] == "nats_per_token"}) == 2
-    looped("generate", "run", "--prompt", "number", "--num_tokens", 4, "--depth", 3)
-    same_elsewhere("run")
+def test_a_core(desk, said):
+    looped("eval", "core", "--depths", "1,4")
+    assert len({row["mean"] for row in rows("core") if row["metric"] == "nats_per_token"}) == 2
+    looped("generate", "core", "--prompt", "number", "--num_tokens", 4, "--depth", 3)
 
 
 @pytest.mark.slow
-def test_a_core_is_compared_and_benched(desk, capsys):
-    mine = "gated_core.GatedCore"
-    found, arms = compare_and_bench("text.yaml", ["full", f"mine=denoise model.core={mine}"], capsys)
+def test_a_core_is_compared_and_benched(desk, in_place, capsys):
+    with in_place():
+        found, arms = compare_and_bench("text.yaml", ["full", f"mine=denoise model.core={CORE}"], "cores", capsys)
     assert {row["arm"] for row in found if row["kind"] == "cost"} == {"full", "mine"}
     assert arms["mine"]["step_flops"] != arms["full"]["step_flops"]
 

@@ -89,7 +89,7 @@ def mean_of_steps(objective, training, num=10, rows=64):
 @pytest.mark.parametrize("flags", [{}, {"masked.schedule": "cosine"}, BLOCKS,
                                    BLOCKS | {"masked.schedule": "cosine", "blocks.choose": "mass"}], ids=str)
 @torch.no_grad()
-def test_the_mean_loss_is_the_bound_by_enumeration(flags, training):
+def test_the_mean_loss_is_the_bound_by_enumeration(flags, training, unchecked):
     """Of several blocks too, each in as many steps as it is drawn."""
     objective = make(**flags)
     expected = exact_bound(objective)
@@ -99,7 +99,7 @@ def test_the_mean_loss_is_the_bound_by_enumeration(flags, training):
 
 
 @torch.no_grad()
-def test_a_loss_without_its_weights_is_another(monkeypatch):
+def test_a_loss_without_its_weights_is_another(monkeypatch, unchecked):
     """The positive control."""
     objective = make()
     monkeypatch.setattr("looped.diffusion.masking.weight", lambda name, t: torch.ones_like(t))
@@ -108,7 +108,7 @@ def test_a_loss_without_its_weights_is_another(monkeypatch):
 
 
 @torch.no_grad()
-def test_the_loss_in_evaluation_varies_less():
+def test_the_loss_in_evaluation_varies_less(unchecked):
     objective = make()
     assert mean_of_steps(objective, training=False)[1] < 0.7 * mean_of_steps(objective, training=True)[1]
 

@@ -342,7 +342,7 @@ def test_a_few_dozen_steps_on_prefix_sums_lower_the_loss_and_answers_are_found(n
     config = config_of(name, **RULES[name], **BITS)
     rule = make(name, **RULES[name], **BITS).float()
     optimizers, losses = build_optimizers(rule, config.optim), []
-    for step in range(60):
+    for step in range(40):
         loss = rule(problems(config, 16, step), draw(step, count=16))
         loss.value.backward()
         for optimizer in optimizers:

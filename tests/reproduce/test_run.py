@@ -1,8 +1,6 @@
 """Two tiny suites as they are run, the same command again, and what fails."""
 
-import io
 import json
-from contextlib import redirect_stdout
 from types import SimpleNamespace
 
 import pytest
@@ -57,34 +55,17 @@ def text(tmp_path):
     return {"data.path": str(tmp_path / "text"), "data.cache_dir": str(tmp_path / "tokens")}
 
 
-class InPlace:
-    """`looped train` in this process, which is faster; comparisons have tests of their own with processes."""
-
-    def __init__(self, command, *, stdout, **_):
-        with redirect_stdout(io.StringIO()) as said:
-            self.returncode = main(command[3:])
-        stdout.write(said.getvalue().encode())
-
-    def poll(self):
-        return self.returncode
-
-    def kill(self):
-        pass
-
-    def wait(self):
-        pass
-
-
 @pytest.fixture
-def in_place(monkeypatch):
-    monkeypatch.setattr("looped.compare.runner.subprocess", SimpleNamespace(Popen=InPlace, DEVNULL=None))
+def trained_in_place(in_place):
+    with in_place():
+        yield
 
 
 def lines_of(table):
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line[:1] == "|"]
 
 
-@pytest.mark.usefixtures("in_place")
+@pytest.mark.usefixtures("trained_in_place")
 def test_writers_are_trained_and_judged_by_a_run_of_another_seed_and_the_same_command_goes_on(
         text, write, tmp_path, capsys):
     path = write(WRITERS | {"settings": WRITERS["settings"] | text})
@@ -111,7 +92,7 @@ def test_writers_are_trained_and_judged_by_a_run_of_another_seed_and_the_same_co
     assert (tmp_path / "out/tiny.md").read_text() == table
 
 
-@pytest.mark.usefixtures("in_place")
+@pytest.mark.usefixtures("trained_in_place")
 def test_every_entry_has_a_comparison_and_an_arm_that_one_refuses_a_footnote(write, tmp_path, capsys):
     command = ["reproduce", str(write(TASKS)), "--seeds", "1", "--jobs", "2", "--out", str(tmp_path / "out")]
     assert main(command) == 0

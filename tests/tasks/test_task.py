@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from looped.cli import main
 from looped.data.task import BLANK, Problem, Task, blanks, find_task, next_token, register, rng_of, task_names
 from looped.errors import UserError
 
@@ -120,27 +121,29 @@ SCRIPT = "import sys; sys.path = [p for p in sys.path if p]; from looped.cli imp
 """The console script, whose folder is on the path instead of the current one."""
 
 
-def command(folder, task, *more):
-    return subprocess.run([sys.executable, "-P", "-c", SCRIPT, "train", str(SMOKE), "--dry-run", "--task.name", task,
-                           "--denoise.context", "inject", *more], cwd=folder, capture_output=True, text=True,
-                          check=False)
+def command(task):
+    return ["train", str(SMOKE), "--dry-run", "--task.name", task, "--denoise.context", "inject"]
 
 
 def test_the_command_finds_a_task_in_the_current_folder(project):
-    done = command(project, "mine.tasks.Rev")
+    done = subprocess.run([sys.executable, "-P", "-c", SCRIPT, *command("mine.tasks.Rev")], cwd=project,
+                          capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "parameters" in done.stdout
-    elsewhere = command(project.parent, "mine.tasks.Rev")
-    assert elsewhere.returncode == 2
-    assert f"No module named 'mine' (looked in {project.parent}, then among the installed" in elsewhere.stderr
-    assert elsewhere.stderr.count("\n") == 1
 
 
-def test_a_module_that_cannot_be_read_ends_in_one_sentence(project):
-    done = command(project, "broken.Rev")
-    assert done.returncode == 2
-    assert "broken.Rev cannot be imported: SyntaxError: invalid syntax (broken.py, line 1)" in done.stderr
-    assert done.stderr.count("\n") == 1
+@pytest.mark.parametrize(("folder", "task", "why"), [
+    ("..", "mine.tasks.Rev", "No module named 'mine' (looked in {}, then among the installed"),
+    (".", "broken.Rev", "broken.Rev cannot be imported: SyntaxError: invalid syntax (broken.py, line 1)")])
+def test_what_is_not_there_or_cannot_be_read_ends_in_one_sentence(project, folder, task, why, monkeypatch, capsys):
+    monkeypatch.chdir(project / folder)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    monkeypatch.delitem(sys.modules, "mine.tasks", raising=False)
+    assert main(command(task)) == 2
+    said = capsys.readouterr().err
+    assert why.format(Path.cwd()) in said
+    assert said.count("\n") == 1
 
 
 def test_the_current_folder_hides_no_installed_module_once_the_task_is_found(project, monkeypatch):

@@ -285,24 +285,33 @@ def test_other_data_are_measured_where_they_are_meant(config, folder, tmp_path):
     assert not (tmp_path / "run" / "eval").exists()
 
 
+@pytest.fixture(scope="module")
+def beside(tiny, text_folder, tmp_path_factory):
+    """Runs of one tokenizer: two of the same text, `run` and `same`, and one of another, `else`."""
+    here = tmp_path_factory.mktemp("beside")
+    folder = shutil.copytree(text_folder, here / "text")
+    shutil.copytree(folder, here / "other")
+    change(here / "other")
+    settings = AR | {"data.cache_dir": str(here / "tokens"), "data.path": [str(folder)]}
+    (here / "tokenizer.json").write_text(open_data(tiny(**settings)).tokenizer.json())
+    for name, where in {"run": folder, "same": folder, "else": here / "other"}.items():
+        train(tiny(**settings | {"data.tokenizer": str(here / "tokenizer.json"), "data.path": [str(where)]}),
+              here / name)
+    return here
+
+
 @pytest.mark.parametrize("flag", ["--twin", "--match", "--judge"])
-def test_a_run_beside_it_must_know_the_same_data(config, folder, tmp_path, capsys, flag):
+def test_a_run_beside_it_must_know_the_same_data(beside, tmp_path, capsys, flag):
     """With the same tokenizer it would pass otherwise, though it may have learned what the run is measured on."""
-    tokenizer = tmp_path / "tokenizer.json"
-    tokenizer.write_text(open_data(config()).tokenizer.json())
-    shutil.copytree(folder, tmp_path / "other")
-    change(tmp_path / "other")
-    for name, where in {"run": folder, "same": folder, "else": tmp_path / "other"}.items():
-        train(config(**{"data.tokenizer": str(tokenizer), "data.path": [str(where)]}), tmp_path / name)
-    command = ["eval", str(tmp_path / "run"), "--depths", "1", *(["--judge", str(tmp_path / "same")] *
-                                                                 (flag == "--match")), flag]
-    assert main([*command, str(tmp_path / "same")]) == 0
+    run = shutil.copytree(beside / "run", tmp_path / "run", symlinks=True)
+    command = ["eval", str(run), "--depths", "1", *(["--judge", str(beside / "same")] * (flag == "--match")), flag]
+    assert main([*command, str(beside / "same")]) == 0
     capsys.readouterr()
-    assert main([*command, str(tmp_path / "else")]) == 2
+    assert main([*command, str(beside / "else")]) == 2
     said = capsys.readouterr().err
-    assert f"{flag} {tmp_path / 'else'} was trained on other data" in said
+    assert f"{flag} {beside / 'else'} was trained on other data" in said
     assert "documents 8 here, 9 there" in said
-    assert main([*command, str(tmp_path / "else"), "--other-data"]) == 0
+    assert main([*command, str(beside / "else"), "--other-data"]) == 0
 
 
 def test_every_row_says_the_device_and_the_number_format(shared, tmp_path, capsys):

@@ -35,21 +35,35 @@ RULES = {"denoise": {}, "full": {}, "truncated": {}, "progressive": {}, "one-ste
          "forward-forward": {"model.num_core_layers": 2, "model.injection": "none"}}
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """`trained(objective)`: (what training gives back, the folder of the run), once for all tests."""
+    folder, done = tmp_path_factory.mktemp("trained"), {}
+
+    def once(objective):
+        if objective not in done:
+            config = load_config(None, TINY | RULES[objective] | {"objective": objective})
+            done[objective] = train(config, folder / objective), folder / objective
+        return done[objective]
+
+    return once
+
+
 @pytest.mark.parametrize("objective", RULES)
-def test_any_rule_trains_a_classifier(objective, tmp_path):
-    result = train(load_config(None, TINY | RULES[objective] | {"objective": objective}), tmp_path / "run")
-    found = lines(tmp_path / "run", "heldout")[-1]
+def test_any_rule_trains_a_classifier(objective, trained):
+    result, run = trained(objective)
+    found = lines(run, "heldout")[-1]
     assert {"accuracy", "best_depth", "accuracy_at_1"} <= found.keys()
     assert 0 <= found["accuracy"] <= 1
-    assert lines(tmp_path / "run", "train")[-1]["tokens"] == 6 * 16 * 5  # four patches and the row of the class
+    assert lines(run, "train")[-1]["tokens"] == 6 * 16 * 5  # four patches and the row of the class
     assert result.step == 6
-    assert " taken for " in (tmp_path / "run/train.log").read_text()
+    assert " taken for " in (run / "train.log").read_text()
 
 
 @pytest.mark.parametrize("objective", ["denoise", "noprop-dt", "noprop-ct", "forward-forward"])
-def test_a_run_goes_on_bit_for_bit_and_is_read_back(objective, tmp_path):
+def test_a_run_goes_on_bit_for_bit_and_is_read_back(objective, trained, tmp_path):
     config = load_config(None, TINY | RULES[objective] | {"objective": objective})
-    whole = train(config, tmp_path / "whole").objective
+    whole = trained(objective)[0].objective
 
     def stop(*_):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -64,16 +78,16 @@ def test_a_run_goes_on_bit_for_bit_and_is_read_back(objective, tmp_path):
 
 
 @pytest.mark.parametrize("objective", ["denoise", "noprop-dt"])
-def test_eval_and_info_know_images(objective, tmp_path, capsys):
-    train(load_config(None, TINY | RULES[objective] | {"objective": objective}), tmp_path / "run")
+def test_eval_and_info_know_images(objective, trained, capsys):
+    run = trained(objective)[1]
     capsys.readouterr()
-    assert main(["eval", str(tmp_path / "run"), "--depths", "1,3"]) == 0
+    assert main(["eval", str(run), "--depths", "1,3"]) == 0
     said = capsys.readouterr().out
     assert "accuracy" in said
-    assert (tmp_path / "run/plots/depth.png").stat().st_size > 1000
-    rows = [json.loads(line) for line in (tmp_path / "run/eval/depth.jsonl").read_text().splitlines()]
+    assert (run / "plots/depth.png").stat().st_size > 1000
+    rows = [json.loads(line) for line in (run / "eval/depth.jsonl").read_text().splitlines()]
     assert [(row["metric"], row["depth"], row["n"]) for row in rows] == [("accuracy", 1, 180), ("accuracy", 3, 180)]
-    assert main(["info", str(tmp_path / "run/config.yaml")]) == 0
+    assert main(["info", str(run / "config.yaml")]) == 0
     assert "parameters" in capsys.readouterr().out
 
 
@@ -92,10 +106,10 @@ def test_a_run_is_measured_on_more_or_fewer_of_the_images_held_out(tmp_path, cap
     (["generate", "RUN"], "names what is on images and writes no text"),
     (["eval", "RUN", "--probes"], "--probes is for text, and"),
     (["eval", "RUN", "--exits", "kl"], "--exits is for tasks, and")])
-def test_what_is_for_text_or_tasks_is_refused_in_a_sentence(command, why, tmp_path, capsys):
-    train(load_config(None, TINY | {"training.budget": 1}), tmp_path / "run")
+def test_what_is_for_text_or_tasks_is_refused_in_a_sentence(command, why, trained, capsys):
+    run = str(trained("denoise")[1])
     capsys.readouterr()
-    assert main([word.replace("RUN", str(tmp_path / "run")) for word in command]) == 2
+    assert main([word.replace("RUN", run) for word in command]) == 2
     said = capsys.readouterr().err
     assert why in said
     assert said.count("\n") == 1

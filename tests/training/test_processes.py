@@ -35,33 +35,61 @@ def tell():  # registered first, and so the last to be called
 atexit.register(tell)
 from looped.config import load_config
 from looped.training.trainer import train
-result = train(load_config(sys.argv[1]), sys.argv[2])
-raise SystemExit(result.exit_code)
+folder = pathlib.Path(sys.argv[1])
+raise SystemExit(max(train(load_config(folder / f"{rule}.yaml"), folder / f"{rule}-two").exit_code
+                     for rule in sys.argv[2:]))
 """
 
+RULES = {"denoise": {"denoise.noise.distribution": "adaptive"}, "blockwise": {"objective": "blockwise"} | TWO_BLOCKS,
+         "masked": {"objective": "masked", "masked.cond_width": 8} | TWO_BLOCKS}
 
-@pytest.mark.parametrize("rule", [
-    {"denoise.noise.distribution": "adaptive"}, {"objective": "blockwise"} | TWO_BLOCKS,
-    pytest.param({"objective": "masked", "masked.cond_width": 8} | TWO_BLOCKS, marks=pytest.mark.slow)],
-    ids=["denoise", "blockwise", "masked"])
-def test_two_processes_match_one_with_the_whole_batch(tmp_path, tiny, rule):
-    folder, config = tmp_path, tiny(**rule | {"training.batch_size": 8, "training.accumulation": 2})
-    one = train(config, folder / "one")
-    (folder / "script.py").write_text(SCRIPT)
-    (folder / "config.yaml").write_text(dump_config(config))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-               folder / "script.py", folder / "config.yaml", folder / "two"]
-    settings = {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | settings)
-    assert done.returncode == 0, done.stderr[:6000]  # where a process says why, before the launcher's own account
-    assert "2 processes" in done.stdout
-    assert done.stdout.count("threads of the group at the end: 0") == 2  # those that are left may abort the process
-    two = load_run(folder / "two", ema=False)
-    for (name, a), b in zip(one.objective.state_dict().items(), two.objective.state_dict().values(), strict=True):
+
+@pytest.fixture(scope="module")
+def trained_by_two(tiny, tmp_path_factory):
+    """`trained_by_two(*rules)`: (their configs, the folder of their runs) by two processes, one rule after another."""
+    def go(*rules):
+        folder = tmp_path_factory.mktemp("two")
+        configs = {rule: tiny(**RULES[rule] | {"training.batch_size": 8, "training.accumulation": 2}) for rule in rules}
+        for rule, config in configs.items():
+            (folder / f"{rule}.yaml").write_text(dump_config(config))
+        (folder / "script.py").write_text(SCRIPT)
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+                   folder / "script.py", folder, *rules]
+        settings = {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | settings)
+        assert done.returncode == 0, done.stderr[:6000]  # where a process says why, before the launcher's own account
+        assert done.stdout.count(", 2 processes") == len(rules)
+        assert done.stdout.count("threads of the group at the end: 0") == 2  # those left may abort the process
+        return configs, folder
+
+    return go
+
+
+@pytest.fixture(scope="module")
+def denoise_and_blockwise(trained_by_two):
+    return trained_by_two("denoise", "blockwise")
+
+
+def check_matches_one(config, run, one):
+    """The run is that of one process with the whole batch."""
+    result, two = train(config, one), load_run(run, ema=False)
+    for (name, a), b in zip(result.objective.state_dict().items(), two.objective.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6, msg=lambda said, name=name: f"{name}: {said}")
-    for a, b in zip(read_metrics(folder / "one"), read_metrics(folder / "two"), strict=True):
+    for a, b in zip(read_metrics(one), read_metrics(run), strict=True):
         assert a.keys() == b.keys()
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("rule", ["denoise", "blockwise"])
+def test_two_processes_match_one_with_the_whole_batch(denoise_and_blockwise, rule, tmp_path):
+    configs, folder = denoise_and_blockwise
+    check_matches_one(configs[rule], folder / f"{rule}-two", tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_two_processes_match_one_of_masked_diffusion_too(trained_by_two, tmp_path):
+    configs, folder = trained_by_two("masked")
+    check_matches_one(configs["masked"], folder / "masked-two", tmp_path / "one")
 
 
 @pytest.mark.parametrize("changes", [
