@@ -17,7 +17,8 @@ class Export(Verb):
     out: Path
     """the folder of the model, which must not exist"""
     to: str = "hf"
-    """hf: with this package, any depth, a loop or a denoiser"""
+    """hf: read with this package, at any depth, loops and denoisers. Without it: llama, mistral, qwen2, qwen3, olmo2,
+    unrolled at one depth; nanbeige, which llama.cpp, SGLang and vLLM run; huginn, for its own code"""
     num_steps: int | None = None
     """loop or solver steps a token where none are asked for; those of training if not given"""
     licence: str | None = None

@@ -3,13 +3,17 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from looped.data.tokenizer_files import MARK
 from looped.errors import UserError, did_you_mean
 from looped.hub.card import Card
+from looped.hub.families import FAMILIES
+from looped.hub.families.base import Family
 from looped.hub.loading import import_transformers, quiet
+from looped.inference.rollout import rollout_of
 from looped.storage import new_folder
 from looped.training.runs import Run, read_stamp
 
@@ -46,7 +50,7 @@ def export(run: Run, out: str | Path, to: str = "hf", *, num_steps: int | None =
     depth, form = num_steps or run.config.main_depth, FORMS[to]
     with new_folder(out) as folder, quiet():
         form.write(run, folder, depth)
-        _tokenizer(run).save_pretrained(folder)
+        _write_tokenizer(run, folder)
         card = Card(run, to, depth, licence or read_stamp(run.path).get("imported", {}).get("licence"), form.alone)
         (folder / "README.md").write_text(card.text(folder), encoding="utf-8")
     return Path(out)
@@ -69,18 +73,34 @@ def tokens_of(run: Run) -> dict[str, Any]:
             "max_position_embeddings": raw.get("max_position_embeddings") or max(CONTEXT, run.config.data.length)}
 
 
-def _tokenizer(run: Run) -> Any:
-    """The run's tokenizer as one of transformers."""
+def _write_tokenizer(run: Run, folder: Path) -> None:
+    """The run's tokenizer as one of transformers; tokenizer.json is letter by letter its own."""
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-    fields = json.loads(run.tokenizer.json())
+    fields, end = json.loads(run.tokenizer.json()), run.tokenizer.end_token
     for token in fields["added_tokens"]:
         token.pop(MARK, None)
-    end = run.tokenizer.end_token
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(fields)), eos_token=end,
-                                   bos_token=end, pad_token=end, padding_side="left",
-                                   clean_up_tokenization_spaces=False)
+    content = json.dumps(fields, ensure_ascii=False)
+    PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(content), eos_token=end, bos_token=end, pad_token=end,
+                            padding_side="left", clean_up_tokenization_spaces=False).save_pretrained(folder)
+    (folder / "tokenizer.json").write_text(content, encoding="utf-8")
 
 
-FORMS: dict[str, Form] = {"hf": Form(_write_looped, alone=False)}
+def _write_family(run: Run, folder: Path, depth: int, *, family: Family) -> None:
+    from huggingface_hub import save_torch_state_dict
+
+    if rollout_of(run.objective).name != "loop":
+        raise UserError(f"{run.path} is a {run.config.objective}, which {family.name} does not compute; export it --to "
+                        f"hf")
+    model = run.objective.model
+    layout = family.written(run.config, model.vocab_size, depth)
+    raw = {**layout.raw, **tokens_of(run), "dtype": "float32", "torch_dtype": "float32"}
+    (folder / "config.json").write_text(json.dumps(raw, indent=1), encoding="utf-8")
+    save_torch_state_dict(dict(layout.tensors(model.state_dict())), folder, shared_tensors_to_discard=[])
+
+
+FORMS: dict[str, Form] = {"hf": Form(_write_looped, alone=False)} | {
+    family.name.removesuffix("_raven"): Form(partial(_write_family, family=family), alone=True)
+    for family in FAMILIES if type(family).written is not Family.written}
+"""By the name that `--to` takes."""

@@ -4,12 +4,13 @@ The table of a family goes both ways: a `Link` says which rows of which tensors 
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from looped.config import Config
 from looped.errors import UserError
 
 Raw = Mapping[str, Any]
@@ -54,6 +55,23 @@ class Link:
 def same(ours: str, *theirs: str) -> Link:
     """The link of one tensor of ours, theirs joined."""
     return Link((ours,), theirs)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A model in the layout of a family: its config.json, and links to all tensors. extras: those that follow from the
+    config and are in its folders nevertheless."""
+
+    raw: Mapping[str, Any]
+    links: Sequence[Link]
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def tensors(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """(their name, tensor), of the weights of a model by our names."""
+        for link in self.links:
+            for name, tensor in link.write([weights[ours] for ours in link.ours]):
+                yield name, tensor.clone(memory_format=torch.contiguous_format)  # layers may be there several times
+        yield from self.extras.items()
 
 
 CORE = "recurrence.core.blocks.0"
@@ -143,6 +161,10 @@ class Family:
     def links(self, raw: Raw, cut: Cut) -> list[Link]:
         """All tensors of a model."""
         raise NotImplementedError
+
+    def written(self, config: Config, vocab_size: int, depth: int) -> Layout:
+        """A model of `config` at a depth in this layout: `links` undone. Raises UserError where it has no place."""
+        raise UserError(f"no model is written as {self.name}")
 
     def left_out(self, raw: Raw, cut: Cut) -> str:
         """A pattern of the tensors that a cut leaves out."""

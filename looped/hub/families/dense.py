@@ -2,16 +2,20 @@
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from looped.config import Config
 from looped.config.presets import PRESETS
 from looped.errors import UserError
-from looped.hub.families.base import CORE, Cut, Family, Link, Places, Raw, refuse, require, same
+from looped.hub.families.base import CORE, Cut, Family, Layout, Link, Places, Raw, refuse, require, same
+from looped.hub.families.written import check_like, core_layers, rope_parameters
 
 PRENORM = {"n1": "input_layernorm", "n3": "post_attention_layernorm"}
 POSTNORM = {"n2": "post_attention_layernorm", "n4": "post_feedforward_layernorm"}
 SANDWICH = PRENORM | {"n2": "input_layernorm_2", "n4": "post_attention_layernorm_2"}
+ARCHITECTURES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "olmo2": "Olmo2",
+                 "nanbeige": "Nanbeige", "ouro": "Ouro", "smollm3": "SmolLM3"}
 ATTENTION = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "out": "o_proj"}
 
 
@@ -78,6 +82,26 @@ class Stack(Family):
         return [*found, same(f"{ours}.mlp.in_.weight", gate, up),
                 same(f"{ours}.mlp.out.weight", f"{theirs}.mlp.down_proj.weight")]
 
+    def written(self, config: Config, vocab_size: int, depth: int) -> Layout:
+        """The loop unrolled: P + N * depth + C layers, those of the core written again for each step."""
+        check_like(config, self.name, injection="none", state_init="embedding")
+        model = config.model
+        ours = [*(f"prelude.{number}" for number in range(model.num_prelude_layers)), *core_layers(config, depth),
+                *(f"coda.{number}" for number in range(model.num_coda_layers))]
+        raw = self._raw(config, vocab_size, len(ours))
+        return Layout(raw, self.links_at(raw, [(name, number) for number, name in enumerate(ours)], "norm"))
+
+    def _raw(self, config: Config, vocab_size: int, num_layers: int) -> dict[str, Any]:
+        """The config.json of so many layers."""
+        m = config.model
+        return {"model_type": self.name, "architectures": [f"{ARCHITECTURES[self.name]}ForCausalLM"],
+                "vocab_size": vocab_size, "hidden_size": m.width, "num_hidden_layers": num_layers,
+                "num_attention_heads": m.num_heads, "num_key_value_heads": m.kv_heads, "head_dim": m.head_width,
+                "intermediate_size": m.hidden, "hidden_act": "silu", "rms_norm_eps": m.norm_eps,
+                "rope_parameters": rope_parameters(m), "rope_theta": m.rope_base,
+                "tie_word_embeddings": m.tie_embeddings, "attention_dropout": 0.0,
+                "sliding_window": None, "use_sliding_window": False}
+
     def left_out(self, raw: Raw, cut: Cut) -> str:
         numbers = "|".join(str(number) for number in sorted(cut.left_out(raw["num_hidden_layers"])))
         return rf"\.layers\.({numbers})\." if numbers else super().left_out(raw, cut)
@@ -122,6 +146,13 @@ class SmolLM3(Stack):
                             f"every {interval}th can be read")
         return super().settings(raw, folder) | {"model.nope_interval": interval}
 
+    def written(self, config: Config, vocab_size: int, depth: int) -> Layout:
+        if depth > 1:
+            raise UserError(f"smollm3 leaves rotary positions out of every {config.model.nope_interval}th layer, so "
+                            f"its loop cannot be unrolled to {depth} steps; export it --to hf")
+        found = super().written(config, vocab_size, depth)
+        return replace(found, raw=found.raw | {"no_rope_layer_interval": config.model.nope_interval})
+
 
 @dataclass(frozen=True)
 class Passes(Stack):
@@ -146,6 +177,16 @@ class Passes(Stack):
 
     def links(self, raw: Raw, cut: Cut) -> list[Link]:
         return self.links_at(raw, cut.places(), f"{CORE}.norm")
+
+    def written(self, config: Config, vocab_size: int, depth: int) -> Layout:
+        """The stack once, with the number of passes; all layers have to be in the loop."""
+        check_like(config, self.name, num_prelude_layers=0, num_coda_layers=0)
+        if config.blocks.num > 1:
+            raise UserError(f"blocks.num is {config.blocks.num}, and {self.name} has one block of layers; train it "
+                            f"with one, or export it --to hf")
+        num = config.model.num_core_layers
+        raw = self._raw(config, vocab_size, num) | {self.count: depth, "skip_loop_final_norm": False}
+        return Layout(raw, self.links(raw, Cut.whole(num)))
 
 
 class Ouro(Passes):

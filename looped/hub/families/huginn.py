@@ -12,10 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from looped.config import Config
+from looped.config.model import ModelConfig
 from looped.errors import UserError
-from looped.hub.families.base import CORE, Cut, Family, Link, Raw, refuse, require, same
+from looped.hub.families.base import CORE, Cut, Family, Layout, Link, Raw, refuse, require, same
 from looped.hub.families.dense import rope_of
+from looped.hub.families.written import SIZES, check_like
 
+BLOCK = 4096
+"""Positions that Huginn's code has angles for."""
 PARTS = {"prelude": "prelude", "recurrence": "core_block", "coda": "coda"}
 """The first word of our name of a layer -> theirs."""
 
@@ -115,6 +120,17 @@ class Huginn(Raven):
             "model.attention_bias": "qk" if raw["qk_bias"] else "none",
             "model.state_std": None if usual else std * math.sqrt(raw["n_embd"])}
 
+    def written(self, config: Config, vocab_size: int, depth: int) -> Layout:
+        """As it is, with the depth as `mean_recurrence`."""
+        free = {*SIZES, "attention_bias"} - {"head_dim", "rope_scaling"}
+        check_like(config, "huginn", free, injection=("linear", "add"), attention_bias=("qk", "none"),
+                   num_kv_heads=(None, config.model.num_heads), head_dim=(None, config.model.head_width))
+        if config.blocks.num > 1:
+            raise UserError(f"blocks.num is {config.blocks.num}, and Huginn's core is one block; export it --to hf")
+        raw = _config_of(config, vocab_size, depth)
+        cut = self.cut(raw, None, "")
+        return Layout(raw, self.links(raw, cut), {"freqs_cis": _angles(config.model)})
+
     def layer(self, raw: Raw, ours: str, theirs: str) -> list[Link]:
         found = super().layer(raw, ours, theirs)
         if not raw["qk_bias"]:
@@ -128,6 +144,32 @@ class Huginn(Raven):
         keys = raw.get("num_key_value_heads") or num
         turned = halves(num + keys, dim)
         return torch.cat([turned, torch.arange(len(turned), len(turned) + keys * dim)])
+
+
+def _config_of(config: Config, vocab_size: int, depth: int) -> dict[str, Any]:
+    """Huginn's config.json for a model."""
+    m, r = config.model, config.recurrence
+    return {
+        "model_type": "huginn_raven", "architectures": ["RavenForCausalLM"], "n_embd": m.width, "n_heads": m.num_heads,
+        "num_key_value_heads": m.kv_heads, "head_dim": m.head_width, "intermediate_size": m.hidden, "bias": False,
+        "n_layers": m.num_prelude_layers + m.num_core_layers + m.num_coda_layers,
+        "n_layers_in_prelude": m.num_prelude_layers, "n_layers_in_recurrent_block": m.num_core_layers,
+        "n_layers_in_coda": m.num_coda_layers, "vocab_size": vocab_size, "padded_vocab_size": vocab_size,
+        "block_size": BLOCK, "tie_embeddings": m.tie_embeddings, "tie_word_embeddings": m.tie_embeddings,
+        "qk_bias": m.attention_bias == "qk", "norm_eps": m.norm_eps, "rope_base": m.rope_base,
+        "mean_recurrence": depth, "mean_backprop_depth": r.backprop, "injection_type": m.injection,
+        "state_init": "like-init", "block_class_name": "SandwichBlock", "norm_class_name": "RMSNorm_llama",
+        "mlp_class_name": "GatedMLP", "nonlin_name": "SiLU", "test_time_noise": 0,
+        "sampling_scheme": "fixed" if r.distribution == "fixed" else "poisson-lognormal-filling",
+        "init_values": {"std": math.sqrt(2 / (5 * m.width)) if m.state_std is None else m.state_std / m.width**0.5,
+                        "embed_scale": math.sqrt(m.width)}}
+
+
+def _angles(model: ModelConfig) -> Tensor:
+    """The buffer freqs_cis (1, positions, 1, K / 2, 2) of cosines and sines, which Huginn's class saves."""
+    pairs = torch.arange(0, model.head_width, 2, dtype=torch.float64) / model.head_width
+    angles = torch.outer(torch.arange(BLOCK, dtype=torch.float64), model.rope_base**-pairs)
+    return torch.stack([angles.cos(), angles.sin()], dim=-1).float()[None, :, None]
 
 
 def halves(num_heads: int, head_dim: int) -> Tensor:

@@ -1,0 +1,57 @@
+"""What a model of this package has to be to have a place in the layout of a family, and its settings in their words."""
+
+from collections.abc import Collection
+from typing import Any
+
+from looped.config import Config
+from looped.config.model import ModelConfig
+from looped.errors import UserError
+
+SIZES = ("preset", "width", "num_heads", "num_kv_heads", "head_dim", "ffn_width", "num_prelude_layers",
+         "num_core_layers", "num_coda_layers", "norm_eps", "rope_base", "rope_scaling", "tie_embeddings",
+         "padded_vocab_size", "patch_size", "attention", "state_std")
+"""Settings of a model that differ within a family, or do not say what it computes."""
+DOCS = "docs/interop.md says which model can go where"
+
+
+def check_like(config: Config, family: str, free: Collection[str] = SIZES, **wanted: Any) -> None:
+    """Raises UserError that names the first setting of a model by which it is not of a family: all but the `free` ones
+    are those of its preset, or as `wanted`."""
+    own = config.model
+    like = ModelConfig(preset=family, width=own.width, num_heads=own.num_heads)
+    for name in ModelConfig.model_fields:
+        if name in free and name not in wanted:
+            continue
+        value, needed = getattr(own, name), wanted.get(name, getattr(like, name))
+        if value not in (needed if isinstance(needed, tuple) else (needed,)):
+            raise UserError(f"model.{name} is {_plain(value)}, and a model of the family {family} has "
+                            f"{_plain(needed)}, so this one has no place there; export it --to hf, or see: {DOCS}")
+    if own.core is not None or config.cond_width is not None:
+        raise UserError(f"this model has a core that no {family} has; export it --to hf, or see: {DOCS}")
+
+
+def _plain(value: Any) -> str:
+    parts = value if isinstance(value, tuple) else (value,)
+    return " or ".join("null" if part is None else str(part) for part in parts)
+
+
+def core_layers(config: Config, depth: int) -> list[str]:
+    """Our names of the layers of the core in the order in which `depth` steps run them; blocks take turns."""
+    sizes = config.block_layers
+    found = []
+    for step in range(depth):
+        block = step % len(sizes)
+        found += [f"recurrence.core.blocks.{block}.layers.{number}" for number in range(sizes[block])]
+    return found
+
+
+def rope_parameters(model: ModelConfig) -> dict[str, Any]:
+    """Rotary positions as transformers 5 writes them."""
+    found: dict[str, Any] = {"rope_theta": model.rope_base, "rope_type": "default"}
+    s = model.rope_scaling
+    if s is None:
+        return found
+    found |= {"rope_type": s.kind, "factor": s.factor}
+    return found if s.kind == "linear" else found | {
+        "low_freq_factor": s.low_freq_factor, "high_freq_factor": s.high_freq_factor,
+        "original_max_position_embeddings": s.original_length}
