@@ -24,7 +24,7 @@ from looped.nn.cache import Cache
 from looped.nn.checks import ids_of, kind_of, require, whole_number
 from looped.nn.conditioning import LevelEmbedding
 from looped.nn.injection import Diagonal, build_injection
-from looped.nn.layers import Plain, RMSNorm, Rotary, TransformerLayer, llama3_scaling
+from looped.nn.layers import Plain, RMSNorm, Rotary, TransformerLayer, llama3_scaling, yarn_gain, yarn_scaling
 from looped.nn.projection import head_logits, is_plain, table_of
 from looped.nn.recurrence import Absent, Core, LayerStack, OwnBlock, RecurrentDepth, init_weights, run_layers
 from looped.nn.rows import PLAIN, Rows
@@ -230,8 +230,11 @@ def rotary_of(config: ModelConfig) -> Rotary:
     if s is None:
         return Rotary(config.head_width, base=config.rope_base)
     ways = {"linear": lambda frequencies: frequencies / s.factor,
-            "llama3": llama3_scaling(s.factor, s.low_freq_factor, s.high_freq_factor, s.original_length)}
-    return Rotary(config.head_width, base=config.rope_base, scaling=ways[s.kind])
+            "llama3": llama3_scaling(s.factor, s.low_freq_factor, s.high_freq_factor, s.original_length),
+            "yarn": yarn_scaling(s.factor, s.beta_fast, s.beta_slow, s.original_length, base=config.rope_base,
+                                 truncate=s.truncate)}
+    gains = {"yarn": yarn_gain(s.factor) if s.attention_factor is None else s.attention_factor}
+    return Rotary(config.head_width, base=config.rope_base, scaling=ways[s.kind], gain=gains.get(s.kind, 1.0))
 
 
 def loop_of(config: ModelConfig, structure: Structure) -> RecurrentDepth:

@@ -108,7 +108,14 @@ def scaling(rope: Mapping[str, Any], folder: str) -> dict[str, Any] | None:
         return {"kind": "llama3", "factor": rope["factor"], "low_freq_factor": rope["low_freq_factor"],
                 "high_freq_factor": rope["high_freq_factor"],
                 "original_length": rope["original_max_position_embeddings"]}
-    raise UserError(f"{folder} scales its rotary positions by '{kind}', which is not known here; linear and llama3 are")
+    if kind == "yarn":
+        require(rope, folder, "factor", "original_max_position_embeddings")
+        refuse(rope, folder, mscale=None, mscale_all_dim=None)
+        return {"kind": "yarn", "factor": rope["factor"], "original_length": rope["original_max_position_embeddings"],
+                "beta_fast": rope.get("beta_fast") or 32, "beta_slow": rope.get("beta_slow") or 1,
+                "truncate": rope.get("truncate", True), "attention_factor": rope.get("attention_factor")}
+    raise UserError(f"{folder} scales its rotary positions by '{kind}', which is not known here; linear, llama3 and "
+                    f"yarn are")
 
 
 class SmolLM3(Stack):
