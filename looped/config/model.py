@@ -78,6 +78,9 @@ class ModelConfig(Section):
         "like-init", description="state before the first loop step (loop objectives)")
     state_std: Positive | None = Field(
         None, description="standard deviation of a random initial state; null means sqrt(2 / 5) of like-init, and 1")
+    exit_gate: bool = Field(
+        False, description="a linear map of the state after each pass to the chance of leaving the loop there (Ouro), "
+                           "which the exit `gate` asks; trained by recurrence.loss_on gate")
     tie_embeddings: bool = Field(True, description="the head is the transposed embedding")
     padded_vocab_size: int | None = Field(
         None, ge=1, description="rows of embedding and head, where they are more than the tokenizer has tokens, as in "

@@ -23,6 +23,7 @@ from looped.nn.bias import Causal
 from looped.nn.cache import Cache
 from looped.nn.checks import ids_of, kind_of, require, whole_number
 from looped.nn.conditioning import LevelEmbedding
+from looped.nn.exit_gate import ExitGate
 from looped.nn.injection import Diagonal, build_injection
 from looped.nn.layers import Plain, RMSNorm, Rotary, TransformerLayer, llama3_scaling, yarn_gain, yarn_scaling
 from looped.nn.projection import head_logits, is_plain, table_of
@@ -81,6 +82,7 @@ class LanguageModel(nn.Module):
         normed = config.loop_norm == "each-pass" and not config.num_coda_layers
         self.norm = Plain() if normed else RMSNorm(config.width, eps=config.norm_eps)
         self.head = None if config.tie_embeddings else nn.Linear(config.width, vocab_size, bias=False)
+        self.exit_gate = ExitGate(config.width) if config.exit_gate else None
         self.rotary = rotary_of(config)
         layers = config.num_prelude_layers + config.num_core_layers + config.num_coda_layers
         start_weights(self, config.width, s.effective_depth or layers)
