@@ -11,12 +11,25 @@ from looped.config.presets import PRESETS, preset
 class RopeScaling(Section):
     """Rotary frequencies for texts longer than those of pretraining, as transformers' `rope_scaling` has them."""
 
-    kind: Literal["linear", "llama3"] = Field(
-        "llama3", description="linear: all frequencies by `factor`; llama3: the low ones alone, with a ramp between")
+    kind: Literal["linear", "llama3", "yarn"] = Field(
+        "llama3", description="linear: all frequencies by `factor`; llama3 and yarn: the low ones alone, with a ramp "
+                              "between, over frequencies (llama3) or over their numbers (yarn)")
     factor: Positive = Field(8.0, description="what frequencies are divided by")
     low_freq_factor: Positive = Field(1.0, description="of llama3: where the whole factor begins")
     high_freq_factor: Positive = Field(4.0, description="of llama3: where none is left")
-    original_length: int = Field(8192, ge=1, description="of llama3: tokens of the texts of pretraining")
+    original_length: int = Field(8192, ge=1, description="of llama3 and yarn: tokens of the texts of pretraining")
+    beta_fast: Positive = Field(32.0, description="of yarn: frequencies that turn so often in these stay")
+    beta_slow: Positive = Field(1.0, description="of yarn: those that turn so rarely are divided by the whole factor")
+    truncate: bool = Field(True, description="of yarn: the ramp begins and ends at whole numbers of frequencies")
+    attention_factor: Positive | None = Field(
+        None, description="of yarn: factor of rotated queries and keys each; null means 0.1 ln(factor) + 1, or 1 where "
+                          "`factor` is below 1")
+
+    @model_validator(mode="after")
+    def _check_ramp(self):
+        if self.beta_fast < self.beta_slow:
+            raise ValueError(f"beta_fast {self.beta_fast:g} is below beta_slow {self.beta_slow:g}; exchange them")
+        return self
 
 
 class ModelConfig(Section):
@@ -65,6 +78,9 @@ class ModelConfig(Section):
         "like-init", description="state before the first loop step (loop objectives)")
     state_std: Positive | None = Field(
         None, description="standard deviation of a random initial state; null means sqrt(2 / 5) of like-init, and 1")
+    exit_gate: bool = Field(
+        False, description="a linear map of the state after each pass to the chance of leaving the loop there (Ouro), "
+                           "which the exit `gate` asks; trained by recurrence.loss_on gate")
     tie_embeddings: bool = Field(True, description="the head is the transposed embedding")
     padded_vocab_size: int | None = Field(
         None, ge=1, description="rows of embedding and head, where they are more than the tokenizer has tokens, as in "
@@ -90,6 +106,9 @@ class ModelConfig(Section):
             low = max(step, self.width // step * step)
             raise ValueError(f"width {self.width} does not split into num_heads {self.num_heads} heads of even size; "
                              f"try {low} or {low + step}")
+        if self.rope_scaling is not None and self.rope_scaling.kind == "yarn" and self.rope_base <= 1:
+            raise ValueError(f"rope_scaling yarn counts from high frequencies to low ones, and rope_base "
+                             f"{self.rope_base:g} has none lower than the first; set it above 1, for instance to 10000")
         if self.num_heads % self.kv_heads:
             raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}; "
                              f"try {self.num_heads}")

@@ -29,7 +29,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "retrofit": {**DENSE, "rope_base": 500_000.0, "norm_eps": 1e-5, "injection": "linear", "state_init": "like-init",
                  "state_std": 0.008703882797784892},
     # configuration_ouro.py of ByteDance/Ouro-1.4B, whose loop makes four passes.
-    "ouro": {**PASSES, "block": "branch", "rope_base": 1_000_000.0},
+    "ouro": {**PASSES, "block": "branch", "rope_base": 1_000_000.0, "exit_gate": True},
     # Nanbeige4.2-3B, arXiv 2607.22083, two passes.
     "nanbeige": {**PASSES, "rope_base": 70_000_000.0},
 }

@@ -46,6 +46,7 @@ READERS: tuple[Readers, ...] = (
     _where(["blocks.shared_by"], "blocks.shared", "with-block"),
     _where(["denoise.noise.log_mean", "denoise.noise.log_std"], "denoise.noise.distribution", "log-normal"),
     _where(["denoise.bridge_top_k"], "denoise.bridge", "top-k"),
+    _where(["recurrence.gate_entropy"], "recurrence.loss_on", "gate"),
     _where(["model.injection"], "model.core", None),
     _where(["model.state_std"], "model.state_init", "like-init", "noise"),
     Readers(("domain.options",), lambda config: config.domain.name is not None, lambda config: "domain.name null"),

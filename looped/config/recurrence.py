@@ -18,8 +18,12 @@ class RecurrenceConfig(Section):
     backprop: Depth = Field(4, description="last steps that carry gradient under `truncated`")
     distribution: Literal["huginn", "fixed"] = Field("huginn", description="log-normal Poisson, or always `mean`")
     per_sequence: bool = Field(True, description="one depth a sequence (Parcae) instead of one a batch (Huginn)")
-    loss_on: Literal["last", "every"] = Field(
-        "last", description="the loss is read after the last step, or after every step that carries gradient")
+    loss_on: Literal["last", "every", "gate"] = Field(
+        "last", description="the loss is read after the last step, or after every step that carries gradient; gate "
+                            "(`full`): after every one, each weighed by the chance that model.exit_gate leaves there, "
+                            "which is learned so (Ouro)")
+    gate_entropy: NonNegative = Field(
+        0.1, description="weight of the entropy of that choice in the loss, against one pass that takes all")
     progressive_weight: Fraction = Field(
         1.0, description="weight of the progressive loss under `progressive`; the rest is that of a full unroll")
     damping: Annotated[float, Field(ge=0, lt=1)] = Field(

@@ -126,6 +126,8 @@ class Rule:
 
 LOOP = ("recurrence.damping", "model.state_init", "model.state_std")
 """Read by everything that runs the loop."""
+DEEP = (*LOOP, "model.exit_gate")
+"""Read by what runs it to several depths, where an exit may ask the gate."""
 
 SOLVED = ("recurrence.mean", "denoise", "evaluation.choose", "evaluation.trajectories")
 DRAWN_BLOCKS = ("blocks.overlap", "blocks.choose")
@@ -140,11 +142,29 @@ def _check_loss_drawn(config: Any) -> None:
 
 def _loss_once(where: str) -> Callable[[Any], None]:
     def check(config: Any) -> None:
-        if config.recurrence.loss_on == "every":
-            raise ValueError(f"recurrence.loss_on every is not for {config.objective}, whose loss is read {where}; set "
-                             f"it to last")
+        loss_on = config.recurrence.loss_on
+        if loss_on != "last":
+            raise ValueError(f"recurrence.loss_on {loss_on} is not for {config.objective}, whose loss is read {where}; "
+                             f"set it to last")
 
     return check
+
+
+def _check_gate(config: Any) -> None:
+    if config.recurrence.loss_on != "gate":
+        return
+    if not config.model.exit_gate:
+        raise ValueError("recurrence.loss_on gate asks an exit gate, and model.exit_gate is false; set it to true, or "
+                         "recurrence.loss_on to every")
+    if config.recurrence.mean == 1:
+        raise ValueError("recurrence.loss_on gate chooses among passes, and recurrence.mean 1 has no other; set it to "
+                         "2 or more, or recurrence.loss_on to last")
+
+
+def _check_no_gate(config: Any) -> None:
+    if config.recurrence.loss_on == "gate":
+        raise ValueError(f"recurrence.loss_on gate weighs all passes of a loop, and {config.objective} has no gradient "
+                         f"in some; set objective to full, or recurrence.loss_on to every")
 
 
 def _check_whole_passes(config: Any) -> None:
@@ -183,18 +203,21 @@ NAMES_CLASSES: dict[str, Any] = {"kinds": ("classify",), "rollout": "own"}
 EMBEDDED = ("noprop.embedding", "noprop.dim", "noprop.eta", "evaluation.trajectories")
 
 RULES: dict[str, Rule] = {rule.name: rule for rule in (
-    Rule("full", f"{BPTT}.Full", loops=True, blocks=True, reads=(*LOOP, "recurrence.mean", "recurrence.loss_on"),
-         checks=(check_blocks, _check_whole_passes, _check_kind)),
+    Rule("full", f"{BPTT}.Full", loops=True, blocks=True,
+         reads=(*DEEP, "recurrence.mean", "recurrence.loss_on", "recurrence.gate_entropy"),
+         checks=(_check_gate, check_blocks, _check_whole_passes, _check_kind)),
     Rule("truncated", f"{BPTT}.Truncated", loops=True, blocks=True, as_deep_as_mean=_as_deep_as_mean,
-         reads=(*LOOP, "recurrence.mean", "recurrence.backprop", "recurrence.distribution", "recurrence.per_sequence",
+         reads=(*DEEP, "recurrence.mean", "recurrence.backprop", "recurrence.distribution", "recurrence.per_sequence",
                 "recurrence.loss_on"),
-         checks=(_check_loss_drawn, check_blocks, _check_whole_passes, _check_drawn_passes, _check_kind)),
+         checks=(_check_no_gate, _check_loss_drawn, check_blocks, _check_whole_passes, _check_drawn_passes,
+                 _check_kind)),
     Rule("progressive", f"{BPTT}.Progressive", loops=True,
-         reads=(*LOOP, "recurrence.mean", "recurrence.loss_on", "recurrence.progressive_weight")),
-    Rule("one-step", "looped.objectives.one_step.OneStep", loops=True, reads=(*LOOP, "supervision"),
+         reads=(*DEEP, "recurrence.mean", "recurrence.loss_on", "recurrence.progressive_weight"),
+         checks=(_check_no_gate, check_blocks, _check_kind)),
+    Rule("one-step", "looped.objectives.one_step.OneStep", loops=True, reads=(*DEEP, "supervision"),
          depth=lambda config: config.supervision.segments * (config.supervision.steps + 1),
          checks=(_loss_once("after each segment"), check_blocks, _check_kind)),
-    Rule("fixed-point", "looped.objectives.fixed_point.FixedPoint", loops=True, reads=(*LOOP, "fixed_point"),
+    Rule("fixed-point", "looped.objectives.fixed_point.FixedPoint", loops=True, reads=(*DEEP, "fixed_point"),
          depth=lambda config: config.fixed_point.max_steps,
          checks=(_loss_once("at the fixed point"), check_blocks, _check_kind)),
     Rule("denoise", "looped.objectives.denoise.Denoise", {"generate": "looped.objectives.pixels.DenoisePixels"},

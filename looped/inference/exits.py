@@ -9,6 +9,11 @@ sought:
     answer      steps in a row that gave the same answer, at least 3
     confidence  probability of the answer in the cell that is least sure, above 0.9
     head        probability of a learned head that the answer is right, above 0.5 (models trained by `one-step`)
+    gate        chance, by the model's exit gate, to have left by now, at least 0.9 in every cell (`model.exit_gate`)
+
+The gate is Ouro's (arXiv 2510.25741): the chances p_i of its passes add up to 1 - (1 - lambda_1) ... (1 - lambda_i),
+which reaches 1 in the last pass alone, so `gate=1` never leaves early. Ouro lets each token leave by itself; a problem
+leaves with the last of its cells.
 
 One's own is a subclass of `Exit`, named by the dotted path of the class.
 """
@@ -21,10 +26,12 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from looped.data.batch import Batch
 from looped.dotted import class_at
 from looped.errors import UserError, did_you_mean
+from looped.nn.exit_gate import ExitGate
 
 Halt = Callable[[Float[Tensor, "batch length width"], Batch], Float[Tensor, "batch"]]
 """(state, batch) -> logit that the answer is right."""
@@ -34,7 +41,8 @@ Halt = Callable[[Float[Tensor, "batch length width"], Batch], Float[Tensor, "bat
 class Moment:
     """One more step of the problems still at work. logits: their readout, float32. latent: the state, or the clean
     estimate, behind it. before: both of the step before, None at the first. same: steps in a row that gave this answer.
-    halt: the learned head, None where there is none."""
+    halt: the learned head, None where there is none. stays: ln of the chance, by the exit gate, that a cell has not
+    left yet; 0 where no exit asks it."""
 
     batch: Batch
     logits: Float[Tensor, "rows length symbols"]
@@ -42,6 +50,7 @@ class Moment:
     before: tuple[Tensor, Tensor] | None
     same: Int[Tensor, "rows"]
     halt: Halt | None = None
+    stays: Float[Tensor, "rows length"] | None = None
 
 
 class Exit:
@@ -51,6 +60,8 @@ class Exit:
     """The threshold where none is given."""
     needs_halt: ClassVar[bool] = False
     """True where it asks the learned head."""
+    needs_gate: ClassVar[bool] = False
+    """True where it asks the exit gate of the model."""
 
     def __init__(self, kind: str, threshold: float | None = None):
         self.kind, self.threshold = kind, self.default if threshold is None else threshold
@@ -151,8 +162,18 @@ class Head(Exit):
         return torch.sigmoid(moment.halt(moment.latent, moment.batch)) > self.threshold
 
 
+class Gate(Exit):
+    """The chance, by the model's exit gate, to have left by now, in the cell where it is least."""
+
+    default, needs_gate = 0.9, True
+
+    def settled(self, moment: Moment) -> Bool[Tensor, "rows"]:
+        most = math.log1p(-self.threshold) if self.threshold < 1 else -math.inf
+        return ((moment.stays <= most) | ~moment.batch.sought).all(1)
+
+
 EXITS: dict[str, type[Exit]] = {"kl": Divergence, "entropy": Entropy, "latent": Latent, "answer": Answer,
-                                "confidence": Confidence, "head": Head}
+                                "confidence": Confidence, "head": Head, "gate": Gate}
 
 
 def _class_of(kind: str) -> type[Exit]:
@@ -171,20 +192,26 @@ class Stopping:
     """Which problems of a batch are still at work; the readout and the number of steps that each left with.
 
     active (B,): who is at work. used (B,): the steps each has taken. logits (B, L, V): each one's last readout.
-    Without an exit all go on to the end. `halt` is the learned head that the exit `head` asks. Raises UserError where
-    it is missing.
+    Without an exit all go on to the end. `halt` is the learned head that the exit `head` asks, `gate` what the exit
+    `gate` does. Raises UserError where it is missing.
     """
 
-    def __init__(self, batch: Batch, exit: Exit | None = None, *, halt: Halt | None = None):
+    def __init__(self, batch: Batch, exit: Exit | None = None, *, halt: Halt | None = None,
+                 gate: ExitGate | None = None):
         if exit is not None and exit.needs_halt and halt is None:
             raise UserError(f"exit {exit.kind} asks a learned head, and this run has none; train with --objective "
                             f"one-step, or choose another exit")
+        if exit is not None and exit.needs_gate and gate is None:
+            raise UserError(f"exit {exit.kind} asks the exit gate of a loop, and this run has none; train with "
+                            f"--model.exit_gate true and --recurrence.loss_on gate, or choose another exit")
         num = len(batch)
         self.batch, self.exit, self.halt = batch, exit, halt
+        self.gate = gate if exit is not None and exit.needs_gate else None
         self.active = torch.ones(num, dtype=torch.bool, device=batch.inputs.device)
         self.used = torch.zeros(num, dtype=torch.long, device=batch.inputs.device)
         self.logits: Float[Tensor, "batch length symbols"] | None = None
         self._latent: Tensor | None = None
+        self._stays = torch.zeros(batch.targets.shape, device=batch.targets.device)
         self._same = torch.zeros_like(self.used)
 
     @property
@@ -216,7 +243,9 @@ class Stopping:
             same = ((logits.argmax(-1) == before[0].argmax(-1)) | ~batch.sought).all(1)
             self._same[rows] = torch.where(same, self._same[rows], 0)
         self._same[rows] += 1
-        return Moment(batch, logits, latent, before, self._same[rows], self.halt)
+        if self.gate is not None:
+            self._stays[rows] += logsigmoid(-self.gate(latent)).float()
+        return Moment(batch, logits, latent, before, self._same[rows], self.halt, self._stays[rows])
 
 
 def _entropy(log_probs: Tensor) -> Tensor:

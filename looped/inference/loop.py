@@ -32,7 +32,8 @@ class LoopRollout(Rollout):
     def answers(self, batch: Batch, depths: Sequence[int], config: EvaluationConfig, random: StepRandom,
                 exit: Exit | None = None) -> dict[int, Answered]:
         """Read along one unroll to the deepest: what has settled by its exit stays as it is."""
-        stopping = Stopping(batch, exit, halt=getattr(self.objective, "halt_logit", None))
+        stopping = Stopping(batch, exit, halt=getattr(self.objective, "halt_logit", None),
+                            gate=getattr(self.model, "exit_gate", None))
         found, early = {}, exit is not None
 
         def read_out(depth: int) -> Answered:

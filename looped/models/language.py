@@ -8,6 +8,7 @@ import itertools
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,8 +24,18 @@ from looped.nn.bias import Causal
 from looped.nn.cache import Cache
 from looped.nn.checks import ids_of, kind_of, require, whole_number
 from looped.nn.conditioning import LevelEmbedding
+from looped.nn.exit_gate import ExitGate
 from looped.nn.injection import Diagonal, build_injection
-from looped.nn.layers import Plain, RMSNorm, Rotary, TransformerLayer, llama3_scaling
+from looped.nn.layers import (
+    Plain,
+    RMSNorm,
+    Rotary,
+    TransformerLayer,
+    linear_scaling,
+    llama3_scaling,
+    yarn_gain,
+    yarn_scaling,
+)
 from looped.nn.projection import head_logits, is_plain, table_of
 from looped.nn.recurrence import Absent, Core, LayerStack, OwnBlock, RecurrentDepth, init_weights, run_layers
 from looped.nn.rows import PLAIN, Rows
@@ -81,6 +92,7 @@ class LanguageModel(nn.Module):
         normed = config.loop_norm == "each-pass" and not config.num_coda_layers
         self.norm = Plain() if normed else RMSNorm(config.width, eps=config.norm_eps)
         self.head = None if config.tie_embeddings else nn.Linear(config.width, vocab_size, bias=False)
+        self.exit_gate = ExitGate(config.width) if config.exit_gate else None
         self.rotary = rotary_of(config)
         layers = config.num_prelude_layers + config.num_core_layers + config.num_coda_layers
         start_weights(self, config.width, s.effective_depth or layers)
@@ -229,9 +241,13 @@ def rotary_of(config: ModelConfig) -> Rotary:
     s = config.rope_scaling
     if s is None:
         return Rotary(config.head_width, base=config.rope_base)
-    ways = {"linear": lambda frequencies: frequencies / s.factor,
-            "llama3": llama3_scaling(s.factor, s.low_freq_factor, s.high_freq_factor, s.original_length)}
-    return Rotary(config.head_width, base=config.rope_base, scaling=ways[s.kind])
+    ways = {"linear": partial(linear_scaling, factor=s.factor),
+            "llama3": partial(llama3_scaling, factor=s.factor, low=s.low_freq_factor, high=s.high_freq_factor,
+                              original_length=s.original_length),
+            "yarn": partial(yarn_scaling, factor=s.factor, betas=(s.beta_fast, s.beta_slow), base=config.rope_base,
+                            original_length=s.original_length, truncate=s.truncate)}
+    gains = {"yarn": yarn_gain(s.factor) if s.attention_factor is None else s.attention_factor}
+    return Rotary(config.head_width, base=config.rope_base, scaling=ways[s.kind], gain=gains.get(s.kind, 1.0))
 
 
 def loop_of(config: ModelConfig, structure: Structure) -> RecurrentDepth:

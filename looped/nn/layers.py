@@ -52,11 +52,13 @@ class Rotary(nn.Module):
 
     Positions may have several axes, such as the row and the column of a cell: pair j of coordinates then turns with
     axis j mod A, and each axis has the whole range of frequencies. `scaling`: of the frequencies (K / 2,), float64.
+    `gain`: a factor of cos and sin, and so of the queries and keys that they turn.
     """
 
-    def __init__(self, head_dim: int, *, base: float = 10_000.0, scaling: Callable[[Tensor], Tensor] | None = None):
+    def __init__(self, head_dim: int, *, base: float = 10_000.0, scaling: Callable[[Tensor], Tensor] | None = None,
+                 gain: float = 1.0):
         super().__init__()
-        self.head_dim, self.base, self.scaling = head_dim, base, scaling
+        self.head_dim, self.base, self.scaling, self.gain = head_dim, base, scaling, gain
         self.register_buffer("frequencies", torch.empty(head_dim // 2), persistent=False)
         self.reset_frequencies()
 
@@ -77,18 +79,47 @@ class Rotary(nn.Module):
                             f"set model.num_heads lower or model.width higher")
         pair = torch.arange(num, device=positions.device)
         angles = positions.float()[..., pair % axes].unsqueeze(2) * self.frequencies[pair // axes * axes]  # B L 1 K/2
-        return angles.cos(), angles.sin()
+        turn = angles.cos(), angles.sin()
+        return turn if self.gain == 1 else (self.gain * turn[0], self.gain * turn[1])
 
 
-def llama3_scaling(factor: float, low: float, high: float, original_length: int) -> Callable[[Tensor], Tensor]:
+def llama3_scaling(frequencies: Tensor, *, factor: float, low: float, high: float, original_length: int) -> Tensor:
     """Llama 3.1's: frequencies of wavelengths above original_length / low are divided by the factor, those below
     original_length / high stay, and between them both are mixed (transformers, `rope_type` llama3)."""
-    def scaled(frequencies: Tensor) -> Tensor:
-        turns = original_length * frequencies / (2 * math.pi)
-        kept = ((turns - low) / (high - low)).clamp(0, 1)
-        return frequencies * (kept + (1 - kept) / factor)
+    turns = original_length * frequencies / (2 * math.pi)
+    return _divided(frequencies, ((turns - low) / (high - low)).clamp(0, 1), factor)
 
-    return scaled
+
+def yarn_scaling(frequencies: Tensor, *, factor: float, betas: tuple[float, float], original_length: int, base: float,
+                 truncate: bool = True) -> Tensor:
+    """YaRN's (Peng et al. 2023, arXiv 2309.00071, section 3.2): frequencies that turn `betas[0]` times in
+    `original_length` tokens stay, those that turn `betas[1]` times are divided by the factor, and between them both are mixed, evenly in
+    their number j = K ln(original_length / (2 pi turns)) / (2 ln base). `truncate`: from the whole number below the
+    first to the one above the last (transformers, `rope_type` yarn)."""
+    head_dim = 2 * len(frequencies)
+    first, last = (head_dim * math.log(original_length / (2 * math.pi * turns)) / (2 * math.log(base))
+                   for turns in betas)
+    if truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, head_dim - 1)
+    last += 0.001 if first == last else 0  # a ramp without length would divide by nothing
+    numbers = torch.arange(len(frequencies), dtype=frequencies.dtype, device=frequencies.device)
+    return _divided(frequencies, 1 - ((numbers - first) / (last - first)).clamp(0, 1), factor)
+
+
+def linear_scaling(frequencies: Tensor, *, factor: float) -> Tensor:
+    """All of them by the factor: positions interpolated (Chen et al. 2023, arXiv 2306.15595)."""
+    return frequencies / factor
+
+
+def yarn_gain(factor: float) -> float:
+    """YaRN's factor of queries and keys each, so that the entropy of attention stays as texts grow longer."""
+    return 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
+
+
+def _divided(frequencies: Tensor, kept: Tensor, factor: float) -> Tensor:
+    """Frequencies by the factor, but for the share of each that is kept."""
+    return frequencies * (kept + (1 - kept) / factor)
 
 
 def rotate(x: Float[Tensor, "batch length heads dim"], rotation: Rotation) -> Float[Tensor, "batch length heads dim"]:

@@ -5,7 +5,6 @@ language model (`Autoregressive`)."""
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -13,6 +12,7 @@ from looped.config import Config
 from looped.config.recurrence import RecurrenceConfig
 from looped.data.batch import Batch
 from looped.models.language import LanguageModel
+from looped.nn.exit_gate import gate_of
 from looped.nn.rows import Rows
 from looped.objectives.base import Loss, Objective, head_losses, rows_of_batch
 from looped.objectives.depth import (
@@ -25,6 +25,7 @@ from looped.objectives.depth import (
     sample_depths,
     sample_progressive_depths,
 )
+from looped.objectives.readings import READINGS, Alike
 from looped.rng import StepRandom
 
 
@@ -51,6 +52,13 @@ class Unrolled(Objective):
     def __init__(self, model: LanguageModel, config: RecurrenceConfig):
         super().__init__()
         self.model, self.config = model, config
+        if self.readings.asks_gate:
+            gate_of(model).requires_grad_(True)
+
+    @property
+    def readings(self) -> type[Alike]:
+        """The way in which losses of several steps are one."""
+        return READINGS[self.config.loss_on]
 
     def depths(self, random: StepRandom) -> tuple[int | Tensor, int | Tensor]:
         """(steps without gradient, steps with it) of a training step."""
@@ -75,24 +83,33 @@ class Unrolled(Objective):
         return Start(batch, rows, e, noise)
 
     def loss_after(self, start: Start, no_grad: int | Tensor, grad: int | Tensor) -> Float[Tensor, ""]:
-        """The loss after an unroll, or its mean over the steps that carry gradient (`recurrence.loss_on`)."""
-        losses: list[Tensor] = []
+        """The loss after an unroll, or of all steps that carry gradient (`recurrence.loss_on`)."""
+        readings, last = self.readings(self.model, start.batch, self.config), self.config.loss_on == "last"
+
+        def take(state: Tensor) -> None:
+            readings.take(state, self.read_tokens(state, start.batch, start.rows))
 
         def read(index: int, state: Tensor) -> None:
             if index >= no_grad:
-                losses.append(self.read_out(state, start.batch, start.rows))
+                take(state)
 
         state = self.model.unroll(start.e, start.rows, no_grad=no_grad, grad=grad, noise=start.noise,
-                                  callback=read if self.config.loss_on == "every" else None)
-        return torch.stack(losses or [self.read_out(state, start.batch, start.rows)]).mean()
+                                  callback=None if last else read)
+        if last:
+            take(state)
+        return readings.loss()
 
     def read_out(self, state: Tensor, batch: Batch, rows: Rows) -> Float[Tensor, "batch"]:
         """Cross-entropy of each sequence, read from a state."""
-        return batch.mean(head_losses(self.model, self.model.hidden(state, rows), batch.targets))
+        return batch.mean(self.read_tokens(state, batch, rows))
+
+    def read_tokens(self, state: Tensor, batch: Batch, rows: Rows) -> Float[Tensor, "batch length"]:
+        """Cross-entropy of each token, read from a state."""
+        return head_losses(self.model, self.model.hidden(state, rows), batch.targets)
 
     def layer_forwards(self) -> float:
         no_grad, grad = self.expected_depths()
-        return self.cost(no_grad, grad, readings=grad if self.config.loss_on == "every" else 1)
+        return self.cost(no_grad, grad, readings=1 if self.config.loss_on == "last" else grad)
 
     def cost(self, no_grad: float, grad: float, *, readings: float) -> float:
         """Layer forwards of a sequence: one encoding, so many loop steps, so many readouts."""
@@ -164,13 +181,15 @@ class Progressive(Unrolled):
 
     def layer_forwards(self) -> float:
         no_grad, grad = self.expected_depths()
-        readings = grad if self.config.loss_on == "every" else len(progressive_shares(self.config))
+        readings = len(progressive_shares(self.config)) if self.config.loss_on == "last" else grad
         return self.cost(no_grad, grad, readings=readings)
 
 
 class Autoregressive(Unrolled):
     """The twin without a loop: the same layers, one step (of several blocks one each, in a row), next-token loss. A
     denoiser is held against it."""
+
+    readings = Alike
 
     def depths(self, random: StepRandom) -> tuple[int, int]:
         return 0, self.model.recurrence.num_blocks

@@ -1,4 +1,5 @@
-"""Configs whose loop goes wrong by construction: the state grows with depth, or never reads the input.
+"""Configs whose loop goes wrong by construction: the state grows with depth, or never reads the input; or whose exit
+gate learns nothing.
 
 Norms inside the layers hide the size of the state from the loss, which grows without bound unless a step scales the
 state down again: by a norm on the residual sum (sandwich), or an injection that mixes state and input instead of adding
@@ -13,7 +14,7 @@ KEPT = "set model.block to sandwich, or model.injection to linear, gated or diag
 
 def cautions(config: Config) -> list[str]:
     """A sentence for each such fault of a config whose training unrolls the loop; none for other rules."""
-    model, found = config.model, []
+    model, found = config.model, _of_gate(config)
     if not config.rule.loops or config.main_depth <= config.blocks.num or model.core is not None:
         return found
     if model.injection == "none" and model.state_init != "embedding":
@@ -23,3 +24,11 @@ def cautions(config: Config) -> list[str]:
         found.append(f"with model.injection {model.injection} and model.block {model.block} nothing scales the state "
                      f"down between steps, so it grows with depth while norms hide that from the loss; {KEPT}")
     return found
+
+
+def _of_gate(config: Config) -> list[str]:
+    loss_on = config.recurrence.loss_on
+    if not config.model.exit_gate or not config.rule.loops or loss_on == "gate":
+        return []
+    return [f"model.exit_gate learns nothing by objective {config.objective} with recurrence.loss_on {loss_on}, and "
+            f"stays as it starts; to train it, set objective to full and recurrence.loss_on to gate"]

@@ -42,6 +42,7 @@ OWN = {"blockwise": {"blocks.num": 2}, "noprop-dt": {"blocks.num": 2},
        "forward-forward": {"model.num_prelude_layers": 0, "model.num_coda_layers": 0, "model.injection": "none"}}
 VARIANTS = {
     "blocks of masked": ("text", {"objective": "masked", "blocks.num": 2}),
+    "exit gate": ("text", {"objective": "full", "model.exit_gate": True, "recurrence.loss_on": "gate"}),
     "blocks of a loop": ("text", {"objective": "full", "blocks.num": 2}),
     "implicit": ("task", {"objective": "fixed-point", "fixed_point.gradient": "implicit"}),
     "one-hot": ("classify", {"objective": "noprop-ct", "noprop.embedding": "one-hot"}),
@@ -196,6 +197,9 @@ def test_what_a_run_never_reads_is_in_the_table_and_what_it_reads_of_a_rule_is_n
     ({"optim.decay_fraction": 0.5}, {"optim.decay_fraction": "optim.schedule cosine"}),
     ({"optim.muon_lr": 0.5}, {"optim.muon_lr": "optim.name adamw"}),
     ({"objective": "masked", "blocks.overlap": 0.1}, {"blocks.overlap": "blocks.num 1"}),
+    ({"objective": "full", "recurrence.gate_entropy": 0.5}, {"recurrence.gate_entropy": "recurrence.loss_on last"}),
+    ({"objective": "denoise", "model.exit_gate": True}, {"model.exit_gate": "objective denoise"}),
+    ({"objective": "ar", "model.exit_gate": True}, {"model.exit_gate": "objective ar"}),
     ({"evaluation.levels": 8}, {"evaluation.levels": "objective denoise"}),
     ({"objective": "truncated", "recurrence.distribution": "fixed", "recurrence.backprop": 9},
      {"recurrence.backprop": "recurrence.mean 8, beyond which there are no steps"}),

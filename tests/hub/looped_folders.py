@@ -98,6 +98,6 @@ def ouro(folder, passes=4):
     rewrite(folder, lambda t: t.update(
         {f"model.layers.{i}.{name}_2.weight": 1 + normal(WIDTH, scale=0.3) for i in range(6)
          for name in ("input_layernorm", "post_attention_layernorm")}
-        | {"model.early_exit_gate.weight": normal(1, WIDTH), "model.early_exit_gate.bias": normal(1)}))
+        | {"model.early_exit_gate.weight": normal(1, WIDTH, scale=0.2), "model.early_exit_gate.bias": normal(1)}))
     change(folder, model_type="ouro", total_ut_steps=passes, early_exit_threshold=1.0, use_sliding_window=False)
     return {name: tensor.double() for name, tensor in safetensors.load_file(folder / "model.safetensors").items()}

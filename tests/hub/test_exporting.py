@@ -12,9 +12,12 @@ from tiny_models import TEXT
 
 from looped.cli import main
 from looped.config import load_config
+from looped.config.model import ModelConfig, RopeScaling
 from looped.errors import UserError
 from looped.hub.exporting import FORMS, export
 from looped.hub.families import FAMILIES, open_pretrained, read_pretrained
+from looped.hub.families.dense import scaling
+from looped.hub.families.written import rope_parameters
 from looped.inference.generate import generate
 from looped.models.build import build
 from looped.training.runs import load_run
@@ -184,3 +187,13 @@ def test_the_card_says_what_it_is_and_what_depth_does(runs, tmp_path, capsys):
 def test_every_form_is_tried_here():
     assert set(FORMS) - {"hf", "smollm3", "ouro"} == {"llama", "mistral", "qwen2", "qwen3", "olmo2", "nanbeige",
                                                       "huginn"}
+
+
+@pytest.mark.parametrize("given", [None, {"kind": "linear", "factor": 4.0},
+                                   {"kind": "llama3", "factor": 8.0, "original_length": 64, "low_freq_factor": 2.0},
+                                   {"kind": "yarn", "factor": 4.0, "original_length": 64, "attention_factor": 1.2}],
+                         ids=str)
+def test_scaled_positions_are_read_as_they_were_written(given):
+    model = ModelConfig(rope_scaling=given)
+    found = scaling(rope_parameters(model), "a folder")
+    assert (found and RopeScaling(**found)) == model.rope_scaling

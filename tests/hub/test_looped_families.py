@@ -22,11 +22,15 @@ from looped_folders import (
 )
 from test_pretrained import SAVED, change, cut_logits, rewrite, saved, tokens
 
+from looped.data.batch import Batch
 from looped.errors import UserError
 from looped.hub.families import open_pretrained, read_pretrained
 from looped.hub.families.base import Link
 from looped.hub.families.huginn import Huginn, halves
 from looped.hub.families.retrofit import Retrofit
+from looped.inference.exits import Exit
+from looped.inference.rollout import answer
+from looped.objectives import build_objective
 
 safetensors = pytest.importorskip("safetensors.torch")
 
@@ -208,8 +212,8 @@ def test_a_retrofit_may_start_from_the_encoded_input(tmp_path):
     assert (config.model.state_init, config.model.state_std) == ("embedding", None)
 
 
-def ouro_logits(tensors, passes):
-    """h = E[x]; each pass: h + n2(attn(n1 h)), h + n4(mlp(n3 h)) through all layers, then the norm; the head on it."""
+def ouro_states(tensors, passes):
+    """h = E[x]; each pass: h + n2(attn(n1 h)), h + n4(mlp(n3 h)) through all layers, then the norm."""
     place = torch.arange(LENGTH).double()
     angles = torch.outer(place, 10000.0 ** (-torch.arange(0, DIM, 2).double() / DIM))[:, None]
     cos, sin = angles.cos(), angles.sin()
@@ -231,7 +235,12 @@ def ouro_logits(tensors, passes):
             mixed = torch.nn.functional.silu(h @ own["mlp.gate_proj"].T) * (h @ own["mlp.up_proj"].T)
             x = x + norm(mixed @ own["mlp.down_proj"].T, own["post_attention_layernorm_2"])
         x = norm(x, tensors["model.norm.weight"])
-    return x @ tensors["lm_head.weight"].T
+    return x
+
+
+def ouro_logits(tensors, passes):
+    """The head on the last state."""
+    return ouro_states(tensors, passes) @ tensors["lm_head.weight"].T
 
 
 @pytest.mark.parametrize("passes", [1, 2, 4])
@@ -241,6 +250,48 @@ def test_ouro_is_its_equations(passes, tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(ours.double()(tokens(), passes), ouro_logits(tensors, passes), rtol=0, atol=5e-6)
     assert (config.objective, config.main_depth) == ("full", passes)
+
+
+def leaving(tensors, threshold, passes):
+    """The pass after which the last token of each text leaves by the gate: lambda_i = sigmoid(w . h_i + b), p_i =
+    lambda_i times (1 - lambda_j) of all j < i, the last pass with the rest; the first whose sum of p reaches it."""
+    weight, bias = tensors["model.early_exit_gate.weight"][0], tensors["model.early_exit_gate.bias"][0]
+    stays, total, left = torch.ones(2).double(), torch.zeros(2).double(), torch.zeros(2).long()
+    for i in range(1, passes + 1):
+        state = ouro_states(tensors, i)[:, -1]
+        chance = 1 / (1 + torch.exp(-(state @ weight + bias))) if i < passes else torch.ones(2).double()
+        total, stays = total + chance * stays, stays * (1 - chance)
+        left = torch.where((left == 0) & ((total >= threshold) | (i == passes)), i, left)
+    return left.tolist()
+
+
+def test_ouros_gate_is_read_and_says_when_to_leave(tmp_path):
+    """The last token alone is sought, as in writing. Thresholds leave at different passes, or nothing is shown."""
+    tensors, passes = ouro(tmp_path), 6
+    ours, config = read_pretrained(tmp_path)
+    for part in ("weight", "bias"):
+        assert torch.equal(getattr(ours.exit_gate, part).double(), tensors[f"model.early_exit_gate.{part}"])
+    assert config.model.exit_gate
+    last = torch.zeros(2, LENGTH, dtype=torch.bool)
+    last[:, -1] = True
+    batch, rule = Batch(tokens(), tokens(), last, causal=True), build_objective(config, ours)
+    found = {}
+    for threshold in (0.0, 0.2, 0.5, 0.8, 0.95, 1.0):
+        answered = answer(rule, batch, [passes], config, exit=Exit.parse(f"gate={threshold}"))[passes]
+        found[threshold] = answered.used.tolist()
+        assert found[threshold] == leaving(tensors, threshold, passes)
+        for row, step in enumerate(found[threshold]):
+            assert answered.answers[row, -1] == ouro_logits(tensors, step)[row, -1].argmax()
+    assert found[0.0] == [1, 1]
+    assert found[1.0] == [passes] * 2
+    assert len({step for steps in found.values() for step in steps}) > 3
+
+
+def test_a_threshold_of_ouros_is_said_to_be_that_of_an_exit(tmp_path):
+    ouro(tmp_path)
+    change(tmp_path, early_exit_threshold=0.5)
+    with pytest.warns(UserWarning, match=r"has early_exit_threshold 0.5, .* solved with --exits gate=0.5"):
+        read_pretrained(tmp_path)
 
 
 LOOPED = {"Huginn": huginn, "Huginn, untied": lambda folder: huginn(folder, "untied"), "Retrofit": retrofit,
@@ -256,7 +307,7 @@ def test_names_go_there_and_back(name, tmp_path):
     written = {key: tensor for link in found.links for key, tensor in link.write([ours[own] for own in link.ours])}
     for key, tensor in written.items():
         assert torch.equal(tensor, theirs[key]), key
-    words = ("freqs_cis", "norm_3", "norm_4", "early_exit_gate")
+    words = ("freqs_cis", "norm_3", "norm_4")
     left = {key for key in theirs.keys() - written.keys() if not any(word in key for word in words)}
     assert not left
     assert {own for link in found.links for own in link.ours} == ours.keys()
@@ -295,7 +346,9 @@ BROKEN = {
     "Retrofit's tied head": (retrofit, lambda f: rewrite(f, lambda t: t.pop("lm_head.weight")), "no tensor lm_head.w"),
     "another start": (retrofit, lambda f: change(f, initial_state_mode="skip-adapter"), "'skip-adapter', which no"),
     "half a scaling": (retrofit, lambda f: change(f, rope_scaling={"rope_type": "llama3"}), "does not say its factor"),
-    "an early exit": (ouro, lambda f: change(f, early_exit_threshold=0.5), "has early_exit_threshold 0.5"),
+    "an exit by its number": (ouro, lambda f: change(f, early_exit_step=2), "has early_exit_step 2"),
+    "no gate": (ouro, lambda f: rewrite(f, lambda t: t.pop("model.early_exit_gate.bias")),
+                "has no tensor model.early_exit_gate.bias"),
     "no passes": (ouro, lambda f: change(f, total_ut_steps=None), "does not say its total_ut_steps"),
     "a norm of Ouro's": (ouro, lambda f: rewrite(f, lambda t: t.pop("model.layers.5.input_layernorm_2.weight")),
                          "has no tensor model.layers.5.input_layernorm_2.weight"),

@@ -19,7 +19,9 @@ SIZES = {"vocab_size": VOCAB, "hidden_size": 32, "num_attention_heads": 4, "num_
          "bos_token_id": 1, "eos_token_id": 2, "sliding_window": None}
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 32}
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
 SAVED = {"Llama": {}, "Llama, tied": {"tie_word_embeddings": True}, "Llama, llama3": {"rope_parameters": LLAMA3},
+         "Llama, yarn": {"rope_parameters": YARN | {"beta_fast": 4.0, "truncate": False, "attention_factor": 1.2}},
          "Mistral": {}, "Qwen2": {}, "Qwen3": {"head_dim": 16}, "Olmo2": {}, "SmolLM3": {}}
 
 
@@ -143,7 +145,10 @@ BROKEN = {
     "no epsilon": (lambda f: change(f, rms_norm_eps=None), "does not say its rms_norm_eps"),
     "another loop": (lambda f: change(f, model_type="nanbeige", num_loops=2, skip_loop_final_norm=True),
                      "has skip_loop_final_norm True"),
-    "a scaling": (lambda f: change(f, rope_parameters={"rope_type": "yarn", "rope_theta": 1e4}), "positions by 'yarn'")}
+    "a scaling": (lambda f: change(f, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4}), "by 'dynamic'"),
+    "half of yarn": (lambda f: change(f, rope_parameters={"rope_type": "yarn", "rope_theta": 1e4}), "say its factor"),
+    "DeepSeek's yarn": (lambda f: change(f, rope_parameters=YARN | {"mscale": 0.7, "mscale_all_dim": 1.0}),
+                        "has mscale 0.7, which no model")}
 
 
 @pytest.mark.parametrize("name", BROKEN)

@@ -1,5 +1,7 @@
 """Answers at any depth: read along one unroll, solved the same in any batch, left early by exits that know padding."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ from looped.inference.loop import LoopRollout
 from looped.inference.rollout import answer, own_normal
 from looped.inference.solver import Solver
 from looped.models.build import build
+from looped.nn.exit_gate import ExitGate
 from looped.objectives import build_objective
 from looped.objectives.base import rows_of_batch
 from looped.rng import StepRandom
@@ -43,12 +46,17 @@ def alone(batch: Batch, row: int) -> Batch:
     return Batch(**cut, causal=batch.causal)
 
 
-@pytest.mark.parametrize("objective", ["full", "denoise"])
-@pytest.mark.parametrize("exit", [None, *(kind for kind in EXITS if kind != "head")])
+LEARNED = ("head", "gate")
+
+
+@pytest.mark.parametrize(("objective", "exit"), [
+    *itertools.product(["full", "denoise"], [None, *(kind for kind in EXITS if kind not in LEARNED)]),
+    ("full", "gate")])
 def test_a_problem_is_solved_the_same_alone_and_in_a_batch_of_other_lengths(objective, exit):
-    model, config = made(objective)
+    model, config = made(objective, **{"model.exit_gate": exit == "gate"})
     batch = problems(6, 3, 5)
-    loose = {"kl": "kl=0.05", "entropy": "entropy=0.05", "latent": "latent=0.4", "confidence": "confidence=0.5"}
+    loose = {"kl": "kl=0.05", "entropy": "entropy=0.05", "latent": "latent=0.4", "confidence": "confidence=0.5",
+             "gate": "gate=0.7"}
     rule = exit and Exit.parse(loose.get(exit, exit))
     together = answer(model, batch, [2, 9], config, exit=rule)
     for row, length in enumerate(batch.lengths.tolist()):
@@ -161,9 +169,9 @@ def test_a_start_at_zero_takes_no_noise_from_the_start():
 # ---- the measures of an exit, by hand
 
 
-def taken(exit, logits, latents, batch):
+def taken(exit, logits, latents, batch, gate=None):
     """After how many of the given steps each problem has left."""
-    stopping = Stopping(batch, exit)
+    stopping = Stopping(batch, exit, gate=gate)
     for step_logits, latent in zip(logits, latents, strict=True):
         rows = stopping.working
         if len(rows):
@@ -187,6 +195,20 @@ def test_each_exit_measures_what_it_says_over_the_cells_that_are_sought():
     assert taken(Exit.parse("entropy=1e-6"), steps, latents, batch) == [2, 2]  # entropy does not know which symbol
 
 
+def test_the_exit_by_a_gate_leaves_with_the_last_cell_that_is_sought():
+    """1 - (1 - lambda)^i in each cell, of gates that say 0.5, 0.2 and, where nothing is sought, 0.01."""
+    scored = torch.tensor([[True, False, True], [True, False, False]])
+    batch = Batch(torch.zeros(2, 3, dtype=torch.long), torch.zeros(2, 3, dtype=torch.long), scored, causal=False)
+    gate, leaves = ExitGate(1), torch.tensor([0.5, 0.01, 0.2])
+    gate.weight.data.fill_(1)
+    latents, logits = [leaves.logit().expand(2, 3).unsqueeze(-1)] * 12, [torch.zeros(2, 3, 2)] * 12
+    for threshold, used in ((0, [1, 1]), (0.19, [1, 1]), (0.21, [2, 1]), (0.49, [4, 1]), (0.51, [4, 2]), (0.9, [11, 4]),
+                            (1, [12, 12]), (2, [12, 12])):
+        expected = [next((i for i in range(1, 12) if 1 - (1 - least) ** i >= threshold and threshold < 1), 12)
+                    for least in (0.2, 0.5)]
+        assert taken(Exit.parse(f"gate={threshold}"), logits, latents, batch, gate) == expected == used
+
+
 @pytest.mark.parametrize(("text", "words"), [("kll", "did you mean 'kl'"), ("kl=", "no threshold"),
                                              ("kl=-1", "or more"), ("latent=x", "latent=0.03")])
 def test_an_exit_that_is_none_is_one_sentence(text, words):
@@ -198,3 +220,12 @@ def test_an_exit_by_a_head_that_is_not_there_is_one_sentence():
     model, config = made("full")
     with pytest.raises(UserError, match="--objective one-step"):
         answer(model, problems(3), [2], config, exit=Exit.parse("head"))
+
+
+@pytest.mark.parametrize("objective", ["full", "denoise"])
+def test_an_exit_by_a_gate_that_is_not_there_is_one_sentence(objective):
+    """A denoiser never has one: the loop's states are what it reads."""
+    model, config = made(objective, **{"model.exit_gate": objective == "denoise"})
+    with pytest.raises(UserError, match=r"--model.exit_gate true and --recurrence.loss_on gate, or") as error:
+        answer(model, problems(3), [2], config, exit=Exit.parse("gate"))
+    assert "\n" not in str(error.value)

@@ -1,6 +1,8 @@
 """Options of the model that families from elsewhere need: each family's own class, with random weights, gives the same
 logits in float64; what transformers has no class for is held against its equations."""
 
+import pickle
+
 import pytest
 import torch
 
@@ -21,6 +23,7 @@ PLAIN = {"objective": "full", "recurrence.mean": 1, "model.width": WIDTH, "model
          "model.loop_norm": "none", "model.embed_scale": 1.0, "model.tie_embeddings": False}
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 32}
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
 FAMILIES = {
     "Llama": ({}, {}),
     "Llama, tied": ({"tie_word_embeddings": True}, {"model.tie_embeddings": True}),
@@ -28,6 +31,14 @@ FAMILIES = {
         "model.rope_base": 500000.0, "model.rope_scaling": {"kind": "llama3", "original_length": 32}}),
     "Llama, linear": ({"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}},
                       {"model.rope_scaling": {"kind": "linear", "factor": 4.0}}),
+    "Llama, yarn": ({"rope_parameters": YARN}, {
+        "model.rope_scaling": {"kind": "yarn", "factor": 4.0, "original_length": 32}}),
+    "Llama, yarn of its own": (
+        {"head_dim": 64, "rope_parameters": YARN | {"beta_fast": 8.0, "beta_slow": 0.5, "attention_factor": 0.9,
+                                                    "truncate": False}},
+        {"model.head_dim": 64, "model.rope_scaling": {
+            "kind": "yarn", "factor": 4.0, "original_length": 32, "beta_fast": 8.0, "beta_slow": 0.5,
+            "attention_factor": 0.9, "truncate": False}}),
     "Llama, head_dim": ({"head_dim": 16}, {"model.head_dim": 16}),
     "Mistral": ({"num_key_value_heads": 2, "sliding_window": None}, {"model.num_kv_heads": 2}),
     "Qwen2": ({"num_key_value_heads": 2}, {"model.num_kv_heads": 2, "model.attention_bias": "qkv"}),
@@ -99,18 +110,51 @@ def test_a_familys_layers_are_those_of_its_own_class(name):
         torch.testing.assert_close(ours(tokens(), 1), expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["Llama, llama3", "Qwen2", "Qwen3", "Olmo2", "SmolLM3"])
+@pytest.mark.parametrize("name", ["Llama, llama3", "Llama, yarn", "Qwen2", "Qwen3", "Olmo2", "SmolLM3"])
 def test_each_option_is_needed(name):
     """Positive control: without it the same weights, as far as they have a place, give other logits."""
     settings, options = FAMILIES[name]
-    left_out = {"Llama, llama3": "model.rope_scaling", "Qwen2": "model.attention_bias", "Qwen3": "model.qk_norm",
-                "Olmo2": "model.qk_norm", "SmolLM3": "model.nope_interval"}[name]
+    left_out = {"Llama, llama3": "model.rope_scaling", "Llama, yarn": "model.rope_scaling",
+                "Qwen2": "model.attention_bias", "Qwen3": "model.qk_norm", "Olmo2": "model.qk_norm",
+                "SmolLM3": "model.nope_interval"}[name]
     theirs = theirs_of(name, settings)
     ours, without = ours_with(theirs.state_dict(), options), build(
         load_config(None, PLAIN | {key: value for key, value in options.items() if key != left_out}), VOCAB).double()
     without.load_state_dict(ours.state_dict(), strict=False)
     with torch.no_grad():
         assert (without(tokens(), 1) - ours(tokens(), 1)).abs().max() > 1e-4
+
+
+def theirs_by_yarn(head_dim, base, **settings):
+    """Frequencies and the factor of cos and sin, by transformers."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    length = settings["original_max_position_embeddings"]
+    config = transformers.LlamaConfig(
+        hidden_size=4 * head_dim, num_attention_heads=4, head_dim=head_dim, max_position_embeddings=4 * length,
+        rope_parameters={"rope_type": "yarn", "rope_theta": base, **settings})
+    return ROPE_INIT_FUNCTIONS["yarn"](config, "cpu")
+
+
+NAMES_HERE = {"original_max_position_embeddings": "original_length"}
+
+
+@pytest.mark.parametrize("truncate", [True, False])
+@pytest.mark.parametrize(("head_dim", "base", "length", "others"), [
+    (128, 1e6, 32768, {}), (64, 1e4, 2048, {"factor": 16.0}), (64, 1e4, 4096, {"attention_factor": 0.5}),
+    (8, 1e4, 32, {}), (8, 5e5, 4, {}), (16, 100.0, 10**6, {"factor": 0.5}), (32, 1e4, 64, {
+        "beta_fast": 2.0, "beta_slow": 2.0})])
+def test_yarns_frequencies_are_those_of_transformers(head_dim, base, length, others, truncate):
+    """To float32, in which transformers works them out; also where the ramp has no length or lies beyond either end."""
+    settings = {"factor": 4.0, "original_max_position_embeddings": length, "truncate": truncate} | others
+    expected, gain = theirs_by_yarn(head_dim, base, **settings)
+    rotary = build(load_config(None, PLAIN | {
+        "model.head_dim": head_dim, "model.rope_base": base, "model.rope_scaling": {
+            "kind": "yarn", **{NAMES_HERE.get(name, name): value for name, value in settings.items()}}}), VOCAB).rotary
+    torch.testing.assert_close(rotary.frequencies, expected, rtol=2e-6, atol=0)
+    cos, sin = rotary(torch.arange(5))
+    assert rotary.gain == pytest.approx(gain, rel=1e-12)
+    torch.testing.assert_close((cos**2 + sin**2).sqrt(), torch.full_like(cos, gain))
 
 
 def test_a_norm_after_each_pass_and_on_each_branch_are_ouros():
@@ -163,7 +207,9 @@ def test_a_random_state_has_the_standard_deviation_that_is_set():
     ({"model.head_dim": 15}, "head_dim 15 is odd"),
     ({"model.block": "postnorm", "objective": "denoise", "denoise.context": "inject"},
      "block postnorm has no norm before its branches that a level could modulate; choose branch"),
-    ({"model.rope_scaling": {"kind": "yarm"}}, "rope_scaling.kind")])
+    ({"model.rope_scaling": {"kind": "yarm"}}, "rope_scaling.kind"),
+    ({"model.rope_scaling": {"kind": "yarn", "beta_fast": 1, "beta_slow": 32}}, "beta_fast 1 is below beta_slow 32"),
+    ({"model.rope_scaling": {"kind": "yarn"}, "model.rope_base": 1.0}, "rope_base 1 has none lower")])
 def test_what_does_not_go_together_is_a_sentence(settings, why):
     with pytest.raises(UserError, match=why):
         build(load_config(None, PLAIN | settings), VOCAB)
@@ -213,3 +259,11 @@ def test_it_trains_and_writes_with_every_option(settings):
         logits = objective.model(whole, 2)
         whole = torch.cat([whole, logits[:, -1:].argmax(-1)], dim=1)
     assert torch.equal(written, whole[:, 6:])
+
+
+@pytest.mark.parametrize("name", ["Llama, llama3", "Llama, linear"])
+def test_a_model_with_scaled_positions_is_pickled(name):
+    model = build(load_config(None, PLAIN | FAMILIES[name][1]), VOCAB)
+    again = pickle.loads(pickle.dumps(model))
+    with torch.no_grad():
+        assert torch.equal(again(tokens(), 1), model(tokens(), 1))

@@ -94,6 +94,8 @@ def test_two_processes_match_one_of_masked_diffusion_too(trained_by_two, tmp_pat
 
 @pytest.mark.parametrize("changes", [
     {"objective": "truncated"}, {"objective": "truncated", "recurrence.per_sequence": False}, {"objective": "full"},
+    {"objective": "full", "model.exit_gate": True}, {"objective": "ar", "model.exit_gate": True},
+    {"objective": "full", "model.exit_gate": True, "recurrence.loss_on": "gate"},
     {"objective": "ar"}, {"objective": "masked"}, {"objective": "masked", "masked.cond_width": None},
     {"denoise.context": "concat"}, {"denoise.context": "context"},
     {"denoise.target.tied": True, "denoise.target.dim": 16}, {"denoise.target.learned_logit_scale": False}])

@@ -1,6 +1,7 @@
 """Stacks in the layout of Llama: Llama, Mistral, Qwen2, Qwen3, OLMo2, SmolLM3; and two that loop, Nanbeige4.2 and Ouro.
 """
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -132,7 +133,14 @@ def scaling(rope: Mapping[str, Any], folder: str) -> dict[str, Any] | None:
         return {"kind": "llama3", "factor": rope["factor"], "low_freq_factor": rope["low_freq_factor"],
                 "high_freq_factor": rope["high_freq_factor"],
                 "original_length": rope["original_max_position_embeddings"]}
-    raise UserError(f"{folder} scales its rotary positions by '{kind}', which is not known here; linear and llama3 are")
+    if kind == "yarn":
+        require(rope, folder, "factor", "original_max_position_embeddings")
+        refuse(rope, folder, mscale=None, mscale_all_dim=None)
+        return {"kind": "yarn", "factor": rope["factor"], "original_length": rope["original_max_position_embeddings"],
+                "beta_fast": rope.get("beta_fast") or 32, "beta_slow": rope.get("beta_slow") or 1,
+                "truncate": rope.get("truncate", True), "attention_factor": rope.get("attention_factor")}
+    raise UserError(f"{folder} scales its rotary positions by '{kind}', which is not known here; linear, llama3 and "
+                    f"yarn are")
 
 
 class SmolLM3(Stack):
@@ -192,14 +200,21 @@ class Passes(Stack):
 class Ouro(Passes):
     """Ouro (arXiv 2510.25741) and STARS (arXiv 2605.26733), tuned from it: norms before and after each branch.
 
-    Their exit gate, a linear map of each pass's output to the chance that it is the last, is left unread, so every
-    token takes all passes, as it does by the threshold 1 that is published; another one is refused."""
-
-    unused = rf"{Passes.unused}|^model\.early_exit_gate\.(weight|bias)$"
+    The threshold of their exit gate is no part of a model here: every token takes all passes, as it does by the 1 that
+    is published, unless an exit asks the gate. Another threshold is said in a warning."""
 
     def settings(self, raw: Raw, folder: str) -> dict[str, Any]:
-        refuse(raw, folder, early_exit_threshold=1.0, early_exit_step=None)
+        refuse(raw, folder, early_exit_step=None)
+        threshold = raw.get("early_exit_threshold")
+        if threshold not in (None, 1):
+            warnings.warn(f"{folder} has early_exit_threshold {threshold}, by which tokens leave its loop early; here "
+                          f"all passes are run, but for problems that are solved with --exits gate={threshold}",
+                          stacklevel=2)
         return super().settings(raw, folder)
+
+    def links_at(self, raw: Raw, places: Places, norm: str) -> list[Link]:
+        return [*super().links_at(raw, places, norm),
+                *(same(f"exit_gate.{part}", f"model.early_exit_gate.{part}") for part in ("weight", "bias"))]
 
 
 DENSE = (Stack("llama"), Stack("mistral", windowed=True), Stack("qwen2", bias="qkv", windowed=True),

@@ -11,6 +11,12 @@ SIZES = ("preset", "width", "num_heads", "num_kv_heads", "head_dim", "ffn_width"
          "num_core_layers", "num_coda_layers", "norm_eps", "rope_base", "rope_scaling", "tie_embeddings",
          "padded_vocab_size", "patch_size", "attention", "state_std")
 """Settings of a model that differ within a family, or do not say what it computes."""
+SCALINGS = {
+    "linear": {}, "llama3": {"low_freq_factor": "low_freq_factor", "high_freq_factor": "high_freq_factor",
+                             "original_max_position_embeddings": "original_length"},
+    "yarn": {"original_max_position_embeddings": "original_length", "beta_fast": "beta_fast", "beta_slow": "beta_slow",
+             "truncate": "truncate", "attention_factor": "attention_factor"}}
+"""Their names beside ours, by the kind of scaling."""
 DOCS = "docs/interop.md says which model can go where"
 
 
@@ -47,11 +53,9 @@ def core_layers(config: Config, depth: int) -> list[str]:
 
 def rope_parameters(model: ModelConfig) -> dict[str, Any]:
     """Rotary positions as transformers 5 writes them."""
-    found: dict[str, Any] = {"rope_theta": model.rope_base, "rope_type": "default"}
     s = model.rope_scaling
     if s is None:
-        return found
-    found |= {"rope_type": s.kind, "factor": s.factor}
-    return found if s.kind == "linear" else found | {
-        "low_freq_factor": s.low_freq_factor, "high_freq_factor": s.high_freq_factor,
-        "original_max_position_embeddings": s.original_length}
+        return {"rope_theta": model.rope_base, "rope_type": "default"}
+    own = {theirs: getattr(s, ours) for theirs, ours in SCALINGS[s.kind].items()}
+    return {"rope_theta": model.rope_base, "rope_type": s.kind, "factor": s.factor} | {
+        name: value for name, value in own.items() if value is not None}

@@ -1,0 +1,48 @@
+"""The exit gate of Ouro (Zhu et al. 2025, arXiv 2510.25741): by the state after each pass, the chance to leave there.
+
+    lambda_i = sigmoid(w . h_i + b)
+    p_i      = lambda_i (1 - lambda_1) ... (1 - lambda_{i-1}),  and of the last pass what is left
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import linear, logsigmoid
+
+from looped.errors import UserError
+
+Odds = Float[Tensor, "batch length"]
+
+
+class ExitGate(nn.Module):
+    """The log-odds of lambda for each row of a state, in float32 or wider.
+
+    It starts at zero, where lambda is 1/2, so that it draws nothing and the other weights of a model are those of one
+    without it; and it learns only under a rule that asks it."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1, width), requires_grad=False)
+        self.bias = nn.Parameter(torch.zeros(1), requires_grad=False)
+
+    def forward(self, state: Float[Tensor, "batch length width"]) -> Odds:
+        dtype = torch.promote_types(torch.promote_types(state.dtype, self.weight.dtype), torch.float32)
+        with torch.autocast(state.device.type, enabled=False):
+            return linear(state.to(dtype), self.weight.to(dtype), self.bias.to(dtype)).squeeze(-1)
+
+
+def gate_of(model: Any) -> ExitGate:
+    """The exit gate of a model. Raises UserError where it has none."""
+    gate = getattr(model, "exit_gate", None)
+    if gate is None:
+        raise UserError("the exit gate is asked, and this model has none; set model.exit_gate to true")
+    return gate
+
+
+def log_chances(odds: Float[Tensor, "steps batch length"]) -> Float[Tensor, "steps batch length"]:
+    """ln p of every pass, by the log-odds of all passes; those of the last are not asked."""
+    stays = logsigmoid(-odds[:-1]).cumsum(0)  # having got to the next pass
+    before = torch.cat([torch.zeros_like(odds[:1]), stays])
+    return before + torch.cat([logsigmoid(odds[:-1]), torch.zeros_like(odds[:1])])
