@@ -93,9 +93,9 @@ def llama3_scaling(frequencies: Tensor, *, factor: float, low: float, high: floa
 def yarn_scaling(frequencies: Tensor, *, factor: float, betas: tuple[float, float], original_length: int, base: float,
                  truncate: bool = True) -> Tensor:
     """YaRN's (Peng et al. 2023, arXiv 2309.00071, section 3.2): frequencies that turn `betas[0]` times in
-    `original_length` tokens stay, those that turn `betas[1]` times are divided by the factor, and between them both are mixed, evenly in
-    their number j = K ln(original_length / (2 pi turns)) / (2 ln base). `truncate`: from the whole number below the
-    first to the one above the last (transformers, `rope_type` yarn)."""
+    `original_length` tokens stay, those that turn `betas[1]` times are divided by the factor, and between them both are
+    mixed, evenly in their number j = K ln(original_length / (2 pi turns)) / (2 ln base). `truncate`: from the whole
+    number below the first to the one above the last (transformers, `rope_type` yarn)."""
     head_dim = 2 * len(frequencies)
     first, last = (head_dim * math.log(original_length / (2 * math.pi * turns)) / (2 * math.log(base))
                    for turns in betas)
