@@ -51,8 +51,8 @@ class Eval(Verb):
     """of a task: the levels to measure, as 16,32,64; those of evaluation.difficulties, or the task's own, if not given
     """
     exits: str | None = None
-    """of a task: also stop each problem early, by kl, entropy, latent, answer, confidence or head, with thresholds as
-    in kl=1e-4; several with commas"""
+    """also stop each problem of a task, or each token of text, early: by kl, entropy, latent, answer, confidence, head
+    or gate, with thresholds as in kl=1e-4; several with commas"""
     features: Path | None = None
     """of a run that makes images: the run of a classifier of the same images, in whose features distances are measured;
     pixels if not given"""

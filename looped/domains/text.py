@@ -15,28 +15,39 @@ from looped.data.opening import vocab_size_of
 from looped.domains.base import About, Domain, Evaluated, Inputs, Options, Own, Request, micro_batches
 from looped.errors import UserError
 from looped.evaluation.depth import evaluate_run, evaluate_samples
+from looped.evaluation.leaving import text_exit_rows
 from looped.evaluation.likelihood import main_losses
 from looped.evaluation.probes import Probes, probe, probe_table
-from looped.evaluation.rows import Keep
+from looped.evaluation.rows import Keep, Row
+from looped.evaluation.solving import share_cell
 from looped.evaluation.store import PROBES, EvaluationFiles
 from looped.inference.generate import generate
 from looped.inference.texts import Ending, as_lists
 from looped.objectives.base import Objective
-from looped.reports.sections import Prose, Section
+from looped.reports.sections import Prose, Section, Table
 from looped.rng import generator
 
 
 @dataclass(frozen=True)
 class TextEvaluated(Evaluated):
-    """The sweep and samples of a run on text, and its probes if they were asked for."""
+    """The sweep and samples of a run on text, and its exits and probes if they were asked for."""
 
+    exits: Sequence[Row] = ()
     probes: Probes | None = None
 
     def sections(self, name: str) -> list[Section]:
+        found = [*super().sections(name), self._exits()]
         if self.probes is None:
-            return super().sections(name)
+            return found
         said = "\n".join(self.probes.sentences) or "nothing is out of order"
-        return [*super().sections(name), Prose(f"probes:\n{probe_table(self.probes.rows)}"), Prose(said)]
+        return [*found, Prose(f"probes:\n{probe_table(self.probes.rows)}"), Prose(said)]
+
+    def _exits(self) -> Table:
+        figures = {(row.by, row.metric): row for row in self.exits}
+        lines = [[by, f"{row.mean:.2f} of {row.depth}", f"{row.layer_forwards:,.1f}",
+                  *(share_cell(figures[by, name]) for name in ("nats_with_exit", "lost_by_exit"))]
+                 for (by, metric), row in figures.items() if metric == "steps_used"]
+        return Table(["exit", "mean steps a token", "layer forwards", "nats/token", "lost"], lines)
 
     def leave(self, files: EvaluationFiles, config: Config, about: About) -> str:
         if self.probes is not None:
@@ -64,7 +75,7 @@ class Text(Domain):
     """Held-out text."""
 
     name = "text"
-    flags = frozenset({"trajectories", "probes", "twin", "judge", "match", "mauve", "text"})
+    flags = frozenset({"trajectories", "probes", "twin", "judge", "match", "mauve", "text", "exits"})
     asks = frozenset({"prompt", "prompts", "num_tokens", "temperature", "top_k", "top_p", "stop", "past_the_end",
                       "json"})
     makes = "writes text"
@@ -123,13 +134,18 @@ class Text(Domain):
     def evaluate(self, objective: Objective, data: MeasuredText, config: Config, depths: Sequence[int],
                  options: Options, *, keep: Keep) -> TextEvaluated:
         result = evaluate_run(objective, data, config, depths, options, keep=keep)
-        if not options.probes and options.twin is None:
-            return TextEvaluated(result.rows)
-        by_depth = result.per_example["nats_per_token"]
+        by_depth, exits = result.per_example["nats_per_token"], []
         tokens = data.heldout.sequences(len(next(iter(by_depth.values()))), config.data.length)
         tokens = tokens.to(next(objective.parameters()).device)
+        if options.exits:
+            for part in text_exit_rows(objective, tokens, max(depths), options.exits, seed=config.seed,
+                                       batch_size=config.evaluation.batch_size):
+                keep(part)
+                exits += part
+        if not options.probes and options.twin is None:
+            return TextEvaluated([*result.rows, *exits], exits)
         found = probe(objective, tokens, by_depth, vocab_size=data.vocab_size, twin=options.twin, seed=config.seed)
-        return TextEvaluated(result.rows + found.rows, found)
+        return TextEvaluated([*result.rows, *exits, *found.rows], exits, found)
 
     def generate(self, run: Any, request: Request) -> Iterator[str]:
         """All prompts in one batch."""

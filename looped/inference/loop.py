@@ -129,6 +129,25 @@ class LoopRollout(Rollout):
         model.unroll(e, around, grad=depths[-1], noise=noise, callback=read_out)
         return results
 
+    def leave(self, rows: Int[Tensor, "batch length_and_one"], depth: int, exits: Sequence[Exit | None],
+              random: StepRandom) -> list[tuple[Tensor, Tensor]]:
+        """One unroll, in which each token is a problem of its own to every exit."""
+        model, batch = self.model, self.objective.ask(rows)
+        around, tokens = rows_of_batch(batch), Batch(batch.inputs.reshape(-1, 1), batch.targets.reshape(-1, 1))
+        each = [Stopping(tokens, exit, gate=getattr(model, "exit_gate", None)) for exit in exits]
+        e = model.encode(batch.inputs, around)
+        noise = random.normal("state", e.shape[1:]) if model.recurrence.needs_noise else None
+
+        def read(_: int, state: Tensor) -> None:
+            logits, latent = (part.flatten(0, 1).unsqueeze(1) for part in (model.decode(state, around), state))
+            for stopping in each:
+                if len(working := stopping.working):
+                    stopping.take(logits[working], latent[working])
+
+        model.unroll(e, around, grad=depth, noise=noise, callback=read)
+        return [(token_losses(stopping.logits, tokens.targets).view(batch.targets.shape),
+                 stopping.used.view(batch.targets.shape)) for stopping in each]
+
     def first_logits(self, batch: Batch, random: StepRandom) -> Float[Tensor, "batch length vocab"]:
         """After one step."""
         model, rows = self.model, rows_of_batch(batch)

@@ -125,6 +125,11 @@ class Rollout:
         """The cost of `losses` at a depth."""
         self._refuse("has no likelihood by depth")
 
+    def leave(self, rows: Int[Tensor, "batch length_and_one"], depth: int, exits: Sequence[Exit | None],
+              random: StepRandom) -> list[tuple[Float[Tensor, "batch length"], Int[Tensor, "batch length"]]]:
+        """For each exit (None: nobody leaves early) the nats of every token where it left, and the steps it took."""
+        self._refuse("has no steps that a token could leave after; exits on text are of loops")
+
     def main(self, likelihood: "Likelihood", depth: int, num_levels: int) -> Float64[Tensor, "num"]:
         """The figure of each sequence that stands for it as a predictor of the next token: its loss at a depth."""
         return likelihood.by_depth([depth])[0].losses
