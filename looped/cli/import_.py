@@ -13,8 +13,9 @@ class Import(Verb):
     """Make a run of a pretrained model, dense or looped: a folder with config.json and safetensors, or a name on the
     Hugging Face hub, NAME or NAME@REVISION. None of its code is run.
 
-    Dense: Llama, Mistral, Qwen2, Qwen3, OLMo2, SmolLM2, SmolLM3. Looped: Nanbeige4.2. The run is of step 0: evaluate
-    it, sample it, go on with it by `looped train RUN/config.yaml`, or start others with --training.warm_start RUN.
+    Dense: Llama, Mistral, Qwen2, Qwen3, OLMo2, SmolLM2, SmolLM3. Looped: Huginn, Retrofit, Ouro, STARS, Nanbeige4.2.
+    The run is of step 0: evaluate it, sample it, go on with it by `looped train RUN/config.yaml`, or start others with
+    --training.warm_start RUN.
     """
 
     source: Positional[str]

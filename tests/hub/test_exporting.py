@@ -113,7 +113,9 @@ def test_what_is_exported_is_imported_again_bit_for_bit(name, runs, tmp_path):
 
 MAKERS = {"llama": saved, "qwen3": lambda folder: saved(folder, "Qwen3"), "olmo2": lambda f: saved(f, "Olmo2"),
           "nanbeige": lambda f: (saved(f), change(f, model_type="nanbeige", num_loops=2)),
-          "huginn": looped_folders.huginn}
+          "huginn": looped_folders.huginn, "ouro": looped_folders.ouro,
+          "smollm3": lambda f: saved(f, "SmolLM3"), "mistral": lambda f: saved(f, "Mistral"),
+          "qwen2": lambda f: saved(f, "Qwen2")}
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -185,8 +187,7 @@ def test_the_card_says_what_it_is_and_what_depth_does(runs, tmp_path, capsys):
 
 
 def test_every_form_is_tried_here():
-    assert set(FORMS) - {"hf", "smollm3", "ouro"} == {"llama", "mistral", "qwen2", "qwen3", "olmo2", "nanbeige",
-                                                      "huginn"}
+    assert set(FORMS) == {*MAKERS, "hf"}
 
 
 @pytest.mark.parametrize("given", [None, {"kind": "linear", "factor": 4.0},
