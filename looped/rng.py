@@ -36,9 +36,12 @@ class StepRandom:
 
     def __init__(self, seed: int, step: int, *, start: int = 0, count: int, total: int | None = None,
                  device: torch.device | str = "cpu"):
-        self.seed, self.step, self.start, self.count = seed, step, start, count
-        self.total = total if total is not None else start + count
-        self.device = torch.device(device)
+        self.seed = seed
+        self.step = step
+        self.start = start
+        self.count = count
+        self.total: int = total if total is not None else start + count
+        self.device: torch.device = torch.device(device)
 
     def lockstep(self, stream: str) -> torch.Generator:
         """A generator that is the same for all rows, micro-batches and processes of the step."""

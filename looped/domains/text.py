@@ -3,7 +3,8 @@
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Int
@@ -75,9 +76,10 @@ class Text(Domain):
     """Held-out text."""
 
     name = "text"
-    flags = frozenset({"trajectories", "probes", "twin", "judge", "match", "mauve", "text", "exits"})
-    asks = frozenset({"prompt", "prompts", "num_tokens", "temperature", "top_k", "top_p", "stop", "past_the_end",
-                      "json"})
+    flags: ClassVar[frozenset[str]] = frozenset({
+        "trajectories", "probes", "twin", "judge", "match", "mauve", "text", "exits"})
+    asks: ClassVar[frozenset[str]] = frozenset({
+        "prompt", "prompts", "num_tokens", "temperature", "top_k", "top_p", "stop", "past_the_end", "json"})
     makes = "writes text"
 
     def does(self, config: Config) -> str:
@@ -124,7 +126,7 @@ class Text(Domain):
             lines += [f"  {data.tokenizer.decode(text)!r}" for text in as_lists(texts)]
         return "\n".join(lines)
 
-    def check(self, config: Config, flags: Iterable[str], run) -> None:
+    def check(self, config: Config, flags: Iterable[str], run: Path) -> None:
         super().check(config, flags := list(flags), run)
         for flag in ("probes", "twin", "trajectories"):
             if flag in flags and config.rule.hides:

@@ -7,6 +7,7 @@ draws as the first one of a batch, each position its own start, whatever is padd
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -42,7 +43,9 @@ class Reader:
     """The logits of an objective. Raises UserError for what it does not compute."""
 
     def __init__(self, objective: Objective, seed: int):
-        self.objective, self.model, self.seed = objective, objective.model, seed
+        self.objective = objective
+        self.model: Any = objective.model
+        self.seed = seed
 
     def draws(self, reading: Reading) -> Callable[[int], Alike]:
         """The draws of a step, or of a position, by its number."""

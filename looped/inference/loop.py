@@ -27,7 +27,9 @@ from looped.rng import StepRandom
 class LoopRollout(Rollout):
     """A depth is a number of loop steps; a core of several blocks takes them in turn."""
 
-    name, together, encodes = "loop", True, True
+    name = "loop"
+    together = True
+    encodes = True
 
     def answers(self, batch: Batch, depths: Sequence[int], config: EvaluationConfig, random: StepRandom,
                 exit: Exit | None = None) -> dict[int, Answered]:
@@ -170,8 +172,11 @@ class LoopWriter:
     """Next-token logits of an unrolled loop; keys and values of each loop step are kept."""
 
     def __init__(self, objective: Unrolled, depth: int, way: Writing):
-        self.model, self.depth, self.way = objective.model, depth, way
-        self.cache, self.width = Cache(), 0
+        self.model: LanguageModel = objective.model
+        self.depth = depth
+        self.way = way
+        self.cache: Cache = Cache()
+        self.width: int = 0
 
     def next_logits(self, new: Int[Tensor, "batch new"], random: StepRandom) -> Tensor:
         """Logits (B, 1, V) after the columns so far and the `new` ones."""

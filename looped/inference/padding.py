@@ -19,12 +19,12 @@ class Padding:
     """Empty columns on the left of the shorter rows of a batch: where each row's own columns are."""
 
     def __init__(self, lengths: Int[Tensor, "batch"] | None, width: int):
-        self.lengths = None if lengths is None or bool((lengths == width).all()) else lengths
+        self.lengths: Tensor | None = None if lengths is None or bool((lengths == width).all()) else lengths
         if lengths is not None and not 0 <= int(lengths.min()) <= int(lengths.max()) <= width:
             raise UserError(f"prompt lengths {lengths.tolist()} do not lie between 0 and the padded length {width}; "
                             f"give the number of real tokens of each row")
-        self.shortest = width if lengths is None else int(lengths.min())
-        self.empty = None if self.lengths is None else width - self.lengths
+        self.shortest: int = width if lengths is None else int(lengths.min())
+        self.empty: Tensor | None = None if self.lengths is None else width - self.lengths
 
     def on_the_left(self, tokens: Int[Tensor, "batch length"], side: str) -> Int[Tensor, "batch length"]:
         """The tokens with the padding of `side` moved to the left."""

@@ -80,7 +80,8 @@ class Rollout:
     """Tokens that are sought together."""
 
     def __init__(self, objective: Objective):
-        self.objective, self.model = objective, objective.model
+        self.objective = objective
+        self.model: Any = objective.model
 
     def _refuse(self, does: str) -> NoReturn:
         raise UserError(f"{type(self.objective).__name__} {does}")

@@ -18,15 +18,17 @@ class LevelEmbedding(nn.Module):
 
     def __init__(self, width: int, *, num_frequencies: int = 32, max_frequency: float = 64.0):
         super().__init__()
-        self.num_frequencies, self.max_frequency = num_frequencies, max_frequency
+        self.num_frequencies = num_frequencies
+        self.max_frequency = max_frequency
         self.register_buffer("frequencies", torch.empty(num_frequencies), persistent=False)
         self.reset_frequencies()
-        self.mlp = nn.Sequential(nn.Linear(2 * num_frequencies, width), nn.SiLU(), nn.Linear(width, width))
+        self.mlp: nn.Sequential = nn.Sequential(
+            nn.Linear(2 * num_frequencies, width), nn.SiLU(), nn.Linear(width, width))
 
     def reset_frequencies(self) -> None:
         """Fill the buffer, which no checkpoint holds, anew; where it is."""
         filled = torch.logspace(0, math.log2(self.max_frequency), self.num_frequencies, base=2.0, device="cpu")
-        self.frequencies = filled.to(self.frequencies.device)
+        self.frequencies: Tensor = filled.to(self.frequencies.device)
 
     def forward(self, level: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch width"]:
         angles = level.to(self.frequencies.device, torch.float32).unsqueeze(-1) * self.frequencies
@@ -39,11 +41,12 @@ class Modulation(nn.Module):
     def __init__(self, cond_width: int, width: int, *, num_branches: int = 2):
         super().__init__()
         self.num_branches = num_branches
-        self.linear = nn.Linear(cond_width, 3 * num_branches * width)
+        self.linear: nn.Linear = nn.Linear(cond_width, 3 * num_branches * width)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
-    def forward(self, cond: Float[Tensor, "batch cond"] | Float[Tensor, "batch length cond"]):
+    def forward(self, cond: Float[Tensor, "batch cond"] | Float[Tensor, "batch length cond"],
+                ) -> list[tuple[Tensor, Tensor, Tensor]]:
         """A list of (shift, scale, gate), each (batch, 1 or length, width), for the branches in turn."""
         if cond.dim() == 2:
             cond = cond.unsqueeze(1)  # B 1 C

@@ -125,25 +125,32 @@ def train(config: Config, run_dir: str | Path, *, evaluate: Evaluate | None = No
 class Trainer:
     """The pieces of a run and what is done with them; `train` says when."""
 
-    def __init__(self, config: Config, run_dir: Path, data: Data, accelerator, monitor: Monitor):
-        self.config, self.run_dir, self.data = config, run_dir, data
-        self.accelerator, self.monitor = accelerator, monitor
-        self.micro_batch = micro_batch_size(config, accelerator.num_processes)
-        self.objective = build_objective(config, build(config, data.vocab_size, data.picture), data.end_of_text)
+    def __init__(self, config: Config, run_dir: Path, data: Data, accelerator: Any, monitor: Monitor):
+        self.config = config
+        self.run_dir = run_dir
+        self.data = data
+        self.accelerator: Any = accelerator
+        self.monitor = monitor
+        self.micro_batch: int = micro_batch_size(config, accelerator.num_processes)
+        self.objective: Objective = build_objective(
+            config, build(config, data.vocab_size, data.picture), data.end_of_text)
         self.objective.to(accelerator.device).train()
         if config.training.warm_start and not ckpt.list_checkpoints(run_dir):
             every_process(accelerator, lambda: self.warm_start(config.training.warm_start))
         if config.blocks.shared_from and not ckpt.list_checkpoints(run_dir):
             every_process(accelerator, lambda: take_shared(self.objective, config, data.fingerprint))
-        self.optimizers = build_optimizers(self.objective, config.optim)
-        self.ema = EMA(self.objective, config.optim.ema_decay) if config.optim.ema_decay else None
-        self.done, self.meter, self.seen = Counters(), Meter(), 0
-        self.clock = clock_of(config, accelerator.device)
+        self.optimizers: list[torch.optim.Optimizer] = build_optimizers(self.objective, config.optim)
+        self.ema: EMA | None = EMA(self.objective, config.optim.ema_decay) if config.optim.ema_decay else None
+        self.done: Counters = Counters()
+        self.meter: Meter = Meter()
+        self.seen: int = 0
+        self.clock: Callable[[], float] = clock_of(config, accelerator.device)
         self.restore()
-        self.saved, self.logged = self.done.step, replace(self.done)
+        self.saved: int = self.done.step
+        self.logged: Counters = replace(self.done)
         if config.training.compile:
             self.objective.model.compile_step()
-        self.module = accelerator.prepare_model(self.objective)
+        self.module: Any = accelerator.prepare_model(self.objective)
 
     @property
     def fraction(self) -> float:
@@ -252,7 +259,7 @@ class Trainer:
 
     # ---- reports -----------------------------------------------------------------------------------------------------
 
-    def gather(self, values: list) -> list:
+    def gather(self, values: list[Any]) -> list[Any]:
         """The lists of all processes, joined."""
         if self.accelerator.num_processes == 1:
             return values
