@@ -33,8 +33,8 @@ States = State | tuple[Tensor, ...]
 Parts = Tensor | tuple[Tensor, ...]
 """Some rows of a state."""
 RowsOfStep = Callable[[int, Tensor | None], Any]
-"""(number of a step, numbers of its sequences or None for all) -> what the step is told of their rows: `Rows` in a model
-of this package, whatever the blocks read in a loop of one's own."""
+"""(number of a step, numbers of its sequences or None for all) -> what the step is told of their rows: `Rows` in a
+model of this package, whatever the blocks read in a loop of one's own."""
 
 
 class Core(nn.Module):
