@@ -64,7 +64,7 @@ class Text(Domain):
     """Held-out text."""
 
     name = "text"
-    flags = frozenset({"trajectories", "probes", "twin", "judge", "match", "mauve", "text"})
+    flags = frozenset({"trajectories", "probes", "twin", "judge", "match", "mauve", "text", "tasks"})
     asks = frozenset({"prompt", "prompts", "num_tokens", "temperature", "top_k", "top_p", "stop", "past_the_end",
                       "json"})
     makes = "writes text"

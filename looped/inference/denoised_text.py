@@ -84,6 +84,10 @@ class TeacherForced:
 
     def log_probs(self, num_steps: int, random: StepRandom, stream: str) -> Float[Tensor, "batch length"]:
         """Log-probability of the true tokens at the last readout of a `num_steps`-step solve from pure noise."""
+        return -token_losses(self.logits(num_steps, random, stream), self.y)
+
+    def logits(self, num_steps: int, random: StepRandom, stream: str) -> Float[Tensor, "batch length vocab"]:
+        """The last readout."""
         config, logits = self.objective.config, None
         calls, walk = itertools.count(), Walk(self.denoiser)  # each call of a sampled bridge draws anew
         eps = random.normal(f"{stream} teacher", self.target.shape[1:])
@@ -96,7 +100,7 @@ class TeacherForced:
 
         solve(config, self.objective.noise, denoise, num_steps,
               normal=lambda name: random.normal(f"{stream} {name}", self.target.shape[1:]))
-        return -token_losses(logits, self.y)
+        return logits
 
     def _rows(self, sigma: Tensor, eps: Tensor) -> Rows:
         """What the solved rows attend to besides themselves: clean rows, or the noised truth of strictly earlier ones
