@@ -69,8 +69,8 @@ class Benchmarks:
                 results = evaluate(model, self.loaded, limit=self.limit, bootstrap_iters=0, log_samples=True)
             yield _part(results, model.depth, self.limit)
         if num_cut := self.models[0].num_cut:
-            warnings.warn(f"{num_cut} questions have more than {self.models[0].max_length} tokens and lost their "
-                          f"beginning; --max-length says how many are read", stacklevel=2)
+            warnings.warn(f"{num_cut} prompts have more than {self.models[0].max_length} tokens with their answers and "
+                          f"lost their beginning; --max-length says how many are read", stacklevel=2)
 
     @property
     def facts(self) -> dict[str, str]:
@@ -94,24 +94,42 @@ def _import_harness():
 
 def _load(names: Sequence[str]) -> Any:
     """The tasks and groups of names and files. Raises UserError."""
-    from lm_eval.tasks import TaskManager
-
     if not names:
         raise UserError("--tasks names no task; write for instance hellaswag,arc_easy or the path of a YAML file")
-    files = [Path(name).expanduser() for name in names if Path(name).expanduser().is_file()]
-    group = re.compile(r"^group\s*:", re.MULTILINE)
-    alone = len(files) == len(names) and not any(group.search(file.read_text(errors="replace")) for file in files)
-    folders = sorted({file.parent.resolve() for file in files})
-    manager = TaskManager(include_path=list(folders) or None, include_defaults=not alone)  # those take seconds to list
-    found = []
+    files = {name: Path(name).expanduser().resolve() for name in names if Path(name).expanduser().is_file()}
     for name in names:
-        path = Path(name).expanduser()
-        if not path.is_file() and name not in manager.all_tasks:
-            raise _unknown(name, manager.all_tasks)
+        if name not in files and (name.endswith((".yaml", ".yml")) or "/" in name):
+            raise UserError(f"--tasks {name} is no file; give the path of a task's YAML file, or the name of a task")
+    specs = [_group_of(files[name]) or str(files[name]) if name in files else name for name in names]
+    folders = sorted({file.parent for file in files.values()}) or None
+    if len(files) == len(names):  # without the tasks that lm_eval has, which take seconds to list
+        try:
+            return _loaded(names, specs, folders, defaults=False)
+        except UserError:
+            if not any(map(_group_of, files.values())):
+                raise
+    return _loaded(names, specs, folders, defaults=True)
+
+
+def _group_of(file: Path) -> str | None:
+    """The name of the group of tasks that a file is, which lm_eval finds by its name alone."""
+    found = re.search(r"^group\s*:\s*(\S+)", file.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+    return found and found[1].strip("'\"")
+
+
+def _loaded(names: Sequence[str], specs: Sequence[str], folders: Sequence[Path] | None, *, defaults: bool) -> Any:
+    """The tasks of specifications, which `names` name in sentences."""
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=folders, include_defaults=defaults)
+    found = []
+    for name, spec in zip(names, specs, strict=True):
+        if name == spec and spec not in manager.all_tasks and not Path(spec).is_file():
+            near = difflib.get_close_matches(name, manager.all_tasks, n=1)
+            raise UserError(f"lm_eval knows no task {name!r}" + (f"; did you mean {near[0]!r}?" if near else
+                                                                 "; `lm_eval ls tasks` lists those it knows"))
         with _in_one_sentence(name):
-            spec = str(path.resolve()) if path.is_file() else name
-            loaded = manager.load([spec])
-            found += _topmost(loaded)
+            found += _topmost(manager.load([spec]))
     with _in_one_sentence(", ".join(names)):
         return manager.load(found)
 
@@ -121,14 +139,6 @@ def _topmost(loaded: Any) -> list[Any]:
     inside = {name for children in loaded["group_map"].values() for name in children}
     whole = {**loaded["groups"], **loaded["tasks"]}
     return [each for name, each in whole.items() if name not in inside]
-
-
-def _unknown(name: str, known: Sequence[str]) -> UserError:
-    if name.endswith((".yaml", ".yml")) or "/" in name:
-        return UserError(f"--tasks {name} is no file; give the path of a task's YAML file, or the name of a task")
-    near = difflib.get_close_matches(name, known, n=1)
-    return UserError(f"lm_eval knows no task {name!r}" + (f"; did you mean {near[0]!r}?" if near else
-                                                         "; `lm_eval ls tasks` lists those it knows"))
 
 
 @contextmanager

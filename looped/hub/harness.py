@@ -116,7 +116,7 @@ class RunLM(TemplateLM):
         settings = {**normalize_gen_kwargs(settings)}
         until = settings["until"] if isinstance(settings.get("until"), list) else [settings.get("until")]
         sampled = settings["do_sample"]
-        steering = (settings["temperature"], settings.get("top_k") or None, settings.get("top_p", 1.0))
+        steering = (settings.get("temperature", 1.0), settings.get("top_k") or None, settings.get("top_p", 1.0))
         manner = Manner(settings["max_gen_toks"], tuple(stop for stop in until if stop),
                         *(steering if sampled else (0.0, None, 1.0)))
         unknown = sorted(name for name in settings.keys() - set(KNOWN) if settings[name] not in (None, 1, False))
