@@ -28,7 +28,7 @@ GUESSED = ("acc", "acc_norm", "acc_bytes")
 
 @dataclass(frozen=True)
 class Part:
-    """What was measured at one depth: the rows, and the values of single questions."""
+    """The figures of one depth: rows, and the values of single questions."""
 
     rows: list[TaskRow]
     examples: list[Line]
@@ -74,7 +74,7 @@ class Benchmarks:
 
     @property
     def facts(self) -> dict[str, str]:
-        """What the tasks are asked with, for a report."""
+        """Names and values for the head of a report: who asks, and how much can be read."""
         return {"lm-evaluation-harness": version("lm_eval"), "objective": self.run.config.objective,
                 "tokens of a question at most": str(self.models[0].max_length)}
 
@@ -143,7 +143,7 @@ def _topmost(loaded: Any) -> list[Any]:
 
 @contextmanager
 def _in_one_sentence(name: str) -> Iterator[None]:
-    """Whatever a task's file, its code or its data raise, said in one sentence."""
+    """Errors of a task's file, its code or its data, said in one sentence."""
     try:
         yield
     except UserError:
@@ -234,7 +234,7 @@ def _figure(metric: str, figure: float, samples: Sequence[Mapping[str, Any]], wh
 
 
 def _chance(metric: str, samples: Sequence[Mapping[str, Any]], kinds: set[str | None]) -> float | None:
-    """What guessing gets: one answer out of all, or none of those that are written."""
+    """The share that guessing gets: one answer out of all, or none of those that are written."""
     if kinds == {"generate_until"} and metric == "exact_match":
         return 0.0
     if kinds != {"multiple_choice"} or metric not in GUESSED or any("acc_mutual_info" in each for each in samples):
