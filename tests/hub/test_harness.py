@@ -10,6 +10,7 @@ import pytest
 import torch
 from harness_tasks import PICK, PICKED, WRITE, WRITTEN, write_task, write_tasks
 from tiny_models import TEXT, byte_level
+from tokenizers import processors
 
 from looped.cli import main
 from looped.errors import UserError
@@ -21,6 +22,7 @@ lm_eval = pytest.importorskip("lm_eval")
 transformers = pytest.importorskip("transformers")
 
 from lm_eval.api.instance import Instance  # noqa: E402
+from lm_eval.models.huggingface import HFLM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
 from looped.hub.benchmarks import Benchmarks, _loaded  # noqa: E402
@@ -43,18 +45,21 @@ def _cache(tmp_path_factory):
         yield
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """The folder of a small Llama."""
+def save_llama(folder, backend, start):
+    """A small Llama and a tokenizer whose texts begin with `start`, in a folder."""
     torch.manual_seed(0)
     made = transformers.LlamaForCausalLM(transformers.LlamaConfig(
         vocab_size=352, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
         initializer_range=0.3, bos_token_id=0, eos_token_id=0, max_position_embeddings=LENGTH))
-    folder = tmp_path_factory.mktemp("model")
     made.save_pretrained(folder)
-    names = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
-    transformers.PreTrainedTokenizerFast(tokenizer_object=byte_level(), **names).save_pretrained(folder)
+    names = {"bos_token": start, "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **names).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_llama(tmp_path_factory.mktemp("model"), byte_level(), "<|endoftext|>")
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +150,24 @@ def test_a_llama_answers_as_under_lm_evals_model_for_transformers(llama, tasks, 
     for name, metrics in theirs[0].items():
         for metric, value in metrics.items():
             assert figures[name][metric] == pytest.approx(value, rel=1e-3) if isinstance(value, float) else True
+
+
+def test_a_tokenizer_that_begins_each_text_begins_it_here_too(tmp_path):
+    """As Llama's, with a start that is not its end; the empty context is that start."""
+    backend = byte_level()
+    backend.add_special_tokens(["<s>"])
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[
+        ("<s>", backend.token_to_id("<s>"))])
+    import_model(save_llama(tmp_path / "model", backend, "<s>"), tmp_path / "run")
+    ours, theirs = RunLM(load_run(tmp_path / "run"), 1), HFLM(str(tmp_path / "model"), dtype="float32", device="cpu")
+    assert ours.tok_encode("def")[0] == ours.prefix_token_id == theirs.prefix_token_id == backend.token_to_id("<s>")
+    for (one, likeliest), (other, greedy) in zip(scores(ours, *PAIRS), scores(theirs, *PAIRS), strict=True):
+        assert one == pytest.approx(other, abs=2e-3)
+        assert likeliest == greedy
+    texts = [instances("loglikelihood_rolling", (TEXT[:400],)), instances("generate_until", (
+        "def f1", {"until": ["\n"], "max_gen_toks": 12}), ("x", {"until": [" "], "max_gen_toks": 6}))]
+    assert ours.loglikelihood_rolling(texts[0]) == pytest.approx(theirs.loglikelihood_rolling(texts[0]), rel=1e-5)
+    assert ours.generate_until(texts[1]) == theirs.generate_until(texts[1])
 
 
 def test_the_rows_of_the_command_are_lm_evals_figures(llama, tasks, theirs, tmp_path, capsys):
@@ -419,7 +442,7 @@ def test_runs_that_cannot_be_asked_are_one_sentence(make, looped, tasks, tmp_pat
 def test_a_run_on_problems_is_not_asked(tmp_path, tasks, capsys):
     (tmp_path / "c.yaml").write_text("seed: 0\n")
     flags = {**TINY, "objective": "full", "task.name": "copy", "recurrence.mean": 2, "evaluation.num_problems": 2,
-             "evaluation.depths": 1}
+             "evaluation.depths": "[1]"}
     flags.pop("data.length")
     words = [word for key, value in flags.items() for word in (f"--{key}", str(value))]
     assert main(["train", str(tmp_path / "c.yaml"), "--run", str(tmp_path / "run"), *words]) == 0
