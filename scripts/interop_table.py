@@ -94,7 +94,8 @@ def texts(model: LoopedForCausalLM) -> str:
     beside = [torch.equal(written(model, ids, num_steps=depth), written(model, ids, num_steps=depth, use_cache=False))
               for depth in STEPS]
     together = written(model, ids, attention_mask=mask)
-    rows = [torch.equal(together[row], written(model, ids[row : row + 1, first:])[0]) for row, first in ((0, 0), (1, 5))]
+    rows = [torch.equal(together[row], written(model, ids[row : row + 1, first:])[0])
+            for row, first in enumerate((0, 5))]
     return "the same" if all(beside + rows) else "NOT the same"
 
 

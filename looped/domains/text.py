@@ -75,7 +75,8 @@ class Text(Domain):
     """Held-out text."""
 
     name = "text"
-    flags = frozenset({"trajectories", "probes", "twin", "judge", "match", "mauve", "text", "exits"})
+    flags = frozenset({"trajectories", "probes", "twin", "judge", "match", "mauve", "text", "exits",
+                       "tasks"})
     asks = frozenset({"prompt", "prompts", "num_tokens", "temperature", "top_k", "top_p", "stop", "past_the_end",
                       "json"})
     makes = "writes text"

@@ -12,13 +12,11 @@ from looped.errors import UserError, did_you_mean
 from looped.hub.card import Card
 from looped.hub.families import FAMILIES
 from looped.hub.families.base import Family
+from looped.hub.importing import max_length_of
 from looped.hub.loading import import_transformers, quiet
 from looped.inference.rollout import rollout_of
 from looped.storage import new_folder
 from looped.training.runs import Run, read_stamp
-
-CONTEXT = 2048
-"""Tokens that a model says it can read where nothing says so: those of its training, but not fewer than this."""
 
 ELSEWHERE = {"data.path": (), "data.tokenizer": None, "data.cache_dir": None, "training.warm_start": None}
 """Settings that name files of this machine, which the model does without."""
@@ -70,7 +68,7 @@ def tokens_of(run: Run) -> dict[str, Any]:
     raw: Mapping[str, Any] = read_stamp(run.path).get("imported", {}).get("config", {})
     end = run.tokenizer.end_of_text
     return {"bos_token_id": raw.get("bos_token_id", end), "eos_token_id": end, "pad_token_id": end,
-            "max_position_embeddings": raw.get("max_position_embeddings") or max(CONTEXT, run.config.data.length)}
+            "max_position_embeddings": max_length_of(run)}
 
 
 def _write_tokenizer(run: Run, folder: Path) -> None:

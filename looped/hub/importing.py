@@ -18,11 +18,14 @@ from looped.objectives import build_objective
 from looped.storage import new_folder, write_text
 from looped.training.checkpoint import Stream, save_checkpoint
 from looped.training.counters import Counters
-from looped.training.runs import CONFIG, STAMP, TOKENIZER, stamp
+from looped.training.runs import CONFIG, STAMP, TOKENIZER, Run, read_stamp, stamp
 
 FETCHED = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*",
            "special_tokens_map.json", "vocab.json", "merges.txt", "*.model", "README.md")
 """The files of a repository of the hub that are asked for; no code, no pickles."""
+
+LIMITS = ("max_position_embeddings", "block_size", "n_positions")
+"""The keys of a config.json that say how many tokens a model reads."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,12 @@ def import_model(source: str | Path, out: str | Path, *, layers: str | None = No
         _write(folder, found, words, str(source))
     shapes = found.skeleton.state_dict().values()
     return Imported(Path(out), found.family.name, sum(weight.numel() for weight in shapes), found.config)
+
+
+def max_length_of(run: Run) -> int:
+    """The tokens that a run reads at most: of an imported one what its model says, else those of its training."""
+    imported = read_stamp(run.path).get("imported", {}).get("config", {})
+    return next((imported[name] for name in LIMITS if imported.get(name)), run.config.data.length)
 
 
 def _write(folder: Path, found: Pretrained, words: TextTokenizer, source: str) -> None:

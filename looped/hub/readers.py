@@ -21,7 +21,7 @@ from looped.inference.padding import Padding
 from looped.nn.cache import Cache
 from looped.nn.projection import head_logits
 from looped.objectives.base import Objective, rows_of_batch
-from looped.rng import Alike
+from looped.rng import StepRandom
 
 GREEDY, PLAIN = Steering(temperature=0), Steering()
 
@@ -44,9 +44,10 @@ class Reader:
     def __init__(self, objective: Objective, seed: int):
         self.objective, self.model, self.seed = objective, objective.model, seed
 
-    def draws(self, reading: Reading) -> Callable[[int], Alike]:
-        """The draws of a step, or of a position, by its number."""
-        return partial(Alike, self.seed, count=len(reading.tokens), device=reading.tokens.device)
+    def draws(self, reading: Reading) -> Callable[[int], StepRandom]:
+        """The draws of a step, or of a position, by its number; all rows draw alike."""
+        num = len(reading.tokens)
+        return partial(StepRandom, self.seed, count=num, rows=[0] * num, device=reading.tokens.device)
 
     def logits(self, reading: Reading, keep: int) -> Float[Tensor, "batch kept vocab"]:
         """Logits after the last `keep` columns, or after all of them (0)."""

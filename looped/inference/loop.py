@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -109,10 +110,22 @@ class LoopRollout(Rollout):
 
     def losses(self, rows: Int[Tensor, "batch length_and_one"], depths: list[int],
                random: StepRandom) -> list[tuple[int, Tensor, float]]:
-        """One unroll; the time at a depth counts the loop up to there and one readout."""
-        model, batch = self.model, self.objective.ask(rows)
-        around = rows_of_batch(batch)
-        began = now(rows.device)
+        batch = self.objective.ask(rows)
+        return self._read(batch, depths, random, lambda logits: token_losses(logits, batch.targets))
+
+    def next_tokens(self, rows: Int[Tensor, "batch length_and_one"], depths: list[int],
+                    random: StepRandom) -> list[tuple[int, Tensor, Tensor]]:
+        batch = self.objective.ask(rows)
+        found = self._read(batch, depths, random, lambda logits: (token_losses(logits, batch.targets),
+                                                                  logits.argmax(-1) == batch.targets))
+        return [(depth, *both) for depth, both, _ in found]
+
+    def _read(self, batch: Batch, depths: list[int], random: StepRandom,
+              what: Callable[[Tensor], Any]) -> list[tuple[int, Any, float]]:
+        """(depth, `what` of the logits there, seconds): one unroll, where the time at a depth counts the loop up to
+        there and one readout."""
+        model, around, device = self.model, rows_of_batch(batch), batch.inputs.device
+        began = now(device)
         e = model.encode(batch.inputs, around)
         noise = random.normal("state", e.shape[1:]) if model.recurrence.needs_noise else None
         results, reading = [], 0.0
@@ -120,10 +133,10 @@ class LoopRollout(Rollout):
         def read_out(index: int, state: Tensor) -> None:
             nonlocal reading
             if index + 1 in depths:
-                start = now(rows.device)
-                losses = token_losses(model.decode(state, around), batch.targets)
-                own = now(rows.device) - start
-                results.append((index + 1, losses, start - began - reading + own))
+                start = now(device)
+                found = what(model.decode(state, around))
+                own = now(device) - start
+                results.append((index + 1, found, start - began - reading + own))
                 reading += own
     
         model.unroll(e, around, grad=depths[-1], noise=noise, callback=read_out)
