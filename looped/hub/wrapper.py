@@ -30,6 +30,7 @@ from looped.inference.padding import Padding
 from looped.models.build import unseeded
 from looped.nn.bias import Padded
 from looped.nn.checks import whole_number
+from looped.nn.frequencies import Frequencies
 from looped.nn.layers import TransformerLayer
 from looped.objectives import Objective, build_objective
 
@@ -107,7 +108,7 @@ class LoopedForCausalLM(PreTrainedModel, GenerationMixin):
     @torch.no_grad()
     def _init_weights(self, module: torch.nn.Module) -> None:
         """Fill what no file holds; weights that are missing from one are refused by `from_pretrained`'s own report."""
-        if hasattr(module, "reset_frequencies"):
+        if isinstance(module, Frequencies):
             module.reset_frequencies()
 
     @classmethod

@@ -162,6 +162,33 @@ def without(name):
     return damage
 
 
+def with_another(folder):
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors | {"another": torch.ones(3)}, folder / "model.safetensors")
+
+
+def in_shards(folder):
+    """The second half of the tensors in model-2.safetensors."""
+    tensors, places = load_file(folder / "model.safetensors"), {}
+    names = sorted(tensors)
+    for number, part in ((1, names[:20]), (2, names[20:])):
+        save_file({name: tensors[name] for name in part}, folder / f"model-{number}.safetensors")
+        places |= dict.fromkeys(part, f"model-{number}.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    (folder / "model.safetensors").unlink()
+
+
+def shard_cut_short(folder):
+    in_shards(folder)
+    path = folder / "model-2.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def shard_missing(folder):
+    in_shards(folder)
+    (folder / "model-2.safetensors").unlink()
+
+
 def quantised(folder):
     tensors = load_file(folder / "model.safetensors")
     tensors["model.norm.weight"] = tensors["model.norm.weight"].to(torch.float8_e4m3fn)
@@ -173,7 +200,11 @@ NOT_MODELS = {
     "another's tokenizer": (lambda f: grow(f / "tokenizer.json"), [],
                             "has 352 embeddings and its tokenizer .* tokens; give with --tokenizer"),
     "a last tensor missing": (without("model.norm.weight"), [], "has no tensor model.norm.weight"),
+    "a tensor too many": (with_another, [], "holds another, which has no place in its family"),
+    "a pickle": (lambda f: (f / "model.safetensors").rename(f / "model.bin"), [], "pickles, which are not read"),
     "cut short": (cut_short, [], "cut short or damaged"),
+    "a shard cut short": (shard_cut_short, [], "model-2.* is cut short or damaged"),
+    "a shard missing": (shard_missing, [], "has no model-2.safetensors; fetch the folder again"),
     "quantised": (quantised, [], "has model.norm.weight as F8_E4M3, a quantised model"),
     "a config that lies": (lambda f: change(f, hidden_size=64), [], "of shape .* and by its config.json it is"),
     "an objective with weights of its own": (lambda f: None, ["--objective", "denoise"], "weight"),
