@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from looped.config import Config, dump_config
 from looped.data.tokenizer import TextTokenizer, load_tokenizer
 from looped.errors import UserError, one_line
@@ -76,13 +78,24 @@ def _write(folder: Path, found: Pretrained, words: TextTokenizer, source: str) -
     if own:
         raise UserError(f"objective {found.config.objective} has weights of its own ({own[0]}), which {source} has "
                         f"not; import it without --objective, and train that with training.warm_start")
-    imported = {"imported": {"source": source, "family": found.family.name, "config": dict(found.raw)}}
+    imported = {"imported": {"source": source, "family": found.family.name, "licence": _licence(found.folder),
+                             "config": dict(found.raw)}}
     write_text(folder / STAMP, json.dumps(stamp(found.config, "cpu") | imported, indent=1))
     write_text(folder / TOKENIZER, words.json())
     state = asdict(Counters()) | {"vocab_size": words.vocab_size, "picture": None, "end_of_text": words.end_of_text,
                                   "data": None, "meter": {}, "groups": []}
     save_checkpoint(folder, 0, {"optimizer": {}}, state, keep=1, streams={"model": Stream(shapes, weights)})
     write_text(folder / CONFIG, dump_config(found.config))
+
+
+def _licence(folder: Path) -> str | None:
+    """That of the model card, where there is one and it says so."""
+    try:
+        _, front, _ = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+        said = yaml.safe_load(front)["license"]
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
+        return None
+    return said if isinstance(said, str) else None
 
 
 def _tokenizer(found: Pretrained, given: str | Path | None) -> TextTokenizer:

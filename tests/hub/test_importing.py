@@ -13,9 +13,10 @@ from tiny_models import TEXT, byte_level
 
 from looped.cli import main
 from looped.errors import UserError
+from looped.hub.exporting import export
 from looped.hub.importing import import_model
 from looped.training.checkpoint import Stream
-from looped.training.runs import load_run
+from looped.training.runs import load_run, read_stamp
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -141,6 +142,18 @@ def test_the_end_of_a_text_is_that_of_the_config_where_no_tokenizer_declares_one
     change(copy, eos_token_id=[331, 330])
     import_model(copy, tmp_path / "run")
     assert load_run(tmp_path / "run").tokenizer.end_of_text == 331
+
+
+@pytest.mark.parametrize(("card", "licence"), [
+    ("---\nlicense: apache-2.0\ntags: []\n---\n# A model\n", "apache-2.0"), ("# A model\n", None),
+    ("---\n: {\n---\n", None), (None, None)])
+def test_the_licence_comes_along(card, licence, copy, tmp_path):
+    if card is not None:
+        (copy / "README.md").write_text(card)
+    import_model(copy, tmp_path / "run")
+    assert read_stamp(tmp_path / "run")["imported"]["licence"] == licence
+    export(load_run(tmp_path / "run"), tmp_path / "out")
+    assert f"licence: {licence or 'not stated'}" in (tmp_path / "out/README.md").read_text()
 
 
 def change(folder, **settings):
