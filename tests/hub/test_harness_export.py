@@ -14,6 +14,7 @@ from looped.training.trainer import train
 
 lm_eval = pytest.importorskip("lm_eval")
 transformers = pytest.importorskip("transformers")
+from looped.hub.harness import RunLM  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -24,9 +25,9 @@ TINY = {"objective": "truncated", "model.width": 32, "model.num_heads": 2, "mode
 
 
 @pytest.fixture(scope="module")
-def figures(tmp_path_factory):
-    """(task, metric, depth) -> (figure by `looped eval --tasks`, by lm_eval on the export), of a loop that starts from
-    noise."""
+def measured(tmp_path_factory):
+    """Of a loop that starts from noise: (task, metric, depth) -> (figure by `looped eval --tasks`, by lm_eval on the
+    export); and for each request of each task at the greater depth what was answered, here and there."""
     import datasets
 
     root = tmp_path_factory.mktemp("harness")
@@ -39,7 +40,7 @@ def figures(tmp_path_factory):
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(root / "datasets"))
         depths = ",".join(map(str, DEPTHS))
         assert main(["eval", str(root / "run"), "--tasks", ",".join(tasks), "--depths", depths]) == 0
-        found = {}
+        found, answers = {}, []
         for depth in DEPTHS:
             theirs = lm_eval.simple_evaluate(
                 model="hf", model_args=f"pretrained={root / 'out'},num_steps={depth},trust_remote_code=True,"
@@ -47,21 +48,41 @@ def figures(tmp_path_factory):
             for task, values in theirs["results"].items():
                 found |= {(task, name.split(",")[0], depth): value for name, value in values.items()
                           if isinstance(value, float) and "stderr" not in name}
+        ours = lm_eval.simple_evaluate(model=RunLM(load_run(root / "run"), max(DEPTHS)), tasks=tasks, bootstrap_iters=0)
+    for task, samples in theirs["samples"].items():
+        answers += [(task, mine["resps"], other["resps"])
+                    for mine, other in zip(ours["samples"][task], samples, strict=True)]
     lines = [json.loads(line) for line in (root / "run/eval/tasks.jsonl").read_text().splitlines()]
-    return {(line["task"], line["metric"], line["depth"]): (line["mean"], found[line["task"], line["metric"],
-                                                                                 line["depth"]]) for line in lines}
+    keys = [(line["task"], line["metric"], line["depth"]) for line in lines]
+    return {key: (line["mean"], found[key]) for key, line in zip(keys, lines, strict=True)}, answers
 
 
-def test_the_figures_are_the_same(figures):
+def test_the_figures_are_the_same(measured):
     """Three types of tasks at two depths; sums are made in other batches there, padded, so to rounding."""
+    figures, _ = measured
     assert {task for task, _, _ in figures} == {"pick", "write", "read"}
     assert {depth for _, _, depth in figures} == set(DEPTHS)
     for key, (ours, theirs) in figures.items():
         assert ours == pytest.approx(theirs, rel=1e-4), key
 
 
-def test_depth_reaches_the_model(figures):
+def test_every_answer_is_the_same(measured):
+    """The log-probability of each choice and each document, and the text of each answer that is written."""
+    _, answers = measured
+    assert len(answers) == 21
+    for task, ours, theirs in answers:
+        if task == "write":
+            assert ours == theirs
+            assert len(ours[0][0]) > 2
+        else:
+            flat = [[float(value) for part in each for value in (part[0] if isinstance(part[0], tuple) else part)]
+                    for each in (ours, theirs)]
+            assert flat[0] == pytest.approx(flat[1], rel=1e-4, abs=1e-4)
+
+
+def test_depth_reaches_the_model(measured):
     """Positive control: the other depth has other perplexities."""
+    figures, _ = measured
     for metric in ("word_perplexity", "bits_per_byte"):
         assert abs(figures["read", metric, 1][0] / figures["read", metric, 6][0] - 1) > 1e-3
 
