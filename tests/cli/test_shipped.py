@@ -1,5 +1,6 @@
 """Configs that come with the package, by name; what can be set, section by section; and both in the wheel."""
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -70,8 +71,13 @@ def test_settings_are_listed_by_section_and_found_by_a_word(capsys):
 
 
 def test_the_wheel_holds_configs_suites_and_tasks(tmp_path):
+    source = tmp_path / "source"  # a build leaves folders in its source
+    for name in ("looped", "tasks", "configs", "suites"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source / name)
     subprocess.run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir",
-                    str(tmp_path), str(ROOT)], check=True, capture_output=True)
+                    str(tmp_path), str(source)], check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     for folder in ("configs", "suites"):
@@ -79,3 +85,4 @@ def test_the_wheel_holds_configs_suites_and_tasks(tmp_path):
     assert "looped/tasks/sudoku.py" in names
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "looped").rglob("*.py")}
     assert modules <= names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
