@@ -37,7 +37,7 @@ class Configs(Verb):
             print(text, end="")
             return
         try:
-            with open(self.out, "x", encoding="utf-8") as file:
+            with open(self.out, "x", encoding="utf-8", newline="") as file:
                 file.write(text)
         except OSError as error:
             raise UserError(f"cannot write {self.out}: {error.strerror or error}; choose another --out") from None

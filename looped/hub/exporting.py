@@ -50,7 +50,7 @@ def export(run: Run, out: str | Path, to: str = "hf", *, num_steps: int | None =
         form.write(run, folder, depth)
         _write_tokenizer(run, folder)
         card = Card(run, to, depth, licence or read_stamp(run.path).get("imported", {}).get("licence"), form.alone)
-        (folder / "README.md").write_text(card.text(folder), encoding="utf-8")
+        (folder / "README.md").write_text(card.text(folder), encoding="utf-8", newline="")
     return Path(out)
 
 
@@ -82,7 +82,7 @@ def _write_tokenizer(run: Run, folder: Path) -> None:
     content = json.dumps(fields, ensure_ascii=False)
     PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(content), eos_token=end, bos_token=end, pad_token=end,
                             padding_side="left", clean_up_tokenization_spaces=False).save_pretrained(folder)
-    (folder / "tokenizer.json").write_text(content, encoding="utf-8")
+    (folder / "tokenizer.json").write_text(content, encoding="utf-8", newline="")
 
 
 def _write_family(run: Run, folder: Path, depth: int, *, family: Family) -> None:
@@ -94,7 +94,7 @@ def _write_family(run: Run, folder: Path, depth: int, *, family: Family) -> None
     model = run.objective.model
     layout = family.written(run.config, model.vocab_size, depth)
     raw = {**layout.raw, **tokens_of(run), "dtype": "float32", "torch_dtype": "float32"}
-    (folder / "config.json").write_text(json.dumps(raw, indent=1), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(raw, indent=1), encoding="utf-8", newline="")
     save_torch_state_dict(dict(layout.tensors(model.state_dict())), folder, shared_tensors_to_discard=[])
 
 

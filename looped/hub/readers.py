@@ -70,8 +70,8 @@ class LoopReader(Reader):
         self._check_documents(r)
         if r.cache is None and self.objective.separate:
             return head_logits(self.model, self._of_documents(r)[:, -keep:])
-        hidden = read_on(self.model, r.tokens, r.depth, r.padding, r.cache, r.first, self.draws(r))
-        return head_logits(self.model, hidden[:, -keep:])
+        state, rows = read_on(self.model, r.tokens, r.depth, r.padding, r.cache, r.first, self.draws(r))
+        return head_logits(self.model, self.model.hidden(state, rows)[:, -keep:])
 
     def _check_documents(self, r: Reading) -> None:
         """A cache knows nothing of the ends of documents."""

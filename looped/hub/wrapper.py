@@ -127,7 +127,7 @@ class LoopedForCausalLM(PreTrainedModel, GenerationMixin):
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
         """As of every model of transformers, with the file that `trust_remote_code=True` reads."""
         super().save_pretrained(save_directory, *args, **kwargs)
-        (Path(save_directory) / CODE).write_text(THIN, encoding="utf-8")
+        (Path(save_directory) / CODE).write_text(THIN, encoding="utf-8", newline="")
 
     def get_input_embeddings(self) -> torch.nn.Module:
         return self.reader.model.embed

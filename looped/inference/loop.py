@@ -18,7 +18,6 @@ from looped.inference.rollout import Answered, Readout, Rollout, own_normal
 from looped.inference.writing import Writing, one_after_another
 from looped.models.language import LanguageModel
 from looped.nn.cache import Cache
-from looped.nn.projection import head_logits
 from looped.nn.rows import Rows
 from looped.objectives.base import rows_of_batch, token_losses
 from looped.objectives.bptt import Unrolled
@@ -188,18 +187,18 @@ class LoopWriter:
 
     def next_logits(self, new: Int[Tensor, "batch new"], random: StepRandom) -> Tensor:
         """Logits (B, 1, V) after the columns so far and the `new` ones."""
-        hidden = read_on(self.model, new, self.depth, self.way.padding, self.cache, self.width, self.way.draws)
+        state, rows = read_on(self.model, new, self.depth, self.way.padding, self.cache, self.width, self.way.draws)
         self.width += new.shape[1]
-        return self.way.steering(head_logits(self.model, hidden[:, -1:]))
+        return self.way.steering(self.model.decode(state, rows)[:, -1:])
 
 
 def read_on(model: LanguageModel, new: Int[Tensor, "batch new"], depth: int, padding: Padding, cache: Cache | None,
-            first: int, draws: Draws) -> Float[Tensor, "batch new width"]:
-    """The head's input after a loop of `depth` steps over columns from `first` on; the cache has those before.
+            first: int, draws: Draws) -> tuple[Float[Tensor, "batch new width"], Rows]:
+    """(state, rows) after a loop of `depth` steps over columns from `first` on; the cache has those before.
 
     A random initial state is that of the position, by `draws`, so that a text is the same however it is read."""
     stop = first + new.shape[1]
     rows = Rows(start=padding.start(first), mask=padding.mask(stop), cache=cache)
     e = model.encode(new, rows)
     noise = padding.normal_by_place(draws, "state", first, stop, e.shape[-1]) if model.recurrence.needs_noise else None
-    return model.hidden(model.unroll(e, rows, grad=depth, noise=noise), rows)
+    return model.unroll(e, rows, grad=depth, noise=noise), rows

@@ -89,7 +89,7 @@ def test_its_greedy_text_is_that_of_transformers(model, tmp_path, capsys):
 @pytest.mark.parametrize("verb", [
     ["eval", "{run}", "--depths", "1,2"], ["info", "{run}"], ["plot", "{run}"],
     ["generate", "{run}", "--prompt", "def", "--num-tokens", "3"],
-    ["bench", "flops", "--config", "{run}/config.yaml"],
+    ["bench", "step", "--config", "{run}/config.yaml", "--objectives", "truncated", "--repeats", "1"],
     ["train", "{run}/config.yaml", "--run", "{new}", "--training.warm_start", "{run}"],
     ["train", "{run}/config.yaml", "--run", "{new}", "--training.warm_start", "{run}", "--objective", "denoise"],
     ["train", "{run}/config.yaml"]], ids=lambda verb: " ".join(verb[:2] + verb[-1:]))
