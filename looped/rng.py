@@ -19,8 +19,13 @@ T = TypeVar("T")
 
 def generator(*key: int | str) -> torch.Generator:
     """A CPU generator seeded by the hash of a key such as (seed, step, "depth")."""
+    return torch.Generator().manual_seed(number_of(*key))
+
+
+def number_of(*key: int | str) -> int:
+    """The hash of a key as a number of 63 bits: of the tokens of a row, a number of its own."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+    return int.from_bytes(digest, "little") >> 1
 
 
 @contextmanager
@@ -32,14 +37,16 @@ def seeded_init(seed: int, stream: str) -> Iterator[None]:
 
 
 class StepRandom:
-    """The draws of one micro-batch: rows `start ... start + count - 1` out of the `total` of an optimiser step."""
+    """The draws of one micro-batch: rows `start ... start + count - 1` out of the `total` of an optimiser step. `rows`:
+    their numbers, where they are no part of a step and each has one of its own (`number_of`)."""
 
     def __init__(self, seed: int, step: int, *, start: int = 0, count: int, total: int | None = None,
-                 device: torch.device | str = "cpu"):
+                 device: torch.device | str = "cpu", rows: Sequence[int] | None = None):
         self.seed = seed
         self.step = step
         self.start = start
         self.count = count
+        self.rows: Sequence[int] = range(start, start + count) if rows is None else rows
         self.total: int = total if total is not None else start + count
         self.device: torch.device = torch.device(device)
 
@@ -54,7 +61,7 @@ class StepRandom:
 
     def per_row(self, stream: str) -> list[torch.Generator]:
         """One generator a row."""
-        return [generator(self.seed, self.step, stream, row) for row in range(self.start, self.start + self.count)]
+        return [generator(self.seed, self.step, stream, row) for row in self.rows]
 
     def normal(self, stream: str, shape: Sequence[int]) -> Tensor:
         """Standard normal draws, float32, shape (count, *shape)."""
@@ -75,8 +82,14 @@ class StepRandom:
         return uniform[self.start : self.start + self.count].clamp(1e-12, 1 - 1e-12)
 
 
-class Alike(StepRandom):
-    """The same draws for every row, those of row `start`: what a row gets does not depend on the batch around it."""
+class ByPlace(StepRandom):
+    """Draws for texts that are read from position 0 on: every row has the same, and each position its own, so that what
+    a token gets depends neither on the batch around it nor on how much is read at once (`Padding.normal_by_place`)."""
 
-    def per_row(self, stream: str) -> list[torch.Generator]:
-        return [generator(self.seed, self.step, stream, self.start) for _ in range(self.count)]
+    def __init__(self, seed: int, count: int, device: torch.device | str = "cpu"):
+        super().__init__(seed, 0, count=count, device=device, rows=[0] * count)
+
+    def normal(self, stream: str, shape: Sequence[int]) -> Tensor:
+        """Standard normal draws, float32, shape (count, *shape), whose first axis are positions."""
+        places = [StepRandom(self.seed, place, count=1).normal(stream, shape[1:]) for place in range(shape[0])]
+        return torch.cat(places).to(self.device).expand(self.count, *shape)

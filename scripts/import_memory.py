@@ -57,7 +57,7 @@ def run(code: str, *arguments: str) -> list[str]:
 def write_model(folder: Path) -> int:
     """A model's folder, shard by shard; the bytes of its weights."""
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8", newline="")
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE({letter: number for number, letter in enumerate([*letters, "<|endoftext|>"])}, []))
     backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
@@ -73,7 +73,8 @@ def write_model(folder: Path) -> int:
         save_file(tensors, folder / name)
         places |= dict.fromkeys(tensors, name)
         size += sum(tensor.numel() * 2 for tensor in tensors.values())
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": places}), encoding="utf-8", newline="")
     return size
 
 

@@ -108,5 +108,5 @@ def test_a_wheel_holds_every_package():
     import tomllib
 
     listed = tomllib.loads(Path("pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    found = {str(file.parent).replace("/", ".") for file in Path("looped").rglob("__init__.py")} | {"looped.tasks"}
-    assert set(listed) == found
+    found = {str(file.parent).replace("/", ".") for file in Path("looped").rglob("__init__.py")}
+    assert set(listed) == found | {"looped.tasks", "looped.configs", "looped.suites"}

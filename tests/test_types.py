@@ -21,7 +21,7 @@ def test_a_wheel_holds_the_marker(tmp_path):
     """One is built, of a copy, since setuptools writes beside what it reads."""
     for name in ("pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, tmp_path)
-    for name in ("looped", "tasks"):
+    for name in ("looped", "tasks", "configs", "suites"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     subprocess.run([sys.executable, "-c", "from setuptools import build_meta; build_meta.build_wheel('dist')"],
                    cwd=tmp_path, check=True, capture_output=True)

@@ -21,7 +21,8 @@ from looped.notices import plain_notices
 if TYPE_CHECKING:
     from looped.cli.verb import Verb
 
-VERBS = ("train", "import", "export", "merge", "eval", "generate", "bench", "compare", "reproduce", "plot", "info")
+VERBS = ("train", "import", "export", "merge", "eval", "generate", "bench", "compare", "reproduce", "plot", "info",
+         "configs", "settings")
 
 HELP = """looped {version}: recurrent-depth Transformers, trained by unrolling or by denoising, measured over depth
 
@@ -38,17 +39,19 @@ usage: looped VERB [arguments]
   compare CONFIG     several objectives at one budget over seeds: table, pictures, page
   reproduce [NAME]   a published table with your own figures beside it; without a name, those there are
   plot RUN [RUN ..]  depth curves of several runs in one picture
+  configs [NAME]     the configs that come with looped; any of them by name, as in looped train smoke
+  settings [SECTION] what can be set, section by section
   info [RUN|CONFIG]  versions, devices and attention backends; or what a run or config is
 
 a first try, half a minute:
-  looped train configs/smoke.yaml
+  looped train smoke
   looped eval runs/smoke
 
 any setting is a flag:
-  looped train configs/stdlib-denoise.yaml --run runs/wide --model.width 256 --training.budget 600
-  looped train configs/stdlib-denoise.yaml --dry-run     what it would train, and what that costs
+  looped train stdlib-denoise --run runs/wide --model.width 256 --training.budget 600
+  looped train stdlib-denoise --dry-run     what it would train, and what that costs
 
-`looped VERB --help` says more; `looped train --help` lists every setting.
+`looped VERB --help` says more; `looped settings` lists every setting.
 """
 
 
@@ -123,9 +126,10 @@ def _parse(verb: type, name: str, arguments: list[str]):
         if end.code:
             raise UserError(f"{name}: {_one_sentence(said.getvalue())}; see looped {name} --help") from None
         if name == "train":
-            from looped.cli.train import print_settings
+            from looped.cli.settings import sections
 
-            print_settings()
+            print(f"\nsettings, as --section.name value or in the YAML file (looped settings SECTION says more):\n\n"
+                  f"{sections()}")
         return None
 
 

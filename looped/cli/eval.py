@@ -22,9 +22,14 @@ if TYPE_CHECKING:
     from looped.training.runs import Run
 
 
+ALONE = ("trajectories", "probes", "twin", "judge", "match", "mauve", "text")
+"""Flags that measure held-out text, of which --tasks knows nothing."""
+
+
 @dataclass
 class Eval(Verb):
-    """Measure a trained run at every depth: on held-out text, with samples of its own, or on held-out problems.
+    """Measure a trained run at every depth: on held-out text, with samples of its own, on held-out problems, or on the
+    tasks of lm-evaluation-harness.
 
     Prints a table; adds to eval/depth.jsonl, eval/examples.jsonl, eval/samples.jsonl in the run's folder, and draws
     plots/*.png; of other data than it was trained on, below its other/. Ctrl-C keeps what is finished, and another
@@ -62,6 +67,16 @@ class Eval(Verb):
     parquet, read with the tokenizer of the run; bits/byte compare between runs of different tokenizers"""
     text_field: str | None = None
     """with --text, the field that holds the text in JSON lines and parquet; data.text_field if not given"""
+    tasks: str | None = None
+    """measure tasks of lm-evaluation-harness instead of held-out text: names that it knows, or paths of YAML files, as
+    hellaswag,mine.yaml; leaves eval/tasks.jsonl and report.html (pip install 'looped[harness]')"""
+    limit: int | None = None
+    """with --tasks, so many first documents of each alone"""
+    num_fewshot: int | None = None
+    """with --tasks, worked examples before each question; those of the task if not given"""
+    max_length: int | None = None
+    """with --tasks, the tokens that a question may have with its answer: a longer one loses its beginning; data.length
+    if not given, or what an imported model says"""
     other_data: bool = False
     """the text, task or images that the run's config leads to, and the runs beside it, may be others than those that it
     was trained on"""
@@ -87,6 +102,7 @@ class Eval(Verb):
             raise UserError("--match needs somebody who reads both; add --judge")
         if self.text_field is not None and self.text is None:
             raise UserError(f"--text-field {self.text_field} is of the files of --text; add it")
+        self._check_tasks()
         from looped.data.heldout import read_heldout
         from looped.devices import Placement
         from looped.domains import domain_of
@@ -103,10 +119,26 @@ class Eval(Verb):
         if self.text is not None:
             run.data = read_heldout(self.text, run.tokenizer, run.config.data, field=self.text_field)
         with place.at_work(run.config.training.threads):
-            if whole:
+            if whole and self.tasks is not None:
+                self._ask_tasks(run, place, depths or run.config.evaluation.depths)
+            elif whole:
                 self._measure(run, place, domain, depths or run.config.evaluation.depths)
             else:
                 self._of_block(run, place, domain.unit)
+
+    def _check_tasks(self) -> None:
+        """Raises UserError for flags that do not go together with --tasks, or mean nothing without."""
+        for flag in ("limit", "num_fewshot", "max_length"):
+            value, least = getattr(self, flag), int(flag != "num_fewshot")
+            name = f"--{flag.replace('_', '-')}"
+            if value is not None and self.tasks is None:
+                raise UserError(f"{name} {value} is of the tasks of --tasks; add it")
+            if value is not None and value < least:
+                raise UserError(f"{name} {value} is below {least}; give {least} or more, or leave it out")
+        for flag in ALONE:
+            if self.tasks is not None and getattr(self, flag):
+                raise UserError(f"--{flag} measures held-out text, and --tasks asks questions instead; run looped eval "
+                                f"once with each")
 
     def _options(self, run) -> "Options":
         """The options of this command, with the models that they name opened. Raises UserError."""
@@ -141,14 +173,36 @@ class Eval(Verb):
               f"measured on {place.name}\n")
         print(f"{markdown(found.sections(run.path.name))}\n\n{where}")
 
+    def _ask_tasks(self, run, place, depths: list[int]) -> None:
+        """All tasks, at one depth after another."""
+        from looped.evaluation.store import TASK_EXAMPLES, TASKS
+        from looped.hub.benchmarks import Benchmarks
+        from looped.reports.benchmarks import leave_report
+        from looped.reports.markdown import markdown
+
+        asked = Benchmarks(self.tasks, run, depths, limit=self.limit, num_fewshot=self.num_fewshot,
+                           max_length=self.max_length)
+        rows = []
+        with self._files(run, place, TASKS) as files:
+            for part in asked.measure():
+                files.add({TASKS: [row.as_dict() for row in part.rows], TASK_EXAMPLES: part.examples})
+                rows += part.rows
+            found = leave_report(files, run.config, _told_of(run, place), asked.facts)
+        if self.json:
+            files.show(rows)
+            return
+        print(f"{run.path}: {run.config.objective} after {run.step} steps, asked on {place.name}\n")
+        print(f"{markdown(found)}\n\nreport in {files.folder / 'report.html'}, rows in {files.folder / TASKS}")
+
     @contextmanager
-    def _files(self, run, place) -> Iterator["EvaluationFiles"]:
-        """The files of the evaluation, which can be written; Ctrl-C inside says what they hold."""
-        from looped.evaluation.store import EvaluationFiles, changed_settings
+    def _files(self, run, place, name: str | None = None) -> Iterator["EvaluationFiles"]:
+        """The files of the evaluation, which can be written; Ctrl-C inside says what that of a name holds, that of the
+        rows if None."""
+        from looped.evaluation.store import ROWS, EvaluationFiles, changed_settings
         from looped.training.runs import CONFIG, changed_since_start
 
         flags = {"weights": "last" if self.raw and run.config.optim.ema_decay else None,
-                 "dtype": place.dtype if place.dtype != "fp32" else None}
+                 "dtype": place.dtype if place.dtype != "fp32" else None, "max_length": self.max_length}
         changed = changed_settings(load_config(run.path / CONFIG), run.config, flags,
                                    since=changed_since_start(run.path, run.step))
         about = _about(run, place) | ({} if self.out is None else {"run": str(run.path)})
@@ -157,13 +211,13 @@ class Eval(Verb):
         try:
             yield files
         except KeyboardInterrupt:
-            print(f"\ninterrupted; {files.contents()}", file=sys.stderr)
+            print(f"\ninterrupted; {files.contents(name or ROWS)}", file=sys.stderr)
             raise
 
     def _of_block(self, run, place, unit: str) -> None:
         """One block alone: its own loss, which asks no other."""
         for flag in ("depths", "trajectories", "probes", "twin", "judge", "match", "mauve", "difficulties", "exits",
-                     "features"):
+                     "features", "tasks"):
             if getattr(self, flag):
                 need_whole(run, f"does --{flag}")
         import torch

@@ -6,7 +6,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from looped.cli.verb import Settings, Verb, costs_of
-from looped.config import Config, describe_settings, dump_config, load_config
+from looped.config import Config, dump_config, load_config
 from looped.config.reads import notice, unread_in
 from looped.errors import UserError
 
@@ -19,7 +19,7 @@ class Train(Verb):
     """
 
     config: Positional[Path]
-    """a YAML file, or the config.yaml of a run"""
+    """a YAML file, the name of a config that comes with looped (see looped configs), or the config.yaml of a run"""
     run: Path | None = None
     """the run's folder; runs/<name of the config> if not given, with -block0 and so on of a block alone"""
     block: str | None = None
@@ -75,10 +75,3 @@ def _print_cautions(config: Config) -> None:
 
     for caution in cautions(config):
         print(f"warning: {caution}")
-
-
-def print_settings() -> None:
-    """Every setting with its default and what it does."""
-    print("\nsettings, as --name value or in the YAML file (default in brackets):\n")
-    for name, default, description in describe_settings():
-        print(f"  --{name} [{default}]\n        {description}")

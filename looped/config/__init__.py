@@ -25,6 +25,7 @@ from looped.config.recurrence import FixedPointConfig, RecurrenceConfig, Supervi
 from looped.config.removed import without_removed
 from looped.config.rivals import ForwardForwardConfig, NoPropConfig
 from looped.config.rules import RULES, Rule, rule_of
+from looped.config.shipped import config_path
 from looped.config.training import EvaluationConfig, OptimConfig, TrainingConfig
 from looped.errors import UserError
 
@@ -126,13 +127,14 @@ class Config(Section):
 
 
 def load_config(path: str | Path | None = None, flags: Mapping[str, Any] | None = None) -> Config:
-    """Defaults, then the YAML file, then the flags (dotted names to values, strings parsed as YAML).
+    """Defaults, then the YAML file, then the flags (dotted names to values, strings parsed as YAML). path: a file, or
+    the name of a config that comes with the package.
 
     Raises `UserError` with one sentence: the setting, its value, the way out.
     """
     values: Any = {}
     if path is not None:
-        values = read_yaml(Path(path))
+        values = read_yaml(config_path(path))
     parsed = {name: parse_flag(name, value) for name, value in (flags or {}).items()}
     return _validate(_merge(values, parsed), source=str(path or "flags"))
 

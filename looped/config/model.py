@@ -70,7 +70,7 @@ class ModelConfig(Section):
     rope_base: Positive = Field(10_000.0, description="base of the rotary frequencies")
     rope_scaling: RopeScaling | None = Field(None, description="of frequencies, for longer texts than in pretraining")
     nope_interval: int | None = Field(
-        None, ge=1, description="every so-manieth layer, from prelude to coda, has no rotary positions (SmolLM3: 4)")
+        None, ge=1, description="every n-th layer, counted from prelude to coda, has no rotary positions (SmolLM3: 4)")
     norm_eps: Positive = Field(1e-6, description="epsilon of every RMSNorm")
     injection: Literal["none", "add", "linear", "gated", "diagonal"] = Field(
         "linear", description="how the encoded input enters each loop step")

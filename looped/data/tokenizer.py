@@ -40,9 +40,10 @@ class TextTokenizer:
         self.end_of_text: int = vocabulary[end]
         self.vocab_size: int = max(vocabulary.values()) + 1
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text, without an end of text."""
-        return self._backend.encode(text, add_special_tokens=False).ids
+    def encode(self, text: str, *, framed: bool = False) -> list[int]:
+        """Token ids of a text, without an end of text. framed: with what the tokenizer's template puts around a text,
+        as Llama's its start."""
+        return self._backend.encode(text, add_special_tokens=framed).ids
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of token ids; ends of text say nothing, incomplete UTF-8 becomes U+FFFD."""

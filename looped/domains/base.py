@@ -180,5 +180,6 @@ def micro_batches(stream: Any, config: Config) -> list[Any]:
 
 
 OPTIONS = {"trajectories": "text", "probes": "text", "twin": "text", "judge": "text", "match": "text", "mauve": "text",
-           "text": "text", "difficulties": "tasks", "exits": "tasks and text", "features": "runs that make images"}
+           "text": "text", "tasks": "text", "difficulties": "tasks", "exits": "tasks and text",
+           "features": "runs that make images"}
 """Option -> the kind of run that it is for, in words."""

@@ -77,7 +77,7 @@ class Text(Domain):
 
     name = "text"
     flags: ClassVar[frozenset[str]] = frozenset({
-        "trajectories", "probes", "twin", "judge", "match", "mauve", "text", "exits"})
+        "trajectories", "probes", "twin", "judge", "match", "mauve", "text", "exits", "tasks"})
     asks: ClassVar[frozenset[str]] = frozenset({
         "prompt", "prompts", "num_tokens", "temperature", "top_k", "top_p", "stop", "past_the_end", "json"})
     makes = "writes text"

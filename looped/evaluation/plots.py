@@ -13,6 +13,8 @@ AXES = {"nats_per_token": "held-out loss (nats a token)", "bits_per_byte": "held
         "precision": "share of made images that are like held-out ones",
         "recall": "share of held-out images that made ones are like", "solved": "share of problems solved",
         "cells": "share of sought cells that are right", "solved_with_exit": "share of problems solved, by an exit",
+        "acc": "share of questions answered rightly", "acc_norm": "share of questions answered rightly",
+        "exact_match": "share of answers that are as sought", "word_perplexity": "perplexity of a word",
         "steps_used": "mean steps until an exit", "lost_by_exit": "share of problems lost by an exit"}
 COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#8f5fb0", "#c78100", "#4a4a4a", "#2aa5a0", "#7b4a2b", "#d678b4", "#8a9a00")
 

@@ -4,6 +4,7 @@
     DIR/eval/examples.jsonl  the figure of every held-out sequence (or problem, or image), for paired comparisons
     DIR/eval/samples.jsonl   prompts and their continuations at each depth
     DIR/eval/probes.jsonl    with --probes: their figures, and what is out of order
+    DIR/eval/tasks.jsonl     with --tasks: {task, metric, filter, depth, mean, ...}; task_examples.jsonl each question
 
 A line carries the `step` of its checkpoint, the `settings` that were changed for its evaluation (none where it has no
 such key), the `device` and `dtype` it was measured with, the `data` where they are not the run's own, and the `run`
@@ -24,11 +25,13 @@ from looped.storage import Lock, lock_for, write_text
 
 ROWS, EXAMPLES, SAMPLES = "eval/depth.jsonl", "eval/examples.jsonl", "eval/samples.jsonl"
 PROBES = "eval/probes.jsonl"
+TASKS, TASK_EXAMPLES = "eval/tasks.jsonl", "eval/task_examples.jsonl"
 IDENTITY = ("step", "settings", "data", "run")
 """The keys that tell evaluations apart."""
+TASK_KEYS = (*IDENTITY, "task", "metric", "filter", "depth", "num_fewshot", "limit")
 KEYS = {ROWS: (*IDENTITY, "metric", "depth", "difficulty", "sigma", "by", "twin", "trajectories"),
         EXAMPLES: (*IDENTITY, "metric", "depth", "difficulty", "by", "twin", "trajectories"),
-        SAMPLES: (*IDENTITY, "depth"), PROBES: IDENTITY}
+        SAMPLES: (*IDENTITY, "depth"), PROBES: IDENTITY, TASKS: TASK_KEYS, TASK_EXAMPLES: TASK_KEYS}
 """File -> the keys by which a new line replaces old ones."""
 SELECTING = ("evaluation.depths", "evaluation.difficulties", "evaluation.sample_depths", "evaluation.batch_size",
              "training.threads")
@@ -108,11 +111,11 @@ class EvaluationFiles:
         """Held while files are read to be written, and while pictures are drawn."""
         return lock_for(self.folder / "eval" / ".lock")
 
-    def contents(self) -> str:
-        """A sentence on the depths that there are."""
-        depths = sorted({line["depth"] for line in self.read(ROWS) if "depth" in line})
+    def contents(self, name: str = ROWS) -> str:
+        """A sentence on the depths that a file has."""
+        depths = sorted({line["depth"] for line in self.read(name) if "depth" in line})
         held = f"holds depth {', '.join(map(str, depths))} of step {self.step}" if depths else "holds nothing of it yet"
-        return f"{self.folder / ROWS} {held}"
+        return f"{self.folder / name} {held}"
 
 
 def merge(old: Sequence[Line], new: Sequence[Line], key: Sequence[str]) -> list[Line]:

@@ -12,13 +12,11 @@ from looped.errors import UserError, did_you_mean
 from looped.hub.card import Card
 from looped.hub.families import FAMILIES
 from looped.hub.families.base import Family
+from looped.hub.importing import max_length_of
 from looped.hub.loading import import_transformers, quiet
 from looped.inference.rollout import rollout_of
 from looped.storage import new_folder
 from looped.training.runs import Run, read_stamp
-
-CONTEXT = 2048
-"""Tokens that a model says it can read where nothing says so: those of its training, but not fewer than this."""
 
 ELSEWHERE = {"data.path": (), "data.tokenizer": None, "data.cache_dir": None, "training.warm_start": None}
 """Settings that name files of this machine, which the model does without."""
@@ -52,7 +50,7 @@ def export(run: Run, out: str | Path, to: str = "hf", *, num_steps: int | None =
         form.write(run, folder, depth)
         _write_tokenizer(run, folder)
         card = Card(run, to, depth, licence or read_stamp(run.path).get("imported", {}).get("licence"), form.alone)
-        (folder / "README.md").write_text(card.text(folder), encoding="utf-8")
+        (folder / "README.md").write_text(card.text(folder), encoding="utf-8", newline="")
     return Path(out)
 
 
@@ -70,7 +68,7 @@ def tokens_of(run: Run) -> dict[str, Any]:
     raw: Mapping[str, Any] = read_stamp(run.path).get("imported", {}).get("config", {})
     end = run.tokenizer.end_of_text
     return {"bos_token_id": raw.get("bos_token_id", end), "eos_token_id": end, "pad_token_id": end,
-            "max_position_embeddings": raw.get("max_position_embeddings") or max(CONTEXT, run.config.data.length)}
+            "max_position_embeddings": max_length_of(run)}
 
 
 def _write_tokenizer(run: Run, folder: Path) -> None:
@@ -84,7 +82,7 @@ def _write_tokenizer(run: Run, folder: Path) -> None:
     content = json.dumps(fields, ensure_ascii=False)
     PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(content), eos_token=end, bos_token=end, pad_token=end,
                             padding_side="left", clean_up_tokenization_spaces=False).save_pretrained(folder)
-    (folder / "tokenizer.json").write_text(content, encoding="utf-8")
+    (folder / "tokenizer.json").write_text(content, encoding="utf-8", newline="")
 
 
 def _write_family(run: Run, folder: Path, depth: int, *, family: Family) -> None:
@@ -96,7 +94,7 @@ def _write_family(run: Run, folder: Path, depth: int, *, family: Family) -> None
     model = run.objective.model
     layout = family.written(run.config, model.vocab_size, depth)
     raw = {**layout.raw, **tokens_of(run), "dtype": "float32", "torch_dtype": "float32"}
-    (folder / "config.json").write_text(json.dumps(raw, indent=1), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(raw, indent=1), encoding="utf-8", newline="")
     save_torch_state_dict(dict(layout.tensors(model.state_dict())), folder, shared_tensors_to_discard=[])
 
 

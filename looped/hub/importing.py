@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from looped.config import Config, dump_config
 from looped.data.tokenizer import TextTokenizer, load_tokenizer
 from looped.errors import UserError, one_line
@@ -18,11 +20,14 @@ from looped.objectives import build_objective
 from looped.storage import new_folder, write_text
 from looped.training.checkpoint import Stream, save_checkpoint
 from looped.training.counters import Counters
-from looped.training.runs import CONFIG, STAMP, TOKENIZER, stamp
+from looped.training.runs import CONFIG, STAMP, TOKENIZER, Run, read_stamp, stamp
 
 FETCHED = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*",
            "special_tokens_map.json", "vocab.json", "merges.txt", "*.model", "README.md")
 """The files of a repository of the hub that are asked for; no code, no pickles."""
+
+LIMITS = ("max_position_embeddings", "block_size", "n_positions")
+"""The keys of a config.json that say how many tokens a model reads."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,12 @@ def import_model(source: str | Path, out: str | Path, *, layers: str | None = No
     return Imported(Path(out), found.family.name, sum(weight.numel() for weight in shapes), found.config)
 
 
+def max_length_of(run: Run) -> int:
+    """The tokens that a run reads at most: of an imported one what its model says, else those of its training."""
+    imported = read_stamp(run.path).get("imported", {}).get("config", {})
+    return next((imported[name] for name in LIMITS if imported.get(name)), run.config.data.length)
+
+
 def _write(folder: Path, found: Pretrained, words: TextTokenizer, source: str) -> None:
     objective = build_objective(found.config, found.skeleton, words.end_of_text)
     shapes = {name: weight.shape for name, weight in objective.state_dict().items()}
@@ -67,13 +78,24 @@ def _write(folder: Path, found: Pretrained, words: TextTokenizer, source: str) -
     if own:
         raise UserError(f"objective {found.config.objective} has weights of its own ({own[0]}), which {source} has "
                         f"not; import it without --objective, and train that with training.warm_start")
-    imported = {"imported": {"source": source, "family": found.family.name, "config": dict(found.raw)}}
+    imported = {"imported": {"source": source, "family": found.family.name, "licence": _licence(found.folder),
+                             "config": dict(found.raw)}}
     write_text(folder / STAMP, json.dumps(stamp(found.config, "cpu") | imported, indent=1))
     write_text(folder / TOKENIZER, words.json())
     state = asdict(Counters()) | {"vocab_size": words.vocab_size, "picture": None, "end_of_text": words.end_of_text,
                                   "data": None, "meter": {}, "groups": []}
     save_checkpoint(folder, 0, {"optimizer": {}}, state, keep=1, streams={"model": Stream(shapes, weights)})
     write_text(folder / CONFIG, dump_config(found.config))
+
+
+def _licence(folder: Path) -> str | None:
+    """That of the model card, where there is one and it says so."""
+    try:
+        _, front, _ = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+        said = yaml.safe_load(front)["license"]
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
+        return None
+    return said if isinstance(said, str) else None
 
 
 def _tokenizer(found: Pretrained, given: str | Path | None) -> TextTokenizer:

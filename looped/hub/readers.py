@@ -22,7 +22,7 @@ from looped.inference.padding import Padding
 from looped.nn.cache import Cache
 from looped.nn.projection import head_logits
 from looped.objectives.base import Objective, rows_of_batch
-from looped.rng import Alike
+from looped.rng import StepRandom
 
 GREEDY, PLAIN = Steering(temperature=0), Steering()
 
@@ -47,9 +47,10 @@ class Reader:
         self.model: Any = objective.model
         self.seed = seed
 
-    def draws(self, reading: Reading) -> Callable[[int], Alike]:
-        """The draws of a step, or of a position, by its number."""
-        return partial(Alike, self.seed, count=len(reading.tokens), device=reading.tokens.device)
+    def draws(self, reading: Reading) -> Callable[[int], StepRandom]:
+        """The draws of a step, or of a position, by its number; all rows draw alike."""
+        num = len(reading.tokens)
+        return partial(StepRandom, self.seed, count=num, rows=[0] * num, device=reading.tokens.device)
 
     def logits(self, reading: Reading, keep: int) -> Float[Tensor, "batch kept vocab"]:
         """Logits after the last `keep` columns, or after all of them (0)."""
@@ -72,8 +73,8 @@ class LoopReader(Reader):
         self._check_documents(r)
         if r.cache is None and self.objective.separate:
             return head_logits(self.model, self._of_documents(r)[:, -keep:])
-        hidden = read_on(self.model, r.tokens, r.depth, r.padding, r.cache, r.first, self.draws(r))
-        return head_logits(self.model, hidden[:, -keep:])
+        state, rows = read_on(self.model, r.tokens, r.depth, r.padding, r.cache, r.first, self.draws(r))
+        return head_logits(self.model, self.model.hidden(state, rows)[:, -keep:])
 
     def _check_documents(self, r: Reading) -> None:
         """A cache knows nothing of the ends of documents."""

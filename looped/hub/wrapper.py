@@ -30,6 +30,7 @@ from looped.inference.padding import Padding
 from looped.models.build import unseeded
 from looped.nn.bias import Padded
 from looped.nn.checks import whole_number
+from looped.nn.frequencies import Frequencies
 from looped.nn.layers import TransformerLayer
 from looped.objectives import Objective, build_objective
 
@@ -112,7 +113,7 @@ class LoopedForCausalLM(PreTrainedModel, GenerationMixin):
     @torch.no_grad()
     def _init_weights(self, module: torch.nn.Module) -> None:
         """Fill what no file holds; weights that are missing from one are refused by `from_pretrained`'s own report."""
-        if hasattr(module, "reset_frequencies"):
+        if isinstance(module, Frequencies):
             module.reset_frequencies()
 
     @classmethod
@@ -131,7 +132,7 @@ class LoopedForCausalLM(PreTrainedModel, GenerationMixin):
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
         """As of every model of transformers, with the file that `trust_remote_code=True` reads."""
         super().save_pretrained(save_directory, *args, **kwargs)
-        (Path(save_directory) / CODE).write_text(THIN, encoding="utf-8")
+        (Path(save_directory) / CODE).write_text(THIN, encoding="utf-8", newline="")
 
     def get_input_embeddings(self) -> torch.nn.Module:
         return self.reader.model.embed

@@ -26,7 +26,7 @@ def generate(objective: Objective, prompt: Int[Tensor, "batch length"], *, num_t
              temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0, seed: int = 0,
              lengths: Int[Tensor, "batch"] | None = None, side: str = "right", first_row: int = 0,
              stop: Sequence[str] = (), decode: Callable[[Sequence[int]], str] | None = None,
-             past_the_end: bool = False) -> Int[Tensor, "batch {num_tokens}"]:
+             past_the_end: bool = False, rows: Sequence[int] | None = None) -> Int[Tensor, "batch {num_tokens}"]:
     """Continue each prompt by at most `num_tokens` tokens with `depth` loop or solver steps a token, or a block of
     them; of masked diffusion, with `depth` steps in which all of them are shown.
 
@@ -35,9 +35,10 @@ def generate(objective: Objective, prompt: Int[Tensor, "batch length"], *, num_t
 
     `temperature`, `top_k` and `top_p` steer the distribution that tokens are drawn from (`Steering`), for a denoiser at
     every noise level, for masked diffusion at every step. `lengths`: real tokens of each prompt, padded on `side`. Row
-    i draws as row `first_row + i`, so parts of a batch give what the whole gives. Of an objective whose documents are
-    kept `separate` the model sees of a prompt its last document alone. Raises `UserError` for a prompt without tokens,
-    for numbers or steering out of range, and for going on past the end where documents are kept separate.
+    i draws as row `first_row + i`, or as `rows[i]`, so parts of a batch give what the whole gives. Of an objective
+    whose documents are kept `separate` the model sees of a prompt its last document alone. Raises `UserError` for a
+    prompt without tokens, for numbers or steering out of range, and for going on past the end where documents are kept
+    separate.
     """
     _check_request(objective, prompt, num_tokens, depth)
     padding = Padding(None if lengths is None else lengths.to(prompt.device), prompt.shape[1])
@@ -51,7 +52,7 @@ def generate(objective: Objective, prompt: Int[Tensor, "batch length"], *, num_t
     prompt = padding.on_the_left(prompt, side)
     if objective.separate:
         padding = _last_document(objective, prompt, padding)
-    draws = partial(StepRandom, seed, start=first_row, count=len(prompt), device=prompt.device)
+    draws = partial(StepRandom, seed, start=first_row, count=len(prompt), device=prompt.device, rows=rows)
     with evaluating(objective):
         way = Writing(steering, padding, draws, ending)
         return ending.cut(rollout_of(objective).write(prompt, num_tokens, depth, way))

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -17,7 +18,6 @@ from looped.inference.rollout import Answered, Readout, Rollout, own_normal
 from looped.inference.writing import Writing, one_after_another
 from looped.models.language import LanguageModel
 from looped.nn.cache import Cache
-from looped.nn.projection import head_logits
 from looped.nn.rows import Rows
 from looped.objectives.base import rows_of_batch, token_losses
 from looped.objectives.bptt import Unrolled
@@ -111,10 +111,22 @@ class LoopRollout(Rollout):
 
     def losses(self, rows: Int[Tensor, "batch length_and_one"], depths: list[int],
                random: StepRandom) -> list[tuple[int, Tensor, float]]:
-        """One unroll; the time at a depth counts the loop up to there and one readout."""
-        model, batch = self.model, self.objective.ask(rows)
-        around = rows_of_batch(batch)
-        began = now(rows.device)
+        batch = self.objective.ask(rows)
+        return self._read(batch, depths, random, lambda logits: token_losses(logits, batch.targets))
+
+    def next_tokens(self, rows: Int[Tensor, "batch length_and_one"], depths: list[int],
+                    random: StepRandom) -> list[tuple[int, Tensor, Tensor]]:
+        batch = self.objective.ask(rows)
+        found = self._read(batch, depths, random, lambda logits: (token_losses(logits, batch.targets),
+                                                                  logits.argmax(-1) == batch.targets))
+        return [(depth, *both) for depth, both, _ in found]
+
+    def _read(self, batch: Batch, depths: list[int], random: StepRandom,
+              what: Callable[[Tensor], Any]) -> list[tuple[int, Any, float]]:
+        """(depth, `what` of the logits there, seconds): one unroll, where the time at a depth counts the loop up to
+        there and one readout."""
+        model, around, device = self.model, rows_of_batch(batch), batch.inputs.device
+        began = now(device)
         e = model.encode(batch.inputs, around)
         noise = random.normal("state", e.shape[1:]) if model.recurrence.needs_noise else None
         results, reading = [], 0.0
@@ -122,10 +134,10 @@ class LoopRollout(Rollout):
         def read_out(index: int, state: Tensor) -> None:
             nonlocal reading
             if index + 1 in depths:
-                start = now(rows.device)
-                losses = token_losses(model.decode(state, around), batch.targets)
-                own = now(rows.device) - start
-                results.append((index + 1, losses, start - began - reading + own))
+                start = now(device)
+                found = what(model.decode(state, around))
+                own = now(device) - start
+                results.append((index + 1, found, start - began - reading + own))
                 reading += own
     
         model.unroll(e, around, grad=depths[-1], noise=noise, callback=read_out)
@@ -180,18 +192,18 @@ class LoopWriter:
 
     def next_logits(self, new: Int[Tensor, "batch new"], random: StepRandom) -> Tensor:
         """Logits (B, 1, V) after the columns so far and the `new` ones."""
-        hidden = read_on(self.model, new, self.depth, self.way.padding, self.cache, self.width, self.way.draws)
+        state, rows = read_on(self.model, new, self.depth, self.way.padding, self.cache, self.width, self.way.draws)
         self.width += new.shape[1]
-        return self.way.steering(head_logits(self.model, hidden[:, -1:]))
+        return self.way.steering(self.model.decode(state, rows)[:, -1:])
 
 
 def read_on(model: LanguageModel, new: Int[Tensor, "batch new"], depth: int, padding: Padding, cache: Cache | None,
-            first: int, draws: Draws) -> Float[Tensor, "batch new width"]:
-    """The head's input after a loop of `depth` steps over columns from `first` on; the cache has those before.
+            first: int, draws: Draws) -> tuple[Float[Tensor, "batch new width"], Rows]:
+    """(state, rows) after a loop of `depth` steps over columns from `first` on; the cache has those before.
 
     A random initial state is that of the position, by `draws`, so that a text is the same however it is read."""
     stop = first + new.shape[1]
     rows = Rows(start=padding.start(first), mask=padding.mask(stop), cache=cache)
     e = model.encode(new, rows)
     noise = padding.normal_by_place(draws, "state", first, stop, e.shape[-1]) if model.recurrence.needs_noise else None
-    return model.hidden(model.unroll(e, rows, grad=depth, noise=noise), rows)
+    return model.unroll(e, rows, grad=depth, noise=noise), rows

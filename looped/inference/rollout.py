@@ -122,6 +122,11 @@ class Rollout:
         """(depth, nats (B, L) of each token, or nats/token (B, 1) of each text, seconds) at ascending depths."""
         self._refuse("has no likelihood by depth")
 
+    def next_tokens(self, rows: Int[Tensor, "batch length_and_one"], depths: list[int],
+                    random: StepRandom) -> Iterable[tuple[int, Tensor, Tensor]]:
+        """(depth, nats (B, L) of each token but the first, whether (B, L) it is the likeliest) at ascending depths."""
+        self._refuse("says no likeliest token; choose a run of --objective ar, or of one that unrolls a loop")
+
     def likelihood_cost(self, depth: int) -> Cost:
         """The cost of `losses` at a depth."""
         self._refuse("has no likelihood by depth")

@@ -121,6 +121,14 @@ class SolverRollout(Rollout):
             losses = bound(self.objective, rows, depth, random)
             yield depth, losses, now(rows.device) - began
 
+    def next_tokens(self, rows: Int[Tensor, "batch length_and_one"], depths: list[int],
+                    random: StepRandom) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """The bound of each token; the likeliest is that of the configured solver's last readout."""
+        for depth in depths:
+            solver = TeacherForced(self.objective, rows)
+            likeliest = solver.logits(depth, random, "likeliest").argmax(-1)
+            yield depth, bound(self.objective, rows, depth, random), likeliest == solver.y
+
     def sampled_losses(self, rows: Int[Tensor, "batch length_and_one"], depths: list[int], random: StepRandom,
                        num_trajectories: int) -> Iterator[tuple[int, Tensor, float]]:
         for depth in depths:

@@ -10,25 +10,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from looped.nn.frequencies import Frequencies
 from looped.nn.fused import compute_dtype
 
 
-class LevelEmbedding(nn.Module):
+class LevelEmbedding(Frequencies):
     """A scalar level a sequence (or a token) to a vector: sinusoids of geometric frequencies, then a small MLP."""
 
     def __init__(self, width: int, *, num_frequencies: int = 32, max_frequency: float = 64.0):
-        super().__init__()
-        self.num_frequencies = num_frequencies
+        super().__init__(num_frequencies)
         self.max_frequency = max_frequency
-        self.register_buffer("frequencies", torch.empty(num_frequencies), persistent=False)
         self.reset_frequencies()
         self.mlp: nn.Sequential = nn.Sequential(
             nn.Linear(2 * num_frequencies, width), nn.SiLU(), nn.Linear(width, width))
 
-    def reset_frequencies(self) -> None:
-        """Fill the buffer, which no checkpoint holds, anew; where it is."""
-        filled = torch.logspace(0, math.log2(self.max_frequency), self.num_frequencies, base=2.0, device="cpu")
-        self.frequencies: Tensor = filled.to(self.frequencies.device)
+    def computed(self) -> Tensor:
+        return torch.logspace(0, math.log2(self.max_frequency), len(self.frequencies), base=2.0, device="cpu")
 
     def forward(self, level: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch width"]:
         angles = level.to(self.frequencies.device, torch.float32).unsqueeze(-1) * self.frequencies

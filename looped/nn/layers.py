@@ -17,6 +17,7 @@ from looped.errors import UserError, did_you_mean
 from looped.nn.attention import attention, context_attention
 from looped.nn.cache import LayerCache
 from looped.nn.conditioning import Modulation
+from looped.nn.frequencies import Frequencies
 from looped.nn.fused import Activation, rms_norm
 from looped.nn.projection import project_by
 from looped.nn.rows import Rows
@@ -47,7 +48,7 @@ class Plain(nn.Module):
         return x
 
 
-class Rotary(nn.Module):
+class Rotary(Frequencies):
     """Rotary positions (Su et al. 2021), halves convention, angles in float32.
 
     Positions may have several axes, such as the row and the column of a cell: pair j of coordinates then turns with
@@ -57,20 +58,17 @@ class Rotary(nn.Module):
 
     def __init__(self, head_dim: int, *, base: float = 10_000.0, scaling: Callable[[Tensor], Tensor] | None = None,
                  gain: float = 1.0):
-        super().__init__()
+        super().__init__(head_dim // 2)
         self.head_dim = head_dim
         self.base = base
         self.scaling = scaling
         self.gain = gain
-        self.register_buffer("frequencies", torch.empty(head_dim // 2), persistent=False)
         self.reset_frequencies()
 
-    def reset_frequencies(self) -> None:
-        """Fill the buffer, which no checkpoint holds, anew; where it is."""
+    def computed(self) -> Tensor:
         exponents = -torch.arange(0, self.head_dim, 2, dtype=torch.float64, device="cpu") / self.head_dim
         inverse = self.base ** exponents
-        self.frequencies: Tensor = (inverse if self.scaling is None else self.scaling(inverse)).float().to(
-            self.frequencies.device)
+        return inverse if self.scaling is None else self.scaling(inverse)
 
     def forward(self, positions: Tensor) -> Rotation:
         """(cos, sin), each (1 or B, L, 1, K / 2), for positions (L,) or (B, L), or with axes (B, L, A)."""

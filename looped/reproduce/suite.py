@@ -13,10 +13,8 @@ from pydantic import Field, model_validator
 from looped.config import Config
 from looped.config.base import Depth, Section
 from looped.config.files import read_yaml, validated
+from looped.config.shipped import config_path, shipped
 from looped.errors import UserError, did_you_mean
-
-CHECKOUT = Path(__file__).resolve().parents[2]
-"""Suites and configs lie there, and are no part of an installed package."""
 
 Settings = dict[str, Any]
 """Dotted names to values."""
@@ -163,7 +161,7 @@ def load_suite(path: Path) -> Suite:
 
 
 def find_suite(name: str) -> Path:
-    """The file of a suite of the checkout, with dashes or underscores, or a path. Raises UserError."""
+    """The file of a suite that comes with the package, with dashes or underscores, or a path. Raises UserError."""
     if name.endswith((".yaml", ".yml")):
         return Path(name)
     known = known_suites()
@@ -174,15 +172,11 @@ def find_suite(name: str) -> Path:
 
 
 def known_suites() -> Mapping[str, Path]:
-    """Name -> file, of the suites of the checkout. Raises UserError where there is none."""
-    found = {path.stem: path for path in sorted((CHECKOUT / "suites").glob("*.yaml"))}
-    if not found:
-        raise UserError(f"there are no suites in {CHECKOUT / 'suites'}: they come with a checkout of looped; give the "
-                        f"path of a YAML file")
-    return found
+    """Name -> file, of the suites that come with the package."""
+    return shipped("suites")
 
 
 def find_config(name: str, suite: Path) -> Path:
-    """A config that a suite names."""
+    """A config that a suite names: a file beside it, or one that comes with the package. Raises UserError."""
     beside = suite.parent / name
-    return beside if beside.exists() else CHECKOUT / "configs" / name
+    return beside if beside.exists() else config_path(Path(name).stem)

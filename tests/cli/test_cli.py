@@ -1,6 +1,7 @@
 """The command line: help that teaches, one sentence and exit code 2 for bad input, and the whole path on a tiny run."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -49,7 +50,7 @@ def runs(tiny_yaml):
 def test_help_loads_no_torch():
     code = "import sys; from looped.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "looped train configs/smoke.yaml" in done.stdout
+    assert "looped train smoke" in done.stdout
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -60,10 +61,11 @@ def test_every_verb_explains_itself(verb, capsys):
     assert "usage: looped " + verb in shown
 
 
-def test_the_help_of_train_lists_every_setting(capsys):
+def test_the_help_of_train_fits_two_screens_and_names_every_setting(capsys):
     main(["train", "--help"])
     shown = capsys.readouterr().out
-    assert all(f"--{name} [" in shown for name, _, _ in describe_settings())
+    assert len(shown.splitlines()) <= 80
+    assert {name.rpartition(".")[2] for name, _, _ in describe_settings()} <= set(re.findall(r"\w+", shown))
 
 
 def test_settings_are_told_from_other_flags():

@@ -13,9 +13,10 @@ from tiny_models import TEXT, byte_level
 
 from looped.cli import main
 from looped.errors import UserError
+from looped.hub.exporting import export
 from looped.hub.importing import import_model
 from looped.training.checkpoint import Stream
-from looped.training.runs import load_run
+from looped.training.runs import load_run, read_stamp
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -88,7 +89,7 @@ def test_its_greedy_text_is_that_of_transformers(model, tmp_path, capsys):
 @pytest.mark.parametrize("verb", [
     ["eval", "{run}", "--depths", "1,2"], ["info", "{run}"], ["plot", "{run}"],
     ["generate", "{run}", "--prompt", "def", "--num-tokens", "3"],
-    ["bench", "flops", "--config", "{run}/config.yaml"],
+    ["bench", "step", "--config", "{run}/config.yaml", "--objectives", "truncated", "--repeats", "1"],
     ["train", "{run}/config.yaml", "--run", "{new}", "--training.warm_start", "{run}"],
     ["train", "{run}/config.yaml", "--run", "{new}", "--training.warm_start", "{run}", "--objective", "denoise"],
     ["train", "{run}/config.yaml"]], ids=lambda verb: " ".join(verb[:2] + verb[-1:]))
@@ -143,6 +144,18 @@ def test_the_end_of_a_text_is_that_of_the_config_where_no_tokenizer_declares_one
     assert load_run(tmp_path / "run").tokenizer.end_of_text == 331
 
 
+@pytest.mark.parametrize(("card", "licence"), [
+    ("---\nlicense: apache-2.0\ntags: []\n---\n# A model\n", "apache-2.0"), ("# A model\n", None),
+    ("---\n: {\n---\n", None), (None, None)])
+def test_the_licence_comes_along(card, licence, copy, tmp_path):
+    if card is not None:
+        (copy / "README.md").write_text(card)
+    import_model(copy, tmp_path / "run")
+    assert read_stamp(tmp_path / "run")["imported"]["licence"] == licence
+    export(load_run(tmp_path / "run"), tmp_path / "out")
+    assert f"licence: {licence or 'not stated'}" in (tmp_path / "out/README.md").read_text()
+
+
 def change(folder, **settings):
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))
@@ -162,6 +175,33 @@ def without(name):
     return damage
 
 
+def with_another(folder):
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors | {"another": torch.ones(3)}, folder / "model.safetensors")
+
+
+def in_shards(folder):
+    """The second half of the tensors in model-2.safetensors."""
+    tensors, places = load_file(folder / "model.safetensors"), {}
+    names = sorted(tensors)
+    for number, part in ((1, names[:20]), (2, names[20:])):
+        save_file({name: tensors[name] for name in part}, folder / f"model-{number}.safetensors")
+        places |= dict.fromkeys(part, f"model-{number}.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    (folder / "model.safetensors").unlink()
+
+
+def shard_cut_short(folder):
+    in_shards(folder)
+    path = folder / "model-2.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def shard_missing(folder):
+    in_shards(folder)
+    (folder / "model-2.safetensors").unlink()
+
+
 def quantised(folder):
     tensors = load_file(folder / "model.safetensors")
     tensors["model.norm.weight"] = tensors["model.norm.weight"].to(torch.float8_e4m3fn)
@@ -173,7 +213,11 @@ NOT_MODELS = {
     "another's tokenizer": (lambda f: grow(f / "tokenizer.json"), [],
                             "has 352 embeddings and its tokenizer .* tokens; give with --tokenizer"),
     "a last tensor missing": (without("model.norm.weight"), [], "has no tensor model.norm.weight"),
+    "a tensor too many": (with_another, [], "holds another, which has no place in its family"),
+    "a pickle": (lambda f: (f / "model.safetensors").rename(f / "model.bin"), [], "pickles, which are not read"),
     "cut short": (cut_short, [], "cut short or damaged"),
+    "a shard cut short": (shard_cut_short, [], "model-2.* is cut short or damaged"),
+    "a shard missing": (shard_missing, [], "has no model-2.safetensors; fetch the folder again"),
     "quantised": (quantised, [], "has model.norm.weight as F8_E4M3, a quantised model"),
     "a config that lies": (lambda f: change(f, hidden_size=64), [], "of shape .* and by its config.json it is"),
     "an objective with weights of its own": (lambda f: None, ["--objective", "denoise"], "weight"),

@@ -140,6 +140,7 @@ BROKEN = {
     "cut short": (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-1000]),
                   "is cut short or damaged"),
     "another activation": (lambda f: change(f, hidden_act="relu"), "has hidden_act 'relu', which no model"),
+    "a part of each head turned": (lambda f: change(f, partial_rotary_factor=0.5), "has partial_rotary_factor 0.5"),
     "a bias": (lambda f: change(f, attention_bias=True), "has attention_bias True"),
     "no base of positions": (lambda f: change(f, rope_parameters=None), "does not say its rope_theta"),
     "no epsilon": (lambda f: change(f, rms_norm_eps=None), "does not say its rms_norm_eps"),
@@ -179,6 +180,24 @@ def test_a_looped_model_is_not_cut(tmp_path):
 def test_a_window_is_refused_rather_than_left_out(tmp_path):
     saved(tmp_path, "Mistral", {"sliding_window": 8})
     with pytest.raises(UserError, match="attends within a window of 8 tokens"):
+        read_pretrained(tmp_path)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_config_that_leaves_ties_to_its_class_is_read_by_its_tensors(tied, tmp_path):
+    theirs = saved(tmp_path, "SmolLM3", {"tie_word_embeddings": tied})
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "tie_word_embeddings"}))
+    ours, config = read_pretrained(tmp_path)
+    assert config.model.tie_embeddings == tied
+    torch.testing.assert_close(ours(tokens(), 1), theirs(tokens(), use_cache=False).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_layers_that_see_a_window_alone_are_refused(tmp_path):
+    saved(tmp_path, "Qwen3")
+    change(tmp_path, layer_types=["sliding_attention"] * LAYERS)
+    with pytest.raises(UserError, match="has layer_types"):
         read_pretrained(tmp_path)
 
 

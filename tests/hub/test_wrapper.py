@@ -141,6 +141,8 @@ def test_a_saved_model_can_be_read_in_bfloat16_and_its_angles_stay(tmp_path):
     looped(RULES["truncated"]).save_pretrained(tmp_path)
     model = LoopedForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert model.dtype == torch.bfloat16
+    moved = LoopedForCausalLM.from_pretrained(tmp_path).to(torch.bfloat16)
+    assert torch.equal(moved(tokens()).logits, model(tokens()).logits)
     assert model.objective.model.rotary.frequencies.dtype == torch.float32
     full = LoopedForCausalLM.from_pretrained(tmp_path)
     loss, rough = (each(tokens(), labels=tokens()).loss.float() for each in (full, model))

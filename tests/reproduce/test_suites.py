@@ -1,10 +1,13 @@
 """The runs of the shipped suites, and which suites are refused."""
 
+from pathlib import Path
+
 import pytest
 
+from looped import suites
 from looped.cli import main
 from looped.reproduce.plan import plan_entries
-from looped.reproduce.suite import CHECKOUT, find_suite, known_suites, load_suite
+from looped.reproduce.suite import find_suite, known_suites, load_suite
 
 GIVEN = {("masked_table3", "paper"): {"data.path": "x"}, ("classifier_tables", "cpu"): {"images.path": "somewhere"}}
 SIZES = [(name, scale) for name in sorted(known_suites()) for scale in ("cpu", "paper")]
@@ -24,7 +27,7 @@ def configs(order):
 def test_there_is_a_suite_for_each_table():
     assert set(known_suites()) == {"masked_table3", "classifier_tables", "depth_tasks", "dit_table2", "huginn_table5",
                                    "blocks_table4"}
-    assert find_suite("dit-table2") == find_suite("dit_table2") == CHECKOUT / "suites/dit_table2.yaml"
+    assert find_suite("dit-table2") == find_suite("dit_table2") == Path(suites.__file__).parent / "dit_table2.yaml"
 
 
 @pytest.mark.parametrize("path", known_suites().values(), ids=str)
@@ -187,9 +190,3 @@ def test_without_a_name_the_suites_are_listed(capsys):
         assert name in shown
         assert suite.reproduces in shown
         assert f"--scale cpu: {suite.scales['cpu'].time}" in shown
-
-
-def test_without_a_checkout_a_suite_is_a_path(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("looped.reproduce.suite.CHECKOUT", tmp_path)
-    assert main(["reproduce"]) == 2
-    assert "they come with a checkout of looped; give the path of a YAML file" in capsys.readouterr().err

@@ -105,7 +105,7 @@ def test_a_run_is_measured_on_more_or_fewer_of_the_images_held_out(tmp_path, cap
 @pytest.mark.parametrize(("command", "why"), [
     (["generate", "RUN"], "names what is on images and writes no text"),
     (["eval", "RUN", "--probes"], "--probes is for text, and"),
-    (["eval", "RUN", "--exits", "kl"], "--exits is for tasks, and")])
+    (["eval", "RUN", "--exits", "kl"], "--exits is for tasks and text, and")])
 def test_what_is_for_text_or_tasks_is_refused_in_a_sentence(command, why, trained, capsys):
     run = str(trained("denoise")[1])
     capsys.readouterr()

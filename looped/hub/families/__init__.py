@@ -83,6 +83,8 @@ def open_pretrained(folder: str | Path, layers: str | None = None,
         if not isinstance(raw[name], int) or raw[name] < 0:
             raise UserError(f"{folder / 'config.json'} is not a model's config: its {name} is {raw[name]!r}, not a "
                             f"whole number from 0 on")
+    with Tensors(folder) as tensors:
+        raw = family.completed(raw, tensors.files)
     cut = family.cut(raw, layers, str(folder))
     config = load_config(None, {**family.settings(raw, str(folder)), **cut.settings, **(settings or {})})
     return Pretrained(folder, raw, family, config, family.links(raw, cut),

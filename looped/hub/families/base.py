@@ -146,6 +146,10 @@ class Family:
         """True for tensors of this family, where another has the same config.json."""
         return True
 
+    def completed(self, raw: Raw, names: Collection[str]) -> Raw:
+        """A config.json with what it leaves to a default of its class, as the names of the tensors tell it."""
+        return raw
+
     def vocab_size(self, raw: Raw) -> int:
         """Rows of the embedding."""
         return raw["vocab_size"]

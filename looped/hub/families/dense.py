@@ -2,7 +2,7 @@
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -31,6 +31,10 @@ class Stack(Family):
     qk_norm: bool = False
     windowed: bool = False
 
+    def completed(self, raw: Raw, names: Collection[str]) -> Raw:
+        """Ties are left out where they are as usual in a family, which differs: an untied head is a tensor."""
+        return {"tie_word_embeddings": "lm_head.weight" not in names, **raw}
+
     def cut(self, raw: Raw, layers: str | None, folder: str) -> Cut:
         """All of it one block, which is gone through once; or prelude, core and coda."""
         num = raw["num_hidden_layers"]
@@ -42,6 +46,8 @@ class Stack(Family):
         if self.windowed:
             _refuse_window(raw, folder)
         rope = rope_of(raw)
+        for part in (raw, rope):
+            refuse(part, folder, partial_rotary_factor=1.0)
         require(raw, folder, "hidden_size", "num_attention_heads", "intermediate_size", "rms_norm_eps")
         require(rope, folder, "rope_theta")
         if "attention_bias" not in PRESETS[self.name]:
@@ -50,7 +56,7 @@ class Stack(Family):
             "preset": self.name, "width": raw["hidden_size"], "num_heads": raw["num_attention_heads"],
             "num_kv_heads": raw.get("num_key_value_heads"), "head_dim": raw.get("head_dim"),
             "ffn_width": raw["intermediate_size"], "norm_eps": raw["rms_norm_eps"], "rope_base": rope["rope_theta"],
-            "rope_scaling": scaling(rope, folder), "tie_embeddings": bool(raw.get("tie_word_embeddings", False)),
+            "rope_scaling": scaling(rope, folder), "tie_embeddings": bool(raw["tie_word_embeddings"]),
             "injection": "none", "state_init": "embedding"}
         return {f"model.{name}": value for name, value in found.items()} | {
             "objective": "full", "recurrence.mean": self.passes(raw)}
@@ -65,7 +71,7 @@ class Stack(Family):
     def links_at(self, raw: Raw, places: Places, norm: str) -> list[Link]:
         """All tensors of a model whose layers are at these places; `norm`: our name of the last norm."""
         found = [same("embed.weight", "model.embed_tokens.weight"), same(f"{norm}.weight", "model.norm.weight")]
-        if not raw.get("tie_word_embeddings", False):
+        if not raw["tie_word_embeddings"]:
             found.append(same("head.weight", "lm_head.weight"))
         for ours, number in places:
             found += self._layer(ours, f"model.layers.{number}")
@@ -109,6 +115,7 @@ class Stack(Family):
 
 
 def _refuse_window(raw: Raw, folder: str) -> None:
+    refuse(raw, folder, layer_types=["full_attention"] * raw["num_hidden_layers"])
     window = raw.get("sliding_window") if raw.get("use_sliding_window", True) else None
     if window is not None:
         raise UserError(f"{folder} attends within a window of {window} tokens, and models here see all earlier ones; "

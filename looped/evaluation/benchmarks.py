@@ -1,0 +1,184 @@
+"""Figures of benchmark tasks over depth: as the benchmark works them out, with intervals, and paired by question.
+
+A figure is a function of a mean over documents: of what each of them scores (accuracy), or of its log-probability a
+word or byte (perplexity). Where it is one of `READINGS`, the values of the documents give its interval, and pair its
+depths; any other figure stands alone.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from looped.evaluation.rows import Row, confidence_interval
+from looped.evaluation.verdicts import Measure, Verdict, verdict
+from looped.inference.texts import per_token
+
+Line = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TaskRow(Row):
+    """A figure of a benchmark task at a depth. group: the one that it was asked for with. filter: of the answers, where
+    the task has several. num_fewshot: worked examples before each question. limit: so many first documents alone.
+    stderr: the benchmark's own standard error."""
+
+    task: str = ""
+    group: str | None = None
+    filter: str | None = None
+    num_fewshot: int = 0
+    limit: int | None = None
+    stderr: float | None = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A figure as `shown` of the mean of `values`; `unit` of the values, None where it is the metric's."""
+
+    values: Callable[[Sequence[Any]], Float64[Tensor, "num"] | None]
+    shown: Callable[[float], float]
+    unit: str | None = None
+
+
+def _numbers(scores: Sequence[Any]) -> Float64[Tensor, "num"] | None:
+    if not all(isinstance(score, Real) for score in scores):
+        return None
+    return torch.tensor([float(score) for score in scores], dtype=torch.float64)
+
+
+def _bits(scores: Sequence[Any]) -> Float64[Tensor, "num"] | None:
+    """Bits of each document, from its log-probability."""
+    numbers = _numbers(scores)
+    return None if numbers is None else -numbers / math.log(2)
+
+
+def _bits_a_part(scores: Sequence[Any]) -> Float64[Tensor, "num"] | None:
+    """Bits a word or byte, from (log-probability, how many these are) of each document."""
+    if not all(isinstance(score, tuple | list) and len(score) == 2 for score in scores):
+        return None
+    sums, counts = (_numbers(column) for column in zip(*scores, strict=True))
+    return None if sums is None or counts is None or counts.sum() <= 0 else per_token(-sums / math.log(2), counts)
+
+
+READINGS = (Reading(_numbers, lambda mean: mean), Reading(_bits, math.exp2, "bits an answer"),
+            Reading(_bits_a_part, math.exp2, "bits a part"), Reading(_bits_a_part, lambda mean: mean, "bits a part"))
+VARIANTS = {"filter": "{}", "num_fewshot": "{}-shot", "limit": "first {}"}
+"""Fields that set curves of one metric of a task apart, and how they are said."""
+UNITS = {"word_perplexity": "bits a word", "byte_perplexity": "bits a byte", "bits_per_byte": "bits a byte"}
+"""Of metrics whose parts are known."""
+
+
+def reading_of(figure: float, scores: Sequence[Any]) -> tuple[Reading, Float64[Tensor, "num"]] | None:
+    """The first reading that gives a figure, with the values of the documents; None where none does."""
+    for reading in READINGS:
+        values = reading.values(scores)
+        try:
+            fits = values is not None and math.isclose(reading.shown(values.mean().item()), figure, rel_tol=1e-9,
+                                                       abs_tol=1e-12)
+        except OverflowError:
+            fits = False
+        if fits:
+            return reading, values
+    return None
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A metric of one task at one depth: `figure` as the benchmark gives it, made of the `scores` of its documents.
+    chance: what guessing gets, where that is known. where: the fields of a `TaskRow` that say what it is of."""
+
+    metric: str
+    figure: float
+    scores: Sequence[Any]
+    higher_is_better: bool
+    chance: float | None
+    where: Line
+    stderr: float | None = None
+
+    def lines(self) -> tuple[TaskRow, list[Line]]:
+        """The row, and the line of values for paired comparisons, if it has some."""
+        found = reading_of(self.figure, self.scores) if self.scores else None
+        if found is None:
+            return self._row(None, None), []
+        reading, values = found
+        low, high = map(reading.shown, confidence_interval(values))
+        plain = reading.unit is None
+        line = {"metric": self.metric, **self.where, "unit": UNITS.get(self.metric, reading.unit) or self.metric,
+                "higher_is_better": self.higher_is_better and plain, "chance": self.chance if plain else None,
+                "values": values.tolist()}
+        return self._row(low, high), [{name: value for name, value in line.items() if value is not None}]
+
+    def _row(self, low: float | None, high: float | None) -> TaskRow:
+        return TaskRow(self.metric, self.figure, low, high, len(self.scores), stderr=self.stderr, **self.where)
+
+
+@dataclass(frozen=True)
+class TaskCurve:
+    """A metric of a task over depth: its `rows`, and the values of its questions by depth. `same`: all metrics that
+    have these values, itself first."""
+
+    task: str
+    metric: str
+    rows: Sequence[Line]
+    by_depth: Mapping[int, Float64[Tensor, "num"]]
+    measure: Measure | None
+    same: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        return f"{self.task} ({', '.join(self.same or (self.metric,))})"
+
+    def verdict(self, trained: int | None) -> Verdict | None:
+        """The verdict, paired over questions; None where these have no values, or there is one depth."""
+        if self.measure is None or len(self.by_depth) < 2:
+            return None
+        return verdict(self.by_depth, self.measure, trained=trained)
+
+
+def curves_of(rows: Sequence[Line], examples: Sequence[Line]) -> list[TaskCurve]:
+    """The curves that lines of eval/tasks.jsonl and eval/task_examples.jsonl hold, in their order."""
+    apart: dict[tuple, list[Line]] = {}
+    for row in rows:
+        apart.setdefault(_key(row), []).append(row)
+    values: dict[tuple, dict[int, Line]] = {}
+    for line in examples:
+        values.setdefault(_key(line), {})[line["depth"]] = line
+    several = {row["task"]: _variants(rows, row["task"]) for row in rows}
+    return [_curve(sorted(mine, key=lambda row: row["depth"]), values.get(key, {}), several[mine[0]["task"]])
+            for key, mine in apart.items()]
+
+
+def _key(line: Line) -> tuple:
+    return tuple(line.get(name) for name in ("task", "metric", "filter", "num_fewshot", "limit"))
+
+
+def _variants(rows: Sequence[Line], task: str) -> list[str]:
+    """The fields in which the rows of one task differ, so that curves are told apart by them."""
+    mine = [row for row in rows if row["task"] == task]
+    return [name for name in VARIANTS if len({row.get(name) for row in mine}) > 1]
+
+
+def _curve(rows: Sequence[Line], lines: Mapping[int, Line], varying: Sequence[str]) -> TaskCurve:
+    first = next(iter(lines.values()), None)
+    measure = first and Measure(first["unit"], "questions" if first["unit"] == rows[0]["metric"] else "documents",
+                                first["higher_is_better"], first.get("chance"))
+    said = [VARIANTS[name].format(rows[0].get(name, "all")) for name in varying]
+    return TaskCurve(", ".join([rows[0]["task"], *said]), rows[0]["metric"], rows,
+                     {depth: torch.tensor(line["values"], dtype=torch.float64)
+                      for depth, line in sorted(lines.items())}, measure)
+
+
+def told_once(curves: Sequence[TaskCurve]) -> list[TaskCurve]:
+    """Of the metrics of a task that have the same values at every depth one, which names the others."""
+    kept: dict[tuple, list[TaskCurve]] = {}
+    for curve in curves:
+        values = tuple((depth, tuple(each.tolist())) for depth, each in curve.by_depth.items())
+        kept.setdefault((curve.task, values or curve.metric), []).append(curve)
+    return [TaskCurve(first.task, first.metric, first.rows, first.by_depth, first.measure,
+                      (first.metric, *(other.metric for other in others)))
+            for first, *others in kept.values()]

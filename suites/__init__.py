@@ -1,0 +1,1 @@
+"""Suites of `looped reproduce`, one a published table."""
