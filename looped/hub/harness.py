@@ -11,10 +11,9 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
@@ -26,6 +25,14 @@ from looped.inference.generate import generate
 from looped.inference.texts import Ending, as_lists
 from looped.rng import number_of
 from looped.training.runs import Run
+
+if TYPE_CHECKING:  # lm_eval has no py.typed, so to checkers what it holds is unknown
+    class TemplateLM:
+        """Its place."""
+
+        loglikelihood: Any
+else:
+    from lm_eval.api.model import TemplateLM
 
 KNOWN = ("until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p")
 """The settings of a written answer that mean something here."""
