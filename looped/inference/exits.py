@@ -84,6 +84,15 @@ class Exit:
     def name(self) -> str:
         return f"{self.kind}={self.threshold:g}"
 
+    def check(self, halt: Halt | None, gate: ExitGate | None) -> None:
+        """Raises UserError where a run has not what the exit asks: a learned head, or the exit gate of its model."""
+        if self.needs_halt and halt is None:
+            raise UserError(f"exit {self.kind} asks a learned head, and this run has none; train with --objective "
+                            f"one-step, or choose another exit")
+        if self.needs_gate and gate is None:
+            raise UserError(f"exit {self.kind} asks the exit gate of a loop, and this run has none; train with "
+                            f"--model.exit_gate true and --recurrence.loss_on gate, or choose another exit")
+
     def settled(self, moment: Moment) -> Bool[Tensor, "rows"]:
         """The problems that leave now."""
         raise NotImplementedError
@@ -201,12 +210,8 @@ class Stopping:
 
     def __init__(self, batch: Batch, exit: Exit | None = None, *, halt: Halt | None = None,
                  gate: ExitGate | None = None):
-        if exit is not None and exit.needs_halt and halt is None:
-            raise UserError(f"exit {exit.kind} asks a learned head, and this run has none; train with --objective "
-                            f"one-step, or choose another exit")
-        if exit is not None and exit.needs_gate and gate is None:
-            raise UserError(f"exit {exit.kind} asks the exit gate of a loop, and this run has none; train with "
-                            f"--model.exit_gate true and --recurrence.loss_on gate, or choose another exit")
+        if exit is not None:
+            exit.check(halt, gate)
         num = len(batch)
         self.batch = batch
         self.exit = exit

@@ -143,6 +143,10 @@ class LoopRollout(Rollout):
         model.unroll(e, around, grad=depths[-1], noise=noise, callback=read_out)
         return results
 
+    def check_exits(self, exits: Sequence[Exit]) -> None:
+        for exit in exits:
+            exit.check(None, getattr(self.model, "exit_gate", None))
+
     def leave(self, rows: Int[Tensor, "batch length_and_one"], depth: int, exits: Sequence[Exit | None],
               random: StepRandom) -> list[tuple[Tensor, Tensor]]:
         """One unroll, in which each token is a problem of its own to every exit."""
