@@ -1,12 +1,9 @@
-"""Type checkers of other people's projects know the types of looped: the marker is in the wheel, nothing lacks an
+"""Type checkers of other people's projects know the types of looped: nothing lacks an
 annotation, the lazily imported names are those that checkers read. `make types` asks pyright itself."""
 
 import ast
 import re
-import shutil
-import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -15,18 +12,6 @@ import looped
 
 ROOT = Path(looped.__file__).parents[1]
 BARE = {"dict", "list", "tuple", "set", "frozenset", "Callable", "Sequence", "Mapping", "Iterable", "Iterator"}
-
-
-def test_a_wheel_holds_the_marker(tmp_path):
-    """One is built, of a copy, since setuptools writes beside what it reads."""
-    for name in ("pyproject.toml", "README.md"):
-        shutil.copy(ROOT / name, tmp_path)
-    for name in ("looped", "tasks", "configs", "suites"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    subprocess.run([sys.executable, "-c", "from setuptools import build_meta; build_meta.build_wheel('dist')"],
-                   cwd=tmp_path, check=True, capture_output=True)
-    (wheel,) = (tmp_path / "dist").glob("*.whl")
-    assert "looped/py.typed" in zipfile.ZipFile(wheel).namelist()
 
 
 def test_checkers_read_the_names_that_are_imported_on_first_use():
