@@ -36,7 +36,8 @@ if TYPE_CHECKING:  # what type checkers and editors read; tests/test_types.py co
     from looped.objectives.depth import sample_depths as sample_depths
     from looped.rng import StepRandom as StepRandom
     from looped.training.runs import load_run as load_run
-    from looped.training.trainer import train as train
+    from looped.training.train import open_trainer as open_trainer
+    from looped.training.train import train as train
 
 __version__ = "0.1.0"
 
@@ -66,7 +67,8 @@ _PUBLIC = {
     "count": "looped.cost.counts",
     "sample_depths": "looped.objectives.depth",
     "StepRandom": "looped.rng",
-    "train": "looped.training.trainer",
+    "train": "looped.training.train",
+    "open_trainer": "looped.training.train",
     "load_run": "looped.training.runs",
     "evaluate_depth": "looped.evaluation.depth",
     "generate": "looped.inference.generate",

@@ -24,9 +24,9 @@ from transformers.modeling_utils import PreTrainedModel
 from looped.config import Config
 from looped.errors import UserError
 from looped.hub.caches import KEEPING
-from looped.hub.readers import Reader, Reading, reader_of
+from looped.hub.readers import Reader, reader_of
 from looped.inference.generate import generate
-from looped.inference.padding import Padding
+from looped.inference.padding import Padding, Reading
 from looped.models.build import unseeded
 from looped.nn.bias import Padded
 from looped.nn.checks import whole_number

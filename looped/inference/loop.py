@@ -13,7 +13,7 @@ from looped.data.batch import Batch
 from looped.devices import now
 from looped.inference.cost import Cost
 from looped.inference.exits import Exit, Stopping
-from looped.inference.padding import Draws, Padding
+from looped.inference.padding import Draws, Reading
 from looped.inference.rollout import Answered, Readout, Rollout, own_normal
 from looped.inference.writing import Writing, one_after_another
 from looped.models.language import LanguageModel
@@ -196,18 +196,20 @@ class LoopWriter:
 
     def next_logits(self, new: Int[Tensor, "batch new"], random: StepRandom) -> Tensor:
         """Logits (B, 1, V) after the columns so far and the `new` ones."""
-        state, rows = read_on(self.model, new, self.depth, self.way.padding, self.cache, self.width, self.way.draws)
+        reading = Reading(new, self.depth, self.way.padding, self.width, self.cache)
+        state, rows = read_on(self.model, reading, self.way.draws)
         self.width += new.shape[1]
         return self.way.steering(self.model.decode(state, rows)[:, -1:])
 
 
-def read_on(model: LanguageModel, new: Int[Tensor, "batch new"], depth: int, padding: Padding, cache: Cache | None,
-            first: int, draws: Draws) -> tuple[Float[Tensor, "batch new width"], Rows]:
-    """(state, rows) after a loop of `depth` steps over columns from `first` on; the cache has those before.
+def read_on(model: LanguageModel, reading: Reading,
+            draws: Draws) -> tuple[Float[Tensor, "batch new width"], Rows]:
+    """(state, rows) after the loop has read some columns.
 
     A random initial state is that of the position, by `draws`, so that a text is the same however it is read."""
-    stop = first + new.shape[1]
-    rows = Rows(start=padding.start(first), mask=padding.mask(stop), cache=cache)
-    e = model.encode(new, rows)
-    noise = padding.normal_by_place(draws, "state", first, stop, e.shape[-1]) if model.recurrence.needs_noise else None
-    return model.unroll(e, rows, grad=depth, noise=noise), rows
+    r, stop = reading, reading.first + reading.tokens.shape[1]
+    rows = Rows(start=r.padding.start(r.first), mask=r.padding.mask(stop), cache=r.cache)
+    e, noise = model.encode(r.tokens, rows), None
+    if model.recurrence.needs_noise:
+        noise = r.padding.normal_by_place(draws, "state", r.first, stop, e.shape[-1])
+    return model.unroll(e, rows, grad=r.depth, noise=noise), rows

@@ -1,6 +1,7 @@
 """Prompts of several lengths in one batch, padded on the left: where each one's own columns are."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from looped.errors import UserError
 from looped.nn.bias import Padded
+from looped.nn.cache import Cache
 from looped.nn.mask import Mask
 from looped.rng import StepRandom
 
@@ -63,3 +65,15 @@ class Padding:
                 for empty, gen in zip(self.empty.tolist(), random.per_row(stream), strict=True)]
         padded = [torch.nn.functional.pad(row, (0, 0, stop - len(row), 0)) for row in rows]
         return torch.stack(padded).to(random.device)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is read: `tokens` (B, n) at the columns from `first` on, `depth` steps deep. cache: keys and values of the
+    columns before, to which those of the new ones are added; None: there are none, and none are kept."""
+
+    tokens: Int[Tensor, "batch new"]
+    depth: int
+    padding: Padding
+    first: int = 0
+    cache: Cache | None = None

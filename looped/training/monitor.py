@@ -43,15 +43,16 @@ class Meter:
 
 
 class Monitor:
-    """Writes a run's lines; on every process but the first it is silent."""
+    """Writes a run's lines; on every process but the first it is silent. quiet: to its files alone."""
 
-    def __init__(self, run_dir: Path, config: Config, *, main: bool = True):
+    def __init__(self, run_dir: Path, config: Config, *, main: bool = True, quiet: bool = False):
         self.run_dir = run_dir
         self.main = main
+        self.quiet = quiet
         self.bar: Any = None
         self.wandb: Any = None
         if main:
-            self.bar = _start_bar() if sys.stdout.isatty() else None
+            self.bar = _start_bar() if sys.stdout.isatty() and not quiet else None
             self.wandb = start_wandb(config, run_dir) if config.training.wandb != "off" else None
 
     def __enter__(self) -> "Monitor":
@@ -75,7 +76,7 @@ class Monitor:
         append(self.run_dir / LOG, line + "\n")
         if self.bar is not None:
             self.bar.console.print(line, markup=False, highlight=False)
-        else:
+        elif not self.quiet:
             print(line, flush=True)
 
     def metrics(self, kind: str, step: int, values: Mapping[str, Any]) -> None:

@@ -106,7 +106,7 @@ def test_looped_eval_tells_of_exits_on_text(tmp_path, capsys):
     (tmp_path / "text.txt").write_text("def f(x):\n    return x\n" * 400)
     settings = TINY | {"data.path": str(tmp_path / "text.txt"), "data.vocab_size": 270, "training.budget": 2,
                        "training.batch_size": 2, "training.num_evals": 0, "evaluation.num_sequences": 3}
-    from looped.training.trainer import train
+    from looped.training.train import train
 
     train(load_config(None, settings), tmp_path / "run")
     assert main(["eval", str(tmp_path / "run"), "--depths", "1,4", "--exits", "kl=0.01,latent"]) == 0
