@@ -30,10 +30,10 @@ class Eval(Verb):
     """Measure a trained run at every depth: on held-out text, with samples of its own, on held-out problems, or on the
     tasks of lm-evaluation-harness.
 
-    Prints a table; adds to eval/depth.jsonl, eval/examples.jsonl, eval/samples.jsonl in the run's folder, and draws
-    plots/*.png; of other data than it was trained on, below its other/. Ctrl-C keeps what is finished, and another
-    evaluation adds its depths. Settings of evaluation.* and the solver (--denoise.solver, .schedule, .bridge, .start)
-    may be changed; their rows are kept apart by `settings`.
+    Prints a table; adds to eval/depth.jsonl, examples.jsonl, sequences.jsonl and samples.jsonl in the run's folder, and
+    draws plots/*.png; of other data than it was trained on, below its other/ (docs/figures.md; looped.read_results).
+    Ctrl-C keeps what is finished, and another evaluation adds its depths. Settings of evaluation.* and the solver
+    (--denoise.solver, .schedule, .bridge, .start) may be changed; their rows are kept apart by `settings`.
     """
 
     run: Positional[Path]
@@ -159,10 +159,12 @@ class Eval(Verb):
 
     def _measure(self, run, place, domain: "Domain", depths: list[int]) -> None:
         """All of the run's blocks together."""
+        from looped.evaluation.store import SEQUENCES
         from looped.reports.markdown import markdown
 
         options = self._options(run)
         with self._files(run, place) as files:
+            files.add({SEQUENCES: domain.sequences(run.data, run.config, options)})
             found = domain.evaluate(run.objective, run.data, run.config, depths, options, keep=files.keep)
             where = found.leave(files, run.config, _told_of(run, place))
         if self.json:

@@ -160,6 +160,12 @@ class Domain:
                 raise UserError(f"--{flag} is for {OPTIONS[flag]}, and {run} {self.does(config)}; leave it out"
                                 + ("; --evaluation.trajectories sets those of an answer" * (flag == "trajectories")))
 
+    def sequences(self, data: Any, config: Config, options: Options) -> list[dict[str, Any]]:
+        """The ids of what is held out (sequences, problems, images) as lines of eval/sequences.jsonl: a list for each
+        column, in the order of the values in eval/examples.jsonl, or one value for all; no line where there are none.
+        """
+        return []
+
     def evaluate(self, objective: Objective, data: Any, config: Config, depths: Sequence[int], options: Options, *,
                  keep: Keep) -> Evaluated:
         """All that `looped eval` measures; `keep` is given each part that is finished."""

@@ -14,7 +14,7 @@ from looped.data.heldout import MeasuredText
 from looped.data.opening import vocab_size_of
 from looped.domains.base import About, Domain, Evaluated, Inputs, Options, Own, Request, micro_batches
 from looped.errors import UserError
-from looped.evaluation.depth import evaluate_run, evaluate_samples
+from looped.evaluation.depth import evaluate_run, evaluate_samples, num_windows
 from looped.evaluation.leaving import text_exit_rows
 from looped.evaluation.likelihood import main_losses
 from looped.evaluation.probes import Probes, probe, probe_table
@@ -132,12 +132,15 @@ class Text(Domain):
                 raise UserError(f"--{flag} is for rules that predict the next token, and {run} fills in hidden ones; "
                                 f"leave it out")
 
+    def sequences(self, data: MeasuredText, config: Config, options: Options) -> list[dict[str, Any]]:
+        return [data.heldout.places(num_windows(data, config), config.data.length)]
+
     def evaluate(self, objective: Objective, data: MeasuredText, config: Config, depths: Sequence[int],
                  options: Options, *, keep: Keep) -> TextEvaluated:
         result = evaluate_run(objective, data, config, depths, options, keep=keep)
         by_depth, exits = result.per_example["nats_per_token"], []
-        tokens = data.heldout.sequences(len(next(iter(by_depth.values()))), config.data.length)
-        tokens = tokens.to(next(objective.parameters()).device)
+        tokens = data.heldout.sequences(num_windows(data, config), config.data.length)
+        tokens = tokens[: config.evaluation.num_sequences].to(next(objective.parameters()).device)
         if options.exits:
             for part in text_exit_rows(objective, tokens, max(depths), options.exits, seed=config.seed,
                                        batch_size=config.evaluation.batch_size):
