@@ -14,14 +14,14 @@ from tyro.conf import Positional
 from looped.cli.verb import Settings, Verb, parse_depths, parse_levels
 from looped.config import load_config
 from looped.config.reads import notice
-from looped.errors import UserError
+from looped.errors import UserError, flag_of
 
 if TYPE_CHECKING:
     from looped.domains.base import About, Domain, Options
     from looped.evaluation.store import EvaluationFiles
 
 
-ALONE = ("trajectories", "probes", "twin", "judge", "match", "mauve", "text")
+ALONE = ("trajectories", "probes", "twin", "judge", "match", "mauve", "text", "per_token")
 """Flags that measure held-out text, of which --tasks knows nothing."""
 
 
@@ -61,6 +61,9 @@ class Eval(Verb):
     features: Path | None = None
     """of a run that makes images: the run of a classifier of the same images, in whose features distances are measured;
     pixels if not given"""
+    per_token: bool = False
+    """also leave eval/tokens.parquet: the loss of each held-out token of text at each depth; with --exits where it left
+    """
     text: str | None = None
     """measure the run on this text instead of its own held-out one: a file, a folder or a glob of text, JSON lines or
     parquet, read with the tokenizer of the run; bits/byte compare between runs of different tokenizers"""
@@ -129,15 +132,15 @@ class Eval(Verb):
         """Raises UserError for flags that do not go together with --tasks, or mean nothing without."""
         for flag in ("limit", "num_fewshot", "max_length"):
             value, least = getattr(self, flag), int(flag != "num_fewshot")
-            name = f"--{flag.replace('_', '-')}"
+            name = flag_of(flag)
             if value is not None and self.tasks is None:
                 raise UserError(f"{name} {value} is of the tasks of --tasks; add it")
             if value is not None and value < least:
                 raise UserError(f"{name} {value} is below {least}; give {least} or more, or leave it out")
         for flag in ALONE:
             if self.tasks is not None and getattr(self, flag):
-                raise UserError(f"--{flag} measures held-out text, and --tasks asks questions instead; run looped eval "
-                                f"once with each")
+                raise UserError(f"{flag_of(flag)} measures held-out text, and --tasks asks questions instead; run "
+                                f"looped eval once with each")
 
     def _options(self, run) -> "Options":
         """The options of this command, with the models that they name opened. Raises UserError."""
@@ -155,7 +158,8 @@ class Eval(Verb):
             mauve=open_encoder(self.mauve, run.device) if self.mauve is not None else None,
             difficulties=parse_levels(self.difficulties) if self.difficulties is not None else None,
             exits=[Exit.parse(part) for part in self.exits.split(",")] if self.exits is not None else [],
-            features=open_features(self.features, run) if self.features is not None else None)
+            features=open_features(self.features, run) if self.features is not None else None,
+            per_token=self.per_token)
 
     def _measure(self, run, place, domain: "Domain", depths: list[int]) -> None:
         """All of the run's blocks together."""
@@ -218,9 +222,9 @@ class Eval(Verb):
     def _of_block(self, run, place, unit: str) -> None:
         """One block alone: its own loss, which asks no other."""
         for flag in ("depths", "trajectories", "probes", "twin", "judge", "match", "mauve", "difficulties", "exits",
-                     "features", "tasks"):
+                     "features", "tasks", "per_token"):
             if getattr(self, flag):
-                need_whole(run, f"does --{flag}")
+                need_whole(run, f"does {flag_of(flag)}")
         import torch
 
         from looped.training.heldout import heldout_own

@@ -4,6 +4,7 @@
     examples   one value of one held-out thing a row       eval/examples.jsonl joined with eval/sequences.jsonl
     samples    one text that was written a row             eval/samples.jsonl joined with eval/sequences.jsonl
     tasks      one figure of a benchmark task a row        eval/tasks.jsonl
+    tokens     one token a row, with `--per-token`         eval/tokens.parquet joined with eval/sequences.jsonl
 
 Whole numbers are `Int64`, which can be missing. `data` is "" of a run's own data, `settings` "" where none was changed.
 """
@@ -18,12 +19,15 @@ from looped.errors import UserError, did_you_mean
 from looped.evaluation.benchmarks import TaskRow
 from looped.evaluation.rows import Row
 from looped.evaluation.store import EXAMPLES, IDENTITY, ROWS, SAMPLES, SEQUENCES, TASKS, Line
+from looped.evaluation.tokens import TOKENS, pandas_for
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-FILES = {"figures": ROWS, "examples": EXAMPLES, "samples": SAMPLES, "tasks": TASKS}
+FILES = {"figures": ROWS, "examples": EXAMPLES, "samples": SAMPLES, "tasks": TASKS, "tokens": TOKENS}
 """Table -> the file that it is read from."""
+FLAGS = {"tasks": " --tasks NAME", "tokens": " --per-token"}
+"""Table -> the option that it is written with."""
 FIRST, LAST = ("run", "data", "step", "settings"), ("device", "dtype")
 WHOLE = ("step", "depth", "difficulty", "n", "trajectories", "peak_bytes", "num_fewshot", "limit", "sequence")
 """Columns of whole numbers."""
@@ -41,14 +45,17 @@ def read_results(runs: str | Path | Iterable[str | Path], table: str = "figures"
     (those below other/ too), as a tidy table.
 
     table: "figures" (one a row), "examples" (each held-out sequence, problem or image by metric and depth, with its
-    ids), "samples" (texts that were written), or "tasks" (of lm-evaluation-harness). Raises UserError where a run has
-    none, where a file is damaged, and where pandas is missing.
+    ids), "samples" (texts that were written), "tasks" (of lm-evaluation-harness), or "tokens" (of `--per-token`).
+    Raises UserError where a run has none, where a file is damaged, and where pandas is missing.
     """
-    pandas = _pandas()
+    pandas = pandas_for("read_results")
     if table not in FILES:
         raise UserError(f"read_results knows no table '{table}'{did_you_mean(table, FILES)}")
-    listed = [runs] if isinstance(runs, str | Path) else list(runs)
-    lines = [line for run in listed for line in _lines(Path(run), table)]
+    listed = [Path(run) for run in ([runs] if isinstance(runs, str | Path) else runs)]
+    if table == "tokens":
+        return pandas.concat([_tokens(run, folder) for run in listed for folder in _folders(run, table)],
+                             ignore_index=True)
+    lines = [line for run in listed for line in _lines(run, table)]
     names = [*FIRST, *COLUMNS[table], *LAST]
     own = [name for name in dict.fromkeys(name for line in lines for name in line) if name not in names]
     frame = pandas.DataFrame(lines, columns=[*names, *own])
@@ -57,21 +64,36 @@ def read_results(runs: str | Path | Iterable[str | Path], table: str = "figures"
     return frame.assign(**{name: frame[name].convert_dtypes() for name in own})
 
 
-def _pandas() -> Any:
+def _folders(run: Path, table: str) -> list[Path]:
+    """The folders of a run that hold a table: its own, and those of other data. Raises UserError where there is none.
+    """
+    name = FILES[table]
+    folders = [folder for folder in (run, *sorted((run / "other").glob("*"))) if (folder / name).is_file()]
+    if not folders:
+        raise UserError(f"{run} has no {name}; measure it with looped eval {run}{FLAGS.get(table, '')}")
+    return folders
+
+
+def _tokens(run: Path, folder: Path) -> "DataFrame":
+    """The tokens of a folder with the ids of their sequences."""
+    pandas = pandas_for("read_results")
     try:
-        import pandas
-    except ImportError:
-        raise UserError("read_results gives tables of pandas, which is missing; pip install pandas") from None
-    return pandas
+        found = pandas.read_parquet(folder / TOKENS)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / TOKENS} is damaged ({error}); write it anew with looped eval --per-token") from None
+    ids = [dict(zip(IDENTITY, key, strict=False)) | {"sequence": number} | line
+           for key, lines in _ids(folder).items() for number, line in enumerate(lines)]
+    if ids:
+        strings = ["settings", "data", "run"]
+        ids = pandas.DataFrame(ids)
+        ids[strings] = ids[strings].astype(object).fillna("").astype(str)
+        found = found.merge(ids, how="left", on=[*IDENTITY, "sequence"])
+    return found.assign(run=found["run"].where(found["run"] != "", str(run)))
 
 
 def _lines(run: Path, table: str) -> list[Line]:
     """The lines of a table of one run. Raises UserError where there is none."""
-    name = FILES[table]
-    folders = [folder for folder in (run, *sorted((run / "other").glob("*"))) if (folder / name).is_file()]
-    if not folders:
-        how = f"looped eval {run}" + " --tasks NAME" * (table == "tasks")
-        raise UserError(f"{run} has no {name}; measure it with {how}")
+    name, folders = FILES[table], _folders(run, table)
     read = {"examples": _examples, "samples": _samples}.get(table, _figures)
     return [{"run": str(run), "data": "", "settings": ""} | line for folder in folders for line in read(folder, name)]
 

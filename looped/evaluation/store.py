@@ -4,6 +4,7 @@
     DIR/eval/examples.jsonl  the figure of every held-out sequence (or problem, or image), for paired comparisons
     DIR/eval/sequences.jsonl what these are, in the same order: document and offset of texts, seed and index of problems
     DIR/eval/samples.jsonl   prompts and their continuations at each depth; `sequence` is the number of the prompt's
+    DIR/eval/tokens.parquet  with --per-token: the loss of each token (looped.evaluation.tokens)
     DIR/eval/probes.jsonl    with --probes: their figures, and what is out of order
     DIR/eval/tasks.jsonl     with --tasks: {task, metric, filter, depth, mean, ...}; task_examples.jsonl each question
 

@@ -19,6 +19,7 @@ from looped.evaluation.benchmarks import Figure, TaskRow
 from looped.evaluation.options import Options
 from looped.evaluation.results import COLUMNS, FIRST, LAST
 from looped.evaluation.rows import Row, example_lines
+from looped.evaluation.tokens import TokenLosses
 from looped.training.monitor import TIMING
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # stand-ins for data
@@ -89,7 +90,8 @@ def test_every_column_of_an_evaluation_is_in_the_table_and_no_other():
     written = {field.name for field in (*fields(Row), *fields(TaskRow))} | ids() | example.keys() | question.keys()
     for file in ("depth.jsonl", "samples.jsonl", "probes.jsonl"):
         written |= KEYS[file]
-    written |= {*FIRST, *LAST, *(name for names in COLUMNS.values() for name in names)}
+    tokens = TokenLosses(torch.zeros(1, 3, dtype=torch.long), torch.zeros(1, 2), 1).table({})
+    written |= {*tokens.columns, *FIRST, *LAST, *(name for names in COLUMNS.values() for name in names)}
     assert {"document", "offset", "index", "label"} <= ids()
     assert named("Columns of the files in eval/") == written
 
