@@ -73,6 +73,7 @@ _PUBLIC = {
     "evaluate_depth": "looped.evaluation.depth",
     "generate": "looped.inference.generate",
     "heldout_text": "looped.data.heldout",
+    "read_results": "looped.evaluation.results",
 }
 __all__ = [*_PUBLIC, "__version__"]
 

@@ -23,6 +23,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean '{near[0]}'?" if near else f"; known names: {', '.join(known)}"
 
 
+def flag_of(name: str) -> str:
+    """The option of the command line that sets a field: `--per-token` of `per_token`."""
+    return f"--{name.replace('_', '-')}"
+
+
 def one_line(error: BaseException) -> str:
     """The message of an exception in one line of bearable length."""
     text = " ".join(str(error).split()) or type(error).__name__

@@ -31,8 +31,15 @@ UNSUPPORTED = {errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOTSUP, errno.EOP
 
 def write_text(path: Path, text: str) -> None:
     """Write a small file in one go, its line ends as given: the old content or the new one, never a part."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write, which then takes its place in one go."""
     temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")  # no other writer's
-    temporary.write_text(text, encoding="utf-8", newline="")
+    yield temporary
     sync(temporary)
     os.replace(temporary, path)
     sync_folder(path.parent)

@@ -14,7 +14,7 @@ from tyro.conf import Positional
 from looped.cli.verb import Settings, Verb, parse_depths, parse_levels
 from looped.config import load_config
 from looped.config.reads import notice
-from looped.errors import UserError
+from looped.errors import UserError, flag_of
 
 if TYPE_CHECKING:
     from looped.domains.base import About, Domain, Options
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from looped.training.runs import Run
 
 
-ALONE = ("trajectories", "probes", "twin", "judge", "match", "mauve", "text")
+ALONE = ("trajectories", "probes", "twin", "judge", "match", "mauve", "text", "per_token")
 """Flags that measure held-out text, of which --tasks knows nothing."""
 
 
@@ -31,10 +31,10 @@ class Eval(Verb):
     """Measure a trained run at every depth: on held-out text, with samples of its own, on held-out problems, or on the
     tasks of lm-evaluation-harness.
 
-    Prints a table; adds to eval/depth.jsonl, eval/examples.jsonl, eval/samples.jsonl in the run's folder, and draws
-    plots/*.png; of other data than it was trained on, below its other/. Ctrl-C keeps what is finished, and another
-    evaluation adds its depths. Settings of evaluation.* and the solver (--denoise.solver, .schedule, .bridge, .start)
-    may be changed; their rows are kept apart by `settings`.
+    Prints a table; adds to eval/depth.jsonl, examples.jsonl, sequences.jsonl and samples.jsonl in the run's folder, and
+    draws plots/*.png; of other data than it was trained on, below its other/ (docs/figures.md; looped.read_results).
+    Ctrl-C keeps what is finished, and another evaluation adds its depths. Settings of evaluation.* and the solver
+    (--denoise.solver, .schedule, .bridge, .start) may be changed; their rows are kept apart by `settings`.
     """
 
     run: Positional[Path]
@@ -62,6 +62,9 @@ class Eval(Verb):
     features: Path | None = None
     """of a run that makes images: the run of a classifier of the same images, in whose features distances are measured;
     pixels if not given"""
+    per_token: bool = False
+    """also leave eval/tokens.parquet: the loss of each held-out token of text at each depth; with --exits where it left
+    """
     text: str | None = None
     """measure the run on this text instead of its own held-out one: a file, a folder or a glob of text, JSON lines or
     parquet, read with the tokenizer of the run; bits/byte compare between runs of different tokenizers"""
@@ -130,15 +133,15 @@ class Eval(Verb):
         """Raises UserError for flags that do not go together with --tasks, or mean nothing without."""
         for flag in ("limit", "num_fewshot", "max_length"):
             value, least = getattr(self, flag), int(flag != "num_fewshot")
-            name = f"--{flag.replace('_', '-')}"
+            name = flag_of(flag)
             if value is not None and self.tasks is None:
                 raise UserError(f"{name} {value} is of the tasks of --tasks; add it")
             if value is not None and value < least:
                 raise UserError(f"{name} {value} is below {least}; give {least} or more, or leave it out")
         for flag in ALONE:
             if self.tasks is not None and getattr(self, flag):
-                raise UserError(f"--{flag} measures held-out text, and --tasks asks questions instead; run looped eval "
-                                f"once with each")
+                raise UserError(f"{flag_of(flag)} measures held-out text, and --tasks asks questions instead; run "
+                                f"looped eval once with each")
 
     def _options(self, run) -> "Options":
         """The options of this command, with the models that they name opened. Raises UserError."""
@@ -156,14 +159,17 @@ class Eval(Verb):
             mauve=open_encoder(self.mauve, run.device) if self.mauve is not None else None,
             difficulties=parse_levels(self.difficulties) if self.difficulties is not None else None,
             exits=[Exit.parse(part) for part in self.exits.split(",")] if self.exits is not None else [],
-            features=open_features(self.features, run) if self.features is not None else None)
+            features=open_features(self.features, run) if self.features is not None else None,
+            per_token=self.per_token)
 
     def _measure(self, run, place, domain: "Domain", depths: list[int]) -> None:
         """All of the run's blocks together."""
+        from looped.evaluation.store import SEQUENCES
         from looped.reports.markdown import markdown
 
         options = self._options(run)
         with self._files(run, place) as files:
+            files.add({SEQUENCES: domain.sequences(run.data, run.config, options)})
             found = domain.evaluate(run.objective, run.data, run.config, depths, options, keep=files.keep)
             where = found.leave(files, run.config, _told_of(run, place))
         if self.json:
@@ -217,9 +223,9 @@ class Eval(Verb):
     def _of_block(self, run, place, unit: str) -> None:
         """One block alone: its own loss, which asks no other."""
         for flag in ("depths", "trajectories", "probes", "twin", "judge", "match", "mauve", "difficulties", "exits",
-                     "features", "tasks"):
+                     "features", "tasks", "per_token"):
             if getattr(self, flag):
-                need_whole(run, f"does --{flag}")
+                need_whole(run, f"does {flag_of(flag)}")
         import torch
 
         from looped.training.heldout import heldout_own

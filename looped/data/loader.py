@@ -48,8 +48,18 @@ class TokenStream:
         if num > count:
             warnings.warn(f"{num} sequences are asked of the {self.name} text, which has {count} of data.length "
                           f"{length}: all of them are used", stacklevel=2)
-            num = count
-        return self._gather(np.arange(num) * count // num * length, length)
+        return self._gather(self._spaced(num, length), length)
+
+    def places(self, num: int, length: int) -> dict[str, list]:
+        """Where each window of `sequences` begins: `start`, the number of its first token in the stream; the `document`
+        that holds it (None where documents have no names), an end of text being the last token of the one it ends; and
+        its `offset` there, in tokens."""
+        starts = self._spaced(num, length)
+        ends = np.flatnonzero(self.tokens == self.end_of_text)
+        numbers = np.searchsorted(ends, starts)
+        begins = np.concatenate([[0], ends + 1])[numbers]
+        names = [self.documents[number] if number < len(self.documents) else None for number in numbers]
+        return {"document": names, "offset": (starts - begins).tolist(), "start": starts.tolist()}
 
     def describe(self, step: int, *, batch_size: int, length: int, seed: int, rows: range | None = None) -> list[str]:
         """Where each row of a batch comes from, in words: token offsets and the documents they lie in."""
@@ -57,6 +67,12 @@ class TokenStream:
         numbers = range(batch_size) if rows is None else rows
         return [f"row {row}: {self.name} tokens {start}-{start + length}{self._names(start, start + length)}"
                 for row, start in zip(numbers, starts.tolist(), strict=True)]
+
+    def _spaced(self, num: int, length: int) -> np.ndarray:
+        """The first tokens of at most `num` evenly spaced windows."""
+        count = self.windows(length)
+        num = min(num, count)
+        return np.arange(num) * count // num * length
 
     def _starts(self, step: int, batch_size: int, length: int, seed: int, rows: Iterable[int] | None) -> np.ndarray:
         return shuffled(self.windows(length), step, batch_size=batch_size, seed=seed, rows=rows) * length

@@ -12,6 +12,8 @@ from looped.data.task import Problem, Task, find_task, rng_of
 from looped.data.task_check import check_declared, check_problems
 from looped.errors import UserError
 
+HELDOUT_SEED = 0
+"""The seed of all held-out problems."""
 FINGERPRINTED = 4
 """Problems of each trained level that stand for the task in its fingerprint."""
 
@@ -83,7 +85,7 @@ class TaskData:
 
     def heldout(self, num: int, difficulty: int) -> list[Problem]:
         """Problems to measure on, the same on every call and for every seed of training."""
-        return [self.task.problem(0, index, difficulty, heldout=True) for index in range(num)]
+        return [self.task.problem(HELDOUT_SEED, index, difficulty, heldout=True) for index in range(num)]
 
     def collate(self, problems: Sequence[Problem]) -> Batch:
         return self.train.collate(problems)

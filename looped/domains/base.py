@@ -13,7 +13,7 @@ from looped.config.kinds import Kind
 from looped.data.batch import Batch
 from looped.data.labelled import Picture, SoughtImages
 from looped.data.opening import Found, open_data
-from looped.errors import UserError
+from looped.errors import UserError, flag_of
 from looped.evaluation.options import Options
 from looped.evaluation.rows import Keep, Row
 from looped.evaluation.store import EvaluationFiles
@@ -157,8 +157,14 @@ class Domain:
         """Raises UserError for options of an evaluation that mean nothing here."""
         for flag in flags:
             if flag not in self.flags:
-                raise UserError(f"--{flag} is for {OPTIONS[flag]}, and {run} {self.does(config)}; leave it out"
+                raise UserError(f"{flag_of(flag)} is for {OPTIONS[flag]}, and {run} {self.does(config)}; leave it out"
                                 + ("; --evaluation.trajectories sets those of an answer" * (flag == "trajectories")))
+
+    def sequences(self, data: Any, config: Config, options: Options) -> list[dict[str, Any]]:
+        """The ids of what is held out (sequences, problems, images) as lines of eval/sequences.jsonl: a list for each
+        column, in the order of the values in eval/examples.jsonl, or one value for all; no line where there are none.
+        """
+        return []
 
     def evaluate(self, objective: Objective, data: Any, config: Config, depths: Sequence[int], options: Options, *,
                  keep: Keep) -> Evaluated:
@@ -181,5 +187,5 @@ def micro_batches(stream: Any, config: Config) -> list[Any]:
 
 OPTIONS = {"trajectories": "text", "probes": "text", "twin": "text", "judge": "text", "match": "text", "mauve": "text",
            "text": "text", "tasks": "text", "difficulties": "tasks", "exits": "tasks and text",
-           "features": "runs that make images"}
+           "features": "runs that make images", "per_token": "text"}
 """Option -> the kind of run that it is for, in words."""

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from jaxtyping import Bool
 from torch import Tensor
 
@@ -56,6 +58,10 @@ class Classify(Domain):
         answers = answer(objective, batch, [depth], config)[depth].answers[:, 0].tolist()
         return "\n".join([f"depth {depth}", *(f"{names[label]} taken for {names[named]}" for label, named in
                                               zip(batch.targets[:, 0].tolist(), answers, strict=True))])
+
+    def sequences(self, data: LabelledData, config: Config, options: Options) -> list[dict[str, Any]]:
+        labels = torch.cat([batch.targets[:, 0] for batch in self.batches(data, config)]).tolist()
+        return [{"index": list(range(len(labels))), "label": labels}]
 
     def evaluate(self, objective: Objective, data: LabelledData, config: Config, depths: Sequence[int],
                  options: Options, *, keep: Keep) -> ClassifyEvaluated:

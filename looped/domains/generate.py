@@ -63,6 +63,10 @@ class Generate(Domain):
         return grid_of_classes(objective, data.images.scale, max(c.sample_depths), c.num_samples,
                                config.denoise.guidance, config)
 
+    def sequences(self, data: LabelledData, config: Config, options: Options) -> list[dict[str, Any]]:
+        labels = torch.cat([batch.labels for batch in self.batches(data, config)]).tolist()
+        return [{"index": list(range(len(labels))), "label": labels}]
+
     def evaluate(self, objective: Objective, data: LabelledData, config: Config, depths: Sequence[int],
                  options: Options, *, keep: Keep) -> GenerateEvaluated:
         features = options.features or pixel_features()

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool
@@ -12,11 +12,11 @@ from torch import Tensor
 from looped.config import Config
 from looped.data.batch import Batch
 from looped.data.opening import open_data
-from looped.data.problems import TaskData
+from looped.data.problems import HELDOUT_SEED, TaskData
 from looped.domains.base import About, Domain, Evaluated, Inputs, Options, Own
 from looped.evaluation.plots_tasks import Trained
 from looped.evaluation.rows import Keep, row_of
-from looped.evaluation.solving import TaskEvaluation, evaluate_task, one_answer, share_cell, solved
+from looped.evaluation.solving import TaskEvaluation, evaluate_task, levels_of, one_answer, share_cell, solved
 from looped.evaluation.store import EXAMPLES, ROWS, EvaluationFiles, writing_to
 from looped.objectives import trained_depths
 from looped.objectives.base import Objective
@@ -133,6 +133,10 @@ class Puzzles(Domain):
         depth = max(config.evaluation.sample_depths)
         problem, cells = one_answer(objective, data, config, depth, data.train.high)
         return f"depth {depth}\n{data.task.show(problem.inputs)}\n\n{data.task.show(cells)}"
+
+    def sequences(self, data: TaskData, config: Config, options: Options) -> list[dict[str, Any]]:
+        return [{"difficulty": level, "seed": HELDOUT_SEED, "index": list(range(config.evaluation.num_problems))}
+                for level in levels_of(data, config, options)]
 
     def evaluate(self, objective: Objective, data: TaskData, config: Config, depths: Sequence[int], options: Options, *,
                  keep: Keep) -> PuzzlesEvaluated:

@@ -14,14 +14,15 @@ from looped.config import Config
 from looped.data.heldout import MeasuredText
 from looped.data.opening import vocab_size_of
 from looped.domains.base import About, Domain, Evaluated, Inputs, Options, Own, Request, micro_batches
-from looped.errors import UserError
-from looped.evaluation.depth import evaluate_run, evaluate_samples
-from looped.evaluation.leaving import text_exit_rows
-from looped.evaluation.likelihood import main_losses
+from looped.errors import UserError, flag_of
+from looped.evaluation.depth import evaluate_run, evaluate_samples, num_windows
+from looped.evaluation.leaving import leave, text_exit_rows
+from looped.evaluation.likelihood import main_losses, token_losses_by_depth
 from looped.evaluation.probes import Probes, probe, probe_table
 from looped.evaluation.rows import Keep, Row
 from looped.evaluation.solving import share_cell
 from looped.evaluation.store import PROBES, EvaluationFiles
+from looped.evaluation.tokens import TokenLosses, add_tokens, pandas_for
 from looped.inference.generate import generate
 from looped.inference.rollout import rollout_of
 from looped.inference.texts import Ending, as_lists
@@ -32,10 +33,11 @@ from looped.rng import generator
 
 @dataclass(frozen=True)
 class TextEvaluated(Evaluated):
-    """The sweep and samples of a run on text, and its exits and probes if they were asked for."""
+    """The sweep and samples of a run on text, and its exits, probes and single tokens if they were asked for."""
 
     exits: Sequence[Row] = ()
     probes: Probes | None = None
+    tokens: Sequence[TokenLosses] = ()
 
     def sections(self, name: str) -> list[Section]:
         found = [*super().sections(name), self._exits()]
@@ -55,6 +57,8 @@ class TextEvaluated(Evaluated):
         if self.probes is not None:
             files.add({PROBES: [*(row.as_dict() for row in self.probes.rows),
                                 *({"verdict": sentence} for sentence in self.probes.sentences)]})
+        if self.tokens:
+            add_tokens(files, self.tokens)
         return super().leave(files, config, about)
 
 
@@ -78,7 +82,8 @@ class Text(Domain):
 
     name = "text"
     flags: ClassVar[frozenset[str]] = frozenset({
-        "trajectories", "probes", "twin", "judge", "match", "mauve", "text", "exits", "tasks"})
+        "trajectories", "probes", "twin", "judge", "match", "mauve", "text", "exits", "tasks",
+        "per_token"})
     asks: ClassVar[frozenset[str]] = frozenset({
         "prompt", "prompts", "num_tokens", "temperature", "top_k", "top_p", "stop", "past_the_end", "json"})
     makes = "writes text"
@@ -129,28 +134,39 @@ class Text(Domain):
 
     def check(self, config: Config, flags: Iterable[str], run: Path) -> None:
         super().check(config, flags := list(flags), run)
-        for flag in ("probes", "twin", "trajectories"):
+        for flag in ("probes", "twin", "trajectories", "per_token"):
             if flag in flags and config.rule.hides:
-                raise UserError(f"--{flag} is for rules that predict the next token, and {run} fills in hidden ones; "
-                                f"leave it out")
+                raise UserError(f"{flag_of(flag)} is for rules that predict the next token, and {run} fills in hidden "
+                                f"ones; leave it out")
+        if "per_token" in flags:
+            pandas_for("--per-token")
+
+    def sequences(self, data: MeasuredText, config: Config, options: Options) -> list[dict[str, Any]]:
+        return [data.heldout.places(num_windows(data, config), config.data.length)]
 
     def evaluate(self, objective: Objective, data: MeasuredText, config: Config, depths: Sequence[int],
                  options: Options, *, keep: Keep) -> TextEvaluated:
         if options.exits:
             rollout_of(objective).check_exits(options.exits)
         result = evaluate_run(objective, data, config, depths, options, keep=keep)
-        by_depth, exits = result.per_example["nats_per_token"], []
-        tokens = data.heldout.sequences(len(next(iter(by_depth.values()))), config.data.length)
-        tokens = tokens.to(next(objective.parameters()).device)
+        by_depth, exits, each = result.per_example["nats_per_token"], [], []
+        size = {"seed": config.seed, "batch_size": config.evaluation.batch_size}
+        tokens = data.heldout.sequences(num_windows(data, config), config.data.length)
+        tokens = tokens[: config.evaluation.num_sequences].to(next(objective.parameters()).device)
+        if options.per_token:
+            losses = token_losses_by_depth(objective, tokens, depths, **size)
+            each += [TokenLosses(tokens, nats, depth) for depth, nats in zip(sorted(by_depth), losses, strict=True)]
         if options.exits:
-            for part in text_exit_rows(objective, tokens, max(depths), options.exits, seed=config.seed,
-                                       batch_size=config.evaluation.batch_size):
+            left = leave(objective, tokens, max(depths), options.exits, **size)
+            for part in text_exit_rows(objective, left, max(depths), options.exits):
                 keep(part)
                 exits += part
+            each += [TokenLosses(tokens, early.nats, max(depths), rule.name, early.used)
+                     for rule, early in zip(options.exits, left[1:], strict=True) if options.per_token]
         if not options.probes and options.twin is None:
-            return TextEvaluated([*result.rows, *exits], exits)
+            return TextEvaluated([*result.rows, *exits], exits, tokens=each)
         found = probe(objective, tokens, by_depth, vocab_size=data.vocab_size, twin=options.twin, seed=config.seed)
-        return TextEvaluated([*result.rows, *exits, *found.rows], exits, found)
+        return TextEvaluated([*result.rows, *exits, *found.rows], exits, found, each)
 
     def generate(self, run: Any, request: Request) -> Iterator[str]:
         """All prompts in one batch."""

@@ -104,11 +104,18 @@ def evaluate_depth(objective: Objective, tokens: Int[Tensor, "num length_and_one
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A sweep with its samples: `rows`, `per_example` as in `DepthSweep`, `samples` {depth, prompt, text}."""
+    """A sweep with its samples: `rows`, `per_example` as in `DepthSweep`, `samples` {depth, sequence, prompt, text}."""
 
     rows: list[Row]
     per_example: dict[str, dict[int, Float[Tensor, "num"]]]
     samples: list[dict[str, Any]]
+
+
+def num_windows(data: MeasuredText, config: Config) -> int:
+    """The held-out windows of an evaluation: enough for `evaluation.num_sequences` and `.num_samples`, each of which
+    takes the first of them."""
+    c = config.evaluation
+    return min(max(c.num_sequences, c.num_samples), data.heldout.windows(config.data.length))
 
 
 def evaluate_run(objective: Objective, data: MeasuredText, config: Config, depths: Sequence[int], options: Options, *,
@@ -121,8 +128,7 @@ def evaluate_run(objective: Objective, data: MeasuredText, config: Config, depth
     """
     judge, match, encoder = options.judge, options.match, options.mauve
     c, device = config.evaluation, next(objective.parameters()).device
-    num = min(max(c.num_sequences, c.num_samples), data.heldout.windows(config.data.length))
-    tokens = data.heldout.sequences(num, config.data.length).to(device)
+    tokens = data.heldout.sequences(num_windows(data, config), config.data.length).to(device)
     prompts = tokens[: c.num_samples, : c.prompt_length]
     truth = tokens[: c.num_samples, c.prompt_length : c.prompt_length + c.sample_length]
     if encoder is not None and truth.shape[1] < c.sample_length:
@@ -143,8 +149,9 @@ def evaluate_run(objective: Objective, data: MeasuredText, config: Config, depth
     for depth in depths:
         part, found = evaluate_samples(objective, prompts, [depth], num_tokens=c.sample_length, seed=config.seed)
         texts |= found
-        took(part, written=[{"depth": depth, "prompt": decode(prompt), "text": decode(text)}
-                            for prompt, text in zip(prompts.tolist(), as_lists(found[depth]), strict=True)])
+        took(part, written=[{"depth": depth, "sequence": number, "prompt": decode(prompt), "text": decode(text)}
+                            for number, (prompt, text) in enumerate(
+                                zip(prompts.tolist(), as_lists(found[depth]), strict=True))])
     if judge is not None:
         took(judged_rows(judge, prompts, truth, decode, suffix="_of_text"))
         for depth in texts:

@@ -5,9 +5,10 @@ with a cache that is filled to the deepest step.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from looped.config.training import EvaluationConfig
@@ -18,29 +19,46 @@ from looped.objectives.base import Objective, evaluating
 from looped.rng import StepRandom
 
 
-@torch.no_grad()
-def text_exit_rows(objective: Objective, tokens: Int[Tensor, "num length_and_one"], depth: int, exits: Sequence[Exit],
-                   *, seed: int = 0, batch_size: int = 16) -> Iterator[list[Row]]:
-    """With each exit, of at most `depth` steps: nats/token where each token left (`nats_with_exit`), the mean steps
-    (`steps_used`), and what leaving early costs (`lost_by_exit`: nats/token less those of all the steps, paired over
-    sequences). Raises UserError for an exit that the run cannot take, and for a run without a loop.
+@dataclass(frozen=True)
+class Left:
+    """All tokens of known texts under one exit: the nats of each where it left, the steps that it took, and nats/token
+    of each text."""
 
-    Layer passes are those that a token's steps and their readouts take.
-    """
+    nats: Float[Tensor, "num length"]
+    used: Int[Tensor, "num length"]
+    means: Float[Tensor, "num"]
+
+
+@torch.no_grad()
+def leave(objective: Objective, tokens: Int[Tensor, "num length_and_one"], depth: int, exits: Sequence[Exit], *,
+          seed: int = 0, batch_size: int = 16) -> list[Left]:
+    """Where all steps are taken, then under each exit, of at most `depth` steps; one unroll for all. Raises UserError
+    for an exit that the run cannot take, and for a run without a loop."""
     rollout = rollout_of(objective)
-    found: list[list[tuple[Tensor, Tensor]]] = []
+    found: list[list[tuple[Tensor, Tensor, Tensor]]] = []
     with evaluating(objective):
         for first in range(0, len(tokens), batch_size):
             rows = tokens[first : first + batch_size]
             random = StepRandom(seed, 0, start=first, count=len(rows), total=len(tokens), device=rows.device)
             mean, left = objective.ask(rows).mean, rollout.leave(rows, depth, [None, *exits], random)
-            found.append([(mean(losses).cpu().double(), used.cpu()) for losses, used in left])
-    full, *each = ([torch.cat(part) for part in zip(*parts, strict=True)] for parts in zip(*found, strict=True))
-    cost = rollout.answer_cost(depth, EvaluationConfig(), early=True)
-    for rule, (losses, used) in zip(exits, each, strict=True):
-        layers, evaluations = (figure.mean().item() for figure in cost.spent(used.flatten().unsqueeze(0)))
+            found.append([(losses.cpu(), used.cpu(), mean(losses).cpu().double()) for losses, used in left])
+    return [Left(*(torch.cat(part) for part in zip(*parts, strict=True))) for parts in zip(*found, strict=True)]
+
+
+def text_exit_rows(objective: Objective, left: Sequence[Left], depth: int, exits: Sequence[Exit]
+                   ) -> Iterator[list[Row]]:
+    """With each exit, of what `leave` gives: nats/token where each token left (`nats_with_exit`), the mean steps
+    (`steps_used`), and what leaving early costs (`lost_by_exit`: nats/token less those of all the steps, paired over
+    sequences).
+
+    Layer passes are those that a token's steps and their readouts take.
+    """
+    full, *each = left
+    cost = rollout_of(objective).answer_cost(depth, EvaluationConfig(), early=True)
+    for rule, early in zip(exits, each, strict=True):
+        layers, evaluations = (figure.mean().item() for figure in cost.spent(early.used.flatten().unsqueeze(0)))
         fields = {"depth": depth, "by": rule.name}
         spent = {"layer_forwards": layers, "evaluations": evaluations}
-        yield [summarise("nats_with_exit", losses, **fields, **spent),
-               summarise("steps_used", used.double().mean(1), **fields, **spent),
-               summarise("lost_by_exit", losses - full[0], **fields)]
+        yield [summarise("nats_with_exit", early.means, **fields, **spent),
+               summarise("steps_used", early.used.double().mean(1), **fields, **spent),
+               summarise("lost_by_exit", early.means - full.means, **fields)]

@@ -6,7 +6,8 @@ unmasking steps (`looped.inference.unmask`). `losses_by_solver` measures the con
 the readouts of many trajectories, averaged.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -52,6 +53,18 @@ class Likelihood:
         """Nats/token at every depth, ascending: the loss, or the variational bound."""
         return self._over_batches(self.rollout.losses, depths)
 
+    @torch.no_grad()
+    def by_token(self, depths: Sequence[int]) -> Float[Tensor, "depths num length"]:
+        """Nats of every token but the first at every depth, ascending; NaN where a token is not sought. Raises
+        UserError where tokens have no losses of their own."""
+        _require_next_token(self.rollout, "its tokens have no figures by depth")
+        depths, parts = depths_of(depths), []
+        with evaluating(self.objective):
+            for rows, random in self._batches():
+                losses = torch.stack([each.float() for _, each, _ in self.rollout.losses(rows, depths, random)])
+                parts.append(losses.masked_fill(~self.objective.ask(rows).sought, math.nan).cpu())
+        return torch.cat(parts, dim=1)
+
     def by_solver(self, depths: Sequence[int], num_trajectories: int) -> list[DepthLosses]:
         """Nats/token under the mean readout of so many runs of the configured solver."""
         return self._over_batches(partial(self.rollout.sampled_losses, num_trajectories=num_trajectories), depths)
@@ -72,15 +85,20 @@ class Likelihood:
     def _limit(self, num_levels: int, rows: Tokens, depths: list[int], random: StepRandom) -> list[tuple]:
         return [(depths[0], self.rollout.limit(rows, num_levels, random).unsqueeze(1), 0.0)]
 
+    def _batches(self) -> Iterator[tuple[Tokens, StepRandom]]:
+        """The sequences in batches, each with the draws of their numbers."""
+        for start in range(0, len(self.tokens), self.batch_size):
+            rows = self.tokens[start : start + self.batch_size]
+            yield rows, StepRandom(self.seed, 0, start=start, count=len(rows), total=len(self.tokens),
+                                   device=rows.device)
+
     @torch.no_grad()
     def _over_batches(self, measure: Callable, depths: Sequence[int]) -> list[DepthLosses]:
         tokens, depths = self.tokens, depths_of(depths)
         totals = {depth: ([], []) for depth in depths}
         counts = []
         with evaluating(self.objective):
-            for start in range(0, len(tokens), self.batch_size):
-                rows = tokens[start : start + self.batch_size]
-                random = StepRandom(self.seed, 0, start=start, count=len(rows), total=len(tokens), device=rows.device)
+            for rows, random in self._batches():
                 batch = self.objective.ask(rows)
                 counts.append(batch.sought.sum(1).cpu())
                 for depth, losses, seconds in measure(rows, depths, random):
@@ -97,6 +115,14 @@ def losses_by_depth(objective: Objective, tokens: Tokens, depths: Sequence[int],
     """Nats/token of every sequence at every depth, depths ascending; for denoisers and masked diffusion the variational
     bound."""
     return Likelihood(objective, tokens, seed=seed, batch_size=batch_size).by_depth(depths)
+
+
+def token_losses_by_depth(objective: Objective, tokens: Tokens, depths: Sequence[int], *, seed: int = 0,
+                          batch_size: int = 16) -> Float[Tensor, "depths num length"]:
+    """Nats of every token but the first at every depth, depths ascending and each once: those that `losses_by_depth`
+    is the mean of. A loop is unrolled once, to the deepest; for denoisers it is the variational bound, NaN where a
+    token is not sought. Raises UserError for masked diffusion, whose bound is one of whole texts."""
+    return Likelihood(objective, tokens, seed=seed, batch_size=batch_size).by_token(depths)
 
 
 def masked_bounds(objective: Objective, tokens: Tokens, num_levels: int, *, seed: int = 0,
@@ -137,13 +163,18 @@ def next_token_losses(objective: Objective, rows: Tokens, depth: int, *,
     """Nats of every token of `rows` but the first at one depth; for denoisers the variational bound. Raises UserError
     for masked diffusion, whose bound is one of whole texts."""
     rows, rollout = _sequences(objective, rows), rollout_of(objective)
-    if not rollout.next_token:
-        raise UserError("objective masked gives a whole text its bound and no token its own loss, so it can neither "
-                        "judge samples nor be a twin; choose a run of --objective ar")
+    _require_next_token(rollout, "it can neither judge samples nor be a twin")
     random = StepRandom(seed, 0, count=len(rows), device=rows.device)
     with evaluating(objective):
         (_, losses, _), = rollout.losses(rows, depths_of([depth]), random)
     return losses
+
+
+def _require_next_token(rollout: Rollout, so: str) -> None:
+    """Raises UserError where tokens have no losses of their own."""
+    if not rollout.next_token:
+        raise UserError(f"objective masked gives a whole text its bound and no token its own loss, so {so}; choose a "
+                        f"run of --objective ar")
 
 
 def _sequences(objective: Objective, tokens: Tokens) -> Tokens:

@@ -24,3 +24,4 @@ class Options:
     difficulties: Sequence[int] | None = None
     exits: Sequence[Exit] = ()
     features: Features | None = None
+    per_token: bool = False

@@ -176,13 +176,18 @@ class TaskEvaluation:
         return self.solved.rows + self.exits
 
 
+def levels_of(data: TaskData, config: Config, options: Options) -> tuple[int, ...]:
+    """The difficulties of an evaluation, ascending."""
+    return tuple(sorted(options.difficulties or config.evaluation.difficulties or data.task.tested))
+
+
 def evaluate_task(objective: Objective, data: TaskData, config: Config, depths: Sequence[int], options: Options, *,
                   keep: Keep = keep_nothing) -> TaskEvaluation:
     """Held-out problems of each difficulty (those of the config, else the task's own) at each depth; and with each
     exit, of at most the deepest; how it comes to rest there, at the level that is nearest to the hardest trained.
     `keep` is given each part that is finished. Raises UserError for levels there are not, and exits that the run
     cannot take."""
-    levels = tuple(sorted(options.difficulties or config.evaluation.difficulties or data.task.tested))
+    levels = levels_of(data, config, options)
     found = solved(objective, data, config, depths, levels, keep=keep)
     exits: list[Row] = []
     for part in exit_rows(objective, data, config, max(depths), levels, options.exits):

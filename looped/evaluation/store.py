@@ -2,7 +2,9 @@
 
     DIR/eval/depth.jsonl     one row a figure: {step, metric, depth, mean, ci_low, ci_high, n, ...}
     DIR/eval/examples.jsonl  the figure of every held-out sequence (or problem, or image), for paired comparisons
-    DIR/eval/samples.jsonl   prompts and their continuations at each depth
+    DIR/eval/sequences.jsonl what these are, in the same order: document and offset of texts, seed and index of problems
+    DIR/eval/samples.jsonl   prompts and their continuations at each depth; `sequence` is the number of the prompt's
+    DIR/eval/tokens.parquet  with --per-token: the loss of each token (looped.evaluation.tokens)
     DIR/eval/probes.jsonl    with --probes: their figures, and what is out of order
     DIR/eval/tasks.jsonl     with --tasks: {task, metric, filter, depth, mean, ...}; task_examples.jsonl each question
 
@@ -24,14 +26,15 @@ from looped.evaluation.rows import Row
 from looped.storage import Lock, lock_for, write_text
 
 ROWS, EXAMPLES, SAMPLES = "eval/depth.jsonl", "eval/examples.jsonl", "eval/samples.jsonl"
-PROBES = "eval/probes.jsonl"
+SEQUENCES, PROBES = "eval/sequences.jsonl", "eval/probes.jsonl"
 TASKS, TASK_EXAMPLES = "eval/tasks.jsonl", "eval/task_examples.jsonl"
 IDENTITY = ("step", "settings", "data", "run")
 """The keys that tell evaluations apart."""
 TASK_KEYS = (*IDENTITY, "task", "metric", "filter", "depth", "num_fewshot", "limit")
 KEYS = {ROWS: (*IDENTITY, "metric", "depth", "difficulty", "sigma", "by", "twin", "trajectories"),
         EXAMPLES: (*IDENTITY, "metric", "depth", "difficulty", "by", "twin", "trajectories"),
-        SAMPLES: (*IDENTITY, "depth"), PROBES: IDENTITY, TASKS: TASK_KEYS, TASK_EXAMPLES: TASK_KEYS}
+        SEQUENCES: (*IDENTITY, "difficulty"), SAMPLES: (*IDENTITY, "depth"), PROBES: IDENTITY,
+        TASKS: TASK_KEYS, TASK_EXAMPLES: TASK_KEYS}
 """File -> the keys by which a new line replaces old ones."""
 SELECTING = ("evaluation.depths", "evaluation.difficulties", "evaluation.sample_depths", "evaluation.batch_size",
              "training.threads")

@@ -69,13 +69,14 @@ class Measured:
     main: str
 
 
-def plot_runs(runs: Sequence[Path], out: Path, *, metric: str | None = None) -> str:
+def plot_runs(runs: Sequence[str | Path], out: str | Path, *, metric: str | None = None) -> str:
     """Curves of several runs in one picture, over depth, or over the noise level where a metric has no depth; the
     table, which is also written beside it.
 
     metric: the main figure of the runs if None. Each checkpoint, each change of settings and each difficulty has a
     curve of its own. Raises UserError.
     """
+    runs, out = [Path(run) for run in runs], Path(out)
     measured = [each for run in runs for each in _evaluations(run, runs)]
     chosen = _main_metric(measured) if metric is None else metric
     place = _place(chosen, measured)

@@ -125,9 +125,9 @@ def keep_until(path: Path, step: int) -> None:
         write_text(path, "".join(kept))
 
 
-def read_metrics(run: Path) -> list[dict[str, Any]]:
+def read_metrics(run: str | Path) -> list[dict[str, Any]]:
     """The whole lines of a run's metrics.jsonl."""
-    lines = (run / METRICS).read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    lines = (Path(run) / METRICS).read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     return [json.loads(line) for line in lines if _step_of(line) < float("inf")]
 
 

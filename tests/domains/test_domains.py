@@ -14,7 +14,7 @@ from looped.config.rules import RULES
 from looped.data.opening import SOURCES
 from looped.domains import DOMAINS, domain_of
 from looped.domains.base import OPTIONS, Options, Request
-from looped.errors import UserError
+from looped.errors import UserError, flag_of
 
 CONFIGS = {"text": {}, "puzzles": {"task.name": "prefix-sums", "denoise.context": "inject"},
            "classify": {"images.source": "digits", "denoise.context": "inject"},
@@ -51,14 +51,14 @@ def test_an_option_is_taken_or_refused_with_what_it_is_for(kind, flag):
     if flag in domain.flags:
         domain.check(config, [flag], RUN)
         return
-    why = f"--{flag} is for {OPTIONS[flag]}, and runs/a {domain.does(config)}; leave it out"
+    why = f"{flag_of(flag)} is for {OPTIONS[flag]}, and runs/a {domain.does(config)}; leave it out"
     with pytest.raises(UserError, match=why):
         domain.check(config, [flag], RUN)
 
 
-@pytest.mark.parametrize("flag", ["probes", "twin", "trajectories"])
+@pytest.mark.parametrize("flag", ["probes", "twin", "trajectories", "per_token"])
 def test_what_predicts_no_next_token_has_no_options_of_it(flag):
     config = load_config(None, {"objective": "masked"})
     domain_of(config).check(config, ["judge"], RUN)
-    with pytest.raises(UserError, match=f"--{flag} is for rules that predict the next token"):
+    with pytest.raises(UserError, match=f"{flag_of(flag)} is for rules that predict the next token"):
         domain_of(config).check(config, [flag], RUN)

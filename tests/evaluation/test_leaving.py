@@ -8,7 +8,7 @@ import torch
 from looped.cli import main
 from looped.config import load_config
 from looped.errors import UserError
-from looped.evaluation.leaving import text_exit_rows
+from looped.evaluation.leaving import leave, text_exit_rows
 from looped.evaluation.likelihood import losses_by_depth
 from looped.inference.exits import Exit
 from looped.models.build import build
@@ -37,7 +37,8 @@ def tokens():
 
 
 def figures(objective, *exits, **settings):
-    parts = text_exit_rows(objective, tokens(), DEPTH, [Exit.parse(text) for text in exits], batch_size=2, **settings)
+    rules = [Exit.parse(text) for text in exits]
+    parts = text_exit_rows(objective, leave(objective, tokens(), DEPTH, rules, batch_size=2, **settings), DEPTH, rules)
     return [{row.metric: row for row in part} for part in parts]
 
 

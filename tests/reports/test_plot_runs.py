@@ -51,6 +51,13 @@ def drawn(monkeypatch):
     return found
 
 
+def test_folders_may_be_strings(tmp_path, drawn):
+    folder = run_of(tmp_path / "a", SOLVED, TASK)
+    assert plot_runs([str(folder)], str(tmp_path / "x.png")) == plot_runs([folder], tmp_path / "y.png")
+    assert drawn[0] == drawn[1]
+    assert (tmp_path / "x.md").read_text() == (tmp_path / "y.md").read_text()
+
+
 def cells(table):
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line[:1] == "|"]
 

@@ -10,7 +10,7 @@ import pytest
 
 from looped.config import dump_config
 from looped.errors import UserError
-from looped.training.monitor import TIMING, Meter, Monitor, append, keep_until
+from looped.training.monitor import TIMING, Meter, Monitor, append, keep_until, read_metrics
 from looped.training.train import train
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of the same calls
@@ -83,6 +83,7 @@ def test_a_run_in_a_pipe_prints_plain_lines_that_are_also_in_its_log(tmp_path, t
     assert [(row["kind"], row["step"]) for row in rows] == [
         ("train", 3), ("heldout", 4), ("train", 6), ("train", 8), ("heldout", 8)]
     assert {"loss", "ce_at_max", "grad_norm", "lr", "tokens", "layer_forwards", *TIMING} <= rows[0].keys()
+    assert read_metrics(str(tmp_path / "run")) == read_metrics(tmp_path / "run") == rows
 
 
 def test_a_terminal_gets_a_bar_and_the_log_the_plain_lines(tmp_path, tiny):

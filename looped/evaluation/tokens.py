@@ -1,0 +1,71 @@
+"""The file of single tokens, eval/tokens.parquet: the loss of each held-out token at each depth, or where it left.
+
+A row is a token: {run, data, step, settings, sequence, position, token, depth, by, nats, steps}. `sequence` is that of
+eval/sequences.jsonl, `position` the place in it, counted from 0, whose first token has no loss. `by` is "" at a depth
+itself; of an exit its name, `depth` then being the most steps and `steps` those that the token took.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from looped.errors import UserError
+from looped.evaluation.store import IDENTITY, EvaluationFiles, writing_to
+from looped.storage import replacing
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+TOKENS = "eval/tokens.parquet"
+KEY = [*IDENTITY, "depth", "by"]
+"""Rows that agree in these are replaced by new ones."""
+
+
+@dataclass(frozen=True)
+class TokenLosses:
+    """Nats of each token but the first at a depth, or where it left by an exit, after so many `steps`."""
+
+    tokens: Int[Tensor, "num length_and_one"]
+    nats: Float[Tensor, "num length"]
+    depth: int
+    by: str = ""
+    steps: Int[Tensor, "num length"] | None = None
+
+    def table(self, common: dict[str, Any]) -> "DataFrame":
+        """A row a token. common: what is the same for all, of `IDENTITY`."""
+        num, length = self.nats.shape
+        steps = None if self.steps is None else self.steps.flatten().numpy()
+        return pandas_for("--per-token").DataFrame({
+            **{name: common.get(name, "") for name in ("run", "data", "step", "settings")},
+            "sequence": np.repeat(np.arange(num), length), "position": np.tile(np.arange(1, length + 1), num),
+            "token": self.tokens[:, 1:].flatten().cpu().numpy(), "depth": self.depth, "by": self.by,
+            "nats": self.nats.flatten().numpy(), "steps": steps}).astype({"steps": "Int64"})
+
+
+def pandas_for(what: str) -> Any:
+    """The module. Raises UserError where it is missing, which `what` needs."""
+    try:
+        import pandas
+    except ImportError:
+        raise UserError(f"{what} gives tables of pandas, which is missing; pip install pandas") from None
+    return pandas
+
+
+def add_tokens(files: EvaluationFiles, found: Sequence[TokenLosses]) -> Path:
+    """Add rows to the file of an evaluation's folder, those of other evaluations kept; its path. Raises UserError."""
+    pandas, path = pandas_for("--per-token"), files.folder / TOKENS
+    new = pandas.concat([each.table(files.common) for each in found], ignore_index=True)
+    with writing_to(files.folder), files.lock():
+        if path.is_file():
+            old = pandas.read_parquet(path)
+            replaced = pandas.MultiIndex.from_frame(new[KEY].drop_duplicates())
+            old = old[~pandas.MultiIndex.from_frame(old[KEY]).isin(replaced)]
+            new = pandas.concat([old, new], ignore_index=True)
+        with replacing(path) as temporary:
+            new.to_parquet(temporary, index=False)
+    return path
