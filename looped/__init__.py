@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # what type checkers and editors read; tests/test_types.py co
     from looped.diffusion.schedules import schedule as schedule
     from looped.errors import UserError as UserError
     from looped.evaluation.depth import evaluate_depth as evaluate_depth
+    from looped.evaluation.results import read_results as read_results
     from looped.inference.generate import generate as generate
     from looped.models.build import build as build
     from looped.models.language import LanguageModel as LanguageModel
