@@ -4,7 +4,7 @@ DEMO := runs/demo
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: install demo demo-truncated demo-denoise test golden lint
+.PHONY: install demo demo-truncated demo-denoise test golden lint docs
 
 install: .venv/installed
 
@@ -35,3 +35,7 @@ golden: install
 lint: install
 	$(BIN)/ruff check looped tasks tests scripts
 	$(BIN)/lint-imports
+
+# The guide, into build/guide: open build/guide/index.html. A warning is an error; nothing is fetched.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
