@@ -36,6 +36,7 @@ lint: install
 	$(BIN)/ruff check looped tasks tests scripts
 	$(BIN)/lint-imports
 
-# The guide, into build/guide: open build/guide/index.html. A warning is an error; nothing is fetched.
+# The guide, into build/guide, to be opened at index.html (its search needs a server: python -m http.server -d build/guide).
+# A warning is an error, and nothing is fetched.
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -34,6 +34,7 @@ PACKAGES = ("nn", "diffusion", "models", "objectives", "inference", "evaluation"
 FLAGS = "<!-- flags -->"
 LINK = re.compile(r"(?<=\]\()(\.\./[^)#\s]+)(?=\))")
 MATH = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+REMOTE = re.compile(r'<(?:script|link|img|iframe|source|object)\b[^>]*?(?:src|href|data)="((?:https?:)?//[^"]+)"')
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".toml": "toml", ".md": "markdown"}
 
 
@@ -60,16 +61,32 @@ def on_page_markdown(markdown: str, page, config, files: Files) -> str:
 
 def on_page_content(content: str, page, config, files: Files) -> str:
     """Equations as MathML."""
-    def drawn(found: re.Match) -> str:
-        return convert(html.unescape(found[2]), display="block" if found[1] == "div" else "inline")
+    return MATH.sub(lambda found: equation(found[2], display="block" if found[1] == "div" else "inline"), content)
 
-    return MATH.sub(drawn, content)
+
+def equation(latex: str, display: str) -> str:
+    """LaTeX as MathML. A lone subscript is given an empty superscript: without a mathematical font Chromium lowers the
+    former too little, and both together enough."""
+    drawn = convert(html.unescape(latex), display=display)
+    return drawn.replace("<msub>", "<msubsup>").replace("</msub>", "<mrow></mrow></msubsup>")
 
 
 @cache
 def read_package() -> griffe.Object:
     """The source of `looped`, read and not run."""
     return griffe.load("looped", search_paths=[ROOT])
+
+
+def on_post_build(config) -> None:
+    """A page shows all that it has without a network."""
+    for page in Path(config.site_dir).rglob("*.html"):
+        if remote := remote_assets(page.read_text(encoding="utf-8")):
+            raise PluginError(f"{page} loads {remote[0]} from the network")
+
+
+def remote_assets(page: str) -> list[str]:
+    """The addresses of scripts, styles, fonts and pictures that a page would fetch from elsewhere."""
+    return REMOTE.findall(page)
 
 
 # Settings

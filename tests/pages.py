@@ -20,8 +20,8 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def commands(page: Path) -> list[str]:
-    """The lines of the page's shell blocks."""
-    return [line for block in blocks(page, "bash") for line in block.splitlines()]
+    """The lines of the page's shell blocks, continued ones as one."""
+    return [line for block in blocks(page, "bash") for line in block.replace("\\\n", " ").splitlines()]
 
 
 def broken_links(page: Path) -> list[str]:

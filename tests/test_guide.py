@@ -1,14 +1,16 @@
-"""The guide's commands and snippets run, page by page, after those of its first page; its pages are those of the code."""
+"""The guide's commands and snippets run, page by page, after those of its first page; every verb has a page."""
 
 import re
 import shutil
+from dataclasses import fields
+from importlib.util import module_from_spec, spec_from_file_location
 
 import pytest
-import yaml
 from pages import ROOT, SMALLER, blocks, commands, run_commands, run_snippet, small_configs
 
-from looped.cli import VERBS
-from looped.config import shipped
+import looped
+from looped.cli import VERBS, verb_class
+from looped.config import describe_settings, shipped
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of the same calls
 
@@ -85,6 +87,43 @@ def test_verbs_stand_in_the_navigation_in_the_order_of_the_help():
     assert listed == list(VERBS)
 
 
-def test_the_theme_fetches_nothing():
-    theme = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["theme"]
-    assert theme["font"] is False
+@pytest.fixture(scope="module")
+def hook():
+    """scripts/guide.py, which MkDocs runs."""
+    pytest.importorskip("mkdocs", reason="the guide is built with the extra docs")
+    found = spec_from_file_location("guide", ROOT / "scripts" / "guide.py")
+    found.loader.exec_module(module := module_from_spec(found))
+    return module
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_flag_of_a_verb_is_described(verb, hook):
+    listed = set(re.findall(r"^\| `(?:--)?([\w-]+)` \|", hook.verb_reference(verb), flags=re.MULTILINE))
+    assert {name.lower().replace("-", "_") for name in listed} == {field.name for field in fields(verb_class(verb))}
+
+
+def test_every_setting_is_described(hook):
+    page = hook.settings_page()
+    assert [name for name, *_ in describe_settings() if f"`{name}`{{ #{name} }}" not in page] == []
+
+
+def test_every_public_name_leads_to_its_description(hook):
+    page = hook.names_page()
+    assert [name for name in looped._PUBLIC if f".{name}" not in page] == []
+
+
+def test_signs_of_a_docstring_mean_themselves(hook):
+    assert hook.plain("plots/*.png and eval/*.jsonl of `a_b`") == r"plots/\*.png and eval/\*.jsonl of `a_b`"
+
+
+def test_a_page_that_fetches_something_is_noticed(hook):
+    assert hook.remote_assets('<a href="https://arxiv.org">paper</a> <img src="demo.png">') == []
+    assert hook.remote_assets('<script async src="https://unpkg.com/x.js"></script>') == ["https://unpkg.com/x.js"]
+    assert hook.remote_assets('<link rel="stylesheet" href="//fonts/a.css">') == ["//fonts/a.css"]
+
+
+def test_an_equation_is_drawn_without_a_script(hook):
+    drawn = hook.on_page_content(r'<span class="arithmatex">\(\sigma_t &lt; 1\)</span>', None, None, None)
+    assert drawn.startswith("<math")
+    assert "&#x0003C;" in drawn
+    assert "arithmatex" not in drawn
