@@ -142,8 +142,11 @@ def row_of(field: griffe.Attribute) -> tuple[str, str, str]:
     name = field.name.upper() if positional else f"--{field.name.replace('_', '-')}"
     if field.docstring is None:
         raise PluginError(f"{field.path} has no docstring")
-    default = "" if str(field.value) in ("None", "False") else str(field.value or "")
-    return f"`{name}`", code(default.strip("'")), text(field.docstring.value)
+    if field.value is None:
+        default = "required"
+    else:
+        default = "" if str(field.value) in ("None", "False", "()") else code(str(field.value).strip("'"))
+    return f"`{name}`", default, text(field.docstring.value)
 
 
 # API
@@ -235,5 +238,6 @@ def text(prose: str) -> str:
 def plain(prose: str) -> str:
     """Prose of a docstring, whose signs mean themselves outside of backticks."""
     parts = prose.split("`")
-    parts[::2] = [re.sub(r"([|*_<\[\]$])", r"\\\1", part) for part in parts[::2]]
+    parts[::2] = [re.sub(r"([*_{}\[\]$])", r"\\\1", part.replace("<", "&lt;").replace("|", "&#124;"))
+                  for part in parts[::2]]
     return "`".join(parts)

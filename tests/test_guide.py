@@ -114,6 +114,8 @@ def test_every_public_name_leads_to_its_description(hook):
 
 def test_signs_of_a_docstring_mean_themselves(hook):
     assert hook.plain("plots/*.png and eval/*.jsonl of `a_b`") == r"plots/\*.png and eval/\*.jsonl of `a_b`"
+    assert hook.plain("runs/<name>, a | b") == "runs/&lt;name>, a &#124; b"
+    assert hook.plain("print lines {prompt, depth}") == r"print lines \{prompt, depth\}"  # attributes, else
 
 
 def test_a_page_that_fetches_something_is_noticed(hook):
