@@ -39,7 +39,7 @@ LANGUAGES = {".py": "python", ".yaml": "yaml", ".toml": "toml", ".md": "markdown
 
 
 def on_files(files: Files, config) -> Files:
-    """Adds the generated pages."""
+    """The pages of docs/, and those that are generated."""
     pages = {"settings.md": settings_page(), "api/looped.md": names_page()}
     pages |= {f"api/{package}.md": package_page(package) for package in PACKAGES}
     for path in linked(files):
@@ -50,7 +50,7 @@ def on_files(files: Files, config) -> Files:
 
 
 def on_page_markdown(markdown: str, page, config, files: Files) -> str:
-    """Fills in the flags of a verb, and leads links out of docs/ to the pages of their files."""
+    """The page with the flags of its verb, and with links out of docs/ to the pages of their files."""
     here = page.file.src_uri
     if FLAGS in markdown:
         markdown = markdown.replace(FLAGS, verb_reference(Path(here).stem))
@@ -60,7 +60,7 @@ def on_page_markdown(markdown: str, page, config, files: Files) -> str:
 
 
 def on_page_content(content: str, page, config, files: Files) -> str:
-    """Equations as MathML."""
+    """The page with its equations as MathML."""
     return MATH.sub(lambda found: equation(found[2], display="block" if found[1] == "div" else "inline"), content)
 
 
@@ -78,7 +78,7 @@ def read_package() -> griffe.Object:
 
 
 def on_post_build(config) -> None:
-    """A page shows all that it has without a network."""
+    """Every page shows all that it has without a network. Raises PluginError for one that does not."""
     for page in Path(config.site_dir).rglob("*.html"):
         if remote := remote_assets(page.read_text(encoding="utf-8")):
             raise PluginError(f"{page} loads {remote[0]} from the network")

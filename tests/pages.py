@@ -42,7 +42,7 @@ def small_configs(folder: Path, smaller: dict[str, dict]) -> None:
 
 
 def run_commands(lines: list[str]) -> int:
-    """Runs the `looped` commands among the lines, in this process; how many there were."""
+    """The number of `looped` commands among the lines, all of which have been run in this process."""
     calls = [words[1:] for line in lines if (words := shlex.split(line, comments=True))[:1] == ["looped"]]
     for arguments in calls:
         assert main(arguments) == 0, arguments

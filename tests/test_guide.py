@@ -19,7 +19,7 @@ HOME = DOCS / "index.md"
 PAGES = [*(DOCS / f"{name}.md" for name in ("concepts", "denoising", "recipes")), *sorted(DOCS.glob("verbs/*.md"))]
 SNIPPETS = [(page, number) for page in (HOME, *PAGES) for number in range(len(blocks(page, "python")))]
 
-FEW = SMALLER["training"] | {"budget_unit": "steps"}
+FEW = {"budget": 3, "budget_unit": "steps", "num_evals": 1}
 TEXT = {"model": SMALLER["model"], "training": FEW,
         "data": SMALLER["data"] | {"length": 64, "heldout": 0.1},
         "evaluation": SMALLER["evaluation"] | {"num_samples": 1, "depths": [1, 3]}}
