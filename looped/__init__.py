@@ -4,6 +4,40 @@ The public names are imported on first use, so `import looped` costs nothing.
 """
 
 import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what type checkers and editors read; tests/test_types.py compares it with the table
+    from looped.config import Config as Config
+    from looped.config import load_config as load_config
+    from looped.cost.counts import count as count
+    from looped.data.heldout import heldout_text as heldout_text
+    from looped.diffusion.denoiser import Denoiser as Denoiser
+    from looped.diffusion.denoiser import LoopedModel as LoopedModel
+    from looped.diffusion.samplers import SAMPLERS as SAMPLERS
+    from looped.diffusion.schedules import schedule as schedule
+    from looped.errors import UserError as UserError
+    from looped.evaluation.depth import evaluate_depth as evaluate_depth
+    from looped.inference.generate import generate as generate
+    from looped.models.build import build as build
+    from looped.models.language import LanguageModel as LanguageModel
+    from looped.nn.attention import attention as attention
+    from looped.nn.bias import Causal as Causal
+    from looped.nn.bias import Full as Full
+    from looped.nn.bias import Near as Near
+    from looped.nn.bias import Packed as Packed
+    from looped.nn.bias import Padded as Padded
+    from looped.nn.bias import SameDocument as SameDocument
+    from looped.nn.bias import SlidingWindow as SlidingWindow
+    from looped.nn.mask import Mask as Mask
+    from looped.nn.mask import Table as Table
+    from looped.nn.recurrence import Core as Core
+    from looped.nn.recurrence import RecurrentDepth as RecurrentDepth
+    from looped.objectives import build_objective as build_objective
+    from looped.objectives.depth import sample_depths as sample_depths
+    from looped.rng import StepRandom as StepRandom
+    from looped.training.runs import load_run as load_run
+    from looped.training.train import open_trainer as open_trainer
+    from looped.training.train import train as train
 
 __version__ = "0.1.0"
 
@@ -33,7 +67,8 @@ _PUBLIC = {
     "count": "looped.cost.counts",
     "sample_depths": "looped.objectives.depth",
     "StepRandom": "looped.rng",
-    "train": "looped.training.trainer",
+    "train": "looped.training.train",
+    "open_trainer": "looped.training.train",
     "load_run": "looped.training.runs",
     "evaluate_depth": "looped.evaluation.depth",
     "generate": "looped.inference.generate",
@@ -42,11 +77,12 @@ _PUBLIC = {
 __all__ = [*_PUBLIC, "__version__"]
 
 
-def __getattr__(name: str):
-    if name not in _PUBLIC:
-        raise AttributeError(f"module 'looped' has no attribute '{name}'")
-    return getattr(importlib.import_module(_PUBLIC[name]), name)
+if not TYPE_CHECKING:  # to checkers, every name that is not above is a mistake
+    def __getattr__(name: str) -> Any:
+        if name not in _PUBLIC:
+            raise AttributeError(f"module 'looped' has no attribute '{name}'")
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return sorted(__all__)

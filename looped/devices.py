@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -100,7 +101,7 @@ def use_threads(threads: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def machine(threads: int) -> dict:
+def machine(threads: int) -> dict[str, Any]:
     """The machine that figures are measured on."""
     processor = platform.processor()
     info = Path("/proc/cpuinfo")
@@ -112,6 +113,6 @@ def machine(threads: int) -> dict:
             "torch": torch.__version__, "cpu_capability": torch.backends.cpu.get_cpu_capability()}
 
 
-def machine_line(where: dict) -> str:
+def machine_line(where: dict[str, Any]) -> str:
     return (f"{where['processor']}, {where['threads']} of {where['logical_cpus']} CPUs, torch {where['torch']}, "
             f"{where['cpu_capability']}")

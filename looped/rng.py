@@ -42,10 +42,13 @@ class StepRandom:
 
     def __init__(self, seed: int, step: int, *, start: int = 0, count: int, total: int | None = None,
                  device: torch.device | str = "cpu", rows: Sequence[int] | None = None):
-        self.seed, self.step, self.start, self.count = seed, step, start, count
-        self.rows = range(start, start + count) if rows is None else rows
-        self.total = total if total is not None else start + count
-        self.device = torch.device(device)
+        self.seed = seed
+        self.step = step
+        self.start = start
+        self.count = count
+        self.rows: Sequence[int] = range(start, start + count) if rows is None else rows
+        self.total: int = total if total is not None else start + count
+        self.device: torch.device = torch.device(device)
 
     def lockstep(self, stream: str) -> torch.Generator:
         """A generator that is the same for all rows, micro-batches and processes of the step."""

@@ -9,9 +9,10 @@ class Solver:
     """Boards of `rows * columns` digits whose boxes are `rows` x `columns`; a board is a row of digits, 0 for empty."""
 
     def __init__(self, rows: int, columns: int) -> None:
-        self.size = rows * columns
+        self.size: int = rows * columns
         places = [divmod(cell, self.size) for cell in range(self.size**2)]
-        self.units = [(row, column, row // rows * rows + column // columns) for row, column in places]
+        self.units: list[tuple[int, int, int]] = [
+            (row, column, row // rows * rows + column // columns) for row, column in places]
         """(row, column, box) of every cell."""
 
     def solutions(self, board: Sequence[int], *, barred: tuple[int, int] | None = None,

@@ -5,7 +5,7 @@ at every length (unless TC0 = NC1), one whose depth grows can.
 """
 
 from itertools import accumulate, permutations
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -38,9 +38,9 @@ class WordProblem(Task):
     source = ("Merrill et al. 2024, The illusion of state in state-space models, arXiv 2404.08819; "
               "factors that move few things: Grazzi et al. 2024, arXiv 2411.12537")
     difficulty = "factors"
-    trained = (1, 16)
-    tested = (16, 32, 64)
-    causal = "aligned"
+    trained: tuple[int, int] = (1, 16)
+    tested: tuple[int, ...] = (16, 32, 64)
+    causal: ClassVar[Literal["aligned", "next-token"] | None] = "aligned"
     elements: ClassVar[list[tuple[int, ...]]]
 
     def __init__(self, *, moved: int = 5) -> None:
@@ -48,9 +48,9 @@ class WordProblem(Task):
         if moved not in set(num_moved) - {0}:
             raise UserError(f"task.options.moved {moved!r} is not how many of five things an element of {self.name} "
                             f"moves; take one of {', '.join(map(str, sorted(set(num_moved) - {0})))}")
-        self.table = multiplication_table(self.elements)
-        self.factors = np.flatnonzero(np.array(num_moved) <= moved)
-        self.symbols = (".", *("".join(map(str, element)) for element in self.elements), "^")
+        self.table: np.ndarray = multiplication_table(self.elements)
+        self.factors: np.ndarray = np.flatnonzero(np.array(num_moved) <= moved)
+        self.symbols: tuple[str, ...] = (".", *("".join(map(str, element)) for element in self.elements), "^")
 
     def make(self, rng: np.random.Generator, difficulty: int, *, heldout: bool) -> Problem:
         word = self.factors[rng.integers(0, len(self.factors), difficulty)]

@@ -9,7 +9,7 @@ import yaml
 
 from looped.config import load_config
 from looped.notices import noted, notice_line, plain_notices
-from looped.training.trainer import train
+from looped.training.train import train
 
 
 @pytest.fixture

@@ -45,7 +45,8 @@ def test_make_targets_exist():
     assert {"demo", "test"} <= used <= set(targets)
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/experiments.md"])
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/experiments.md",
+                                  "docs/inside-transformers.md"])
 def test_links_lead_somewhere(page):
     assert broken_links(ROOT / page) == []
 

@@ -19,6 +19,7 @@ from looped.errors import UserError
 if TYPE_CHECKING:
     from looped.domains.base import About, Domain, Options
     from looped.evaluation.store import EvaluationFiles
+    from looped.training.runs import Run
 
 
 ALONE = ("trajectories", "probes", "twin", "judge", "match", "mauve", "text")
@@ -235,7 +236,7 @@ class Eval(Verb):
                   f"(depth needs the other blocks as well: looped merge)")
 
 
-def need_whole(run, does: str) -> None:
+def need_whole(run: "Run", does: str) -> None:
     """Raises UserError for a run of one block alone, where something asks all of them."""
     if run.config.blocks.alone is not None:
         raise UserError(f"{run.path} holds block {run.config.blocks.alone} alone, and only the whole model {does}; put "

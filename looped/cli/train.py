@@ -38,7 +38,7 @@ class Train(Verb):
             print(costs_of(config), *unread_in(load_config(self.config), config, settings), sep="\n")
             _print_cautions(config)
             return 0
-        from looped.training.trainer import train
+        from looped.training.train import train
 
         return train(config, self._folder(config)).exit_code
 

@@ -3,6 +3,7 @@ as another, and what it was when so much had been spent."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -31,7 +32,7 @@ class Gauge:
         return value >= wanted if self.higher_is_better else value <= wanted
 
 
-def crossing(curve: Sequence[dict], wanted: float, gauge: Gauge) -> dict | None:
+def crossing(curve: Sequence[dict[str, Any]], wanted: float, gauge: Gauge) -> dict[str, Any] | None:
     """What had been spent when a curve was first as good as `wanted`: straight lines between evaluations, nothing
     before the first of them (`early`). None where it never was."""
     for i, line in enumerate(curve):
@@ -46,12 +47,12 @@ def crossing(curve: Sequence[dict], wanted: float, gauge: Gauge) -> dict | None:
     return None
 
 
-def value_at(curve: Sequence[dict], unit: str, spent: float, gauge: Gauge) -> float | None:
+def value_at(curve: Sequence[dict[str, Any]], unit: str, spent: float, gauge: Gauge) -> float | None:
     """The figure when `spent` of a budget had been spent, on the straight line between two evaluations. None before the
     first of them, where nothing is known; after the last, which is the end of training, it stays as it is."""
     return values_at(curve, unit, [spent], gauge).item() if spent >= curve[0][unit] else None
 
 
-def values_at(curve: Sequence[dict], unit: str, spent: ArrayLike, gauge: Gauge) -> np.ndarray:
+def values_at(curve: Sequence[dict[str, Any]], unit: str, spent: ArrayLike, gauge: Gauge) -> np.ndarray:
     """The figure at each of many amounts of a budget, (N,): straight lines between evaluations, level outside them."""
     return np.interp(spent, [line[unit] for line in curve], [line[gauge.field] for line in curve])

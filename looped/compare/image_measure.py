@@ -1,12 +1,12 @@
 """Measures of runs on images: which of those held out are named rightly, over depth."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from looped.compare.curve import Gauge
 from looped.compare.measure import Measurer
 from looped.compare.plan import AGAIN, Place, Plan
 from looped.compare.share_measure import ShareMeasured, ShareMeasurer, as_json
-from looped.data.images import prepare_images
+from looped.data.images import ImageData, prepare_images
 from looped.data.labelled import LabelledData, cut
 from looped.devices import CPU, Placement
 from looped.errors import UserError
@@ -29,7 +29,7 @@ class OfImages(Measurer):
 
     def __init__(self, plan: Plan, finished: list[Place], placement: Placement = CPU):
         super().__init__(plan, finished, placement)
-        self.images = prepare_images(plan.config.images)
+        self.images: ImageData = prepare_images(plan.config.images)
 
     def inputs(self, place: Place) -> dict[str, Any]:
         return super().inputs(place) | {"images": self.images.fingerprint}
@@ -45,7 +45,7 @@ class OfImages(Measurer):
 class ImageMeasurer(OfImages, ShareMeasurer):
     """Counts the images that are named rightly."""
 
-    measured = ImageMeasured
+    measured: ClassVar[type[ImageMeasured]] = ImageMeasured
 
     def evaluate(self, place: Place) -> dict[str, Any]:
         run, data = self.opened(place)

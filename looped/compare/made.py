@@ -4,7 +4,7 @@ images, by the number of solver steps."""
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -30,7 +30,8 @@ DISTANCE = replace(LOSS, name="Fréchet distance", field="frechet_distance", axi
 class MadeMeasured(MeanMeasured):
     """One run that makes images: the denoising `loss` of each held-out image at a level of training."""
 
-    gauge, depth_gauge = LOSS, DISTANCE
+    gauge: ClassVar[Gauge] = LOSS
+    depth_gauge: ClassVar[Gauge] = DISTANCE
     loss: Float[Tensor, "num"]
 
     @property
@@ -46,7 +47,7 @@ class MadeMeasured(MeanMeasured):
 class MadeMeasurer(OfImages):
     """Measures losses, and the images that each run makes."""
 
-    keys = frozenset({"loss"})
+    keys: ClassVar[frozenset[str]] = frozenset({"loss"})
 
     def evaluate(self, place: Place) -> dict[str, Any]:
         run, data = self.opened(place)

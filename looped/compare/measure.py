@@ -31,7 +31,7 @@ class Measured:
     first, which `gauge` reads; `depth_gauge`: of its figures by depth."""
 
     gauge: ClassVar[Gauge]
-    depth_gauge = property(lambda self: self.gauge)
+    depth_gauge: ClassVar[Any] = property(lambda self: self.gauge)
     place: Place
     rows: list[dict[str, Any]]
     costs: dict[str, float]
@@ -57,7 +57,9 @@ class Measurer(ABC):
     keys: ClassVar[frozenset[str]]
 
     def __init__(self, plan: Plan, finished: list[Place], placement: Placement = CPU):
-        self.plan, self.finished, self.placement = plan, finished, placement
+        self.plan = plan
+        self.finished = finished
+        self.placement = placement
 
     def __call__(self, place: Place, *, say: Callable[[str], None] = print) -> Measured:
         """What is known of a trained run, evaluated now where that was not done before."""

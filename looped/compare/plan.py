@@ -9,6 +9,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from looped.config import Config, dump_config, load_config
 from looped.config.arms import Arm, parse_arms
@@ -129,6 +130,6 @@ def _check_unchanged(plan: Plan, arm: Arm) -> None:
                         f"{change.new!r}; choose another --out, or remove the folder")
 
 
-def fixed(config: Config) -> Mapping:
+def fixed(config: Config) -> Mapping[str, Any]:
     """What training depends on."""
     return {name: value for name, value in config.model_dump(mode="json").items() if name != "evaluation"}

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from looped.compare.plan import AGAIN, Place, Plan, fixed
 from looped.config import load_config
@@ -91,13 +92,15 @@ class Child:
     """`looped train` of one run, in the background; what it says goes to its log."""
 
     def __init__(self, plan: Plan, place: Place):
-        self.place, self.log, self.told = place, plan.log(place), 0
-        self.start = self.log.stat().st_size if self.log.exists() else 0
+        self.place = place
+        self.log: Path = plan.log(place)
+        self.told: int = 0
+        self.start: int = self.log.stat().st_size if self.log.exists() else 0
         command = [sys.executable, "-m", "looped.cli", "train", plan.yaml(place.arm), "--run", place.run,
                    "--seed", place.seed]
         with open(self.log, "ab") as log:
-            self.process = subprocess.Popen(list(map(str, command)), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                                            process_group=0)
+            self.process: subprocess.Popen[bytes] = subprocess.Popen(
+                list(map(str, command)), stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0)
 
     def tell(self, number: int) -> None:
         """Pass a signal on, once."""

@@ -45,7 +45,7 @@ class ShareMeasured(Measured):
 class ShareMeasurer(Measurer):
     """Asks the same of every arm and seed."""
 
-    keys = frozenset({"right"})
+    keys: ClassVar[frozenset[str]] = frozenset({"right"})
     measured: ClassVar[type[ShareMeasured]]
 
     def made(self, found: Mapping[str, Any], common: Common) -> ShareMeasured:

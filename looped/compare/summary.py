@@ -18,7 +18,7 @@ from looped.training.monitor import COSTS
 Run = TypeVar("Run", bound=Measured)
 Each = Callable[[Run], Float[Tensor, "num"]]
 """A figure of every held-out sequence or problem of a run."""
-FOLLOWED: Each = attrgetter("followed")
+FOLLOWED: Each[Measured] = attrgetter("followed")
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def gap(runs: Sequence[Run], others: Sequence[Run]) -> Gap | None:
     return Gap(each.mean().item(), *confidence_interval(each.mean(0)), each.shape[1], tuple(each.mean(1).tolist()))
 
 
-def difference(runs: Sequence[Run], others: Sequence[Run], mine: Each, theirs: Each) -> Difference | None:
+def difference(runs: Sequence[Run], others: Sequence[Run], mine: Each[Run], theirs: Each[Run]) -> Difference | None:
     """Of a figure, sequence by sequence (or problem by problem) and seed by seed; None where no seed is in both."""
     paired = pairs(runs, others)
     if not paired:

@@ -1,12 +1,12 @@
 """Measures of runs on a task: which held-out problems are solved, over depth and difficulty."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from looped.compare.curve import Gauge
 from looped.compare.plan import AGAIN, Place, Plan
 from looped.compare.share_measure import ShareMeasured, ShareMeasurer, as_json
 from looped.config import Config
-from looped.data.problems import prepare_task, trained_range
+from looped.data.problems import TaskData, prepare_task, trained_range
 from looped.devices import CPU, Placement
 from looped.errors import UserError
 from looped.evaluation.plots import AXES
@@ -30,12 +30,12 @@ class TaskMeasured(ShareMeasured):
 class TaskMeasurer(ShareMeasurer):
     """Solves the same problems with every arm and seed."""
 
-    measured = TaskMeasured
+    measured: ClassVar[type[TaskMeasured]] = TaskMeasured
 
     def __init__(self, plan: Plan, finished: list[Place], placement: Placement = CPU):
         super().__init__(plan, finished, placement)
-        self.data = prepare_task(plan.config.task)
-        self.levels = levels_of(plan.config)
+        self.data: TaskData = prepare_task(plan.config.task)
+        self.levels: list[int] = levels_of(plan.config)
 
     def inputs(self, place: Place) -> dict[str, Any]:
         return super().inputs(place) | {"levels": self.levels, "task": self.data.fingerprint}

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -54,7 +54,7 @@ class TextMeasured(MeanMeasured):
 class TextMeasurer(Measurer):
     """The text is read once, and only where something has to be evaluated."""
 
-    keys = frozenset({"losses", "samples"})
+    keys: ClassVar[frozenset[str]] = frozenset({"losses", "samples"})
 
     def __init__(self, plan: Plan, finished: list[Place], placement: Placement = CPU):
         super().__init__(plan, finished, placement)

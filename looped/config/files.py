@@ -15,7 +15,7 @@ from looped.errors import UserError, did_you_mean
 Read = TypeVar("Read", bound=Section)
 
 
-def read_yaml(path: Path, what: str = "config", folder: str = "configs") -> dict:
+def read_yaml(path: Path, what: str = "config", folder: str = "configs") -> dict[str, Any]:
     """The settings of a file. `what` it is, and the `folder` of others, are for the sentence. Raises UserError."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -32,7 +32,7 @@ def read_yaml(path: Path, what: str = "config", folder: str = "configs") -> dict
     return values
 
 
-def validated(section: type[Read], values: Mapping, source: str) -> Read:
+def validated(section: type[Read], values: Mapping[str, Any], source: str) -> Read:
     """The section with these values. Raises UserError for the first that does not fit; `source`: where it stands."""
     try:
         return section.model_validate(values)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import IO, Any
 
 import psutil
 import torch
@@ -21,28 +22,30 @@ from torch import Tensor, nn
 from looped.config import Config, load_config
 from looped.cost.measure import FakeTraining, autocast, kept_bytes
 from looped.domains import domain_of
+from looped.domains.base import Inputs
 from looped.errors import KILLED, UserError
 from looped.evaluation.depth import peak_bytes
 from looped.models.build import build
-from looped.objectives import build_objective
+from looped.objectives import Objective, build_objective
 from looped.rng import StepRandom
 
 NUM_WARMUP = 2
 """Steps of an arm that are not timed: until the second, the process still asks the system for memory."""
 
 
-class Arm(AbstractContextManager):
+class Arm(AbstractContextManager["Arm"]):
     """The parent's end of one arm's process, whose end is `serve` of `module`."""
 
     def __init__(self, name: str, config: Config, threads: int, *, module: str = __name__):
-        self.name, self.errors = name, tempfile.TemporaryFile("w+")  # noqa: SIM115 closed by __exit__
-        self.process = subprocess.Popen(
+        self.name = name
+        self.errors: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115 closed by __exit__
+        self.process: subprocess.Popen[str] = subprocess.Popen(
             [sys.executable, "-c", f"from {module} import serve; serve()"], text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
             env=os.environ | {"OMP_NUM_THREADS": str(threads)})
-        self.settings = {"config": config.model_dump(mode="json"), "threads": threads}
+        self.settings: dict[str, Any] = {"config": config.model_dump(mode="json"), "threads": threads}
 
-    def ask(self, command: str):
+    def ask(self, command: str) -> Any:
         """The answer to a command; the first one carries the settings ahead of it."""
         lines = [json.dumps(self.settings)] if self.settings else []
         self.settings = {}
@@ -65,7 +68,7 @@ class Arm(AbstractContextManager):
         last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
         return f"{last[:200]} (exit code {code})"
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         self.process.kill()
         self.process.wait()
         self.process.stdin.close()
@@ -89,14 +92,16 @@ class Stepper:
     """Optimiser steps of one config on its first batch (`Domain.first_inputs`)."""
 
     def __init__(self, config: Config):
-        self.config, self.index = config, 0
-        self.inputs = domain_of(config).first_inputs(config)
+        self.config = config
+        self.index: int = 0
+        self.inputs: Inputs = domain_of(config).first_inputs(config)
         model = build(config, self.inputs.vocab_size, self.inputs.picture)
-        self.objective = build_objective(config, model, self.inputs.end_of_text).train()
-        self.optimizer = torch.optim.AdamW(self.objective.parameters(), lr=config.optim.lr, betas=config.optim.betas,
-                                           weight_decay=config.optim.weight_decay, fused=True)
+        self.objective: Objective = build_objective(config, model, self.inputs.end_of_text).train()
+        self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
+            self.objective.parameters(), lr=config.optim.lr, betas=config.optim.betas,
+            weight_decay=config.optim.weight_decay, fused=True)
 
-    def step(self) -> dict:
+    def step(self) -> dict[str, Any]:
         """One more optimiser step: its seconds by the clock on the wall and by the processor's."""
         start, cpu_start = time.perf_counter(), time.process_time()
         parts = self.config.training.accumulation
@@ -116,7 +121,7 @@ class Stepper:
         with autocast(self.config.training.precision):
             return self.objective(part, random).value
 
-    def figures(self, base: int) -> dict:
+    def figures(self, base: int) -> dict[str, Any]:
         """The figures that do not vary from step to step. `base`: bytes of the process before it had a model."""
         peak = peak_rss()
         return {"saved_activation_bytes": kept_bytes(self.loss, self.objective)[0], "peak_rss_bytes": peak,

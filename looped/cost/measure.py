@@ -12,7 +12,7 @@ training; so is the algebra of a fixed-point solver.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 from unittest.mock import patch
 
 import torch
@@ -85,7 +85,8 @@ class Unvalued(StepRandom):
 
     def __init__(self, mode: FakeTensorMode, count: int, decisions: Mapping[str, Any]):
         super().__init__(0, 0, count=count)
-        self.mode, self.decisions = mode, decisions
+        self.mode = mode
+        self.decisions = decisions
 
     def decide(self, name: str, draw: Callable[[], Any]) -> Any:
         return self.decisions[name] if name in self.decisions else draw()
@@ -98,7 +99,8 @@ class FakeTraining:
     """A config's training on tensors without values, on a processor, whose SDPA computes any attention."""
 
     def __init__(self, config: Config, inputs: Inputs):
-        self.config, self.mode = config.replace(**{"model.attention": "auto"}), fake_mode()
+        self.config: Config = config.replace(**{"model.attention": "auto"})
+        self.mode: FakeTensorMode = fake_mode()
         config = self.config
         with no_values(self.mode):
             model = unseeded(config, inputs.vocab_size, inputs.picture)
@@ -156,7 +158,7 @@ def _place(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def autocast(precision: str) -> AbstractContextManager:
+def autocast(precision: str) -> AbstractContextManager[Any]:
     return torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
@@ -168,7 +170,7 @@ class Products(FlopCounterMode):
 
     def __init__(self) -> None:
         super().__init__(display=False, custom_mapping=KERNELS)
-        self.mod_tracker = _Everywhere()
+        self.mod_tracker: _Everywhere = _Everywhere()
         self._again = 0
 
     @contextmanager
@@ -185,12 +187,12 @@ class Products(FlopCounterMode):
 class _Everywhere:
     """Instead of torch's record of which module is at work, whose hooks stand in the way of a gradient in backward."""
 
-    parents = ("Global",)
+    parents: tuple[str, ...] = ("Global",)
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         pass
 
 

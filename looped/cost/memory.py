@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ NUM_READINGS = 5
 """Of a batch of images, for the seconds of a solver step."""
 
 
-def bench_memory(config: Config, num_blocks: Sequence[int], *, repeats: int = 2, threads: int = 1) -> dict:
+def bench_memory(config: Config, num_blocks: Sequence[int], *, repeats: int = 2, threads: int = 1) -> dict[str, Any]:
     """Bytes that training one of N blocks alone takes, for each N; 1 is all layers trained end to end, by `ar`, or by
     `denoise` where images are made.
 
@@ -100,7 +101,7 @@ def formula_bytes(config: Config) -> int:
     return round((4 * _bytes(layers[0].parameters()) + two - one) * config.model.num_core_layers / config.blocks.num)
 
 
-def _shares(arm: dict, twin: dict) -> dict:
+def _shares(arm: dict, twin: dict) -> dict[str, Any]:
     return {"stack": sum(arm["stack"].values()) / sum(twin["stack"].values()),
             "peak_rss_bytes": arm["peak_rss_bytes"] / twin["peak_rss_bytes"]}
 
@@ -108,7 +109,7 @@ def _shares(arm: dict, twin: dict) -> dict:
 class MemoryStepper(Stepper):
     """Optimiser steps of one config, and what they hold."""
 
-    def figures(self, base: int) -> dict:
+    def figures(self, base: int) -> dict[str, Any]:
         """What does not vary from step to step. `base`: bytes of the process before it had a model."""
         peak, core = peak_rss(), list(self.objective.model.recurrence.core.parameters())
         saved = kept_bytes(self.loss, self.objective)[0]
@@ -121,7 +122,7 @@ class MemoryStepper(Stepper):
         return found | ({} if step is None else {"solver_step": self._solver_step(step)})
 
     @torch.no_grad()
-    def _solver_step(self, step: Callable[[], Tensor]) -> dict:
+    def _solver_step(self, step: Callable[[], Tensor]) -> dict[str, Any]:
         seconds = []
         for _ in range(NUM_READINGS):
             start = time.perf_counter()
@@ -147,7 +148,7 @@ def serve() -> None:
     serve_steps(MemoryStepper)
 
 
-def format_memory(result: dict) -> str:
+def format_memory(result: dict[str, Any]) -> str:
     """The table of `bench_memory`."""
     heads = "weights", "gradients", "optimizer", "shared", "kept", "(4P+A)L/B", "peak"
     lines = ["MB; shared: weights, gradients and optimiser state outside the stack; kept: for backward; peak: above a "

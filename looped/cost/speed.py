@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from looped.cost.measure import autocast, flops_of, kept_bytes
 from looped.cost.step import at_mean_depth
 from looped.devices import machine, machine_line
 from looped.errors import UserError, did_you_mean
+from looped.nn.rows import Rows
 from looped.objectives.base import rows_of_batch
 from looped.rng import generator
 
@@ -25,7 +27,7 @@ HUGINN_LAYER_BYTES = 63.6e6 / 1024
 
 
 def bench_flops(config: Config, *, dtypes: Sequence[str] = ("fp32", "bf16"), repeats: int = 5,
-                threads: int = 1) -> dict:
+                threads: int = 1) -> dict[str, Any]:
     """FLOP/s of training beside those of matrix products, of the same dtype and on as many threads.
 
     The model: forward and backward of a truncated step at its mean depth, by the FLOPs of `counts` (products made a
@@ -49,7 +51,7 @@ def bench_flops(config: Config, *, dtypes: Sequence[str] = ("fp32", "bf16"), rep
     return result | {"machine": machine(threads)}
 
 
-def _utilisation(config: Config, dtype: str, repeats: int) -> dict:
+def _utilisation(config: Config, dtype: str, repeats: int) -> dict[str, Any]:
     stepper = Stepper(_truncated(config, dtype))
     layer = LayerBench(stepper)
     products = matrix_products(config, layer.tokens, DTYPES[dtype])
@@ -92,7 +94,7 @@ def _rate(function: Callable[[], object], flops: int | float, least_seconds: flo
     return calls * flops / spent
 
 
-def matrix_products(config: Config, tokens: int, dtype: torch.dtype) -> dict[str, tuple[Callable, int]]:
+def matrix_products(config: Config, tokens: int, dtype: torch.dtype) -> dict[str, tuple[Callable[..., Any], int]]:
     """Name -> (a product, its FLOPs), each with the second factor as it lies and transposed."""
     model = config.model
     shapes = {(tokens, model.width, model.width), (tokens, model.width, model.ffn_inputs),
@@ -110,12 +112,14 @@ class LayerBench:
     """Forward and backward of the first core layer alone, on random rows in the place of a stepper's batch."""
 
     def __init__(self, stepper: Stepper):
-        self.precision, self.model = stepper.config.training.precision, stepper.objective.model
-        self.layer = self.model.recurrence.core.blocks[0].layers[0]
+        self.precision: str = stepper.config.training.precision
+        self.model: Any = stepper.objective.model
+        self.layer: Any = self.model.recurrence.core.blocks[0].layers[0]
         batch = stepper.objective.ask(stepper.inputs.micro_batches[0])
         shape = *batch.targets.shape, self.model.width
-        self.x = torch.randn(shape, generator=generator(stepper.config.seed, "bench layer")).requires_grad_()
-        self.rows, self.tokens = self.model.placed(self.x, rows_of_batch(batch)), batch.targets.numel()
+        self.x: Tensor = torch.randn(shape, generator=generator(stepper.config.seed, "bench layer")).requires_grad_()
+        self.rows: Rows = self.model.placed(self.x, rows_of_batch(batch))
+        self.tokens: int = batch.targets.numel()
 
     def forward(self) -> Tensor:
         with autocast(self.precision):
@@ -128,7 +132,7 @@ class LayerBench:
         self.x.grad = None
 
 
-def _layer_memory(config: Config) -> dict:
+def _layer_memory(config: Config) -> dict[str, Any]:
     """Bytes that a layer keeps in float32 for one batch; beside it Huginn's own layer, where the sizes are the same."""
     layer = LayerBench(Stepper(_truncated(config, "fp32")))
     (kept, _), model = kept_bytes(layer.forward, layer.model), config.model
@@ -149,7 +153,7 @@ def _threads(threads: int):
         torch.set_num_threads(before)
 
 
-def format_flops(result: dict) -> str:
+def format_flops(result: dict[str, Any]) -> str:
     """The table of `bench_flops`."""
     lines = [f"{'dtype':6} {'model':>12} {'layer':>12} {'product':>12}   {'model/product':>13} {'layer/product':>13}"]
     for dtype in (name for name in DTYPES if name in result):

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import ExitStack
 from statistics import median
+from typing import Any
 
 from looped.config import Config
 from looped.config.arms import ARMS, read_arms
@@ -11,7 +12,7 @@ from looped.devices import machine, machine_line
 from looped.errors import UserError
 
 
-def bench_step(config: Config, objectives: Sequence[str], *, repeats: int = 5, threads: int = 1) -> dict:
+def bench_step(config: Config, objectives: Sequence[str], *, repeats: int = 5, threads: int = 1) -> dict[str, Any]:
     """Seconds, saved bytes, peak memory and layer forwards of an optimiser step of each arm, and their ratios.
 
     A step is what the trainer does, on the first batch of the config (of text: on as many random tokens): forward and
@@ -44,13 +45,13 @@ def at_mean_depth(config: Config) -> Config:
     return config.replace(**config.rule.as_deep_as_mean(config))
 
 
-def _summary(steps: list[dict]) -> dict:
+def _summary(steps: list[dict]) -> dict[str, Any]:
     seconds = [step["seconds"] for step in steps]
     return {"step_seconds": median(seconds), "step_seconds_min": min(seconds), "step_seconds_max": max(seconds),
             "step_cpu_seconds": median(step["cpu_seconds"] for step in steps)}
 
 
-def _ratios(figures: dict[str, dict], rounds: list[dict[str, dict]]) -> dict:
+def _ratios(figures: dict[str, dict], rounds: list[dict[str, dict]]) -> dict[str, Any]:
     """The cost of each earlier arm in units of each later one's; the time's least and most are those of one round."""
     names, ratios = list(figures), {}
     for i, first in enumerate(names):
@@ -64,7 +65,7 @@ def _ratios(figures: dict[str, dict], rounds: list[dict[str, dict]]) -> dict:
     return ratios
 
 
-def format_step(result: dict) -> str:
+def format_step(result: dict[str, Any]) -> str:
     """The table of `bench_step`."""
     heads = "s a step", "least - most", "kept, MB", "peak, MB", "layer fwd"
     lines = [f"{'objective':16} {heads[0]:>9} {heads[1]:>17} {heads[2]:>10} {heads[3]:>10} {heads[4]:>10}"]

@@ -79,11 +79,12 @@ class StandardLibrary(Source):
     """Sources and pydoc topics of the running interpreter, sorted by name (relative path), utf-8."""
 
     def __init__(self, limit: int):
-        self.name, self.limit = f"standard library of Python {platform.python_version()}", limit
+        self.name: str = f"standard library of Python {platform.python_version()}"
+        self.limit = limit
         root = Path(sysconfig.get_path("stdlib"))
-        self.topics = _pydoc_topics()
-        self.files = {path.relative_to(root).as_posix(): path for path in _library_files(root)}
-        self.opened = 0
+        self.topics: dict[str, str] = _pydoc_topics()
+        self.files: dict[str, Path] = {path.relative_to(root).as_posix(): path for path in _library_files(root)}
+        self.opened: int = 0
 
     def documents(self) -> Iterator[Document]:
         for name in sorted([*self.topics, *self.files]):

@@ -65,8 +65,10 @@ class Utf8:
     """
 
     def __init__(self, path: Path | str, *, start: int = 0, way_out: str = LEAVE_OUT):
-        self.path, self.fed, self.way_out = path, start, way_out
-        self.decoder = codecs.getincrementaldecoder("utf-8" if start else "utf-8-sig")()
+        self.path = path
+        self.fed: int = start
+        self.way_out = way_out
+        self.decoder: codecs.IncrementalDecoder = codecs.getincrementaldecoder("utf-8" if start else "utf-8-sig")()
 
     def decode(self, raw: bytes, *, final: bool = False) -> str:
         """The text of the next bytes; a character cut at their end waits. Raises `UserError` where it is no UTF-8."""

@@ -21,7 +21,10 @@ class TokenStream:
     """Documents as one row of token ids, each ended by `end_of_text`; `documents` are their names, in order."""
 
     def __init__(self, name: str, tokens: np.ndarray, *, end_of_text: int, documents: tuple[str, ...] = ()):
-        self.name, self.tokens, self.end_of_text, self.documents = name, tokens, end_of_text, documents
+        self.name = name
+        self.tokens = tokens
+        self.end_of_text = end_of_text
+        self.documents = documents
 
     def __len__(self) -> int:
         return len(self.tokens)

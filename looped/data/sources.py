@@ -35,14 +35,16 @@ class FileSource(Source):
     """The files of paths, folders (searched through) and globs, each file once; at most `limit` bytes of a text."""
 
     def __init__(self, paths: Iterable[str], *, field: str, limit: int):
-        self.name, self.field, self.limit = ", ".join(paths), field, limit
+        self.name: str = ", ".join(paths)
+        self.field = field
+        self.limit = limit
         self.notices: list[str] = []
-        self.opened = 0
+        self.opened: int = 0
         found: dict[Path, Named] = {}
         for entry in paths:
             for name, path in self._find(entry):
                 found.setdefault(path.resolve(), (name, path))
-        self.files = list(found.values())
+        self.files: list[Named] = list(found.values())
         self._note_tables()
 
     def documents(self) -> Iterator[Document]:
@@ -79,8 +81,10 @@ class DatasetSource(Source):
     """The rows of `datasets.load_dataset(data.dataset, ...)`, in order, streamed or from its local copy."""
 
     def __init__(self, data: DataConfig):
-        self.data, self.name = data, f"dataset {data.dataset}"
-        self.read, self.num_rows = 0, None
+        self.data = data
+        self.name: str = f"dataset {data.dataset}"
+        self.read: int = 0
+        self.num_rows: int | None = None
 
     def documents(self) -> Iterator[Document]:
         for number, row in enumerate(self._rows()):

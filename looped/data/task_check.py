@@ -6,7 +6,7 @@ each time one is made (`Problem`, `Task.problem`).
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +17,7 @@ from looped.errors import UserError
 PROBLEMS = 4
 """Problems of each level and part that are made twice."""
 
-NEEDED = {
+NEEDED: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "name": ("a word", lambda value: isinstance(value, str) and value),
     "difficulty": ("what the number counts, in words", lambda value: isinstance(value, str) and value),
     "symbols": ("two different texts or more, the blank first",

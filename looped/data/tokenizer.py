@@ -35,7 +35,8 @@ class TextTokenizer:
         backend.no_truncation()
         backend.no_padding()
         vocabulary = backend.get_vocab(with_added_tokens=True)
-        self._backend, self.end_token = backend, end
+        self._backend = backend
+        self.end_token = end
         self.end_of_text: int = vocabulary[end]
         self.vocab_size: int = max(vocabulary.values()) + 1
 

@@ -79,17 +79,20 @@ class Denoiser(nn.Module):
             raise UserError(f"{type(model).__name__} has no {' and no '.join(missing)}, which a denoiser needs; see "
                             f"looped.LoopedModel for all that a model has")
         require(config, DenoiseConfig, "config", "pass DenoiseConfig(context='inject'), or nothing for its defaults")
-        self.model, self.config = model, config
+        self.model = model
+        self.config = config
         self.edges = edges  # no buffer: a module that is made half precision would round it
-        self.targets = TargetEmbedding(model.vocab_size, config.target, model.width)
-        self.edm = EDM(self.targets.sigma_data)
-        self.in_proj = start_projection(self.targets.dim, model.width)
+        self.targets: TargetEmbedding = TargetEmbedding(model.vocab_size, config.target, model.width)
+        self.edm: EDM = EDM(self.targets.sigma_data)
+        self.in_proj: nn.Linear = start_projection(self.targets.dim, model.width)
         # Where a row stands in its block; the rows of a block share the e of its first.
-        self.place = nn.Parameter(torch.zeros(config.block_size, model.width)) if config.block_size > 1 else None
+        self.place: nn.Parameter | None = (
+            nn.Parameter(torch.zeros(config.block_size, model.width)) if config.block_size > 1 else None)
         # What stands in every row where the image is left out.
-        self.nothing = nn.Parameter(torch.zeros(model.width)) if config.context_dropout else None
-        self.carry_proj = self._carry_projection()
-        self.log_logit_scale = nn.Parameter(torch.zeros(()), requires_grad=config.target.learned_logit_scale)
+        self.nothing: nn.Parameter | None = nn.Parameter(torch.zeros(model.width)) if config.context_dropout else None
+        self.carry_proj: nn.Linear | None = self._carry_projection()
+        self.log_logit_scale: nn.Parameter = nn.Parameter(
+            torch.zeros(()), requires_grad=config.target.learned_logit_scale)
 
     def _carry_projection(self) -> nn.Linear | None:
         """From what a step hands on to the next one's state; zero at first, so that nothing is handed on yet."""

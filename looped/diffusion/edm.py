@@ -19,7 +19,7 @@ class EDM:
 
     sigma_data: float
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 < self.sigma_data < float("inf"):
             raise UserError(f"sigma_data {self.sigma_data} is not a positive number; "
                             f"use the standard deviation of a target's coordinates")

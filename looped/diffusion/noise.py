@@ -27,8 +27,10 @@ class Noise(nn.Module):
         if not 0 < sigma_min < sigma_max < math.inf:
             raise UserError(f"sigma_min {sigma_min} and sigma_max {sigma_max} are no range; "
                             f"need 0 < sigma_min < sigma_max")
-        self.sigma_min, self.sigma_max = float(sigma_min), float(sigma_max)
-        self.x_min, self.x_max = math.log(sigma_min), math.log(sigma_max)
+        self.sigma_min: float = float(sigma_min)
+        self.sigma_max: float = float(sigma_max)
+        self.x_min: float = math.log(sigma_min)
+        self.x_max: float = math.log(sigma_max)
 
     @property
     def continuous(self) -> "Noise":
@@ -93,9 +95,13 @@ class LogNormal(Noise):
 
     def __init__(self, log_mean: float, log_std: float, sigma_min: float, sigma_max: float):
         super().__init__(sigma_min, sigma_max)
-        self.log_mean, self.log_std = float(log_mean), float(log_std)
+        self.log_mean: float = float(log_mean)
+        self.log_std: float = float(log_std)
         low, high = ((x - log_mean) / log_std for x in (self.x_min, self.x_max))
-        self.sign = -1.0 if low + high > 0 else 1.0  # the lower tail of a normal is the precise one in floating point
+        # The lower tail of a normal is the precise one in floating point.
+        self.sign: float = -1.0 if low + high > 0 else 1.0
+        self.at_min: float
+        self.at_max: float
         self.at_min, self.at_max = (_normal_cdf(self.sign * end).item() for end in (low, high))
         if not abs(self.at_max - self.at_min) > 1e-290:
             raise UserError(f"log_mean {log_mean} with log_std {log_std} puts no mass on [{sigma_min}, {sigma_max}]; "
@@ -129,7 +135,10 @@ class Adaptive(Noise):
         if num_bins < 1 or not 0 <= decay < 1 or not 0 < floor <= 1:
             raise UserError(f"num_bins {num_bins}, decay {decay}, floor {floor}: need num_bins >= 1, decay in [0, 1) "
                             f"and floor in (0, 1], or some bins would starve")
-        self.num_bins, self.decay, self.floor, self.min_count = num_bins, decay, floor, min_count
+        self.num_bins = num_bins
+        self.decay = decay
+        self.floor = floor
+        self.min_count = min_count
         for name in ("weight_average", "cross_entropy_average", "num_seen"):
             self.register_buffer(name, torch.zeros(num_bins + 1, dtype=torch.float64))
         # Not a buffer: DDP overwrites buffers with those of the first process, which would lose the others' losses.
@@ -213,34 +222,35 @@ class ShareAtMax(Noise):
         super().__init__(noise.sigma_min, noise.sigma_max)
         if not 0 <= share <= 1:
             raise UserError(f"share_at_max {share} is not in [0, 1]")
-        self.noise, self.share = noise, float(share)
+        self.noise = noise
+        self.share: float = float(share)
 
     @property
     def continuous(self) -> Noise:
         return self.noise.continuous
 
-    def sample(self, uniform):
+    def sample(self, uniform: Float64[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
         """Uniform numbers below `share` become sigma_max exactly; the others are stretched over the distribution."""
         rest = ((uniform - self.share) / max(1 - self.share, 1e-300)).clamp(0, 1)
         return torch.where(uniform < self.share, self.sigma_max, self.noise.sample(rest))
 
-    def quantile(self, q):
+    def quantile(self, q: Float[Tensor, "*shape"] | float) -> Float64[Tensor, "*shape"]:
         q = torch.as_tensor(q, dtype=torch.float64)
         inner = self.noise.quantile((q / max(1 - self.share, 1e-300)).clamp(0, 1))
         return torch.where(q > 1 - self.share, self.sigma_max, inner)
 
-    def cdf(self, sigma):
+    def cdf(self, sigma: Float[Tensor, "*shape"] | float) -> Float64[Tensor, "*shape"]:
         sigma = torch.as_tensor(sigma, dtype=torch.float64)
         return torch.where(sigma >= self.sigma_max, 1.0, (1 - self.share) * self.noise.cdf(sigma))
 
-    def log_density(self, sigma):
+    def log_density(self, sigma: Float[Tensor, "*shape"] | float) -> Float64[Tensor, "*shape"]:
         """Of the continuous part, which integrates to 1 - share; the atom at sigma_max has no density."""
         return self.noise.log_density(sigma) + (math.log1p(-self.share) if self.share < 1 else -math.inf)
 
-    def observe(self, sigma, cross_entropy):
+    def observe(self, sigma: Float[Tensor, "*shape"], cross_entropy: Float[Tensor, "*shape"]) -> None:
         self.noise.observe(sigma, cross_entropy)
 
-    def update(self):
+    def update(self) -> None:
         self.noise.update()
 
 

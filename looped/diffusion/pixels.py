@@ -24,7 +24,9 @@ class PixelDenoiser(nn.Module):
 
     def __init__(self, model: nn.Module, sigma_data: float, *, edges: Float64[Tensor, "edges"] | None = None):
         super().__init__()
-        self.model, self.edm, self.edges = model, EDM(sigma_data), edges
+        self.model = model
+        self.edm: EDM = EDM(sigma_data)
+        self.edges = edges
 
     def owners(self, sigma: Float[Tensor, "*shape"]) -> Int64[Tensor, "*shape"]:
         """The block of the core at work at each level."""

@@ -25,7 +25,7 @@ class Steering:
     top_k: int | None = None
     top_p: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf:
             raise UserError(f"temperature {self.temperature} is negative or not a number; "
                             f"use 0 for the most likely token, 1 for plain sampling")

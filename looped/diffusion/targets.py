@@ -28,8 +28,9 @@ class TargetEmbedding(nn.Module):
 
     def __init__(self, vocab_size: int, config: TargetConfig, width: int):
         super().__init__()
-        self.config, self.dim = config, target_dim(config, width)
-        self.weight = None if config.tied else nn.Parameter(torch.randn(vocab_size, self.dim))
+        self.config = config
+        self.dim: int = target_dim(config, width)
+        self.weight: nn.Parameter | None = None if config.tied else nn.Parameter(torch.randn(vocab_size, self.dim))
 
     @property
     def row_norm(self) -> float:

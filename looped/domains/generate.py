@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -33,10 +33,12 @@ class GenerateEvaluated(Evaluated):
 class Generate(Domain):
     """Images of a class, made out of noise."""
 
-    name, unit = "generate", ""
-    flags = frozenset({"features"})
-    asks = frozenset({"guidance", "out"})
-    makes, end_to_end = "makes images", "denoise"
+    name = "generate"
+    unit = ""
+    flags: ClassVar[frozenset[str]] = frozenset({"features"})
+    asks: ClassVar[frozenset[str]] = frozenset({"guidance", "out"})
+    makes = "makes images"
+    end_to_end = "denoise"
 
     def does(self, config: Config) -> str:
         return "makes images"

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool
@@ -93,7 +94,7 @@ class Puzzles(Domain):
     """Problems of a task with checkable answers."""
 
     name = "puzzles"
-    flags = frozenset({"difficulties", "exits"})
+    flags: ClassVar[frozenset[str]] = frozenset({"difficulties", "exits"})
 
     def hardest(self, config: Config) -> str:
         data = open_data(config)

@@ -3,7 +3,8 @@
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Int
@@ -22,6 +23,7 @@ from looped.evaluation.rows import Keep, Row
 from looped.evaluation.solving import share_cell
 from looped.evaluation.store import PROBES, EvaluationFiles
 from looped.inference.generate import generate
+from looped.inference.rollout import rollout_of
 from looped.inference.texts import Ending, as_lists
 from looped.objectives.base import Objective
 from looped.reports.sections import Prose, Section, Table
@@ -47,7 +49,7 @@ class TextEvaluated(Evaluated):
         lines = [[by, f"{row.mean:.2f} of {row.depth}", f"{row.layer_forwards:,.1f}",
                   *(share_cell(figures[by, name]) for name in ("nats_with_exit", "lost_by_exit"))]
                  for (by, metric), row in figures.items() if metric == "steps_used"]
-        return Table(["exit", "mean steps a token", "layer forwards", "nats/token", "lost"], lines)
+        return Table(["exit", "steps/token", "layer forwards", "nats/token", "lost"], lines)
 
     def leave(self, files: EvaluationFiles, config: Config, about: About) -> str:
         if self.probes is not None:
@@ -75,10 +77,10 @@ class Text(Domain):
     """Held-out text."""
 
     name = "text"
-    flags = frozenset({"trajectories", "probes", "twin", "judge", "match", "mauve", "text", "exits",
-                       "tasks"})
-    asks = frozenset({"prompt", "prompts", "num_tokens", "temperature", "top_k", "top_p", "stop", "past_the_end",
-                      "json"})
+    flags: ClassVar[frozenset[str]] = frozenset({
+        "trajectories", "probes", "twin", "judge", "match", "mauve", "text", "exits", "tasks"})
+    asks: ClassVar[frozenset[str]] = frozenset({
+        "prompt", "prompts", "num_tokens", "temperature", "top_k", "top_p", "stop", "past_the_end", "json"})
     makes = "writes text"
 
     def does(self, config: Config) -> str:
@@ -125,7 +127,7 @@ class Text(Domain):
             lines += [f"  {data.tokenizer.decode(text)!r}" for text in as_lists(texts)]
         return "\n".join(lines)
 
-    def check(self, config: Config, flags: Iterable[str], run) -> None:
+    def check(self, config: Config, flags: Iterable[str], run: Path) -> None:
         super().check(config, flags := list(flags), run)
         for flag in ("probes", "twin", "trajectories"):
             if flag in flags and config.rule.hides:
@@ -134,6 +136,8 @@ class Text(Domain):
 
     def evaluate(self, objective: Objective, data: MeasuredText, config: Config, depths: Sequence[int],
                  options: Options, *, keep: Keep) -> TextEvaluated:
+        if options.exits:
+            rollout_of(objective).check_exits(options.exits)
         result = evaluate_run(objective, data, config, depths, options, keep=keep)
         by_depth, exits = result.per_example["nats_per_token"], []
         tokens = data.heldout.sequences(len(next(iter(by_depth.values()))), config.data.length)

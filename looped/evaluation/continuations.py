@@ -39,9 +39,11 @@ class Continuations:
         if rollout.tokens_at_once > 1:
             raise UserError(f"denoise.block_size {rollout.tokens_at_once} denoises tokens together, so that one of "
                             f"them has no loss given those before it alone; choose a run with a block of 1 for tasks")
-        self.objective, self.rollout, self.seed = objective, rollout, seed
-        self.groups = at_once(objective, depths)
-        self.batch_size = whole_number("batch_size", batch_size, 1)
+        self.objective = objective
+        self.rollout = rollout
+        self.seed = seed
+        self.groups: list[tuple[int, ...]] = at_once(objective, depths)
+        self.batch_size: int = whole_number("batch_size", batch_size, 1)
         self.found: dict[tuple[Asked, int], Scored] = {}
 
     def at(self, depth: int, asked: Iterable[Asked]) -> list[Scored]:

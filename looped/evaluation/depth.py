@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 import torch
@@ -107,7 +108,7 @@ class Evaluation:
 
     rows: list[Row]
     per_example: dict[str, dict[int, Float[Tensor, "num"]]]
-    samples: list[dict]
+    samples: list[dict[str, Any]]
 
 
 def evaluate_run(objective: Objective, data: MeasuredText, config: Config, depths: Sequence[int], options: Options, *,

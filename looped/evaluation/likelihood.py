@@ -15,7 +15,7 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from looped.errors import UserError
-from looped.inference.rollout import rollout_of
+from looped.inference.rollout import Rollout, rollout_of
 from looped.inference.texts import per_token
 from looped.nn.checks import depths_of, ids_of, whole_number
 from looped.objectives.base import Objective, evaluating, require_objective
@@ -42,8 +42,11 @@ class Likelihood:
     than its own."""
 
     def __init__(self, objective: Objective, tokens: Tokens, *, seed: int = 0, batch_size: int = 16):
-        self.objective, self.tokens, self.seed = objective, _sequences(objective, tokens), seed
-        self.batch_size, self.rollout = whole_number("batch_size", batch_size, 1), rollout_of(objective)
+        self.objective = objective
+        self.tokens: Tokens = _sequences(objective, tokens)
+        self.seed = seed
+        self.batch_size: int = whole_number("batch_size", batch_size, 1)
+        self.rollout: Rollout = rollout_of(objective)
 
     def by_depth(self, depths: Sequence[int]) -> list[DepthLosses]:
         """Nats/token at every depth, ascending: the loss, or the variational bound."""

@@ -39,7 +39,10 @@ class RunEncoder:
     def __init__(self, name: str, objective: Objective, depth: int, encode: Callable[[str], list[int]]):
         if not rollout_of(objective).encodes:
             raise UserError(f"encoder {name} is a denoiser; choose a run of --objective ar, truncated or full")
-        self.name, self.objective, self.depth, self.encode = name, objective.eval(), depth, encode
+        self.name = name
+        self.objective: Objective = objective.eval()
+        self.depth = depth
+        self.encode = encode
 
     @torch.no_grad()
     def features(self, texts: Sequence[str]) -> Float[Tensor, "num width"]:

@@ -69,7 +69,7 @@ def plot_sigma(runs: Mapping[str, Rows], path: Path) -> None:
     save(figure, axes, path)
 
 
-def new_figure(width: float = 7.0, height: float = 4.2):
+def new_figure(width: float = 7.0, height: float = 4.2) -> tuple[Any, Any]:
     """A figure without pyplot, which would look for a display and keep global state; its size in inches."""
     from matplotlib.figure import Figure
 
@@ -77,7 +77,7 @@ def new_figure(width: float = 7.0, height: float = 4.2):
     return figure, figure.add_subplot()
 
 
-def over_depth(axes, depths: Iterable[int]) -> None:
+def over_depth(axes: Any, depths: Iterable[int]) -> None:
     """An axis of depths, each twice the one before as wide as any other."""
     ticks = sorted(depths)
     axes.set_xscale("log", base=2)
@@ -91,7 +91,7 @@ def colours(count: int) -> list[str]:
     return [COLOURS[i % len(COLOURS)] for i in range(count)]
 
 
-def save(figure, axes, path: Path) -> None:
+def save(figure: Any, axes: Any, path: Path) -> None:
     """Write a picture of curves, with a grid and a legend."""
     axes.grid(alpha=0.25, linewidth=0.6)
     for side in ("top", "right"):

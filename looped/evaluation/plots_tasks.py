@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -55,7 +56,7 @@ def plot_map(shares: Mapping[int, Mapping[int, float]], trained: Trained, path: 
     figure.savefig(path)
 
 
-def draw_map(axes, shares: np.ndarray, depths: Sequence[int], levels: Sequence[int]):
+def draw_map(axes: Any, shares: np.ndarray, depths: Sequence[int], levels: Sequence[int]) -> Any:
     """Fields for shares (levels, depths), the first level at the bottom, with the figures where there is room."""
     image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues", aspect="auto", origin="lower")
     axes.set_xticks(range(len(depths)), list(map(str, depths)), fontsize=8)

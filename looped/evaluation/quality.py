@@ -53,19 +53,19 @@ def diversity(texts: Texts, depth: int | None = None) -> list[Row]:
     return [*rows, summarise("repetition_4", repetition(lists, 4), depth=depth)]
 
 
-def distinct(texts: Sequence[Sequence], n: int) -> float:
+def distinct(texts: Sequence[Sequence[Any]], n: int) -> float:
     """Share of different n-grams among all n-grams of all texts, an end of text being a token; 0 where there are none.
     It falls as texts are added, so only equal numbers of texts compare, and of nearly equal lengths."""
     grams = [gram for text in texts for gram in _ngrams(text, n)]
     return len(set(grams)) / len(grams) if grams else 0.0
 
 
-def repetition(texts: Sequence[Sequence], n: int) -> Float[Tensor, "num"]:
+def repetition(texts: Sequence[Sequence[Any]], n: int) -> Float[Tensor, "num"]:
     """seq-rep-n of each text: the share of its n-grams that it has had before; 0 where there are none."""
     return torch.tensor([1 - distinct([text], n) if len(text) >= n else 0.0 for text in texts], dtype=torch.float64)
 
 
-def leave_one_out(texts: Sequence[Sequence], n: int) -> Float[Tensor, "num"]:
+def leave_one_out(texts: Sequence[Sequence[Any]], n: int) -> Float[Tensor, "num"]:
     """distinct-n of all texts but the i-th, for each i."""
     grams = [_ngrams(text, n) for text in texts]
     holders = Counter(gram for each in grams for gram in set(each))
@@ -75,7 +75,7 @@ def leave_one_out(texts: Sequence[Sequence], n: int) -> Float[Tensor, "num"]:
                          for alone, each in zip(own, grams, strict=True)], dtype=torch.float64)
 
 
-def jackknife(texts: Sequence[Sequence], n: int) -> float:
+def jackknife(texts: Sequence[Sequence[Any]], n: int) -> float:
     """Half a 95 % interval of distinct-n, by leaving texts out: a bootstrap repeats texts, and repeated texts lower
     distinct-n."""
     if len(texts) < 2:

@@ -42,7 +42,7 @@ class Row:
     evaluations: float | None = None
     peak_bytes: int | None = None
 
-    def as_dict(self) -> dict:
+    def as_dict(self) -> dict[str, Any]:
         """Only the fields that are set."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
@@ -74,7 +74,7 @@ def example_lines(metric: str, by_depth: Mapping[int, Float[Tensor, "num"] | Boo
             for depth, values in by_depth.items()]
 
 
-def summarise(metric: str, values: Float[Tensor, "num"], **fields) -> Row:
+def summarise(metric: str, values: Float[Tensor, "num"], **fields: Any) -> Row:
     """Mean and 95 % interval of one figure a sequence."""
     low, high = confidence_interval(values)
     return Row(metric, values.mean().item(), low, high, len(values), **fields)

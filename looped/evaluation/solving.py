@@ -125,14 +125,14 @@ def score(objective: Objective, data: TaskData, config: Config, difficulty: int,
             for depth, (right, *others) in columns.items()}
 
 
-def marked(data: TaskData, problem: Problem, cells) -> tuple[bool, float]:
+def marked(data: TaskData, problem: Problem, cells: np.ndarray) -> tuple[bool, float]:
     """(whether an answer, as long as its batch, is right, the share of its cells that are as in the reference)."""
     form = next_token(problem) if data.causal and data.task.causal == "next-token" else problem
     cells = cells[: len(form)]
     return is_right(data.task, problem, form, cells), float((cells == form.targets)[form.scored].mean())
 
 
-def is_right(task: Task, problem: Problem, form: Problem, answer) -> bool:
+def is_right(task: Task, problem: Problem, form: Problem, answer: np.ndarray) -> bool:
     """True if an answer is right. From left to right each token was predicted from the right ones before it, and a
     greedy continuation is the reference exactly where all of these predictions are."""
     if form is not problem:

@@ -66,7 +66,9 @@ class EvaluationFiles:
     `about`: what its lines say besides; `data` and `run` among it tell evaluations apart as well."""
 
     def __init__(self, folder: Path, step: int, settings: str = "", *, about: Mapping[str, Any] | None = None):
-        self.folder, self.step, self.settings = folder, step, settings
+        self.folder = folder
+        self.step = step
+        self.settings = settings
         self.common: Line = {"step": step} | ({"settings": settings} if settings else {}) | dict(about or {})
 
     def check(self, config: Config) -> None:

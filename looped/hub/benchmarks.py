@@ -41,10 +41,11 @@ class Benchmarks:
     def __init__(self, names: str, run: Run, depths: Sequence[int], *, limit: int | None = None,
                  num_fewshot: int | None = None, max_length: int | None = None):
         harness = _import_harness()
-        self.limit, self.run = limit, run
-        self.models = harness.models_of(run, depths, max_length=max_length)
+        self.limit = limit
+        self.run = run
+        self.models: list[Any] = harness.models_of(run, depths, max_length=max_length)
         with _quiet():
-            self.loaded = _load([name.strip() for name in names.split(",") if name.strip()])
+            self.loaded: Any = _load([name.strip() for name in names.split(",") if name.strip()])
             for name, task in self.loaded["tasks"].items():
                 _ask_examples(task, num_fewshot)
                 self._rehearse(name, task)

@@ -1,5 +1,6 @@
 """Caches of transformers' `generate` for models whose number of steps is free: one that grows, and a denoiser's own."""
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -7,8 +8,9 @@ from transformers.cache_utils import Cache as Kept
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from looped.errors import UserError
-from looped.hub.readers import GREEDY, PLAIN, LoopReader, Reader, Reading, SolverReader
+from looped.hub.readers import GREEDY, PLAIN, LoopReader, Reader, SolverReader
 from looped.inference.denoised_text import DenoiseWriter
+from looped.inference.padding import Reading
 from looped.nn.cache import Cache, LayerCache, Path
 
 
@@ -16,7 +18,8 @@ class Slot(LayerCache):
     """A layer of a cache of transformers, (B, G, M, K) there, as one of ours, (B, M, G, K)."""
 
     def __init__(self, kept: Kept, index: int):
-        self.kept, self.index = kept, index
+        self.kept = kept
+        self.index = index
 
     @property
     def length(self) -> int:
@@ -62,7 +65,8 @@ class SolverCache(DynamicCache):
 
     def __init__(self, writer: DenoiseWriter):
         super().__init__()
-        self.writer, self.num_texts = writer, 0
+        self.writer = writer
+        self.num_texts = 0
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.writer.width
@@ -73,7 +77,8 @@ class SolverCache(DynamicCache):
     def crop(self, max_length: int) -> None:
         raise UserError(NO_GUESSES)
 
-    batch_repeat_interleave = batch_select_indices = reorder_cache
+    batch_repeat_interleave: Callable[..., None] = reorder_cache
+    batch_select_indices: Callable[..., None] = reorder_cache
 
 
 def read_loop(reader: LoopReader, reading: Reading, kept: Kept, keep: int, greedy: bool) -> tuple[Tensor, Kept]:

@@ -4,6 +4,7 @@ What MAUVE's authors take as features (Pillutla et al. 2021, arXiv 2102.01454, s
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -21,6 +22,8 @@ class HubEncoder:
 
     def __init__(self, name: str, *, device: str | torch.device = "cpu"):
         self.name = name
+        self.model: Any
+        self.tokenizer: Any
         self.model, self.tokenizer = load(name, "AutoModel")
         self.model.to(device)
 

@@ -11,14 +11,13 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lm_eval.api.instance import Instance
-from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from looped.data.tokenizer import TextTokenizer
 from looped.errors import UserError
 from looped.evaluation.continuations import Continuations
 from looped.hub.importing import max_length_of
@@ -26,6 +25,14 @@ from looped.inference.generate import generate
 from looped.inference.texts import Ending, as_lists
 from looped.rng import number_of
 from looped.training.runs import Run
+
+if TYPE_CHECKING:  # lm_eval has no py.typed, so to checkers what it holds is unknown
+    class TemplateLM:
+        """Its place."""
+
+        loglikelihood: Any
+else:
+    from lm_eval.api.model import TemplateLM
 
 KNOWN = ("until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p")
 """The settings of a written answer that mean something here."""
@@ -52,13 +59,14 @@ class RunLM(TemplateLM):
     def __init__(self, run: Run, depth: int, *, max_length: int | None = None, batch_size: int | None = None,
                  continuations: Continuations | None = None):
         super().__init__()
-        self.run, self.depth = run, depth
-        self.max_length = max_length or max_length_of(run)
-        self.batch_size = batch_size or run.config.evaluation.batch_size
-        self.words = run.tokenizer
-        self.continuations = continuations or Continuations(run.objective, [depth], seed=run.config.seed,
-                                                            batch_size=self.batch_size)
-        self.num_cut = 0
+        self.run = run
+        self.depth = depth
+        self.max_length: int = max_length or max_length_of(run)
+        self.batch_size: int = batch_size or run.config.evaluation.batch_size
+        self.words: TextTokenizer = run.tokenizer
+        self.continuations: Continuations = continuations or Continuations(
+            run.objective, [depth], seed=run.config.seed, batch_size=self.batch_size)
+        self.num_cut: int = 0
         self._device = run.device
 
     @property
@@ -70,12 +78,12 @@ class RunLM(TemplateLM):
         """The token before a text: that which its tokenizer begins one with, else the end of the one before."""
         return next(iter(self.words.encode("", framed=True)), self.words.end_of_text)
 
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         return self.words.encode(string, framed=add_special_tokens is not False)
 
     # ---- scores
 
-    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         return super().loglikelihood(requests, disable_tqdm=True)
 
     def _loglikelihood_tokens(self, requests: Sequence[tuple[Any, list[int], list[int]]],
@@ -92,7 +100,7 @@ class RunLM(TemplateLM):
         self.num_cut += len(whole) > self.max_length + 1
         return whole[-(self.max_length + 1):]
 
-    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> list[float]:
         """Each document in windows, each token once."""
         return [self._rolling(*request.args) for request in requests]
 
@@ -123,7 +131,7 @@ class RunLM(TemplateLM):
                             f"{manner.num_tokens}")
         return manner, room
 
-    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
         alike: dict[tuple[Manner, int], list[tuple[int, list[int]]]] = {}
         for place, (context, settings) in enumerate(request.args for request in requests):
             (manner, room), tokens = self.manner(settings), self.tok_encode(context) or [self.prefix_token_id]

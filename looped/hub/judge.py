@@ -7,6 +7,7 @@ sides as one.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -31,7 +32,11 @@ class HubJudge:
 
     def __init__(self, name: str, decode: Callable[[Sequence[int]], str], *, end_of_text: int | None = None,
                  device: str | torch.device = "cpu"):
-        self.name, self.decode, self.end_of_text = name, decode, end_of_text
+        self.name = name
+        self.decode = decode
+        self.end_of_text = end_of_text
+        self.model: Any
+        self.tokenizer: Any
         self.model, self.tokenizer = load(name, "AutoModelForCausalLM")
         self.model.to(device)
         self._check_causal()

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
+from types import ModuleType
 from typing import Any
 
 import torch
+from torch import nn
 
 from looped.errors import UserError
 
@@ -40,7 +42,7 @@ def load(name: str, kind: str) -> tuple[Any, Any]:
     return model.eval(), tokenizer
 
 
-def import_transformers(name: str, what: str = "reading with"):
+def import_transformers(name: str, what: str = "reading with") -> ModuleType:
     """The package. Raises UserError where it is missing."""
     try:
         import transformers
@@ -92,7 +94,7 @@ def quiet() -> Iterator[None]:
             transformers.utils.logging.enable_progress_bar()
 
 
-def batches(tokenizer, rows: list[list[int]], size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def batches(tokenizer: Any, rows: list[list[int]], size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """(ids, attention mask) of `size` rows at a time, padded on the right."""
     filler = next((token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None), 0)
     for start in range(0, len(rows), size):
@@ -102,6 +104,6 @@ def batches(tokenizer, rows: list[list[int]], size: int) -> Iterator[tuple[torch
         yield torch.tensor(ids), (torch.arange(int(lengths.max())) < lengths.unsqueeze(1)).long()
 
 
-def max_length(model) -> int | None:
+def max_length(model: nn.Module) -> int | None:
     """Tokens that a model can read, None where nothing limits them."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)

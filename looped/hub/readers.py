@@ -5,11 +5,11 @@ draws as the first one of a batch, each position its own start, whatever is padd
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from looped.config import Config
@@ -17,8 +17,7 @@ from looped.diffusion.steering import Steering
 from looped.errors import UserError
 from looped.inference.denoised_text import DenoiseWriter, TeacherForced
 from looped.inference.loop import read_on
-from looped.inference.padding import Padding
-from looped.nn.cache import Cache
+from looped.inference.padding import Reading
 from looped.nn.projection import head_logits
 from looped.objectives.base import Objective, rows_of_batch
 from looped.rng import StepRandom
@@ -26,23 +25,13 @@ from looped.rng import StepRandom
 GREEDY, PLAIN = Steering(temperature=0), Steering()
 
 
-@dataclass(frozen=True)
-class Reading:
-    """What is read: `tokens` (B, n) at the columns from `first` on, `depth` steps deep. cache: keys and values of the
-    columns before, to which those of the new ones are added; None: there are none, and none are kept."""
-
-    tokens: Int[Tensor, "batch new"]
-    depth: int
-    padding: Padding
-    first: int = 0
-    cache: Cache | None = None
-
-
 class Reader:
     """The logits of an objective. Raises UserError for what it does not compute."""
 
     def __init__(self, objective: Objective, seed: int):
-        self.objective, self.model, self.seed = objective, objective.model, seed
+        self.objective = objective
+        self.model: Any = objective.model
+        self.seed = seed
 
     def draws(self, reading: Reading) -> Callable[[int], StepRandom]:
         """The draws of a step, or of a position, by its number; all rows draw alike."""
@@ -70,7 +59,7 @@ class LoopReader(Reader):
         self._check_documents(r)
         if r.cache is None and self.objective.separate:
             return head_logits(self.model, self._of_documents(r)[:, -keep:])
-        state, rows = read_on(self.model, r.tokens, r.depth, r.padding, r.cache, r.first, self.draws(r))
+        state, rows = read_on(self.model, r, self.draws(r))
         return head_logits(self.model, self.model.hidden(state, rows)[:, -keep:])
 
     def _check_documents(self, r: Reading) -> None:

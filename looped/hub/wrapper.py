@@ -24,9 +24,9 @@ from transformers.modeling_utils import PreTrainedModel
 from looped.config import Config
 from looped.errors import UserError
 from looped.hub.caches import KEEPING
-from looped.hub.readers import Reading, reader_of
+from looped.hub.readers import Reader, reader_of
 from looped.inference.generate import generate
-from looped.inference.padding import Padding
+from looped.inference.padding import Padding, Reading
 from looped.models.build import unseeded
 from looped.nn.bias import Padded
 from looped.nn.checks import whole_number
@@ -53,11 +53,15 @@ class LoopedConfig(PretrainedConfig):
     model_type = "looped"
 
     def __init__(self, looped: dict[str, Any] | None = None, num_steps: int = 1, vocab_size: int = 257, **kwargs: Any):
-        self.looped, self.num_steps, self.vocab_size = looped, num_steps, vocab_size
+        self.looped = looped
+        self.num_steps = num_steps
+        self.vocab_size = vocab_size
         model = Config.model_validate(looped or {}).model
-        self.hidden_size, self.num_attention_heads = model.width, model.num_heads
-        self.num_key_value_heads, self.head_dim = model.kv_heads, model.head_width
-        self.num_hidden_layers = model.num_prelude_layers + model.num_core_layers + model.num_coda_layers
+        self.hidden_size: int = model.width
+        self.num_attention_heads: int = model.num_heads
+        self.num_key_value_heads: int = model.kv_heads
+        self.head_dim: int = model.head_width
+        self.num_hidden_layers: int = model.num_prelude_layers + model.num_core_layers + model.num_coda_layers
         kwargs["auto_map"] = {"AutoConfig": f"{Path(CODE).stem}.LoopedConfig",
                               "AutoModelForCausalLM": f"{Path(CODE).stem}.LoopedForCausalLM"}
         kwargs["tie_word_embeddings"] = model.tie_embeddings
@@ -80,7 +84,7 @@ class LoopedForCausalLM(PreTrainedModel, GenerationMixin):
     `num_steps` solver steps. What a row gets depends on its own tokens and on the seed of the config alone.
     """
 
-    config_class = LoopedConfig
+    config_class: type[LoopedConfig] = LoopedConfig
     base_model_prefix = "objective"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
@@ -92,9 +96,10 @@ class LoopedForCausalLM(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         settings = config.settings
         # The head is one with the embedding where they are tied: there is one tensor, and nothing to tie.
-        self.objective = build_objective(settings, unseeded(settings, config.vocab_size), config.eos_token_id)
-        self.reader = reader_of(self.objective, settings)
-        self.greedy = False
+        self.objective: Objective = build_objective(
+            settings, unseeded(settings, config.vocab_size), config.eos_token_id)
+        self.reader: Reader = reader_of(self.objective, settings)
+        self.greedy: bool = False
         self.post_init()
 
     @classmethod
@@ -214,7 +219,7 @@ class LoopedForCausalLM(PreTrainedModel, GenerationMixin):
 
     # ---- training ----------------------------------------------------------------------------------------------------
 
-    def activation_checkpointing_enable(self, activation_checkpointing_kwargs: dict | None = None,
+    def activation_checkpointing_enable(self, activation_checkpointing_kwargs: dict[str, Any] | None = None,
                                         every_n_layers: int = 1, offload: bool = False) -> None:
         """Each layer keeps its inputs alone for the backward pass. Raises UserError for other ways."""
         if activation_checkpointing_kwargs or every_n_layers != 1 or offload:
@@ -222,7 +227,8 @@ class LoopedForCausalLM(PreTrainedModel, GenerationMixin):
                             "gradient checkpointing out")
         self._checkpoint(True)
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None, **how: Any) -> None:
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None,
+                                      **how: Any) -> None:
         """The same by its older name."""
         self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **how)
 

@@ -21,11 +21,13 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from looped.diffusion.denoiser import Walk, levels_of
+from looped.data.batch import Batch
+from looped.diffusion.denoiser import Denoiser, Noisy, Walk, levels_of
 from looped.diffusion.schedules import block_schedule
 from looped.diffusion.solve import solve
 from looped.diffusion.steering import Steering
 from looped.inference.padding import Padding
+from looped.models.language import LanguageModel
 from looped.nn.bias import CleanNoisy, Full, SameDocument
 from looped.nn.cache import Cache
 from looped.nn.rows import Rows
@@ -76,11 +78,14 @@ class TeacherForced:
     """
 
     def __init__(self, objective: Denoise, rows: Tokens):
-        self.objective, self.denoiser = objective, objective.denoiser
-        self.batch = objective.ask(rows)
-        self.y = self.batch.targets
+        self.objective = objective
+        self.denoiser: Denoiser = objective.denoiser
+        self.batch: Batch = objective.ask(rows)
+        self.y: Tensor = self.batch.targets
+        self.e: Tensor
+        self.around: Rows
         self.e, self.around = objective.encoded(self.batch)
-        self.target = self.denoiser.target(self.y)
+        self.target: Noisy = self.denoiser.target(self.y)
 
     def log_probs(self, num_steps: int, random: StepRandom, stream: str) -> Float[Tensor, "batch length"]:
         """Log-probability of the true tokens at the last readout of a `num_steps`-step solve from pure noise."""
@@ -120,11 +125,15 @@ class DenoiseWriter:
     """Logits of the next block at the last step of a solver; one cache a noise level, or one clean context for all."""
 
     def __init__(self, objective: Denoise, depth: int, steering: Steering, padding: Padding):
-        self.steering, self.padding = steering, padding
-        self.objective, self.denoiser, self.model = objective, objective.denoiser, objective.model
-        self.block = objective.config.block_size
+        self.steering = steering
+        self.padding = padding
+        self.objective = objective
+        self.denoiser: Denoiser = objective.denoiser
+        self.model: LanguageModel = objective.model
+        self.block: int = objective.config.block_size
         self.depth = depth
-        self.cache, self.width = Cache(), 0
+        self.cache: Cache = Cache()
+        self.width: int = 0
         self.context: Cache | None = None
         self.last_e: Tensor | None = None
 

@@ -64,7 +64,8 @@ class Exit:
     """True where it asks the exit gate of the model."""
 
     def __init__(self, kind: str, threshold: float | None = None):
-        self.kind, self.threshold = kind, self.default if threshold is None else threshold
+        self.kind = kind
+        self.threshold: float = self.default if threshold is None else threshold
 
     @staticmethod
     def parse(text: str) -> "Exit":
@@ -82,6 +83,15 @@ class Exit:
     @property
     def name(self) -> str:
         return f"{self.kind}={self.threshold:g}"
+
+    def check(self, halt: Halt | None, gate: ExitGate | None) -> None:
+        """Raises UserError where a run has not what the exit asks: a learned head, or the exit gate of its model."""
+        if self.needs_halt and halt is None:
+            raise UserError(f"exit {self.kind} asks a learned head, and this run has none; train with --objective "
+                            f"one-step, or choose another exit")
+        if self.needs_gate and gate is None:
+            raise UserError(f"exit {self.kind} asks the exit gate of a loop, and this run has none; train with "
+                            f"--model.exit_gate true and --recurrence.loss_on gate, or choose another exit")
 
     def settled(self, moment: Moment) -> Bool[Tensor, "rows"]:
         """The problems that leave now."""
@@ -104,7 +114,7 @@ class _Change(Exit):
 class Divergence(_Change):
     """KL(readout now || readout before)."""
 
-    default = 1e-3
+    default: ClassVar[float] = 1e-3
 
     def change(self, moment: Moment, logits: Tensor, latent: Tensor) -> Float[Tensor, "rows"]:
         now, then = moment.logits.log_softmax(-1), logits.log_softmax(-1)
@@ -114,7 +124,7 @@ class Divergence(_Change):
 class Entropy(_Change):
     """The change of the readout's entropy."""
 
-    default = 1e-3
+    default: ClassVar[float] = 1e-3
 
     def change(self, moment: Moment, logits: Tensor, latent: Tensor) -> Float[Tensor, "rows"]:
         now, then = moment.logits.log_softmax(-1), logits.log_softmax(-1)
@@ -124,7 +134,7 @@ class Entropy(_Change):
 class Latent(_Change):
     """The change of the latent in the cells that are sought, relative to its norm."""
 
-    default = 0.03
+    default: ClassVar[float] = 0.03
 
     def settled(self, moment: Moment) -> Bool[Tensor, "rows"]:
         if moment.before is None:
@@ -137,7 +147,7 @@ class Latent(_Change):
 class Answer(Exit):
     """So many steps in a row that gave the same answer."""
 
-    default = 3
+    default: ClassVar[float] = 3
 
     def settled(self, moment: Moment) -> Bool[Tensor, "rows"]:
         return moment.same >= self.threshold
@@ -146,7 +156,7 @@ class Answer(Exit):
 class Confidence(Exit):
     """The probability of the answer in the cell that is least sure."""
 
-    default = 0.9
+    default: ClassVar[float] = 0.9
 
     def settled(self, moment: Moment) -> Bool[Tensor, "rows"]:
         sure = moment.logits.softmax(-1).amax(-1).masked_fill(~moment.batch.sought, 1.0)
@@ -156,7 +166,8 @@ class Confidence(Exit):
 class Head(Exit):
     """The probability of a learned head that the answer is right."""
 
-    default, needs_halt = 0.5, True
+    default: ClassVar[float] = 0.5
+    needs_halt = True
 
     def settled(self, moment: Moment) -> Bool[Tensor, "rows"]:
         return torch.sigmoid(moment.halt(moment.latent, moment.batch)) > self.threshold
@@ -165,7 +176,8 @@ class Head(Exit):
 class Gate(Exit):
     """The chance, by the model's exit gate, to have left by now, in the cell where it is least."""
 
-    default, needs_gate = 0.9, True
+    default: ClassVar[float] = 0.9
+    needs_gate = True
 
     def settled(self, moment: Moment) -> Bool[Tensor, "rows"]:
         most = math.log1p(-self.threshold) if self.threshold < 1 else -math.inf
@@ -198,17 +210,15 @@ class Stopping:
 
     def __init__(self, batch: Batch, exit: Exit | None = None, *, halt: Halt | None = None,
                  gate: ExitGate | None = None):
-        if exit is not None and exit.needs_halt and halt is None:
-            raise UserError(f"exit {exit.kind} asks a learned head, and this run has none; train with --objective "
-                            f"one-step, or choose another exit")
-        if exit is not None and exit.needs_gate and gate is None:
-            raise UserError(f"exit {exit.kind} asks the exit gate of a loop, and this run has none; train with "
-                            f"--model.exit_gate true and --recurrence.loss_on gate, or choose another exit")
+        if exit is not None:
+            exit.check(halt, gate)
         num = len(batch)
-        self.batch, self.exit, self.halt = batch, exit, halt
-        self.gate = gate if exit is not None and exit.needs_gate else None
-        self.active = torch.ones(num, dtype=torch.bool, device=batch.inputs.device)
-        self.used = torch.zeros(num, dtype=torch.long, device=batch.inputs.device)
+        self.batch = batch
+        self.exit = exit
+        self.halt = halt
+        self.gate: ExitGate | None = gate if exit is not None and exit.needs_gate else None
+        self.active: Tensor = torch.ones(num, dtype=torch.bool, device=batch.inputs.device)
+        self.used: Tensor = torch.zeros(num, dtype=torch.long, device=batch.inputs.device)
         self.logits: Float[Tensor, "batch length symbols"] | None = None
         self._latent: Tensor | None = None
         self._stays = torch.zeros(batch.targets.shape, device=batch.targets.device)

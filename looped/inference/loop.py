@@ -13,7 +13,7 @@ from looped.data.batch import Batch
 from looped.devices import now
 from looped.inference.cost import Cost
 from looped.inference.exits import Exit, Stopping
-from looped.inference.padding import Draws, Padding
+from looped.inference.padding import Draws, Reading
 from looped.inference.rollout import Answered, Readout, Rollout, own_normal
 from looped.inference.writing import Writing, one_after_another
 from looped.models.language import LanguageModel
@@ -27,7 +27,9 @@ from looped.rng import StepRandom
 class LoopRollout(Rollout):
     """A depth is a number of loop steps; a core of several blocks takes them in turn."""
 
-    name, together, encodes = "loop", True, True
+    name = "loop"
+    together = True
+    encodes = True
 
     def answers(self, batch: Batch, depths: Sequence[int], config: EvaluationConfig, random: StepRandom,
                 exit: Exit | None = None) -> dict[int, Answered]:
@@ -141,6 +143,10 @@ class LoopRollout(Rollout):
         model.unroll(e, around, grad=depths[-1], noise=noise, callback=read_out)
         return results
 
+    def check_exits(self, exits: Sequence[Exit]) -> None:
+        for exit in exits:
+            exit.check(None, getattr(self.model, "exit_gate", None))
+
     def leave(self, rows: Int[Tensor, "batch length_and_one"], depth: int, exits: Sequence[Exit | None],
               random: StepRandom) -> list[tuple[Tensor, Tensor]]:
         """One unroll, in which each token is a problem of its own to every exit."""
@@ -182,23 +188,28 @@ class LoopWriter:
     """Next-token logits of an unrolled loop; keys and values of each loop step are kept."""
 
     def __init__(self, objective: Unrolled, depth: int, way: Writing):
-        self.model, self.depth, self.way = objective.model, depth, way
-        self.cache, self.width = Cache(), 0
+        self.model: LanguageModel = objective.model
+        self.depth = depth
+        self.way = way
+        self.cache: Cache = Cache()
+        self.width: int = 0
 
     def next_logits(self, new: Int[Tensor, "batch new"], random: StepRandom) -> Tensor:
         """Logits (B, 1, V) after the columns so far and the `new` ones."""
-        state, rows = read_on(self.model, new, self.depth, self.way.padding, self.cache, self.width, self.way.draws)
+        reading = Reading(new, self.depth, self.way.padding, self.width, self.cache)
+        state, rows = read_on(self.model, reading, self.way.draws)
         self.width += new.shape[1]
         return self.way.steering(self.model.decode(state, rows)[:, -1:])
 
 
-def read_on(model: LanguageModel, new: Int[Tensor, "batch new"], depth: int, padding: Padding, cache: Cache | None,
-            first: int, draws: Draws) -> tuple[Float[Tensor, "batch new width"], Rows]:
-    """(state, rows) after a loop of `depth` steps over columns from `first` on; the cache has those before.
+def read_on(model: LanguageModel, reading: Reading,
+            draws: Draws) -> tuple[Float[Tensor, "batch new width"], Rows]:
+    """(state, rows) after the loop has read some columns.
 
     A random initial state is that of the position, by `draws`, so that a text is the same however it is read."""
-    stop = first + new.shape[1]
-    rows = Rows(start=padding.start(first), mask=padding.mask(stop), cache=cache)
-    e = model.encode(new, rows)
-    noise = padding.normal_by_place(draws, "state", first, stop, e.shape[-1]) if model.recurrence.needs_noise else None
-    return model.unroll(e, rows, grad=depth, noise=noise), rows
+    r, stop = reading, reading.first + reading.tokens.shape[1]
+    rows = Rows(start=r.padding.start(r.first), mask=r.padding.mask(stop), cache=r.cache)
+    e, noise = model.encode(r.tokens, rows), None
+    if model.recurrence.needs_noise:
+        noise = r.padding.normal_by_place(draws, "state", r.first, stop, e.shape[-1])
+    return model.unroll(e, rows, grad=r.depth, noise=noise), rows

@@ -1,6 +1,7 @@
 """Prompts of several lengths in one batch, padded on the left: where each one's own columns are."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from looped.errors import UserError
 from looped.nn.bias import Padded
+from looped.nn.cache import Cache
 from looped.nn.mask import Mask
 from looped.rng import StepRandom
 
@@ -19,12 +21,12 @@ class Padding:
     """Empty columns on the left of the shorter rows of a batch: where each row's own columns are."""
 
     def __init__(self, lengths: Int[Tensor, "batch"] | None, width: int):
-        self.lengths = None if lengths is None or bool((lengths == width).all()) else lengths
+        self.lengths: Tensor | None = None if lengths is None or bool((lengths == width).all()) else lengths
         if lengths is not None and not 0 <= int(lengths.min()) <= int(lengths.max()) <= width:
             raise UserError(f"prompt lengths {lengths.tolist()} do not lie between 0 and the padded length {width}; "
                             f"give the number of real tokens of each row")
-        self.shortest = width if lengths is None else int(lengths.min())
-        self.empty = None if self.lengths is None else width - self.lengths
+        self.shortest: int = width if lengths is None else int(lengths.min())
+        self.empty: Tensor | None = None if self.lengths is None else width - self.lengths
 
     def on_the_left(self, tokens: Int[Tensor, "batch length"], side: str) -> Int[Tensor, "batch length"]:
         """The tokens with the padding of `side` moved to the left."""
@@ -63,3 +65,15 @@ class Padding:
                 for empty, gen in zip(self.empty.tolist(), random.per_row(stream), strict=True)]
         padded = [torch.nn.functional.pad(row, (0, 0, stop - len(row), 0)) for row in rows]
         return torch.stack(padded).to(random.device)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is read: `tokens` (B, n) at the columns from `first` on, `depth` steps deep. cache: keys and values of the
+    columns before, to which those of the new ones are added; None: there are none, and none are kept."""
+
+    tokens: Int[Tensor, "batch new"]
+    depth: int
+    padding: Padding
+    first: int = 0
+    cache: Cache | None = None

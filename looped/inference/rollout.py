@@ -41,6 +41,7 @@ class Likelihood(Protocol):
     def limit(self, num_levels: int) -> Tensor: ...
 
 
+NO_STEPS = "has no steps that a token could leave after; exits on text are of loops"
 Readout = tuple[Tensor, Tensor]
 """(latent: a state or an estimate, logits) of all rows of a batch."""
 
@@ -80,7 +81,8 @@ class Rollout:
     """Tokens that are sought together."""
 
     def __init__(self, objective: Objective):
-        self.objective, self.model = objective, objective.model
+        self.objective = objective
+        self.model: Any = objective.model
 
     def _refuse(self, does: str) -> NoReturn:
         raise UserError(f"{type(self.objective).__name__} {does}")
@@ -133,7 +135,11 @@ class Rollout:
     def leave(self, rows: Int[Tensor, "batch length_and_one"], depth: int, exits: Sequence[Exit | None],
               random: StepRandom) -> list[tuple[Float[Tensor, "batch length"], Int[Tensor, "batch length"]]]:
         """For each exit (None: nobody leaves early) the nats of every token where it left, and the steps it took."""
-        self._refuse("has no steps that a token could leave after; exits on text are of loops")
+        self._refuse(NO_STEPS)
+
+    def check_exits(self, exits: Sequence[Exit]) -> None:
+        """Raises UserError where tokens cannot leave by some exits."""
+        self._refuse(NO_STEPS)
 
     def main(self, likelihood: "Likelihood", depth: int, num_levels: int) -> Float64[Tensor, "num"]:
         """The figure of each sequence that stands for it as a predictor of the next token: its loss at a depth."""

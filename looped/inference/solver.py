@@ -9,11 +9,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from looped.config.denoise import DenoiseConfig
 from looped.config.training import EvaluationConfig
 from looped.data.batch import Batch
 from looped.devices import now
 from looped.diffusion.bridge import bridge
-from looped.diffusion.denoiser import levels_of
+from looped.diffusion.denoiser import Denoiser, levels_of
 from looped.diffusion.samplers import Settling
 from looped.diffusion.schedules import block_schedule
 from looped.diffusion.solve import evaluated_levels, solve
@@ -22,6 +23,7 @@ from looped.inference.denoised_text import DenoiseWriter, TeacherForced, bound
 from looped.inference.exits import Exit, Stopping
 from looped.inference.rollout import Answered, Likelihood, Readout, Rollout, own_normal, trajectories
 from looped.inference.writing import Writing, one_after_another
+from looped.nn.cache import Cache
 from looped.nn.rows import Rows
 from looped.objectives.base import rows_of_batch, token_losses
 from looped.objectives.denoise import Denoise, only_sought
@@ -31,7 +33,9 @@ from looped.rng import StepRandom
 class SolverRollout(Rollout):
     """A depth is a number of solver steps; of several blocks of the core the owner of a step's level reads it."""
 
-    name, latent, samples = "solver", "soft estimate", True
+    name = "solver"
+    latent = "soft estimate"
+    samples = True
 
     @property
     def tokens_at_once(self) -> int:
@@ -178,10 +182,13 @@ class Solver:
     """The configured solver of a denoiser on one batch of problems."""
 
     def __init__(self, objective: Denoise, batch: Batch):
-        self.objective, self.batch, self.rows = objective, batch, rows_of_batch(batch)
-        self.denoiser, self.config = objective.denoiser, objective.config
-        self.e = objective.model.encode(batch.inputs, self.rows)
-        self.context = objective.model.make_context(self.e, self.config.context, self.rows)
+        self.objective = objective
+        self.batch = batch
+        self.rows: Rows = rows_of_batch(batch)
+        self.denoiser: Denoiser = objective.denoiser
+        self.config: DenoiseConfig = objective.config
+        self.e: Tensor = objective.model.encode(batch.inputs, self.rows)
+        self.context: Cache | None = objective.model.make_context(self.e, self.config.context, self.rows)
         self.rows = self.rows.having(context=self.context)
 
     def run(self, depth: int, random: StepRandom, *, stream: str = "", exit: Exit | None = None,

@@ -31,7 +31,7 @@ class Ending:
     stop: Sequence[str] = ()
     decode: Callable[[Sequence[int]], str] | None = field(default=None, repr=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if isinstance(self.stop, str) or not all(self.stop):
             raise UserError(f"stop {self.stop!r} is no list of strings that hold something; give one as ['END']")
         if self.stop and self.decode is None:

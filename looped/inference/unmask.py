@@ -33,7 +33,10 @@ Tokens = Int[Tensor, "batch length_and_one"]
 class UnmaskRollout(Rollout):
     """A depth is a number of steps in which all that is hidden is shown."""
 
-    name, next_token, has_limit, hidden_first = "unmask", False, True, 1
+    name = "unmask"
+    next_token = False
+    has_limit = True
+    hidden_first = 1
 
     def losses(self, rows: Tokens, depths: list[int], random: StepRandom) -> Iterator[tuple[int, Tensor, float]]:
         for depth in depths:

@@ -20,8 +20,9 @@ from looped.models.language import Level, Structure, loop_of, rotary_of, start_a
 from looped.models.vision import Images, cut, join
 from looped.nn.bias import Full
 from looped.nn.conditioning import LevelEmbedding
-from looped.nn.layers import RMSNorm
+from looped.nn.layers import RMSNorm, Rotary
 from looped.nn.projection import cast_for
+from looped.nn.recurrence import RecurrentDepth
 from looped.nn.rows import Rows
 
 EVERYBODY = Full()
@@ -33,18 +34,21 @@ class ImageDenoiser(nn.Module):
 
     def __init__(self, config: ModelConfig, num_classes: int, picture: Picture, structure: Structure):
         super().__init__()
-        self.config, self.picture, self.num_classes, self.width = config, picture, num_classes, config.width
-        self.core_layers = tuple(structure.core_layers or (config.num_core_layers,))
+        self.config = config
+        self.picture = picture
+        self.num_classes = num_classes
+        self.width: int = config.width
+        self.core_layers: tuple[int, ...] = tuple(structure.core_layers or (config.num_core_layers,))
         size, cond_width = picture.patch_numbers, structure.cond_width
-        self.patches = nn.Linear(size, config.width)
-        self.place = nn.Parameter(torch.zeros(picture.num_patches, config.width))
-        self.level_embedding = LevelEmbedding(cond_width)
-        self.classes = nn.Embedding(num_classes + 1, cond_width)
-        self.recurrence = loop_of(config, structure)
-        self.norm = RMSNorm(config.width, eps=config.norm_eps)
-        self.last_modulation = nn.Linear(cond_width, 2 * config.width)
-        self.pixels = nn.Linear(config.width, size)
-        self.rotary = rotary_of(config)
+        self.patches: nn.Linear = nn.Linear(size, config.width)
+        self.place: nn.Parameter = nn.Parameter(torch.zeros(picture.num_patches, config.width))
+        self.level_embedding: LevelEmbedding = LevelEmbedding(cond_width)
+        self.classes: nn.Embedding = nn.Embedding(num_classes + 1, cond_width)
+        self.recurrence: RecurrentDepth = loop_of(config, structure)
+        self.norm: RMSNorm = RMSNorm(config.width, eps=config.norm_eps)
+        self.last_modulation: nn.Linear = nn.Linear(cond_width, 2 * config.width)
+        self.pixels: nn.Linear = nn.Linear(config.width, size)
+        self.rotary: Rotary = rotary_of(config)
         start_weights(self, config.width, structure.effective_depth or config.num_core_layers)
         self._start_ends()
 

@@ -76,24 +76,26 @@ class LanguageModel(nn.Module):
         s = structure
         require(config, ModelConfig, "config", "pass ModelConfig(width=64), or call looped.build(config, vocab_size)")
         whole_number("vocab_size", vocab_size, 1)
-        self.config, self.vocab_size, self.width = config, vocab_size, config.width
-        self.core_layers = tuple(s.core_layers or (config.num_core_layers,))
-        self.mask_token = vocab_size if s.mask_token else None
-        self.embed = nn.Embedding(vocab_size + s.mask_token, config.width)
-        self.embed_scale = math.sqrt(config.width) if config.embed_scale is None else config.embed_scale
-        self.prelude = nn.ModuleList(layer_of(config, number, checkpointed=s.checkpointed)
-                                     for number in range(config.num_prelude_layers))
-        self.recurrence = loop_of(config, s)
-        self.level_embedding = LevelEmbedding(s.cond_width) if s.cond_width else None
+        self.config = config
+        self.vocab_size = vocab_size
+        self.width: int = config.width
+        self.core_layers: tuple[int, ...] = tuple(s.core_layers or (config.num_core_layers,))
+        self.mask_token: int | None = vocab_size if s.mask_token else None
+        self.embed: nn.Embedding = nn.Embedding(vocab_size + s.mask_token, config.width)
+        self.embed_scale: float = math.sqrt(config.width) if config.embed_scale is None else config.embed_scale
+        self.prelude: nn.ModuleList = nn.ModuleList(
+            layer_of(config, number, checkpointed=s.checkpointed) for number in range(config.num_prelude_layers))
+        self.recurrence: RecurrentDepth = loop_of(config, s)
+        self.level_embedding: LevelEmbedding | None = LevelEmbedding(s.cond_width) if s.cond_width else None
         first = config.num_prelude_layers + sum(self.core_layers)
-        self.coda = nn.ModuleList(layer_of(config, first + number, checkpointed=s.checkpointed)
-                                  for number in range(config.num_coda_layers))
+        self.coda: nn.ModuleList = nn.ModuleList(
+            layer_of(config, first + number, checkpointed=s.checkpointed) for number in range(config.num_coda_layers))
         # Where each pass ends in a norm and nothing follows the last, that is the final one.
         normed = config.loop_norm == "each-pass" and not config.num_coda_layers
-        self.norm = Plain() if normed else RMSNorm(config.width, eps=config.norm_eps)
-        self.head = None if config.tie_embeddings else nn.Linear(config.width, vocab_size, bias=False)
-        self.exit_gate = ExitGate(config.width) if config.exit_gate else None
-        self.rotary = rotary_of(config)
+        self.norm: Plain | RMSNorm = Plain() if normed else RMSNorm(config.width, eps=config.norm_eps)
+        self.head: nn.Linear | None = None if config.tie_embeddings else nn.Linear(config.width, vocab_size, bias=False)
+        self.exit_gate: ExitGate | None = ExitGate(config.width) if config.exit_gate else None
+        self.rotary: Rotary = rotary_of(config)
         layers = config.num_prelude_layers + config.num_core_layers + config.num_coda_layers
         start_weights(self, config.width, s.effective_depth or layers)
 

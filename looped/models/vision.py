@@ -43,9 +43,9 @@ class ImageClassifier(LanguageModel):
     def __init__(self, config: ModelConfig, num_classes: int, picture: Picture, structure: Structure = PLAIN_LOOP):
         super().__init__(config, num_classes, structure)
         self.picture = picture
-        self.patches = nn.Linear(picture.patch_numbers, config.width)
+        self.patches: nn.Linear = nn.Linear(picture.patch_numbers, config.width)
         self._start_patches()
-        self.class_row = nn.Parameter(torch.zeros(config.width))
+        self.class_row: nn.Parameter = nn.Parameter(torch.zeros(config.width))
 
     @classmethod
     def of_data(cls, config: Config, vocab_size: int, picture: Picture, structure: Structure) -> "ImageClassifier":

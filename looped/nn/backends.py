@@ -97,7 +97,7 @@ def _flex_reason(mask, device, dtype, head_dim, needs_gradient) -> str:
     return "" if importlib.util.find_spec("triton") else "flex attention needs triton on cuda; pip install triton"
 
 
-def flex_block_mask(mask: Mask, batch: int, num_queries: int, num_keys: int, device: torch.device):
+def flex_block_mask(mask: Mask, batch: int, num_queries: int, num_keys: int, device: torch.device) -> Any:
     """The `BlockMask` of flex attention; a closure, since flex rejects bound methods."""
     from torch.nn.attention.flex_attention import create_block_mask
 
@@ -132,7 +132,7 @@ def run_flex(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
 
 
 @functools.cache
-def xformers_ops():
+def xformers_ops() -> Any:
     """The module `xformers.ops.fmha`, or None where it is not installed. Its notice about builds is kept quiet:
     `_xformers_reason` says what cannot run and why."""
     if importlib.util.find_spec("xformers") is None:
@@ -227,7 +227,7 @@ def _index(rows: list[range], total: int, device) -> Tensor | None:
     return torch.cat(runs or [torch.arange(0)]).to(device)
 
 
-def xformers_bias(mask: Full | Causal, num_queries: int, num_keys: int):
+def xformers_bias(mask: Full | Causal, num_queries: int, num_keys: int) -> Any:
     """The `AttentionBias` (or None for full attention) that says the same as `mask`."""
     fmha = xformers_ops()
     if type(mask) is Full:

@@ -34,7 +34,7 @@ class Full(Mask):
     def check(self, batch: int, num_queries: int, num_keys: int) -> None:
         """Any sizes will do."""
 
-    def allow(self, q, k, b=0):
+    def allow(self, q: Tensor, k: Tensor, b: Tensor | int = 0) -> Tensor:
         return torch.ones_like(q + k, dtype=torch.bool)
 
 
@@ -49,7 +49,7 @@ class Causal(Mask):
     ```
     """
 
-    def allow(self, q, k, b=0):
+    def allow(self, q: Tensor, k: Tensor, b: Tensor | int = 0) -> Tensor:
         return k <= q
 
 
@@ -67,11 +67,11 @@ class SlidingWindow(Mask):
 
     width: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.width < 1:
             raise UserError(f"a sliding window of {self.width} rows shows nothing; a width of 1 is the row itself")
 
-    def allow(self, q, k, b=0):
+    def allow(self, q: Tensor, k: Tensor, b: Tensor | int = 0) -> Tensor:
         return (k <= q) & (q - k < self.width)
 
 
@@ -95,7 +95,7 @@ class Padded(Mask):
     causal: bool = True
     width: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "lengths", _whole_numbers("lengths", self.lengths, "batch"))
         if self.side not in ("right", "left"):
             raise UserError(f"padding side '{self.side}' is unknown; use 'right' or 'left'")
@@ -140,7 +140,7 @@ class Padded(Mask):
     def size(self) -> int | None:
         return self.width
 
-    def allow(self, q, k, b=0):
+    def allow(self, q: Tensor, k: Tensor, b: Tensor | int = 0) -> Tensor:
         lengths = self.lengths.to(k.device)[b]
         if self.side == "right":
             real = (q < lengths) & (k < lengths)
@@ -174,7 +174,7 @@ class Packed(Mask):
     documents: Int[Tensor, "batch length"] | Sequence[Sequence[int]]
     causal: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isinstance(self.documents, Tensor):
             object.__setattr__(self, "documents", _number_documents(self.documents))
         _whole_numbers("documents", self.documents, "batch, length")
@@ -192,7 +192,7 @@ class Packed(Mask):
     def size(self) -> int:
         return self.documents.shape[1]
 
-    def allow(self, q, k, b=0):
+    def allow(self, q: Tensor, k: Tensor, b: Tensor | int = 0) -> Tensor:
         documents = self.documents.to(k.device)
         same = documents[b, q] == documents[b, k]
         return same & (k <= q) if self.causal else same
@@ -248,7 +248,7 @@ class SameDocument(Mask):
     def batch(self) -> int:
         return self.documents.shape[0]
 
-    def allow(self, q, k, b=0):
+    def allow(self, q: Tensor, k: Tensor, b: Tensor | int = 0) -> Tensor:
         documents, length = self.documents.to(k.device), self.documents.shape[1]
         return documents[b, q % length] == documents[b, k % length]
 
@@ -282,7 +282,7 @@ class Near(Mask):
     def size(self) -> int:
         return self.places.shape[1]
 
-    def allow(self, q, k, b=0):
+    def allow(self, q: Tensor, k: Tensor, b: Tensor | int = 0) -> Tensor:
         places = self.places.to(k.device)
         row = b if len(places) > 1 else 0
         near = (places[row, q] - places[row, k]).abs().amax(-1) <= self.window
@@ -330,7 +330,7 @@ class CleanNoisy(_TwoHalves):
 
     strict: bool = False
 
-    def allow(self, q, k, b=0):
+    def allow(self, q: Tensor, k: Tensor, b: Tensor | int = 0) -> Tensor:
         noisy, own = self.place(q)
         clean_key = (k < self.length) & (k <= own - (noisy & self.strict).long())
         return clean_key | (noisy & (k == q))
@@ -359,12 +359,12 @@ class CleanNoisyBlocks(_TwoHalves):
 
     block: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.block < 1 or self.length % self.block:
             raise UserError(f"{self.length} rows do not split into blocks of {self.block}; "
                             f"try a length of {max(1, self.length // self.block) * self.block}")
 
-    def allow(self, q, k, b=0):
+    def allow(self, q: Tensor, k: Tensor, b: Tensor | int = 0) -> Tensor:
         noisy, own = self.place(q)
         last = torch.where(noisy, own // self.block * self.block, own)
         same_block = (k >= self.length) & ((k - self.length) // self.block == own // self.block)

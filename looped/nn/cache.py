@@ -16,7 +16,8 @@ class LayerCache:
     """Keys and values (B, M, G, K) of one layer."""
 
     def __init__(self, k: Tensor | None = None, v: Tensor | None = None):
-        self.k, self.v = k, v
+        self.k: Tensor | None = k
+        self.v: Tensor | None = v
 
     @property
     def length(self) -> int:

@@ -21,7 +21,8 @@ class LevelEmbedding(Frequencies):
         super().__init__(num_frequencies)
         self.max_frequency = max_frequency
         self.reset_frequencies()
-        self.mlp = nn.Sequential(nn.Linear(2 * num_frequencies, width), nn.SiLU(), nn.Linear(width, width))
+        self.mlp: nn.Sequential = nn.Sequential(
+            nn.Linear(2 * num_frequencies, width), nn.SiLU(), nn.Linear(width, width))
 
     def computed(self) -> Tensor:
         return torch.logspace(0, math.log2(self.max_frequency), len(self.frequencies), base=2.0, device="cpu")
@@ -37,11 +38,12 @@ class Modulation(nn.Module):
     def __init__(self, cond_width: int, width: int, *, num_branches: int = 2):
         super().__init__()
         self.num_branches = num_branches
-        self.linear = nn.Linear(cond_width, 3 * num_branches * width)
+        self.linear: nn.Linear = nn.Linear(cond_width, 3 * num_branches * width)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
-    def forward(self, cond: Float[Tensor, "batch cond"] | Float[Tensor, "batch length cond"]):
+    def forward(self, cond: Float[Tensor, "batch cond"] | Float[Tensor, "batch length cond"],
+                ) -> list[tuple[Tensor, Tensor, Tensor]]:
         """A list of (shift, scale, gate), each (batch, 1 or length, width), for the branches in turn."""
         if cond.dim() == 2:
             cond = cond.unsqueeze(1)  # B 1 C

@@ -24,8 +24,8 @@ class ExitGate(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1, width), requires_grad=False)
-        self.bias = nn.Parameter(torch.zeros(1), requires_grad=False)
+        self.weight: nn.Parameter = nn.Parameter(torch.zeros(1, width), requires_grad=False)
+        self.bias: nn.Parameter = nn.Parameter(torch.zeros(1), requires_grad=False)
 
     def forward(self, state: Float[Tensor, "batch length width"]) -> Odds:
         dtype = torch.promote_types(torch.promote_types(state.dtype, self.weight.dtype), torch.float32)

@@ -41,7 +41,7 @@ class Linear(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.mix = nn.Linear(2 * width, width, bias=False)
+        self.mix: nn.Linear = nn.Linear(2 * width, width, bias=False)
 
     def forward(self, state: State, e: State) -> State:
         return self.mix(torch.cat([state, e], dim=-1))
@@ -52,7 +52,7 @@ class Gated(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.gate = nn.Linear(2 * width, width)
+        self.gate: nn.Linear = nn.Linear(2 * width, width)
 
     def forward(self, state: State, e: State) -> State:
         gate = torch.sigmoid(self.gate(torch.cat([state, e], dim=-1)))
@@ -69,9 +69,9 @@ class Diagonal(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         step = -math.log(math.sqrt(1 / 5))
-        self.log_a = nn.Parameter(torch.zeros(width))
-        self.dt_bias = nn.Parameter(torch.full((width,), math.log(math.expm1(step))))  # softplus^-1(step)
-        self.mix = nn.Linear(width, width, bias=False)
+        self.log_a: nn.Parameter = nn.Parameter(torch.zeros(width))
+        self.dt_bias: nn.Parameter = nn.Parameter(torch.full((width,), math.log(math.expm1(step))))  # softplus^-1(step)
+        self.mix: nn.Linear = nn.Linear(width, width, bias=False)
 
     @property
     def decay(self) -> Float[Tensor, "width"]:

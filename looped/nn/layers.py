@@ -34,7 +34,7 @@ class RMSNorm(nn.Module):
 
     def __init__(self, width: int, *, eps: float = 1e-6):
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
+        self.weight: nn.Parameter = nn.Parameter(torch.ones(width))
         self.eps = eps
 
     def forward(self, x: Tensor, *, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
@@ -59,7 +59,10 @@ class Rotary(Frequencies):
     def __init__(self, head_dim: int, *, base: float = 10_000.0, scaling: Callable[[Tensor], Tensor] | None = None,
                  gain: float = 1.0):
         super().__init__(head_dim // 2)
-        self.head_dim, self.base, self.scaling, self.gain = head_dim, base, scaling, gain
+        self.head_dim = head_dim
+        self.base = base
+        self.scaling = scaling
+        self.gain = gain
         self.reset_frequencies()
 
     def computed(self) -> Tensor:
@@ -166,16 +169,19 @@ class Attention(nn.Module):
         super().__init__()
         if bias not in BIASES:
             raise UserError(f"bias '{bias}' is unknown{did_you_mean(bias, BIASES)}")
-        self.num_heads, self.num_kv_heads = num_heads, num_kv_heads or num_heads
-        self.head_dim, self.rotary, self.backend = head_dim or width // num_heads, rotary, backend
+        self.num_heads = num_heads
+        self.num_kv_heads: int = num_kv_heads or num_heads
+        self.head_dim: int = head_dim or width // num_heads
+        self.rotary = rotary
+        self.backend = backend
         inner, outer = num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        self.q = nn.Linear(width, inner, bias="q" in bias)
-        self.k = nn.Linear(width, outer, bias="k" in bias)
-        self.v = nn.Linear(width, outer, bias="v" in bias)
-        self.out = nn.Linear(inner, width, bias=False)
-        self.whole = qk_norm == "whole"
-        self.q_norm = RMSNorm(inner if self.whole else self.head_dim, eps=eps) if qk_norm else None
-        self.k_norm = RMSNorm(outer if self.whole else self.head_dim, eps=eps) if qk_norm else None
+        self.q: nn.Linear = nn.Linear(width, inner, bias="q" in bias)
+        self.k: nn.Linear = nn.Linear(width, outer, bias="k" in bias)
+        self.v: nn.Linear = nn.Linear(width, outer, bias="v" in bias)
+        self.out: nn.Linear = nn.Linear(inner, width, bias=False)
+        self.whole: bool = qk_norm == "whole"
+        self.q_norm: RMSNorm | None = RMSNorm(inner if self.whole else self.head_dim, eps=eps) if qk_norm else None
+        self.k_norm: RMSNorm | None = RMSNorm(outer if self.whole else self.head_dim, eps=eps) if qk_norm else None
 
     def queries(self, x: State, rotation: Rotation) -> Float[Tensor, "batch length heads dim"]:
         return self._placed(self.q(x), self.q_norm, rotation)
@@ -217,8 +223,8 @@ class FeedForward(nn.Module):
     def __init__(self, width: int, hidden: int, activation: Activation = "swiglu"):
         super().__init__()
         self.activation = activation
-        self.in_ = nn.Linear(width, hidden * (2 if activation == "swiglu" else 1), bias=False)
-        self.out = nn.Linear(hidden, width, bias=False)
+        self.in_: nn.Linear = nn.Linear(width, hidden * (2 if activation == "swiglu" else 1), bias=False)
+        self.out: nn.Linear = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: State, *, gate: Tensor | None = None) -> State:
         return project_by(self.out, self.in_(x), gate=gate, activation=self.activation)
@@ -245,13 +251,18 @@ class TransformerLayer(nn.Module):
             raise UserError(f"block '{block}' is unknown{did_you_mean(block, BLOCKS)}")
         if block == "postnorm" and cond_width:
             raise UserError("block postnorm has no norm before its branches that a level could modulate; choose branch")
-        self.checkpointed, self.on_sum = checkpointed, block == "sandwich"
-        self.attn = Attention(width, num_heads, eps=eps, **attention)
-        self.mlp = FeedForward(width, hidden, activation)
+        self.checkpointed = checkpointed
+        self.on_sum: bool = block == "sandwich"
+        self.attn: Attention = Attention(width, num_heads, eps=eps, **attention)
+        self.mlp: FeedForward = FeedForward(width, hidden, activation)
         before, after = BLOCKS[block]
+        self.n1: RMSNorm | Plain
+        self.n2: RMSNorm | nn.Identity
+        self.n3: RMSNorm | Plain
+        self.n4: RMSNorm | nn.Identity
         self.n1, self.n3 = (RMSNorm(width, eps=eps) if before else Plain() for _ in range(2))
         self.n2, self.n4 = (RMSNorm(width, eps=eps) if after else nn.Identity() for _ in range(2))
-        self.modulation = Modulation(cond_width, width) if cond_width else None
+        self.modulation: Modulation | None = Modulation(cond_width, width) if cond_width else None
 
     def _modulate(self, cond: Tensor | None):
         if cond is None or self.modulation is None:

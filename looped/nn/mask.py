@@ -109,7 +109,7 @@ class Mask:
             forms[key] = make()
         return forms[key]
 
-    def stamp(self) -> tuple:
+    def stamp(self) -> tuple[Any, ...]:
         """All that the mask is made of, for comparison: with each change, of a tensor in place too, it is another."""
         return tuple((name, _stamp(value)) for name, value in self.__dict__.items() if name != "_forms")
 
@@ -117,7 +117,7 @@ class Mask:
         super().__setattr__(name, value)
         self.__dict__.pop("_forms", None)
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         """A copy, or a pickle, makes its forms anew."""
         return {name: value for name, value in self.__dict__.items() if name != "_forms"}
 
@@ -169,7 +169,8 @@ class _Pair(Mask):
     """Two masks of sizes that fit each other."""
 
     def __init__(self, first: Mask, second: Mask):
-        self.first, self.second = first, second
+        self.first = first
+        self.second = second
         for word, sizes in (("length", self._sizes), ("batch", self._batches)):
             if len(sizes) > 1:
                 raise UserError(f"a mask made for a {word} of {sizes[0]} does not combine with one made for "
@@ -206,7 +207,7 @@ class _Pair(Mask):
 class Both(_Pair):
     """`first & second`: a row sees whom both masks let it see."""
 
-    def allow(self, q, k, b=0):
+    def allow(self, q: Tensor, k: Tensor, b: Tensor | int = 0) -> Tensor:
         first, second = self._seen(q, k, b)
         return first & second
 
@@ -214,7 +215,7 @@ class Both(_Pair):
 class Either(_Pair):
     """`first | second`: a row sees whom one of the masks lets it see."""
 
-    def allow(self, q, k, b=0):
+    def allow(self, q: Tensor, k: Tensor, b: Tensor | int = 0) -> Tensor:
         first, second = self._seen(q, k, b)
         return first | second
 
@@ -223,7 +224,8 @@ class OfRows(Mask):
     """Some rows of another mask's batch."""
 
     def __init__(self, mask: Mask, rows: Int[Tensor, "rows"]):
-        self.mask, self.rows = mask, rows
+        self.mask = mask
+        self.rows = rows
 
     @property
     def batch(self) -> int:
@@ -233,7 +235,7 @@ class OfRows(Mask):
     def size(self) -> int | None:
         return self.mask.size
 
-    def allow(self, q, k, b=0):
+    def allow(self, q: Tensor, k: Tensor, b: Tensor | int = 0) -> Tensor:
         return self.mask.allow(q, k, self.rows.to(k.device)[b])
 
 
@@ -246,7 +248,7 @@ class Table(Mask):
                 or (allowed.ndim == 4 and allowed.shape[1] != 1):
             raise UserError(f"Table takes a bool tensor (queries, keys), (batch, queries, keys) or (batch, 1, queries, "
                             f"keys), true where a query sees a key; got {kind_of(allowed)}")
-        self.allowed = allowed.unsqueeze(0) if allowed.ndim == 2 else allowed.flatten(0, -3)  # B Lq Lk
+        self.allowed: Tensor = allowed.unsqueeze(0) if allowed.ndim == 2 else allowed.flatten(0, -3)  # B Lq Lk
 
     @property
     def batch(self) -> int:
@@ -262,6 +264,6 @@ class Table(Mask):
         if num_queries > self.allowed.shape[1]:
             raise UserError(f"the table has {self.allowed.shape[1]} queries, not {num_queries}; make one for them")
 
-    def allow(self, q, k, b=0):
+    def allow(self, q: Tensor, k: Tensor, b: Tensor | int = 0) -> Tensor:
         allowed = self.allowed.to(k.device)
         return allowed[b, q - (allowed.shape[2] - allowed.shape[1]), k]

@@ -32,8 +32,9 @@ State = Float[Tensor, "batch length width"]
 States = State | tuple[Tensor, ...]
 Parts = Tensor | tuple[Tensor, ...]
 """Some rows of a state."""
-RowsOfStep = Callable[[int, Tensor | None], Rows]
-"""(number of a step, numbers of its sequences or None for all) -> what the step is told of their rows."""
+RowsOfStep = Callable[[int, Tensor | None], Any]
+"""(number of a step, numbers of its sequences or None for all) -> what the step is told of their rows: `Rows` in a
+model of this package, whatever the blocks read in a loop of one's own."""
 
 
 class Core(nn.Module):
@@ -43,13 +44,13 @@ class Core(nn.Module):
         super().__init__()
         if not blocks:
             raise UserError("a Core needs at least one block; pass one for a tied loop or N for an untied stack")
-        self.blocks = nn.ModuleList(blocks)
+        self.blocks: nn.ModuleList = nn.ModuleList(blocks)
 
     @property
     def num_blocks(self) -> int:
         return len(self.blocks)
 
-    def forward(self, state: Tensor, e: Tensor, cond: Tensor | None = None, *rows: Rows, index: int = 0,
+    def forward(self, state: Tensor, e: Tensor, cond: Tensor | None = None, *rows: Any, index: int = 0,
                 block: int | None = None) -> Tensor:
         return self.blocks[index % self.num_blocks if block is None else block](state, e, cond, *rows)
 
@@ -79,8 +80,8 @@ class LayerStack(nn.Module):
     def __init__(self, injection: nn.Module, layers: Iterable[TransformerLayer], norm: nn.Module | None = None):
         super().__init__()
         self.injection = injection
-        self.layers = nn.ModuleList(layers)
-        self.norm = nn.Identity() if norm is None else norm
+        self.layers: nn.ModuleList = nn.ModuleList(layers)
+        self.norm: nn.Module = nn.Identity() if norm is None else norm
 
     def forward(self, state: State, e: State, cond: Tensor | None, rows: Rows) -> State:
         return self.norm(run_layers(self.layers, self.injection(state, e), cond, rows))
@@ -96,7 +97,8 @@ class OwnBlock(nn.Module):
 
     def __init__(self, block: nn.Module, width: int, cond_width: int | None):
         super().__init__()
-        self.block, self.takes_rows = block, _num_arguments(block.forward) > 3
+        self.block = block
+        self.takes_rows: bool = _num_arguments(block.forward) > 3
         if not self.takes_rows:
             self.check(width, cond_width)
 
@@ -148,7 +150,8 @@ class RecurrentDepth(nn.Module):
         if state_init not in STATE_INITS:
             raise UserError(f"state_init '{state_init}' is unknown{did_you_mean(state_init, STATE_INITS)}")
         self.core = core
-        self.state_init, self.state_std = state_init, state_std
+        self.state_init = state_init
+        self.state_std = state_std
 
     @property
     def num_blocks(self) -> int:
@@ -173,7 +176,7 @@ class RecurrentDepth(nn.Module):
         state = STATE_INITS[self.state_init](e, noise)
         return state if self.state_std is None else self.state_std / USUAL_STD[self.state_init] * state
 
-    def step(self, state: States, e: State, cond: Tensor | None = None, rows: Rows | None = None, *,
+    def step(self, state: States, e: State, cond: Tensor | None = None, rows: Any = None, *,
              block: int | None = None) -> States:
         """One application of the core, of its `block` if it has several. Raises `UserError` for a core that is not
         ready to be told of the `rows` of a model."""
@@ -188,11 +191,12 @@ class RecurrentDepth(nn.Module):
                             f"fourth argument: (state, e, cond, rows)") from error
 
     def forward(self, e: State, num_steps: int, *, state: States | None = None, noise: State | None = None,
-                cond: Tensor | None = None, callback: Callable[[int, States], Any] | None = None) -> States:
+                cond: Tensor | None = None, callback: Callable[[int, States], Any] | None = None,
+                rows: RowsOfStep | None = None) -> States:
         """`num_steps` steps, all with gradient; 0 gives the initial state. Arguments as of `unroll`. Raises `UserError`
         for fewer."""
         return self.unroll(e, no_grad=0, grad=whole_number("num_steps", num_steps), state=state, noise=noise, cond=cond,
-                           callback=callback)
+                           callback=callback, rows=rows)
 
     def unroll(self, e: State, *, no_grad: int | Tensor, grad: int | Tensor, state: States | None = None,
                noise: State | None = None, cond: Tensor | None = None,
@@ -234,7 +238,7 @@ class RecurrentDepth(nn.Module):
             state = each(lambda new, old: _with_gradient_of(old, new, no_grad), state, start)
         return rounds.run(state, grad, deepest)
 
-    def checked_step(self, state: States, e: State, cond: Tensor | None, rows: Rows | None, index: int) -> States:
+    def checked_step(self, state: States, e: State, cond: Tensor | None, rows: Any, index: int) -> States:
         """Step `index`. Raises `UserError` where it does not return a state like the one it was given."""
         new = self.step(state, e, cond, rows, block=self.block_at(index))
         if _shapes(new) != _shapes(state):

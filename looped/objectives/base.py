@@ -36,6 +36,8 @@ class Objective(nn.Module):
     do not see each other (`data.documents`).
     """
 
+    model: Any
+    """A `LanguageModel`, an `ImageDenoiser`, or one's own."""
     rollout: Any
     """The way to run a trained model at a depth: a key of `looped.inference.rollout.ROLLOUTS`, or a class of one's own.
     """

@@ -51,7 +51,8 @@ class Unrolled(Objective):
 
     def __init__(self, model: LanguageModel, config: RecurrenceConfig):
         super().__init__()
-        self.model, self.config = model, config
+        self.model = model
+        self.config = config
         if self.readings.asks_gate:
             gate_of(model).requires_grad_(True)
 

@@ -82,7 +82,8 @@ class Denoise(Objective):
     """The single-pass rule, for text and for problems."""
 
     rollout = "solver"
-    figure, short = "cross_entropy", "ce"
+    figure = "cross_entropy"
+    short = "ce"
     """The figure of the log, and its name by level and block."""
 
     @classmethod
@@ -91,8 +92,9 @@ class Denoise(Objective):
 
     def __init__(self, model: LanguageModel, config: DenoiseConfig, blocks: BlocksConfig = ONE_BLOCK):
         super().__init__()
-        self.config, noise = config, noise_from_config(config.noise)
-        self.denoiser = Denoiser(model, config, edges=edges_of(blocks, noise) if blocks.num > 1 else None)
+        self.config = config
+        noise = noise_from_config(config.noise)
+        self.denoiser: Denoiser = Denoiser(model, config, edges=edges_of(blocks, noise) if blocks.num > 1 else None)
         self.noise = noise
 
     @property

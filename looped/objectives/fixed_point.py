@@ -11,6 +11,7 @@ differently moves a sequence's figures, within `tol`.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -47,7 +48,7 @@ class FixedPoint(Unrolled):
     def __init__(self, model: LanguageModel, config: RecurrenceConfig, fixed_point: FixedPointConfig):
         super().__init__(model, config)
         self.fixed_point = fixed_point
-        self.equilibrium = Equilibrium(fixed_point)
+        self.equilibrium: Equilibrium = Equilibrium(fixed_point)
 
     def forward(self, tokens: Int[Tensor, "batch length_and_one"] | Batch, random: StepRandom) -> Loss:
         start = self.start(tokens, random)
@@ -94,10 +95,13 @@ class Equilibrium:
         except ImportError:
             raise UserError("objective fixed-point takes its solvers from torchdeq, which is not installed; run: "
                             "pip install 'looped[deq]'") from None
-        self.config, self.solver = config, get_solver(config.solver)
+        self.config = config
+        self.solver: Any = get_solver(config.solver)
         kind = "ift" if config.gradient == "implicit" else config.phantom_steps
-        self.differentiate = backward_factory(grad_type=kind, tau=config.tau, b_solver=self._solve_backward)
-        self.num_steps, self.residual, self.mean_cost = 0, torch.zeros(()), None
+        self.differentiate: Any = backward_factory(grad_type=kind, tau=config.tau, b_solver=self._solve_backward)
+        self.num_steps: int = 0
+        self.residual: Tensor = torch.zeros(())
+        self.mean_cost: float | None = None
         self._pending: list[float] = []
 
     def __call__(self, step: Map, state: Tensor) -> Tensor:

@@ -59,8 +59,9 @@ class Masked(Objective):
 
     def __init__(self, model: LanguageModel, config: MaskedConfig):
         super().__init__()
-        self.model, self.config = model, config
-        self.edges = mask_edges(len(model.core_layers))
+        self.model = model
+        self.config = config
+        self.edges: Tensor = mask_edges(len(model.core_layers))
 
     def forward(self, tokens: Int[Tensor, "batch length_and_one"] | Batch, random: StepRandom) -> Loss:
         """The loss of tokens[:, 1:], those that other rules predict."""
@@ -142,7 +143,7 @@ class MaskedBlocks(OneBlock, Masked):
         super().__init__(model, config)
         self.take_turns(blocks, masking.block_shares(blocks, config.schedule))
         # Of all steps together the loss has the mean of the bound, however often a block has its turn.
-        self.scales = (masking.block_times(config.schedule, blocks.num) / self.shares).tolist()
+        self.scales: list[float] = (masking.block_times(config.schedule, blocks.num) / self.shares).tolist()
 
     def training_loss(self, batch: Batch, random: StepRandom) -> Loss:
         return self.loss_of(self.turn(random), batch, random)

@@ -17,7 +17,8 @@ class OneBlock(Objective):
 
     def take_turns(self, blocks: BlocksConfig, shares: Float64[Tensor, "blocks"]) -> None:
         """shares: how often each block is trained."""
-        self.blocks, self.shares = blocks, shares
+        self.blocks = blocks
+        self.shares = shares
         self._learning = [parameter for parameter in self.shared_parameters() if parameter.requires_grad]
         self._let_shared_learn(any(map(blocks.trains_shared, blocks.held)))
 

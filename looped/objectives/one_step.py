@@ -42,7 +42,7 @@ class OneStep(Unrolled):
     def __init__(self, model: LanguageModel, config: RecurrenceConfig, supervision: SupervisionConfig):
         super().__init__(model, config)
         self.supervision = supervision
-        self.halt = nn.Linear(model.width, 1)
+        self.halt: nn.Linear = nn.Linear(model.width, 1)
         nn.init.zeros_(self.halt.weight)  # as in HRM: it starts without an opinion
         nn.init.zeros_(self.halt.bias)
 

@@ -13,7 +13,7 @@ from looped.config import Config
 from looped.config.blocks import BlocksConfig
 from looped.config.denoise import DenoiseConfig
 from looped.data.labelled import SoughtImages
-from looped.diffusion.noise import block_shares, edges_of, noise_from_config
+from looped.diffusion.noise import Noise, block_shares, edges_of, noise_from_config
 from looped.diffusion.pixels import PixelDenoiser
 from looped.models.image_denoiser import ImageDenoiser
 from looped.objectives.base import Loss, Objective
@@ -37,9 +37,12 @@ class DenoisePixels(Objective):
     def __init__(self, model: ImageDenoiser, config: DenoiseConfig, label_dropout: float,
                  blocks: BlocksConfig = ONE_BLOCK):
         super().__init__()
-        self.config, self.label_dropout, self.noise = config, label_dropout, noise_from_config(config.noise)
+        self.config = config
+        self.label_dropout = label_dropout
+        self.noise: Noise = noise_from_config(config.noise)
         edges = edges_of(blocks, self.noise) if blocks.num > 1 else None
-        self.denoiser = PixelDenoiser(model, config.target.sigma_data or model.picture.deviation, edges=edges)
+        self.denoiser: PixelDenoiser = PixelDenoiser(
+            model, config.target.sigma_data or model.picture.deviation, edges=edges)
 
     @property
     def model(self) -> ImageDenoiser:

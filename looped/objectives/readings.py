@@ -24,7 +24,9 @@ class Alike:
     asks_gate: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module, batch: Batch, config: RecurrenceConfig):
-        self.model, self.batch, self.config = model, batch, config
+        self.model = model
+        self.batch = batch
+        self.config = config
         self.losses: list[Tensor] = []
 
     def take(self, state: Float[Tensor, "batch length width"], losses: Float[Tensor, "batch length"]) -> None:

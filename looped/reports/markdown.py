@@ -68,4 +68,5 @@ WRITERS: dict[type[Section], Callable[[Any, Any], str]] = {
     sections.Facts: lambda facts, _: _bullets(f"{name}: {value}" for name, value in facts.values.items()),
     sections.Folded: _folded,
 }
-ON_A_TERMINAL = WRITERS | dict.fromkeys((sections.Figure, sections.Verbatim, sections.Facts), lambda section, _: "")
+ON_A_TERMINAL: dict[type[sections.Section], Callable[..., str]] = WRITERS | dict.fromkeys(
+    (sections.Figure, sections.Verbatim, sections.Facts), lambda section, _: "")

@@ -7,6 +7,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 CONTENT = 7
 """The level of all that is no heading: it belongs to any heading above it."""
@@ -94,7 +95,7 @@ class Folded(Section):
     opened: bool = False
 
 
-def written(report: Iterable[Section], writers: Mapping[type[Section], Callable[..., str]], *context) -> list[str]:
+def written(report: Iterable[Section], writers: Mapping[type[Section], Callable[..., str]], *context: Any) -> list[str]:
     """Each section by the writer of its type, without those that hold nothing and headings that are followed by
     none."""
     parts, follows = [], 0

@@ -24,7 +24,7 @@ from looped.reproduce.plan import Entry, Order, Result, plan_entries
 from looped.reproduce.suite import Evaluation
 from looped.reproduce.table import report
 from looped.training.checkpoint import list_checkpoints, write_text
-from looped.training.trainer import train
+from looped.training.train import train
 
 Row = dict[str, Any]
 KEPT = "eval/reproduce.json"

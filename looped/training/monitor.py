@@ -23,15 +23,15 @@ COSTS = ("step", "tokens", "layer_forwards", "seconds", "peak_bytes")
 class Meter:
     """Means over the steps since the last line of the log; its sums are saved, so a resumed line is the same line."""
 
-    def __init__(self, sums: Mapping[str, list] | None = None):
-        self.sums: dict[str, list] = {name: list(pair) for name, pair in (sums or {}).items()}
+    def __init__(self, sums: Mapping[str, list[float]] | None = None):
+        self.sums: dict[str, list[float]] = {name: list(pair) for name, pair in (sums or {}).items()}
 
     def add(self, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             total, count = self.sums.get(name, (0.0, 0))
             self.sums[name] = [total + value, count + 1]
 
-    def merge(self, others: list[dict[str, list]]) -> None:
+    def merge(self, others: list[dict[str, list[float]]]) -> None:
         """Take in the sums of other processes."""
         for sums in others:
             for name, (total, count) in sums.items():
@@ -43,19 +43,22 @@ class Meter:
 
 
 class Monitor:
-    """Writes a run's lines; on every process but the first it is silent."""
+    """Writes a run's lines; on every process but the first it is silent. quiet: to its files alone."""
 
-    def __init__(self, run_dir: Path, config: Config, *, main: bool = True):
-        self.run_dir, self.main = run_dir, main
-        self.bar = self.wandb = None
+    def __init__(self, run_dir: Path, config: Config, *, main: bool = True, quiet: bool = False):
+        self.run_dir = run_dir
+        self.main = main
+        self.quiet = quiet
+        self.bar: Any = None
+        self.wandb: Any = None
         if main:
-            self.bar = _start_bar() if sys.stdout.isatty() else None
+            self.bar = _start_bar() if sys.stdout.isatty() and not quiet else None
             self.wandb = start_wandb(config, run_dir) if config.training.wandb != "off" else None
 
     def __enter__(self) -> "Monitor":
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         if self.bar is not None:
             self.bar.stop()
         if self.wandb is not None:
@@ -73,7 +76,7 @@ class Monitor:
         append(self.run_dir / LOG, line + "\n")
         if self.bar is not None:
             self.bar.console.print(line, markup=False, highlight=False)
-        else:
+        elif not self.quiet:
             print(line, flush=True)
 
     def metrics(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
@@ -158,7 +161,7 @@ def _first_stamp(run_dir: Path) -> str:
     return json.dumps({key: value for key, value in stamp.items() if key != CHANGES}, indent=1)
 
 
-def start_wandb(config: Config, run_dir: Path):
+def start_wandb(config: Config, run_dir: Path) -> Any:
     """A Weights & Biases run that the same folder always continues."""
     try:
         import wandb

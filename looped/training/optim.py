@@ -99,8 +99,8 @@ class EMA:
 
     def __init__(self, module: nn.Module, decay: float):
         self.decay = decay
-        self.names = [name for name, _ in module.named_parameters()]
-        self.averages = [p.detach().clone() for p in module.parameters()]
+        self.names: list[str] = [name for name, _ in module.named_parameters()]
+        self.averages: list[Tensor] = [p.detach().clone() for p in module.parameters()]
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:

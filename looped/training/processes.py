@@ -14,7 +14,7 @@ from looped.errors import UserError
 from looped.training.launcher import MIXED_PRECISION, check_launcher
 
 
-def start_accelerator(config: Config):
+def start_accelerator(config: Config) -> Any:
     """Device, processes and precision; imported here, as `import looped` users may never train.
 
     What accelerate would read in the environment is given to it, so that the config alone decides; a launcher that asks
@@ -62,7 +62,7 @@ def _leave() -> None:
         torch.distributed.destroy_process_group()
 
 
-def first_process(accelerator, work: Callable[[], Any]) -> Any:
+def first_process(accelerator: Any, work: Callable[[], Any]) -> Any:
     """`work()` on the first process, None on the others; its UserError is raised by all, so that none waits for it."""
     value, problem = None, [None]
     if accelerator.is_main_process:
@@ -79,7 +79,7 @@ def first_process(accelerator, work: Callable[[], Any]) -> Any:
     return value
 
 
-def every_process(accelerator, work: Callable[[], Any]) -> Any:
+def every_process(accelerator: Any, work: Callable[[], Any]) -> Any:
     """`work()` on the first process, then on the others, which find its caches."""
     value = first_process(accelerator, work)
     return value if accelerator.is_main_process else work()

@@ -38,7 +38,7 @@ def is_one_of(name: str, settings: tuple[str, ...]) -> bool:
     return any(name == each or name.startswith(f"{each}.") for each in settings)
 
 
-def differences(old: Mapping, new: Mapping, prefix: str = "") -> Iterator[Change]:
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[Change]:
     """The settings in which two configs, as plain values, differ."""
     for key in old | new:
         before, now = old.get(key), new.get(key)

@@ -1,4 +1,4 @@
-"""The training loop: one optimiser step after another until the budget is used, resumable at any of them.
+"""A run in training: one optimiser step after another until the budget is used, resumable at any of them.
 
 All randomness and the order of the data are functions of (seed, step), so a checkpoint holds weights, optimiser state
 and counters, and the same command run again goes on bit for bit. The exception is a budget in seconds: its learning
@@ -7,10 +7,9 @@ rate and its end depend on the clock.
 
 import math
 import signal
-import time
-from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,29 +20,29 @@ from torch import Tensor
 from looped.config import Config
 from looped.data.batch import Batch
 from looped.data.labelled import SoughtImages
-from looped.data.opening import Data, Seen, find_data, located
+from looped.data.opening import Data
 from looped.domains import domain_of
 from looped.errors import UserError
 from looped.evaluation.depth import peak_bytes
 from looped.evaluation.image_samples import write_picture
 from looped.models.build import build
-from looped.nn.checks import require
-from looped.notices import noted
 from looped.objectives import Loss, Objective, build_objective
 from looped.objectives.state_norm import cautions
 from looped.rng import StepRandom
 from looped.training import checkpoint as ckpt
+from looped.training.callbacks import Callback
 from looped.training.counters import Counters
-from looped.training.edges import with_measured_edges
-from looped.training.heldout import heldout_figures, heldout_samples
-from looped.training.identity import recall_data, remember_data
-from looped.training.monitor import LOG, Meter, Monitor, append
+from looped.training.identity import recall_data
+from looped.training.measures import clock_of, micro_batch_size
+from looped.training.monitor import Meter, Monitor
 from looped.training.optim import EMA, build_optimizers, lr_factor, set_lr
 from looped.training.parts import take_shared
-from looped.training.processes import catch_signals, every_process, first_process, start_accelerator
-from looped.training.runs import load_run, open_run, own_tokenizer, save_tokenizer, started_in
-from looped.training.warm_start import check_source, take_over
+from looped.training.processes import Caught, every_process, first_process
+from looped.training.runs import load_run
+from looped.training.warm_start import take_over
 
+ASKED = 1000
+"""The place of a signal's number where a callback has ended training."""
 AGAIN = "bring the old data back, or choose another --run"
 """The way out where a run that goes on meets other data."""
 
@@ -51,106 +50,91 @@ Evaluate = Callable[[Objective, Data, Config], dict[str, float]]
 Sample = Callable[[Objective, Data, Config], str | np.ndarray]
 
 
-@dataclass(frozen=True)
-class Result:
-    """The end of training: `step` optimiser steps are done and saved; `signal` is what stopped it early, if any did."""
-
-    run_dir: Path
-    step: int
-    objective: Objective
-    signal: int = 0
-
-    @property
-    def exit_code(self) -> int:
-        """0, or by shell custom 128 + the signal: 130 after Ctrl-C, 143 after SIGTERM."""
-        return 128 + self.signal if self.signal else 0
-
-
-def train(config: Config, run_dir: str | Path, *, evaluate: Evaluate | None = None, sample: Sample | None = None,
-          data: Data | None = None) -> Result:
-    """Train `config` in the folder `run_dir`, or go on where its newest whole checkpoint stands.
-
-    evaluate: (objective, data, config) -> figures to log every `training.eval_every` steps, `training.num_evals` times
-    over the budget, and at the end; when None the losses on held-out text, how many problems of a task are solved, or
-    the accuracy on images or the loss of making them. sample: likewise -> text to print, or a picture to keep in
-    samples/, every `training.sample_every` steps; when None continuations of held-out text at
-    `evaluation.sample_depths`, a problem with its answer, classes with their names, or images. Both see averaged
-    weights where there are some. data: None prepares what the config names.
-
-    The first SIGTERM or Ctrl-C finishes the step, saves and returns; a second one stops at once. Raises UserError for
-    no config, a run in use, a config that does not fit, damaged checkpoints, a full disk, or a loss that is not finite.
-    """
-    require(config, Config, "config", "load one with looped.load_config(path)")
-    pilot, config = config.blocks.edges_from, with_measured_edges(config)
-    accelerator = start_accelerator(config)
-    with ExitStack() as stack:
-        run_dir = Path(run_dir)
-        run = open_run(config, run_dir, device=str(accelerator.device))
-        first_process(accelerator, lambda: stack.enter_context(run))
-        if accelerator.is_main_process:
-            stack.enter_context(noted(lambda line: append(run_dir / LOG, line + "\n")))
-        given = data is not None
-        if data is None:
-            data = every_process(accelerator, lambda: find_data(located(config, started_in(run_dir))).open(
-                Seen(own_tokenizer(run_dir))))
-        if pilot is not None and not config.training.other_data:
-            every_process(accelerator, lambda: check_source("blocks.edges_from", pilot, data))
-        monitor = stack.enter_context(Monitor(run_dir, config, main=accelerator.is_main_process))
-        caught = stack.enter_context(catch_signals())
-        trainer = Trainer(config, run_dir, data, accelerator, monitor)
-        if data.tokenizer is not None:
-            first_process(accelerator, lambda: save_tokenizer(run_dir, data.tokenizer))
-        first_process(accelerator, lambda: remember_data(run_dir, data, given=given))
-        trainer.say_hello()
-        stop = 0
-        while trainer.fraction < 1 and not stop:
-            before = trainer.fraction
-            trainer.train_step()
-            stop = trainer.agree(caught.number)
-            step, finished = trainer.done.step, trainer.fraction >= 1
-            passed = math.floor(trainer.fraction * config.training.num_evals) > math.floor(
-                before * config.training.num_evals)
-            if finished or step % config.training.log_every == 0:
-                trainer.log()
-            if finished or passed or _due(step, config.training.eval_every):
-                trainer.evaluate(evaluate or heldout_figures)
-            if _due(step, config.training.sample_every):
-                trainer.sample(sample or heldout_samples)
-            if finished or stop or _due(step, config.training.checkpoint_every):
-                trainer.save()
-        trainer.say_goodbye(stop)
-        return Result(run_dir, trainer.done.step, trainer.unwrap(), stop if trainer.fraction < 1 else 0)
-
-
 class Trainer:
-    """The pieces of a run and what is done with them; `train` says when."""
+    """The pieces of a run in training (`looped.training.train.open_trainer`).
 
-    def __init__(self, config: Config, run_dir: Path, data: Data, accelerator, monitor: Monitor):
-        self.config, self.run_dir, self.data = config, run_dir, data
-        self.accelerator, self.monitor = accelerator, monitor
-        self.micro_batch = micro_batch_size(config, accelerator.num_processes)
-        self.objective = build_objective(config, build(config, data.vocab_size, data.picture), data.end_of_text)
+    step(): one optimiser step, and what is due after it. finished: no step is left. stop(): the step at work is the
+    last. done: steps, tokens and seconds so far; objective: the rule with its model.
+    """
+
+    def __init__(self, config: Config, run_dir: Path, data: Data, accelerator: Any, monitor: Monitor):
+        self.config = config
+        self.run_dir = run_dir
+        self.data = data
+        self.accelerator: Any = accelerator
+        self.monitor = monitor
+        self.micro_batch: int = micro_batch_size(config, accelerator.num_processes)
+        self.objective: Objective = build_objective(
+            config, build(config, data.vocab_size, data.picture), data.end_of_text)
         self.objective.to(accelerator.device).train()
         if config.training.warm_start and not ckpt.list_checkpoints(run_dir):
             every_process(accelerator, lambda: self.warm_start(config.training.warm_start))
         if config.blocks.shared_from and not ckpt.list_checkpoints(run_dir):
             every_process(accelerator, lambda: take_shared(self.objective, config, data.fingerprint))
-        self.optimizers = build_optimizers(self.objective, config.optim)
-        self.ema = EMA(self.objective, config.optim.ema_decay) if config.optim.ema_decay else None
-        self.done, self.meter, self.seen = Counters(), Meter(), 0
-        self.clock = clock_of(config, accelerator.device)
+        self.optimizers: list[torch.optim.Optimizer] = build_optimizers(self.objective, config.optim)
+        self.ema: EMA | None = EMA(self.objective, config.optim.ema_decay) if config.optim.ema_decay else None
+        self.done: Counters = Counters()
+        self.meter: Meter = Meter()
+        self.seen: int = 0
+        self.clock: Callable[[], float] = clock_of(config, accelerator.device)
         self.restore()
-        self.saved, self.logged = self.done.step, replace(self.done)
+        self.saved: int = self.done.step
+        self.logged: Counters = replace(self.done)
         if config.training.compile:
             self.objective.model.compile_step()
-        self.module = accelerator.prepare_model(self.objective)
+        self.module: Any = accelerator.prepare_model(self.objective)
+        self.ended = self.asked = 0
 
     @property
     def fraction(self) -> float:
         """The share of the budget that is spent."""
         return self.done.fraction(self.config.training)
 
-    # ---- one step ----------------------------------------------------------------------------------------------------
+    # ---- one step and what is due after it ---------------------------------------------------------------------------
+
+    def attend(self, evaluate: Evaluate, sample: Sample, callbacks: Sequence[Callback], caught: Caught) -> None:
+        """Take what evaluates and samples, who is told, and the signals that end it."""
+        self.evaluates, self.samples, self.callbacks, self.caught = evaluate, sample, tuple(callbacks), caught
+
+    @property
+    def finished(self) -> bool:
+        """True where no step is left: the budget is used, or something has ended training."""
+        return self.fraction >= 1 or self.ended != 0
+
+    @property
+    def signal(self) -> int:
+        """The signal that ended training before its budget was used, 0 if none did."""
+        return self.ended if self.fraction < 1 and self.ended != ASKED else 0
+
+    def stop(self) -> None:
+        """End training after the step at work, on all processes if on any."""
+        self.asked = ASKED
+
+    def step(self) -> None:
+        """One optimiser step, then what is due: a line of the log, an evaluation, a sample, a checkpoint. Raises
+        UserError where no step is left."""
+        if self.finished:
+            raise UserError(f"the run {self.run_dir} is at its end, after step {self.done.step}; raise training.budget "
+                            f"to go on")
+        before, config = self.fraction, self.config.training
+        self.train_step()
+        for callback in self.callbacks:
+            callback.on_step(self)
+        self.ended = self.agree(self.caught.number or self.asked)  # and on the time, by which a budget may be used
+        step, over = self.done.step, self.fraction >= 1
+        logs = over or step % config.log_every == 0
+        passed = math.floor(self.fraction * config.num_evals) > math.floor(before * config.num_evals)
+        evaluates = over or passed or _due(step, config.eval_every)
+        if logs:
+            self.log()
+        if evaluates:
+            self.evaluate()
+        if _due(step, config.sample_every):
+            self.sample()
+        if logs or evaluates:  # whose callbacks may have ended it
+            self.ended = self.ended or self.agree(self.asked)
+        if self.finished or _due(step, config.checkpoint_every):
+            self.save()
 
     def train_step(self) -> None:
         """Forward and backward over the micro-batches, the checks, then the update."""
@@ -252,7 +236,7 @@ class Trainer:
 
     # ---- reports -----------------------------------------------------------------------------------------------------
 
-    def gather(self, values: list) -> list:
+    def gather(self, values: list[Any]) -> list[Any]:
         """The lists of all processes, joined."""
         if self.accelerator.num_processes == 1:
             return values
@@ -274,20 +258,25 @@ class Trainer:
         values |= {"tokens_per_second": rate, "peak_bytes": peak_bytes()}
         self.monitor.metrics("train", values.pop("step"), values)
         self.monitor.progress(done.step, self.fraction, values)
+        if self.accelerator.is_main_process:
+            for callback in self.callbacks:
+                callback.on_log(self, values)
         self.meter, self.logged = Meter(), replace(done)
 
-    def evaluate(self, evaluate: Evaluate) -> None:
+    def evaluate(self) -> None:
         """Figures of the (averaged) weights, by the first process."""
-        values = self.on_eval(lambda objective: evaluate(objective, self.data, self.config))
+        values = self.on_eval(lambda objective: self.evaluates(objective, self.data, self.config))
         if values is not None:
+            for callback in self.callbacks:
+                callback.on_evaluation(self, values)
             counts = asdict(self.done)
             self.monitor.metrics("heldout", counts.pop("step"), counts | values)
             self.monitor.say(f"step {self.done.step}  held-out  "
                              + "  ".join(f"{name} {value:.4g}" for name, value in values.items()))
 
-    def sample(self, sample: Sample) -> None:
+    def sample(self) -> None:
         """Text or a picture by the (averaged) weights, by the first process."""
-        made = self.on_eval(lambda objective: sample(objective, self.data, self.config))
+        made = self.on_eval(lambda objective: self.samples(objective, self.data, self.config))
         if made is not None:
             shown = made if isinstance(made, str) else self.keep_picture(made)
             self.monitor.say(f"step {self.done.step}  sample\n{shown}")
@@ -317,11 +306,12 @@ class Trainer:
         for caution in cautions(self.config):
             self.monitor.say(f"warning: {caution}")
 
-    def say_goodbye(self, stop: int) -> None:
+    def say_goodbye(self) -> None:
         """The last lines: how it ended, and how to go on."""
         done = self.done
         if self.fraction < 1:
-            self.monitor.say(f"{signal.Signals(stop).name}: stopped after step {done.step}, which is saved; "
+            why = signal.Signals(self.signal).name if self.signal else "ended early"
+            self.monitor.say(f"{why}: stopped after step {done.step}, which is saved; "
                              f"run the same command again to go on")
         else:
             self.monitor.say(f"done: {done.step} steps, {done.tokens:,} tokens, {done.seconds:.1f} s of training; "
@@ -373,26 +363,6 @@ class Trainer:
     def unwrap(self) -> Objective:
         """The bare objective, in evaluation mode, without what mixed precision put around it."""
         return self.accelerator.unwrap_model(self.module, keep_fp32_wrapper=False).eval()
-
-
-def micro_batch_size(config: Config, num_processes: int) -> int:
-    """Sequences of one micro-batch of one process."""
-    training = config.training
-    parts = training.accumulation * num_processes
-    if training.batch_size % parts:
-        raise UserError(f"training.batch_size {training.batch_size} does not split into {num_processes} processes of "
-                        f"training.accumulation {training.accumulation} micro-batches; try "
-                        f"{max(1, training.batch_size // parts) * parts}")
-    return training.batch_size // parts
-
-
-def clock_of(config: Config, device: torch.device) -> Callable[[], float]:
-    """Seconds by `training.clock`. Raises UserError where a processor's time says nothing about training."""
-    if config.training.clock == "wall":
-        return time.perf_counter
-    if device.type != "cpu":
-        raise UserError(f"training.clock processor does not see what {device} does; set training.clock to wall")
-    return time.process_time
 
 
 def _due(step: int, every: int) -> bool:

@@ -82,7 +82,7 @@ def test_the_wheel_holds_configs_suites_and_tasks(tmp_path):
     names = set(zipfile.ZipFile(wheel).namelist())
     for folder in ("configs", "suites"):
         assert {f"looped/{folder}/{path.name}" for path in (ROOT / folder).glob("*.yaml")} <= names
-    assert "looped/tasks/sudoku.py" in names
+    assert {"looped/tasks/sudoku.py", "looped/py.typed"} <= names
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "looped").rglob("*.py")}
     assert modules <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)

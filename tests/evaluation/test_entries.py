@@ -23,7 +23,7 @@ from looped.nn.bias import Causal
 from looped.nn.recurrence import Core, RecurrentDepth
 from looped.nn.rows import Rows
 from looped.objectives import build_objective
-from looped.training.trainer import train
+from looped.training.train import train
 
 V = 20
 TOKENS = torch.arange(14).view(2, 7)

@@ -106,11 +106,16 @@ def test_looped_eval_tells_of_exits_on_text(tmp_path, capsys):
     (tmp_path / "text.txt").write_text("def f(x):\n    return x\n" * 400)
     settings = TINY | {"data.path": str(tmp_path / "text.txt"), "data.vocab_size": 270, "training.budget": 2,
                        "training.batch_size": 2, "training.num_evals": 0, "evaluation.num_sequences": 3}
-    from looped.training.trainer import train
+    from looped.training.train import train
 
     train(load_config(None, settings), tmp_path / "run")
     assert main(["eval", str(tmp_path / "run"), "--depths", "1,4", "--exits", "kl=0.01,latent"]) == 0
     said = capsys.readouterr().out
-    assert "mean steps a token" in said
+    assert "steps/token" in said
     rows = [json.loads(line) for line in (tmp_path / "run/eval/depth.jsonl").read_text().splitlines()]
+    (tmp_path / "run/eval/depth.jsonl").unlink()
+    for exit in ("gate", "head"):
+        assert main(["eval", str(tmp_path / "run"), "--exits", exit]) == 2
+        assert f"exit {exit} asks" in capsys.readouterr().err
+    assert not (tmp_path / "run/eval/depth.jsonl").exists()  # refused before anything is measured
     assert {row["by"] for row in rows if row["metric"] == "steps_used"} == {"kl=0.01", "latent=0.03"}

@@ -22,7 +22,7 @@ from looped.evaluation import solving, store
 from looped.evaluation.rows import Row
 from looped.evaluation.store import EXAMPLES, ROWS, EvaluationFiles, changed_settings, merge
 from looped.inference import solver
-from looped.training.trainer import train
+from looped.training.train import train
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of the same calls
 

@@ -21,7 +21,7 @@ from looped.hub.families.written import rope_parameters
 from looped.inference.generate import generate
 from looped.models.build import build
 from looped.training.runs import load_run
-from looped.training.trainer import train
+from looped.training.train import train
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.usefixtures("unchecked")

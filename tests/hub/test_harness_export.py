@@ -10,7 +10,7 @@ from looped.cli import main
 from looped.config import load_config
 from looped.hub.exporting import export
 from looped.training.runs import load_run
-from looped.training.trainer import train
+from looped.training.train import train
 
 lm_eval = pytest.importorskip("lm_eval")
 transformers = pytest.importorskip("transformers")

@@ -24,7 +24,7 @@ from looped.training.checkpoint import list_checkpoints, module_tensors
 from looped.training.heldout import heldout_figures, heldout_own
 from looped.training.merge import merge
 from looped.training.runs import load_run
-from looped.training.trainer import train
+from looped.training.train import train
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of the same calls
 

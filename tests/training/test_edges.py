@@ -10,7 +10,7 @@ from looped.diffusion.noise import Adaptive, edges_of, noise_from_config, partit
 from looped.errors import UserError
 from looped.training.edges import with_measured_edges
 from looped.training.runs import load_run
-from looped.training.trainer import train
+from looped.training.train import train
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of the same calls
 

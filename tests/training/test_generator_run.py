@@ -20,7 +20,7 @@ from looped.evaluation.image_features import classifier_features, pixel_features
 from looped.evaluation.image_samples import make_images, tile
 from looped.inference.rollout import rollout_of
 from looped.training.runs import load_run
-from looped.training.trainer import train
+from looped.training.train import train
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of the same calls
 

@@ -8,7 +8,7 @@ import torch
 from looped.evaluation.likelihood import losses_by_depth, losses_by_sigma
 from looped.training.heldout import heldout_figures
 from looped.training.runs import load_run
-from looped.training.trainer import train
+from looped.training.train import train
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of the same calls
 

@@ -12,7 +12,7 @@ from looped.data.opening import open_data
 from looped.errors import UserError
 from looped.tasks.prefix_sums import PrefixSums
 from looped.training.runs import load_run
-from looped.training.trainer import train
+from looped.training.train import train
 
 
 def rows_of(folder):

@@ -11,7 +11,7 @@ from looped.cli import main
 from looped.config import load_config
 from looped.errors import UserError
 from looped.training.runs import load_run
-from looped.training.trainer import train
+from looped.training.train import train
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of the same calls
 

@@ -17,7 +17,7 @@ from looped.cli import main
 from looped.config import dump_config
 from looped.errors import UserError
 from looped.training.launcher import PLAIN, READ, check_launcher
-from looped.training.trainer import train
+from looped.training.train import train
 
 ACCUMULATION = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
 SHORT = {"training.budget": 3, "training.log_every": 1, "training.checkpoint_every": 0, "objective": "ar"}

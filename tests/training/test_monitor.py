@@ -11,14 +11,14 @@ import pytest
 from looped.config import dump_config
 from looped.errors import UserError
 from looped.training.monitor import TIMING, Meter, Monitor, append, keep_until
-from looped.training.trainer import train
+from looped.training.train import train
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of the same calls
 
 SCRIPT = """
 import sys
 from looped.config import load_config
-from looped.training.trainer import train
+from looped.training.train import train
 train(load_config(sys.argv[1]), sys.argv[2])
 """
 

@@ -20,7 +20,7 @@ from looped.errors import UserError
 from looped.storage import lacking, lock_for, point, sync, sync_folder
 from looped.training.checkpoint import list_checkpoints
 from looped.training.runs import load_run, open_run
-from looped.training.trainer import train
+from looped.training.train import train
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of the same calls
 

@@ -13,7 +13,7 @@ from looped.objectives import build_objective
 from looped.rng import StepRandom
 from looped.training.monitor import read_metrics
 from looped.training.runs import load_run
-from looped.training.trainer import train
+from looped.training.train import train
 
 TWO_BLOCKS = {"blocks.num": 2, "model.num_core_layers": 2, "optim.ema_decay": 0.9, "evaluation.levels": 4}
 
@@ -34,7 +34,7 @@ def tell():  # registered first, and so the last to be called
     os.write(1, b"threads of the group at the end: %d\\n" % threads_of_the_group())  # a print may be cut by the other's
 atexit.register(tell)
 from looped.config import load_config
-from looped.training.trainer import train
+from looped.training.train import train
 folder = pathlib.Path(sys.argv[1])
 raise SystemExit(max(train(load_config(folder / f"{rule}.yaml"), folder / f"{rule}-two").exit_code
                      for rule in sys.argv[2:]))

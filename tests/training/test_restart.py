@@ -14,7 +14,7 @@ from looped.training.monitor import _first_stamp
 from looped.training.parts import Part, check_fits
 from looped.training.restart import FREE_AT_RESTART, Change, differences
 from looped.training.runs import load_run, open_run
-from looped.training.trainer import train
+from looped.training.train import train
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of the same calls
 

@@ -14,7 +14,7 @@ from looped.config import load_config
 from looped.errors import UserError
 from looped.training.checkpoint import list_checkpoints
 from looped.training.runs import load_run, open_run
-from looped.training.trainer import train
+from looped.training.train import train
 
 HOLD = """
 import sys, time

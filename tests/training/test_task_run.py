@@ -7,7 +7,7 @@ import pytest
 from looped.cli import main
 from looped.config import load_config
 from looped.training.checkpoint import list_checkpoints
-from looped.training.trainer import train
+from looped.training.train import train
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of the same calls
 

@@ -5,7 +5,7 @@ import torch
 
 from looped.errors import UserError
 from looped.training.runs import load_run
-from looped.training.trainer import train
+from looped.training.train import train
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of the same calls
 

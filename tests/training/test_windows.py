@@ -16,7 +16,7 @@ from looped.cli import main
 from looped.compare.runner import Child
 from looped.config import dump_config
 from looped.cost.arms import Arm
-from looped.training.trainer import train
+from looped.training.train import train
 
 ROOT = Path(looped.__file__).parents[1]
 

@@ -41,8 +41,9 @@ class Raven(Family):
     """A model in Huginn's layout. Subclasses say what it is made of."""
 
     name = "huginn_raven"
-    needs = ("n_embd", "n_heads", "n_layers_in_prelude", "n_layers_in_recurrent_block", "n_layers_in_coda",
-             "intermediate_size", "padded_vocab_size", "mean_recurrence", "mean_backprop_depth")
+    needs: tuple[str, ...] = (
+        "n_embd", "n_heads", "n_layers_in_prelude", "n_layers_in_recurrent_block", "n_layers_in_coda",
+        "intermediate_size", "padded_vocab_size", "mean_recurrence", "mean_backprop_depth")
     unused = r"^freqs_cis$"
     norms: Mapping[str, str]
     """Ours and theirs."""
@@ -98,7 +99,7 @@ class Raven(Family):
 class Huginn(Raven):
     """Huginn: sandwich norms, biases of queries and keys, one norm after the loop and again after the coda."""
 
-    norms = {f"n{number}": f"norm_{number}" for number in (1, 2, 3, 4)}
+    norms: dict[str, str] = {f"n{number}": f"norm_{number}" for number in (1, 2, 3, 4)}
 
     def is_family_of(self, raw: Raw) -> bool:
         return super().is_family_of(raw) and not is_retrofit(raw)

@@ -29,7 +29,10 @@ class Tensors:
     """The tensors of a folder by their names. Raises UserError where they are not to be read: pickles are never."""
 
     def __init__(self, folder: Path):
-        self.folder, self.stack, self.files, self.paths = folder, ExitStack(), {}, {}
+        self.folder = folder
+        self.stack: ExitStack[bool | None] = ExitStack()
+        self.files: dict[str, Any] = {}
+        self.paths: dict[str, Path] = {}
         index = folder / "model.safetensors.index.json"
         for name in _shards(index) if index.is_file() else ["model.safetensors"]:
             try:

@@ -20,6 +20,7 @@ from looped.config.rivals import ForwardForwardConfig
 from looped.data.batch import Batch
 from looped.diffusion.bridge import draw
 from looped.models.language import LanguageModel, State
+from looped.nn.layers import TransformerLayer
 from looped.nn.rows import Rows
 from looped.objectives.base import EVERYBODY, Classifier, Loss, Objective, rows_of_batch
 from looped.rng import StepRandom
@@ -40,13 +41,14 @@ class ForwardForward(Classifier):
 
     def __init__(self, model: LanguageModel, config: ForwardForwardConfig):
         super().__init__()
-        self.model, self.config = model, config
+        self.model = model
+        self.config = config
         for unread in (model.norm, model.head):
             if unread is not None:
                 unread.requires_grad_(False)
 
     @property
-    def layers(self) -> list:
+    def layers(self) -> list[TransformerLayer]:
         return list(self.model.recurrence.core.blocks[0].layers)
 
     def forward(self, tokens: Int[Tensor, "batch length_and_one"] | Batch, random: StepRandom) -> Loss:

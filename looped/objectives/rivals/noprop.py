@@ -10,6 +10,7 @@ section 2.2. The image reaches each block as it reaches a denoiser's, z is the r
 """
 
 import itertools
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -25,7 +26,7 @@ from looped.models.language import LanguageModel
 from looped.nn.projection import cast_for, head_logits
 from looped.nn.rows import Rows
 from looped.objectives.base import Classifier, Loss, Objective, rows_of_batch
-from looped.objectives.rivals.preserving import SCHEDULES, posterior, prior_divergence
+from looped.objectives.rivals.preserving import SCHEDULES, Schedule, posterior, prior_divergence
 from looped.rng import StepRandom
 
 Embedded = Float[Tensor, "batch dim"]
@@ -42,13 +43,15 @@ class NoProp(Classifier):
 
     def __init__(self, model: LanguageModel, config: NoPropConfig):
         super().__init__()
-        self.model, self.config, self.eta = model, config, config.weight(self.name)
+        self.model = model
+        self.config = config
+        self.eta: float = config.weight(self.name)
         learned = config.embedding == "learned"
-        self.dim = config.dim if learned else model.vocab_size
+        self.dim: int = config.dim if learned else model.vocab_size
         table = nn.init.orthogonal_(torch.empty(model.vocab_size, self.dim)) if learned else torch.eye(self.dim)
-        self.table = nn.Parameter(table, requires_grad=learned)
-        self.in_proj = start_projection(self.dim, model.width)
-        self.classifier = nn.Linear(self.dim, model.vocab_size)
+        self.table: nn.Parameter = nn.Parameter(table, requires_grad=learned)
+        self.in_proj: nn.Linear = start_projection(self.dim, model.width)
+        self.classifier: nn.Linear = nn.Linear(self.dim, model.vocab_size)
 
     def forward(self, tokens: Int[Tensor, "batch length_and_one"] | Batch, random: StepRandom) -> Loss:
         batch = Batch.of(tokens)
@@ -105,7 +108,7 @@ class Diffused(NoProp):
 
     def __init__(self, model: LanguageModel, config: NoPropConfig):
         super().__init__(model, config)
-        self.schedule = SCHEDULES[config.schedule_of(self.name)](*config.log_snr)
+        self.schedule: Schedule = SCHEDULES[config.schedule_of(self.name)](*config.log_snr)
 
     def bound(self, u: Embedded, error: Float[Tensor, "batch"], weight: Float[Tensor, "batch"] | float,
               random: StepRandom) -> tuple[Tensor, dict[str, Tensor]]:
@@ -123,12 +126,12 @@ class NoPropDT(Diffused):
 
     name = "noprop-dt"
 
-    def terms(self, u, e, rows, random):
+    def terms(self, u: Embedded, e: Tensor, rows: Rows, random: StepRandom) -> tuple[Tensor, dict[str, Tensor]]:
         block = random.decide(
             "block", lambda: int(torch.randint(self.num_blocks, (), generator=random.lockstep("block"))))
         return self.terms_of(block, u, e, rows, random)
 
-    def decisions(self):
+    def decisions(self) -> list[tuple[float, dict[str, Any]]]:
         layers = self.model.core_layers
         return [(layers.count(num) / len(layers), {"block": layers.index(num)}) for num in dict.fromkeys(layers)]
 
@@ -153,7 +156,7 @@ class NoPropDT(Diffused):
     def num_steps(self, depth: int) -> int:
         return min(depth, self.num_blocks)
 
-    def step(self, z, e, rows, depth, index, draw):
+    def step(self, z: Embedded, e: Tensor, rows: Rows, depth: int, index: int, draw: Tensor) -> Embedded:
         a, b, c = (each[index].to(z) for each in posterior(*self._pairs()))
         return a * self.estimate(z, e, rows.having(block=index)) + b * z + c.sqrt() * draw
 
@@ -167,13 +170,13 @@ class NoPropCT(Diffused):
 
     name = "noprop-ct"
 
-    def terms(self, u, e, rows, random):
+    def terms(self, u: Embedded, e: Tensor, rows: Rows, random: StepRandom) -> tuple[Tensor, dict[str, Tensor]]:
         t = random.stratified("time")
         z = self.schedule.noised(u, t, random.normal("noise", (self.dim,)))
         error = (self.estimate(z, e, rows, level=t) - u).square().sum(-1)
         return self.bound(u, error, self.schedule.snr_slope(t).to(error), random)
 
-    def step(self, z, e, rows, depth, index, draw):
+    def step(self, z: Embedded, e: Tensor, rows: Rows, depth: int, index: int, draw: Tensor) -> Embedded:
         t, later = (torch.full((), each / depth, dtype=torch.float64) for each in (index, index + 1))
         u = self.estimate(z, e, rows, level=t.expand(len(z)))
         if self.config.solver == "euler":
@@ -191,11 +194,11 @@ class NoPropFM(NoProp):
 
     def __init__(self, model: LanguageModel, config: NoPropConfig):
         super().__init__(model, config)
-        self.out_proj = nn.Linear(model.width, self.dim)
+        self.out_proj: nn.Linear = nn.Linear(model.width, self.dim)
         for unread in (model.embed.weight, model.head_weight):
             unread.requires_grad_(False)
 
-    def terms(self, u, e, rows, random):
+    def terms(self, u: Embedded, e: Tensor, rows: Rows, random: StepRandom) -> tuple[Tensor, dict[str, Tensor]]:
         t, start = random.stratified("time"), random.normal("noise", (self.dim,)).to(u)
         share = t.to(u).unsqueeze(-1)
         z = share * u + (1 - share) * start
@@ -206,6 +209,6 @@ class NoPropFM(NoProp):
         """dz/dt."""
         return self.out_proj(self.hidden(z, e, rows, level=t)).to(z)
 
-    def step(self, z, e, rows, depth, index, draw):
+    def step(self, z: Embedded, e: Tensor, rows: Rows, depth: int, index: int, draw: Tensor) -> Embedded:
         t = torch.full((len(z),), index / depth, dtype=torch.float64)
         return z + self.velocity(z, e, rows, t) / depth

@@ -51,6 +51,8 @@ class Cosine(Schedule):
 
     def __init__(self, low: float, high: float):
         super().__init__()
+        self.first: float
+        self.last: float
         self.first, self.last = (math.atan(math.exp(end / 2)) for end in (low, high))
 
     def _angle(self, t: Time) -> Time:
@@ -69,11 +71,11 @@ class Learned(Schedule):
 
     def __init__(self, low: float, high: float, *, width: int = SCHEDULE_WIDTH):
         super().__init__()
-        self.ends = nn.Parameter(torch.tensor([low, high]))
-        self.line = nn.Parameter(torch.zeros(()))
-        self.rise = nn.Parameter(torch.full((width,), -8.0))  # softplus makes it next to nothing
-        self.steepness = nn.Parameter(torch.full((width,), 4.0))
-        self.middle = nn.Parameter(torch.linspace(0, 1, width))
+        self.ends: nn.Parameter = nn.Parameter(torch.tensor([low, high]))
+        self.line: nn.Parameter = nn.Parameter(torch.zeros(()))
+        self.rise: nn.Parameter = nn.Parameter(torch.full((width,), -8.0))  # softplus makes it next to nothing
+        self.steepness: nn.Parameter = nn.Parameter(torch.full((width,), 4.0))
+        self.middle: nn.Parameter = nn.Parameter(torch.linspace(0, 1, width))
 
     def log_snr(self, t: Time) -> Time:
         low, high = self.ends.cpu().double()
