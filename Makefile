@@ -4,7 +4,7 @@ DEMO := runs/demo
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: install demo demo-truncated demo-denoise test golden lint types
+.PHONY: install demo demo-truncated demo-denoise test golden lint types docs
 
 install: .venv/installed
 
@@ -35,6 +35,11 @@ golden: install
 lint: install
 	$(BIN)/ruff check looped tasks tests scripts
 	$(BIN)/lint-imports
+
+# The guide, into build/guide, to be opened at index.html (its search needs a server: python -m http.server -d build/guide).
+# A warning is an error, and nothing is fetched.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # basedpyright brings a node of its own, 280 MB unpacked, so it is no part of the dev extra. PYTHONPATH, since it does not read
 # the import hook of an editable install.

@@ -153,8 +153,8 @@ def _levels(objective: Denoise) -> list[float]:
 
 def decodability(table: Float[Tensor, "vocab dim"], objective: Denoise,
                  y: Int[Tensor, "num length"]) -> tuple[float, float]:
-    """(sigma*, share of the training mass below it): below sigma* the nearest row to z is the answer more often than
-    not, whatever the network is. By bisection in ln sigma between 1/100 and 100 times the norm of a row."""
+    """(`sigma*`, share of the training mass below it): below `sigma*` the nearest row to z is the answer more often
+    than not, whatever the network is. By bisection in ln sigma between 1/100 and 100 times the norm of a row."""
     picks = torch.randperm(y.numel(), generator=generator("decodability"))[:2000].to(y.device)
     answers = y.flatten()[picks]
     eps = torch.randn(len(answers), table.shape[1], generator=generator("decodability noise")).to(y.device)

@@ -1,0 +1,131 @@
+"""The guide's commands and snippets run, page by page, after those of its first page; every verb has a page."""
+
+import re
+import shutil
+from dataclasses import fields
+from importlib.util import module_from_spec, spec_from_file_location
+
+import pytest
+from pages import ROOT, SMALLER, blocks, commands, run_commands, run_snippet, small_configs
+
+import looped
+from looped.cli import VERBS, verb_class
+from looped.config import describe_settings, shipped
+
+pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of the same calls
+
+DOCS = ROOT / "docs"
+HOME = DOCS / "index.md"
+PAGES = [*(DOCS / f"{name}.md" for name in ("concepts", "denoising", "recipes")), *sorted(DOCS.glob("verbs/*.md"))]
+SNIPPETS = [(page, number) for page in (HOME, *PAGES) for number in range(len(blocks(page, "python")))]
+
+FEW = {"budget": 3, "budget_unit": "steps", "num_evals": 1}
+TEXT = {"model": SMALLER["model"], "training": FEW,
+        "data": SMALLER["data"] | {"length": 64, "heldout": 0.1},
+        "evaluation": SMALLER["evaluation"] | {"num_samples": 1, "depths": [1, 3]}}
+TASK = {"model": {"width": 24}, "training": FEW | {"batch_size": 4},
+        "evaluation": {"num_problems": 4, "depths": [1, 2]}}
+SMALL = {"smoke": TEXT, "stdlib-denoise": TEXT, "stdlib-blocks": TEXT, "stdlib-blockwise": TEXT,
+         "sudoku4-denoise": TASK}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder where the commands of the first page have been run, with small configs in the place of those that are
+    shipped, and with some text."""
+    folder = tmp_path_factory.mktemp("home")
+    small_configs(folder, SMALL)
+    (folder / "texts").mkdir()
+    shutil.copy(DOCS / "depth.md", folder / "texts" / "notes.md")
+    shutil.copy(DOCS / "interop.md", folder / "texts" / "new.txt")
+    with pytest.MonkeyPatch.context() as patch:
+        at_desk(patch, folder)
+        assert run_commands(commands(HOME)) == 3
+    return folder
+
+
+def at_desk(patch, folder):
+    """`looped train smoke` finds the small config."""
+    shipped_as, small = shipped.shipped, {path.stem: path for path in (folder / "configs").glob("*.yaml")}
+    patch.setattr(shipped, "shipped", lambda kind: small if kind == "configs" else shipped_as(kind))
+    patch.chdir(folder)
+
+
+@pytest.fixture
+def desk(home, tmp_path, monkeypatch):
+    """A copy of it for one page."""
+    shutil.copytree(home, folder := tmp_path / "desk")
+    at_desk(monkeypatch, folder)
+    return folder
+
+
+def test_the_first_page_leaves_a_run_and_its_pictures(home):
+    assert (home / "runs" / "smoke" / "plots" / "depth.png").exists()
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.stem)
+def test_the_commands_of_a_page_run(page, desk, in_place):
+    with in_place():
+        assert run_commands(commands(page)) >= 1
+
+
+@pytest.mark.parametrize(("page", "number"), SNIPPETS, ids=lambda value: getattr(value, "stem", value))
+def test_snippets_run(page, number, desk):
+    run_snippet(blocks(page, "python")[number], f"{page.name} snippet {number}")
+
+
+def test_a_verb_has_a_page_with_its_flags_and_an_example():
+    assert {page.stem for page in DOCS.glob("verbs/*.md")} == set(VERBS)
+    for verb in VERBS:
+        page = DOCS / "verbs" / f"{verb}.md"
+        assert page.read_text().count("<!-- flags -->") == 1
+        assert any(line.startswith(f"looped {verb}") for line in commands(page))
+
+
+def test_verbs_stand_in_the_navigation_in_the_order_of_the_help():
+    listed = re.findall(r"verbs/([\w-]+)\.md", (ROOT / "mkdocs.yml").read_text())
+    assert listed == list(VERBS)
+
+
+@pytest.fixture(scope="module")
+def hook():
+    """scripts/guide.py, which MkDocs runs."""
+    pytest.importorskip("mkdocs", reason="the guide is built with the extra docs")
+    found = spec_from_file_location("guide", ROOT / "scripts" / "guide.py")
+    found.loader.exec_module(module := module_from_spec(found))
+    return module
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_flag_of_a_verb_is_described(verb, hook):
+    listed = set(re.findall(r"^\| `(?:--)?([\w-]+)` \|", hook.verb_reference(verb), flags=re.MULTILINE))
+    assert {name.lower().replace("-", "_") for name in listed} == {field.name for field in fields(verb_class(verb))}
+
+
+def test_every_setting_is_described(hook):
+    page = hook.settings_page()
+    assert [name for name, *_ in describe_settings() if f"`{name}`{{ #{name} }}" not in page] == []
+
+
+def test_every_public_name_leads_to_its_description(hook):
+    page = hook.names_page()
+    assert [name for name in looped._PUBLIC if f".{name}" not in page] == []
+
+
+def test_signs_of_a_docstring_mean_themselves(hook):
+    assert hook.plain("plots/*.png and eval/*.jsonl of `a_b`") == r"plots/\*.png and eval/\*.jsonl of `a_b`"
+    assert hook.plain("runs/<name>, a | b") == "runs/&lt;name>, a &#124; b"
+    assert hook.plain("print lines {prompt, depth}") == r"print lines \{prompt, depth\}"  # attributes, else
+
+
+def test_a_page_that_fetches_something_is_noticed(hook):
+    assert hook.remote_assets('<a href="https://arxiv.org">paper</a> <img src="demo.png">') == []
+    assert hook.remote_assets('<script async src="https://unpkg.com/x.js"></script>') == ["https://unpkg.com/x.js"]
+    assert hook.remote_assets('<link rel="stylesheet" href="//fonts/a.css">') == ["//fonts/a.css"]
+
+
+def test_an_equation_is_drawn_without_a_script(hook):
+    drawn = hook.on_page_content(r'<span class="arithmatex">\(\sigma_t &lt; 1\)</span>', None, None, None)
+    assert drawn.startswith("<math")
+    assert "&#x0003C;" in drawn
+    assert "arithmatex" not in drawn
