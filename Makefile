@@ -37,9 +37,9 @@ lint: install
 	$(BIN)/lint-imports
 
 # The guide, into build/guide, to be opened at index.html (its search needs a server: python -m http.server -d build/guide).
-# A warning is an error, and nothing is fetched.
+# A warning is an error (not with --quiet, under which MkDocs counts none), and nothing is fetched.
 docs: install
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # basedpyright brings a node of its own, 280 MB unpacked, so it is no part of the dev extra. PYTHONPATH, since it does not read
 # the import hook of an editable install.

@@ -87,6 +87,18 @@ def test_verbs_stand_in_the_navigation_in_the_order_of_the_help():
     assert listed == list(VERBS)
 
 
+def test_every_page_stands_in_the_navigation():
+    listed = (ROOT / "mkdocs.yml").read_text()
+    assert [page.name for page in DOCS.glob("*.md") if f": {page.name}\n" not in listed] == []
+
+
+def test_the_build_counts_warnings():
+    """Under --quiet MkDocs sees none, so --strict would refuse nothing."""
+    build, = re.findall(r"mkdocs build.*", (ROOT / "Makefile").read_text())
+    assert "--strict" in build
+    assert "--quiet" not in build
+
+
 @pytest.fixture(scope="module")
 def hook():
     """scripts/guide.py, which MkDocs runs."""
