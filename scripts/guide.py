@@ -205,7 +205,8 @@ def source_pages(path: Path) -> Iterator[tuple[str, str]]:
         for each in inside:
             yield from source_pages(each)
     elif full.is_file():
-        yield f"source/{path}.md", f"# {path}\n\n````{LANGUAGES.get(path.suffix, 'text')}\n{full.read_text()}\n````\n"
+        text = full.read_text(encoding="utf-8")
+        yield f"source/{path}.md", f"# {path}\n\n````{LANGUAGES.get(path.suffix, 'text')}\n{text}\n````\n"
     else:
         raise PluginError(f"a page links to {path}, which is not there")
 

@@ -110,3 +110,9 @@ def test_a_wheel_holds_every_package():
     listed = tomllib.loads(Path("pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     found = {str(file.parent).replace("/", ".") for file in Path("looped").rglob("__init__.py")}
     assert set(listed) == found | {"looped.tasks", "looped.configs", "looped.suites"}
+
+
+def test_no_two_modules_of_tests_have_one_name():
+    """pytest imports them by their last name, and collects the second of two not at all."""
+    names = [path.name for path in Path("tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
