@@ -5,6 +5,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
+from looped.cli.eval import need_whole
 from looped.cli.verb import Settings, Verb, check_range, no_settings
 
 
@@ -20,7 +21,7 @@ class Export(Verb):
     """hf: read with this package, at any depth, loops and denoisers. Without it: llama, mistral, qwen2, qwen3, olmo2,
     unrolled at one depth; nanbeige, which llama.cpp, SGLang and vLLM run; huginn, for its own code"""
     num_steps: int | None = None
-    """loop or solver steps a token where none are asked for; those of training if not given"""
+    """loop or solver steps per token where none are asked for; those of training if not given"""
     licence: str | None = None
     """as the model card says it, for instance apache-2.0"""
     step: int | None = None
@@ -36,4 +37,5 @@ class Export(Verb):
         from looped.training.runs import load_run
 
         run = load_run(self.run, ema=not self.raw, step=self.step)
+        need_whole(run, "is a model to export")
         print(export(run, self.out, self.to, num_steps=self.num_steps, licence=self.licence))

@@ -28,10 +28,11 @@ class Kind:
     """A kind of data. noun: what is trained on, in a sentence. source: the settings that a config of this kind names it
     by, as `task.name sudoku`. reads: settings that some kinds read and this one does. sees_all: every row sees every
     other; because: why, in a sentence. drops_context: a model can be asked without what it is given, as guidance does;
-    hidden: the setting that hides that in training, and what it hides. writes_blocks: tokens can be sought by blocks.
-    settles_cells: what is sought has cells that settle one after another. names_classes: of images. model: the dotted
-    path of its class. like: the kind whose rules are also for this one. metric: the figure by depth that evaluations
-    are about. check: refuses configs that do not go with it."""
+    hidden: the setting that hides that in training, and what it hides. writes: it is text, which a model can go on with
+    token by token; writes_blocks: tokens can be sought by blocks. settles_cells: what is sought has cells that settle
+    one after another. names_classes: of images. model: the dotted path of its class. like: the kind whose rules are
+    also for this one. metric: the figure by depth that evaluations are about. check: refuses configs that do not go
+    with it."""
 
     name: str
     noun: str
@@ -41,6 +42,7 @@ class Kind:
     because: str = ""
     drops_context: bool = False
     hidden: tuple[str, str] = ("denoise.context_dropout", "the image")
+    writes: bool = False
     writes_blocks: bool = False
     settles_cells: bool = False
     names_classes: bool = False
@@ -67,7 +69,7 @@ TEXT = Kind("text", "text", lambda config: "text (no task.name, no images.source
             (*(f"data.{name}" for name in DataConfig.model_fields), "evaluation.num_sequences",
              "evaluation.sample_length", "evaluation.prompt_length", "evaluation.num_samples",
              "model.padded_vocab_size"),
-            lambda config: False, writes_blocks=True, metric="nats_per_token")
+            lambda config: False, writes=True, writes_blocks=True, metric="nats_per_token")
 PUZZLES = Kind("puzzles", "a task", lambda config: f"task.name {config.task.name}",
                (*(f"task.{name}" for name in ("options", "difficulty", "layout", "window")), "evaluation.difficulties",
                 "evaluation.num_problems", "model.padded_vocab_size", *ANSWERED),

@@ -69,7 +69,7 @@ READINGS = (Reading(_numbers, lambda mean: mean), Reading(_bits, math.exp2, "bit
             Reading(_bits_a_part, math.exp2, "bits a part"), Reading(_bits_a_part, lambda mean: mean, "bits a part"))
 VARIANTS = {"filter": "{}", "num_fewshot": "{}-shot", "limit": "first {}"}
 """Fields that set curves of one metric of a task apart, and how they are said."""
-UNITS = {"word_perplexity": "bits a word", "byte_perplexity": "bits a byte", "bits_per_byte": "bits a byte"}
+UNITS = {"word_perplexity": "bits/word", "byte_perplexity": "bits/byte", "bits_per_byte": "bits/byte"}
 """Of metrics whose parts are known."""
 
 

@@ -1,10 +1,10 @@
 """The figures of evaluated runs as tables of pandas: `looped.read_results`. docs/figures.md says what columns mean.
 
-    figures    one figure a row                            eval/depth.jsonl
+    figures    one figure per row                          eval/depth.jsonl
     examples   one value of one held-out thing a row       eval/examples.jsonl joined with eval/sequences.jsonl
     samples    one text that was written a row             eval/samples.jsonl joined with eval/sequences.jsonl
     tasks      one figure of a benchmark task a row        eval/tasks.jsonl
-    tokens     one token a row, with `--per-token`         eval/tokens.parquet joined with eval/sequences.jsonl
+    tokens     one token per row, with `--per-token`         eval/tokens.parquet joined with eval/sequences.jsonl
 
 Whole numbers are `Int64`, which can be missing. `data` is "" of a run's own data, `settings` "" where none was changed.
 """

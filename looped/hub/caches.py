@@ -60,8 +60,8 @@ NO_GUESSES = ("a denoiser takes back no tokens, so nothing is guessed ahead for 
 
 
 class SolverCache(DynamicCache):
-    """What a denoiser keeps of a text: a cache for each noise level, in its writer. The texts of a batch stay in their
-    order and only grow."""
+    """The memory of a denoiser for a text: a cache for each noise level, in its writer. The texts of a batch stay in
+    their order and only grow."""
 
     def __init__(self, writer: DenoiseWriter):
         super().__init__()

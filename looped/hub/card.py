@@ -47,7 +47,7 @@ class Card:
     def _sections(self) -> list[Section]:
         unit = STEPS.get(rollout_of(self.run.objective).name, "steps of the loop")
         depth = (f"Its depth is fixed: {self.num_steps} {unit}, written out as layers." if self.alone else
-                 f"`num_steps` are {unit} a token, {self.num_steps} if not given; any number may be asked for. After "
+                 f"`num_steps` are {unit} per token, {self.num_steps} if not given; any number may be asked for. After "
                  f"`import looped.hub.wrapper` no `trust_remote_code` is needed.")
         code = PLAIN if self.alone else LOOPED.format(num_steps=self.num_steps)
         return [Heading(self.run.path.resolve().name, 1),

@@ -14,7 +14,7 @@ from looped.hub.families import FAMILIES
 from looped.hub.families.base import Family
 from looped.hub.importing import max_length_of
 from looped.hub.loading import import_transformers, quiet
-from looped.inference.rollout import rollout_of
+from looped.hub.readers import reader_of
 from looped.storage import new_folder
 from looped.training.runs import Run, read_stamp
 
@@ -42,7 +42,7 @@ def export(run: Run, out: str | Path, to: str = "hf", *, num_steps: int | None =
     if to not in FORMS:
         raise UserError(f"--to {to} is unknown{did_you_mean(to, FORMS)}")
     import_transformers(str(run.path), "exporting")
-    if "data" not in run.config.kind.reads and run.config.kind.name != "text":
+    if not run.config.kind.writes:
         raise UserError(f"run {run.path} is trained on {run.config.kind.noun}, and a model of transformers reads text; "
                         f"export a run on text")
     depth, form = num_steps or run.config.main_depth, FORMS[to]
@@ -88,9 +88,7 @@ def _write_tokenizer(run: Run, folder: Path) -> None:
 def _write_family(run: Run, folder: Path, depth: int, *, family: Family) -> None:
     from huggingface_hub import save_torch_state_dict
 
-    if rollout_of(run.objective).name != "loop":
-        raise UserError(f"{run.path} is a {run.config.objective}, which {family.name} does not compute; export it --to "
-                        f"hf")
+    reader_of(run.objective, run.config).check_layers(family.name)
     model = run.objective.model
     layout = family.written(run.config, model.vocab_size, depth)
     raw = {**layout.raw, **tokens_of(run), "dtype": "float32", "torch_dtype": "float32"}

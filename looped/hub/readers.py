@@ -18,6 +18,7 @@ from looped.errors import UserError
 from looped.inference.denoised_text import DenoiseWriter, TeacherForced
 from looped.inference.loop import read_on
 from looped.inference.padding import Reading
+from looped.inference.rollout import rollout_of
 from looped.nn.projection import head_logits
 from looped.objectives.base import Objective, rows_of_batch
 from looped.rng import StepRandom
@@ -47,12 +48,21 @@ class Reader:
         raise UserError(f"a {type(self.objective).__name__} is not trained by its logits; train it with looped train, "
                         f"and export it again")
 
+    def check_layers(self, family: str) -> None:
+        """Raises UserError where the steps are not layers that a dense stack, or a loop of another family, could have.
+        """
+        raise UserError(f"a {type(self.objective).__name__} is no plain loop, and {family} computes nothing else; "
+                        f"export it --to hf")
+
     writes_uncached = True
     """True where a text that is read anew for each token is the same text."""
 
 
 class LoopReader(Reader):
     """A loop, whose cache has keys and values of every step."""
+
+    def check_layers(self, family: str) -> None:
+        pass
 
     def logits(self, reading: Reading, keep: int) -> Float[Tensor, "batch kept vocab"]:
         r = reading
@@ -64,13 +74,21 @@ class LoopReader(Reader):
 
     def _check_documents(self, r: Reading) -> None:
         """A cache knows nothing of the ends of documents."""
-        ends = r.tokens == self.objective.end_of_text
-        if self.objective.separate and r.cache is not None and bool((ends[:, 1:] if r.first == 0 else ends).any()):
+        if not self.objective.separate or r.cache is None:
+            return
+        ends = (r.tokens == self.objective.end_of_text) & (r.places() > 0)  # one may begin a text, or fill it up
+        if bool(ends.any()):
             raise UserError("this model was trained on documents kept separate, and a cache holds one document; end "
                             "the text at its end-of-text token, or read it with use_cache=False")
 
+    def _check_unpadded(self, r: Reading) -> None:
+        if r.padding.empty is not None:
+            raise UserError("whole texts are trained on, and told apart by their ends, without padding on the left; "
+                            "pad on the right (tokenizer.padding_side = 'right')")
+
     def _of_documents(self, r: Reading) -> Tensor:
         """Each document as if it stood alone."""
+        self._check_unpadded(r)
         batch = self.objective.ask(torch.cat([r.tokens, r.tokens[:, -1:]], dim=1))
         rows = rows_of_batch(batch)
         e = self.model.encode(batch.inputs, rows)
@@ -81,6 +99,7 @@ class LoopReader(Reader):
 
     def trained(self, reading: Reading, last: int | None) -> Float[Tensor, "batch new vocab"]:
         r, model = reading, self.model
+        self._check_unpadded(r)
         batch = self.objective.ask(torch.cat([r.tokens, r.tokens[:, -1:]], dim=1))
         rows = rows_of_batch(batch)
         e = model.encode(batch.inputs, rows)
@@ -92,7 +111,7 @@ class LoopReader(Reader):
 
 
 class SolverReader(Reader):
-    """A denoiser: `depth` solver steps a token, from noise that is the same for every text."""
+    """A denoiser: `depth` solver steps per token, from noise that is the same for every text."""
 
     writes_uncached = False
 
@@ -122,8 +141,8 @@ READERS: dict[str, type[Reader]] = {"loop": LoopReader, "solver": SolverReader}
 
 def reader_of(objective: Objective, config: Config) -> Reader:
     """The reader of an objective. Raises UserError for a model that writes no text token by token."""
-    name = objective.rollout if isinstance(objective.rollout, str) else objective.rollout.name
-    if name not in READERS or not hasattr(objective.model, "vocab_size") or config.kind.like not in ("text", "puzzles"):
+    name = rollout_of(objective).name
+    if not config.kind.writes or name not in READERS:
         raise UserError(f"a {type(objective).__name__} on {config.kind.noun} has no next token, and transformers runs "
                         f"models that have one: loops and denoisers of text")
     return READERS[name](objective, config.seed)

@@ -5,8 +5,8 @@
     model = LoopedForCausalLM.from_pretrained("out", num_steps=16)
     model.generate(**tokenizer("def", return_tensors="pt"), num_steps=32)
 
-`num_steps`, loop steps or solver steps a token, is a setting of the config, of `from_pretrained`, of `generate` and of
-a call, the last of which wins.
+`num_steps`, loop steps or solver steps per token, is a setting of the config, of `from_pretrained`, of `generate` and
+of a call, the last of which wins.
 """
 
 from contextlib import contextmanager
@@ -47,7 +47,7 @@ __all__ = ["LoopedConfig", "LoopedForCausalLM"]
 
 
 class LoopedConfig(PretrainedConfig):
-    """The config of an exported model. looped: the settings of its run; num_steps: loop or solver steps a token;
+    """The config of an exported model. looped: the settings of its run; num_steps: loop or solver steps per token;
     vocab_size: rows of the embedding."""
 
     model_type = "looped"
@@ -172,6 +172,7 @@ class LoopedForCausalLM(PreTrainedModel, GenerationMixin):
         wanted = kept is not None or (use_cache if use_cache is not None else False)
         padding = _padding(attention_mask, input_ids, first, cached=wanted)
         reading = Reading(input_ids, int(depth), padding, first)
+        _check_positions(position_ids, reading)
         if self.training and torch.is_grad_enabled() and kept is None:
             logits = self.reader.trained(reading, self._backprop())[:, -logits_to_keep:]
         elif wanted:
@@ -251,6 +252,16 @@ class LoopedForCausalLM(PreTrainedModel, GenerationMixin):
         return any(layer.checkpointed for layer in self._layers())
 
     is_gradient_checkpointing = is_activation_checkpointing
+
+
+def _check_positions(given: Tensor | None, reading: Reading) -> None:
+    """Raises UserError for positions that do not follow from the mask, as those of several texts packed in one row."""
+    if given is None:
+        return
+    places = reading.places().expand(reading.tokens.shape)
+    if given.shape[-1] != places.shape[1] or bool(((given.expand(places.shape) != places) & (places >= 0)).any()):
+        raise UserError("position_ids are not those that follow from the attention_mask, as where several texts are "
+                        "packed in one row; give each text a row of its own")
 
 
 def _padding(mask: Tensor | None, tokens: Tensor, first: int, *, cached: bool) -> Padding:

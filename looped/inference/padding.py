@@ -69,11 +69,16 @@ class Padding:
 
 @dataclass(frozen=True)
 class Reading:
-    """What is read: `tokens` (B, n) at the columns from `first` on, `depth` steps deep. cache: keys and values of the
-    columns before, to which those of the new ones are added; None: there are none, and none are kept."""
+    """A piece of text to be read: `tokens` (B, n) at the columns from `first` on, `depth` steps deep. cache: keys and
+    values of the columns before, to which those of the new ones are added; None: there are none, and none are kept."""
 
     tokens: Int[Tensor, "batch new"]
     depth: int
     padding: Padding
     first: int = 0
     cache: Cache | None = None
+
+    def places(self) -> Int[Tensor, "#batch new"]:
+        """The positions of the columns in each row; negative where they are empty."""
+        start = torch.as_tensor(self.padding.start(self.first), device=self.tokens.device).reshape(-1, 1)
+        return start + torch.arange(self.tokens.shape[1], device=self.tokens.device)

@@ -37,7 +37,7 @@ def test_an_interval_is_that_of_the_values_in_the_units_of_the_figure():
     low, high = confidence_interval(torch.tensor(line["values"]))
     assert (row.ci_low, row.ci_high) == pytest.approx((2**low, 2**high))
     assert row.ci_low < row.mean < row.ci_high
-    assert (line["unit"], line["higher_is_better"]) == ("bits a word", False)
+    assert (line["unit"], line["higher_is_better"]) == ("bits/word", False)
 
 
 def lines_of(*figures):

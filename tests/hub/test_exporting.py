@@ -36,7 +36,8 @@ RUNS = {"truncated": {"objective": "truncated"}, "denoise": {"objective": "denoi
         "olmo2": PLAIN | {"model.preset": "olmo2"}, "mistral": PLAIN | {"model.preset": "mistral"},
         "nanbeige": {"objective": "full", "model.preset": "nanbeige", "model.num_core_layers": 3},
         "huginn": {"objective": "truncated", "model.preset": "huginn"},
-        "masked": {"objective": "masked"}}
+        "masked": {"objective": "masked"},
+        "alone": {"objective": "blockwise", "blocks.num": 2, "blocks.alone": 0, "blocks.shared": "frozen"}}
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +148,8 @@ REFUSED = {
     "an injection": ("huginn", "llama", "has no place there"),
     "no biases": ("llama", "qwen2", "model.attention_bias is none, and a model of the family qwen2 has qkv"),
     "layers around the loop": ("llama", "nanbeige", "has no place there"),
-    "a denoiser": ("denoise", "llama", "is a denoise, which llama does not compute"),
+    "a denoiser": ("denoise", "llama", "a Denoise is no plain loop, and llama computes nothing else"),
+    "a block alone": ("alone", "hf", "only the whole model is a model to export"),
     "no next token": ("masked", "hf", "has no next token"),
     "an unknown form": ("llama", "lama", "--to lama is unknown; did you mean")}
 

@@ -250,6 +250,31 @@ def test_a_device_map_puts_it_where_it_says(place, tmp_path):
     assert torch.equal(again(tokens()).logits, model(tokens()).logits)
 
 
+@torch.no_grad()
+def test_positions_of_several_texts_in_one_row_are_refused_and_those_that_follow_from_the_mask_taken():
+    model, place = looped(RULES["truncated"]), torch.arange(10)
+    whole = model(tokens()).logits
+    assert torch.equal(model(tokens(), position_ids=place.expand(2, -1)).logits, whole)
+    mask = torch.tensor([[1] * 10, [0] * 3 + [1] * 7])
+    follow = torch.stack([place, torch.tensor([1, 1, 1, *range(7)])])  # transformers fills empty columns with ones
+    assert torch.equal(model(tokens(), attention_mask=mask, position_ids=follow).logits,
+                       model(tokens(), attention_mask=mask).logits)
+    with pytest.raises(UserError, match="position_ids are not those that follow from the attention_mask"):
+        model(tokens(), position_ids=torch.tensor([[*range(5), *range(5)]] * 2))
+
+
+def test_padding_on_the_left_is_refused_in_training():
+    """It would be read as text; on the right it is seen by nobody, and its labels do not count."""
+    model = looped(RULES["embedding"]).train()
+    left, right = torch.tensor([[1] * 10, [0] * 4 + [1] * 6]), torch.tensor([[1] * 10, [1] * 6 + [0] * 4])
+    with pytest.raises(UserError, match="without padding on the left; pad on the right"):
+        model(tokens(), attention_mask=left, labels=tokens())
+    labels = torch.where(right.bool(), tokens(), -100)
+    losses = [model(torch.where(right.bool(), tokens(), filler), attention_mask=right, labels=labels).loss
+              for filler in (0, 7)]
+    assert losses[0] == losses[1]
+
+
 # ---- documents ------------------------------------------------------------------------------------------------------
 
 @torch.no_grad()
@@ -265,6 +290,9 @@ def test_documents_that_were_kept_separate_stay_so():
     with pytest.raises(UserError, match="documents kept separate, and a cache holds one document"):
         written(model, ids)
     assert written(model, ids[:, 4:]).shape == (1, 7)
+    padded = torch.cat([torch.zeros(1, 3, dtype=torch.long), ids[:, 5:]], dim=1)  # filled up with ends of text
+    mask = (torch.arange(padded.shape[1]) >= 3).long().unsqueeze(0)
+    assert torch.equal(written(model, padded, attention_mask=mask), written(model, ids[:, 5:]))
 
 
 # ---- denoisers ------------------------------------------------------------------------------------------------------

@@ -123,7 +123,7 @@ def _refuse_window(raw: Raw, folder: str) -> None:
 
 
 def rope_of(raw: Raw) -> Mapping[str, Any]:
-    """What a config.json says of rotary positions, as transformers 5 writes it or as 4 did."""
+    """The rotary positions of a config.json, as transformers 5 writes it or as 4 did."""
     return raw.get("rope_parameters") or {**(raw.get("rope_scaling") or {}), "rope_theta": raw.get("rope_theta")}
 
 

@@ -58,7 +58,7 @@ class Raven(Family):
         return Cut(*(range(raw[f"n_layers_in_{part}"]) for part in ("prelude", "recurrent_block", "coda")))
 
     def settings(self, raw: Raw, folder: str) -> dict[str, Any]:
-        """Those of the sizes, and of training: one depth a batch, drawn about the mean or fixed."""
+        """Those of the sizes, and of training: one depth per batch, drawn about the mean or fixed."""
         require(raw, folder, "norm_eps", "tie_embeddings", "injection_type", "state_init")
         refuse(raw, folder, bias=False, block_class_name="SandwichBlock", norm_class_name="RMSNorm_llama",
                mlp_class_name="GatedMLP", nonlin_name="SiLU", state_init="like-init", test_time_noise=0,

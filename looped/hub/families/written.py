@@ -1,4 +1,4 @@
-"""What a model of this package has to be to have a place in the layout of a family, and its settings in their words."""
+"""The settings that a model needs to have a place in the layout of a family, and these settings in its words."""
 
 from collections.abc import Collection
 from typing import Any
