@@ -43,8 +43,8 @@ class Reader:
         """Logits after the last `keep` columns, or after all of them (0)."""
         raise NotImplementedError
 
-    def trained(self, reading: Reading, last: int | None) -> Float[Tensor, "batch new vocab"]:
-        """Logits with gradient through the last so many steps, or through all (None)."""
+    def trained(self, reading: Reading) -> Float[Tensor, "batch new vocab"]:
+        """Logits with gradient through the steps that the rule gives one (`Objective.backprop`)."""
         raise UserError(f"a {type(self.objective).__name__} is not trained by its logits; train it with looped train, "
                         f"and export it again")
 
@@ -97,8 +97,8 @@ class LoopReader(Reader):
             noise = r.padding.normal_by_place(self.draws(r), "state", 0, e.shape[1], e.shape[2])
         return self.model.hidden(self.model.unroll(e, rows, grad=r.depth, noise=noise), rows)
 
-    def trained(self, reading: Reading, last: int | None) -> Float[Tensor, "batch new vocab"]:
-        r, model = reading, self.model
+    def trained(self, reading: Reading) -> Float[Tensor, "batch new vocab"]:
+        r, model, last = reading, self.model, self.objective.backprop
         self._check_unpadded(r)
         batch = self.objective.ask(torch.cat([r.tokens, r.tokens[:, -1:]], dim=1))
         rows = rows_of_batch(batch)

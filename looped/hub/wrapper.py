@@ -174,7 +174,7 @@ class LoopedForCausalLM(PreTrainedModel, GenerationMixin):
         reading = Reading(input_ids, int(depth), padding, first)
         _check_positions(position_ids, reading)
         if self.training and torch.is_grad_enabled() and kept is None:
-            logits = self.reader.trained(reading, self._backprop())[:, -logits_to_keep:]
+            logits = self.reader.trained(reading)[:, -logits_to_keep:]
         elif wanted:
             kept = DynamicCache(config=self.config) if kept is None else kept
             logits, kept = KEEPING[type(self.reader)](self.reader, reading, kept, logits_to_keep, self.greedy)
@@ -182,11 +182,6 @@ class LoopedForCausalLM(PreTrainedModel, GenerationMixin):
             logits = self.reader.logits(reading, logits_to_keep)
         loss = None if labels is None else self.loss_function(logits, labels, vocab_size=self.config.vocab_size)
         return CausalLMOutputWithPast(loss=loss, logits=logits, **{KEPT: kept})
-
-    def _backprop(self) -> int | None:
-        """The loop steps that gradients go through: those of the rule it was trained by."""
-        settings = self.config.settings
-        return settings.recurrence.backprop if settings.objective == "truncated" else None
 
     # ---- writing -----------------------------------------------------------------------------------------------------
 

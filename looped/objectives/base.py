@@ -44,6 +44,11 @@ class Objective(nn.Module):
     end_of_text: int | None = None
     separate: bool = False
 
+    @property
+    def backprop(self) -> int | None:
+        """The last loop steps that gradients go through; None: all of them."""
+        return None
+
     @classmethod
     def from_config(cls, config: Config, model: nn.Module) -> "Objective":
         """The rule of a config around its model."""

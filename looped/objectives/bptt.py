@@ -132,6 +132,10 @@ class Full(Unrolled):
 class Truncated(Unrolled):
     """Sampled depth, gradient through the last `backprop` steps."""
 
+    @property
+    def backprop(self) -> int | None:
+        return self.config.backprop
+
     def depths(self, random: StepRandom) -> tuple[int | Tensor, int | Tensor]:
         return random.decide("depth", lambda: sample_depths(self.config, random))
 
