@@ -12,7 +12,7 @@ from looped.evaluation.rows import confidence_interval
 
 @dataclass(frozen=True)
 class TextSummary(MeanSummary):
-    """One arm over its finished seeds. `by_depth`: nats a token; `main`: as a next-token predictor."""
+    """One arm over its finished seeds. `by_depth`: nats/token; `main`: as a next-token predictor."""
 
     runs: list[TextMeasured]
 

@@ -66,7 +66,7 @@ def text_notes(arms: Sequence[TextSummary], plan: Plan) -> list[str]:
     configs = [arm.runs[0].place.arm.config for arm in arms]
     means = " or ".join(map(str, sorted({config.recurrence.mean for config in configs})))
     found = [
-        f"Held-out loss in nats a token (lower is better) of the same {num} sequences of {config.data.length} tokens, "
+        f"Held-out loss in nats/token (lower is better) of the same {num} sequences of {config.data.length} tokens, "
         f"{over_seeds(plan)}.",
         f"next token: the one figure all arms have: a loop at its mean trained depth ({means}), ar at "
         f"its one step, a denoiser at sigma_max, where its input holds nothing of the answer and one pass predicts the "

@@ -50,7 +50,7 @@ class HeldoutText:
     def summary(self) -> str:
         """One line for logs."""
         return (f"{self.source}: {len(self.heldout):,} tokens of {len(self.heldout.documents):,} documents held out, "
-                f"{self.bytes_per_token:.3f} bytes a token")
+                f"{self.bytes_per_token:.3f} bytes/token")
 
     def nats_to_bits_per_byte(self, nats: float) -> float:
         """Mean nats/token as bits/byte."""

@@ -80,7 +80,7 @@ class TextData:
         """One line for logs."""
         return (f"{self.source}: {len(self.train):,} tokens of {len(self.train.documents):,} documents to train, "
                 f"{len(self.heldout):,} of {len(self.heldout.documents):,} held out, vocabulary {self.vocab_size:,}, "
-                f"{self.bytes_per_token:.3f} bytes a token")
+                f"{self.bytes_per_token:.3f} bytes/token")
 
 
 def prepare(data: DataConfig) -> TextData:

@@ -49,9 +49,9 @@ class DepthSweep:
 def evaluate_depth(objective: Objective, tokens: Int[Tensor, "num length_and_one"], depths: Sequence[int], *,
                    bytes_per_token: float, seed: int = 0, batch_size: int = 16, num_trajectories: int = 0,
                    num_levels: int = 32, keep: Keep = keep_nothing) -> DepthSweep:
-    """Held-out nats a token and bits a byte at each of `depths`; for a denoiser also the loss by noise level.
+    """Held-out nats/token and bits/byte at each of `depths`; for a denoiser also the loss by noise level.
 
-    tokens: held-out sequences, one token longer than the context. `bytes_per_token` turns nats into bits a byte.
+    tokens: held-out sequences, one token longer than the context. `bytes_per_token` turns nats into bits/byte.
     A denoiser's nats are the variational bound of its stochastic solver; with `num_trajectories` its configured solver
     is sampled besides (`nats_by_solver`). Masked diffusion has the bound of so many unmasking steps at each depth, and
     besides that of ever more of them, over `num_levels` levels (`nats_bound`, `bits_per_byte_bound`). `keep` is given

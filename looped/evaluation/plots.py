@@ -7,8 +7,8 @@ from typing import Any
 
 Rows = Sequence[Mapping[str, Any]]
 
-AXES = {"nats_per_token": "held-out loss (nats a token)", "bits_per_byte": "held-out loss (bits a byte)",
-        "accuracy": "share of held-out images named rightly", "nats_at_sigma": "held-out loss (nats a token)",
+AXES = {"nats_per_token": "held-out loss (nats/token)", "bits_per_byte": "held-out loss (bits/byte)",
+        "accuracy": "held-out accuracy", "nats_at_sigma": "held-out loss (nats/token)",
         "loss_at_sigma": "held-out squared error, weighted", "frechet_distance": "Fréchet distance to held-out images",
         "precision": "share of made images that are like held-out ones",
         "recall": "share of held-out images that made ones are like", "solved": "share of problems solved",

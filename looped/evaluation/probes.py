@@ -49,7 +49,7 @@ def probe(objective: Objective, tokens: Tokens, by_depth: Mapping[int, Float[Ten
           twin: Objective | None = None, seed: int = 0) -> Probes:
     """All probes that fit the objective, on held-out sequences.
 
-    by_depth: nats a token of every sequence at each depth (`DepthSweep.per_example`). twin: the autoregressive twin.
+    by_depth: nats/token of every sequence at each depth (`DepthSweep.per_example`). twin: the autoregressive twin.
     """
     with evaluating(objective):
         return _probe(objective, tokens, by_depth, vocab_size, twin, seed)

@@ -150,7 +150,7 @@ class Quality:
         self.per_example.setdefault(metric, {})[fields["depth"]] = values
 
     def take_behind(self, kind: str, differences: Float[Tensor, "num"], fields: Mapping[str, Any]) -> None:
-        """Paired differences in nats a token, and the ratio of perplexities that they are, in per cent."""
+        """Paired differences in nats/token, and the ratio of perplexities that they are, in per cent."""
         self.take(f"{kind}_behind_twin", differences, fields)
         row = self.rows[-1]
         self.rows.append(Row(f"{kind}_perplexity_percent", *(100 * math.expm1(nats) for nats in (
@@ -171,7 +171,7 @@ def matched_quality(objective: Objective, twin: Twin, judge: Reader, prompts: In
     """The judge's preference for a twin over this writer, prompt by prompt, at equal diversity.
 
     The twin writes at temperature 1 and its depth: `twin_judged_nats`, `twin_distinct_2`. At each depth, the writer
-    at temperature 1: `judged_behind_twin`, nats a token, and `judged_perplexity_percent`; then at the temperature of
+    at temperature 1: `judged_behind_twin`, nats/token, and `judged_perplexity_percent`; then at the temperature of
     the twin's distinct-2: `matched_nats`, `matched_distinct_2`, `matched_behind_twin`, `matched_perplexity_percent`;
     or only `unmatched_distinct_2`, the nearest, where no temperature reaches it.
 

@@ -23,7 +23,7 @@ from looped.rng import StepRandom
 
 @dataclass
 class Loss:
-    """`value`: mean nats a token, the thing to differentiate. `metrics`: detached figures for the log."""
+    """`value`: mean nats/token, the thing to differentiate. `metrics`: detached figures for the log."""
 
     value: Tensor
     metrics: dict[str, float | Tensor] = field(default_factory=dict)

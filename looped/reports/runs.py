@@ -201,12 +201,12 @@ def _cells(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 
     nats, accuracy, frechet = (rows.get(metric, {}) for metric in TABLED)
     main = nats or accuracy or frechet
-    return {"nats a token": _with_interval(nats), "accuracy": _with_interval(accuracy),
+    return {"nats/token": _with_interval(nats), "accuracy": _with_interval(accuracy),
             "Fréchet distance": mean("frechet_distance"), "precision": mean("precision"), "recall": mean("recall"),
-            "bits a byte": mean("bits_per_byte"),
+            "bits/byte": mean("bits_per_byte"),
             "distinct-1, 2, 4": " ".join(mean(f"distinct_{n}") for n in (1, 2, 4)).replace("- - -", "-"),
             "repetition-4": mean("repetition_4"), "judged": mean("judged_nats"), "matched": _matched(rows),
-            "mauve": mean("mauve"), "tokens a second": mean("tokens_per_second", 0),
+            "mauve": mean("mauve"), "tokens/s": mean("tokens_per_second", 0),
             "layer forwards": _number(main.get("layer_forwards"), 0), "seconds": _number(main.get("seconds"), 2)}
 
 
@@ -223,10 +223,10 @@ def _notes(label: str, at: Mapping[tuple[str, int | None], Mapping[str, Any]]) -
     first = {metric: row for (metric, _), row in reversed(at.items())}
     if "nats_at_sigma_max" in first:
         yield (f"{label} at sigma_max, where a denoiser is a next-token predictor: "
-               f"{_with_interval(first['nats_at_sigma_max'])} nats a token")
+               f"{_with_interval(first['nats_at_sigma_max'])} nats/token")
     if "nats_bound" in first:
         nats, bits = (_with_interval(first[metric]) for metric in ("nats_bound", "bits_per_byte_bound"))
-        yield f"{label} with ever more unmasking steps: a bound of {nats} nats a token, {bits} bits a byte"
+        yield f"{label} with ever more unmasking steps: a bound of {nats} nats/token, {bits} bits/byte"
     if "frechet_distance" in first:
         row = first["frechet_distance"]
         yield (f"{label}: Fréchet distance, precision and recall in features of {row['by']}: not Inception FID; of "
@@ -236,13 +236,13 @@ def _notes(label: str, at: Mapping[tuple[str, int | None], Mapping[str, Any]]) -
         yield f"{row['n']} training images, of the classes of those held out, are at {row['mean']:.3f} from them"
     if "judged_nats_of_text" in first:
         row = first["judged_nats_of_text"]
-        yield (f"judged: nats a token of {row['n']} samples under {row.get('by', 'the judge')}, which gives the real "
+        yield (f"judged: nats/token of {row['n']} samples under {row.get('by', 'the judge')}, which gives the real "
                f"text after the prompts of {label} {_with_interval(row)}")
     if "twin_distinct_2" in first:
         row = first["twin_distinct_2"]
         theirs = first["twin_judged_nats"]
         twin = row.get("twin", row.get("by"))
-        yield (f"matched: perplexity beside that of {twin}, whose samples have {theirs['mean']:.3f} nats a token, at "
+        yield (f"matched: perplexity beside that of {twin}, whose samples have {theirs['mean']:.3f} nats/token, at "
                f"the temperature where {label} has their distinct-2, {row['mean']:.3f}")
     for (metric, depth), row in at.items():
         if metric == "unmatched_distinct_2":

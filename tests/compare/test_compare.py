@@ -221,4 +221,4 @@ def test_a_real_comparison_holds_it_in_its_rows_its_table_and_its_page(done):
 def test_a_real_report_is_alone(done):
     reader, pictures = check_alone((done / "report.html").read_text())
     assert len(pictures) == 4
-    assert all(word in reader.text for word in ("nats a token", "torch", "denoise, seed 0, depth 2", "distinct-2"))
+    assert all(word in reader.text for word in ("nats/token", "torch", "denoise, seed 0, depth 2", "distinct-2"))

@@ -91,7 +91,7 @@ def test_checkpoints_and_settings_are_not_mixed_in_a_curve(drawn, tmp_path):
 
 
 @pytest.mark.parametrize(("rows", "settings", "metric", "header", "line"), [
-    (LOSSES, {}, None, ["run", "depth", "nats a token"], ["a", "1", "3.000 [2.900, 3.100]"]),
+    (LOSSES, {}, None, ["run", "depth", "nats/token"], ["a", "1", "3.000 [2.900, 3.100]"]),
     (LOSSES, {}, "distinct_2", ["distinct_2", "depth 1"], ["a", "0.500 [0.400, 0.600]"]),
     (LOSSES, {}, "nats_at_sigma", ["nats_at_sigma", "sigma 20", "sigma 0.5"],
      ["a", "4.000 [3.900, 4.100]", "2.000 [1.900, 2.100]"]),

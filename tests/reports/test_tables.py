@@ -27,7 +27,7 @@ def cells(table):
 
 def test_columns_without_a_figure_are_left_out():
     header, _, *lines = cells(table_of(LIKELIHOOD))
-    assert header == ["run", "depth", "nats a token"]
+    assert header == ["run", "depth", "nats/token"]
     assert lines == [["a", "1", "3.000 [2.000, 4.000]"], ["a", "4", "2.500 [1.500, 3.500]"]]
     header, _, first, second = cells(table_of([*LIKELIHOOD, *JUDGED]))
     assert header[-1] == "judged"

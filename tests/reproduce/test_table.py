@@ -59,7 +59,7 @@ def test_bits_a_byte_in_blocks_and_end_to_end(tabled):
     assert list(blocks.values()) == [
         "three-blocks", "2.050 ± 0.071", "2.060 ± 0.071", "2.130 ± 0.071", "2.690 ± 0.071", "-0.250 [-0.500, +0.125]",
         "20", "1,234", "112", "1.45"]
-    assert (twin["arm"], twin["nats a token against end-to-end"], twin["the paper: bits a character, text8"]) == (
+    assert (twin["arm"], twin["nats/token against end-to-end"], twin["the paper: bits a character, text8"]) == (
         "end-to-end", "-", "1.56")
     assert "Reproduces DiffusionBlocks (arXiv 2506.14202), table 3, MD4 on text8." in text
     assert "mean ± standard deviation over 2 seeds" in text
