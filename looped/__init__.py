@@ -29,12 +29,13 @@ if TYPE_CHECKING:  # what type checkers and editors read; tests/test_types.py co
     from looped.nn.bias import Padded as Padded
     from looped.nn.bias import SameDocument as SameDocument
     from looped.nn.bias import SlidingWindow as SlidingWindow
+    from looped.nn.depths import sample_depths as sample_depths
+    from looped.nn.injection import LinearInjection as LinearInjection
     from looped.nn.mask import Mask as Mask
     from looped.nn.mask import Table as Table
     from looped.nn.recurrence import Core as Core
     from looped.nn.recurrence import RecurrentDepth as RecurrentDepth
     from looped.objectives import build_objective as build_objective
-    from looped.objectives.depth import sample_depths as sample_depths
     from looped.rng import StepRandom as StepRandom
     from looped.training.runs import load_run as load_run
     from looped.training.train import open_trainer as open_trainer
@@ -48,6 +49,7 @@ _PUBLIC = {
     "UserError": "looped.errors",
     "Core": "looped.nn.recurrence",
     "RecurrentDepth": "looped.nn.recurrence",
+    "LinearInjection": "looped.nn.injection",
     "attention": "looped.nn.attention",
     "Mask": "looped.nn.mask",
     "Table": "looped.nn.mask",
@@ -66,7 +68,7 @@ _PUBLIC = {
     "build": "looped.models.build",
     "build_objective": "looped.objectives",
     "count": "looped.cost.counts",
-    "sample_depths": "looped.objectives.depth",
+    "sample_depths": "looped.nn.depths",
     "StepRandom": "looped.rng",
     "train": "looped.training.train",
     "open_trainer": "looped.training.train",

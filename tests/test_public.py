@@ -7,7 +7,7 @@ from torch import nn
 import looped
 from looped.config import load_config
 from looped.config.denoise import DenoiseConfig
-from looped.config.recurrence import RecurrenceConfig
+from looped.diffusion.denoiser import MEMBERS
 from looped.objectives import Denoise
 
 V, D, TOKENS = 20, 16, torch.arange(14).view(2, 7)
@@ -55,14 +55,25 @@ def test_a_type_error_inside_a_core_stays_itself():
         def forward(self, state, e, cond=None):
             return state + "one"
 
-    with pytest.raises(TypeError, match=r"unsupported operand|must be"):
+    with pytest.raises(TypeError, match=r"unsupported operand|must be") as raised:
         looped.RecurrentDepth(looped.Core(Broken()))(torch.ones(1, 2, 3), 1)
+    assert "calls a block as (state, e, cond)" in raised.value.__notes__[0]
+
+
+@pytest.mark.parametrize(("make", "said"), [
+    (lambda: looped.Core(nn.Linear(2, 2)), r"Linear.forward takes 1 positional argument, .* as \(state, e, cond\)"),
+    (lambda: looped.RecurrentDepth(nn.Bilinear(2, 2, 2)), "Bilinear.forward takes 2 positional arguments"),
+    (lambda: looped.Core(torch.tanh), "a block of the loop must be a Module, got")])
+def test_what_cannot_be_called_as_a_block_is_refused_when_the_loop_is_made(make, said):
+    with pytest.raises(looped.UserError, match=said):
+        make()
 
 
 class Net(nn.Module):
     """Exactly the members of `LoopedModel`."""
 
     width, vocab_size = D, V
+    num_prelude_layers, core_layers, num_coda_layers = 0, (1,), 0
 
     def __init__(self):
         super().__init__()
@@ -91,8 +102,7 @@ class Net(nn.Module):
 def test_a_net_with_the_members_of_looped_model_trains_and_is_sampled_as_a_denoiser():
     torch.manual_seed(0)
     net = Net()
-    members = {name for name in vars(looped.LoopedModel) if not name.startswith("_")}
-    assert members <= {name for name in vars(Net) if not name.startswith("_")}
+    assert {name for name in vars(Net) if not name.startswith("_")} | {"embed"} == {*MEMBERS}
     objective = Denoise(net, DenoiseConfig(context="inject", bridge="soft"))
     objective(TOKENS, looped.StepRandom(0, 0, count=2)).value.backward()
     assert net.core.linear.weight.grad.abs().sum() > 0
@@ -101,6 +111,21 @@ def test_a_net_with_the_members_of_looped_model_trains_and_is_sampled_as_a_denoi
     z = levels[0].float() * torch.randn(2, 7, denoiser.targets.dim)
     D_hat = looped.SAMPLERS["euler"](lambda z, sigma: denoiser.estimate(denoiser(z, sigma, e)), z, levels)
     assert D_hat.shape == z.shape
+    sweep = looped.evaluate_depth(objective, TOKENS, [1, 3], bytes_per_token=2.0)
+    assert sweep.means("nats_per_token").keys() == {1, 3}
+    assert {row.layer_forwards for row in sweep.rows if row.depth} == {1.0, 3.0}
+    assert looped.generate(objective, TOKENS[:, :3], depth=2, num_tokens=4).shape[0] == 2
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+def test_a_net_that_lacks_a_member_is_refused_when_the_rule_is_made(member, monkeypatch):
+    net = Net()
+    if member == "embed":
+        del net.embed
+    else:
+        monkeypatch.delattr(Net, member)
+    with pytest.raises(looped.UserError, match=f"Net has no {member}, which .* needs; see looped.LoopedModel"):
+        Denoise(net, DenoiseConfig(context="inject"))
 
 
 def test_a_net_without_them_is_refused_by_name():
@@ -109,6 +134,6 @@ def test_a_net_without_them_is_refused_by_name():
 
 
 def test_the_depth_sampler_is_public():
-    no_grad, grad = looped.sample_depths(RecurrenceConfig(mean=8, backprop=4), looped.StepRandom(0, 3, count=5))
+    no_grad, grad = looped.sample_depths(8, 4, looped.StepRandom(0, 3, count=5))
     assert no_grad.shape == grad.shape == (5,)
     assert grad.max() <= 4

@@ -5,11 +5,11 @@ top-k: the expectation over the k likeliest. sampled: a row drawn from the softm
 """
 
 import torch
-from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from looped.errors import UserError, did_you_mean
 from looped.nn.precision import widest
+from looped.shapes import Float, Float64, Int64
 
 BRIDGES = ("soft", "hard", "top-k", "sampled")
 

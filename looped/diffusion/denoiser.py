@@ -6,11 +6,10 @@ clean estimate D that solvers step along. Cross-entropy replaces EDM's regressio
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Float64, Int, Int64
 from torch import Tensor, nn
 
 from looped.config.denoise import DenoiseConfig
@@ -25,6 +24,7 @@ from looped.nn.checks import require
 from looped.nn.fused import compute_dtype
 from looped.nn.projection import cast_for, head_logits, table_of
 from looped.nn.rows import PLAIN, Rows
+from looped.shapes import Bool, Float, Float64, Int, Int64
 
 Noisy = Float[Tensor, "batch length dim"]
 Sigma = Float[Tensor, "batch"] | Float[Tensor, "batch length"]
@@ -34,17 +34,22 @@ Steer = Callable[[Tensor], Tensor]
 
 @runtime_checkable
 class LoopedModel(Protocol):
-    """The model behind a denoiser: its sizes, its input embedding, `step` and `decode`. Training (`Denoise`) and
-    generation also take `encode`, `make_context`, `hidden` and the `head_weight` that reads it; `evaluate_depth`, which
-    counts layers, a `config` (ModelConfig) and `core_layers`, a number for each block.
+    """Every member that denoising asks of a model, in training (`Denoise`), generation and `evaluate_depth`.
 
-    `rows` says of all calls who sees whom and where rows stand; a model may ignore what it has no use for.
-    `make_context` of `denoise.context inject` returns None.
+    width: D of all hidden states (B, L, D). vocab_size: V. embed: the input embedding, (V, D). `encode` gives e, the
+    encoded input; `step` one application of the core, with `level` (B,) or (B, L) the noise level as EDM's c_noise;
+    `hidden` the rows (B, L, D) that the head reads, `head_weight` (V, D) the head, `decode` the logits (B, L, V).
+    `make_context` gives the keys and values that `denoise.context context` and `concat` attend to, and None under
+    `inject`. `rows` (`looped.nn.rows.Rows`) carries the attention mask and the positions; a model may ignore what it
+    has no use for. The three counts of layers are for layer forwards alone: `core_layers` has one number per block.
     """
 
     width: int
     vocab_size: int
     embed: nn.Embedding
+    num_prelude_layers: int
+    core_layers: Sequence[int]
+    num_coda_layers: int
 
     def encode(self, tokens: Tensor, rows: Rows) -> Tensor: ...
 
@@ -60,8 +65,17 @@ class LoopedModel(Protocol):
     def head_weight(self) -> Tensor: ...
 
 
-NEEDED = ("width", "vocab_size", "embed", "step", "decode")
-"""Members of a `LoopedModel` without which there is no denoiser at all."""
+MEMBERS = (*LoopedModel.__annotations__, *(name for name in vars(LoopedModel) if not name.startswith("_")))
+ALONE = ("width", "vocab_size", "embed", "step", "decode")
+"""Members of a `LoopedModel` that a `Denoiser` by itself asks for."""
+
+
+def require_members(model: object, names: Iterable[str], asker: str) -> None:
+    """Raise `UserError` where a model lacks some of the members of `LoopedModel`, with their names."""
+    # In the class or the instance: a property such as head_weight may refuse to be read.
+    if missing := [name for name in names if not (hasattr(type(model), name) or hasattr(model, name))]:
+        raise UserError(f"{type(model).__name__} has no {' and no '.join(missing)}, which {asker} needs; see "
+                        f"looped.LoopedModel for all that a model has")
 
 
 class Denoiser(nn.Module):
@@ -75,9 +89,7 @@ class Denoiser(nn.Module):
                  edges: Float64[Tensor, "edges"] | None = None):
         super().__init__()
         config = DenoiseConfig() if config is None else config
-        if missing := [name for name in NEEDED if not hasattr(model, name)]:
-            raise UserError(f"{type(model).__name__} has no {' and no '.join(missing)}, which a denoiser needs; see "
-                            f"looped.LoopedModel for all that a model has")
+        require_members(model, ALONE, "a denoiser")
         require(config, DenoiseConfig, "config", "pass DenoiseConfig(context='inject'), or nothing for its defaults")
         self.model = model
         self.config = config

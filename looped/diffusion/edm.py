@@ -7,10 +7,10 @@ coefficient is a sum or product of positive numbers, so float32 holds it to a fe
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from looped.errors import UserError
+from looped.shapes import Float
 
 
 @dataclass(frozen=True)

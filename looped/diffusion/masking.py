@@ -15,12 +15,12 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import torch
-from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from looped.config.blocks import BlocksConfig
 from looped.diffusion.bridge import draw
 from looped.errors import UserError, did_you_mean
+from looped.shapes import Bool, Float, Float64, Int
 
 Time = Float64[Tensor, "*shape"]
 Tokens = Int[Tensor, "batch length"]

@@ -7,13 +7,11 @@ it holds no randomness of its own. Everything is computed on x = ln sigma in flo
 import math
 
 import torch
-from jaxtyping import Float, Float64, Int64
 from torch import Tensor, nn
 
-from looped.config.blocks import BlocksConfig
-from looped.config.denoise import NoiseConfig
 from looped.errors import UserError
 from looped.nn.precision import widest
+from looped.shapes import Float, Float64, Int64
 
 
 class Noise(nn.Module):
@@ -254,16 +252,6 @@ class ShareAtMax(Noise):
         self.noise.update()
 
 
-def noise_from_config(config: NoiseConfig) -> Noise:
-    """The distribution that `denoise.noise` describes."""
-    ends = (config.sigma_min, config.sigma_max)
-    if config.distribution == "log-normal":
-        noise: Noise = LogNormal(config.log_mean, config.log_std, *ends)
-    else:
-        noise = {"log-uniform": LogUniform, "adaptive": Adaptive}[config.distribution](*ends)
-    return ShareAtMax(noise, config.share_at_max) if config.share_at_max else noise
-
-
 def partition(noise: Noise, num_blocks: int) -> Float64[Tensor, "{num_blocks}+1"]:
     """Descending edges with equal mass between neighbours; block b owns `edges[b + 1] < sigma <= edges[b]`.
 
@@ -298,29 +286,6 @@ def interval(block: int, edges: Float64[Tensor, "edges"], overlap: float = 0.0) 
     high, low = edges[block].item(), edges[block + 1].item()
     a = (high / low) ** overlap
     return max(low / a, edges[-1].item()), min(high * a, edges[0].item())
-
-
-def edges_of(config: BlocksConfig, noise: Noise) -> Float64[Tensor, "edges"]:
-    """The descending edges that `blocks` describes, from sigma_max to sigma_min, on the CPU.
-
-    Raises UserError where they are still to be measured.
-    """
-    if config.edges_from is not None:
-        raise UserError(f"blocks.edges_from {config.edges_from} is not read here; give the edges that `looped train` "
-                        f"has put into its run's config.yaml as blocks.edges")
-    if config.edges is not None:
-        return torch.tensor([noise.sigma_max, *config.edges, noise.sigma_min], dtype=torch.float64)
-    return partition(noise if config.partition == "mass" else LogUniform(noise.sigma_min, noise.sigma_max), config.num)
-
-
-def block_shares(config: BlocksConfig, noise: Noise) -> Float64[Tensor, "blocks"]:
-    """The share of the steps that train each block: one alone in each step, else by `blocks.choose`; an atom at
-    sigma_max belongs to block 0."""
-    if config.alone is not None:
-        return torch.eye(config.num, dtype=torch.float64)[config.alone]
-    if config.choose == "uniform":
-        return torch.full((config.num,), 1 / config.num, dtype=torch.float64)
-    return -noise.cdf(edges_of(config, noise)).diff()
 
 
 def sample_between(noise: Noise, low: float, high: float,

@@ -4,11 +4,11 @@
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor, nn
 
 from looped.diffusion.edm import EDM, align
 from looped.diffusion.noise import block_of
+from looped.shapes import Float, Float64, Int, Int64
 
 Images = Float[Tensor, "batch channels down across"]
 Sigma = Float[Tensor, "batch"]

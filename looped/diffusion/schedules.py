@@ -6,24 +6,27 @@ The network is evaluated at all entries but the last; the 0 only says that the f
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float64
 from torch import Tensor
 
 from looped.diffusion.noise import LogUniform, Noise
 from looped.errors import UserError, did_you_mean
 from looped.nn.checks import require, whole_number
+from looped.shapes import Float64
 
 
-def schedule(name: str, num_steps: int, noise: Noise, rho: float = 7.0) -> Float64[Tensor, "{num_steps}+1"]:
+def schedule(name: str, num_steps: int, noise: Noise | tuple[float, float],
+             rho: float = 7.0) -> Float64[Tensor, "{num_steps}+1"]:
     """Descending levels on the CPU, ending in 0; with one step the only evaluation is at sigma_max.
 
-    `karras`: even in `sigma^(1/rho)` (Karras et al. 2022, equation 5; `rho` matters here alone). `log-linear`: even in
-    ln sigma. `quantile`: equal mass of the continuous part of the training distribution between neighbours.
+    noise: the training distribution, or the range (sigma_min, sigma_max) alone. `karras`: evenly spaced in
+    `sigma^(1/rho)` (Karras et al. 2022, equation 5; the only one that uses `rho`). `log-linear`: evenly spaced in ln
+    sigma. `quantile`: equal mass of the continuous part of the training distribution between neighbours. Raises
+    `UserError` for an unknown name, a range that is none, and `quantile` without a distribution.
     """
     if name not in SCHEDULES:
         raise UserError(f"no noise schedule '{name}'{did_you_mean(name, SCHEDULES)}")
     num_steps = whole_number("num_steps", num_steps, 1)
-    require(noise, Noise, "noise", "pass looped.diffusion.noise.LogUniform(sigma_min, sigma_max), or objective.noise")
+    noise = _distribution(name, noise)
     if rho <= 0:
         raise UserError(f"rho {rho} is not positive; Karras et al. use 7")
     down = torch.linspace(1, 0, num_steps, dtype=torch.float64)
@@ -32,6 +35,18 @@ def schedule(name: str, num_steps: int, noise: Noise, rho: float = 7.0) -> Float
     if num_steps > 1:
         levels[-1] = noise.sigma_min
     return torch.cat([levels, torch.zeros(1, dtype=torch.float64)])
+
+
+def _distribution(name: str, noise: Noise | tuple[float, float]) -> Noise:
+    """The training distribution, or for a range one that has its ends. Raises UserError."""
+    if isinstance(noise, tuple | list) and len(noise) == 2:
+        if name == "quantile":
+            raise UserError("the schedule 'quantile' needs the training distribution, not its range alone; pass "
+                            "LogUniform(sigma_min, sigma_max), another of looped.diffusion.noise, or objective.noise")
+        return LogUniform(*noise)
+    require(noise, Noise, "noise", "pass the range (sigma_min, sigma_max), a distribution of looped.diffusion.noise, "
+                                   "or objective.noise")
+    return noise
 
 
 def block_schedule(name: str, num_steps: int, noise: Noise, block: int,

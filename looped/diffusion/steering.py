@@ -9,10 +9,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from looped.errors import UserError
+from looped.shapes import Float
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ import math
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from looped.config.denoise import TargetConfig
+from looped.shapes import Float, Int
 
 DEFAULT_DIM = 16
 

@@ -52,7 +52,7 @@ class LoopRollout(Rollout):
         return {depth: found.get(depth) or read_out(depth) for depth in depths}
 
     def answer_cost(self, depth: int, config: EvaluationConfig, *, early: bool = False) -> Cost:
-        c = self.model.config
+        c = self.model
         steps = itertools.islice(itertools.cycle(self.model.core_layers), depth)
         if early:
             return Cost(c.num_prelude_layers, tuple(core + c.num_coda_layers for core in steps))

@@ -83,7 +83,7 @@ class SolverRollout(Rollout):
     def _before(self) -> int:
         """The prelude, and the clean rows of `concat` on their way through each block and all of the coda but its last
         layer, of which keys and values are enough."""
-        blocks, c = self.model.core_layers, self.model.config
+        blocks, c = self.model.core_layers, self.model
         clean = sum(blocks) + len(blocks) * max(c.num_coda_layers - 1, 0)
         return c.num_prelude_layers + (clean if self.objective.config.context == "concat" else 0)
 
@@ -97,7 +97,7 @@ class SolverRollout(Rollout):
         """Layers of a reading at each level, by the block that owns it."""
         layers, denoiser = self.model.core_layers, self.objective.denoiser
         owners = [0] * len(levels) if denoiser.edges is None else denoiser.owners(levels).tolist()
-        return [float(layers[block] + self.model.config.num_coda_layers) for block in owners]
+        return [float(layers[block] + self.model.num_coda_layers) for block in owners]
 
     def steps(self, batch: Batch, depth: int, random: StepRandom, *, start: str | None = None) -> Iterator[Readout]:
         """The soft estimate and the readout of each reading."""

@@ -45,7 +45,7 @@ class UnmaskRollout(Rollout):
             yield depth, losses.unsqueeze(1), now(rows.device) - began
 
     def likelihood_cost(self, depth: int) -> Cost:
-        c, layers = self.model.config, self.model.core_layers
+        c, layers = self.model, self.model.core_layers
         owners = self.objective.owners(step_levels(self.objective, depth)[:-1]).tolist()
         return Cost(0, tuple(c.num_prelude_layers + layers[block] + c.num_coda_layers for block in owners))
 

@@ -79,7 +79,9 @@ class LanguageModel(nn.Module):
         self.config = config
         self.vocab_size = vocab_size
         self.width: int = config.width
+        self.num_prelude_layers: int = config.num_prelude_layers
         self.core_layers: tuple[int, ...] = tuple(s.core_layers or (config.num_core_layers,))
+        self.num_coda_layers: int = config.num_coda_layers
         self.mask_token: int | None = vocab_size if s.mask_token else None
         self.embed: nn.Embedding = nn.Embedding(vocab_size + s.mask_token, config.width)
         self.embed_scale: float = math.sqrt(config.width) if config.embed_scale is None else config.embed_scale

@@ -8,28 +8,30 @@ import math
 import warnings
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from looped.errors import UserError, did_you_mean
 from looped.nn.backends import BACKENDS, RUN, causal_kernel, expand_heads, needs_tensor, reason_not, sum_heads
 from looped.nn.bias import Causal, CleanNoisy
-from looped.nn.mask import Mask, require_mask
+from looped.nn.mask import Mask, as_mask
+from looped.shapes import Bool, Float
 
 Query = Float[Tensor, "batch queries heads dim"]
 KeyValue = Float[Tensor, "batch keys kv_heads dim"]
 Own = Float[Tensor, "batch queries kv_heads dim"]
 
 
-def attention(q: Query, k: KeyValue, v: KeyValue, mask: Mask, *, backend: str = "auto") -> Query:
+def attention(q: Query, k: KeyValue, v: KeyValue, mask: Mask | Bool[Tensor, "*batch queries keys"], *,
+              backend: str = "auto") -> Query:
     """softmax(q k / sqrt(K)) v over the keys that `mask` allows; rows that see nobody are zero.
 
-    Fewer queries than keys are the last rows (a cache). `auto`: xformers on CUDA, flex for CUDA masks that xformers
-    has no class for, SDPA elsewhere. Raises `UserError` for a named backend that cannot run, with the reason, and for
-    sizes that do not fit the mask; warns where the layout seems to be torch's (batch, heads, length, dim).
+    mask: an object, or a bool tensor, true where a query sees a key (`Table`). Fewer queries than keys are the last
+    rows (a cache). `auto`: xformers on CUDA, flex for CUDA masks that xformers has no class for, SDPA elsewhere. Raises
+    `UserError` for a named backend that cannot run, with the reason, and for sizes that do not fit the mask; warns
+    where the layout seems to be torch's (batch, heads, length, dim).
     """
-    require_mask(mask)
+    mask = as_mask(mask)
     q, k, v = _autocast(q, k, v)
     _check_heads(q, k, v)
     _notice_layout(q)

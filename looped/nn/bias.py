@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from looped.errors import UserError
 from looped.nn.checks import WHOLE, kind_of
 from looped.nn.mask import Mask
+from looped.shapes import Int, Shaped
 
 Spans = list[list[tuple[int, int]]]  # for each batch row, the [start, stop) of each run of rows that see each other
 

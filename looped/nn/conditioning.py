@@ -7,11 +7,11 @@ conditioned network starts as exactly the unconditioned one.
 import math
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from looped.nn.frequencies import Frequencies
 from looped.nn.fused import compute_dtype
+from looped.shapes import Float
 
 
 class LevelEmbedding(Frequencies):

@@ -7,11 +7,11 @@
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import linear, logsigmoid
 
 from looped.errors import UserError
+from looped.shapes import Float
 
 Odds = Float[Tensor, "batch length"]
 

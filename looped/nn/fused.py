@@ -12,9 +12,10 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from looped.shapes import Float, Int
 
 Activation = Literal["swiglu", "gelu"]
 """Of x = [a; b] `silu(a) * b` (Shazeer 2020); `gelu(x)` with the exact normal distribution (Hendrycks 2016)."""

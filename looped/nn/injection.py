@@ -8,10 +8,10 @@ import math
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from looped.errors import UserError, did_you_mean
+from looped.shapes import Float
 
 State = Float[Tensor, "batch length width"]
 
@@ -36,12 +36,20 @@ class Add(nn.Module):
         return state + e
 
 
-class Linear(nn.Module):
+class LinearInjection(nn.Module):
     """`W [state; e]`, no bias, the state first (Huginn)."""
 
     def __init__(self, width: int):
         super().__init__()
         self.mix: nn.Linear = nn.Linear(2 * width, width, bias=False)
+
+    def start_at_input(self) -> "LinearInjection":
+        """W = [0 | I] in place: until training moves it, a step is given e and every depth computes the same. So a loop
+        put around trained layers starts as those layers (McLeish et al. 2025, arXiv 2511.07384)."""
+        width = self.mix.out_features
+        with torch.no_grad():
+            self.mix.weight.copy_(torch.eye(width, 2 * width).roll(width, dims=1))
+        return self
 
     def forward(self, state: State, e: State) -> State:
         return self.mix(torch.cat([state, e], dim=-1))
@@ -84,7 +92,7 @@ class Diagonal(nn.Module):
         return self.decay * state + F.softplus(self.dt_bias) * self.mix(e)
 
 
-INJECTIONS = {"none": NoInjection, "add": Add, "linear": Linear, "gated": Gated, "diagonal": Diagonal}
+INJECTIONS = {"none": NoInjection, "add": Add, "linear": LinearInjection, "gated": Gated, "diagonal": Diagonal}
 
 
 def build_injection(name: str, width: int) -> nn.Module:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
@@ -21,6 +20,7 @@ from looped.nn.frequencies import Frequencies
 from looped.nn.fused import Activation, rms_norm
 from looped.nn.projection import project_by
 from looped.nn.rows import Rows
+from looped.shapes import Float
 
 BIASES = ("none", "qk", "qkv")
 BLOCKS = {"prenorm": (True, False), "sandwich": (True, True), "branch": (True, True), "postnorm": (False, True)}

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
 from torch import Tensor
 
 from looped.errors import UserError
 from looped.nn.checks import kind_of
+from looped.shapes import Bool, Int
 
 
 class Mask:
@@ -153,16 +153,18 @@ def _stamp(value: Any) -> Any:
     return value.tobytes() if hasattr(value, "tobytes") else value  # numpy's arrays are changed in place as well
 
 
-def require_mask(mask: Any) -> None:
-    """Raise `UserError` for what is no mask, with the mask that says the same where there is one."""
+def as_mask(mask: Any) -> Mask:
+    """A mask object as it is, and a bool tensor as a `Table`. Raises `UserError` for anything else, with the mask that
+    says the same if there is one: numbers do not tell whether they are causal, and may be added to the scores."""
     if isinstance(mask, Mask):
-        return
+        return mask
     wanted = "Full() lets everybody see everybody, Causal() is the mask of a language model"
     if isinstance(mask, Tensor):
-        wanted = "wrap a bool tensor (queries, keys) or (batch, queries, keys), true where a query sees a key, in Table"
-        if mask.dtype != torch.bool:
-            wanted += "; make a tensor of transformers' kind, 1 for a real token, a Padded.of_attention_mask(tensor)"
-    raise UserError(f"attention needs a mask object of looped.nn.bias, got {kind_of(mask)}: {wanted}")
+        if mask.dtype == torch.bool:
+            return Table(mask)
+        wanted = ("make a tensor of transformers' kind (batch, length), 1 for a real token, a "
+                  "Padded.of_attention_mask(tensor, causal=True or False), and scores to add a bool tensor")
+    raise UserError(f"attention needs a mask object of looped.nn.bias or a bool tensor, got {kind_of(mask)}: {wanted}")
 
 
 class _Pair(Mask):

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from looped.nn.fused import Activation, activated, project
+from looped.shapes import Float
 
 
 def is_plain(module: nn.Module) -> bool:

@@ -15,18 +15,18 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from looped.errors import UserError, did_you_mean
-from looped.nn.checks import counts_by_row, whole_number
+from looped.nn.checks import counts_by_row, require, whole_number
 from looped.nn.layers import RMSNorm, TransformerLayer
 from looped.nn.precision import widest
 from looped.nn.rows import Rows
 from looped.rng import generator
+from looped.shapes import Float
 
 State = Float[Tensor, "batch length width"]
 States = State | tuple[Tensor, ...]
@@ -37,13 +37,39 @@ RowsOfStep = Callable[[int, Tensor | None], Any]
 model of this package, whatever the blocks read in a loop of one's own."""
 
 
+class Block(Protocol):
+    """The contract of a block of the core: `(state, e, cond) -> state`, and `rows` where a model calls it.
+
+    state: (B, L, D), or a tuple of tensors (B, ...) that the loop was given as its `state=`; the next state has its
+    shape. e: the encoded input (B, L, D). cond: the vector of the noise level, (B, C) or (B, L, C), None in a plain
+    loop. rows: what the caller's `rows=` gives for the step, in a model of this package a `looped.nn.rows.Rows` with
+    the attention mask, positions and cache.
+    """
+
+    def __call__(self, state: Any, e: Tensor, cond: Tensor | None, *rows: Any) -> Any: ...
+
+
+def require_block(block: Any) -> None:
+    """Raise `UserError` for what cannot be called as a `Block`: no module, or a forward of fewer than 3 arguments."""
+    require(block, nn.Module, "a block of the loop", "wrap a function in an nn.Module")
+    if (num := _num_arguments(block.forward)) < 3:
+        raise UserError(f"{type(block).__name__}.forward takes {num} positional argument{'s' * (num != 1)}, and a "
+                        f"block of the loop is called as (state, e, cond), cond being None in a plain loop; wrap it in "
+                        f"a module whose forward takes these three and returns the next state")
+
+
 class Core(nn.Module):
-    """N blocks, of which one is applied a step: step `index` takes block `index % N` unless `block` names it."""
+    """N blocks, one of which is applied per step: step `index` takes block `index % N` unless `block` names it.
+
+    Raises `UserError` without blocks, and for a module that cannot be called as a `Block`.
+    """
 
     def __init__(self, *blocks: nn.Module):
         super().__init__()
         if not blocks:
             raise UserError("a Core needs at least one block; pass one for a tied loop or N for an untied stack")
+        for block in blocks:
+            require_block(block)
         self.blocks: nn.ModuleList = nn.ModuleList(blocks)
 
     @property
@@ -129,7 +155,10 @@ class OwnBlock(nn.Module):
 
 def _num_arguments(function: Callable[..., Any]) -> int:
     """Positional arguments that a function takes; many where it takes any."""
-    kinds = [parameter.kind for parameter in inspect.signature(function).parameters.values()]
+    try:
+        kinds = [parameter.kind for parameter in inspect.signature(function).parameters.values()]
+    except (TypeError, ValueError):  # of what is not written in Python
+        return sys.maxsize
     if inspect.Parameter.VAR_POSITIONAL in kinds:
         return sys.maxsize
     return sum(kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for kind in kinds)
@@ -147,6 +176,7 @@ class RecurrentDepth(nn.Module):
 
     def __init__(self, core: nn.Module, *, state_init: str = "zero", state_std: float | None = None):
         super().__init__()
+        require_block(core)
         if state_init not in STATE_INITS:
             raise UserError(f"state_init '{state_init}' is unknown{did_you_mean(state_init, STATE_INITS)}")
         self.core = core
@@ -178,17 +208,20 @@ class RecurrentDepth(nn.Module):
 
     def step(self, state: States, e: State, cond: Tensor | None = None, rows: Any = None, *,
              block: int | None = None) -> States:
-        """One application of the core, of its `block` if it has several. Raises `UserError` for a core that is not
-        ready to be told of the `rows` of a model."""
+        """One application of the core, of its `block` if it has several. Raises `UserError` for a core that does not
+        take the `rows` of a model; an error inside a core stays as it is, with a note on how it was called."""
         told = () if rows is None else (rows,)
         chosen = {} if block is None else {"block": block}  # not the index: a compiled step then has a graph a block
         try:
             return self.core(state, e, cond, *told, **chosen)
-        except TypeError as error:
-            if "positional argument" not in str(error) or rows is None:
-                raise
-            raise UserError(f"the core does not take what its model tells every step ({error}); give its forward a "
-                            f"fourth argument: (state, e, cond, rows)") from error
+        except (TypeError, ValueError, AttributeError, AssertionError) as error:
+            if rows is not None and isinstance(error, TypeError) and "positional argument" in str(error):
+                raise UserError(f"the core does not take what its model passes to every step ({error}); give its "
+                                f"forward a fourth argument: (state, e, cond, rows)") from error
+            if not isinstance(error, UserError):
+                error.add_note("The loop calls a block as (state, e, cond), and with rows= as (state, e, cond, rows); "
+                               "a layer of another library needs an adapter, as in docs/modules.md.")
+            raise
 
     def forward(self, e: State, num_steps: int, *, state: States | None = None, noise: State | None = None,
                 cond: Tensor | None = None, callback: Callable[[int, States], Any] | None = None,

@@ -3,11 +3,11 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jaxtyping import Int
 from torch import Tensor
 
 from looped.nn.cache import Cache, LayerCache
 from looped.nn.mask import Mask
+from looped.shapes import Int
 
 Positions = Int[Tensor, "batch length axes"]
 Start = int | Int[Tensor, "batch"]

@@ -12,17 +12,15 @@ from looped.config import Config
 from looped.config.recurrence import RecurrenceConfig
 from looped.data.batch import Batch
 from looped.models.language import LanguageModel
+from looped.nn.depths import expected_depths, huginn_quantiles, sample_depths
 from looped.nn.exit_gate import gate_of
 from looped.nn.rows import Rows
 from looped.objectives.base import Loss, Objective, head_losses, rows_of_batch
 from looped.objectives.depth import (
     depth_decisions,
-    expected_depths,
     expected_progressive_depths,
-    huginn_quantiles,
     mean_progressive_depths,
     progressive_shares,
-    sample_depths,
     sample_progressive_depths,
 )
 from looped.objectives.readings import READINGS, Alike
@@ -114,7 +112,7 @@ class Unrolled(Objective):
 
     def cost(self, no_grad: float, grad: float, *, readings: float) -> float:
         """Layer forwards of a sequence: one encoding, so many loop steps, so many readouts."""
-        c, step = self.model.config, self.model.step_layers
+        c, step = self.model, self.model.step_layers
         with_gradient = grad * step + c.num_prelude_layers + readings * c.num_coda_layers
         return no_grad * step + 3 * with_gradient
 
@@ -137,10 +135,12 @@ class Truncated(Unrolled):
         return self.config.backprop
 
     def depths(self, random: StepRandom) -> tuple[int | Tensor, int | Tensor]:
-        return random.decide("depth", lambda: sample_depths(self.config, random))
+        c = self.config
+        return random.decide("depth", lambda: sample_depths(
+            c.mean, c.backprop, random, distribution=c.distribution, per_sequence=c.per_sequence))
 
     def expected_depths(self) -> tuple[float, float]:
-        return expected_depths(self.config)
+        return expected_depths(self.config.mean, self.config.backprop, distribution=self.config.distribution)
 
     def decisions(self) -> list[tuple[float, dict[str, Any]]]:
         return depth_decisions(*self.expected_depths())

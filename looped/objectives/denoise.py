@@ -20,9 +20,10 @@ from looped.config.blocks import BlocksConfig
 from looped.config.denoise import DenoiseConfig
 from looped.data.batch import Batch
 from looped.diffusion.bridge import bridge
-from looped.diffusion.denoiser import Denoiser
+from looped.diffusion.denoiser import MEMBERS, Denoiser, require_members
 from looped.diffusion.edm import align
-from looped.diffusion.noise import Noise, edges_of, noise_from_config
+from looped.diffusion.from_config import edges_of, noise_from_config
+from looped.diffusion.noise import Noise
 from looped.diffusion.samplers import ancestral_step
 from looped.models.language import LanguageModel
 from looped.nn.bias import CleanNoisy, CleanNoisyBlocks, SameDocument
@@ -92,6 +93,7 @@ class Denoise(Objective):
 
     def __init__(self, model: LanguageModel, config: DenoiseConfig, blocks: BlocksConfig = ONE_BLOCK):
         super().__init__()
+        require_members(model, MEMBERS, "the training rule denoise")
         self.config = config
         noise = noise_from_config(config.noise)
         self.denoiser: Denoiser = Denoiser(model, config, edges=edges_of(blocks, noise) if blocks.num > 1 else None)
@@ -264,10 +266,10 @@ class Denoise(Objective):
     @property
     def reading_layers(self) -> float:
         """Mean layers of the core that a reading of a training step runs."""
-        return self.model.config.num_core_layers
+        return sum(self.model.core_layers)
 
     def layer_forwards(self) -> float:
-        c, config = self.model.config, self.config
+        c, config = self.model, self.config
         solver = self.reading_layers + c.num_coda_layers
         clean = solver if config.context == "concat" else 0  # clean rows also run through core and coda
         first = (carried_readings(config) + settling_readings(config)) * solver

@@ -76,7 +76,7 @@ class FixedPoint(Unrolled):
         if core is None:
             no_grad, grad = self.expected_depths()
             core = no_grad + 3 * grad + implicit_steps(self.fixed_point)
-        return core * self.model.config.num_core_layers + self.cost(0, 0, readings=1)
+        return core * sum(self.model.core_layers) + self.cost(0, 0, readings=1)
 
 
 class Equilibrium:

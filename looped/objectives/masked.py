@@ -128,10 +128,10 @@ class Masked(Objective):
     @property
     def reading_layers(self) -> float:
         """Mean layers of the core that a reading of a training step runs."""
-        return self.model.config.num_core_layers
+        return sum(self.model.core_layers)
 
     def layer_forwards(self) -> float:
-        c = self.model.config
+        c = self.model
         return 3.0 * (c.num_prelude_layers + self.reading_layers + c.num_coda_layers)
 
 

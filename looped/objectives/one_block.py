@@ -73,6 +73,6 @@ class OneBlock(Objective):
 
     def layer_forwards(self) -> float:
         """Nothing goes back through a frozen prelude, and through a frozen coda to its input alone."""
-        c, total = self.model.config, super().layer_forwards()
+        c, total = self.model, super().layer_forwards()
         frozen = sum(share for block, share in enumerate(self.shares.tolist()) if not self.blocks.trains_shared(block))
         return total - frozen * (2 * c.num_prelude_layers + self.num_codas * c.num_coda_layers)

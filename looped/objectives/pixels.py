@@ -13,7 +13,8 @@ from looped.config import Config
 from looped.config.blocks import BlocksConfig
 from looped.config.denoise import DenoiseConfig
 from looped.data.labelled import SoughtImages
-from looped.diffusion.noise import Noise, block_shares, edges_of, noise_from_config
+from looped.diffusion.from_config import block_shares, edges_of, noise_from_config
+from looped.diffusion.noise import Noise
 from looped.diffusion.pixels import PixelDenoiser
 from looped.models.image_denoiser import ImageDenoiser
 from looped.objectives.base import Loss, Objective
@@ -74,7 +75,7 @@ class DenoisePixels(Objective):
     @property
     def reading_layers(self) -> float:
         """Mean layers of the core that a training step runs."""
-        return self.model.config.num_core_layers
+        return sum(self.model.core_layers)
 
     def layer_forwards(self) -> float:
         return 3.0 * self.reading_layers

@@ -14,7 +14,7 @@ from looped.cost.counts import count
 from looped.cost.speed import _layer_memory, _threads, bench_flops, format_flops
 from looped.cost.step import at_mean_depth, bench_step, format_step
 from looped.errors import UserError
-from looped.objectives.depth import expected_depths
+from looped.nn.depths import expected_depths
 
 SMALL = {"model.width": 32, "model.num_heads": 2, "data.length": 16, "data.vocab_size": 300, "training.batch_size": 2,
          "recurrence.mean": 6, "recurrence.backprop": 2, "denoise.cond_width": 8, "evaluation.prompt_length": 4}
@@ -76,8 +76,9 @@ def test_ratios_divide_each_arm_by_the_later_ones(steps):
 
 def test_the_timed_depth_is_the_mean_of_the_sampled_one(config):
     sampled = config.replace(**{"objective": "truncated", "recurrence.mean": 32, "recurrence.backprop": 8})
-    fixed = expected_depths(at_mean_depth(sampled).recurrence)
-    assert fixed == pytest.approx(expected_depths(sampled.recurrence), abs=0.02)
+    (fixed, drawn) = (expected_depths(c.mean, c.backprop, distribution=c.distribution)
+                      for c in (at_mean_depth(sampled).recurrence, sampled.recurrence))
+    assert fixed == pytest.approx(drawn, abs=0.02)
     assert at_mean_depth(config) == config  # a denoiser has no depth to fix
 
 

@@ -9,6 +9,7 @@ import torch
 from scipy import integrate, optimize, stats
 
 from looped.config.denoise import NOISE_PRESETS, NoiseConfig
+from looped.diffusion.from_config import noise_from_config
 from looped.diffusion.noise import (
     Adaptive,
     LogNormal,
@@ -18,7 +19,6 @@ from looped.diffusion.noise import (
     block_of,
     interval,
     isotonic,
-    noise_from_config,
     partition,
 )
 from looped.errors import UserError

@@ -10,7 +10,7 @@ from torch import nn
 
 from looped.config.denoise import DenoiseConfig, NoiseConfig
 from looped.diffusion.edm import EDM
-from looped.diffusion.noise import noise_from_config
+from looped.diffusion.from_config import noise_from_config
 from looped.diffusion.pixels import PixelDenoiser
 from looped.diffusion.samplers import SAMPLERS
 from looped.diffusion.schedules import schedule

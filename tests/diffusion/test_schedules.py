@@ -52,12 +52,23 @@ def test_quantile_of_a_log_uniform_is_log_linear():
     torch.testing.assert_close(schedule("quantile", 7, noise), schedule("log-linear", 7, noise))
 
 
+@pytest.mark.parametrize("rho", [7.0, 3.0])
+def test_karras_of_a_range_is_k_diffusions_get_sigmas_karras(rho):
+    ramp = np.linspace(0, 1, 10)  # k_diffusion/sampling.py
+    low, high = 0.1 ** (1 / rho), 10 ** (1 / rho)
+    theirs = (high + ramp * (low - high)) ** rho
+    np.testing.assert_allclose(schedule("karras", 10, (0.1, 10.0), rho)[:-1], theirs, rtol=1e-13)
+
+
 @pytest.mark.parametrize(("arguments", "word"), [
+    (("quantile", 4, (0.1, 10.0)), "needs the training distribution"),
+    (("karras", 4, (10.0, 0.1)), "no range"),
+    (("karras", 4, 0.1), r"pass the range \(sigma_min, sigma_max\)"),
     (("karas", 4, PAPER), "did you mean 'karras'"),
     (("karras", 0, PAPER), "num_steps 0"),
     (("karras", 4, PAPER, 0.0), "rho"),
 ])
-def test_bad_settings_are_named(arguments, word):
+def test_bad_settings_are_named(arguments, word, unchecked):
     with pytest.raises(UserError, match=word):
         schedule(*arguments)
 

@@ -122,6 +122,15 @@ def test_a_copy_of_a_used_mask_is_a_mask_of_its_own(copied):
     torch.testing.assert_close(attention(q, k, v, mask), formula(q, k, v, first_of(FIRST)))
 
 
+@pytest.mark.parametrize("shape", [(L, L), (B, L, L), (B, 1, L, L)])
+def test_a_bool_tensor_is_the_mask_that_torch_takes(shape):
+    allowed, (q, k, v) = torch.rand(shape) < 0.5, qkv()
+    allowed = allowed | torch.eye(L, dtype=torch.bool)
+    theirs = torch.nn.functional.scaled_dot_product_attention(
+        *(t.transpose(1, 2) for t in (q, k, v)), attn_mask=allowed if len(shape) != 3 else allowed.unsqueeze(1))
+    torch.testing.assert_close(attention(q, k, v, allowed), theirs.transpose(1, 2))
+
+
 PLACES = torch.arange(L).view(1, L, 1)
 PAIRS = [(Padded([4, 6]), Near(PLACES, 1)), (Packed(((3, 2, 1), (1, 5))), SlidingWindow(2)), (FirstOf(FIRST), Causal()),
          (Padded([5]), FirstOf(FIRST)), (Full(), Causal()), (Table(first_of(FIRST)), Causal())]
@@ -207,8 +216,8 @@ def given(mask, batch=B, **sizes):
 
 @pytest.mark.parametrize(("make", "why"), [
     (given(None), r"got None: Full\(\) lets everybody see"),
-    (given(torch.ones(L, L).bool()), "wrap a bool tensor .* in Table"),
-    (given(torch.ones(B, L)), r"Padded.of_attention_mask\(tensor\)"),
+    (given(torch.ones(L, L)[0].bool()), r"Table takes a bool tensor \(queries, keys\)"),
+    (given(torch.ones(B, L)), r"Padded.of_attention_mask\(tensor, causal"),
     (given(FirstOf(FIRST), batch=3), "FirstOf.allow failed for 3 batch rows"),
     (given(Scalar()), "Scalar.allow failed for 2 batch rows at once"),
     (given(Additive()), r"a float32 tensor of shape .* must answer true or false"),

@@ -1,10 +1,13 @@
 """Huginn's depth sampler against its closed-form moments and the published quantiles."""
 
+from typing import get_args
+
 import pytest
 import torch
 
 from looped.config.recurrence import RecurrenceConfig
-from looped.objectives.depth import expected_depths, huginn_depths, sample_depths
+from looped.errors import UserError
+from looped.nn.depths import DISTRIBUTIONS, expected_depths, huginn_depths, sample_depths
 from looped.rng import StepRandom, generator
 
 NUM_DRAWS = 20_000
@@ -35,34 +38,43 @@ def test_quantiles_are_huginns(draws):
 @pytest.mark.parametrize(("mean", "backprop", "n", "k"), [
     (32, 8, 25.04, 7.98), (16, 8, 9.28, 7.73), (8, 4, 5.11, 3.86), (4, 4, 1.60, 3.41)])
 def test_expected_depths_match_the_published_means(mean, backprop, n, k):
-    ours = expected_depths(RecurrenceConfig(mean=mean, backprop=backprop))
+    ours = expected_depths(mean, backprop)
     # The published pairs are simulated: they sum to mean + 1 only within 0.03.
     assert ours == (pytest.approx(n, abs=0.04), pytest.approx(k, abs=0.01))
 
 
 def test_expected_depths_match_the_draws(draws):
-    n, k = expected_depths(RecurrenceConfig(mean=32, backprop=8))
+    n, k = expected_depths(32, 8)
     assert draws[0].double().mean().item() == pytest.approx(n, abs=0.5)
     assert draws[1].double().mean().item() == pytest.approx(k, abs=0.02)
 
 
 def test_depth_by_sequence_does_not_depend_on_how_rows_are_spread_over_processes():
-    config = RecurrenceConfig(mean=8, backprop=4)
-    whole = sample_depths(config, StepRandom(0, 3, count=8))
-    parts = [sample_depths(config, StepRandom(0, 3, start=s, count=4, total=8)) for s in (0, 4)]
+    whole = sample_depths(8, 4, StepRandom(0, 3, count=8))
+    parts = [sample_depths(8, 4, StepRandom(0, 3, start=s, count=4, total=8)) for s in (0, 4)]
     for i in range(2):
         assert torch.equal(whole[i], torch.cat([part[i] for part in parts]))
     assert len(set((whole[0] + whole[1]).tolist())) > 1
 
 
 def test_depth_by_batch_is_the_same_on_every_process_and_changes_with_the_step():
-    config = RecurrenceConfig(mean=8, backprop=4, per_sequence=False)
-    pairs = [sample_depths(config, StepRandom(0, 3, start=s, count=4, total=8)) for s in (0, 4)]
+    pairs = [sample_depths(8, 4, StepRandom(0, 3, start=s, count=4, total=8), per_sequence=False) for s in (0, 4)]
     assert pairs[0] == pairs[1]
-    assert len({sample_depths(config, StepRandom(0, step, count=1)) for step in range(20)}) > 5
+    assert len({sample_depths(8, 4, StepRandom(0, step, count=1), per_sequence=False) for step in range(20)}) > 5
 
 
 def test_fixed_depth_is_the_mean_with_the_last_steps_in_gradient():
-    config = RecurrenceConfig(mean=8, backprop=3, distribution="fixed")
-    assert sample_depths(config, StepRandom(0, 0, count=2)) == (5, 3)
-    assert expected_depths(config) == (5.0, 3.0)
+    assert sample_depths(8, 3, StepRandom(0, 0, count=2), distribution="fixed") == (5, 3)
+    assert expected_depths(8, 3, distribution="fixed") == (5.0, 3.0)
+
+
+def test_the_distributions_are_those_of_the_setting():
+    assert get_args(RecurrenceConfig.model_fields["distribution"].annotation) == DISTRIBUTIONS
+
+
+@pytest.mark.parametrize(("mean", "backprop", "distribution", "said"), [
+    (0, 4, "huginn", "mean 0 is below 1"), (8, 0, "huginn", "backprop 0 is below 1"),
+    (8, 4, "poisson", "depth distribution 'poisson' is unknown; use huginn or fixed")])
+def test_depths_that_cannot_be_drawn_are_refused(mean, backprop, distribution, said):
+    with pytest.raises(UserError, match=said):
+        sample_depths(mean, backprop, StepRandom(0, 0, count=2), distribution=distribution)

@@ -24,7 +24,7 @@ from looped.hub.families.retrofit import RETROFIT
 from looped.hub.families.tensors import Tensors
 from looped.models.build import build, effective_depth, unseeded
 from looped.models.language import LanguageModel, start_weights
-from looped.nn.injection import Linear, build_injection
+from looped.nn.injection import LinearInjection, build_injection
 from looped.rng import seeded_init
 
 FAMILIES: tuple[Family, ...] = (*DENSE, *PASSES, Huginn(), *RETROFIT)
@@ -142,6 +142,6 @@ def _injection(config: Config) -> dict[str, Tensor]:
     with seeded_init(config.seed, "init"):
         module = build_injection(config.model.injection, width)
         start_weights(module, width, effective_depth(config))
-    if isinstance(module, Linear):
-        module.mix.weight.data = torch.cat([torch.zeros(width, width), torch.eye(width)], dim=1)
+    if isinstance(module, LinearInjection):
+        module.start_at_input()
     return {f"{CORE}.injection.{name}": weight for name, weight in module.state_dict().items()}

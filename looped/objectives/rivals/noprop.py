@@ -84,7 +84,7 @@ class NoProp(Classifier):
         return self.classifier(z).float()
 
     def class_cost(self, depth: int) -> tuple[int, tuple[float, ...], int]:
-        c = self.model.config
+        c = self.model
         blocks = itertools.islice(itertools.cycle(self.model.core_layers), self.num_steps(depth))
         return c.num_prelude_layers, tuple(float(layers + c.num_coda_layers) for layers in blocks), 1
 
@@ -99,7 +99,7 @@ class NoProp(Classifier):
         return bridge("soft", head_logits(self.model, self.hidden(z, e, rows, level)), self.table)
 
     def layer_forwards(self) -> float:
-        c = self.model.config
+        c = self.model
         return 3 * (c.num_prelude_layers + self.model.step_layers + c.num_coda_layers)
 
 
