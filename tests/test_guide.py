@@ -16,7 +16,8 @@ pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of 
 
 DOCS = ROOT / "docs"
 HOME = DOCS / "index.md"
-PAGES = [*(DOCS / f"{name}.md" for name in ("concepts", "denoising", "recipes")), *sorted(DOCS.glob("verbs/*.md"))]
+PAGES = [*(DOCS / f"{name}.md" for name in ("concepts", "denoising", "recipes", "modules")),
+         *sorted(DOCS.glob("verbs/*.md"))]
 SNIPPETS = [(page, number) for page in (HOME, *PAGES) for number in range(len(blocks(page, "python")))]
 
 FEW = {"budget": 3, "budget_unit": "steps", "num_evals": 1}

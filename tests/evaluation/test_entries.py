@@ -92,7 +92,7 @@ REFUSED = {
     "no model": (lambda: build_objective(CONFIG, V), "model must be a Module, got an int"),
     "no vocabulary": (lambda: build(CONFIG, 0), "vocab_size 0 is below 1"),
     "the whole config": (lambda: LanguageModel(CONFIG, V), "config must be a ModelConfig, got a Config"),
-    "numbers for a noise": (lambda: schedule("karras", 3, "log-uniform"), "noise must be a Noise, got a str"),
+    "numbers for a noise": (lambda: schedule("karras", 3, "log-uniform"), "noise must be a Noise, got"),
     "fractional steps": (lambda: schedule("karras", 2.5, LogUniform(0.1, 10)), "num_steps must be a whole number"),
     "another dtype": (lambda: mixed(lambda t: t.double()), "one floating dtype on one device; got q float32 on cpu"),
     "another device": (lambda: mixed(lambda t: t.to("meta")), "k float32 on meta"),
