@@ -4,7 +4,7 @@ DEMO := runs/demo
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: install demo demo-truncated demo-denoise test golden lint types docs
+.PHONY: install demo test golden lint types docs
 
 install: .venv/installed
 
@@ -15,15 +15,9 @@ install: .venv/installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
-# The same small model under two training rules, five minutes each, side by side on one thread each; then its quality at
-# depths 1 to 64. Leaves $(DEMO)/depth.png and $(DEMO)/depth.md. FLAGS are settings, such as --seed 1.
+# What depth buys, in five minutes on two cores: $(DEMO)/depth.png and depth.md. FLAGS are settings, such as --seed 1.
 demo: install
-	$(MAKE) --no-print-directory --jobs 2 demo-truncated demo-denoise
-	$(BIN)/looped plot $(DEMO)/truncated $(DEMO)/denoise --out $(DEMO)/depth.png
-
-demo-truncated demo-denoise: demo-%: install
-	$(BIN)/looped train configs/stdlib-$*.yaml --run $(DEMO)/$* $(FLAGS) | sed -u 's/^/$*: /'
-	$(BIN)/looped eval $(DEMO)/$* > $(DEMO)/$*/eval.md
+	$(BIN)/python scripts/demo.py --out $(DEMO) $(FLAGS)
 
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -1,7 +1,8 @@
 """Every shipped config loads, says what it is and trains; comparable ones differ in one setting; the demo works."""
 
 import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import numpy as np
@@ -118,17 +119,40 @@ def test_the_smoke_config_trains_resumes_and_is_evaluated(tmp_path, capsys):
     assert "| smoke |     8 |" in capsys.readouterr().out
 
 
-def test_make_demo_leaves_one_picture_and_one_table(tmp_path):
-    """The demo as it is, seconds instead of minutes long and on a model of one layer a part."""
-    flags = {"training.budget": 2, "training.budget_unit": "steps", "training.num_evals": 1, "model.width": 32,
-             "model.num_heads": 2, "data.max_bytes": 200_000, "data.vocab_size": 300, "data.length": 32,
-             "evaluation.num_sequences": 2, "evaluation.num_samples": 1, "evaluation.sample_length": 2,
-             "evaluation.prompt_length": 4, "evaluation.depths": "[1,2]"}
-    settings = " ".join(f"--{name} {value}" for name, value in flags.items())
-    command = ["make", "-o", ".venv/installed", "demo", f"BIN={Path(sys.executable).parent}", f"DEMO={tmp_path}",
-               f"FLAGS={settings}"]
-    done = subprocess.run(command, cwd=FOLDER.parent, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+@pytest.fixture
+def demo():
+    """scripts/demo.py."""
+    found = spec_from_file_location("demo", FOLDER.parent / "scripts" / "demo.py")
+    found.loader.exec_module(module := module_from_spec(found))
+    return module
+
+
+def test_make_demo_runs_the_script_with_the_flags():
+    command = ["make", "-n", "-o", ".venv/installed", "demo", "DEMO=runs/other", "FLAGS=--seed 1"]
+    done = subprocess.run(command, cwd=FOLDER.parent, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ".venv/bin/python scripts/demo.py --out runs/other --seed 1"
+
+
+def test_the_demo_leaves_one_picture_one_table_and_two_sentences(demo, tmp_path, monkeypatch, capsys):
+    """The demo as it is, in this process, on models of two steps of training and with less to read."""
+    monkeypatch.setattr(demo, "say", lambda arm, command: main(command))
+    monkeypatch.setattr(demo, "ThreadPoolExecutor", lambda number: ThreadPoolExecutor(1))
+    flags = {"training.budget": 2, "training.budget_unit": "steps", "model.width": 16, "model.num_heads": 2,
+             "data.max_bytes": 200_000, "data.vocab_size": 300, "data.length": 32, "evaluation.num_sequences": 2,
+             "evaluation.num_samples": 1, "evaluation.sample_length": 2, "evaluation.prompt_length": 4,
+             "evaluation.num_problems": 4}
+    demo.main(["--out", str(tmp_path), *(word for name, value in flags.items() for word in (f"--{name}", str(value)))])
     assert (tmp_path / "depth.png").read_bytes().startswith(b"\x89PNG")
-    table = (tmp_path / "depth.md").read_text()
-    assert table.count("| truncated ") == table.count("| denoise ") == 2
+    found = (tmp_path / "depth.md").read_text()
+    assert found.count("\n| 64 bits, share solved: ") == 2
+    assert found.count("\n| text, nats/token: ") == 3
+    assert "\nPrefix sums: " in found
+    assert "\nText: " in found
+    assert found in capsys.readouterr().out
+
+
+def test_a_command_of_the_demo_prints_behind_the_models_name_and_ends_it_where_it_fails(demo, capsys):
+    demo.say(demo.ONE, ["configs"])
+    assert "text-one:   smoke" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="text-one ended with exit code 2; the same command continues"):
+        demo.say(demo.ONE, ["configs", "absent"])

@@ -6,17 +6,17 @@ from dataclasses import fields
 from importlib.util import module_from_spec, spec_from_file_location
 
 import pytest
-from pages import ROOT, SMALLER, blocks, commands, run_commands, run_snippet, small_configs
+from pages import ROOT, SMALLER, at_desk, blocks, commands, run_commands, run_snippet, small_configs
 
 import looped
 from looped.cli import VERBS, verb_class
-from looped.config import describe_settings, shipped
+from looped.config import describe_settings
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of the same calls
 
 DOCS = ROOT / "docs"
 HOME = DOCS / "index.md"
-PAGES = [*(DOCS / f"{name}.md" for name in ("concepts", "denoising", "recipes", "modules")),
+PAGES = [*(DOCS / f"{name}.md" for name in ("concepts", "denoising", "recipes", "modules", "beyond")),
          *sorted(DOCS.glob("verbs/*.md"))]
 SNIPPETS = [(page, number) for page in (HOME, *PAGES) for number in range(len(blocks(page, "python")))]
 
@@ -43,13 +43,6 @@ def home(tmp_path_factory):
         at_desk(patch, folder)
         assert run_commands(commands(HOME)) == 3
     return folder
-
-
-def at_desk(patch, folder):
-    """`looped train smoke` finds the small config."""
-    shipped_as, small = shipped.shipped, {path.stem: path for path in (folder / "configs").glob("*.yaml")}
-    patch.setattr(shipped, "shipped", lambda kind: small if kind == "configs" else shipped_as(kind))
-    patch.chdir(folder)
 
 
 @pytest.fixture
