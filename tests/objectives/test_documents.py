@@ -213,7 +213,7 @@ def test_tokens_without_a_figure_weigh_nothing_and_are_told(name):
 
 
 def test_what_follows_a_document_kept_apart_is_not_written():
-    with pytest.raises(UserError, match="past_the_end goes on with another document"):
+    with pytest.raises(UserError, match="past_the_end continues with another document"):
         generate(make({"objective": "ar"}), tokens(), num_tokens=4, depth=1, past_the_end=True)
 
 
