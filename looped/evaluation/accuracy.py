@@ -1,4 +1,4 @@
-"""Accuracy of a classifier on held-out images, as rows over depth."""
+"""Accuracy of a classifier on held-out images, one row per depth."""
 
 import time
 from collections.abc import Sequence
@@ -19,20 +19,20 @@ from looped.objectives.base import Objective, evaluating
 
 @dataclass(frozen=True)
 class Classified:
-    """`rows`: the `accuracy` by depth; `right[depth]`: which held-out images are named rightly."""
+    """`rows`: `accuracy` by depth; `right[depth]`: mask of the held-out images classified correctly."""
 
     rows: list[Row]
     right: dict[int, Bool[Tensor, "num"]]
 
     def best(self) -> tuple[int, float]:
-        """(depth, accuracy) where it is highest; the shallowest of equals."""
+        """(depth, accuracy) of the most accurate depth; ties go to the shallowest."""
         return best_depth(self.right)
 
 
 def classify(objective: Objective, data: LabelledData, config: Config, depths: Sequence[int], *,
              keep: Keep = keep_nothing) -> Classified:
-    """Name the class of every held-out image at each depth: loop steps, or solver steps of a denoiser. `keep` is given
-    each part that is finished."""
+    """Classify every held-out image at each depth (loop steps, or solver steps of a denoiser). `keep` receives each
+    finished part."""
     rows, right = [], {}
     for group in at_once(objective, depths):
         start = time.perf_counter()

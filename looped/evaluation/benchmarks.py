@@ -1,8 +1,8 @@
-"""Figures of benchmark tasks over depth: as the benchmark works them out, with intervals, and paired by question.
+"""Benchmark metrics by depth: the benchmark's own figures, with intervals and comparisons paired by question.
 
-A figure is a function of a mean over documents: of what each of them scores (accuracy), or of its log-probability a
-word or byte (perplexity). Where it is one of `READINGS`, the values of the documents give its interval, and pair its
-depths; any other figure stands alone.
+A metric is usually a function of a mean over documents: of their scores (accuracy), or of their log-probabilities per
+word or byte (perplexity). If the function is one of `READINGS`, the documents' values give the metric an interval and a
+paired comparison of its depths. Any other metric is reported without them.
 """
 
 import math
@@ -24,9 +24,9 @@ Line = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class TaskRow(Row):
-    """A figure of a benchmark task at a depth. group: the one that it was asked for with. filter: of the answers, where
-    the task has several. num_fewshot: worked examples before each question. limit: so many first documents alone.
-    stderr: the benchmark's own standard error."""
+    """A metric of a benchmark task at one depth. group: the group the task was requested through. filter: the answer
+    filter, if the task has several. num_fewshot: worked examples before each question. limit: only so many first
+    documents were used. stderr: the benchmark's own standard error."""
 
     task: str = ""
     group: str | None = None
@@ -38,7 +38,7 @@ class TaskRow(Row):
 
 @dataclass(frozen=True)
 class Reading:
-    """A figure as `shown` of the mean of `values`; `unit` of the values, None where it is the metric's."""
+    """A metric computed as `shown(mean of values)`. unit: of the values; None if it is the metric's own."""
 
     values: Callable[[Sequence[Any]], Float64[Tensor, "num"] | None]
     shown: Callable[[float], float]
@@ -57,24 +57,24 @@ def _bits(scores: Sequence[Any]) -> Float64[Tensor, "num"] | None:
     return None if numbers is None else -numbers / math.log(2)
 
 
-def _bits_a_part(scores: Sequence[Any]) -> Float64[Tensor, "num"] | None:
-    """Bits a word or byte, from (log-probability, how many these are) of each document."""
+def _bits_per_unit(scores: Sequence[Any]) -> Float64[Tensor, "num"] | None:
+    """Bits per word or byte, from each document's (log-probability, number of words or bytes)."""
     if not all(isinstance(score, tuple | list) and len(score) == 2 for score in scores):
         return None
     sums, counts = (_numbers(column) for column in zip(*scores, strict=True))
     return None if sums is None or counts is None or counts.sum() <= 0 else per_token(-sums / math.log(2), counts)
 
 
-READINGS = (Reading(_numbers, lambda mean: mean), Reading(_bits, math.exp2, "bits an answer"),
-            Reading(_bits_a_part, math.exp2, "bits a part"), Reading(_bits_a_part, lambda mean: mean, "bits a part"))
+READINGS = (Reading(_numbers, lambda mean: mean), Reading(_bits, math.exp2, "bits/answer"),
+            Reading(_bits_per_unit, math.exp2, "bits/unit"), Reading(_bits_per_unit, lambda mean: mean, "bits/unit"))
 VARIANTS = {"filter": "{}", "num_fewshot": "{}-shot", "limit": "first {}"}
-"""Fields that set curves of one metric of a task apart, and how they are said."""
+"""Fields that distinguish the curves of one metric of a task, and their text in a label."""
 UNITS = {"word_perplexity": "bits/word", "byte_perplexity": "bits/byte", "bits_per_byte": "bits/byte"}
-"""Of metrics whose parts are known."""
+"""Units of the metrics per word or byte."""
 
 
 def reading_of(figure: float, scores: Sequence[Any]) -> tuple[Reading, Float64[Tensor, "num"]] | None:
-    """The first reading that gives a figure, with the values of the documents; None where none does."""
+    """The first of `READINGS` that reproduces a figure, with the documents' values; None if none does."""
     for reading in READINGS:
         values = reading.values(scores)
         try:
@@ -89,8 +89,8 @@ def reading_of(figure: float, scores: Sequence[Any]) -> tuple[Reading, Float64[T
 
 @dataclass(frozen=True)
 class Figure:
-    """A metric of one task at one depth: `figure` as the benchmark gives it, made of the `scores` of its documents.
-    chance: what guessing gets, where that is known. where: the fields of a `TaskRow` that say what it is of."""
+    """A metric of one task at one depth: `figure` as the benchmark reports it, computed from its documents' `scores`.
+    chance: the figure of guessing, if known. where: the `TaskRow` fields that identify it."""
 
     metric: str
     figure: float
@@ -101,7 +101,7 @@ class Figure:
     stderr: float | None = None
 
     def lines(self) -> tuple[TaskRow, list[Line]]:
-        """The row, and the line of values for paired comparisons, if it has some."""
+        """The row, and the line of values for paired comparisons, if there are values."""
         found = reading_of(self.figure, self.scores) if self.scores else None
         if found is None:
             return self._row(None, None), []
@@ -119,8 +119,8 @@ class Figure:
 
 @dataclass(frozen=True)
 class TaskCurve:
-    """A metric of a task over depth: its `rows`, and the values of its questions by depth. `same`: all metrics that
-    have these values, itself first."""
+    """A metric of a task over depth: its `rows`, and the value of each question by depth. `same`: all metrics with
+    these values, this one first."""
 
     task: str
     metric: str
@@ -134,14 +134,14 @@ class TaskCurve:
         return f"{self.task} ({', '.join(self.same or (self.metric,))})"
 
     def verdict(self, trained: int | None) -> Verdict | None:
-        """The verdict, paired over questions; None where these have no values, or there is one depth."""
+        """The verdict, paired over questions; None if they have no values or only one depth was measured."""
         if self.measure is None or len(self.by_depth) < 2:
             return None
         return verdict(self.by_depth, self.measure, trained=trained)
 
 
 def curves_of(rows: Sequence[Line], examples: Sequence[Line]) -> list[TaskCurve]:
-    """The curves that lines of eval/tasks.jsonl and eval/task_examples.jsonl hold, in their order."""
+    """The curves in lines of eval/tasks.jsonl and eval/task_examples.jsonl, in file order."""
     apart: dict[tuple, list[Line]] = {}
     for row in rows:
         apart.setdefault(_key(row), []).append(row)
@@ -158,7 +158,7 @@ def _key(line: Line) -> tuple:
 
 
 def _variants(rows: Sequence[Line], task: str) -> list[str]:
-    """The fields in which the rows of one task differ, so that curves are told apart by them."""
+    """The fields in which the rows of one task differ; they distinguish its curves."""
     mine = [row for row in rows if row["task"] == task]
     return [name for name in VARIANTS if len({row.get(name) for row in mine}) > 1]
 
@@ -174,7 +174,7 @@ def _curve(rows: Sequence[Line], lines: Mapping[int, Line], varying: Sequence[st
 
 
 def told_once(curves: Sequence[TaskCurve]) -> list[TaskCurve]:
-    """Of the metrics of a task that have the same values at every depth one, which names the others."""
+    """The curves, with metrics of a task that agree in every value merged into one, which names the others."""
     kept: dict[tuple, list[TaskCurve]] = {}
     for curve in curves:
         values = tuple((depth, tuple(each.tolist())) for depth, each in curve.by_depth.items())

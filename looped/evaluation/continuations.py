@@ -1,7 +1,7 @@
-"""Log-probability of the last tokens of sequences of any lengths, at every depth.
+"""Log-probability of the last tokens of sequences of any length, at every depth.
 
-Of a loop one unroll gives all depths (`looped.inference.rollout`). Sequences that are read together have one length,
-and draws are those of the positions, so no figure depends on the batch. What has been scored is kept.
+One unroll of a loop gives all depths (`looped.inference.rollout`). Only sequences of equal length share a batch, and
+random draws depend on the position alone, so no score depends on the batch. Scores are cached.
 """
 
 import itertools
@@ -22,23 +22,23 @@ Asked = tuple[tuple[int, ...], int]
 
 @dataclass(frozen=True)
 class Scored:
-    """`nats`: the sum over the tokens that are scored. `likeliest`: whether each is the likeliest where it stands."""
+    """`nats`: sum over the scored tokens. `likeliest`: True if every scored token is the argmax at its position."""
 
     nats: float
     likeliest: bool
 
 
 class Continuations:
-    """The scores of sequences under one objective. Raises UserError where single tokens have none."""
+    """Scores of sequences under one objective. Raises UserError if the objective has no loss per token."""
 
     def __init__(self, objective: Objective, depths: Sequence[int], *, seed: int = 0, batch_size: int = 16):
         rollout = rollout_of(objective)
         if not rollout.next_token:
-            raise UserError("objective masked gives a whole text its bound and no token its own loss, so it cannot "
-                            "score the answers of tasks; choose a run of --objective ar")
+            raise UserError("objective masked has a bound on whole texts and no loss per token, so it cannot score the "
+                            "answers of tasks; choose a run of --objective ar")
         if rollout.tokens_at_once > 1:
-            raise UserError(f"denoise.block_size {rollout.tokens_at_once} denoises tokens together, so that one of "
-                            f"them has no loss given those before it alone; choose a run with a block of 1 for tasks")
+            raise UserError(f"denoise.block_size {rollout.tokens_at_once} predicts tokens together, so a token has no "
+                            f"loss given only those before it; choose a run with denoise.block_size 1 for tasks")
         self.objective = objective
         self.rollout = rollout
         self.seed = seed
@@ -47,7 +47,7 @@ class Continuations:
         self.found: dict[tuple[Asked, int], Scored] = {}
 
     def at(self, depth: int, asked: Iterable[Asked]) -> list[Scored]:
-        """The scores at one of the depths."""
+        """Scores at one of the depths."""
         asked = list(asked)
         group = next(group for group in self.groups if depth in group)
         new = sorted({each for each in asked if (each, depth) not in self.found}, key=lambda each: (len(each[0]), each))
@@ -59,7 +59,7 @@ class Continuations:
         return [self.found[each, depth] for each in asked]
 
     def _score(self, asked: Sequence[Asked], depths: list[int]) -> None:
-        """Sequences of one length."""
+        """Score sequences of equal length."""
         device = next(self.objective.parameters()).device
         rows = ids_of(torch.tensor([tokens for tokens, _ in asked]), self.objective.model.vocab_size, least_length=2)
         random = ByPlace(self.seed, len(rows), device)

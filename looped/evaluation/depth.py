@@ -1,4 +1,4 @@
-"""The depth sweep: how good a trained model is at every depth, and what it writes there, as rows with intervals."""
+"""The depth sweep: loss and samples of a trained model at every depth, as rows with intervals."""
 
 import math
 import warnings
@@ -33,13 +33,13 @@ NUM_LEVELS = 12
 
 @dataclass(frozen=True)
 class DepthSweep:
-    """`rows` for people, `per_example[metric][depth]` (one figure a held-out sequence) for paired comparisons."""
+    """`rows` to report; `per_example[metric][depth]`, one value per held-out sequence, for paired comparisons."""
 
     rows: list[Row]
     per_example: dict[str, dict[int, Float[Tensor, "num"]]]
 
     def means(self, metric: str) -> dict[int, float]:
-        """Depth -> mean of a metric. Raises UserError for a name without figures by depth, with those there are."""
+        """Depth -> mean of a metric. Raises UserError for a metric that has no figures by depth."""
         known = {row.metric for row in self.rows if row.depth is not None}
         if metric not in known:
             raise UserError(f"no metric '{metric}' by depth{did_you_mean(metric, known)}")
@@ -51,14 +51,14 @@ def evaluate_depth(objective: Objective, tokens: Int[Tensor, "num length_and_one
                    num_levels: int = 32, keep: Keep = keep_nothing) -> DepthSweep:
     """Held-out nats/token and bits/byte at each of `depths`; for a denoiser also the loss by noise level.
 
-    tokens: held-out sequences, one token longer than the context. `bytes_per_token` turns nats into bits/byte.
-    A denoiser's nats are the variational bound of its stochastic solver; with `num_trajectories` its configured solver
-    is sampled besides (`nats_by_solver`). Masked diffusion has the bound of so many unmasking steps at each depth, and
-    besides that of ever more of them, over `num_levels` levels (`nats_bound`, `bits_per_byte_bound`). `keep` is given
-    each part that is finished. Where some tokens are not sought (`Denoise.ask`), a warning says how many, the nats are
-    those of the others, and there are no bits/byte.
+    tokens: held-out sequences, one token longer than the context. bytes_per_token: converts nats/token to bits/byte.
+    For a denoiser the loss is the variational bound (NELBO) of its stochastic solver; with `num_trajectories` its
+    configured solver is sampled as well (`nats_by_solver`). For masked diffusion it is the bound of `depth` unmasking
+    steps; the bound in the limit of infinitely many steps, over `num_levels` levels, is added (`nats_bound`,
+    `bits_per_byte_bound`). `keep` receives each finished part. If some tokens are not scored (`Denoise.ask`), a warning
+    reports their fraction, the nats/token cover the others, and there are no bits/byte.
 
-    Raises UserError for what is no objective, no token ids of its vocabulary, or no depth of at least 1.
+    Raises UserError for an invalid objective, for ids outside its vocabulary, and for depths below 1.
     """
     require_objective(objective)
     if not bytes_per_token > 0:
@@ -77,14 +77,14 @@ def evaluate_depth(objective: Objective, tokens: Int[Tensor, "num length_and_one
         for group in at_once(objective, depths):
             part, results = [], measure(group)
             if results[0].share < 1:
-                warnings.warn(f"{1 - results[0].share:.1%} of the held-out tokens have no figure: they begin a "
-                              f"document within a block of denoise.block_size; {metric} is that of the others, and "
-                              f"is not to be held against another objective's", stacklevel=2)
+                warnings.warn(f"{1 - results[0].share:.1%} of the held-out tokens are not scored: they begin a "
+                              f"document inside a block of denoise.block_size; {metric} covers the others and is "
+                              f"not comparable with another objective's", stacklevel=2)
             for result in results:
                 cost = {"depth": result.depth, "seconds": result.seconds, "peak_bytes": peak_bytes(),
                         **cost_of(result.depth).fields(), "trajectories": trajectories}
                 part.append(summarise(metric, result.losses, **cost))
-                if metric == "nats_per_token" and result.share == 1:  # bits of a part of the tokens, over all bytes
+                if metric == "nats_per_token" and result.share == 1:  # else bits of only some tokens
                     part.append(summarise("bits_per_byte", result.losses * bits, **cost))
             took(part, metric, {result.depth: result.losses for result in results}, trajectories)
 
@@ -112,19 +112,19 @@ class Evaluation:
 
 
 def num_windows(data: MeasuredText, config: Config) -> int:
-    """The held-out windows of an evaluation: enough for `evaluation.num_sequences` and `.num_samples`, each of which
-    takes the first of them."""
+    """Number of held-out windows of an evaluation: enough for `evaluation.num_sequences` and for `.num_samples`, both
+    of which take the first ones."""
     c = config.evaluation
     return min(max(c.num_sequences, c.num_samples), data.heldout.windows(config.data.length))
 
 
 def evaluate_run(objective: Objective, data: MeasuredText, config: Config, depths: Sequence[int], options: Options, *,
                  keep: Keep = keep_nothing) -> Evaluation:
-    """All that `looped eval` reports, on the held-out text of `data` and with the sizes of `config.evaluation`.
+    """Everything `looped eval` reports on text: held-out text of `data`, with the sizes of `config.evaluation`.
 
-    A `judge` of the options reads the samples and, as the level to reach, the held-out text that follows their prompts;
-    with `match`, also beside those of a twin at equal diversity. `mauve` gives the features of MAUVE. `keep` is given
-    each part that is finished.
+    options.judge scores the samples and, as a reference, the held-out text after their prompts; with options.match it
+    also compares them with a baseline's samples at equal diversity. options.mauve is the encoder of MAUVE. `keep`
+    receives each finished part.
     """
     judge, match, encoder = options.judge, options.match, options.mauve
     c, device = config.evaluation, next(objective.parameters()).device
@@ -133,7 +133,7 @@ def evaluate_run(objective: Objective, data: MeasuredText, config: Config, depth
     truth = tokens[: c.num_samples, c.prompt_length : c.prompt_length + c.sample_length]
     if encoder is not None and truth.shape[1] < c.sample_length:
         raise UserError(f"evaluation.sample_length {c.sample_length} is longer than the held-out text after a prompt, "
-                        f"so MAUVE would measure lengths; try {truth.shape[1]}")
+                        f"so MAUVE would compare lengths; try {truth.shape[1]}")
     truth = Ending(objective.end_of_text).cut(truth)
     sweep = evaluate_depth(objective, tokens[: c.num_sequences], depths, bytes_per_token=data.bytes_per_token,
                            seed=config.seed, batch_size=c.batch_size, num_trajectories=options.trajectories,
@@ -171,8 +171,7 @@ def evaluate_run(objective: Objective, data: MeasuredText, config: Config, depth
 
 def evaluate_samples(objective: Objective, prompts: Int[Tensor, "num length"], depths: Sequence[int], *,
                      num_tokens: int, seed: int = 0) -> tuple[list[Row], dict[int, Texts]]:
-    """Continuations of held-out prompts at each depth: how diverse they are, how long, and how fast they were
-    written."""
+    """Continuations of held-out prompts at each depth, with rows on their diversity, length and speed (tokens/s)."""
     samples, rows = {}, []
     for depth in depths:
         start = now(prompts.device)
@@ -186,7 +185,7 @@ def evaluate_samples(objective: Objective, prompts: Int[Tensor, "num length"], d
 
 
 def peak_bytes() -> int:
-    """Largest memory so far: of the CUDA allocator where one is in use, else of the process."""
+    """Peak memory so far: of the CUDA allocator if CUDA is in use, else of the process."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
     info = psutil.Process().memory_info()
@@ -194,7 +193,7 @@ def peak_bytes() -> int:
 
 
 def _peak_rss() -> int:
-    """Peak resident bytes on POSIX; 0 where the resource module is missing."""
+    """Peak resident bytes on POSIX; 0 if the resource module is missing."""
     try:
         import resource
     except ImportError:

@@ -1,5 +1,6 @@
-"""Features of images to measure distances in, by a name that stands beside each figure: pixels, or a trained
-classifier's last hidden row. They are not Inception's, so distances in them are not the published FID.
+"""Image features for distances: pixels, or the last hidden row of a trained classifier.
+
+Their name is reported with every figure. They are not Inception's, so distances in them are not the published FID.
 """
 
 from collections.abc import Callable
@@ -22,28 +23,28 @@ PIXELS = "pixels"
 
 @dataclass(frozen=True)
 class Features:
-    """`name`: whose they are; `of`: levels 0 ... 255 of images -> (images, numbers)."""
+    """A feature extractor. `name`: shown with every figure; `of`: levels 0 ... 255 of images -> (images, dimension)."""
 
     name: str
     of: Callable[[Levels], Float[Tensor, "_ _"]]
 
 
 def pixel_features() -> Features:
-    """The levels themselves, as shares of white."""
+    """The pixel levels, scaled to [0, 1]."""
     return Features(PIXELS, lambda levels: levels.flatten(1).float() / 255)
 
 
 def classifier_features(name: str, objective: Objective, config: Config, scale: Scale, picture: Picture,
                         batch_size: int = 256) -> Features:
-    """What the head of a trained classifier reads in the row of the class; `scale`: of its own images, `picture`: the
-    images to be measured. Raises UserError for what is no classifier of such images."""
+    """The head's input at the class row of a trained classifier. `scale`: of the classifier's own images; `picture`:
+    the images to measure. Raises UserError if the model is no classifier of such images."""
     model = objective.model
     if not config.kind.names_classes:
-        raise UserError(f"--features {name} names no classes of images; give it the run of a classifier of the same "
-                        f"images (images.goal classify), or leave it out to measure in pixels")
+        raise UserError(f"--features {name} is no image classifier; give it the run of a classifier of the same images "
+                        f"(images.goal classify), or leave it out to use pixels as features")
     theirs, ours = ((p.channels, p.height, p.width) for p in (model.picture, picture))
     if theirs != ours:
-        raise UserError(f"--features {name} knows images of {theirs[1]} x {theirs[2]} pixels in {theirs[0]} channels, "
+        raise UserError(f"--features {name} takes images of {theirs[1]} x {theirs[2]} pixels in {theirs[0]} channels, "
                         f"and these are {ours[1]} x {ours[2]} in {ours[0]}; give it a classifier of the same images")
 
     @torch.no_grad()
@@ -57,8 +58,8 @@ def classifier_features(name: str, objective: Objective, config: Config, scale: 
 
 def class_rows(objective: Objective, images: Float[Tensor, "num channels down across"],
                depth: int) -> Float[Tensor, "num width"]:
-    """The last hidden row of the class: of a loop after `depth` steps; of a denoiser at its highest noise level from a
-    start at zero, where it is told nothing of the class."""
+    """The last hidden state of the class row: of a loop after `depth` steps; of a denoiser at its highest noise level
+    with z = 0, which carries no information on the class."""
     batch = objective.model.picture.ask(ImageBatch(images, _no_labels(images))).to(images.device)
     return rollout_of(objective).hidden(batch, depth, torch.zeros_like)[:, 0].float()
 

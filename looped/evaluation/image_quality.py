@@ -1,4 +1,4 @@
-"""Quality of a denoiser of pixels: its loss by noise level and block, and its images beside held-out ones, as rows."""
+"""Quality of a pixel denoiser, as rows: loss by noise level and block, distances of its images to held-out ones."""
 
 import time
 from collections.abc import Sequence
@@ -22,14 +22,14 @@ from looped.objectives.pixels import DenoisePixels
 from looped.rng import StepRandom
 
 NUM_LEVELS = 9
-"""Levels, even in ln sigma from sigma_max to sigma_min, that the loss is measured at."""
+"""Noise levels of `loss_at_sigma`, evenly spaced in ln sigma from sigma_max to sigma_min."""
 LOSS_STEP = -1
-"""Noise is drawn as this step would, which is never trained."""
+"""Step number of the noise draws, which no training step has."""
 
 
 def evaluate_images(objective: DenoisePixels, data: LabelledData, config: Config, depths: Sequence[int],
                     features: Features, *, keep: Keep = keep_nothing) -> Evaluation:
-    """All that `looped eval` reports of a run that makes images. `keep` is given each part that is finished."""
+    """Everything `looped eval` reports on a run that generates images. `keep` receives each finished part."""
     rows, per_example = loss_rows(objective, data, config)
     keep(rows, example_lines("heldout_loss", per_example["heldout_loss"]))
     return Evaluation(rows + distance_rows(objective, data, config, depths, features, keep=keep), per_example, [])
@@ -41,7 +41,7 @@ def evaluate_images(objective: DenoisePixels, data: LabelledData, config: Config
 @torch.no_grad()
 def heldout_errors(objective: DenoisePixels, data: LabelledData, config: Config,
                    sigma: Float64[Tensor, "num"]) -> Float[Tensor, "num"]:
-    """The weighted squared error of each held-out image at its level, by the block that owns it."""
+    """The weighted squared error of each held-out image at its noise level, under the block that owns the level."""
     device, found, first = next(objective.parameters()).device, [], 0
     with evaluating(objective):
         for batch in data.heldout(config.evaluation.batch_size):
@@ -52,15 +52,15 @@ def heldout_errors(objective: DenoisePixels, data: LabelledData, config: Config,
 
 
 def training_levels(objective: DenoisePixels, data: LabelledData, config: Config) -> Float64[Tensor, "num"]:
-    """A level of the training distribution for each held-out image, always the same."""
+    """One noise level of the training distribution per held-out image, the same in every call."""
     num = len(data.images.heldout)
     return objective.noise.sample(StepRandom(config.seed, LOSS_STEP, count=num).stratified("sigma"))
 
 
 def loss_rows(objective: DenoisePixels, data: LabelledData,
               config: Config) -> tuple[list[Row], dict[str, dict[int, Tensor]]]:
-    """`heldout_loss` over the training levels, and of each block over its own; `loss_at_sigma` by level; `by` is the
-    block that reads them, where there are several."""
+    """`heldout_loss` over the training levels, of all blocks and of each one; `loss_at_sigma` by level. `by` names the
+    block that owns the level, if there are several."""
     sigma = training_levels(objective, data, config)
     errors, owners = heldout_errors(objective, data, config, sigma), objective.denoiser.owners(sigma)
     rows = [summarise("heldout_loss", errors)]
@@ -85,8 +85,11 @@ def _name(block: int) -> str:
 
 def distance_rows(objective: DenoisePixels, data: LabelledData, config: Config, depths: Sequence[int],
                   features: Features, *, keep: Keep = keep_nothing) -> list[Row]:
-    """Fréchet distance, precision and recall between held-out images and as many made ones of the same classes
-    (`evaluation.num_images`), at each number of solver steps. layer_forwards, evaluations: of one image."""
+    """Fréchet distance, precision and recall of generated against held-out images, at each number of solver steps.
+
+    As many images as are held out (or `evaluation.num_images`) are generated, of the same classes. layer_forwards,
+    evaluations: per image.
+    """
     c, scale, heldout = config.evaluation, data.images.scale, data.images.heldout
     guidance = config.denoise.guidance
     labels = torch.from_numpy(heldout.pictures.labels)
@@ -106,9 +109,11 @@ def distance_rows(objective: DenoisePixels, data: LabelledData, config: Config, 
 
 
 def training_row(data: LabelledData, features: Features) -> Row:
-    """`frechet_distance_of_training`: of training images, as many of each class as are held out, from those: what a
-    perfect generator has. With the classes as chance has it they would be further off than images that are made of the
-    held-out classes."""
+    """`frechet_distance_of_training`: distance of training images to the held-out ones, which a perfect generator has.
+
+    As many training images of each class are used as are held out. With random classes they would be further off than
+    generated images, which have the held-out classes.
+    """
     trained, heldout = data.images.train.pictures, data.images.heldout.pictures
     rows = [np.flatnonzero(trained.labels == label)[:count]
             for label, count in zip(*np.unique(heldout.labels, return_counts=True), strict=True)]

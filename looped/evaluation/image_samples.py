@@ -1,6 +1,6 @@
-"""Images that a denoiser of pixels makes of classes, with any number of solver steps; and many of them in one picture.
+"""Class-conditional images of a pixel denoiser, with any number of solver steps, and grids of them.
 
-Every draw depends on the image's number alone, so that an image is the same in any batch, to rounding.
+Random draws depend on an image's index alone, so an image is the same in any batch, up to rounding.
 """
 
 from pathlib import Path
@@ -21,16 +21,16 @@ from looped.rng import StepRandom
 
 Images = Float[Tensor, "num channels down across"]
 MIN_SIDE = 512
-"""Pixels of a picture's shorter side, at least: small images are enlarged by whole factors."""
+"""Minimum pixels of a grid's shorter side; small images are enlarged by whole factors."""
 
 
 @torch.no_grad()
 def make_images(objective: DenoisePixels, labels: Int[Tensor, "num"], num_steps: int, *, guidance: float = 1.0,
                 seed: int = 0, batch_size: int = 64) -> Images:
-    """Images of the classes `labels` after `num_steps` steps of the configured solver, on the CPU, as the model sees
-    images. Raises UserError for guidance of a model that was never shown an image without its class."""
+    """Images of the classes `labels` after `num_steps` steps of the configured solver, on the CPU, scaled as in
+    training. Raises UserError for guidance if the model was trained without label dropout."""
     if guidance != 1 and not objective.label_dropout:
-        raise UserError(f"guidance {guidance:g} needs a model that knows images without a class, and this one was "
+        raise UserError(f"guidance {guidance:g} needs a model that was also trained without classes, and this one was "
                         f"trained with images.label_dropout 0; use 1")
     device = next(objective.parameters()).device
     with evaluating(objective):
@@ -49,7 +49,7 @@ def _solved(objective: DenoisePixels, labels: Tensor, num_steps: int, guidance: 
 
 def grid_of_classes(objective: DenoisePixels, scale: Scale, num_steps: int, per_class: int, guidance: float,
                     config: Config) -> UInt8[np.ndarray, "height width channels"]:
-    """A picture with a row of `per_class` images for each class; seed and batch size are those of the config."""
+    """A grid with one row of `per_class` images per class; seed and batch size come from the config."""
     labels = torch.arange(objective.model.num_classes).repeat_interleave(per_class)
     images = make_images(objective, labels, num_steps, guidance=guidance, seed=config.seed,
                          batch_size=config.evaluation.batch_size)
@@ -58,7 +58,7 @@ def grid_of_classes(objective: DenoisePixels, scale: Scale, num_steps: int, per_
 
 def tile(pixels: UInt8[np.ndarray, "num down across channels"],
          columns: int) -> UInt8[np.ndarray, "height width channels"]:
-    """Images in rows of `columns`, two pixels apart, enlarged by a whole factor where they are small."""
+    """Images in rows of `columns`, two pixels apart, enlarged by a whole factor if they are small."""
     num, down, across, channels = pixels.shape
     gap = 2
     rows = -(-num // columns)
@@ -72,10 +72,10 @@ def tile(pixels: UInt8[np.ndarray, "num down across channels"],
 
 
 def write_picture(pixels: UInt8[np.ndarray, "height width channels"], path: Path) -> None:
-    """A picture as a file, by the ending of its name. Raises UserError."""
+    """Save a picture in the format of its file name. Raises UserError if it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}; choose another file, as "
-                        f"grid.png") from None
+        raise UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}; choose another file, such "
+                        f"as grid.png") from None

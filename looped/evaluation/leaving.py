@@ -1,7 +1,7 @@
-"""Early exits on text: every token of known texts leaves the loop by itself, as soon as its readout has settled.
+"""Early exit per token, on known texts: each token exits the loop as soon as its readout has converged.
 
-A token that has left is read there; its state goes on, so that later tokens attend to what all steps make of it, as
-with a cache that is filled to the deepest step.
+A token is scored at its exit. Its state still runs through all steps, so later tokens can attend to it at every step,
+as with a KV cache filled to the deepest step.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,8 +21,8 @@ from looped.rng import StepRandom
 
 @dataclass(frozen=True)
 class Left:
-    """All tokens of known texts under one exit: the nats of each where it left, the steps that it took, and nats/token
-    of each text."""
+    """All tokens of known texts under one exit. nats: of each token at its exit. used: its steps. means: nats/token of
+    each text."""
 
     nats: Float[Tensor, "num length"]
     used: Int[Tensor, "num length"]
@@ -32,8 +32,8 @@ class Left:
 @torch.no_grad()
 def leave(objective: Objective, tokens: Int[Tensor, "num length_and_one"], depth: int, exits: Sequence[Exit], *,
           seed: int = 0, batch_size: int = 16) -> list[Left]:
-    """Where all steps are taken, then under each exit, of at most `depth` steps; one unroll for all. Raises UserError
-    for an exit that the run cannot take, and for a run without a loop."""
+    """Losses with all `depth` steps, then under each exit with at most `depth`; one unroll serves all. Raises UserError
+    for an exit that the run does not support, and for a run without a loop."""
     rollout = rollout_of(objective)
     found: list[list[tuple[Tensor, Tensor, Tensor]]] = []
     with evaluating(objective):
@@ -47,11 +47,11 @@ def leave(objective: Objective, tokens: Int[Tensor, "num length_and_one"], depth
 
 def text_exit_rows(objective: Objective, left: Sequence[Left], depth: int, exits: Sequence[Exit]
                    ) -> Iterator[list[Row]]:
-    """With each exit, of what `leave` gives: nats/token where each token left (`nats_with_exit`), the mean steps
-    (`steps_used`), and what leaving early costs (`lost_by_exit`: nats/token less those of all the steps, paired over
-    sequences).
+    """Rows per exit, from the result of `leave`: nats/token at the exits (`nats_with_exit`), the mean steps
+    (`steps_used`), and the cost of exiting early (`lost_by_exit`: nats/token with the exit minus nats/token with all
+    steps, paired over sequences).
 
-    Layer passes are those that a token's steps and their readouts take.
+    Layer passes are those of a token's own steps and their readouts.
     """
     full, *each = left
     cost = rollout_of(objective).answer_cost(depth, EvaluationConfig(), early=True)

@@ -1,9 +1,9 @@
-"""Held-out likelihood: nats/token at every asked depth, and the denoiser's loss by noise level.
+"""Held-out likelihood: nats/token at every requested depth, and a denoiser's loss by noise level.
 
-Loops are unrolled once to the deepest depth and read out on the way. For a denoiser of n steps the figure is the
-variational bound of its n-step stochastic solver (`looped.inference.denoised_text`), for masked diffusion that of n
-unmasking steps (`looped.inference.unmask`). `losses_by_solver` measures the configured solver as it is, by sampling it:
-the readouts of many trajectories, averaged.
+A loop is unrolled once to the deepest depth and read out on the way. For a denoiser at n steps the figure is the
+variational bound (NELBO) of its n-step stochastic solver (`looped.inference.denoised_text`), for masked diffusion the
+bound of n unmasking steps (`looped.inference.unmask`). `losses_by_solver` measures the configured solver itself: it
+samples many trajectories and averages their readouts.
 """
 
 import math
@@ -27,9 +27,9 @@ Tokens = Int[Tensor, "num length_and_one"]
 
 @dataclass(frozen=True)
 class DepthLosses:
-    """`losses`: mean nats/token of each held-out sequence at one depth; where some have fewer tokens that are sought,
-    figures whose mean is that over all tokens. `seconds`: all sequences, at this depth. `share`: that of the tokens
-    which are sought."""
+    """`losses`: nats/token of each held-out sequence at one depth; if sequences have unequal numbers of scored tokens,
+    values whose mean is the mean over all scored tokens. `seconds`: for all sequences at this depth. `share`: fraction
+    of the tokens that are scored."""
 
     depth: int
     losses: Float[Tensor, "num"]
@@ -38,9 +38,9 @@ class DepthLosses:
 
 
 class Likelihood:
-    """Figures of every one of some sequences, read in batches; draws depend on the number of a sequence alone. The
-    objective is left in the mode it came in. Raises UserError for what is no objective over token ids, or for other ids
-    than its own."""
+    """Losses of each of a set of sequences, computed in batches; random draws depend on a sequence's index alone. The
+    objective keeps its train or eval mode. Raises UserError for an objective that is not over token ids, and for ids
+    outside its vocabulary."""
 
     def __init__(self, objective: Objective, tokens: Tokens, *, seed: int = 0, batch_size: int = 16):
         self.objective = objective
@@ -55,9 +55,9 @@ class Likelihood:
 
     @torch.no_grad()
     def by_token(self, depths: Sequence[int]) -> Float[Tensor, "depths num length"]:
-        """Nats of every token but the first at every depth, ascending; NaN where a token is not sought. Raises
-        UserError where tokens have no losses of their own."""
-        _require_next_token(self.rollout, "its tokens have no figures by depth")
+        """Nats of every token but the first at every depth, ascending; NaN for tokens that are not scored. Raises
+        UserError if the objective has no loss per token."""
+        _require_next_token(self.rollout, "it has no token losses by depth")
         depths, parts = depths_of(depths), []
         with evaluating(self.objective):
             for rows, random in self._batches():
@@ -66,17 +66,17 @@ class Likelihood:
         return torch.cat(parts, dim=1)
 
     def by_solver(self, depths: Sequence[int], num_trajectories: int) -> list[DepthLosses]:
-        """Nats/token under the mean readout of so many runs of the configured solver."""
+        """Nats/token under the mean readout of `num_trajectories` runs of the configured solver."""
         return self._over_batches(partial(self.rollout.sampled_losses, num_trajectories=num_trajectories), depths)
 
     def by_level(self, num_levels: int) -> list[tuple[float, Float64[Tensor, "num"]]]:
-        """(noise level, nats/token) from the highest level on; none where the objective has no levels."""
+        """(noise level, nats/token), highest level first; empty if the objective has no noise levels."""
         whole_number("num_levels", num_levels, 1)
         return [(level, self._over_batches(partial(self._at_level, level), [1])[0].losses)
                 for level in self.rollout.levels(num_levels)]
 
     def limit(self, num_levels: int) -> Float64[Tensor, "num"]:
-        """The bound of ever more steps, nats/token, each sequence read at so many levels."""
+        """The bound in the limit of infinitely many steps, nats/token, estimated at `num_levels` levels."""
         return self._over_batches(partial(self._limit, num_levels), [num_levels])[0].losses
 
     def _at_level(self, level: float, rows: Tokens, depths: list[int], random: StepRandom) -> list[tuple]:
@@ -86,7 +86,7 @@ class Likelihood:
         return [(depths[0], self.rollout.limit(rows, num_levels, random).unsqueeze(1), 0.0)]
 
     def _batches(self) -> Iterator[tuple[Tokens, StepRandom]]:
-        """The sequences in batches, each with the draws of their numbers."""
+        """Batches of the sequences, each with the random draws of their indices."""
         for start in range(0, len(self.tokens), self.batch_size):
             rows = self.tokens[start : start + self.batch_size]
             yield rows, StepRandom(self.seed, 0, start=start, count=len(rows), total=len(self.tokens),
@@ -106,7 +106,7 @@ class Likelihood:
                     totals[depth][1].append(seconds)
         sought = torch.cat(counts)
         share = sought.sum().item() / (len(tokens) * (tokens.shape[1] - 1))
-        return [DepthLosses(depth, _a_token(torch.cat(losses), sought), sum(seconds), share)
+        return [DepthLosses(depth, _weighted(torch.cat(losses), sought), sum(seconds), share)
                 for depth, (losses, seconds) in totals.items()]
 
 
@@ -119,16 +119,16 @@ def losses_by_depth(objective: Objective, tokens: Tokens, depths: Sequence[int],
 
 def token_losses_by_depth(objective: Objective, tokens: Tokens, depths: Sequence[int], *, seed: int = 0,
                           batch_size: int = 16) -> Float[Tensor, "depths num length"]:
-    """Nats of every token but the first at every depth, depths ascending and each once: those that `losses_by_depth`
-    is the mean of. A loop is unrolled once, to the deepest; for denoisers it is the variational bound, NaN where a
-    token is not sought. Raises UserError for masked diffusion, whose bound is one of whole texts."""
+    """Nats of every token but the first at every depth, depths ascending and unique; `losses_by_depth` gives their
+    means. A loop is unrolled once, to the deepest. For denoisers it is the variational bound, NaN for tokens that are
+    not scored. Raises UserError for masked diffusion, whose bound is on whole texts."""
     return Likelihood(objective, tokens, seed=seed, batch_size=batch_size).by_token(depths)
 
 
 def masked_bounds(objective: Objective, tokens: Tokens, num_levels: int, *, seed: int = 0,
                   batch_size: int = 16) -> Float[Tensor, "num"]:
-    """The bound of masked diffusion with ever more steps, nats/token of every sequence, each read at `num_levels`
-    levels."""
+    """The bound of masked diffusion in the limit of infinitely many steps: nats/token of every sequence, estimated at
+    `num_levels` levels."""
     return Likelihood(objective, tokens, seed=seed, batch_size=batch_size).limit(num_levels)
 
 
@@ -136,23 +136,26 @@ def losses_by_solver(objective: Objective, tokens: Tokens, depths: Sequence[int]
                      seed: int = 0, batch_size: int = 16) -> list[DepthLosses]:
     """Nats/token under the mean readout of `num_trajectories` runs of the configured solver.
 
-    An upper bound that falls as trajectories are added, and slowly where a readout is nearly certain: with k of them a
-    token of probability far below 1/k is hardly ever hit.
+    An upper bound that falls as trajectories are added. It falls slowly if readouts are nearly certain: k trajectories
+    hardly ever hit a token of probability far below 1/k.
     """
     return Likelihood(objective, tokens, seed=seed, batch_size=batch_size).by_solver(depths, num_trajectories)
 
 
 def losses_by_sigma(objective: Objective, tokens: Tokens, *, num_levels: int = 12, seed: int = 0,
                     batch_size: int = 16) -> list[tuple[float, Float[Tensor, "num"]]]:
-    """(sigma, nats/token of every sequence) at levels evenly spaced in ln sigma, highest first, in one pass each."""
+    """(sigma, nats/token of every sequence) at levels evenly spaced in ln sigma, highest first; one pass per level."""
     return Likelihood(objective, tokens, seed=seed, batch_size=batch_size).by_level(num_levels)
 
 
 def main_losses(objective: Objective, tokens: Tokens, depth: int, *, seed: int = 0, batch_size: int = 16,
                 num_levels: int = 32) -> Float[Tensor, "num"]:
-    """The one figure a sequence that all objectives have, nats/token as a next-token predictor: of a denoiser the
-    cross-entropy at sigma_max, in one pass (of blocks: of each token without the others of its block); of a loop the
-    loss at `depth`; of masked diffusion, which predicts no next token, the bound over `num_levels` levels."""
+    """Nats/token of every sequence as a next-token predictor, the one figure that all objectives have.
+
+    For a denoiser it is the cross-entropy at sigma_max, in one pass (with blocks: of each token without the others of
+    its block); for a loop the loss at `depth`; for masked diffusion, which predicts no next token, the bound over
+    `num_levels` levels.
+    """
     likelihood = Likelihood(objective, tokens, seed=seed, batch_size=batch_size)
     return likelihood.rollout.main(likelihood, depth, num_levels)
 
@@ -161,9 +164,9 @@ def main_losses(objective: Objective, tokens: Tokens, depth: int, *, seed: int =
 def next_token_losses(objective: Objective, rows: Tokens, depth: int, *,
                       seed: int = 0) -> Float[Tensor, "num length"]:
     """Nats of every token of `rows` but the first at one depth; for denoisers the variational bound. Raises UserError
-    for masked diffusion, whose bound is one of whole texts."""
+    for masked diffusion, whose bound is on whole texts."""
     rows, rollout = _sequences(objective, rows), rollout_of(objective)
-    _require_next_token(rollout, "it can neither judge samples nor be a twin")
+    _require_next_token(rollout, "it can neither judge samples nor be a baseline")
     random = StepRandom(seed, 0, count=len(rows), device=rows.device)
     with evaluating(objective):
         (_, losses, _), = rollout.losses(rows, depths_of([depth]), random)
@@ -171,21 +174,21 @@ def next_token_losses(objective: Objective, rows: Tokens, depth: int, *,
 
 
 def _require_next_token(rollout: Rollout, so: str) -> None:
-    """Raises UserError where tokens have no losses of their own."""
+    """Raises UserError if the objective has no loss per token."""
     if not rollout.next_token:
-        raise UserError(f"objective masked gives a whole text its bound and no token its own loss, so {so}; choose a "
-                        f"run of --objective ar")
+        raise UserError(f"objective masked has a bound on whole texts and no loss per token, so {so}; choose a run of "
+                        f"--objective ar")
 
 
 def _sequences(objective: Objective, tokens: Tokens) -> Tokens:
-    """Sequences to be read. Raises UserError for what is no objective over token ids, or for other ids than its own."""
+    """The tokens, checked. Raises UserError for an objective not over text, and for ids outside its vocabulary."""
     require_objective(objective)
     if not hasattr(objective.model, "vocab_size"):
-        raise UserError(f"nats/token are of text, and this objective reads none; it is over a "
-                        f"{type(objective.model).__name__}")
+        raise UserError(f"nats/token need an objective over text, and this one is over a "
+                        f"{type(objective.model).__name__}; give one over a language model")
     return ids_of(tokens, objective.model.vocab_size, least_length=2)
 
 
-def _a_token(means: Float64[Tensor, "num"], counts: Int[Tensor, "num"]) -> Float64[Tensor, "num"]:
-    """Means of sequences, as they are where all have as many tokens; else weighed by the number of these."""
+def _weighted(means: Float64[Tensor, "num"], counts: Int[Tensor, "num"]) -> Float64[Tensor, "num"]:
+    """Means of sequences, unchanged if all have equally many tokens, else weighted by their numbers of tokens."""
     return means if bool((counts == counts[0]).all()) else per_token(means * counts, counts)

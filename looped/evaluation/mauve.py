@@ -1,7 +1,7 @@
-"""MAUVE: how near the distribution of written texts is to that of real ones, among the features of an encoder.
+"""MAUVE: closeness of the distributions of generated and real texts, in the feature space of an encoder.
 
-Pillutla et al. 2021 (arXiv 2102.01454), computed by the authors' package. A figure means something only beside the
-encoder's name, the number of texts and their length: all three move it.
+Pillutla et al. 2021 (arXiv 2102.01454), computed by the authors' package. A score is meaningful only together with the
+encoder's name, the number of texts and their length: all three change it.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,22 +19,22 @@ from looped.objectives.base import Objective
 from looped.rng import StepRandom
 
 ENOUGH = 1000
-"""Texts below which the authors advise not to read much into a figure; they use 5,000."""
+"""Number of texts below which the authors advise against relying on a score; they use 5,000."""
 
 
 @runtime_checkable
 class Encoder(Protocol):
-    """Whoever gives a text a vector: a run of this toolkit (`RunEncoder`), or a model of another (`looped.hub`)."""
+    """Text encoder: a run of this toolkit (`RunEncoder`), or a Hub model (`looped.hub`)."""
 
     name: str
 
     def features(self, texts: Sequence[str]) -> Float[Tensor, "num width"]:
-        """One vector a text."""
+        """One vector per text."""
 
 
 class RunEncoder:
-    """A loop at one depth: what its head reads at a text's last token. Raises `UserError` for a denoiser, whose state
-    is that of a token it seeks."""
+    """A loop at one depth as encoder: the head's input at a text's last token. Raises `UserError` for a denoiser, whose
+    state is that of the token to predict."""
 
     def __init__(self, name: str, objective: Objective, depth: int, encode: Callable[[str], list[int]]):
         if not rollout_of(objective).encodes:
@@ -46,11 +46,11 @@ class RunEncoder:
 
     @torch.no_grad()
     def features(self, texts: Sequence[str]) -> Float[Tensor, "num width"]:
-        """One vector a text, read one by one: rows of unequal lengths need no padding."""
+        """One vector per text, encoded one by one, so unequal lengths need no padding."""
         return torch.stack([self._feature(text, row) for row, text in enumerate(texts)])
 
     def _feature(self, text: str, row: int) -> Float[Tensor, "width"]:
-        ids = self.encode(text) or [0]  # nothing but ends of text
+        ids = self.encode(text) or [0]  # only end-of-text tokens
         tokens = torch.tensor([[*ids, 0]], device=next(self.objective.parameters()).device)
         random = StepRandom(0, 0, start=row, count=1, device=tokens.device)
         hidden = rollout_of(self.objective).hidden(Batch.of(tokens), self.depth,
@@ -59,7 +59,7 @@ class RunEncoder:
 
 
 def mauve(real: Float[Tensor, "num_real width"], written: Float[Tensor, "num width"], *, seed: int = 0) -> float:
-    """Between 0 and 1, the nearer the higher; `seed` is that of the clustering. Raises `UserError` where the package is
+    """MAUVE score between 0 and 1; higher is closer. seed: of the clustering. Raises `UserError` if the package is
     missing."""
     try:
         from mauve import compute_mauve
@@ -69,7 +69,7 @@ def mauve(real: Float[Tensor, "num_real width"], written: Float[Tensor, "num wid
 
 
 def mauve_rows(encoder: Encoder, real: Sequence[str], written: dict[int, Sequence[str]], *, seed: int = 0) -> list[Row]:
-    """MAUVE of the texts of each depth, `by` the encoder; without an interval, for the figure is one of whole sets."""
+    """MAUVE of the texts of each depth, `by` the encoder; without an interval, because a set of texts has one score."""
     features = encoder.features(real)
     return [Row("mauve", mauve(features, encoder.features(texts), seed=seed), None, None, len(texts), depth=depth,
                 by=encoder.name) for depth, texts in written.items()]

@@ -1,4 +1,4 @@
-"""Motion of a latent from step to step: its size, its changes, and whether these shrink."""
+"""Step-to-step statistics of a latent: its root mean square, its relative change, and the contraction."""
 
 from collections.abc import Mapping
 
@@ -7,14 +7,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 GROWING = 1.5
-"""Growth over the second half of the steps beyond which a latent does not keep its size: a random walk grows by 1.41,
-what adds the same at each step by 2."""
+"""Growth factor over the second half of the steps above which a latent counts as growing. A random walk grows by 1.41,
+a constant increment per step by 2."""
 
 Latent = Float[Tensor, "num length width"]
 
 
 class Motion:
-    """Fed with the state, or the clean estimate, of every problem after each step. Lists with an entry (num,) a step:
+    """Statistics of the state, or the clean estimate, of every problem. Lists with one entry (num,) per step:
 
     sizes    root mean square over the cells that count (`cells`, or all)
     changes  |s_t - s_{t-1}| / |s_t|; None at the first step
@@ -30,7 +30,7 @@ class Motion:
         self._moved: Tensor | None = None
 
     def take(self, latent: Latent) -> None:
-        """The latent after one more step."""
+        """Add the latent after one more step."""
         latent = self._that_count(latent)
         size = norm(latent)
         count = latent[0].numel() if self.cells is None else self.cells.sum(1).clamp(min=1) * latent.shape[-1]
@@ -46,8 +46,8 @@ class Motion:
 
 
 def growth(sizes: Mapping[int, float], latent: str = "state") -> str:
-    """The sentence on a latent that grows with depth, from its root mean square at each of 4 steps or more; "" where it
-    keeps its size."""
+    """Sentence reporting a latent that grows with depth, from its root mean square at 4 steps or more; "" if it does
+    not grow."""
     deepest = max(sizes, default=0)
     if deepest < 4 or not sizes[deepest] > GROWING * sizes[deepest // 2]:
         return ""
@@ -57,5 +57,5 @@ def growth(sizes: Mapping[int, float], latent: str = "state") -> str:
 
 
 def norm(latent: Latent) -> Float[Tensor, "num"]:
-    """|s| of every problem."""
+    """The norm |s| of each problem's latent."""
     return latent.flatten(1).norm(dim=1)

@@ -13,7 +13,7 @@ from looped.objectives.base import Objective
 
 @dataclass(frozen=True)
 class Options:
-    """Options of an evaluation beyond its depths; each domain knows some of them (`Domain.flags`)."""
+    """Options of an evaluation beyond its depths; each domain accepts some of them (`Domain.flags`)."""
 
     trajectories: int = 0
     probes: bool = False

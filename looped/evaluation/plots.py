@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: quality over depth with the trained depths shaded, loss over noise level."""
+"""Plots of an evaluation: quality over depth with the trained depths shaded, loss over noise level."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,18 +10,18 @@ Rows = Sequence[Mapping[str, Any]]
 AXES = {"nats_per_token": "held-out loss (nats/token)", "bits_per_byte": "held-out loss (bits/byte)",
         "accuracy": "held-out accuracy", "nats_at_sigma": "held-out loss (nats/token)",
         "loss_at_sigma": "held-out squared error, weighted", "frechet_distance": "Fréchet distance to held-out images",
-        "precision": "share of made images that are like held-out ones",
-        "recall": "share of held-out images that made ones are like", "solved": "share of problems solved",
-        "cells": "share of sought cells that are right", "solved_with_exit": "share of problems solved, by an exit",
-        "acc": "share of questions answered rightly", "acc_norm": "share of questions answered rightly",
-        "exact_match": "share of answers that are as sought", "word_perplexity": "perplexity of a word",
-        "steps_used": "mean steps until an exit", "lost_by_exit": "share of problems lost by an exit"}
+        "precision": "fraction of generated images close to held-out ones",
+        "recall": "fraction of held-out images close to generated ones", "solved": "share of problems solved",
+        "cells": "fraction of predicted cells correct", "solved_with_exit": "share of problems solved, with early exit",
+        "acc": "fraction of questions answered correctly", "acc_norm": "fraction of questions answered correctly",
+        "exact_match": "fraction of exact matches", "word_perplexity": "perplexity per word",
+        "steps_used": "mean steps until exit", "lost_by_exit": "share of problems lost by early exit"}
 COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#8f5fb0", "#c78100", "#4a4a4a", "#2aa5a0", "#7b4a2b", "#d678b4", "#8a9a00")
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Rows of one metric by depth, and the range of depths that training of the `run` covered."""
+    """Rows of one metric by depth, and the range of depths at which the `run` was trained."""
 
     label: str
     rows: Rows
@@ -31,8 +31,8 @@ class Curve:
 
 
 def plot_depth(curves: Sequence[Curve], path: Path) -> None:
-    """Quality over depth, 95 % intervals as bands; a bar for each run, in the colour of its first curve, marks the
-    depths it was trained at.
+    """Quality over depth with 95 % intervals as bands. A shaded span per run, in the colour of its first curve, marks
+    its trained depths.
 
     Raises ValueError for a file type that matplotlib does not write.
     """
@@ -55,7 +55,7 @@ def plot_depth(curves: Sequence[Curve], path: Path) -> None:
 
 
 def plot_sigma(runs: Mapping[str, Rows], path: Path) -> None:
-    """The loss of what is hidden over the noise level it is hidden by: cross-entropy, or a squared error."""
+    """Loss over noise level: cross-entropy, or a squared error."""
     figure, axes = new_figure()
     for (label, rows), colour in zip(runs.items(), colours(len(runs)), strict=True):
         rows = sorted(rows, key=lambda row: row["sigma"])
@@ -70,7 +70,7 @@ def plot_sigma(runs: Mapping[str, Rows], path: Path) -> None:
 
 
 def new_figure(width: float = 7.0, height: float = 4.2) -> tuple[Any, Any]:
-    """A figure without pyplot, which would look for a display and keep global state; its size in inches."""
+    """A figure of a size in inches, without pyplot, which would look for a display and keep global state."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
@@ -78,7 +78,7 @@ def new_figure(width: float = 7.0, height: float = 4.2) -> tuple[Any, Any]:
 
 
 def over_depth(axes: Any, depths: Iterable[int]) -> None:
-    """An axis of depths, each twice the one before as wide as any other."""
+    """Give the axes a log2 axis of depths, with a tick at each."""
     ticks = sorted(depths)
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
@@ -87,12 +87,12 @@ def over_depth(axes: Any, depths: Iterable[int]) -> None:
 
 
 def colours(count: int) -> list[str]:
-    """A colour for each of so many curves."""
+    """One colour per curve, for `count` curves."""
     return [COLOURS[i % len(COLOURS)] for i in range(count)]
 
 
 def save(figure: Any, axes: Any, path: Path) -> None:
-    """Write a picture of curves, with a grid and a legend."""
+    """Save a plot of curves, with a grid and a legend."""
     axes.grid(alpha=0.25, linewidth=0.6)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

@@ -1,4 +1,4 @@
-"""A picture of the noise levels that each block of a core has, over the density that training draws them from."""
+"""Plot of the noise levels that each block of a core owns, over the density that training draws them from."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,35 +14,35 @@ from looped.diffusion.noise import Noise, interval
 from looped.evaluation.plots import colours, new_figure, save
 
 NUM_POINTS = 100
-"""Of the curve, in each block."""
+"""Points of the density curve per block."""
 GREY = "#4a4a4a"
 
 
 def plot_partition(blocks: BlocksConfig, noise: Noise, path: Path) -> None:
-    """Blocks as stretches of the noise axis with their numbers and masses, hatched where two of them train; the curve
-    is the density of ln sigma without the atom at sigma_max, whose share is in the title."""
+    """Blocks as intervals of the noise axis with their indices and masses, hatched where two of them train. The curve
+    is the density of ln sigma without the atom at sigma_max, whose mass is in the title."""
     edges, continuous = edges_of(blocks, noise), noise.continuous
     figure, axes = new_figure()
     axes.set_xscale("log")
 
     def density(high: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
         sigma = torch.linspace(low.log(), high.log(), NUM_POINTS, dtype=torch.float64).exp()
-        sigma = sigma.clamp(noise.sigma_min, noise.sigma_max)  # exp(log(sigma)) may be one unit off
+        sigma = sigma.clamp(noise.sigma_min, noise.sigma_max)  # exp(log(sigma)) may be off by rounding
         return sigma, continuous.log_density(sigma).exp()
 
     _draw(axes, edges, [interval(block, edges, blocks.overlap) for block in range(blocks.num)], density,
           continuous.cdf(edges), (edges[:-1] * edges[1:]).sqrt())
-    axes.set_xlabel("noise level sigma; hatched: the neighbour trains there as well")
+    axes.set_xlabel("noise level sigma; hatched: also trained by the neighbouring block")
     axes.set_ylabel("density of ln sigma")
     atom = 1 - noise.cdf(noise.sigma_max * (1 - 1e-9)).item()
-    besides = f"; besides, {atom:.2g} of all at sigma_max" if atom > 1e-6 else ""
-    axes.set_title(f"number of each block and the mass of its levels{besides}", fontsize=9)
+    besides = f"; {atom:.2g} of all draws are at sigma_max" if atom > 1e-6 else ""
+    axes.set_title(f"index of each block and the mass of its levels{besides}", fontsize=9)
     save(figure, axes, path)
 
 
 def plot_mask_partition(blocks: BlocksConfig, schedule: str, path: Path) -> None:
-    """The same under masked diffusion: blocks as stretches of the share of hidden tokens, and the density of it where
-    the times t are uniform."""
+    """The same for masked diffusion: blocks as intervals of the fraction of masked tokens, with its density under
+    uniform times t."""
     edges = masking.mask_edges(blocks.num)
     figure, axes = new_figure()
 
@@ -53,16 +53,16 @@ def plot_mask_partition(blocks: BlocksConfig, schedule: str, path: Path) -> None
 
     _draw(axes, edges, [masking.mask_interval(block, edges, blocks.overlap) for block in range(blocks.num)], density,
           masking.time_of(schedule, edges), (edges[:-1] + edges[1:]) / 2)
-    axes.set_xlabel("share of hidden tokens, 1 - alpha; hatched: the neighbour trains there as well")
+    axes.set_xlabel("fraction of masked tokens, 1 - alpha; hatched: also trained by the neighbouring block")
     axes.set_ylabel("density at uniform times")
-    axes.set_title("number of each block and its share of the times", fontsize=9)
+    axes.set_title("index of each block and its fraction of the times", fontsize=9)
     save(figure, axes, path)
 
 
 def _draw(axes: Any, edges: Tensor, intervals: Sequence[tuple[float, float]],
           density: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], cdf: Tensor, middles: Tensor) -> None:
     """`intervals`: the lowest and highest level that each block trains on. `density`: (levels, density) from one edge
-    to the next lower one. `cdf`: at the edges. `middles`: where the numbers stand."""
+    to the next lower one. `cdf`: its values at the edges. `middles`: positions of the indices."""
     num = len(intervals)
     densities = [density(edges[block], edges[block + 1]) for block in range(num)]
     top = 1.3 * max(curve.max().item() for _, curve in densities)

@@ -1,6 +1,6 @@
-"""Pictures of solving problems: quality over depth and difficulty, how a solve comes to rest, one problem cell by cell.
+"""Plots of a task: share solved over depth and difficulty, convergence of the latent, one problem cell by cell.
 
-What was trained is outlined in the map and shaded behind the curves.
+The trained range is outlined in the map and shaded behind the curves.
 """
 
 import math
@@ -20,16 +20,16 @@ RIGHT: Mapping[int, int] = {}
 TRAINED = "#c25a00"
 GIVEN, SOUGHT, WRONG = "#1d2329", COLOURS[0], "#c1121f"
 LEGIBLE = 140
-"""Fields of a map up to which a figure is written into each."""
+"""Largest number of fields of a map that still show their figures."""
 WRAP = 32
-"""Cells of a line; a longer row goes on below."""
+"""Cells per line; a longer row is wrapped."""
 LONGEST = 512
-"""Cells that are drawn; the rest of a longer problem is left out."""
+"""Largest number of cells drawn; the rest of a longer problem is left out."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """The depths and the difficulties that training saw, lowest and highest."""
+    """Lowest and highest depth and difficulty of training."""
 
     depths: tuple[int, int]
     difficulties: tuple[int, int]
@@ -39,7 +39,7 @@ class Trained:
 
 
 def plot_map(shares: Mapping[int, Mapping[int, float]], trained: Trained, path: Path, *, difficulty: str) -> None:
-    """The share solved, `shares[difficulty][depth]`, as a map; a frame around what was trained."""
+    """Heat map of the share solved, `shares[difficulty][depth]`, with a frame around the trained range."""
     levels, depths = sorted(shares), sorted(set().union(*shares.values()))
     figure, axes = new_figure(2.2 + 0.62 * len(depths), 1.5 + 0.46 * len(levels))
     values = np.array([[shares[level].get(depth, np.nan) for depth in depths] for level in levels])
@@ -57,7 +57,7 @@ def plot_map(shares: Mapping[int, Mapping[int, float]], trained: Trained, path: 
 
 
 def draw_map(axes: Any, shares: np.ndarray, depths: Sequence[int], levels: Sequence[int]) -> Any:
-    """Fields for shares (levels, depths), the first level at the bottom, with the figures where there is room."""
+    """Draw shares (levels, depths) as a heat map, the first level at the bottom, with figures if there is room."""
     image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues", aspect="auto", origin="lower")
     axes.set_xticks(range(len(depths)), list(map(str, depths)), fontsize=8)
     axes.set_yticks(range(len(levels)), list(map(str, levels)), fontsize=8)
@@ -70,8 +70,8 @@ def draw_map(axes: Any, shares: np.ndarray, depths: Sequence[int], levels: Seque
 
 
 def _within(trained: tuple[int, int], measured: Sequence[int]) -> tuple[float, float]:
-    """Where a range begins and ends among the columns (or rows) of a map: around the fields it holds, or as wide as one
-    between those that are nearest."""
+    """Start and end of a range among the columns (or rows) of a map: around the fields it contains; if there are none,
+    one field wide, between the nearest."""
     held = [place for place, value in enumerate(measured) if trained[0] <= value <= trained[1]]
     if held:
         return held[0] - 0.5, held[-1] + 0.5
@@ -90,8 +90,8 @@ def _frame(axes, columns: tuple[float, float], rows: tuple[float, float]) -> Non
 
 
 def plot_levels(rows: Sequence[Row], trained: Trained, path: Path, *, difficulty: str) -> None:
-    """The share solved over depth, a curve a difficulty with its 95 % band: solid where that was trained, dashed where
-    it was not; the trained depths are shaded."""
+    """Share solved over depth, one curve with a 95 % band per difficulty: solid if trained, dashed if not. The trained
+    depths are shaded."""
     from matplotlib import colormaps
 
     levels = sorted({row.difficulty for row in rows})
@@ -114,11 +114,11 @@ def plot_levels(rows: Sequence[Row], trained: Trained, path: Path, *, difficulty
     save(figure, axes, path)
 
 
-# ---- coming to rest --------------------------------------------------------------------------------------------------
+# ---- convergence -----------------------------------------------------------------------------------------------------
 
 
 def plot_rest(solves: Sequence[Stability], path: Path, *, difficulty: str) -> None:
-    """The change of the latent at each step, as a share of its norm: medians with their 95 % bands."""
+    """Relative change of the latent at each step: medians with their 95 % bands."""
     from matplotlib import colormaps
 
     figure, axes = new_figure()
@@ -131,7 +131,7 @@ def plot_rest(solves: Sequence[Stability], path: Path, *, difficulty: str) -> No
                                          for end in ("ci_low", "ci_high")), color=colour, alpha=0.13, linewidth=0)
     axes.set_yscale("log")
     axes.set_xlabel("step")
-    axes.set_ylabel(f"change of the {solves[0].latent} / its norm")
+    axes.set_ylabel(f"relative change of the {solves[0].latent}")
     save(figure, axes, path)
 
 
@@ -139,8 +139,8 @@ def plot_rest(solves: Sequence[Stability], path: Path, *, difficulty: str) -> No
 
 
 def plot_problem(task: Task, problem: Problem, answer: Cells, path: Path) -> None:
-    """A problem, and beside it (below, where it is wide) the answer: what was sought in another ink, wrong cells marked
-    and, where there is room, with what is right. A right answer that is not the reference has no wrong cells."""
+    """A problem next to its answer (above it, if wide): predicted cells in another colour, wrong cells marked and, if
+    there is room, with the correct symbol. A correct answer that is not the reference has no wrong cells."""
     from matplotlib.figure import Figure
 
     cells = np.where(problem.scored, answer, problem.inputs)
@@ -158,7 +158,7 @@ def plot_problem(task: Task, problem: Problem, answer: Cells, path: Path) -> Non
     _draw_cells(after, task, cells, ink, scale,
                 {cell: int(problem.targets[cell]) for cell in np.flatnonzero(wrong).tolist()})
     before.set_title("given", fontsize=9)
-    said = "all right" if not wrong.any() else f"{wrong.sum()} of {problem.scored.sum()} cells wrong"
+    said = "all correct" if not wrong.any() else f"{wrong.sum()} of {problem.scored.sum()} cells wrong"
     after.set_title(f"answer: {said}", fontsize=9, color=WRONG if wrong.any() else SOUGHT)
     figure.savefig(path)
 
@@ -171,8 +171,8 @@ def _shape(task: Task, length: int) -> tuple[int, int]:
 
 def _draw_cells(axes, task: Task, cells: Cells, ink: np.ndarray, scale: float,
                 wrong: Mapping[int, int] = RIGHT) -> None:
-    """A table of cells: a colour for symbols that have one, the others written; wrong ones, by what would be right,
-    framed and crossed out."""
+    """Draw a table of cells: symbols as their colour, if they have one, else as text. wrong: cell -> correct symbol;
+    these cells are framed and marked."""
     from matplotlib.patches import Rectangle
 
     lines, columns = _shape(task, len(cells))
@@ -193,7 +193,7 @@ def _draw_cells(axes, task: Task, cells: Cells, ink: np.ndarray, scale: float,
 
 
 def _mark(axes, row: int, column: int, right: str, size: float) -> None:
-    """A wrong cell: framed; what is right small in its corner, or a cross through the colour."""
+    """Frame a wrong cell, with the correct symbol small in its corner, or a cross if cells are colours."""
     from matplotlib.patches import Rectangle
 
     axes.add_patch(Rectangle((column + 0.05, row + 0.05), 0.9, 0.9, facecolor=WRONG if right else "none", alpha=0.16,
@@ -208,7 +208,7 @@ def _mark(axes, row: int, column: int, right: str, size: float) -> None:
 
 
 def _box_lines(axes, box: tuple[int, int] | None, lines: int, columns: int) -> None:
-    """A line around all, and thick ones around boxes."""
+    """Lines around the table and around its boxes."""
     high, wide = box or (lines, columns)
     style = {"color": GIVEN, "linewidth": 1.4, "solid_capstyle": "projecting"}
     for row in range(0, lines + 1, high):

@@ -1,8 +1,8 @@
-"""Probes: does a model do what its loss suggests? Each is a function, a row of figures, and one plain sentence if not.
+"""Probes: checks that a model does what its loss suggests. Each gives rows of figures, and one sentence if it fails.
 
-The traps they look for, all of which have been met: a denoiser that copies instead of predicting, because most of its
-training levels leave the answer readable in z; one that ignores its context; a depth curve that falls; a state that
-grows with depth.
+The failures they detect, all of which have occurred: a denoiser that copies instead of predicting, because the answer
+is readable in z at most of its training levels; a model that ignores its context; quality that falls with depth; a
+state that grows with depth.
 """
 
 import math
@@ -26,19 +26,19 @@ from looped.rng import StepRandom, generator
 
 NUM_LEVELS = 8
 READING_GAP = 0.05
-"""Nats that knowing the rest of its block has to save a token; below, the rows of a block do not read each other."""
+"""Nats/token that knowing the rest of a block must save; below it, the rows of a block do not use each other."""
 SCRAMBLED_GAP = 0.3
-"""Nats that another sequence's context has to cost; below, the context counts as ignored."""
+"""Nats/token that another sequence's context must cost; below it, the context counts as ignored."""
 CHANCE_GAP = 0.5
-"""Nats below ln V that a first step has to be, or it counts as chance. A limit is passed where the whole 95 % interval
-over sequences is beyond it."""
+"""Nats/token below ln V that the first step must reach; else it counts as chance. A probe fails only if the whole 95 %
+interval over sequences is beyond its limit."""
 
 Tokens = Int[Tensor, "num length_and_one"]
 
 
 @dataclass(frozen=True)
 class Probes:
-    """`rows` of figures, and a `sentence` for everything that is not as it should be."""
+    """`rows` of figures, and one of `sentences` per failure."""
 
     rows: list[Row]
     sentences: list[str]
@@ -47,9 +47,9 @@ class Probes:
 @torch.no_grad()
 def probe(objective: Objective, tokens: Tokens, by_depth: Mapping[int, Float[Tensor, "num"]], *, vocab_size: int,
           twin: Objective | None = None, seed: int = 0) -> Probes:
-    """All probes that fit the objective, on held-out sequences.
+    """All probes that apply to the objective, on held-out sequences.
 
-    by_depth: nats/token of every sequence at each depth (`DepthSweep.per_example`). twin: the autoregressive twin.
+    by_depth: nats/token of every sequence at each depth (`DepthSweep.per_example`). twin: the autoregressive baseline.
     """
     with evaluating(objective):
         return _probe(objective, tokens, by_depth, vocab_size, twin, seed)
@@ -64,21 +64,21 @@ def _probe(objective: Objective, tokens: Tokens, by_depth: Mapping[int, Float[Te
     scrambled = scrambled_context(objective, tokens, seed=seed)
     rows.append(summarise("scrambled_context_costs", scrambled))
     if confidence_interval(scrambled)[1] < SCRAMBLED_GAP:
-        sentences.append(f"it ignores its context: another sequence's costs {scrambled.mean():.2f} nats, and "
-                         f"{SCRAMBLED_GAP} are the least to expect")
+        sentences.append(f"it ignores its context: another sequence's context costs {scrambled.mean():.2f} nats/token, "
+                         f"less than the {SCRAMBLED_GAP} expected")
     if twin is not None:
         behind = first - next_token_losses(twin, tokens, 1, seed=seed).mean(1).cpu().double()
         rows.append(summarise("behind_the_twin", behind))
     found = PROBES[rollout_of(objective).name](objective, tokens, max(by_depth), seed)
     rows, sentences = rows + found.rows, sentences + found.sentences
     if grows := growth({row.depth: row.mean for row in rows if row.metric == "state_rms"}):
-        sentences.append(f"{grows}, which norms hide from the loss; model.block sandwich, or model.injection linear, "
-                         f"gated or diagonal would keep it")
+        sentences.append(f"{grows}, which the norm layers hide from the loss; model.block sandwich, or model.injection "
+                         f"linear, gated or diagonal would keep its size")
     return Probes(rows, sentences)
 
 
 def depth_verdict(by_depth: Mapping[int, Float[Tensor, "num"]]) -> str:
-    """What the curve does after its best depth: "" where nothing is lost, else the sentence of its verdict."""
+    """Sentence of the verdict if quality falls after the best depth, else ""."""
     found = verdict(by_depth, NATS)
     return found.sentence if found.name in ("drifts", "overthinks") else ""
 
@@ -86,12 +86,12 @@ def depth_verdict(by_depth: Mapping[int, Float[Tensor, "num"]]) -> str:
 def _against_chance(losses: Float[Tensor, "num"], vocab_size: int) -> str:
     if confidence_interval(losses)[0] < math.log(vocab_size) - CHANCE_GAP:
         return ""
-    return (f"it predicts no better than chance before it is shown the answer: {losses.mean():.2f} nats at its first "
-            f"step, ln V is {math.log(vocab_size):.2f}; a denoiser with a low mean loss and this is a copier")
+    return (f"it predicts no better than chance before it sees the answer: {losses.mean():.2f} nats/token at its first "
+            f"step, ln V is {math.log(vocab_size):.2f}; a denoiser with this and a low mean loss only copies")
 
 
 def scrambled_context(objective: Objective, tokens: Tokens, *, seed: int = 0) -> Float[Tensor, "num"]:
-    """Nats a token that the context of another sequence costs, at one loop step or at sigma_max."""
+    """Nats/token that the context of another sequence costs, at one loop step or at sigma_max."""
     batch = objective.ask(tokens)
     y, random = batch.targets, StepRandom(seed, 0, count=len(tokens), device=tokens.device)
 
@@ -108,8 +108,8 @@ def _noised(objective: Denoise, y: Tensor, level: float, random: StepRandom) -> 
 
 
 def block_reading(objective: Denoise, tokens: Tokens, *, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Nats a token of every sequence at sigma_max with all of its block there, and with the others of its block at
-    sigma_min, which all but gives them away: place by place, then the mean."""
+    """Nats/token of every sequence at sigma_max: (with its whole block at sigma_max, with the others of its block at
+    sigma_min, which all but reveals them). The second is measured position by position and averaged."""
     batch, noise, block = objective.ask(tokens), objective.noise, objective.config.block_size
     y = batch.targets
     random = StepRandom(seed, 0, count=len(tokens), device=tokens.device)
@@ -130,7 +130,7 @@ def block_reading(objective: Denoise, tokens: Tokens, *, seed: int = 0) -> tuple
 
 
 def denoiser_probes(objective: Denoise, tokens: Tokens, *, seed: int = 0) -> list[Row]:
-    """By noise level: entropy of the readout (nats) and norm of the soft estimate as a share of |y|; decodability."""
+    """By noise level: entropy of the readout (nats) and norm of the soft estimate relative to |y|; decodability."""
     batch, random = objective.ask(tokens), StepRandom(seed, 0, count=len(tokens), device=tokens.device)
     y = batch.targets
     table, norm, rows = objective.denoiser.table(), objective.denoiser.targets.row_norm, []
@@ -153,8 +153,8 @@ def _levels(objective: Denoise) -> list[float]:
 
 def decodability(table: Float[Tensor, "vocab dim"], objective: Denoise,
                  y: Int[Tensor, "num length"]) -> tuple[float, float]:
-    """(`sigma*`, share of the training mass below it): below `sigma*` the nearest row to z is the answer more often
-    than not, whatever the network is. By bisection in ln sigma between 1/100 and 100 times the norm of a row."""
+    """(`sigma*`, fraction of the training mass below it). Below `sigma*` the table's row nearest to z is the answer
+    more often than not, for any network. Bisection in ln sigma between 1/100 and 100 times the norm of a row."""
     picks = torch.randperm(y.numel(), generator=generator("decodability"))[:2000].to(y.device)
     answers = y.flatten()[picks]
     eps = torch.randn(len(answers), table.shape[1], generator=generator("decodability noise")).to(y.device)
@@ -188,13 +188,13 @@ def loop_probes(objective: Objective, tokens: Tokens, num_steps: int, *, seed: i
 
 def _of_denoiser(objective: Denoise, tokens: Tokens, depth: int, seed: int) -> Probes:
     rows, sentences = [], []
-    # Several blocks of the core have no block for rows of several levels.
+    # With several core blocks, no single block owns rows of several noise levels.
     if objective.config.block_size > 1 and objective.denoiser.edges is None:
         alone, known = block_reading(objective, tokens, seed=seed)
         rows += [summarise("block_alone", alone), summarise("block_others_known", known)]
         if confidence_interval(alone - known)[1] < READING_GAP:
-            sentences.append(f"the tokens of a block do not read each other: knowing the others saves "
-                             f"{(alone - known).mean():.2f} nats, so more solver steps can gain nothing")
+            sentences.append(f"the tokens of a block do not use each other: knowing the others saves "
+                             f"{(alone - known).mean():.2f} nats/token, so more solver steps cannot help")
     return Probes(rows + denoiser_probes(objective, tokens, seed=seed), sentences)
 
 
@@ -203,11 +203,11 @@ def _of_loop(objective: Objective, tokens: Tokens, depth: int, seed: int) -> Pro
 
 
 PROBES: dict[str, Callable[[Objective, Tokens, int, int], Probes]] = {"solver": _of_denoiser, "loop": _of_loop}
-"""Rollout -> its own probes."""
+"""Name of a rollout -> the probes specific to it."""
 
 
 def probe_table(rows: Sequence[Row]) -> str:
-    """A line a probe."""
+    """One line per row of the probes."""
     lines = []
     for row in rows:
         place = f" at sigma {row.sigma:.2f}" if row.sigma is not None else f" at depth {row.depth}" if row.depth else ""

@@ -1,8 +1,8 @@
-"""Quality of samples: how diverse they are, and how a judge finds them beside a twin's samples of equal diversity.
+"""Sample quality: diversity, and a judge's loss compared with that on a baseline's samples of equal diversity.
 
-Text that is cut back to what is likely reads cheap to any judge, and so does repetition. So the judged figure of two
-writers compares only where they are equally diverse: `matched_quality` writes again at the temperature at which pooled
-distinct-2 is that of the twin.
+Text restricted to likely tokens has a low loss under any judge, and so has repetition. So the judged losses of two
+models are comparable only at equal diversity: `matched_quality` samples again at the temperature at which pooled
+distinct-2 equals the baseline's.
 
 distinct-n: Li et al. 2016 (arXiv 1510.03055), pooled over texts. seq-rep-n: Welleck et al. 2020 (arXiv 1908.04319).
 """
@@ -26,16 +26,16 @@ from looped.inference.texts import Texts, as_lists
 from looped.objectives.base import Objective
 
 BATCH = 128
-"""Texts that are written at once; what is written does not depend on it."""
+"""Texts per batch; the texts do not depend on it."""
 TEMPERATURES = 0.5, 2.0
-"""Where a matching temperature is sought."""
+"""Range in which a matching temperature is searched."""
 TOLERANCE = 0.005
-"""Difference of two distinct-2 that count as equal; a judge may ask several nats/token for a unit of distinct-2."""
+"""Largest difference of two distinct-2 that count as equal; a unit of it may be worth several judged nats/token."""
 
 
 def write_texts(objective: Objective, prompts: Int[Tensor, "num length"], depth: int, *, num_tokens: int,
                 temperature: float = 1.0, seed: int = 0) -> Texts:
-    """A continuation of each prompt at one depth, any number of them."""
+    """One continuation per prompt at one depth, for any number of prompts."""
     return torch.cat([generate(objective, prompts[start : start + BATCH], num_tokens=num_tokens, depth=depth,
                                temperature=temperature, seed=seed, first_row=start)
                       for start in range(0, len(prompts), BATCH)])
@@ -54,14 +54,14 @@ def diversity(texts: Texts, depth: int | None = None) -> list[Row]:
 
 
 def distinct(texts: Sequence[Sequence[Any]], n: int) -> float:
-    """Share of different n-grams among all n-grams of all texts, an end of text being a token; 0 where there are none.
-    It falls as texts are added, so only equal numbers of texts compare, and of nearly equal lengths."""
+    """Fraction of distinct n-grams among all n-grams of all texts (end of text is a token); 0 if there are none. It
+    falls as texts are added, so compare only equal numbers of texts, of nearly equal lengths."""
     grams = [gram for text in texts for gram in _ngrams(text, n)]
     return len(set(grams)) / len(grams) if grams else 0.0
 
 
 def repetition(texts: Sequence[Sequence[Any]], n: int) -> Float[Tensor, "num"]:
-    """seq-rep-n of each text: the share of its n-grams that it has had before; 0 where there are none."""
+    """seq-rep-n of each text: the fraction of its n-grams that occurred earlier in it; 0 if there are none."""
     return torch.tensor([1 - distinct([text], n) if len(text) >= n else 0.0 for text in texts], dtype=torch.float64)
 
 
@@ -76,7 +76,7 @@ def leave_one_out(texts: Sequence[Sequence[Any]], n: int) -> Float[Tensor, "num"
 
 
 def jackknife(texts: Sequence[Sequence[Any]], n: int) -> float:
-    """Half a 95 % interval of distinct-n, by leaving texts out: a bootstrap repeats texts, and repeated texts lower
+    """Half-width of the 95 % interval of distinct-n, by jackknife over texts: a bootstrap repeats texts, which lowers
     distinct-n."""
     if len(texts) < 2:
         return math.nan
@@ -92,7 +92,7 @@ def _ngrams(text: Sequence, n: int) -> list[tuple]:
 
 @dataclass(frozen=True)
 class Matched:
-    """Texts at the temperature whose diversity is nearest to what was sought; `reached`: within the tolerance."""
+    """Texts at the temperature whose diversity is nearest to the target; `reached`: within the tolerance."""
 
     temperature: float
     texts: Texts
@@ -103,11 +103,11 @@ class Matched:
 def match_distinct(write: Callable[..., Texts], reference: float, *, start: Texts | None = None,
                    tolerance: float = TOLERANCE, temperatures: tuple[float, float] = TEMPERATURES,
                    max_tries: int = 12) -> Matched:
-    """The texts of `write(temperature=...)` whose pooled distinct-2 is `reference`, to within the tolerance.
+    """Texts of `write(temperature=...)` whose pooled distinct-2 equals `reference` within the tolerance.
 
-    From temperature 1 by secants within the bracket found so far; a `write` that draws the same random numbers at any
-    temperature makes diversity smooth in it. Where the range does not hold the reference, `reached` is False and the
-    texts are the nearest ones. `start`: the texts of temperature 1, if they are at hand.
+    A secant search from temperature 1, within the bracket found so far. If `write` draws the same random numbers at
+    every temperature, diversity is smooth in it. If no temperature of the range reaches the reference, `reached` is
+    False and the texts are the nearest ones. start: the texts of temperature 1, if already written.
     """
     gaps: dict[float, float] = {}
     best, temperature = None, 1.0
@@ -124,23 +124,23 @@ def match_distinct(write: Callable[..., Texts], reference: float, *, start: Text
 
 
 def _next_temperature(gaps: dict[float, float], lowest: float, highest: float) -> float:
-    """Where diversity should be right, judged by that at the temperatures tried so far."""
+    """Next temperature to try, from the gaps in diversity at those tried so far."""
     pairs = [(under, over) for under in gaps if gaps[under] < 0 for over in gaps if gaps[over] > 0]
-    if pairs:  # the narrowest, for what is written jumps a little with any change of temperature
+    if pairs:  # the narrowest bracket: diversity jumps a little with any change of temperature
         under, over = min(pairs, key=lambda pair: abs(pair[0] - pair[1]))
         share = gaps[under] / (gaps[under] - gaps[over])
-        return under + min(max(share, 0.1), 0.9) * (over - under)  # not so near an end that the try would teach nothing
+        return under + min(max(share, 0.1), 0.9) * (over - under)  # away from the ends, where a try is not informative
     near = sorted(gaps, key=lambda temperature: abs(gaps[temperature]))
-    slope = 0.3  # of a first step; further ones go by what was found
+    slope = 0.3  # for the first step; later ones use the measured slope
     if len(near) > 1 and (gaps[near[1]] - gaps[near[0]]) * (near[1] - near[0]) > 0:
         slope = (gaps[near[1]] - gaps[near[0]]) / (near[1] - near[0])
-    step = 1.2 * gaps[near[0]] / slope  # a little beyond, for a bracket
+    step = 1.2 * gaps[near[0]] / slope  # a little too far, to bracket the reference
     return min(max(near[0] - step, lowest), highest)
 
 
 @dataclass(frozen=True)
 class Quality:
-    """`rows` for people; `per_example[metric][depth]`, one figure a prompt, for comparisons over seeds."""
+    """`rows` to report; `per_example[metric][depth]`, one value per prompt, for comparisons over seeds."""
 
     rows: list[Row] = field(default_factory=list)
     per_example: dict[str, dict[int, Float[Tensor, "num"]]] = field(default_factory=dict)
@@ -150,7 +150,7 @@ class Quality:
         self.per_example.setdefault(metric, {})[fields["depth"]] = values
 
     def take_behind(self, kind: str, differences: Float[Tensor, "num"], fields: Mapping[str, Any]) -> None:
-        """Paired differences in nats/token, and the ratio of perplexities that they are, in per cent."""
+        """Add paired differences in nats/token, and the excess perplexity in per cent that they amount to."""
         self.take(f"{kind}_behind_twin", differences, fields)
         row = self.rows[-1]
         self.rows.append(Row(f"{kind}_perplexity_percent", *(100 * math.expm1(nats) for nats in (
@@ -159,7 +159,7 @@ class Quality:
 
 @dataclass(frozen=True)
 class Twin:
-    """A twin whose samples are to be matched: another writer of the same vocabulary, at its own depth."""
+    """Baseline whose sample diversity is matched: a model of the same vocabulary, at its own depth."""
 
     name: str
     objective: Objective
@@ -168,38 +168,37 @@ class Twin:
 
 def matched_quality(objective: Objective, twin: Twin, judge: Reader, prompts: Int[Tensor, "num length"],
                     texts: Mapping[int, Texts | None], settings: Mapping[str, int]) -> Quality:
-    """The judge's preference for a twin over this writer, prompt by prompt, at equal diversity.
+    """The judge's preference for a baseline (`twin`) over this model, paired by prompt, at equal diversity.
 
-    The twin writes at temperature 1 and its depth: `twin_judged_nats`, `twin_distinct_2`. At each depth, the writer
-    at temperature 1: `judged_behind_twin`, nats/token, and `judged_perplexity_percent`; then at the temperature of
-    the twin's distinct-2: `matched_nats`, `matched_distinct_2`, `matched_behind_twin`, `matched_perplexity_percent`;
-    or only `unmatched_distinct_2`, the nearest, where no temperature reaches it.
+    The baseline samples at temperature 1 and its own depth: `twin_judged_nats`, `twin_distinct_2`. At each depth, the
+    model samples at temperature 1: `judged_behind_twin`, nats/token, and `judged_perplexity_percent`; then at the
+    temperature that gives the baseline's distinct-2: `matched_nats`, `matched_distinct_2`, `matched_behind_twin`,
+    `matched_perplexity_percent`; or only `unmatched_distinct_2`, the nearest, if no temperature reaches it.
 
-    The two diversities are equal to within `TOLERANCE`. The intervals are over prompts. `texts`: depth -> what the
-    writer has written at temperature 1 with this seed, None where that is not at hand. `settings`: num_tokens and seed
-    of `write_texts`.
+    The two diversities are equal within `TOLERANCE`. The intervals are over prompts. texts: depth -> the model's texts
+    at temperature 1 with this seed, None if not yet written. settings: num_tokens and seed of `write_texts`.
     """
     if settings["num_tokens"] < 2:
-        raise UserError("one token a text has no distinct-2 to match; set evaluation.sample_length to at least 2")
+        raise UserError("texts of one token have no distinct-2 to match; set evaluation.sample_length to at least 2")
     found = Quality()
     reference = write_texts(twin.objective, prompts, twin.depth, **settings)
     theirs, share = judge.read(prompts, reference).per_token, distinct(as_lists(reference), 2)
-    beside, named = {"by": judge.name, "twin": twin.name}, {"twin": twin.name}
-    found.take("twin_judged_nats", theirs, {"depth": twin.depth, **beside})
+    judged, named = {"by": judge.name, "twin": twin.name}, {"twin": twin.name}
+    found.take("twin_judged_nats", theirs, {"depth": twin.depth, **judged})
     found.rows.append(_distinct_2("twin_distinct_2", reference, {"depth": twin.depth, **named}))
     for depth, own in texts.items():
         write = partial(write_texts, objective, prompts, depth, **settings)
         own = write() if own is None else own
-        found.take_behind("judged", judge.read(prompts, own).per_token - theirs, {"depth": depth, **beside})
+        found.take_behind("judged", judge.read(prompts, own).per_token - theirs, {"depth": depth, **judged})
         matched = match_distinct(write, share, start=own)
         fields = {"depth": depth, "temperature": matched.temperature}
         if not matched.reached:
             found.rows.append(_distinct_2("unmatched_distinct_2", matched.texts, named | fields))
             continue
         nats = judge.read(prompts, matched.texts).per_token
-        found.take("matched_nats", nats, beside | fields)
+        found.take("matched_nats", nats, judged | fields)
         found.rows.append(_distinct_2("matched_distinct_2", matched.texts, named | fields))
-        found.take_behind("matched", nats - theirs, beside | fields)
+        found.take_behind("matched", nats - theirs, judged | fields)
     return found
 
 

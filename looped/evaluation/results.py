@@ -1,12 +1,12 @@
-"""The figures of evaluated runs as tables of pandas: `looped.read_results`. docs/figures.md says what columns mean.
+"""Results of evaluated runs as pandas tables: `looped.read_results`. docs/figures.md describes the columns.
 
     figures    one figure per row                          eval/depth.jsonl
-    examples   one value of one held-out thing a row       eval/examples.jsonl joined with eval/sequences.jsonl
-    samples    one text that was written a row             eval/samples.jsonl joined with eval/sequences.jsonl
-    tasks      one figure of a benchmark task a row        eval/tasks.jsonl
-    tokens     one token per row, with `--per-token`         eval/tokens.parquet joined with eval/sequences.jsonl
+    examples   one value of one held-out example per row   eval/examples.jsonl joined with eval/sequences.jsonl
+    samples    one generated text per row                  eval/samples.jsonl joined with eval/sequences.jsonl
+    tasks      one figure of a benchmark task per row      eval/tasks.jsonl
+    tokens     one token per row, with `--per-token`       eval/tokens.parquet joined with eval/sequences.jsonl
 
-Whole numbers are `Int64`, which can be missing. `data` is "" of a run's own data, `settings` "" where none was changed.
+Whole numbers are the nullable `Int64`. `data` is "" for a run's own data, `settings` is "" if none was changed.
 """
 
 import json
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 FILES = {"figures": ROWS, "examples": EXAMPLES, "samples": SAMPLES, "tasks": TASKS, "tokens": TOKENS}
-"""Table -> the file that it is read from."""
+"""Table -> the file it is read from."""
 FLAGS = {"tasks": " --tasks NAME", "tokens": " --per-token"}
-"""Table -> the option that it is written with."""
+"""Table -> the option of `looped eval` that writes it."""
 FIRST, LAST = ("run", "data", "step", "settings"), ("device", "dtype")
 WHOLE = ("step", "depth", "difficulty", "n", "trajectories", "peak_bytes", "num_fewshot", "limit", "sequence")
 """Columns of whole numbers."""
@@ -37,20 +37,20 @@ COLUMNS = {"figures": [field.name for field in fields(Row)],
            "examples": ["metric", "depth", "difficulty", "by", "twin", "trajectories", "sequence", "value"],
            "samples": ["depth", "sequence", "prompt", "text"],
            "tasks": ["task", *(field.name for field in fields(TaskRow) if field.name != "task")]}
-"""Table -> the columns that it always has, between `FIRST` and `LAST`; others that its lines hold come after them."""
+"""Table -> the columns it always has, between `FIRST` and `LAST`; further keys of its lines come after them."""
 
 
 def read_results(runs: str | Path | Iterable[str | Path], table: str = "figures") -> "DataFrame":
-    """The figures that `looped eval` left in the folder of a run or of several, of all checkpoints, settings and data
-    (those below other/ too), as a tidy table.
+    """Results of `looped eval` for one run folder or several, as a tidy table: all checkpoints, settings and data
+    (those below other/ too).
 
-    table: "figures" (one a row), "examples" (each held-out sequence, problem or image by metric and depth, with its
-    ids), "samples" (texts that were written), "tasks" (of lm-evaluation-harness), or "tokens" (of `--per-token`).
-    Raises UserError where a run has none, where a file is damaged, and where pandas is missing.
+    table: "figures" (one per row), "examples" (each held-out sequence, problem or image by metric and depth, with its
+    ids), "samples" (generated texts), "tasks" (of lm-evaluation-harness), or "tokens" (of `--per-token`).
+    Raises UserError if a run has no such results, if a file is damaged, and if pandas is missing.
     """
     pandas = pandas_for("read_results")
     if table not in FILES:
-        raise UserError(f"read_results knows no table '{table}'{did_you_mean(table, FILES)}")
+        raise UserError(f"read_results has no table '{table}'{did_you_mean(table, FILES)}")
     listed = [Path(run) for run in ([runs] if isinstance(runs, str | Path) else runs)]
     if table == "tokens":
         return pandas.concat([_tokens(run, folder) for run in listed for folder in _folders(run, table)],
@@ -65,7 +65,7 @@ def read_results(runs: str | Path | Iterable[str | Path], table: str = "figures"
 
 
 def _folders(run: Path, table: str) -> list[Path]:
-    """The folders of a run that hold a table: its own, and those of other data. Raises UserError where there is none.
+    """The folders of a run that contain a table: its own, and those of other data. Raises UserError if there is none.
     """
     name = FILES[table]
     folders = [folder for folder in (run, *sorted((run / "other").glob("*"))) if (folder / name).is_file()]
@@ -80,7 +80,7 @@ def _tokens(run: Path, folder: Path) -> "DataFrame":
     try:
         found = pandas.read_parquet(folder / TOKENS)
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder / TOKENS} is damaged ({error}); write it anew with looped eval --per-token") from None
+        raise UserError(f"{folder / TOKENS} is damaged ({error}); rebuild it with looped eval --per-token") from None
     ids = [dict(zip(IDENTITY, key, strict=False)) | {"sequence": number} | line
            for key, lines in _ids(folder).items() for number, line in enumerate(lines)]
     if ids:
@@ -92,7 +92,7 @@ def _tokens(run: Path, folder: Path) -> "DataFrame":
 
 
 def _lines(run: Path, table: str) -> list[Line]:
-    """The lines of a table of one run. Raises UserError where there is none."""
+    """The lines of a table of one run. Raises UserError if there is none."""
     name, folders = FILES[table], _folders(run, table)
     read = {"examples": _examples, "samples": _samples}.get(table, _figures)
     return [{"run": str(run), "data": "", "settings": ""} | line for folder in folders for line in read(folder, name)]
@@ -103,7 +103,7 @@ def _figures(folder: Path, name: str) -> list[Line]:
 
 
 def _examples(folder: Path, name: str) -> Iterator[Line]:
-    """Each value with its ids. The depth is that of the figure: none where eval/depth.jsonl gives it none."""
+    """Each value with its ids. A metric without a depth in eval/depth.jsonl has none here either."""
     known, rows = _ids(folder), _read_if_there(folder / ROWS)
     by_depth = {(_key(row), row["metric"]) for row in rows if "depth" in row}
     without_depth = {(_key(row), row["metric"]) for row in rows} - by_depth
@@ -116,7 +116,7 @@ def _examples(folder: Path, name: str) -> Iterator[Line]:
 
 
 def _samples(folder: Path, name: str) -> Iterator[Line]:
-    """Each text with the ids of the sequence that its prompt begins."""
+    """Each text with the ids of the sequence its prompt is taken from."""
     known = _ids(folder)
     for line in _read(folder / name):
         ids, number = known.get((*_key(line), None), ()), line.get("sequence", -1)
@@ -124,12 +124,12 @@ def _samples(folder: Path, name: str) -> Iterator[Line]:
 
 
 def _ids(folder: Path) -> dict[tuple, list[Line]]:
-    """(identity, difficulty) -> the ids of each held-out thing, in order; none of an evaluation that wrote none."""
+    """(identity, difficulty) -> the ids of each held-out example, in order; none if the evaluation wrote none."""
     return {(*_key(line), line.get("difficulty")): _each(line) for line in _read_if_there(folder / SEQUENCES)}
 
 
 def _each(line: Line) -> list[Line]:
-    """The ids of one line apart: a list has one for each, anything else is that of all."""
+    """The ids in one line, split by example: a list has one value per example, anything else applies to all."""
     own = {name: value for name, value in line.items() if name not in (*FIRST, *LAST, "difficulty")}
     lists = {name: value for name, value in own.items() if isinstance(value, list)}
     return [own | dict(zip(lists, each, strict=True)) for each in zip(*lists.values(), strict=True)]
@@ -144,11 +144,11 @@ def _read_if_there(path: Path) -> Sequence[Line]:
 
 
 def _read(path: Path) -> list[Line]:
-    """The lines of a file. Raises UserError where one is damaged."""
+    """The lines of a file. Raises UserError if one is damaged."""
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except ValueError:
         lines = [None]
     if not all(isinstance(line, dict) for line in lines):
-        raise UserError(f"{path} is damaged; write it anew with looped eval")
+        raise UserError(f"{path} is damaged; rebuild it with looped eval")
     return lines

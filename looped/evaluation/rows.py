@@ -1,4 +1,4 @@
-"""One figure with its interval: the form in which every evaluation gives its results.
+"""One figure with its interval: the form of every evaluation result.
 
 {metric, mean, ci_low, ci_high, n, depth, difficulty, sigma, temperature, by, twin, trajectories, seconds,
 layer_forwards, evaluations, peak_bytes}, so that a table, a JSONL file and a plot of any two runs need no translation.
@@ -19,11 +19,11 @@ from looped.rng import generator
 
 @dataclass(frozen=True)
 class Row:
-    """One figure of a sweep. `sigma` is set for figures by noise level, `depth` for figures by depth, `difficulty` for
-    those of problems; `temperature` where it was chosen; `by` names a model that the figure depends on besides the
-    run's: judge or encoder; `twin` the one that it is held beside; `trajectories` the solver runs that a figure is a
-    mean over. `layer_forwards` and `evaluations` (NFE) are those of one sequence, as it was run
-    (`looped.inference.cost`). Without an interval both ends are None."""
+    """One figure of a sweep. Optional fields: `sigma` for figures by noise level, `depth` for figures by depth,
+    `difficulty` for those of problems, `temperature` if it was chosen; `by` names what else the figure depends on
+    (judge, encoder, features, exit or block), `twin` the baseline it is compared with; `trajectories` is the number of
+    solver runs it averages. `layer_forwards` and `evaluations` (NFE) are per sequence, as it was run
+    (`looped.inference.cost`). A figure without an interval has None at both ends."""
 
     metric: str
     mean: float
@@ -48,13 +48,13 @@ class Row:
 
 
 def row_of(line: Mapping[str, Any]) -> Row:
-    """The row that a line of JSON holds; keys that no row has are left out."""
+    """The row of a JSON line; unknown keys are left out."""
     return Row(**{field.name: line.get(field.name) for field in fields(Row)})
 
 
 @runtime_checkable
 class Keep(Protocol):
-    """Takes each part of an evaluation as soon as it is finished: rows, `example_lines`, and samples of text."""
+    """Callback for each part of an evaluation as soon as it is finished: rows, `example_lines`, and samples of text."""
 
     def __call__(self, rows: Sequence[Row] = (), examples: Sequence[dict[str, Any]] = (),
                  samples: Sequence[dict[str, Any]] = ()) -> None: ...
@@ -62,33 +62,32 @@ class Keep(Protocol):
 
 def keep_nothing(rows: Sequence[Row] = (), examples: Sequence[dict[str, Any]] = (),
                  samples: Sequence[dict[str, Any]] = ()) -> None:
-    """For evaluations that are returned alone."""
+    """The `Keep` that stores nothing, for evaluations that are only returned."""
 
 
 def example_lines(metric: str, by_depth: Mapping[int, Float[Tensor, "num"] | Bool[Tensor, "num"]],
                   **where: int | str | None) -> list[dict[str, Any]]:
-    """The figures of single sequences as JSON lines; `where`: difficulty, trajectories, judge (`by`) or `twin`, if they
-    have one."""
+    """Values of single sequences as JSON lines. `where`: difficulty, trajectories, judge (`by`) or `twin`, if set."""
     where = {name: value for name, value in where.items() if value is not None}
     return [{"metric": metric, **where, "depth": depth, "values": values.double().tolist()}
             for depth, values in by_depth.items()]
 
 
 def summarise(metric: str, values: Float[Tensor, "num"], **fields: Any) -> Row:
-    """Mean and 95 % interval of one figure a sequence."""
+    """Mean and 95 % interval of one value per sequence."""
     low, high = confidence_interval(values)
     return Row(metric, values.mean().item(), low, high, len(values), **fields)
 
 
 LEAST = 6
-"""Values below which no interval tells a sign: five have all the same one by chance in a sixteenth of the cases."""
+"""Number of values below which no interval determines a sign: five agree in sign by chance in 1 of 16 cases."""
 
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
-"""97.5 % points of Student's t with 1, 2, ... degrees of freedom; beyond, 2.12, that of 16, is wide enough."""
+"""97.5 % points of Student's t with 1, 2, ... degrees of freedom; beyond them 2.12, that of 16, is wide enough."""
 
 
 def student_interval(values: Sequence[float]) -> tuple[float, float]:
-    """95 % interval of the mean of a few values, as those of seeds, by Student's t; of one value it is all numbers."""
+    """Student's t 95 % interval of the mean of a few values, such as seeds; infinite for a single value."""
     if len(values) < 2:
         return -math.inf, math.inf
     free = len(values) - 1
@@ -97,12 +96,12 @@ def student_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def tells_sign(low: float, high: float) -> bool:
-    """True if an interval leaves out zero."""
+    """True if an interval excludes zero."""
     return low > 0 or high < 0
 
 
 def confidence_interval(values: Float[Tensor, "num"], *, num_resamples: int = 1000) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean over sequences; the same for the same values."""
+    """95 % percentile bootstrap interval of the mean over sequences; deterministic for given values."""
     values = values.double()
     picks = torch.randint(len(values), (num_resamples, len(values)), generator=generator("bootstrap", len(values)))
     means = values[picks].mean(1)

@@ -1,8 +1,8 @@
 """Saturation of quality with depth: quality(t) = q_inf + z exp(-rate t), by least squares.
 
-For a given rate the other two are a linear fit (variable projection: Golub and Pereyra 1973), so that a search over one
-number, first on a grid and then between its neighbours, finds the least of all three. The form is the one that is known
-of language models (their losses saturate near the trained depth); of problems it is to be seen.
+For a given rate the other two parameters are a linear fit (variable projection: Golub and Pereyra 1973). So a search
+over the rate alone, on a grid and then between its neighbours, minimises over all three. The form is known from the
+losses of language models, which saturate near the trained depth; for problems it is untested.
 """
 
 import math
@@ -14,19 +14,20 @@ import numpy as np
 from looped.evaluation.verdicts import ByDepth, Change, honestly_best
 
 LEAST_DEPTHS = 4
-"""Depths below which three numbers fit anything."""
+"""Number of depths below which three parameters fit anything."""
 EXPLAINED = 0.9
-"""Share of the variance over depths that a fit has to explain."""
+"""Fraction of the variance over depths that a fit must explain."""
 FLAT = 0.01
 """Range of the means below which there is no gain to saturate."""
 FASTEST = math.log(1000)
-"""Of the gain no more than a thousandth is left at the second depth: beyond that rate, no depth tells rates apart."""
+"""Largest rate times the gap of the first two depths: a thousandth of the gain is left at the second, and faster rates
+cannot be distinguished."""
 GRID, ROUNDS = 200, 6
 
 
 @dataclass(frozen=True)
 class Saturation:
-    """The fit; `depth_95`: where 95 % of the gain over the first measured depth are reached; `residual`: root mean
+    """The fit. `depth_95`: depth that reaches 95 % of the gain over the first measured depth. `residual`: root mean
     square over the depths, in units of the quality."""
 
     q_inf: float
@@ -41,17 +42,17 @@ class Saturation:
 
 def fit_saturation(means: Mapping[int, float], *, higher_is_better: bool = True,
                    per_example: ByDepth | None = None) -> tuple[Saturation | None, str]:
-    """The fit to mean quality by depth, and a sentence about it; None and the reason where the curve does not saturate.
+    """The fit to mean quality by depth and a sentence about it, or None and the reason why the curve does not saturate.
 
-    per_example: what the means are of, at each depth; then a change from the first depth to the best or the deepest has
-    to leave out zero by its 95 % interval, paired. A curve does not saturate with fewer than four depths, if it is
-    flat, falls, is explained by less than 90 %, has 95 % of its gain only beyond the deepest depth, or all of it by the
-    second.
+    per_example: the values behind the means; if given, the paired 95 % interval of the change from the first depth to
+    the best or to the deepest must exclude zero. A curve does not saturate if it has fewer than four depths, is flat,
+    falls, has less than 90 % of its variance explained, reaches 95 % of its gain only beyond the deepest depth, or all
+    of it by the second.
     """
     depths = np.array(sorted(means), dtype=np.float64)
     quality = np.array([means[int(depth)] for depth in depths])
     if len(depths) < LEAST_DEPTHS:
-        return None, f"{len(depths)} depths are too few for a fit of three numbers; measure {LEAST_DEPTHS} or more"
+        return None, f"{len(depths)} depths are too few to fit three parameters; measure {LEAST_DEPTHS} or more"
     spread = float(quality.max() - quality.min())
     if spread < FLAT:
         return None, f"flat: the means lie within {spread:.3f}"
@@ -68,28 +69,28 @@ def fit_saturation(means: Mapping[int, float], *, higher_is_better: bool = True,
         return None, f"an exponential explains {100 * max(explained, 0):.0f} % of the curve, less than " \
                      f"{100 * EXPLAINED:.0f} %"
     if rate > 0.99 * FASTEST / gap:
-        return None, f"all of the gain is made between depth {first:.0f} and {depths[1]:.0f}, too fast for a rate"
+        return None, f"all of the gain comes between depth {first:.0f} and {depths[1]:.0f}, too fast to fit a rate"
     depth_95 = first + math.log(20) / rate
     if depth_95 > deepest:
-        return None, f"still going on at {deepest:.0f} steps: 95 % of the gain would be reached at {depth_95:.0f}"
+        return None, f"not saturated at {deepest:.0f} steps: 95 % of the gain would be reached at {depth_95:.0f}"
     fit = Saturation(q_inf, z0 * math.exp(rate * first), rate, depth_95, residual)
     return fit, (f"{q_inf:.3f} {'-' if fit.z < 0 else '+'} {abs(fit.z):.3f} exp(-{rate:.3g} steps), residual "
                  f"{residual:.3f}; 95 % of the gain by {depth_95:.1f} steps")
 
 
 def _no_change(per_example: ByDepth) -> str:
-    """That depth changes nothing which could be told from noise; "" where it does."""
+    """Sentence that depth has no significant effect; "" if it has one."""
     values = {depth: each.double().cpu() for depth, each in per_example.items()}
     start = values[min(values)]
     changes = [Change.of(end - start) for end in (honestly_best(values), values[max(values)])]
     if any(change.told for change in changes):
         return ""
-    return (f"no gain or loss over depth {min(values)} can be told: {changes[0].signed()} at the best depth, "
+    return (f"no significant gain or loss over depth {min(values)}: {changes[0].signed()} at the best depth, "
             f"{changes[1].signed()} at {max(values)}, paired over {len(start)}")
 
 
 def _best_rate(steps: np.ndarray, quality: np.ndarray, low: float, high: float) -> float:
-    """The rate of the least residual: a grid, even in its logarithm, then finer ones between the best's neighbours."""
+    """The rate of least residual: a log-spaced grid, then finer ones between the neighbours of the best."""
     for _ in range(ROUNDS):
         rates = np.geomspace(low, high, GRID)
         best = int(np.argmin([_fit_at(rate, steps, quality)[2] for rate in rates]))

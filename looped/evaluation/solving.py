@@ -1,4 +1,4 @@
-"""Solving held-out problems at any depth and difficulty, with and without exits, and scoring the answers: as rows."""
+"""Scores of held-out problems solved at any depth and difficulty, with and without early exits, as rows."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,32 +23,33 @@ from looped.objectives.base import Objective, evaluating
 
 @dataclass(frozen=True)
 class Solved:
-    """`rows`: the share of problems that are solved (`solved`) and of cells that are as in the reference (`cells`), by
-    difficulty and depth; `per_example[difficulty][depth]`: which problems are solved."""
+    """`rows`: share of problems solved (`solved`) and fraction of cells equal to the reference (`cells`), by difficulty
+    and depth; `per_example[difficulty][depth]`: mask of the problems solved."""
 
     rows: list[Row]
     per_example: dict[int, dict[int, Bool[Tensor, "num"]]]
 
     def best(self, difficulty: int) -> tuple[int, float]:
-        """(depth, share solved) where most are; the shallowest of equals."""
+        """(depth, share solved) of the depth that solves most; ties go to the shallowest."""
         return best_depth(self.per_example[difficulty])
 
     def table(self) -> list[list[str]]:
-        """Cells of the share solved: a line a difficulty, a column a depth."""
+        """Table of the share solved: one line per difficulty, one column per depth."""
         shares = {(row.difficulty, row.depth): row for row in self.rows if row.metric == "solved"}
         return [[str(difficulty), *(share_cell(shares[difficulty, depth]) for depth in by_depth)]
                 for difficulty, by_depth in self.per_example.items()]
 
 
 def share_cell(row: Row) -> str:
-    """`0.912 [0.870, 0.950]`."""
+    """A share and its interval, as `0.912 [0.870, 0.950]`."""
     return f"{row.mean:.3f} [{row.ci_low:.3f}, {row.ci_high:.3f}]"
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Of the problems of one difficulty at one depth: which are solved, the share of each one's cells that are as in
-    the reference, the steps, layer passes and network evaluations that each took, and the seconds of them all."""
+    """Results on the problems of one difficulty at one depth. right: mask of the problems solved. cells: fraction of
+    each problem's cells equal to the reference. used, layer_forwards, evaluations: steps, layer passes and network
+    evaluations (NFE) of each. seconds: of all."""
 
     right: Bool[Tensor, "num"]
     cells: Float[Tensor, "num"]
@@ -59,15 +60,15 @@ class Scores:
 
     @property
     def cost(self) -> dict[str, float]:
-        """The columns of a row that say what a problem cost, a mean."""
+        """The cost columns of a row: total seconds, mean layer passes and NFE per problem."""
         return {"seconds": self.seconds, "layer_forwards": self.layer_forwards.mean().item(),
                 "evaluations": self.evaluations.mean().item()}
 
 
 def solved(objective: Objective, data: TaskData, config: Config, depths: Sequence[int],
            difficulties: Sequence[int], *, keep: Keep = keep_nothing) -> Solved:
-    """Solve `evaluation.num_problems` held-out problems of each difficulty at each depth. `keep` is given each part
-    that is finished."""
+    """Solve `evaluation.num_problems` held-out problems of each difficulty at each depth. `keep` receives each
+    finished part."""
     rows, per_example = [], {}
     for difficulty in difficulties:
         per_example[difficulty] = {}
@@ -85,8 +86,8 @@ def solved(objective: Objective, data: TaskData, config: Config, depths: Sequenc
 
 def exit_rows(objective: Objective, data: TaskData, config: Config, depth: int, difficulties: Sequence[int],
               exits: Sequence[Exit]) -> Iterator[list[Row]]:
-    """With each exit, of at most `depth` steps: the share solved (`solved_with_exit`), the mean steps (`steps_used`),
-    and what leaving early costs (`lost_by_exit`: share solved by all the steps less that with the exit, paired)."""
+    """Rows per exit, with at most `depth` steps: the share solved (`solved_with_exit`), the mean steps (`steps_used`),
+    and the cost of exiting early (`lost_by_exit`: share solved with all steps minus with the exit, paired)."""
     for difficulty in difficulties:
         full = score(objective, data, config, difficulty, (depth,))[depth]
         for rule in exits:
@@ -98,7 +99,7 @@ def exit_rows(objective: Objective, data: TaskData, config: Config, depth: int, 
 
 
 def best_depth(right: Mapping[int, Bool[Tensor, "num"]]) -> tuple[int, float]:
-    """(depth, share that is right) where it is highest; the shallowest of equals."""
+    """(depth, fraction right) of the best depth; ties go to the shallowest."""
     shares = {depth: each.double().mean().item() for depth, each in right.items()}
     depth = max(sorted(shares), key=shares.__getitem__)
     return depth, shares[depth]
@@ -106,7 +107,7 @@ def best_depth(right: Mapping[int, Bool[Tensor, "num"]]) -> tuple[int, float]:
 
 def score(objective: Objective, data: TaskData, config: Config, difficulty: int, depths: tuple[int, ...], *,
           exit: Exit | None = None) -> dict[int, Scores]:
-    """Depth -> how the held-out problems of one difficulty are solved there."""
+    """Depth -> scores of the held-out problems of one difficulty."""
     problems = data.heldout(config.evaluation.num_problems, difficulty)
     size, device = config.evaluation.batch_size, next(objective.parameters()).device
     found: dict[int, list[tuple]] = {depth: [] for depth in depths}
@@ -126,15 +127,15 @@ def score(objective: Objective, data: TaskData, config: Config, difficulty: int,
 
 
 def marked(data: TaskData, problem: Problem, cells: np.ndarray) -> tuple[bool, float]:
-    """(whether an answer, as long as its batch, is right, the share of its cells that are as in the reference)."""
+    """(True if an answer, padded as in its batch, is right; fraction of its cells equal to the reference)."""
     form = next_token(problem) if data.causal and data.task.causal == "next-token" else problem
     cells = cells[: len(form)]
     return is_right(data.task, problem, form, cells), float((cells == form.targets)[form.scored].mean())
 
 
 def is_right(task: Task, problem: Problem, form: Problem, answer: np.ndarray) -> bool:
-    """True if an answer is right. From left to right each token was predicted from the right ones before it, and a
-    greedy continuation is the reference exactly where all of these predictions are."""
+    """True if an answer is right. In next-token form each token was predicted from the correct ones before it; greedy
+    decoding gives the reference if and only if all of these predictions are correct."""
     if form is not problem:
         return bool((answer == form.targets)[form.scored].all())
     return task.solved_by(problem, answer)
@@ -142,18 +143,18 @@ def is_right(task: Task, problem: Problem, form: Problem, answer: np.ndarray) ->
 
 def one_answer(objective: Objective, data: TaskData, config: Config, depth: int,
                difficulty: int) -> tuple[Problem, Cells]:
-    """The first held-out problem of a difficulty, and the answer to it with what was given, as long as the problem."""
+    """The first held-out problem of a difficulty, and its answer with the given cells filled in, of equal length."""
     problem = data.heldout(1, difficulty)[0]
     batch = data.collate([problem]).to(next(objective.parameters()).device)
     cells = answer(objective, batch, [depth], config)[depth].answers[0].cpu().numpy()
-    if len(cells) < len(problem):  # from left to right, where the first cell is given and its successor asked
+    if len(cells) < len(problem):  # next-token form: the first cell is given, the second is the first answer
         cells = np.concatenate([problem.targets[:1], cells])
     return problem, np.where(problem.scored, cells, problem.inputs)
 
 
 @dataclass(frozen=True)
 class Example:
-    """An answer (L,) to show, as long as its problem; the cells that are not sought are ignored."""
+    """An answer (L,) to show, as long as its problem; the cells that are not scored are ignored."""
 
     task: Task
     problem: Problem
@@ -164,7 +165,7 @@ class Example:
 
 @dataclass(frozen=True)
 class TaskEvaluation:
-    """All figures of a run that solves problems."""
+    """All results of a run that solves problems."""
 
     solved: Solved
     exits: list[Row]
@@ -177,16 +178,18 @@ class TaskEvaluation:
 
 
 def levels_of(data: TaskData, config: Config, options: Options) -> tuple[int, ...]:
-    """The difficulties of an evaluation, ascending."""
+    """The difficulties of an evaluation, ascending: of the options, else of the config, else the task's own."""
     return tuple(sorted(options.difficulties or config.evaluation.difficulties or data.task.tested))
 
 
 def evaluate_task(objective: Objective, data: TaskData, config: Config, depths: Sequence[int], options: Options, *,
                   keep: Keep = keep_nothing) -> TaskEvaluation:
-    """Held-out problems of each difficulty (those of the config, else the task's own) at each depth; and with each
-    exit, of at most the deepest; how it comes to rest there, at the level that is nearest to the hardest trained.
-    `keep` is given each part that is finished. Raises UserError for levels there are not, and exits that the run
-    cannot take."""
+    """Everything `looped eval` reports on a run that solves problems: scores, early exits, stability, one example.
+
+    Scores are by difficulty (`levels_of`) and depth. Exits take at most the deepest depth. Stability is measured at
+    the deepest depth, at the difficulty nearest to the hardest trained one. `keep` receives each finished part. Raises
+    UserError for difficulties that do not exist, and for exits that the run does not support.
+    """
     levels = levels_of(data, config, options)
     found = solved(objective, data, config, depths, levels, keep=keep)
     exits: list[Row] = []

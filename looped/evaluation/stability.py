@@ -1,15 +1,16 @@
-"""Stability of a loop, or a solver: how its latent moves with each step, and whether its start matters.
+"""Stability of a loop or solver: step-to-step changes of its latent, and path independence.
 
-The latent is the state of a loop, over all cells, or the soft estimate D of a denoiser, over the cells that are sought.
+The latent is the state of a loop, over all cells, or the soft estimate D of a denoiser, over the predicted cells.
+Medians over problems:
 
     latent_rms     its root mean square
     latent_change  |s_t - s_{t-1}| / |s_t|
     contraction    |s_t - s_{t-1}| / |s_{t-1} - s_{t-2}|: below 1 the changes shrink
 
-are medians over problems. For path independence (Anil et al. 2022, arXiv 2211.09961) the same problems are solved once
-more from another start: other noise, or where a loop always starts alike, the last state of another problem.
+For path independence (Anil et al. 2022, arXiv 2211.09961) the same problems are solved again from another start: other
+noise or, if a loop's initial state is fixed, the last state of another problem.
 
-    same_answer      share of problems whose sought cells are the same
+    same_answer      fraction of problems with the same predicted cells
     latent_cosine    of the two last latents
     latent_distance  |a - b| / |a|
 """
@@ -33,15 +34,15 @@ from looped.objectives.base import Objective, evaluating
 from looped.rng import StepRandom
 
 OTHER_START = 1
-"""Step number of the draws of the other start; answers are drawn with 0."""
+"""Step number of the random draws of the other start; the first solve uses 0."""
 ROUNDING = 1e-5
-"""Relative changes below this are rounding: what comes after them has no contraction."""
+"""Relative changes below this are rounding; the step after one has no contraction."""
 
 
 @dataclass(frozen=True)
 class Stability:
-    """`rows`: the figures above, those of each step by depth; `answers`: the sought cells after each step, the others
-    blank; `start`: what the other start was, in words."""
+    """`rows`: the figures above; per-step figures have the step as `depth`. `answers`: the predicted cells after each
+    step, the others blank. `start`: description of the other start."""
 
     latent: str
     start: str
@@ -51,16 +52,16 @@ class Stability:
     answers: Int[Tensor, "steps num cells"]
 
     def by_step(self, metric: str) -> dict[int, Row]:
-        """Step -> figure."""
+        """Step -> row of a per-step figure."""
         return {row.depth: row for row in self.rows if row.metric == metric and row.depth is not None}
 
     def figure(self, metric: str) -> Row | None:
-        """One that is not by step; None where it could not be measured."""
+        """Row of a figure that is not per step; None if it could not be measured."""
         return next((row for row in self.rows if row.metric == metric and row.depth is None), None)
 
     @property
     def late_contraction(self) -> float | None:
-        """Geometric mean over the second half of the steps; None where it is at rest before."""
+        """Geometric mean of the contraction over the second half of the steps; None if the latent converges before."""
         return self._late("mean")
 
     def _late(self, field: str) -> float | None:
@@ -70,15 +71,15 @@ class Stability:
 
     @property
     def motion(self) -> str:
-        """The changes of the second half in a word or two, by both ends of their intervals."""
+        """Phrase for the changes in the second half, by both ends of their intervals."""
         low, high = self._late("ci_low"), self._late("ci_high")
         if low is None or high is None:
             return ""
-        return "shrink" if high < 1 else "do not shrink" if low >= 1 else "cannot be told to shrink or to grow"
+        return "shrink" if high < 1 else "do not shrink" if low >= 1 else "neither clearly shrink nor grow"
 
     @property
     def sentence(self) -> str:
-        """A clause on its coming to rest, and on what the start decides."""
+        """Summary of the convergence, and of the dependence on the start."""
         changes = self.by_step("latent_change")
         said = [f"the {self.latent} changes by {changes[max(changes)].mean:.2g} of its norm in the last of "
                 f"{max(changes)} steps"] if changes else []
@@ -87,7 +88,7 @@ class Stability:
             said.append(f"its changes {self.motion} in the second half, where each is "
                         f"{rate:.2f} of the one before")
         elif changes:
-            said.append("it is at rest before the second half")
+            said.append("it converges before the second half")
         if grows := growth({step: row.mean for step, row in self.by_step("latent_rms").items()}, self.latent):
             said.append(grows)
         same, cosine, distance = map(self.figure, ("same_answer", "latent_cosine", "latent_distance"))
@@ -100,7 +101,7 @@ class Stability:
 
 @torch.no_grad()
 def stability(objective: Objective, data: TaskData, config: Config, depth: int, difficulty: int) -> Stability:
-    """Watch the held-out problems of one difficulty being solved in `depth` steps, twice."""
+    """Solve the held-out problems of one difficulty in `depth` steps from two starts, and measure the latents."""
     problems = data.heldout(config.evaluation.num_problems, difficulty)
     size, device = config.evaluation.batch_size, next(objective.parameters()).device
     seen, rollout = [], rollout_of(objective)
@@ -117,7 +118,7 @@ def stability(objective: Objective, data: TaskData, config: Config, depth: int, 
 
 
 class _Path:
-    """One solve of a batch."""
+    """Latents and answers of one solve of a batch."""
 
     def __init__(self, batch: Batch, cells: Tensor | None):
         self.batch, self.motion, self.answers = batch, Motion(cells), []
@@ -131,7 +132,7 @@ class _Path:
 
 
 _Twice = tuple[_Path, _Path | None]
-"""A solve, and one from another start; None where a problem is alone in its batch and there is no other."""
+"""A solve, and one from another start; None if a problem is alone in its batch and there is no other start."""
 
 
 def _twice(rollout: Rollout, batch: Batch, depth: int, random: StepRandom, redrawn: StepRandom) -> _Twice:
@@ -168,7 +169,7 @@ def _rows(seen: list[_Twice]) -> list[Row]:
 
 
 def _compare(path: _Path, other: _Path) -> tuple[Tensor, Tensor, Tensor]:
-    """(same answer or not, cosine, relative distance) of each problem."""
+    """(1 for the same answer, cosine, relative distance) of each problem."""
     a, b = path.motion.latent, other.motion.latent
     same = (path.answers[-1] == other.answers[-1]).all(1)
     cosine = cosine_similarity(a.flatten(1), b.flatten(1))

@@ -1,16 +1,16 @@
-"""The files of evaluations: JSON lines that every evaluation of a run adds to, one after another or at the same time.
+"""Files of evaluation results: JSON lines to which every evaluation of a run adds, even several at the same time.
 
-    DIR/eval/depth.jsonl     one row a figure: {step, metric, depth, mean, ci_low, ci_high, n, ...}
-    DIR/eval/examples.jsonl  the figure of every held-out sequence (or problem, or image), for paired comparisons
-    DIR/eval/sequences.jsonl what these are, in the same order: document and offset of texts, seed and index of problems
-    DIR/eval/samples.jsonl   prompts and their continuations at each depth; `sequence` is the number of the prompt's
+    DIR/eval/depth.jsonl     one line per figure: {step, metric, depth, mean, ci_low, ci_high, n, ...}
+    DIR/eval/examples.jsonl  one value per held-out sequence (or problem, or image), for paired comparisons
+    DIR/eval/sequences.jsonl their ids, in the same order: document and offset of texts, seed and index of problems
+    DIR/eval/samples.jsonl   prompts and their continuations at each depth; `sequence` is the index of the prompt's
     DIR/eval/tokens.parquet  with --per-token: the loss of each token (looped.evaluation.tokens)
-    DIR/eval/probes.jsonl    with --probes: their figures, and what is out of order
-    DIR/eval/tasks.jsonl     with --tasks: {task, metric, filter, depth, mean, ...}; task_examples.jsonl each question
+    DIR/eval/probes.jsonl    with --probes: their figures, and one sentence per failure
+    DIR/eval/tasks.jsonl     with --tasks: {task, metric, filter, depth, mean, ...}; task_examples.jsonl per question
 
-A line carries the `step` of its checkpoint, the `settings` that were changed for its evaluation (none where it has no
-such key), the `device` and `dtype` it was measured with, the `data` where they are not the run's own, and the `run`
-where the folder is not its own. Of lines that agree in `KEYS` the newest is kept; all others stay.
+Each line has the `step` of its checkpoint and the `device` and `dtype` of the measurement. It has `settings` if any
+were changed for the evaluation, `data` if they are not the run's own, and `run` if the folder is not the run's own. Of
+lines with equal `KEYS` only the newest is kept.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ ROWS, EXAMPLES, SAMPLES = "eval/depth.jsonl", "eval/examples.jsonl", "eval/sampl
 SEQUENCES, PROBES = "eval/sequences.jsonl", "eval/probes.jsonl"
 TASKS, TASK_EXAMPLES = "eval/tasks.jsonl", "eval/task_examples.jsonl"
 IDENTITY = ("step", "settings", "data", "run")
-"""The keys that tell evaluations apart."""
+"""The keys that identify an evaluation."""
 TASK_KEYS = (*IDENTITY, "task", "metric", "filter", "depth", "num_fewshot", "limit")
 KEYS = {ROWS: (*IDENTITY, "metric", "depth", "difficulty", "sigma", "by", "twin", "trajectories"),
         EXAMPLES: (*IDENTITY, "metric", "depth", "difficulty", "by", "twin", "trajectories"),
@@ -38,16 +38,16 @@ KEYS = {ROWS: (*IDENTITY, "metric", "depth", "difficulty", "sigma", "by", "twin"
 """File -> the keys by which a new line replaces old ones."""
 SELECTING = ("evaluation.depths", "evaluation.difficulties", "evaluation.sample_depths", "evaluation.batch_size",
              "training.threads")
-"""Settings that say which figures are measured, or how fast, and change none of them."""
+"""Settings that select which figures are measured, or how fast, and change no figure."""
 
 Line = dict[str, Any]
 
 
 def changed_settings(trained: Config, evaluated: Config, flags: Mapping[str, Any] | None = None, *,
                      since: Mapping[str, Any] | None = None) -> str:
-    """The settings that decide an evaluation's figures and are not those that its run was started with, as
-    `denoise.solver=heun`; then the flags that are set and do so. `since`: what the run was started with, of the
-    settings that have changed in its config since."""
+    """The settings that affect an evaluation's figures and differ from those its run was started with, as
+    `denoise.solver=heun`; then the set ones of `flags`, which affect figures too. `since`: the starting values of
+    settings that have changed in the run's config since."""
     before, after = (dict(_flat(config.model_dump(mode="json"))) for config in (trained, evaluated))
     before |= since or {}
     changed = {name: value for name, value in after.items() if value != before.get(name) and name not in SELECTING}
@@ -65,8 +65,8 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 class EvaluationFiles:
-    """The lines of one evaluation, that of the checkpoint of `step` with `settings` changed, in a folder of them.
-    `about`: what its lines say besides; `data` and `run` among it tell evaluations apart as well."""
+    """The lines of one evaluation in a folder: of the checkpoint of `step`, with `settings` changed. `about`: further
+    keys of every line; `data` and `run` among them also identify the evaluation."""
 
     def __init__(self, folder: Path, step: int, settings: str = "", *, about: Mapping[str, Any] | None = None):
         self.folder = folder
@@ -75,8 +75,8 @@ class EvaluationFiles:
         self.common: Line = {"step": step} | ({"settings": settings} if settings else {}) | dict(about or {})
 
     def check(self, config: Config) -> None:
-        """See to it that all files can be written, before anything is computed. A folder that is no run's gets the
-        config, which pictures need. Raises UserError."""
+        """Check that all files can be written, before anything is computed. A folder that is not a run's gets the
+        config, which plots need. Raises UserError."""
         with writing_to(self.folder):
             for folder in (self.folder, *(self.folder / name for name in ("eval", "plots"))):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -90,11 +90,11 @@ class EvaluationFiles:
                     write_text(self.folder / "config.yaml", dump_config(config))
 
     def keep(self, rows: Sequence[Row] = (), examples: Sequence[Line] = (), samples: Sequence[Line] = ()) -> None:
-        """Add a part of the evaluation to what is there. Raises UserError."""
+        """Add a finished part of the evaluation. Raises UserError."""
         self.add({ROWS: [row.as_dict() for row in rows], EXAMPLES: examples, SAMPLES: samples})
 
     def add(self, files: Mapping[str, Iterable[Line]]) -> None:
-        """Add lines, those of other evaluations kept: nothing is lost where two write at the same time."""
+        """Add lines and keep those of other evaluations; nothing is lost if two write at the same time."""
         with writing_to(self.folder), self.lock():
             for name, lines in files.items():
                 merged = merge(read_lines(self.folder / name), [self.common | line for line in lines], KEYS[name])
@@ -111,24 +111,24 @@ class EvaluationFiles:
                 if all(line.get(name) == self.common.get(name) for name in IDENTITY)]
 
     def lock(self) -> Lock:
-        """Held while files are read to be written, and while pictures are drawn."""
+        """The lock to hold while files are updated, and while plots are drawn."""
         return lock_for(self.folder / "eval" / ".lock")
 
     def contents(self, name: str = ROWS) -> str:
-        """A sentence on the depths that a file has."""
+        """Phrase on the depths that a file contains."""
         depths = sorted({line["depth"] for line in self.read(name) if "depth" in line})
-        held = f"holds depth {', '.join(map(str, depths))} of step {self.step}" if depths else "holds nothing of it yet"
-        return f"{self.folder / name} {held}"
+        held = f"depth {', '.join(map(str, depths))} of step {self.step}" if depths else "nothing of this evaluation"
+        return f"{self.folder / name} holds {held}"
 
 
 def merge(old: Sequence[Line], new: Sequence[Line], key: Sequence[str]) -> list[Line]:
-    """Old lines but those with the key of a new one, then the new ones."""
+    """The old lines whose key no new line has, then the new lines."""
     replaced = {tuple(line.get(name) for name in key) for line in new}
     return [line for line in old if tuple(line.get(name) for name in key) not in replaced] + list(new)
 
 
 def read_lines(path: Path) -> list[Line]:
-    """The objects of a file of JSON lines, none where there is no file; a line that is damaged is left out."""
+    """The objects of a file of JSON lines; none if there is no file. Damaged lines are left out."""
     found = []
     with contextlib.suppress(FileNotFoundError):
         for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -138,7 +138,7 @@ def read_lines(path: Path) -> list[Line]:
 
 
 def read_rows(run: Path) -> list[Line]:
-    """The rows that `looped eval` left in a folder, of all checkpoints and settings. Raises UserError."""
+    """All rows of `looped eval` in a folder, of all checkpoints and settings. Raises UserError."""
     path = run / ROWS
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -147,13 +147,13 @@ def read_rows(run: Path) -> list[Line]:
     except OSError:
         raise UserError(f"{run} has no {ROWS}; measure it with looped eval {run}") from None
     except ValueError:
-        raise UserError(f"{path} is damaged; write it anew with looped eval {run}") from None
+        raise UserError(f"{path} is damaged; rebuild it with looped eval {run}") from None
     return rows
 
 
 @contextlib.contextmanager
 def writing_to(folder: Path) -> Iterator[None]:
-    """Turns an OSError inside into the sentence for a folder that refuses."""
+    """Context that turns an OSError into a UserError on a folder that cannot be written."""
     try:
         yield
     except OSError as error:

@@ -1,8 +1,8 @@
-"""The file of single tokens, eval/tokens.parquet: the loss of each held-out token at each depth, or where it left.
+"""Token losses, eval/tokens.parquet: the loss of each held-out token at each depth, or at its early exit.
 
-A row is a token: {run, data, step, settings, sequence, position, token, depth, by, nats, steps}. `sequence` is that of
-eval/sequences.jsonl, `position` the place in it, counted from 0, whose first token has no loss. `by` is "" at a depth
-itself; of an exit its name, `depth` then being the most steps and `steps` those that the token took.
+One row per token: {run, data, step, settings, sequence, position, token, depth, by, nats, steps}. `sequence` is the
+index in eval/sequences.jsonl, `position` the token's place in it, counted from 0; the first token has no loss. `by` is
+"" for a plain depth, else the name of an exit: `depth` is then the maximum number of steps, `steps` the token's own.
 """
 
 from collections.abc import Sequence
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 TOKENS = "eval/tokens.parquet"
 KEY = [*IDENTITY, "depth", "by"]
-"""Rows that agree in these are replaced by new ones."""
+"""New rows replace old ones that agree in these columns."""
 
 
 @dataclass(frozen=True)
 class TokenLosses:
-    """Nats of each token but the first at a depth, or where it left by an exit, after so many `steps`."""
+    """Nats of each token but the first, at a depth or at its early exit after `steps` steps."""
 
     tokens: Int[Tensor, "num length_and_one"]
     nats: Float[Tensor, "num length"]
@@ -37,7 +37,7 @@ class TokenLosses:
     steps: Int[Tensor, "num length"] | None = None
 
     def table(self, common: dict[str, Any]) -> "DataFrame":
-        """A row a token. common: what is the same for all, of `IDENTITY`."""
+        """One row per token. common: the values of `IDENTITY`, the same for all rows."""
         num, length = self.nats.shape
         steps = None if self.steps is None else self.steps.flatten().numpy()
         return pandas_for("--per-token").DataFrame({
@@ -48,16 +48,16 @@ class TokenLosses:
 
 
 def pandas_for(what: str) -> Any:
-    """The module. Raises UserError where it is missing, which `what` needs."""
+    """The module pandas, which `what` needs. Raises UserError if it is missing."""
     try:
         import pandas
     except ImportError:
-        raise UserError(f"{what} gives tables of pandas, which is missing; pip install pandas") from None
+        raise UserError(f"{what} needs pandas, which is not installed; pip install pandas") from None
     return pandas
 
 
 def add_tokens(files: EvaluationFiles, found: Sequence[TokenLosses]) -> Path:
-    """Add rows to the file of an evaluation's folder, those of other evaluations kept; its path. Raises UserError."""
+    """Add rows to the file in an evaluation's folder, keep those of other evaluations; its path. Raises UserError."""
     pandas, path = pandas_for("--per-token"), files.folder / TOKENS
     new = pandas.concat([each.table(files.common) for each in found], ignore_index=True)
     with writing_to(files.folder), files.lock():

@@ -1,17 +1,17 @@
-"""Verdicts on a quality curve over depth, in one word and one sentence: of problems that are solved, or of a loss.
+"""Verdict on a curve of quality over depth (share solved, or a loss), in one word and one sentence.
 
-    never       at its best depth it cannot be told from chance: the interval of its mean reaches it
-    cycles      more than `CYCLING` of the problems go round between two or more answers: in the second half of the
-                steps the answer changes, and comes back at least three times with one period
+    never       at its best depth it is not distinguishable from chance: the interval of its mean reaches it
+    cycles      more than `CYCLING` of the problems cycle between two or more answers: in the second half of the steps
+                the answer changes, and repeats at least three times with one period
     overthinks  it loses more than `LOST` from its best depth to the deepest
     drifts      it loses more than `HELD`, but not more than `LOST`
-    improves    it gains more than `HELD` from the deepest depth that was trained (the first one measured, where none is
-                known) to the deepest measured
+    improves    it gains more than `HELD` from the deepest trained depth (the first measured one, if none is known) to
+                the deepest measured
     settles     none of these
 
 The first that holds is the verdict. A loss or a gain counts only where the 95 % bootstrap interval of its mean, paired
-over problems, leaves out zero. So that picking the best depth out of noise is not mistaken for a loss after it, the
-best depth of each half of the problems is the one that is best for the other half.
+over problems, excludes zero. Picking the best depth out of noise would look like a loss after it; so each half of the
+problems uses the depth that is best for the other half.
 """
 
 from collections.abc import Mapping
@@ -25,11 +25,11 @@ from torch import Tensor
 from looped.evaluation.rows import confidence_interval, tells_sign
 
 HELD, LOST = 0.01, 0.05
-"""Of the share of problems solved, or nats: up to the first a curve settles, beyond the second it overthinks."""
+"""In share of problems solved, or nats: up to the first a curve settles, beyond the second it overthinks."""
 CYCLING = 0.05
-"""Share of problems beyond which going round between answers is the verdict."""
+"""Fraction of problems with cycling answers beyond which the verdict is `cycles`."""
 LEAST_TAIL, ROUNDS = 6, 3
-"""Steps that a period is looked for in, at least, and how often it has to fit in."""
+"""Least number of steps to search for a period in, and how often the period must fit into them."""
 
 Name = Literal["never", "cycles", "overthinks", "drifts", "improves", "settles"]
 ByDepth = Mapping[int, Shaped[Tensor, "num"]]
@@ -38,7 +38,7 @@ Answers = Int[Tensor, "steps watched cells"]
 
 @dataclass(frozen=True)
 class Measure:
-    """What a curve is made of: `unit` follows a figure in a sentence; `chance` is what guessing gets, where known."""
+    """The metric of a curve: `unit` follows a figure in a sentence; `chance` is the figure of guessing, if known."""
 
     unit: str
     over: str
@@ -70,23 +70,23 @@ class Change:
 
     @property
     def told(self) -> bool:
-        """True if the interval leaves out zero."""
+        """True if the interval excludes zero."""
         return tells_sign(self.low, self.high)
 
     def signed(self) -> str:
-        """`-0.01 [-0.03, +0.01]`."""
+        """Text with signs, as `-0.01 [-0.03, +0.01]`."""
         return f"{self.mean:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
 
     def size(self) -> str:
-        """`0.27 [0.21, 0.33]`, without the sign."""
+        """Text without the sign, as `0.27 [0.21, 0.33]`."""
         low, high = (self.low, self.high) if self.mean >= 0 else (-self.high, -self.low)
         return f"{abs(self.mean):.2f} [{low:.2f}, {high:.2f}]"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """`name` in one word, `sentence` with the figures that decide it. `from_best`: from the best depth to the deepest;
-    `from_trained`: from the trained depth (or the first) to the deepest."""
+    """`name` in one word, `sentence` with the figures that decide it. `from_best`: change from the best depth to the
+    deepest; `from_trained`: change from the trained depth (or the first) to the deepest."""
 
     name: Name
     sentence: str
@@ -98,11 +98,10 @@ class Verdict:
 
 def verdict(by_depth: ByDepth, measure: Measure = SOLVED, *, trained: int | None = None,
             answers: Answers | None = None) -> Verdict:
-    """The verdict on one curve: a figure of each problem at each depth, by the rule above.
+    """The verdict on one curve, by the rule above. by_depth: depth -> one value per problem.
 
-    trained: the deepest depth that was trained. answers: of the problems, or some of them, at consecutive depths, alike
-    in the cells that are not sought; without them, right and wrong at consecutive depths count as two answers, if
-    `by_depth` has enough.
+    trained: the deepest trained depth. answers: of some or all problems at consecutive depths, constant in cells that
+    are not scored; without them, right and wrong at consecutive depths count as two answers, if `by_depth` has enough.
     """
     sign = 1.0 if measure.higher_is_better else -1.0
     quality = {depth: sign * by_depth[depth].cpu().double() for depth in sorted(by_depth)}
@@ -133,14 +132,14 @@ def verdict(by_depth: ByDepth, measure: Measure = SOLVED, *, trained: int | None
 
 
 def best_depth(quality: ByDepth) -> int:
-    """Where the mean is highest; the shallowest of equals."""
+    """Depth with the highest mean; ties go to the shallowest."""
     means = {depth: quality[depth].double().mean().item() for depth in sorted(quality)}
     return max(means, key=means.__getitem__)
 
 
 def honestly_best(quality: ByDepth) -> Float[Tensor, "num"]:
-    """Each problem's figure at the depth that is best for the other half of the problems, even or odd: the mean has no
-    bias from picking the highest of several noisy ones."""
+    """Each problem's value at the depth that is best for the other half of the problems (even or odd), so that the mean
+    has no bias from picking the best of several noisy depths."""
     chosen = torch.empty_like(next(iter(quality.values())))
     for half in (0, 1):
         depth = best_depth({depth: values[1 - half :: 2] if len(values) > 1 else values
@@ -150,8 +149,8 @@ def honestly_best(quality: ByDepth) -> Float[Tensor, "num"]:
 
 
 def flips(by_depth: ByDepth) -> Answers | None:
-    """Right and wrong as answers of one cell, at the consecutive depths up to the deepest; None where these are fewer
-    than twice `LEAST_TAIL`, or figures are neither."""
+    """Right and wrong as answers of one cell, at the consecutive depths up to the deepest; None if these are fewer than
+    twice `LEAST_TAIL`, or if a value is neither 0 nor 1."""
     depth = max(by_depth)
     run = [depth]
     while (depth := depth - 1) in by_depth:
@@ -163,8 +162,8 @@ def flips(by_depth: ByDepth) -> Answers | None:
 
 
 def periods_of(answers: Answers) -> Int[Tensor, "watched"] | None:
-    """The period of each problem's answers in the second half of the steps: 1 where they have settled, 0 where they
-    keep changing without one. A period comes round at least three times. None where there are too few steps."""
+    """The period of each problem's answers in the second half of the steps: 1 if they are constant, 0 if they change
+    without a period. A period must fit at least three times. None if there are too few steps."""
     tail = answers[len(answers) // 2 :]
     if len(tail) < LEAST_TAIL:
         return None
@@ -176,15 +175,15 @@ def periods_of(answers: Answers) -> Int[Tensor, "watched"] | None:
 
 @dataclass(frozen=True)
 class _Curve:
-    """The means that sentences are made of."""
+    """Means of a curve, and the sentences about them."""
 
     means: Mapping[int, float]
     measure: Measure
     num: int
 
     def never(self, best: int) -> str:
-        return (f"{self.means[best]:.2f} {self.measure.unit} at its best depth {best}, which cannot be told "
-                f"from chance ({self.measure.chance:.2f}), over {self.num} {self.measure.over}")
+        return (f"{self.means[best]:.2f} {self.measure.unit} at its best depth {best}, not distinguishable from "
+                f"chance ({self.measure.chance:.2f}), over {self.num} {self.measure.over}")
 
     def moves(self, verb: str, start: int, end: int, change: Change) -> str:
         verb = verb if self.measure.higher_is_better else f"quality {verb}"  # the figure itself goes the other way
@@ -192,21 +191,20 @@ class _Curve:
                 f"steps, {change.size()} paired over {self.num} {self.measure.over}")
 
     def settles(self, best: int, deepest: int, change: Change) -> str:
-        """What it has at best and keeps, within an interval that may reach zero."""
+        """Quality at the best depth and at the deepest, with the difference if it is significant."""
         text = f"{self.means[best]:.2f} {self.measure.unit} at its best depth {best}"
         if best == deepest:
             return f"{text}, the deepest, over {self.num} {self.measure.over}"
         there = f"{text}, {self.means[deepest]:.2f} at {deepest} steps"
         if not change.told:
-            return f"{there}, a difference that cannot be told: {change.signed()} paired over {self.num} " \
-                   f"{self.measure.over}"
+            return f"{there}, no significant difference: {change.signed()} paired over {self.num} {self.measure.over}"
         word = "better" if change.mean > 0 else "worse"
         return f"{there}, {word} by {change.size()} paired over {self.num} {self.measure.over}"
 
     def cycles(self, periods: Tensor, best: int, deepest: int) -> str:
         going = periods > 1
         low, high = confidence_interval(going.double())
-        return (f"{going.double().mean():.2f} [{low:.2f}, {high:.2f}] of {len(periods)} {self.measure.over} go round "
+        return (f"{going.double().mean():.2f} [{low:.2f}, {high:.2f}] of {len(periods)} {self.measure.over} cycle "
                 f"between answers, most often every {int(periods[going].mode().values)} steps, and "
                 f"{(periods == 0).double().mean():.2f} change without a period; {self.means[best]:.2f} "
                 f"{self.measure.unit} at depth {best}, {self.means[deepest]:.2f} at {deepest}")

@@ -1,1 +1,1 @@
-"""Running a trained model at a depth: a rollout for each way (loop, solver, unmasking, a rule's own), and texts."""
+"""Inference of a trained model at a depth: rollouts (loop, solver, unmasking, a rule's own), and text generation."""

@@ -1,6 +1,6 @@
-"""The cost of inference: network evaluations (NFE) and layer passes of one sequence, as each rollout states them.
+"""Cost of inference: network evaluations (NFE) and layer passes per sequence, as each rollout reports them.
 
-    a loop of n steps            prelude + n x core + coda (by an exit: a coda after every step)
+    a loop of n steps            prelude + n x core + coda (with an exit: a coda after every step)
     the bound of n levels        prelude + clean rows + n x (core + coda)
     a solver of n steps          prelude + clean rows + its evaluations x (core + coda); Heun's has 2 n - 1
     n unmasking steps            n x (prelude + core + coda)
@@ -8,10 +8,10 @@
     Forward-Forward, n layers    classes x n
     n solver steps of an image   its evaluations x core
 
-The core is the block of the core that is at work: the next one in a loop, the owner of the noise level in a solver.
-Guidance evaluates the network twice, several trajectories share the prelude and the clean rows, and each is checked
-`NUM_CHECKS` times under `evaluation.choose consistent`. A layer pass is one call of a layer for one sequence; keys and
-values that are recorded alone (`denoise.context context`) are none.
+"core" is the active block of the core: the next one in a loop, the owner of the noise level in a solver. Guidance
+evaluates the network twice. Several trajectories share the prelude and the clean rows, and each is checked `NUM_CHECKS`
+times under `evaluation.choose consistent`. A layer pass is one call of a layer for one sequence; computing only keys
+and values (`denoise.context context`) does not count.
 """
 
 import itertools
@@ -22,14 +22,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 NUM_CHECKS = 4
-"""Fresh noisings of an answer that its self-consistency is a mean over."""
+"""Number of fresh noisings of an answer over which its self-consistency is averaged."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of one sequence. before: layers that run once. readings: the layers of each reading of one run, in
-    order. runs: how often those are gone through. networks: network evaluations of a reading. checks: the layers of
-    evaluations at the end of all runs. together: sequences that have left early are read along with the others."""
+    """The cost of one sequence. before: layers that run once. readings: layers of each loop step or solver evaluation
+    of one run, in order. runs: number of runs. networks: network evaluations per reading. checks: layers of each
+    evaluation after all runs. together: True if sequences that exited early are still evaluated with the others."""
 
     before: float
     readings: tuple[float, ...]
@@ -53,8 +53,7 @@ class Cost:
         return {"layer_forwards": self.layer_forwards, "evaluations": self.evaluations}
 
     def spent(self, used: Int[Tensor, "runs batch"]) -> tuple[Float[Tensor, "batch"], Float[Tensor, "batch"]]:
-        """(layer passes, network evaluations) of each sequence of a batch whose runs ended after so many readings; on
-        the processor."""
+        """(layer passes, network evaluations) of each sequence of a batch, on the CPU. used: readings of each run."""
         used = used.cpu()
         read = used.amax(1, keepdim=True).expand_as(used) if self.together else used
         until = torch.tensor([0.0, *itertools.accumulate(self.readings)], dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""A denoiser on text: the variational bound of its solver, solver trajectories of known texts, and its writer.
+"""A denoiser on text: the variational bound of its solver, teacher-forced solver trajectories, and generation.
 
 For n steps the bound is that of the n-step stochastic solver (Ho et al. 2020, equation 5, over tokens). Along the chain
 from noise to the truth, z_1 at sigma_max down to z_n,
@@ -7,12 +7,12 @@ from noise to the truth, z_1 at sigma_max down to z_n,
                  - log p(y | z_n)
 
 where q is the exact step towards a known row, so p is the ancestral solver with the sampled bridge. For an exact
-denoiser the sum telescopes: the bound is -log p(y | z_1) at any depth, without variance. What it gains or loses with
-depth is therefore the network's doing alone.
+denoiser the sum telescopes: the bound is -log p(y | z_1) at any depth, without variance. Any change of the bound with
+depth is therefore due to the network alone.
 
-Earlier tokens are shown to a writer's solver as in training. `inject`: once a token is chosen, its row is noised anew
-to the level of each solver step, and one forward pass of two rows does both: the token just chosen, the one sought.
-`concat` and `context` keep one clean cache, whatever the depth, and solve for a block of tokens at once.
+In generation the solver sees earlier tokens as in training. `inject` noises the row of a chosen token to the level of
+each solver step; one forward pass of two rows covers the token just chosen and the one to predict. `concat` and
+`context` keep one clean cache at any depth, and solve for a block of tokens at once.
 """
 
 import itertools
@@ -55,7 +55,7 @@ def bound(objective: Denoise, rows: Tokens, depth: int, random: StepRandom) -> F
         keep, lower = (each.float().unsqueeze(-1).to(target.device) for each in ((lower / sigma) ** 2, lower))
         noise = random.normal(f"chain{step + 1}", target.shape[1:])
         moved = (1 - keep) * target + lower * (1 - keep).sqrt() * noise  # z' - keep z
-        # All rows of the table have one norm, so of ln q(z' | z, y_v) only the inner product depends on v.
+        # All rows of the table have one norm, so only the inner product in ln q(z' | z, y_v) depends on v.
         log_q = (moved / lower**2) @ table.T
         losses = losses + log_q.gather(-1, y.unsqueeze(-1)).squeeze(-1)
         losses = losses - torch.logsumexp(torch.log_softmax(logits_at(z, sigma), -1) + log_q, -1)
@@ -64,7 +64,7 @@ def bound(objective: Denoise, rows: Tokens, depth: int, random: StepRandom) -> F
 
 
 def rows_of_blocks(objective: Denoise, depth: int, length: int) -> Float64[Tensor, "steps length"]:
-    """The level of every row of a sequence at each of `depth` readings."""
+    """The noise level of every row of a sequence at each of `depth` network evaluations."""
     config = objective.config
     levels = block_schedule(config.schedule, depth, objective.noise, config.block_size, config.order)
     return levels.repeat(1, length // config.block_size)
@@ -73,8 +73,8 @@ def rows_of_blocks(objective: Denoise, depth: int, length: int) -> Float64[Tenso
 class TeacherForced:
     """Solver trajectories for every position of known sequences at once.
 
-    The row that is solved for attends to the true earlier tokens noised to the level of the step, as in training, and
-    to itself; never to its own answer.
+    Each row attends to itself and to the true earlier tokens, noised to the level of the step as in training; never to
+    its own answer.
     """
 
     def __init__(self, objective: Denoise, rows: Tokens):
@@ -92,9 +92,9 @@ class TeacherForced:
         return -token_losses(self.logits(num_steps, random, stream), self.y)
 
     def logits(self, num_steps: int, random: StepRandom, stream: str) -> Float[Tensor, "batch length vocab"]:
-        """The last readout."""
+        """Logits of the last readout."""
         config, logits = self.objective.config, None
-        calls, walk = itertools.count(), Walk(self.denoiser)  # each call of a sampled bridge draws anew
+        calls, walk = itertools.count(), Walk(self.denoiser)  # each call of a sampled bridge has its own draws
         eps = random.normal(f"{stream} teacher", self.target.shape[1:])
 
         def denoise(z: Tensor, sigma) -> Tensor:
@@ -108,8 +108,8 @@ class TeacherForced:
         return logits
 
     def _rows(self, sigma: Tensor, eps: Tensor) -> Rows:
-        """What the solved rows attend to besides themselves: clean rows, or the noised truth of strictly earlier ones
-        (row i of it holds token i + 1, which row i itself must not see)."""
+        """Attention inputs of the solved rows besides themselves: clean rows, or the noised truth of strictly earlier
+        rows (its row i holds token i + 1, which row i itself must not see)."""
         if self.around.context is not None:
             return self.around
         teacher, documents = Cache(), self.batch.documents
@@ -122,7 +122,7 @@ class TeacherForced:
 
 
 class DenoiseWriter:
-    """Logits of the next block at the last step of a solver; one cache a noise level, or one clean context for all."""
+    """Logits of the next block at the last step of a solver; one cache per noise level, or one clean context."""
 
     def __init__(self, objective: Denoise, depth: int, steering: Steering, padding: Padding):
         self.steering = steering
@@ -143,11 +143,11 @@ class DenoiseWriter:
         rows = Rows(start=self.padding.start(first), mask=self.padding.mask(self.width))
         e = self.model.encode(new, rows.having(cache=self.cache))
         self.context = self.model.make_context(e, self.objective.config.context, rows.having(context=self.context))
-        logits_at = self._beside_context(e) if self.context is not None else self._beside_noisy_rows(e, new, random)
+        logits_at = self._on_context(e) if self.context is not None else self._on_noisy_rows(e, new, random)
         return self._solve(logits_at, random)
 
-    def _beside_context(self, e: Tensor):
-        """(z, level) -> logits of the sought block, which sees the clean context and itself."""
+    def _on_context(self, e: Tensor):
+        """(z, level) -> logits of the next block, which attends to the clean context and to itself."""
         whole = Full() if self.block > 1 else None
         mask = self.padding.mask(self.width + self.block, causal=False) or whole
         rows = Rows(mask=mask, start=self.padding.start(self.width - 1), context=self.context)
@@ -158,9 +158,9 @@ class DenoiseWriter:
 
         return logits_at
 
-    def _beside_noisy_rows(self, e: Tensor, new: Tensor, random: StepRandom):
-        """(z, level) -> logits of the sought row. Rows whose tokens are known by now, all of `new` and for a prompt all
-        but its first, are noised to each level the first time that it is read, and stay in its cache."""
+    def _on_noisy_rows(self, e: Tensor, new: Tensor, random: StepRandom):
+        """(z, level) -> logits of the next row. Rows of known tokens (all of `new`; for a prompt all but the first) are
+        noised to each level at its first evaluation, and stay in that level's cache."""
         known = new[:, 1:] if self.last_e is None else new
         held_e = e if self.last_e is None else torch.cat([self.last_e, e], dim=1)
         self.last_e = e[:, -1:]
@@ -177,14 +177,14 @@ class DenoiseWriter:
             cache = self.cache.child("level", level)
             rows = Rows(mask=mask, start=self.padding.start(column), cache=cache)
             logits = self.denoiser(noisy, levels_of(z, level), noisy_e, rows, steer=self.steering)
-            cache.truncate(self.width - 1)  # the sought row is not known yet
+            cache.truncate(self.width - 1)  # the token of the last row is not known yet
             return logits[:, -1:]
 
         return logits_at
 
     def _solve(self, logits_at, random: StepRandom) -> Tensor:
         """The last logits of a solve from pure noise."""
-        logits, calls = None, itertools.count()  # each call of a sampled bridge draws anew
+        logits, calls = None, itertools.count()  # each call of a sampled bridge has its own draws
         shape = self.block, self.denoiser.targets.dim
 
         def denoise(z: Tensor, sigma) -> Tensor:

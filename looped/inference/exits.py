@@ -1,21 +1,21 @@
-"""When to stop: each problem of a batch leaves the loop, or the solver, as soon as its answer has settled.
+"""Early exit: each problem of a batch leaves the loop or the solver as soon as its answer has converged.
 
-The first four measures are Huginn's (Geiping et al. 2025, arXiv 2502.05171, section 6.1), means over the cells that are
-sought:
+The first four measures are Huginn's (Geiping et al. 2025, arXiv 2502.05171, section 6.1), means over the predicted
+cells:
 
     kl          KL(readout now || readout before), below 1e-3
     entropy     change of the readout's entropy, below 1e-3
     latent      change of the state (of the clean estimate, for a denoiser) relative to its norm, below 0.03
-    answer      steps in a row that gave the same answer, at least 3
-    confidence  probability of the answer in the cell that is least sure, above 0.9
+    answer      consecutive steps that gave the same answer, at least 3
+    confidence  probability of the answer in the least confident cell, above 0.9
     head        probability of a learned head that the answer is right, above 0.5 (models trained by `one-step`)
-    gate        chance, by the model's exit gate, to have left by now, at least 0.9 in every cell (`model.exit_gate`)
+    gate        cumulative exit probability of the model's gate, at least 0.9 in every cell (`model.exit_gate`)
 
-The gate is Ouro's (arXiv 2510.25741): the chances p_i of its passes add up to 1 - (1 - lambda_1) ... (1 - lambda_i),
-which reaches 1 in the last pass alone, so `gate=1` never leaves early. Ouro lets each token leave by itself; a problem
-leaves with the last of its cells.
+The gate is Ouro's (arXiv 2510.25741): the probabilities p_i of its passes sum to 1 - (1 - lambda_1) ... (1 - lambda_i),
+which reaches 1 only in the last pass, so `gate=1` never exits early. In Ouro each token exits by itself; a problem
+exits with the last of its cells.
 
-One's own is a subclass of `Exit`, named by the dotted path of the class.
+A custom exit is a subclass of `Exit`, named by the dotted path of the class.
 """
 
 import math
@@ -39,10 +39,10 @@ Halt = Callable[[Float[Tensor, "batch length width"], Batch], Float[Tensor, "bat
 
 @dataclass(frozen=True)
 class Moment:
-    """One more step of the problems still at work. logits: their readout, float32. latent: the state, or the clean
-    estimate, behind it. before: both of the step before, None at the first. same: steps in a row that gave this answer.
-    halt: the learned head, None where there is none. stays: ln of the chance, by the exit gate, that a cell has not
-    left yet; 0 where no exit asks it."""
+    """One step of the active problems. logits: their readout, float32. latent: the state, or the clean estimate, behind
+    it. before: (logits, latent) of the previous step, None at the first. same: consecutive steps with this answer.
+    halt: the learned head, None if there is none. stays: ln of the probability, by the exit gate, that a cell has not
+    exited yet; 0 if no exit uses it."""
 
     batch: Batch
     logits: Float[Tensor, "rows length symbols"]
@@ -54,14 +54,14 @@ class Moment:
 
 
 class Exit:
-    """A rule to stop by: a problem leaves at the first step at which it has `settled`."""
+    """A stopping rule: a problem exits at the first step at which it has `settled`."""
 
     default: ClassVar[float]
-    """The threshold where none is given."""
+    """The threshold if none is given."""
     needs_halt: ClassVar[bool] = False
-    """True where it asks the learned head."""
+    """True if it uses the learned head."""
     needs_gate: ClassVar[bool] = False
-    """True where it asks the exit gate of the model."""
+    """True if it uses the exit gate of the model."""
 
     def __init__(self, kind: str, threshold: float | None = None):
         self.kind = kind
@@ -69,7 +69,8 @@ class Exit:
 
     @staticmethod
     def parse(text: str) -> "Exit":
-        """`kl`, or `kl=1e-4` with another threshold; or the dotted path of a class of one's own. Raises UserError."""
+        """Exit of a text: `kl`, or `kl=1e-4` with another threshold; or the dotted path of a custom class. Raises
+        UserError."""
         kind, equals, value = text.strip().partition("=")
         made = _class_of(kind)
         try:
@@ -85,21 +86,21 @@ class Exit:
         return f"{self.kind}={self.threshold:g}"
 
     def check(self, halt: Halt | None, gate: ExitGate | None) -> None:
-        """Raises UserError where a run has not what the exit asks: a learned head, or the exit gate of its model."""
+        """Raises UserError if the run lacks what the exit needs: a learned head, or the exit gate of its model."""
         if self.needs_halt and halt is None:
-            raise UserError(f"exit {self.kind} asks a learned head, and this run has none; train with --objective "
+            raise UserError(f"exit {self.kind} needs a learned head, and this run has none; train with --objective "
                             f"one-step, or choose another exit")
         if self.needs_gate and gate is None:
-            raise UserError(f"exit {self.kind} asks the exit gate of a loop, and this run has none; train with "
+            raise UserError(f"exit {self.kind} needs the exit gate of a loop, and this run has none; train with "
                             f"--model.exit_gate true and --recurrence.loss_on gate, or choose another exit")
 
     def settled(self, moment: Moment) -> Bool[Tensor, "rows"]:
-        """The problems that leave now."""
+        """Mask of the problems that exit now."""
         raise NotImplementedError
 
 
 class _Change(Exit):
-    """Less change from step to step than the threshold."""
+    """Base of exits whose change from step to step is below the threshold."""
 
     def settled(self, moment: Moment) -> Bool[Tensor, "rows"]:
         if moment.before is None:
@@ -107,7 +108,7 @@ class _Change(Exit):
         return self.change(moment, *moment.before) < self.threshold
 
     def change(self, moment: Moment, logits: Tensor, latent: Tensor) -> Float[Tensor, "rows"]:
-        """From a readout and the latent behind it to those of the moment."""
+        """The change from the previous readout and latent to those of the moment."""
         raise NotImplementedError
 
 
@@ -132,7 +133,7 @@ class Entropy(_Change):
 
 
 class Latent(_Change):
-    """The change of the latent in the cells that are sought, relative to its norm."""
+    """The change of the latent in the predicted cells, relative to its norm."""
 
     default: ClassVar[float] = 0.03
 
@@ -145,7 +146,7 @@ class Latent(_Change):
 
 
 class Answer(Exit):
-    """So many steps in a row that gave the same answer."""
+    """The number of consecutive steps that gave the same answer."""
 
     default: ClassVar[float] = 3
 
@@ -154,7 +155,7 @@ class Answer(Exit):
 
 
 class Confidence(Exit):
-    """The probability of the answer in the cell that is least sure."""
+    """The probability of the answer in the least confident cell."""
 
     default: ClassVar[float] = 0.9
 
@@ -174,7 +175,7 @@ class Head(Exit):
 
 
 class Gate(Exit):
-    """The chance, by the model's exit gate, to have left by now, in the cell where it is least."""
+    """The cumulative exit probability of the model's exit gate, in the cell where it is lowest."""
 
     default: ClassVar[float] = 0.9
     needs_gate = True
@@ -201,11 +202,11 @@ def _class_of(kind: str) -> type[Exit]:
 
 
 class Stopping:
-    """Which problems of a batch are still at work; the readout and the number of steps that each left with.
+    """Early-exit state of a batch: the active problems, with the last readout and the number of steps of each.
 
-    active (B,): who is at work. used (B,): the steps each has taken. logits (B, L, V): each one's last readout.
-    Without an exit all go on to the end. `halt` is the learned head that the exit `head` asks, `gate` what the exit
-    `gate` does. Raises UserError where it is missing.
+    active (B,): mask of the problems still running. used (B,): steps of each problem. logits (B, L, V): last readouts.
+    Without an exit all problems run to the end. halt, gate: the learned head and the exit gate that the exits `head`
+    and `gate` need. Raises UserError if the one needed is missing.
     """
 
     def __init__(self, batch: Batch, exit: Exit | None = None, *, halt: Halt | None = None,
@@ -226,11 +227,11 @@ class Stopping:
 
     @property
     def working(self) -> Tensor:
-        """The numbers of the rows still at work."""
+        """Indices of the active problems."""
         return self.active.nonzero().squeeze(1)
 
     def take(self, logits: Tensor, latent: Tensor) -> None:
-        """One more step of the rows at work: their readout, and the state (or estimate) behind it."""
+        """Record a step of the active problems: their readout, and the state (or estimate) behind it."""
         rows = self.working
         done = None if self.exit is None else self.exit.settled(self._moment(rows, logits.float(), latent.float()))
         if self.logits is None:
@@ -243,7 +244,7 @@ class Stopping:
             self.active[rows[done]] = False
 
     def go_on(self) -> None:
-        """One more step of the rows at work, of which nobody asks the readout: no exit can be taken there."""
+        """Record a step of the active problems without a readout; no problem can exit at it."""
         self.used[self.working] += 1
 
     def _moment(self, rows: Tensor, logits: Tensor, latent: Tensor) -> Moment:

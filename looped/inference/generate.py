@@ -1,7 +1,7 @@
-"""Text from a model at any depth: prompts of any lengths, continued each as it would be alone.
+"""Text generation at any depth, from prompts of any length, each continued as it would be alone.
 
-Prompts of several lengths are padded on the left. Positions, masks and draws are those of each row alone, so a text
-does not depend on the batch that it is written in.
+Prompts of unequal length are padded on the left. Positions, masks and random draws are per prompt, so a text does not
+depend on its batch.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,18 +27,18 @@ def generate(objective: Objective, prompt: Int[Tensor, "batch length"], *, num_t
              lengths: Int[Tensor, "batch"] | None = None, side: str = "right", first_row: int = 0,
              stop: Sequence[str] = (), decode: Callable[[Sequence[int]], str] | None = None,
              past_the_end: bool = False, rows: Sequence[int] | None = None) -> Int[Tensor, "batch {num_tokens}"]:
-    """Continue each prompt by at most `num_tokens` tokens with `depth` loop or solver steps a token, or a block of
-    them; of masked diffusion, with `depth` steps in which all of them are shown.
+    """Continue each prompt by at most `num_tokens` tokens, with `depth` loop or solver steps per token (or per block of
+    tokens). Masked diffusion reveals all tokens in `depth` steps.
 
-    A text ends with the objective's `end_of_text`, unless it is to go on `past_the_end`, or with the token that
-    completes one of the `stop` strings, which are looked for in its `decode`; the rest of its row is `NOTHING` (-1).
+    A text ends at the objective's `end_of_text` (not with `past_the_end`), or at the token that completes one of the
+    `stop` strings in the decoded text (`decode`); the rest of its row is `NOTHING` (-1).
 
-    `temperature`, `top_k` and `top_p` steer the distribution that tokens are drawn from (`Steering`), for a denoiser at
+    `temperature`, `top_k` and `top_p` shape the distribution that tokens are drawn from (`Steering`): for a denoiser at
     every noise level, for masked diffusion at every step. `lengths`: real tokens of each prompt, padded on `side`. Row
-    i draws as row `first_row + i`, or as `rows[i]`, so parts of a batch give what the whole gives. Of an objective
-    whose documents are kept `separate` the model sees of a prompt its last document alone. Raises `UserError` for a
-    prompt without tokens, for numbers or steering out of range, and for going on past the end where documents are kept
-    separate.
+    i uses the random draws of row `first_row + i`, or of `rows[i]`, so parts of a batch give the same texts as the
+    whole. If the objective keeps documents `separate`, the model sees only the last document of a prompt. Raises
+    `UserError` for a prompt without tokens, for numbers or steering out of range, and for `past_the_end` if documents
+    are kept separate.
     """
     _check_request(objective, prompt, num_tokens, depth)
     padding = Padding(None if lengths is None else lengths.to(prompt.device), prompt.shape[1])
@@ -46,8 +46,8 @@ def generate(objective: Objective, prompt: Int[Tensor, "batch length"], *, num_t
         raise UserError("the prompt has no tokens; give it at least one")
     steering = Steering(temperature, top_k, top_p)
     if past_the_end and objective.separate:
-        raise UserError("past_the_end goes on with another document, and this model keeps documents separate and has "
-                        "never read one after another; leave it out")
+        raise UserError("past_the_end continues with another document, but this model keeps documents separate and was "
+                        "never trained to continue past an end of text; leave it out")
     ending = Ending(None if past_the_end else objective.end_of_text, stop, decode)
     prompt = padding.on_the_left(prompt, side)
     if objective.separate:
@@ -59,7 +59,7 @@ def generate(objective: Objective, prompt: Int[Tensor, "batch length"], *, num_t
 
 
 def _check_request(objective: Objective, prompt: Tensor, num_tokens: int, depth: int) -> None:
-    """Raises UserError for what cannot be continued, or not by so much."""
+    """Raises UserError for an invalid prompt, number of tokens or depth."""
     if prompt.ndim != 2 or prompt.dtype != torch.long:
         raise UserError(f"a prompt is a tensor of token ids, int64 (batch, length); got {prompt.dtype} of shape "
                         f"{tuple(prompt.shape)}")
@@ -69,12 +69,12 @@ def _check_request(objective: Objective, prompt: Tensor, num_tokens: int, depth:
     known = objective.model.vocab_size
     if prompt.numel() and not 0 <= int(prompt.min()) <= int(prompt.max()) < known:
         raise UserError(f"the prompt holds token {int(prompt.max() if prompt.min() >= 0 else prompt.min())}, and the "
-                        f"model knows 0 to {known - 1}; encode it with the tokenizer of the run")
+                        f"vocabulary is 0 to {known - 1}; encode it with the tokenizer of the run")
 
 
 def _last_document(objective: Objective, prompt: Tensor, padding: Padding) -> Padding:
-    """Padding that hides what stands before the last document of each prompt, padded on the left. Its first token is
-    predicted from the end of text before it, which masked diffusion, as in training, does not see."""
+    """Padding that hides everything before the last document of each prompt (padded on the left). The end-of-text token
+    before it stays visible to predict its first token; masked diffusion does not see it, as in training."""
     width, hidden = prompt.shape[1], rollout_of(objective).hidden_first
     own = torch.arange(width, device=prompt.device) >= (0 if padding.empty is None else
                                                         padding.empty.to(prompt.device).unsqueeze(1))

@@ -1,4 +1,4 @@
-"""The loop at a depth: so many steps from its start, read out at the end or on the way."""
+"""Rollout of a loop: `depth` steps from the initial state, read out at the end or on the way."""
 
 import itertools
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -25,7 +25,7 @@ from looped.rng import StepRandom
 
 
 class LoopRollout(Rollout):
-    """A depth is a number of loop steps; a core of several blocks takes them in turn."""
+    """Depth is the number of loop steps; the blocks of a core take turns."""
 
     name = "loop"
     together = True
@@ -33,7 +33,7 @@ class LoopRollout(Rollout):
 
     def answers(self, batch: Batch, depths: Sequence[int], config: EvaluationConfig, random: StepRandom,
                 exit: Exit | None = None) -> dict[int, Answered]:
-        """Read along one unroll to the deepest: what has settled by its exit stays as it is."""
+        """Answers along one unroll to the deepest depth; a problem that has exited keeps its answer."""
         stopping = Stopping(batch, exit, halt=getattr(self.objective, "halt_logit", None),
                             gate=getattr(self.model, "exit_gate", None))
         found, early = {}, exit is not None
@@ -42,7 +42,7 @@ class LoopRollout(Rollout):
             return Answered.by(stopping.logits.argmax(-1), stopping.used.unsqueeze(0),
                                self.answer_cost(depth, config, early=early))
 
-        # An exit asks for the answer after every step.
+        # An exit needs a readout after every step.
         states = self.states(batch, max(depths), random, stopping, read=None if early else depths)
         for step, _ in enumerate(states, start=1):
             if step in depths:
@@ -63,9 +63,9 @@ class LoopRollout(Rollout):
 
     def states(self, batch: Batch, depth: int, random: StepRandom, stopping: Stopping, *, start: Tensor | None = None,
                read: Collection[int] | None = None) -> Iterator[Tensor]:
-        """Run the loop on the rows that `stopping` has at work, and yield the states of all rows after each step; from
-        `start` instead of the model's own initial state, if given. read: the steps, counted from 1, that are read out;
-        None: every one.
+        """Run the loop on the active problems of `stopping`, and yield the states of all problems after each step.
+
+        start: replaces the model's own initial state. read: the steps, counted from 1, that are read out; None: all.
 
         With `recurrence.damping` d a step is s <- d s + (1 - d) step(s).
         """
@@ -94,7 +94,7 @@ class LoopRollout(Rollout):
             yield state, stopping.logits
 
     def steps_elsewhere(self, batch: Batch, depth: int, random: StepRandom, end: Tensor) -> Iterator[Readout] | None:
-        """From other noise; of a loop that always starts alike, from the last state of another problem."""
+        """Steps from other noise or, if the initial state is fixed, from the last state of another problem."""
         if self.model.recurrence.needs_noise:
             return self.steps(batch, depth, random)
         return self.steps(batch, depth, random, start=end.roll(1, 0)) if len(batch) > 1 else None
@@ -104,7 +104,7 @@ class LoopRollout(Rollout):
         return "other noise" if self.model.recurrence.needs_noise else "the last state of another problem"
 
     def cells(self, batch: Batch) -> Tensor | None:
-        """Those that do not only fill up the batch."""
+        """Mask of the cells that are not padding."""
         if batch.lengths is None:
             return None
         return torch.arange(batch.targets.shape[1], device=batch.lengths.device) < batch.lengths.unsqueeze(1)
@@ -123,8 +123,8 @@ class LoopRollout(Rollout):
 
     def _read(self, batch: Batch, depths: list[int], random: StepRandom,
               what: Callable[[Tensor], Any]) -> list[tuple[int, Any, float]]:
-        """(depth, `what` of the logits there, seconds): one unroll, where the time at a depth counts the loop up to
-        there and one readout."""
+        """(depth, `what` of its logits, seconds) from one unroll; the time at a depth counts the loop up to it and one
+        readout."""
         model, around, device = self.model, rows_of_batch(batch), batch.inputs.device
         began = now(device)
         e = model.encode(batch.inputs, around)
@@ -149,7 +149,7 @@ class LoopRollout(Rollout):
 
     def leave(self, rows: Int[Tensor, "batch length_and_one"], depth: int, exits: Sequence[Exit | None],
               random: StepRandom) -> list[tuple[Tensor, Tensor]]:
-        """One unroll, in which each token is a problem of its own to every exit."""
+        """One unroll serves all exits; each token exits by itself."""
         model, batch = self.model, self.objective.ask(rows)
         around, tokens = rows_of_batch(batch), Batch(batch.inputs.reshape(-1, 1), batch.targets.reshape(-1, 1))
         each = [Stopping(tokens, exit, gate=getattr(model, "exit_gate", None)) for exit in exits]
@@ -167,7 +167,7 @@ class LoopRollout(Rollout):
                  stopping.used.view(batch.targets.shape)) for stopping in each]
 
     def first_logits(self, batch: Batch, random: StepRandom) -> Float[Tensor, "batch length vocab"]:
-        """After one step."""
+        """Logits after one step."""
         model, rows = self.model, rows_of_batch(batch)
         e = model.encode(batch.inputs, rows)
         noise = random.normal("state", e.shape[1:]) if model.recurrence.needs_noise else None
@@ -185,7 +185,7 @@ class LoopRollout(Rollout):
 
 
 class LoopWriter:
-    """Next-token logits of an unrolled loop; keys and values of each loop step are kept."""
+    """Next-token logits of an unrolled loop; keys and values of each loop step are cached."""
 
     def __init__(self, objective: Unrolled, depth: int, way: Writing):
         self.model: LanguageModel = objective.model
@@ -204,9 +204,10 @@ class LoopWriter:
 
 def read_on(model: LanguageModel, reading: Reading,
             draws: Draws) -> tuple[Float[Tensor, "batch new width"], Rows]:
-    """(state, rows) after the loop has read some columns.
+    """(state, rows) after the loop has processed the columns of `reading`.
 
-    A random initial state is that of the position, by `draws`, so that a text is the same however it is read."""
+    A random initial state depends on the position alone (`draws`), so a text is the same in whatever pieces it is
+    processed."""
     r, stop = reading, reading.first + reading.tokens.shape[1]
     rows = Rows(start=r.padding.start(r.first), mask=r.padding.mask(stop), cache=r.cache)
     e, noise = model.encode(r.tokens, rows), None

@@ -1,4 +1,4 @@
-"""The depth of a classifier that is neither a loop nor a denoiser's solver: steps in time, or layers."""
+"""Rollout of a classifier that is neither a loop nor a denoiser's solver; depth is time steps, or layers."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ from looped.rng import StepRandom
 
 
 class OwnRollout(Rollout):
-    """The class of each image, likeliest under the mean over trajectories; the objective says what a run costs."""
+    """The most likely class of each image under the mean over trajectories; the objective defines the cost of a run."""
 
     name = "own"
 

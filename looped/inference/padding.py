@@ -1,4 +1,4 @@
-"""Prompts of several lengths in one batch, padded on the left: where each one's own columns are."""
+"""Left padding of prompts of unequal length in one batch: positions, masks and random draws of each row."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ from looped.nn.mask import Mask
 from looped.rng import StepRandom
 
 Draws = Callable[[int], StepRandom]
-"""The draws of a step, or of a position, by its number."""
+"""Step or position -> its random draws."""
 
 
 class Padding:
-    """Empty columns on the left of the shorter rows of a batch: where each row's own columns are."""
+    """Empty columns on the left of the shorter rows of a batch."""
 
     def __init__(self, lengths: Int[Tensor, "batch"] | None, width: int):
         self.lengths: Tensor | None = None if lengths is None or bool((lengths == width).all()) else lengths
@@ -38,17 +38,17 @@ class Padding:
         return tokens.gather(1, columns % tokens.shape[1])
 
     def start(self, column: int) -> int | Int[Tensor, "batch"]:
-        """The position at which a column stands in each row."""
+        """The position of a column in each row."""
         return column if self.empty is None else column - self.empty
 
     def mask(self, width: int, *, causal: bool = True) -> Mask | None:
-        """Who sees whom among the first `width` columns; None where nothing is empty."""
+        """Attention mask of the first `width` columns; None if no column is empty."""
         return None if self.empty is None else Padded(width - self.empty, side="left", causal=causal, width=width)
 
     def normal_by_place(self, draws: Draws, stream: str, first: int, stop: int,
                         dim: int) -> Float[Tensor, "batch columns dim"]:
-        """Standard normal draws for the columns first ... stop - 1, each those of its row's own position, which do not
-        depend on how much of a text is read at once; empty columns get zeros."""
+        """Standard normal draws for the columns first ... stop - 1, by each row's own position, so they do not depend
+        on how much of a text is processed at once; empty columns get zeros."""
         low = first if self.empty is None else max(0, first - int(self.empty.max()))
         drawn = torch.stack([draws(place).normal(stream, (dim,)) for place in range(low, stop)], dim=1)
         if self.empty is None:
@@ -58,7 +58,7 @@ class Padding:
         return own * (places >= 0).unsqueeze(-1)
 
     def normal(self, random: StepRandom, stream: str, first: int, stop: int, dim: int) -> Tensor:
-        """Draws for the columns first ... stop - 1: each row's as if it had no empty columns, which get zeros."""
+        """Standard normal draws for the columns first ... stop - 1, as without padding; empty columns get zeros."""
         if self.empty is None or first > 0:
             return random.normal(stream, (stop - first, dim))
         rows = [torch.randn(stop - empty, dim, generator=gen)
@@ -69,8 +69,8 @@ class Padding:
 
 @dataclass(frozen=True)
 class Reading:
-    """A piece of text to be read: `tokens` (B, n) at the columns from `first` on, `depth` steps deep. cache: keys and
-    values of the columns before, to which those of the new ones are added; None: there are none, and none are kept."""
+    """A piece of text to process: `tokens` (B, n) at the columns from `first` on, with `depth` steps. cache: keys and
+    values of the columns before, to which those of the new ones are added; None: no cache is used."""
 
     tokens: Int[Tensor, "batch new"]
     depth: int
@@ -79,6 +79,6 @@ class Reading:
     cache: Cache | None = None
 
     def places(self) -> Int[Tensor, "#batch new"]:
-        """The positions of the columns in each row; negative where they are empty."""
+        """The positions of the columns in each row; negative for empty columns."""
         start = torch.as_tensor(self.padding.start(self.first), device=self.tokens.device).reshape(-1, 1)
         return start + torch.arange(self.tokens.shape[1], device=self.tokens.device)

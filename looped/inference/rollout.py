@@ -1,14 +1,14 @@
-"""A rollout: the way in which a trained model is run at a depth.
+"""Rollout: the interface for running a trained model at a given depth.
 
     loop      depth steps of the loop                            inference/loop.py
-    solver    depth readings of a denoiser, from noise           inference/solver.py, inference/denoised_text.py
-    unmask    depth steps in which hidden tokens are shown       inference/unmask.py
-    own       what a rule has instead (`Classifier`)             inference/own.py
-    pixels    depth solver steps of a denoiser of images         inference/pixels.py
+    solver    depth solver steps of a denoiser, from noise       inference/solver.py, inference/denoised_text.py
+    unmask    depth steps in which masked tokens are revealed    inference/unmask.py
+    own       depth as a rule defines it (`Classifier`)          inference/own.py
+    pixels    depth solver steps of a pixel denoiser             inference/pixels.py
 
-Evaluation, generation, probes and benches ask the rollout of an objective (`rollout_of`) for readouts and for what they
-cost; none of them knows the objective. An objective names its rollout by `Objective.rollout`: one of these names, or a
-subclass of `Rollout` of one's own, which has the methods that mean something there; the others refuse.
+Evaluation, generation, probes and benchmarks get readouts and their costs from the rollout of an objective
+(`rollout_of`), not from the objective itself. `Objective.rollout` is one of these names, or a custom subclass of
+`Rollout`, which implements the methods that apply to it; the others raise UserError.
 """
 
 import importlib
@@ -32,7 +32,7 @@ from looped.rng import StepRandom
 
 
 class Likelihood(Protocol):
-    """`looped.evaluation.likelihood.Likelihood`: figures of all of some sequences, in batches."""
+    """Interface of `looped.evaluation.likelihood.Likelihood`: losses of a set of sequences, in batches."""
 
     def by_depth(self, depths: Sequence[int]) -> list[Any]: ...
 
@@ -41,15 +41,15 @@ class Likelihood(Protocol):
     def limit(self, num_levels: int) -> Tensor: ...
 
 
-NO_STEPS = "has no steps that a token could leave after; exits on text are of loops"
+NO_STEPS = "has no steps after which a token could exit; exits on text need a loop"
 Readout = tuple[Tensor, Tensor]
 """(latent: a state or an estimate, logits) of all rows of a batch."""
 
 
 @dataclass(frozen=True)
 class Answered:
-    """`answers`: the likeliest symbol of each cell. `used`: the steps each problem took, summed over trajectories.
-    `layer_forwards`, `evaluations` (NFE): what was run for it."""
+    """`answers`: the most likely symbol of each cell. `used`: the steps of each problem, summed over trajectories.
+    `layer_forwards`, `evaluations` (NFE): the cost of each problem."""
 
     answers: Int[Tensor, "batch length"]
     used: Int[Tensor, "batch"]
@@ -58,27 +58,27 @@ class Answered:
 
     @classmethod
     def by(cls, answers: Int[Tensor, "batch length"], used: Int[Tensor, "runs batch"], cost: Cost) -> "Answered":
-        """The answers of runs of a cost that ended after so many steps."""
+        """Answers with the cost of runs that ended after `used` steps."""
         return cls(answers, used.sum(0) + len(cost.checks), *cost.spent(used))
 
 
 class Rollout:
-    """The interface of all rollouts; a method raises UserError where it means nothing."""
+    """Interface of all rollouts; a method that does not apply raises UserError."""
 
     name: str
-    """The key of tables that differ by rollout."""
+    """Key in tables that differ by rollout."""
     together = False
-    """True where one run to the deepest depth gives all depths on its way."""
+    """True if one run to the deepest depth gives all depths on the way."""
     next_token = True
-    """True where each token has a loss of its own, given those before it."""
+    """True if each token has its own loss, given those before it."""
     encodes = False
-    """True where the state of a row is that of what was read, not of what is sought."""
+    """True if the state of a row encodes the tokens read, not the one to predict."""
     hidden_first = 0
-    """Rows at the beginning of a document that a prompt of it does not show."""
+    """Number of rows at the beginning of a document that stay hidden in a prompt."""
     latent = "state"
-    """The name, in a sentence, of what moves from step to step."""
+    """Name of the latent in sentences."""
     tokens_at_once = 1
-    """Tokens that are sought together."""
+    """Number of tokens predicted together."""
 
     def __init__(self, objective: Objective):
         self.objective = objective
@@ -91,29 +91,29 @@ class Rollout:
 
     def answers(self, batch: Batch, depths: Sequence[int], config: EvaluationConfig, random: StepRandom,
                 exit: Exit | None = None) -> dict[int, Answered]:
-        """Depth -> the answers there; with an `exit`, depth is the most steps that a problem may take."""
+        """Depth -> its answers; with an `exit`, depth is the maximum number of steps of a problem."""
         self._refuse("answers no problems")
 
     def answer_cost(self, depth: int, config: EvaluationConfig, *, early: bool = False) -> Cost:
-        """The cost of an answer at a depth. `early`: under an exit, which reads the answer out after every step;
-        `Cost.spent` then has what was run of it."""
+        """The cost of an answer at a depth. `early`: with an exit, which needs a readout after every step; `Cost.spent`
+        then gives the part that was run."""
         self._refuse("answers no problems")
 
     def steps(self, batch: Batch, depth: int, random: StepRandom, *, start: Any = None) -> Iterator[Readout]:
-        """The latent and the readout after each step; `start`: from there instead of from the usual beginning."""
+        """The latent and the readout after each step; `start` replaces the usual start."""
         self._refuse("has no steps")
 
     def steps_elsewhere(self, batch: Batch, depth: int, random: StepRandom, end: Tensor) -> Iterator[Readout] | None:
-        """The same from another start; `end`: the last latent of the first run. None where there is no other."""
+        """`steps` from another start; `end`: the last latent of the first run. None if there is no other start."""
         self._refuse("has no steps")
 
     @property
     def other_start(self) -> str:
-        """The start of `steps_elsewhere`, in a sentence."""
+        """Phrase for the start of `steps_elsewhere`."""
         return "other noise"
 
     def cells(self, batch: Batch) -> Tensor | None:
-        """The cells (B, L) whose latents count; None for all."""
+        """Mask (B, L) of the cells whose latents count; None for all."""
         return batch.scored
 
     # ---- likelihood of texts
@@ -125,8 +125,8 @@ class Rollout:
 
     def next_tokens(self, rows: Int[Tensor, "batch length_and_one"], depths: list[int],
                     random: StepRandom) -> Iterable[tuple[int, Tensor, Tensor]]:
-        """(depth, nats (B, L) of each token but the first, whether (B, L) it is the likeliest) at ascending depths."""
-        self._refuse("says no likeliest token; choose a run of --objective ar, or of one that unrolls a loop")
+        """(depth, nats (B, L) of each token but the first, mask (B, L) of argmax tokens) at ascending depths."""
+        self._refuse("gives no most likely token; choose a run of --objective ar, or of one that unrolls a loop")
 
     def likelihood_cost(self, depth: int) -> Cost:
         """The cost of `losses` at a depth."""
@@ -134,19 +134,19 @@ class Rollout:
 
     def leave(self, rows: Int[Tensor, "batch length_and_one"], depth: int, exits: Sequence[Exit | None],
               random: StepRandom) -> list[tuple[Float[Tensor, "batch length"], Int[Tensor, "batch length"]]]:
-        """For each exit (None: nobody leaves early) the nats of every token where it left, and the steps it took."""
+        """For each exit (None: no early exit) the nats of every token at its exit, and the steps it took."""
         self._refuse(NO_STEPS)
 
     def check_exits(self, exits: Sequence[Exit]) -> None:
-        """Raises UserError where tokens cannot leave by some exits."""
+        """Raises UserError if tokens cannot use one of the exits."""
         self._refuse(NO_STEPS)
 
     def main(self, likelihood: "Likelihood", depth: int, num_levels: int) -> Float64[Tensor, "num"]:
-        """The figure of each sequence that stands for it as a predictor of the next token: its loss at a depth."""
+        """Nats/token of each sequence as a next-token predictor: the loss at `depth`."""
         return likelihood.by_depth([depth])[0].losses
 
     def levels(self, num: int) -> list[float]:
-        """Noise levels at which tokens have losses, from the highest on; none where there are no levels."""
+        """Noise levels at which tokens have losses, highest first; empty if there are none."""
         return []
 
     def losses_at(self, batch: Batch, level: float, random: StepRandom) -> Float[Tensor, "batch length"]:
@@ -154,11 +154,11 @@ class Rollout:
         self._refuse("has no noise levels")
 
     samples = False
-    """True where its solver can be sampled as it is, along several trajectories."""
+    """True if its configured solver can be sampled along several trajectories."""
 
     def sampled_losses(self, rows: Int[Tensor, "batch length_and_one"], depths: list[int], random: StepRandom,
                        num_trajectories: int) -> Iterable[tuple[int, Tensor, float]]:
-        """As `losses`, under the mean readout of so many runs of the configured solver."""
+        """`losses` under the mean readout of `num_trajectories` runs of the configured solver."""
         self._refuse("has no solver to sample")
 
     def sampled_cost(self, depth: int, num_trajectories: int) -> Cost:
@@ -166,15 +166,15 @@ class Rollout:
         self._refuse("has no solver to sample")
 
     has_limit = False
-    """True where ever more steps have a bound of their own."""
+    """True if there is a bound in the limit of infinitely many steps."""
 
     def limit(self, rows: Int[Tensor, "batch length_and_one"], num_levels: int,
               random: StepRandom) -> Float64[Tensor, "batch"]:
-        """The bound of ever more steps, nats/token of each sequence, read at so many levels."""
-        self._refuse("has no bound of ever more steps")
+        """Bound in the limit of infinitely many steps: nats/token of each sequence, measured at `num_levels` levels."""
+        self._refuse("has no bound in the limit of infinitely many steps")
 
     def first_logits(self, batch: Batch, random: StepRandom) -> Float[Tensor, "batch length vocab"]:
-        """Logits before anything of what is sought is known: after one step, or at the highest noise level."""
+        """Logits before anything of the targets is known: after one step, or at the highest noise level."""
         self._refuse("predicts no tokens")
 
     # ---- texts, features
@@ -185,7 +185,7 @@ class Rollout:
 
     def hidden(self, batch: Batch, depth: int,
                noise: Callable[[Tensor], Tensor]) -> Float[Tensor, "batch length width"]:
-        """The head's input at a depth; `noise` of the encoded input begins where a start is drawn."""
+        """The head's input at a depth; a random start is `noise(encoded input)`."""
         self._refuse("has no hidden rows")
 
 
@@ -206,28 +206,28 @@ def rollout_of(objective: Objective) -> Rollout:
 @torch.no_grad()
 def answer(objective: Objective, batch: Batch, depths: Sequence[int], config: Config, *, first: int = 0,
            exit: Exit | None = None) -> dict[int, Answered]:
-    """Depth -> the answers there; with an `exit`, depth is the most steps that a problem may take.
+    """Depth -> its answers; with an `exit`, depth is the maximum number of steps of a problem.
 
-    first: the number of the batch's first problem. Every draw depends on the problem's number alone, so that a problem
-    is solved the same in any batch, to rounding. Raises UserError for an exit that the model cannot take.
+    first: index of the batch's first problem. Random draws depend on a problem's index alone, so it is solved the same
+    in any batch, up to rounding. Raises UserError for an exit that the model does not support.
     """
     random = StepRandom(config.seed, 0, start=first, count=len(batch), device=batch.inputs.device)
     return rollout_of(objective).answers(batch, depths, config.evaluation, random, exit)
 
 
 def at_once(objective: Objective, depths: Sequence[int]) -> list[tuple[int, ...]]:
-    """Depths that one run gives together: all of a loop's, each of a solver's alone."""
+    """Depths grouped by run: for a loop all together, for a solver each alone."""
     depths = sorted(set(depths))
     return [tuple(depths)] if rollout_of(objective).together else [(depth,) for depth in depths]
 
 
 def trajectories(config: EvaluationConfig) -> list[str]:
-    """The prefix of the draws of each of several runs."""
+    """Stream prefix of the random draws of each trajectory."""
     return [f"trajectory{number} " if number else "" for number in range(config.trajectories)]
 
 
 def own_normal(random: StepRandom, stream: str, batch: Batch, dim: int) -> Float[Tensor, "batch length dim"]:
-    """Standard normal draws for each row of each sequence, which do not depend on how far the batch is filled up."""
+    """Standard normal draws for each row of each sequence, independent of the padding of the batch."""
     length = batch.targets.shape[1]
     if batch.lengths is None:
         return random.normal(stream, (length, dim))

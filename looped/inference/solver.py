@@ -1,6 +1,8 @@
-"""A denoiser at a depth: so many readings by its configured solver, from pure noise (or from zero, `denoise.start`),
-once or along several trajectories (`evaluation.trajectories`). What has left by its exit is left out of the batch that
-the network sees."""
+"""Rollout of a denoiser: `depth` steps of its configured solver, along one trajectory or several.
+
+Each of the `evaluation.trajectories` starts from pure noise, or from zero (`denoise.start`). Problems that have exited
+are dropped from the network's batch, unless a clean context covers the whole batch.
+"""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -31,7 +33,7 @@ from looped.rng import StepRandom
 
 
 class SolverRollout(Rollout):
-    """A depth is a number of solver steps; of several blocks of the core the owner of a step's level reads it."""
+    """Depth is the number of solver steps; with several core blocks, the owner of a step's noise level runs it."""
 
     name = "solver"
     latent = "soft estimate"
@@ -47,8 +49,7 @@ class SolverRollout(Rollout):
 
     def _answer(self, solver: "Solver", depth: int, random: StepRandom, config: EvaluationConfig,
                 exit: Exit | None) -> Answered:
-        """Of one trajectory; of several, the likeliest under their mean readout, or the answer that is surest of
-        itself."""
+        """Answer of one trajectory; of several, the argmax of the mean readout, or the most self-consistent answer."""
         streams = trajectories(config)
         runs = [solver.run(depth, random, stream=stream, exit=exit) for stream in streams]
         used, cost = torch.stack([run.used for run in runs]), self.answer_cost(depth, config)
@@ -56,9 +57,9 @@ class SolverRollout(Rollout):
             mean = torch.stack([run.logits.softmax(-1) for run in runs]).mean(0)
             return Answered.by(mean.argmax(-1), used, cost)
         answers = torch.stack([run.logits.argmax(-1) for run in runs])  # trajectories, B, L
-        surest = torch.stack([solver.consistency(each, random, stream)
+        chosen = torch.stack([solver.consistency(each, random, stream)
                               for each, stream in zip(answers, streams, strict=True)]).argmax(0)
-        return Answered.by(answers[surest, torch.arange(len(surest), device=used.device)], used, cost)
+        return Answered.by(answers[chosen, torch.arange(len(chosen), device=used.device)], used, cost)
 
     def answer_cost(self, depth: int, config: EvaluationConfig, *, early: bool = False) -> Cost:
         networks = 1 if self.objective.config.guidance == 1 else 2
@@ -75,32 +76,32 @@ class SolverRollout(Rollout):
         return Cost(self._before, tuple(self._readings(levels[:, 0])))
 
     def sampled_cost(self, depth: int, num_trajectories: int) -> Cost:
-        """Under teacher forcing, beside which `inject` reads the noised truth."""
+        """Cost of `sampled_losses`: teacher forcing, for which `inject` also evaluates the noised truth."""
         networks = 2 if self.objective.config.context == "inject" else 1
         return Cost(self._before, self._solver(depth, networks), runs=num_trajectories, networks=networks)
 
     @property
     def _before(self) -> int:
-        """The prelude, and the clean rows of `concat` on their way through each block and all of the coda but its last
-        layer, of which keys and values are enough."""
+        """Layers of the prelude and, for `concat`, of the clean rows: each block, and the coda without its last layer,
+        which only needs keys and values."""
         blocks, c = self.model.core_layers, self.model
         clean = sum(blocks) + len(blocks) * max(c.num_coda_layers - 1, 0)
         return c.num_prelude_layers + (clean if self.objective.config.context == "concat" else 0)
 
     def _solver(self, depth: int, networks: int) -> tuple[float, ...]:
         levels = evaluated_levels(self.objective.config, self.objective.noise, depth)
-        # Where rows have levels of their own there is one block, which owns all of them.
+        # If rows have their own levels there is one block, which owns all of them.
         highest = torch.stack([torch.as_tensor(level, dtype=torch.float64).max() for level in levels])
         return tuple(networks * layers for layers in self._readings(highest))
 
     def _readings(self, levels: Float[Tensor, "readings"]) -> list[float]:
-        """Layers of a reading at each level, by the block that owns it."""
+        """Layers of a network evaluation at each level, by the block that owns it."""
         layers, denoiser = self.model.core_layers, self.objective.denoiser
         owners = [0] * len(levels) if denoiser.edges is None else denoiser.owners(levels).tolist()
         return [float(layers[block] + self.model.num_coda_layers) for block in owners]
 
     def steps(self, batch: Batch, depth: int, random: StepRandom, *, start: str | None = None) -> Iterator[Readout]:
-        """The soft estimate and the readout of each reading."""
+        """The soft estimate and the readout of each network evaluation."""
         solver, seen = Solver(self.objective, batch), []
         if start is not None:
             solver.config = solver.config.model_copy(update={"start": start})
@@ -109,13 +110,13 @@ class SolverRollout(Rollout):
         return iter(seen)
 
     def steps_elsewhere(self, batch: Batch, depth: int, random: StepRandom, end: Tensor) -> Iterator[Readout]:
-        """From other noise; from zero there is no other start."""
+        """Steps from other noise, even if the solver starts from zero."""
         return self.steps(batch, depth, random, start="noise")
 
     def losses(self, rows: Int[Tensor, "batch length_and_one"], depths: list[int],
                random: StepRandom) -> Iterator[tuple[int, Tensor, float]]:
-        """A schedule for each depth. Each row sees the earlier ones as in training: the truth, noised to its own level.
-        """
+        """The variational bound, with a schedule per depth. Each row sees the earlier ones as in training: the truth,
+        noised to its own level."""
         for depth in depths:
             began = now(rows.device)
             losses = bound(self.objective, rows, depth, random)
@@ -123,7 +124,7 @@ class SolverRollout(Rollout):
 
     def next_tokens(self, rows: Int[Tensor, "batch length_and_one"], depths: list[int],
                     random: StepRandom) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """The bound of each token; the likeliest is that of the configured solver's last readout."""
+        """The bound of each token; the argmax is of the configured solver's last readout."""
         for depth in depths:
             solver = TeacherForced(self.objective, rows)
             likeliest = solver.logits(depth, random, "likeliest").argmax(-1)
@@ -139,12 +140,12 @@ class SolverRollout(Rollout):
             yield depth, -mixture, now(rows.device) - began
 
     def main(self, likelihood: Likelihood, depth: int, num_levels: int) -> Tensor:
-        """The cross-entropy at sigma_max, in one pass (of blocks: of each token without the others of its block)."""
+        """The cross-entropy at sigma_max, in one pass (with blocks: of each token without the others of its block)."""
         (_, losses), = likelihood.by_level(1)
         return losses
 
     def levels(self, num: int) -> list[float]:
-        """Evenly spaced in ln sigma."""
+        """Noise levels evenly spaced in ln sigma, highest first."""
         noise = self.objective.noise
         return torch.logspace(noise.x_max, noise.x_min, num, base=torch.e, dtype=torch.float64).tolist()
 
@@ -154,7 +155,7 @@ class SolverRollout(Rollout):
         return token_losses(self.objective.logits(batch, z, levels_of(z, level)), batch.targets)
 
     def first_logits(self, batch: Batch, random: StepRandom) -> Float[Tensor, "batch length vocab"]:
-        """At sigma_max."""
+        """Logits at sigma_max."""
         target, level = self.objective.denoiser.target(batch.targets), self.objective.noise.sigma_max
         z = target + level * random.normal("noise", target.shape[1:])
         return self.objective.logits(batch, z, torch.full((len(z),), level, dtype=torch.float64))
@@ -165,7 +166,7 @@ class SolverRollout(Rollout):
 
     def hidden(self, batch: Batch, depth: int,
                noise: Callable[[Tensor], Tensor]) -> Float[Tensor, "batch length width"]:
-        """At the highest noise level from a start at zero, where it is told nothing of what is sought."""
+        """The head's input at the highest noise level with z = 0, which carries nothing of the targets."""
         rows, denoiser = rows_of_batch(batch), self.objective.denoiser
         e = self.model.encode(batch.inputs, rows)
         z = e.new_zeros(*e.shape[:2], denoiser.targets.dim)
@@ -174,7 +175,7 @@ class SolverRollout(Rollout):
 
 
 def check_level(objective: Denoise) -> float:
-    """The noise level at which an answer's self-consistency is read: the geometric middle."""
+    """The noise level at which an answer's self-consistency is measured: the geometric mean of both ends."""
     return (objective.noise.sigma_min * objective.noise.sigma_max) ** 0.5
 
 
@@ -193,7 +194,7 @@ class Solver:
 
     def run(self, depth: int, random: StepRandom, *, stream: str = "", exit: Exit | None = None,
             watch: Callable[[int, Tensor, Tensor, Tensor], None] | None = None) -> Stopping:
-        """`depth` readings from pure noise, of the problems still at work. `watch(step, z, logits, D)` sees each."""
+        """Run `depth` solver steps on the active problems. `watch(step, z, logits, D)` sees each network evaluation."""
         stopping, carry, estimate = Stopping(self.batch, exit), None, None
 
         def denoise(z: Tensor, level: float | Tensor) -> Tensor:
@@ -204,12 +205,12 @@ class Solver:
             z = only_sought(z.float(), self.batch)
             step = int(stopping.used.max())
             uniform = random.uniform(f"{stream}bridge{step}", z.shape[1:2])
-            logits, handed = self._read(z, level, working, carry)
+            logits, carried = self._read(z, level, working, carry)
             soft = bridge("soft", logits, self.denoiser.table())
             new = self.denoiser.estimate(logits, uniform[working.to(uniform.device)])
             stopping.take(logits, soft)
             estimate = _put(estimate, working, new, len(z))
-            carry = None if handed is None else _put(carry, working, handed, len(z))
+            carry = None if carried is None else _put(carry, working, carried, len(z))
             if watch is not None:
                 watch(step, z, logits, new)
             return estimate
@@ -221,25 +222,25 @@ class Solver:
 
     def _read(self, z: Tensor, level: float | Tensor, working: Tensor,
               carry: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Logits of the problems at work, and what the step hands on."""
+        """Logits of the active problems, and the carry of the step."""
         sigma = levels_of(z, level)
         if len(working) == len(z):
             return self._guided(z, sigma, self.e, self.rows, carry)
         if self.context is not None:  # its keys and values are those of the whole batch
-            logits, handed = self.denoiser.read(z, sigma, self.e, self.rows, carry=carry)
-            return logits[working], None if handed is None else handed[working]
+            logits, carried = self.denoiser.read(z, sigma, self.e, self.rows, carry=carry)
+            return logits[working], None if carried is None else carried[working]
         return self._guided(z[working], sigma[working.to(sigma.device)], self.e[working],
                             rows_of_batch(self.batch[working]), None if carry is None else carry[working])
 
     def _guided(self, z: Tensor, sigma: Tensor, e: Tensor, rows: Rows,
                 carry: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        logits, handed = self.denoiser.read(z, sigma, e, rows, carry=carry)
-        return self.denoiser.guided(logits, z, sigma, e, rows, carry=carry), handed
+        logits, carried = self.denoiser.read(z, sigma, e, rows, carry=carry)
+        return self.denoiser.guided(logits, z, sigma, e, rows, carry=carry), carried
 
     def consistency(self, answers: Int[Tensor, "batch length"], random: StepRandom,
                     stream: str) -> Float[Tensor, "batch"]:
-        """The sureness of the denoiser of an answer that it is shown noised afresh: its mean log-probability a cell,
-        read at the geometric middle of the levels, over `NUM_CHECKS` noisings."""
+        """The denoiser's confidence in an answer that is noised afresh: the mean log-probability per cell at
+        `check_level`, over `NUM_CHECKS` noisings."""
         target, level, total = self.denoiser.target(answers), check_level(self.objective), 0.0
         for check in range(NUM_CHECKS):
             eps = own_normal(random, f"{stream}check{check}", self.batch, target.shape[-1])
@@ -250,5 +251,5 @@ class Solver:
 
 
 def _put(old: Tensor | None, rows: Tensor, new: Tensor, num: int) -> Tensor:
-    """`new` in the rows of a batch of `num`, the other rows as they were."""
+    """`old` with `new` in the given rows of a batch of `num`."""
     return new if len(rows) == num else old.index_copy(0, rows, new)

@@ -1,7 +1,7 @@
-"""Written texts of unequal lengths in one tensor, and where each of them ends.
+"""Generated texts of unequal lengths in one tensor, and their ends.
 
-A text ends with its end-of-text token, or where it says one of the `stop` strings, or with its last token; what follows
-in its row is `NOTHING`, which is no token, so that what forgets the ends fails instead of counting.
+A text ends at its end-of-text token, at the first of the `stop` strings, or at its last token. The rest of its row is
+`NOTHING`, which is no token id, so code that forgets the ends fails instead of counting it.
 """
 
 from bisect import bisect_left
@@ -19,13 +19,13 @@ NOTHING = -1
 Texts = Int[Tensor, "num tokens"]
 
 SLACK = 8
-"""Tokens beyond the bytes of a stop string that are decoded to find it: a first one may begin inside a character."""
+"""Tokens decoded beyond the bytes of a stop string to find it: the first of them may begin inside a character."""
 
 
 @dataclass(frozen=True)
 class Ending:
-    """When a text is over: at the token `end_of_text`, or as soon as `decode` of it holds one of `stop`. Raises
-    UserError for stop strings that are empty, or that nothing can decode."""
+    """The end of a text: the token `end_of_text`, or the token with which `decode` of the text contains one of `stop`.
+    Raises UserError for empty stop strings, and for stop strings without `decode`."""
 
     end_of_text: int | None = None
     stop: Sequence[str] = ()
@@ -33,16 +33,16 @@ class Ending:
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str) or not all(self.stop):
-            raise UserError(f"stop {self.stop!r} is no list of strings that hold something; give one as ['END']")
+            raise UserError(f"stop {self.stop!r} is not a list of non-empty strings; give one such as ['END']")
         if self.stop and self.decode is None:
-            raise UserError("stop strings are found in decoded text; pass decode=, as tokenizer.decode")
+            raise UserError("stop strings are searched for in decoded text; pass decode=, such as tokenizer.decode")
 
     def reach(self, new: int) -> int:
-        """The number of last tokens that decide whether a text is over, once `new` tokens have come."""
+        """The number of last tokens that decide if a text has ended, after `new` more tokens."""
         return new + max((len(stop.encode()) + SLACK for stop in self.stop), default=0)
 
     def over(self, tails: Texts) -> Bool[Tensor, "num"]:
-        """Which texts are, by their last tokens (`reach`)."""
+        """Mask of the texts that have ended, by their last tokens (`reach`)."""
         return torch.tensor([self.end_of_text in row or self._stops(row) for row in tails.tolist()],
                             device=tails.device)
 
@@ -53,7 +53,7 @@ class Ending:
         return texts.masked_fill(place >= lengths.unsqueeze(1), NOTHING)
 
     def _length(self, row: list[int]) -> int:
-        """Tokens up to the first that ends the text, that one included."""
+        """Number of tokens up to the first that ends the text, inclusive."""
         num = row.index(self.end_of_text) + 1 if self.end_of_text in row else len(row)
         if not self._stops(row[:num]):
             return num
@@ -79,8 +79,8 @@ def as_lists(texts: Texts) -> list[list[int]]:
 
 
 def per_token(sums: Float[Tensor, "num"], counts: Int[Tensor, "num"]) -> Float[Tensor, "num"]:
-    """A figure a text whose mean is all sums over all counts, and whose spread is that of this ratio (to first order);
-    where all texts have one length, each one's own mean."""
+    """One value per text, whose mean is total sums / total counts and whose spread is that of this ratio (to first
+    order). If all texts have the same length, it is each text's own mean."""
     sums, counts = sums.double(), counts.double()
     ratio = sums.sum() / counts.sum().clamp(min=1)
     return ratio + (sums - ratio * counts) / counts.mean().clamp(min=1)

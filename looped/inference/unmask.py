@@ -1,12 +1,12 @@
-"""Masked diffusion at a depth: the bound on a text's nats/token by the number of unmasking steps, and writing.
+"""Rollout of masked diffusion: NELBO in nats/token by the number of unmasking steps, and generation.
 
-From level m to m' < m each hidden token is shown with probability (m - m') / m and drawn from the network, which reads
-the text as it is at m. Along m_0 = 1 > ... > m_n = 0 this gives (MD4, Shi et al. 2024, arXiv 2406.04329, section 3)
+From level m to m' < m each masked token is revealed with probability (m - m') / m and drawn from the network, which
+sees the text at level m. Along m_0 = 1 > ... > m_n = 0 this gives (MD4, Shi et al. 2024, arXiv 2406.04329, section 3)
 
     -ln p(x) <= sum over i of (m_i - m_i+1) / m_i * E at m_i[sum over the hidden of -ln p(token | seen)]
 
-and with ever more steps the integral that training draws from. Both are estimated as in `Masked.losses_at`: without the
-variance of the weights, and exactly where all tokens cost the same.
+and, in the limit of infinitely many steps, the integral that training samples. Both are estimated as in
+`Masked.losses_at`: without the variance of the weights, and exactly if all tokens have the same loss.
 """
 
 import itertools
@@ -31,7 +31,7 @@ Tokens = Int[Tensor, "batch length_and_one"]
 
 
 class UnmaskRollout(Rollout):
-    """A depth is a number of steps in which all that is hidden is shown."""
+    """Depth is the number of steps in which all masked tokens are revealed."""
 
     name = "unmask"
     next_token = False
@@ -50,15 +50,15 @@ class UnmaskRollout(Rollout):
         return Cost(0, tuple(c.num_prelude_layers + layers[block] + c.num_coda_layers for block in owners))
 
     def main(self, likelihood: Likelihood, depth: int, num_levels: int) -> Tensor:
-        """It predicts no next token, and has the bound over so many levels."""
+        """The bound over `num_levels` levels, because masked diffusion predicts no next token."""
         return likelihood.limit(num_levels)
 
     def limit(self, rows: Tokens, num_levels: int, random: StepRandom) -> Float64[Tensor, "batch"]:
         return bound(self.objective, rows, num_levels, random)
 
     def write(self, prompt: Int[Tensor, "batch length"], num_tokens: int, depth: int, way: Writing) -> Tensor:
-        """All tokens together. In training about a share m of a text is hidden at level m, so a text whose prompt stays
-        in sight is at the level of its hidden share, which also says whose block it is."""
+        """Continuations, all tokens together. In training about a fraction m of a text is masked at level m, so a text
+        with a visible prompt is at the level of its masked fraction, which also selects the block."""
         random, padding = way.draws(0), way.padding
         first, width = prompt.shape[1], prompt.shape[1] + num_tokens
         tokens = torch.nn.functional.pad(prompt, (0, num_tokens), value=self.objective.model.mask_token)
@@ -70,21 +70,21 @@ class UnmaskRollout(Rollout):
 
         def uniform(stream: str, step: int) -> Tensor:
             drawn = random.uniform(f"{stream}{step}", (num_tokens,))
-            return torch.nn.functional.pad(drawn, (first, 0))  # a row's draws do not depend on what stands before it
+            return torch.nn.functional.pad(drawn, (first, 0))  # a row's draws do not depend on its prompt
 
         return unmask(lambda tokens, m: way.steering(self.objective.logits(tokens, m * share, rows)), tokens, sought,
                       step_levels(self.objective, depth), uniform=uniform)[:, first:]
 
 
 def step_levels(objective: Masked, num_steps: int) -> Float64[Tensor, "{num_steps}+1"]:
-    """Levels that fall from 1 to 0 at times evenly apart."""
+    """Levels that fall from 1 to 0, at evenly spaced times."""
     levels = masking.level(objective.config.schedule, torch.linspace(1, 0, num_steps + 1, dtype=torch.float64))
-    levels[0], levels[-1] = 1, 0  # a cosine may miss the ends by one unit
+    levels[0], levels[-1] = 1, 0  # a cosine may miss the ends by rounding
     return levels
 
 
 def step_bound(objective: Masked, rows: Tokens, num_steps: int, random: StepRandom) -> Float64[Tensor, "batch"]:
-    """The bound of an unmasking in so many steps, from one draw of what is hidden at each."""
+    """The bound of `num_steps` unmasking steps, from one draw of the mask at each."""
     batch = objective.ask(rows)
     total = torch.zeros(len(rows), dtype=torch.float64)
     for step, (m, lower) in enumerate(itertools.pairwise(step_levels(objective, num_steps).tolist())):
@@ -94,7 +94,8 @@ def step_bound(objective: Masked, rows: Tokens, num_steps: int, random: StepRand
 
 
 def bound(objective: Masked, rows: Tokens, num_levels: int, random: StepRandom) -> Float64[Tensor, "batch"]:
-    """The bound of ever more steps: the mean over a level from each of so many equal parts of [0, 1]."""
+    """The bound in the limit of infinitely many steps: the mean over one level in each of `num_levels` equal parts of
+    [0, 1]."""
     batch = objective.ask(rows)
     total = torch.zeros(len(rows), dtype=torch.float64)
     places = random.uniform("level", (num_levels,))

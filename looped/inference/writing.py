@@ -1,4 +1,4 @@
-"""Texts written a token, or a block of tokens, at a time, each from what stands before it."""
+"""Autoregressive generation: one token, or one block of tokens, at a time."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,16 +17,16 @@ from looped.rng import StepRandom
 
 
 class Writer(Protocol):
-    """A source of logits for the next tokens, which keeps what it has read."""
+    """A source of logits for the next tokens, which caches the columns it has processed."""
 
     def next_logits(self, new: Int[Tensor, "batch new"], random: StepRandom) -> Tensor:
-        """Logits (B, k, V) of what follows the columns so far and the `new` ones."""
+        """Logits (B, k, V) of the tokens after the columns so far and the `new` ones."""
 
 
 @dataclass(frozen=True)
 class Writing:
-    """The way in which texts are written: how each token's distribution is steered, where the prompts of a batch stand,
-    the draws of a step, and where a text ends."""
+    """Settings of generation. steering: temperature, top-k and top-p. padding: of the prompts. draws: random draws by
+    step. ending: the end of a text."""
 
     steering: Steering
     padding: Padding
@@ -36,7 +36,7 @@ class Writing:
 
 def one_after_another(writer: Writer, prompt: Int[Tensor, "batch length"], num_tokens: int,
                       way: Writing) -> Int[Tensor, "batch {num_tokens}"]:
-    """Each token, or block of them, from what stands before it, until all texts are over; then `NOTHING`."""
+    """Generate token by token, or block by block, until all texts have ended; then `NOTHING`."""
     new, texts, step = prompt, prompt[:, :0], 0
     over = torch.zeros(len(prompt), dtype=torch.bool, device=prompt.device)
     while texts.shape[1] < num_tokens and not bool(over.all()):

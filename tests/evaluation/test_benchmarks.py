@@ -17,8 +17,8 @@ def figure(metric, value, scores, depth=1, *, higher=True, chance=None, **where)
 
 
 @pytest.mark.parametrize(("value", "scores", "unit"), [
-    (0.75, RIGHT, None), (math.exp(2.5), [-2.0, -3.0], "bits an answer"),
-    (math.exp(133 / 43), LENGTHS, "bits a part"), (133 / 43 / math.log(2), LENGTHS, "bits a part")])
+    (0.75, RIGHT, None), (math.exp(2.5), [-2.0, -3.0], "bits/answer"),
+    (math.exp(133 / 43), LENGTHS, "bits/unit"), (133 / 43 / math.log(2), LENGTHS, "bits/unit")])
 def test_a_figure_is_a_function_of_the_mean_of_its_values(value, scores, unit):
     reading, values = reading_of(value, scores)
     assert reading.unit == unit

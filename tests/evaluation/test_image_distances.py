@@ -69,7 +69,7 @@ def test_a_figure_goes_by_the_name_of_its_features_and_what_does_not_compare_is_
     real = drawn(20, 4, 0)
     found = distances(real, real, by="runs/digits-vit")
     assert (found.by, found.precision, found.recall) == ("runs/digits-vit", 1, 1)
-    with pytest.raises(UserError, match="features of 4 and of 3 numbers"):
+    with pytest.raises(UserError, match="features of dimension 4 and 3 cannot be compared"):
         distances(real, real[:, :3], by="")
     with pytest.raises(UserError, match="3 generated images are too few for their 3 nearest neighbours; take 4"):
         distances(real, real[:3], by="")

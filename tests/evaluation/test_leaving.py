@@ -93,13 +93,13 @@ def test_the_gate_of_the_model_lets_each_token_go():
     objective = looped(model__exit_gate=True, recurrence__loss_on="gate")
     early, late, never = figures(objective, "gate=0.3", "gate=0.9", "gate=1")
     assert early["steps_used"].mean < late["steps_used"].mean <= never["steps_used"].mean == DEPTH
-    with pytest.raises(UserError, match="asks the exit gate of a loop, and this run has none"):
+    with pytest.raises(UserError, match="needs the exit gate of a loop, and this run has none"):
         figures(looped(), "gate")
 
 
 def test_a_denoiser_has_no_steps_that_a_token_leaves_after():
     config = load_config(None, TINY | {"objective": "denoise"})
-    with pytest.raises(UserError, match="exits on text are of loops"):
+    with pytest.raises(UserError, match="exits on text need a loop"):
         figures(build_objective(config, build(config, VOCAB)), "kl")
 
 
@@ -117,6 +117,6 @@ def test_looped_eval_tells_of_exits_on_text(tmp_path, capsys):
     (tmp_path / "run/eval/depth.jsonl").unlink()
     for exit in ("gate", "head"):
         assert main(["eval", str(tmp_path / "run"), "--exits", exit]) == 2
-        assert f"exit {exit} asks" in capsys.readouterr().err
+        assert f"exit {exit} needs" in capsys.readouterr().err
     assert not (tmp_path / "run/eval/depth.jsonl").exists()  # refused before anything is measured
     assert {row["by"] for row in rows if row["metric"] == "steps_used"} == {"kl=0.01", "latent=0.03"}

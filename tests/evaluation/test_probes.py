@@ -142,7 +142,7 @@ def test_a_block_whose_tokens_do_not_read_each_other_is_said_so():
                         "data.length": 12, "evaluation.prompt_length": 4}).train()
     twice = torch.randint(V, (64, 6), generator=torch.Generator().manual_seed(1)).repeat_interleave(2, dim=1)
     tokens = torch.cat([torch.zeros(64, 1, dtype=torch.long), twice], dim=1)
-    said = "do not read each other"
+    said = "do not use each other"
     assert any(said in sentence for sentence in probed(objective, tokens[:8]).sentences)
     optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-2)
     for step in range(150):

@@ -124,7 +124,7 @@ def test_figures_of_benchmark_tasks_are_a_table(tmp_path):
 @pytest.mark.parametrize(("table", "content", "why"), [
     ("figures", None, r"has no eval/depth.jsonl; measure it with looped eval .*run$"),
     ("tasks", None, r"has no eval/tasks.jsonl; measure it with looped eval .*run --tasks NAME"),
-    ("figures", '{"metric": "sol', r"depth.jsonl is damaged; write it anew"),
+    ("figures", '{"metric": "sol', r"depth.jsonl is damaged; rebuild it"),
     ("figure", None, "did you mean 'figures'"),
 ])
 def test_what_cannot_be_read_is_one_sentence(table, content, why, tmp_path):

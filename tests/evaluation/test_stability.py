@@ -72,7 +72,7 @@ def test_a_map_that_expands_does_not_come_to_rest_and_remembers_its_start():
 def test_rounding_is_no_contraction():
     found = watched(core=Linear(0.1), depth=24)
     assert 1 <= len(means(found, "contraction")) < 10
-    assert "at rest before the second half" in found.sentence
+    assert "converges before the second half" in found.sentence
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -139,7 +139,7 @@ def test_a_state_that_grows_with_depth_is_told_of(rate, grows):
 
 
 @pytest.mark.parametrize(("low", "high", "said"), [(0.9, 0.95, "shrink"), (1.0, 1.1, "do not shrink"),
-                                                   (0.97, 1.02, "cannot be told to shrink or to grow")])
+                                                   (0.97, 1.02, "neither clearly shrink nor grow")])
 def test_changes_are_said_to_shrink_where_the_interval_does(low, high, said):
     rows = [Row("contraction", (low + high) / 2, low, high, 16, depth=step) for step in range(2, 9)]
     assert Stability("state", "other noise", 8, 1, rows, torch.zeros(0, 0, 0, dtype=torch.long)).motion == said

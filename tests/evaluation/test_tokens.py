@@ -80,7 +80,7 @@ def test_tokens_that_are_not_sought_have_no_loss():
 
 
 def test_masked_diffusion_has_no_losses_of_single_tokens():
-    with pytest.raises(UserError, match="no token its own loss, so its tokens have no figures by depth; choose"):
+    with pytest.raises(UserError, match="no loss per token, so it has no token losses by depth; choose"):
         token_losses_by_depth(objective_of("masked", **{"masked.cond_width": 8}), tokens(), [1])
 
 
@@ -165,5 +165,5 @@ def test_a_run_without_the_file_says_how_it_is_made(tmp_path):
     with pytest.raises(UserError, match=r"looped eval .*run --per-token"):
         looped.read_results(tmp_path / "run", "tokens")
     (tmp_path / "run/eval/tokens.parquet").write_bytes(b"no table")
-    with pytest.raises(UserError, match=r"tokens.parquet is damaged .*; write it anew with looped eval --per-token"):
+    with pytest.raises(UserError, match=r"tokens.parquet is damaged .*; rebuild it with looped eval --per-token"):
         looped.read_results(tmp_path / "run", "tokens")

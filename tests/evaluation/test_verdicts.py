@@ -142,16 +142,16 @@ def test_right_and_wrong_at_consecutive_depths_show_cycles_too():
 def test_a_difference_within_its_interval_is_no_better_and_no_worse():
     noise = {depth: torch.rand(NUM, generator=generator(depth)) < 0.8 for depth in DEPTHS}
     said = verdict(noise, trained=1).sentence
-    assert "a difference that cannot be told" in said
+    assert "no significant difference" in said
     assert "better" not in said
     assert "worse" not in said
     small = verdict(solved((0.9, 0.9, 0.9, 0.97, 0.97, 0.97, 0.965)), trained=8).sentence
-    assert ("worse by" in small) or ("cannot be told" in small)
+    assert ("worse by" in small) or ("no significant difference" in small)
 
 
 def test_one_problem_of_sixteen_is_not_said_to_be_at_chance():
     one = {depth: torch.arange(16) == 3 for depth in DEPTHS}
-    assert "0.06 solved at its best depth 1, which cannot be told from chance (0.00)" in verdict(one).sentence
+    assert "0.06 solved at its best depth 1, not distinguishable from chance (0.00)" in verdict(one).sentence
 
 
 # ---- saturation ------------------------------------------------------------------------------------------------------
@@ -187,7 +187,7 @@ def test_the_fit_is_that_of_scipy_on_noise_too(sign):
     ((0.9, 0.901, 0.9, 0.902, 0.9, 0.9, 0.9), "flat"),
     ((0.98, 0.9, 0.8, 0.7, 0.6, 0.6, 0.6), "gets worse with depth, from 0.98 at 1 to 0.60 at 64"),
     ((0.1, 0.9, 0.2, 0.8, 0.9, 0.3, 0.8), "explains"),
-    ((0.1, 0.11, 0.13, 0.17, 0.25, 0.41, 0.73), "still going on at 64 steps"),
+    ((0.1, 0.11, 0.13, 0.17, 0.25, 0.41, 0.73), "not saturated at 64 steps"),
     ((0.1, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9), "between depth 1 and 2, too fast"),
 ])
 def test_a_curve_that_does_not_saturate_is_said_why(quality, why):

@@ -429,7 +429,7 @@ def test_without_lm_eval_the_way_out_is_named(looped, tasks, capsys, monkeypatch
 
 def test_runs_that_cannot_be_asked_are_one_sentence(make, looped, tasks, tmp_path, capsys):
     masked = make(objective="masked")
-    assert "objective masked gives a whole text its bound" in refused(capsys, masked, "--tasks", tasks[0])
+    assert "objective masked has a bound on whole texts" in refused(capsys, masked, "--tasks", tasks[0])
     long = write_task(tmp_path, "long", WRITTEN, WRITE.replace("10", "64"))
     assert "answers of up to 64 tokens, and this run reads 64" in refused(capsys, looped, "--tasks", long)
     hidden = (looped / "tokenizer.json").rename(tmp_path / "hidden.json")

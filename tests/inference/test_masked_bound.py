@@ -173,7 +173,7 @@ def test_a_step_costs_the_block_that_reads_it():
 
 
 def test_a_masked_model_is_no_judge():
-    with pytest.raises(UserError, match="can neither judge samples nor be a twin; choose a run of --objective ar"):
+    with pytest.raises(UserError, match="can neither judge samples nor be a baseline; choose a run of --objective ar"):
         next_token_losses(make(), torch.zeros(1, 4, dtype=torch.long), 1)
 
 

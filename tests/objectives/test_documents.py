@@ -207,13 +207,13 @@ def test_tokens_without_a_figure_weigh_nothing_and_are_told(name):
     each = next_token_losses(objective, rows, 2)
     assert found.share == sought.double().mean()
     assert found.losses.mean().item() == pytest.approx((each * sought).sum().item() / sought.sum().item())
-    with pytest.warns(UserWarning, match="of the held-out tokens have no figure"):
+    with pytest.warns(UserWarning, match="of the held-out tokens are not scored"):
         sweep = evaluate_depth(objective.float(), rows, [2], bytes_per_token=3.0)
     assert not [row for row in sweep.rows if row.metric == "bits_per_byte"]
 
 
 def test_what_follows_a_document_kept_apart_is_not_written():
-    with pytest.raises(UserError, match="past_the_end goes on with another document"):
+    with pytest.raises(UserError, match="past_the_end continues with another document"):
         generate(make({"objective": "ar"}), tokens(), num_tokens=4, depth=1, past_the_end=True)
 
 

@@ -83,7 +83,7 @@ def test_the_page_is_alone_and_has_all_pictures(page):
 @pytest.mark.parametrize("said", [
     "night: sudoku 4 x 4 over depth and difficulty", "denoise after 2,000 steps", "640,000 tokens",
     "trained at empty cells 10 and depth 4 to 12, solved at empty cells 6 to 11",
-    "empty cells 11: never: 0.00 solved at its best depth 1, which cannot be told from chance",
+    "empty cells 11: never: 0.00 solved at its best depth 1, not distinguishable from chance",
     "empty cells 10 (trained): improves: rises from 0.", "which is right", "9.4 of 64", "0.900", "shrink",
     "each is 0.06 of the one before", "95 % of the gain by", "flat: the means lie within 0.000",
 ])
@@ -151,7 +151,7 @@ def test_a_real_run_fills_the_page(tmp_path, objective):
     reader, pictures = check_alone(text)
     assert len(pictures) == 3
     assert "kl0.1" in reader.text  # two cells beside each other
-    assert "are too few for a fit" in reader.text
+    assert "are too few to fit" in reader.text
 
 
 # ---- pictures --------------------------------------------------------------------------------------------------------

@@ -177,7 +177,7 @@ def test_the_true_deviation_is_measured_where_pixels_are_not_normalised():
     (["bench", "flops", "--config", str(CONFIG)], "bench flops times truncated steps"),
     (["eval", "maker", "--probes"], "--probes is for text, and"),
     (["eval", "namer", "--features", "maker"], "--features is for runs that make images"),
-    (["eval", "maker", "--features", "maker"], "names no classes of images"),
+    (["eval", "maker", "--features", "maker"], "maker is no image classifier"),
     (["eval", "maker", "--evaluation.num_images", "2"], "2 generated images are too few")])
 def test_what_does_not_apply_is_refused_in_a_sentence(command, why, runs, capsys):
     words = [str(runs / word) if word in ("maker", "namer") else word for word in command]
@@ -189,7 +189,7 @@ def test_what_does_not_apply_is_refused_in_a_sentence(command, why, runs, capsys
 
 def test_a_classifier_of_other_sizes_and_guidance_without_hidden_classes_are_refused(runs):
     run = load_run(runs / "namer")
-    with pytest.raises(UserError, match="knows images of 8 x 8 pixels in 1 channels, and these are 16 x 8 in 3"):
+    with pytest.raises(UserError, match="takes images of 8 x 8 pixels in 1 channels, and these are 16 x 8 in 3"):
         classifier_features("namer", run.objective, run.config, Scale((0.5,), (0.5,)), Picture(3, 16, 8, 4))
     maker = load_run(runs / "maker").objective
     maker.label_dropout = 0.0
