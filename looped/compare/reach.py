@@ -22,8 +22,8 @@ class Reach:
     """Budget at which `arm` reaches `final`, the final metric of the arm `to`. `own`: as a fraction of the seconds of
     `arm`; `shares`: as a fraction of what `to` spent in each of `BUDGETS`; both are means over the seeds that reach it.
     `early`: some seeds reach it at their first evaluation, so the fractions are upper bounds. `mine`: the final metric
-    of `arm`; `gap`: the paired difference `mine` - `final`; `ahead`: after as much budget, `to` was still short of its
-    own final metric."""
+    of `arm`; `gap`: the paired difference of the two arms after training; `ahead`: after as much budget, `to` was still
+    short of its own final metric."""
 
     arm: str
     to: str
@@ -104,8 +104,7 @@ def reach(arm: ArmSummary, to: ArmSummary) -> Reach | None:
 def _ahead(there: Sequence[tuple[Measured, Measured, dict]], unit: str, apart: Gap) -> bool:
     """True if the other arm, after the budget this one needed to match its final metric, was short of that metric by
     more than noise. The mean shortfall must exceed half the width of the paired interval of the final metrics (for a
-    fraction, at least half that of two independent ones), and with several seeds Student's interval must exclude zero.
-    """
+    fraction, also that of two independent ones), and with several seeds Student's interval must lie above zero."""
     gauge = there[0][0].gauge
     then = [values_at(other.curve, unit, [point[unit]], gauge).item() for _, other, point in there]
     finals = [other.curve[-1][gauge.field] for _, other, _ in there]
