@@ -1,1 +1,1 @@
-"""Suites of `looped reproduce`, one a published table."""
+"""Suites of `looped reproduce`: one YAML file per published table."""

@@ -1,7 +1,7 @@
-"""The command line, `looped VERB ...`; each verb is a class in the module of its name.
+"""The command line, `looped VERB ...`; each verb is a class in the module of the same name.
 
-Settings of a config are flags of their own, `--section.key value`, and are taken out before the rest is parsed. Bad
-input ends in one sentence on stderr and exit code 2; a warning is one line there too.
+Config settings are flags `--section.key value`, and are separated before the other flags are parsed. Bad input gives
+one sentence on stderr and exit code 2; a warning is also one line on stderr.
 """
 
 import contextlib
@@ -28,52 +28,52 @@ HELP = """looped {version}: recurrent-depth Transformers, trained by unrolling o
 
 usage: looped VERB [arguments]
 
-  train CONFIG       train a config, or go on with a run that was interrupted
-  import MODEL       a pretrained model, from a folder or the Hugging Face hub, as a run
-  export RUN         the model of a run as a folder that transformers reads
-  merge RUN RUN ..   the runs of single blocks as one run of the whole model
-  eval RUN           how good a trained run is at every depth: table, JSONL and picture
-  generate RUN       continue a text, or make images, at any depth
-  bench WHAT CONFIG  what a training step costs (step), how much of the processor it uses (flops), what a block alone
-                     needs (memory)
-  compare CONFIG     several objectives at one budget over seeds: table, pictures, page
-  reproduce [NAME]   a published table with your own figures beside it; without a name, those there are
-  plot RUN [RUN ..]  depth curves of several runs in one picture
-  configs [NAME]     the configs that come with looped; any of them by name, as in looped train smoke
-  settings [SECTION] what can be set, section by section
-  info [RUN|CONFIG]  versions, devices and attention backends; or what a run or config is
+  train CONFIG       train a config, or resume an interrupted run
+  import MODEL       convert a pretrained model, from a folder or the Hugging Face hub, into a run
+  export RUN         write the model of a run as a folder that transformers can load
+  merge RUN RUN ..   merge runs of single blocks into one run of the whole model
+  eval RUN           evaluate a trained run at every depth: table, JSONL and plots
+  generate RUN       continue a text, or generate images, at any depth
+  bench WHAT CONFIG  measure the cost of a training step (step), the FLOP/s it reaches (flops), or the memory to train
+                     one block alone (memory)
+  compare CONFIG     train several objectives at one budget over seeds: table, plots, HTML report
+  reproduce [NAME]   reproduce a published table, with the published values alongside; without a name, list the tables
+  plot RUN [RUN ..]  plot the depth curves of several runs together
+  configs [NAME]     list the shipped configs; each can be used by name, as in looped train smoke
+  settings [SECTION] list all settings, section by section
+  info [RUN|CONFIG]  show versions, devices and attention backends, or describe a run or config
 
-a first try, half a minute:
+a first try, in half a minute:
   looped train smoke
   looped eval runs/smoke
 
 any setting is a flag:
   looped train stdlib-denoise --run runs/wide --model.width 256 --training.budget 600
-  looped train stdlib-denoise --dry-run     what it would train, and what that costs
+  looped train stdlib-denoise --dry-run     show what it would train, and the cost
 
-`looped VERB --help` says more; `looped settings` lists every setting.
+`looped VERB --help` shows all flags of a verb; `looped settings` lists every setting.
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line; its exit code."""
+    """Run a command line; returns the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     _print_anything()
     try:
         with plain_notices():
             return _dispatch(arguments)
     except UserError as error:
-        print(f"looped: {' '.join(str(error).split())}", file=sys.stderr)  # names in it may hold line breaks
+        print(f"looped: {' '.join(str(error).split())}", file=sys.stderr)  # names in it may contain line breaks
         return 2
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader of our output has left, as `head` does
+    except BrokenPipeError:  # the reader of our output has closed the pipe, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
 
 def _print_anything() -> None:
-    """A letter that the terminal's encoding has not, as in Windows' code pages, is escaped instead of an error."""
+    """Escape characters that the terminal's encoding lacks, as in Windows code pages, instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -115,7 +115,7 @@ def split_settings(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]
 
 
 def _parse(verb: type, name: str, arguments: list[str]):
-    """The verb with its flags filled in, or None where only help was asked for."""
+    """The verb with its flags filled in; None if only help was requested."""
     import tyro
 
     said = io.StringIO()
@@ -128,13 +128,13 @@ def _parse(verb: type, name: str, arguments: list[str]):
         if name == "train":
             from looped.cli.settings import sections
 
-            print(f"\nsettings, as --section.name value or in the YAML file (looped settings SECTION says more):\n\n"
+            print(f"\nsettings, as --section.name value or in the YAML file (details: looped settings SECTION):\n\n"
                   f"{sections()}")
         return None
 
 
 def _one_sentence(box: str) -> str:
-    """tyro's boxed complaint without the box."""
+    """The text of tyro's boxed error message."""
     lines = [" ".join(re.sub("[╭╮╰╯│─•]", " ", line).split()) for line in box.splitlines()[1:]]
     text = re.split("For full helptext|Argument helptext", " ".join(filter(None, lines)))[0]
-    return text.strip().rstrip(".") or "the arguments do not fit"
+    return text.strip().rstrip(".") or "invalid arguments"

@@ -1,4 +1,4 @@
-"""The command line as `python -m looped.cli`, for launchers that start modules."""
+"""Entry point of `python -m looped.cli`, for launchers that start modules."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`looped bench`: the cost of training on this machine."""
+"""`looped bench`: measure the cost of training on this machine."""
 
 import json
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ from looped.errors import UserError
 
 @dataclass
 class Bench(Verb):
-    """Measure cost on this machine, each arm in a process of its own, interleaved.
+    """Measure the cost of training on this machine, with each arm in its own process and arms interleaved.
 
     step: seconds, saved activation bytes, peak memory and layer forwards of a training step under each objective.
-    flops: floating-point operations a second of the model beside those of a matrix product.
-    memory: bytes that one of several blocks alone takes to train, beside the same layers end to end.
+    flops: FLOP/s of the model, compared with a matrix product.
+    memory: bytes needed to train one block alone, compared with the same layers end to end.
     """
 
     what: Positional[Literal["step", "flops", "memory"]]
@@ -29,16 +29,16 @@ class Bench(Verb):
     config: Path | None = None
     """the same as a flag"""
     objectives: str = "full,truncated,denoise"
-    """arms of `step`; denoise:concat, :context, :paper are variants, settings follow after spaces, NAME=OBJECTIVE names
-    an arm"""
+    """comma-separated arms of `step`; denoise:concat, :context and :paper are variants, settings of an arm follow it
+    after spaces, and NAME=OBJECTIVE names it"""
     blocks: str = "1,2,4"
-    """numbers of blocks of `memory`; 1 is all layers end to end (ar)"""
+    """numbers of blocks for `memory`; 1 trains all layers end to end (ar)"""
     repeats: int = 5
-    """timed steps an arm; the median counts"""
+    """timed steps per arm; the median is reported"""
     threads: int = 1
     """CPU threads"""
     device: str = "cpu"
-    """the processor alone: what is measured are processes, their time and their memory"""
+    """cpu only: bench measures the time and memory of processes"""
     json: bool = False
     """print JSON instead of a table"""
 
@@ -46,9 +46,9 @@ class Bench(Verb):
         check_range("--repeats", self.repeats)
         check_range("--threads", self.threads)
         if self.device not in ("cpu", "auto"):
-            raise UserError(f"--device {self.device} is not for bench, which reads the time and the memory of "
-                            f"processes and sees nothing of what another device does; leave it out, and read seconds "
-                            f"and peak_bytes in the metrics.jsonl of a run there")
+            raise UserError(f"--device {self.device} is not supported by bench, which measures the time and memory of "
+                            f"CPU processes only; leave it out, and read seconds and peak_bytes in the metrics.jsonl "
+                            f"of a run on that device")
         path = self.model or self.config
         if path is None or None not in (self.model, self.config):
             raise UserError(f"bench {self.what} needs one YAML file; write looped bench {self.what} CONFIG")

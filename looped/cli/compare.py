@@ -1,4 +1,4 @@
-"""`looped compare`: several objectives at one budget over seeds."""
+"""`looped compare`: compare several objectives at one budget over seeds."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,36 +17,36 @@ class Compare(Verb):
     """Train several objectives at one budget over several seeds, measure them on the same text (or the same problems of
     a task, or the same images), and write a report.
 
-    Each run has a process of its own. Leaves a table (compare.md), rows (compare.jsonl), plots/*.png and a page that
-    holds everything (report.html). The same command again goes on; what is finished is not done again.
+    Each run has its own process. Writes a table (compare.md), rows (compare.jsonl), plots/*.png and a self-contained
+    page (report.html). The same command resumes an interrupted comparison and skips finished runs.
     """
 
     config: Positional[Path]
-    """the YAML file that all arms start from"""
+    """the YAML file on which all arms are based"""
     budget: Literal["tokens", "layer-forwards", "seconds"]
-    """what every arm gets the same amount of"""
+    """the unit of the budget, which is the same for every arm"""
     objectives: str = "ar,truncated,denoise"
-    """arms, the first is what the others are held against; settings of one follow it after spaces, denoise:concat,
-    :context, :paper are variants, and NAME=OBJECTIVE gives an arm the name that tables and files have for it:
+    """comma-separated arms, of which the first is the reference; settings of an arm follow it after spaces,
+    denoise:concat, :context and :paper are variants, and NAME=OBJECTIVE names the arm in tables and files:
     "truncated,denoise,gated=denoise model.injection=gated" """
     amount: int | None = None
-    """how much of the budget; training.budget if that is counted in the same unit"""
+    """amount of the budget; if not given, training.budget, if it has the same unit"""
     seeds: int = 3
     """seeds 0, 1, ..."""
     jobs: int = 1
-    """runs at once; with a budget in seconds they should not have to share a processor"""
+    """runs at a time; with a budget in seconds they should not share a processor"""
     depths: str | None = None
-    """loop or solver steps to measure; 1, the mean trained depth and four times that if not given"""
+    """loop or solver steps to measure; if not given, 1, the mean trained depth, and four times that"""
     difficulties: str | None = None
-    """of a task: the levels to measure besides the hardest trained one, as 16,32,64; those of evaluation.difficulties,
-    or the task's own, if not given"""
+    """tasks: difficulties to measure in addition to the hardest trained one, e.g. 16,32,64; if not given,
+    evaluation.difficulties, or the task's own"""
     device: str = "auto"
-    """the device that the trained runs are measured on: auto (the best there is: cuda, mps, cpu), cpu, cuda, cuda:1 or
-    mps; training has the best there is"""
+    """device for measuring the trained runs: auto (the best available of cuda, mps, cpu), cpu, cuda, cuda:1 or mps;
+    training always uses the best available"""
     dtype: str = "fp32"
-    """their number format while they are measured: fp32, or bf16 or fp16 under autocast"""
+    """number format for measuring the trained runs: fp32, or bf16 or fp16 under autocast"""
     out: Path | None = None
-    """the folder of the comparison; runs/compare-<name of the config> if not given"""
+    """the folder of the comparison; if not given, runs/compare-<name of the config>"""
 
     def __call__(self, settings: Settings) -> int:
         for name in ("seeds", "jobs"):

@@ -1,4 +1,4 @@
-"""`looped configs`: the configs that come with the package."""
+"""`looped configs`: list, print or copy the configs shipped with the package."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +12,13 @@ from looped.errors import UserError
 
 @dataclass
 class Configs(Verb):
-    """List the configs that come with looped, or print one, or copy it to a file to start from.
+    """List the configs shipped with looped, print one, or copy one to a file as a starting point.
 
-    Each can be named wherever a config is asked for: `looped train smoke`.
+    A shipped config can be named wherever a config is expected: `looped train smoke`.
     """
 
     name: Positional[str | None] = None
-    """the config to print; all are listed if not given"""
+    """the config to print; if not given, all are listed"""
     out: Path | None = None
     """copy it to this file, which must not exist"""
 
@@ -26,7 +26,7 @@ class Configs(Verb):
         no_settings(settings, "configs")
         if self.name is None:
             if self.out is not None:
-                raise UserError("--out is for one config; name it, as looped configs smoke --out mine.yaml")
+                raise UserError("--out copies one config; name it, as in looped configs smoke --out mine.yaml")
             known = shipped("configs")
             width = max(map(len, known))
             for name, path in known.items():

@@ -1,4 +1,4 @@
-"""`looped eval`: a trained run measured at every depth, on text or on problems; what is heavy is imported in place."""
+"""`looped eval`: evaluate a trained run at every depth. Heavy imports are lazy."""
 
 import json
 import re
@@ -23,88 +23,88 @@ if TYPE_CHECKING:
 
 
 ALONE = ("trajectories", "probes", "twin", "judge", "match", "mauve", "text", "per_token")
-"""Flags that measure held-out text, of which --tasks knows nothing."""
+"""Flags that evaluate held-out text and cannot be combined with --tasks."""
 
 
 @dataclass
 class Eval(Verb):
-    """Measure a trained run at every depth: on held-out text, with samples of its own, on held-out problems, or on the
-    tasks of lm-evaluation-harness.
+    """Evaluate a trained run at every depth: on held-out text, with generated samples, on held-out problems or images,
+    or on tasks of lm-evaluation-harness.
 
-    Prints a table; adds to eval/depth.jsonl, examples.jsonl, sequences.jsonl and samples.jsonl in the run's folder, and
-    draws plots/*.png; of other data than it was trained on, below its other/ (docs/figures.md; looped.read_results).
-    Ctrl-C keeps what is finished, and another evaluation adds its depths. Settings of evaluation.* and the solver
-    (--denoise.solver, .schedule, .bridge, .start) may be changed; their rows are kept apart by `settings`.
+    Prints a table, adds to eval/depth.jsonl, examples.jsonl, sequences.jsonl and samples.jsonl in the run's folder, and
+    draws plots/*.png. Results on other data than the run's own go to its subfolder other/ (docs/figures.md;
+    looped.read_results). Ctrl-C keeps finished results, and another evaluation adds its depths. Settings evaluation.*
+    and those of the solver (--denoise.solver, .schedule, .bridge, .start) may be changed; the field `settings`
+    distinguishes their rows.
     """
 
     run: Positional[Path]
     """the folder of a run"""
     depths: str | None = None
-    """loop steps, solver steps of a denoiser, or unmasking steps, as 1,4,16; those of evaluation.depths if not given"""
+    """loop steps, solver steps of a denoiser, or unmasking steps, e.g. 1,4,16; if not given, evaluation.depths"""
     trajectories: int = 0
-    """also measure a denoiser's configured solver as it is, by the mean readout of this many runs"""
+    """also measure a denoiser's configured solver itself, by the mean readout of this many trajectories"""
     probes: bool = False
-    """also look for what a loss can hide: copying, an ignored context, a curve that falls"""
+    """also check for failures that a loss can hide: copying, an ignored context, quality that falls with depth"""
     twin: Path | None = None
-    """a run of --objective ar trained on the same text: the probes also say how far behind it this one is"""
+    """the baseline, a run of --objective ar trained on the same text; the probes also report the gap to it"""
     judge: str | None = None
-    """who reads the samples: a run (another seed, the same text), or a causal model of the Hugging Face hub"""
+    """the model that scores the samples: a run (another seed, the same text) or a causal model on the Hugging Face
+    hub"""
     match: Path | None = None
-    """with --judge, a run whose samples these are held against at equal diversity"""
+    """with --judge: a run whose samples are compared with these at equal diversity"""
     mauve: str | None = None
-    """also MAUVE, with the features of this encoder: a run, or a model of the Hugging Face hub"""
+    """also MAUVE, with features of this encoder: a run, or a model on the Hugging Face hub"""
     difficulties: str | None = None
-    """of a task: the levels to measure, as 16,32,64; those of evaluation.difficulties, or the task's own, if not given
-    """
+    """tasks: difficulties to measure, e.g. 16,32,64; if not given, evaluation.difficulties, or the task's own"""
     exits: str | None = None
-    """also stop each problem of a task, or each token of text, early: by kl, entropy, latent, answer, confidence, head
-    or gate, with thresholds as in kl=1e-4; several with commas"""
+    """also measure early exit, per problem of a task or per token of text: kl, entropy, latent, answer, confidence,
+    head or gate, with a threshold as in kl=1e-4; comma-separated"""
     features: Path | None = None
-    """of a run that makes images: the run of a classifier of the same images, in whose features distances are measured;
-    pixels if not given"""
-    per_token: bool = False
-    """also leave eval/tokens.parquet: the loss of each held-out token of text at each depth; with --exits where it left
+    """image generation: a classifier run on the same images, whose features define the distances; if not given, pixels
     """
+    per_token: bool = False
+    """also write eval/tokens.parquet: the loss of each held-out token at each depth, and with --exits its exit step"""
     text: str | None = None
-    """measure the run on this text instead of its own held-out one: a file, a folder or a glob of text, JSON lines or
-    parquet, read with the tokenizer of the run; bits/byte compare between runs of different tokenizers"""
+    """evaluate on this text instead of the run's held-out text: a file, a folder or a glob of text, JSON lines or
+    parquet, encoded with the run's tokenizer; bits/byte are comparable between tokenizers"""
     text_field: str | None = None
-    """with --text, the field that holds the text in JSON lines and parquet; data.text_field if not given"""
+    """with --text: the field that holds the text in JSON lines and parquet; if not given, data.text_field"""
     tasks: str | None = None
-    """measure tasks of lm-evaluation-harness instead of held-out text: names that it knows, or paths of YAML files, as
-    hellaswag,mine.yaml; leaves eval/tasks.jsonl and report.html (pip install 'looped[harness]')"""
+    """evaluate on tasks of lm-evaluation-harness instead of held-out text: names of tasks or paths of YAML files, e.g.
+    hellaswag,mine.yaml; writes eval/tasks.jsonl and report.html (pip install 'looped[harness]')"""
     limit: int | None = None
-    """with --tasks, so many first documents of each alone"""
+    """with --tasks: use only this many documents of each task, the first ones"""
     num_fewshot: int | None = None
-    """with --tasks, worked examples before each question; those of the task if not given"""
+    """with --tasks: few-shot examples before each question; if not given, as the task defines"""
     max_length: int | None = None
-    """with --tasks, the tokens that a question may have with its answer: a longer one loses its beginning; data.length
-    if not given, or what an imported model says"""
+    """with --tasks: token limit of a question with its answer; longer ones are truncated on the left; if not given,
+    data.length, or the limit of an imported model"""
     other_data: bool = False
-    """the text, task or images that the run's config leads to, and the runs beside it, may be others than those that it
-    was trained on"""
+    """accept that the text, task or images of the run's config, or of the runs it is compared with, differ from those
+    it was trained on"""
     device: str = "auto"
-    """auto (the best there is: cuda, mps, cpu), cpu, cuda, cuda:1 or mps"""
+    """auto (the best available of cuda, mps, cpu), cpu, cuda, cuda:1 or mps"""
     dtype: str = "fp32"
-    """fp32, or bf16 or fp16 under autocast: faster on a GPU, with rounded products, so that figures compare only among
-    themselves"""
+    """fp32, or bf16 or fp16 under autocast, which are faster on a GPU but round products, so compare only results of
+    the same format"""
     out: Path | None = None
-    """the folder that gets the evaluation's files; the run's own if not given"""
+    """folder for the evaluation's files; if not given, the run's own"""
     step: int | None = None
     """evaluate this checkpoint instead of the newest one"""
     raw: bool = False
-    """the last weights instead of the averaged ones (optim.ema_decay)"""
+    """use the last weights instead of the EMA weights (optim.ema_decay)"""
     json: bool = False
     """print the rows as JSON lines instead of the table"""
 
     def __call__(self, settings: Settings) -> None:
         depths = parse_depths(self.depths) if self.depths is not None else None
         if self.trajectories < 0:
-            raise UserError(f"--trajectories {self.trajectories} is negative; 0 leaves the solver out")
+            raise UserError(f"--trajectories {self.trajectories} is negative; use 0 to leave it out")
         if self.match is not None and self.judge is None:
-            raise UserError("--match needs somebody who reads both; add --judge")
+            raise UserError("--match needs a judge that scores both sets of samples; add --judge")
         if self.text_field is not None and self.text is None:
-            raise UserError(f"--text-field {self.text_field} is of the files of --text; add it")
+            raise UserError(f"--text-field {self.text_field} applies only to --text; add --text")
         self._check_tasks()
         from looped.data.heldout import read_heldout
         from looped.devices import Placement
@@ -130,21 +130,21 @@ class Eval(Verb):
                 self._of_block(run, place, domain.unit)
 
     def _check_tasks(self) -> None:
-        """Raises UserError for flags that do not go together with --tasks, or mean nothing without."""
+        """Raises UserError for flags that cannot be combined with --tasks, or that need it."""
         for flag in ("limit", "num_fewshot", "max_length"):
             value, least = getattr(self, flag), int(flag != "num_fewshot")
             name = flag_of(flag)
             if value is not None and self.tasks is None:
-                raise UserError(f"{name} {value} is of the tasks of --tasks; add it")
+                raise UserError(f"{name} {value} applies only to --tasks; add --tasks")
             if value is not None and value < least:
                 raise UserError(f"{name} {value} is below {least}; give {least} or more, or leave it out")
         for flag in ALONE:
             if self.tasks is not None and getattr(self, flag):
-                raise UserError(f"{flag_of(flag)} measures held-out text, and --tasks asks questions instead; run "
-                                f"looped eval once with each")
+                raise UserError(f"{flag_of(flag)} evaluates held-out text, which --tasks replaces; run looped eval "
+                                f"once with each")
 
     def _options(self, run) -> "Options":
-        """The options of this command, with the models that they name opened. Raises UserError."""
+        """The options of this command, with the models they name loaded. Raises UserError."""
         from looped.evaluation.options import Options
         from looped.evaluation.quality import Twin
         from looped.hub.choose import open_encoder, open_features, open_judge, open_twin
@@ -163,7 +163,7 @@ class Eval(Verb):
             per_token=self.per_token)
 
     def _measure(self, run, place, domain: "Domain", depths: list[int]) -> None:
-        """All of the run's blocks together."""
+        """Evaluate the whole model and print the table."""
         from looped.evaluation.store import SEQUENCES
         from looped.reports.markdown import markdown
 
@@ -180,7 +180,7 @@ class Eval(Verb):
         print(f"{markdown(found.sections(run.path.name))}\n\n{where}")
 
     def _ask_tasks(self, run, place, depths: list[int]) -> None:
-        """All tasks, at one depth after another."""
+        """Evaluate the tasks of --tasks at each depth and print the report."""
         from looped.evaluation.store import TASK_EXAMPLES, TASKS
         from looped.hub.benchmarks import Benchmarks
         from looped.reports.benchmarks import leave_report
@@ -197,13 +197,13 @@ class Eval(Verb):
         if self.json:
             files.show(rows)
             return
-        print(f"{run.path}: {run.config.objective} after {run.step} steps, asked on {place.name}\n")
+        print(f"{run.path}: {run.config.objective} after {run.step} steps, measured on {place.name}\n")
         print(f"{markdown(found)}\n\nreport in {files.folder / 'report.html'}, rows in {files.folder / TASKS}")
 
     @contextmanager
     def _files(self, run, place, name: str | None = None) -> Iterator["EvaluationFiles"]:
-        """The files of the evaluation, which can be written; Ctrl-C inside says what that of a name holds, that of the
-        rows if None."""
+        """The files of the evaluation, checked to be writable. Ctrl-C inside the context prints the contents of the
+        file `name`, or of the rows if None."""
         from looped.evaluation.store import ROWS, EvaluationFiles, changed_settings
         from looped.training.runs import CONFIG, changed_since_start
 
@@ -221,11 +221,11 @@ class Eval(Verb):
             raise
 
     def _of_block(self, run, place, unit: str) -> None:
-        """One block alone: its own loss, which asks no other."""
+        """Evaluate the loss of a run that holds one block, which needs no other block."""
         for flag in ("depths", "trajectories", "probes", "twin", "judge", "match", "mauve", "difficulties", "exits",
                      "features", "tasks", "per_token"):
             if getattr(self, flag):
-                need_whole(run, f"does {flag_of(flag)}")
+                need_whole(run, f"supports {flag_of(flag)}")
         import torch
 
         from looped.training.heldout import heldout_own
@@ -238,32 +238,33 @@ class Eval(Verb):
         else:
             print(f"{run.path}: block {run.config.blocks.alone} alone after {run.step} steps, measured on "
                   f"{place.name}\n\n"
-                  f"its own loss on held-out data: {loss:.4f}{unit}\n"
-                  f"(depth needs the other blocks as well: looped merge)")
+                  f"held-out loss of this block: {loss:.4f}{unit}\n"
+                  f"(evaluation by depth needs all blocks; see looped merge)")
 
 
 def need_whole(run: "Run", does: str) -> None:
-    """Raises UserError for a run of one block alone, where something asks all of them."""
+    """Raises UserError if the run holds only one block; `does`: clause about the whole model, for the message."""
     if run.config.blocks.alone is not None:
-        raise UserError(f"{run.path} holds block {run.config.blocks.alone} alone, and only the whole model {does}; put "
-                        f"the runs of all blocks together with looped merge")
+        raise UserError(f"{run.path} holds only block {run.config.blocks.alone}, and only the whole model {does}; "
+                        f"merge the runs of all blocks with looped merge")
 
 
 def _folder(run) -> Path:
-    """The folder of the figures: the run's own, or one of the data that are not its own, so that the two never mix."""
+    """The folder of the results: the run's own, or for other data a subfolder named after them, so that they never mix.
+    """
     if run.measured_on is None:
         return run.path
     return run.path / "other" / re.sub(r"[^A-Za-z0-9.]+", "-", run.measured_on.rpartition("/")[2]).strip("-")
 
 
 def _about(run, place) -> dict[str, Any]:
-    """The device and the data that all figures of an evaluation were measured on."""
+    """Fields with the device and the data of an evaluation, added to all its rows."""
     data = {} if run.measured_on is None else {"data": run.measured_on}
     return {**place.fields, **data}
 
 
 def _told_of(run, place) -> "About":
-    """The facts at the head of a report."""
+    """The facts shown at the top of a report."""
     from looped.domains.base import About
     from looped.training.runs import read_stamp
 

@@ -1,4 +1,4 @@
-"""`looped export`: a run as a model's folder; what is heavy is imported in place."""
+"""`looped export`: write the model of a run as a folder for other libraries. Heavy imports are lazy."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,23 +11,23 @@ from looped.cli.verb import Settings, Verb, check_range, no_settings
 
 @dataclass
 class Export(Verb):
-    """Write the model of a run to a folder that transformers reads, with its tokenizer and a model card."""
+    """Write the model of a run to a folder that transformers can load, with its tokenizer and a model card."""
 
     run: Positional[Path]
     """the folder of a run"""
     out: Path
     """the folder of the model, which must not exist"""
     to: str = "hf"
-    """hf: read with this package, at any depth, loops and denoisers. Without it: llama, mistral, qwen2, qwen3, olmo2,
-    unrolled at one depth; nanbeige, which llama.cpp, SGLang and vLLM run; huginn, for its own code"""
+    """hf: needs this package to load, any depth, loops and denoisers. Without this package: llama, mistral, qwen2,
+    qwen3 or olmo2, unrolled at one depth; nanbeige, for llama.cpp, SGLang and vLLM; huginn, for its own code"""
     num_steps: int | None = None
-    """loop or solver steps per token where none are asked for; those of training if not given"""
+    """default loop or solver steps per token of the exported model; if not given, those of training"""
     licence: str | None = None
-    """as the model card says it, for instance apache-2.0"""
+    """licence to name in the model card, e.g. apache-2.0"""
     step: int | None = None
     """export this checkpoint instead of the newest one"""
     raw: bool = False
-    """the last weights instead of the averaged ones (optim.ema_decay)"""
+    """use the last weights instead of the EMA weights (optim.ema_decay)"""
 
     def __call__(self, settings: Settings) -> None:
         no_settings(settings, "export")
@@ -37,5 +37,5 @@ class Export(Verb):
         from looped.training.runs import load_run
 
         run = load_run(self.run, ema=not self.raw, step=self.step)
-        need_whole(run, "is a model to export")
+        need_whole(run, "can be exported")
         print(export(run, self.out, self.to, num_steps=self.num_steps, licence=self.licence))

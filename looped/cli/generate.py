@@ -1,5 +1,4 @@
-"""`looped generate`: text continued, or images made, by a trained run at any depth; what is heavy is imported in place.
-"""
+"""`looped generate`: continue text or generate images with a trained run. Heavy imports are lazy."""
 
 import sys
 from dataclasses import dataclass, fields
@@ -19,39 +18,39 @@ if TYPE_CHECKING:
 
 OF_WHAT = dict.fromkeys(("prompt", "prompts", "num_tokens", "temperature", "top_k", "top_p", "stop", "past_the_end",
                          "json"), "text") | dict.fromkeys(("guidance", "out"), "images")
-"""Flag -> what it is for."""
+"""Flag -> the kind of run it applies to."""
 
 
 @dataclass
 class Generate(Verb):
-    """Continue a text with a trained run, at any depth; or many texts at once. Of a run that makes images, write a
-    picture with a row of them for each class."""
+    """Continue one or more texts with a trained run, at any depth. If the run generates images, write one picture with
+    a row of images per class."""
 
     run: Positional[Path]
     """the folder of a run"""
     prompt: str = "\n"
     """the text to continue; - reads it from stdin"""
     prompts: Path | None = None
-    """a file with a prompt a line instead (empty lines are passed over): all are continued in one batch, each as it
+    """a file with one prompt per line instead (empty lines are skipped); all are continued in one batch, each as it
     would be alone"""
     depth: int = 8
-    """loop or solver steps a token; of masked diffusion, the unmasking steps of the whole text"""
+    """loop or solver steps per token; for masked diffusion, unmasking steps of the whole text"""
     num_tokens: int = 128
-    """tokens to write"""
+    """tokens to generate"""
     num_samples: int = 1
-    """continuations, or images of each class"""
+    """continuations per prompt, or images per class"""
     temperature: float = 1.0
-    """below 1 keeps to likely tokens; 0 takes the likeliest alone"""
+    """sampling temperature; 0 always takes the most likely token"""
     top_k: int | None = None
-    """only the k likeliest tokens"""
+    """sample only from the k most likely tokens"""
     top_p: float = 1.0
-    """only the likeliest tokens that together hold this share"""
+    """sample only from the most likely tokens that together have this probability"""
     stop: tuple[str, ...] = ()
-    """strings that end a text where it says one of them, which is left out; an end of text always does"""
+    """strings that end a text when generated and are left out of it; an end-of-text token always ends it"""
     past_the_end: bool = False
-    """write all tokens, on past an end of text into another document"""
+    """generate all tokens, continuing with another document after an end-of-text token"""
     device: str = "auto"
-    """auto (the best there is: cuda, mps, cpu), cpu, cuda, cuda:1 or mps"""
+    """auto (the best available of cuda, mps, cpu), cpu, cuda, cuda:1 or mps"""
     dtype: str = "fp32"
     """fp32, or bf16 or fp16 under autocast"""
     step: int | None = None
@@ -59,9 +58,9 @@ class Generate(Verb):
     json: bool = False
     """print JSON lines {prompt, depth, text}"""
     guidance: float | None = None
-    """of images: classifier-free guidance; 1 is the plain class; denoise.guidance if not given"""
+    """images: scale of classifier-free guidance, where 1 is none; if not given, denoise.guidance"""
     out: Path | None = None
-    """of images: the picture; grid.png if not given"""
+    """images: file of the picture; if not given, grid.png"""
 
     def __call__(self, settings: Settings) -> None:
         for name in ("depth", "num_tokens", "num_samples"):
@@ -84,14 +83,14 @@ class Generate(Verb):
                 print(line)
 
     def _check(self, domain: "Domain", config: Config) -> None:
-        """Raises UserError for flags of another kind of run."""
+        """Raises UserError for flags that apply to another kind of run."""
         for name, what in OF_WHAT.items():
             if name not in domain.asks and getattr(self, name) != type(self).__dataclass_fields__[name].default:
                 raise UserError(f"--{name.replace('_', '-')} is for {what}, and {self.run} {domain.does(config)}; "
                                 f"leave it out")
 
     def _texts(self) -> list[str]:
-        """The prompts. Raises UserError for a file that is none."""
+        """The prompts. Raises UserError for an unreadable file or an invalid prompt."""
         from looped.data.prompts import check_prompt, read_piped, read_prompts
 
         if self.prompts is not None:

@@ -1,4 +1,4 @@
-"""`looped import`: a pretrained model as a run; what is heavy is imported in place."""
+"""`looped import`: convert a pretrained model into a run. Heavy imports are lazy."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +10,12 @@ from looped.cli.verb import Settings, Verb
 
 @dataclass
 class Import(Verb):
-    """Make a run of a pretrained model, dense or looped: a folder with config.json and safetensors, or a name on the
-    Hugging Face hub, NAME or NAME@REVISION. None of its code is run.
+    """Convert a pretrained model, dense or looped, into a run. The model is a folder with config.json and safetensors,
+    or a name on the Hugging Face hub, NAME or NAME@REVISION. None of its code is run.
 
     Dense: Llama, Mistral, Qwen2, Qwen3, OLMo2, SmolLM2, SmolLM3. Looped: Huginn, Retrofit, Ouro, STARS, Nanbeige4.2.
-    The run is of step 0: evaluate it, sample it, go on with it by `looped train RUN/config.yaml`, or start others with
-    --training.warm_start RUN.
+    The run is at step 0: evaluate it, sample from it, train it further with `looped train RUN/config.yaml`, or start
+    other runs from it with --training.warm_start RUN.
     """
 
     source: Positional[str]
@@ -24,9 +24,9 @@ class Import(Verb):
     """the folder of the run, which must not exist"""
     layers: str | None = None
     """prelude/core/coda, to cut a loop out of a dense stack: 4/8/4 keeps the first 4 layers, the last 4, and the 8
-    right before these, which are looped; all layers are one block that is gone through once if not given"""
+    right before these, which are looped; if not given, all layers form one block that runs once"""
     tokenizer: Path | None = None
-    """a tokenizer.json, or a folder with one, where the model has none"""
+    """a tokenizer.json, or a folder with one, if the model has none"""
 
     def __call__(self, settings: Settings) -> None:
         from looped.hub.importing import import_model

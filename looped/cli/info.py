@@ -1,4 +1,4 @@
-"""`looped info`: the machine, a run, or a config."""
+"""`looped info`: describe the machine, a run or a config."""
 
 import os
 from dataclasses import dataclass
@@ -13,10 +13,11 @@ from looped.config.reads import notice, unread_in
 
 @dataclass
 class Info(Verb):
-    """Versions, devices, and which attention backends can run and why not; or what a run or a config is."""
+    """Show versions, devices and attention backends (with the reason if one cannot run), or describe a run or
+    config."""
 
     target: Positional[Path | None] = None
-    """a run's folder or a YAML file; nothing describes the machine"""
+    """a run's folder or a YAML file; if not given, the machine is described"""
 
     def __call__(self, settings: Settings) -> None:
         if self.target is None:

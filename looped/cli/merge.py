@@ -1,4 +1,4 @@
-"""`looped merge`: runs of single blocks as one run of the whole model."""
+"""`looped merge`: merge runs of single blocks into one run of the whole model."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +10,10 @@ from looped.cli.verb import Settings, Verb, no_settings
 
 @dataclass
 class Merge(Verb):
-    """Put finished runs of single blocks together into the run of the whole model, which eval and generate can use.
+    """Merge finished runs of single blocks into one run of the whole model, which eval and generate can use.
 
-    Every block must be there once, from the same config and data, and what the blocks share must be bitwise the same.
+    Each block must be given exactly once, all from the same config and data, and the weights that blocks share must be
+    bitwise equal.
     """
 
     runs: Positional[tuple[Path, ...]]

@@ -1,4 +1,4 @@
-"""`looped plot`: depth curves of several runs in one picture."""
+"""`looped plot`: plot the depth curves of several runs together."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,18 +11,18 @@ from looped.errors import UserError
 
 @dataclass
 class Plot(Verb):
-    """Draw the depth curves of evaluated runs in one picture, the trained depths shaded, and print them as a table.
+    """Plot the depth curves of evaluated runs together, the trained depths shaded, and print them as a table.
 
-    Each difficulty of a task has a curve of its own, and so has each checkpoint or setting that was evaluated.
+    Each difficulty of a task, each evaluated checkpoint and each changed setting has its own curve.
     """
 
     runs: Positional[tuple[Path, ...]]
-    """folders of runs that `looped eval` has measured"""
+    """folders of runs evaluated with `looped eval`"""
     out: Path = Path("depth.png")
-    """the picture: PNG, SVG or PDF; the table is written beside it as Markdown"""
+    """file of the plot: PNG, SVG or PDF; the table is written next to it as Markdown"""
     metric: str | None = None
-    """what to draw: any figure of eval/depth.jsonl with a depth, or a noise level; nats_per_token of text, solved of a
-    task, accuracy or frechet_distance of images if not given"""
+    """any metric of eval/depth.jsonl with a depth or a noise level; if not given, nats_per_token for text, solved for a
+    task, accuracy or frechet_distance for images"""
 
     def __call__(self, settings: Settings) -> None:
         no_settings(settings, "plot")

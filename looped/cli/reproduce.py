@@ -1,4 +1,4 @@
-"""`looped reproduce`: a published table with figures of one's own beside it."""
+"""`looped reproduce`: reproduce a published table, with the published values alongside."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,32 +11,32 @@ from looped.errors import UserError
 
 @dataclass
 class Reproduce(Verb):
-    """Train and measure what a published table is of, and print it with the paper's figures beside; without a name,
-    list the tables.
+    """Train and measure the arms of a published table, and print the results next to the published values; without a
+    name, list the tables.
 
-    A table is a YAML file of suites/. Each of its comparisons is a `looped compare` in a folder of its own. Leaves
-    NAME.md and NAME.jsonl there. The same command again goes on; what is finished is not done again. Settings of
-    `looped train` are for all arms.
+    A table is a YAML file in suites/. Each of its comparisons is a `looped compare` in its own folder. Writes NAME.md
+    and NAME.jsonl. The same command resumes an interrupted run and skips finished parts. Settings of `looped train`
+    apply to all arms.
     """
 
     name: Positional[str | None] = None
-    """a suite, as masked_table3, or the path of a YAML file; all are listed if not given"""
+    """a suite, e.g. masked_table3, or the path of a YAML file; if not given, all are listed"""
     scale: str = "cpu"
-    """the size: cpu, hours at most, or paper, the published one, on a GPU"""
+    """size of the experiment: cpu (hours at most) or paper (the published size, on a GPU)"""
     seeds: int | None = None
-    """seeds 0, 1, ... of every arm; those of the suite, which are 3, if not given"""
+    """seeds 0, 1, ... per arm; if not given, those of the suite (3)"""
     jobs: int = 2
-    """runs at once; they should not have to share a processor"""
+    """runs at a time; they should not share a processor"""
     arms: str | None = None
-    """lines of the table, with commas; those of the scale if not given"""
+    """comma-separated lines of the table; if not given, those of the scale"""
     entries: str | None = None
-    """sets of images or tasks, with commas; those of the scale if not given"""
+    """comma-separated data sets or tasks; if not given, those of the scale"""
     amount: int | None = None
-    """how much of the budget every run gets; that of the suite if not given"""
+    """training budget of a run, in the unit of the suite; if not given, that of the suite"""
     depths: str | None = None
-    """depths that are measured, as 1,8,64; those of the suite if not given"""
+    """depths to measure, e.g. 1,8,64; if not given, those of the suite"""
     out: Path | None = None
-    """the folder of all; runs/NAME-SCALE if not given"""
+    """folder for all files; if not given, runs/NAME-SCALE"""
 
     def __call__(self, settings: Settings) -> int | None:
         if self.name is None:
@@ -58,7 +58,7 @@ class Reproduce(Verb):
 
 
 def listing() -> str:
-    """The suites: what they reproduce, and how long that takes at every scale."""
+    """The list of suites, with the table each reproduces and its run time at every scale."""
     from looped.reproduce.suite import known_suites, load_suite
 
     lines = []

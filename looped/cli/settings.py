@@ -1,4 +1,4 @@
-"""`looped settings`: what can be set, section by section."""
+"""`looped settings`: list all settings, section by section."""
 
 import textwrap
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ WIDTH = 100
 
 @dataclass
 class Settings(Verb):
-    """List the settings of a section, with their defaults and what they do; without a section, the sections."""
+    """List the settings of a section with their defaults and descriptions; without a section, list the sections."""
 
     section: Positional[str | None] = None
-    """a section, as denoise or denoise.noise, or a setting, as model.width; all sections if not given"""
+    """a section, e.g. denoise or denoise.noise, or a setting, e.g. model.width; if not given, all sections"""
     search: str | None = None
-    """only settings whose name or description has this in it, of all sections if none is named"""
+    """only settings whose name or description contains this text; in all sections if none is named"""
 
     def __call__(self, settings: Flags) -> None:
         no_settings(settings, "settings")
@@ -28,7 +28,7 @@ class Settings(Verb):
         if self.section is None and self.search is None:
             print(sections())
             return
-        found = [each for each in known if self._is_of(each[0]) and self._is_sought(" ".join(each))]
+        found = [each for each in known if self._is_of(each[0]) and self._matches(" ".join(each))]
         if not found and self.search is None:
             names = {part for name, *_ in known for part in (name, name.rpartition(".")[0]) if part}
             raise UserError(f"there is no section or setting '{self.section}'"
@@ -42,12 +42,12 @@ class Settings(Verb):
     def _is_of(self, name: str) -> bool:
         return self.section is None or f"{name}.".startswith(f"{self.section}.")
 
-    def _is_sought(self, text: str) -> bool:
+    def _matches(self, text: str) -> bool:
         return self.search is None or self.search.lower() in text.lower()
 
 
 def sections() -> str:
-    """A line a section: its name and the names of its settings."""
+    """One line per section: its name and the names of its settings."""
     found: dict[str, list[str]] = {}
     for name, *_ in describe_settings():
         section, _, setting = name.rpartition(".")

@@ -1,4 +1,4 @@
-"""`looped train`: a config trained in a run folder, or what that would cost; what is heavy is imported in place."""
+"""`looped train`: train a config in a run folder, or print the cost of that. Heavy imports are lazy."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,20 +13,20 @@ from looped.errors import UserError
 
 @dataclass
 class Train(Verb):
-    """Train a config in a run folder, or go on with a run that was interrupted: run the same command again.
+    """Train a config in a run folder. The same command resumes an interrupted run.
 
     The folder holds config.yaml, metrics.jsonl, train.log, the tokenizer and the checkpoints. Ctrl-C saves and stops.
     """
 
     config: Positional[Path]
-    """a YAML file, the name of a config that comes with looped (see looped configs), or the config.yaml of a run"""
+    """a YAML file, the name of a shipped config (see looped configs), or the config.yaml of a run"""
     run: Path | None = None
-    """the run's folder; runs/<name of the config> if not given, with -block0 and so on of a block alone"""
+    """the run's folder; if not given, runs/<name of the config>, with the suffix -block0 etc. for a single block"""
     block: str | None = None
-    """hold and train this block of a core of several alone, 0 or 1 and so on; rank: each process that torchrun or
-    accelerate starts takes the block of its rank, in a run of its own (with --run RUN in RUN-block0 and so on)"""
+    """hold and train only this block of a core of several, 0, 1, ...; rank: each process started by torchrun or
+    accelerate trains the block of its rank, in its own run (with --run RUN: RUN-block0 etc.)"""
     dry_run: bool = False
-    """only print the resolved config, the parameters, the FLOPs and the memory it would need"""
+    """only print the resolved config and its parameters, FLOPs and memory"""
 
     def __call__(self, settings: Settings) -> int:
         if self.block is not None:
@@ -45,8 +45,8 @@ class Train(Verb):
     def _alone(self, settings: Settings) -> int:
         """The block that --block names. Raises UserError."""
         if "blocks.alone" in settings:
-            raise UserError(f"--block {self.block} and --blocks.alone {settings['blocks.alone']} say the same; keep "
-                            f"one of them")
+            raise UserError(f"--block {self.block} and --blocks.alone {settings['blocks.alone']} set the same value; "
+                            f"keep one of them")
         if self.block == "rank":
             from looped.training.processes import leave_group
 
@@ -64,13 +64,13 @@ class Train(Verb):
             return self.run.with_name(self.run.name + name) if self.block == "rank" else self.run
         if not (self.config.parent / "stamp.json").exists():
             return Path("runs") / (self.config.stem + name)
-        if load_config(self.config).blocks.alone == config.blocks.alone:  # the config of a run: that run
+        if load_config(self.config).blocks.alone == config.blocks.alone:  # the config of a run: resume that run
             return self.config.parent
         return self.config.parent.with_name(self.config.parent.name + name)
 
 
 def _print_cautions(config: Config) -> None:
-    """The warnings on its loop that a run of the config begins with."""
+    """Print the warnings about the loop that training would print at its start."""
     from looped.objectives.state_norm import cautions
 
     for caution in cautions(config):

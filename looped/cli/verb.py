@@ -1,4 +1,4 @@
-"""The interface of every verb of the command line, and the reading of its flags."""
+"""Base class of the command-line verbs, and parsers for their flags."""
 
 from collections.abc import Mapping
 
@@ -15,7 +15,7 @@ def no_settings(settings: Settings, verb: str) -> None:
 
 
 def parse_depths(text: str, flag: str = "--depths") -> list[int]:
-    """`1,2,4` as ascending depths, or other numbers. Raises UserError."""
+    """Parse `1,2,4` into ascending depths, or other numbers. Raises UserError."""
     try:
         depths = sorted({int(part) for part in text.split(",")})
     except ValueError:
@@ -27,11 +27,11 @@ def parse_depths(text: str, flag: str = "--depths") -> list[int]:
 
 def check_range(flag: str, value: int) -> None:
     if not 1 <= value <= MAX_DEPTH:
-        raise UserError(f"{flag} {value} does not lie between 1 and {MAX_DEPTH}")
+        raise UserError(f"{flag} {value} is not between 1 and {MAX_DEPTH}")
 
 
 def parse_levels(text: str) -> list[int]:
-    """`16,32,64` as ascending levels of a task. Raises UserError."""
+    """Parse `16,32,64` into ascending difficulties of a task. Raises UserError."""
     try:
         levels = sorted({int(part) for part in text.split(",")})
     except ValueError:
@@ -42,7 +42,7 @@ def parse_levels(text: str) -> list[int]:
 
 
 def costs_of(config: Config) -> str:
-    """Parameters, FLOPs and memory; of the text only a tokenizer that is to be loaded is read."""
+    """Parameters, FLOPs and memory of a config, in words. Reads no data, only the tokenizer if one is to be loaded."""
     from looped.cost.counts import count, format_counts
     from looped.data.opening import vocab_size_of
 

@@ -1,5 +1,5 @@
-"""Objectives side by side: `looped compare` trains arms at one budget, measures them on the same text, problems or
-images, and reports."""
+"""`looped compare`: train several objectives (arms) at one budget, measure them on the same text, problems or images,
+and write a report."""
 
 from looped.compare.kinds import kind_of
 from looped.compare.plan import Plan, make_plan, write_configs
@@ -12,22 +12,23 @@ __all__ = ["Plan", "compare", "compared", "make_plan"]
 
 
 def compare(plan: Plan, *, jobs: int = 1, placement: Placement = CPU) -> int:
-    """Train, measure on a device and report; the exit code. Raises UserError for the first arm that failed, after
-    reporting on the finished ones."""
+    """Train all arms, measure them on a device and report; returns the exit code. Raises UserError for the first run
+    that failed, after reporting on the finished ones."""
     trained = compared(plan, jobs=jobs, placement=placement)
     if trained.signal:
-        print("stopped; the same command goes on")
+        print("stopped; run the same command again to resume")
         return 128 + trained.signal
     if trained.failures:
         name, why = next(iter(trained.failures.items()))
         rest = f" (and {len(trained.failures) - 1} more failed)" if len(trained.failures) > 1 else ""
-        raise UserError(f"{name}: {why}{rest}; the finished runs are kept in {plan.out}, and the same command goes on")
+        raise UserError(f"{name}: {why}{rest}; the finished runs are kept in {plan.out}; run the same command again to "
+                        f"resume")
     return 0
 
 
 def compared(plan: Plan, *, jobs: int = 1, placement: Placement = CPU) -> Trained:
-    """Train, and unless that was stopped, measure and report on what has finished. Raises UserError where the plan
-    cannot be carried out."""
+    """Train all arms, then measure and report on the finished runs unless training was stopped. Raises UserError if
+    the plan cannot be carried out."""
     kind = kind_of(plan.config)
     kind.check(plan)
     write_configs(plan)

@@ -1,4 +1,4 @@
-"""Cells that the tables of text and of tasks share, and what the columns of cost mean."""
+"""Table cells that all kinds of comparison share, and the notes that explain the cost columns."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ def difference_cell(value: Difference | None) -> str:
 
 
 def cost_cells(arm: ArmSummary) -> Mapping[str, str]:
-    """Column -> cell, of what a run took."""
+    """Column -> cell: the cost of training one run."""
     c = arm.costs
     return {"seconds": f"{c['seconds'].mean:,.1f}", "steps": f"{c['step'].mean:,.0f}",
             "tokens": f"{c['tokens'].mean:,.0f}", "layer forwards": f"{c['layer_forwards'].mean:,.0f}",
@@ -28,15 +28,15 @@ def cost_cells(arm: ArmSummary) -> Mapping[str, str]:
 
 
 def over_seeds(plan: Plan) -> str:
-    """What a cell is over the seeds, in words."""
+    """Description of how a cell averages over seeds."""
     return "one seed" if plan.num_seeds == 1 else f"mean ± standard deviation over {plan.num_seeds} seeds"
 
 
 def closing_notes(arms: Sequence[ArmSummary], plan: Plan) -> list[str]:
-    """What the columns of cost mean, and whose seeds are missing."""
-    found = ["seconds, steps, tokens, layer forwards (a backward pass counts two), peak MB: of training alone, a "
+    """Notes that explain the cost columns and name the arms with missing seeds."""
+    found = ["seconds, steps, tokens, layer forwards (a backward pass counts as two), peak MB: cost of training only, "
              "mean over seeds."]
     if plan.config.training.clock == "processor":
-        found.append("Seconds are those of the processors, all threads together (training.clock), not of the wall.")
+        found.append("Seconds are processor time summed over all threads (training.clock), not wall-clock time.")
     unfinished = [arm.name for arm in arms if len(arm.runs) < plan.num_seeds]
-    return found + ([f"Not all seeds are in: {', '.join(unfinished)}."] if unfinished else [])
+    return found + ([f"Arms with unfinished seeds: {', '.join(unfinished)}."] if unfinished else [])

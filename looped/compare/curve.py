@@ -1,5 +1,5 @@
-"""The curve of a run: a held-out figure against what training has spent, read along either: when it first was as good
-as another, and what it was when so much had been spent."""
+"""Training curves, a held-out metric against the budget spent: the budget at which a curve first reaches a target, and
+the metric at a given budget."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,15 +9,15 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 BUDGETS = ("seconds", "tokens", "layer_forwards")
-"""What a curve can be drawn against."""
+"""Budgets that a curve can be plotted against."""
 UNITS = {"seconds": "seconds", "tokens": "tokens", "layer_forwards": "layer forwards"}
 
 
 @dataclass(frozen=True)
 class Gauge:
-    """The figure that a comparison follows through training: `field` of the held-out lines of metrics.jsonl, `name` and
-    `remark` in sentences, `axis` in pictures. `worst`: what needs no training to be reached. `examples`: what it is a
-    mean over, in words. `is_share`: of right answers, each 1 or 0."""
+    """The metric that a comparison follows through training: `field` of the held-out lines of metrics.jsonl, `name` and
+    `remark` in sentences, `axis` in plots. `worst`: the worst possible value, which needs no training. `examples`: the
+    plural noun for the items it averages over. `is_share`: True for a fraction of right answers, each 1 or 0."""
 
     field: str
     name: str
@@ -33,8 +33,8 @@ class Gauge:
 
 
 def crossing(curve: Sequence[dict[str, Any]], wanted: float, gauge: Gauge) -> dict[str, Any] | None:
-    """What had been spent when a curve was first as good as `wanted`: straight lines between evaluations, nothing
-    before the first of them (`early`). None where it never was."""
+    """Amount of each budget spent when a curve first reaches `wanted`, interpolated linearly between evaluations.
+    `early`: the first evaluation already reaches it. None if no evaluation does."""
     for i, line in enumerate(curve):
         now = line[gauge.field]
         if not gauge.as_good(now, wanted):
@@ -48,11 +48,11 @@ def crossing(curve: Sequence[dict[str, Any]], wanted: float, gauge: Gauge) -> di
 
 
 def value_at(curve: Sequence[dict[str, Any]], unit: str, spent: float, gauge: Gauge) -> float | None:
-    """The figure when `spent` of a budget had been spent, on the straight line between two evaluations. None before the
-    first of them, where nothing is known; after the last, which is the end of training, it stays as it is."""
+    """The metric after `spent` of a budget, interpolated linearly between evaluations. None before the first
+    evaluation; constant after the last one, which is at the end of training."""
     return values_at(curve, unit, [spent], gauge).item() if spent >= curve[0][unit] else None
 
 
 def values_at(curve: Sequence[dict[str, Any]], unit: str, spent: ArrayLike, gauge: Gauge) -> np.ndarray:
-    """The figure at each of many amounts of a budget, (N,): straight lines between evaluations, level outside them."""
+    """The metric at N amounts of a budget, (N,): linear between evaluations, constant outside them."""
     return np.interp(spent, [line[unit] for line in curve], [line[gauge.field] for line in curve])

@@ -1,4 +1,4 @@
-"""Measures of runs on images: which of those held out are named rightly, over depth."""
+"""Measurement of runs that classify images: which held-out images are classified correctly, by depth."""
 
 from typing import Any, ClassVar
 
@@ -25,7 +25,7 @@ class ImageMeasured(ShareMeasured):
 
 
 class OfImages(Measurer):
-    """Shows the same images to every arm and seed, each in patches of its own size."""
+    """Gives every arm and seed the same images, cut into patches of the arm's own size."""
 
     def __init__(self, plan: Plan, finished: list[Place], placement: Placement = CPU):
         super().__init__(plan, finished, placement)
@@ -35,7 +35,7 @@ class OfImages(Measurer):
         return super().inputs(place) | {"images": self.images.fingerprint}
 
     def opened(self, place: Place) -> tuple[Run, LabelledData]:
-        """A run and the images as it takes them. Raises UserError where it was trained on others."""
+        """A run, and the images in its patch size. Raises UserError if it was trained on other images."""
         run = self.load(place)
         data = cut(self.images, run.config.model.patch_size)
         run.identity.check(data, run.path, AGAIN)
@@ -43,7 +43,7 @@ class OfImages(Measurer):
 
 
 class ImageMeasurer(OfImages, ShareMeasurer):
-    """Counts the images that are named rightly."""
+    """Counts the images that are classified correctly."""
 
     measured: ClassVar[type[ImageMeasured]] = ImageMeasured
 
@@ -54,11 +54,11 @@ class ImageMeasurer(OfImages, ShareMeasurer):
 
 
 def check_images(plan: Plan) -> None:
-    """Raises UserError where images are not to be had or do not split into an arm's patches, or where too few are held
-    out."""
+    """Raises UserError if the images are not available, do not split into an arm's patches, or too few are held out.
+    """
     images = prepare_images(plan.config.images)
     for arm in plan.arms:
         cut(images, arm.config.model.patch_size)
     if len(images.heldout) < 2:
-        raise UserError(f"{images.source} has one image held out, no half to choose a depth on and another to report; "
-                        f"hold out more, by images.heldout where there is no test part")
+        raise UserError(f"{images.source} has one held-out image, but a comparison chooses depths on one half and "
+                        f"reports the other; hold out more, by images.heldout if the data has no test split")

@@ -1,4 +1,4 @@
-"""Comparisons by kind of data: what is measured, and how it is tabled and drawn."""
+"""Table of comparisons by kind of data (text, tasks, images): how each is measured, tabulated and plotted."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -27,8 +27,9 @@ Arms = Sequence[ArmSummary]
 
 @dataclass(frozen=True)
 class Kind:
-    """`held_out`: what all arms are measured on. `check`: raises UserError for a plan that cannot be, before anything
-    is trained. `depths`: pictures over depth. `samples`: of what the arms write, and what is measured of that."""
+    """One kind of comparison. `held_out`: noun for the data that all arms are measured on. `check`: raises UserError
+    for an impossible plan before anything is trained. `depths`: plots over depth. `samples`: sections with generated
+    samples and their metrics."""
 
     held_out: str
     check: Callable[[Plan], None]
@@ -54,7 +55,7 @@ KINDS = {"text": TEXT, "puzzles": TASK, "classify": IMAGES, "generate": MADE}
 
 
 def kind_of(config: Config) -> Kind:
-    """By what the config trains on; of a kind of data of one's own, from its domain."""
+    """The kind of comparison for the data of a config; for a custom domain, built from that domain."""
     if config.domain.name is not None:
         return replace(IMAGES, held_out=domain_of(config).examples, check=lambda plan: None,
                        measurer=own_measurer(config), notes=own_notes)

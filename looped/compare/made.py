@@ -1,5 +1,5 @@
-"""A comparison of runs that make images: their denoising loss, image by image, and how far what they make is from real
-images, by the number of solver steps."""
+"""Comparison of runs that generate images: denoising loss per image, and Fréchet distance between generated and real
+images by number of solver steps."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,8 @@ DISTANCE = replace(LOSS, name="Fréchet distance", field="frechet_distance", axi
 
 @dataclass(frozen=True)
 class MadeMeasured(MeanMeasured):
-    """One run that makes images: the denoising `loss` of each held-out image at a level of training."""
+    """One run that generates images. `loss`: the denoising loss of each held-out image, at a noise level from the
+    training distribution."""
 
     gauge: ClassVar[Gauge] = LOSS
     depth_gauge: ClassVar[Gauge] = DISTANCE
@@ -40,12 +41,12 @@ class MadeMeasured(MeanMeasured):
 
     @property
     def by_depth(self) -> dict[int, float]:
-        """Depth -> Fréchet distance, over pixels, between made images and held-out ones."""
+        """Depth -> Fréchet distance, over pixels, between generated and held-out images."""
         return {row["depth"]: row["mean"] for row in self.rows if row["metric"] == DISTANCE.field}
 
 
 class MadeMeasurer(OfImages):
-    """Measures losses, and the images that each run makes."""
+    """Measures the losses and the generated images of each run."""
 
     keys: ClassVar[frozenset[str]] = frozenset({"loss"})
 
@@ -73,14 +74,14 @@ def _line(arm: MeanSummary, plan: Plan) -> list[str]:
 
 
 def made_notes(arms: Sequence[MeanSummary], plan: Plan) -> list[str]:
-    """The columns in words."""
+    """Notes that explain the columns."""
     num = len(arms[0].runs[0].loss)
     return [
-        f"loss: the denoising loss of {num} held-out images ({plan.config.images.source}) at levels of the training "
-        f"distribution, the same for every arm (lower is better), {over_seeds(plan)}. Arms that weigh levels otherwise "
-        f"(denoise.weight) have losses that do not compare.",
-        f"against {arms[0].name}: the difference of the losses, paired by image and seed; the 95 % interval is a "
-        f"bootstrap over images of the mean over seeds, so it does not hold the spread between seeds.",
-        "distance, depth n: the Fréchet distance, over pixels, between as many made images and the held-out ones "
-        "(lower is better) after n solver steps; one figure of whole sets, and so without an interval.",
+        f"loss: the denoising loss of {num} held-out images ({plan.config.images.source}) at noise levels from the "
+        f"training distribution, the same levels for every arm (lower is better), {over_seeds(plan)}. Losses of arms "
+        f"that weight the levels differently (denoise.weight) are not comparable.",
+        f"against {arms[0].name}: the difference in loss, paired by image and seed; the 95 % interval is a bootstrap "
+        f"over images of the mean over seeds, so it does not include the spread between seeds.",
+        "distance, depth n: the Fréchet distance in pixel space between the held-out images and as many images "
+        "generated with n solver steps (lower is better); it compares whole sets and so has no interval.",
         *closing_notes(arms, plan)]

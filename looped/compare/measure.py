@@ -1,6 +1,6 @@
-"""Measures the trained runs of a comparison on the same held-out data, and reads what their training cost.
+"""Measures the trained runs of a comparison on the same held-out data, and reads their training costs.
 
-An evaluation is kept in the run's folder with what it depended on, and is done again only where that has changed.
+An evaluation is stored in the run's folder together with its inputs, and is repeated only if those have changed.
 """
 
 import json
@@ -27,8 +27,9 @@ Common = tuple[Place, list[dict[str, Any]], dict[str, float], list[dict[str, Any
 
 @dataclass(frozen=True)
 class Measured:
-    """One run: `rows` of its evaluation, `costs` of its training, `curve`: the held-out lines of its metrics, oldest
-    first, which `gauge` reads; `depth_gauge`: of its figures by depth."""
+    """One measured run: `rows` of its evaluation, `costs` of its training, `curve` (the held-out lines of
+    metrics.jsonl, oldest first). `gauge`: the metric of the curve; `depth_gauge`: the metric of the plots over depth.
+    """
 
     gauge: ClassVar[Gauge]
     depth_gauge: ClassVar[Any] = property(lambda self: self.gauge)
@@ -39,12 +40,12 @@ class Measured:
 
     @property
     def followed(self) -> Float[Tensor, "num"]:
-        """The values whose mean the gauge is, after training: a figure of every held-out sequence, problem or image."""
+        """The gauge after training, before averaging: one value per held-out sequence, problem or image."""
         raise NotImplementedError
 
 
 class MeanMeasured(Measured):
-    """One run with a figure by depth, of all that is held out, besides the one that is followed."""
+    """One measured run that also has one figure per depth, over all held-out data."""
 
     @property
     def by_depth(self) -> dict[int, float]:
@@ -52,7 +53,8 @@ class MeanMeasured(Measured):
 
 
 class Measurer(ABC):
-    """Evaluates places; subclasses say on what, and `keys` what an evaluation holds."""
+    """Evaluates trained runs; subclasses choose the data. `keys`: the fields of a stored evaluation besides `inputs`
+    and `rows`."""
 
     keys: ClassVar[frozenset[str]]
 
@@ -62,7 +64,7 @@ class Measurer(ABC):
         self.placement = placement
 
     def __call__(self, place: Place, *, say: Callable[[str], None] = print) -> Measured:
-        """What is known of a trained run, evaluated now where that was not done before."""
+        """The measured run; evaluates it now if no stored evaluation is valid."""
         inputs, found = self.inputs(place), self.read(place.run / FILE)
         if found is None or found["inputs"] != inputs:
             say(f"evaluating {place.name}")
@@ -76,7 +78,7 @@ class Measurer(ABC):
                                  [line for line in lines if line["kind"] == "heldout"]))
 
     def inputs(self, place: Place) -> dict[str, Any]:
-        """All that an evaluation depends on, as JSON holds it; the device changes no more than rounding."""
+        """The inputs of an evaluation, as JSON values; the device is left out since it changes only rounding."""
         rounded = {} if self.placement.dtype == "fp32" else {"dtype": self.placement.dtype}
         return {"step": step_of(place), "depths": self.depths(place), "config": place.config.model_dump(mode="json"),
                 **rounded}
@@ -86,20 +88,20 @@ class Measurer(ABC):
 
     @abstractmethod
     def evaluate(self, place: Place) -> dict[str, Any]:
-        """Everything of `keys`, as JSON holds it."""
+        """The rows and all of `keys`, as JSON values."""
 
     @abstractmethod
     def made(self, found: Mapping[str, Any], common: Common) -> Measured:
-        """The run, of what `evaluate` gave."""
+        """The measured run, built from the result of `evaluate`."""
 
     def load(self, place: Place) -> Run:
-        """The run, with the evaluation settings of the present command."""
+        """The run, with the evaluation settings of the current command."""
         settings = place.config.evaluation.model_dump(mode="json")
         return load_run(place.run, settings={f"evaluation.{name}": value for name, value in settings.items()},
                         device=self.placement.device)
 
     def read(self, path: Path) -> dict[str, Any] | None:
-        """An evaluation that was kept."""
+        """A stored evaluation; None if there is none, or it is unreadable or incomplete."""
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             return found if {"inputs", "rows", *self.keys} <= found.keys() else None

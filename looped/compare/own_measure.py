@@ -1,4 +1,4 @@
-"""A comparison on a kind of data of one's own: the share of its examples that is right, over depth."""
+"""Comparison on a custom domain (domain.name): the fraction of its held-out examples answered correctly, by depth."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +18,7 @@ from looped.evaluation.rows import keep_nothing
 
 
 class OwnMeasurer(ShareMeasurer):
-    """Asks the domain of each run, whose evaluation has to say what is `right` by depth."""
+    """Evaluates each run with its domain; the result must have a field `right`."""
 
     def evaluate(self, place: Place) -> dict[str, Any]:
         run = self.load(place)
@@ -26,13 +26,13 @@ class OwnMeasurer(ShareMeasurer):
         found = domain.evaluate(run.objective, run.data, run.config, self.depths(place), Options(), keep=keep_nothing)
         right = getattr(found, "right", None)
         if right is None:
-            raise UserError(f"domain.name {run.config.domain.name} does not say which examples are right; give what "
-                            f"its evaluate returns `right`, depth -> a tensor of 0 and 1")
+            raise UserError(f"domain.name {run.config.domain.name} does not report which examples are right; give the "
+                            f"result of its evaluate a field `right`: depth -> a tensor of 0 and 1")
         return as_json(found.rows, {None: right})
 
 
 def own_measurer(config: Config) -> type[Measurer]:
-    """The measurer of a config's domain."""
+    """The measurer for the custom domain of a config."""
     metric, examples = config.kind.metric, domain_of(config).examples
     gauge = Gauge(metric, metric, "", metric, higher_is_better=True, worst=0.0, examples=examples, is_share=True)
     measured = type("OwnMeasured", (ShareMeasured,), {"gauge": gauge})
@@ -40,9 +40,9 @@ def own_measurer(config: Config) -> type[Measurer]:
 
 
 def own_notes(arms: Sequence[ShareSummary], plan: Plan) -> list[str]:
-    """The columns in words."""
+    """Notes that explain the columns."""
     gauge, config = arms[0].runs[0].gauge, plan.config
-    return [f"{gauge.name}: the share of held-out {gauge.examples} ({config.kind.source(config)}) that is right "
+    return [f"{gauge.name}: the fraction of held-out {gauge.examples} ({config.kind.source(config)}) that are right "
             f"(higher is better), {over_seeds(plan)}. The number in brackets is the depth.",
             *share_notes(arms, plan, one="example", group=f"held-out {gauge.examples}",
                          followed=f"all held-out {gauge.examples}")]

@@ -1,4 +1,4 @@
-"""The pictures of a comparison: quality over depth, and over what has been spent."""
+"""Plots of a comparison: quality over depth, and over each budget spent."""
 
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -14,16 +14,16 @@ from looped.reports.sections import Figure
 
 GRID = 200
 TALLEST = 2.0
-"""A picture ends at this multiple of its lowest loss, so that one arm that fails does not flatten the others."""
+"""Upper limit of the loss axis, as a multiple of the lowest loss: one arm that fails does not flatten the others."""
 LETTERS = 14
-"""Of the legend, an inch."""
+"""Letters of the legend per inch."""
 LINE = 0.17
-"""Inches of a line of the legend."""
+"""Height of one line of the legend, in inches."""
 ByDepth = Callable[[ArmSummary], Mapping[int, Sequence[float]]]
 
 
 def budget_figures(arms: Sequence[ArmSummary], out: Path) -> list[Figure]:
-    """The gauge over what has been spent, drawn for each of `BUDGETS`; every arm has one colour in all pictures."""
+    """The gauge plotted over each of `BUDGETS`; an arm has the same colour in all plots."""
     gauge, found = arms[0].runs[0].gauge, []
     for unit in BUDGETS:
         path = picture(out, unit.replace("_", "-"))
@@ -34,15 +34,15 @@ def budget_figures(arms: Sequence[ArmSummary], out: Path) -> list[Figure]:
 
 
 def picture(out: Path, name: str) -> Path:
-    """The file of a picture, in its folder."""
+    """The path of a plot; its folder is created."""
     (out / "plots").mkdir(exist_ok=True)
     return out / "plots" / f"{name}.png"
 
 
 def depth_figure(arms: Sequence[ArmSummary], plan: Plan, caption: str, *, by_depth: ByDepth | None = None,
                  name: str = "depth", title: str = "") -> Figure:
-    """A figure over depth, of `by_depth(arm)[depth]` a figure a seed (`ArmSummary.seeds_by_depth` if None): the mean,
-    from lowest to highest seed shaded."""
+    """A plot over depth of `by_depth(arm)`, depth -> one value per seed (`ArmSummary.seeds_by_depth` if None): the mean
+    as a line, lowest to highest seed as a band."""
     figure, axes = new_figure()
     lines = [arm.seeds_by_depth() if by_depth is None else by_depth(arm) for arm in arms]
     for arm, line, colour in zip(arms, lines, colours(len(arms)), strict=True):
@@ -50,17 +50,17 @@ def depth_figure(arms: Sequence[ArmSummary], plan: Plan, caption: str, *, by_dep
     over_depth(axes, set().union(*lines))
     axes.set_title(title, fontsize=10)
     _save(figure, axes, path := picture(plan.out, name), arms[0].runs[0].depth_gauge)
-    bands = " Lines are means over seeds, bands go from the lowest seed to the highest." if plan.num_seeds > 1 else ""
+    bands = " Lines are means over seeds; bands span the lowest to the highest seed." if plan.num_seeds > 1 else ""
     return Figure(path, f"{caption}.{bands}", caption)
 
 
 def over_depths(caption: str) -> Callable[[Sequence[ArmSummary], Plan], list[Figure]]:
-    """That alone, as the pictures over depth of a kind."""
+    """The `depths` of a `Kind` that has one plot over depth, with this caption."""
     return lambda arms, plan: [depth_figure(arms, plan, caption)]
 
 
 def plot_budget(arms: Sequence[ArmSummary], unit: str, path: Path) -> None:
-    """The gauge over what has been spent of one budget."""
+    """Plot the gauge over the amount of one budget spent."""
     from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
     figure, axes = new_figure(4.8)
@@ -76,7 +76,7 @@ def plot_budget(arms: Sequence[ArmSummary], unit: str, path: Path) -> None:
 
 
 def curves(arm: ArmSummary, unit: str) -> tuple[np.ndarray, np.ndarray]:
-    """(grid, the gauge of each seed on it): straight lines between evaluations, over the range all seeds have."""
+    """(grid, the gauge of each seed on it): linear between evaluations, over the range that all seeds cover."""
     low, high = max(run.curve[0][unit] for run in arm.runs), min(run.curve[-1][unit] for run in arm.runs)
     grid = np.geomspace(low, high, GRID) if low < high else np.array([high])
     return grid, np.array([values_at(run.curve, unit, grid, run.gauge) for run in arm.runs])
@@ -99,8 +99,8 @@ def _save(figure, axes, path: Path, gauge: Gauge) -> None:
 
 
 def _legend(figure, axes) -> None:
-    """Above the axes, where it covers no curve, and in a picture that is higher by as much: as many columns as fit,
-    long names in several lines."""
+    """Draw the legend above the axes, where it covers no curve, and make the figure taller by its height. It has as
+    many columns as fit, with long names wrapped."""
     handles, names = axes.get_legend_handles_labels()
     width, height = figure.get_size_inches()
     names = [textwrap.fill(name, int(LETTERS * (width - 1))) for name in names]
@@ -111,8 +111,8 @@ def _legend(figure, axes) -> None:
 
 
 def _limits(axes, gauge: Gauge) -> tuple[float, float]:
-    """All shares there are; of losses, not those of an arm that fails."""
+    """Limits of the y axis: 0 to 1 for fractions; for losses, cut off at `TALLEST`."""
     if gauge.higher_is_better:
         return -0.03, 1.03
-    bottom, top = axes.get_ylim()  # with the bands
+    bottom, top = axes.get_ylim()  # includes the bands
     return bottom, min(top, TALLEST * min(line.get_ydata().min() for line in axes.lines))

@@ -1,8 +1,8 @@
-"""The plan of a comparison: arms and seeds at one budget, and where each run lies.
+"""The plan of a comparison: its arms and seeds at one budget, and the files of each run.
 
     OUT/<slug>.yaml             the config of an arm, which `looped train` reads
-    OUT/<slug>-<seed>/          its runs, whole run folders; eval/compare.json holds their evaluation
-    OUT/logs/<slug>-<seed>.log  what the run's process said
+    OUT/<slug>-<seed>/          a run folder per seed; eval/compare.json holds its evaluation
+    OUT/logs/<slug>-<seed>.log  output of the run's process
     OUT/compare.jsonl, compare.md, plots/*.png, report.html
 """
 
@@ -18,12 +18,12 @@ from looped.training.checkpoint import list_checkpoints, write_text
 from looped.training.restart import differences
 
 NUM_EVALS = 20
-"""Points of a curve over the budget, where the config has no training.num_evals. Evaluations every so many steps would
-give arms of unequal speed unequally fine curves."""
+"""Evaluations over the budget if the config sets no training.num_evals. Evaluating every n steps instead would give
+arms of different speed curves of different resolution."""
 
 
 AGAIN = "bring the old data back, or choose another --out"
-"""The way out where a comparison that goes on meets other data."""
+"""Fix named in the error if a comparison resumes and the data has changed."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,14 @@ class Place:
 
     @property
     def text_depth(self) -> int:
-        """The depth of the samples that stand for the arm: `ar` has no other than its one pass; a solver's is free."""
+        """The depth of the samples that represent the arm: the one pass of `ar`, the mean depth of a loop, and as many
+        steps for a solver, which can take any number."""
         config = self.arm.config
         return config.recurrence.mean if config.rule.free_depth else config.main_depth
 
     @property
     def text_depths(self) -> list[int]:
-        """The depths that samples are written at."""
+        """The depths at which samples are generated."""
         if self.arm.config.rule.baseline:
             return [self.text_depth]
         return sorted({*self.arm.config.evaluation.sample_depths, self.text_depth})
@@ -58,8 +59,8 @@ class Place:
 
 @dataclass(frozen=True)
 class Plan:
-    """Arms, all of them changes to `config`, at one budget; `places` are their runs, seed by seed, so that the arms of
-    an interrupted comparison can be compared."""
+    """Arms, each a change to `config`, at one budget. `places` lists their runs seed by seed, so that an interrupted
+    comparison has runs of every arm."""
 
     out: Path
     config: Config
@@ -76,7 +77,7 @@ class Plan:
 
     @property
     def named(self) -> dict[str, str]:
-        """Name -> the arm in full, of those that have a name of their own."""
+        """Name -> full text, for the arms that were given a name."""
         return {arm.name: arm.text for arm in self.arms if arm.name != arm.text}
 
     def yaml(self, arm: Arm) -> Path:
@@ -84,32 +85,32 @@ class Plan:
         return self.out / f"{arm.slug}.yaml"
 
     def log(self, place: Place) -> Path:
-        """What the process of a run said."""
+        """The log file of a run's process."""
         return self.out / "logs" / f"{place.run.name}.log"
 
 
 def make_plan(config: Config, objectives: str, *, budget: tuple[str, int | None], num_seeds: int,
               depths: Sequence[int] | None, out: Path) -> Plan:
-    """The plan of a command; `budget`: (unit, amount). Raises UserError, for a budget without an amount among others.
-    """
+    """The plan for the flags of `looped compare`; `budget`: (unit, amount). Raises UserError, for example if the budget
+    has no amount."""
     unit, amount = budget
     if amount is None and config.training.budget_unit != unit:
-        raise UserError(f"--budget {unit} has no amount, since training.budget counts {config.training.budget_unit}; "
-                        f"say how many {unit} with --amount")
+        raise UserError(f"--budget {unit} has no amount, since training.budget is in {config.training.budget_unit}; "
+                        f"give the number of {unit} with --amount")
     config = config.replace(**{
         "training.budget": amount or config.training.budget, "training.budget_unit": unit, "training.eval_every": 0,
         "training.num_evals": config.training.num_evals or NUM_EVALS})
     mean, arms = config.recurrence.mean, parse_arms(config, objectives)
     for arm in arms:
         if arm.config.blocks.alone is not None:
-            raise UserError(f"arm '{arm.name}' trains block {arm.config.blocks.alone} alone (blocks.alone), and a "
+            raise UserError(f"arm '{arm.name}' trains block {arm.config.blocks.alone} alone (blocks.alone), but a "
                             f"comparison measures whole models; leave it out")
     return Plan(out, config, arms, num_seeds, unit, config.training.budget,
                 sorted(set(depths or (1, mean, 4 * mean))))
 
 
 def write_configs(plan: Plan) -> None:
-    """OUT/<slug>.yaml of every arm. Raises UserError where OUT holds another comparison or cannot be written."""
+    """Write OUT/<slug>.yaml for every arm. Raises UserError if OUT holds another comparison or cannot be written."""
     try:
         (plan.out / "logs").mkdir(parents=True, exist_ok=True)
         for arm in plan.arms:
@@ -120,16 +121,16 @@ def write_configs(plan: Plan) -> None:
 
 
 def _check_unchanged(plan: Plan, arm: Arm) -> None:
-    """A trained arm keeps its config; how it is evaluated may change."""
+    """Raises UserError if the config of a trained arm has changed; its evaluation settings may."""
     trained = any(list_checkpoints(place.run) for place in plan.places if place.arm is arm)
     if not trained or not plan.yaml(arm).exists():
         return
     change = next(differences(fixed(load_config(plan.yaml(arm))), fixed(arm.config)), None)
     if change is not None:
-        raise UserError(f"{plan.out} was started with {change.setting} {change.old!r} for {arm.name}, now it is "
+        raise UserError(f"{plan.out} was started with {change.setting} {change.old!r} for {arm.name}, but now it is "
                         f"{change.new!r}; choose another --out, or remove the folder")
 
 
 def fixed(config: Config) -> Mapping[str, Any]:
-    """What training depends on."""
+    """The settings that training depends on: all but `evaluation`."""
     return {name: value for name, value in config.model_dump(mode="json").items() if name != "evaluation"}

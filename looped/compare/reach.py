@@ -1,9 +1,8 @@
-"""Compute-to-target: the share of another arm's budget at which an arm had what that one ends with, where they can be
-told apart.
+"""Compute-to-target: the fraction of arm B's budget that arm A needs to match B's final metric.
 
-Curves are noisy, and the first crossing of two noisy curves of equal arms is early as often as not. So a sentence needs
-more than a crossing: either the final figures differ beyond their interval (`Gap.told`), or the other arm was not yet
-there when so much had been spent (`_ahead`). Otherwise it says that no difference can be told.
+Curves are noisy, and two noisy curves of equal arms often cross early. So a reported crossing needs more evidence:
+either the final metrics differ by more than their interval (`Gap.told`), or B itself was still short of its final
+metric after spending as much as A needed (`_ahead`). Otherwise the sentence reports no reliable difference.
 """
 
 import math
@@ -20,10 +19,11 @@ from looped.evaluation.rows import LEAST, student_interval
 
 @dataclass(frozen=True)
 class Reach:
-    """When `arm` had the final figure of the arm `to`: as a share of its own training, and of what `to` spent in each
-    of `BUDGETS`; means over the seeds that got there. `early`: some were there at their first evaluation already.
-    `mine`: what `arm` itself ends with; `gap`: how far that is above the other's, paired; `ahead`: `to` itself had not
-    been there when so much had been spent."""
+    """Budget at which `arm` reaches `final`, the final metric of the arm `to`. `own`: as a fraction of the seconds of
+    `arm`; `shares`: as a fraction of what `to` spent in each of `BUDGETS`; both are means over the seeds that reach it.
+    `early`: some seeds reach it at their first evaluation, so the fractions are upper bounds. `mine`: the final metric
+    of `arm`; `gap`: the paired difference of the two arms after training; `ahead`: after as much budget, `to` was still
+    short of its own final metric."""
 
     arm: str
     to: str
@@ -40,7 +40,7 @@ class Reach:
 
     @property
     def better(self) -> bool:
-        """True if the arm ends better, beyond noise."""
+        """True if the arm's final metric is better by more than noise."""
         return self.gap.told and (self.gap.mean > 0) == self.gauge.higher_is_better
 
     @property
@@ -49,11 +49,11 @@ class Reach:
 
     @property
     def told(self) -> bool:
-        """True if it is a finding that the arm gets there, or that it does not."""
+        """True if reaching the target, or failing to, is more than noise."""
         return (self.better or self.ahead) if self.num_reached else self.worse
 
     def as_dict(self) -> dict[str, Any]:
-        """As a row; the final figure under the name of what it is."""
+        """The row of compare.jsonl; the name of the metric is the key of the final value."""
         inner = ("gauge", "final", "mine", "gap", "ahead")
         row = {name: value for name, value in asdict(self).items() if name not in inner}
         return row | {self.gauge.name.replace(" ", "_"): self.final, "told": self.told, "difference": self.gap.mean,
@@ -61,13 +61,14 @@ class Reach:
 
 
 def reaches(arms: Sequence[ArmSummary]) -> list[Reach]:
-    """Of every arm, to the first one and to `truncated`."""
+    """Compute-to-target of every arm, with the final metrics of the first arm and of `truncated` as targets."""
     targets = [arm for i, arm in enumerate(arms) if i == 0 or "truncated" in (arm.name, arm.text)]
     return _known(reach(arm, to) for to in targets for arm in arms if arm is not to)
 
 
 def with_reverse(found: Sequence[Reach], arms: Sequence[ArmSummary]) -> list[Reach]:
-    """After those that never get there: when the other one had what they end with."""
+    """`found`, with the reverse direction after each arm that reliably fails to reach its target: when the other arm
+    reached the final metric of this one."""
     by_name, told = {arm.name: arm for arm in arms}, {(each.arm, each.to) for each in found}
     lines: list[Reach] = []
     for each in found:
@@ -82,8 +83,8 @@ def _known(found) -> list[Reach]:
 
 
 def reach(arm: ArmSummary, to: ArmSummary) -> Reach | None:
-    """When each run of an arm had the final figure of the other arm's run of the same seed; None where no seed is in
-    both, and where there is nothing to reach."""
+    """Compute-to-target of `arm` for the final metric of `to`, runs paired by seed. None if the arms share no seed, or
+    if every target is the worst possible value."""
     paired, gauge = pairs(arm.runs, to.runs), arm.runs[0].gauge
     finals = [other.curve[-1][gauge.field] for _, other in paired]
     if all(final == gauge.worst for final in finals):
@@ -101,9 +102,9 @@ def reach(arm: ArmSummary, to: ArmSummary) -> Reach | None:
 
 
 def _ahead(there: Sequence[tuple[Measured, Measured, dict]], unit: str, apart: Gap) -> bool:
-    """True if the other arm, when it had spent what took this one to its final figure, was short of that by more than
-    noise: by more than half the interval of the paired final figures (for a share at least that of two independent
-    ones) in the mean, and beyond Student's interval over several seeds."""
+    """True if the other arm, after the budget this one needed to match its final metric, was short of that metric by
+    more than noise. The mean shortfall must exceed half the width of the paired interval of the final metrics (for a
+    fraction, also that of two independent ones), and with several seeds Student's interval must lie above zero."""
     gauge = there[0][0].gauge
     then = [values_at(other.curve, unit, [point[unit]], gauge).item() for _, other, point in there]
     finals = [other.curve[-1][gauge.field] for _, other, _ in there]
@@ -117,7 +118,7 @@ def _ahead(there: Sequence[tuple[Measured, Measured, dict]], unit: str, apart: G
 
 
 def sentences(found: Sequence[Reach]) -> list[str]:
-    """A sentence each; that no difference can be told between two arms is said once."""
+    """One sentence per comparison; two arms without a reliable difference get only one."""
     said, untold = [], set()
     for each in found:
         pair = frozenset((each.arm, each.to))
@@ -129,27 +130,27 @@ def sentences(found: Sequence[Reach]) -> list[str]:
 
 
 def sentence(reach: Reach) -> str:
-    """`denoise reaches truncated's final loss (3.616) after 0.14 of its own seconds: ...`; or that no difference can be
-    told."""
+    """`denoise reaches truncated's final loss (3.616) after 0.14 of its own training time, which is ...`, or
+    `No reliable difference between ...`."""
     final = f"{reach.to}'s final {reach.gauge.name} ({reach.final:.3f})"
     if not reach.told:
         return _untold(reach, final)
-    alone = " (1 seed: how far seeds differ is not known)" if reach.num_seeds == 1 else ""
+    alone = " (1 seed: spread between seeds unknown)" if reach.num_seeds == 1 else ""
     if not reach.num_reached:
         return f"{reach.arm} does not reach {final}{alone}."
     seeds = "" if reach.num_reached == reach.num_seeds else f" in {reach.num_reached} of {reach.num_seeds} seeds"
     bound = "at most " if reach.early else ""
     shares = [f"{share:.2f} of {reach.to}'s {UNITS[unit]}" for unit, share in reach.shares.items()]
-    return (f"{reach.arm} reaches {final}{seeds} after {bound}{reach.own:.2f} of its own seconds: {shares[0]}, "
-            f"{shares[1]} and {shares[2]}{alone}.")
+    return (f"{reach.arm} reaches {final}{seeds} after {bound}{reach.own:.2f} of its own training time, which is "
+            f"{shares[0]}, {shares[1]} and {shares[2]}{alone}.")
 
 
 def _untold(reach: Reach, final: str) -> str:
-    """Where the crossing of two curves may be chance."""
+    """The sentence for a crossing that may be chance."""
     gap, seeds = reach.gap, "1 seed" if reach.num_seeds == 1 else f"{reach.num_seeds} seeds"
     spread = f", {min(gap.seeds):+.3f} to {max(gap.seeds):+.3f} by seed" if len(gap.seeds) > 1 else ""
     evidence = (f"{gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}] paired over {gap.num} held-out "
                 f"{reach.gauge.examples}{spread}, {seeds}")
-    if gap.told:  # the curve was there at some time, by chance or before it got worse
+    if gap.told:  # the curve reached the target at some time, by chance or before it got worse
         return f"{reach.arm} ends {'ahead of' if reach.better else 'behind'} {final}: {evidence}."
-    return f"No difference can be told between {reach.arm} ({reach.mine:.3f}) and {final}: {evidence}."
+    return f"No reliable difference between {reach.arm} ({reach.mine:.3f}) and {final}: {evidence}."

@@ -1,4 +1,4 @@
-"""The files that a comparison leaves: rows, and a report with pictures, as Markdown and as a page."""
+"""Output files of a comparison: rows (compare.jsonl), and a report with plots as Markdown and as an HTML page."""
 
 import json
 import shlex
@@ -25,11 +25,11 @@ from looped.training.runs import read_stamp
 
 ROWS, TEXT, PAGE = "compare.jsonl", "compare.md", "report.html"
 FEW = 4
-"""Findings that stand open on the page."""
+"""Number of findings shown before the fold."""
 
 
 def write_report(plan: Plan, kind: Kind, measured: Sequence[Measured]) -> str:
-    """Write everything into the folder of the plan; the part of the report for a terminal. Raises UserError."""
+    """Write all files into the folder of the plan; returns the report as shown on a terminal. Raises UserError."""
     arms = kind.summarise(measured)
     found = kind.reaches(arms)
     try:
@@ -38,12 +38,13 @@ def write_report(plan: Plan, kind: Kind, measured: Sequence[Measured]) -> str:
         write_text(plan.out / TEXT, markdown(report, plan.out) + "\n")
         write_text(plan.out / PAGE, page(report))
     except OSError as error:
-        raise UserError(f"cannot write to {plan.out}: {error.strerror or error}; free space or permissions") from None
+        raise UserError(f"cannot write to {plan.out}: {error.strerror or error}; check free space and "
+                        f"permissions") from None
     return markdown(report)
 
 
 def sections(plan: Plan, kind: Kind, arms: Sequence[ArmSummary], found: Sequence[Reach]) -> list[Section]:
-    """The report; its pictures are drawn."""
+    """The sections of the report; draws its plots."""
     seeds = "one seed" if plan.num_seeds == 1 else f"{plan.num_seeds} seeds"
     unit, amounts = plan.unit.replace("-", " "), dict.fromkeys(f"{arm.config.training.budget:,}" for arm in plan.arms)
     said = sentences(found)
@@ -61,9 +62,9 @@ def sections(plan: Plan, kind: Kind, arms: Sequence[ArmSummary], found: Sequence
 
 
 def _facts(plan: Plan, arms: Sequence[ArmSummary]) -> dict[str, str]:
-    """Where the runs come from, by their stamps; several values where they differ."""
+    """Machine, versions and commit of the runs, from their stamps; differing values are joined."""
     stamps = [read_stamp(run.place.run) for arm in arms for run in arm.runs]
-    commits = [f"{stamp['git_sha'][:12]}{' with changes' if stamp['git_dirty'] else ''}" for stamp in stamps
+    commits = [f"{stamp['git_sha'][:12]}{' with uncommitted changes' if stamp['git_dirty'] else ''}" for stamp in stamps
                if stamp.get("git_sha")]
     versions = [", ".join(f"{name} {version}" for name, version in stamp.get("versions", {}).items() if version)
                 for stamp in stamps]
@@ -72,9 +73,9 @@ def _facts(plan: Plan, arms: Sequence[ArmSummary]) -> dict[str, str]:
     return {"machine": f"{where['processor']}, {where['logical_cpus']} CPUs; {_all(s.get('machine') for s in stamps)}",
             "device": f"{_all(s.get('device') for s in stamps)}, {_all(s.get('threads') for s in stamps)} threads",
             "measured on": _all(f"{row['device']}, {row['dtype']}" for row in figures if "device" in row) or "-",
-            "versions": _all(versions), "commit": _all(commits) or "not known",
+            "versions": _all(versions), "commit": _all(commits) or "unknown",
             "seeds": ", ".join(map(str, range(plan.num_seeds))), "runs": str(plan.out),
-            "trained": f"{min(s.get('created', '') for s in stamps)} and after"}
+            "trained": f"{min(s.get('created', '') for s in stamps)} and later"}
 
 
 def _all(values: Iterable[Any]) -> str:
@@ -82,9 +83,9 @@ def _all(values: Iterable[Any]) -> str:
 
 
 def rows(arms: Sequence[ArmSummary], found: Sequence[Reach]) -> list[dict[str, Any]]:
-    """`kind` figure: a row of an evaluation; cost: what a run took; difference: of an arm to the first; share: of a
-    task or of images, a figure of the table; equal: of an arm when so much of a budget had been spent as all runs
-    have; reach: when an arm had another's final figure."""
+    """The rows of compare.jsonl, by `kind`. figure: one row of an evaluation; cost: training cost of a run; difference:
+    an arm minus the first arm; share: one cell of the table of a task or of images; equal: an arm at the largest budget
+    that all runs reached; reach: compute-to-target between two arms."""
     lines: list[dict[str, Any]] = []
     for arm in arms:
         for run in arm.runs:
@@ -97,6 +98,6 @@ def rows(arms: Sequence[ArmSummary], found: Sequence[Reach]) -> list[dict[str, A
 
 
 def _known(row: dict[str, Any]) -> dict[str, Any]:
-    """Without what is not known, which JSON has no number for: a spread over one seed."""
+    """The row without None and NaN, such as the spread over one seed, which JSON cannot hold."""
     return {name: value for name, value in row.items() if value is not None and value == value}
 

@@ -1,7 +1,7 @@
-"""Trains the runs of a comparison, each in a process of its own: what is finished stays, what was interrupted goes on.
+"""Trains the runs of a comparison, each in its own process. Finished runs are kept, interrupted ones resume.
 
-The processes are in groups of their own, so that Ctrl-C reaches them once, through this one: they finish their step,
-save and end.
+Each process has its own process group, so that Ctrl-C reaches it only once, through the parent: it finishes its step,
+saves and exits.
 """
 
 import subprocess
@@ -29,8 +29,7 @@ Say = Callable[[str], None]
 
 @dataclass
 class Trained:
-    """The end of all training: the finished places, why others failed (name -> its sentence), the signal that stopped
-    it."""
+    """The outcome of training: the finished runs, the failed ones (name -> reason), and the signal that stopped it."""
 
     finished: list[Place] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
@@ -38,7 +37,7 @@ class Trained:
 
 
 def train_all(plan: Plan, *, jobs: int = 1, say: Say = print) -> Trained:
-    """Train every run of the plan, `jobs` at once."""
+    """Train every run of the plan, `jobs` at a time."""
     queue = [place for place in plan.places if not is_finished(place)]
     result = Trained([place for place in plan.places if place not in queue])
     if queue:
@@ -63,8 +62,7 @@ def train_all(plan: Plan, *, jobs: int = 1, say: Say = print) -> Trained:
 
 
 def check_data(plan: Plan) -> None:
-    """Raises UserError where runs of the plan have been trained on other data than what is there now, which the others
-    would be trained on."""
+    """Raises UserError if trained runs of the plan used other data than the remaining runs would now use."""
     trained = [place for place in plan.places if list_checkpoints(place.run)]
     if trained:
         found = find_data(located(plan.config, started_in(trained[0].run)))
@@ -74,7 +72,7 @@ def check_data(plan: Plan) -> None:
 
 
 def is_finished(place: Place) -> bool:
-    """True if a run of just this training has used its budget and is saved."""
+    """True if the run was trained with this config, has spent its budget and is saved."""
     if not (place.run / "config.yaml").is_file():
         return False
     try:
@@ -82,14 +80,14 @@ def is_finished(place: Place) -> bool:
             return False
         found = newest_good(place.run, lambda line: None)
     except UserError:
-        return False  # `looped train` says what is wrong
+        return False  # `looped train` reports the error
     if found is None:
         return False
     return Counters.of(found[1]).fraction(place.config.training) >= 1
 
 
 class Child:
-    """`looped train` of one run, in the background; what it says goes to its log."""
+    """`looped train` of one run in the background, with its output in a log file."""
 
     def __init__(self, plan: Plan, place: Place):
         self.place = place
@@ -103,10 +101,10 @@ class Child:
                 list(map(str, command)), stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0)
 
     def tell(self, number: int) -> None:
-        """Pass a signal on, once."""
+        """Pass a signal to the process, only once."""
         if not self.told:
             self.told = number
-            with suppress(ValueError):  # Windows sends none of Ctrl-C's to a process, but one to the whole console
+            with suppress(ValueError):  # Windows cannot send SIGINT to one process, only Ctrl-C to the console
                 self.process.send_signal(number)
 
     def kill(self) -> None:
@@ -114,18 +112,18 @@ class Child:
         self.process.wait()
 
     def lines(self) -> list[str]:
-        """What it said, this time."""
+        """Non-empty lines that this process wrote to the log."""
         with open(self.log, "rb") as log:
             log.seek(self.start)
             return [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
 
     def cause(self) -> str:
-        """Why it failed, in a sentence."""
+        """The reason for the failure, in one sentence."""
         code, said = self.process.returncode, self.lines()
         if code == KILLED:
-            return "it was killed, most likely for want of memory; try a smaller training.batch_size"
+            return "the process was killed, most likely for lack of memory; try a smaller training.batch_size"
         own = [line.removeprefix("looped: ") for line in said if line.startswith("looped: ")]
-        return own[-1] if own else f"{said[-1][:200] if said else 'it said nothing'} (exit code {code}, {self.log})"
+        return own[-1] if own else f"{said[-1][:200] if said else 'no output'} (exit code {code}, {self.log})"
 
 
 def _pass_on(caught: Caught, running: Sequence[Child]) -> None:
@@ -135,12 +133,12 @@ def _pass_on(caught: Caught, running: Sequence[Child]) -> None:
 
 
 def _take(child: Child, result: Trained, say: Say, *, stopped: bool) -> None:
-    """Note how a run ended."""
+    """Record the outcome of a run."""
     if child.process.returncode == 0:
         result.finished.append(child.place)
         say(f"  {child.place.name}: {child.lines()[-1]}")
     elif stopped:
-        say(f"  {child.place.name}: stopped; the same command goes on")
+        say(f"  {child.place.name}: stopped; run the same command again to resume")
     else:
         result.failures[child.place.name] = child.cause()
         say(f"  {child.place.name} failed: {result.failures[child.place.name]}")

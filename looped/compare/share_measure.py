@@ -1,5 +1,5 @@
-"""Measures of comparisons that count right answers: which held-out problems are solved, or which images are named
-rightly, over depth."""
+"""Measurement of runs by their right answers: which held-out problems are solved, or images classified correctly, by
+depth."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,36 +14,36 @@ from looped.compare.measure import Common, Measured, Measurer
 from looped.evaluation.rows import Row
 
 CHOOSING, REPORTED = slice(0, None, 2), slice(1, None, 2)
-"""The half of what is held out that a best depth is chosen on, and the half that every figure is read from: the best of
-several noisy figures is too good on the problems it was the best on."""
+"""The half of the held-out examples on which the best depth is chosen, and the half that is reported: the best of
+several noisy values is biased upwards on the examples it was chosen on."""
 
 
 @dataclass(frozen=True)
 class ShareMeasured(Measured):
-    """One run: `right[difficulty][depth]` says which held-out problems are solved (1 or 0); images have one difficulty,
-    None."""
+    """One measured run. `right[difficulty][depth]`: 1 for each held-out problem that is solved, else 0; images have a
+    single difficulty, None."""
 
     right: dict[int | None, dict[int, Float[Tensor, "num"]]]
 
     @property
     def hardest(self) -> int | None:
-        """The difficulty that the curve of training follows."""
+        """The difficulty that the training curve follows."""
         return None
 
     @property
     def followed(self) -> Float[Tensor, "half"]:
-        """At the depth that is best for the other half, the shallowest of equals."""
+        """The reported half at the depth that is best on the choosing half; ties go to the shallowest depth."""
         by_depth = self.right[self.hardest]
         best = max(sorted(by_depth), key=lambda depth: by_depth[depth][CHOOSING].mean().item())
         return self.reported(self.hardest, best)
 
     def reported(self, difficulty: int | None, depth: int) -> Float[Tensor, "half"]:
-        """Of the half that is reported."""
+        """1 or 0 for each example of the reported half."""
         return self.right[difficulty][depth][REPORTED]
 
 
 class ShareMeasurer(Measurer):
-    """Asks the same of every arm and seed."""
+    """Measurer whose evaluations hold right answers; every arm and seed gets the same examples."""
 
     keys: ClassVar[frozenset[str]] = frozenset({"right"})
     measured: ClassVar[type[ShareMeasured]]
@@ -56,7 +56,7 @@ class ShareMeasurer(Measurer):
 
 
 def as_json(rows: Sequence[Row], right: Mapping[int | None, Mapping[int, Bool[Tensor, "num"]]]) -> dict[str, Any]:
-    """What an evaluation has found, as its file holds it."""
+    """The result of an evaluation as JSON values."""
     return {"rows": [row.as_dict() for row in rows],
             "right": {json.dumps(difficulty): {str(depth): each.int().tolist() for depth, each in by_depth.items()}
                       for difficulty, by_depth in right.items()}}

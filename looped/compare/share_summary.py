@@ -1,7 +1,7 @@
-"""Figures of an arm on a task or on images over its seeds: the share of right answers at each difficulty, at the depths
-that stand for it. Images have one difficulty, None.
+"""Summary of an arm over its seeds on a task or on images: the fraction of right answers at each difficulty, at the
+trained, best and deepest depth. Images have a single difficulty, None.
 
-The best depth is chosen on one half of what is held out, all seeds together; every share is of the other half.
+The best depth is chosen on one half of the held-out examples, over all seeds; all values are of the other half.
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ from looped.compare.summary import ArmSummary, Difference, Spread, by_arm, diffe
 
 @dataclass(frozen=True)
 class Level:
-    """One arm at one difficulty. `at`: which depth (`trained`, `best`, `deepest`) -> its number; `shares` by depth;
-    `difference` of the best depths, to the first arm."""
+    """One arm at one difficulty. `at`: `trained`, `best` or `deepest` -> depth; `shares`: depth -> fraction right;
+    `difference`: to the first arm, each at its own best depth."""
 
     difficulty: int | None
     at: dict[str, int]
@@ -37,7 +37,7 @@ class ShareSummary(ArmSummary):
                 for depth in self.levels[difficulty].shares}
 
     def rows(self) -> list[dict[str, Any]]:
-        """The shares of the table, and the differences."""
+        """Rows of kind `share` and `difference`."""
         return [row for level in self.levels.values() for row in _rows(level)]
 
 
@@ -65,12 +65,12 @@ def _level(difficulty: int | None, runs: list[ShareMeasured], first: list[ShareM
 
 
 def depths_of(runs: Sequence[ShareMeasured], difficulty: int | None) -> list[int]:
-    """Where every run was measured."""
+    """Depths at which every run was measured."""
     return sorted(set.intersection(*(set(run.right[difficulty]) for run in runs)))
 
 
 def best_depth(runs: Sequence[ShareMeasured], difficulty: int | None) -> int:
-    """Where most of the choosing half is right, over all seeds; the shallowest of equals."""
+    """The depth with most right answers on the choosing half, over all seeds; ties go to the shallowest."""
     def share(depth: int) -> float:
         return torch.stack([run.right[difficulty][depth][CHOOSING] for run in runs]).mean().item()
 
@@ -78,7 +78,7 @@ def best_depth(runs: Sequence[ShareMeasured], difficulty: int | None) -> int:
 
 
 def _difference(difficulty: int | None, runs: list[ShareMeasured], first: list[ShareMeasured]) -> Difference | None:
-    """Each arm at its own best depth."""
+    """Paired difference to the first arm, each at its own best depth."""
     mine, theirs = best_depth(runs, difficulty), best_depth(first, difficulty)
     return difference(runs, first, lambda run: run.reported(difficulty, mine),
                       lambda other: other.reported(difficulty, theirs))

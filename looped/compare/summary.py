@@ -1,4 +1,4 @@
-"""From the measured runs to figures an arm: means and spreads over seeds, paired differences."""
+"""Summary of each arm from its measured runs: means and spreads over seeds, and paired differences between arms."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -17,13 +17,13 @@ from looped.training.monitor import COSTS
 
 Run = TypeVar("Run", bound=Measured)
 Each = Callable[[Run], Float[Tensor, "num"]]
-"""A figure of every held-out sequence or problem of a run."""
+"""Function from a run to one value per held-out sequence, problem or image."""
 FOLLOWED: Each[Measured] = attrgetter("followed")
 
 
 @dataclass(frozen=True)
 class Spread:
-    """A figure over seeds: its mean, and its standard deviation where there are several."""
+    """Mean and standard deviation over `num` seeds; `sd` is NaN for one seed."""
 
     mean: float
     sd: float
@@ -31,13 +31,13 @@ class Spread:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Mean and standard deviation of one figure a seed."""
+    """Mean and standard deviation of one value per seed."""
     return Spread(fmean(values), stdev(values) if len(values) > 1 else math.nan, len(values))
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The distance of one arm above another (`to`): 95 % interval over sequences or problems, spread over seeds."""
+    """One arm minus another (`to`): mean, 95 % interval over sequences or problems, standard deviation over seeds."""
 
     to: str
     mean: float
@@ -56,26 +56,27 @@ class ArmSummary:
 
     @property
     def text(self) -> str:
-        """The arm in full."""
+        """The full text of the arm."""
         return self.runs[0].place.arm.text
 
     @property
     def costs(self) -> dict[str, Spread]:
-        """What a run of it took."""
+        """Training cost -> spread over the runs."""
         return {cost: spread([run.costs[cost] for run in self.runs]) for cost in COSTS}
 
     def seeds_by_depth(self) -> dict[int, list[float]]:
-        """Depth -> the figure of each seed, after training."""
+        """Depth -> one value per seed, after training."""
         raise NotImplementedError
 
     def rows(self) -> list[dict[str, Any]]:
-        """Rows besides those of its runs."""
+        """The rows of compare.jsonl that belong to the arm and not to a single run."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class MeanSummary(ArmSummary):
-    """One arm with a figure that its curves follow (`main`; its `difference` is to the first arm) and one by depth."""
+    """One arm with a metric `by_depth` and `main`, the final metric of its curves; `difference`: of `main` to the first
+    arm."""
 
     runs: list[MeanMeasured]
     main: Spread
@@ -116,8 +117,8 @@ def pairs(runs: Sequence[Run], others: Sequence[Run]) -> list[tuple[Run, Run]]:
 
 @dataclass(frozen=True)
 class Gap:
-    """The difference between two arms at their ends, in the metric that their curves follow: paired over `num`
-    sequences or problems (the mean over seeds, with a 95 % interval), and of each seed."""
+    """The difference between two arms in the final metric of their curves, paired over `num` sequences or problems: the
+    mean over seeds with its 95 % interval, and one value per seed."""
 
     mean: float
     low: float
@@ -127,14 +128,14 @@ class Gap:
 
     @property
     def told(self) -> bool:
-        """True if it is more than noise: the interval over enough sequences leaves out zero, and so does Student's over
-        the seeds, where there are several."""
+        """True if the difference is more than noise: there are enough sequences, their interval excludes zero, and with
+        several seeds so does Student's interval over the seeds."""
         over_seeds = len(self.seeds) == 1 or tells_sign(*student_interval(self.seeds))
         return self.num >= LEAST and tells_sign(self.low, self.high) and over_seeds
 
 
 def gap(runs: Sequence[Run], others: Sequence[Run]) -> Gap | None:
-    """Of the figures that the curves follow, after training; None where no seed is in both."""
+    """The final difference in the metric of the curves; None if the arms share no seed."""
     paired = pairs(runs, others)
     if not paired:
         return None
@@ -143,7 +144,7 @@ def gap(runs: Sequence[Run], others: Sequence[Run]) -> Gap | None:
 
 
 def difference(runs: Sequence[Run], others: Sequence[Run], mine: Each[Run], theirs: Each[Run]) -> Difference | None:
-    """Of a figure, sequence by sequence (or problem by problem) and seed by seed; None where no seed is in both."""
+    """Difference of two arms, paired by sequence (or problem) and seed; None if the arms share no seed."""
     paired = pairs(runs, others)
     if not paired:
         return None

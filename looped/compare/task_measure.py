@@ -1,4 +1,4 @@
-"""Measures of runs on a task: which held-out problems are solved, over depth and difficulty."""
+"""Measurement of runs on a task: which held-out problems are solved, by depth and difficulty."""
 
 from typing import Any, ClassVar
 
@@ -23,12 +23,12 @@ class TaskMeasured(ShareMeasured):
 
     @property
     def hardest(self) -> int:
-        """The hardest that is trained."""
+        """The hardest trained difficulty."""
         return trained_range(self.place.config.task)[1]
 
 
 class TaskMeasurer(ShareMeasurer):
-    """Solves the same problems with every arm and seed."""
+    """Solves the same held-out problems with every arm and seed."""
 
     measured: ClassVar[type[TaskMeasured]] = TaskMeasured
 
@@ -48,17 +48,17 @@ class TaskMeasurer(ShareMeasurer):
 
 
 def levels_of(config: Config) -> list[int]:
-    """The difficulties that are measured: the hardest trained one, and those of the config, else the task's own."""
+    """The measured difficulties: the hardest trained one, and those of the config, or of the task if it names none."""
     data = prepare_task(config.task)
     return sorted({data.train.high, *(config.evaluation.difficulties or data.task.tested)})
 
 
 def check_task(plan: Plan) -> None:
-    """Raises UserError where the task, its layout or a level is not to be had, or there are too few problems."""
+    """Raises UserError if the task, its layout or a difficulty is not available, or if there are too few problems."""
     data = prepare_task(plan.config.task)
     for difficulty in levels_of(plan.config):
         data.heldout(1, difficulty)
     num = plan.config.evaluation.num_problems
     if num < 2:
-        raise UserError(f"evaluation.num_problems {num} has no half to choose a depth on and another to report; set it "
-                        f"to 2 or more")
+        raise UserError(f"evaluation.num_problems {num} is too few, since a comparison chooses depths on one half and "
+                        f"reports the other; set it to 2 or more")

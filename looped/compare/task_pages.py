@@ -1,5 +1,5 @@
-"""Pictures and notes of a comparison on a task: the share solved over depth at two difficulties, a map of all of
-them for each arm, and what the columns mean."""
+"""Plots and notes of a comparison on a task: the share solved over depth at two difficulties, a map over all
+difficulties and depths for each arm, and notes that explain the columns."""
 
 import math
 import textwrap
@@ -18,11 +18,11 @@ from looped.evaluation.plots_tasks import draw_map
 from looped.reports.sections import Beside, Figure, Section
 
 ACROSS = 4
-"""Maps beside one another; more go on below."""
+"""Maps per line."""
 
 
 def task_figures(arms: Sequence[ShareSummary], plan: Plan) -> list[Section]:
-    """The share solved over depth at the hardest trained difficulty and at the next one, and the maps."""
+    """Plots of the share solved over depth at the hardest trained difficulty and the next harder one, and the maps."""
     data = prepare_task(plan.config.task)
     hardest = data.train.high
     beyond = [difficulty for difficulty in arms[0].levels if difficulty > hardest][:1]
@@ -31,7 +31,7 @@ def task_figures(arms: Sequence[ShareSummary], plan: Plan) -> list[Section]:
     path = picture(plan.out, "map")
     plot_maps(arms, data.task.difficulty, path)
     what, wide = "Share solved by depth and difficulty, after training", len(arms) > ACROSS / 2
-    maps = Figure(path, f"{what}, a mean over seeds.", what, wide)
+    maps = Figure(path, f"{what}, mean over seeds.", what, wide)
     return [Beside(found), maps] if wide else [Beside([*found, maps])]
 
 
@@ -41,7 +41,7 @@ def _over_depth(arms: Sequence[ShareSummary], plan: Plan, difficulty: int, title
 
 
 def plot_maps(arms: Sequence[ShareSummary], difficulty: str, path: Path) -> None:
-    """A field a depth and difficulty, with the share solved written in it; `ACROSS` arms in a line."""
+    """Plot one map per arm, `ACROSS` in a line: one field per depth and difficulty, labelled with the share solved."""
     from matplotlib.figure import Figure as Canvas
 
     across, down = min(len(arms), ACROSS), math.ceil(len(arms) / ACROSS)
@@ -65,13 +65,13 @@ def _map(axes, arm: ShareSummary) -> None:
 
 
 def task_notes(arms: Sequence[ShareSummary], plan: Plan) -> list[str]:
-    """What the columns mean."""
+    """Notes that explain the columns."""
     data = prepare_task(plan.config.task)
     low, high = data.train.low, data.train.high
     return [
-        f"Share of held-out problems of {data.task.name} that are solved (higher is better), {over_seeds(plan)}. The "
-        f"number before a colon is the difficulty ({data.task.difficulty}; trained from {low} to {high}), the one in "
-        f"brackets the depth: loop steps, or solver steps of a denoiser.",
-        *share_notes(arms, plan, one="problem", group="problems of a difficulty",
+        f"Share solved: the fraction of held-out {data.task.name} problems that are solved (higher is better), "
+        f"{over_seeds(plan)}. The number before a colon is the difficulty ({data.task.difficulty}; trained from {low} "
+        f"to {high}), the one in brackets the depth: loop steps, or solver steps of a denoiser.",
+        *share_notes(arms, plan, one="problem", group="problems of each difficulty",
                      followed=f"problems of difficulty {high}"),
     ]

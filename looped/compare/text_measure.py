@@ -1,4 +1,4 @@
-"""Measures of runs on text: losses over depth, samples, and those beside a twin's."""
+"""Measurement of runs on text: losses over depth, samples, and samples compared with the ar baseline's."""
 
 import math
 from collections.abc import Mapping
@@ -27,7 +27,8 @@ NEXT_TOKEN = Gauge("next_token", "loss", " as a next-token predictor", AXES["nat
 
 @dataclass(frozen=True)
 class TextMeasured(MeanMeasured):
-    """One run: `rows` and `samples` as in an `Evaluation`, `losses[metric][depth]` a figure a held-out sequence."""
+    """One measured run: `rows` and `samples` as in an `Evaluation`; `losses[metric][depth]`: one value per held-out
+    sequence (or prompt)."""
 
     gauge = NEXT_TOKEN
     losses: dict[str, dict[int, Float[Tensor, "num"]]]
@@ -35,8 +36,8 @@ class TextMeasured(MeanMeasured):
 
     @property
     def followed(self) -> Float[Tensor, "num"]:
-        """Nats a token as a next-token predictor: at sigma_max for a denoiser, a loop at its mean trained depth; the
-        bound of masked diffusion."""
+        """Nats/token as a next-token predictor: a denoiser at sigma_max, a loop at its mean trained depth; for masked
+        diffusion its bound."""
         for metric in ("nats_at_sigma_max", "nats_bound"):
             if metric in self.losses:
                 return self.losses[metric][1]
@@ -47,12 +48,12 @@ class TextMeasured(MeanMeasured):
         return {depth: losses.mean().item() for depth, losses in self.losses["nats_per_token"].items()}
 
     def figure(self, metric: str, depth: int, field: str = "mean") -> float | None:
-        """A field of one of the rows, None where there is none."""
+        """A field of the row of a metric at a depth; None if there is no such row."""
         return next((row[field] for row in self.rows if (row["metric"], row.get("depth")) == (metric, depth)), None)
 
 
 class TextMeasurer(Measurer):
-    """The text is read once, and only where something has to be evaluated."""
+    """Evaluates runs on text, which is read once and only if a run needs an evaluation."""
 
     keys: ClassVar[frozenset[str]] = frozenset({"losses", "samples"})
 
@@ -66,11 +67,11 @@ class TextMeasurer(Measurer):
         return TextMeasured(*common, losses=losses, samples=found["samples"])
 
     def twin_of(self, place: Place) -> Place | None:
-        """The autoregressive run of the same seed, whose samples this one's are held against."""
+        """The autoregressive run of the same seed, the baseline for this run's samples."""
         return self._autoregressive(place.seed)
 
     def judge_of(self, place: Place) -> Place | None:
-        """That of the next seed, which reads both; None where there is none."""
+        """The autoregressive run of the next seed, which judges both; None if there is none."""
         seed = (place.seed + 1) % self.plan.num_seeds
         return self._autoregressive(seed) if seed != place.seed else None
 
@@ -101,13 +102,13 @@ class TextMeasurer(Measurer):
                 "samples": samples}
 
     def sequences(self, num: int) -> Int[Tensor, "num length_and_one"]:
-        """Held-out sequences, the same for every arm and seed, and in training; as many as there are."""
+        """Up to `num` held-out sequences: the same for every arm and seed, and as in training."""
         length = self.plan.config.data.length
         tokens = self.text.heldout.sequences(min(num, self.text.heldout.windows(length)), length)
         return tokens.to(self.placement.device)
 
     def quality(self, place: Place, run: Run, prompts: Int[Tensor, "num length"], texts: dict[int, Tensor]) -> Quality:
-        """Its samples beside its twin's at equal diversity, where there is a twin and a judge."""
+        """The run's samples compared with the baseline's at equal diversity; empty without a baseline or a judge."""
         twin, judge = self.twin_of(place), self.judge_of(place)
         if twin is None or judge is None:
             return Quality()

@@ -1,4 +1,4 @@
-"""Figures of an arm on text over its seeds: losses over depth, as a next-token predictor, of judged samples."""
+"""Summary of an arm on text over its seeds: losses by depth, the next-token loss, and judged samples."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,18 +12,18 @@ from looped.evaluation.rows import confidence_interval
 
 @dataclass(frozen=True)
 class TextSummary(MeanSummary):
-    """One arm over its finished seeds. `by_depth`: nats/token; `main`: as a next-token predictor."""
+    """One arm over its finished seeds. `by_depth`: nats/token; `main`: nats/token as a next-token predictor."""
 
     runs: list[TextMeasured]
 
     def over_seeds(self, figure: Callable[[TextMeasured], float | None]) -> Spread | None:
-        """A figure of every run; None where a run has none."""
+        """Spread of a value over all runs; None if a run lacks it."""
         values = [figure(run) for run in self.runs]
         return None if None in values else spread(values)
 
     @property
     def judged_depths(self) -> list[int]:
-        """Depths at which a judge has read the samples of every run."""
+        """Depths at which the samples of every run were judged."""
         return sorted(set.intersection(*(set(run.losses.get("judged_behind_twin", ())) for run in self.runs)))
 
     def behind(self, metric: str, depth: int) -> tuple[float, float, float]:

@@ -1,4 +1,4 @@
-"""The tables of a comparison on text, a line an arm, with the notes under them, and samples."""
+"""Tables of a comparison on text, one line per arm, with the notes below them, and samples."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from looped.reports.sections import Folded, Heading, Section, Table, Verbatim
 
 TWIN = "ar"
 NUM_SAMPLES = 3
-"""Texts of an arm in the report."""
+"""Sample texts per arm in the report."""
 
 
 def text_table(arms: Sequence[TextSummary], plan: Plan) -> Table:
@@ -30,7 +30,8 @@ def _line(arm: TextSummary, plan: Plan) -> list[str]:
 
 
 def samples_table(arms: Sequence[TextSummary]) -> Table:
-    """A line an arm and depth, of samples beside the twin's at equal diversity; no line if none were judged."""
+    """Samples compared with the ar baseline's at equal diversity: one line per arm and depth, none if none were judged.
+    """
     lines = [_samples_line(arm, depth) for arm in arms for depth in arm.judged_depths]
     header = ["arm", "depth", "distinct-2", f"against {TWIN}", "temperature", "distinct-2 there", "perplexity there",
               f"against {TWIN} there"]
@@ -44,7 +45,7 @@ def _samples_line(arm: TextSummary, depth: int) -> list[str]:
 
 
 def _matched_cells(arm: TextSummary, depth: int, num_seeds: int) -> list[str]:
-    """Of the seeds that could be brought to equal diversity, where not all of them could: how many."""
+    """Cells for the seeds that could be brought to equal diversity, with their number if not all could."""
     if not arm.runs:
         return ["no match", "-", "-", "-"]
     temperature = arm.over_seeds(lambda run: run.figure("matched_nats", depth, "temperature"))
@@ -61,41 +62,41 @@ def _percent(nats: tuple[float, float, float]) -> str:
 
 
 def text_notes(arms: Sequence[TextSummary], plan: Plan) -> list[str]:
-    """What the columns mean."""
+    """Notes that explain the columns."""
     num, config = len(arms[0].runs[0].followed), plan.config
     configs = [arm.runs[0].place.arm.config for arm in arms]
     means = " or ".join(map(str, sorted({config.recurrence.mean for config in configs})))
     found = [
         f"Held-out loss in nats/token (lower is better) of the same {num} sequences of {config.data.length} tokens, "
         f"{over_seeds(plan)}.",
-        f"next token: the one figure all arms have: a loop at its mean trained depth ({means}), ar at "
-        f"its one step, a denoiser at sigma_max, where its input holds nothing of the answer and one pass predicts the "
-        f"next token; masked diffusion predicts none, and has its bound over all tokens.",
-        f"against {arms[0].name}: the difference of that figure, paired by sequence and seed; the 95 % interval is a "
-        f"bootstrap over sequences of the mean over seeds, so it does not hold the spread between seeds.",
+        f"next token: the metric that all arms share: a loop at its mean trained depth ({means}), ar with its single "
+        f"step, a denoiser at sigma_max, where its input carries no information about the target and one pass predicts "
+        f"the next token. Masked diffusion has no next-token prediction; its bound over all tokens is given instead.",
+        f"against {arms[0].name}: the difference in that metric, paired by sequence and seed; the 95 % interval is a "
+        f"bootstrap over sequences of the mean over seeds, so it does not include the spread between seeds.",
         "depth n: after n loop steps; for a denoiser the variational bound of its n-step stochastic solver, for masked "
-        "diffusion that of n unmasking steps.",
-        f"distinct-2: the share of different pairs among all pairs of neighbouring tokens in the samples, at the mean "
-        f"trained depth (a denoiser with {means} solver steps, ar with one).",
+        "diffusion the bound of n unmasking steps.",
+        f"distinct-2: the fraction of distinct bigrams among all token bigrams of the samples, at the mean trained "
+        f"depth (a denoiser with {means} solver steps, ar with one).",
     ]
     blocks = {config.denoise.block_size for config in configs
               if not not_read_under(config, "denoise.block_size")} - {1}
     if blocks:
         sizes = " or ".join(map(str, sorted(blocks)))
-        found.append(f"Where a denoiser writes blocks of {sizes} tokens, all tokens of a block are noisy together: at "
+        found.append(f"If a denoiser generates blocks of {sizes} tokens, all tokens of a block are noisy together: at "
                      f"sigma_max each is predicted from the tokens before the block.")
     if any(arm.judged_depths for arm in arms):
-        found.append(f"perplexity: of the samples, as the {TWIN} run of the next seed reads them. A judge rewards "
-                     f"repetition, so texts compare only where they are equally diverse: each arm writes again at the "
-                     f"temperature at which its distinct-2 is that of the {TWIN} run of its seed ('there'; 'no "
-                     f"match' where no temperature from 0.5 to 2 gives it, or the samples are too few). against "
-                     f"{TWIN}: how much higher the perplexity is, in per cent, paired by prompt and seed, with a 95 % "
+        found.append(f"perplexity: of the samples, under the {TWIN} run of the next seed (the judge). A judge rewards "
+                     f"repetition, so texts are comparable only at equal diversity: each arm is sampled again at the "
+                     f"temperature at which its distinct-2 equals that of the {TWIN} run of the same seed ('there'; "
+                     f"'no match' if no temperature from 0.5 to 2 does, or if there are too few samples). against "
+                     f"{TWIN}: the relative increase in perplexity in per cent, paired by prompt and seed, with a 95 % "
                      f"interval over prompts.")
     return found + closing_notes(arms, plan)
 
 
 def text_samples(arms: Sequence[TextSummary]) -> list[Section]:
-    """Texts beside the twin's, and a few of each arm's first run, at the depth that stands for it."""
+    """The table of samples at equal diversity, and a few samples of each arm's first run, at the arm's `text_depth`."""
     return [Heading("Samples at equal diversity"), samples_table(arms),
             Heading("Samples"), *(_texts(arm, opened=not i) for i, arm in enumerate(arms))]
 

@@ -1,1 +1,1 @@
-"""Reports as lists of sections, with one renderer of HTML and one of Markdown."""
+"""Reports as lists of sections, with one renderer for HTML and one for Markdown."""

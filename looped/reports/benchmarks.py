@@ -1,6 +1,6 @@
-"""The report of a run on benchmark tasks over depth, as a page and as Markdown, of all that eval/tasks.jsonl holds.
+"""The report of a run on benchmark tasks by depth, from eval/tasks.jsonl, as an HTML page and as Markdown.
 
-    leave_report(files, config, about, facts)     report.html, report.md, and pictures in plots/tasks
+    leave_report(files, config, about, facts)     report.html, report.md, and plots in plots/tasks
 """
 
 import re
@@ -21,22 +21,22 @@ from looped.reports.sections import Beside, Bullets, Facts, Figure, Findings, Fo
 from looped.storage import write_text
 
 RULES = (
-    "Figures are those of lm-evaluation-harness, intervals the 95 % bootstrap over documents. The first rule that "
-    "holds is the verdict; losses and gains are paired over questions and count where their interval leaves out zero. "
-    "The best depth of each half of the questions is the one that is best for the other half.",
-    "never: at its best depth it cannot be told from guessing, one answer out of all.",
+    "Values are those of lm-evaluation-harness, intervals are 95 % bootstrap intervals over documents. The verdict is "
+    "the first rule that holds. Losses and gains are paired over questions and count if their interval excludes zero. "
+    "The best depth for each half of the questions is chosen on the other half.",
+    "never: not distinguishable from guessing one of the answers, even at its best depth.",
     f"overthinks: loses more than {LOST} from the best depth to the deepest. drifts: more than {HELD}.",
     f"improves: gains more than {HELD} from the deepest trained depth (or the first measured) to the deepest measured.",
     "settles: none of these.",
-    "Of a perplexity the verdict is on its logarithm, bits a word or byte.",
+    "For a perplexity, the verdict is on its logarithm (bits/word or bits/byte).",
 )
 PICTURED = ("bits_per_byte", "word_perplexity", "byte_perplexity", "perplexity")
-"""Metrics that have a picture where a task has no share of right answers, the first that there is."""
+"""Metrics to plot for a task without a fraction of right answers; the first available one is used."""
 
 
 def leave_report(files: EvaluationFiles, config: Config, about: Any, facts: Mapping[str, str]) -> list[Section]:
-    """Write the report of all tasks that were measured of a checkpoint; its sections but those that are folded.
-    `about`: as `looped.domains.base.About`. Raises UserError."""
+    """Write the report of all tasks measured for a checkpoint; returns its sections except folded ones. `about`: as
+    `looped.domains.base.About`. Raises UserError."""
     curves = curves_of(files.read(TASKS), files.read(TASK_EXAMPLES))
     with writing_to(files.folder), files.lock():
         (plots := files.folder / "plots" / "tasks").mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ def leave_report(files: EvaluationFiles, config: Config, about: Any, facts: Mapp
 
 def sections(about: Any, curves: Sequence[TaskCurve], trained: tuple[int, int], plots: Path,
              facts: Mapping[str, str]) -> list[Section]:
-    """The report; its pictures are drawn into a folder that exists. The tasks of a group are told in a fold."""
+    """The sections of the report; draws its plots into an existing folder. Tasks inside a group are in a fold."""
     whole, parts = ([curve for curve in curves if ("group" in curve.rows[0]) is inside] for inside in (False, True))
     span = str(trained[0]) if trained[0] == trained[1] else f"{trained[0]} to {trained[1]}"
     return [
@@ -60,19 +60,19 @@ def sections(about: Any, curves: Sequence[TaskCurve], trained: tuple[int, int], 
         Heading("What depth does"), Findings(_verdicts(whole, trained[1])),
         Beside(_pictures(whole, about.name, trained, plots)),
         Heading("Figures"), _table(whole), Prose(_counts(whole)),
-        Folded("The tasks that groups are made of", [_table(parts), Bullets(_verdicts(parts, trained[1]))]),
-        Folded("The rules that decide", [Bullets(RULES)]),
+        Folded("The tasks inside each group", [_table(parts), Bullets(_verdicts(parts, trained[1]))]),
+        Folded("The rules for verdicts", [Bullets(RULES)]),
     ]
 
 
 def _verdicts(curves: Sequence[TaskCurve], trained: int) -> list[str]:
-    """A sentence for each curve that can be paired by question."""
+    """One sentence per curve that can be paired by question."""
     said = ((curve, curve.verdict(trained)) for curve in told_once(curves))
     return [f"{curve.label}: {found.sentence}." for curve, found in said if found is not None]
 
 
 def _table(curves: Sequence[TaskCurve]) -> Table:
-    """A line a metric of a task, a column a depth."""
+    """One line per metric of a task, one column per depth."""
     depths = sorted({row["depth"] for curve in curves for row in curve.rows})
     lines = []
     for curve in curves:
@@ -91,14 +91,14 @@ def _cell(row: Mapping[str, Any] | None) -> str:
 
 
 def _counts(curves: Iterable[TaskCurve]) -> str:
-    """The number of documents of each task, and of worked examples before a question."""
-    told = dict.fromkeys(f"{curve.task}: {row['n']} documents, {row['num_fewshot']} worked examples before each"
+    """The number of documents of each task, and of few-shot examples before each question."""
+    told = dict.fromkeys(f"{curve.task}: {row['n']} documents, {row['num_fewshot']} few-shot examples before each"
                          for curve in curves for row in curve.rows[:1])
     return f"{'; '.join(told)}." if told else ""
 
 
 def _pictures(curves: Sequence[TaskCurve], name: str, trained: tuple[int, int], plots: Path) -> list[Figure]:
-    """A picture for each task: its shares of right answers, or the first of `PICTURED`."""
+    """One plot per task: its fractions of right answers, or the first of `PICTURED`."""
     found = []
     for task in dict.fromkeys(curve.task for curve in curves):
         drawn = _drawn([curve for curve in curves if curve.task == task])
@@ -106,13 +106,13 @@ def _pictures(curves: Sequence[TaskCurve], name: str, trained: tuple[int, int], 
             path = plots / f"{re.sub(r'[^A-Za-z0-9._]+', '-', task)}.png"
             plot_depth([Curve(curve.metric, curve.rows, trained, curve.metric, name) for curve in drawn], path)
             metrics = " and ".join(curve.metric for curve in drawn)
-            found.append(Figure(path, f"{task}: {metrics} over depth, with 95 % bands; shaded: what was trained.",
+            found.append(Figure(path, f"{task}: {metrics} over depth, with 95 % bands; shaded: the trained depths.",
                                 f"{task}: {metrics} over depth"))
     return found
 
 
 def _drawn(curves: Sequence[TaskCurve]) -> list[TaskCurve]:
-    """The curves of one task that share an axis."""
+    """The curves of one task to plot on a shared axis."""
     shares = [curve for curve in curves if curve.measure is not None and curve.measure.unit == curve.metric]
     at = {curve.metric: curve for curve in curves}
     return shares or [at[metric] for metric in PICTURED if metric in at][:1] or list(curves[:1])

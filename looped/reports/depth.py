@@ -1,8 +1,8 @@
-"""The depth report of a run that solves problems, as a page and as Markdown.
+"""The depth report of a run on a task, as an HTML page and as Markdown.
 
-    write_depth_report(run, DepthReport(...))     run/report.html, run/report.md, and their pictures in run/plots
+    write_depth_report(run, DepthReport(...))     run/report.html, run/report.md, and their plots in run/plots
 
-`DepthReport` is what has been measured; verdicts, fits, tables and pictures are made of it here.
+`DepthReport` holds the measurements; this module derives verdicts, fits, tables and plots from them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,29 +25,29 @@ from looped.reports.sections import Beside, Bullets, Facts, Figure, Findings, Fo
 from looped.storage import write_text
 
 RULES = (
-    "The first of these that holds is the verdict. Losses and gains are paired over problems and count where their 95 "
-    "% bootstrap interval leaves out zero; the best depth of each half of the problems is the one that is best for the "
-    "other half, so that the best of noise is no loss after it.",
-    "never: at its best depth it cannot be told from chance.",
-    f"cycles: more than {100 * CYCLING:.0f} % of the problems go round between two or more answers with one period.",
+    "The verdict is the first of these rules that holds. Losses and gains are paired over problems and count if their "
+    "95 % bootstrap interval excludes zero. The best depth for each half of the problems is chosen on the other half, "
+    "so that choosing the best of noisy values does not look like a loss after it.",
+    "never: not distinguishable from chance, even at its best depth.",
+    f"cycles: for more than {100 * CYCLING:.0f} % of the problems, two or more answers alternate periodically.",
     f"overthinks: loses more than {LOST} from the best depth to the deepest. drifts: more than {HELD}.",
     f"improves: gains more than {HELD} from the deepest trained depth to the deepest measured.",
     "settles: none of these.",
 )
-FIT = ("quality(t) = q_inf + z exp(-rate t) by least squares over the measured depths t; 95 % of the gain is counted "
-       "from the first of them.")
-REST = ("Medians over problems. Contraction is the size of a change over that of the one before: below 1 the changes "
-        "shrink.")
+FIT = ("quality(t) = q_inf + z exp(-rate t) by least squares over the measured depths t; the gain is measured from "
+       "the first of them.")
+REST = ("Medians over problems. Contraction: the size of a change divided by that of the previous one; below 1, the "
+        "changes shrink.")
 
 
 @dataclass(frozen=True)
 class DepthReport:
-    """The contents of the report. Results as `looped.evaluation.solving` gives them: `rows` with metrics `solved` and
-    `cells` at every difficulty and depth, `per_example[difficulty][depth]`, and the rows of `exit_rows`.
+    """The contents of the report. Results are in the form of `looped.evaluation.solving`: `rows` with metrics `solved`
+    and `cells` at every difficulty and depth, `per_example[difficulty][depth]`, and `exits` from `exit_rows`.
 
-    name: the run's. facts: what the run is and what its training cost, `task`, `rule` and `step` among it. difficulty:
-    what the number counts, in words. stability: at most one a difficulty; its answers by step also decide whether the
-    verdict is `cycles`.
+    name: name of the run. facts: description and training cost of the run; must include `task`, `rule` and `step`.
+    difficulty: noun for the quantity that the difficulty counts. stability: at most one per difficulty; its answers by
+    step also decide whether the verdict is `cycles`.
     """
 
     name: str
@@ -62,13 +62,13 @@ class DepthReport:
 
     @cached_property
     def shares(self) -> dict[int, dict[int, float]]:
-        """Difficulty -> depth -> share solved."""
+        """Difficulty -> depth -> share solved (fraction of problems)."""
         return {level: {depth: right.double().mean().item() for depth, right in sorted(by_depth.items())}
                 for level, by_depth in sorted(self.per_example.items())}
 
     @cached_property
     def verdicts(self) -> dict[int, Verdict]:
-        """Difficulty -> what its curve does."""
+        """Difficulty -> verdict on its depth curve."""
         answers = {solve.difficulty: solve.answers for solve in self.stability}
         return {level: verdict(self.per_example[level], SOLVED, trained=self.trained.depths[1],
                                answers=answers.get(level)) for level in self.shares}
@@ -86,24 +86,24 @@ def write_depth_report(folder: Path, report: DepthReport) -> None:
 
 
 def sections(report: DepthReport, plots: Path) -> list[Section]:
-    """The report; its pictures are drawn into a folder that exists."""
+    """The sections of the report; draws its plots into an existing folder."""
     facts, levels = report.facts, list(report.shares)
     return [
         Heading(f"{report.name}: {facts['task']} over depth and difficulty", level=1),
         Prose(f"{facts['rule']} after {facts['step']} steps; trained at {report.difficulty} "
-              f"{_span(report.trained.difficulties)} and depth {_span(report.trained.depths)}, solved at "
-              f"{report.difficulty} {_span((levels[0], levels[-1]))}."),
+              f"{_span(report.trained.difficulties)} and depth {_span(report.trained.depths)}, evaluated "
+              f"at {report.difficulty} {_span((levels[0], levels[-1]))}."),
         Facts(facts),
         Heading("What depth does"),
         Findings([f"{_level(report, level)} {found.sentence}." for level, found in report.verdicts.items()]),
         Beside(_pictures(report, plots)),
         Heading("Share of problems solved"), _by_depth(report, "solved"),
-        Folded("Share of sought cells that are as in the reference", [_by_depth(report, "cells")]),
-        Heading("Verdicts"), _compared(report), Folded("The rules that decide", [Bullets(RULES)]),
+        Folded("Fraction of predicted cells equal to the reference", [_by_depth(report, "cells")]),
+        Heading("Verdicts"), _compared(report), Folded("The rules for verdicts", [Bullets(RULES)]),
         Heading("Saturation"), _saturation(report), Prose(FIT),
-        Heading("Coming to rest, and path independence"), *_stability(report, plots),
-        Heading("Stopping early"), _exits(report),
-        Heading("A problem"), *_example(report, plots),
+        Heading("Convergence and path independence"), *_stability(report, plots),
+        Heading("Early exit"), _exits(report),
+        Heading("An example problem"), *_example(report, plots),
     ]
 
 
@@ -125,7 +125,7 @@ def _share(row: Row | None) -> str:
 # ---- tables ----------------------------------------------------------------------------------------------------------
 
 def _by_depth(report: DepthReport, metric: str) -> Table:
-    """A line a difficulty, a column a depth; the last line is what a problem costs there."""
+    """One line per difficulty, one column per depth; the last line is the cost per problem."""
     at = {(row.difficulty, row.depth): row for row in report.rows if row.metric == metric}
     depths = sorted({depth for _, depth in at})
     lines = [[str(level), *(_share(at.get((level, depth))) for depth in depths)] for level in report.shares]
@@ -156,7 +156,7 @@ def _saturation(report: DepthReport) -> Table:
 
 
 def _exits(report: DepthReport) -> Table:
-    """A line a difficulty and exit."""
+    """One line per difficulty and exit."""
     at = {(row.difficulty, row.by, row.metric): row for row in report.exits}
     most = {(row.difficulty, row.depth): row.evaluations for row in report.rows if row.evaluations is not None}
     lines = []
@@ -181,21 +181,21 @@ def _pictures(report: DepthReport, plots: Path) -> list[Figure]:
     plot_map(report.shares, report.trained, plots / "map.png", difficulty=report.difficulty)
     plot_levels([row for row in report.rows if row.metric == "solved"], report.trained, plots / "levels.png",
                 difficulty=report.difficulty)
-    return [Figure(plots / "map.png", "Share of problems solved by depth and difficulty; framed: what was trained.",
+    return [Figure(plots / "map.png", "Share of problems solved by depth and difficulty; framed: the trained range.",
                    _spoken(report)),
-            Figure(plots / "levels.png", "The same as curves with 95 % bands; shaded: the depths that were trained.",
+            Figure(plots / "levels.png", "The same as curves with 95 % bands; shaded: the trained depths.",
                    f"Curves of the share solved over depth, one for each {report.difficulty}")]
 
 
 def _spoken(report: DepthReport) -> str:
-    """The map in words: from where to where each difficulty goes."""
+    """Text alternative of the map: share solved of each difficulty at the first and last depth."""
     ends = (f"{level}: {shares[min(shares)]:.2f} at depth {min(shares)}, {shares[max(shares)]:.2f} at {max(shares)}"
             for level, shares in report.shares.items())
     return f"Map of the share solved. {report.difficulty} " + "; ".join(ends)
 
 
 def _stability(report: DepthReport, plots: Path) -> list[Section]:
-    """The rest that solves come to, and what another start changes; nothing where it was not measured."""
+    """Convergence of the solves, and the effect of another initial state; empty if not measured."""
     if not report.stability:
         return []
     header = [report.difficulty, "steps", "last change", "contraction, second half", "same answer from another start",
@@ -206,13 +206,13 @@ def _stability(report: DepthReport, plots: Path) -> list[Section]:
 
 
 def _rest_figure(report: DepthReport, plots: Path) -> list[Section]:
-    """The changes from step to step; nothing where one step is all there is."""
+    """Plot of the change from step to step; empty if there is only one step."""
     if not any(solve.by_step("latent_change") for solve in report.stability):
         return []
     plot_rest(report.stability, plots / "rest.png", difficulty=report.difficulty)
     latent = report.stability[0].latent
-    return [Figure(plots / "rest.png", f"How much the {latent} still changes at each step, as a share of its norm: "
-                                       f"medians over problems, with their 95 % bands.",
+    return [Figure(plots / "rest.png", f"Change of the {latent} at each step, as a fraction of its norm: "
+                                       f"medians over problems, with 95 % bands.",
                    f"Change of the {latent} by step")]
 
 
@@ -225,7 +225,7 @@ def _rest(solve: Stability) -> list[str]:
 
 
 def _example(report: DepthReport, plots: Path) -> list[Section]:
-    """A problem and the answer to it; nothing without one."""
+    """A problem and the answer of the run; empty without one."""
     shown = report.example
     if shown is None:
         return []
@@ -233,5 +233,5 @@ def _example(report: DepthReport, plots: Path) -> list[Section]:
     right = "right" if shown.task.solved_by(shown.problem, shown.answer) else "wrong"
     return [Figure(
         plots / "problem.png", f"A held-out problem, {report.difficulty} {shown.difficulty}, and the answer after "
-        f"{shown.depth} steps, which is {right}: what was sought is blue, wrong cells are framed in red.",
+        f"{shown.depth} steps, which is {right}: predicted cells are blue, wrong cells are framed in red.",
         f"A problem, {report.difficulty} {shown.difficulty}, and a {right} answer")]

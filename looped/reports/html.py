@@ -1,4 +1,4 @@
-"""Reports as pages of one file: pictures in them, no network, no script, in light and dark, on a phone as on a desk.
+"""Renderer of reports as single HTML files: embedded images, no network, no scripts, light and dark, any screen size.
 
 All text is escaped here, and only here.
 """
@@ -64,7 +64,7 @@ $body
 
 
 def page(report: Sequence[Section]) -> str:
-    """A whole page; its title is the heading of level 1."""
+    """A complete page; its title is the heading of level 1."""
     title = next(section.text for section in report if section.level == 1)
     return DOCUMENT.substitute(title=escape(title), body=_body(report))
 
@@ -79,7 +79,7 @@ def _bullets(items: Sequence[str], kind: str) -> str:
 
 
 def _table(table: sections.Table) -> str:
-    """A table that scrolls where it is wider than the page."""
+    """A table that scrolls if it is wider than the page."""
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in table.header)
     body = "\n".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>" for line in table.lines)
     return body and (f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n'
@@ -87,7 +87,7 @@ def _table(table: sections.Table) -> str:
 
 
 def _figure(figure: sections.Figure) -> str:
-    """A picture with its caption, its bytes in the page."""
+    """An image with its caption, embedded in the page."""
     data = base64.b64encode(figure.path.read_bytes()).decode()
     small = "" if figure.wide else ' class="small"'
     return (f'<figure{small}><img src="data:image/png;base64,{data}" '
@@ -95,7 +95,7 @@ def _figure(figure: sections.Figure) -> str:
 
 
 def _beside(beside: sections.Beside) -> str:
-    """A grid; one alone is as it would be without."""
+    """A grid; a single section is rendered without one."""
     parts = written(beside.sections, WRITERS)
     cells = "\n".join(f"<div>{part}</div>" for part in parts)
     return f'<div class="beside">\n{cells}\n</div>' if len(parts) > 1 else "".join(parts)

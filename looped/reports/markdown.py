@@ -1,4 +1,4 @@
-"""Reports as Markdown that reads well as plain text too, in a file and on a terminal."""
+"""Renderer of reports as Markdown that is also readable as plain text, for files and for the terminal."""
 
 import os
 import re
@@ -12,13 +12,13 @@ from looped.reports.sections import Section, written
 
 
 def markdown(report: Iterable[Section], folder: Path | None = None) -> str:
-    """The report as a file in `folder`, from where it links to its pictures; without one for a terminal, where
-    pictures, facts, commands and samples are left out."""
+    """The report as Markdown. With `folder`: for a file there, with links to images relative to it. Without: for a
+    terminal, which omits images, facts, commands and samples."""
     return "\n\n".join(written(report, ON_A_TERMINAL if folder is None else WRITERS, folder))
 
 
 def markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """The first column to the left, figures to the right, all cells of a column equally wide."""
+    """A table with the first column left-aligned, the others right-aligned, and cells padded to equal width."""
     lines = [[_line(cell).replace("|", r"\|") for cell in line] for line in (header, *lines)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = ["| " + " | ".join(cell.ljust(w) if i == 0 else cell.rjust(w)
@@ -28,7 +28,7 @@ def markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str
 
 
 def _plain(text: str) -> str:
-    """Text with nothing in it that Markdown takes for a tag."""
+    """Text with `<` escaped wherever Markdown would read a tag."""
     return re.sub(r"<(?=[A-Za-z/!?])", r"\\<", text)
 
 
@@ -41,7 +41,7 @@ def _bullets(items: Iterable[str]) -> str:
 
 
 def _fenced(text: str) -> str:
-    """Text as it is, between fences longer than any in it."""
+    """Verbatim text, between fences longer than any in it."""
     fence = "`" * max([3, *(len(ticks) + 1 for ticks in re.findall("`+", text))])
     return text and f"{fence}\n{text}\n{fence}"
 

@@ -1,7 +1,7 @@
-"""Reports of evaluated runs: tables and pictures of the rows that `looped.evaluation.store` keeps.
+"""Tables and plots of evaluated runs, from the rows that `looped.evaluation.store` keeps.
 
-    runs/<name>/plots/depth.png      the depth curve; sigma.png the loss by noise level; partition.png which of several
-                                     blocks has which levels
+    runs/<name>/plots/depth.png      the depth curve; sigma.png: the loss by noise level; partition.png: the noise
+                                     levels of each block
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,15 +23,15 @@ from looped.reports.sections import Prose, Section, Table
 Rows = Sequence[Mapping[str, Any]]
 
 TABLED = ("nats_per_token", "accuracy", "frechet_distance")
-"""Figures whose table has columns of its own."""
+"""Metrics whose table has dedicated columns."""
 BY_LEVEL = ("nats_at_sigma", "loss_at_sigma")
-"""Figures by noise level."""
+"""Metrics by noise level."""
 VARIANTS = ("difficulty", "by", "twin", "trajectories")
-"""Keys that set curves of one metric and one evaluation apart."""
+"""Keys that distinguish curves of the same metric and evaluation."""
 
 
 def draw_evaluation(files: EvaluationFiles, config: Config, name: str) -> None:
-    """The pictures of all that was measured of a checkpoint. Raises UserError."""
+    """Draw the plots of everything measured for a checkpoint. Raises UserError."""
     rows, plots = files.read(ROWS), files.folder / "plots"
     with writing_to(files.folder), files.lock():
         measured = Measured(name, name, rows, trained_depths(config), config.kind.metric)
@@ -44,11 +44,11 @@ def draw_evaluation(files: EvaluationFiles, config: Config, name: str) -> None:
 PARTITIONS: dict[str, Callable[[Config, Path], None]] = {
     "solver": lambda config, path: plot_partition(config.blocks, noise_from_config(config.denoise.noise), path),
     "unmask": lambda config, path: plot_mask_partition(config.blocks, config.masked.schedule, path)}
-"""Rollout -> how the levels are drawn that each block has."""
+"""Rollout -> function that plots the levels of each block."""
 
 
 def picture_blocks(run: Path, config: Config) -> None:
-    """plots/partition.png of a run whose blocks have noise levels of their own."""
+    """Draw plots/partition.png if the blocks of the run have their own noise levels."""
     draw = PARTITIONS.get(config.rule.rollout)
     if draw is not None and config.blocks.num > 1:
         draw(config, run / "plots" / "partition.png")
@@ -59,8 +59,8 @@ def picture_blocks(run: Path, config: Config) -> None:
 
 @dataclass(frozen=True)
 class Measured:
-    """One evaluation of a run: `rows` of one checkpoint and the same settings, the depths that the run was trained at.
-    `label` tells it from all others, `run` from other runs. `main`: the figure that it is about."""
+    """One evaluation of a run: `rows` of one checkpoint and one set of settings, and `trained`, the range of trained
+    depths. `label` is unique to it, `run` to its run. `main`: the main metric of the run."""
 
     label: str
     run: str
@@ -70,11 +70,11 @@ class Measured:
 
 
 def plot_runs(runs: Sequence[str | Path], out: str | Path, *, metric: str | None = None) -> str:
-    """Curves of several runs in one picture, over depth, or over the noise level where a metric has no depth; the
-    table, which is also written beside it.
+    """Plot curves of several runs together, over depth, or over the noise level if the metric has no depth. Returns the
+    table, which is also written next to the plot.
 
-    metric: the main figure of the runs if None. Each checkpoint, each change of settings and each difficulty has a
-    curve of its own. Raises UserError.
+    metric: the main metric of the runs if None. Each checkpoint, each change of settings and each difficulty has its
+    own curve. Raises UserError.
     """
     runs, out = [Path(run) for run in runs], Path(out)
     measured = [each for run in runs for each in _evaluations(run, runs)]
@@ -91,7 +91,7 @@ def plot_runs(runs: Sequence[str | Path], out: str | Path, *, metric: str | None
 
 
 def _evaluations(run: Path, runs: Sequence[Path]) -> Iterator[Measured]:
-    """A run's rows, apart by checkpoint and settings; its label says these where there are several."""
+    """The rows of a run, split by checkpoint and settings; the labels name these if there are several."""
     apart: dict[tuple, list] = {}
     for row in read_rows(run):
         apart.setdefault(tuple(row.get(name) for name in IDENTITY), []).append(row)
@@ -104,30 +104,30 @@ def _evaluations(run: Path, runs: Sequence[Path]) -> Iterator[Measured]:
 
 
 def _label(run: Path, runs: Sequence[Path]) -> str:
-    """The folder's name, or its whole path where two runs share a name."""
+    """The folder's name, or its whole path if two runs share a name."""
     return str(run) if [other.name for other in runs].count(run.name) > 1 else run.name
 
 
 def _main_metric(measured: Sequence[Measured]) -> str:
-    """The figure that all of the runs are about. Raises UserError where there is none."""
+    """The main metric of all runs. Raises UserError if they have different ones."""
     about = {each.run: each.main for each in measured}
     if len(set(about.values())) > 1:
-        raise UserError("the runs have no figure in common that they are about ("
+        raise UserError("the runs have different main metrics ("
                         + ", ".join(f"{run}: {metric}" for run, metric in about.items())
                         + "); choose one with --metric")
     return next(iter(about.values()))
 
 
 def _place(metric: str, measured: Sequence[Measured]) -> str:
-    """The axis of a metric, `depth` or `sigma`. Raises UserError for one with neither, and for one there is not."""
+    """The axis of a metric, `depth` or `sigma`. Raises UserError if it has neither or does not exist."""
     rows = [row for each in measured for row in each.rows]
     for place in ("depth", "sigma"):
         if any(row["metric"] == metric and place in row for row in rows):
             return place
     if any(row["metric"] == metric for row in rows):
-        raise UserError(f"metric '{metric}' is one figure without depth or noise level; read it in {ROWS}")
+        raise UserError(f"metric '{metric}' is a single value without depth or noise level; read it in {ROWS}")
     known = {row["metric"] for row in rows if "depth" in row or "sigma" in row}
-    raise UserError(f"metric '{metric}' is not among the figures by depth{did_you_mean(metric, known)}")
+    raise UserError(f"metric '{metric}' is not among the metrics by depth{did_you_mean(metric, known)}")
 
 
 def _draw_depth(measured: Sequence[Measured], metric: str, out: Path) -> list[Section]:
@@ -146,7 +146,7 @@ def _draw_sigma(measured: Sequence[Measured], metric: str, out: Path) -> list[Se
 
 
 def _curves(measured: Measured, metric: str) -> list[Curve]:
-    """A curve for each difficulty, and for whatever else the figures of a metric depend on."""
+    """One curve per difficulty, and per value of any other key that varies within the metric."""
     rows = [row for row in measured.rows if row["metric"] == metric and "depth" in row]
     apart: dict[tuple, list] = {}
     for row in rows:
@@ -159,12 +159,12 @@ def _curves(measured: Measured, metric: str) -> list[Curve]:
 
 
 def _variant(row: Mapping[str, Any], varying: Sequence[str]) -> list[str]:
-    """The words of a curve's label beside its run: `difficulty 4`, or the name of a judge or an exit."""
+    """The parts of a curve's label after its run: `difficulty 4`, or the name of a judge or an exit."""
     return [str(row[name]) if name in ("by", "twin") else f"{name} {row[name]}" for name in varying if name in row]
 
 
 def figure_table(metric: str, curves: Mapping[str, Rows], place: str) -> Table:
-    """A line a curve, a column for each depth (or sigma, `place`) of one metric."""
+    """One line per curve, one column per depth (or sigma, as `place` says) of one metric."""
     columns = sorted({row[place] for rows in curves.values() for row in rows}, reverse=place == "sigma")
     lines = []
     for label, rows in curves.items():
@@ -177,7 +177,8 @@ def figure_table(metric: str, curves: Mapping[str, Rows], place: str) -> Table:
 
 
 def depth_table(runs: Mapping[str, Rows]) -> list[Section]:
-    """One line a run and depth, only columns that hold something; below, what has no depth or needs words."""
+    """One line per run and depth, with non-empty columns only; below, sentences for metrics that have no depth or need
+    an explanation."""
     lines, notes = [], []
     for label, rows in runs.items():
         at = {(row["metric"], row.get("depth")): row for row in rows}
@@ -186,7 +187,7 @@ def depth_table(runs: Mapping[str, Rows]) -> list[Section]:
             if not mine.keys().isdisjoint(TABLED):
                 lines.append({"run": label, "depth": str(depth), **_cells(mine)})
         notes += _notes(label, at)
-    if not lines:  # a figure of one's own
+    if not lines:  # a custom metric
         metrics = dict.fromkeys(row["metric"] for rows in runs.values() for row in rows if "depth" in row)
         return [figure_table(metric, {label: [row for row in rows if row["metric"] == metric and "depth" in row]
                                       for label, rows in runs.items()}, "depth") for metric in metrics]
@@ -195,7 +196,7 @@ def depth_table(runs: Mapping[str, Rows]) -> list[Section]:
 
 
 def _cells(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """The columns of a depth, out of its figures by metric."""
+    """The cells of one depth, from its rows by metric."""
     def mean(metric: str, digits: int = 3) -> str:
         return _number(rows.get(metric, {}).get("mean"), digits)
 
@@ -211,7 +212,8 @@ def _cells(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _matched(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """`+3.1 % [0.9, 5.2] at 0.93`: perplexity beside the twin's, and the temperature that levels their diversity."""
+    """`+3.1 % [0.9, 5.2] at 0.93`: perplexity relative to the baseline's, and the temperature that equalises
+    diversity."""
     if "matched_perplexity_percent" not in rows:
         return "out of reach" if "unmatched_distinct_2" in rows else "-"
     row = rows["matched_perplexity_percent"]
@@ -219,39 +221,40 @@ def _matched(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _notes(label: str, at: Mapping[tuple[str, int | None], Mapping[str, Any]]) -> Iterator[str]:
-    """Sentences about the figures that have no depth, or that say little without their circumstances."""
+    """Sentences about the metrics that have no depth, or that need an explanation."""
     first = {metric: row for (metric, _), row in reversed(at.items())}
     if "nats_at_sigma_max" in first:
         yield (f"{label} at sigma_max, where a denoiser is a next-token predictor: "
                f"{_with_interval(first['nats_at_sigma_max'])} nats/token")
     if "nats_bound" in first:
         nats, bits = (_with_interval(first[metric]) for metric in ("nats_bound", "bits_per_byte_bound"))
-        yield f"{label} with ever more unmasking steps: a bound of {nats} nats/token, {bits} bits/byte"
+        yield f"{label} in the limit of many unmasking steps: a bound of {nats} nats/token, {bits} bits/byte"
     if "frechet_distance" in first:
         row = first["frechet_distance"]
-        yield (f"{label}: Fréchet distance, precision and recall in features of {row['by']}: not Inception FID; of "
-               f"{row['n']} images made, against the held-out ones. Layer forwards are those of one image.")
+        yield (f"{label}: Fréchet distance, precision and recall in features of {row['by']}: not Inception FID; "
+               f"{row['n']} generated images against the held-out ones. Layer forwards are per image.")
     if "frechet_distance_of_training" in first:
         row = first["frechet_distance_of_training"]
-        yield f"{row['n']} training images, of the classes of those held out, are at {row['mean']:.3f} from them"
+        yield (f"for reference: {row['n']} training images with the same classes as the held-out ones have a Fréchet "
+               f"distance of {row['mean']:.3f} to them")
     if "judged_nats_of_text" in first:
         row = first["judged_nats_of_text"]
-        yield (f"judged: nats/token of {row['n']} samples under {row.get('by', 'the judge')}, which gives the real "
-               f"text after the prompts of {label} {_with_interval(row)}")
+        yield (f"judged: nats/token of {row['n']} samples under {row.get('by', 'the judge')}; the real text after "
+               f"the prompts of {label} has {_with_interval(row)}")
     if "twin_distinct_2" in first:
         row = first["twin_distinct_2"]
         theirs = first["twin_judged_nats"]
         twin = row.get("twin", row.get("by"))
-        yield (f"matched: perplexity beside that of {twin}, whose samples have {theirs['mean']:.3f} nats/token, at "
-               f"the temperature where {label} has their distinct-2, {row['mean']:.3f}")
+        yield (f"matched: perplexity relative to {twin}, whose samples have {theirs['mean']:.3f} nats/token, at the "
+               f"temperature at which {label} has the same distinct-2, {row['mean']:.3f}")
     for (metric, depth), row in at.items():
         if metric == "unmatched_distinct_2":
-            yield (f"out of reach: at depth {depth} {label} comes no nearer to that distinct-2 than {row['mean']:.3f}, "
-                   f"at temperature {row['temperature']:.2f}")
+            yield (f"out of reach: at depth {depth} the closest distinct-2 of {label} is {row['mean']:.3f}, at "
+                   f"temperature {row['temperature']:.2f}")
     if "mauve" in first:
         row = first["mauve"]
-        few = ", which are too few to mean much: the authors advise thousands" if row["n"] < ENOUGH else ""
-        yield f"mauve: with the features of {row['by']}, from {row['n']} samples of {label} and as many texts{few}"
+        few = ", too few to be reliable: the authors recommend thousands" if row["n"] < ENOUGH else ""
+        yield f"mauve: in features of {row['by']}, from {row['n']} samples of {label} and as many real texts{few}"
 
 
 def _with_interval(row: Mapping[str, Any]) -> str:
@@ -267,7 +270,7 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def level_table(rows: Rows) -> Table:
-    """The held-out loss of a run that makes images, over all levels and of each block, then by level."""
+    """The held-out loss of an image generator: over all noise levels, of each block, and by level."""
     lines = [[row.get("by", "all"), f"{row['sigma']:.3g}" if "sigma" in row else "as trained", _with_interval(row)]
              for row in rows if row["metric"] in ("heldout_loss", "loss_at_sigma")]
     return Table(["block", "noise level", "held-out loss"], lines)

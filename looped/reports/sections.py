@@ -1,4 +1,4 @@
-"""Reports as lists of sections, in plain text: a page, a file of Markdown and a terminal show the same list.
+"""Sections of a report, in plain text. The same list is rendered as an HTML page, as Markdown and on a terminal.
 
     report = [Heading("Two arms", level=1), Findings(["denoise is ahead"]), Table(["arm", "loss"], [["ar", "3.1"]])]
     markdown(report, folder), page(report)
@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 CONTENT = 7
-"""The level of all that is no heading: it belongs to any heading above it."""
+"""Level of a section that is not a heading; it belongs to any heading above it."""
 
 
 class Section:
-    """A part of a report. A renderer has a writer for each type, and leaves out sections that hold nothing."""
+    """A part of a report. A renderer has one writer per type, and omits empty sections."""
 
     level = CONTENT
 
 
 @dataclass(frozen=True)
 class Heading(Section):
-    """The title of a report, at level 1, or of what follows it; left out where nothing does."""
+    """The title of the report (level 1) or of the sections that follow; omitted if none follow."""
 
     text: str
     level: int = 2
@@ -36,19 +36,19 @@ class Prose(Section):
 
 @dataclass(frozen=True)
 class Bullets(Section):
-    """Sentences that explain."""
+    """A list of explanatory sentences."""
 
     items: Sequence[str]
 
 
 @dataclass(frozen=True)
 class Findings(Bullets):
-    """Sentences that a reader looks for first."""
+    """The main results, one sentence each."""
 
 
 @dataclass(frozen=True)
 class Table(Section):
-    """A line of names and lines of as many cells; the first column says what the others are of."""
+    """A header and lines of equally many cells; the first column labels the line."""
 
     header: Sequence[str]
     lines: Sequence[Sequence[str]]
@@ -56,7 +56,7 @@ class Table(Section):
 
 @dataclass(frozen=True)
 class Figure(Section):
-    """A picture (PNG); `alt` says what it shows to who cannot see it. `wide`: as wide as the page."""
+    """An image (PNG). `alt`: its text alternative; `wide`: as wide as the page."""
 
     path: Path
     caption: str
@@ -66,21 +66,21 @@ class Figure(Section):
 
 @dataclass(frozen=True)
 class Beside(Section):
-    """Sections beside one another where there is room."""
+    """Sections side by side if the page is wide enough."""
 
     sections: Sequence[Section]
 
 
 @dataclass(frozen=True)
 class Facts(Section):
-    """Names and values."""
+    """A list of names and values."""
 
     values: Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class Verbatim(Section):
-    """A command line or a sample, letter by letter; a sample goes on from its prompt."""
+    """A command line or a generated sample, verbatim; a sample continues its prompt."""
 
     text: str
     prompt: str = ""
@@ -88,7 +88,7 @@ class Verbatim(Section):
 
 @dataclass(frozen=True)
 class Folded(Section):
-    """Sections that a reader opens, under a line that says what they are."""
+    """Collapsible sections under a summary line."""
 
     summary: str
     sections: Sequence[Section]
@@ -96,8 +96,7 @@ class Folded(Section):
 
 
 def written(report: Iterable[Section], writers: Mapping[type[Section], Callable[..., str]], *context: Any) -> list[str]:
-    """Each section by the writer of its type, without those that hold nothing and headings that are followed by
-    none."""
+    """The text of each section from the writer of its type, without empty sections and headings without content."""
     parts, follows = [], 0
     for section in reversed(list(report)):
         text = writers[type(section)](section, *context)

@@ -1,2 +1,2 @@
-"""Published tables with figures of one's own beside them: `looped reproduce` trains, measures and tables what a suite
-says, a YAML file a table."""
+"""`looped reproduce`: train and measure what a published table reports, and print both side by side. Each table is a
+suite, one YAML file."""

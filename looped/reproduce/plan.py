@@ -1,4 +1,4 @@
-"""From a suite to runs: the comparison of every entry, and what is trained before it."""
+"""From a suite to its runs: one comparison per entry, and the helper models trained before it."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,14 +15,14 @@ from looped.errors import UserError, did_you_mean
 from looped.reproduce.suite import Helper, Layer, Scale, Suite, find_config, last, merged
 
 OWN = {"objective": "every arm has its own", "seed": "every run has its own",
-       "training.budget": "--amount says it", "training.budget_unit": "the suite says it"}
-"""Settings that a suite decides in any case."""
+       "training.budget": "--amount sets it", "training.budget_unit": "the suite sets it"}
+"""Settings that a suite always decides -> the reason."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """The wishes of the user about a suite; None for what the suite says. `arms`, `entries`: with commas. `settings`:
-    of all arms, as they were written."""
+    """Options of `looped reproduce`; None keeps the suite's value. `arms`, `entries`: comma-separated names.
+    `settings`: for all arms, as typed."""
 
     scale: str = "cpu"
     out: Path | None = None
@@ -37,7 +37,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Order:
-    """A suite, of its file, with what is asked of it. Raises UserError for names that are unknown."""
+    """A suite, its file and the user's options. Raises UserError for unknown names."""
 
     path: Path
     suite: Suite
@@ -61,12 +61,12 @@ class Order:
             object.__setattr__(self, name, value)
 
     def layers(self, entry: str) -> tuple[Layer, ...]:
-        """The settings that the runs of an entry are given, the last above the others."""
+        """The sources of settings for the runs of an entry; later ones override earlier ones."""
         return self.suite, self.suite.entries[entry], self.scale
 
 
 def _chosen(flag: str, text: str | None, known: Mapping[str, Any], usual: Sequence[str] | None) -> list[str]:
-    """Names of a comma-separated list, the usual ones without it. Raises UserError."""
+    """The names in a comma-separated list, or the default ones if it is None. Raises UserError."""
     if text is None:
         return list(usual or known)
     names = [name.strip() for name in text.split(",")]
@@ -78,8 +78,8 @@ def _chosen(flag: str, text: str | None, known: Mapping[str, Any], usual: Sequen
 
 @dataclass(frozen=True)
 class Entry:
-    """One comparison, `plan` being None where every arm is `refused` (arm -> why). `depths` of each arm. `helpers`:
-    what is trained before it."""
+    """One comparison. `plan`: None if every arm is `refused` (arm -> reason). `depths`: arm -> depths. `helpers`:
+    configs of the models trained before it."""
 
     name: str
     plan: Plan | None
@@ -90,8 +90,8 @@ class Entry:
 
 @dataclass
 class Result:
-    """An entry: the rows that are known of it, arm -> why figures of it are missing, the exit code of what was
-    stopped."""
+    """The outcome of an entry. `missing`: arm -> reason why values of it are missing; `stopped`: exit code of an
+    interrupted run, else 0."""
 
     entry: Entry
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -100,14 +100,14 @@ class Result:
 
 
 def plan_entries(order: Order) -> list[Entry]:
-    """The comparisons. Raises UserError, before anything is trained, for settings that are none or would be lost, and
-    for arms that a suite of one entry refuses; where there are several, an arm may apply to some of them."""
+    """The comparison of each entry. Raises UserError, before anything is trained, for settings that do not exist or
+    would have no effect, and for arms that do not apply; with several entries, an arm may apply to only some."""
     for name, value in order.asked.settings.items():
-        why = OWN.get(name) or next((f"arm '{arm}' sets it for itself" for entry in order.entries for arm in order.arms
+        why = OWN.get(name) or next((f"arm '{arm}' sets it itself" for entry in order.entries for arm in order.arms
                                      if name in _own_settings(order, arm, entry)), None)
         if why is not None:
-            raise UserError(f"--{name} {value} would be lost, since {why}; leave it out, or give the arms to looped "
-                            f"compare")
+            raise UserError(f"--{name} {value} would have no effect, since {why}; leave it out, or run the arms with "
+                            f"looped compare")
     entries = [_plan_entry(order, name) for name in order.entries]
     refused = [f"arm '{arm}': {why}" for entry in entries for arm, why in entry.refused.items()]
     if refused and (len(order.suite.entries) == 1 or not any(entry.plan for entry in entries)):
@@ -116,7 +116,7 @@ def plan_entries(order: Order) -> list[Entry]:
 
 
 def _own_settings(order: Order, arm: str, entry: str) -> dict[str, str]:
-    """Those of its text, with what an entry and the scale have for it above them."""
+    """Settings of one arm: those of its text, overridden by the `own` settings of the suite, entry and scale."""
     words = dict(word.partition("=")[::2] for word in order.suite.arms[arm].text.split()[1:])
     layers = [layer.own.get(arm, {}) for layer in order.layers(entry)]
     return words | {name: value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
@@ -151,8 +151,8 @@ def _plan_entry(order: Order, name: str) -> Entry:
 
 
 def _settings_of_user(order: Order, name: str) -> dict[str, str]:
-    """The settings of the user for an entry: what others need and this one does not is not for it. Raises UserError
-    where something is missing."""
+    """The user's settings for an entry, without those that only other entries need. Raises UserError if a needed one
+    is missing."""
     settings, needs = order.asked.settings, merged(order.layers(name), "needs")
     for setting, what in needs.items():
         if setting not in settings:
@@ -164,7 +164,7 @@ def _settings_of_user(order: Order, name: str) -> dict[str, str]:
 
 
 def _helper_config(order: Order, helper: Helper, plan: Plan) -> Config:
-    """Of a run that is trained before the arms of a comparison, on the data that they have."""
+    """The config of a helper, a run trained before the arms of a comparison and on the same data."""
     arms = plan.config.model_dump(mode="json")
     shared = {name: reduce(lambda part, key: part[key], name.split("."), arms) for name in helper.shares}
     budget = {} if helper.budget is None else {"training.budget": plan.amount * helper.budget}

@@ -1,8 +1,8 @@
-"""Trains and measures what a suite says: one comparison after another, the table anew after each. The same command goes
-on where it was interrupted.
+"""Runs a suite: trains and measures one comparison per entry, and rewrites the table after each. The same command
+resumes an interrupted suite.
 
-    OUT/[ENTRY/]                 a comparison (looped.compare.plan), and the runs that are trained before it
-    OUT/NAME.md, NAME.jsonl      the table, and every figure
+    OUT/[ENTRY/]                 a comparison (looped.compare.plan), and the helper runs trained before it
+    OUT/NAME.md, NAME.jsonl      the table, and its rows
 """
 
 import json
@@ -28,16 +28,17 @@ from looped.training.train import train
 
 Row = dict[str, Any]
 KEPT = "eval/reproduce.json"
-"""Below a run's folder: its evaluations, by their commands."""
+"""File in a run's folder with its evaluations: command -> rows."""
 
 
 def reproduce(order: Order) -> int:
-    """The exit code; the table is printed. Raises UserError, for the first failure after all that could be done."""
+    """Run a suite and print its table; returns the exit code. Raises UserError for the first failure, after everything
+    else is done."""
     results: list[Result] = []
     for entry in plan_entries(order):
         results.append(run_entry(order, entry))
         if results[-1].stopped:
-            print("stopped; the same command goes on")
+            print("stopped; run the same command again to resume")
             return results[-1].stopped
         _write(order, results)
     if any(result.rows for result in results):
@@ -45,7 +46,7 @@ def reproduce(order: Order) -> int:
     failed = [f"{result.entry.name or order.path.stem}: {arm}: {why}" for result in results
               for arm, why in result.missing.items() if arm not in result.entry.refused]
     if failed:
-        raise UserError(f"{failed[0]}; what has finished is kept in {order.out}, and the same command goes on")
+        raise UserError(f"{failed[0]}; finished runs are kept in {order.out}; run the same command again to resume")
     return 0
 
 
@@ -59,7 +60,7 @@ def _write(order: Order, results: Sequence[Result]) -> None:
 
 
 def run_entry(order: Order, entry: Entry) -> Result:
-    """Everything of one entry. What cannot be is noted, so that the others are done."""
+    """Train and measure one entry. Failures are recorded in the result, so that the other entries still run."""
     result = Result(entry, missing={arm: f"does not apply: {why}" for arm, why in entry.refused.items()})
     if (plan := entry.plan) is None:
         return result
@@ -84,7 +85,7 @@ def run_entry(order: Order, entry: Entry) -> Result:
 
 
 def _failures(plan: Plan, trained: Trained) -> Iterator[tuple[str, str]]:
-    """(arm, what its first run said that failed)."""
+    """(arm, error of its first failed run), for each arm with a failed run."""
     for arm in plan.arms:
         said = [trained.failures[place.name] for place in plan.places
                 if place.arm is arm and place.name in trained.failures]
@@ -93,24 +94,25 @@ def _failures(plan: Plan, trained: Trained) -> Iterator[tuple[str, str]]:
 
 
 def _about(arm: Arm) -> Row:
-    """The arm in full, and the layers of its core that a step runs."""
+    """A row with the full text of the arm and the number of core layers that a training step runs."""
     c = arm.config
     layers = c.step_layers if c.rule.takes_turns(c) else c.model.num_core_layers
     return {"kind": "arm", "arm": arm.name, "text": arm.text, "mean": layers, "num": 1}
 
 
-# ---- by looped eval --------------------------------------------------------------------------------------------------
+# ---- with looped eval ------------------------------------------------------------------------------------------------
 
 
 def _evaluated(order: Order, entry: Entry, place: Place) -> list[Row]:
-    """Rows of the evaluations that the scale asks for besides the comparison."""
+    """Rows of the evaluations that the scale requests in addition to the comparison."""
     who, depths = {"kind": "evaluation", "arm": place.arm.name, "seed": place.seed}, entry.depths[place.arm.name]
     return [who | step.flags | row | ({"at": "deepest"} if row.get("depth") == max(depths) else {})
             for step in order.scale.evaluate for row in _rows_of(place, depths, _options(order, entry, step))]
 
 
 def _options(order: Order, entry: Entry, step: Evaluation) -> list[str]:
-    """Of `looped eval`, where helpers are folders; evaluation settings of the user are above those of the suite."""
+    """Flags for `looped eval`; names of helpers become their folders, and the user's evaluation settings override those
+    of the suite."""
     own = {name: value for name, value in order.asked.settings.items() if name.startswith("evaluation.")}
     settings = {name: json.dumps(value) for name, value in step.settings.items()} | own
     flags = {flag: str(entry.plan.out / name) if name in entry.helpers else name for flag, name in step.flags.items()}
@@ -118,7 +120,7 @@ def _options(order: Order, entry: Entry, step: Evaluation) -> list[str]:
 
 
 def _rows_of(place: Place, depths: Sequence[int], options: Sequence[str]) -> list[Row]:
-    """Rows of one evaluation, kept until the run has other weights. Raises UserError in its words."""
+    """Rows of one evaluation, cached per checkpoint of the run. Raises UserError with the message of `looped eval`."""
     path, kept = place.run / KEPT, {}
     with suppress(OSError, ValueError):
         kept = json.loads(path.read_text(encoding="utf-8"))
@@ -129,7 +131,7 @@ def _rows_of(place: Place, depths: Sequence[int], options: Sequence[str]) -> lis
         done = subprocess.run([sys.executable, "-m", "looped.cli", *command, "--json"], capture_output=True, text=True,
                               check=False)
         if done.returncode:
-            raise UserError(f"looped {' '.join(command)}: {(done.stderr.strip().splitlines() or ['no word'])[-1]}")
+            raise UserError(f"looped {' '.join(command)}: {(done.stderr.strip().splitlines() or ['no output'])[-1]}")
         kept[key] = list(map(json.loads, done.stdout.splitlines()))
         write_text(path, json.dumps(kept))
     return kept[key]

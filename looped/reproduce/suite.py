@@ -1,6 +1,6 @@
-"""Suites: what is trained for a published table and how it is measured, what the paper reports, and the table.
+"""Schema of a suite: the arms to train for a published table, their evaluation, the published values, and the columns.
 
-    suites/NAME.yaml     one a table; settings of the suite < of an entry < of the scale < of the command
+    suites/NAME.yaml     one per table; settings: suite < entry < scale < command line
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,40 +17,39 @@ from looped.config.shipped import config_path, shipped
 from looped.errors import UserError, did_you_mean
 
 Settings = dict[str, Any]
-"""Dotted names to values."""
+"""Dotted name -> value."""
 Amount = Annotated[int, Field(ge=1)]
 
 
 class Layer(Section):
-    """Part of what all runs are given. `own`: settings of single arms. `needs`: settings that only the user can give,
-    and what they are, as a noun."""
+    """Values for all runs, from one level of a suite. `settings`: of all arms; `own`: arm -> its settings; `needs`:
+    settings that the user must give -> a noun phrase for each."""
 
-    config: str | None = Field(None, description="the YAML file that all arms start from: beside the suite, or one of "
-                                                 "configs/")
-    amount: Amount | None = Field(None, description="how much of the budget every run gets")
-    depths: tuple[Depth, ...] | None = Field(None, description="that are measured; null: evaluation.depths")
+    config: str | None = Field(None, description="base YAML file of all arms: next to the suite, or in configs/")
+    amount: Amount | None = Field(None, description="base training budget, in the unit of the suite's budget")
+    depths: tuple[Depth, ...] | None = Field(None, description="depths to measure; null: evaluation.depths")
     settings: Settings = {}
     own: dict[str, Settings] = {}
     needs: dict[str, str] = {}
 
 
 class Arm(Section):
-    """One line of the table. `published`: column -> what the paper reports of it."""
+    """One line of the table. `published`: column -> value in the paper."""
 
-    text: str = Field(pattern=r"^\S", description="as `looped compare` reads it, without its name")
-    budget: Amount = Field(1, description="amounts of the budget that it gets")
+    text: str = Field(pattern=r"^\S", description="the arm as in `looped compare`, without its name")
+    budget: Amount = Field(1, description="its budget, as a multiple of `amount`")
     depths: tuple[Depth, ...] | None = None
     published: dict[str, str | float] = {}
 
 
 class Helper(Section):
-    """A run that is trained before the arms, for their evaluation."""
+    """A model trained before the arms and used to evaluate them."""
 
-    config: str | None = Field(None, description="what it starts from; null: nothing but what it shares")
-    shares: tuple[str, ...] = Field(tuple(Config.model_fields), description="settings, or sections, that it has from "
+    config: str | None = Field(None, description="base YAML file; null: only the shared settings")
+    shares: tuple[str, ...] = Field(tuple(Config.model_fields), description="settings or sections that it takes from "
                                                                             "the arms")
     settings: Settings = {}
-    budget: Amount | None = Field(None, description="amounts of the budget; null: as its settings say")
+    budget: Amount | None = Field(None, description="its budget, as a multiple of `amount`; null: from its settings")
 
     @model_validator(mode="after")
     def _check_shares(self):
@@ -58,13 +57,13 @@ class Helper(Section):
             try:
                 Config().value(name)
             except AttributeError:
-                raise ValueError(f"{name} is neither a setting nor a section of them; name what it shares with the "
+                raise ValueError(f"{name} is neither a setting nor a section of settings; name what it takes from the "
                                  f"arms") from None
         return self
 
 
 class Evaluation(Section):
-    """One `looped eval` of every run; a judge, an encoder or a classifier may be a helper."""
+    """One `looped eval` for every run; a judge, an encoder or a classifier may be a helper."""
 
     judge: str | None = None
     mauve: str | None = None
@@ -79,7 +78,7 @@ class Evaluation(Section):
 class Scale(Layer):
     """One size of the reproduction."""
 
-    time: str = Field(description="how long it takes, on what")
+    time: str = Field(description="how long it takes, and on which machine")
     arms: tuple[str, ...] | None = Field(None, description="null: all")
     entries: tuple[str, ...] | None = Field(None, description="null: all")
     beforehand: dict[str, Helper] = {}
@@ -87,8 +86,8 @@ class Scale(Layer):
 
 
 class Column(Section):
-    """One column, or with `{name}` in its label one for each value that the rows have under that name. `where`: fields
-    of the rows that it shows, `field`: the figure in them."""
+    """One column of the table; a label with `{name}` makes one column per value of that key in the rows. `where`: key
+    -> value that its rows must have; `field`: the key that it shows."""
 
     label: str
     where: dict[str, Any]
@@ -102,27 +101,27 @@ class Column(Section):
 
     @property
     def over(self) -> str | None:
-        """The name in its label. Raises ValueError for a label that is none."""
+        """The name in the braces of the label, if any. Raises ValueError for an invalid label."""
         names = [name for _, name, _, _ in Formatter().parse(self.label) if name is not None]
         if len(names) > 1 or not all(map(str.isidentifier, names)):
-            raise ValueError(f"label {self.label} has more than one name in braces, or no name in them; a column is "
-                             f"spread out over one, as in '{{depth}} steps'")
+            raise ValueError(f"label {self.label} needs exactly one name in braces, or no braces; write for instance "
+                             f"'{{depth}} steps'")
         return names[0] if names else None
 
 
 class Suite(Layer):
-    """A published table. `entries`: sets of images or tasks, of which each has a comparison of its own."""
+    """A published table. `entries`: data sets or tasks, each with its own comparison."""
 
     title: str
-    reproduces: str = Field(description="paper, arXiv number, table")
+    reproduces: str = Field(description="paper, arXiv number and table")
     budget: Literal["tokens", "layer-forwards", "seconds"]
     seeds: Amount = 3
     arms: dict[str, Arm] = Field(min_length=1)
     entries: dict[str, Layer] = Field({"": Layer()}, min_length=1)
     scales: dict[str, Scale] = Field(min_length=1)
-    by_depth: bool = Field(False, description="a line for each depth of an arm")
-    columns: tuple[Column, ...] = Field(description="of the table; those of all entries stand side by side")
-    details: tuple[Column, ...] = Field((), description="of a table of each entry")
+    by_depth: bool = Field(False, description="one line per arm and depth instead of one per arm")
+    columns: tuple[Column, ...] = Field(description="columns of the main table, repeated side by side for each entry")
+    details: tuple[Column, ...] = Field((), description="columns of a further table for each entry")
     notes: tuple[str, ...] = ()
 
     @model_validator(mode="after")
@@ -146,37 +145,37 @@ class Suite(Layer):
 
 
 def last(layers: Sequence[Layer], field: str) -> Any:
-    """The value of the last layer that has one."""
+    """The value of a field in the last layer that sets it; None if none does."""
     return next((value for layer in reversed(layers) if (value := getattr(layer, field)) is not None), None)
 
 
 def merged(layers: Sequence[Layer], field: str) -> dict[str, Any]:
-    """All that the layers say, later ones above earlier ones."""
+    """The union of a field over the layers; later layers override earlier ones."""
     return {name: value for layer in layers for name, value in getattr(layer, field).items()}
 
 
 def load_suite(path: Path) -> Suite:
-    """The suite of a file. Raises UserError."""
+    """Load a suite from a file. Raises UserError."""
     return validated(Suite, read_yaml(path, "suite", "suites"), str(path))
 
 
 def find_suite(name: str) -> Path:
-    """The file of a suite that comes with the package, with dashes or underscores, or a path. Raises UserError."""
+    """The file of a suite: a path, or the name of a shipped suite, with dashes or underscores. Raises UserError."""
     if name.endswith((".yaml", ".yml")):
         return Path(name)
     known = known_suites()
     if (stem := name.replace("-", "_")) not in known:
-        raise UserError(f"there is no suite '{name}'{did_you_mean(stem, known)}; a suite of your own is the path of a "
-                        f"YAML file")
+        raise UserError(f"there is no suite '{name}'{did_you_mean(stem, known)}; for a custom suite, give the path of "
+                        f"its YAML file")
     return known[stem]
 
 
 def known_suites() -> Mapping[str, Path]:
-    """Name -> file, of the suites that come with the package."""
+    """Name -> file, for the suites shipped with the package."""
     return shipped("suites")
 
 
 def find_config(name: str, suite: Path) -> Path:
-    """A config that a suite names: a file beside it, or one that comes with the package. Raises UserError."""
-    beside = suite.parent / name
-    return beside if beside.exists() else config_path(Path(name).stem)
+    """The config named by a suite: a file next to the suite, or a shipped config. Raises UserError."""
+    path = suite.parent / name
+    return path if path.exists() else config_path(Path(name).stem)

@@ -1,4 +1,4 @@
-"""The table of a suite in Markdown: a line an arm, what the paper reports beside it, and what is missing and why."""
+"""The table of a suite in Markdown: one line per arm, with the published values and footnotes for missing ones."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -17,11 +17,11 @@ Rows = Sequence[Mapping[str, Any]]
 Notes = dict[str, int]
 """Reason -> the number of its footnote."""
 PAPER = "the paper: "
-"""Before the name of a published figure."""
+"""Prefix of a published column."""
 
 
 def report(order: Order, results: Sequence[Result]) -> str:
-    """Everything: the table, a table of each entry where the suite has details, and what they mean."""
+    """The whole report: the table, a table per entry if the suite has details, and notes."""
     suite, notes = order.suite, Notes()
     seeds = "one seed" if order.seeds == 1 else f"mean ± standard deviation over {order.seeds} seeds"
     paper = list(dict.fromkeys(name for arm in order.arms for name in suite.arms[arm].published))
@@ -54,7 +54,7 @@ def _table(order: Order, results: Sequence[Result], columns: Sequence[Column], n
 
 
 def _spread_out(columns: Sequence[Column], rows: Rows) -> list[Column]:
-    """Columns with a field in their label, one for each of its values."""
+    """The columns; one with a name in its label is expanded to one per value of that key."""
     found = []
     for column in columns:
         name = column.over
@@ -68,7 +68,7 @@ def _spread_out(columns: Sequence[Column], rows: Rows) -> list[Column]:
 
 
 def _fits(row: Mapping[str, Any], where: Mapping[str, Any]) -> bool:
-    """A field that a row does not have is null."""
+    """True if the row has all values of `where`; a key missing from the row counts as null."""
     return all(row.get(name) == value for name, value in where.items())
 
 
@@ -76,7 +76,7 @@ def _fits(row: Mapping[str, Any], where: Mapping[str, Any]) -> bool:
 
 
 def _cell(result: Result, column: Column, line: Mapping[str, Any], notes: Notes) -> str:
-    """A figure; the number of the reason where some or all of it is missing."""
+    """The value, with a footnote number if some or all runs are missing."""
     own = [row for row in result.rows if row.get("arm") == line["arm"]]
     found = [row | {"mean": row.get(column.field)} for row in own
              if _fits(row, line | column.where) and (column.field in row or "num" in row)]
@@ -86,7 +86,8 @@ def _cell(result: Result, column: Column, line: Mapping[str, Any], notes: Notes)
 
 
 def _spread(rows: Rows, of: Callable[[float], float] = float) -> Spread | None:
-    """One figure a seed; or that of a row over all seeds, which leaves out what is not known."""
+    """Spread over rows with one value per seed, or the spread of a row that already averages over seeds; None if it has
+    none."""
     if "seed" in rows[0]:
         return spread([of(value) for value in {row["seed"]: row["mean"] for row in rows}.values()])
     return Spread(rows[0]["mean"], rows[0].get("sd", math.nan), rows[0]["num"]) if rows[0]["num"] else None
@@ -108,7 +109,7 @@ SHOWN: dict[str, Callable[[Rows, Rows], str]] = {
     "whole": lambda rows, own: f"{_spread(rows).mean:,.0f}",
     "exp": lambda rows, own: mean_cell(_spread(rows, math.exp)),
     "interval": _interval, "equal": _equal}
-"""The ways in which a column shows the rows it has found; the others are all of the arm."""
+"""Value of `show` -> cell, from the rows that match the column and all rows of the arm."""
 
 
 # ---- sentences -------------------------------------------------------------------------------------------------------
@@ -120,9 +121,9 @@ def _about_arm(order: Order, name: str) -> str:
 
 
 def _about_entry(result: Result) -> str:
-    """`s5: all have spent 60 seconds, 5,000 layer forwards; the hardest that is trained has factors 16.`"""
+    """`s5: every run spent at least 60 seconds, 5,000 layer forwards; ...`, with the hardest trained difficulty."""
     spent = {row["budget"]: amount(row["spent"]) for row in result.rows if row["kind"] == "equal"}
-    said = f"all have spent {', '.join(f'{spent[unit]} {UNITS[unit]}' for unit in UNITS if unit in spent)}"
+    said = f"every run spent at least {', '.join(f'{spent[unit]} {UNITS[unit]}' for unit in UNITS if unit in spent)}"
     config = result.entry.plan.config
     said += domain_of(config).hardest(config)
     return f"{result.entry.name}: {said}." if result.entry.name else f"{said.capitalize()}."

@@ -153,7 +153,7 @@ def test_samples_are_held_against_a_twins_at_equal_diversity_and_against_the_tex
     shown = capsys.readouterr().out
     assert all(f"\n{name}: " in shown for name in ("judged", "matched", "mauve"))
     assert "+0.0 % [0.0, 0.0] at 1.00" in shown
-    assert "too few to mean much" in shown
+    assert "too few to be reliable" in shown
     rows = [json.loads(line) for line in (tmp_path / "eval" / "depth.jsonl").read_text().splitlines()]
     assert {row["settings"] for row in rows} == {"evaluation.num_samples=8"}
     assert {row["by"] for row in rows if row["metric"] in ("mauve", "judged_nats", "matched_behind_twin")} == {run}

@@ -1,4 +1,4 @@
-"""Every arm at equal budgets: what is read off the curves is what straight lines give, and no cell is left blank."""
+"""Arms at equal budgets: values are interpolated linearly between evaluations, and no cell is blank."""
 
 import math
 from pathlib import Path

@@ -181,8 +181,8 @@ def test_a_run_that_is_killed_is_said_to_lack_memory(tiny_yaml, tmp_path):
 
     result = train_all(plan, say=say)
     assert result.finished == []
-    assert "want of memory" in result.failures["ar, seed 0"]
-    assert "want of memory" in told[-1]
+    assert "lack of memory" in result.failures["ar, seed 0"]
+    assert "lack of memory" in told[-1]
 
 
 # ---- its report

@@ -1,4 +1,4 @@
-"""A comparison that goes on meets the text that it began with, or says that it is another."""
+"""A resumed comparison uses the text that it began with, or reports that the text has changed."""
 
 import shutil
 

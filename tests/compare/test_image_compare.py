@@ -91,8 +91,8 @@ def test_every_figure_is_of_all_images_and_curves_are_of_their_accuracy(done):
 def test_the_page_speaks_of_images_and_says_what_the_arms_are(done):
     reader, pictures = check_alone((done / "report.html").read_text())
     assert len(pictures) == 4
-    for said in ("the same held-out images", "small and three", "full model.patch_size=2", "named rightly",
-                 "chosen on one half of the 180 held-out images", "of the other 90 images"):
+    for said in ("the same held-out images", "small and three", "full model.patch_size=2", "classified correctly",
+                 "chosen on one half of the 180 held-out images", "on the other 90 images"):
         assert said in reader.text
     assert "problem" not in reader.text
 
@@ -121,7 +121,7 @@ def test_every_rule_for_images_is_compared(objective):
     (["--objectives", "full,denoise model.patch_size=3"], "model.patch_size 3 does not divide images of 8 x 8"),
     (["--objectives", "full,full images.flip=true"], "an arm cannot set images.flip, which all arms share"),
     (["--objectives", "denoise:concat"], "denoise.context"),
-    (["--images.heldout", "0.0001"], "digits has one image held out, no half to choose a depth on"),
+    (["--images.heldout", "0.0001"], "digits has one held-out image, but a comparison chooses depths on one half"),
 ])
 def test_what_does_not_apply_is_one_sentence_and_nothing_is_trained(tiny, changes, why, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -136,7 +136,7 @@ def test_what_does_not_apply_is_one_sentence_and_nothing_is_trained(tiny, change
 # ---- figures made up -------------------------------------------------------------------------------------------------
 
 def run(objective, seed, right, curve):
-    """A measured run: `right[depth]` which images are named rightly; `curve` of (step, accuracy)."""
+    """A measured run: `right[depth]` which images are classified correctly; `curve` of (step, accuracy)."""
     config = load_config(None, {"objective": objective, "images.source": "digits", "denoise.context": "inject",
                                 "recurrence.mean": 2})
     place = Place(Arm(objective, objective, config, objective), seed, Path(f"{objective}-{seed}"))
@@ -177,5 +177,5 @@ def test_equal_budgets_and_who_was_there_first_are_of_the_accuracy():
     assert [line[1:] for line in lines] == [["0.600 ± 0.000"] * 3, ["0.400 ± 0.000"] * 3]
     assert [sentence(each) for each in IMAGES.reaches(arms)] == [
         "denoise does not reach full's final accuracy (0.800).",
-        "full reaches denoise's final accuracy (0.400) after 0.38 of its own seconds: 0.75 of denoise's seconds, 0.75 "
-        "of denoise's tokens and 0.75 of denoise's layer forwards."]
+        "full reaches denoise's final accuracy (0.400) after 0.38 of its own training time, which is 0.75 of denoise's "
+        "seconds, 0.75 of denoise's tokens and 0.75 of denoise's layer forwards."]

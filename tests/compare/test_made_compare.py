@@ -1,4 +1,4 @@
-"""`looped compare` of runs that make images: the table by hand, the distances of `looped eval`, paired differences."""
+"""`looped compare` of image generators: the table by hand, the distances of `looped eval`, paired differences."""
 
 import json
 from statistics import fmean

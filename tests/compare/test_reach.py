@@ -107,7 +107,7 @@ def test_noise_between_arms_that_solve_next_to_nothing_is_said_to_be_noise():
     found = with_reverse(reaches(arms), arms)
     assert any(each.num_reached for each in found)
     assert sentences(found) == [
-        "No difference can be told between full (0.031) and truncated's final share solved (0.031): +0.000 [+0.000, "
+        "No reliable difference between full (0.031) and truncated's final share solved (0.031): +0.000 [+0.000, "
         "+0.000] paired over 8 held-out problems, +0.000 to +0.000 by seed, 2 seeds."]
     assert found[0].as_dict()["told"] is False
 

@@ -1,4 +1,4 @@
-"""Figures of an arm over its seeds: paired differences, spreads, and when a curve comes down to a loss."""
+"""Summary of an arm over its seeds: paired differences, spreads, and the budget at which a curve reaches a loss."""
 
 import math
 from pathlib import Path
@@ -67,9 +67,9 @@ def test_reaching_a_loss_is_a_share_of_the_own_seconds_and_of_what_the_other_spe
     assert reach.own == 15 / 40
     assert reach.shares == {"seconds": 15 / 40, "tokens": 15 / 20, "layer_forwards": 15 / 20}
     assert sentence(reach) == (
-        "denoise reaches truncated's final loss (4.000) after 0.38 of its own seconds: 0.38 of truncated's seconds, "
-        "0.75 of truncated's tokens and 0.75 of truncated's layer forwards (1 seed: how far seeds "
-        "differ is not known).")
+        "denoise reaches truncated's final loss (4.000) after 0.38 of its own training time, which is 0.38 of "
+        "truncated's seconds, 0.75 of truncated's tokens and 0.75 of truncated's layer forwards (1 seed: spread "
+        "between seeds unknown).")
 
 
 def test_reaching_is_told_to_the_first_arm_and_to_truncated(made_up):
@@ -86,7 +86,7 @@ def test_what_is_not_reached_or_reached_at_once_is_said(made_up):
     assert "in 1 of 2 seeds after 0.75" in said[0]
     assert said[1] == "full does not reach ar's final loss (3.000)."
     early = reaches(summarise_texts([*bad, *good]))
-    assert "after at most 0.50 of its own seconds" in sentence(early[0])
+    assert "after at most 0.50 of its own training time" in sentence(early[0])
 
 
 def test_the_table_has_a_line_an_arm_and_says_what_it_means(made_up):
@@ -101,5 +101,6 @@ def test_the_table_has_a_line_an_arm_and_says_what_it_means(made_up):
     assert lines[1][header.index("against ar")] == "+0.000 [+0.000, +0.000]"
     said = " ".join(text_notes(arms, plan))
     assert all(name in said for name in ("sigma_max", "depth n", "distinct-2", "bootstrap"))
-    assert "Not all seeds are in" not in said
-    assert "Not all seeds are in: denoise" in " ".join(text_notes([arms[0], *summarise_texts(arms[1].runs[:1])], plan))
+    assert "Arms with unfinished seeds" not in said
+    few = [arms[0], *summarise_texts(arms[1].runs[:1])]
+    assert "Arms with unfinished seeds: denoise" in " ".join(text_notes(few, plan))

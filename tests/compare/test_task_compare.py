@@ -233,9 +233,10 @@ def test_reach_says_who_was_there_first_and_the_reverse_where_an_arm_never_is():
     arms = summarise_shares([good, bad])
     said = [sentence(each) for each in with_reverse(reaches(arms), arms)]
     assert said == [
-        "denoise does not reach full's final share solved (0.800) (1 seed: how far seeds differ is not known).",
-        "full reaches denoise's final share solved (0.400) after 0.38 of its own seconds: 0.75 of denoise's seconds, "
-        "0.75 of denoise's tokens and 0.75 of denoise's layer forwards (1 seed: how far seeds differ is not known)."]
+        "denoise does not reach full's final share solved (0.800) (1 seed: spread between seeds unknown).",
+        "full reaches denoise's final share solved (0.400) after 0.38 of its own training time, which is 0.75 of "
+        "denoise's seconds, 0.75 of denoise's tokens and 0.75 of denoise's layer forwards (1 seed: spread between "
+        "seeds unknown)."]
     assert reaches(arms)[0].as_dict()["share_solved"] == 0.8
     assert [sentence(each).split(" after")[0] for each in reaches(summarise_shares([bad, good]))] == [
         "full reaches denoise's final share solved (0.400)"]

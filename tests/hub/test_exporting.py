@@ -149,7 +149,7 @@ REFUSED = {
     "no biases": ("llama", "qwen2", "model.attention_bias is none, and a model of the family qwen2 has qkv"),
     "layers around the loop": ("llama", "nanbeige", "has no place there"),
     "a denoiser": ("denoise", "llama", "a Denoise is no plain loop, and llama computes nothing else"),
-    "a block alone": ("alone", "hf", "only the whole model is a model to export"),
+    "a block alone": ("alone", "hf", "only the whole model can be exported"),
     "no next token": ("masked", "hf", "has no next token"),
     "an unknown form": ("llama", "lama", "--to lama is unknown; did you mean")}
 

@@ -404,9 +404,9 @@ def test_a_broken_file_is_one_sentence(name, looped, tmp_path, capsys):
 @pytest.mark.parametrize(("flags", "why"), [
     (["--tasks", "none/at/all.yaml"], "--tasks none/at/all.yaml is no file"),
     (["--tasks", " , "], "--tasks names no task"),
-    (["--limit", "3"], "--limit 3 is of the tasks of --tasks"),
+    (["--limit", "3"], "--limit 3 applies only to --tasks"),
     (["--tasks", "x", "--limit", "0"], "--limit 0 is below 1"),
-    (["--tasks", "x", "--probes"], "--probes measures held-out text, and --tasks asks questions")])
+    (["--tasks", "x", "--probes"], "--probes evaluates held-out text, which --tasks replaces")])
 def test_flags_that_do_not_fit_are_one_sentence(flags, why, looped, capsys):
     assert why in refused(capsys, looped, *flags)
 

@@ -195,7 +195,7 @@ def test_the_command_line_trains_measures_and_writes(tmp_path, capsys):
     assert last["kind"] == "heldout"
     assert 0 < last["next_token"] < 10
     assert main(["eval", run]) == 0
-    assert "with ever more unmasking steps: a bound of" in capsys.readouterr().out
+    assert "in the limit of many unmasking steps: a bound of" in capsys.readouterr().out
     assert (tmp_path / "run" / "plots" / "partition.png").read_bytes().startswith(b"\x89PNG")
     assert main(["generate", run, "--depth", "3", "--num-tokens", "5", "--masked.schedule", "cosine"]) == 0
     assert main(["info", run]) == 0

@@ -82,7 +82,7 @@ def test_the_page_is_alone_and_has_all_pictures(page):
 
 @pytest.mark.parametrize("said", [
     "night: sudoku 4 x 4 over depth and difficulty", "denoise after 2,000 steps", "640,000 tokens",
-    "trained at empty cells 10 and depth 4 to 12, solved at empty cells 6 to 11",
+    "trained at empty cells 10 and depth 4 to 12, evaluated at empty cells 6 to 11",
     "empty cells 11: never: 0.00 solved at its best depth 1, not distinguishable from chance",
     "empty cells 10 (trained): improves: rises from 0.", "which is right", "9.4 of 64", "0.900", "shrink",
     "each is 0.06 of the one before", "95 % of the gain by", "flat: the means lie within 0.000",
@@ -103,7 +103,7 @@ def test_what_was_not_measured_has_no_section(tmp_path, page):
     bare = written(tmp_path, made_up(stability=(), exits=(), example=None))
     _, pictures = check_alone(bare)
     assert len(pictures) == 2
-    for heading in ("Coming to rest", "Stopping early", "A problem"):
+    for heading in ("Convergence and path independence", "Early exit", "An example problem"):
         assert heading in page
         assert heading not in bare
 
@@ -112,7 +112,7 @@ def test_one_depth_has_no_change_to_draw(tmp_path):
     """A solve of one step comes to no rest: the section is there without its picture."""
     still = replace(at_rest(10), rows=[row for row in at_rest(10).rows if row.depth is None])
     write_depth_report(tmp_path, made_up(stability=[still]))
-    assert "Coming to rest" in (tmp_path / "report.html").read_text()
+    assert "Convergence and path independence" in (tmp_path / "report.html").read_text()
     assert not (tmp_path / "plots" / "rest.png").exists()
 
 

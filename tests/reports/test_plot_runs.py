@@ -106,7 +106,7 @@ def test_a_metric_has_its_table(rows, settings, metric, header, line, tmp_path):
 
 def test_a_figure_without_a_place_and_runs_about_different_things_are_refused(tmp_path, capsys):
     text, task = run_of(tmp_path / "a", LOSSES, {}), run_of(tmp_path / "b", SOLVED, TASK)
-    with pytest.raises(UserError, match="nats_bound' is one figure without depth or noise level; read it in eval/"):
+    with pytest.raises(UserError, match="nats_bound' is a single value without depth or noise level; read it in eval/"):
         plot_runs([text], tmp_path / "x.png", metric="nats_bound")
     assert main(["plot", str(text), str(task), "--out", str(tmp_path / "x.png")]) == 2
     assert "(a: nats_per_token, b: solved); choose one with --metric" in capsys.readouterr().err

@@ -38,7 +38,7 @@ def test_what_could_not_be_matched_is_said():
     text = table_of([*LIKELIHOOD, *JUDGED, *MATCHED])
     _, _, first, second = cells(text)
     assert (first[-1], second[-1]) == ("+2.0 % [1.0, 3.0] at 0.90", "out of reach")
-    assert "out of reach: at depth 4 a comes no nearer to that distinct-2 than 0.600, at temperature 2.00" in text
+    assert "out of reach: at depth 4 the closest distinct-2 of a is 0.600, at temperature 2.00" in text
 
 
 def test_a_depth_of_the_twin_alone_is_no_line_of_the_run():

@@ -136,7 +136,7 @@ def test_what_has_failed_is_told_in_its_own_words_and_the_next_entry_is_done(car
         return SimpleNamespace(signal=0, finished=[plan.places[0]], failures={
             "loop, seed 1": "the loss is not finite", "once, seed 0": "killed", "once, seed 1": "killed"})
 
-    with pytest.raises(UserError, match="broken: loop: no such images; what has finished is kept in"):
+    with pytest.raises(UserError, match="broken: loop: no such images; finished runs are kept in"):
         carried_out(compared, entries={"broken": {}, "digits": {}})()
     table = (tmp_path / "out/tiny.md").read_text()
     assert [line[:3] for line in lines_of(table)[2:]] == [["loop", "[1]", "0.500 [2]"], ["once", "[1]", "[3]"]]

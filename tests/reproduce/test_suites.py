@@ -133,12 +133,13 @@ def test_depths_are_those_of_the_arm_else_of_the_entry_else_of_the_config(order)
     (["dit_table2", "--model.widht", "3"], "did you mean 'width'"),
     (["dit_table2", "--second", "3"], "looped reproduce --help"),
     (["dit_table2", "--seeds", "0"], "--seeds 0 is not at least 1"),
-    (["dit_table2", "--training.budget", "7"], "--training.budget 7 would be lost, since --amount says it"),
-    (["dit_table2", "--seed", "7"], "--seed 7 would be lost, since every run has its own"),
+    (["dit_table2", "--training.budget", "7"], "--training.budget 7 would have no effect, since --amount sets it"),
+    (["dit_table2", "--seed", "7"], "--seed 7 would have no effect, since every run has its own"),
     (["depth_tasks", "--entries", "mase"], "did you mean 'maze'"),
-    (["depth_tasks", "--optim.lr", "1e-3"], "--optim.lr 1e-3 would be lost, since arm 'full' sets it for itself; leave "
-                                            "it out, or give the arms to looped compare"),
-    (["masked_table3", "--optim.lr=1e-3"], "--optim.lr 1e-3 would be lost, since arm 'end-to-end' sets it for itself"),
+    (["depth_tasks", "--optim.lr", "1e-3"], "--optim.lr 1e-3 would have no effect, since arm 'full' sets it itself; "
+                                            "leave it out, or run the arms with looped compare"),
+    (["masked_table3", "--optim.lr=1e-3"], "--optim.lr 1e-3 would have no effect, since arm 'end-to-end' sets it "
+                                           "itself"),
     (["masked_table3", "--scale", "paper"], "masked_table3 needs the files of text8 at scale paper; give --data.path"),
     (["classifier_tables"], "fashion needs the folder of its IDX files at scale cpu; give --images.path, or leave "
                             "fashion out of --entries"),
@@ -158,7 +159,7 @@ def test_what_cannot_be_is_one_sentence_and_nothing_is_trained(words, why, tmp_p
     ({"columns": [{"label": "x", "where": {}, "feild": "mean"}]}, "unknown setting 'columns.0.feild'"),
     ({"columns": [{"label": "x", "where": {}, "show": "median"}]}, "columns.0.show: input should be 'mean'"),
     ({"columns": [{"label": "{depth", "where": {}}]}, "columns.0: expected '}' before end of string"),
-    ({"columns": [{"label": "{depth} {by}", "where": {}}]}, "columns.0: label {depth} {by} has more than one name"),
+    ({"columns": [{"label": "{depth} {by}", "where": {}}]}, "columns.0: label {depth} {by} needs exactly one name"),
     ({"arms": {}}, "arms: dictionary should have at least 1 item"),
     ({"arms": {"loop": {"text": ""}}}, "arms.loop.text: string should match pattern"),
     ({"budget": "hours"}, "budget: input should be 'tokens'"),
@@ -169,7 +170,7 @@ def test_what_cannot_be_is_one_sentence_and_nothing_is_trained(words, why, tmp_p
     ({"scales": {"cpu": {"time": "x"}}}, "scale cpu has no amount; set it there"),
     ({"scales": {"cpu": {"time": "x", "amount": 0}}}, "scales.cpu.amount: input should be greater"),
     ({"scales": {"cpu": {"time": "x", "amount": 1, "beforehand": {"judge": {"shares": ["modle"]}}}}},
-     "modle is neither a setting nor a section of them"),
+     "modle is neither a setting nor a section of settings"),
     ({"config": "digits.yaml"}, "cannot read config"),
     ({"settings": {"model.widht": 3}}, "unknown setting 'model.widht'; did you mean 'width'"),
     ({"arms": {"loop": {"text": "fall"}}}, "objective 'fall' in 'loop=fall' is unknown"),

@@ -181,7 +181,7 @@ def test_a_run_of_one_block_is_measured_by_its_own_loss_and_told_what_needs_the_
     assert "of which block 1 alone is here" in capsys.readouterr().out
     for command in (["eval", str(runs[1]), "--depths", "1"], ["generate", str(runs[1])]):
         assert main(command) == 2
-        assert "put the runs of all blocks together with looped merge" in capsys.readouterr().err
+        assert "merge the runs of all blocks with looped merge" in capsys.readouterr().err
 
 
 def test_the_losses_of_blocks_alone_add_up_to_that_of_the_whole(runs, merged):
@@ -331,7 +331,7 @@ def test_a_block_has_a_folder_of_its_own_and_its_config_repeats_it(settings, tmp
     for flags, why in {("--block", "x"): "neither the number of a block nor rank",
                        ("--block", "3"): "alone 3 is not one of num 3",
                        ("--block", "rank"): "there is none; start it with torchrun",
-                       ("--block", "1", "--blocks.alone", "1"): "say the same"}.items():
+                       ("--block", "1", "--blocks.alone", "1"): "set the same value"}.items():
         assert main(["train", "three.yaml", *flags]) == 2
         assert why in capsys.readouterr().err
 

@@ -147,7 +147,7 @@ def test_blocks_that_were_trained_alone_make_images_together(tmp_path, capsys):
     assert main(["generate", str(tmp_path / "b1"), *grid]) == 2
     assert "only the whole model makes images" in capsys.readouterr().err
     assert main(["eval", str(tmp_path / "b1")]) == 0
-    assert "its own loss on held-out data" in capsys.readouterr().out
+    assert "held-out loss of this block" in capsys.readouterr().out
 
 
 def test_tiles_stand_where_they_belong():

@@ -87,7 +87,7 @@ def test_a_run_is_measured_over_depth_and_difficulty_by_command(tmp_path, capsys
             assert len(values) == row["n"] == 8
             assert sum(values) / 8 == row["mean"]
     page = (run / "report.html").read_text()
-    assert "Stopping early" in page
+    assert "Early exit" in page
     assert "bits 6:" in page
     tokens = lines(run, "train")[-1]["tokens"]
     assert f"layer forwards, {tokens:,} tokens" in page
