@@ -38,6 +38,7 @@ class ImageDenoiser(nn.Module):
         self.picture = picture
         self.num_classes = num_classes
         self.width: int = config.width
+        self.num_prelude_layers = self.num_coda_layers = 0
         self.core_layers: tuple[int, ...] = tuple(structure.core_layers or (config.num_core_layers,))
         size, cond_width = picture.patch_numbers, structure.cond_width
         self.patches: nn.Linear = nn.Linear(size, config.width)
