@@ -1,4 +1,4 @@
-"""Noise levels of solver steps and of blocks, for log-normal levels: docs/levels.svg, or the file that is given.
+"""Plot of the noise levels of solver steps and of blocks, for log-normal levels: docs/levels.svg, or a given file.
 
     python scripts/draw_levels.py [FILE]
 """
@@ -40,7 +40,7 @@ def draw(path: Path) -> None:
 
 
 def draw_steps(axes: Axes, noise: Noise) -> None:
-    """The levels that each schedule reads the network at."""
+    """The noise levels at which each schedule evaluates the network."""
     for place, name in enumerate(SCHEDULES):
         levels = schedule(name, NUM_STEPS, noise)[:-1]
         axes.plot(levels, [place] * NUM_STEPS, "o-", color="#3f51b5", markersize=5, linewidth=1)
@@ -50,11 +50,11 @@ def draw_steps(axes: Axes, noise: Noise) -> None:
 
 
 def draw_blocks(axes: Axes, noise: Noise) -> None:
-    """The density of ln sigma, parted into blocks of equal mass."""
+    """The density of ln sigma, divided into blocks of equal mass."""
     edges = partition(noise, NUM_BLOCKS)
     for block, colour in enumerate(BLOCK_COLOURS):
         sigma = torch.linspace(edges[block].log(), edges[block + 1].log(), 60, dtype=torch.float64).exp()
-        sigma = sigma.clamp(noise.sigma_min, noise.sigma_max)  # exp(log(sigma)) may be one unit off
+        sigma = sigma.clamp(noise.sigma_min, noise.sigma_max)  # exp(log(sigma)) may be off by rounding
         density = noise.continuous.log_density(sigma).exp()
         axes.fill_between(sigma, density, color=colour, linewidth=0)
         axes.text((edges[block] * edges[block + 1]).sqrt(), 0.03, f"block {block}", ha="center", fontsize=9)

@@ -1,4 +1,4 @@
-"""A solved example of every task, in one picture: docs/tasks.png, or the file that is given.
+"""Figure with a solved example of every task: docs/tasks.png, or a given file.
 
     python scripts/draw_tasks.py [FILE]
 """

@@ -1,12 +1,12 @@
-"""The pages of the guide that are made of the code while MkDocs builds it: a hook of mkdocs.yml.
+"""MkDocs hook (see mkdocs.yml) that generates pages of the guide from the code.
 
     settings.md       every setting, section by section        looped.config
     verbs/VERB.md     the flags of a verb, where its page says <!-- flags -->    docstrings of looped/cli
     api/PACKAGE.md    every public module of a package         docstrings, by mkdocstrings
     source/...        files of the repository that a page links to
 
-Code is read, not run, except for `looped.config` and the lists of names in `looped` and `looped.cli`, which need no
-torch. Equations become MathML here, which browsers draw by themselves.
+Code is parsed, not run, except for `looped.config` and the lists of names in `looped` and `looped.cli`, which need no
+torch. Equations become MathML, which browsers render without scripts.
 """
 
 import html
@@ -39,7 +39,7 @@ LANGUAGES = {".py": "python", ".yaml": "yaml", ".toml": "toml", ".md": "markdown
 
 
 def on_files(files: Files, config) -> Files:
-    """The pages of docs/, and those that are generated."""
+    """The pages of docs/, plus the generated ones."""
     pages = {"settings.md": settings_page(), "api/looped.md": names_page()}
     pages |= {f"api/{package}.md": package_page(package) for package in PACKAGES}
     for path in linked(files):
@@ -65,20 +65,20 @@ def on_page_content(content: str, page, config, files: Files) -> str:
 
 
 def equation(latex: str, display: str) -> str:
-    """LaTeX as MathML. A lone subscript is given an empty superscript: without a mathematical font Chromium lowers the
-    former too little, and both together enough."""
+    """LaTeX as MathML. A lone subscript gets an empty superscript: without a mathematical font Chromium lowers a
+    subscript too little on its own, but enough with a superscript."""
     drawn = convert(html.unescape(latex), display=display)
     return drawn.replace("<msub>", "<msubsup>").replace("</msub>", "<mrow></mrow></msubsup>")
 
 
 @cache
 def read_package() -> griffe.Object:
-    """The source of `looped`, read and not run."""
+    """The source of `looped`, parsed and not run."""
     return griffe.load("looped", search_paths=[ROOT])
 
 
 def on_post_build(config) -> None:
-    """Every page shows all that it has without a network. Raises PluginError for one that does not."""
+    """Check that every page works without a network. Raises PluginError for one that does not."""
     for page in Path(config.site_dir).rglob("*.html"):
         if remote := remote_assets(page.read_text(encoding="utf-8")):
             raise PluginError(f"{page} loads {remote[0]} from the network")
@@ -92,12 +92,12 @@ def remote_assets(page: str) -> list[str]:
 # Settings
 
 def settings_page() -> str:
-    """Every setting with its default, in a table a section."""
+    """Every setting with its default, in one table per section."""
     sections: dict[str, list[tuple[str, str, str]]] = {}
     for name, default, description in describe_settings():
         sections.setdefault(name.rpartition(".")[0], []).append((name, default, description))
-    parts = ["# Settings", "Any of them is a flag, `--model.width 256`, and a key of the YAML file, `model: {width: "
-             "256}`. Flags win over the file, the file over the defaults. `looped settings SECTION` prints the same."]
+    parts = ["# Settings", "Each setting is a flag, `--model.width 256`, and a key of the YAML file, `model: {width: "
+             "256}`. Flags override the file, the file the defaults. `looped settings SECTION` prints the same."]
     for section, rows in sections.items():
         parts += [f"## {section or 'Top level'}", section_summary(section)]
         parts.append(table(("setting", "default", "meaning"), [
@@ -118,7 +118,7 @@ def section_summary(section: str) -> str:
 def verb_reference(verb: str) -> str:
     """Docstring, usage and flags of a verb."""
     if verb not in VERBS:
-        raise PluginError(f"verbs/{verb}.md is of no verb of looped.cli")
+        raise PluginError(f"verbs/{verb}.md belongs to no verb of looped.cli")
     made = read_package()[f"cli.{verb}{'_' * iskeyword(verb)}.{verb.capitalize()}"]
     fields = [each for each in made.attributes.values() if each.annotation is not None]
     positional = [each for each in fields if str(each.annotation).startswith("Positional")]
@@ -152,8 +152,8 @@ def row_of(field: griffe.Attribute) -> tuple[str, str, str]:
 # API
 
 def names_page() -> str:
-    """The public names of `looped`, and where each is described."""
-    parts = ["# looped", "Names that `import looped` has; each is imported on first use."]
+    """The public names of `looped`, with links to their descriptions."""
+    parts = ["# looped", "The public names of `looped`; each is imported on first use."]
     by_module: dict[str, list[str]] = {}
     for name, module in looped._PUBLIC.items():
         by_module.setdefault(module, []).append(name)
@@ -212,7 +212,7 @@ def source_pages(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def source_link(link: str, here: str) -> str:
-    """A link out of docs/ as one to the page of that file."""
+    """A link out of docs/, turned into a link to the page of that file."""
     path = normpath(f"docs/{here}/../{link}")
     if path.startswith("docs/"):
         return link
@@ -232,12 +232,12 @@ def code(value: str) -> str:
 
 
 def text(prose: str) -> str:
-    """Prose in a cell of a table: one line, whose signs mean themselves."""
+    """Prose for a table cell: one line, with Markdown's special characters escaped."""
     return plain(" ".join(prose.split()))
 
 
 def plain(prose: str) -> str:
-    """Prose of a docstring, whose signs mean themselves outside of backticks."""
+    """Prose of a docstring, with Markdown's special characters escaped outside of backticks."""
     parts = prose.split("`")
     parts[::2] = [re.sub(r"([*_{}\[\]$])", r"\\\1", part.replace("<", "&lt;").replace("|", "&#124;"))
                   for part in parts[::2]]

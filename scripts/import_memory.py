@@ -2,7 +2,7 @@
 
     python scripts/import_memory.py [--folder DIR] [--rounds 3]
 
-Peak memory is what the import's process had resident at most, and besides what it has after importing torch alone.
+Peak memory is the maximum resident size of the importing process, given with and without that of importing torch alone.
 """
 
 import argparse
@@ -28,7 +28,7 @@ IMPORT = f"from looped.cli import main; code = main(sys.argv[1:]); {PEAK.split('
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, help="where 12 GB are free; a temporary folder if not given")
+    parser.add_argument("--folder", type=Path, help="a folder with 12 GB free; default: a temporary folder")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
@@ -49,13 +49,13 @@ def main() -> None:
 
 
 def run(code: str, *arguments: str) -> list[str]:
-    """The printed lines of a process of its own."""
+    """The lines that `code` prints in a child process."""
     return subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True,
                           text=True).stdout.splitlines()
 
 
 def write_model(folder: Path) -> int:
-    """A model's folder, shard by shard; the bytes of its weights."""
+    """Write a model's folder, shard by shard; returns the bytes of its weights."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8", newline="")
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -1,15 +1,15 @@
-"""Family by family: how far an imported model is from its reference, and an exported one from itself.
+"""Table of numerical differences per family: imported models from their references, exported ones from themselves.
 
     python scripts/interop_table.py
 
 Tiny random folders in each published layout, as tests/hub makes them.
 
-reference  largest difference of float64 logits from transformers' own class, or from the equations where there is none,
+reference  largest difference of float64 logits from transformers' own class, or from the equations if there is none,
            after 1, 4 and 8 steps (a stack: its one pass)
-back       tensors that are bit for bit those of the folder again
-cached     largest difference of float64 logits of tokens read one by one beside a cache from those of the whole text
-alone      the same of a batch padded on the left from each of its rows alone, after 4 steps
-texts      whether greedy texts are the same with the cache and without, and in a batch and alone
+back       tensors that are bit for bit those of the folder after a round trip
+cached     largest difference of float64 logits between tokens read one by one with a cache and the whole text at once
+alone      largest difference between a batch padded on the left and each of its rows alone, after 4 steps
+texts      "the same" if greedy texts agree with and without the cache, and in a batch and alone
 """
 
 import math
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def line(name: str, folder: Path) -> list[str]:
-    """The cells of a family."""
+    """The table cells of a family."""
     reference = REFERENCES.get(name, stack)(name, folder)
     ours, config = read_pretrained(folder, layers="2/2/1" if name == "Llama 2/2/1" else None)
     ours = ours.double()
@@ -65,7 +65,7 @@ def line(name: str, folder: Path) -> list[str]:
 
 
 def back(folder: Path, config, ours: torch.nn.Module) -> str:
-    """Tensors of the folder that come back bit for bit, of all that are read."""
+    """The number of tensors that survive a round trip bit for bit, of all that are read."""
     there, source = load_file(folder / "model.safetensors"), open_pretrained(folder)
     weights = {key: value.float() for key, value in read_pretrained(folder)[0].state_dict().items()}
     made = {name: tensor for link in source.links for name, tensor in link.write([weights[key] for key in link.ours])}
@@ -91,12 +91,12 @@ def alone(model: LoopedForCausalLM) -> float:
 
 def texts(model: LoopedForCausalLM) -> str:
     ids, mask = tokens()[:, :12], torch.tensor([[1] * 12, [0] * 5 + [1] * 7])
-    beside = [torch.equal(written(model, ids, num_steps=depth), written(model, ids, num_steps=depth, use_cache=False))
+    caches = [torch.equal(written(model, ids, num_steps=depth), written(model, ids, num_steps=depth, use_cache=False))
               for depth in STEPS]
     together = written(model, ids, attention_mask=mask)
     rows = [torch.equal(together[row], written(model, ids[row : row + 1, first:])[0])
             for row, first in enumerate((0, 5))]
-    return "the same" if all(beside + rows) else "NOT the same"
+    return "the same" if all(caches + rows) else "NOT the same"
 
 
 # ---- references: (depth, noise) -> logits ---------------------------------------------------------------------------

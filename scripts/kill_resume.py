@@ -1,10 +1,10 @@
-"""Kill a training run again and again, each time start the same command, and compare the end with an undisturbed run.
+"""Kill a training run repeatedly, restart the same command each time, and compare the end with an uninterrupted run.
 
     python scripts/kill_resume.py configs/smoke.yaml --kills 50 --work runs/kill-test
 
-Kills are SIGKILL. A third of them wait for a checkpoint that is being written (its temporary folder) and fall into that
-moment; the others come after a random time. Start-up is killed as well as training. Exit code 0: weights, optimiser
-state and all figures but the timings are identical byte by byte.
+Kills are SIGKILL. A third of them hit a checkpoint while it is being written (while its temporary folder exists); the
+others come after a random time, during start-up as well as training. Exit code 0: weights, optimiser state and all
+metrics except timings are identical byte by byte.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def start(config: Path, run_dir: Path, log: Path) -> subprocess.Popen:
 
 
 def finish(config: Path, run_dir: Path, log: Path) -> float:
-    """Run the command to its end; seconds it took."""
+    """Run the command to its end; returns the seconds it took."""
     begin = time.perf_counter()
     code = start(config, run_dir, log).wait()
     if code:
@@ -38,7 +38,7 @@ def finish(config: Path, run_dir: Path, log: Path) -> float:
 
 
 def wait_for_writing(process: subprocess.Popen, run_dir: Path, number: int) -> bool:
-    """Until the process writes its `number`-th checkpoint; False if it ends before."""
+    """Wait until the process writes its `number`-th checkpoint; False if it ends before."""
     seen, before = 0, False
     while process.poll() is None:
         writing = next((run_dir / "checkpoints").glob(f"{TEMPORARY}*"), None) is not None
@@ -77,7 +77,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("config", type=Path)
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
+    parser.add_argument("--seed", type=int, default=0, help="seed for the times of the kills")
     parser.add_argument("--work", type=Path, required=True, help="a folder for the two runs; emptied first")
     options = parser.parse_args()
     shutil.rmtree(options.work, ignore_errors=True)
@@ -86,10 +86,10 @@ def main() -> int:
 
 
 def compare(config: Path, work: Path, kills: int, dice: random.Random) -> int:
-    """Do it; every run that gets to its end is compared, and another one takes the kills that are left."""
+    """Run the test; every run that reaches its end is compared, and another one takes the remaining kills."""
     log, whole, killed = work / "output.log", work / "whole", work / "killed"
     total, start_up = finish(config, whole, log), finish(config, whole, log)  # the second time there is nothing to do
-    print(f"undisturbed: {total:.1f} s, of which {start_up:.1f} s to start", flush=True)
+    print(f"uninterrupted: {total:.1f} s, of which {start_up:.1f} s to start", flush=True)
     longest = start_up + max(2 * (total - start_up) / kills, 0.2)  # spreads the kills over about one run
     counts, verdicts = {"writing": 0, "any time": 0}, []
     while sum(counts.values()) < kills:

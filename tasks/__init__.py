@@ -1,1 +1,1 @@
-"""Task families of looped, installed as `looped.tasks`: one file a family."""
+"""Task families of looped, installed as `looped.tasks`: one file per family."""

@@ -1,4 +1,4 @@
-"""Addition: of two long numbers, and of many short ones."""
+"""Addition of two long numbers, and of many short ones."""
 
 from itertools import count
 
@@ -21,17 +21,18 @@ def add(operands: np.ndarray, width: int) -> np.ndarray:
 
 
 def written(operands: np.ndarray, width: int, reverse: bool) -> Problem:
-    """`a+b+...=` and the `width` digits of the sum. Operands have their least significant digit first, as the text has
-    with `reverse`."""
+    """`a+b+...=` and the `width` digits of the sum. Operands come with the least significant digit first; the text is
+    written so only with `reverse`."""
     order = 1 if reverse else -1
     question = [token for number in operands for token in (*(1 + number[::order]), PLUS)]
     return blanks([*question[:-1], EQUALS], 1 + add(operands, width)[::order])
 
 
 def in_columns(digits: int, numbers: int, width: int, reverse: bool) -> np.ndarray:
-    """(row, place) of every cell of `written`, as on paper: a number a row, digits of one significance in one column.
+    """(row, place) of every cell of `written`, as on paper: one number per row, digits of equal significance in one
+    column.
 
-    That is position coupling (Cho et al. 2024, arXiv 2405.20671). The signs mark both ends: `+` stands before the least
+    This is position coupling (Cho et al. 2024, arXiv 2405.20671). The signs mark both ends: `+` stands before the least
     significant column, into which nothing is carried, `=` after the last one of the sum.
     """
     order = 1 if reverse else -1
@@ -49,9 +50,9 @@ def check_reverse(reverse: bool) -> None:
 class Addition(Task):
     """`a+b=` and the sum: a and b of n uniform digits each (leading zeros are written), the sum of n + 1.
 
-    reverse: all three numbers are written with the least significant digit first, so that a carry goes the way of the
-    text, as the length generalisation literature has it; otherwise most significant first, as people write. columns:
-    under task.layout full, digits of one significance have one column (`in_columns`) instead of a place in the text.
+    reverse: all three numbers are written least significant digit first, so that carries run in reading order, as in
+    the literature on length generalisation; otherwise most significant first, as people write. columns: under
+    task.layout full, a digit's position is the column of its significance (`in_columns`), not its place in the text.
     """
 
     name = "addition"
@@ -79,9 +80,9 @@ class Addition(Task):
 class NaryAddition(Task):
     """`a+b+...=` and the sum: n numbers of a few uniform digits each, the sum as wide as the largest one possible.
 
-    That width grows with n (of three digits: 4 up to ten numbers, then 5), since a cell that were always 0 in training
-    would teach just that. digits: of each number; 3 in the paper. reverse: as in `addition`; the paper, which trains
-    on n = 2, 4, 8, 16, 32, writes the most significant digit first. columns: as in `addition`.
+    The width grows with n (for three digits: 4 up to ten numbers, then 5), since from a cell that is always 0 in
+    training a model would learn only that. digits: per number; 3 in the paper. reverse: as in `addition`; the paper,
+    which trains on n = 2, 4, 8, 16, 32, writes the most significant digit first. columns: as in `addition`.
     """
 
     name = "nary-addition"

@@ -1,4 +1,4 @@
-"""Copy: a row of letters, to be written once more."""
+"""Copy: repeat a sequence of letters."""
 
 from string import ascii_lowercase
 
@@ -13,7 +13,7 @@ class Copy(Task):
     """n uniform letters, the separator `|`, and n answer cells: the same letters in the same order.
 
     alphabet: number of letters, 2 to 26. Letters repeat, so that a copy by "what followed this letter" fails. columns:
-    under task.layout full, a letter and its copy stand in one column (position coupling, Cho et al. 2024, arXiv
+    under task.layout full, a letter and its copy share one column (position coupling, Cho et al. 2024, arXiv
     2405.20671).
     """
 

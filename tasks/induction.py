@@ -1,4 +1,4 @@
-"""Induction in p hops: where this letter stood before, what came after it, and so on from there."""
+"""p-hop induction: find the last earlier occurrence of a letter, take the letter after it, and repeat p times."""
 
 from string import ascii_lowercase
 
@@ -19,17 +19,17 @@ class PHop(Task):
         answer    = v_{find_p(n)}
 
     As in the first paper, rows are uniform among those without equal neighbours. A hop then goes back by k - 1 places
-    on average (k letters), and a row on which the chain ends before p hops (find = 0) is drawn anew. The rule
-    n >= k p leaves the chain room for k places a hop, so that most rows pass: nine in ten of the hardest by default.
+    on average (k letters), and a row whose chain ends before p hops (find = 0) is drawn again. The condition n >= k p
+    leaves k places per hop, so that most rows pass: nine in ten of the hardest by default.
 
-    The first paper writes p as one symbol, and has so many symbols as it trains hops. Here p is written in marks, so
-    that more hops than were ever trained can be asked for with what is known; they come first, where the paper has its
-    symbol, so that also a causal model reads every letter knowing p.
+    The first paper encodes p as one symbol, with one symbol per trained number of hops. Here p is a number of marks, so
+    that more hops than in training need no new symbol. They come first, like the paper's symbol, so that a causal model
+    also knows p when it reads the letters.
 
-    alphabet: number of letters k, 3 to 26 (with two, rows without equal neighbours leave nothing to find). length: of
-    the row, n; 256 in the second paper, and here 64, which a CPU can train. every: an answer cell for each letter, as
-    the first paper defines the task, `-` where the chain ends before p hops; under task.layout full each stands in one
-    column with its letter. A row then says n times what its last letter alone says once.
+    alphabet: number of letters k, 3 to 26 (with two, a row without equal neighbours is trivial). length: of the row, n;
+    256 in the second paper, and here 64, which a CPU can train. every: one answer cell per letter, as the first paper
+    defines the task, `-` if the chain ends before p hops; under task.layout full each answer shares a column with its
+    letter. A row then has n supervised cells instead of one.
     """
 
     name = "p-hop"
@@ -63,7 +63,7 @@ class PHop(Task):
                 return blanks([*[HOP] * difficulty, *(FIRST_LETTER + letters)], answers if self.every else answers[-1:])
 
     def _letters(self, rng: np.random.Generator) -> np.ndarray:
-        """Uniform letters, no two neighbours equal: each is 1 to k - 1 further round the alphabet than the last."""
+        """Uniform letters, no two neighbours equal: each is 1 to k - 1 places (modulo k) after the last."""
         steps = rng.integers(1, self.alphabet, self.length)
         steps[0] = rng.integers(0, self.alphabet)
         return np.cumsum(steps) % self.alphabet
@@ -76,7 +76,7 @@ class PHop(Task):
 
 
 def follow(letters: np.ndarray, hops: int) -> np.ndarray:
-    """(n,) the places (from 0) that so many hops lead to from each of n letters; n where the chain ends before."""
+    """(n,) places (from 0) that `hops` hops lead to from each of n letters; n if the chain ends before."""
     end = len(letters)
     earlier = np.tril(letters[:, None] == letters, k=-1)
     # The place after the last earlier one of this letter; the end leads to itself.

@@ -1,12 +1,12 @@
-"""Mazes: mark the way from the start to the goal (Schwarzschild et al. 2021, "easy-to-hard-data").
+"""Mazes: mark the path from the start to the goal (Schwarzschild et al. 2021, "easy-to-hard-data").
 
-A maze of side n has m = (n + 1) // 2 rooms a side and walls one cell thick between them: (2m - 1) x (2m - 1) cells, so
-that an even n gives the maze of n - 1. That is the counting of the papers, whose 9x9 maze has 5x5 rooms; their pictures
-add the wall around it, which tells nothing, and draw two pixels a cell: 24 x 24 for 9x9. Start and goal are two rooms
-drawn evenly, and a walk from the start that turns back at dead ends opens a wall to every other room: a spanning tree,
-in which one way leads from start to goal. `loops` opens more walls, so that there can be several.
+A maze of side n has m x m rooms with m = (n + 1) // 2, and walls one cell thick between them: (2m - 1) x (2m - 1)
+cells, so that an even n gives the maze of n - 1. The papers count in the same way: their 9x9 maze has 5x5 rooms. Their
+images add the wall around it, which carries no information, and draw two pixels per cell: 24 x 24 for 9x9. Start and
+goal are two uniformly drawn rooms. A depth-first walk from the start opens a wall to every other room: a spanning tree,
+with a single path from start to goal. `loops` opens more walls, so that there can be several.
 
-Every cell is given; the open ones are sought too: whether they are on the way.
+Every cell is given; for each open one the model predicts whether it is on the path.
 """
 
 from collections import deque
@@ -25,8 +25,8 @@ WALL, OPEN, START, GOAL, WAY = range(1, 6)  # as in `symbols`
 
 @register
 class Maze(Task):
-    """loops: share of the walls left between two rooms that are opened as well, 0 to 1. path: a CSV like Maze-Hard's,
-    or a folder with train.csv and test.csv, whose mazes are taken instead of made ones."""
+    """loops: fraction of the remaining walls between two rooms that are opened as well, 0 to 1. path: a CSV like
+    Maze-Hard's, or a folder with train.csv and test.csv, whose mazes are used instead of generated ones."""
 
     name = "maze"
     source = "aks2203/easy-to-hard-data, make_mazes.py; CSV: sapientinc/maze-30x30-hard-1k on the Hugging Face hub"
@@ -39,9 +39,9 @@ class Maze(Task):
 
     def __init__(self, loops: float = 0.0, path: str | None = None) -> None:
         if isinstance(loops, bool) or not isinstance(loops, int | float) or not 0 <= loops <= 1:
-            raise UserError(f"task.options.loops is a share of the walls, got {loops!r}; take a number from 0 to 1")
+            raise UserError(f"task.options.loops is a fraction of the walls, got {loops!r}; take one from 0 to 1")
         if loops and path is not None:
-            raise UserError(f"task.options.loops is for made mazes, but path {path} is given; keep one of the two")
+            raise UserError(f"task.options.loops is for generated mazes, but path {path} is given; keep one of them")
         self.loops = loops
         self.parts: tuple[Puzzles, Puzzles] | None = None
         if path is not None:
@@ -65,7 +65,7 @@ class Maze(Task):
         return Problem(inputs, targets, inputs == OPEN)
 
     def _draw(self, rng: np.random.Generator, rooms: int, heldout: bool) -> tuple[np.ndarray, list[int]]:
-        """Cells of a maze, and the cells of a shortest way, start and goal included."""
+        """(cells of a maze, cells of a shortest path with start and goal)."""
         place, near = _plan(rooms)
         while True:
             order = rng.permutation(rooms**2).tolist()  # the start, and the goals to try
@@ -91,12 +91,12 @@ class Maze(Task):
                 return inputs, steps + [(a + b) // 2 for a, b in pairwise(steps)]
 
     def is_right(self, problem: Problem, answer: np.ndarray) -> bool:
-        """Whether the cells marked by `answer` are those of a shortest way, whichever, or of the file's answer."""
+        """True if the cells marked by `answer` are those of any shortest path, or of the file's answer."""
         if super().is_right(problem, answer):
             return True
         marked = np.where(problem.scored, answer, problem.inputs)
         if (marked[problem.scored] != OPEN).sum() != (marked == WAY).sum():
-            return False  # neither open nor on the way
+            return False  # neither open nor on the path
         start, goal = (int(np.flatnonzero(problem.inputs == token)[0]) for token in (START, GOAL))
         within = shortest_way((marked != WALL) & (marked != OPEN), start, goal)
         shortest = shortest_way(problem.inputs != WALL, start, goal)
@@ -111,11 +111,11 @@ class Maze(Task):
 
 @lru_cache(maxsize=64)
 def _plan(rooms: int) -> tuple[list[int], list[list[int]]]:
-    """The cell of every room, and the rooms beside it."""
+    """(cell of every room, neighbours of every room)."""
     where = [divmod(room, rooms) for room in range(rooms**2)]
     place = [2 * row * (2 * rooms - 1) + 2 * column for row, column in where]
-    beside = [((row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)) for row, column in where]
-    near = [[r * rooms + c for r, c in four if 0 <= r < rooms and 0 <= c < rooms] for four in beside]
+    around = [((row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)) for row, column in where]
+    near = [[r * rooms + c for r, c in four if 0 <= r < rooms and 0 <= c < rooms] for four in around]
     return place, near
 
 
@@ -127,7 +127,7 @@ def _walls(rooms: int) -> list[int]:
 
 
 def carve(near: Sequence[Sequence[int]], start: int, draws: Sequence[float]) -> dict[int, int]:
-    """The walk that opens a maze: for every room the one it was entered from; a draw in [0, 1) for every other room."""
+    """The walk that opens a maze, room -> the room it was entered from; draws: one in [0, 1) per room but the start."""
     parent, way = {start: start}, [start]
     for draw in draws:
         while not (fresh := [room for room in near[way[-1]] if room not in parent]):
@@ -139,9 +139,9 @@ def carve(near: Sequence[Sequence[int]], start: int, draws: Sequence[float]) -> 
 
 
 def shortest_way(free: np.ndarray, start: int, goal: int) -> list[int] | None:
-    """The cells of a shortest way over free cells of a square, from goal to start; None where there is none.
+    """The cells of a shortest path over free cells of a square, from goal to start; None if there is none.
 
-    Of several it is always the same one: breadth first, trying right, down, left, up.
+    Of several, always the same one is returned: breadth first, trying right, down, left, up.
     """
     side = int(len(free) ** 0.5)
     padded = np.pad(free.reshape(side, side), 1).ravel().tolist()
@@ -168,12 +168,12 @@ def _faults(questions: np.ndarray, answers: np.ndarray) -> dict[str, np.ndarray]
         return {f"has {questions.shape[1]} cells, which is no square": np.ones(len(questions), dtype=bool)}
     ends = (questions == START) | (questions == GOAL)
     grids = np.pad((ends | (answers == WAY)).reshape(-1, side, side), ((0, 0), (1, 1), (1, 1)))
-    beside = grids[:, 2:, 1:-1] | grids[:, :-2, 1:-1] | grids[:, 1:-1, 2:] | grids[:, 1:-1, :-2]
+    touched = grids[:, 2:, 1:-1] | grids[:, :-2, 1:-1] | grids[:, 1:-1, 2:] | grids[:, 1:-1, :-2]
     return {
         "has a question of other characters than '# SG'": ((questions < WALL) | (questions > GOAL)).any(axis=1),
         "has not one S and one G": ((questions == START).sum(axis=1) != 1) | ((questions == GOAL).sum(axis=1) != 1),
         "has an answer with other walls": ((questions == WALL) != (answers == WALL)).any(axis=1),
         "has an answer with other characters than ' ' and 'o' in open cells":
             ((questions == OPEN) & (answers != OPEN) & (answers != WAY)).any(axis=1),
-        "has an answer whose way does not touch S and G": (ends & ~beside.reshape(ends.shape)).any(axis=1),
+        "has an answer whose path does not touch S and G": (ends & ~touched.reshape(ends.shape)).any(axis=1),
     }

@@ -1,4 +1,4 @@
-"""Parity: whether a row of bits holds an odd number of ones."""
+"""Parity of a sequence of bits: 1 if the number of ones is odd."""
 
 import numpy as np
 
@@ -9,8 +9,8 @@ from looped.data.task import Problem, Task, blanks, register
 class Parity(Task):
     """n uniform bits, the end marker `=`, and one answer cell: the sum of the bits modulo 2.
 
-    The end marker tells a causal model that no further bit follows. The paper needs n loops for n bits; lengths up to
-    20 are trained there.
+    The end marker tells a causal model that no further bit follows. The paper needs n loops for n bits, and trains on
+    lengths up to 20.
     """
 
     name = "parity"

@@ -7,10 +7,10 @@ from looped.data.task import Problem, Task, after_start, register
 
 @register
 class PrefixSums(Task):
-    """The start marker `^`, then bits in, their running exclusive or out: every bit's cell is given, and sought.
+    """The start marker `^`, then n uniform bits; the target of each bit's cell is the running exclusive or.
 
-    The marker tells the first bit from one whose left neighbour is not known yet, which the published nets, made of
-    convolutions, read off the zeros beside the string.
+    The marker distinguishes the first bit from one whose left neighbour is not known yet; the published networks, which
+    are convolutional, see this from the zero padding.
     """
 
     name = "prefix-sums"

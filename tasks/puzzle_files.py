@@ -1,7 +1,7 @@
-"""Which puzzles are held out, and puzzles from CSV files.
+"""Puzzles from CSV files, and the held-out part of generated puzzles.
 
-The files have the columns source, question, answer, rating: a puzzle a row, a character a cell. That is the format of
-the public sets Sudoku-Extreme and Maze-Hard (Wang et al. 2025, arXiv 2506.21734).
+The files have the columns source, question, answer, rating, with one puzzle per row and one character per cell: the
+format of the public sets Sudoku-Extreme and Maze-Hard (Wang et al. 2025, arXiv 2506.21734).
 """
 
 import csv
@@ -17,13 +17,13 @@ import numpy as np
 from looped.errors import UserError
 
 COLUMNS = ["source", "question", "answer", "rating"]
-HELD_OUT = 8  # one in so many puzzles is for measuring
+HELD_OUT = 8  # one in this many puzzles is held out
 UNKNOWN = 255
-BLOCK = 100_000  # rows looked at together: Sudoku-Extreme has four million
+BLOCK = 100_000  # rows checked at once: Sudoku-Extreme has four million
 
 
 def is_heldout(inputs: np.ndarray) -> bool:
-    """Whether a puzzle that is made, not read, is for measuring: by its checksum, so that none can be in both parts."""
+    """True if a generated puzzle is held out, decided by its checksum, so that none can be in both parts."""
     return zlib.crc32(inputs.astype(np.uint8).tobytes()) % HELD_OUT == 0
 
 
@@ -38,14 +38,14 @@ class Puzzles(NamedTuple):
 
 
 Faults = Callable[[np.ndarray, np.ndarray], Mapping[str, np.ndarray]]
-"""(questions, answers) -> which of the rows (N,) bool have a fault, by what it is."""
+"""(questions, answers) -> {description of a fault: mask (N,) of the rows with it}."""
 
 
 @lru_cache(maxsize=4)
 def read_puzzles(path: str, symbols: str, faults: Faults) -> tuple[Puzzles, Puzzles]:
-    """(for training, held out): train.csv and test.csv of a folder, or one row in eight of a file, by its number.
+    """(training, held-out) puzzles: train.csv and test.csv of a folder; of a file one row in eight is held out.
 
-    Raises UserError for files that are missing, or not as said above, or whose rows `faults` complains of.
+    Raises UserError for missing files, files of another format, and rows with one of `faults`.
     """
     if Path(path).is_dir():
         train, heldout = (_read(Path(path) / name, symbols, faults) for name in ("train.csv", "test.csv"))
@@ -76,10 +76,10 @@ def _read(path: Path, symbols: str, faults: Faults) -> Puzzles:
         tokens = np.frombuffer(cells.translate(table), dtype=np.uint8).reshape(len(rows), 2, length)
         puzzles = Puzzles(tokens[:, 0], tokens[:, 1])
         unknown = {f"has a character that is none of '{symbols}'": (tokens == UNKNOWN).any(axis=(1, 2))}
-        for found in (unknown, faults(*puzzles)):  # the second may count on tokens that are known
+        for found in (unknown, faults(*puzzles)):  # the second relies on known tokens
             for what, at in found.items():
                 if at.any():
-                    raise UserError(f"{path}, row {start + int(at.argmax())}: it {what}; mend the row or leave it out")
+                    raise UserError(f"{path}, row {start + int(at.argmax())}: it {what}; fix the row or leave it out")
         blocks.append(puzzles)
     if not blocks:
         raise UserError(f"{path} has no rows; give a file with puzzles in it")
@@ -87,18 +87,18 @@ def _read(path: Path, symbols: str, faults: Faults) -> Puzzles:
 
 
 def _blocks(path: Path) -> Iterator[tuple[int, list[tuple[str, str]]]]:
-    """(number of the first row, questions and answers of BLOCK rows at a time); rows count from 1, under the header."""
+    """(number of the first row, questions and answers of BLOCK rows at a time); rows count from 1, after the header."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)
             if next(reader, None) != COLUMNS:
-                raise UserError(f"{path} has not the columns {', '.join(COLUMNS)}; give a file with this first line")
+                raise UserError(f"{path} does not have the columns {', '.join(COLUMNS)}; give a file with this header")
             start = 1
             while rows := list(islice(reader, BLOCK)):
                 for number, row in enumerate(rows):
                     if len(row) != len(COLUMNS):
                         raise UserError(f"{path}, row {start + number}: it has {len(row)} columns, not {len(COLUMNS)}; "
-                                        "mend the row or leave it out")
+                                        "fix the row or leave it out")
                 yield start, [(question, answer) for _, question, answer, _ in rows]
                 start += len(rows)
     except (OSError, UnicodeDecodeError, csv.Error) as error:

@@ -1,10 +1,10 @@
-"""Any dataset of the reasoning-gym package as a task of characters: `pip install 'looped[gym]'`.
+"""Any dataset of the reasoning-gym package as a character-level task: `pip install 'looped[gym]'`.
 
-A problem is the question, a separator, and the answer, which ends with an end symbol repeated up to `answer_length`, so
-that the number of blanks says nothing. Newlines have a symbol, printable ASCII its own, all else shares one.
+A problem is the question, a separator, and the answer, padded with an end symbol to `answer_length`, so that the number
+of blanks reveals nothing. The newline and each printable ASCII character have a symbol; all others share one.
 
-The package's dataset is made anew for every problem, as some hold no more than their size: those that read lists of
-words take tens of milliseconds, most of the others less than one.
+The package's dataset is rebuilt for every problem, as some hold no more problems than their size: datasets that read
+lists of words take tens of milliseconds, most of the others less than one.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ TRIES = 1000
 
 @dataclass(frozen=True)
 class GymProblem(Problem):
-    """A problem, the package's own record of it, and what scores answers to that."""
+    """A problem, the package's own record of it, and the function that scores answers to it."""
 
     entry: Mapping[str, Any] = field(default_factory=dict)
     score: Callable[[str, Mapping[str, Any]], float] | None = None
@@ -32,8 +32,8 @@ class GymProblem(Problem):
 
 @register
 class ReasoningGym(Task):
-    """dataset: a name of reasoning-gym's. config: fields of its config. knob: the field that the difficulty sets, or
-    the word after min_ and max_ of two that it sets both (`terms` for chain_sum); without it the difficulty is 1."""
+    """dataset: its name in reasoning-gym. config: fields of its config. knob: the field set to the difficulty, or X for
+    both min_X and max_X (`terms` for chain_sum); without it the difficulty is 1."""
 
     name = "reasoning-gym"
     source = "open-thought/reasoning-gym, its datasets and score_answer"
@@ -49,7 +49,7 @@ class ReasoningGym(Task):
         self.knobs: list[str] = []
         for key in ("seed", "size"):
             if key in self.config:
-                raise UserError(f"task.options.config sets {key}, which each problem has its own of; leave it out")
+                raise UserError(f"task.options.config sets {key}, which differs for each problem; leave it out")
         if knob is not None:
             fields = config_fields(dataset)
             self.knobs = [name for name in (knob, f"min_{knob}", f"max_{knob}") if name in fields]
@@ -58,7 +58,7 @@ class ReasoningGym(Task):
                                 + did_you_mean(knob, fields))
             values = [self.config.get(name, fields[name]) for name in self.knobs]
             if not all(isinstance(value, int) and not isinstance(value, bool) for value in values):
-                raise UserError(f"task.options.knob {knob} of {dataset} is no whole number but {values}; take another")
+                raise UserError(f"task.options.knob {knob} of {dataset} is {values}, not whole numbers; take another")
             self.difficulty = knob
             self.trained = (max(1, min(values)), max(1, *values))
             self.tested = tuple(sorted(set(self.trained)))
@@ -88,7 +88,7 @@ class ReasoningGym(Task):
         return GymProblem(problem.inputs, problem.targets, problem.scored, entry, drawn.score_answer)
 
     def is_right(self, problem: Problem, answer: np.ndarray) -> bool:
-        """Whether the package gives the text up to the first end its full score (or it is the answer itself)."""
+        """True if the text up to the first end symbol gets the package's full score, or is the answer itself."""
         if super().is_right(problem, answer):
             return True
         text = self.write(answer[problem.scored])
@@ -96,7 +96,7 @@ class ReasoningGym(Task):
             return False
         try:
             return problem.score(text, problem.entry) == 1.0
-        except Exception:  # some datasets stumble over answers which are not of their form
+        except Exception:  # some datasets fail on answers of another form
             return False
 
     def read(self, text: str) -> list[int]:
@@ -105,7 +105,7 @@ class ReasoningGym(Task):
         return [known.get(character, OTHER) for character in text]
 
     def write(self, tokens: np.ndarray) -> str | None:
-        """Tokens -> the text before the first end; None where there are others than characters."""
+        """Tokens -> the text before the first end symbol; None if some are not characters."""
         row = tokens.tolist()
         row = row[:row.index(END)] if END in row else row
         if not all(NEWLINE <= token < len(self.symbols) for token in row):
@@ -126,7 +126,7 @@ def _package() -> Any:
 
 
 def config_fields(dataset: str) -> dict[str, Any]:
-    """The fields of a dataset's config and their defaults. Raises UserError for a name that the package has not."""
+    """The fields of a dataset's config and their defaults. Raises UserError for an unknown dataset."""
     known = _package().factory.DATASETS
     if dataset not in known:
         raise UserError(f"task.options.dataset: reasoning-gym has no '{dataset}'{did_you_mean(dataset, known)}")
@@ -134,7 +134,7 @@ def config_fields(dataset: str) -> dict[str, Any]:
 
 
 def draw_dataset(dataset: str, seed: int, config: Mapping[str, Any]) -> Any:
-    """The package's dataset of one problem."""
+    """A dataset of the package with one problem."""
     fields = config_fields(dataset)
     for key in config:
         if key not in fields:

@@ -1,16 +1,16 @@
 """Sudoku: fill the empty cells so that every row, column and box holds every digit once.
 
-Boards are made by varying a stock of filled boards with the symmetries of the rules: renaming digits, permuting the
-bands, the rows in a band, the stacks, the columns in a stack, and transposing where boxes are square. Those are
+Boards are generated from a stock of filled boards by the symmetries of the rules: renaming digits, permuting the bands,
+the rows in a band, the stacks, the columns in a stack, and transposing if boxes are square. This gives
 
     4 x 4:  4! * (2 * 2^2)^2 * 2     =         3,072   on all 288 boards, which are the stock
     6 x 6:  6! * (3! 2!^3) (2! 3!^2) =     2,488,320   on 256 of the 28,200,960 boards
     9 x 9:  9! * (3! 3!^3)^2 * 2     = 1.22 * 10^12    on 256 of the 6.67 * 10^21 boards
 
-variations, times the choices of empty cells. With `unique` the stock holds puzzles: of every board some cells that can
-be emptied together while the solution stays the only one, so that symmetries and any choice among these cells keep it
-so; 9 x 9 has 128 of them. Training and measuring have stocks of their own (4 x 4 the same boards, as there are no
-more), and no row of givens occurs in both: its checksum says to which it belongs.
+variations, times the choices of empty cells. With `unique` the stock also marks cells of every board that can all be
+emptied while the solution stays unique; it stays so under symmetries and for any subset of these cells. 9 x 9 has 128
+such boards. Training and held-out problems use separate stocks (for 4 x 4 the same boards, as there are no more), and
+no row of givens occurs in both: its checksum decides the part.
 """
 
 from functools import lru_cache
@@ -29,9 +29,9 @@ NUM_UNIQUE = {4: 288, 6: 256, 9: 128}  # 9 x 9: 55 ms each
 
 @register
 class Sudoku(Task):
-    """size: 4, 6 or 9. unique: only puzzles with one solution (those of a file are as they are). path: a CSV like
-    Sudoku-Extreme's, or a folder with train.csv and test.csv, whose puzzles are taken instead of made ones; a
-    difficulty then draws from all of its puzzles with at most so many empty cells."""
+    """size: 4, 6 or 9. unique: only puzzles with one solution (not for those of a file). path: a CSV like
+    Sudoku-Extreme's, or a folder with train.csv and test.csv, whose puzzles are used instead of generated ones; a
+    difficulty then draws from all of its puzzles with at most that many empty cells."""
 
     name = "sudoku"
     source = "rules of Sudoku; CSV: sapientinc/sudoku-extreme on the Hugging Face hub"
@@ -39,11 +39,11 @@ class Sudoku(Task):
 
     def __init__(self, size: int = 4, unique: bool = False, path: str | None = None) -> None:
         if size not in BOXES:
-            raise UserError(f"task.options.size {size} is no board of this task; take {', '.join(map(str, BOXES))}")
+            raise UserError(f"task.options.size {size} is not a size of this task; take {', '.join(map(str, BOXES))}")
         if not isinstance(unique, bool):
-            raise UserError(f"task.options.unique is true or false, got {unique!r}")
+            raise UserError(f"task.options.unique must be true or false, got {unique!r}")
         if unique and path is not None:
-            raise UserError(f"task.options.unique is for made puzzles, but path {path} is given; keep one of the two")
+            raise UserError(f"task.options.unique is for generated puzzles, but path {path} is given; keep one of them")
         self.size, self.unique, self.box = size, unique, BOXES[size]
         self.symbols = (".", *map(str, range(1, size + 1)))
         self.trained = {4: (10, 10), 6: (24, 24), 9: (20, 51)}[size]
@@ -73,7 +73,7 @@ class Sudoku(Task):
             inputs, targets = (part[row].astype(np.int64) for part in self.parts[heldout])
             return Problem(inputs, targets, inputs == BLANK)
         stock, num_removable = board_stock(self.size, self.unique, heldout)
-        hardest = min(num_removable.max(), self.size**2 - 1)  # without givens there is one puzzle, and two parts
+        hardest = min(num_removable.max(), self.size**2 - 1)  # an empty board cannot be in both parts
         if difficulty > hardest:
             raise UserError(f"sudoku of size {self.size} ends at difficulty {hardest} ({self.difficulty}"
                             f"{', with one solution' if self.unique else ''}), got {difficulty}; take that or less")
@@ -87,7 +87,7 @@ class Sudoku(Task):
                 return Problem(inputs, board, empty)
 
     def is_right(self, problem: Problem, answer: np.ndarray) -> bool:
-        """Whether the board is valid once `answer` fills the empty cells; givens cannot be overwritten."""
+        """True if the board is valid once `answer` fills the empty cells; givens cannot be overwritten."""
         board = np.where(problem.scored, answer, problem.inputs)
         return bool(is_valid(board[None], self.box)[0])
 
@@ -104,8 +104,8 @@ class Sudoku(Task):
 
 @lru_cache(maxsize=16)
 def board_stock(size: int, unique: bool, heldout: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Boards to vary, for training or for measuring, and which of their cells may be emptied: (N, 2, size, size); and
-    how many those are: (N,)."""
+    """(boards to vary, for training or held-out, and masks of the cells that may be emptied, (N, 2, size, size); number
+    of these cells per board, (N,))."""
     rng = rng_of("sudoku stock", size, unique, heldout)
     solver = Solver(*BOXES[size])
     if size == 4:
@@ -119,10 +119,10 @@ def board_stock(size: int, unique: bool, heldout: bool) -> tuple[np.ndarray, np.
 
 
 def vary(board: np.ndarray, box: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """A random symmetry of the rules, applied to a board and what belongs to its cells: (2, size, size)."""
+    """A random symmetry of the rules, applied to a board and its mask of cells: (2, size, size)."""
     height, width = box  # a band has `height` rows, and there are `width` bands
     size = height * width
-    draws = rng.random(3 * size + height + width + 1)  # one call: calls are what costs
+    draws = rng.random(3 * size + height + width + 1)  # one call: calls dominate the cost
     digits, rows, columns, bands, stacks, flip = np.split(draws, np.cumsum([size, size, size, width, height]))
     rows = np.argsort(bands)[:, None] * height + np.argsort(rows.reshape(width, height), axis=1)
     columns = np.argsort(stacks)[:, None] * width + np.argsort(columns.reshape(height, width), axis=1)
@@ -132,7 +132,7 @@ def vary(board: np.ndarray, box: tuple[int, int], rng: np.random.Generator) -> n
 
 
 def is_valid(boards: np.ndarray, box: tuple[int, int]) -> np.ndarray:
-    """Which of the boards (N, size * size) are full and hold every digit once a row, column and box: (N,)."""
+    """Mask (N,) of the boards (N, size * size) with every digit once per row, column and box."""
     height, width = box
     size = height * width
     grids = boards.reshape(-1, size, size)

@@ -1,4 +1,4 @@
-"""Sudoku boards by backtracking on bit masks: every solution of a puzzle, random boards, which cells can be emptied."""
+"""Sudoku by backtracking on bit masks: all solutions of a puzzle, random boards, and cells that can be emptied."""
 
 from collections.abc import Iterator, Sequence
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 class Solver:
-    """Boards of `rows * columns` digits whose boxes are `rows` x `columns`; a board is a row of digits, 0 for empty."""
+    """Solver for boards of `rows * columns` digits with `rows` x `columns` boxes; a board is a flat list, 0: empty."""
 
     def __init__(self, rows: int, columns: int) -> None:
         self.size: int = rows * columns
@@ -17,9 +17,9 @@ class Solver:
 
     def solutions(self, board: Sequence[int], *, barred: tuple[int, int] | None = None,
                   order: Sequence[Sequence[int]] | None = None) -> Iterator[list[int]]:
-        """Every way to fill `board`, one after another; nothing if its digits clash.
+        """All solutions of `board`, one after another; none if its digits clash.
 
-        barred: a cell and a digit which it must not take. order: for every cell the digits in the order of trying.
+        barred: (cell, a digit that it must not take). order: for every cell the order in which digits are tried.
         """
         size, units = self.size, self.units
         board, every = list(board), (1 << size) - 1
@@ -50,7 +50,7 @@ class Solver:
                 yield list(board)
                 return
             fewest, bits, cell = size + 1, 0, -1
-            for one in empty:  # the cell with the fewest digits left to it
+            for one in empty:  # the cell with the fewest digits left
                 left = free(one)
                 count = left.bit_count()
                 if count < fewest:
@@ -76,9 +76,9 @@ class Solver:
         return next(self.solutions([0] * self.size**2, order=rng.permuted(digits, axis=1).tolist()))
 
     def removable(self, solution: Sequence[int], rng: np.random.Generator) -> list[bool]:
-        """Cells which can be emptied together while `solution` stays the only one; none could be added to them.
+        """Mask of a maximal set of cells that can all be emptied while `solution` stays the only one.
 
-        Emptying only some of them leaves the solution unique as well: it gives more, not less.
+        If only some of them are emptied, more cells are given, so the solution stays unique as well.
         """
         board = list(solution)
         for cell in rng.permutation(self.size**2).tolist():

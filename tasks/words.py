@@ -1,7 +1,7 @@
 """Word problems of groups: the running product of a word of group elements.
 
-S5 and A5 are not solvable, so that their word problems are complete for NC1: a model of constant depth cannot answer
-at every length (unless TC0 = NC1), one whose depth grows can.
+S5 and A5 are not solvable, so their word problems are NC1-complete: a model of constant depth cannot solve every length
+(unless TC0 = NC1); one whose depth grows can.
 """
 
 from itertools import accumulate, permutations
@@ -14,24 +14,24 @@ from looped.errors import UserError
 
 
 def is_even(permutation: tuple[int, ...]) -> bool:
-    """Whether an even number of pairs stand in the wrong order."""
+    """True for an even number of inversions."""
     return sum(a > b for place, a in enumerate(permutation) for b in permutation[place + 1:]) % 2 == 0
 
 
 def multiplication_table(elements: list[tuple[int, ...]]) -> np.ndarray:
-    """table[a, b] = number of the product a·b, a first: (a·b)(k) = b(a(k)). (G, G), numbers as in `elements`."""
+    """table[a, b] = index of the product a·b, a first: (a·b)(k) = b(a(k)). (G, G), indices into `elements`."""
     number = {element: at for at, element in enumerate(elements)}
     return np.array([[number[tuple(b[k] for k in a)] for b in elements] for a in elements])
 
 
 class WordProblem(Task):
-    """The start marker `^`, then n uniform factors x_1 ... x_n in; at place i the product x_1·x_2·...·x_i, the factors
-    applied left to right.
+    """The start marker `^`, then n uniform factors x_1 ... x_n; the target at place i is the product x_1·x_2·...·x_i,
+    the factors applied left to right.
 
     Elements are permutations p of 0 ... 4, written as p(0) p(1) ... p(4), in lexicographic order: token 1 is the
     identity 01234.
 
-    moved: the most things that a factor moves, all five by default. With fewer (2: swaps alone; 3: cycles of three as
+    moved: the most things that a factor moves, all five by default. With fewer (2: only transpositions; 3: 3-cycles as
     well) products still reach the whole group, and a model has fewer pairs of an element and a factor to learn.
     """
 
@@ -46,7 +46,7 @@ class WordProblem(Task):
     def __init__(self, *, moved: int = 5) -> None:
         num_moved = [sum(image != thing for thing, image in enumerate(element)) for element in self.elements]
         if moved not in set(num_moved) - {0}:
-            raise UserError(f"task.options.moved {moved!r} is not how many of five things an element of {self.name} "
+            raise UserError(f"task.options.moved {moved!r} is not a number of things that an element of {self.name} "
                             f"moves; take one of {', '.join(map(str, sorted(set(num_moved) - {0})))}")
         self.table: np.ndarray = multiplication_table(self.elements)
         self.factors: np.ndarray = np.flatnonzero(np.array(num_moved) <= moved)

@@ -1,8 +1,8 @@
-"""Training images varied at random: mirrored, and RandAugment.
+"""Data augmentation of training images: random mirroring and RandAugment.
 
-RandAugment (Cubuk et al. 2020, arXiv 1909.13719) draws `num_ops` of fourteen operations, evenly and with return, and
-applies each at one strength. Operations, their scales and the random sign are torchvision's `RandAugment`, on the
-same Pillow calls; what comes into the picture from outside is black.
+RandAugment (Cubuk et al. 2020, arXiv 1909.13719) draws `num_ops` of fourteen operations uniformly with replacement and
+applies all at one magnitude. Operations, scales and the random sign are those of torchvision's `RandAugment`, with the
+same Pillow calls; pixels from outside the image are black.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ Pixels = UInt8[np.ndarray, "height width channels"]
 
 
 class Operation(NamedTuple):
-    """`apply(image, by)`, where `by` runs from 0 to `most` over the scale; negative half the time where `signed`."""
+    """`apply(image, by)`: `by` runs from 0 to `most` over the magnitudes; if `signed`, it is negative half the time."""
 
     apply: Callable[[Image.Image, float], Image.Image]
     most: float = 0.0
@@ -27,7 +27,7 @@ class Operation(NamedTuple):
 
 
 def _affine(image: Image.Image, *matrix: float) -> Image.Image:
-    """Pixel (x, y) is taken from (a x + b y + c, d x + e y + f), the nearest one."""
+    """Affine warp: pixel (x, y) is the input pixel nearest to (a x + b y + c, d x + e y + f)."""
     return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST)
 
 
@@ -35,7 +35,7 @@ OPERATIONS: dict[str, Operation] = {
     "Identity": Operation(lambda image, _: image),
     "ShearX": Operation(lambda image, by: _affine(image, 1, by, 0, 0, 1, 0), 0.3, True),
     "ShearY": Operation(lambda image, by: _affine(image, 1, 0, 0, by, 1, 0), 0.3, True),
-    # In pixels of the 331 a side that AutoAugment was tuned on, brought to this side and cut to whole ones.
+    # In pixels of a 331 x 331 image, AutoAugment's size, rescaled to this image and truncated to whole pixels.
     "TranslateX": Operation(lambda image, by: _affine(image, 1, 0, -int(by * image.width / 331), 0, 1, 0), 150, True),
     "TranslateY": Operation(lambda image, by: _affine(image, 1, 0, 0, 0, 1, -int(by * image.height / 331)), 150, True),
     "Rotate": Operation(lambda image, by: image.rotate(by), 30.0, True),  # degrees, counter-clockwise
@@ -44,7 +44,7 @@ OPERATIONS: dict[str, Operation] = {
     "Contrast": Operation(lambda image, by: ImageEnhance.Contrast(image).enhance(1 + by), 0.9, True),
     "Sharpness": Operation(lambda image, by: ImageEnhance.Sharpness(image).enhance(1 + by), 0.9, True),
     "Posterize": Operation(lambda image, by: ImageOps.posterize(image, 8 - round(by)), 4.0),
-    # From the threshold up, levels are inverted; it starts at 255, so that at magnitude 0 white alone turns black.
+    # Inverts levels from a threshold up. The threshold starts at 255, so magnitude 0 only turns white to black.
     "Solarize": Operation(lambda image, by: ImageOps.solarize(image, 255 - by), 255.0),
     "AutoContrast": Operation(lambda image, _: ImageOps.autocontrast(image)),
     "Equalize": Operation(lambda image, _: ImageOps.equalize(image)),
@@ -59,16 +59,16 @@ def apply_operation(name: str, image: Image.Image, magnitude: int, *, negative: 
 
 
 def mirror(pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    """The image, or half the time its mirror image, left for right."""
+    """The image, flipped left to right with probability 1/2."""
     return pixels[:, ::-1] if rng.random() < 0.5 else pixels
 
 
 def rand_augment(pixels: Pixels, rng: np.random.Generator, *, num_ops: int, magnitude: int) -> Pixels:
-    """The image after `num_ops` operations drawn from `rng`; grey where there is one channel, else RGB."""
+    """The image after `num_ops` operations drawn with `rng`; one channel is grey, three are RGB."""
     height, width, channels = pixels.shape
     image = Image.fromarray(np.ascontiguousarray(pixels[:, :, 0] if channels == 1 else pixels))
     names = tuple(OPERATIONS)
     for _ in range(num_ops):
-        which, negative = rng.integers(len(names)), rng.integers(2)  # both always, so that draws do not depend on draws
+        which, negative = rng.integers(len(names)), rng.integers(2)  # always draw both, whatever the operation
         image = apply_operation(names[which], image, magnitude, negative=bool(negative))
     return np.asarray(image).reshape(height, width, channels)

@@ -1,4 +1,4 @@
-"""The question of a training step, as tensors: rows of tokens, the token sought at each row, and who may see whom."""
+"""A batch of a training step as tensors: inputs, targets, loss mask, positions and attention pattern."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,12 +13,13 @@ from looped.data.task import BLANK, Problem, Task, next_token
 
 @dataclass(frozen=True)
 class Batch:
-    """inputs, targets: tokens (B, L); inputs may be numbers, as images (B, C, H, W), that a model makes L rows of.
-    scored: the rows that are sought (None: all). lengths: how many rows of each sequence are real (None: all); the
-    others follow them. positions: where the rows stand (B, L, A), where that is not one after another. causal: a row
-    sees the rows up to itself; otherwise every real row, or with a `window` those that stand at most so far away on
-    every axis. documents: the number of the document that a row belongs to (B, L); a row sees those of its own
-    alone."""
+    """B sequences of L rows (positions) with their targets and attention pattern.
+
+    inputs, targets: tokens (B, L); inputs may be images (B, C, H, W), which the model turns into L rows. scored: mask
+    of the rows in the loss (None: all). lengths: number of real rows per sequence (None: all); padding follows them.
+    positions: coordinates of the rows (B, L, A), if they are not consecutive. causal: a row attends to the rows up to
+    itself; otherwise to every real row, or with a `window` to those at most that far away on every axis. documents:
+    index of each row's document (B, L); a row attends only within its document."""
 
     inputs: Int[Tensor, "batch length"] | Float[Tensor, "batch *given"]
     targets: Int[Tensor, "batch length"]
@@ -31,13 +32,13 @@ class Batch:
 
     @staticmethod
     def of(tokens: "Int[Tensor, 'batch length_and_one'] | Batch") -> "Batch":
-        """A batch as it is; of plain tokens, the task to predict each from those before it."""
+        """Tokens as a batch for next-token prediction; a batch is returned unchanged."""
         return tokens if isinstance(tokens, Batch) else Batch(tokens[:, :-1], tokens[:, 1:])
 
     @staticmethod
     def of_documents(tokens: Int[Tensor, "batch length_and_one"], end_of_text: int) -> "Batch":
-        """The same within each document: the row of an end of text begins the next one, whose first token is predicted
-        from it alone, at position 0; so every target belongs to the document of its row."""
+        """Next-token prediction within each document. The row of an end-of-text token starts the next document, at
+        position 0: from it alone the document's first token is predicted. So a target belongs to its row's document."""
         batch = Batch.of(tokens)
         begins = batch.inputs == end_of_text
         place = torch.arange(batch.inputs.shape[1], device=tokens.device)
@@ -48,14 +49,14 @@ class Batch:
         return len(self.inputs)
 
     def __getitem__(self, rows: slice | Int[Tensor, "rows"]) -> "Batch":
-        """Some of the sequences."""
+        """A subset of the sequences."""
         return self._map(lambda value: value[rows])
 
     def to(self, device: torch.device | str) -> "Batch":
         return self._map(lambda value: value.to(device))
 
     def repeat(self, times: int) -> "Batch":
-        """All sequences, so many times over."""
+        """The batch concatenated `times` times."""
         return self._map(lambda value: value.repeat(times, *[1] * (value.ndim - 1)))
 
     def _map(self, change) -> "Batch":
@@ -63,28 +64,28 @@ class Batch:
 
     @property
     def sought(self) -> Bool[Tensor, "batch length"]:
-        """The rows that are sought, as a tensor in any case."""
+        """Mask of the rows in the loss, a tensor even if `scored` is None."""
         return torch.ones_like(self.targets, dtype=torch.bool) if self.scored is None else self.scored
 
     @property
     def num_rows(self) -> int:
-        """Rows of a sequence, also those that fill it up."""
+        """Rows per sequence, padding included."""
         return self.targets.shape[1]
 
     @property
     def num_tokens(self) -> int:
-        """Rows that are real."""
+        """Real rows of all sequences, without padding."""
         return self.targets.numel() if self.lengths is None else int(self.lengths.sum())
 
     def mean(self, losses: Float[Tensor, "batch length"]) -> Float[Tensor, "batch"]:
-        """The mean of each sequence over the rows that are sought."""
+        """Mean loss of each sequence over its scored rows."""
         if self.scored is None:
             return losses.mean(1)
         return (losses * self.scored).sum(1) / self.scored.sum(1).clamp(min=1)
 
 
 def collate(task: Task, problems: Sequence[Problem], *, causal: bool, window: int | None = None) -> Batch:
-    """Problems of any lengths as one batch, the shorter ones filled up with cells that nobody sees."""
+    """Problems of any lengths as one batch; shorter ones are padded with cells that no row attends to."""
     if causal and task.causal == "next-token":
         problems = [next_token(problem) for problem in problems]
     lengths = [len(problem) for problem in problems]

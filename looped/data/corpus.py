@@ -1,7 +1,7 @@
 """The corpus of a run: named documents from one source, and their split into train and held-out.
 
-Without `data.path` and `data.dataset` it is the Python standard library of the running interpreter: its sources and
-the topics of pydoc, text that every machine with Python holds. Imports no torch.
+Without `data.path` and `data.dataset` it is the standard library of the running Python interpreter, source files and
+pydoc topics, which every machine with Python has. Imports no torch.
 """
 
 import hashlib
@@ -19,27 +19,27 @@ from looped.data.formats import Document, read_file
 from looped.data.sources import DatasetSource, FileSource, Source
 from looped.errors import UserError
 
-# Tests and bundles are no prose of the library; the tables in `encodings` are near copies of one another, so that the
-# held-out ones would be known from training.
+# Tests and bundled packages are not the library's own text; the tables in `encodings` are near duplicates, which would
+# leak from train to held-out.
 SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "_bundled",
                    "lib-dynload", "encodings"}
-# Written for one machine, or (topics.py) read by topic below.
+# Machine-specific, or (topics.py) read topic by topic below.
 SKIPPED_FILES = ("_sysconfigdata", "sitecustomize", "usercustomize", "topics.py")
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents in reading order, none empty; `source` says in words where they come from."""
+    """Non-empty documents in reading order; `source` describes their origin."""
 
     documents: tuple[Document, ...]
     source: str
 
     def split(self, share: float) -> tuple[tuple[Document, ...], tuple[Document, ...]]:
-        """(train, held-out), about `share` of the documents held out; neither side is empty.
+        """(train, held-out) with about a fraction `share` of the documents held out; neither side is empty.
 
-        The side of a document is decided by the hash of its name alone, so that adding, removing or reordering others
-        moves nothing. Two exceptions keep both sides filled: where all names fall on one side, the one nearest the
-        boundary changes over; a single document is cut in two, head and tail, at a line break.
+        A document's side depends only on the hash of its name, so adding, removing or reordering others moves nothing.
+        Two exceptions keep both sides non-empty: if all names fall on one side, the one nearest the boundary changes
+        sides; a single document is cut into head and tail at a line break.
         """
         if len(self.documents) == 1:
             return _cut_in_two(self.documents[0], share)
@@ -52,9 +52,9 @@ class Corpus:
 
 
 def load_corpus(data: DataConfig) -> Corpus:
-    """Reads the source that `data` names, up to `data.max_bytes`, with a notice of what is cut off or passed over.
+    """Reads the source that `data` names, up to `data.max_bytes`, with a warning if text is cut off or files skipped.
 
-    Raises `UserError` for what cannot be read, with the file, line, byte or field, and a way out.
+    Raises `UserError` for unreadable input, which names the file and the line, byte or field, and a fix.
     """
     source = _source(data)
     for notice in source.notices:
@@ -63,9 +63,9 @@ def load_corpus(data: DataConfig) -> Corpus:
     if not taken:
         raise UserError(f"{source.name} holds no text; point data.path or data.dataset to some")
     if cut:
-        warnings.warn(f"data.max_bytes {data.max_bytes:,} cuts the text off in {taken[-1].name}: documents kept: "
-                      f"{len(taken):,}; {source.extent()}; the text is the head in reading order, not an even share of "
-                      f"all; raise data.max_bytes, or give only what is to be read", stacklevel=2)
+        warnings.warn(f"data.max_bytes {data.max_bytes:,} cuts the text off in {taken[-1].name}; documents kept: "
+                      f"{len(taken):,}; {source.extent()}; the text is the beginning in reading order, not a sample of "
+                      f"the whole; raise data.max_bytes, or select fewer documents", stacklevel=2)
     return Corpus(_unique(taken), source.name)
 
 
@@ -96,7 +96,7 @@ class StandardLibrary(Source):
 
     def extent(self) -> str:
         whole = len(self.topics) + len(self.files)
-        return f"of its {whole:,} modules and topics {whole - self.opened:,} are not opened"
+        return f"of {whole:,} modules and topics, {whole - self.opened:,} are not read"
 
 
 def _library_files(root: Path) -> Iterator[Path]:
@@ -114,15 +114,14 @@ def _pydoc_topics() -> dict[str, str]:
 
 
 def _take(documents: Iterable[Document], max_bytes: int) -> tuple[list[Document], bool]:
-    """(documents that hold text until `max_bytes` are reached, the last cut after a whole character; whether there is
-    more of them)."""
+    """(non-empty documents up to `max_bytes`, the last one cut after a whole character; True if text is left)."""
     taken, left = [], max_bytes
     for name, text in documents:
         try:
             raw = text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise UserError(f"document {name} is not valid Unicode (a lone surrogate at character {error.start}); "
-                            f"mend it or leave it out") from None
+                            f"fix it or leave it out") from None
         if raw and not left:
             return taken, True
         kept = text if len(raw) <= left else raw[:left].decode("utf-8", errors="ignore")
@@ -135,7 +134,7 @@ def _take(documents: Iterable[Document], max_bytes: int) -> tuple[list[Document]
 
 
 def _unique(documents: Iterable[Document]) -> tuple[Document, ...]:
-    """Names made unique: a name met again (two folders with the same file) gets `~2`, `~3`, ..."""
+    """Documents with unique names: a repeated name (two folders with the same file) gets `~2`, `~3`, ..."""
     met: dict[str, int] = {}
     unique = []
     for name, text in documents:
@@ -145,7 +144,7 @@ def _unique(documents: Iterable[Document]) -> tuple[Document, ...]:
 
 
 def place_of(name: str) -> float:
-    """A place in [0, 1) that depends on the name alone."""
+    """Hash of a name as a number in [0, 1)."""
     digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=7).digest()
     return int.from_bytes(digest, "big") / 256**7
 
@@ -156,7 +155,7 @@ def _cut_in_two(document: Document, share: float) -> tuple[tuple[Document, ...],
     if middle < 1:
         raise UserError(f"{name} is the only document and too short to split ({len(text)} character); "
                         f"point data.path or data.dataset to more text")
-    near = (len(text) - middle) // 2  # a line break farther off would change the shares too much
+    near = (len(text) - middle) // 2  # a line break farther off would change the split too much
     before = text.rfind("\n", max(middle - near, 0), middle) + 1
     behind = text.find("\n", middle, middle + near) + 1
     cut = min((place for place in (before, behind) if place), key=lambda place: abs(place - middle), default=middle)

@@ -1,6 +1,6 @@
-"""Bytes of a file, plain or compressed, and their UTF-8: what every reader of text begins with.
+"""Reading of files, plain or compressed, as bytes and as UTF-8 text, for all readers of text.
 
-A byte-order mark says how a text is coded and is no part of it: that of UTF-8 is dropped, another one is refused.
+A UTF-8 byte-order mark is dropped; a byte-order mark of another encoding is an error.
 """
 
 import bz2
@@ -14,10 +14,10 @@ from pathlib import Path
 from looped.errors import UserError, one_line
 
 READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)
-"""The exceptions that a damaged or unreadable file ends in, compressed or not."""
+"""Exceptions raised for a damaged or unreadable file, compressed or not."""
 
 LEAVE_OUT = "leave it out of data.path"
-OTHER_MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",  # before UTF-16, of which one is the head
+OTHER_MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",  # first: one begins with UTF-16's
                codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 
@@ -28,11 +28,11 @@ def _open_zstd(path: Path) -> io.BufferedReader:
 
 
 OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _open_zstd}
-"""Suffix -> opener of a compression."""
+"""Suffix of a compressed file -> its opener."""
 
 
 def open_bytes(path: Path) -> io.BufferedIOBase:
-    """The file's bytes, decompressed by its suffix; it can `peek`. What goes wrong is one of READ_ERRORS."""
+    """The file opened for bytes, with `peek`, decompressed by its suffix. Errors are among READ_ERRORS."""
     opener = OPENERS.get(path.suffix.lower())
     return path.open("rb") if opener is None else opener(path)
 
@@ -44,24 +44,24 @@ def suffixes_of(path: Path) -> tuple[str, str]:
 
 
 def unreadable(path: Path, error: BaseException) -> UserError:
-    """The sentence for one of READ_ERRORS."""
+    """The `UserError` for one of READ_ERRORS."""
     if isinstance(error, OSError) and error.errno is not None:
         return UserError(f"cannot read {path}: {error.strerror}; check data.path and the file's permissions")
     return UserError(f"{path} is damaged ({one_line(error)}); restore it or {LEAVE_OUT}")
 
 
 def refuse_other_marks(head: bytes, path: Path | str, way_out: str = LEAVE_OUT) -> None:
-    """Raises `UserError` for the first bytes of a file that say it is UTF-16 or UTF-32."""
+    """Raises `UserError` if the first bytes of a file are the byte-order mark of UTF-16 or UTF-32."""
     for mark, coding in OTHER_MARKS.items():
         if head.startswith(mark):
-            raise UserError(f"{path} begins with the byte-order mark of {coding.upper()} ({mark.hex(' ')}), and text "
+            raise UserError(f"{path} begins with the byte-order mark of {coding.upper()} ({mark.hex(' ')}), but text "
                             f"is read as UTF-8; convert it with iconv -f {coding} -t utf-8, or {way_out}")
 
 
 class Utf8:
-    """Bytes to text as they come, byte for byte (no newline is translated), without a byte-order mark at the start.
+    """Incremental UTF-8 decoder. Newlines are not translated; a byte-order mark at the start is dropped.
 
-    start: how many bytes of the file were read before, for the offsets in messages.
+    start: number of bytes of the file read before, for the offsets in messages.
     """
 
     def __init__(self, path: Path | str, *, start: int = 0, way_out: str = LEAVE_OUT):
@@ -71,14 +71,14 @@ class Utf8:
         self.decoder: codecs.IncrementalDecoder = codecs.getincrementaldecoder("utf-8" if start else "utf-8-sig")()
 
     def decode(self, raw: bytes, *, final: bool = False) -> str:
-        """The text of the next bytes; a character cut at their end waits. Raises `UserError` where it is no UTF-8."""
+        """The text of the next bytes; a character cut at their end is kept back. Raises `UserError` if not UTF-8."""
         if not self.fed:
             refuse_other_marks(raw, self.path, self.way_out)
         self.fed += len(raw)
         try:
             return self.decoder.decode(raw, final)
         except UnicodeDecodeError as error:
-            offset = self.fed - len(error.object) + error.start  # what was decoded is the end of what was fed
+            offset = self.fed - len(error.object) + error.start  # error.object is the end of the bytes fed
             raise UserError(f"{self.path} is not UTF-8 (byte 0x{error.object[error.start]:02x} at offset {offset}); "
                             f"convert it, for example with iconv -t utf-8, or {self.way_out}") from None
 
@@ -91,7 +91,7 @@ def read_utf8(path: Path, limit: int) -> str:
     except READ_ERRORS as error:
         raise unreadable(path, error) from None
     utf8, final = Utf8(path), len(raw) <= limit
-    refuse_other_marks(raw, path)  # whose zeros are no sign of a binary file
+    refuse_other_marks(raw, path)  # first: their zeros do not mean a binary file
     if (zero := raw.find(0)) >= 0:
         raise UserError(f"{path} is binary (a zero byte at offset {zero}); {LEAVE_OUT}")
     return utf8.decode(raw[:limit], final=final)

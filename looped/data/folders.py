@@ -1,6 +1,6 @@
-"""Files that a path means: itself, what a folder holds, what a glob matches; and a count of what is passed over.
+"""Files selected by an entry of data.path (a file, a folder or a glob), and a count of the files skipped.
 
-Links to folders are followed, but not into a folder that was seen already, nor into one that the link lies in.
+Links to folders are followed, except into a folder already visited or one that contains the link.
 """
 
 import difflib
@@ -15,7 +15,7 @@ from looped.data.files import suffixes_of
 from looped.data.formats import holds_rows, read_file
 from looped.errors import UserError
 
-# What a folder is searched for; a file that is named, or matched by a glob, is read whatever its suffix.
+# Suffixes that a folder is searched for; a file given by name or by a glob is read whatever its suffix.
 FOLDER_SUFFIXES = {
     ".txt", ".text", ".md", ".markdown", ".rst", ".org", ".tex", ".html", ".htm", ".xml", ".csv", ".tsv", ".log",
     ".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".cu", ".rs", ".go", ".java", ".kt", ".scala", ".swift", ".js",
@@ -23,14 +23,14 @@ FOLDER_SUFFIXES = {
     ".sql", ".toml", ".yaml", ".yml", ".ini", ".cfg", ".jsonl", ".ndjson", ".parquet", ".arrow",
 }
 HIDDEN = (".", "__pycache__")
-CACHES = "cache-"  # how `datasets` names its own intermediate .arrow files
+CACHES = "cache-"  # prefix of the intermediate .arrow files of `datasets`
 
 Named = tuple[str, Path]
-"""A file, and the name of its documents: its path from where the search began."""
+"""(name of a file's documents: its path relative to the start of the search, the file)."""
 
 
 class PassedOver(Counter[str]):
-    """Counts of the files, by kind, that a search has left aside."""
+    """Counts of the files that a search skipped, by kind."""
 
     def __str__(self) -> str:
         kinds = (+self).most_common()
@@ -39,7 +39,7 @@ class PassedOver(Counter[str]):
 
 
 def find(entry: str, field: str, passed: PassedOver) -> list[Named]:
-    """(name, path) of the files that an entry of data.path means, sorted by name. Raises `UserError` for none."""
+    """(name, path) of the files that an entry of data.path selects, sorted. Raises `UserError` if there are none."""
     path = Path(entry).expanduser()
     if path.is_dir():
         return _in_folder(path, field, passed)
@@ -47,12 +47,12 @@ def find(entry: str, field: str, passed: PassedOver) -> list[Named]:
         return [(path.name, path)]
     if glob.has_magic(entry):
         return _in_glob(path)
-    problem = "is no regular file" if path.exists() else f"does not exist{_nearest_file(path)}"
+    problem = "is not a regular file" if path.exists() else f"does not exist{_nearest_file(path)}"
     raise UserError(f"data.path {entry} {problem}; name a file, a folder or a glob")
 
 
 def walk(folder: Path, passed: PassedOver) -> Iterator[Path]:
-    """The files below a folder that are not hidden, also those behind links to folders; what is left is counted.
+    """Files below a folder that are not hidden, also behind links to folders; skipped ones are counted in `passed`.
 
     Raises `UserError` for a folder that cannot be read.
     """
@@ -65,7 +65,7 @@ def walk(folder: Path, passed: PassedOver) -> Iterator[Path]:
 
 
 def _folders(folder: Path, passed: PassedOver) -> Iterator[tuple[str, list[str]]]:
-    """(path, names of its files) of a folder and of all below it, each once, by its own name where it has one."""
+    """(path, file names) of a folder and all below it, each once, if possible under its own path, not a link's."""
     starts, seen = [folder], set()
     while starts:
         for parent, folders, files in os.walk(starts.pop(0), onerror=_refuse):  # links are followed later, by `starts`
@@ -82,7 +82,7 @@ def _folders(folder: Path, passed: PassedOver) -> Iterator[tuple[str, list[str]]
                 if not place.is_relative_to(target):
                     starts.append(link)
                 elif target not in seen:
-                    passed["links to a folder that they lie in"] += 1
+                    passed["links to a folder that contains them"] += 1
             yield parent, files
 
 
@@ -95,19 +95,19 @@ def _in_folder(folder: Path, field: str, passed: PassedOver) -> list[Named]:
     for path in walk(folder, here):
         suffix, compression = suffixes_of(path)
         if path.exists() and not path.is_file():
-            here["pipe or device"] += 1  # a pipe would be waited for
+            here["pipe or device"] += 1  # reading a pipe would block
         elif suffix == ".json":  # rows, or the settings of some program
             (found if holds_rows(path, field) else other).append(path)
         elif suffix in FOLDER_SUFFIXES and not (suffix == ".arrow" and path.name.startswith(CACHES)):
             found.append(path)
         else:
             here[suffix + compression or path.name] += 1
-    here[f".json without rows that have '{field}'"] += len(other)
+    here[f".json without rows with a field '{field}'"] += len(other)
     if not found and other:
-        any(read_file(min(other), min(other).name, field=field, limit=1))  # raises: it says what the rows do have
+        any(read_file(min(other), min(other).name, field=field, limit=1))  # raises, and lists the fields there are
     if not found:
         holds = f"it holds {here}" if +here else "it is empty"
-        raise UserError(f"data.path {folder}: no file of text, JSON, parquet or Arrow ({holds}); "
+        raise UserError(f"data.path {folder}: no text, JSON, parquet or Arrow file ({holds}); "
                         f"name the files, or give a glob such as '{folder}/**/*.txt'")
     passed.update(+here)
     return sorted((path.relative_to(folder).as_posix(), path) for path in found)
@@ -122,7 +122,7 @@ def _in_glob(pattern: Path) -> list[Named]:
 
 
 def _matches(pattern: Path) -> Iterator[str]:
-    """Paths that a glob matches. The module's own `**` would go round in circles of links."""
+    """Paths that a glob matches. The `**` of Python's glob would walk circular links again and again."""
     head, tail = pattern.parts, ()
     if "**" in head:
         place = head.index("**")

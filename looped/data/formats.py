@@ -1,7 +1,7 @@
-"""Documents of one file, in the format that its name tells: text, JSON, CSV, parquet or Arrow, plain or compressed.
+"""Readers for the documents of one file, chosen by its suffix: text, JSON, CSV, parquet or Arrow, maybe compressed.
 
-Every reader yields lazily, so a caller that has enough text stops reading. What a user can get wrong ends in one
-`UserError` that names the file and the line, byte or field.
+Readers are lazy, so a caller that has enough text stops reading. A user's mistake raises one `UserError` that names the
+file and the line, byte or field.
 """
 
 import csv
@@ -17,25 +17,25 @@ from looped.data.rows import NotRows, column_of, text_of
 from looped.errors import UserError
 
 LONGEST_CHARACTER = 4
-"""Bytes in UTF-8."""
+"""Bytes of the longest character in UTF-8."""
 
 HEADER = 1 << 16
-"""Bytes that the names of a CSV file's columns may take."""
+"""Maximum size of a CSV file's header line, in bytes."""
 
 CSV_BLOCK = 1 << 24
-"""Bytes that a row of a CSV file may take, which is also what is read of it at once."""
+"""Maximum size of a row of a CSV file, in bytes; also the size of a read."""
 
 
 class Document(NamedTuple):
-    """A text and the name it is known by: a relative path, with `#line` or `#row` where a file holds many."""
+    """A text and its name: a relative path, with `#line` or `#row` if the file holds several."""
 
     name: str
     text: str
 
 
 class File(NamedTuple):
-    """A file to be read: where it is, the name its documents go by, the field of their text, and the bytes of text of
-    which no more are wanted."""
+    """A file to read: its path, the name of its documents, the field that holds their text, and the maximum number of
+    bytes of text wanted."""
 
     path: Path
     name: str
@@ -43,20 +43,20 @@ class File(NamedTuple):
     limit: int
 
     def document(self, row: Any, kind: str, number: int) -> Document:
-        """The document of a row, or of a line: `kind` says which it is."""
+        """The document in a row or a line of the file; kind: "row" or "line"."""
         return Document(f"{self.name}#{number}", text_of(row, self.field, f"{self.path} {kind} {number}"))
 
 
 def read_file(path: Path, name: str, *, field: str, limit: int) -> Iterator[Document]:
-    """The documents of one file, by its suffix: JSON, CSV, parquet, Arrow (one a row), or text (one a file).
+    """The documents of one file, by its suffix: JSON, CSV, parquet, Arrow (one per row), or text (one per file).
 
-    A text longer than `limit` bytes is cut, but behind them, so that the caller can tell.
+    A text longer than `limit` bytes is cut a little beyond them, so that the caller can tell.
     """
     return READERS.get(suffixes_of(path)[0], _read_text)(File(path, name, field, limit))
 
 
 def holds_rows(path: Path, field: str) -> bool:
-    """True if the first row of a JSON file has the field. Raises `UserError` for a file that is damaged."""
+    """True if the first row of a JSON file has the field. Raises `UserError` for a damaged file."""
     try:
         return next(_read_json(File(path, path.name, field, 0)), None) is not None
     except NotRows:
@@ -64,7 +64,7 @@ def holds_rows(path: Path, field: str) -> bool:
 
 
 def table_columns(path: Path) -> list[str]:
-    """The names in the first row of a CSV or TSV file. Raises `UserError` for a file that is damaged."""
+    """The names in the first row of a CSV or TSV file. Raises `UserError` for a damaged file."""
     try:
         with open_bytes(path) as file:
             head = file.read(HEADER).decode("utf-8-sig", errors="replace")
@@ -85,7 +85,7 @@ def _read_json(file: File) -> Iterator[Document]:
 
 
 def _read_table(file: File) -> Iterator[Document]:
-    """A document a row where there is a column of the field's name; else the file is plain text."""
+    """One document per row if a column is named like the field; else the file is plain text."""
     if file.field not in table_columns(file.path):
         yield from _read_text(file)
         return
@@ -115,7 +115,7 @@ def _read_parquet(file: File) -> Iterator[Document]:
 
 
 def _read_arrow(file: File) -> Iterator[Document]:
-    """The formats that `save_to_disk` of `datasets` writes, which is the stream format, and the file format."""
+    """Both Arrow formats: the stream format, which `save_to_disk` of `datasets` writes, and the file format."""
     import pyarrow.ipc
 
     _refuse_compressed(file.path)
@@ -135,7 +135,7 @@ READERS: dict[str, Callable[[File], Iterator[Document]]] = {
     ".jsonl": _read_json, ".ndjson": _read_json, ".json": _read_json, ".csv": _read_table, ".tsv": _read_table,
     ".parquet": _read_parquet, ".arrow": _read_arrow,
 }
-"""The reader of each suffix that is not plain text's."""
+"""Suffix -> reader; any other suffix is plain text."""
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
@@ -149,7 +149,7 @@ def _documents(file: File, batches: Iterable[Any]) -> Iterator[Document]:
 
 
 def _column_names(fields: Iterable[Any]) -> Iterator[str]:
-    """The names of the columns of an Arrow schema or struct, those within a struct after its name and a dot."""
+    """Column names of an Arrow schema or struct; a field of a struct is named `struct.field`."""
     import pyarrow
 
     for field in fields:
@@ -161,7 +161,7 @@ def _column_names(fields: Iterable[Any]) -> Iterator[str]:
 
 @contextmanager
 def _errors_named(path: Path) -> Iterator[None]:
-    """Turns all that pyarrow raises of a damaged file into a `UserError`."""
+    """Turns every exception of pyarrow for a damaged file into a `UserError`."""
     import pyarrow
 
     try:
@@ -174,5 +174,5 @@ def _errors_named(path: Path) -> Iterator[None]:
 
 def _refuse_compressed(path: Path) -> None:
     if compression := suffixes_of(path)[1]:
-        raise UserError(f"{path} is compressed as a whole ({compression}), and files of columns are read in parts; "
+        raise UserError(f"{path} is compressed as a whole ({compression}), but column files are read in parts; "
                         f"decompress it or {LEAVE_OUT}")

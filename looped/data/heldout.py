@@ -1,5 +1,5 @@
-"""Any text to measure a trained model on: encoded by the model's own tokenizer, with the bytes that its tokens stand
-for, so that bits/byte compare between models of different tokenizers.
+"""User-provided text for evaluating a trained model: encoded with the model's tokenizer, and with its byte count, so
+that bits/byte are comparable between models with different tokenizers.
 """
 
 import hashlib
@@ -21,9 +21,9 @@ from looped.errors import UserError
 
 @dataclass(frozen=True)
 class HeldoutText:
-    """A held-out token stream with its tokenizer; the same members as `TextData` but for what is trained on.
+    """A held-out token stream with its tokenizer; same interface as `TextData`, without the training part.
 
-    bytes_per_token: UTF-8 bytes over tokens; ends of text count as tokens and hold no byte.
+    bytes_per_token: UTF-8 bytes per token; an end-of-text token counts as a token of 0 bytes.
     fingerprint: hash of the documents alone, so that it is the same under any tokenizer.
     """
 
@@ -34,7 +34,7 @@ class HeldoutText:
     source: str
 
     picture = None
-    """There is none to look at."""
+    """Text has no images."""
 
     @property
     def vocab_size(self) -> int:
@@ -42,14 +42,14 @@ class HeldoutText:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """The identity of the text, by name."""
+        """Facts that identify the text, by name."""
         return {"source": self.source, "held-out documents": len(self.heldout.documents),
                 "held-out tokens": len(self.heldout)}
 
     @property
     def summary(self) -> str:
         """One line for logs."""
-        return (f"{self.source}: {len(self.heldout):,} tokens of {len(self.heldout.documents):,} documents held out, "
+        return (f"{self.source}: {len(self.heldout):,} held-out tokens ({len(self.heldout.documents):,} documents), "
                 f"{self.bytes_per_token:.3f} bytes/token")
 
     def nats_to_bits_per_byte(self, nats: float) -> float:
@@ -63,10 +63,10 @@ MeasuredText = TextData | HeldoutText
 
 def heldout_text(texts: Iterable[str | Document], tokenizer: TextTokenizer, *,
                  source: str = "text given in Python") -> HeldoutText:
-    """Texts as a held-out stream of `tokenizer` (a run's: `run.tokenizer`), each followed by an end of text.
+    """Texts as a held-out stream of `tokenizer` (of a run: `run.tokenizer`), each followed by an end-of-text token.
 
-    `load_run(path, data=heldout_text(texts, ...))` measures a run on them. Raises `UserError` where there is no text,
-    or where the tokenizer does not give one back as it was, so that its bytes could not be counted.
+    `load_run(path, data=heldout_text(texts, ...))` evaluates a run on them. Raises `UserError` if there is no text, or
+    if the tokenizer does not reproduce a text exactly, since its bytes could then not be counted.
     """
     documents = [text if isinstance(text, Document) else Document(f"text {number}", text)
                  for number, text in enumerate(texts, start=1)]
@@ -82,8 +82,8 @@ def heldout_text(texts: Iterable[str | Document], tokenizer: TextTokenizer, *,
 
 
 def read_heldout(path: str, tokenizer: TextTokenizer, data: DataConfig, *, field: str | None = None) -> HeldoutText:
-    """The text of a file, a folder or a glob, read as training reads `data.path`: up to `data.max_bytes`, of JSON lines
-    and parquet the `field`, or else `data.text_field`. Raises `UserError`."""
+    """Held-out text from a file, a folder or a glob, read like `data.path` in training, up to `data.max_bytes`; `field`
+    overrides `data.text_field`. Raises `UserError`."""
     try:
         corpus = load_corpus(DataConfig(path=(path,), text_field=field or data.text_field, max_bytes=data.max_bytes))
     except UserError as error:

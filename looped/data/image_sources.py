@@ -1,7 +1,7 @@
-"""Labelled images out of files: MNIST's IDX files, a folder a class, Hugging Face `datasets`, scikit-learn's digits.
+"""Readers of labelled images: MNIST's IDX files, one folder per class, Hugging Face `datasets`, scikit-learn's digits.
 
-Every reader returns `Pictures` to train on and, where the source has one, another to test on. What a user can get
-wrong ends in one `UserError` that names the file, the field or the row. Imports no torch.
+Every reader returns `Pictures` for training and, if the source has a test part, others for testing. A user's mistake
+raises one `UserError` that names the file, the field or the row. Imports no torch.
 """
 
 import io
@@ -27,7 +27,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", "
 
 @dataclass(frozen=True)
 class Source:
-    """What a reader found; `test` is None where the source has no test part."""
+    """The images of a source; `test` is None if it has no test part."""
 
     train: Pictures
     test: Pictures | None
@@ -36,7 +36,7 @@ class Source:
 
 
 def read_source(config: ImageConfig) -> Source:
-    """The images that `config` names, all of one size and with as many channels. Raises `UserError`."""
+    """The images that `config` names, all of one size and number of channels. Raises `UserError`."""
     readers = {"digits": read_digits, "idx": read_idx_folder, "folder": read_class_folders, "dataset": read_dataset}
     if config.source is None:
         raise UserError(f"images.source is null, so there are no images; set it to {', '.join(readers)}")
@@ -45,7 +45,7 @@ def read_source(config: ImageConfig) -> Source:
         return source
     sides = [" x ".join(map(str, part.pixels.shape[1:3])) for part in (source.train, source.test)]
     if sides[0] != sides[1]:
-        raise UserError(f"{source.name}: images to train are {sides[0]} pixels (height x width) and those to test "
+        raise UserError(f"{source.name}: training images are {sides[0]} pixels (height x width) and test images "
                         f"{sides[1]}; set images.size to make all of them squares of one size")
     return replace(source, train=source.train.as_colour(), test=source.test.as_colour())
 
@@ -53,7 +53,7 @@ def read_source(config: ImageConfig) -> Source:
 # ---- scikit-learn's digits -------------------------------------------------------------------------------------------
 
 def read_digits(config: ImageConfig) -> Source:
-    """1,797 handwritten digits of 8 x 8, whose 17 levels 0 ... 16 become 0 ... 255 (Alpaydin and Kaynak 1998, UCI)."""
+    """1,797 handwritten digits of 8 x 8, levels 0 ... 16 scaled to 0 ... 255 (Alpaydin and Kaynak 1998, UCI)."""
     try:
         from sklearn.datasets import load_digits
     except ImportError:
@@ -68,7 +68,7 @@ def read_digits(config: ImageConfig) -> Source:
 # ---- IDX, the format of MNIST ----------------------------------------------------------------------------------------
 
 def read_idx_folder(config: ImageConfig) -> Source:
-    """`train-images-idx3-ubyte` and `train-labels-idx1-ubyte` of a folder, and `t10k-...` if there is a test part."""
+    """The files `train-images-idx3-ubyte` and `train-labels-idx1-ubyte` of a folder, and `t10k-...` if it has them."""
     folder = _existing_folder(config)
     parts = {part: _read_idx_part(folder, stem, config) for part, stem in IDX_PARTS.items()
              if part == "train" or _idx_file(folder, stem, "images") or _idx_file(folder, stem, "labels")}
@@ -87,7 +87,7 @@ def _read_idx_part(folder: Path, stem: str, config: ImageConfig) -> Pictures:
         raise UserError(f"{files['images']} holds {len(images)} images and {files['labels']} {len(labels)} labels; "
                         f"take both from the same release")
     if not images.size:
-        raise UserError(f"{files['images']} holds no image (it says {' x '.join(map(str, images.shape))}); "
+        raise UserError(f"{files['images']} holds no image (shape {' x '.join(map(str, images.shape))}); "
                         f"restore it from its source")
     return Pictures(resize_all(images[..., None], config.size), labels.astype(np.int64))
 
@@ -110,23 +110,23 @@ def _existing_folder(config: ImageConfig) -> Path:
     return folder
 
 
-# ---- a folder a class ------------------------------------------------------------------------------------------------
+# ---- one folder per class --------------------------------------------------------------------------------------------
 
 def read_class_folders(config: ImageConfig) -> Source:
-    """One sub-folder a class, searched through; below train/ and test/ if there is a train/."""
+    """Images from one sub-folder per class, searched recursively; below train/ and test/ if there is a train/."""
     folder = _existing_folder(config)
     has_parts = (folder / "train").is_dir()
     train_folder, test_folder = (folder / "train", folder / "test") if has_parts else (folder, None)
-    names, passed = _class_names(train_folder), _beside(folder, has_parts)
+    names, passed = _class_names(train_folder), _skipped_outside(folder, has_parts)
     paths = {"train": _in_classes(train_folder, names, passed)}
     if test_folder is not None and test_folder.is_dir():
         for name in _class_names(test_folder):
             if name not in names:
-                raise UserError(f"{test_folder / name} is a class that {train_folder} has not"
+                raise UserError(f"{test_folder / name} is a class that {train_folder} does not have"
                                 f"{did_you_mean(name, names)}")
         paths["test"] = _in_classes(test_folder, [name for name in names if (test_folder / name).is_dir()], passed)
     if +passed:
-        warnings.warn(f"images.path {folder}: passed over {passed}; images are files of {', '.join(SUFFIXES)} in the "
+        warnings.warn(f"images.path {folder}: skipped {passed}; images are files of {', '.join(SUFFIXES)} in the "
                       f"folder of their class", stacklevel=2)
     parts = {part: gather(((str(path), _open_image(path, str(path))) for path, _ in found),
                          [names.index(name) for _, name in found], config.size) for part, found in paths.items()}
@@ -136,18 +136,18 @@ def read_class_folders(config: ImageConfig) -> Source:
 def _class_names(folder: Path) -> list[str]:
     names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not names:
-        raise UserError(f"images.path: {folder} has no sub-folders, and each class needs one; put the images of a "
-                        f"class into a folder of its name")
+        raise UserError(f"images.path: {folder} has no sub-folders, and each class needs one; put the images of "
+                        f"each class into a folder named after it")
     return names
 
 
-def _beside(folder: Path, has_parts: bool) -> PassedOver:
-    """The entries that lie beside the class folders, or beside train/ and test/, and are not looked at."""
+def _skipped_outside(folder: Path, has_parts: bool) -> PassedOver:
+    """Counts of the skipped entries next to the class folders, or next to train/ and test/."""
     passed = PassedOver()
     parts = [path for path in sorted(folder.iterdir()) if has_parts and path.is_dir()]
     for path in parts:
         if path.name not in PARTS:
-            passed["hidden" if path.name.startswith(".") else f"{path.name}/ beside train/"] += 1
+            passed["hidden" if path.name.startswith(".") else f"{path.name}/ next to train/"] += 1
     for place in (folder, *(path for path in parts if path.name in PARTS)):
         passed["in no class folder"] += sum(
             path.suffix.lower() in SUFFIXES and path.is_file() for path in place.iterdir())
@@ -175,15 +175,15 @@ def _open_image(file: Path | io.BytesIO, name: str) -> Image.Image:
     try:
         with Image.open(file) as image:
             image.load()
-            return ImageOps.exif_transpose(image)  # upright, as a camera meant it
-    except Exception as error:  # decoders let through whatever a broken file makes them raise
-        raise UserError(f"{name} is no image that Pillow reads ({one_line(error)}); restore it or remove it") from None
+            return ImageOps.exif_transpose(image)  # upright, by the camera's orientation tag
+    except Exception as error:  # decoders raise anything for a broken file
+        raise UserError(f"{name} is not an image that Pillow reads ({one_line(error)}); restore or remove it") from None
 
 
 # ---- Hugging Face datasets -------------------------------------------------------------------------------------------
 
 def read_dataset(config: ImageConfig) -> Source:
-    """Two splits of `datasets.load_dataset`; the second is `images.test_split`, or `test` where there is one."""
+    """Two splits of `datasets.load_dataset`; the second is `images.test_split`, by default `test` if it exists."""
     import datasets
 
     splits = [config.split] if config.test_split is None else [config.split, config.test_split]
@@ -192,7 +192,7 @@ def read_dataset(config: ImageConfig) -> Source:
             names = datasets.get_dataset_split_names(config.dataset, config.dataset_config)
             splits += ["test"] if "test" in names else []
         tables = [datasets.load_dataset(config.dataset, config.dataset_config, split=split) for split in splits]
-    except Exception as error:  # load_dataset lets through whatever the network, a reader or a builder raises
+    except Exception as error:  # load_dataset raises whatever the network, a reader or a builder raises
         raise UserError(f"images.dataset {config.dataset} cannot be read ({one_line(root_cause(error))}); check its "
                         f"name, images.dataset_config, images.split, images.test_split and the network, or use "
                         f"images.path") from None
@@ -216,7 +216,7 @@ def _check_fields(table: Any, config: ImageConfig, where: str) -> None:
 
 
 def _classes(table: Any, config: ImageConfig, where: str) -> tuple[tuple[str, ...], dict[Any, int]]:
-    """The names of the classes, and the number of each value that a label may have."""
+    """(class names, label value -> class number)."""
     names = getattr(table.features[config.label_field], "names", None)  # of a ClassLabel
     if names is not None:
         return tuple(names), {number: number for number in range(len(names))}
@@ -232,8 +232,8 @@ def _classes(table: Any, config: ImageConfig, where: str) -> tuple[tuple[str, ..
 def _numbers(labels: Sequence[Any], numbers: dict[Any, int], where: str) -> list[int]:
     for row, label in enumerate(labels):
         if label not in numbers:
-            raise UserError(f"{where} row {row} has the label {label!r}, which is none of the {len(numbers)} classes "
-                            f"trained; choose another images.test_split, or leave such rows out")
+            raise UserError(f"{where} row {row} has the label {label!r}, which is none of the {len(numbers)} "
+                            f"training classes; choose another images.test_split, or remove such rows")
     return [numbers[label] for label in labels]
 
 
@@ -244,7 +244,7 @@ def _images(table: Any, config: ImageConfig, where: str) -> Iterator[tuple[str, 
         try:
             value = table[row][config.image_field]
         except Exception as error:  # of the decoder
-            raise UserError(f"{name} is no image that Pillow reads ({one_line(error)}); leave it out") from None
+            raise UserError(f"{name} is not an image that Pillow reads ({one_line(error)}); leave it out") from None
         if isinstance(value, Mapping) and isinstance(value.get("bytes"), bytes):  # a file whose type was not declared
             value = _open_image(io.BytesIO(value["bytes"]), name)
         if not isinstance(value, Image.Image):

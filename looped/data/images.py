@@ -1,8 +1,8 @@
 """Labelled images as training data: each step's batch is a function of (seed, step), as with text and tasks.
 
-Row r of optimiser step s in batches of B is item s * B + r of an endless sequence that goes through all training images
-once an epoch, shuffled anew each time. How an image is varied is a function of (seed, item), so that neither resuming
-nor splitting a batch over processes changes a row. Images stay bytes in memory; a batch is (level / 255 - mean) / std.
+Row r of optimiser step s in batches of B is item s * B + r of an endless sequence that visits all training images once
+per epoch, reshuffled each time. Augmentation is a function of (seed, item), so neither resuming nor splitting a batch
+over processes changes a row. Images stay bytes in memory; a batch is (level / 255 - mean) / std.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from looped.errors import UserError
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """images: normalised, float32. labels: numbers of classes, int64."""
+    """A batch of labelled images. images: normalised, float32. labels: class numbers, int64."""
 
     images: Float[Tensor, "batch channels height width"]
     labels: Int[Tensor, "batch"]
@@ -37,7 +37,7 @@ class ImageBatch:
         return len(self.labels)
 
     def __getitem__(self, rows: slice | Int[Tensor, "rows"]) -> "ImageBatch":
-        """Some of the images."""
+        """A subset of the images."""
         return replace(self, images=self.images[rows], labels=self.labels[rows])
 
     def to(self, device: torch.device | str) -> "ImageBatch":
@@ -46,7 +46,7 @@ class ImageBatch:
 
 @dataclass(frozen=True)
 class Scale:
-    """From levels 0 ... 255 to what a model sees, and back; `mean` and `std` of each channel, of levels / 255."""
+    """Normalisation of levels 0 ... 255 to model inputs, and back; `mean` and `std` of levels / 255 per channel."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -58,14 +58,14 @@ class Scale:
 
     def levels(self, images: Float[Tensor, "batch channels height width"]
                ) -> UInt8[Tensor, "batch height width channels"]:
-        """The nearest levels to images that were normalised, or generated; what is out of range is cut off."""
+        """Levels of normalised or generated images, rounded and clipped to 0 ... 255."""
         mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (self.mean, self.std))
         return ((images.float() * std + mean) * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
 
 
 @dataclass(frozen=True)
 class HeldoutImages:
-    """Images to measure on, never varied: `heldout[rows]` is a batch, `heldout.batches(64)` all of them in order."""
+    """Held-out images, never augmented: `heldout[rows]` is a batch, `heldout.batches(64)` yields all in order."""
 
     pictures: Pictures
     scale: Scale
@@ -85,7 +85,7 @@ class HeldoutImages:
 
 @dataclass(frozen=True)
 class ImageStream:
-    """Training images in an endless row, varied as `config` says."""
+    """Endless stream of training images, augmented as `config` says."""
 
     pictures: Pictures
     scale: Scale
@@ -106,7 +106,7 @@ class ImageStream:
         return ImageBatch(self.scale.normalise(pixels), torch.from_numpy(part.labels))
 
     def describe(self, step: int, *, batch_size: int, seed: int, rows: range) -> list[str]:
-        """What each row of a batch is, in words."""
+        """One line per row of a batch: its image, class and item."""
         places = shuffled(len(self), step, batch_size=batch_size, seed=seed, rows=rows)
         return [f"row {row}: training image {place} (class {self.pictures.labels[place]}), item "
                 f"{step * batch_size + row} of seed {seed}" for row, place in zip(rows, places.tolist(), strict=True)]
@@ -123,9 +123,9 @@ class ImageStream:
 
 @dataclass(frozen=True)
 class ImageData:
-    """Images as `train` sees them; the same members as `TextData` and `TaskData` where they have them.
+    """Training and held-out images; members in common with `TextData` and `TaskData` have the same names.
 
-    size: (height, width). fingerprint: hash of images, classes, split and settings; two runs with the same one see
+    size: (height, width). fingerprint: hash of images, classes, split and settings; runs with equal fingerprints see
     the same images.
     """
 
@@ -158,14 +158,14 @@ class ImageData:
 
     @cached_property
     def contents(self) -> str:
-        """A short hash of images and classes, whatever is done with them."""
+        """A short hash of images and classes, whatever their preprocessing."""
         digest = hashlib.sha256(repr(self.class_names).encode())
         _add(digest, self.train.pictures, self.heldout.pictures)
         return digest.hexdigest()[:16]
 
     @property
     def deviation(self) -> float:
-        """Standard deviation of the numbers of the training images as a model sees them, over all channels."""
+        """Standard deviation of the normalised training images, over all channels."""
         mean, std = _moments(self.train.pictures)
         mean, std = (mean - self.mean) / self.std, std / self.std
         return float(np.sqrt((std**2 + mean**2).mean() - mean.mean() ** 2)) or 1.0
@@ -174,12 +174,12 @@ class ImageData:
     def summary(self) -> str:
         """One line for logs."""
         height, width = self.size
-        return (f"{self.source}: {len(self.train):,} images to train, {len(self.heldout):,} held out, "
+        return (f"{self.source}: {len(self.train):,} training images, {len(self.heldout):,} held out, "
                 f"{self.num_classes} classes, {height} x {width} pixels, {'grey' if self.channels == 1 else 'RGB'}")
 
 
 def prepare_images(config: ImageConfig) -> ImageData:
-    """The training and held-out images of a config. Raises `UserError` where they cannot be had."""
+    """The training and held-out images of a config. Raises `UserError` if they cannot be loaded."""
     source = read_source(config)
     train, heldout = split(source, config.heldout) if source.test is None else (source.train, source.test)
     train, heldout = some(train, config.max_train), some(heldout, config.max_heldout)
@@ -189,13 +189,13 @@ def prepare_images(config: ImageConfig) -> ImageData:
 
 
 def split(source: Source, share: float) -> tuple[Pictures, Pictures]:
-    """(train, held-out): the images whose numbers have the lowest hashes are held out, so that order has no part in it.
+    """(train, held-out): the images whose indices have the lowest hashes are held out, whatever their sorting.
 
-    Raises `UserError` where there is one image only.
+    Raises `UserError` if there is only one image.
     """
     count = len(source.train)
     if count < 2:
-        raise UserError(f"{source.name} holds one image, and images.heldout {share} needs another to hold out; "
+        raise UserError(f"{source.name} holds one image, but images.heldout {share} needs another to hold out; "
                         f"give more images")
     num = min(max(round(share * count), 1), count - 1)
     order = by_hash(count)
@@ -203,12 +203,12 @@ def split(source: Source, share: float) -> tuple[Pictures, Pictures]:
 
 
 def some(pictures: Pictures, most: int | None) -> Pictures:
-    """At most so many of them, whichever they are sorted by: those whose numbers have the highest hashes."""
+    """At most `most` images, whatever their sorting: those whose indices have the highest hashes."""
     return pictures if most is None or len(pictures) <= most else pictures[np.sort(by_hash(len(pictures))[-most:])]
 
 
 def by_hash(count: int) -> Int[np.ndarray, "count"]:
-    """The numbers up to `count`, as good as shuffled."""
+    """The indices below `count`, sorted by hash: a fixed pseudo-random permutation."""
     return np.argsort([place_of(str(number)) for number in range(count)], kind="stable")
 
 
@@ -219,10 +219,10 @@ def measure(pictures: Pictures) -> Scale:
 
 
 def _moments(pictures: Pictures) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each channel of levels / 255, exact, from its counts of levels."""
+    """Exact mean and standard deviation of levels / 255 per channel, from counts of the levels."""
     channels = pictures.pixels.shape[3]
     counts = np.zeros((channels, 256), dtype=np.int64)
-    for start in range(0, len(pictures), 1024):  # bincount widens what it counts
+    for start in range(0, len(pictures), 1024):  # bincount casts its input to int64
         part = pictures.pixels[start : start + 1024]
         counts += [np.bincount(part[..., channel].ravel(), minlength=256) for channel in range(channels)]
     level, share = np.arange(256) / 255, counts / counts.sum(1, keepdims=True)
@@ -231,7 +231,7 @@ def _moments(pictures: Pictures) -> tuple[np.ndarray, np.ndarray]:
 
 
 def symmetric(channels: int) -> Scale:
-    """Levels 0 ... 255 to the range [-1, 1]."""
+    """The scale that maps levels 0 ... 255 to [-1, 1]."""
     return Scale((0.5,) * channels, (0.5,) * channels)
 
 
@@ -244,7 +244,7 @@ def _fingerprint(config: ImageConfig, train: Pictures, heldout: Pictures, class_
 
 
 def _add(digest, *parts: Pictures) -> None:
-    """Images and labels into a hash."""
+    """Add images and labels to a hash."""
     for pictures in parts:
         digest.update(repr(pictures.pixels.shape).encode())
         digest.update(np.ascontiguousarray(pictures.pixels))

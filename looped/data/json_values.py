@@ -1,7 +1,7 @@
-"""Rows of a JSON file: a value a line, the elements of one array, or objects written over several lines.
+"""Streaming reader of JSON rows: one value per line, the elements of one array, or objects spread over several lines.
 
-The file is read in pieces and a row is given as soon as it is whole, so an array of any size takes the memory of one
-row.
+The file is read in pieces and a row is yielded as soon as it is complete, so an array of any size takes the memory of
+one row.
 """
 
 import codecs
@@ -21,13 +21,13 @@ PIECE = 1 << 16  # bytes read at once
 SPACE = re.compile(r"[ \t\n\r]*")
 NUMBER = re.compile(r"[0-9.eE+-]*")
 DECODER = json.JSONDecoder()
-LONGEST_WORD = len("-Infinity")  # which, cut by the end of a piece, is taken for a fault at its start
+LONGEST_WORD = len("-Infinity")  # cut off by the end of a piece, it is reported as an error at its start
 
 
 def json_rows(path: Path) -> Iterator[tuple[str, int, Any]]:
-    """(`line` or `row`, its number, value) of every row; lines count from 1, rows of an array or of objects from 0.
+    """("line" or "row", its number, value) of every row; lines count from 1, rows of an array or of objects from 0.
 
-    Raises `NotRows` for text that is no JSON, with its line, and `UserError` for a file that is damaged.
+    Raises `NotRows` for text that is not JSON, with its line, and `UserError` for a damaged file.
     """
     try:
         with open_bytes(path) as file:
@@ -42,7 +42,7 @@ def json_rows(path: Path) -> Iterator[tuple[str, int, Any]]:
 
 
 def _skip_blank(file: BufferedIOBase, path: Path) -> tuple[bytes, int, int]:
-    """(first byte that is no space, its line, its offset), with the file standing before it; b"" where there is none.
+    """(first non-space byte, or b"" if there is none; its line; its offset), with the file positioned before it.
     A byte-order mark is skipped too."""
     line, offset = 1, 0
     while head := file.peek(1):
@@ -57,7 +57,7 @@ def _skip_blank(file: BufferedIOBase, path: Path) -> tuple[bytes, int, int]:
 
 
 def _lines_or_objects(file: BufferedIOBase, path: Path, line: int, start: int) -> Iterator[tuple[str, int, Any]]:
-    """A value a line, where the first is whole; objects over several lines, where it ends too early."""
+    """One value per line if the first line is a complete value; objects over several lines if it ends too early."""
     head = file.readline()
     if _goes_on(head):
         rest = _pieces(file, Utf8(path, start=start + len(head)))
@@ -70,7 +70,7 @@ def _lines_or_objects(file: BufferedIOBase, path: Path, line: int, start: int) -
 
 
 def _goes_on(line: bytes) -> bool:
-    """True if a line is the beginning of a value that has not ended."""
+    """True if a line is the beginning of an incomplete value."""
     try:
         json.loads(line.decode("utf-8"))
     except json.JSONDecodeError as error:
@@ -88,7 +88,7 @@ def _loads(line: bytes, path: Path, number: int) -> Any:
 
 
 def _not_json(path: Path, line: int, problem: str) -> NotRows:
-    return NotRows(f"{path} line {line} is not JSON ({problem}); mend it: an object a line is expected, or one array "
+    return NotRows(f"{path} line {line} is not JSON ({problem}); fix it: one object per line is expected, or one array "
                    f"of objects")
 
 
@@ -99,14 +99,14 @@ def _pieces(file: BufferedIOBase, utf8: Utf8) -> Iterator[str]:
 
 
 class _Values:
-    """JSON values out of pieces of text; `line` is that of the first piece."""
+    """Incremental parser of JSON values from pieces of text; line: the line number of the first piece."""
 
     def __init__(self, path: Path, line: int, pieces: Iterator[str]):
         self.path, self.line, self.pieces = path, line, pieces
         self.text, self.at = "", 0
 
     def of_array(self) -> Iterator[Any]:
-        """The elements of the one array that the text is."""
+        """The elements of a text that is one array."""
         self._next()
         self.at += 1  # past the bracket
         mark = self._next()
@@ -118,15 +118,15 @@ class _Values:
             self.at += mark == ","
         self.at += 1
         if self._next():
-            raise self._fault(self.at, "Extra data behind the array")
+            raise self._fault(self.at, "Extra data after the array")
 
     def of_objects(self) -> Iterator[Any]:
-        """The values that follow each other, with nothing but space between them."""
+        """Consecutive values, separated by whitespace only."""
         while self._next():
             yield self._value()
 
     def _next(self) -> str:
-        """The next character that is no space, which stays there; "" at the end of the text."""
+        """The next non-space character, not consumed; "" at the end of the text."""
         while True:
             self.at = SPACE.match(self.text, self.at).end()
             if self.at < len(self.text) or not self._more():
@@ -137,7 +137,7 @@ class _Values:
         while True:
             try:
                 value, end = DECODER.raw_decode(self.text, self.at)
-                if NUMBER.match(self.text, end).end() < len(self.text) or not self._more():  # else it may go on
+                if NUMBER.match(self.text, end).end() < len(self.text) or not self._more():  # else it may continue
                     self.at = end
                     return value
             except json.JSONDecodeError as error:
@@ -148,7 +148,7 @@ class _Values:
                 raise self._fault(self.at, one_line(error)) from None
 
     def _more(self) -> bool:
-        """Reads as much again as is waiting, so that a long value is not decoded too often; False at the end."""
+        """Doubles the unparsed text, so that a long value is not decoded too often; False at the end of the file."""
         waiting, parts, size = len(self.text) - self.at, [], 0
         for piece in self.pieces:
             parts.append(piece)

@@ -1,5 +1,5 @@
-"""Labelled images as batches for the training rules: patches are given and the class is sought in a row before them, or
-the class is given and all patches are sought (`images.goal`)."""
+"""Labelled images as batches of patches, to classify or to generate (`images.goal`): the class is predicted in a row
+before the given patches, or all patches are predicted for a given class."""
 
 import math
 from collections.abc import Iterator
@@ -18,20 +18,20 @@ from looped.errors import UserError
 
 @dataclass(frozen=True)
 class SoughtImages(ImageBatch):
-    """Images that are sought, as so many rows of patches each; their classes are given."""
+    """Images to generate, `num_rows` patches each, given their classes."""
 
     num_rows: int
 
     @property
     def num_tokens(self) -> int:
-        """Rows of all images."""
+        """Rows (patches) of all images."""
         return len(self) * self.num_rows
 
 
 @dataclass(frozen=True)
 class Picture:
-    """The size of images, and of the square patches they are cut into; `deviation`: the standard deviation of their
-    numbers. Raises UserError where patches do not fit."""
+    """The size of images and of their square patches; deviation: the standard deviation of the normalised pixels.
+    Raises UserError if the patches do not tile the images."""
 
     channels: int
     height: int
@@ -48,7 +48,7 @@ class Picture:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Patches from top to bottom, and from left to right."""
+        """Number of patches (vertically, horizontally)."""
         return self.height // self.patch, self.width // self.patch
 
     @property
@@ -57,22 +57,22 @@ class Picture:
 
     @property
     def num_rows(self) -> int:
-        """Patches, and the row of the class."""
+        """Rows of a sequence: the class row and the patches."""
         return 1 + self.num_patches
 
     @property
     def patch_numbers(self) -> int:
-        """Numbers in a patch."""
+        """Numbers per patch."""
         return self.channels * self.patch**2
 
     def positions(self) -> Int[Tensor, "rows 2"]:
-        """Where the rows stand: the class at (0, 0), a patch at (row + 1, column + 1)."""
+        """Coordinates of the rows: the class at (0, 0), a patch at (row + 1, column + 1)."""
         down, across = self.grid
         patches = torch.cartesian_prod(torch.arange(1, down + 1), torch.arange(1, across + 1))
         return torch.cat([torch.zeros(1, 2, dtype=torch.long), patches])
 
     def ask(self, images: ImageBatch) -> Batch:
-        """The images as a question for their classes: row 0 is sought, and all rows see each other."""
+        """A classification batch: row 0 is scored, and attention is full."""
         targets = torch.zeros(len(images), self.num_rows, dtype=torch.long)
         targets[:, 0] = images.labels
         scored = torch.zeros(len(images), self.num_rows, dtype=torch.bool)
@@ -81,17 +81,17 @@ class Picture:
                      causal=False)
 
     def seek(self, images: ImageBatch) -> SoughtImages:
-        """The images as what is sought, given their classes."""
+        """A generation batch: the patches are predicted, given the classes."""
         return SoughtImages(images.images, images.labels, self.num_patches)
 
     def batch(self, images: ImageBatch, goal: str) -> Batch | SoughtImages:
-        """The images as `images.goal` has them."""
+        """The batch for a goal of `images.goal`."""
         return {"classify": self.ask, "generate": self.seek}[goal](images)
 
 
 @dataclass(frozen=True)
 class LabelledStream:
-    """Training images in an order that is a function of (seed, step); the same members as a stream of problems."""
+    """Training images in an order that is a function of (seed, step); same interface as `ProblemStream`."""
 
     images: ImageStream
     picture: Picture
@@ -102,19 +102,19 @@ class LabelledStream:
         return self.picture.batch(images, self.images.config.goal)
 
     def describe(self, step: int, *, batch_size: int, seed: int, rows: range) -> list[str]:
-        """What each row of a batch is, in words."""
+        """One line per row of a batch: its image, class and item."""
         return self.images.describe(step, batch_size=batch_size, seed=seed, rows=rows)
 
 
 @dataclass(frozen=True)
 class LabelledData:
-    """Images as `train` sees them; the same members as `TextData` and `TaskData` where all have them."""
+    """Labelled images as patches; members in common with `TextData` and `TaskData` have the same names."""
 
     images: ImageData
     train: LabelledStream
 
     tokenizer = end_of_text = None
-    """Classes are tokens."""
+    """No text: the classes are the tokens."""
 
     @property
     def picture(self) -> Picture:
@@ -130,7 +130,7 @@ class LabelledData:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """The identity of the images, by name; means and deviations are those that their channels are normalised by."""
+        """Facts that identify the images, by name; `means` and `deviations` normalise the channels."""
         images = self.images
         return {"source": images.source, "images": len(images.train) + len(images.heldout),
                 "held-out images": len(images.heldout), "classes": list(images.class_names),
@@ -150,18 +150,18 @@ class LabelledData:
 
 
 def prepare_labelled(config: ImageConfig, patch: int) -> LabelledData:
-    """The images of a config, cut into patches of `patch` pixels a side. Raises UserError where they cannot be had."""
+    """The images of a config, in patches of `patch` x `patch` pixels. Raises UserError if they cannot be loaded."""
     return cut(prepare_images(config), patch)
 
 
 def cut(images: ImageData, patch: int) -> LabelledData:
-    """Images as patches of `patch` pixels a side. Raises UserError where these do not fit."""
+    """Images cut into patches of `patch` x `patch` pixels. Raises UserError if these do not tile them."""
     picture = Picture(images.channels, *images.size, patch, images.deviation)
     return LabelledData(images, LabelledStream(images.train, picture))
 
 
 def rescaled(data: LabelledData, scale: Scale) -> LabelledData:
-    """The same images by another scale, as that of a model trained on others."""
+    """The same images with another normalisation, such as that of a model trained on other images."""
     images = data.images
     if scale == images.scale:
         return data

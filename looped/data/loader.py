@@ -1,8 +1,8 @@
-"""Windows of a token stream in an order that is a function of (seed, step) alone: nothing to save, nothing to resume.
+"""Windows of a token stream in an order that is a function of (seed, step) alone, so no loader state is saved.
 
 The stream is cut into windows of length + 1 tokens at a stride of `length`, so that every token but the first is a
-target once an epoch. Windows are shuffled anew each epoch; row r of optimiser step s in batches of B is item s * B + r
-of that endless sequence, whoever asks for it: any micro-batch on any process.
+target once per epoch. Windows are reshuffled each epoch; row r of optimiser step s in batches of B is item s * B + r of
+that endless sequence, for any micro-batch on any process.
 """
 
 import warnings
@@ -18,7 +18,7 @@ from looped.errors import UserError
 
 
 class TokenStream:
-    """Documents as one row of token ids, each ended by `end_of_text`; `documents` are their names, in order."""
+    """Documents as one array of token ids, each ended by `end_of_text`; `documents` are their names, in order."""
 
     def __init__(self, name: str, tokens: np.ndarray, *, end_of_text: int, documents: tuple[str, ...] = ()):
         self.name = name
@@ -43,17 +43,17 @@ class TokenStream:
         return self._gather(self._starts(step, batch_size, length, seed, rows), length)
 
     def sequences(self, num: int, length: int) -> Int[Tensor, "num length_and_one"]:
-        """`num` evenly spaced windows, the same on every call; all there are, with a notice, where they are fewer."""
+        """`num` evenly spaced windows, the same on every call; if there are fewer, all of them, with a warning."""
         count = self.windows(length)
         if num > count:
-            warnings.warn(f"{num} sequences are asked of the {self.name} text, which has {count} of data.length "
-                          f"{length}: all of them are used", stacklevel=2)
+            warnings.warn(f"{num} sequences are requested, but the {self.name} text has {count} of data.length "
+                          f"{length}; all of them are used", stacklevel=2)
         return self._gather(self._spaced(num, length), length)
 
     def places(self, num: int, length: int) -> dict[str, list]:
-        """Where each window of `sequences` begins: `start`, the number of its first token in the stream; the `document`
-        that holds it (None where documents have no names), an end of text being the last token of the one it ends; and
-        its `offset` there, in tokens."""
+        """Origins of the windows of `sequences`: `start`, the index of the first token in the stream; `document`, its
+        document (None without names; an end-of-text token belongs to the document it ends); `offset`, its index in that
+        document."""
         starts = self._spaced(num, length)
         ends = np.flatnonzero(self.tokens == self.end_of_text)
         numbers = np.searchsorted(ends, starts)
@@ -62,14 +62,14 @@ class TokenStream:
         return {"document": names, "offset": (starts - begins).tolist(), "start": starts.tolist()}
 
     def describe(self, step: int, *, batch_size: int, length: int, seed: int, rows: range | None = None) -> list[str]:
-        """Where each row of a batch comes from, in words: token offsets and the documents they lie in."""
+        """One line per row of a batch: its range of tokens and the documents they are from."""
         starts = self._starts(step, batch_size, length, seed, rows)
         numbers = range(batch_size) if rows is None else rows
         return [f"row {row}: {self.name} tokens {start}-{start + length}{self._names(start, start + length)}"
                 for row, start in zip(numbers, starts.tolist(), strict=True)]
 
     def _spaced(self, num: int, length: int) -> np.ndarray:
-        """The first tokens of at most `num` evenly spaced windows."""
+        """Indices of the first tokens of at most `num` evenly spaced windows."""
         count = self.windows(length)
         num = min(num, count)
         return np.arange(num) * count // num * length
@@ -82,7 +82,7 @@ class TokenStream:
         return torch.from_numpy(self.tokens[index].astype(np.int64))
 
     def _names(self, first: int, last: int) -> str:
-        """The documents that tokens first ... last lie in; an end of text belongs to the document it ends."""
+        """The documents of tokens first ... last; an end-of-text token belongs to the document it ends."""
         if not self.documents:
             return ""
         ends = np.flatnonzero(self.tokens == self.end_of_text)
@@ -94,13 +94,13 @@ class TokenStream:
 
 def shuffled(count: int, step: int, *, batch_size: int, seed: int,
              rows: Iterable[int] | None = None) -> Int[np.ndarray, "rows"]:
-    """Which of `count` things the given rows (all by default) of optimiser step `step` are: each one once an epoch."""
+    """Indices below `count` for the given rows (all by default) of optimiser step `step`; each one once per epoch."""
     items = [step * batch_size + row for row in (range(batch_size) if rows is None else rows)]
     return np.array([_order(seed, item // count, count)[item % count] for item in items], dtype=np.int64)
 
 
 @lru_cache(maxsize=2)
 def _order(seed: int, epoch: int, count: int) -> np.ndarray:
-    """The shuffled things of an epoch: sorted by Philox's raw draws, a stream that numpy promises never to change."""
+    """The permutation of an epoch: sorted by Philox's raw draws, a stream that numpy promises never to change."""
     draws = np.random.Philox(key=np.array([seed % 2**64, epoch], dtype=np.uint64)).random_raw(count)
     return np.argsort(draws, kind="stable")

@@ -1,4 +1,4 @@
-"""Data of a config: text, the problems of a task, labelled images, or those of a domain of one's own."""
+"""The data of a config: text, problems of a task, labelled images, or the data of a custom domain."""
 
 import glob
 from collections.abc import Callable, Mapping
@@ -23,8 +23,7 @@ PATHS = ("data.path", "data.dataset", "data.tokenizer", "data.cache_dir", "image
 
 @dataclass(frozen=True)
 class Seen:
-    """The means that turn data into numbers as a trained model knows them: a tokenizer, or the scale of images; None
-    where the data's own is right."""
+    """The preprocessing of a trained model: its tokenizer, or its normalisation of images; None: that of the data."""
 
     tokenizer: TextTokenizer | None = None
     scale: Scale | None = None
@@ -32,7 +31,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Found:
-    """Data that are there: their `fingerprint` and `facts`, known before `open` makes them ready."""
+    """Data that exist: `fingerprint` and `facts` are known before `open` prepares them."""
 
     fingerprint: str
     facts: Mapping[str, Any]
@@ -55,7 +54,7 @@ def _find_images(config: Config) -> Found:
 
 
 def _tokens_of(config: Config) -> int:
-    """Text is not read for it: the tokens of the tokenizer that is loaded, or those that one is trained to have."""
+    """Vocabulary size without reading the text: of the tokenizer to load, or the one set for training."""
     return load_tokenizer(config.data.tokenizer).vocab_size if config.data.tokenizer else config.data.vocab_size
 
 
@@ -65,8 +64,7 @@ def _symbols_of(config: Config) -> int:
 
 @runtime_checkable
 class Source(Protocol):
-    """A kind of data: how it is found, and how many tokens, symbols or classes it has. A `Domain` of one's own is one.
-    """
+    """A kind of data: how it is found, and its number of tokens, symbols or classes. A custom `Domain` is one."""
 
     def find(self, config: Config) -> Found: ...
 
@@ -75,7 +73,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Known:
-    """A source of this package."""
+    """A built-in source."""
 
     find: Callable[[Config], Found]
     vocab_size: Callable[[Config], int]
@@ -84,7 +82,7 @@ class Known:
 SOURCES: dict[str, Source] = {
     "text": Known(_find_text, _tokens_of), "puzzles": Known(_find_task, _symbols_of),
     "classify": Known(_find_images, _symbols_of), "generate": Known(_find_images, _symbols_of)}
-"""By the name of a `looped.config.kinds.Kind`."""
+"""Name of a `looped.config.kinds.Kind` -> its source."""
 
 
 def source_of(config: Config) -> Source:
@@ -95,24 +93,23 @@ def source_of(config: Config) -> Source:
 
 
 def find_data(config: Config) -> Found:
-    """The text, the task or the images of a config, or the data of its domain. Raises UserError where they cannot be
-    had."""
+    """The text, task or images of a config, or the data of its domain. Raises UserError if they cannot be loaded."""
     try:
         return source_of(config).find(config)
     except TypeError as error:
         if config.domain.name is None:
             raise
         raise UserError(f"domain.options {config.domain.options} do not fit domain.name {config.domain.name}: {error}; "
-                        f"see its class for what it takes") from error
+                        f"see its class for its options") from error
 
 
 def open_data(config: Config) -> Data:
-    """The text, the task or the images of a config, ready. Raises UserError where they cannot be had."""
+    """The text, task or images of a config, ready for use. Raises UserError if they cannot be loaded."""
     return find_data(config).open(Seen())
 
 
 def located(config: Config, folder: Path) -> Config:
-    """The config with its relative paths in `folder`, where something is there; the others are left as they are."""
+    """The config with relative paths resolved in `folder` if they exist there; other paths are unchanged."""
     values, changes = config.model_dump(mode="json"), {}
     for name in PATHS:
         section, _, setting = name.partition(".")
@@ -129,5 +126,5 @@ def _within(entry: str, folder: Path) -> str:
 
 
 def vocab_size_of(config: Config) -> int:
-    """Tokens of text, symbols of a task, or classes of images. Raises UserError where they cannot be had."""
+    """Number of tokens of text, symbols of a task, or classes of images. Raises UserError if they cannot be loaded."""
     return source_of(config).vocab_size(config)

@@ -1,4 +1,4 @@
-"""Pictures of any kind as arrays of bytes, all of one size and one number of channels. Imports no torch."""
+"""Images of any mode as byte arrays of one size and one number of channels. Imports no torch."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ COLOUR = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV")
 
 @dataclass(frozen=True)
 class Pictures:
-    """pixels: levels 0 ... 255, one channel (grey) or three (RGB). labels: numbers of classes."""
+    """Labelled images. pixels: levels 0 ... 255, one channel (grey) or three (RGB). labels: class numbers."""
 
     pixels: UInt8[np.ndarray, "num height width channels"]
     labels: Int[np.ndarray, "num"]
@@ -27,21 +27,21 @@ class Pictures:
         return Pictures(self.pixels[which], self.labels[which])
 
     def as_colour(self) -> "Pictures":
-        """The same in three channels."""
+        """The same images with three channels."""
         return self if self.pixels.shape[3] == 3 else replace(self, pixels=self.pixels.repeat(3, axis=3))
 
 
 def gather(images: Iterable[tuple[str, Image.Image]], labels: Sequence[int], size: int | None) -> Pictures:
-    """Named images, made into squares of `size` if it is set; one channel if all are grey, else three.
+    """Named images, resized to squares of `size` if it is set; one channel if all are grey, else three.
 
-    Transparency is dropped. Raises `UserError` for images of more than 8 bits a channel, and of unequal sizes.
+    Transparency is dropped. Raises `UserError` for images of more than 8 bits per channel, and of unequal sizes.
     """
     arrays, first = [], ""
     for name, image in images:
         array = np.asarray(squared(_eight_bits(image, name), size))
         first = first or name
         if arrays and array.shape[:2] != arrays[0].shape[:2]:
-            raise UserError(f"{name} is {_size(array)} pixels (height x width) and {first} {_size(arrays[0])}; "
+            raise UserError(f"{name} is {_size(array)} pixels (height x width), but {first} is {_size(arrays[0])}; "
                             f"set images.size to make all of them squares of one size")
         arrays.append(array)
     if all(array.ndim == 2 for array in arrays):
@@ -53,14 +53,14 @@ def gather(images: Iterable[tuple[str, Image.Image]], labels: Sequence[int], siz
 
 def resize_all(pixels: UInt8[np.ndarray, "num height width 1"],
                size: int | None) -> UInt8[np.ndarray, "num new_height new_width 1"]:
-    """Grey images made into squares of `size`; as they are where it is None."""
+    """Grey images resized to squares of `size`; unchanged if it is None."""
     if size is None or pixels.shape[1:3] == (size, size):
         return pixels
     return np.stack([squared(Image.fromarray(image[..., 0]), size) for image in pixels])[..., None]
 
 
 def squared(image: Image.Image, size: int | None) -> Image.Image:
-    """The shorter side resized to `size` (bilinear over the area a new pixel covers), the centre of the longer kept."""
+    """The image with its shorter side resized to `size` (bilinear, antialiased) and its longer side centre-cropped."""
     if size is None or image.size == (size, size):
         return image
     return ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
@@ -71,7 +71,7 @@ def _eight_bits(image: Image.Image, name: str) -> Image.Image:
         return image.convert("L")
     if image.mode in COLOUR:
         return image.convert("RGB")
-    raise UserError(f"{name} is of Pillow's mode {image.mode}, whose levels do not fit 8 bits; convert it to 8 bits a "
+    raise UserError(f"{name} has Pillow's mode {image.mode}, whose levels do not fit 8 bits; convert it to 8 bits per "
                     f"channel")
 
 

@@ -15,12 +15,12 @@ from looped.errors import UserError
 HELDOUT_SEED = 0
 """The seed of all held-out problems."""
 FINGERPRINTED = 4
-"""Problems of each trained level that stand for the task in its fingerprint."""
+"""Number of problems per trained level that enter the fingerprint of a task."""
 
 
 @dataclass(frozen=True)
 class ProblemStream:
-    """Problems in an endless row: number `step * batch_size + row`, of a difficulty drawn evenly from the range."""
+    """Endless stream of problems, numbered `step * batch_size + row`, with uniform difficulties from low to high."""
 
     task: Task
     low: int
@@ -34,7 +34,7 @@ class ProblemStream:
         return self.collate([self.problem(seed, index) for index in indices])
 
     def collate(self, problems: Sequence[Problem]) -> Batch:
-        """Any problems of the task, in the layout of the stream."""
+        """A batch of any problems of the task, in the layout of the stream."""
         return collate(self.task, problems, causal=self.causal, window=self.window)
 
     def problem(self, seed: int, index: int) -> Problem:
@@ -46,21 +46,21 @@ class ProblemStream:
         return int(rng_of("difficulty", seed, index).integers(self.low, self.high + 1))
 
     def describe(self, step: int, *, batch_size: int, seed: int, rows: range) -> list[str]:
-        """What each row of a batch is, in words."""
+        """One line per row of a batch: its difficulty, index and seed."""
         return [f"row {row}: {self.task.name}, {self.task.difficulty} {self.difficulty_of(seed, index)}, problem "
                 f"{index} of seed {seed}" for row in rows for index in [step * batch_size + row]]
 
 
 @dataclass(frozen=True)
 class TaskData:
-    """A task as `train` sees it; the same members as `TextData` where both have them."""
+    """The problems of a task; members in common with `TextData` have the same names."""
 
     task: Task
     train: ProblemStream
     fingerprint: str
 
     tokenizer = picture = end_of_text = None
-    """Symbols are tokens."""
+    """No text: the symbols are the tokens."""
 
     @property
     def vocab_size(self) -> int:
@@ -72,7 +72,7 @@ class TaskData:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """The identity of the problems, by name."""
+        """Facts that identify the problems, by name."""
         return {"source": f"task {self.task.name}", "lowest difficulty": self.train.low,
                 "highest difficulty": self.train.high, "causal": self.causal, "window": self.train.window,
                 "symbols": self.vocab_size, "contents": self.fingerprint[:16]}
@@ -84,7 +84,7 @@ class TaskData:
                 f"{'causal' if self.causal else 'all cells at once'}, {self.vocab_size} symbols")
 
     def heldout(self, num: int, difficulty: int) -> list[Problem]:
-        """Problems to measure on, the same on every call and for every seed of training."""
+        """Held-out problems, the same on every call and for every training seed."""
         return [self.task.problem(HELDOUT_SEED, index, difficulty, heldout=True) for index in range(num)]
 
     def collate(self, problems: Sequence[Problem]) -> Batch:
@@ -92,16 +92,16 @@ class TaskData:
 
 
 def prepare_task(config: TaskConfig) -> TaskData:
-    """The task of a config. Raises UserError for a name, options, a range or a layout that it has not, and for a task
-    whose problems or scorer are not as they have to be (`task_check`)."""
+    """The task of a config. Raises UserError for an unknown name, for options, difficulties or a layout that the task
+    does not have, and for a task that fails the checks of `task_check`."""
     if config.name is None:
         raise UserError("task.name is not set; name a task, such as copy, or the dotted path of one")
     task = find_task(config.name, config.options)
     check_declared(task)
     low, high = trained_range(config, task)
     if low < task.easiest:
-        raise UserError(f"task.difficulty {[low, high]} begins below {task.easiest}, the easiest {task.name} "
-                        f"({task.difficulty}) there is")
+        raise UserError(f"task.difficulty {[low, high]} begins below {task.easiest}, the lowest difficulty of "
+                        f"{task.name} ({task.difficulty}); raise it")
     if config.layout == "causal" and task.causal is None:
         raise UserError(f"task.layout causal does not fit {task.name}, whose cells depend on all others; "
                         f"set task.layout to full")
@@ -111,7 +111,7 @@ def prepare_task(config: TaskConfig) -> TaskData:
 
 
 def trained_range(config: TaskConfig, task: Task | None = None) -> tuple[int, int]:
-    """(lowest, highest) difficulty that is trained: the config's, else the task's own."""
+    """(lowest, highest) difficulty in training: the config's, else the task's default."""
     if config.difficulty is not None:
         return config.difficulty
     low, high = (task or find_task(config.name, config.options)).trained

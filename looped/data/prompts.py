@@ -1,7 +1,7 @@
-"""Prompts out of a file, a line each, out of a pipe, or off the command line.
+"""Prompts from a file (one per line), from a pipe, or from the command line.
 
-A prompt ends at a line feed and nowhere else: form feeds, U+0085 and U+2028 are text, and so is a carriage return that
-no line feed follows. An empty line is no prompt and is passed over, with a notice.
+Only a line feed ends a prompt: form feeds, U+0085 and U+2028 are text, and so is a carriage return without a line feed.
+Empty lines are skipped with a warning.
 """
 
 import warnings
@@ -11,11 +11,11 @@ from pathlib import Path
 from looped.data.files import Utf8
 from looped.errors import UserError
 
-WAY_OUT = "give a UTF-8 text file with a prompt a line"
+WAY_OUT = "give a UTF-8 text file with one prompt per line"
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The lines of a file that are not empty, without their line feed or CR LF. Raises `UserError`, also for none."""
+    """The non-empty lines of a file, without line feed or CR LF. Raises `UserError`, also if there are none."""
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -23,21 +23,21 @@ def read_prompts(path: Path) -> list[str]:
     *lines, last = Utf8(f"--prompts {path}", way_out=WAY_OUT).decode(raw, final=True).split("\n")
     lines = [line.removesuffix("\r") for line in lines] + [last] * bool(last)
     if not any(lines):
-        raise UserError(f"--prompts {path} has no lines; give it a prompt a line")
+        raise UserError(f"--prompts {path} has no prompts; write one per line")
     if empty := [str(number) for number, line in enumerate(lines, start=1) if not line]:
         more = ", ..." if len(empty) > 5 else ""
-        warnings.warn(f"--prompts {path}: passed over empty lines, which are no prompts: {', '.join(empty[:5])}{more}",
+        warnings.warn(f"--prompts {path}: skipped empty lines: {', '.join(empty[:5])}{more}",
                       stacklevel=2)
     return [line for line in lines if line]
 
 
 def read_piped(stream: BufferedIOBase) -> str:
-    """All of standard input as one prompt, byte for byte. Raises `UserError` where it is no UTF-8."""
+    """All of standard input as one prompt, byte for byte. Raises `UserError` if it is not UTF-8."""
     return Utf8("--prompt -", way_out="pipe UTF-8 text").decode(stream.read(), final=True)
 
 
 def check_prompt(text: str) -> str:
-    """The text of --prompt. Raises `UserError` for bytes of the command line that are no UTF-8."""
+    """The text of --prompt. Raises `UserError` for bytes of the command line that are not UTF-8."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -1,7 +1,7 @@
-"""Documents out of files and of Hugging Face `datasets`, and in words what of them has not been read.
+"""Documents from files and Hugging Face `datasets`, with a description of how much has been read.
 
-A source yields `Document`s lazily, so a caller that has enough text stops reading. What a user can get wrong ends in
-one `UserError` that names the file and the line, byte or field.
+A source yields `Document`s lazily, so a caller that has enough text stops reading. A user's mistake raises one
+`UserError` that names the file and the line, byte or field.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,22 +17,22 @@ from looped.errors import UserError, one_line, root_cause
 
 
 class Source:
-    """A place that text comes from. name: in words; notices: a sentence each for what a user may not expect of it."""
+    """An origin of text. name: its description; notices: one sentence for each thing a user may not expect."""
 
     name: str
     notices: Sequence[str] = ()
 
     def documents(self) -> Iterator[Document]:
-        """Its documents in reading order. Raises `UserError`."""
+        """The documents in reading order. Raises `UserError`."""
         raise NotImplementedError
 
     def extent(self) -> str:
-        """In words, how much there is in all, and how much of it `documents` has opened so far."""
+        """A phrase for messages: how much there is in all, and how much `documents` has opened so far."""
         raise NotImplementedError
 
 
 class FileSource(Source):
-    """The files of paths, folders (searched through) and globs, each file once; at most `limit` bytes of a text."""
+    """The files of paths, folders (searched recursively) and globs, each file once; at most `limit` bytes per text."""
 
     def __init__(self, paths: Iterable[str], *, field: str, limit: int):
         self.name: str = ", ".join(paths)
@@ -55,24 +55,24 @@ class FileSource(Source):
     def extent(self) -> str:
         size = sum(path.stat().st_size for _, path in self.files)
         unopened = len(self.files) - self.opened
-        rest = f"{unopened:,} are not opened" if unopened else "the last is read in part"
-        return f"of the {len(self.files):,} files found ({size:,} bytes on disk) {rest}"
+        rest = f"{unopened:,} are not read" if unopened else "the last is read in part"
+        return f"of {len(self.files):,} files found ({size:,} bytes on disk), {rest}"
 
     def _find(self, entry: str) -> list[Named]:
         passed = PassedOver()
         found = find(entry, self.field, passed)
         if passed:
-            self.notices.append(f"data.path {entry}: passed over {passed}; to read them too, name them or a glob of "
-                                f"them in data.path")
+            self.notices.append(f"data.path {entry}: skipped {passed}; to read them too, add them or a glob for "
+                                f"them to data.path")
         return found
 
     def _note_tables(self) -> None:
-        """A notice of the tables that are read as plain text."""
+        """Adds a notice for tables that are read as plain text."""
         columns = {name: table_columns(path) for name, path in self.files if suffixes_of(path)[0] in DELIMITERS}
         plain = [name for name, names in columns.items() if self.field not in names]
         if plain:
             self.notices.append(
-                f"tables read as plain text, for want of a column '{self.field}': {len(plain):,}, such as {plain[0]} "
+                f"tables read as plain text, without a column '{self.field}': {len(plain):,}, such as {plain[0]} "
                 f"(columns: {', '.join(columns[plain[0]][:8]) or 'none'}); set data.text_field to a column to make "
                 f"each row a document")
 
@@ -93,8 +93,8 @@ class DatasetSource(Source):
             yield Document(f"{self.data.split}#{number}", text_of(row, self.data.text_field, where))
 
     def extent(self) -> str:
-        whole = "rows, whose number is not known," if self.num_rows is None else f"{self.num_rows:,} rows"
-        return f"of its {whole} the first {self.read:,} are read"
+        whole = "an unknown number of rows" if self.num_rows is None else f"{self.num_rows:,} rows"
+        return f"of {whole}, the first {self.read:,} are read"
 
     def _rows(self) -> Iterator[Mapping[str, Any]]:
         import datasets
@@ -104,8 +104,8 @@ class DatasetSource(Source):
             rows = datasets.load_dataset(data.dataset, data.dataset_config, split=data.split, streaming=data.streaming)
             self.num_rows = getattr(rows, "num_rows", None)
             if column := column_of(data.text_field, rows.column_names or ()):
-                rows = rows.select_columns([column])  # so that images and audio beside the text stay undecoded
+                rows = rows.select_columns([column])  # so that images and audio in other columns stay undecoded
             yield from rows
-        except Exception as error:  # load_dataset lets through whatever the network, a reader or a builder raises
+        except Exception as error:  # load_dataset raises whatever the network, a reader or a builder raises
             raise UserError(f"data.dataset {data.dataset} cannot be read ({one_line(root_cause(error))}); check its "
                             f"name, data.dataset_config, data.split and the network, or use data.path") from None

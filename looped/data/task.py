@@ -1,8 +1,8 @@
 """Tasks that need depth: problems with checkable answers, each a function of (seed, index, difficulty).
 
-A problem is a row of cells. `inputs` holds what is given, with the blank (token 0) where something is sought, `targets`
-one right answer; both are rows of tokens of the task's `symbols`. A grid is a row of cells with coordinates. A task is
-found by its name (`find_task`): a file of `looped.tasks` registers it, or a dotted path names a class of one's own.
+A problem is a sequence of cells. `inputs` holds the question, with the blank (token 0) in cells to predict, `targets`
+one right answer; both are tokens of the task's `symbols`. A grid is a sequence of cells with coordinates. `find_task`
+finds a task by its name, which a file of `looped.tasks` registers, or by the dotted path of a custom class.
 """
 
 import hashlib
@@ -21,21 +21,21 @@ from looped.dotted import class_at
 from looped.errors import UserError, did_you_mean
 
 BLANK = 0
-"""The token of a cell whose content is sought; also that of cells which only fill up a batch."""
+"""The token of a cell to predict; also of padding cells in a batch."""
 
 Cells = np.ndarray  # (L,) int64 tokens
 
 
 class Malformed(UserError):
-    """Cells that are no problem, said without the task and the numbers of the problem."""
+    """Raised for cells that are not a valid problem; `located` adds the task, seed, index and difficulty."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem of L cells. `scored` marks the cells that are sought, and which alone are trained on.
+    """One problem of L cells. `scored` marks the cells to predict, the only ones in the loss.
 
-    Everywhere else `targets` repeats `inputs`: what is given is known. Raises Malformed, a UserError, for cells of
-    other types or lengths: nothing is converted, since 0 and 1 in place of a mask would be measured as something else.
+    In the other cells `targets` repeats `inputs`. Raises Malformed, a UserError, for cells of other types or lengths;
+    nothing is converted, since 0 and 1 in place of a boolean mask would select other cells.
     """
 
     inputs: Cells
@@ -50,21 +50,21 @@ class Problem:
             raise Malformed(f"{', '.join(f'{name} has {length} cells' for name, length in lengths.items())}; give all "
                             f"three the same length")
         if not self.scored.any():
-            raise Malformed("no cell is scored, so that nothing is asked; set scored where the answer stands")
+            raise Malformed("no cell is scored, so there is nothing to predict; set scored in the cells of the answer")
 
     def __len__(self) -> int:
         return len(self.inputs)
 
 
 def _check_cells(name: str, cells: Any, wanted: np.dtype) -> None:
-    """Raises Malformed for what is not a row of cells of the wanted type."""
+    """Raises Malformed unless `cells` is a non-empty 1-D array of the wanted type."""
     if not isinstance(cells, np.ndarray):
         raise Malformed(f"{name} is of type {type(cells).__name__}, not a numpy array; give np.array(..., "
                         f"dtype={_spelled(wanted)})")
     if cells.dtype != wanted:
         raise Malformed(f"{name} holds {cells.dtype}, not {wanted}; give {name}.astype({_spelled(wanted)})")
     if cells.ndim != 1 or not len(cells):
-        raise Malformed(f"{name} has shape {cells.shape}; give a row of one cell or more, a grid row by row")
+        raise Malformed(f"{name} has shape {cells.shape}; give a 1-D array of one cell or more, a grid row by row")
 
 
 def _spelled(dtype: np.dtype) -> str:
@@ -72,17 +72,17 @@ def _spelled(dtype: np.dtype) -> str:
 
 
 class Task:
-    """A family of problems; subclasses give `make`, and what else is not as here.
+    """A family of problems; subclasses define `make`, and override other members where they differ.
 
-    name: as in `task.name`. symbols: what the tokens 0, 1, ... stand for, the blank first. difficulty: what the number
-    counts, in words; `easiest` is the lowest there is, `trained` the range that training draws from unless the config
-    says otherwise, `tested` the levels that are measured. causal: how the task is brought to a causal model, `aligned`
-    (the answer of a cell depends on the inputs up to it), `next-token` (question, then answer) or None (not at all).
+    name: the value of `task.name`. symbols: the meaning of tokens 0, 1, ..., the blank first. difficulty: what the
+    difficulty counts, in words; `easiest` is the lowest, `trained` the default range in training, `tested` the levels
+    of an evaluation. causal: the layout for a causal model, `aligned` (the answer of a cell depends on the inputs up to
+    it), `next-token` (question, then answer) or None (there is none).
     """
 
     name: ClassVar[str]
     source: ClassVar[str]
-    """Where the exact definition is from."""
+    """Reference for the exact definition."""
     difficulty: ClassVar[str]
     easiest: int = 1
     trained: tuple[int, int]
@@ -91,13 +91,13 @@ class Task:
     causal: ClassVar[Literal["aligned", "next-token"] | None] = None
 
     def make(self, rng: np.random.Generator, difficulty: int, *, heldout: bool) -> Problem:
-        """A problem drawn with `rng`. `heldout`: for measuring; a task that varies a fixed stock of problems takes them
-        from another part of it than those for training."""
+        """A problem drawn with `rng`. heldout: for evaluation; a task that varies a fixed stock of problems keeps
+        separate parts of it for training and evaluation."""
         raise NotImplementedError
 
     def problem(self, seed: int, index: int, difficulty: int, *, heldout: bool = False) -> Problem:
-        """The problem of these numbers, the same on every call. Raises UserError for a difficulty there is not, and for
-        what `make` returns where that is no problem of this task's symbols."""
+        """The problem of this seed, index and difficulty, the same on every call. Raises UserError for a difficulty
+        below `easiest`, and if `make` does not return a problem in this task's symbols."""
         if difficulty < self.easiest:
             raise UserError(f"{self.name} begins at difficulty {self.easiest} ({self.difficulty}), got {difficulty}")
         problem = None
@@ -107,7 +107,7 @@ class Task:
         return problem
 
     def _check_made(self, problem: Any) -> None:
-        """Raises Malformed."""
+        """Raises Malformed if `make` returned no valid problem."""
         if not isinstance(problem, Problem):
             raise Malformed(f"make returns {type(problem).__name__}, not a problem; return Problem(inputs, targets, "
                             f"scored)")
@@ -115,29 +115,29 @@ class Task:
             cells = getattr(problem, name)
             if cells.min() < 0 or cells.max() >= len(self.symbols):
                 cell = int(np.flatnonzero((cells < 0) | (cells >= len(self.symbols)))[0])
-                raise Malformed(f"{name} has token {cells[cell]} in cell {cell}, and symbols has the tokens 0 to "
-                                f"{len(self.symbols) - 1}; add the symbol, or mend make")
+                raise Malformed(f"{name} has token {cells[cell]} in cell {cell}, but symbols has tokens 0 to "
+                                f"{len(self.symbols) - 1}; add the symbol, or fix make")
         unlike = np.flatnonzero((problem.inputs != problem.targets) & ~problem.scored)
         if len(unlike):
             raise Malformed(f"cell {unlike[0]} is given, not scored, but inputs has {problem.inputs[unlike[0]]} there "
                             f"and targets {problem.targets[unlike[0]]}; repeat inputs in targets, or score the cell")
 
     def solved_by(self, problem: Problem, answer: Cells) -> bool:
-        """The verdict of `is_right` on an answer. Raises UserError where that is neither true nor false."""
+        """The verdict of `is_right` on an answer. Raises UserError if it is not a bool."""
         right = self.is_right(problem, answer)
         if not isinstance(right, bool | np.bool_):
             shape = f" of shape {right.shape}" if isinstance(right, np.ndarray) else ""
             raise UserError(f"task {self.name}: is_right returns {type(right).__name__}{shape}, not True or False; "
-                            f"return bool((answer == problem.targets)[problem.scored].all()), or what else decides")
+                            f"return for instance bool((answer == problem.targets)[problem.scored].all())")
         return bool(right)
 
     def is_right(self, problem: Problem, answer: Cells) -> bool:
-        """True if `answer` (L,) solves the problem; cells that are not scored are ignored. Where several answers are
+        """True if `answer` (L,) solves the problem; cells that are not scored are ignored. If several answers are
         right, all of them count."""
         return bool((answer == problem.targets)[problem.scored].all())
 
     def coordinates(self, length: int) -> np.ndarray:
-        """Where the cells of a problem of `length` cells stand: (L, A) whole numbers, an axis a column."""
+        """Coordinates of the cells of a problem of `length` cells: (L, A) int64, one column per axis."""
         return np.arange(length)[:, None]
 
     def shape(self, length: int) -> tuple[int, int]:
@@ -145,9 +145,9 @@ class Task:
         return 1, length
 
     colors: ClassVar[Mapping[str, str]] = {}
-    """Symbols that a picture shows as cells of a colour; the others are written out."""
+    """Symbol -> colour of its cells in plots; other symbols are written as text."""
     box: tuple[int, int] | None = None
-    """(rows, columns) of the boxes that a picture draws thicker lines around."""
+    """(rows, columns) of the boxes that plots outline with thicker lines."""
 
     def tokens(self, text: Sequence[str]) -> Cells:
         """Symbols -> tokens."""
@@ -164,8 +164,8 @@ class Task:
 
 @contextmanager
 def located(task: Task, seed: int, index: int, difficulty: int, heldout: bool) -> Iterator[None]:
-    """Put the task and the numbers of a problem before what is wrong with it. Raises UserError; an exception of the
-    task's own code is its cause."""
+    """Prefixes errors with the task and the seed, index and difficulty of the problem. Raises UserError; an exception
+    in the task's code is its cause."""
     place = (f"task {task.name}, {'held-out' if heldout else 'training'} problem of seed {seed}, index {index}, "
              f"difficulty {difficulty}")
     try:
@@ -177,18 +177,18 @@ def located(task: Task, seed: int, index: int, difficulty: int, heldout: bool) -
     except Exception as error:
         line = traceback.extract_tb(error.__traceback__)[-1]
         raise UserError(f"{place}: {type(error).__name__} in {line.name} ({line.filename}:{line.lineno}): "
-                        f"{' '.join(str(error).split())}; mend the task") from error
+                        f"{' '.join(str(error).split())}; fix the task") from error
 
 
 def blanks(given: Sequence[int | np.integer] | Cells, answer: Sequence[int | np.integer] | Cells) -> Problem:
-    """A question, and after it as many blanks as its answer has cells (for tasks that are causal by `next-token`)."""
+    """A question followed by one blank per cell of its answer (for tasks whose `causal` is `next-token`)."""
     given, answer = np.asarray(given, dtype=np.int64), np.asarray(answer, dtype=np.int64)
     scored = np.arange(len(given) + len(answer)) >= len(given)
     return Problem(np.concatenate([given, np.full_like(answer, BLANK)]), np.concatenate([given, answer]), scored)
 
 
 def after_start(marker: int, given: Cells, answer: Cells) -> Problem:
-    """Cells that are given and sought, each in its place, after a start marker that is only given."""
+    """Cells that each have an input and a target to predict, after a start marker that is not scored."""
     scored = np.arange(1 + len(given)) > 0
     return Problem(np.array([marker, *given]), np.array([marker, *answer]), scored)
 
@@ -200,7 +200,7 @@ def check_columns(columns: Any) -> None:
 
 
 def next_token(problem: Problem) -> Problem:
-    """The problem as a text to continue: row i holds the right token i and asks for the one after it."""
+    """The problem as next-token prediction: row i holds the right token i and predicts the one after it."""
     return Problem(problem.targets[:-1], problem.targets[1:], problem.scored[1:])
 
 
@@ -210,19 +210,19 @@ def rng_of(*key: int | str | bool) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=np.frombuffer(digest, dtype=np.uint64)))
 
 
-# ---- finding them ----------------------------------------------------------------------------------------------------
+# ---- registry --------------------------------------------------------------------------------------------------------
 
 _REGISTERED: dict[str, Callable[..., Task]] = {}
 
 
 def register(task: type[Task]) -> type[Task]:
-    """Make a class known by its name (a decorator)."""
+    """Registers a task class under its name (a decorator)."""
     _REGISTERED[task.name] = task
     return task
 
 
 def task_names() -> list[str]:
-    """Every task that is known by name."""
+    """The names of all registered tasks."""
     package = importlib.import_module("looped.tasks")
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"looped.tasks.{module.name}")
@@ -230,9 +230,9 @@ def task_names() -> list[str]:
 
 
 def find_task(name: str, options: Mapping[str, Any] | None = None) -> Task:
-    """The task of a name (`sudoku`) or of a dotted path to a class (`my.module.MyTask`), made with its options.
+    """The task of a name (`sudoku`) or of a dotted path to a class (`my.module.MyTask`), created with its options.
 
-    Raises UserError for names that are unknown, and for options that the task has not or does not take.
+    Raises UserError for unknown names, and for options that the task does not have or does not accept.
     """
     made = _by_path(name) if "." in name else _by_name(name)
     options = dict(options or {})
@@ -257,5 +257,5 @@ def _by_name(name: str) -> Callable[..., Task]:
 def _by_path(path: str) -> Callable[..., Task]:
     made = class_at(path, "task.name")
     if not (isinstance(made, type) and issubclass(made, Task)):
-        raise UserError(f"task.name {path} is no task; give the dotted path of a subclass of looped.data.task.Task")
+        raise UserError(f"task.name {path} is not a task; give the dotted path of a subclass of looped.data.task.Task")
     return made

@@ -1,8 +1,8 @@
-"""Checks of a task before anything is trained on it: what it declares, and a few of its problems, each made twice.
+"""Checks of a task before training: the attributes that it declares, and a few of its problems, each made twice.
 
-A fault in a task of one's own is seldom an error of its own: a scorer that returns an array, inputs that hold the
-answers or draws from `np.random` train and are measured as something else. What a single problem has to be is checked
-each time one is made (`Problem`, `Task.problem`).
+Many mistakes in a custom task raise no error: with a scorer that returns an array, inputs that contain the answers, or
+draws from `np.random`, training runs but measures something else. Single problems are checked each time one is made
+(`Problem`, `Task.problem`).
 """
 
 import inspect
@@ -15,12 +15,12 @@ from looped.data.task import Cells, Problem, Task, located
 from looped.errors import UserError
 
 PROBLEMS = 4
-"""Problems of each level and part that are made twice."""
+"""Number of problems per level and part (training, held-out) that are made twice."""
 
 NEEDED: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "name": ("a word", lambda value: isinstance(value, str) and value),
     "difficulty": ("what the number counts, in words", lambda value: isinstance(value, str) and value),
-    "symbols": ("two different texts or more, the blank first",
+    "symbols": ("two or more different strings, the blank first",
                 lambda value: isinstance(value, tuple | list) and len(value) == len(set(value)) >= 2
                 and all(isinstance(symbol, str) and symbol for symbol in value)),
     "easiest": ("a whole number from 0", lambda value: _is_count(value)),
@@ -31,7 +31,7 @@ NEEDED: dict[str, tuple[str, Callable[[Any], Any]]] = {
                lambda value: isinstance(value, tuple | list) and len(value) > 0 and all(map(_is_count, value))),
     "causal": ("'aligned', 'next-token' or None", lambda value: value in ("aligned", "next-token", None)),
 }
-"""Attribute of a task -> what it is to be in words, and whether a value is that."""
+"""Attribute of a task -> (description of valid values, check of a value)."""
 
 
 def _is_count(value: Any) -> bool:
@@ -39,7 +39,7 @@ def _is_count(value: Any) -> bool:
 
 
 def check_declared(task: Task) -> None:
-    """Raises UserError for an attribute that is missing or of another kind, and for a `make` that cannot be called."""
+    """Raises UserError for a missing or invalid attribute, and for a `make` with another signature."""
     kind = type(task).__qualname__
     for name, (wanted, fits) in NEEDED.items():
         if not hasattr(task, name):
@@ -60,7 +60,7 @@ def check_declared(task: Task) -> None:
 
 
 class Drawn(NamedTuple):
-    """A problem that was made for the check, the numbers it has, and its cells at that moment."""
+    """A problem made for the check, its index, difficulty and part, and a copy of its cells at that time."""
 
     problem: Problem
     index: int
@@ -70,8 +70,8 @@ class Drawn(NamedTuple):
 
 
 def check_problems(task: Task, trained: tuple[int, int], *, causal: bool) -> None:
-    """Make a few problems of each level that is trained or tested, and check them one by one and together. Raises
-    UserError. causal: they are to be asked from left to right."""
+    """Make a few problems of each trained or tested level, and check them one by one and together. Raises UserError.
+    causal: also check them for the causal layout."""
     levels = [(difficulty, False) for difficulty in sorted(set(trained))]
     levels += [(difficulty, True) for difficulty in sorted({trained[1], *task.tested})]
     drawn = [_draw(task, index, *level) for level in levels for index in range(PROBLEMS)]
@@ -100,28 +100,28 @@ def _place(one: Drawn) -> str:
 
 
 def _check_again(task: Task, one: Drawn) -> None:
-    """A problem is a function of its numbers."""
+    """Raises UserError unless a problem is a function of its seed, index, difficulty and part."""
     if _draw(task, one.index, one.difficulty, one.heldout).cells != one.cells:
-        raise UserError(f"task {task.name}, {_place(one)}: make gives another problem on a second call, so that no two "
-                        f"models would be measured on the same; draw from rng alone, and keep nothing between calls")
+        raise UserError(f"task {task.name}, {_place(one)}: make returns another problem on a second call, so models "
+                        f"would not be tested on the same ones; draw from rng alone, and keep no state between calls")
 
 
 def _check_kept(task: Task, one: Drawn) -> None:
-    """Problems that were made later have left it as it was."""
+    """Raises UserError if making later problems has changed this one."""
     if _cells(one.problem) != one.cells:
-        raise UserError(f"task {task.name}, {_place(one)}: its cells have changed since, as make writes into arrays "
-                        f"that it has returned before; give each problem arrays of its own")
+        raise UserError(f"task {task.name}, {_place(one)}: its cells have changed since, because make writes into "
+                        f"arrays that it has returned before; give each problem its own arrays")
 
 
 def _check_answers_hidden(task: Task, drawn: Sequence[Drawn]) -> None:
-    """Some cell of some problem is to be found out. At a single level all may be known: the first sum is the number."""
+    """Raises UserError if inputs contain every answer. At a single level they may: the prefix sum of one bit is it."""
     if all((one.problem.inputs == one.problem.targets)[one.problem.scored].all() for one in drawn):
         raise UserError(f"task {task.name}: in each of {len(drawn)} problems (the first: {_place(drawn[0])}) inputs "
-                        f"holds the answer in every scored cell; put the blank, token 0, where the answer is sought")
+                        f"holds the answer in every scored cell; put the blank, token 0, in the cells to predict")
 
 
 def _check_layout(task: Task, drawn: Sequence[Drawn]) -> None:
-    """Coordinates and shape belong to the cells of a problem."""
+    """Raises UserError if `coordinates` or `shape` do not match the number of cells."""
     for one in drawn:
         length = len(one.problem)
         where, shape = task.coordinates(length), task.shape(length)
@@ -135,30 +135,31 @@ def _check_layout(task: Task, drawn: Sequence[Drawn]) -> None:
 
 
 def _check_first_given(task: Task, drawn: Sequence[Drawn]) -> None:
-    """A text is continued from its first cell on, which nothing asks for."""
+    """Raises UserError if the first cell is scored, since no row predicts the first token of a text."""
     for one in drawn:
         if one.problem.scored[0]:
-            raise UserError(f"task {task.name}, {_place(one)}: its first cell is scored, and under task.layout causal "
-                            f"nothing before it asks for it; put a given cell there, or set task.layout to full")
+            raise UserError(f"task {task.name}, {_place(one)}: its first cell is scored, but under task.layout causal "
+                            f"no cell before it predicts it; put a given cell there, or set task.layout to full")
 
 
 def _check_scorer(task: Task, drawn: Sequence[Drawn]) -> None:
-    """The reference answer is right; not every other answer is. One that differs may be right as well."""
+    """Raises UserError unless `is_right` accepts the reference answers and rejects some other one (not all need to be
+    wrong)."""
     refused = False
     for one in drawn:
         with located(task, 0, one.index, one.difficulty, one.heldout):
             if not task.solved_by(one.problem, one.problem.targets.copy()):
-                raise UserError(f"task {task.name}, {_place(one)}: is_right says that targets, the problem's own "
-                                f"answer, is wrong; mend is_right or make")
+                raise UserError(f"task {task.name}, {_place(one)}: is_right rejects targets, the problem's own "
+                                f"answer; fix is_right or make")
             refused |= any(not task.solved_by(one.problem, wrong) for wrong in _others(task, one.problem))
     if not refused:
-        raise UserError(f"task {task.name}: is_right says of every answer that it is right, also where all scored "
-                        f"cells are other than in targets (tried on {len(drawn)}, the first: {_place(drawn[0])}); let "
-                        f"it compare the scored cells of answer with what is right")
+        raise UserError(f"task {task.name}: is_right accepts every answer, even if all scored cells differ from "
+                        f"targets (tried on {len(drawn)}, the first: {_place(drawn[0])}); make it compare the scored "
+                        f"cells of answer with the right ones")
 
 
 def _others(task: Task, problem: Problem) -> list[Cells]:
-    """The answer with its first scored cell changed, and with all of them."""
+    """The answer with its first scored cell changed, and with all scored cells changed."""
     first = np.flatnonzero(problem.scored)[:1]
     return [np.where(changed, (problem.targets + 1) % len(task.symbols), problem.targets)
             for changed in (np.isin(np.arange(len(problem)), first), problem.scored)]

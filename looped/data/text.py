@@ -1,7 +1,7 @@
-"""From `data.*` to token streams: corpus, tokenizer, and a token cache keyed by content.
+"""Token streams for the settings `data.*`: corpus, tokenizer, and a token cache keyed by content.
 
-`<cache>/<key>/{train.bin, heldout.bin, tokenizer.json, meta.json}`; the key is the hash of all that the files depend
-on, so a stale cache cannot be met. It is written beside and renamed, and its own hashes are checked when it is read.
+`<cache>/<key>/{train.bin, heldout.bin, tokenizer.json, meta.json}`; the key is the hash of everything that the files
+depend on, so the cache is never stale. It is written to a temporary folder and renamed; reading verifies its hashes.
 """
 
 import hashlib
@@ -34,17 +34,17 @@ from looped.data.tokenizer import (
 from looped.errors import UserError
 from looped.storage import lock_for
 
-FORMAT = 1  # raise it when the same documents and settings would give other files
+FORMAT = 1  # increase it when the same documents and settings would give other files
 FILES = ("train.bin", "heldout.bin", "tokenizer.json")
 
 
 @dataclass(frozen=True)
 class TextData:
-    """Token streams, their tokenizer, and what turns nats per token into bits per byte.
+    """Token streams, their tokenizer, and the conversion from nats/token to bits/byte.
 
     vocab_size: the tokenizer's, which can be less than `data.vocab_size`.
-    bytes_per_token: held-out UTF-8 bytes over held-out tokens; ends of text count as tokens and hold no byte.
-    fingerprint: hash of documents, split and tokenizer settings; two runs with the same one see the same tokens.
+    bytes_per_token: held-out UTF-8 bytes per held-out token; an end-of-text token counts as a token of 0 bytes.
+    fingerprint: hash of documents, split and tokenizer settings; runs with equal fingerprints see the same tokens.
     """
 
     train: TokenStream
@@ -56,11 +56,11 @@ class TextData:
     source: str
 
     picture = None
-    """There is none to look at."""
+    """Text has no images."""
 
     @property
     def facts(self) -> dict[str, Any]:
-        """The identity of the data, by name: counts, and a hash of all tokens."""
+        """Facts that identify the data, by name: counts, and a hash of all tokens."""
         return {"source": self.source, **_counts(self.train.documents, self.heldout.documents),
                 "tokens": len(self.train) + len(self.heldout), "held-out tokens": len(self.heldout),
                 "vocabulary": self.vocab_size, "bytes/token": self.bytes_per_token,
@@ -72,28 +72,28 @@ class TextData:
         return self.tokenizer.end_of_text
 
     def nats_to_bits_per_byte(self, nats: float) -> float:
-        """Mean nats per held-out token as bits per held-out byte."""
+        """Mean held-out nats/token as bits/byte."""
         return nats / math.log(2) / self.bytes_per_token
 
     @property
     def summary(self) -> str:
         """One line for logs."""
-        return (f"{self.source}: {len(self.train):,} tokens of {len(self.train.documents):,} documents to train, "
-                f"{len(self.heldout):,} of {len(self.heldout.documents):,} held out, vocabulary {self.vocab_size:,}, "
+        return (f"{self.source}: {len(self.train):,} training tokens ({len(self.train.documents):,} documents), "
+                f"{len(self.heldout):,} held-out ({len(self.heldout.documents):,}), vocabulary {self.vocab_size:,}, "
                 f"{self.bytes_per_token:.3f} bytes/token")
 
 
 def prepare(data: DataConfig) -> TextData:
-    """The train and held-out streams of `data`, out of the token cache or encoded now.
+    """The train and held-out streams of `data`, from the token cache or encoded now.
 
-    Raises `UserError` for bad text, tokenizers and cache folders, and where either side is shorter than one window.
+    Raises `UserError` for bad text, tokenizers and cache folders, and if either side is shorter than one window.
     """
     return find_text(data).open()
 
 
 @dataclass(frozen=True)
 class FoundText:
-    """Text that has been read and not yet encoded: what it is, before a token is made of it."""
+    """Text that has been read and split, but not yet tokenized."""
 
     data: DataConfig
     source: str
@@ -103,11 +103,11 @@ class FoundText:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Those of `TextData.facts` that need no tokens."""
+        """The entries of `TextData.facts` that need no tokens."""
         return {"source": self.source, **_counts(self.train, self.heldout)}
 
     def open(self, tokenizer: TextTokenizer | None = None) -> TextData:
-        """Its tokens by `tokenizer`, or else by that of its settings, loaded or trained. Raises `UserError`."""
+        """The text tokenized by `tokenizer`, by default that of the settings, loaded or trained. Raises `UserError`."""
         data, folder = self.data, _cache_root(self.data) / self.fingerprint
         if tokenizer is not None and not _holds(folder, tokenizer):
             folder = folder.with_name(f"{folder.name}-{_digest(tokenizer.json().encode())}")
@@ -117,10 +117,10 @@ class FoundText:
             encoder, *tokens = _open(folder)
         except OSError as error:
             raise UserError(f"the token cache {folder} cannot be used ({error.strerror or error}); "
-                            f"set data.cache_dir or $LOOPED_CACHE to a folder that can be written") from None
+                            f"set data.cache_dir or $LOOPED_CACHE to a writable folder") from None
         if tokenizer is None and not data.tokenizer and encoder.vocab_size < data.vocab_size:
-            warnings.warn(f"data.vocab_size {data.vocab_size}: the text supports a vocabulary of {encoder.vocab_size}, "
-                          f"which is used", stacklevel=3)
+            warnings.warn(f"data.vocab_size {data.vocab_size}: the text supports only {encoder.vocab_size} tokens; "
+                          f"the vocabulary has that size", stacklevel=3)
         heldout_bytes = sum(len(document.text.encode()) for document in self.heldout)  # the tokenizer is lossless
         names = (tuple(document.name for document in side) for side in (self.train, self.heldout))
         found = {"bytes_per_token": heldout_bytes / len(tokens[1]), "fingerprint": self.fingerprint,
@@ -129,7 +129,7 @@ class FoundText:
 
 
 def find_text(data: DataConfig) -> FoundText:
-    """The text of `data`, read and split. Raises `UserError` for bad text, and a `data.tokenizer` that is not there."""
+    """The text of `data`, read and split. Raises `UserError` for bad text and for a missing `data.tokenizer`."""
     corpus = load_corpus(data)
     content = read_tokenizer_file(data.tokenizer) if data.tokenizer else None
     return FoundText(data, corpus.source, *corpus.split(data.heldout), _fingerprint(corpus, data, content))
@@ -137,8 +137,8 @@ def find_text(data: DataConfig) -> FoundText:
 
 def cached_text(data: DataConfig, fingerprint: str, tokenizer: TextTokenizer, facts: Mapping[str, Any]
                 ) -> TextData | None:
-    """The tokens of a text that is no longer to be had, out of the cache by its fingerprint; `facts`: those of
-    `TextData.facts`. None where the cache has it not, or with other tokens."""
+    """The tokens of a text that is no longer available, from the cache by its fingerprint; facts: its
+    `TextData.facts`. None if the cache does not have it, or has it with another tokenizer."""
     try:
         folder = _cache_root(data) / fingerprint
         if not _holds(folder, tokenizer) or "bytes/token" not in facts:
@@ -147,7 +147,7 @@ def cached_text(data: DataConfig, fingerprint: str, tokenizer: TextTokenizer, fa
     except OSError:
         return None
     found = {"bytes_per_token": facts["bytes/token"], "fingerprint": fingerprint,
-             "source": f"{facts['source']}, out of the token cache"}
+             "source": f"{facts['source']}, from the token cache"}
     return _text_data(data, tokenizer, tokens, ((), ()), found)
 
 
@@ -161,7 +161,7 @@ def _text_data(data: DataConfig, tokenizer: TextTokenizer, tokens: Sequence[np.n
 
 
 def _counts(train: Sequence, heldout: Sequence) -> dict[str, int]:
-    """Documents in all, and of them those that are held out."""
+    """Number of documents, and of held-out ones."""
     return {"documents": len(train) + len(heldout), "held-out documents": len(heldout)}
 
 
@@ -190,7 +190,7 @@ def _cache_root(data: DataConfig) -> Path:
 
 
 def _fault(folder: Path) -> str:
-    """What keeps a cache folder from being used, "" if nothing does."""
+    """The reason why a cache folder cannot be used, "" if it can."""
     if not folder.exists():
         return "absent"
     try:
@@ -204,12 +204,12 @@ def _fault(folder: Path) -> str:
 
 
 def _holds(folder: Path, tokenizer: TextTokenizer) -> bool:
-    """True if a cache folder is whole and its tokens are those of `tokenizer`."""
+    """True if a cache folder is intact and its tokens are those of `tokenizer`."""
     return not _fault(folder) and (folder / "tokenizer.json").read_text(encoding="utf-8") == tokenizer.json()
 
 
 def _open(folder: Path) -> tuple[TextTokenizer, np.ndarray, np.ndarray]:
-    """Tokenizer, train tokens and held-out tokens of a whole cache folder."""
+    """(tokenizer, train tokens, held-out tokens) of an intact cache folder."""
     tokenizer = parse_tokenizer((folder / "tokenizer.json").read_text(encoding="utf-8"), folder / "tokenizer.json")
     train, heldout = (np.memmap(folder / name, dtype=_dtype(tokenizer), mode="r") for name in FILES[:2])
     return tokenizer, train, heldout
@@ -220,12 +220,12 @@ def _dtype(tokenizer: TextTokenizer) -> str:
 
 
 def _build_once(text: FoundText, tokenizer: TextTokenizer | None, folder: Path) -> None:
-    """Makes the cache folder whole; of several processes at once the first does the work and the others wait."""
+    """Builds the cache folder if needed; of several concurrent processes one does the work and the others wait."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with lock_for(folder.with_name(f".{folder.name}.lock")):
         fault = _fault(folder)
         if fault not in ("", "absent"):
-            warnings.warn(f"the token cache {folder} is damaged ({fault}) and is built anew", stacklevel=3)
+            warnings.warn(f"the token cache {folder} is damaged ({fault}) and is rebuilt", stacklevel=3)
         if fault:
             _build(text, tokenizer, folder)
 
@@ -248,7 +248,7 @@ def _build(text: FoundText, tokenizer: TextTokenizer | None, folder: Path) -> No
 
 
 def check_lossless(tokenizer: TextTokenizer, documents: Iterable[Document], path: str | Path) -> None:
-    """Raises `UserError` for the first document that a tokenizer loaded from `path` does not give back as it was."""
+    """Raises `UserError` for the first document that a tokenizer loaded from `path` does not reproduce exactly."""
     for document in documents:
         if problem := tokenizer.loss_of(document.text):
             raise lossy(path, f"in {document.name} {problem}")

@@ -1,7 +1,7 @@
 """Byte-level BPE: trained on the training documents, or loaded (see `tokenizer_files`).
 
-Any Unicode text comes back byte for byte: there is no normaliser, and the alphabet holds all 256 bytes. A text that
-spells out a special token is encoded as ordinary text, so `end_of_text` in a stream is always the end of a document.
+Any Unicode text survives a round trip byte for byte: there is no normaliser, and the alphabet holds all 256 bytes. Text
+that spells out a special token is encoded as ordinary text, so `end_of_text` in a stream always ends a document.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,15 +20,15 @@ from looped.data.tokenizer_files import (
 )
 from looped.errors import UserError
 
-MIN_FREQUENCY = 2  # a pair met once is no pattern: merging it would copy the text into the vocabulary
+MIN_FREQUENCY = 2  # a pair seen once is no pattern: merging it would copy the text into the vocabulary
 PIECE = 1 << 20  # characters encoded at once: a tokenizer's working memory is many times its input
-# No decomposed letters: a tokenizer that composes them, as Qwen's does, gives back all texts that have none.
+# No decomposed letters: a tokenizer that composes them, as Qwen's does, reproduces all texts that have none.
 PROBE = "Text, numbers 0123 and\n\n    code: f(x) = {[\"a'b\"]};\t naïve Ω 中文 🙂\r\n"
 
 
 class TextTokenizer:
-    """Text to token ids and back; `vocab_size` is what an embedding table must hold. `end`: the token that ends a
-    text, which the backend knows."""
+    """Text to token ids and back; `vocab_size` is the number of embeddings needed. end: the end-of-text token, which
+    must be in the backend's vocabulary."""
 
     def __init__(self, backend: Tokenizer, end: str):
         backend.encode_special_tokens = True
@@ -41,12 +41,12 @@ class TextTokenizer:
         self.vocab_size: int = max(vocabulary.values()) + 1
 
     def encode(self, text: str, *, framed: bool = False) -> list[int]:
-        """Token ids of a text, without an end of text. framed: with what the tokenizer's template puts around a text,
-        as Llama's its start."""
+        """Token ids of a text, without an end-of-text token. framed: with the special tokens that the tokenizer's
+        template adds, such as Llama's start token."""
         return self._backend.encode(text, add_special_tokens=framed).ids
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """The text of token ids; ends of text say nothing, incomplete UTF-8 becomes U+FFFD."""
+        """The text of token ids; end-of-text tokens are dropped, incomplete UTF-8 becomes U+FFFD."""
         return self._backend.decode(list(ids), skip_special_tokens=True)
 
     def encode_documents(self, texts: Sequence[str]) -> Iterator[np.ndarray]:
@@ -60,7 +60,7 @@ class TextTokenizer:
                 yield np.array([*ids, self.end_of_text], dtype=np.uint32)
 
     def loss_of(self, text: str) -> str | None:
-        """What a round trip does to a text, in words; None when it comes back as it was."""
+        """A description of how a round trip changes a text; None if it does not."""
         for piece in _pieces(text):
             back = self.decode(self.encode(piece))
             if back != piece:
@@ -87,8 +87,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> TextTokenizer:
 
 
 def load_tokenizer(path: str | Path, end: int | None = None) -> TextTokenizer:
-    """Reads `data.tokenizer`: a tokenizer.json, or a folder that `save_pretrained` wrote; `UserError` if it is none of
-    these or does not decode what it encodes. end: see `read_tokenizer_file`."""
+    """Reads `data.tokenizer`: a tokenizer.json, or a folder that `save_pretrained` wrote. Raises `UserError` if it is
+    neither, or does not decode what it encodes. end: see `read_tokenizer_file`."""
     tokenizer = parse_tokenizer(read_tokenizer_file(path, end), path)
     if problem := tokenizer.loss_of(PROBE):
         raise lossy(path, problem)
@@ -96,7 +96,7 @@ def load_tokenizer(path: str | Path, end: int | None = None) -> TextTokenizer:
 
 
 def parse_tokenizer(text: str, path: str | Path) -> TextTokenizer:
-    """The tokenizer of a tokenizer.json's content. Without a known end-of-text token, it gets one more token."""
+    """The tokenizer in a tokenizer.json's content. If it has no known end-of-text token, one is added."""
     backend = parse_backend(text, path)
     end = marked_end(text) or known_end(backend) or END_OF_TEXT
     if end not in backend.get_vocab(with_added_tokens=True):
@@ -110,7 +110,7 @@ def lossy(path: str | Path, problem: str) -> UserError:
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """The text in pieces of at most PIECE characters, cut after a line break where there is one."""
+    """The text in pieces of at most PIECE characters, cut after a line break if possible."""
     start = 0
     while len(text) - start > PIECE:
         cut = text.rfind("\n", start, start + PIECE) + 1 or start + PIECE

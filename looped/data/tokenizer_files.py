@@ -1,8 +1,8 @@
-"""Files of a tokenizer: a tokenizer.json of the `tokenizers` library, or a folder that `save_pretrained` wrote.
+"""Reading of tokenizer files: a tokenizer.json of the `tokenizers` library, or a folder that `save_pretrained` wrote.
 
-The end-of-text token is the one that the files beside it declare (`eos_token`), else the first of a few known names.
-A declared one is marked in the content of the tokenizer.json, by a field of its entry that `tokenizers` reads past, so
-that the one file says it wherever it is copied to.
+The end-of-text token is the `eos_token` declared in the files next to it, else the first of a few known names. A
+declared one is marked in the content of the tokenizer.json, by a field of its entry that `tokenizers` ignores, so that
+a copy of this one file is enough.
 """
 
 import json
@@ -21,18 +21,18 @@ DECLARATIONS = ("tokenizer_config.json", "special_tokens_map.json")
 END_OF_TEXT = "<|endoftext|>"
 KNOWN_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
 CONVERTER = "looped.hub.convert:tokenizer_json"
-"""Found by name, because data must not know the hub, nor transformers."""
+"""Resolved by name, because looped.data must not import looped.hub or transformers."""
 
 MARK = "end_of_text"
 WAY_OUT = "name a tokenizer.json or a folder with one, or leave it null to train one"
 
 
 def read_tokenizer_file(path: str | Path, end: int | None = None) -> str:
-    """The content of the tokenizer.json that `data.tokenizer` names, itself or by its folder, with the end-of-text
-    token marked that is declared beside it, where another one would be taken. Raises `UserError`.
+    """The content of the tokenizer.json that `data.tokenizer` names, the file or its folder. The end-of-text token
+    declared next to it is marked, if another one would be used otherwise. Raises `UserError`.
 
-    end: the number of the token that ends a text where no file beside it declares one. A tokenizer without an
-    end-of-text token gets one, with a notice.
+    end: id of the end-of-text token if no file next to it declares one. A tokenizer without an end-of-text token gets
+    one, with a warning.
     """
     path = Path(path).expanduser()
     file = path / TOKENIZER if path.is_dir() else path
@@ -46,20 +46,20 @@ def read_tokenizer_file(path: str | Path, end: int | None = None) -> str:
     backend = parse_backend(content, path)
     token = backend.id_to_token(end) if declared is None else declared
     if token is None:
-        raise UserError(f"data.tokenizer {path} has no token {end}, which is to end a text; give the tokenizer that "
+        raise UserError(f"data.tokenizer {path} has no token {end}, the model's end of text; give the tokenizer that "
                         f"belongs to the model")
     if token == known_end(backend):
         return content
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False)])  # no new token where it is one
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False)])  # adds nothing if it is one already
     return mark_end(backend.to_str(), token)
 
 
 def _note_missing_end(content: str, path: Path) -> None:
-    if any(f'"{token}"' in content for token in KNOWN_ENDS):  # which spares parsing megabytes
+    if any(f'"{token}"' in content for token in KNOWN_ENDS):  # cheaper than parsing megabytes
         return
     size = parse_backend(content, path).get_vocab_size(with_added_tokens=True)
-    warnings.warn(f"data.tokenizer {path} has no end-of-text token: neither {' nor '.join(DECLARATIONS)} beside it has "
-                  f"an eos_token, nor does its vocabulary of {size:,} have one of {', '.join(KNOWN_ENDS)}; "
+    warnings.warn(f"data.tokenizer {path} has no end-of-text token: neither {' nor '.join(DECLARATIONS)} next to it "
+                  f"has an eos_token, nor does its vocabulary of {size:,} have one of {', '.join(KNOWN_ENDS)}; "
                   f"{END_OF_TEXT} is added to it", stacklevel=3)
 
 
@@ -67,18 +67,18 @@ def parse_backend(content: str, path: str | Path) -> Tokenizer:
     """The tokenizer of a tokenizer.json's content. Raises `UserError`."""
     try:
         return Tokenizer.from_str(content)
-    except Exception as error:  # the Rust library raises plain Exception, and panics are of no narrower kind
+    except Exception as error:  # the Rust library raises plain Exception, also for panics
         raise _not_a_tokenizer(path, one_line(error)) from None
 
 
 def known_end(backend: Tokenizer) -> str | None:
-    """The first of the known names of an end of text that the vocabulary has."""
+    """The first known name of an end-of-text token that is in the vocabulary."""
     vocabulary = backend.get_vocab(with_added_tokens=True)
     return next((token for token in KNOWN_ENDS if token in vocabulary), None)
 
 
 def mark_end(content: str, end: str) -> str:
-    """The content of a tokenizer.json in which the added token `end` is marked as the end of a text."""
+    """The content of a tokenizer.json with the added token `end` marked as the end-of-text token."""
     fields = json.loads(content)
     for token in fields["added_tokens"]:
         if token["content"] == end:
@@ -104,28 +104,27 @@ def _read(file: Path) -> str:
 
 
 def _convert(folder: Path) -> str:
-    """The content of a tokenizer.json for a folder that has another form of tokenizer. Raises `UserError`."""
+    """The content of a tokenizer.json converted from a folder with another tokenizer format. Raises `UserError`."""
     return pkgutil.resolve_name(CONVERTER)(folder)
 
 
 def _declared_end(folder: Path) -> str | None:
-    """The `eos_token` of the files beside a tokenizer.json, the first that has one. Raises `UserError` for broken
-    files."""
+    """The first `eos_token` declared in the files next to a tokenizer.json. Raises `UserError` for broken files."""
     for file in (folder / name for name in DECLARATIONS):
         if not file.is_file():
             continue
         try:
             end = _content_of(json.loads(_read(file)).get("eos_token"))
         except (ValueError, AttributeError, RecursionError) as error:
-            raise UserError(f"{file} is not what save_pretrained writes ({one_line(error)}), and it says which token "
-                            f"ends a text; restore it or remove it") from None
+            raise UserError(f"{file} is not what save_pretrained writes ({one_line(error)}), but it declares the "
+                            f"end-of-text token; restore it or remove it") from None
         if end:
             return end
     return None
 
 
 def _content_of(token: Any) -> str | None:
-    """The text of a token, which is itself or a field of it."""
+    """The text of a token, given as a string or as a mapping with `content`."""
     content = token.get("content") if isinstance(token, dict) else token
     return content if isinstance(content, str) else None
 

@@ -16,7 +16,7 @@ from looped.data.heldout import MeasuredText
 from looped.devices import now
 from looped.errors import UserError, did_you_mean
 from looped.evaluation.judge import judged_rows
-from looped.evaluation.likelihood import DepthLosses, Likelihood
+from looped.evaluation.likelihood import DepthLosses, Documents, Likelihood
 from looped.evaluation.mauve import mauve_rows
 from looped.evaluation.options import Options
 from looped.evaluation.quality import diversity, matched_quality, write_texts
@@ -46,12 +46,14 @@ class DepthSweep:
         return {row.depth: row.mean for row in self.rows if row.metric == metric and row.depth is not None}
 
 
-def evaluate_depth(objective: Objective, tokens: Int[Tensor, "num length_and_one"], depths: Sequence[int], *,
-                   bytes_per_token: float, seed: int = 0, batch_size: int = 16, num_trajectories: int = 0,
-                   num_levels: int = 32, keep: Keep = keep_nothing) -> DepthSweep:
+def evaluate_depth(objective: Objective, tokens: Documents, depths: Sequence[int], *, bytes_per_token: float,
+                   lengths: Int[Tensor, "num"] | None = None, seed: int = 0, batch_size: int = 16,
+                   num_trajectories: int = 0, num_levels: int = 32, keep: Keep = keep_nothing) -> DepthSweep:
     """Held-out nats/token and bits/byte at each of `depths`; for a denoiser also the loss by noise level.
 
-    tokens: held-out sequences, one token longer than the context. bytes_per_token: converts nats/token to bits/byte.
+    tokens: held-out sequences (N, L + 1), one token longer than the context, or a list of documents of any lengths;
+    lengths: the real tokens of padded rows (`Likelihood`). Means are over tokens, so a long document counts more.
+    bytes_per_token: converts nats/token to bits/byte.
     For a denoiser the loss is the variational bound (NELBO) of its stochastic solver; with `num_trajectories` its
     configured solver is sampled as well (`nats_by_solver`). For masked diffusion it is the bound of `depth` unmasking
     steps; the bound in the limit of infinitely many steps, over `num_levels` levels, is added (`nats_bound`,
@@ -63,7 +65,8 @@ def evaluate_depth(objective: Objective, tokens: Int[Tensor, "num length_and_one
     require_objective(objective)
     if not bytes_per_token > 0:
         raise UserError(f"bytes_per_token {bytes_per_token} is not above 0; a run has it as run.data.bytes_per_token")
-    depths, likelihood = depths_of(depths), Likelihood(objective, tokens, seed=seed, batch_size=batch_size)
+    depths, likelihood = depths_of(depths), Likelihood(
+        objective, tokens, seed=seed, batch_size=batch_size, lengths=lengths)
     rollout = likelihood.rollout
     rows, per_example, bits = [], {}, 1 / math.log(2) / bytes_per_token
 

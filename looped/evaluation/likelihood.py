@@ -8,13 +8,15 @@ samples many trajectories and averages their readouts.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
+from looped.data.batch import Batch
 from looped.errors import UserError
 from looped.inference.rollout import Rollout, rollout_of
 from looped.inference.texts import per_token
@@ -23,6 +25,8 @@ from looped.objectives.base import Objective, evaluating, require_objective
 from looped.rng import StepRandom
 
 Tokens = Int[Tensor, "num length_and_one"]
+Documents = Tokens | Sequence[Int[Tensor, "_"]]
+"""Sequences of one length, or documents of any lengths."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +43,24 @@ class DepthLosses:
 
 class Likelihood:
     """Losses of each of a set of sequences, computed in batches; random draws depend on a sequence's index alone. The
-    objective keeps its train or eval mode. Raises UserError for an objective that is not over token ids, and for ids
-    outside its vocabulary."""
+    objective keeps its train or eval mode.
 
-    def __init__(self, objective: Objective, tokens: Tokens, *, seed: int = 0, batch_size: int = 16):
+    tokens: (N, L + 1), or documents of any lengths. lengths (N,): the number of real tokens of each row; the rest is
+    padding on the right, which is neither scored nor seen. Raises UserError for an objective that is not over token
+    ids, for ids outside its vocabulary, and for lengths under a rule whose tokens see later ones.
+    """
+
+    def __init__(self, objective: Objective, tokens: Documents, *, seed: int = 0, batch_size: int = 16,
+                 lengths: Int[Tensor, "num"] | None = None):
         self.objective = objective
-        self.tokens: Tokens = _sequences(objective, tokens)
+        self.tokens: Tokens
+        self.tokens, self.lengths = _sequences(objective, tokens, lengths)
         self.seed = seed
         self.batch_size: int = whole_number("batch_size", batch_size, 1)
         self.rollout: Rollout = rollout_of(objective)
+        if self.lengths is not None and not (self.rollout.next_token and self.rollout.tokens_at_once == 1):
+            raise UserError("documents of several lengths are padded on the right, and under this rule a token sees "
+                            "later ones, so the padding would count; give sequences of one length")
 
     def by_depth(self, depths: Sequence[int]) -> list[DepthLosses]:
         """Nats/token at every depth, ascending: the loss, or the variational bound."""
@@ -62,7 +75,7 @@ class Likelihood:
         with evaluating(self.objective):
             for rows, random in self._batches():
                 losses = torch.stack([each.float() for _, each, _ in self.rollout.losses(rows, depths, random)])
-                parts.append(losses.masked_fill(~self.objective.ask(rows).sought, math.nan).cpu())
+                parts.append(losses.masked_fill(~self._asked(rows, random).sought, math.nan).cpu())
         return torch.cat(parts, dim=1)
 
     def by_solver(self, depths: Sequence[int], num_trajectories: int) -> list[DepthLosses]:
@@ -92,6 +105,15 @@ class Likelihood:
             yield rows, StepRandom(self.seed, 0, start=start, count=len(rows), total=len(self.tokens),
                                    device=rows.device)
 
+    def _asked(self, rows: Tokens, random: StepRandom) -> Batch:
+        """The batch that the rule makes of some sequences, padding not scored."""
+        batch = self.objective.ask(rows)
+        if self.lengths is None:
+            return batch
+        lengths = self.lengths[random.start : random.start + len(rows)].unsqueeze(1)
+        real = torch.arange(1, rows.shape[1], device=rows.device) < lengths
+        return replace(batch, scored=batch.sought & real)
+
     @torch.no_grad()
     def _over_batches(self, measure: Callable, depths: Sequence[int]) -> list[DepthLosses]:
         tokens, depths = self.tokens, depths_of(depths)
@@ -99,30 +121,33 @@ class Likelihood:
         counts = []
         with evaluating(self.objective):
             for rows, random in self._batches():
-                batch = self.objective.ask(rows)
+                batch = self._asked(rows, random)
                 counts.append(batch.sought.sum(1).cpu())
                 for depth, losses, seconds in measure(rows, depths, random):
                     totals[depth][0].append(batch.mean(losses).cpu().double())
                     totals[depth][1].append(seconds)
         sought = torch.cat(counts)
-        share = sought.sum().item() / (len(tokens) * (tokens.shape[1] - 1))
+        real = len(tokens) * (tokens.shape[1] - 1) if self.lengths is None else int((self.lengths - 1).sum())
+        share = sought.sum().item() / real
         return [DepthLosses(depth, _weighted(torch.cat(losses), sought), sum(seconds), share)
                 for depth, (losses, seconds) in totals.items()]
 
 
-def losses_by_depth(objective: Objective, tokens: Tokens, depths: Sequence[int], *, seed: int = 0,
-                    batch_size: int = 16) -> list[DepthLosses]:
+def losses_by_depth(objective: Objective, tokens: Documents, depths: Sequence[int], *, seed: int = 0,
+                    batch_size: int = 16, lengths: Int[Tensor, "num"] | None = None) -> list[DepthLosses]:
     """Nats/token of every sequence at every depth, depths ascending; for denoisers and masked diffusion the variational
-    bound."""
-    return Likelihood(objective, tokens, seed=seed, batch_size=batch_size).by_depth(depths)
+    bound. Arguments as of `Likelihood`."""
+    return Likelihood(objective, tokens, seed=seed, batch_size=batch_size, lengths=lengths).by_depth(depths)
 
 
-def token_losses_by_depth(objective: Objective, tokens: Tokens, depths: Sequence[int], *, seed: int = 0,
-                          batch_size: int = 16) -> Float[Tensor, "depths num length"]:
+def token_losses_by_depth(objective: Objective, tokens: Documents, depths: Sequence[int], *, seed: int = 0,
+                          batch_size: int = 16,
+                          lengths: Int[Tensor, "num"] | None = None) -> Float[Tensor, "depths num length"]:
     """Nats of every token but the first at every depth, depths ascending and unique; `losses_by_depth` gives their
-    means. A loop is unrolled once, to the deepest. For denoisers it is the variational bound, NaN for tokens that are
-    not scored. Raises UserError for masked diffusion, whose bound is on whole texts."""
-    return Likelihood(objective, tokens, seed=seed, batch_size=batch_size).by_token(depths)
+    means. A loop is unrolled once, to the deepest. For denoisers it is the variational bound. NaN for tokens that are
+    not scored, padding among them. Arguments as of `Likelihood`; raises UserError for masked diffusion, whose bound is
+    on whole texts."""
+    return Likelihood(objective, tokens, seed=seed, batch_size=batch_size, lengths=lengths).by_token(depths)
 
 
 def masked_bounds(objective: Objective, tokens: Tokens, num_levels: int, *, seed: int = 0,
@@ -165,7 +190,7 @@ def next_token_losses(objective: Objective, rows: Tokens, depth: int, *,
                       seed: int = 0) -> Float[Tensor, "num length"]:
     """Nats of every token of `rows` but the first at one depth; for denoisers the variational bound. Raises UserError
     for masked diffusion, whose bound is on whole texts."""
-    rows, rollout = _sequences(objective, rows), rollout_of(objective)
+    (rows, _), rollout = _sequences(objective, rows), rollout_of(objective)
     _require_next_token(rollout, "it can neither judge samples nor be a baseline")
     random = StepRandom(seed, 0, count=len(rows), device=rows.device)
     with evaluating(objective):
@@ -180,13 +205,28 @@ def _require_next_token(rollout: Rollout, so: str) -> None:
                         f"--objective ar")
 
 
-def _sequences(objective: Objective, tokens: Tokens) -> Tokens:
-    """The tokens, checked. Raises UserError for an objective not over text, and for ids outside its vocabulary."""
+def _sequences(objective: Objective, tokens: Documents, lengths: Int[Tensor, "num"] | None = None
+               ) -> tuple[Tokens, Int[Tensor, "num"] | None]:
+    """(sequences as one tensor, their lengths if they differ). Raises UserError; see `Likelihood`."""
     require_objective(objective)
     if not hasattr(objective.model, "vocab_size"):
         raise UserError(f"nats/token need an objective over text, and this one is over a "
                         f"{type(objective.model).__name__}; give one over a language model")
-    return ids_of(tokens, objective.model.vocab_size, least_length=2)
+    if isinstance(tokens, list | tuple):
+        if lengths is not None:
+            raise UserError("lengths are for a tensor of padded rows; documents in a list have their own")
+        if not tokens or not all(isinstance(each, Tensor) and each.ndim == 1 for each in tokens):
+            raise UserError("documents are a list of tensors of one axis, the token ids of each; give at least one")
+        lengths = torch.tensor([len(each) for each in tokens], device=tokens[0].device)
+        tokens = pad_sequence(list(tokens), batch_first=True)
+    tokens = ids_of(tokens, objective.model.vocab_size, least_length=2)
+    if lengths is None:
+        return tokens, None
+    lengths = torch.as_tensor(lengths, device=tokens.device)
+    if lengths.shape != (len(tokens),) or not bool(((lengths >= 2) & (lengths <= tokens.shape[1])).all()):
+        raise UserError(f"lengths must be {len(tokens)} numbers of tokens, one per row, from 2 (a document of one "
+                        f"token has none to predict) to the {tokens.shape[1]} of the rows; got {lengths.tolist()[:8]}")
+    return tokens, None if bool((lengths == tokens.shape[1]).all()) else lengths
 
 
 def _weighted(means: Float64[Tensor, "num"], counts: Int[Tensor, "num"]) -> Float64[Tensor, "num"]:

@@ -1,6 +1,6 @@
-"""Tasks of lm-evaluation-harness, loaded by name or from a YAML file, and measured at one depth after another.
+"""Tasks of lm-evaluation-harness, loaded by name or from a YAML file and measured at each depth.
 
-Prompts, answers and figures are the harness's own; the run answers through `looped.hub.harness`.
+Prompts, answers and metrics are the harness's own; the run answers through `looped.hub.harness`.
 """
 
 import difflib
@@ -23,20 +23,20 @@ from looped.evaluation.benchmarks import Figure, Line, TaskRow
 from looped.training.runs import Run
 
 GUESSED = ("acc", "acc_norm", "acc_bytes")
-"""Metrics of multiple choice whose chance level is one answer out of all."""
+"""Multiple-choice metrics whose chance level is one over the number of answers."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """The figures of one depth: rows, and the values of single questions."""
+    """The results at one depth: rows of metrics, and the values for single questions."""
 
     rows: list[TaskRow]
     examples: list[Line]
 
 
 class Benchmarks:
-    """Tasks that are loaded, with a model for each depth. Raises UserError where lm_eval is missing, for tasks that it
-    does not know or cannot load, and for a run that cannot be asked them; nothing is written before."""
+    """Loaded tasks, with one model per depth. Before anything is written, raises UserError if lm_eval is missing, for
+    tasks that it does not know or cannot load, and for a run that cannot answer them."""
 
     def __init__(self, names: str, run: Run, depths: Sequence[int], *, limit: int | None = None,
                  num_fewshot: int | None = None, max_length: int | None = None):
@@ -51,7 +51,7 @@ class Benchmarks:
                 self._rehearse(name, task)
 
     def _rehearse(self, name: str, task: Any) -> None:
-        """The first question of a task, made but not asked."""
+        """Builds the first question of a task without asking it, so that errors show early."""
         with _in_one_sentence(name):
             task.build_all_requests(limit=1, rank=0, world_size=1)
             for instance in task.instances:
@@ -59,23 +59,23 @@ class Benchmarks:
                     self.models[0].manner(instance.args[1])
 
     def measure(self) -> Iterator[Part]:
-        """All tasks at one depth after another."""
+        """The results of all tasks, depth by depth."""
         from lm_eval.defaults import DEFAULT_OTHER_SEED
         from lm_eval.evaluator import evaluate
 
         for model in self.models:
-            for task in self.loaded["tasks"].values():  # the same worked examples at each depth
+            for task in self.loaded["tasks"].values():  # the same few-shot examples at each depth
                 task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
             with _quiet():
                 results = evaluate(model, self.loaded, limit=self.limit, bootstrap_iters=0, log_samples=True)
             yield _part(results, model.depth, self.limit)
         if num_cut := self.models[0].num_cut:
             warnings.warn(f"{num_cut} prompts have more than {self.models[0].max_length} tokens with their answers and "
-                          f"lost their beginning; --max-length says how many are read", stacklevel=2)
+                          f"were truncated from the left; --max-length sets this limit", stacklevel=2)
 
     @property
     def facts(self) -> dict[str, str]:
-        """Names and values for the head of a report: who asks, and how much can be read."""
+        """Names and values for the head of a report: harness, objective and context length."""
         return {"lm-evaluation-harness": version("lm_eval"), "objective": self.run.config.objective,
                 "tokens of a question at most": str(self.models[0].max_length)}
 
@@ -84,7 +84,7 @@ def _import_harness():
     try:
         import lm_eval  # noqa: F401
     except ImportError:
-        raise UserError("--tasks asks lm-evaluation-harness for its tasks; pip install 'looped[harness]'") from None
+        raise UserError("--tasks needs lm-evaluation-harness; pip install 'looped[harness]'") from None
     from looped.hub import harness
 
     return harness
@@ -94,16 +94,16 @@ def _import_harness():
 
 
 def _load(names: Sequence[str]) -> Any:
-    """The tasks and groups of names and files. Raises UserError."""
+    """Loads tasks and groups by names and files. Raises UserError."""
     if not names:
         raise UserError("--tasks names no task; write for instance hellaswag,arc_easy or the path of a YAML file")
     files = {name: Path(name).expanduser().resolve() for name in names if Path(name).expanduser().is_file()}
     for name in names:
         if name not in files and (name.endswith((".yaml", ".yml")) or "/" in name):
-            raise UserError(f"--tasks {name} is no file; give the path of a task's YAML file, or the name of a task")
+            raise UserError(f"--tasks {name} is not a file; give the path of a task's YAML file, or the name of a task")
     specs = [_group_of(files[name]) or str(files[name]) if name in files else name for name in names]
     folders = sorted({file.parent for file in files.values()}) or None
-    if len(files) == len(names):  # without the tasks that lm_eval has, which take seconds to list
+    if len(files) == len(names):  # without lm_eval's own tasks, which take seconds to list
         try:
             return _loaded(names, specs, folders, defaults=False)
         except UserError:
@@ -113,13 +113,13 @@ def _load(names: Sequence[str]) -> Any:
 
 
 def _group_of(file: Path) -> str | None:
-    """The name of the group of tasks that a file is, which lm_eval finds by its name alone."""
+    """The name of the group that a file defines, if any; lm_eval finds groups only by name."""
     found = re.search(r"^group\s*:\s*(\S+)", file.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
     return found and found[1].strip("'\"")
 
 
 def _loaded(names: Sequence[str], specs: Sequence[str], folders: Sequence[Path] | None, *, defaults: bool) -> Any:
-    """The tasks of specifications, which `names` name in sentences."""
+    """The tasks of `specs`; `names` are for error messages."""
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_path=folders, include_defaults=defaults)
@@ -136,7 +136,7 @@ def _loaded(names: Sequence[str], specs: Sequence[str], folders: Sequence[Path] 
 
 
 def _topmost(loaded: Any) -> list[Any]:
-    """The tasks and groups that are in no other."""
+    """The tasks and groups that are in no other group."""
     inside = {name for children in loaded["group_map"].values() for name in children}
     whole = {**loaded["groups"], **loaded["tasks"]}
     return [each for name, each in whole.items() if name not in inside]
@@ -144,18 +144,18 @@ def _topmost(loaded: Any) -> list[Any]:
 
 @contextmanager
 def _in_one_sentence(name: str) -> Iterator[None]:
-    """Errors of a task's file, its code or its data, said in one sentence."""
+    """Turns errors of a task's file, code or data into a one-sentence UserError."""
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # of yaml, jinja2, datasets, or of Python beside the file
-        raise UserError(f"task {name} cannot be loaded ({type(error).__name__}: {one_line(error)}); mend its file, or "
-                        f"see that its data can be reached") from None
+    except Exception as error:  # from yaml, jinja2, datasets, or Python code next to the file
+        raise UserError(f"task {name} cannot be loaded ({type(error).__name__}: {one_line(error)}); fix its file, or "
+                        f"check that its data can be reached") from None
 
 
 def _ask_examples(task: Any, num_fewshot: int | None) -> None:
-    """Worked examples before each question, as lm_eval's simple_evaluate sets them: a task that says 0 keeps 0."""
+    """Sets the number of few-shot examples as lm_eval's simple_evaluate does: a task that says 0 keeps 0."""
     own = task.get_config("num_fewshot")
     if num_fewshot is not None and own != 0:
         task.set_config(key="num_fewshot", value=num_fewshot)
@@ -165,7 +165,7 @@ def _ask_examples(task: Any, num_fewshot: int | None) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Neither logs nor bars, and the global states of chance as lm_eval sets them, then as they were."""
+    """Suppresses logs and progress bars, seeds the global generators as lm_eval does, and restores all of it."""
     import datasets
     from lm_eval.api import task
     from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
@@ -191,11 +191,11 @@ def _quiet() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-# ---- figures ---------------------------------------------------------------------------------------------------------
+# ---- results ---------------------------------------------------------------------------------------------------------
 
 
 def _part(results: Mapping[str, Any], depth: int, limit: int | None) -> Part:
-    """The figures of all tasks and groups."""
+    """The results of all tasks and groups at a depth."""
     rows, examples = [], []
     parents = {child: group for group, children in results["group_subtasks"].items() for child in children}
     for task, metrics in results["results"].items():
@@ -215,7 +215,7 @@ def _part(results: Mapping[str, Any], depth: int, limit: int | None) -> Part:
 
 
 def _leaves(task: str, children: Mapping[str, Sequence[str]]) -> list[str]:
-    """The tasks of a group; of a task itself."""
+    """The tasks of a group; for a task, the task itself."""
     if not children.get(task):
         return [task]
     return [leaf for child in children[task] for leaf in _leaves(child, children)]
@@ -235,7 +235,7 @@ def _figure(metric: str, figure: float, samples: Sequence[Mapping[str, Any]], wh
 
 
 def _chance(metric: str, samples: Sequence[Mapping[str, Any]], kinds: set[str | None]) -> float | None:
-    """The share that guessing gets: one answer out of all, or none of those that are written."""
+    """The score of random guessing: one over the number of answers, 0 for generated answers; None if not known."""
     if kinds == {"generate_until"} and metric == "exact_match":
         return 0.0
     if kinds != {"multiple_choice"} or metric not in GUESSED or any("acc_mutual_info" in each for each in samples):

@@ -1,4 +1,4 @@
-"""Caches of transformers' `generate` for models whose number of steps is free: one that grows, and a denoiser's own."""
+"""Caches for transformers' `generate` with a free number of steps: a growing one for loops, and one for denoisers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,7 @@ from looped.nn.cache import Cache, LayerCache, Path
 
 
 class Slot(LayerCache):
-    """A layer of a cache of transformers, (B, G, M, K) there, as one of ours, (B, M, G, K)."""
+    """A layer of a transformers cache, stored as (B, G, M, K), with the interface of ours, (B, M, G, K)."""
 
     def __init__(self, kept: Kept, index: int):
         self.kept = kept
@@ -32,18 +32,18 @@ class Slot(LayerCache):
 
 
 def grown(kept: Kept, depth: int) -> Cache:
-    """The tree of a loop's layers in a cache of transformers, which gets one more for each that is met first.
+    """A loop's cache inside a transformers cache, which gets a layer when a path of the loop is first used.
 
-    Raises UserError for one that cannot grow, and where it was filled at another depth: the steps that were not made
+    Raises UserError for a cache that cannot grow, and for one that was filled at another depth: steps that did not run
     then would have no keys of earlier tokens.
     """
     if any(type(layer) is not DynamicLayer for layer in kept.layers) or kept.is_compileable:
-        raise UserError(f"a {type(kept).__name__} has a fixed number of layers or of tokens, and a loop's grows with "
-                        f"num_steps; leave cache_implementation out, or pass use_cache=False")
+        raise UserError(f"a {type(kept).__name__} has a fixed number of layers or tokens, but a loop's cache grows "
+                        f"with num_steps; leave cache_implementation out, or pass use_cache=False")
     filled = kept.__dict__.setdefault("looped_depth", depth)
     if filled != depth:
         raise UserError(f"this cache was filled with num_steps {filled} and is read with {depth}; give both the same, "
-                        f"or begin with a new one")
+                        f"or start with a new cache")
     places: dict[Path, int] = kept.__dict__.setdefault("looped_places", {})
 
     def slot(path: Path) -> Slot:
@@ -55,13 +55,13 @@ def grown(kept: Kept, depth: int) -> Cache:
     return Cache(slot)
 
 
-NO_GUESSES = ("a denoiser takes back no tokens, so nothing is guessed ahead for it; leave prompt_lookup_num_tokens and "
-              "assistant_model out")
+NO_GUESSES = ("a denoiser's cache cannot drop tokens, so it has no speculative decoding; leave "
+              "prompt_lookup_num_tokens and assistant_model out")
 
 
 class SolverCache(DynamicCache):
-    """The memory of a denoiser for a text: a cache for each noise level, in its writer. The texts of a batch stay in
-    their order and only grow."""
+    """The cache of a denoiser: one per noise level, held by its writer. The texts of a batch keep their order and only
+    grow."""
 
     def __init__(self, writer: DenoiseWriter):
         super().__init__()
@@ -72,7 +72,7 @@ class SolverCache(DynamicCache):
         return self.writer.width
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        raise UserError("a denoiser's texts are not searched with beams; leave num_beams out")
+        raise UserError("a denoiser has no beam search; leave num_beams out")
 
     def crop(self, max_length: int) -> None:
         raise UserError(NO_GUESSES)
@@ -82,23 +82,23 @@ class SolverCache(DynamicCache):
 
 
 def read_loop(reader: LoopReader, reading: Reading, kept: Kept, keep: int, greedy: bool) -> tuple[Tensor, Kept]:
-    """Logits of new columns, and the cache with them."""
+    """(logits of the new tokens, the cache with these tokens)."""
     own = Reading(reading.tokens, reading.depth, reading.padding, reading.first, grown(kept, reading.depth))
     return reader.logits(own, keep), kept
 
 
 def read_solver(reader: SolverReader, reading: Reading, kept: Kept, keep: int, greedy: bool) -> tuple[Tensor, Kept]:
-    """Logits of the next token, and the cache with what was read; the first call makes it."""
+    """(logits of the next token, the cache with the tokens read); the first call creates the cache."""
     if keep > 1:
         raise UserError(NO_GUESSES)
     if not isinstance(kept, SolverCache):
         kept = SolverCache(reader.writer(reading, GREEDY if greedy else PLAIN))
     elif reading.tokens.shape[1] > 1:
-        raise UserError("a denoiser reads one token at a time beside its cache; pass use_cache=False, or one token")
+        raise UserError("a denoiser with a cache reads one token at a time; pass use_cache=False, or one token")
     logits = kept.writer.next_logits(reading.tokens, reader.draws(reading)(kept.num_texts))
     kept.num_texts += 1
     return logits, kept
 
 
 KEEPING: dict[type[Reader], Any] = {LoopReader: read_loop, SolverReader: read_solver}
-"""(reader, reading, cache, logits to keep, greedy) -> (logits, cache), by the class of a reader."""
+"""Class of a reader -> its cached step, (reader, reading, cache, logits to keep, greedy) -> (logits, cache)."""

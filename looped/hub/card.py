@@ -1,4 +1,4 @@
-"""The model card of an exported run: what it is, how it was made, what depth does to it, how it is read."""
+"""The model card of an exported run: facts about the model and its training, how to load it, its depth curve."""
 
 import shlex
 from collections.abc import Sequence
@@ -24,13 +24,13 @@ PLAIN = """from transformers import AutoModelForCausalLM
 
 model = AutoModelForCausalLM.from_pretrained(DIR)"""
 STEPS = {"solver": "steps of the solver"}
-"""The unit of depth by rollout, where it is not a step of the loop."""
+"""Rollout -> unit of depth, if it is not a step of the loop."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """A model card. form: the layout of the model's folder, as `llama`; alone: it is read without this package;
-    num_steps: the depth that is used where none is asked for."""
+    """A model card. form: the layout of the model's folder, such as `llama`; num_steps: the default depth; alone: the
+    model loads without this package."""
 
     run: Run
     form: str
@@ -46,13 +46,13 @@ class Card:
 
     def _sections(self) -> list[Section]:
         unit = STEPS.get(rollout_of(self.run.objective).name, "steps of the loop")
-        depth = (f"Its depth is fixed: {self.num_steps} {unit}, written out as layers." if self.alone else
-                 f"`num_steps` are {unit} per token, {self.num_steps} if not given; any number may be asked for. After "
-                 f"`import looped.hub.wrapper` no `trust_remote_code` is needed.")
+        depth = (f"Its depth is fixed: {self.num_steps} {unit}, unrolled into layers." if self.alone else
+                 f"`num_steps` is the number of {unit} per token, by default {self.num_steps}; any number works. After "
+                 f"`import looped.hub.wrapper`, `trust_remote_code` is not needed.")
         code = PLAIN if self.alone else LOOPED.format(num_steps=self.num_steps)
         return [Heading(self.run.path.resolve().name, 1),
-                Prose("A looped language model: a block of layers that is applied again and again, so that depth is "
-                      "chosen when it is run."),
+                Prose("A looped language model: a block of layers is applied repeatedly, so the depth is chosen at "
+                      "inference."),
                 Facts(self._facts()), Heading("Use"), Verbatim(code), Prose(depth), *_curve(self.run)]
 
     def _facts(self) -> dict[str, str]:
@@ -66,7 +66,7 @@ class Card:
             "parameters": f"{sum(weight.numel() for weight in run.objective.parameters()):,}",
             "layers": f"{model.num_prelude_layers} before the loop, {model.num_core_layers} in it, "
                       f"{model.num_coda_layers} after it; width {model.width}",
-            "data": run.identity.facts.get("source", "none of this run's own"),
+            "data": run.identity.facts.get("source", "none in this run"),
             "training": f"{run.step:,} steps, {run.spent.tokens:,} tokens, {run.spent.seconds:,.0f} s; seed "
                         f"{run.config.seed}",
             "command": f"`{shlex.join(['looped', *stamp.get('argv', [''])[1:]])}`",
@@ -74,7 +74,7 @@ class Card:
 
 
 def _curve(run: Run) -> list[Section]:
-    """The depth curve as `looped eval` measured it, if it did."""
+    """The depth curve that `looped eval` measured, if there is one."""
     try:
         lines = read_rows(run.path)
     except UserError:

@@ -1,5 +1,5 @@
-"""The models that `looped eval` sets beside a run: twins are runs of this toolkit; judges and encoders are runs where
-their name is a run's folder, else models of the hub."""
+"""The models that `looped eval` uses with a run: baselines are runs of this toolkit; judges and encoders are runs if
+their name is a run's folder, else models of the Hugging Face hub."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from looped.training.runs import CONFIG, Run, load_run
 
 
 def open_judge(name: str, writer: Run) -> Reader:
-    """The judge of `writer`'s samples. Raises `UserError`, also for a run of another tokenizer than the writer's."""
+    """The judge of `writer`'s samples. Raises `UserError`, also for a run with another tokenizer."""
     if not is_run(name):
         from looped.hub.judge import HubJudge
 
@@ -26,18 +26,18 @@ def open_judge(name: str, writer: Run) -> Reader:
 
 
 def open_twin(path: Path, writer: Run, flag: str = "twin") -> Run:
-    """A run that `flag` names, whose likelihood or samples are held beside `writer`'s. Raises `UserError` for another
-    tokenizer, and for other data unless these are meant."""
+    """The run that `flag` names, to compare its likelihood or samples with `writer`'s. Raises `UserError` for another
+    tokenizer, and for other data without --other-data."""
     twin = load_run(path, device=writer.device)
     if twin.tokenizer.json() != writer.tokenizer.json():
-        raise UserError(f"twin {path} has another tokenizer than {writer.path}; train it on the same text")
+        raise UserError(f"--{flag} {path} has another tokenizer than {writer.path}; train it on the same text")
     _check_data(flag, twin, writer)
     return twin
 
 
 def open_features(path: Path | None, maker: Run) -> Features:
-    """The features that the images of `maker` are measured in: pixels, or those of the run of a classifier. Raises
-    `UserError` for what is none, and for a run on other images unless these are meant."""
+    """The features that the images of `maker` are compared in: pixels, or those of a classifier run. Raises `UserError`
+    for a run that is no classifier, and for one on other images without --other-data."""
     if path is None:
         return pixel_features()
     run = load_run(path, device=maker.device, other_data=maker.other_data)
@@ -47,16 +47,16 @@ def open_features(path: Path | None, maker: Run) -> Features:
 
 
 def _check_data(flag: str, other: Run, run: Run) -> None:
-    """Raises `UserError` for a run on other data than `run`, unless these are meant: what one has learned from must not
-    be what the other is measured on."""
+    """Raises `UserError` if `other` was trained on other data than `run`, without --other-data: training data of one
+    must not be held-out data of the other."""
     change = None if run.other_data else run.identity.change_of_contents(other.identity)
     if change is not None:
         raise UserError(f"--{flag} {other.path} was trained on other data than {run.path} ({change}); choose a run on "
-                        f"the same data, or say with --other-data that others are meant")
+                        f"the same data, or allow other data with --other-data")
 
 
 def open_encoder(name: str, device: torch.device) -> Encoder:
-    """The encoder that MAUVE takes its features from. Raises `UserError`."""
+    """The text encoder for MAUVE. Raises `UserError`."""
     if not is_run(name):
         from looped.hub.encoder import HubEncoder
 

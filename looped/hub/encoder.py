@@ -1,6 +1,6 @@
-"""Any model of transformers as an encoder of whole texts: its last hidden state at the last token.
+"""A transformers model as text encoder: its last hidden state at the last token.
 
-What MAUVE's authors take as features (Pillutla et al. 2021, arXiv 2102.01454, section 4).
+These are the features of MAUVE's authors (Pillutla et al. 2021, arXiv 2102.01454, section 4).
 """
 
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ from looped.hub.loading import batches, load, max_length
 
 BATCH = 16
 MAX_TOKENS = 1024
-"""As in the authors' code; longer texts are cut."""
+"""Longer texts are truncated, as in the authors' code."""
 
 
 class HubEncoder:
-    """Features of texts. Raises `UserError` for what `load` refuses."""
+    """A text encoder by name. Raises `UserError` for models that `load` refuses."""
 
     def __init__(self, name: str, *, device: str | torch.device = "cpu"):
         self.name = name
@@ -32,7 +32,7 @@ class HubEncoder:
         """The hidden state of the last layer at each text's last token."""
         limit = min(MAX_TOKENS, max_length(self.model) or MAX_TOKENS)
         rows = self.tokenizer(list(texts), truncation=True, max_length=limit, verbose=False)["input_ids"]
-        rows = [row or [0] for row in rows]  # nothing but ends of text
+        rows = [row or [0] for row in rows]  # an empty text
         found = []
         for ids, mask in batches(self.tokenizer, rows, BATCH):
             hidden = self.model(ids.to(self.model.device), attention_mask=mask.to(self.model.device)).last_hidden_state

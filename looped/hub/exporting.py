@@ -1,4 +1,4 @@
-"""`looped export`: a run as a model's folder of transformers, with its tokenizer and a model card."""
+"""`looped export`: a run as a transformers model folder, with its tokenizer and a model card."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -19,13 +19,13 @@ from looped.storage import new_folder
 from looped.training.runs import Run, read_stamp
 
 ELSEWHERE = {"data.path": (), "data.tokenizer": None, "data.cache_dir": None, "training.warm_start": None}
-"""Settings that name files of this machine, which the model does without."""
+"""Settings that name local files, and their values in an exported model, which does not need these files."""
 
 
 @dataclass(frozen=True)
 class Form:
-    """A layout of a model's folder. write: (run, folder, depth) leaves config.json and weights, and raises UserError
-    for a model that has no place in it; alone: it is read without this package."""
+    """A layout of a model's folder. write: (run, folder, depth) writes config.json and weights, and raises UserError
+    for a model that does not fit the layout; alone: the model loads without this package."""
 
     write: Callable[[Run, Path, int], None]
     alone: bool
@@ -35,15 +35,14 @@ def export(run: Run, out: str | Path, to: str = "hf", *, num_steps: int | None =
            licence: str | None = None) -> Path:
     """Write the model of a run to the folder `out`, in a form of `FORMS`.
 
-    num_steps: the depth that is used where none is asked for, and of a dense form the depth for good; that of training
-    if None. licence: as the model card says it. Raises UserError, and leaves nothing behind, for a model that has no
-    place in the form, and for an `out` that exists.
+    num_steps: the default depth, for a dense form the fixed depth; None: the depth of training. licence: for the model
+    card. Raises UserError, and leaves nothing behind, for a model that does not fit the form, and if `out` exists.
     """
     if to not in FORMS:
         raise UserError(f"--to {to} is unknown{did_you_mean(to, FORMS)}")
     import_transformers(str(run.path), "exporting")
     if not run.config.kind.writes:
-        raise UserError(f"run {run.path} is trained on {run.config.kind.noun}, and a model of transformers reads text; "
+        raise UserError(f"run {run.path} is trained on {run.config.kind.noun}, but only language models are exported; "
                         f"export a run on text")
     depth, form = num_steps or run.config.main_depth, FORMS[to]
     with new_folder(out) as folder, quiet():
@@ -64,7 +63,7 @@ def _write_looped(run: Run, folder: Path, depth: int) -> None:
 
 
 def tokens_of(run: Run) -> dict[str, Any]:
-    """Settings of a config that say which tokens begin, end and fill up texts, and how long they are."""
+    """Config entries for the begin, end and padding tokens of texts, and their maximum length."""
     raw: Mapping[str, Any] = read_stamp(run.path).get("imported", {}).get("config", {})
     end = run.tokenizer.end_of_text
     return {"bos_token_id": raw.get("bos_token_id", end), "eos_token_id": end, "pad_token_id": end,
@@ -72,7 +71,7 @@ def tokens_of(run: Run) -> dict[str, Any]:
 
 
 def _write_tokenizer(run: Run, folder: Path) -> None:
-    """The run's tokenizer as one of transformers; tokenizer.json is letter by letter its own."""
+    """Writes the run's tokenizer for transformers; its tokenizer.json is kept verbatim, except for our mark."""
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
@@ -99,4 +98,4 @@ def _write_family(run: Run, folder: Path, depth: int, *, family: Family) -> None
 FORMS: dict[str, Form] = {"hf": Form(_write_looped, alone=False)} | {
     family.name.removesuffix("_raven"): Form(partial(_write_family, family=family), alone=True)
     for family in FAMILIES if type(family).written is not Family.written}
-"""By the name that `--to` takes."""
+"""Value of `--to` -> form."""

@@ -1,10 +1,10 @@
-"""A run at one depth as a model of lm-evaluation-harness; the only place that builds on it.
+"""A run at one depth as a model for lm-evaluation-harness.
 
     lm_eval.simple_evaluate(model=RunLM(load_run("runs/mine"), depth=8), tasks=["hellaswag"])
 
-Tokens, boundaries and cuts are those of lm_eval's own model for transformers (0.4.13, models/huggingface.py): a context
-and its answer are encoded as one text, and what is too long loses its beginning. Scores come from
-`looped.evaluation.continuations`, texts from `looped.inference.generate`. No figure depends on the batch.
+Tokens, boundaries and truncation are those of lm_eval's own model for transformers (0.4.13, models/huggingface.py): a
+context and its answer are encoded as one text, and a text that is too long is truncated from the left. Scores come from
+`looped.evaluation.continuations`, texts from `looped.inference.generate`. No result depends on the batch.
 """
 
 import warnings
@@ -26,21 +26,21 @@ from looped.inference.texts import Ending, as_lists
 from looped.rng import number_of
 from looped.training.runs import Run
 
-if TYPE_CHECKING:  # lm_eval has no py.typed, so to checkers what it holds is unknown
+if TYPE_CHECKING:  # lm_eval has no py.typed, so type checkers do not know its classes
     class TemplateLM:
-        """Its place."""
+        """Stand-in for type checkers."""
 
         loglikelihood: Any
 else:
     from lm_eval.api.model import TemplateLM
 
 KNOWN = ("until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p")
-"""The settings of a written answer that mean something here."""
+"""The generation settings that are supported here."""
 
 
 @dataclass(frozen=True)
 class Manner:
-    """The way in which a task has answers written."""
+    """The generation settings of a task."""
 
     num_tokens: int
     until: tuple[str, ...]
@@ -50,10 +50,10 @@ class Manner:
 
 
 class RunLM(TemplateLM):
-    """A run at a depth. max_length: the tokens it reads, those of `max_length_of` if None. continuations: the scores
-    that models of several depths share, so that a loop is unrolled once for all of them.
+    """A run at a depth. max_length: the context length in tokens, `max_length_of(run)` if None. continuations: scores
+    shared by models of several depths, so that a loop is unrolled once for all of them.
 
-    Raises UserError for a run whose tokens have no scores of their own.
+    Raises UserError for a run without scores per token.
     """
 
     def __init__(self, run: Run, depth: int, *, max_length: int | None = None, batch_size: int | None = None,
@@ -75,7 +75,7 @@ class RunLM(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """The token before a text: that which its tokenizer begins one with, else the end of the one before."""
+        """The token before a text: the tokenizer's start token, else its end-of-text token."""
         return next(iter(self.words.encode("", framed=True)), self.words.end_of_text)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
@@ -92,16 +92,16 @@ class RunLM(TemplateLM):
         return [(-scored.nats, scored.likeliest) for scored in self.continuations.at(self.depth, asked)]
 
     def _cut(self, context: list[int], answer: list[int]) -> tuple[int, ...]:
-        """An answer with as much of its context as can be read: the last token of all is not."""
+        """An answer with as much of its context as fits; the last token is a target only, so it needs no room."""
         if not 0 < len(answer) <= self.max_length:
-            raise UserError(f"a task has an answer of {len(answer)} tokens, and this run scores 1 to "
+            raise UserError(f"a task has an answer of {len(answer)} tokens, but this run scores 1 to "
                             f"{self.max_length}; give another --max-length")
         whole = (*context, *answer)
         self.num_cut += len(whole) > self.max_length + 1
         return whole[-(self.max_length + 1):]
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> list[float]:
-        """Each document in windows, each token once."""
+        """Log-likelihood of each document, read in windows that score each token once."""
         return [self._rolling(*request.args) for request in requests]
 
     def _rolling(self, text: str) -> float:
@@ -110,10 +110,10 @@ class RunLM(TemplateLM):
         parts = [(None, *make_disjoint_window(window)) for window in windows]
         return sum(score for score, _ in self._loglikelihood_tokens(parts))
 
-    # ---- written answers
+    # ---- generated answers
 
     def manner(self, settings: dict[str, Any]) -> tuple[Manner, int]:
-        """The way that a task asks for, and the tokens of a context that can then be read. Raises UserError."""
+        """(generation settings that a task asks for, number of tokens left for the context). Raises UserError."""
         settings = {**normalize_gen_kwargs(settings)}
         until = settings["until"] if isinstance(settings.get("until"), list) else [settings.get("until")]
         sampled = settings["do_sample"]
@@ -122,11 +122,11 @@ class RunLM(TemplateLM):
                         *(steering if sampled else (0.0, None, 1.0)))
         unknown = sorted(name for name in settings.keys() - set(KNOWN) if settings[name] not in (None, 1, False))
         if unknown:
-            warnings.warn(f"a task asks for {', '.join(unknown)}, which nothing here knows; its answers are written "
-                          f"without", stacklevel=2)
+            warnings.warn(f"a task asks for {', '.join(unknown)}, which is not supported here; its answers are "
+                          f"generated without", stacklevel=2)
         room = self.max_length - manner.num_tokens
         if room < 1:
-            raise UserError(f"a task has answers of up to {manner.num_tokens} tokens, and this run reads "
+            raise UserError(f"a task has answers of up to {manner.num_tokens} tokens, but this run reads "
                             f"{self.max_length}, which leaves no room for a question; give a --max-length above "
                             f"{manner.num_tokens}")
         return manner, room
@@ -140,7 +140,7 @@ class RunLM(TemplateLM):
         found, seen = {}, Counter()
         for (manner, _), prompts in alike.items():
             numbered = []
-            for place, tokens in prompts:  # a question that is asked again is answered anew
+            for place, tokens in prompts:  # a repeated question gets its own draws
                 numbered.append((place, tokens, number_of(seen[tuple(tokens)], *tokens)))
                 seen[tuple(tokens)] += 1
             numbered.sort(key=lambda each: (len(each[1]), each[0]))
@@ -150,7 +150,7 @@ class RunLM(TemplateLM):
         return [found[place] for place in range(len(requests))]
 
     def _write(self, rows: Sequence[list[int]], numbers: Sequence[int], manner: Manner) -> list[str]:
-        """The continuation of each prompt, up to the first of the strings that end it."""
+        """The continuation of each prompt, up to its first stop string."""
         decode = self.words.decode
         padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
         texts = generate(self.run.objective, padded.to(self._device), num_tokens=manner.num_tokens, depth=self.depth,
@@ -162,6 +162,6 @@ class RunLM(TemplateLM):
 
 
 def models_of(run: Run, depths: Sequence[int], *, max_length: int | None = None) -> list[RunLM]:
-    """A model for each depth; they share what they score."""
+    """One model per depth; they share their scores."""
     shared = Continuations(run.objective, depths, seed=run.config.seed, batch_size=run.config.evaluation.batch_size)
     return [RunLM(run, depth, max_length=max_length, continuations=shared) for depth in depths]

@@ -1,6 +1,6 @@
-"""`looped import`: a pretrained model as a run of step 0, which every verb takes.
+"""`looped import`: a pretrained model as a run at step 0, which every verb accepts.
 
-Weights go from file to file, one at a time: a model of any size is imported in the memory of its largest tensor.
+Weights are copied from file to file one at a time, so importing takes the memory of the model's largest tensor.
 """
 
 import json
@@ -24,15 +24,15 @@ from looped.training.runs import CONFIG, STAMP, TOKENIZER, Run, read_stamp, stam
 
 FETCHED = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*",
            "special_tokens_map.json", "vocab.json", "merges.txt", "*.model", "README.md")
-"""The files of a repository of the hub that are asked for; no code, no pickles."""
+"""The files fetched from a hub repository; no code, no pickles."""
 
 LIMITS = ("max_position_embeddings", "block_size", "n_positions")
-"""The keys of a config.json that say how many tokens a model reads."""
+"""The keys of a config.json for a model's context length."""
 
 
 @dataclass(frozen=True)
 class Imported:
-    """A run that was made of a model. parameters: their number."""
+    """A run made from a pretrained model. parameters: number of parameters."""
 
     path: Path
     family: str
@@ -44,10 +44,10 @@ def import_model(source: str | Path, out: str | Path, *, layers: str | None = No
                  tokenizer: str | Path | None = None, settings: Mapping[str, Any] | None = None) -> Imported:
     """Write the run `out` from a model's folder, or from a repository of the Hugging Face hub, NAME or NAME@REVISION.
 
-    layers: "P/N/C", the cut of a dense stack (`read_pretrained`). tokenizer: a tokenizer.json or a folder with one,
-    where the model's has none. settings: of the run's config, as its data. Raises UserError, and leaves nothing behind,
-    for what is no such model, tensors that are missing, left over or of another shape, a tokenizer that does not fit,
-    and an `out` that exists.
+    layers: "P/N/C", the cut of a dense stack (`read_pretrained`). tokenizer: a tokenizer.json or a folder with one, if
+    the model's folder has none. settings: of the run's config, such as its data. Raises UserError, and leaves nothing
+    behind, if `source` is no such model, tensors are missing, left over or of another shape, the tokenizer does not
+    fit, or `out` exists.
     """
     with new_folder(out) as folder:
         source_folder = _located(source)
@@ -57,15 +57,15 @@ def import_model(source: str | Path, out: str | Path, *, layers: str | None = No
         if words.vocab_size < found.vocab_size:
             found = open_pretrained(source_folder, layers, kept | {"model.padded_vocab_size": found.vocab_size})
         elif words.vocab_size > found.vocab_size:
-            raise UserError(f"{source} has {found.vocab_size} embeddings and its tokenizer {words.vocab_size} tokens; "
-                            f"give with --tokenizer the one that belongs to it")
+            raise UserError(f"{source} has {found.vocab_size} embeddings, but its tokenizer has {words.vocab_size} "
+                            f"tokens; give the matching tokenizer with --tokenizer")
         _write(folder, found, words, str(source))
     shapes = found.skeleton.state_dict().values()
     return Imported(Path(out), found.family.name, sum(weight.numel() for weight in shapes), found.config)
 
 
 def max_length_of(run: Run) -> int:
-    """The tokens that a run reads at most: of an imported one what its model says, else those of its training."""
+    """The context length of a run in tokens: that of the imported model's config, else that of training."""
     imported = read_stamp(run.path).get("imported", {}).get("config", {})
     return next((imported[name] for name in LIMITS if imported.get(name)), run.config.data.length)
 
@@ -76,8 +76,8 @@ def _write(folder: Path, found: Pretrained, words: TextTokenizer, source: str) -
     weights = ((f"model.{name}", weight) for name, weight in found.weights())
     own = sorted(shapes.keys() - {f"model.{name}" for name in found.skeleton.state_dict()})
     if own:
-        raise UserError(f"objective {found.config.objective} has weights of its own ({own[0]}), which {source} has "
-                        f"not; import it without --objective, and train that with training.warm_start")
+        raise UserError(f"objective {found.config.objective} adds weights ({own[0]}) that {source} does not have; "
+                        f"import it without --objective, then train with this objective and training.warm_start")
     imported = {"imported": {"source": source, "family": found.family.name, "licence": _licence(found.folder),
                              "config": dict(found.raw)}}
     write_text(folder / STAMP, json.dumps(stamp(found.config, "cpu") | imported, indent=1))
@@ -89,7 +89,7 @@ def _write(folder: Path, found: Pretrained, words: TextTokenizer, source: str) -
 
 
 def _licence(folder: Path) -> str | None:
-    """That of the model card, where there is one and it says so."""
+    """The licence stated in the model card, if any."""
     try:
         _, front, _ = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
         said = yaml.safe_load(front)["license"]
@@ -99,7 +99,7 @@ def _licence(folder: Path) -> str | None:
 
 
 def _tokenizer(found: Pretrained, given: str | Path | None) -> TextTokenizer:
-    """That of a model: given, or from its folder, with the end of a text that its config says."""
+    """The tokenizer of a model, given or from its folder, with the end-of-text token of its config."""
     end = found.raw.get("eos_token_id")
     end = end[0] if isinstance(end, list) and end else end
     try:
@@ -110,12 +110,12 @@ def _tokenizer(found: Pretrained, given: str | Path | None) -> TextTokenizer:
 
 
 def _located(source: str | Path) -> Path:
-    """The folder of a model; one of the hub is fetched, its weights and its tokenizer alone."""
+    """The folder of a model; a hub model is fetched, its weights and tokenizer only."""
     path = Path(source).expanduser()
     name, _, revision = str(source).partition("@")
     if path.exists() or str(source).startswith((".", "~", "/")) or name.count("/") > 1:
         if not path.is_dir():
-            raise UserError(f"{source} is no folder of a model; give one that save_pretrained wrote, or a name on the "
+            raise UserError(f"{source} is not a model's folder; give one that save_pretrained wrote, or a name on the "
                             f"Hugging Face hub")
         return path
     from huggingface_hub import snapshot_download
@@ -126,9 +126,9 @@ def _located(source: str | Path) -> Path:
 
 @contextmanager
 def _asked(name: str):
-    """One sentence where the hub has it not, or cannot be reached."""
+    """Turns errors of the hub, such as an unknown name or no network, into a one-sentence UserError."""
     try:
         yield
     except (OSError, ValueError) as error:
-        raise UserError(f"{name} is no folder here, and the Hugging Face hub does not give it ({one_line(error)}); "
-                        f"give a folder, or see huggingface.co for its name") from None
+        raise UserError(f"{name} is not a local folder, and cannot be fetched from the Hugging Face hub "
+                        f"({one_line(error)}); give a folder, or look up the name on huggingface.co") from None

@@ -1,9 +1,8 @@
-"""Any causal language model of transformers as a judge: it reads text, so writers of any tokenizer compare.
+"""A causal language model of transformers as judge: it reads text, so models with any tokenizer can be compared.
 
-The prompt and what was written are decoded together and tokenized anew. The nats of what was written are those of the
-judge's tokens from the first one that reaches beyond the prompt: a token across the boundary counts whole. An end of
-text is nothing that can be read: it is not counted, and of a prompt that holds one the judge sees the documents on both
-sides as one.
+Prompt and continuation are decoded together and retokenized. The nats of a continuation are those of the judge's tokens
+from the first one that extends beyond the prompt; a token across the boundary counts fully. End-of-text tokens are not
+text: they are not counted, and the judge reads the documents on both sides of one as a single document.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,14 +19,14 @@ from looped.hub.loading import batches, load, max_length
 from looped.inference.texts import Texts, as_lists
 
 BATCH = 8
-"""Texts that are read at once; logits over a large vocabulary are what fills the memory."""
+"""Texts per batch; logits over a large vocabulary dominate the memory."""
 
 
 class HubJudge:
-    """A model and its tokenizer that read what a writer has written; `decode` is the writer's, from ids to text, and
-    `end_of_text` its token that says nothing.
+    """A model and its tokenizer as judge of another model's samples; `decode` (ids to text) and `end_of_text` are those
+    of that other model.
 
-    Raises `UserError` for what `load` refuses and for a model that looks ahead.
+    Raises `UserError` for models that `load` refuses, and for a model that is not causal.
     """
 
     def __init__(self, name: str, decode: Callable[[Sequence[int]], str], *, end_of_text: int | None = None,
@@ -43,22 +42,22 @@ class HubJudge:
 
     @torch.no_grad()
     def _check_causal(self) -> None:
-        """A masked language model loads as a causal one, and would see the answers."""
+        """Raises `UserError` for a masked language model, which loads as a causal one but would see the answers."""
         ids = torch.tensor([[0, 1, 2], [0, 1, 3]], device=self.model.device)
         first, second = self.model(ids).logits[:, :2]
         if not torch.allclose(first, second, rtol=1e-3, atol=1e-4):
-            raise UserError(f"model {self.name} looks ahead: what it expects depends on later tokens; name a causal "
+            raise UserError(f"model {self.name} looks ahead: its predictions depend on later tokens; name a causal "
                             f"language model as the judge")
 
     def read(self, prompts: Int[Tensor, "num prompt"], texts: Texts) -> Judged:
-        """Each text after its prompt, without its end of text."""
+        """Scores of each text after its prompt, without its end-of-text token."""
         rows = as_lists(texts)
         nats = self.nats([continuation(self.decode, *pair) for pair in zip(prompts.tolist(), rows, strict=True)])
         return Judged(nats, torch.tensor([sum(token != self.end_of_text for token in row) for row in rows]))
 
     @torch.no_grad()
     def nats(self, texts: Sequence[tuple[str, int]]) -> Float[Tensor, "num"]:
-        """Nats of each text from a character on: (text, character), in float64."""
+        """Nats of each (text, character) from that character on, in float64."""
         rows, firsts = zip(*(self.tokens(*pair) for pair in texts), strict=True)
         totals = []
         for ids, mask in batches(self.tokenizer, list(rows), BATCH):
@@ -74,7 +73,7 @@ class HubJudge:
         return cross_entropy(logits.transpose(1, 2), ids[:, 1:].to(device), reduction="none").cpu().double()
 
     def tokens(self, text: str, boundary: int) -> tuple[list[int], int]:
-        """(ids of a text after the judge's start token, place of the first one that reaches beyond `boundary`)."""
+        """(ids of a text after the judge's start token, index of the first one that extends beyond `boundary`)."""
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         start = self.tokenizer.bos_token_id
         ids = ([start] if start is not None else []) + encoded["input_ids"]
@@ -85,6 +84,6 @@ class HubJudge:
                             f"evaluation.prompt_length higher")
         limit = max_length(self.model)
         if limit is not None and len(ids) > limit:
-            raise UserError(f"judge {self.name} reads at most {limit} tokens, and a text has {len(ids)}; set "
+            raise UserError(f"judge {self.name} reads at most {limit} tokens, but a text has {len(ids)}; set "
                             f"evaluation.sample_length lower")
         return ids, first

@@ -1,6 +1,6 @@
-"""Models and tokenizers of the Hugging Face hub or of a local folder; the only place that imports transformers.
+"""Loading of models and tokenizers from the Hugging Face hub or a local folder, by transformers.
 
-Weights come as safetensors only and no code of a repository is run, so that naming a model is all that can go wrong.
+Weights are read from safetensors only, and no code of a repository is run, so naming a model is safe.
 """
 
 from collections.abc import Iterator
@@ -21,29 +21,29 @@ WAY_OUT = "name a run's folder, a model's folder, or a model of the Hugging Face
 def load(name: str, kind: str) -> tuple[Any, Any]:
     """(model in float32 and evaluation mode, its fast tokenizer); `kind` is a class of transformers such as AutoModel.
 
-    Raises `UserError` where transformers, the model, its safetensors, some of its weights or its tokenizer are missing.
+    Raises `UserError` if transformers, the model, its safetensors, some of its weights or its tokenizer are missing.
     """
     transformers = import_transformers(name)
     _check_folder(name)
     with quiet(), _in_one_sentence(name):
-        transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)  # first: the least to wait for
+        transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)  # first: it fails fastest
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         model, report = getattr(transformers, kind).from_pretrained(
             name, trust_remote_code=False, use_safetensors=True, dtype=torch.float32, output_loading_info=True)
-    missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)  # nobody here asks a pooler
+    missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)  # poolers are not used here
     if missing:
         raise UserError(f"model {name} has no weights '{missing[0]}', which {kind} needs; name another one")
     if not tokenizer.is_fast:
-        raise UserError(f"model {name} has no fast tokenizer, which alone knows where in a text its tokens are; name "
-                        f"another one")
+        raise UserError(f"model {name} has no fast tokenizer, which is needed for the offsets of tokens in a text; "
+                        f"name another one")
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         raise UserError(f"model {name} has {model.get_input_embeddings().num_embeddings} embeddings for the "
-                        f"{len(tokenizer)} tokens of its tokenizer; save the two that belong together")
+                        f"{len(tokenizer)} tokens of its tokenizer; save it with a matching tokenizer")
     return model.eval(), tokenizer
 
 
 def import_transformers(name: str, what: str = "reading with") -> ModuleType:
-    """The package. Raises UserError where it is missing."""
+    """The module transformers. Raises UserError if it is missing."""
     try:
         import transformers
     except ImportError:
@@ -52,7 +52,7 @@ def import_transformers(name: str, what: str = "reading with") -> ModuleType:
 
 
 def _check_folder(name: str) -> None:
-    """A check that a name that can only be a path leads to a model."""
+    """Raises UserError if a name that can only be a path does not lead to a model."""
     path = Path(name).expanduser()
     if path.exists() and not (path / "config.json").is_file():
         raise UserError(f"{name} is neither a run, with a config.yaml, nor a model's folder, with a config.json; "
@@ -75,7 +75,7 @@ def _in_one_sentence(name: str) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Neither bars nor warnings: what is wrong is said once, by us."""
+    """Suppresses the libraries' progress bars and warnings; errors are reported once, by us."""
     import huggingface_hub
     import transformers
 
@@ -105,5 +105,5 @@ def batches(tokenizer: Any, rows: list[list[int]], size: int) -> Iterator[tuple[
 
 
 def max_length(model: nn.Module) -> int | None:
-    """Tokens that a model can read, None where nothing limits them."""
+    """Context length of a model in tokens, None if unlimited."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)

@@ -1,7 +1,7 @@
-"""Logits of a trained model as other programs ask for them: of all tokens at once, or of new ones beside a cache.
+"""Logits of a trained model for other programs: of all tokens at once, or of new tokens with a cache.
 
-A reader belongs to a rollout (`READERS`). What a row gets is a function of its own tokens and of the seed: every row
-draws as the first one of a batch, each position its own start, whatever is padded and however much is read at once.
+There is one reader per rollout (`READERS`). A row's logits depend only on its own tokens and the seed: every row uses
+the draws of a batch's first row, and each position has its own initial noise, whatever the padding or chunk size.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ GREEDY, PLAIN = Steering(temperature=0), Steering()
 
 
 class Reader:
-    """The logits of an objective. Raises UserError for what it does not compute."""
+    """The logits of an objective. Raises UserError for anything it cannot compute."""
 
     def __init__(self, objective: Objective, seed: int):
         self.objective = objective
@@ -35,31 +35,30 @@ class Reader:
         self.seed = seed
 
     def draws(self, reading: Reading) -> Callable[[int], StepRandom]:
-        """The draws of a step, or of a position, by its number; all rows draw alike."""
+        """Number of a step or position -> its random draws, the same for all rows."""
         num = len(reading.tokens)
         return partial(StepRandom, self.seed, count=num, rows=[0] * num, device=reading.tokens.device)
 
     def logits(self, reading: Reading, keep: int) -> Float[Tensor, "batch kept vocab"]:
-        """Logits after the last `keep` columns, or after all of them (0)."""
+        """Logits at the last `keep` positions, or at all of them (0)."""
         raise NotImplementedError
 
     def trained(self, reading: Reading) -> Float[Tensor, "batch new vocab"]:
-        """Logits with gradient through the steps that the rule gives one (`Objective.backprop`)."""
+        """Logits for training, with gradient through as many last steps as the rule says (`Objective.backprop`)."""
         raise UserError(f"a {type(self.objective).__name__} is not trained by its logits; train it with looped train, "
                         f"and export it again")
 
     def check_layers(self, family: str) -> None:
-        """Raises UserError where the steps are not layers that a dense stack, or a loop of another family, could have.
-        """
-        raise UserError(f"a {type(self.objective).__name__} is no plain loop, and {family} computes nothing else; "
+        """Raises UserError if the steps cannot be written as layers of a dense stack or a loop of another family."""
+        raise UserError(f"a {type(self.objective).__name__} is not a plain loop, and {family} computes nothing else; "
                         f"export it --to hf")
 
     writes_uncached = True
-    """True where a text that is read anew for each token is the same text."""
+    """True if generation without a cache gives the same text as with one."""
 
 
 class LoopReader(Reader):
-    """A loop, whose cache has keys and values of every step."""
+    """Reader of a loop; its cache has keys and values of every step."""
 
     def check_layers(self, family: str) -> None:
         pass
@@ -73,21 +72,21 @@ class LoopReader(Reader):
         return head_logits(self.model, self.model.hidden(state, rows)[:, -keep:])
 
     def _check_documents(self, r: Reading) -> None:
-        """A cache knows nothing of the ends of documents."""
+        """Raises UserError if a cache would hold several documents, whose ends it does not know."""
         if not self.objective.separate or r.cache is None:
             return
-        ends = (r.tokens == self.objective.end_of_text) & (r.places() > 0)  # one may begin a text, or fill it up
+        ends = (r.tokens == self.objective.end_of_text) & (r.places() > 0)  # one may start a text or pad it
         if bool(ends.any()):
-            raise UserError("this model was trained on documents kept separate, and a cache holds one document; end "
+            raise UserError("this model was trained with data.documents separate, but a cache holds one document; end "
                             "the text at its end-of-text token, or read it with use_cache=False")
 
     def _check_unpadded(self, r: Reading) -> None:
         if r.padding.empty is not None:
-            raise UserError("whole texts are trained on, and told apart by their ends, without padding on the left; "
+            raise UserError("training, and texts of several documents, need texts without padding on the left; "
                             "pad on the right (tokenizer.padding_side = 'right')")
 
     def _of_documents(self, r: Reading) -> Tensor:
-        """Each document as if it stood alone."""
+        """Final states, with each document read as if it stood alone."""
         self._check_unpadded(r)
         batch = self.objective.ask(torch.cat([r.tokens, r.tokens[:, -1:]], dim=1))
         rows = rows_of_batch(batch)
@@ -111,38 +110,38 @@ class LoopReader(Reader):
 
 
 class SolverReader(Reader):
-    """A denoiser: `depth` solver steps per token, from noise that is the same for every text."""
+    """Reader of a denoiser: `depth` solver steps per token, from noise that is the same for every text."""
 
     writes_uncached = False
 
     def __init__(self, objective: Objective, seed: int):
         super().__init__(objective, seed)
         if objective.config.block_size > 1:
-            raise UserError(f"this denoiser seeks {objective.config.block_size} tokens at a time "
-                            f"(denoise.block_size), and transformers asks for one; sample it with looped generate")
+            raise UserError(f"this denoiser predicts {objective.config.block_size} tokens at a time "
+                            f"(denoise.block_size), but transformers expects one; sample it with looped generate")
 
     def logits(self, reading: Reading, keep: int) -> Float[Tensor, "batch kept vocab"]:
-        """All tokens, each beside the true earlier ones."""
+        """Teacher-forced logits: each token is predicted from the true earlier ones."""
         r = reading
         if r.padding.empty is not None:
-            raise UserError("the tokens of a denoiser are read without padding on the left; give texts of one length, "
+            raise UserError("a denoiser's logits need texts without padding on the left; give texts of one length, "
                             "or one at a time")
-        rows = torch.cat([r.tokens, r.tokens[:, -1:]], dim=1)  # nothing sees the last one
+        rows = torch.cat([r.tokens, r.tokens[:, -1:]], dim=1)  # no row attends to the last one
         return TeacherForced(self.objective, rows).logits(r.depth, self.draws(r)(0), "")[:, -keep:]
 
     def writer(self, reading: Reading, steering: Steering) -> DenoiseWriter:
-        """A writer from the beginning of some prompts on."""
+        """A writer that starts from the beginning of the prompts."""
         return DenoiseWriter(self.objective, reading.depth, steering, reading.padding)
 
 
 READERS: dict[str, type[Reader]] = {"loop": LoopReader, "solver": SolverReader}
-"""By the name of a rollout."""
+"""Name of a rollout -> class of its reader."""
 
 
 def reader_of(objective: Objective, config: Config) -> Reader:
-    """The reader of an objective. Raises UserError for a model that writes no text token by token."""
+    """The reader of an objective. Raises UserError for a model that does not generate text token by token."""
     name = rollout_of(objective).name
     if not config.kind.writes or name not in READERS:
-        raise UserError(f"a {type(objective).__name__} on {config.kind.noun} has no next token, and transformers runs "
-                        f"models that have one: loops and denoisers of text")
+        raise UserError(f"a {type(objective).__name__} on {config.kind.noun} predicts no next token, but transformers "
+                        f"needs models that do: loops and denoisers of text")
     return READERS[name](objective, config.seed)

@@ -1,12 +1,12 @@
-"""Models of this package as models of transformers: `LoopedForCausalLM`, with every method that has for one.
+"""Models of this package as transformers models: `LoopedForCausalLM`, with all methods of a causal language model.
 
-    from looped.hub.wrapper import LoopedForCausalLM    # which registers it: AutoModelForCausalLM reads it, too
+    from looped.hub.wrapper import LoopedForCausalLM    # also registers it for AutoModelForCausalLM
 
     model = LoopedForCausalLM.from_pretrained("out", num_steps=16)
     model.generate(**tokenizer("def", return_tensors="pt"), num_steps=32)
 
-`num_steps`, loop steps or solver steps per token, is a setting of the config, of `from_pretrained`, of `generate` and
-of a call, the last of which wins.
+`num_steps`, loop steps or solver steps per token, is set in the config, in `from_pretrained`, in `generate` or in a
+call; the later ones override the earlier ones.
 """
 
 from contextlib import contextmanager
@@ -35,9 +35,9 @@ from looped.nn.layers import TransformerLayer
 from looped.objectives import Objective, build_objective
 
 KEPT = "cache" if any(field.name == "cache" for field in fields(CausalLMOutputWithPast)) else "past_key_values"
-"""The name of a cache in outputs, another one since transformers 5.24."""
+"""The name of the cache in outputs, which changed in transformers 5.24."""
 CODE = "modeling_looped.py"
-THIN = '''"""A model of the package `looped` (pip install looped), which computes it; see README.md beside this file."""
+THIN = '''"""A model of the package `looped` (pip install looped), which computes it; see README.md in this folder."""
 
 from looped.hub.wrapper import LoopedConfig, LoopedForCausalLM
 
@@ -69,19 +69,19 @@ class LoopedConfig(PretrainedConfig):
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = None) -> None:
-        """Nothing to remember: `auto_map` is always there, and the file that it names is the model's."""
+        """Does nothing: `auto_map` is always set, and the model writes the file that it names."""
 
     @property
     def settings(self) -> Config:
-        """The settings of its run."""
+        """The settings of the model's run."""
         return Config.model_validate(self.looped or {})
 
 
 class LoopedForCausalLM(PreTrainedModel, GenerationMixin):
     """A model of this package behind the interface of transformers.
 
-    Loops: all of `generate` but static caches. Denoisers: greedy search and sampling, each token solved for in
-    `num_steps` solver steps. What a row gets depends on its own tokens and on the seed of the config alone.
+    Loops: all of `generate` except static caches. Denoisers: greedy search and sampling, with `num_steps` solver steps
+    per token. A row's output depends only on its own tokens and the config's seed.
     """
 
     config_class: type[LoopedConfig] = LoopedConfig
@@ -95,7 +95,7 @@ class LoopedForCausalLM(PreTrainedModel, GenerationMixin):
     def __init__(self, config: LoopedConfig):
         super().__init__(config)
         settings = config.settings
-        # The head is one with the embedding where they are tied: there is one tensor, and nothing to tie.
+        # A tied head is the embedding itself: there is one tensor, and nothing to tie.
         self.objective: Objective = build_objective(
             settings, unseeded(settings, config.vocab_size), config.eos_token_id)
         self.reader: Reader = reader_of(self.objective, settings)
@@ -104,7 +104,7 @@ class LoopedForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def holding(cls, objective: Objective, config: LoopedConfig) -> "LoopedForCausalLM":
-        """The model of an objective, whose weights it shares."""
+        """A model around an objective, whose weights it shares."""
         with torch.device("meta"):
             model = cls(config)
         model.objective, model.reader = objective, reader_of(objective, config.settings)
@@ -112,25 +112,25 @@ class LoopedForCausalLM(PreTrainedModel, GenerationMixin):
 
     @torch.no_grad()
     def _init_weights(self, module: torch.nn.Module) -> None:
-        """Fill what no file holds; weights that are missing from one are refused by `from_pretrained`'s own report."""
+        """Fill buffers that no file holds; `from_pretrained` refuses a file with missing weights."""
         if isinstance(module, Frequencies):
             module.reset_frequencies()
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
-        """As of every model of transformers. Raises UserError where a folder lacks a weight, or has one too many."""
+        """`PreTrainedModel.from_pretrained`. Raises UserError if the folder lacks a weight or has an unexpected one."""
         model, report = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        for what, wrong in (("lacks", report["missing_keys"]), ("has no place for", report["unexpected_keys"])):
+        for what, wrong in (("lacks", report["missing_keys"]), ("should not have", report["unexpected_keys"])):
             if wrong:
                 raise UserError(f"the folder of this model {what} the tensor {sorted(wrong)[0]}; export it again")
         return (model, report) if output_loading_info else model
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = None) -> None:
-        """Nothing to remember: `save_pretrained` always leaves the thin file."""
+        """Does nothing: `save_pretrained` always writes the file that `auto_map` names."""
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
-        """As of every model of transformers, with the file that `trust_remote_code=True` reads."""
+        """`PreTrainedModel.save_pretrained`, which also writes the file that `trust_remote_code=True` reads."""
         super().save_pretrained(save_directory, *args, **kwargs)
         (Path(save_directory) / CODE).write_text(THIN, encoding="utf-8", newline="")
 
@@ -146,7 +146,7 @@ class LoopedForCausalLM(PreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, new_embeddings: torch.nn.Module) -> None:
         self.reader.model.head = new_embeddings
 
-    # ---- reading -----------------------------------------------------------------------------------------------------
+    # ---- forward -----------------------------------------------------------------------------------------------------
 
     def forward(self, input_ids: Int[Tensor, "batch new"] | None = None, attention_mask: Tensor | None = None,
                 past_key_values: Any = None, labels: Tensor | None = None, use_cache: bool | None = None,
@@ -154,18 +154,18 @@ class LoopedForCausalLM(PreTrainedModel, GenerationMixin):
                 return_dict: bool | None = None, position_ids: Tensor | None = None, inputs_embeds: None = None,
                 output_attentions: bool | None = None, output_hidden_states: bool | None = None,
                 ) -> CausalLMOutputWithPast:
-        """Logits (B, L, V) after `num_steps` steps, and with `labels`, whose -100 do not count, their loss.
+        """Logits (B, L, V) after `num_steps` steps, and the loss if `labels` are given (-100 is ignored).
 
-        past_key_values, or `cache` as it is called since transformers 5.24: what was read before; new tokens follow it.
-        attention_mask: of those before and the new ones; padding on the left, or without a cache on the right. What
-        else transformers hands to a model, as position_ids, follows from these. Raises UserError for anything else.
+        past_key_values (`cache` since transformers 5.24): the tokens read before, which the new ones follow.
+        attention_mask: for cached and new tokens; padding on the left, or without a cache on the right. Other inputs
+        of transformers, such as position_ids, must agree with these. Raises UserError for anything else.
         """
         kept = past_key_values if cache is None else cache
         if not isinstance(input_ids, Tensor) or inputs_embeds is not None:
-            raise UserError("a looped model reads input_ids alone; inputs_embeds have no place in it")
+            raise UserError("a looped model reads input_ids, not inputs_embeds; pass input_ids alone")
         if output_attentions or output_hidden_states:
-            raise UserError("a looped model gives logits alone, no attentions and no hidden states; its states by step "
-                            "are those of model.objective.model.unroll(callback=)")
+            raise UserError("a looped model returns logits, no attentions and no hidden states; for its states by step "
+                            "use model.objective.model.unroll(callback=)")
         first = 0 if kept is None else kept.get_seq_length()
         depth = self.config.num_steps if num_steps is None else num_steps
         whole_number("num_steps", depth, 1)
@@ -183,23 +183,23 @@ class LoopedForCausalLM(PreTrainedModel, GenerationMixin):
         loss = None if labels is None else self.loss_function(logits, labels, vocab_size=self.config.vocab_size)
         return CausalLMOutputWithPast(loss=loss, logits=logits, **{KEPT: kept})
 
-    # ---- writing -----------------------------------------------------------------------------------------------------
+    # ---- generation --------------------------------------------------------------------------------------------------
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """As of every model of transformers, which also has `num_steps=`."""
+        """`GenerationMixin.generate`, which here also has `num_steps=`."""
         settings = kwargs.get("generation_config") or self.generation_config
         sampled = kwargs.get("do_sample", settings.do_sample)
         beams = kwargs.get("num_beams", settings.num_beams) or 1
         cached = kwargs.get("use_cache", settings.use_cache)
         if cached is False and not self.reader.writes_uncached:
-            raise UserError("a denoiser writes with its cache, which holds the noise of the tokens so far; leave "
+            raise UserError("a denoiser generates with its cache, which holds the noise of earlier tokens; leave "
                             "use_cache=False out")
         with self._seeking(greedy=not sampled and beams == 1):
             return super().generate(*args, **kwargs)
 
     @contextmanager
     def _seeking(self, greedy: bool):
-        """A denoiser that is asked for the likeliest token seeks it at every noise level, as `looped generate` does."""
+        """In greedy search, a denoiser takes the most likely token at every noise level, as `looped generate` does."""
         before, self.greedy = self.greedy, greedy
         try:
             yield
@@ -208,8 +208,8 @@ class LoopedForCausalLM(PreTrainedModel, GenerationMixin):
 
     def write(self, input_ids: Int[Tensor, "batch length"], num_tokens: int, num_steps: int | None = None,
               **how: Any) -> Int[Tensor, "batch {num_tokens}"]:
-        """The continuations that `looped generate` writes of prompts of one length, by its own sampler;
-        temperature, top_k, top_p, seed: as of `looped.generate`."""
+        """Continuations of prompts of one length by the sampler of `looped generate`; temperature, top_k, top_p, seed:
+        as in `looped.generate`."""
         depth = self.config.num_steps if num_steps is None else num_steps
         return generate(self.objective, input_ids, num_tokens=num_tokens, depth=depth, **how)
 
@@ -217,19 +217,19 @@ class LoopedForCausalLM(PreTrainedModel, GenerationMixin):
 
     def activation_checkpointing_enable(self, activation_checkpointing_kwargs: dict[str, Any] | None = None,
                                         every_n_layers: int = 1, offload: bool = False) -> None:
-        """Each layer keeps its inputs alone for the backward pass. Raises UserError for other ways."""
+        """Each layer keeps only its inputs for the backward pass. Raises UserError for other settings."""
         if activation_checkpointing_kwargs or every_n_layers != 1 or offload:
-            raise UserError("a looped model checkpoints each of its layers as it is; leave the settings of "
-                            "gradient checkpointing out")
+            raise UserError("a looped model checkpoints every layer in one way; leave the settings of gradient "
+                            "checkpointing out")
         self._checkpoint(True)
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None,
                                       **how: Any) -> None:
-        """The same by its older name."""
+        """Older name of `activation_checkpointing_enable`."""
         self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **how)
 
     def activation_checkpointing_disable(self) -> None:
-        """All is kept."""
+        """Layers keep all activations again."""
         self._checkpoint(False)
 
     gradient_checkpointing_disable = activation_checkpointing_disable
@@ -243,36 +243,35 @@ class LoopedForCausalLM(PreTrainedModel, GenerationMixin):
 
     @property
     def is_activation_checkpointing(self) -> bool:
-        """True if layers keep their inputs alone."""
+        """True if layers keep only their inputs."""
         return any(layer.checkpointed for layer in self._layers())
 
     is_gradient_checkpointing = is_activation_checkpointing
 
 
 def _check_positions(given: Tensor | None, reading: Reading) -> None:
-    """Raises UserError for positions that do not follow from the mask, as those of several texts packed in one row."""
+    """Raises UserError for positions that do not follow from the mask, such as those of texts packed in one row."""
     if given is None:
         return
     places = reading.places().expand(reading.tokens.shape)
     if given.shape[-1] != places.shape[1] or bool(((given.expand(places.shape) != places) & (places >= 0)).any()):
-        raise UserError("position_ids are not those that follow from the attention_mask, as where several texts are "
-                        "packed in one row; give each text a row of its own")
+        raise UserError("position_ids do not follow from the attention_mask, as if several texts were packed in one "
+                        "row; give each text its own row")
 
 
 def _padding(mask: Tensor | None, tokens: Tensor, first: int, *, cached: bool) -> Padding:
-    """The padding that an attention mask says. Raises UserError where a cache would be filled by what is on the right,
-    and for holes."""
+    """The padding that an attention mask describes. Raises UserError for right padding with a cache, and for holes."""
     width = first + tokens.shape[1]
     if mask is None or bool((mask == 1).all()):
         return Padding(None, width)
     if mask.ndim != 2 or mask.shape != (len(tokens), width):
-        raise UserError(f"attention_mask has shape {tuple(mask.shape)}, and there are {len(tokens)} texts of {width} "
-                        f"tokens, those in the cache counted; give a mask of ones and zeros for all of them")
+        raise UserError(f"attention_mask has shape {tuple(mask.shape)}, but there are {len(tokens)} texts of {width} "
+                        f"tokens, cached ones included; give a mask of ones and zeros for all of them")
     padded = Padded.of_attention_mask(mask)
     if padded.side == "left":
         return Padding(padded.lengths.to(tokens.device), width)
     if cached:
-        raise UserError("this batch is padded on the right, where new tokens are to follow; pad it on the left "
+        raise UserError("this batch is padded on the right, where new tokens follow; pad it on the left "
                         "(tokenizer.padding_side = 'left')")
     return Padding(None, width)  # causal rows never see what is on their right
 

@@ -27,9 +27,9 @@ GOOD = '{"text": "fine"}\n'
 BAD_FILES = {
     # name, bytes, what the message must say
     "not utf-8": ("a.txt", "naïve".encode("latin-1") + b" text", "is not UTF-8 (byte 0xef at offset 2); convert it"),
-    "utf-16": ("a.txt", "text".encode("utf-16"), "byte-order mark of UTF-16 (ff fe), and text is read as UTF-8; conv"),
+    "utf-16": ("a.txt", "text".encode("utf-16"), "byte-order mark of UTF-16 (ff fe), but text is read as UTF-8; conv"),
     "utf-16 without a mark": ("a.txt", "text".encode("utf-16-le"), "is binary (a zero byte at offset 1); leave it out"),
-    "utf-32": ("a.txt", "text".encode("utf-32"), "UTF-32 (ff fe 00 00), and text is read as UTF-8; convert"),
+    "utf-32": ("a.txt", "text".encode("utf-32"), "UTF-32 (ff fe 00 00), but text is read as UTF-8; convert"),
     "utf-16 JSON": ("a.jsonl", GOOD.encode("utf-16"), "begins with the byte-order mark of UTF-16 (ff fe)"),
     "not utf-8 behind a mark": ("a.txt", b"\xef\xbb\xbfna\xef", "is not UTF-8 (byte 0xef at offset 5)"),
     "cut utf-8": ("a.txt", "naï".encode()[:-1], "is not UTF-8 (byte 0xc3 at offset 2)"),
@@ -39,18 +39,21 @@ BAD_FILES = {
     "array cut": ("a.json", b'[\n {"text": "x"},\n {"text": "y"}\n', "line 4 is not JSON (the array has no end)"),
     "array with a gap": ("a.json", b'[{"text": "x"}\n,,{"text": "y"}]', "line 2 is not JSON (Expecting value)"),
     "array without a comma": ("a.json", b'[{"text": "x"}\n{"text": ""}]', "line 2 is not JSON (Expecting ',' delim"),
-    "array and more": ("a.json", b'[{"text": "x"}]\n[{"text": "y"}]', "line 2 is not JSON (Extra data behind the arr"),
+    "array and more": ("a.json", b'[{"text": "x"}]\n[{"text": "y"}]', "line 2 is not JSON (Extra data after the arr"),
     "array of no objects": ("a.json", b'["x"]', "row 0 holds str, not an object with fields"),
     "array not UTF-8": ("a.json", b'[\n{"text": "x\xff"}]', "is not UTF-8 (byte 0xff at offset 13)"),
     "array with a huge number": ("a.json", b"[" + b"1" * 9999, "line 1 is not JSON (Exceeds the limit"),
     "object cut": ("a.json", b'{\n "text": "x"\n', "line 3 is not JSON (Expecting ',' delimiter)"),
-    "inner fields": ("a.jsonl", b'{"meta": {"text": "x", "n": 1}, "i": 2}', "no field 'text' but meta.text, meta.n, i"),
+    "inner fields": ("a.jsonl", b'{"meta": {"text": "x", "n": 1}, "i": 2}',
+                     "no field 'text'; fields: meta.text, meta.n, i"),
     "deep JSON": ("a.jsonl", b"[" * 100_000, "line 1 is not JSON"),
     "JSON not UTF-8": ("a.jsonl", GOOD.encode() + b'{"text": "\xff"}', "line 2 is not JSON ('utf-8' codec"),
     "no object": ("a.jsonl", (GOOD + '"text"\n').encode(), "line 2 holds str, not an object with fields"),
-    "no field": ("a.jsonl", b'{"body": "x", "Text": "y"}', "line 1 has no field 'text' but body, Text; did you mean"),
-    "no near field": ("a.jsonl", b'{"body": "x"}', "has no field 'text' but body; set data.text_field to one of them"),
-    "no fields": ("a.jsonl", b"{}", "has no field 'text' but none at all"),
+    "no field": ("a.jsonl", b'{"body": "x", "Text": "y"}',
+                 "line 1 has no field 'text'; fields: body, Text; did you mean"),
+    "no near field": ("a.jsonl", b'{"body": "x"}',
+                      "has no field 'text'; fields: body; set data.text_field to one of them"),
+    "no fields": ("a.jsonl", b"{}", "has no field 'text'; fields: none"),
     "not text": ("a.jsonl", b'{"text": ["x"]}', "field 'text' holds list, not text; set data.text_field"),
     "lone surrogate": ("a.jsonl", (GOOD + '{"text": "\\ud800"}').encode(), "a.jsonl#2 is not valid Unicode"),
     "no gzip": ("a.jsonl.gz", b"text", "is damaged (Not a gzipped file"),
@@ -77,7 +80,7 @@ def test_a_bad_file_is_named_with_the_place_and_a_way_out(tmp_path, case):
     assert name in message
 
 
-@pytest.mark.parametrize(("rows", "says"), [([{"txt": "x", "n": 1}], "row 0 has no field 'text' but txt, n; did you"),
+@pytest.mark.parametrize(("rows", "says"), [([{"txt": "x", "n": 1}], "row 0 has no field 'text'; fields: txt, n; did"),
                                             ([{"text": 1}], "row 0: field 'text' holds int, not text"),
                                             ([{"text": b"x"}], "row 0: field 'text' holds bytes, not text")])
 def test_parquet_without_the_text_names_its_columns(tmp_path, rows, says):
@@ -118,7 +121,7 @@ def folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("content", "more", "says"), [
     (GOOD, {"split": "test"}, "split"),
     (GOOD, {"dataset_config": "english"}, "'english' not found"),
-    (GOOD, {"text_field": "txt"}, "row 0 has no field 'txt' but text; did you mean 'text'"),
+    (GOOD, {"text_field": "txt"}, "row 0 has no field 'txt'; fields: text; did you mean 'text'"),
     ('{"text": 1}\n', {}, "row 0: field 'text' holds int, not text"),
     (GOOD + '{"text": \n', {}, "cannot be read (JSON parse error"),
     (None, {}, "doesn't contain any data files"),

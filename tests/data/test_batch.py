@@ -106,7 +106,7 @@ def test_another_range_or_another_option_is_another_fingerprint():
 
 @pytest.mark.parametrize(("settings", "words"), [
     ({"name": "sudoku", "layout": "causal"}, "set task.layout to full"),
-    ({"difficulty": [0, 4]}, "the easiest prefix-sums"),
+    ({"difficulty": [0, 4]}, "the lowest difficulty of prefix-sums"),
     ({"name": "sudokku"}, "did you mean 'sudoku'"),
     ({"name": "sudoku", "options": {"sise": 4}}, "did you mean 'size'"),
 ])

@@ -59,7 +59,7 @@ def test_what_a_folder_search_passes_over_is_counted_once(tmp_path):
     texts, notices = load(tmp_path)
     assert list(texts) == ["a.txt"]
     (notice,) = notices
-    assert notice.startswith(f"data.path {tmp_path}: passed over 3 hidden, 2 .png, 2 .json without rows that have '")
+    assert notice.startswith(f"data.path {tmp_path}: skipped 3 hidden, 2 .png, 2 .json without rows with a field '")
     assert "1 .pdf" in notice
     assert "1 .bin.gz" in notice
 
@@ -68,7 +68,7 @@ def test_a_folder_of_json_alone_says_what_fields_its_rows_have(tmp_path):
     write(tmp_path / "b.json", '[{"story": "x"}]')
     write(tmp_path / "c.json", '[{"story": "y"}]')
     assert load(tmp_path, text_field="story")[0] == {"b.json#0": "x", "c.json#0": "y"}
-    with pytest.raises(UserError, match=r"b.json row 0 has no field 'stroy' but story; did you mean 'story'"):
+    with pytest.raises(UserError, match=r"b.json row 0 has no field 'stroy'; fields: story; did you mean 'story'"):
         load(tmp_path, text_field="stroy")
 
 
@@ -94,7 +94,7 @@ def test_links_to_folders_are_followed_and_cycles_are_not(tmp_path):
     texts, notices = load(tmp_path / "near")
     assert sorted(texts.values()) == ["far", "near"]
     (notice,) = notices
-    assert "passed over 1 links to a folder that they lie in" in notice  # which is up, not self
+    assert "skipped 1 links to a folder that contains them" in notice  # which is up, not self
 
 
 @pytest.mark.parametrize("pattern", ["**/*.txt", "**", "*/**/*.txt", "**/sub/*", "**/sub/**", "**/s*/**/*.txt"])
@@ -144,7 +144,7 @@ def test_a_pipe_in_a_folder_is_passed_over_and_a_broken_link_is_not(tmp_path):
     os.mkfifo(tmp_path / "b.txt")
     texts, (notice,) = load(tmp_path)
     assert list(texts) == ["a.txt"]
-    assert "passed over 1 pipe or device" in notice
+    assert "skipped 1 pipe or device" in notice
     (tmp_path / "c.txt").symlink_to(tmp_path / "gone")
     with pytest.raises(UserError, match=r"cannot read .*c.txt: No such file"):
         load(tmp_path)
@@ -158,9 +158,9 @@ def test_a_cut_names_what_is_kept_and_what_is_left_out(tmp_path):
     texts, (notice,) = load(tmp_path, max_bytes=25)
     assert list(texts.values()) == ["0123456789", "0123456789", "01234"]
     assert notice == (
-        "data.max_bytes 25 cuts the text off in c.txt: documents kept: 3; of the 5 files found (50 bytes on disk) "
-        "2 are not opened; the text is the head in reading order, not an even share of all; raise data.max_bytes, or "
-        "give only what is to be read")
+        "data.max_bytes 25 cuts the text off in c.txt; documents kept: 3; of 5 files found (50 bytes on disk), "
+        "2 are not read; the text is the beginning in reading order, not a sample of the whole; raise data.max_bytes, "
+        "or select fewer documents")
 
 
 @pytest.mark.parametrize(("content", "max_bytes", "cut"), [
@@ -169,7 +169,7 @@ def test_a_cut_within_the_only_file_is_known(tmp_path, content, max_bytes, cut):
     write(tmp_path / "a.txt", content)
     texts, notices = load(tmp_path / "a.txt", max_bytes=max_bytes)
     assert len(notices) == cut
-    assert all(f"({len(content.encode())} bytes on disk) the last is read in part" in notice for notice in notices)
+    assert all(f"({len(content.encode())} bytes on disk), the last is read in part" in notice for notice in notices)
     assert texts["a.txt"] == content.encode()[:max_bytes].decode(errors="ignore")
 
 
@@ -185,8 +185,8 @@ def test_a_cut_of_a_dataset_says_of_how_many_rows(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
     source = DatasetSource(DataConfig(dataset="some/name"))
     next(source.documents())
-    assert source.extent() == "of its 7 rows the first 1 are read"
-    with pytest.warns(UserWarning, match=r"in train#1: documents kept: 2; of its 7 rows the first 2 are read"):
+    assert source.extent() == "of 7 rows, the first 1 are read"
+    with pytest.warns(UserWarning, match=r"in train#1; documents kept: 2; of 7 rows, the first 2 are read"):
         load_corpus(DataConfig(dataset="some/name", max_bytes=15))
 
 

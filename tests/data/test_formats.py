@@ -92,7 +92,7 @@ def test_columns_and_fields_of_structs_are_read(tmp_path, suffix, field):
         with pyarrow.ipc.new_file(tmp_path / "a.arrow", table.schema) as writer:
             writer.write_table(table, max_chunksize=2)
     assert texts_of(tmp_path / f"a{suffix}", text_field=field) == TEXTS
-    with pytest.raises(UserError, match=r"row 0 has no field 'meta.txt' but meta.text, meta.n; did you mean"):
+    with pytest.raises(UserError, match=r"row 0 has no field 'meta.txt'; fields: meta.text, meta.n; did you mean"):
         texts_of(tmp_path / f"a{suffix}", text_field="meta.txt")
 
 
@@ -141,7 +141,7 @@ def test_a_table_with_the_column_gives_a_document_a_row(tmp_path):
 
 def test_a_table_without_the_column_is_plain_text_and_says_so(tmp_path):
     (tmp_path / "a.csv").write_text("id,body\n1,x\n")
-    with pytest.warns(UserWarning, match=r"for want of a column 'text': 1, such as a.csv \(columns: id, body\)"):
+    with pytest.warns(UserWarning, match=r"without a column 'text': 1, such as a.csv \(columns: id, body\)"):
         assert texts_of(tmp_path / "a.csv") == ["id,body\n1,x\n"]
 
 

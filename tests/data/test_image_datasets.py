@@ -71,7 +71,7 @@ def test_labels_may_be_words_or_scattered_numbers_under_other_names(saved):
     ({}, {"image_field": "label"}, "row 0: field 'label' holds int, not an image; set images.image_field"),
     ({"label": [0.5, 1.0]}, {}, "row 0: field 'label' holds float, not a class"),
     ({"label": [1, None]}, {}, "row 1: field 'label' holds NoneType, not a class"),
-    ({"image": [{"bytes": b"text", "path": None}] * 2}, {}, "row 0 is no image that Pillow reads (cannot identify"),
+    ({"image": [{"bytes": b"text", "path": None}] * 2}, {}, "row 0 is not an image that Pillow reads (cannot identify"),
     ({}, {"split": "tain"}, "cannot be read (Unknown split \"tain\""),
     ({}, {"dataset_config": "english"}, "'english' not found"),
 ])
@@ -82,5 +82,5 @@ def test_a_dataset_that_cannot_be_used_says_why(saved, change, more, says):
 
 def test_labels_that_training_does_not_know_are_refused(saved):
     unlabelled = rows(3) | {"label": [0, -1, 1]}
-    assert "(test) row 1 has the label -1, which is none of the 2 classes trained" in sentence(
+    assert "(test) row 1 has the label -1, which is none of the 2 training classes" in sentence(
         **saved(CLASSES, train=rows(4), test=unlabelled))

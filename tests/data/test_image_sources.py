@@ -45,14 +45,14 @@ def test_gzip_is_told_by_its_first_bytes_too(tmp_path):
 GOOD = idx_bytes(random_part(3)[0])
 BAD_IDX = {
     # bytes, what the message must say
-    "empty": (b"", "begins with nothing where an IDX file of bytes with 3 axes has 00 00 08 03; check"),
-    "another type": (idx_bytes(random_part(3)[0], kind=0x0D), "begins with 00 00 0d 03 where"),
-    "labels for images": (idx_bytes(np.zeros(3)), "begins with 00 00 08 01 where"),
-    "a picture": (b"\x89PNG\r\n", "begins with 89 50 4e 47 where"),
+    "empty": (b"", "begins with nothing, but an IDX file of bytes with 3 axes begins with 00 00 08 03; check"),
+    "another type": (idx_bytes(random_part(3)[0], kind=0x0D), "begins with 00 00 0d 03, but"),
+    "labels for images": (idx_bytes(np.zeros(3)), "begins with 00 00 08 01, but"),
+    "a picture": (b"\x89PNG\r\n", "begins with 89 50 4e 47, but"),
     "little-endian": (struct.pack("<4B3I", 0, 0, 8, 3, 3, 5, 6) + bytes(90), "is cut short: 50331648 x 83886080 x"),
-    "cut in the header": (GOOD[:10], "is cut short: the header alone takes 16, and it has 10; fetch it again"),
-    "cut in the images": (GOOD[:-1], "is cut short: 3 x 5 x 6 bytes and a header make 106, and it has 105; fetch"),
-    "too long": (GOOD + b"x", "is too long: 3 x 5 x 6 bytes and a header make 106, and it has 107"),
+    "cut in the header": (GOOD[:10], "is cut short: the header alone takes 16, but it has 10; fetch it again"),
+    "cut in the images": (GOOD[:-1], "is cut short: 3 x 5 x 6 bytes and a header make 106, but it has 105; fetch"),
+    "too long": (GOOD + b"x", "is too long: 3 x 5 x 6 bytes and a header make 106, but it has 107"),
     "cut gzip": (gzip.compress(GOOD)[:-9], "is damaged (Compressed file ended before"),
     "no images": (idx_bytes(np.zeros((0, 5, 6))), "holds 0 images and"),
 }
@@ -89,7 +89,7 @@ def test_counts_that_disagree_and_empty_files_are_refused(tmp_path):
     write_mnist(tmp_path, "train", images, labels[:2])
     assert "holds 3 images and" in sentence(source="idx", path=str(tmp_path))
     write_mnist(tmp_path, "train", images[:0], labels[:0])
-    assert "holds no image (it says 0 x 5 x 6)" in sentence(source="idx", path=str(tmp_path))
+    assert "holds no image (shape 0 x 5 x 6)" in sentence(source="idx", path=str(tmp_path))
 
 
 @pytest.mark.parametrize("source", ["idx", "folder"])
@@ -155,7 +155,7 @@ def test_links_to_folders_of_images_are_followed_and_hidden_copies_are_not_read(
     write_picture(tmp_path / "set" / "a" / ".ipynb_checkpoints" / "1-checkpoint.png", picture(1, 5, 5))
     (tmp_path / "set" / "a" / "more").symlink_to(tmp_path / "far")
     (tmp_path / "set" / "b").symlink_to(tmp_path / "far")
-    with pytest.warns(UserWarning, match="passed over 1 hidden"):
+    with pytest.warns(UserWarning, match="skipped 1 hidden"):
         source = read_source(ImageConfig(source="folder", path=str(tmp_path / "set")))
     assert source.train.labels.tolist() == [0, 0, 1]
     assert np.array_equal(source.train.pixels[..., 0], [picture(1, 5, 5), picture(0, 5, 5), picture(0, 5, 5)])
@@ -165,10 +165,10 @@ def test_what_is_passed_over_beside_images_is_named(tmp_path):
     for name in ("train/a/0.png", "test/a/0.png", "val/a/0.png", "train/1.png", "2.png"):
         write_picture(tmp_path / name, picture(0, 5, 5))
     (tmp_path / "train" / "a" / "3.heic").write_bytes(b"")
-    with pytest.warns(UserWarning, match="passed over ") as notices:
+    with pytest.warns(UserWarning, match="skipped ") as notices:
         read_source(ImageConfig(source="folder", path=str(tmp_path)))
     (message,) = [str(notice.message) for notice in notices]
-    for what in ("1 val/ beside train/", "2 in no class folder", "1 .heic", "images are files of .png, .jpg"):
+    for what in ("1 val/ next to train/", "2 in no class folder", "1 .heic", "images are files of .png, .jpg"):
         assert what in message
     shutil.rmtree(tmp_path / "val")
     for name in ("2.png", "train/1.png", "train/a/3.heic"):
@@ -182,15 +182,15 @@ def test_unequal_sizes_are_refused_until_a_size_is_set(tmp_path):
     write_picture(tmp_path / "a" / "0.png", picture(0, 5, 5))
     write_picture(tmp_path / "a" / "1.png", picture(1, 4, 6))
     message = sentence(source="folder", path=str(tmp_path))
-    assert "1.png is 4 x 6 pixels (height x width) and" in message
-    assert "0.png 5 x 5; set images.size" in message
+    assert "1.png is 4 x 6 pixels (height x width), but" in message
+    assert "0.png is 5 x 5; set images.size" in message
     assert read_source(ImageConfig(source="folder", path=str(tmp_path), size=4)).train.pixels.shape == (2, 4, 4, 1)
 
 
 def test_parts_of_unequal_sizes_are_refused(tmp_path):
     write_mnist(tmp_path, "train", *random_part(3))
     write_mnist(tmp_path, "t10k", *random_part(3, height=7))
-    assert "to train are 5 x 6 pixels (height x width) and those to test 7 x 6" in sentence(
+    assert "training images are 5 x 6 pixels (height x width) and test images 7 x 6" in sentence(
         source="idx", path=str(tmp_path))
     assert read_source(ImageConfig(source="idx", path=str(tmp_path), size=8)).test.pixels.shape == (3, 8, 8, 1)
 
@@ -200,20 +200,20 @@ def test_a_broken_image_is_named(tmp_path, raw):
     write_picture(tmp_path / "a" / "0.png", picture(0, 5, 5))
     (tmp_path / "a" / "1.png").write_bytes(raw)
     message = sentence(source="folder", path=str(tmp_path))
-    assert f"{tmp_path / 'a' / '1.png'} is no image that Pillow reads (" in message
+    assert f"{tmp_path / 'a' / '1.png'} is not an image that Pillow reads (" in message
 
 
 def test_a_cut_image_is_named(tmp_path):
     write_picture(tmp_path / "a" / "0.jpg", picture(0, 40, 40, 3))
     raw = (tmp_path / "a" / "0.jpg").read_bytes()
     (tmp_path / "a" / "0.jpg").write_bytes(raw[: len(raw) // 2])
-    assert "0.jpg is no image that Pillow reads (image file is truncated" in sentence(
+    assert "0.jpg is not an image that Pillow reads (image file is truncated" in sentence(
         source="folder", path=str(tmp_path))
 
 
 def test_deep_levels_are_refused_rather_than_cut(tmp_path):
     write_picture(tmp_path / "a" / "0.png", picture(0, 5, 5).astype(np.uint16) * 257)
-    assert "of Pillow's mode I;16, whose levels do not fit 8 bits; convert it" in sentence(
+    assert "has Pillow's mode I;16, whose levels do not fit 8 bits; convert it" in sentence(
         source="folder", path=str(tmp_path))
 
 

@@ -134,7 +134,7 @@ def test_digits_are_scikit_learns():
     assert ours == theirs
     assert (DIGITS.num_classes, DIGITS.class_names) == (10, tuple("0123456789"))
     assert (DIGITS.channels, DIGITS.size) == (1, (8, 8))
-    assert DIGITS.summary == "digits: 1,617 images to train, 180 held out, 10 classes, 8 x 8 pixels, grey"
+    assert DIGITS.summary == "digits: 1,617 training images, 180 held out, 10 classes, 8 x 8 pixels, grey"
 
 
 def test_the_order_and_the_split_are_the_recorded_ones():
@@ -180,7 +180,7 @@ def test_some_of_the_images_are_taken_from_all_places(tmp_path):
 
 def test_one_image_cannot_be_split(tmp_path):
     write_mnist(tmp_path, "train", *random_part(1))
-    with pytest.raises(UserError, match=r"holds one image, and images\.heldout 0\.1 needs another to hold out"):
+    with pytest.raises(UserError, match=r"holds one image, but images\.heldout 0\.1 needs another to hold out"):
         prepare_images(ImageConfig(source="idx", path=str(tmp_path)))
 
 

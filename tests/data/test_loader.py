@@ -100,7 +100,7 @@ def test_sequences_are_distinct_evenly_spaced_windows(size, length, data):
 
 
 def test_more_sequences_than_there_are_gives_all_and_says_so():
-    with pytest.warns(UserWarning, match="14 sequences are asked of the train text, which has 12"):
+    with pytest.warns(UserWarning, match="14 sequences are requested, but the train text has 12"):
         sequences = counting(100).sequences(14, 8)
     assert torch.equal(sequences, counting(100).sequences(12, 8))
 

@@ -33,13 +33,13 @@ def test_a_prompt_ends_at_a_line_feed_and_nowhere_else(tmp_path, raw, prompts):
 
 def test_empty_lines_are_passed_over_with_a_notice(tmp_path):
     (tmp_path / "p.txt").write_bytes(b"one\n\ntwo\r\n\r\n")
-    with pytest.warns(UserWarning, match=r"passed over empty lines, which are no prompts: 2, 4"):
+    with pytest.warns(UserWarning, match=r"skipped empty lines: 2, 4"):
         assert read_prompts(tmp_path / "p.txt") == ["one", "two"]
 
 
 @pytest.mark.parametrize(("raw", "says"), [
-    (b"", "has no lines; give it a prompt a line"),
-    (b"\n\r\n", "has no lines"),
+    (b"", "has no prompts; write one per line"),
+    (b"\n\r\n", "has no prompts"),
     (b"one\nna\xefve\n", "is not UTF-8 (byte 0xef at offset 6); convert it"),
     ("one".encode("utf-16"), "begins with the byte-order mark of UTF-16 (ff fe)"),
 ])

@@ -92,7 +92,7 @@ def test_a_loaded_tokenizer_decides_the_vocabulary(make, tmp_path):
 
 
 def test_a_vocabulary_the_text_cannot_fill_is_reported_and_not_padded(make):
-    with pytest.warns(UserWarning, match=r"data\.vocab_size 50000: the text supports a vocabulary of (\d+), which"):
+    with pytest.warns(UserWarning, match=r"data\.vocab_size 50000: the text supports only (\d+) tokens; the vocab"):
         text = prepare(make(vocab_size=50_000))
     assert text.vocab_size == text.tokenizer.vocab_size < 1000
     with warnings.catch_warnings():
@@ -177,7 +177,7 @@ def test_a_damaged_cache_is_rebuilt_with_one_line_of_notice(make, tmp_path, name
     prepare(make())
     (folder,) = folders(tmp_path)
     (folder / name).write_bytes(b"x")
-    with pytest.warns(UserWarning, match="the token cache .* is damaged .* and is built anew") as notices:
+    with pytest.warns(UserWarning, match="the token cache .* is damaged .* and is rebuilt") as notices:
         prepare(make())
     assert len(notices) == 1
     with warnings.catch_warnings():

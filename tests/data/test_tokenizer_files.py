@@ -140,7 +140,7 @@ def test_an_older_form_without_transformers_says_what_to_install(tmp_path, monke
         return real(name, *rest, **more)
     monkeypatch.setattr(builtins, "__import__", missing)
     message = sentence_of(lambda: load_tokenizer(older_form(tmp_path / "old")))
-    assert "has no tokenizer.json, and other forms need transformers to convert them; pip install" in message
+    assert "has no tokenizer.json, and other formats need transformers to be converted; pip install" in message
 
 
 @pytest.mark.parametrize("files", [{}, {"tokenizer_config.json": '{"tokenizer_class": "ByT5Tokenizer"}'}])

@@ -53,6 +53,13 @@ def mixed(change):
     return attention(q, change(q), change(q), Causal())
 
 
+class Still(nn.Module):
+    """A block that changes nothing."""
+
+    def forward(self, state, e, cond=None):
+        return state
+
+
 REFUSED = {
     "no depth": (lambda: sweep(depths=[]), "depths is empty"),
     "depth 0": (lambda: sweep(depths=[0, 1]), "a depth 0 is below 1"),
@@ -63,7 +70,7 @@ REFUSED = {
     "one row": (lambda: sweep(tokens=TOKENS[0]), r"got \(7,\); of one sequence make tokens.unsqueeze\(0\)"),
     "no rows": (lambda: sweep(tokens=TOKENS[:0]), r"must have the shape \(batch, 2 or more\), got \(0, 7\)"),
     "one column": (lambda: sweep(tokens=TOKENS[:, :1]), r"\(batch, 2 or more\), got \(2, 1\)"),
-    "a list": (lambda: sweep(tokens=TOKENS.tolist()), "got a list"),
+    "a list": (lambda: sweep(tokens=TOKENS.tolist()), "documents are a list of tensors"),
     "padding": (lambda: sweep(tokens=TOKENS - 1), "token id -1 is not one of the vocabulary, 0 ... 19"),
     "id too large": (lambda: sweep(tokens=TOKENS + V), "token id 20 is not one of the vocabulary"),
     "the model": (lambda: sweep(MODEL), "objective must be an Objective, got a LanguageModel; pass run.objective"),
@@ -79,7 +86,7 @@ REFUSED = {
     "model's ids": (lambda: MODEL(TOKENS + V, 1), "token id 20"),
     "tokens for e": (lambda: MODEL.unroll(TOKENS, grad=1), r"e must be what encode\(tokens\) returns"),
     "ignored noise": (lambda: MODEL(TOKENS, 1, noise=E), "state_init zero draws nothing, so noise= would be ignored"),
-    "noise of another shape": (lambda: RecurrentDepth(Core(nn.Identity()), state_init="noise")(E, 1, noise=E[:1]),
+    "noise of another shape": (lambda: RecurrentDepth(Core(Still()), state_init="noise")(E, 1, noise=E[:1]),
                                r"noise has the shape \(1, 6, 16\)"),
     "no context of this name": (lambda: MODEL.make_context(E, "concatenate"), "no context 'concatenate'; did you mean"),
     "sigma 0": (lambda: DENOISER(Z, 0.0, E), "sigma 0 is not above 0"),

@@ -269,7 +269,7 @@ def test_what_is_too_long_loses_its_beginning(looped):
     assert cut == pytest.approx(expected, abs=1e-5)
     assert cut != pytest.approx(whole, abs=1e-4)
     assert model.num_cut == 1
-    with pytest.raises(UserError, match="an answer of 21 tokens, and this run scores 1 to 20"):
+    with pytest.raises(UserError, match="an answer of 21 tokens, but this run scores 1 to 20"):
         model._loglikelihood_tokens([(None, tokens[:2], tokens[:21])])
 
 
@@ -300,7 +300,7 @@ def test_a_long_prompt_leaves_room_for_its_answer(llama):
     assert written(model, (text, {"max_gen_toks": 8})) == written(RunLM(run, 1, max_length=900),
                                                                   (end, {"max_gen_toks": 8}))
     assert model.num_cut == 1
-    with pytest.raises(UserError, match=r"answers of up to 96 tokens, and this run reads 96.* above 96"):
+    with pytest.raises(UserError, match=r"answers of up to 96 tokens, but this run reads 96.* above 96"):
         written(model, ("def", {"max_gen_toks": LENGTH}))
 
 
@@ -313,7 +313,7 @@ def test_a_question_that_is_asked_again_is_sampled_anew(noisy):
 
 
 def test_an_unknown_setting_of_a_task_is_named(llama):
-    with pytest.warns(UserWarning, match="a task asks for num_beams, which nothing here knows"):
+    with pytest.warns(UserWarning, match="a task asks for num_beams, which is not supported here"):
         written(RunLM(load_run(llama), 1), ("def", {"num_beams": 4, "max_gen_toks": 2}))
 
 
@@ -343,7 +343,7 @@ def test_other_examples_and_limits_are_kept_apart(looped, tasks, tmp_path):
     given = ["eval", str(looped), "--tasks", tasks[0], *out]
     for extra in ([], ["--limit", "8"], ["--limit", "8", "--num-fewshot", "2"]):
         assert main([*given, *extra]) == 0
-    with pytest.warns(UserWarning, match="32 prompts have more than 9 tokens with their answers and lost their begin"):
+    with pytest.warns(UserWarning, match="32 prompts have more than 9 tokens with their answers and were truncated"):
         assert main([*given, "--limit", "8", "--max-length", "9"]) == 0
     rows = [json.loads(line) for line in (tmp_path / "out" / "eval" / "tasks.jsonl").read_text().splitlines()]
     kept = {(row.get("limit"), row["num_fewshot"], row.get("settings"), row["n"]) for row in rows}
@@ -402,7 +402,7 @@ def test_a_broken_file_is_one_sentence(name, looped, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("flags", "why"), [
-    (["--tasks", "none/at/all.yaml"], "--tasks none/at/all.yaml is no file"),
+    (["--tasks", "none/at/all.yaml"], "--tasks none/at/all.yaml is not a file"),
     (["--tasks", " , "], "--tasks names no task"),
     (["--limit", "3"], "--limit 3 applies only to --tasks"),
     (["--tasks", "x", "--limit", "0"], "--limit 0 is below 1"),
@@ -431,7 +431,7 @@ def test_runs_that_cannot_be_asked_are_one_sentence(make, looped, tasks, tmp_pat
     masked = make(objective="masked")
     assert "objective masked has a bound on whole texts" in refused(capsys, masked, "--tasks", tasks[0])
     long = write_task(tmp_path, "long", WRITTEN, WRITE.replace("10", "64"))
-    assert "answers of up to 64 tokens, and this run reads 64" in refused(capsys, looped, "--tasks", long)
+    assert "answers of up to 64 tokens, but this run reads 64" in refused(capsys, looped, "--tasks", long)
     hidden = (looped / "tokenizer.json").rename(tmp_path / "hidden.json")
     try:
         assert "tokenizer.json cannot be read" in refused(capsys, looped, "--tasks", tasks[0])

@@ -131,7 +131,7 @@ def test_a_repository_of_the_hub_is_read_from_its_cache(model, tmp_path, monkeyp
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     for number, name in enumerate(["someone/tiny", f"someone/tiny@{'a' * 40}"]):
         assert import_model(name, tmp_path / f"run{number}").family == "llama"
-    with pytest.raises(UserError, match="someone/other is no folder here, and the Hugging Face hub does not give it"):
+    with pytest.raises(UserError, match="someone/other is not a local folder, and cannot be fetched from the"):
         import_model("someone/other", tmp_path / "none")
 
 
@@ -211,7 +211,7 @@ def quantised(folder):
 NOT_MODELS = {
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), [], "has no tokenizer.json"),
     "another's tokenizer": (lambda f: grow(f / "tokenizer.json"), [],
-                            "has 352 embeddings and its tokenizer .* tokens; give with --tokenizer"),
+                            "has 352 embeddings, but its tokenizer has .* tokens; give .* with --tokenizer"),
     "a last tensor missing": (without("model.norm.weight"), [], "has no tensor model.norm.weight"),
     "a tensor too many": (with_another, [], "holds another, which has no place in its family"),
     "a pickle": (lambda f: (f / "model.safetensors").rename(f / "model.bin"), [], "pickles, which are not read"),
@@ -219,9 +219,9 @@ NOT_MODELS = {
     "a shard cut short": (shard_cut_short, [], "model-2.* is cut short or damaged"),
     "a shard missing": (shard_missing, [], "has no model-2.safetensors; fetch the folder again"),
     "quantised": (quantised, [], "has model.norm.weight as F8_E4M3, a quantised model"),
-    "a config that lies": (lambda f: change(f, hidden_size=64), [], "of shape .* and by its config.json it is"),
+    "a config that lies": (lambda f: change(f, hidden_size=64), [], "of shape .* but by its config.json it is"),
     "an objective with weights of its own": (lambda f: None, ["--objective", "denoise"], "weight"),
-    "other sizes": (lambda f: None, ["--model.width", "64"], "of shape .* and by its config.json"),
+    "other sizes": (lambda f: None, ["--model.width", "64"], "of shape .* but by its config.json"),
     "an unknown setting": (lambda f: None, ["--model.widht", "64"], "unknown setting 'model.widht'"),
     "a cut too deep": (lambda f: None, ["--layers", "4/4/4"], "asks for 12 layers"),
     "no such tokenizer": (lambda f: None, ["--tokenizer", "/none"], "/none.* cannot be read")}
@@ -254,7 +254,7 @@ def test_a_folder_that_exists_is_left_as_it_is(model, tmp_path):
 
 def test_a_path_that_is_none_is_not_looked_for_on_the_hub(tmp_path):
     for name in (str(tmp_path / "none"), "./none", "a/b/c"):
-        with pytest.raises(UserError, match="is no folder of a model"):
+        with pytest.raises(UserError, match="is not a model's folder"):
             import_model(name, tmp_path / "run")
 
 

@@ -108,7 +108,7 @@ def test_an_index_that_is_none_is_one_sentence(tmp_path):
     saved(tmp_path, max_shard_size="20KB")
     for text in ("{", "[]", "{}"):
         (tmp_path / "model.safetensors.index.json").write_text(text)
-        with pytest.raises(UserError, match="is no index of shards"):
+        with pytest.raises(UserError, match="is not an index of shards"):
             read_pretrained(tmp_path)
 
 
@@ -126,15 +126,15 @@ def rewrite(folder, edit):
 
 LAST = "model.layers.5.self_attn.q_proj.weight"
 BROKEN = {
-    "no folder": (lambda f: (f / "config.json").unlink(), "is no folder of a model: config.json cannot be read"),
+    "no folder": (lambda f: (f / "config.json").unlink(), "is not a model's folder: config.json cannot be read"),
     "no json": (lambda f: (f / "config.json").write_text("{"), "is not a model's config"),
     "unknown family": (lambda f: change(f, model_type="lama"), "family 'lama', which is not known here; did you mean"),
     "a tensor is missing": (lambda f: rewrite(f, lambda t: t.pop(LAST)), f"has no tensor {LAST}"),
     "a tensor too many": (lambda f: rewrite(f, lambda t: t.update(extra=torch.ones(2))), "holds extra, which has"),
     "a layer too many": (lambda f: change(f, num_hidden_layers=5), "holds model.layers.5.* and 8 more, which"),
     "another shape": (lambda f: rewrite(f, lambda t: t.update({LAST: torch.ones(2, 2)})),
-                      rf"has {LAST} of shape \(2, 2\), and by its config.json it is \(32, 32\)"),
-    "a config that lies": (lambda f: change(f, intermediate_size=40), "of shape .* and by its config.json it is"),
+                      rf"has {LAST} of shape \(2, 2\), but by its config.json it is \(32, 32\)"),
+    "a config that lies": (lambda f: change(f, intermediate_size=40), "of shape .* but by its config.json it is"),
     "a pickle": (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "pickles, which are not read"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "has no model.safetensors; fetch the folder again"),
     "cut short": (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-1000]),
@@ -142,12 +142,13 @@ BROKEN = {
     "another activation": (lambda f: change(f, hidden_act="relu"), "has hidden_act 'relu', which no model"),
     "a part of each head turned": (lambda f: change(f, partial_rotary_factor=0.5), "has partial_rotary_factor 0.5"),
     "a bias": (lambda f: change(f, attention_bias=True), "has attention_bias True"),
-    "no base of positions": (lambda f: change(f, rope_parameters=None), "does not say its rope_theta"),
-    "no epsilon": (lambda f: change(f, rms_norm_eps=None), "does not say its rms_norm_eps"),
+    "no base of positions": (lambda f: change(f, rope_parameters=None), "does not set rope_theta"),
+    "no epsilon": (lambda f: change(f, rms_norm_eps=None), "does not set rms_norm_eps"),
     "another loop": (lambda f: change(f, model_type="nanbeige", num_loops=2, skip_loop_final_norm=True),
                      "has skip_loop_final_norm True"),
     "a scaling": (lambda f: change(f, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4}), "by 'dynamic'"),
-    "half of yarn": (lambda f: change(f, rope_parameters={"rope_type": "yarn", "rope_theta": 1e4}), "say its factor"),
+    "half of yarn": (lambda f: change(f, rope_parameters={"rope_type": "yarn", "rope_theta": 1e4}),
+                     "does not set factor"),
     "DeepSeek's yarn": (lambda f: change(f, rope_parameters=YARN | {"mscale": 0.7, "mscale_all_dim": 1.0}),
                         "has mscale 0.7, which no model")}
 
@@ -173,7 +174,7 @@ def test_a_cut_that_cannot_be_is_one_sentence(layers, why, tmp_path):
 def test_a_looped_model_is_not_cut(tmp_path):
     saved(tmp_path)
     change(tmp_path, model_type="nanbeige", num_loops=2)
-    with pytest.raises(UserError, match="loops all of its layers already"):
+    with pytest.raises(UserError, match="already loops all of its layers"):
         read_pretrained(tmp_path, layers="2/2/1")
 
 

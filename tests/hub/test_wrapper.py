@@ -191,7 +191,7 @@ def test_a_static_cache_is_refused():
 def test_padding_on_the_right_is_refused_where_text_is_to_follow_and_changes_nothing_where_not():
     model = looped(RULES["truncated"])
     mask = torch.tensor([[1] * 10, [1] * 6 + [0] * 4])
-    with pytest.raises(UserError, match="padded on the right, where new tokens are to follow; pad it on the left"):
+    with pytest.raises(UserError, match="padded on the right, where new tokens follow; pad it on the left"):
         written(model, tokens(), attention_mask=mask)
     padded = model(torch.where(mask.bool(), tokens(), 0), attention_mask=mask).logits
     torch.testing.assert_close(padded[1, :6], model(tokens()[1:, :6]).logits[0], rtol=1e-4, atol=1e-5)
@@ -202,7 +202,7 @@ def test_masks_with_holes_and_of_other_sizes_are_refused():
     for mask, why in (([[1, 0, 1], [1, 1, 1]], "padding between real tokens"), ([[1, 1], [1, 0]], "has shape")):
         with pytest.raises(UserError, match=why):
             model(tokens()[:, :3], attention_mask=torch.tensor(mask))
-    with pytest.raises(UserError, match="reads input_ids alone"):
+    with pytest.raises(UserError, match="reads input_ids, not inputs_embeds; pass input_ids alone"):
         model(attention_mask=torch.ones(1, 2))
 
 
@@ -215,7 +215,7 @@ def test_a_folder_that_lacks_a_weight_or_has_one_too_many_is_refused(tmp_path):
     with pytest.raises(UserError, match=f"lacks the tensor {name}"):
         LoopedForCausalLM.from_pretrained(tmp_path)
     save_file(tensors | {"extra": torch.ones(2)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match="has no place for the tensor extra"):
+    with pytest.raises(UserError, match="should not have the tensor extra"):
         LoopedForCausalLM.from_pretrained(tmp_path)
 
 
@@ -259,7 +259,7 @@ def test_positions_of_several_texts_in_one_row_are_refused_and_those_that_follow
     follow = torch.stack([place, torch.tensor([1, 1, 1, *range(7)])])  # transformers fills empty columns with ones
     assert torch.equal(model(tokens(), attention_mask=mask, position_ids=follow).logits,
                        model(tokens(), attention_mask=mask).logits)
-    with pytest.raises(UserError, match="position_ids are not those that follow from the attention_mask"):
+    with pytest.raises(UserError, match="position_ids do not follow from the attention_mask"):
         model(tokens(), position_ids=torch.tensor([[*range(5), *range(5)]] * 2))
 
 
@@ -287,7 +287,7 @@ def test_documents_that_were_kept_separate_stay_so():
     packed = looped(RULES["embedding"], end=0).double()(ids).logits
     torch.testing.assert_close(together[:, 4:], model(ids[:, 4:]).logits, rtol=1e-9, atol=1e-9)
     assert not torch.allclose(together[:, 6:], packed[:, 6:], atol=1e-6)
-    with pytest.raises(UserError, match="documents kept separate, and a cache holds one document"):
+    with pytest.raises(UserError, match=r"data.documents separate, but a cache holds one document"):
         written(model, ids)
     assert written(model, ids[:, 4:]).shape == (1, 7)
     padded = torch.cat([torch.zeros(1, 3, dtype=torch.long), ids[:, 5:]], dim=1)  # filled up with ends of text
@@ -348,9 +348,9 @@ def test_a_denoisers_logits_see_earlier_tokens_alone_and_no_batch():
     torch.testing.assert_close(model(ids[2:]).logits, whole[2:], rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize(("how", "why"), [({"num_beams": 2}, "not searched with beams"),
-                                          ({"prompt_lookup_num_tokens": 2}, "guessed ahead"),
-                                          ({"use_cache": False}, "writes with its cache")], ids=str)
+@pytest.mark.parametrize(("how", "why"), [({"num_beams": 2}, "has no beam search"),
+                                          ({"prompt_lookup_num_tokens": 2}, "no speculative decoding"),
+                                          ({"use_cache": False}, "generates with its cache")], ids=str)
 def test_what_a_denoiser_cannot_do_is_one_sentence(how, why):
     with pytest.raises(UserError, match=why):
         written(denoiser("inject"), tokens(rows=1).repeat(1, 3), **how)
@@ -362,8 +362,8 @@ def test_a_denoiser_is_not_trained_by_its_logits():
 
 
 @pytest.mark.parametrize(("settings", "why"), [
-    ({"objective": "masked"}, "has no next token"),
-    ({"objective": "denoise", "denoise.block_size": 4, "denoise.context": "concat"}, "seeks 4 tokens at a time")])
+    ({"objective": "masked"}, "predicts no next token"),
+    ({"objective": "denoise", "denoise.block_size": 4, "denoise.context": "concat"}, "predicts 4 tokens at a time")])
 def test_rules_without_a_next_token_are_refused(settings, why):
     with pytest.raises(UserError, match=why):
         looped(settings)

@@ -170,7 +170,7 @@ def test_a_bad_maze_file_is_named_in_one_sentence(tmp_path, row, why):
 
 
 @pytest.mark.parametrize(("options", "level", "why"), [
-    ({"loops": 2}, 9, r"task\.options\.loops .* got 2; take a number from 0 to 1"),
+    ({"loops": 2}, 9, r"task\.options\.loops .* got 2; take one from 0 to 1"),
     ({"loops": "many"}, 9, "loops"),
     ({"loops": 0.1, "path": "a.csv"}, 9, "keep one"),
     ({}, 2, "begins at difficulty 3"),

@@ -118,7 +118,7 @@ def test_newlines_have_a_symbol_and_characters_beyond_ascii_share_one():
     ({"config": {"min_terms": 5, "max_terms": 2}}, 1, "does not fit chain_sum: max_terms must be"),
     ({"config": {"seed": 3}}, 1, "sets seed"),
     ({"knob": "term"}, 1, "no field 'term'"),
-    ({"knob": "allow_negation"}, 1, "no whole number"),
+    ({"knob": "allow_negation"}, 1, "not whole numbers"),
     ({}, 2, "give one, or take difficulty 1"),
     ({"answer_length": 1}, 1, "answer_length 1 is too short .* take"),
 ])

@@ -281,7 +281,7 @@ def test_a_file_that_is_missing_or_has_other_columns_is_named(tmp_path):
         find_task("sudoku", {"path": str(tmp_path / "nothing.csv")})
     with pytest.raises(UserError, match=r"train\.csv cannot be read"):
         find_task("sudoku", {"path": str(tmp_path)})
-    with pytest.raises(UserError, match="has not the columns"):
+    with pytest.raises(UserError, match="does not have the columns"):
         find_task("sudoku", {"path": write_csv(tmp_path / "other.csv", [GOOD], head="a,b,c,d")})
 
 

@@ -98,17 +98,17 @@ FAULTS = {
     "short targets": (changed(targets=lambda p: p.targets[:-1]), f"{WHERE}: inputs has 4 cells, targets has 3 cells"),
     "short scored": (changed(scored=lambda p: p.scored[1:]), "scored has 3 cells; give all three the same length"),
     "a negative token": (changed(targets=token(-1)),
-                         f"{WHERE}: targets has token -1 in cell 2, and symbols has the tokens 0 to 10"),
+                         f"{WHERE}: targets has token -1 in cell 2, but symbols has tokens 0 to 10"),
     "a token too large": (changed(targets=token(11)), f"{WHERE}: targets has token 11 in cell 2"),
     "targets without the question": (changed(targets=lambda p: p.targets * p.scored), f"{WHERE}: cell 0 is given"),
     "a tuple": (made(lambda problem, heldout: (problem.inputs, problem.targets, problem.scored)),
                 f"{WHERE}: make returns tuple, not a problem; return Problem(inputs, targets, scored)"),
     "nothing": (made(lambda problem, heldout: None), f"{WHERE}: make returns NoneType"),
     "np.random": (made(lambda problem, heldout: blanks([1, 2], LEGACY.randint(1, 10, 2))),
-                  "make gives another problem on a second call"),
+                  "make returns another problem on a second call"),
     "np.random where held out": (made(lambda p, heldout: blanks([1], LEGACY.randint(1, 10, 8)) if heldout else p),
-                                 "held-out problem of seed 0, index 0, difficulty 4: make gives another"),
-    "a counter": (made(lambda problem, heldout: blanks([1, 1 + next(CALLS) % 10], [3, 4])), "make gives another"),
+                                 "held-out problem of seed 0, index 0, difficulty 4: make returns another"),
+    "a counter": (made(lambda problem, heldout: blanks([1, 1 + next(CALLS) % 10], [3, 4])), "make returns another"),
     "one array for all": (made(refilled), "its cells have changed since"),
     "answers given": (changed(inputs=lambda p: p.targets),
                       "inputs holds the answer in every scored cell; put the blank"),
@@ -117,9 +117,9 @@ FAULTS = {
     "a scorer that returns a share": (judged(lambda p, answer: (answer == p.targets).mean()),
                                       "is_right returns float64, not"),
     "a scorer that takes everything": (judged(lambda p, answer: True),
-                                       "is_right says of every answer that it is right"),
+                                       "is_right accepts every answer"),
     "a scorer that refuses the reference": (judged(lambda p, answer: False),
-                                            f"{WHERE}: is_right says that targets, the problem's own answer, is wrong"),
+                                            f"{WHERE}: is_right rejects targets, the problem's own answer"),
     "a scorer that raises": (judged(lambda p, answer: 1 / 0), f"{WHERE}: ZeroDivisionError in <lambda> ("),
     "make that raises": (declared(make=nested), f"{WHERE}: IndexError in nested ("),
     "make without heldout": (declared(make=lambda self, rng, difficulty: None),
@@ -129,8 +129,9 @@ FAULTS = {
     "no difficulty": (without("difficulty"), "has no attribute difficulty"),
     "no trained": (without("trained"), "has no attribute trained"),
     "no tested": (without("tested"), "has no attribute tested"),
-    "no symbols": (without("symbols"), "has no attribute symbols; give the class symbols = ..., two different texts"),
-    "a symbol twice": (declared(symbols=(".", "1", "1")), "has symbols ('.', '1', '1'); make it two different texts"),
+    "no symbols": (without("symbols"), "has no attribute symbols; give the class symbols = ..., two or more"),
+    "a symbol twice": (declared(symbols=(".", "1", "1")),
+                       "has symbols ('.', '1', '1'); make it two or more different strings"),
     "trained downwards": (declared(trained=(4, 2)), "has trained (4, 2); make it (lowest, highest) difficulty"),
     "nothing tested": (declared(tested=()), "has tested (); make it one difficulty or more"),
     "tested too easy": (declared(tested=(0, 4)), "tests difficulty 0, below its easiest, 1"),
@@ -190,7 +191,7 @@ def test_a_task_whose_easiest_level_shows_its_answers_is_opened():
 def test_a_first_cell_that_is_asked_is_refused_from_left_to_right_alone(monkeypatch):
     task = changed(inputs=lambda p: p.inputs * 0, scored=lambda p: p.scored | True)
     assert opened(monkeypatch, task, layout="full").train.problem(0, 0).scored[0]
-    with pytest.raises(UserError, match=r"its first cell is scored, and under task\.layout causal nothing"):
+    with pytest.raises(UserError, match=r"its first cell is scored, but under task\.layout causal no cell"):
         opened(monkeypatch, task, layout="causal")
 
 

@@ -2,7 +2,7 @@
 
     model, config = read_pretrained("Llama-3.2-1B", layers="4/8/4")
 
-Every tensor of the folder has to have a place, and every weight of the model a tensor.
+Every tensor of the folder must map to a weight of the model, and every weight to a tensor.
 """
 
 import json
@@ -32,8 +32,8 @@ FAMILIES: tuple[Family, ...] = (*DENSE, *PASSES, Huginn(), *RETROFIT)
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A model in a folder: the config that it is trained and run by here, and its weights, which are read when asked
-    for. links: its tensors beside ours; skipped: a pattern of the others."""
+    """A model in a folder: its config here, and its weights, which are read on demand. links: map between its tensors
+    and ours; skipped: a regular expression for the tensors without a place here."""
 
     folder: Path
     raw: Raw
@@ -49,15 +49,15 @@ class Pretrained:
 
     @cached_property
     def skeleton(self) -> LanguageModel:
-        """The model without memory for its weights."""
+        """The model on the meta device, without memory for its weights."""
         with torch.device("meta"):
             return unseeded(self.config, self.vocab_size)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, weight in float32) of the model, one by one: what is in memory at a time is one of them.
+        """(name, weight in float32) of the model, one at a time in memory.
 
-        All is checked before the first is given. Raises UserError for tensors that are missing, left over or of another
-        shape."""
+        All tensors are checked before the first is read. Raises UserError for tensors that are missing, left over or of
+        another shape."""
         linked, shapes = {name for link in self.links for name in link.ours}, {}
         made = _injection(self.config) if not any(".injection." in name for name in linked) else {}
         for name, weight in self.skeleton.state_dict().items():
@@ -72,17 +72,17 @@ class Pretrained:
 
 def open_pretrained(folder: str | Path, layers: str | None = None,
                     settings: Mapping[str, Any] | None = None) -> Pretrained:
-    """The model of a folder; `layers` as in `read_pretrained`, `settings`: of a config, on top of those that the model
-    has. Raises UserError for what is no such folder, and for a family that is not known."""
+    """The model of a folder. layers: as in `read_pretrained`; settings: of the config, on top of the model's. Raises
+    UserError if it is no such folder, and for an unknown family."""
     folder = Path(folder)
     raw = _read_config(folder)
     family = _family_of(raw, folder)
     for name in family.needs:
         if raw.get(name) is None:
-            raise UserError(f"{folder / 'config.json'} is not a model's config: it does not say {name}")
+            raise UserError(f"{folder / 'config.json'} is not a model's config: it has no {name}")
         if not isinstance(raw[name], int) or raw[name] < 0:
             raise UserError(f"{folder / 'config.json'} is not a model's config: its {name} is {raw[name]!r}, not a "
-                            f"whole number from 0 on")
+                            f"whole number of 0 or more")
     with Tensors(folder) as tensors:
         raw = family.completed(raw, tensors.files)
     cut = family.cut(raw, layers, str(folder))
@@ -92,13 +92,13 @@ def open_pretrained(folder: str | Path, layers: str | None = None,
 
 
 def read_pretrained(folder: str | Path, layers: str | None = None) -> tuple[LanguageModel, Config]:
-    """The model of a folder, in float32, and a config that it is trained and run by.
+    """The model of a folder, in float32, and its config.
 
-    layers: "P/N/C" cuts a dense stack into P layers of prelude, its first, N of core, those right before the coda, and
-    C of coda, its last; others are left out (Retrofit, arXiv 2511.07384). The injection [0 | I] is added, by which the
-    cut model computes what these layers do, at any depth, until it is trained. None: all layers are one block that is
-    gone through once, or as often as the family loops. Raises UserError for what is no such folder, for a family that
-    is not known, and for tensors that are missing, left over or of another shape.
+    layers: "P/N/C" cuts a dense stack: its first P layers are the prelude, its last C the coda, the N right before the
+    coda the core; the others are left out (Retrofit, arXiv 2511.07384). An injection [0 | I] is added: with it the
+    untrained cut model computes just these layers in sequence, at any depth. None: all layers are one block, which runs
+    once, or as often as the family loops. Raises UserError if it is no such folder, for an unknown family, and for
+    tensors that are missing, left over or of another shape.
     """
     found = open_pretrained(folder, layers)
     model = build(found.config, found.vocab_size)
@@ -113,9 +113,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(found, dict):
-            raise ValueError("it is no mapping")
+            raise ValueError("it is not a mapping")
     except OSError as error:
-        raise UserError(f"{folder} is no folder of a model: {path.name} cannot be read ({error.strerror or error}); "
+        raise UserError(f"{folder} is not a model's folder: {path.name} cannot be read ({error.strerror or error}); "
                         f"give one that save_pretrained wrote") from None
     except ValueError as error:
         raise UserError(f"{path} is not a model's config: {error}") from None
@@ -123,7 +123,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _family_of(raw: Raw, folder: Path) -> Family:
-    """By the config.json, and by names of tensors where that does not tell. Raises UserError."""
+    """The family of a config.json, or by names of tensors if that is ambiguous. Raises UserError."""
     found = [family for family in FAMILIES if family.is_family_of(raw)]
     if len(found) > 1:
         with Tensors(folder) as tensors:
@@ -136,8 +136,8 @@ def _family_of(raw: Raw, folder: Path) -> Family:
 
 
 def _injection(config: Config) -> dict[str, Tensor]:
-    """The weights of the injection that a cut stack gets, by name. Linear: [0 | I], the state is left out and the
-    encoded input goes on as it is. Others start as in training from scratch."""
+    """The weights of the injection added to a cut stack, by name. Linear: [0 | I], which ignores the state and passes
+    the encoded input on. Others are initialised as in training from scratch."""
     width = config.model.width
     with seeded_init(config.seed, "init"):
         module = build_injection(config.model.injection, width)

@@ -1,5 +1,4 @@
-"""Stacks in the layout of Llama: Llama, Mistral, Qwen2, Qwen3, OLMo2, SmolLM3; and two that loop, Nanbeige4.2 and Ouro.
-"""
+"""Models in Llama's layout: Llama, Mistral, Qwen2, Qwen3, OLMo2, SmolLM3; and two that loop, Nanbeige4.2 and Ouro."""
 
 import warnings
 from collections.abc import Collection, Mapping
@@ -22,8 +21,8 @@ ATTENTION = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "out": "o_proj"}
 
 @dataclass(frozen=True)
 class Stack(Family):
-    """A family of dense stacks. norms: ours and theirs; bias: the projections that have one, of "qkv"; qk_norm: norms
-    of queries and keys; windowed: attention may have a window, which is refused."""
+    """A family of dense stacks. norms: our names -> theirs; bias: the projections with a bias, of "qkv"; qk_norm: norms
+    of queries and keys; windowed: its configs may have an attention window, which is refused."""
 
     name: str
     norms: Mapping[str, str] = field(default_factory=lambda: PRENORM)
@@ -32,16 +31,16 @@ class Stack(Family):
     windowed: bool = False
 
     def completed(self, raw: Raw, names: Collection[str]) -> Raw:
-        """Ties are left out where they are as usual in a family, which differs: an untied head is a tensor."""
+        """Adds a missing `tie_word_embeddings`, whose default differs between families: an untied head is a tensor."""
         return {"tie_word_embeddings": "lm_head.weight" not in names, **raw}
 
     def cut(self, raw: Raw, layers: str | None, folder: str) -> Cut:
-        """All of it one block, which is gone through once; or prelude, core and coda."""
+        """All layers as one block, which runs once; or prelude, core and coda."""
         num = raw["num_hidden_layers"]
         return Cut.whole(num) if layers is None else Cut.of(layers, num)
 
     def settings(self, raw: Raw, folder: str) -> dict[str, Any]:
-        """Those of the preset, with the sizes and the numbers of a config.json."""
+        """The settings of the preset, with the sizes and numbers of a config.json."""
         refuse(raw, folder, hidden_act="silu", mlp_bias=False)
         if self.windowed:
             _refuse_window(raw, folder)
@@ -62,14 +61,14 @@ class Stack(Family):
             "objective": "full", "recurrence.mean": self.passes(raw)}
 
     def passes(self, raw: Raw) -> int:
-        """Times that the stack is gone through."""
+        """Number of passes through the stack."""
         return 1
 
     def links(self, raw: Raw, cut: Cut) -> list[Link]:
         return self.links_at(raw, cut.places(), "norm")
 
     def links_at(self, raw: Raw, places: Places, norm: str) -> list[Link]:
-        """All tensors of a model whose layers are at these places; `norm`: our name of the last norm."""
+        """The links of all tensors of a model with layers at these places; norm: our name of the last norm."""
         found = [same("embed.weight", "model.embed_tokens.weight"), same(f"{norm}.weight", "model.norm.weight")]
         if not raw["tie_word_embeddings"]:
             found.append(same("head.weight", "lm_head.weight"))
@@ -90,7 +89,7 @@ class Stack(Family):
                 same(f"{ours}.mlp.out.weight", f"{theirs}.mlp.down_proj.weight")]
 
     def written(self, config: Config, vocab_size: int, depth: int) -> Layout:
-        """The loop unrolled: P + N * depth + C layers, those of the core written again for each step."""
+        """The loop unrolled: P + N * depth + C layers, with the core's repeated for each step."""
         check_like(config, self.name, injection="none", state_init="embedding")
         model = config.model
         ours = [*(f"prelude.{number}" for number in range(model.num_prelude_layers)), *core_layers(config, depth),
@@ -99,7 +98,7 @@ class Stack(Family):
         return Layout(raw, self.links_at(raw, [(name, number) for number, name in enumerate(ours)], "norm"))
 
     def _raw(self, config: Config, vocab_size: int, num_layers: int) -> dict[str, Any]:
-        """The config.json of so many layers."""
+        """The config.json of a model with `num_layers` layers."""
         m = config.model
         return {"model_type": self.name, "architectures": [f"{ARCHITECTURES[self.name]}ForCausalLM"],
                 "vocab_size": vocab_size, "hidden_size": m.width, "num_hidden_layers": num_layers,
@@ -118,17 +117,17 @@ def _refuse_window(raw: Raw, folder: str) -> None:
     refuse(raw, folder, layer_types=["full_attention"] * raw["num_hidden_layers"])
     window = raw.get("sliding_window") if raw.get("use_sliding_window", True) else None
     if window is not None:
-        raise UserError(f"{folder} attends within a window of {window} tokens, and models here see all earlier ones; "
-                        f"set sliding_window to null in its config.json to read it for texts no longer than that")
+        raise UserError(f"{folder} attends within a window of {window} tokens, but models here attend to all earlier "
+                        f"ones; set sliding_window to null in its config.json to use it for texts no longer than that")
 
 
 def rope_of(raw: Raw) -> Mapping[str, Any]:
-    """The rotary positions of a config.json, as transformers 5 writes it or as 4 did."""
+    """The settings of rotary positions in a config.json of transformers 5 or 4."""
     return raw.get("rope_parameters") or {**(raw.get("rope_scaling") or {}), "rope_theta": raw.get("rope_theta")}
 
 
 def scaling(rope: Mapping[str, Any], folder: str) -> dict[str, Any] | None:
-    """The scaling of rotary positions as a setting of ours. Raises UserError."""
+    """The scaling of rotary positions as our setting. Raises UserError."""
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return None
@@ -146,19 +145,19 @@ def scaling(rope: Mapping[str, Any], folder: str) -> dict[str, Any] | None:
         return {"kind": "yarn", "factor": rope["factor"], "original_length": rope["original_max_position_embeddings"],
                 "beta_fast": rope.get("beta_fast") or 32, "beta_slow": rope.get("beta_slow") or 1,
                 "truncate": rope.get("truncate", True), "attention_factor": rope.get("attention_factor")}
-    raise UserError(f"{folder} scales its rotary positions by '{kind}', which is not known here; linear, llama3 and "
+    raise UserError(f"{folder} scales its rotary positions by '{kind}', which is not supported; linear, llama3 and "
                     f"yarn are")
 
 
 class SmolLM3(Stack):
-    """SmolLM3, of whose layers every fourth has no rotary positions."""
+    """SmolLM3, in which every fourth layer has no rotary positions."""
 
     def settings(self, raw: Raw, folder: str) -> dict[str, Any]:
         interval, layers = raw.get("no_rope_layer_interval", 4), raw.get("no_rope_layers")
         expected = [int((number + 1) % interval != 0) for number in range(raw["num_hidden_layers"])]
         if layers is not None and list(layers) != expected:
-            raise UserError(f"{folder} has no rotary positions in layers of its own choice (no_rope_layers), and only "
-                            f"every {interval}th can be read")
+            raise UserError(f"{folder} leaves rotary positions out of custom layers (no_rope_layers); only every "
+                            f"{interval}th layer is supported")
         return super().settings(raw, folder) | {"model.nope_interval": interval}
 
     def written(self, config: Config, vocab_size: int, depth: int) -> Layout:
@@ -171,14 +170,14 @@ class SmolLM3(Stack):
 
 @dataclass(frozen=True)
 class Passes(Stack):
-    """A family that goes through its whole stack several times, with its last norm after each. count: their name of
-    the number of passes."""
+    """A family that runs its whole stack several times, with its last norm after each pass. count: their name for the
+    number of passes."""
 
     count: str = "num_loops"
 
     def cut(self, raw: Raw, layers: str | None, folder: str) -> Cut:
         if layers is not None:
-            raise UserError(f"{folder} loops all of its layers already, so --layers {layers} has no dense stack to "
+            raise UserError(f"{folder} already loops all of its layers, so --layers {layers} has no dense stack to "
                             f"cut; leave it out")
         return super().cut(raw, None, folder)
 
@@ -194,10 +193,10 @@ class Passes(Stack):
         return self.links_at(raw, cut.places(), f"{CORE}.norm")
 
     def written(self, config: Config, vocab_size: int, depth: int) -> Layout:
-        """The stack once, with the number of passes; all layers have to be in the loop."""
+        """The stack once, with the number of passes; all layers must be in the loop."""
         check_like(config, self.name, num_prelude_layers=0, num_coda_layers=0)
         if config.blocks.num > 1:
-            raise UserError(f"blocks.num is {config.blocks.num}, and {self.name} has one block of layers; train it "
+            raise UserError(f"blocks.num is {config.blocks.num}, but {self.name} has one block of layers; train it "
                             f"with one, or export it --to hf")
         num = config.model.num_core_layers
         raw = self._raw(config, vocab_size, num) | {self.count: depth, "skip_loop_final_norm": False}
@@ -205,17 +204,17 @@ class Passes(Stack):
 
 
 class Ouro(Passes):
-    """Ouro (arXiv 2510.25741) and STARS (arXiv 2605.26733), tuned from it: norms before and after each branch.
+    """Ouro (arXiv 2510.25741) and STARS (arXiv 2605.26733), finetuned from it: norms before and after each branch.
 
-    The threshold of their exit gate is no part of a model here: every token takes all passes, as it does by the 1 that
-    is published, unless an exit asks the gate. Another threshold is said in a warning."""
+    The threshold of their exit gate is not part of a model here: every token takes all passes, as with the published
+    threshold 1, unless an exit rule uses the gate. Another threshold gives a warning."""
 
     def settings(self, raw: Raw, folder: str) -> dict[str, Any]:
         refuse(raw, folder, early_exit_step=None)
         threshold = raw.get("early_exit_threshold")
         if threshold not in (None, 1):
-            warnings.warn(f"{folder} has early_exit_threshold {threshold}, by which tokens leave its loop early; here "
-                          f"all passes are run, but for problems that are solved with --exits gate={threshold}",
+            warnings.warn(f"{folder} has early_exit_threshold {threshold}, so tokens leave its loop early; here all "
+                          f"passes run, except for problems that are solved with --exits gate={threshold}",
                           stacklevel=2)
         return super().settings(raw, folder)
 

@@ -1,7 +1,7 @@
-"""Huginn (Geiping et al. 2025, arXiv 2502.05171), whose layout of prelude, core and coda others of its code share.
+"""Huginn (Geiping et al. 2025, arXiv 2502.05171), and its layout, which other models built on its code share.
 
 Names, order and rotation are those of raven_modeling_minimal.py in github.com/seal-rg/recurrent-pretraining. Rotary
-positions turn pairs of neighbours there and the two halves of a head here, so rows 2j and 2j + 1 of a head's queries
+positions rotate pairs of neighbours there and the two halves of a head here, so rows 2j and 2j + 1 of a head's queries
 and keys, and their biases, are our rows j and j + K / 2.
 """
 
@@ -20,25 +20,25 @@ from looped.hub.families.dense import rope_of
 from looped.hub.families.written import SIZES, check_like
 
 BLOCK = 4096
-"""Positions that Huginn's code has angles for."""
+"""Number of positions with precomputed angles in Huginn's code."""
 PARTS = {"prelude": "prelude", "recurrence": "core_block", "coda": "coda"}
-"""The first word of our name of a layer -> theirs."""
+"""First part of our name of a layer -> theirs."""
 
 
 def embed_scale(raw: Raw) -> float | None:
-    """The factor of embedded tokens; None where a config.json does not say it."""
+    """The factor that scales embedded tokens; None if a config.json does not give it."""
     return (raw.get("init_values") or {}).get("embed_scale")
 
 
 def is_retrofit(raw: Raw) -> bool:
-    """Retrofit keeps Huginn's `model_type` and keys, and is told by two marks of its conversion: embedded tokens are
-    not scaled, and the base of the positions is the donor's `rope_theta`, which Huginn has not. Tensors do not tell:
-    norms of Huginn's may be left over."""
+    """True for a config.json of Retrofit. It keeps Huginn's `model_type` and keys, but embedded tokens are not scaled,
+    and the rotary base is the donor's `rope_theta`, which Huginn does not have. Tensors are no test: unused norms of
+    Huginn may be left in the folder."""
     return embed_scale(raw) == 1 and rope_of(raw).get("rope_theta") is not None
 
 
 class Raven(Family):
-    """A model in Huginn's layout. Subclasses say what it is made of."""
+    """A model in Huginn's layout; subclasses define its layers."""
 
     name = "huginn_raven"
     needs: tuple[str, ...] = (
@@ -46,19 +46,19 @@ class Raven(Family):
         "intermediate_size", "padded_vocab_size", "mean_recurrence", "mean_backprop_depth")
     unused = r"^freqs_cis$"
     norms: Mapping[str, str]
-    """Ours and theirs."""
+    """Our names -> theirs."""
 
     def vocab_size(self, raw: Raw) -> int:
         return raw["padded_vocab_size"]
 
     def cut(self, raw: Raw, layers: str | None, folder: str) -> Cut:
         if layers is not None:
-            raise UserError(f"{folder} has a prelude, a core and a coda already, so --layers {layers} has no dense "
+            raise UserError(f"{folder} already has a prelude, a core and a coda, so --layers {layers} has no dense "
                             f"stack to cut; leave it out")
         return Cut(*(range(raw[f"n_layers_in_{part}"]) for part in ("prelude", "recurrent_block", "coda")))
 
     def settings(self, raw: Raw, folder: str) -> dict[str, Any]:
-        """Those of the sizes, and of training: one depth per batch, drawn about the mean or fixed."""
+        """The settings of the sizes and of training: one depth per batch, drawn around the mean or fixed."""
         require(raw, folder, "norm_eps", "tie_embeddings", "injection_type", "state_init")
         refuse(raw, folder, bias=False, block_class_name="SandwichBlock", norm_class_name="RMSNorm_llama",
                mlp_class_name="GatedMLP", nonlin_name="SiLU", state_init="like-init", test_time_noise=0,
@@ -83,7 +83,7 @@ class Raven(Family):
         return found
 
     def layer(self, raw: Raw, ours: str, theirs: str) -> list[Link]:
-        """All tensors of a layer."""
+        """The links of all tensors of a layer."""
         return [*(same(f"{ours}.{norm}.weight", f"{theirs}.{name}.weight") for norm, name in self.norms.items()),
                 Link(tuple(f"{ours}.attn.{part}.weight" for part in "qkv"), (f"{theirs}.attn.Wqkv.weight",),
                      self.rows(raw)),
@@ -92,7 +92,7 @@ class Raven(Family):
                 same(f"{ours}.mlp.out.weight", f"{theirs}.mlp.proj.weight")]
 
     def rows(self, raw: Raw) -> Tensor | None:
-        """Our rows of queries, keys and values as numbers of theirs; None where they are alike."""
+        """For each of our rows of queries, keys and values the index of theirs; None if the order is the same."""
         return None
 
 
@@ -108,12 +108,12 @@ class Huginn(Raven):
         _refuse_neither(raw, folder)
         require(raw, folder, "rope_base", "qk_bias")
         if raw["injection_type"] not in ("linear", "add"):
-            raise UserError(f"{folder} has injection_type {raw['injection_type']!r}, which no model here computes; "
-                            f"only linear and add can be read")
+            raise UserError(f"{folder} has injection_type {raw['injection_type']!r}, which no model here supports; "
+                            f"only linear and add can be imported")
         if raw["qk_bias"] and raw.get("num_key_value_heads", raw["n_heads"]) != raw["n_heads"]:
-            raise UserError(f"{folder} has qk_bias and num_key_value_heads {raw['num_key_value_heads']} beside n_heads "
-                            f"{raw['n_heads']}, and Huginn's biases are for as many; it is another model than its "
-                            f"config.json says")
+            raise UserError(f"{folder} has qk_bias, num_key_value_heads {raw['num_key_value_heads']} and n_heads "
+                            f"{raw['n_heads']}, but Huginn's biases need equal numbers; the model differs from its "
+                            f"config.json")
         std = (raw.get("init_values") or {}).get("std")
         usual = std is None or math.isclose(5 * raw["n_embd"] * std**2, 2)
         return super().settings(raw, folder) | {
@@ -122,12 +122,12 @@ class Huginn(Raven):
             "model.state_std": None if usual else std * math.sqrt(raw["n_embd"])}
 
     def written(self, config: Config, vocab_size: int, depth: int) -> Layout:
-        """As it is, with the depth as `mean_recurrence`."""
+        """The model as it is, with the depth as `mean_recurrence`."""
         free = {*SIZES, "attention_bias"} - {"head_dim", "rope_scaling"}
         check_like(config, "huginn", free, injection=("linear", "add"), attention_bias=("qk", "none"),
                    num_kv_heads=(None, config.model.num_heads), head_dim=(None, config.model.head_width))
         if config.blocks.num > 1:
-            raise UserError(f"blocks.num is {config.blocks.num}, and Huginn's core is one block; export it --to hf")
+            raise UserError(f"blocks.num is {config.blocks.num}, but Huginn's core is one block; export it --to hf")
         raw = _config_of(config, vocab_size, depth)
         cut = self.cut(raw, None, "")
         return Layout(raw, self.links(raw, cut), {"freqs_cis": _angles(config.model)})
@@ -174,14 +174,14 @@ def _angles(model: ModelConfig) -> Tensor:
 
 
 def halves(num_heads: int, head_dim: int) -> Tensor:
-    """The rows of heads by halves, 0 2 4 ... 1 3 5 ..., as numbers of rows whose pairs are neighbours, 0 1, 2 3, ..."""
+    """Row indices that reorder each head from neighbouring pairs (0 1, 2 3, ...) to halves (0 2 4 ... 1 3 5 ...)."""
     return torch.arange(num_heads * head_dim).view(num_heads, -1, 2).transpose(1, 2).flatten()
 
 
 def _refuse_neither(raw: Raw, folder: str) -> None:
-    """Raises UserError for a config.json with marks of Huginn and of Retrofit."""
+    """Raises UserError for a config.json that mixes features of Huginn and Retrofit."""
     scale, theta, usual = embed_scale(raw), rope_of(raw).get("rope_theta"), math.sqrt(raw["n_embd"])
     if theta is not None or not (scale is None or math.isclose(scale, usual)):
-        raise UserError(f"{folder} is Huginn by its config.json, with embed_scale {usual:g} and no rope_theta, or "
-                        f"Retrofit, with embed_scale 1 and a rope_theta, and it has embed_scale {scale} and rope_theta "
-                        f"{theta}; correct these two, embed_scale in init_values")
+        raise UserError(f"{folder} must be Huginn, with embed_scale {usual:g} and no rope_theta, or Retrofit, with "
+                        f"embed_scale 1 and a rope_theta, but its config.json has embed_scale {scale} and rope_theta "
+                        f"{theta}; correct these two (embed_scale is in init_values)")

@@ -1,8 +1,8 @@
 """Retrofit (McLeish et al. 2025, arXiv 2511.07384): layers of a Llama or an OLMo2 in Huginn's layout.
 
 Names and order are those of convert_pretrained_model in github.com/LoopedLMs/retrofitting-recurrence. A layer is the
-donor's, by two of Huginn's four norms, its positions turn halves, and there is no norm between loop and coda. Folders
-that were written by Huginn's own class hold the other two norms and its angles besides, which nothing reads.
+donor's, with two of Huginn's four norms; rotary positions rotate halves, and there is no norm between loop and coda.
+Folders written by Huginn's own class also hold the other two norms and its angles, which are unused.
 """
 
 from collections.abc import Collection
@@ -20,8 +20,8 @@ STATES = {"random": "like-init", "embed-init": "embedding"}
 
 @dataclass(frozen=True)
 class Retrofit(Raven):
-    """A model made of one kind of donor. norms: ours and theirs; block: where they are; whole: queries and keys have a
-    norm over all heads."""
+    """A model made from one kind of donor. norms: our names -> theirs; block: their placement; whole: queries and keys
+    have a norm over all heads."""
 
     norms: dict[str, str] = field(default_factory=lambda: {"n1": "norm_1", "n3": "norm_2"})
     block: str = "prenorm"
@@ -35,13 +35,13 @@ class Retrofit(Raven):
         return any(".attn.q_norm." in name for name in names) == self.whole
 
     def settings(self, raw: Raw, folder: str) -> dict[str, Any]:
-        """`rope_base` is Huginn's, which its positions do not read: theirs is `rope_theta`."""
+        """Settings whose rotary base is `rope_theta`; `rope_base` is left from Huginn and unused."""
         refuse(raw, folder, qk_bias=False, injection_type="linear")
         rope, start = rope_of(raw), raw.get("initial_state_mode", "random")
         require(raw["init_values"], folder, "std")
         if start not in STATES:
-            raise UserError(f"{folder} has initial_state_mode {start!r}, which no model here computes; only "
-                            f"{' and '.join(STATES)} can be read")
+            raise UserError(f"{folder} has initial_state_mode {start!r}, which no model here supports; only "
+                            f"{' and '.join(STATES)} can be imported")
         return super().settings(raw, folder) | {
             "model.preset": "retrofit", "model.block": self.block, "model.qk_norm": "whole" if self.whole else False,
             "model.rope_base": rope["rope_theta"], "model.rope_scaling": scaling(rope, folder),
@@ -56,4 +56,4 @@ class Retrofit(Raven):
 
 
 RETROFIT = (Retrofit(), Retrofit(norms={"n2": "norm_1", "n4": "norm_2"}, block="postnorm", whole=True))
-"""Of a Llama, and of an OLMo2; config.json does not tell them apart, norms of queries and keys do."""
+"""From a Llama, and from an OLMo2; config.json does not distinguish them, norms of queries and keys do."""

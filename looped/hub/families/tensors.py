@@ -1,4 +1,4 @@
-"""Safetensors of a folder, one file or several, read tensor by tensor; and links of names held against them."""
+"""Safetensors of a folder, one file or several, read tensor by tensor; and a check of links against them."""
 
 import json
 import re
@@ -22,11 +22,11 @@ def _shards(index: Path) -> list[str]:
     try:
         return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{index} is no index of shards ({type(error).__name__}); fetch it again") from None
+        raise UserError(f"{index} is not an index of shards ({type(error).__name__}); fetch it again") from None
 
 
 class Tensors:
-    """The tensors of a folder by their names. Raises UserError where they are not to be read: pickles are never."""
+    """The tensors of a folder by name. Raises UserError if they cannot be read; pickles never are."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -54,17 +54,17 @@ class Tensors:
         self.stack.close()
 
     def check(self, links: Sequence[Link], shapes: Shapes, *, skipped: str) -> None:
-        """Every tensor of `shapes`, ours, has its place by the links, of the shape that follows, and every tensor of
-        the folder is used, but those whose names have the pattern `skipped`. No tensor is read but a tied head.
+        """Check that the links cover all of our tensors (`shapes`), that the folder's have the shapes to match, and
+        that all of those are used, except names that match `skipped`. Only a tied head is read.
 
-        Raises UserError that names the first which is missing, left over, of another shape, or no floats.
+        Raises UserError that names the first tensor that is missing, left over, of another shape, or not of floats.
         """
         linked = [name for link in links for name in link.ours]
         if sorted(linked) != sorted(shapes):
             odd = sorted({*linked} ^ {*shapes})[0]
-            raise UserError(f"a model of these settings has {'a' if odd in shapes else 'no'} weight {odd}, and "
-                            f"{self.folder} has {'none' if odd in shapes else 'one'}; leave settings of the model as "
-                            f"its config.json has them, and give other ones to training with training.warm_start")
+            raise UserError(f"a model with these settings has {'a' if odd in shapes else 'no'} weight {odd}, but "
+                            f"{self.folder} has {'none' if odd in shapes else 'one'}; keep the model settings of its "
+                            f"config.json, and change them in training with training.warm_start")
         for link in links:
             expected = link.expected(shapes)
             for name in link.theirs:
@@ -74,22 +74,22 @@ class Tensors:
                       if not re.search(skipped, name) and not self._is_tied_head(name, links))
         if left:
             more = f" and {len(left) - 1} more" if len(left) > 1 else ""
-            raise UserError(f"{self.folder} holds {left[0]}{more}, which has no place in its family; it is another "
-                            f"model than its config.json says")
+            raise UserError(f"{self.folder} holds {left[0]}{more}, which has no place in its family; the model differs "
+                            f"from its config.json")
 
     def _check_one(self, name: str, expected: tuple[int, ...]) -> None:
         if name not in self.files:
             raise UserError(f"{self.folder} has no tensor {name}, which its family has; fetch it again")
         there = self.files[name].get_slice(name)
         if tuple(there.get_shape()) != expected:
-            raise UserError(f"{self.folder} has {name} of shape {tuple(there.get_shape())}, and by its config.json it "
+            raise UserError(f"{self.folder} has {name} of shape {tuple(there.get_shape())}, but by its config.json it "
                             f"is {expected}")
         if there.get_dtype() not in FLOATS:
             raise UserError(f"{self.folder} has {name} as {there.get_dtype()}, a quantised model; give one with "
                             f"weights of 16 bits or more")
 
     def _is_tied_head(self, name: str, links: Sequence[Link]) -> bool:
-        """True for the second name of an embedding that is the head as well."""
+        """True for a head that repeats the tied embedding under a second name."""
         embedding = next(link.theirs[0] for link in links if link.ours == ("embed.weight",))
         return name == "lm_head.weight" and torch.equal(self._tensor(name), self._tensor(embedding))
 
@@ -99,5 +99,5 @@ class Tensors:
             yield from link.read([self._tensor(name) for name in link.theirs], shapes)
 
     def _tensor(self, name: str) -> Tensor:
-        with safe_open(self.paths[name], framework="pt") as file:  # closed again, so that what was read is let go
+        with safe_open(self.paths[name], framework="pt") as file:  # closed again, to release the memory
             return file.get_tensor(name)

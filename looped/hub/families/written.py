@@ -1,4 +1,4 @@
-"""The settings that a model needs to have a place in the layout of a family, and these settings in its words."""
+"""Check that a model fits the layout of a family, and translation of our settings to its config.json."""
 
 from collections.abc import Collection
 from typing import Any
@@ -10,19 +10,19 @@ from looped.errors import UserError
 SIZES = ("preset", "width", "num_heads", "num_kv_heads", "head_dim", "ffn_width", "num_prelude_layers",
          "num_core_layers", "num_coda_layers", "norm_eps", "rope_base", "rope_scaling", "tie_embeddings",
          "padded_vocab_size", "patch_size", "attention", "state_std")
-"""Settings of a model that differ within a family, or do not say what it computes."""
+"""Settings of a model that vary within a family, or do not affect what it computes."""
 SCALINGS = {
     "linear": {}, "llama3": {"low_freq_factor": "low_freq_factor", "high_freq_factor": "high_freq_factor",
                              "original_max_position_embeddings": "original_length"},
     "yarn": {"original_max_position_embeddings": "original_length", "beta_fast": "beta_fast", "beta_slow": "beta_slow",
              "truncate": "truncate", "attention_factor": "attention_factor"}}
-"""Their names beside ours, by the kind of scaling."""
+"""Kind of scaling -> (their name -> ours)."""
 DOCS = "docs/interop.md says which model can go where"
 
 
 def check_like(config: Config, family: str, free: Collection[str] = SIZES, **wanted: Any) -> None:
-    """Raises UserError that names the first setting of a model by which it is not of a family: all but the `free` ones
-    are those of its preset, or as `wanted`."""
+    """Raises UserError that names the first setting of a model that does not fit a family: all except the `free` ones
+    must equal the family's preset, or `wanted`."""
     own = config.model
     like = ModelConfig(preset=family, width=own.width, num_heads=own.num_heads)
     for name in ModelConfig.model_fields:
@@ -30,10 +30,10 @@ def check_like(config: Config, family: str, free: Collection[str] = SIZES, **wan
             continue
         value, needed = getattr(own, name), wanted.get(name, getattr(like, name))
         if value not in (needed if isinstance(needed, tuple) else (needed,)):
-            raise UserError(f"model.{name} is {_plain(value)}, and a model of the family {family} has "
-                            f"{_plain(needed)}, so this one has no place there; export it --to hf, or see: {DOCS}")
+            raise UserError(f"model.{name} is {_plain(value)}, but a model of the family {family} has "
+                            f"{_plain(needed)}; export it --to hf, or see: {DOCS}")
     if own.core is not None or config.cond_width is not None:
-        raise UserError(f"this model has a core that no {family} has; export it --to hf, or see: {DOCS}")
+        raise UserError(f"this model has a core that {family} does not have; export it --to hf, or see: {DOCS}")
 
 
 def _plain(value: Any) -> str:
@@ -42,7 +42,7 @@ def _plain(value: Any) -> str:
 
 
 def core_layers(config: Config, depth: int) -> list[str]:
-    """Our names of the layers of the core in the order in which `depth` steps run them; blocks take turns."""
+    """Our names of the core layers in the order in which `depth` steps run them; blocks run in rotation."""
     sizes = config.block_layers
     found = []
     for step in range(depth):
