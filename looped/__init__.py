@@ -13,11 +13,17 @@ if TYPE_CHECKING:  # what type checkers and editors read; tests/test_types.py co
     from looped.data.heldout import heldout_text as heldout_text
     from looped.diffusion.denoiser import Denoiser as Denoiser
     from looped.diffusion.denoiser import LoopedModel as LoopedModel
+    from looped.diffusion.noise import LogNormal as LogNormal
+    from looped.diffusion.noise import LogUniform as LogUniform
+    from looped.diffusion.noise import partition as partition
     from looped.diffusion.samplers import SAMPLERS as SAMPLERS
     from looped.diffusion.schedules import schedule as schedule
     from looped.errors import UserError as UserError
     from looped.evaluation.depth import evaluate_depth as evaluate_depth
+    from looped.evaluation.leaving import losses_with_exits as losses_with_exits
+    from looped.evaluation.likelihood import token_losses_by_depth as token_losses_by_depth
     from looped.evaluation.results import read_results as read_results
+    from looped.inference.exits import Exit as Exit
     from looped.inference.generate import generate as generate
     from looped.models.build import build as build
     from looped.models.language import LanguageModel as LanguageModel
@@ -62,6 +68,9 @@ _PUBLIC = {
     "SlidingWindow": "looped.nn.bias",
     "Denoiser": "looped.diffusion.denoiser",
     "LoopedModel": "looped.diffusion.denoiser",
+    "LogNormal": "looped.diffusion.noise",
+    "LogUniform": "looped.diffusion.noise",
+    "partition": "looped.diffusion.noise",
     "SAMPLERS": "looped.diffusion.samplers",
     "schedule": "looped.diffusion.schedules",
     "LanguageModel": "looped.models.language",
@@ -74,6 +83,9 @@ _PUBLIC = {
     "open_trainer": "looped.training.train",
     "load_run": "looped.training.runs",
     "evaluate_depth": "looped.evaluation.depth",
+    "token_losses_by_depth": "looped.evaluation.likelihood",
+    "losses_with_exits": "looped.evaluation.leaving",
+    "Exit": "looped.inference.exits",
     "generate": "looped.inference.generate",
     "heldout_text": "looped.data.heldout",
     "read_results": "looped.evaluation.results",

@@ -16,7 +16,7 @@ from looped.data.opening import vocab_size_of
 from looped.domains.base import About, Domain, Evaluated, Inputs, Options, Own, Request, micro_batches
 from looped.errors import UserError, flag_of
 from looped.evaluation.depth import evaluate_run, evaluate_samples, num_windows
-from looped.evaluation.leaving import leave, text_exit_rows
+from looped.evaluation.leaving import losses_with_exits, text_exit_rows
 from looped.evaluation.likelihood import main_losses, token_losses_by_depth
 from looped.evaluation.probes import Probes, probe, probe_table
 from looped.evaluation.rows import Keep, Row
@@ -157,7 +157,7 @@ class Text(Domain):
             losses = token_losses_by_depth(objective, tokens, depths, **size)
             each += [TokenLosses(tokens, nats, depth) for depth, nats in zip(sorted(by_depth), losses, strict=True)]
         if options.exits:
-            left = leave(objective, tokens, max(depths), options.exits, **size)
+            left = losses_with_exits(objective, tokens, max(depths), options.exits, **size)
             for part in text_exit_rows(objective, left, max(depths), options.exits):
                 keep(part)
                 exits += part

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from looped.config.training import EvaluationConfig
 from looped.evaluation.rows import Row, summarise
-from looped.inference.exits import Exit
+from looped.inference.exits import Exit, Settled
 from looped.inference.rollout import rollout_of
 from looped.objectives.base import Objective, evaluating
 from looped.rng import StepRandom
@@ -30,11 +30,15 @@ class Left:
 
 
 @torch.no_grad()
-def leave(objective: Objective, tokens: Int[Tensor, "num length_and_one"], depth: int, exits: Sequence[Exit], *,
-          seed: int = 0, batch_size: int = 16) -> list[Left]:
-    """Losses with all `depth` steps, then under each exit with at most `depth`; one unroll serves all. Raises UserError
-    for an exit that the run does not support, and for a run without a loop."""
-    rollout = rollout_of(objective)
+def losses_with_exits(objective: Objective, tokens: Int[Tensor, "num length_and_one"], depth: int,
+                      exits: Sequence[Exit | str | Settled], *, seed: int = 0, batch_size: int = 16) -> list[Left]:
+    """Losses with all `depth` steps, then under each exit with at most `depth`; one unroll serves all.
+
+    exits: as `--exits` names them (`"kl=1e-4"`), objects, or functions `(moment) -> Bool[Tensor, "rows"]` of a
+    `looped.inference.exits.Moment`; here each token is a problem by itself. Raises UserError for an exit that the run
+    does not support, and for a run without a loop.
+    """
+    rollout, exits = rollout_of(objective), [Exit.of(rule) for rule in exits]
     found: list[list[tuple[Tensor, Tensor, Tensor]]] = []
     with evaluating(objective):
         for first in range(0, len(tokens), batch_size):
@@ -47,7 +51,7 @@ def leave(objective: Objective, tokens: Int[Tensor, "num length_and_one"], depth
 
 def text_exit_rows(objective: Objective, left: Sequence[Left], depth: int, exits: Sequence[Exit]
                    ) -> Iterator[list[Row]]:
-    """Rows per exit, from the result of `leave`: nats/token at the exits (`nats_with_exit`), the mean steps
+    """Rows per exit, from the result of `losses_with_exits`: nats/token at the exits (`nats_with_exit`), the mean steps
     (`steps_used`), and the cost of exiting early (`lost_by_exit`: nats/token with the exit minus nats/token with all
     steps, paired over sequences).
 

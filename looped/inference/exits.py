@@ -31,6 +31,7 @@ from torch.nn.functional import logsigmoid
 from looped.data.batch import Batch
 from looped.dotted import class_at
 from looped.errors import UserError, did_you_mean
+from looped.nn.checks import kind_of
 from looped.nn.exit_gate import ExitGate
 
 Halt = Callable[[Float[Tensor, "batch length width"], Batch], Float[Tensor, "batch"]]
@@ -53,6 +54,10 @@ class Moment:
     stays: Float[Tensor, "rows length"] | None = None
 
 
+Settled = Callable[[Moment], Bool[Tensor, "rows"]]
+"""Moment -> true for each problem that stops after this step."""
+
+
 class Exit:
     """A stopping rule: a problem exits at the first step at which it has `settled`."""
 
@@ -68,11 +73,23 @@ class Exit:
         self.threshold: float = self.default if threshold is None else threshold
 
     @staticmethod
+    def of(rule: "Exit | str | Settled") -> "Exit":
+        """An exit as it is, from its text (`parse`), or from a function `(moment) -> Bool[Tensor, "rows"]`."""
+        if isinstance(rule, Exit):
+            return rule
+        return Exit.parse(rule) if isinstance(rule, str) else Called(rule)
+
+    @staticmethod
     def parse(text: str) -> "Exit":
-        """Exit of a text: `kl`, or `kl=1e-4` with another threshold; or the dotted path of a custom class. Raises
-        UserError."""
+        """Exit of a text: `kl`, or `kl=1e-4` with another threshold; or the dotted path of a custom class or function.
+        Raises UserError."""
         kind, equals, value = text.strip().partition("=")
-        made = _class_of(kind)
+        made = _rule_at(kind)
+        if not isinstance(made, type):
+            if equals:
+                raise UserError(f"exit {kind} is a function, which has no threshold; leave ={value} out, or make it a "
+                                f"subclass of looped.inference.exits.Exit")
+            return Called(made, kind)
         try:
             threshold = float(value) if equals else made.default
         except ValueError:
@@ -185,19 +202,41 @@ class Gate(Exit):
         return ((moment.stays <= most) | ~moment.batch.sought).all(1)
 
 
+class Called(Exit):
+    """An exit that is a function of the moment."""
+
+    default: ClassVar[float] = math.nan
+
+    def __init__(self, function: Settled, name: str | None = None):
+        super().__init__(name or getattr(function, "__name__", "exit"))
+        self.function = function
+
+    @property
+    def name(self) -> str:
+        return self.kind
+
+    def settled(self, moment: Moment) -> Bool[Tensor, "rows"]:
+        found = self.function(moment)
+        if not isinstance(found, Tensor) or found.dtype != torch.bool or found.shape != moment.same.shape:
+            raise UserError(f"exit {self.name} must return a bool tensor of {len(moment.same)} rows, true for each "
+                            f"problem that stops, and returned {kind_of(found)}")
+        return found
+
+
 EXITS: dict[str, type[Exit]] = {"kl": Divergence, "entropy": Entropy, "latent": Latent, "answer": Answer,
                                 "confidence": Confidence, "head": Head, "gate": Gate}
 
 
-def _class_of(kind: str) -> type[Exit]:
+def _rule_at(kind: str) -> type[Exit] | Settled:
+    """The class of an exit, or a custom function. Raises UserError."""
     if kind in EXITS:
         return EXITS[kind]
     if "." not in kind:
         raise UserError(f"exit '{kind}' is unknown{did_you_mean(kind, EXITS)}")
     made: Any = class_at(kind, "exit")
-    if not (isinstance(made, type) and issubclass(made, Exit) and hasattr(made, "default")):
-        raise UserError(f"exit {kind} is no exit; give the dotted path of a subclass of looped.inference.exits.Exit "
-                        f"that has a `default` threshold")
+    if isinstance(made, type) and not (issubclass(made, Exit) and hasattr(made, "default")):
+        raise UserError(f"exit {kind} is no exit; give the dotted path of a function of the moment, or of a subclass "
+                        f"of looped.inference.exits.Exit that has a `default` threshold")
     return made
 
 

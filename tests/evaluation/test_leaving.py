@@ -8,7 +8,7 @@ import torch
 from looped.cli import main
 from looped.config import load_config
 from looped.errors import UserError
-from looped.evaluation.leaving import leave, text_exit_rows
+from looped.evaluation.leaving import losses_with_exits, text_exit_rows
 from looped.evaluation.likelihood import losses_by_depth
 from looped.inference.exits import Exit
 from looped.models.build import build
@@ -38,7 +38,8 @@ def tokens():
 
 def figures(objective, *exits, **settings):
     rules = [Exit.parse(text) for text in exits]
-    parts = text_exit_rows(objective, leave(objective, tokens(), DEPTH, rules, batch_size=2, **settings), DEPTH, rules)
+    found = losses_with_exits(objective, tokens(), DEPTH, rules, batch_size=2, **settings)
+    parts = text_exit_rows(objective, found, DEPTH, rules)
     return [{row.metric: row for row in part} for part in parts]
 
 
@@ -70,6 +71,21 @@ def test_a_token_leaves_at_the_first_step_at_which_it_has_settled():
     c = objective.model.config
     each = c.num_prelude_layers + used.double() * (c.num_core_layers + c.num_coda_layers)
     assert found["steps_used"].layer_forwards == pytest.approx(each.mean().item())
+
+
+def test_a_function_is_an_exit():
+    def changes_little(moment):
+        if moment.before is None:
+            return torch.zeros_like(moment.same, dtype=torch.bool)
+        now, then = moment.logits.log_softmax(-1), moment.before[0].log_softmax(-1)
+        return moment.batch.mean((now.exp() * (now - then)).sum(-1)) < 0.5
+
+    _, named, called = losses_with_exits(looped(), tokens(), DEPTH, ["kl=0.5", changes_little])
+    assert 1 < named.used.double().mean() < DEPTH
+    assert torch.equal(named.used, called.used)
+    assert Exit.of(changes_little).name == "changes_little"
+    with pytest.raises(UserError, match=r"exit <lambda> must return a bool tensor of .* rows"):
+        losses_with_exits(looped(), tokens(), DEPTH, [lambda moment: moment.logits])
 
 
 def test_an_exit_that_nobody_takes_gives_the_loss_of_all_steps():

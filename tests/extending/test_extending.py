@@ -260,6 +260,7 @@ def test_options_that_do_not_fit_are_a_sentence(desk, capsys):
 
 @pytest.mark.parametrize(("exits", "why"), [
     ("margin_exit.Margin=x", "has no threshold of 0 or more"), ("gated_core.GatedCore", "is no exit"),
+    ("midpoint_solver.sample_midpoint=2", "is a function, which has no threshold"),
     ("margn", "exit 'margn' is unknown")])
 def test_what_is_no_exit_is_refused_in_a_sentence(exits, why, desk):
     from looped.inference.exits import Exit
