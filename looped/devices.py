@@ -1,4 +1,4 @@
-"""Devices and number formats that a trained model is run with: found by name, entered for the time of the work."""
+"""Device and dtype that a trained model runs with: looked up by name, applied by a context manager."""
 
 import os
 import platform
@@ -19,14 +19,13 @@ KINDS = ("cpu", "cuda", "mps")
 
 
 def devices_here() -> list[str]:
-    """The devices of this machine, the best one first: cuda, then mps, then the processor."""
+    """Devices of this machine, best first: cuda, then mps, then cpu."""
     found = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     return [*found, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
 
 
 def find_device(name: str) -> torch.device:
-    """The device of a name: `auto` (the best there is), `cpu`, `cuda`, `cuda:1`, `mps`. Raises `UserError` where it is
-    not there."""
+    """Device of a name: `auto` (the best one), `cpu`, `cuda`, `cuda:1`, `mps`. Raises `UserError` if it is missing."""
     here = devices_here()
     kind = re.fullmatch(r"([a-z]+)(:\d+)?", name)
     if name == "auto":
@@ -41,7 +40,7 @@ def find_device(name: str) -> torch.device:
 
 
 def now(device: torch.device) -> float:
-    """The wall clock in seconds, once the device has done what it was asked: a GPU answers before it has."""
+    """Wall-clock seconds after waiting for the device, since GPU calls return before their work is done."""
     if device.type in ("cuda", "mps"):
         getattr(torch, device.type).synchronize(*([device] if device.type == "cuda" else []))
     return time.perf_counter()
@@ -49,34 +48,33 @@ def now(device: torch.device) -> float:
 
 @dataclass(frozen=True)
 class Placement:
-    """A device and a number format. In fp32 figures compare with those of every other machine; in bf16 and fp16, which
-    run under autocast as training does, weights and losses stay in float32 and products are rounded."""
+    """A device and a dtype. Results in fp32 compare across machines. bf16 and fp16 run under autocast, as in training:
+    weights and losses stay in float32, matrix products are rounded."""
 
     device: torch.device
     dtype: str = "fp32"
 
     @staticmethod
     def of(device: str, dtype: str) -> "Placement":
-        """By the names of both. Raises `UserError`."""
+        """Placement from the names of both. Raises `UserError`."""
         if dtype not in DTYPES:
             raise UserError(f"--dtype {dtype} is unknown; write {', '.join(DTYPES)}")
         return Placement(find_device(device), dtype)
 
     @property
     def fields(self) -> dict[str, str]:
-        """For rows of figures."""
+        """Device and dtype as columns of result rows."""
         return {"device": str(self.device), "dtype": self.dtype}
 
     @property
     def name(self) -> str:
-        """In words: `cuda:0 (NVIDIA H200), bf16`."""
+        """Display name: `cuda:0 (NVIDIA H200), bf16`."""
         model = f" ({torch.cuda.get_device_name(self.device)})" if self.device.type == "cuda" else ""
         return f"{self.device}{model}, {self.dtype}"
 
     @contextmanager
     def at_work(self, threads: int | None = None) -> Iterator[None]:
-        """Work is done in this number format, with so many CPU threads (None: as many as before); afterwards the
-        process is as it was."""
+        """Run the block in this dtype with `threads` CPU threads (None: unchanged), then restore the process."""
         with ExitStack() as stack:
             stack.enter_context(use_threads(threads))
             if self.device.type == "cuda":
@@ -91,7 +89,7 @@ CPU = Placement(torch.device("cpu"))
 
 @contextmanager
 def use_threads(threads: int | None) -> Iterator[None]:
-    """So many CPU threads for the time of the work; None leaves them alone."""
+    """Use `threads` CPU threads inside the block; None leaves the number unchanged."""
     before = torch.get_num_threads()
     if threads is not None:
         torch.set_num_threads(threads)
@@ -102,7 +100,7 @@ def use_threads(threads: int | None) -> Iterator[None]:
 
 
 def machine(threads: int) -> dict[str, Any]:
-    """The machine that figures are measured on."""
+    """The machine of a measurement: processor, CPUs, threads, torch."""
     processor = platform.processor()
     info = Path("/proc/cpuinfo")
     if info.exists():

@@ -13,27 +13,27 @@ class UserError(ValueError):
 
 
 KILLED = -9
-"""The exit code that subprocess reports for a process that SIGKILL has ended; Windows has no such signal."""
+"""Exit code that subprocess reports for a process ended by SIGKILL; Windows has no such signal."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`"; did you mean 'width'?"` for the nearest known name, or the list of names when nothing is near."""
+    """`"; did you mean 'width'?"` for the nearest known name, or the list of known names if none is near."""
     known = sorted(known)
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f"; did you mean '{near[0]}'?" if near else f"; known names: {', '.join(known)}"
 
 
 def flag_of(name: str) -> str:
-    """The option of the command line that sets a field: `--per-token` of `per_token`."""
+    """The command-line option of a field: `--per-token` for `per_token`."""
     return f"--{name.replace('_', '-')}"
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an exception in one line of bearable length."""
+    """The message of an exception on one line of at most 200 characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else text[:197] + "..."
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """The exception that another was raised from, in the end."""
+    """The first exception in a chain of `raise ... from`."""
     return error if error.__cause__ is None else root_cause(error.__cause__)

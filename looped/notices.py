@@ -1,6 +1,6 @@
-"""Notices: what `warnings.warn` says, as one line each for people, and in a run's log.
+"""Notices: each `warnings.warn` printed as one plain line, and written to a run's log.
 
-Python prints a warning with the file, line and source that it came from, which says nothing to who runs a command.
+Python prints a warning with its file, line and source, which mean nothing to the user of a command.
 """
 
 import warnings
@@ -9,14 +9,14 @@ from contextlib import contextmanager
 
 
 def notice_line(message: Warning | str, category: type[Warning]) -> str:
-    """The line for people; a category that is not the usual one is named."""
+    """The printed line of a warning; a category other than UserWarning is named."""
     kind = "notice" if category is UserWarning else category.__name__
     return f"{kind}: {' '.join(str(message).split())}"
 
 
 @contextmanager
 def plain_notices() -> Iterator[None]:
-    """Within, warnings are printed as one line each."""
+    """Print each warning inside the block as one line."""
     before = warnings.formatwarning
     warnings.formatwarning = lambda message, category, *_, **__: notice_line(message, category) + "\n"
     try:
@@ -27,7 +27,7 @@ def plain_notices() -> Iterator[None]:
 
 @contextmanager
 def noted(write: Callable[[str], None]) -> Iterator[None]:
-    """Within, the line of each warning that is shown goes to `write` as well."""
+    """Also pass the line of each warning shown inside the block to `write`."""
     shown = warnings.showwarning
 
     def show(message, category, filename, lineno, file=None, line=None):

@@ -1,9 +1,8 @@
 """Randomness as a function of (seed, step, stream, row): nothing to save, the same on any number of processes.
 
-A row is a sequence's place in the whole optimiser step, so splitting a batch over micro-batches or processes changes
-no draw. Draws are made on the CPU: a number does not depend on the device. Normal draws go to the device; uniform ones
-are float64 and stay, since what is made of them (levels, times, choices) is worked out there and a device may have no
-float64.
+A row is a sequence's index in the whole optimiser step, so splitting a batch over micro-batches or processes changes
+no draw. Draws are made on the CPU, so they do not depend on the device. Normal draws are moved to the device. Uniform
+draws stay on the CPU in float64, which some devices lack; levels, times and choices are computed from them there.
 """
 
 import hashlib
@@ -23,7 +22,7 @@ def generator(*key: int | str) -> torch.Generator:
 
 
 def number_of(*key: int | str) -> int:
-    """The hash of a key as a number of 63 bits: of the tokens of a row, a number of its own."""
+    """The hash of a key as a 63-bit number, for instance a row number from the row's tokens."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
@@ -37,8 +36,8 @@ def seeded_init(seed: int, stream: str) -> Iterator[None]:
 
 
 class StepRandom:
-    """The draws of one micro-batch: rows `start ... start + count - 1` out of the `total` of an optimiser step. `rows`:
-    their numbers, where they are no part of a step and each has one of its own (`number_of`)."""
+    """Random draws of one micro-batch: rows `start ... start + count - 1` of the `total` in an optimiser step. `rows`:
+    explicit row numbers (`number_of`), for rows that are not part of a step."""
 
     def __init__(self, seed: int, step: int, *, start: int = 0, count: int, total: int | None = None,
                  device: torch.device | str = "cpu", rows: Sequence[int] | None = None):
@@ -55,12 +54,12 @@ class StepRandom:
         return generator(self.seed, self.step, stream)
 
     def decide(self, name: str, draw: Callable[[], T]) -> T:
-        """A decision of the whole step that its cost depends on, as drawn by `draw`: a depth, a block, whether to do
-        something at all. Whoever counts costs decides in its place (`Objective.decisions`)."""
+        """Draw a decision that the cost of the whole step depends on: a depth, a block, whether to do something at
+        all. Code that counts costs overrides it with given decisions (`Objective.decisions`)."""
         return draw()
 
     def per_row(self, stream: str) -> list[torch.Generator]:
-        """One generator a row."""
+        """One generator per row."""
         return [generator(self.seed, self.step, stream, row) for row in self.rows]
 
     def normal(self, stream: str, shape: Sequence[int]) -> Tensor:
@@ -83,13 +82,14 @@ class StepRandom:
 
 
 class ByPlace(StepRandom):
-    """Draws for texts that are read from position 0 on: every row has the same, and each position its own, so that what
-    a token gets depends neither on the batch around it nor on how much is read at once (`Padding.normal_by_place`)."""
+    """Draws by position, for texts that start at position 0: the same for all rows, different for each position. The
+    noise of a token depends neither on its batch nor on how many tokens are evaluated at once
+    (`Padding.normal_by_place`)."""
 
     def __init__(self, seed: int, count: int, device: torch.device | str = "cpu"):
         super().__init__(seed, 0, count=count, device=device, rows=[0] * count)
 
     def normal(self, stream: str, shape: Sequence[int]) -> Tensor:
-        """Standard normal draws, float32, shape (count, *shape), whose first axis are positions."""
+        """Standard normal draws, float32, shape (count, *shape); the first axis of `shape` is the position."""
         places = [StepRandom(self.seed, place, count=1).normal(stream, shape[1:]) for place in range(shape[0])]
         return torch.cat(places).to(self.device).expand(self.count, *shape)

@@ -1,7 +1,7 @@
-"""Files of a run on any file system: written whole or not at all, and held by one writer.
+"""Atomic file writes and a single-writer lock for run folders, on any file system.
 
 Network drives, exFAT, FUSE mounts, buckets and Windows may have no symbolic links, no `flock`, or no flush of a folder.
-A run trains on all of them: what takes the missing thing's place is below, beside it, and `lacking` says what is lost.
+A run trains on all of them: each missing feature has a substitute below, and `lacking` reports what is lost.
 """
 
 import errno
@@ -24,21 +24,21 @@ SOFT_LOCK = LOCK + SOFT
 
 UNSUPPORTED = {errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY,
                errno.EBADF, errno.EISDIR, errno.ENOLCK}
-"""The errors of a file system for a call it does not have. A full or a failing disk answers otherwise."""
+"""Error codes of a call that the file system does not support. A full or failing disk gives other codes."""
 
 
-# ---- whole files -----------------------------------------------------------------------------------------------------
+# ---- atomic writes ---------------------------------------------------------------------------------------------------
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small file in one go, its line ends as given: the old content or the new one, never a part."""
+    """Write a small file atomically, with its line ends as given."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write, which then takes its place in one go."""
-    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")  # no other writer's
+    """Yield a temporary file next to `path`, which then replaces it atomically."""
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")  # unique to this writer
     yield temporary
     sync(temporary)
     os.replace(temporary, path)
@@ -46,13 +46,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Flush a file to the disk, where the file system can; Windows flushes only what may be written."""
+    """Flush a file to the disk, if the file system can; Windows flushes only files opened for writing."""
     with open(path, "r+b") as file:
         _flushes(file.fileno())
 
 
 def sync_folder(path: Path) -> bool:
-    """Flush the names in a folder to the disk; False where the file system has no way to."""
+    """Flush the entries of a folder to the disk; False if the file system cannot."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except OSError as error:
@@ -72,7 +72,7 @@ def _flushes(handle: int) -> bool:
 
 
 def _known(error: OSError) -> bool:
-    """False for a call that the file system does not have; any other error is raised again."""
+    """False if the file system does not support the call; any other error is raised again."""
     if error.errno not in UNSUPPORTED:
         raise error
     return False
@@ -80,9 +80,9 @@ def _known(error: OSError) -> bool:
 
 @contextmanager
 def new_folder(out: str | Path) -> Iterator[Path]:
-    """A folder to fill, which becomes `out` when all of it is there; after an error there is nothing.
+    """Yield a temporary folder to fill, which is renamed to `out` at the end; after an error nothing is left.
 
-    Raises UserError where `out` exists, and where the disk refuses.
+    Raises UserError if `out` exists or cannot be written.
     """
     out = Path(out)
     if out.exists() or out.is_symlink():
@@ -100,17 +100,17 @@ def new_folder(out: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-# ---- a name for a file -----------------------------------------------------------------------------------------------
+# ---- links -----------------------------------------------------------------------------------------------------------
 
 def point(name: Path, target: Path) -> None:
-    """Make `name` lead to `target`, a folder beside or below it, in one go: a link, or NAME.txt with the path in it."""
+    """Atomically point `name` to `target`, a folder next to or below it: by a link, or by NAME.txt with the path."""
     relative, text = target.relative_to(name.parent), name.with_name(f"{name.name}.txt")
     link = name.with_name(TEMPORARY + name.name)
     try:
         link.unlink(missing_ok=True)
         link.symlink_to(relative, target_is_directory=True)
         os.replace(link, name)
-    except (OSError, NotImplementedError):  # a full disk refuses the text as well, and is told then
+    except (OSError, NotImplementedError):  # on a full disk write_text fails too, and its error is raised
         write_text(text, relative.as_posix() + "\n")
         _remove_link(name)
     else:
@@ -119,20 +119,20 @@ def point(name: Path, target: Path) -> None:
 
 
 def _remove_link(path: Path) -> None:
-    """A link of before, which would lead to an old target."""
+    """Remove an earlier link, which would point to an old target."""
     if path.is_symlink():
         path.unlink()
 
 
-# ---- one writer ------------------------------------------------------------------------------------------------------
+# ---- locks -----------------------------------------------------------------------------------------------------------
 
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """Hold a folder for writing. Raises UserError that names the holder where another process has it.
+    """Lock a folder for writing. Raises UserError with the holder's name if another process holds it.
 
-    The lock is one that the kernel gives up when its holder ends, however it ends. Where the file system has none, it
-    is a file with the holder's process and machine in it: one left by a process that is gone is taken over on the same
-    machine, and elsewhere has to be removed by hand.
+    The kernel releases the lock when its holder ends, however it ends. If the file system has no such locks, the lock
+    is a file with the holder's process and machine: one left by a dead process is taken over on the same machine, and
+    must be removed by hand on another.
     """
     kernel, lock = locks(folder), lock_for(folder / LOCK)
     try:
@@ -150,7 +150,7 @@ def hold(folder: Path) -> Iterator[None]:
 
 
 def lock_for(path: Path) -> Lock:
-    """The lock that the file system under `path` has: at `path` the kernel's, else a file of its own beside it."""
+    """The lock for `path`: a kernel lock on it if the file system has them, else a lock file next to it."""
     return FileLock(path) if locks(path.parent) else SoftFileLock(f"{path}{SOFT}")
 
 
@@ -162,16 +162,16 @@ def _holder(folder: Path) -> str:
 
 
 def locks(folder: Path) -> bool:
-    """True if the file system of a folder has locks of the kernel."""
+    """True if the file system of a folder supports kernel locks."""
     try:
         import fcntl
     except ImportError:
-        return os.name == "nt"  # which has its own, and filelock knows it
+        return os.name == "nt"  # Windows has its own, which filelock uses
     probe = folder / f"{TEMPORARY}lock-{os.getpid()}"
     try:
         with open(probe, "wb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:  # somebody of the same number, on another machine or in another thread, has it
+    except BlockingIOError:  # held by another thread, or by a process of the same number on another machine
         return True
     except OSError as error:
         return _known(error)
@@ -180,10 +180,10 @@ def locks(folder: Path) -> bool:
     return True
 
 
-# ---- what is lost ----------------------------------------------------------------------------------------------------
+# ---- missing guarantees ----------------------------------------------------------------------------------------------
 
 def lacking(folder: Path) -> list[str]:
-    """The guarantees that the file system of a folder lacks, each with what it means for a run."""
+    """Guarantees that the file system of a folder lacks, each with its consequence for a run."""
     found = []
     if not locks(folder):
         found.append(f"file locks (the run is held by {SOFT_LOCK}, which a killed process leaves behind)")

@@ -31,12 +31,12 @@ from looped.errors import UserError
 
 
 class Config(Section):
-    """A whole run."""
+    """All settings of a run."""
 
     objective: str = Field(
-        "denoise", description=f"training rule: {', '.join(RULES)}, or the dotted path of a class of one's own; ar: "
-                               f"the same layers without a loop, the yardstick of the others")
-    seed: Count = Field(0, description="with the step number, it decides all randomness and the order of the data")
+        "denoise", description=f"training rule: {', '.join(RULES)}, or the dotted path of a custom class; ar: the "
+                               f"same layers without a loop, the baseline of the others")
+    seed: Count = Field(0, description="seed, together with the step number, of all randomness and the data order")
     model: ModelConfig = ModelConfig()
     recurrence: RecurrenceConfig = RecurrenceConfig()
     supervision: SupervisionConfig = SupervisionConfig()
@@ -68,8 +68,8 @@ class Config(Section):
             raise ValueError(f"{' and '.join(named)} are {'both' if len(named) == 2 else 'all'} set; keep one of them")
         self.rule.check(self)
         if self.denoise.block_size > 1 and self.model.injection == "none":
-            raise ValueError("denoise.block_size above 1 needs an injection, which tells the core where in its block "
-                             "a row stands; set model.injection to linear, add, gated or diagonal")
+            raise ValueError("denoise.block_size above 1 needs an injection, which gives the core a row's position in "
+                             "its block; set model.injection to linear, add, gated or diagonal")
         if self.data.length % self.denoise.block_size:
             size = self.denoise.block_size
             raise ValueError(f"data.length {self.data.length} does not split into blocks of denoise.block_size {size}; "
@@ -86,36 +86,36 @@ class Config(Section):
 
     @property
     def kind(self) -> Kind:
-        """The kind of data that is trained on."""
+        """The kind of the training data."""
         return kind_of(self)
 
     @property
     def sees_all(self) -> bool:
-        """True if every row sees every other, not only those before it."""
+        """True if every row attends to every other, not only to earlier ones."""
         return self.rule.sees_all or self.kind.sees_all(self)
 
     @property
     def cond_width(self) -> int | None:
-        """The width of the vector that tells the core its level; None where it is not told."""
+        """Width of the level embedding that conditions the core; None if there is none."""
         return None if self.rule.told is None else self.value(self.rule.told)
 
     @property
     def main_depth(self) -> int:
-        """The depth that stands for the trained ones."""
+        """The depth that represents the trained depths."""
         return self.rule.depth(self)
 
     @property
     def block_layers(self) -> tuple[int, ...]:
-        """Layers of each block of the core."""
+        """Number of layers in each block of the core."""
         return self.blocks.split(self.model.num_core_layers)
 
     @property
     def step_layers(self) -> float:
-        """Layers of the core that a loop step runs: a mean over its blocks."""
+        """Mean number of core layers per loop step, over the blocks."""
         return self.model.num_core_layers / self.blocks.num
 
     def value(self, name: str) -> Any:
-        """The setting of a dotted name."""
+        """The value of the setting with a dotted name."""
         value: Any = self
         for part in name.split("."):
             value = getattr(value, part)
@@ -128,9 +128,9 @@ class Config(Section):
 
 def load_config(path: str | Path | None = None, flags: Mapping[str, Any] | None = None) -> Config:
     """Defaults, then the YAML file, then the flags (dotted names to values, strings parsed as YAML). path: a file, or
-    the name of a config that comes with the package.
+    the name of a shipped config.
 
-    Raises `UserError` with one sentence: the setting, its value, the way out.
+    Raises `UserError` with one sentence: the setting, its value, the fix.
     """
     values: Any = {}
     if path is not None:
@@ -163,7 +163,7 @@ def _plain(value: Any) -> Any:
 
 
 def parse_flag(name: str, value: Any) -> Any:
-    """What a flag's text means, read as YAML. Raises UserError."""
+    """The value of a flag's text, parsed as YAML. Raises UserError."""
     if not isinstance(value, str):
         return value
     try:

@@ -1,9 +1,9 @@
-"""Arms: what a benchmark or a comparison sets side by side, an objective with settings of its own, written as text.
+"""Arms of a benchmark or comparison: objectives with their own settings, written as text.
 
     ar, truncated, denoise:concat, denoise:paper, denoise denoise.context=concat model.width=96, wide=ar model.width=96
 
-An objective, a variant of it after a colon, then settings after spaces; before all of it a name of one's own and an
-equals sign. Imports no torch.
+An arm is an objective, optionally with a variant after a colon, then settings after spaces; a custom name and an equals
+sign may precede it. Imports no torch.
 """
 
 import re
@@ -25,19 +25,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
 ARMS = (*RULES, *(f"denoise:{variant}" for variant in VARIANTS))
 SHARED = ("objective", "seed", "task", "images", "data", "evaluation", "training.budget", "training.budget_unit",
           "training.clock")
-"""Settings, or sections of them, in which arms may not differ: the objective is named first, the rest makes them
-comparable."""
+"""Settings or sections that an arm cannot set: its text begins with the objective, and the others must be equal for the
+arms to be comparable."""
 
 
 ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,39}")
-"""A name of one's own: it is part of the names of files."""
+"""Pattern of a custom name, which is part of file names."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """`text`: the objective with its settings; `name`: what tables call it, that text if it has no name of its own;
-    `slug`: the same for a file's name, and no other arm's; `config`: what it stands for; `own`: names of the settings
-    that its text spells out."""
+    """One arm. `name`: its label in tables, by default `text`; `slug`: its unique label in file names; `config`: its
+    full config; `text`: the objective with its settings; `own`: names of the settings in that text."""
 
     name: str
     slug: str
@@ -52,28 +51,29 @@ def parse_arms(config: Config, text: str) -> list[Arm]:
 
 
 def read_arms(config: Config, texts: typing.Iterable[str]) -> list[Arm]:
-    """Arms with names and slugs that differ. Raises UserError."""
+    """Parse arms, each with a unique name and slug. Raises UserError."""
     arms: list[Arm] = []
     for text in texts:
         arm = parse_arm(config, text, taken=[arm.slug for arm in arms])
         other = next((other for other in arms if other.name == arm.name), None)
         if other is not None:
-            out = "list it once" if other.text == arm.text else "give each of the two a name of its own"
+            out = "list it once" if other.text == arm.text else "give the two different names"
             raise UserError(f"arm '{arm.name}' is listed twice; {out}")
         arms.append(arm)
     return arms
 
 
 def split_arms(text: str) -> list[str]:
-    """The texts of the arms: a comma inside brackets is part of a value. Raises UserError where one is empty."""
+    """Split a list into the texts of its arms; a comma inside brackets is part of a value. Raises UserError if one is
+    empty."""
     parts = [" ".join(part.split()) for part in re.split(r",(?![^\[{]*[\]}])", text)]
     if not all(parts):
-        raise UserError(f"--objectives {text!r} has an empty place; known names: {', '.join(ARMS)}")
+        raise UserError(f"--objectives {text!r} has an empty entry; known names: {', '.join(ARMS)}")
     return parts
 
 
 def parse_arm(config: Config, text: str, *, taken: typing.Collection[str] = ()) -> Arm:
-    """One arm; its slug is none of those `taken`. Raises UserError."""
+    """Parse one arm, with a slug that is not `taken`. Raises UserError."""
     alias, name, settings = _words(text)
     objective, _, variant = name.partition(":")
     flags = {"objective": objective} | (VARIANTS[variant] if variant else {}) | dict(map(_setting, settings))
@@ -87,11 +87,11 @@ def parse_arm(config: Config, text: str, *, taken: typing.Collection[str] = ()) 
 
 
 def _words(text: str) -> tuple[str | None, str, list[str]]:
-    """(its own name or None, objective with its variant, settings) of an arm. Raises UserError."""
+    """(custom name or None, objective with its variant, settings) of an arm. Raises UserError."""
     first, *settings = text.split()
     before, equals, after = first.partition("=")
     alias, name = (before, after) if equals else (None, first)
-    if name not in ARMS and "." not in name:  # a dotted path is a rule of one's own
+    if name not in ARMS and "." not in name:  # a dotted path is a custom rule
         where = f" in '{first}'" if equals else ""
         raise UserError(f"objective '{name}'{where} is unknown{did_you_mean(name, ARMS)}")
     if alias is not None:
@@ -101,10 +101,10 @@ def _words(text: str) -> tuple[str | None, str, list[str]]:
 
 def _check_alias(alias: str, name: str) -> None:
     if not ALIAS.fullmatch(alias):
-        raise UserError(f"'{alias}' cannot name an arm, as it names files too; take up to 40 letters, digits, - . _ +, "
-                        f"a letter or digit first, as in quick={name}")
+        raise UserError(f"'{alias}' cannot name an arm, because the name is part of file names; use up to 40 letters, "
+                        f"digits, - . _ +, beginning with a letter or digit, as in quick={name}")
     if alias in ARMS and alias != name:
-        raise UserError(f"'{alias}' cannot name an arm of {name}, being another objective; take another name")
+        raise UserError(f"'{alias}' cannot name an arm of {name}, because it is another objective; choose another name")
 
 
 def _setting(word: str) -> tuple[str, Any]:

@@ -1,4 +1,4 @@
-"""Settings of a core of several blocks, each with weights of its own; one block is the weight-tied loop."""
+"""Settings of a core of several blocks with separate weights; one block is the weight-tied loop."""
 
 from itertools import pairwise
 from typing import Any, Literal
@@ -9,65 +9,64 @@ from looped.config.base import Count, Depth, NonNegative, Positive, Section
 
 
 class BlocksConfig(Section):
-    """Blocks of the core: how many, how deep, and under `blockwise` which noise levels each has and how it is trained.
-    """
+    """Blocks of the core: their number and layers, and under `blockwise` their noise levels and training."""
 
-    num: Depth = Field(1, description="blocks of the core: loop steps take them in turn, under `blockwise` and "
-                                      "`masked` each has noise levels of its own, the first the highest; 1 is the "
+    num: Depth = Field(1, description="blocks of the core: loop steps cycle through them; under `blockwise` and "
+                                      "`masked` each has its own noise levels, the first the highest; 1 is the "
                                       "weight-tied loop")
     layers: tuple[Depth, ...] | None = Field(
         None, description="layers of each block, as [4, 4, 4]; null: model.num_core_layers split evenly")
     partition: Literal["mass", "log-uniform"] = Field(
-        "mass", description="noise levels of a block: of equal mass under the training distribution without "
-                            "noise.share_at_max (the paper's equi-probability), or even in ln sigma")
+        "mass", description="noise levels per block: equal mass under the training distribution without "
+                            "noise.share_at_max (the paper's equi-probability), or equal width in ln sigma")
     edges: tuple[Positive, ...] | None = Field(
-        None, description="the levels between neighbouring blocks themselves, falling, as [5.0, 1.2]; null: as "
-                          "blocks.partition says")
+        None, description="noise levels between neighbouring blocks, decreasing, as [5.0, 1.2]; null: set by "
+                          "blocks.partition")
     edges_from: str | None = Field(
-        None, description="a finished run of objective denoise with denoise.noise.distribution adaptive, from whose "
-                          "measured difficulty `looped train` takes the edges: each block has the same rise of the "
-                          "cross-entropy. The run that it trains keeps them as blocks.edges")
-    overlap: NonNegative = Field(0.05, description="how far a block is trained on its neighbours' levels: its ends "
-                                                   "moved by this power of their ratio (the paper's gamma); under "
-                          "`masked`, by this share of its decrement of alpha")
+        None, description="a finished run of objective denoise with denoise.noise.distribution adaptive: `looped "
+                          "train` derives the edges from its measured cross-entropy, which then rises equally in each "
+                          "block, and saves them as blocks.edges of the new run")
+    overlap: NonNegative = Field(0.05, description="overlap of a block's training range [lo, hi] with its neighbours': "
+                                                   "both ends are widened by a factor (hi / lo)^overlap (the paper's "
+                          "gamma); under `masked`, by this fraction of the block's decrement of alpha")
     choose: Literal["uniform", "mass"] = Field(
-        "uniform", description="which block an optimiser step trains: each as often, or as often as its own levels are "
-                               "in the training distribution, where noise.share_at_max is the first block's")
+        "uniform", description="sampling of the block that an optimiser step trains: uniform, or by the mass of its "
+                               "own levels in the training distribution, with noise.share_at_max in the first block")
     shared: Literal["trained", "frozen", "with-block"] = Field(
-        "trained", description="what is no block's own (embeddings, prelude, coda, norm, head, level embedding, "
-                               "targets). trained: by each block at work, at the price of its gradients and optimiser "
-                               "state beside every block's, and no block can be trained alone. frozen: left at its "
-                               "first values, which costs neither, and whatever it would have learned. with-block: by "
-                               "blocks.shared_by at work alone, at the price of that block's steps; the others do not "
-                               "adapt it to themselves, and alone they wait for that block's run")
-    shared_by: Count = Field(0, description="under `shared: with-block` the block that trains what all share")
+        "trained", description="training of the parts that all blocks share (embeddings, prelude, coda, norm, head, "
+                               "level embedding, targets). trained: in the steps of every block, which adds their "
+                               "gradients and optimiser state to each block's; no block can be trained alone. frozen: "
+                               "kept at their initial values, without gradients or optimiser state. with-block: only "
+                               "in the steps of block blocks.shared_by; the other blocks use them unchanged, and one "
+                               "trained alone needs that block's finished run")
+    shared_by: Count = Field(0, description="under `shared: with-block`, the block that trains the shared parts")
     shared_from: str | None = Field(
-        None, description="under `shared: with-block` the finished run of block shared_by alone, whose shared parts "
-                          "another block alone reads and keeps as they are")
+        None, description="under `shared: with-block`, the finished run of block shared_by alone, whose shared parts "
+                          "another block trained alone loads and keeps fixed")
     alone: Count | None = Field(
-        None, description="hold and train this block and no other, on this machine and at this time (`looped train "
-                          "--block`); `looped merge` puts the runs of all blocks together. null: all of them")
+        None, description="build and train only this block (`looped train --block`); `looped merge` combines the runs "
+                          "of all blocks. null: all blocks")
 
     @model_validator(mode="after")
     def _check_edges(self):
         if self.edges is not None and self.edges_from is not None:
-            raise ValueError(f"edges_from {self.edges_from} measures what edges {list(self.edges)} say; keep one of "
+            raise ValueError(f"edges_from {self.edges_from} and edges {list(self.edges)} are both set; keep one of "
                              f"them")
         if self.edges is None:
             return self
         if len(self.edges) != self.num - 1:
-            raise ValueError(f"edges {list(self.edges)} part {len(self.edges) + 1} blocks, and num is {self.num}; set "
-                             f"blocks.num to {len(self.edges) + 1}, or give {self.num - 1} edges")
+            raise ValueError(f"edges {list(self.edges)} separate {len(self.edges) + 1} blocks, but num is {self.num}; "
+                             f"set blocks.num to {len(self.edges) + 1}, or give {self.num - 1} edges")
         if any(high <= low for high, low in pairwise(self.edges)):
-            raise ValueError(f"edges {list(self.edges)} do not fall, and the first block has the highest noise; give "
-                             f"{sorted(set(self.edges), reverse=True)}")
+            raise ValueError(f"edges {list(self.edges)} do not decrease, but the first block has the highest noise; "
+                             f"give {sorted(set(self.edges), reverse=True)}")
         return self
 
     @model_validator(mode="after")
     def _check_layers(self):
         if self.layers is not None and len(self.layers) != self.num:
-            raise ValueError(f"layers {list(self.layers)} are those of {len(self.layers)} blocks, and num is "
-                             f"{self.num}; set blocks.num to {len(self.layers)}, or give a number for each block")
+            raise ValueError(f"layers {list(self.layers)} describe {len(self.layers)} blocks, but num is {self.num}; "
+                             f"set blocks.num to {len(self.layers)}, or give one number per block")
         return self
 
     @model_validator(mode="after")
@@ -78,33 +77,33 @@ class BlocksConfig(Section):
         if by >= self.num:
             raise ValueError(f"shared_by {by} is not one of num {self.num} blocks; give 0 to {self.num - 1}")
         if self.alone is not None and self.shared == "trained":
-            raise ValueError(f"shared trained would give alone {self.alone} shared parts that no other block has; set "
-                             f"blocks.shared to frozen or with-block")
+            raise ValueError(f"shared trained would let alone {self.alone} train shared parts that no other block "
+                             f"gets; set blocks.shared to frozen or with-block")
         reads = self.shared == "with-block" and self.alone not in (None, by)
         if reads and self.shared_from is None:
             raise ValueError(f"alone {self.alone} needs the shared parts that block {by} trains (shared_by); train "
-                             "that one first, and set blocks.shared_from to its run")
+                             "that block first, and set blocks.shared_from to its run")
         if self.shared_from is not None and not reads:
-            raise ValueError(f"shared_from {self.shared_from} is for shared with-block and a block alone that is not "
+            raise ValueError(f"shared_from {self.shared_from} needs shared with-block and a block alone that is not "
                              f"shared_by; leave it out")
         return self
 
     @property
     def held(self) -> tuple[int, ...]:
-        """The blocks that there are on this machine."""
+        """The blocks that this run builds."""
         return tuple(range(self.num)) if self.alone is None else (self.alone,)
 
     def trains_shared(self, block: int) -> bool:
-        """True if what a block shares with others, or has beside the core, learns while it is at work."""
+        """True if the parts outside the block's own layers are trained in its steps."""
         return self.shared == "trained" or (self.shared == "with-block" and block == self.shared_by)
 
     def split(self, num_core_layers: int) -> tuple[int, ...]:
-        """Layers of each block of a core that has so many in all."""
+        """Number of layers in each block of a core with `num_core_layers` layers."""
         return self.layers or (num_core_layers // self.num,) * self.num
 
 
 def check_blocks(config: Any) -> None:
-    """Raises ValueError where the blocks of a whole config do not go with its model or its training rule."""
+    """Raises ValueError if the blocks of a config do not fit its model or its training rule."""
     blocks, total = config.blocks, config.model.num_core_layers
     if sum(blocks.split(total)) != total:
         _refuse_split(blocks, total)
@@ -122,21 +121,22 @@ def _refuse_split(blocks: BlocksConfig, total: int) -> None:
     low = max(1, total // blocks.num) * blocks.num
     ways = f"{low} or {low + blocks.num}" if low < total else str(low)
     raise ValueError(f"model.num_core_layers {total} does not split into blocks.num {blocks.num} equal blocks; set it "
-                     f"to {ways}, or say with blocks.layers how many each has")
+                     f"to {ways}, or give the layers of each block by blocks.layers")
 
 
 def _check_alone(config: Any) -> None:
     alone = config.blocks.alone
     if not config.rule.independent:
-        raise ValueError(f"blocks.alone {alone} is for objective blockwise, whose blocks learn without each other, and "
+        raise ValueError(f"blocks.alone {alone} is for objective blockwise, whose blocks train independently, and "
                          f"objective is {config.objective}; leave it out")
     if config.training.sample_every:
-        raise ValueError(f"training.sample_every {config.training.sample_every} draws samples by all blocks, and "
-                         f"blocks.alone is {alone}; set it to 0")
+        raise ValueError(f"training.sample_every {config.training.sample_every} needs all blocks to draw samples, "
+                         f"but blocks.alone is {alone}; set it to 0")
 
 
 def check_blockwise(config: Any) -> None:
-    """One level for all rows says which block is at work, and nothing may pass from a block to another in training."""
+    """Raises ValueError unless one noise level selects the active block and no state passes between blocks in training.
+    """
     blocks, denoise, noise = config.blocks, config.denoise, config.denoise.noise
     if blocks.num < 2:
         raise ValueError("objective blockwise trains one of several blocks at a time, and blocks.num is 1; set "
@@ -144,10 +144,10 @@ def check_blockwise(config: Any) -> None:
     alone = {"order": "together", "train_steps": 1}
     for name, value in alone.items():
         if getattr(denoise, name) != value:
-            raise ValueError(f"denoise.{name} {getattr(denoise, name)} is for one block that knows all noise levels, "
-                             f"and objective blockwise has a block for each part of them; set it to {value}")
+            raise ValueError(f"denoise.{name} {getattr(denoise, name)} needs one block for all noise levels, "
+                             f"and objective blockwise splits them among its blocks; set it to {value}")
     if denoise.carry == "latent":
-        raise ValueError("denoise.carry latent hands a block's output to another block, which objective blockwise "
+        raise ValueError("denoise.carry latent passes a block's output to another block, which objective blockwise "
                          "never trains; set it to none or estimate")
     if noise.distribution == "adaptive":
         raise ValueError("denoise.noise.distribution adaptive would move the edges between blocks while objective "

@@ -1,4 +1,4 @@
-"""Settings of what is trained on: problems of a task, or text. Images have a file of their own (`config_images`)."""
+"""Settings of the training data: problems of a task, or text. Those of images are in `looped.config.images`."""
 
 from typing import Annotated, Any, Literal
 
@@ -10,31 +10,32 @@ from looped.config.base import Count, Depth, Section
 class TaskConfig(Section):
     """Problems with checkable answers instead of text."""
 
-    name: str | None = Field(None, description="a task (sudoku, prefix-sums, ...) or the dotted path of a class of "
-                                               "one's own; null trains on text")
+    name: str | None = Field(None, description="a task (sudoku, prefix-sums, ...) or the dotted path of a custom "
+                                               "class; null trains on text")
     options: dict[str, Any] = Field({}, description="arguments of the task, as {size: 6}")
-    difficulty: tuple[Count, Count] | None = Field(None, description="lowest and highest that are trained; null: the "
+    difficulty: tuple[Count, Count] | None = Field(None, description="lowest and highest trained difficulty; null: the "
                                                                      "task's own range")
-    layout: Literal["full", "causal"] = Field("full", description="all cells at once, each seeing all others; or from "
-                                                                  "left to right")
-    window: Depth | None = Field(None, description="under layout full a cell sees those at most so far away on every "
-                                                   "axis, so that what is learned is the same at any size; null: all")
+    layout: Literal["full", "causal"] = Field("full", description="all cells at once, each attending to all others; or "
+                                                                  "from left to right")
+    window: Depth | None = Field(None, description="under layout full, local attention with this Chebyshev radius in "
+                                                   "cells, so that the learned function is the same at any size; null: "
+                                                   "global")
 
     @model_validator(mode="after")
     def _check_range(self):
         if self.difficulty is not None and self.difficulty[0] > self.difficulty[1]:
-            raise ValueError(f"difficulty {list(self.difficulty)} runs downwards; write [lowest, highest]")
+            raise ValueError(f"difficulty {list(self.difficulty)} is descending; write [lowest, highest]")
         if self.window is not None and self.layout == "causal":
-            raise ValueError(f"window {self.window} is for cells that are sought together; set task.layout to full")
+            raise ValueError(f"window {self.window} is for cells that are predicted together; set task.layout to full")
         return self
 
 
 class DomainConfig(Section):
-    """A kind of data of one's own."""
+    """A custom kind of data."""
 
-    name: str | None = Field(None, description="dotted path of a subclass of looped.domains.Domain, whose data are "
-                                               "trained on in place of text, a task or images")
-    options: dict[str, Any] = Field({}, description="options of that kind of data")
+    name: str | None = Field(None, description="dotted path of a subclass of looped.domains.Domain, whose data replace "
+                                               "text, a task or images")
+    options: dict[str, Any] = Field({}, description="options of the custom kind of data")
 
 
 class DataConfig(Section):
@@ -43,8 +44,8 @@ class DataConfig(Section):
     path: tuple[str, ...] = Field((), description="files, folders or globs of text, JSON, CSV, parquet or Arrow, plain "
                                                   "or compressed")
     dataset: str | None = Field(None, description="name (or local path) for datasets.load_dataset")
-    dataset_config: str | None = Field(None, description="its configuration name")
-    split: str = Field("train", description="its split")
+    dataset_config: str | None = Field(None, description="configuration name of the dataset")
+    split: str = Field("train", description="split of the dataset")
     streaming: bool = Field(False, description="stream the dataset and stop after max_bytes")
     text_field: str = Field("text", description="field that holds the text in JSON, CSV, parquet, Arrow and datasets; "
                                              "meta.text is one within another")
@@ -52,13 +53,14 @@ class DataConfig(Section):
     tokenizer: str | None = Field(None, description="a tokenizer.json, or a folder that save_pretrained wrote; "
                                                    "null trains a byte-level BPE")
     vocab_size: int = Field(1024, ge=257, description="size of the trained vocabulary")
-    length: int = Field(128, ge=2, description="tokens a training sequence")
+    length: int = Field(128, ge=2, description="tokens per training sequence")
     documents: Literal["packed", "separate"] = Field(
-        "packed", description="a training sequence may hold the end of one document and the beginning of the next. "
-                              "packed: all of it is one context; separate: a token sees its own document alone, and "
-                              "positions start anew with each, which is better for documents shorter than length")
-    heldout: Annotated[float, Field(gt=0, lt=1)] = Field(0.05, description="share of the documents held out")
-    cache_dir: str | None = Field(None, description="token files; null means $LOOPED_CACHE or ~/.cache/looped")
+        "packed", description="attention in a training sequence that holds parts of several documents. packed: over "
+                              "the whole sequence; separate: within each document, with positions restarting at each, "
+                              "which is better for documents shorter than length")
+    heldout: Annotated[float, Field(gt=0, lt=1)] = Field(0.05, description="fraction of the documents held out")
+    cache_dir: str | None = Field(None, description="folder of token files; null means $LOOPED_CACHE or "
+                                                   "~/.cache/looped")
 
     @model_validator(mode="before")
     @classmethod

@@ -17,7 +17,7 @@ NOISE_PRESETS: dict[str, dict[str, Any]] = {
 }
 
 DENOISE_PRESETS: dict[str, dict[str, Any]] = {
-    # `denoise:paper` among the arms of a comparison: the published recipe, without what this toolkit adds to it.
+    # The arm `denoise:paper` of a comparison: the published recipe, without the additions of this toolkit.
     "paper": {"denoise.noise": "paper", "denoise.posterior": False, "denoise.weight": "edm", "denoise.bridge": "soft",
               "denoise.solver": "euler", "denoise.target.tied": True, "denoise.target.normalise": "l2",
               "denoise.target.dim": None, "denoise.target.sigma_data": 0.5},
@@ -25,7 +25,7 @@ DENOISE_PRESETS: dict[str, dict[str, Any]] = {
 
 
 def noise_preset(value: Any) -> Any:
-    """The settings that a preset's name stands for; anything else as it is."""
+    """The settings of a preset given by name; any other value unchanged."""
     if not isinstance(value, str):
         return value
     if value not in NOISE_PRESETS:
@@ -34,7 +34,7 @@ def noise_preset(value: Any) -> Any:
 
 
 class NoiseConfig(Section):
-    """Which noise levels are trained, and the range that solvers cross."""
+    """Training distribution of the noise level, and the range that solvers cover."""
 
     distribution: Literal["log-normal", "log-uniform", "adaptive"] = Field(
         "log-uniform", description="density of ln sigma in training")
@@ -42,7 +42,7 @@ class NoiseConfig(Section):
     log_std: Positive = Field(1.2, description="standard deviation of ln sigma (log-normal)")
     sigma_min: Positive = Field(0.5, description="lowest noise level")
     sigma_max: Positive = Field(20.0, description="highest noise level, where solvers start")
-    share_at_max: Fraction = Field(0.75, description="share of the sequences trained at sigma_max itself")
+    share_at_max: Fraction = Field(0.75, description="fraction of the sequences trained at sigma_max itself")
 
     @model_validator(mode="after")
     def _check_range(self):
@@ -53,15 +53,15 @@ class NoiseConfig(Section):
 
 
 class TargetConfig(Section):
-    """The clean vectors y that are denoised: one row a token."""
+    """The clean vectors y that are denoised: one row per token."""
 
     dim: int | None = Field(None, ge=1, description="dimension of the target embedding; null: 16, or that of the "
-                                                    "input embedding where tied")
-    normalise: Literal["rms", "l2"] = Field("rms", description="rows of unit RMS a coordinate, or of unit norm (paper)")
+                                                    "input embedding if tied")
+    normalise: Literal["rms", "l2"] = Field("rms", description="rows of unit RMS, or of unit norm (paper)")
     scale: Positive = Field(1.0, description="factor on the normalised rows")
     tied: bool = Field(False, description="take the rows from the model's input embedding")
     sigma_data: Positive | None = Field(
-        None, description="standard deviation of a coordinate that the preconditioning assumes; null: the true one")
+        None, description="standard deviation per coordinate assumed by the preconditioning; null: the true one")
     learned_logit_scale: bool = Field(True, description="learn the sharpness of the readout")
 
 
@@ -69,62 +69,65 @@ class DenoiseConfig(Section):
     """Single-pass denoising: context, noise, targets, readout, and the solver used by default."""
 
     context: Literal["inject", "concat", "context"] = Field(
-        "context", description="clean tokens reach the noisy rows injected, as a clean copy, or as the prelude's keys")
+        "context", description="clean tokens reach the noisy rows by injection, as a clean copy of the sequence, or as "
+                               "keys and values of the prelude's output")
     block_size: Depth = Field(
-        1, description="tokens k denoised together, so that a solve yields k; above 1 with concat or context")
+        1, description="tokens denoised together by one solve; above 1 with concat or context")
     order: Literal["together", "left-to-right", "confidence"] = Field(
-        "together", description="how a block loses its noise: all tokens at once; each after those before it, which a "
-                                "solver of block_size steps does one by one; or, of a task, the surest cells first; "
-                                "training visits what the solver will")
+        "together", description="denoising order within a block, the same in training and solver: all tokens together; "
+                                "left to right, one by one with a solver of block_size steps; or, for a task, the most "
+                                "confident cells first")
     settle_above: Fraction = Field(
-        1.0, description="under order confidence, cells that are surer than this settle at once, besides the share "
-                         "that each step settles; 1 leaves them out")
+        1.0, description="under order confidence, cells with a confidence above this are fixed at once, in addition to "
+                         "the fraction that each step fixes; 1 disables this")
     settled: Literal["random", "surest"] = Field(
-        "random", description="under order confidence, the cells that training shows as settled: any share of them at "
-                              "random; or, in half of the steps, those that a first reading without gradient is surest "
-                              "of, as a solver meets them")
+        "random", description="under order confidence, the cells given as fixed in training: a random fraction; or, in "
+                              "half of the steps, the most confident ones of a first evaluation without gradient, as "
+                              "in a solver")
     noise: Annotated[NoiseConfig, BeforeValidator(noise_preset)] = Field(
         NoiseConfig(), description="noise levels, or a preset: paper, wide")
     target: TargetConfig = Field(TargetConfig(), description="target embedding")
     weight: Literal["none", "edm"] = Field("none", description="weight of the loss by noise level")
-    train_steps: Depth = Field(1, description="solver steps K of a training step, with gradient through all of them")
+    train_steps: Depth = Field(1, description="solver steps K per training step, with gradient through all of them")
     carry: Literal["none", "estimate", "latent"] = Field(
-        "none", description="what a solver step hands to the next beside z: its soft estimate (self-conditioning), or "
-                            "the core's output; with concat or context")
+        "none", description="passed from one solver step to the next along with z: the soft estimate "
+                            "(self-conditioning), or the core's output; with concat or context")
     posterior: bool = Field(True, description="add z . y_v / sigma^2, the exact log-likelihood of z, to the logits")
     evidence_in: bool = Field(
-        False, description="add to the state the input embedding expected under the likelihood of z alone")
+        False, description="add to the state the expected input embedding under the likelihood of z alone")
     cond_width: int = Field(128, ge=2, description="width of the noise-level embedding")
-    bridge: Literal["soft", "hard", "top-k", "sampled"] = Field("sampled", description="from logits to embeddings")
+    bridge: Literal["soft", "hard", "top-k", "sampled"] = Field("sampled", description="map from logits to embeddings")
     bridge_top_k: Depth = Field(8, description="rows kept by the top-k bridge")
     solver: Annotated[str, named_or_path(SOLVERS)] = Field(
-        "ancestral", description=f"default solver: {', '.join(SOLVERS)}, or the dotted path of one's own; with the "
-                                 f"sampled bridge the steps of ancestral are exact for an exact denoiser")
+        "ancestral", description=f"default solver: {', '.join(SOLVERS)}, or the dotted path of a custom one; with "
+                                 f"the sampled bridge, ancestral steps are exact for an exact denoiser")
     restart_level: Positive | None = Field(
-        None, description="level that the restart solver comes back to; null: the geometric middle")
+        None, description="noise level that the restart solver returns to; null: the geometric mean of the first and "
+                          "last level")
     start: Literal["noise", "zero"] = Field(
-        "noise", description="where a solver starts: pure noise gives samples, zero the mean of them, for decisions")
+        "noise", description="start of the solver: pure noise gives samples, zero gives their mean, for decisions")
     context_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="share of the images that training does not show, but for a learned row in the place of all "
-                         "theirs, so that answers can be guided")
+        0.0, description="fraction of the images that training hides, with one learned row in place of all of theirs, "
+                         "so that guidance can be used")
     guidance: NonNegative = Field(
-        1.0, description="w in u + w (c - u) at each solver step, u what is said without the image (its class, under "
-                         "images.goal generate) and c with it (classifier-free guidance); 1 reads once")
+        1.0, description="classifier-free guidance: w in u + w (c - u) at each solver step, with u predicted without "
+                         "the image (without its class, under images.goal generate) and c with it; 1 needs one network "
+                         "evaluation")
     schedule: Literal["karras", "quantile", "log-linear"] = Field("quantile", description="default noise schedule")
 
     @model_validator(mode="after")
     def _check_block(self):
         if self.block_size > 1 and self.context == "inject":
-            raise ValueError(f"block_size {self.block_size} needs the clean tokens as a context of their own, which "
+            raise ValueError(f"block_size {self.block_size} needs the clean tokens as a separate context, which "
                              f"context inject does not keep; set denoise.context to concat or context")
         if self.order == "left-to-right" and self.block_size == 1:
             raise ValueError(f"order {self.order} needs a block of several tokens; set denoise.block_size to 2 or more")
         if self.order != "together" and self.solver != "ancestral":
-            raise ValueError(f"order {self.order} is what the ancestral solver can do, and denoise.solver is "
-                             f"{self.solver}; set it to ancestral")
+            raise ValueError(f"order {self.order} needs the ancestral solver, and denoise.solver is {self.solver}; set "
+                             f"it to ancestral")
         if self.settled == "surest" and self.order != "confidence":
-            raise ValueError(f"settled surest is what order confidence meets, and order is {self.order}; set "
-                             f"denoise.order to confidence, or denoise.settled to random")
+            raise ValueError(f"settled surest needs order confidence, and order is {self.order}; set denoise.order to "
+                             f"confidence, or denoise.settled to random")
         if self.order != "together" and self.train_steps > 1:
             raise ValueError(f"order {self.order} is trained one step at a time, and denoise.train_steps is "
                              f"{self.train_steps}; set it to 1")
@@ -132,31 +135,31 @@ class DenoiseConfig(Section):
 
 
 def check_guidance(config: Any) -> None:
-    """Raises ValueError where what guidance leaves out was never hidden in training."""
+    """Raises ValueError if guidance needs predictions without a condition that training never hides."""
     guidance, (setting, what) = config.denoise.guidance, config.kind.hidden
     if guidance != 1 and not config.value(setting):
-        raise ValueError(f"denoise.guidance {guidance} asks what the model says without {what}, which it has never "
-                         f"learned with {setting} 0; set {setting} to 0.1, or denoise.guidance to 1")
+        raise ValueError(f"denoise.guidance {guidance} needs predictions without {what}, which the model does not "
+                         f"learn with {setting} 0; set {setting} to 0.1, or denoise.guidance to 1")
 
 
 def check_layout(config: Any) -> None:
-    """Raises ValueError where denoising does not go with the rows that there are, and with who sees whom."""
+    """Raises ValueError if the denoising settings do not fit the kind of data and its attention pattern."""
     denoise, kind, full = config.denoise, config.kind, config.sees_all
     if full and denoise.context != "inject":
-        raise ValueError(f"denoise.context {denoise.context} is for rows that see earlier ones alone, and "
-                         f"{kind.because}; set denoise.context to inject")
+        raise ValueError(f"denoise.context {denoise.context} needs causal attention, but {kind.because}; set "
+                         f"denoise.context to inject")
     if denoise.context != "inject" and config.model.core is not None:
-        raise ValueError(f"denoise.context {denoise.context} shows clean rows to noisy ones in every layer, and "
+        raise ValueError(f"denoise.context {denoise.context} lets noisy rows attend to clean ones in every layer, and "
                          f"model.core {config.model.core} has no such layers; set denoise.context to inject")
     if denoise.context_dropout and not kind.drops_context:
-        raise ValueError(f"denoise.context_dropout {denoise.context_dropout} leaves out what is known of an image; set "
-                         f"images.source, or denoise.context_dropout to 0")
+        raise ValueError(f"denoise.context_dropout {denoise.context_dropout} hides images in training, and this config "
+                         f"has none; set images.source, or denoise.context_dropout to 0")
     if denoise.block_size > 1 and not kind.writes_blocks:
-        raise ValueError(f"denoise.block_size {denoise.block_size} is for text; all that a task or an image asks for "
-                         f"is sought together; leave it at 1")
+        raise ValueError(f"denoise.block_size {denoise.block_size} is for text; the answer to a task or an image is "
+                         f"predicted as a whole; leave it at 1")
     if denoise.order == "confidence" and not (kind.settles_cells and full):
-        raise ValueError("denoise.order confidence settles the cells of a task one after another; it needs "
-                         "task.name, and task.layout full")
+        raise ValueError("denoise.order confidence fixes the cells of a task one after another; it needs task.name, "
+                         "and task.layout full")
     if denoise.carry != "none" and denoise.context == "inject" and not full:
-        raise ValueError(f"denoise.carry {denoise.carry} needs rows that no other row attends to, and under "
-                         f"context inject they do; set denoise.context to concat or context")
+        raise ValueError(f"denoise.carry {denoise.carry} needs noisy rows that no other row attends to, but under "
+                         f"context inject others do; set denoise.context to concat or context")

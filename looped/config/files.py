@@ -1,4 +1,4 @@
-"""Reads YAML files and checks them against sections of settings; what is wrong is one sentence, with the way out."""
+"""Reading of YAML files and their validation as settings; each error is one sentence with the fix."""
 
 import types
 import typing
@@ -16,7 +16,7 @@ Read = TypeVar("Read", bound=Section)
 
 
 def read_yaml(path: Path, what: str = "config", folder: str = "configs") -> dict[str, Any]:
-    """The settings of a file. `what` it is, and the `folder` of others, are for the sentence. Raises UserError."""
+    """The settings of a YAML file. `what` and `folder` (of examples) word the error. Raises UserError."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -33,7 +33,8 @@ def read_yaml(path: Path, what: str = "config", folder: str = "configs") -> dict
 
 
 def validated(section: type[Read], values: Mapping[str, Any], source: str) -> Read:
-    """The section with these values. Raises UserError for the first that does not fit; `source`: where it stands."""
+    """The section with these values. Raises UserError for the first invalid one; `source`: their origin, for its text.
+    """
     try:
         return section.model_validate(values)
     except ValidationError as error:
@@ -55,7 +56,7 @@ def _first_problem(section: type[Section], error: ValidationError) -> str:
 
 
 def _known_names(section: Any, location: Sequence) -> list[str]:
-    """The settings of the section that lies there: in a section, under a key of a mapping, or at a place of a list."""
+    """Names of the settings at a location: in a nested section, under a key of a mapping, or at an index of a list."""
     for part in location:
         fields = getattr(section, "model_fields", {})
         section = fields[part].annotation if part in fields else _section_of(section)

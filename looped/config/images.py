@@ -1,5 +1,4 @@
-"""Settings of image data: where images come from, their size, what is held out, how they are varied, and whether their
-classes are sought or they themselves."""
+"""Settings of image data: source, size, held-out part, augmentation, and the goal, to classify or to generate."""
 
 from typing import Annotated, Any, Literal
 
@@ -12,46 +11,46 @@ MAX_MAGNITUDE = 30
 
 READS = {"digits": (), "idx": ("path",), "folder": ("path",),
          "dataset": ("dataset", "dataset_config", "test_split")}
-"""Source -> the settings without a default that it reads; the first is the one it cannot do without."""
+"""Source -> the settings that it reads and that have no default; the first one is required."""
 
 POINTERS = ("path", "dataset", "dataset_config", "test_split")
 
 
 class ImageConfig(Section):
-    """Images with a class each. Without `source` there are none."""
+    """Images with one class each; none if `source` is null."""
 
     source: Literal["digits", "idx", "folder", "dataset"] | None = Field(
-        None, description="scikit-learn's 8 x 8 digits, MNIST's files, a folder a class, or datasets.load_dataset; "
+        None, description="scikit-learn's 8 x 8 digits, MNIST's files, one folder per class, or datasets.load_dataset; "
                           "null: no images")
     goal: Literal["classify", "generate"] = Field(
-        "classify", description="name the class of an image; or, under denoise and blockwise, make images of a class "
-                                "out of noise")
+        "classify", description="predict the class of an image; or, under denoise and blockwise, generate images of a "
+                                "class from noise")
     path: str | None = Field(None, description="folder of the IDX files (train-images-idx3-ubyte, ..., plain or .gz), "
                                                "or of the class folders, which may lie below train/ and test/")
     dataset: str | None = Field(None, description="name (or local path) for datasets.load_dataset")
-    dataset_config: str | None = Field(None, description="its configuration name")
-    split: str = Field("train", description="its split to train on")
-    test_split: str | None = Field(None, description="its split held out; null: test, where there is one")
+    dataset_config: str | None = Field(None, description="configuration name of the dataset")
+    split: str = Field("train", description="training split of the dataset")
+    test_split: str | None = Field(None, description="held-out split of the dataset; null: test, if there is one")
     image_field: str = Field("image", description="field that holds the image in datasets")
     label_field: str = Field("label", description="field that holds the class in datasets")
-    size: Depth | None = Field(None, description="side of the square that images are made into: shorter side resized, "
-                                                 "centre kept; null keeps the size that all of them have")
+    size: Depth | None = Field(None, description="side of the square images: shorter side resized, centre cropped; "
+                                                 "null keeps the size that all of them have")
     heldout: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.1, description="share of the images held out, where the source has no test part")
+        0.1, description="fraction of the images held out, if the source has no test part")
     max_train: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="images that are trained, of those there are; null: all")
+        None, description="largest number of training images; null: all")
     max_heldout: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="images held out that are measured; null: all")
+        None, description="largest number of held-out images in an evaluation; null: all")
     flip: bool = Field(False, description="mirror half of the training images left to right")
-    randaugment: bool = Field(False, description="vary training images by RandAugment")
-    randaugment_ops: Depth = Field(2, description="operations an image, drawn anew each time")
+    randaugment: bool = Field(False, description="augment training images by RandAugment")
+    randaugment_ops: Depth = Field(2, description="operations per image, redrawn each time")
     randaugment_magnitude: Annotated[int, Field(ge=0, le=MAX_MAGNITUDE)] = Field(
-        9, description=f"strength of the operations, of {MAX_MAGNITUDE}")
+        9, description=f"strength of the operations, out of {MAX_MAGNITUDE}")
     normalise: Literal["standard", "symmetric"] = Field(
-        "standard", description="zero mean and unit variance a channel, as measured on the training images; or the "
+        "standard", description="zero mean and unit variance per channel, as measured on the training images; or the "
                                 "range [-1, 1]")
     label_dropout: Fraction = Field(
-        0.1, description="share of the training images whose class is hidden under goal generate, which guidance needs")
+        0.1, description="fraction of the training images whose class is hidden under goal generate, for guidance")
 
     @model_validator(mode="after")
     def _check_source(self):
@@ -73,7 +72,7 @@ class ImageConfig(Section):
         return self
 
     def _refuse_pointers(self, allowed: tuple[str, ...], why: str) -> None:
-        """A pointer to data that nothing follows is a mistake, not a default."""
+        """Raises ValueError for a setting that locates data and that the source does not read."""
         for name in POINTERS:
             value = getattr(self, name)
             if value is not None and name not in allowed:
@@ -87,11 +86,11 @@ GENERATOR_NEEDS: dict[str, tuple[Any, str]] = {
     "model.num_coda_layers": (0, "all layers of a generator are in its core, where the noise level reaches them"),
     "model.injection": ("none", "the class conditions each layer, and there is no other input to inject"),
     "denoise.train_steps": (1, "pixels are denoised one step at a time"),
-    "denoise.carry": ("none", "the clean estimate of pixels is all that a step finds"),
-    "denoise.evidence_in": (False, "pixels have no token that noise could be evidence of"),
+    "denoise.carry": ("none", "a step predicts nothing but the clean pixels"),
+    "denoise.evidence_in": (False, "pixels have no token embedding that could be inferred from the noisy ones"),
     "denoise.noise.distribution": (("log-normal", "log-uniform"), "adaptive levels follow a cross-entropy"),
     "denoise.context_dropout": (0.0, "there is no image to hide, and images.label_dropout hides classes"),
-    "denoise.start": ("noise", "zero would lead to one image of each class"),
-    "blocks.shared": (("trained", "with-block"), "the last map to pixels starts at zero and would stay there"),
+    "denoise.start": ("noise", "zero would give one image per class"),
+    "blocks.shared": (("trained", "with-block"), "the output projection to pixels starts at zero and would stay zero"),
 }
-"""Setting -> what generating images asks of it (the first of several), and why."""
+"""Setting -> (value that image generation needs, or the allowed ones with the default first; reason)."""

@@ -1,7 +1,7 @@
-"""The kinds of data, as far as settings have to know them: which settings each reads, and what goes with it.
+"""The kinds of data as settings see them: the settings that each kind reads, and what it is compatible with.
 
-A config is of one kind (`Config.kind`): text, unless `task.name`, `images.source` or `domain.name` says otherwise. A
-kind of one's own is the `kind` of a subclass of `looped.domains.Domain`.
+A config has one kind (`Config.kind`): text, unless `task.name`, `images.source` or `domain.name` is set. A custom kind
+is the `kind` of a subclass of `looped.domains.Domain`.
 """
 
 from collections.abc import Callable
@@ -16,23 +16,25 @@ from looped.errors import UserError
 
 READ_OF_IMAGES = ("model.patch_size", *(f"images.{name}" for name in ImageConfig.model_fields if name != "source"))
 ANSWERED = ("recurrence.damping", "evaluation.trajectories", "evaluation.choose")
-"""Read where answers are sought, or classes."""
+"""Settings read by the kinds that predict answers or classes."""
 
 
 def nothing(config: Any) -> None:
-    """A check that finds nothing."""
+    """A check that accepts every config."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of data. noun: what is trained on, in a sentence. source: the settings that a config of this kind names it
-    by, as `task.name sudoku`. reads: settings that some kinds read and this one does. sees_all: every row sees every
-    other; because: why, in a sentence. drops_context: a model can be asked without what it is given, as guidance does;
-    hidden: the setting that hides that in training, and what it hides. writes: it is text, which a model can go on with
-    token by token; writes_blocks: tokens can be sought by blocks. settles_cells: what is sought has cells that settle
-    one after another. names_classes: of images. model: the dotted path of its class. like: the kind whose rules are
-    also for this one. metric: the figure by depth that evaluations are about. check: refuses configs that do not go
-    with it."""
+    """A kind of data.
+
+    noun: the data in a message. source: the settings that select the kind in a config, as `task.name sudoku`. reads:
+    the kind-specific settings that it reads. sees_all: every row attends to every other; because: the reason, as
+    a clause. drops_context: the model can predict without its condition, as guidance needs; hidden: the setting that
+    hides the condition in training, and the condition's name. writes: text that a model can continue token by token;
+    writes_blocks: tokens can be predicted in blocks. settles_cells: cells can be fixed one after another.
+    names_classes: the model predicts classes of images. model: dotted path of the model's class. like: the kind whose
+    training rules this one shares. metric: the main evaluation metric by depth. check: rejects configs that do not fit.
+    """
 
     name: str
     noun: str
@@ -53,17 +55,17 @@ class Kind:
 
 
 def _check_generator(config: Any) -> None:
-    """Raises ValueError for what does not go with generating images."""
+    """Raises ValueError for settings that do not fit image generation."""
     if "generate" not in config.rule.kinds:
         raise ValueError(f"images.goal generate is trained by denoising, and objective is {config.objective}; set "
                          f"objective to denoise or blockwise, or images.goal to classify")
     for name, (wanted, why) in GENERATOR_NEEDS.items():
         value, allowed = config.value(name), wanted if isinstance(wanted, tuple) else (wanted,)
         if value not in allowed:
-            raise ValueError(f"{name} {value} does not go with images.goal generate: {why}; set it to {allowed[0]}")
+            raise ValueError(f"{name} {value} does not fit images.goal generate: {why}; set it to {allowed[0]}")
 
 
-IN_AN_IMAGE = "in an image all rows see each other"
+IN_AN_IMAGE = "in an image all rows attend to each other"
 
 TEXT = Kind("text", "text", lambda config: "text (no task.name, no images.source)",
             (*(f"data.{name}" for name in DataConfig.model_fields), "evaluation.num_sequences",
@@ -74,7 +76,7 @@ PUZZLES = Kind("puzzles", "a task", lambda config: f"task.name {config.task.name
                (*(f"task.{name}" for name in ("options", "difficulty", "layout", "window")), "evaluation.difficulties",
                 "evaluation.num_problems", "model.padded_vocab_size", *ANSWERED),
                lambda config: config.task.layout == "full",
-               because="under task.layout full all cells are sought together", settles_cells=True, metric="solved")
+               because="under task.layout full all cells are predicted together", settles_cells=True, metric="solved")
 CLASSIFY = Kind("classify", "images", lambda config: f"images.source {config.images.source}",
                 (*READ_OF_IMAGES, "evaluation.num_samples", *ANSWERED), lambda config: True, because=IN_AN_IMAGE,
                 drops_context=True, names_classes=True, model="looped.models.vision.ImageClassifier")
@@ -88,7 +90,7 @@ KINDS = {kind.name: replace(kind, like=kind.name) for kind in (TEXT, PUZZLES, CL
 
 
 def kind_of(config: Any) -> Kind:
-    """The kind of a config. Raises UserError for a dotted path that leads to none."""
+    """The kind of a config. Raises UserError for a dotted path without a kind."""
     if config.domain.name is not None:
         return own_kind(config.domain.name)
     if config.images.goal == GENERATE.name:

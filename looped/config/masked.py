@@ -1,4 +1,4 @@
-"""Settings of masked diffusion: text whose tokens are hidden one by one instead of blurred."""
+"""Settings of masked diffusion: tokens of text are masked instead of noised."""
 
 from typing import Any, Literal
 
@@ -8,23 +8,23 @@ from looped.config.base import Section
 
 
 class MaskedConfig(Section):
-    """The schedule by which tokens are hidden, and whether the network is told how far that has come."""
+    """The masking schedule, and the conditioning of the network on the mask level."""
 
     schedule: Literal["linear", "cosine"] = Field(
-        "linear", description="alpha(t), the share of tokens that are still seen at time t: 1 - t, or MD4's cosine; "
-                              "decides how often `masked` trains each level, and where its unmasking steps are")
+        "linear", description="alpha(t), the fraction of unmasked tokens at time t: 1 - t, or MD4's cosine; sets the "
+                              "training distribution of mask levels and the unmasking steps")
     cond_width: int | None = Field(
-        128, ge=2, description="width of the embedding of the level, the log-odds of being hidden, that AdaLN tells "
-                               "the core; null: it has to see for itself how much is hidden")
+        128, ge=2, description="width of the embedding of the mask level (the log-odds of being masked) that "
+                               "conditions the core by AdaLN; null: no conditioning on the level")
 
 
 def check_masked(config: Any) -> None:
-    """Raises ValueError for what masked diffusion does not know."""
+    """Raises ValueError for settings that masked diffusion does not support."""
     if config.kind.like not in config.rule.kinds:
-        raise ValueError(f"objective masked hides tokens of text, and {config.kind.source(config)} is no text; set "
+        raise ValueError(f"objective masked masks tokens of text, and {config.kind.source(config)} is not text; set "
                          f"objective to denoise, or leave that out")
     blocks = config.blocks
     if blocks.edges is not None or blocks.partition != "mass":
         what = "edges" if blocks.edges is not None else f"partition {blocks.partition}"
-        raise ValueError(f"blocks.{what} parts levels of sigma, and under objective masked the blocks share alpha in "
-                         f"equal decrements; leave it out")
+        raise ValueError(f"blocks.{what} splits levels of sigma, but objective masked splits alpha into equal "
+                         f"decrements; leave it out")

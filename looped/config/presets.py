@@ -1,7 +1,7 @@
-"""Families of models by name: the settings of `model` in which each differs from the defaults, sizes left out.
+"""Model families by name: the `model` settings in which each differs from the defaults, without sizes.
 
-    llama, mistral, qwen2, qwen3, olmo2, smollm3     dense stacks; with an injection, what a loop is made of
-    huginn, retrofit, ouro, nanbeige                 looped models as they were published
+    llama, mistral, qwen2, qwen3, olmo2, smollm3     dense models; with an injection, the basis of a looped one
+    huginn, retrofit, ouro, nanbeige                 looped models as published
 """
 
 from collections.abc import Mapping
@@ -10,10 +10,10 @@ from typing import Any
 from looped.errors import did_you_mean
 
 DENSE: dict[str, Any] = {"embed_scale": 1.0, "loop_norm": "none", "tie_embeddings": False}
-"""A plain scale of the embeddings, and one norm, at the end."""
+"""Unscaled, untied embeddings, and no norm but the final one."""
 PASSES: dict[str, Any] = {**DENSE, "loop_norm": "each-pass", "injection": "none", "state_init": "embedding",
                           "num_prelude_layers": 0, "num_coda_layers": 0}
-"""All layers in the loop, which starts from the embedded tokens and never reads them again."""
+"""All layers are in the loop, which starts from the token embeddings and does not inject them again."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "llama": {**DENSE, "rope_base": 500_000.0, "norm_eps": 1e-5},
@@ -43,7 +43,7 @@ def preset(name: Any) -> dict[str, Any]:
 
 
 def expanded(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Flags with what `model.preset` stands for in its place, below the other flags."""
+    """Flags with `model.preset` replaced by its settings, which the other flags override."""
     name = flags.get("model.preset")
     if name not in PRESETS:
         return dict(flags)

@@ -1,10 +1,10 @@
-"""Settings that do nothing in a config, and why: the one place that knows which settings which run reads.
+"""Settings without effect in a config, and the reason: the one place that knows which runs read which settings.
 
-A setting that nothing reads is a wish that is not met: `--objective full --denoise.noise paper` trains what
-`--objective full` trains. Who reads what is a table, which tests hold against what building and training read, and
-against what a change changes. A notice is given for what somebody asked for: flags of a command, and settings of an arm
-of a comparison. A YAML file may be shared by several objectives, so that what it holds for others is only listed, by
-`looped train --dry-run` and `looped info`.
+A setting that nothing reads is silently lost: `--objective full --denoise.noise paper` trains what `--objective full`
+trains. The table of readers is tested against the settings that building and training read, and against the effect of
+changing each. A notice is given for explicit requests: flags of a command, and settings of an arm of a comparison. A
+YAML file may serve several objectives, so its unread settings are only listed, by `looped train --dry-run` and
+`looped info`.
 
 Imports no torch.
 """
@@ -23,8 +23,8 @@ from looped.config.rules import RULES
 
 @dataclass(frozen=True)
 class Readers:
-    """The runs that read some settings, each a section or a setting: `read` of a whole config; `where` names what they
-    are not read under, in terms of the config."""
+    """The condition for reading some settings or sections: `read(config)` is True if they are read; `where(config)`
+    names the condition under which they are not, in terms of the config."""
 
     settings: tuple[str, ...]
     read: Callable[[Config], bool]
@@ -32,7 +32,7 @@ class Readers:
 
 
 def _where(settings: Sequence[str], name: str, *values: Any) -> Readers:
-    """Read where another setting has one of some values."""
+    """Settings that are read if the setting `name` has one of `values`."""
     return Readers(tuple(settings), lambda config: config.value(name) in values,
                    lambda config: f"{name} {config.value(name)}")
 
@@ -65,15 +65,15 @@ READERS: tuple[Readers, ...] = (
     Readers(("evaluation.choose",), lambda config: config.evaluation.trajectories > 1,
             lambda config: f"evaluation.trajectories {config.evaluation.trajectories}"),
 )
-"""Settings that are read where others have some value. What rules and kinds of data read is in their own tables. A
-setting is read where all that name it, or its section, say so; one that nothing names is always read."""
+"""Settings whose effect depends on other settings. The settings of rules and kinds of data are in their own tables. A
+setting is read if all entries for it or its section allow it; one without entries is always read."""
 
 OF_RULES, OF_KINDS = ({name for each in table.values() for name in each.reads} for table in (RULES, KINDS))
-"""Settings, or sections, that only some rules, and only some kinds of data, read."""
+"""Settings or sections that only some rules read, and those that only some kinds of data read."""
 
 
 def not_read_under(config: Config, name: str) -> str:
-    """The condition under which a setting, or a section, is not read, as `objective full`; "" where it is read."""
+    """The condition under which a setting or section is not read, as `objective full`; "" if it is read."""
     if _is_among(name, OF_RULES) and not _is_among(name, config.rule.reads):
         return f"objective {config.objective}"
     if _is_among(name, OF_KINDS) and not _is_among(name, config.kind.reads):
@@ -85,12 +85,12 @@ def not_read_under(config: Config, name: str) -> str:
 
 
 def _is_among(name: str, settings: Iterable[str]) -> bool:
-    """True for a setting, or section, that is one of some or lies in one of them."""
+    """True if a setting or section is one of `settings`, or lies in one of them."""
     return any(f"{name}.".startswith(f"{prefix}.") for prefix in settings)
 
 
 def unread(config: Config, names: Iterable[str]) -> dict[str, str]:
-    """Name -> what it is not read under, of the settings that are not at their defaults and do nothing."""
+    """Name -> the condition under which it is not read, for settings without effect that are not at their defaults."""
     defaults = Config()
     changed = [name for name in names if config.value(name) != defaults.value(name)]
     found = {name: not_read_under(config, name) for name in changed}
@@ -112,7 +112,7 @@ def _set_names(section: Section, default: Section, prefix: str) -> Iterable[str]
 
 
 def sentences(found: Mapping[str, str]) -> list[str]:
-    """`denoise.noise, model.patch_size have no effect under objective full`, a sentence for each reason."""
+    """`denoise.noise, model.patch_size have no effect under objective full`, one sentence per reason."""
     by_reason: dict[str, list[str]] = {}
     for name, under in found.items():
         by_reason.setdefault(under, []).append(name)
@@ -121,12 +121,12 @@ def sentences(found: Mapping[str, str]) -> list[str]:
 
 
 def unread_in(file: Config, config: Config, flags: Iterable[str]) -> list[str]:
-    """Sentences about what a file sets and the run of `config` does not read, without the flags that were set."""
+    """Sentences about settings of a file that the run of `config` does not read, without those set by flags."""
     return sentences(unread(config, [name for name in set_names(file) if name not in flags]))
 
 
 def short_warmup(config: Config) -> str:
-    """That a run ends before its warmup does, where its steps can be told; "" otherwise."""
+    """A warning that the run ends before its warmup, if its number of steps is known; "" otherwise."""
     training, warmup = config.training, config.optim.warmup_steps
     steps = training.budget
     if training.budget_unit == "tokens" and "data.length" in config.kind.reads:
@@ -136,11 +136,11 @@ def short_warmup(config: Config) -> str:
     if warmup <= steps:
         return ""
     return (f"optim.warmup_steps {warmup} is more than the {steps} steps of training.budget, so that the learning rate "
-            f"never reaches its peak; lower the one or raise the other")
+            f"never reaches its peak; lower the former or raise the latter")
 
 
 def notice(config: Config, names: Iterable[str]) -> None:
-    """Warn of the settings among `names`, which somebody asked for, that do nothing."""
+    """Warn about the settings among the explicitly set `names` that have no effect."""
     names = list(names)
     warmup = short_warmup(config) if "optim.warmup_steps" in names else ""
     for each in [*sentences(unread(config, names)), *filter(None, [warmup])]:
@@ -148,7 +148,7 @@ def notice(config: Config, names: Iterable[str]) -> None:
 
 
 def notice_arms(arms: Sequence[Arm], names: Iterable[str]) -> None:
-    """Warn of what an arm's own settings do nothing in, and of settings of all arms that none of them reads."""
+    """Warn about an arm's own settings that have no effect in it, and about common settings that no arm reads."""
     for arm in arms:
         for each in sentences(unread(arm.config, arm.own)):
             warnings.warn(f"arm '{arm.name}': {each}", stacklevel=3)

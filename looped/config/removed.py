@@ -1,5 +1,4 @@
-"""Settings that were removed, with a sentence on each; a config that has them at their old defaults is read as ever.
-"""
+"""Removed settings, each with the reason; a config that has them at their old defaults still loads."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,22 +6,22 @@ from typing import Any
 from looped.errors import UserError
 
 REMOVED: dict[str, tuple[Any, str]] = {
-    "denoise.noise.share_per_token": (0.0, "sequences with a level for each token were trained no better; "
-                                           "denoise.order gives each token of a block a level of its own"),
+    "denoise.noise.share_per_token": (0.0, "sequences with one level per token did not train better; denoise.order "
+                                           "gives each token of a block its own level"),
     "denoise.next_token_weight": (0.0, "the plain loss competed with the denoising loss; train objective ar first, and "
-                                       "begin with its weights by training.warm_start"),
+                                       "start from its weights by training.warm_start"),
 }
-"""Setting -> its old default, and what became of it."""
+"""Setting -> (old default, reason for the removal and replacement)."""
 
 REMOVED_VALUES: dict[tuple[str, Any], str] = {
-    ("blocks.shared", "per-block"): "blocks with embeddings, prelude and coda of their own took that memory several "
-                                    "times and were never measured to be better; set it to frozen or with-block",
+    ("blocks.shared", "per-block"): "separate embeddings, prelude and coda per block multiplied their memory and were "
+                                    "never measured to be better; set it to frozen or with-block",
 }
-"""A setting and a value that it had -> what became of that."""
+"""(Setting, removed value) -> reason for the removal and replacement."""
 
 
 def without_removed(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A copy of nested settings without those that were removed. Raises UserError where one of them was set."""
+    """A copy of nested settings without the removed ones. Raises UserError if a removed one is not at its default."""
     kept = {}
     for key, value in values.items():
         name = f"{prefix}{key}"

@@ -1,19 +1,19 @@
-"""The training rules: what each is, as far as settings, models and reports have to know it. No torch.
+"""The training rules as settings, models and reports see them. Imports no torch.
 
-    rule             passes through the core       told           run at a depth by
+    rule             passes through the core       conditioning   run at a depth by
     full             all, all with gradient        -              the loop
-    truncated        drawn, the last with gradient -              the loop
-    progressive      drawn twice                   -              the loop
-    one-step         a few a segment               -              the loop
+    truncated        sampled, last with gradient   -              the loop
+    progressive      sampled twice                 -              the loop
+    one-step         a few per segment             -              the loop
     fixed-point      to the fixed point            -              the loop
     ar               one                           -              one pass
     denoise          one                           noise level    the solver
     blockwise        one, of one block             noise level    the solver
     masked           one (of one block)            mask rate      unmasking
     noprop-*         one (of one block)            time           its own steps
-    forward-forward  one a layer                   -              its layers
+    forward-forward  one per layer                 -              its layers
 
-A rule of one's own is a subclass of `looped.objectives.Objective` with a `rule`, named by the dotted path of the class.
+A custom rule is a subclass of `looped.objectives.Objective` with a `rule`, selected by the dotted path of the class.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,7 +29,7 @@ from looped.dotted import class_at
 from looped.errors import UserError, did_you_mean
 
 THREE = ("text", "puzzles", "classify")
-"""The kinds of data that have something to predict."""
+"""The kinds of data with answers to predict."""
 
 
 def _check_kind(config: Any) -> None:
@@ -41,7 +41,7 @@ def _mean(config: Any) -> int:
 
 
 def _one_pass(config: Any) -> int:
-    """Through all blocks of the core."""
+    """The depth of one pass through all blocks of the core."""
     return config.blocks.num
 
 
@@ -69,18 +69,17 @@ def _nothing(config: Any) -> dict[str, Any]:
 class Rule:
     """A training rule.
 
-    name: the value of `objective`. path: the dotted path of its class; `paths`: that for kinds of data which have one
-    of their own. kinds: the kinds of data that it is for. rollout: how a trained model is run at a depth. depth: the
-    depth that stands for the trained ones: their mean (their most, where it is drawn evenly), one pass through all
-    blocks where training goes through the core once. reads: settings, or sections, that some rules read and this one
-    does. told: the setting that has the width of the vector that tells the core its level; None where it is told none.
-    sees_all: rows see later ones too, whatever the kind. hides: a token of the vocabulary stands for a hidden one.
-    loops: training runs the core again and again. free_depth: training prefers no depth, as before a solver. baseline:
-    the same layers without a loop, which other rules are held against. blocks: it knows a core of several, and
-    `independent` ones learn without each other. takes_turns: an optimiser step trains one of several blocks.
-    residual_layers: layers on the longest residual path of training, where they are not those of prelude, passes and
-    coda. passes: how often a training step goes through the whole core. as_deep_as_mean: settings under which every
-    step is as deep as the mean. checks: what refuses a config, in this order.
+    name: the value of `objective`. path: dotted path of its class; `paths`: by kind of data, if the class differs.
+    kinds: the supported kinds of data. rollout: the way a trained model is run at a depth. depth: the depth that
+    represents the trained ones: their mean (their maximum if sampled uniformly), or one pass through all blocks if
+    training passes through the core once. reads: the rule-specific settings or sections that it reads. told: the
+    setting for the width of the level embedding that conditions the core; None if there is none. sees_all: rows
+    attend to later ones too, for every kind. hides: the vocabulary has a mask token. loops: training iterates the core.
+    free_depth: training prefers no depth, as with a solver. baseline: the same layers without a loop, the reference of
+    other rules. blocks: the core may have several blocks; `independent`: they train without each other. takes_turns: an
+    optimiser step trains one of several blocks. residual_layers: layers on the longest residual path in training, if
+    not those of prelude, passes and coda. passes: passes through the whole core per training step. as_deep_as_mean:
+    settings that make every step as deep as the mean. checks: functions that reject a config, in this order.
     """
 
     name: str
@@ -105,7 +104,7 @@ class Rule:
     checks: tuple[Callable[[Any], None], ...] = (check_blocks, _check_kind)
 
     def check(self, config: Any) -> None:
-        """Raises ValueError where a config does not go with it."""
+        """Raises ValueError if a config does not fit the rule."""
         if config.blocks.num > 1 and not self.blocks:
             self._refuse_blocks(config.blocks.num)
         for each in self.checks:
@@ -117,17 +116,17 @@ class Rule:
 
     def _refuse_blocks(self, num: int) -> None:
         if self.rollout == "solver":
-            raise ValueError(f"objective {self.name} trains one block on all noise levels, and blocks.num is {num}; "
+            raise ValueError(f"objective {self.name} trains one block on all noise levels, but blocks.num is {num}; "
                              f"set objective to blockwise, or blocks.num to 1")
         *names, last = (rule.name for rule in RULES.values() if rule.blocks)
-        raise ValueError(f"objective {self.name} knows one block alone, and blocks.num is {num}; set blocks.num to 1, "
-                         f"or objective to {', '.join(names)} or {last}")
+        raise ValueError(f"objective {self.name} supports only one block, but blocks.num is {num}; set blocks.num to "
+                         f"1, or objective to {', '.join(names)} or {last}")
 
 
 LOOP = ("recurrence.damping", "model.state_init", "model.state_std")
-"""Read by everything that runs the loop."""
+"""Settings read by every rule that runs the loop."""
 DEEP = (*LOOP, "model.exit_gate")
-"""Read by what runs it to several depths, where an exit may ask the gate."""
+"""Settings read by the rules that run the loop to several depths, where an exit may use the gate."""
 
 SOLVED = ("recurrence.mean", "denoise", "evaluation.choose", "evaluation.trajectories")
 DRAWN_BLOCKS = ("blocks.overlap", "blocks.choose")
@@ -144,8 +143,8 @@ def _loss_once(where: str) -> Callable[[Any], None]:
     def check(config: Any) -> None:
         loss_on = config.recurrence.loss_on
         if loss_on != "last":
-            raise ValueError(f"recurrence.loss_on {loss_on} is not for {config.objective}, whose loss is read {where}; "
-                             f"set it to last")
+            raise ValueError(f"recurrence.loss_on {loss_on} does not fit {config.objective}, whose loss is taken "
+                             f"{where}; set it to last")
 
     return check
 
@@ -154,21 +153,21 @@ def _check_gate(config: Any) -> None:
     if config.recurrence.loss_on != "gate":
         return
     if not config.model.exit_gate:
-        raise ValueError("recurrence.loss_on gate asks an exit gate, and model.exit_gate is false; set it to true, or "
+        raise ValueError("recurrence.loss_on gate needs an exit gate, but model.exit_gate is false; set it to true, or "
                          "recurrence.loss_on to every")
     if config.recurrence.mean == 1:
-        raise ValueError("recurrence.loss_on gate chooses among passes, and recurrence.mean 1 has no other; set it to "
+        raise ValueError("recurrence.loss_on gate chooses among passes, but recurrence.mean 1 has only one; set it to "
                          "2 or more, or recurrence.loss_on to last")
 
 
 def _check_no_gate(config: Any) -> None:
     if config.recurrence.loss_on == "gate":
-        raise ValueError(f"recurrence.loss_on gate weighs all passes of a loop, and {config.objective} has no gradient "
-                         f"in some; set objective to full, or recurrence.loss_on to every")
+        raise ValueError(f"recurrence.loss_on gate weights all passes of a loop, but {config.objective} has no "
+                         f"gradient in some; set objective to full, or recurrence.loss_on to every")
 
 
 def _check_whole_passes(config: Any) -> None:
-    """A loop ends after a whole pass through the blocks of its core."""
+    """Raises ValueError unless the loop ends after a whole pass through the blocks of its core."""
     num, recurrence = config.blocks.num, config.recurrence
     if recurrence.mean % num:
         raise ValueError(f"recurrence.mean {recurrence.mean} ends inside a pass through blocks.num {num} blocks; set "
@@ -180,7 +179,7 @@ def _check_drawn_passes(config: Any) -> None:
     if num == 1:
         return
     if recurrence.distribution != "fixed":
-        raise ValueError(f"recurrence.distribution {recurrence.distribution} draws depths that end inside a pass "
+        raise ValueError(f"recurrence.distribution {recurrence.distribution} samples depths that end inside a pass "
                          f"through blocks.num {num} blocks; set it to fixed")
     if recurrence.backprop < num:
         raise ValueError(f"recurrence.backprop {recurrence.backprop} leaves some of blocks.num {num} blocks without "
@@ -188,7 +187,7 @@ def _check_drawn_passes(config: Any) -> None:
 
 
 def _as_deep_as_mean(config: Any) -> dict[str, Any]:
-    """Huginn's sampler has a mean of one step more than its setting says."""
+    """Settings with a fixed depth at the sampler's mean; the mean of Huginn's sampler is one step above its setting."""
     if config.recurrence.distribution == "fixed":
         return {}
     return {"recurrence.distribution": "fixed", "recurrence.mean": config.recurrence.mean + 1}

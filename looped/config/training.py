@@ -1,4 +1,4 @@
-"""Settings of how a model is trained and measured: optimiser, budget, batch, and what is held out."""
+"""Settings of training and evaluation: optimiser, budget, batch, reports, and held-out data."""
 
 from typing import Annotated, Literal
 
@@ -18,59 +18,60 @@ class OptimConfig(Section):
     schedule: Literal["cosine", "wsd", "constant"] = Field(
         "cosine", description="after warmup: cosine, stable-then-decay, flat")
     warmup_steps: Count = Field(50, description="linear warmup")
-    decay_fraction: Fraction = Field(0.2, description="last share of the budget that wsd decays over")
-    min_lr_fraction: Fraction = Field(0.1, description="learning rate at the end, as a share of the peak")
-    grad_clip: NonNegative = Field(1.0, description="clip the gradient norm here; 0 leaves it alone")
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="decay of averaged weights; 0 keeps none")
+    decay_fraction: Fraction = Field(0.2, description="final fraction of the budget over which wsd decays")
+    min_lr_fraction: Fraction = Field(0.1, description="learning rate at the end, as a fraction of the peak")
+    grad_clip: NonNegative = Field(1.0, description="maximum gradient norm; 0 disables clipping")
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="decay of the EMA weights; 0 keeps none")
 
 
 class TrainingConfig(Section):
-    """Budget, batch, precision and what is written how often."""
+    """Budget, batch, precision, and the intervals of logs, evaluations, samples and checkpoints."""
 
-    batch_size: Depth = Field(32, description="sequences an optimiser step, over all processes and micro-batches")
-    accumulation: Depth = Field(1, description="micro-batches an optimiser step is split into")
-    budget: int = Field(1000, ge=1, description="how much to train, in budget_unit")
+    batch_size: Depth = Field(32, description="sequences per optimiser step, over all processes and micro-batches")
+    accumulation: Depth = Field(1, description="micro-batches per optimiser step")
+    budget: int = Field(1000, ge=1, description="training budget, in budget_unit")
     budget_unit: Literal["steps", "tokens", "layer-forwards", "seconds"] = Field(
         "steps", description="unit of the budget")
     clock: Literal["wall", "processor"] = Field(
-        "wall", description="seconds of training by the wall, or of the processors (all threads together), which other "
-                            "programs on the machine do not lengthen")
+        "wall", description="clock for seconds of training: wall-clock time, or CPU time (all threads together), which "
+                            "other programs on the machine do not lengthen")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 runs under autocast")
-    threads: int | None = Field(None, ge=1, description="CPU threads; null leaves torch's choice")
+    threads: int | None = Field(None, ge=1, description="CPU threads; null: torch's default")
     log_every: Depth = Field(10, description="steps between lines of metrics.jsonl")
     eval_every: Count = Field(0, description="steps between evaluations; 0 evaluates at the end only")
     num_evals: Count = Field(0, description="evaluations spread evenly over the budget, whatever its unit")
     sample_every: Count = Field(0, description="steps between printed samples, or pictures in samples/; 0 "
                                                 "makes none")
     checkpoint_every: Count = Field(200, description="steps between checkpoints; 0 saves at the end only")
-    keep_checkpoints: Depth = Field(2, description="newest checkpoints that are kept")
-    warm_start: str | None = Field(None, description="a run whose model's weights are taken over before the first step")
-    other_data: bool = Field(False, description="warm_start and blocks.edges_from may be runs on other data than this "
-                                                "one's")
+    keep_checkpoints: Depth = Field(2, description="number of newest checkpoints that are kept")
+    warm_start: str | None = Field(None, description="a run whose model weights are copied before the first step")
+    other_data: bool = Field(False, description="allow warm_start and blocks.edges_from to be runs on other data")
     checkpoint_activations: bool = Field(
-        False, description="keep each layer's input alone for backward, which runs the layer again: less memory for a "
-                           "third more time, the same gradients; rows that a cache keeps (concat) are left as they are")
+        False, description="activation checkpointing: keep only each layer's input and recompute the layer in "
+                           "backward; less memory for a third more time, with the same gradients; not applied to rows "
+                           "that a cache keeps (concat)")
     compile: bool = Field(False, description="torch.compile the loop step (never the loop)")
-    wandb: Literal["off", "online", "offline"] = Field("off", description="Weights & Biases beside metrics.jsonl")
+    wandb: Literal["off", "online", "offline"] = Field("off", description="log to Weights & Biases too")
 
 
 class EvaluationConfig(Section):
-    """The measuring of held-out data, and the samples of `training.sample_every`."""
+    """Evaluation on held-out data, and the samples of `training.sample_every`."""
 
     depths: tuple[Depth, ...] = Field((1, 2, 4, 8, 16, 32, 64), min_length=1,
                                       description="loop or solver steps that `looped eval` measures")
-    sample_depths: tuple[Depth, ...] = Field((1, 4), min_length=1, description="those of the samples while training")
+    sample_depths: tuple[Depth, ...] = Field((1, 4), min_length=1,
+                                             description="loop or solver steps of the samples during training")
     num_sequences: Depth = Field(64, description="held-out sequences")
-    levels: Depth = Field(32, description="levels that each is read at for the bound of `masked`, evenly spread")
-    batch_size: Depth = Field(16, description="sequences at once")
+    levels: Depth = Field(32, description="mask levels per sequence for the bound of `masked`, evenly spread")
+    batch_size: Depth = Field(16, description="sequences per evaluation batch")
     num_samples: Depth = Field(2, description="texts generated at each depth, or images of each class")
-    sample_length: Depth = Field(64, description="tokens a generated text")
-    prompt_length: Depth = Field(16, description="held-out tokens it continues")
-    difficulties: tuple[Count, ...] = Field((), description="levels of a task to measure; none given: the task's own")
-    num_problems: Depth = Field(256, description="held-out problems of each level")
-    trajectories: Depth = Field(1, description="solver trajectories of a denoiser that an answer is made from")
+    sample_length: Depth = Field(64, description="tokens per generated text")
+    prompt_length: Depth = Field(16, description="held-out tokens that a generated text continues")
+    difficulties: tuple[Count, ...] = Field((), description="difficulties of a task to evaluate; empty: the task's own")
+    num_problems: Depth = Field(256, description="held-out problems per difficulty")
+    trajectories: Depth = Field(1, description="solver trajectories of a denoiser per answer")
     choose: Literal["mean", "consistent"] = Field(
-        "mean", description="of several: the likeliest under their mean readout, or the one that the denoiser, shown "
-                            "it noised afresh, is surest of")
+        "mean", description="answer from several trajectories: the most likely one under their mean readout, or the "
+                            "one that the denoiser is most confident of after renoising it")
     num_images: Depth | None = Field(
-        None, description="images generated at each depth to be held against the held-out ones; null: as many")
+        None, description="images generated at each depth for comparison with the held-out ones; null: as many")

@@ -1,1 +1,1 @@
-"""Costs of training: counted before a run on tensors without values, and measured on this machine."""
+"""Cost of training: counted before a run on fake tensors, and measured on this machine."""

@@ -1,7 +1,7 @@
-"""Training steps timed in processes of their own: each arm's peak memory is its own, and the arms take turns step by
-step, so that a slow minute of a shared machine falls on all of them.
+"""Training steps timed in one process per arm, so that peak memory is measured per arm. The arms alternate step by
+step, so that a slow minute on a shared machine affects all of them.
 
-CPU only. The parent speaks to an arm in lines of JSON: one setting out, then a command and an answer at a time.
+CPU only. The parent and an arm exchange lines of JSON: first the settings, then one command and one answer at a time.
 """
 
 import json
@@ -30,11 +30,11 @@ from looped.objectives import Objective, build_objective
 from looped.rng import StepRandom
 
 NUM_WARMUP = 2
-"""Steps of an arm that are not timed: until the second, the process still asks the system for memory."""
+"""Untimed first steps of an arm: up to the second, the process still allocates memory from the system."""
 
 
 class Arm(AbstractContextManager["Arm"]):
-    """The parent's end of one arm's process, whose end is `serve` of `module`."""
+    """One arm's process as seen by the parent; the process runs `serve` of `module`."""
 
     def __init__(self, name: str, config: Config, threads: int, *, module: str = __name__):
         self.name = name
@@ -46,7 +46,7 @@ class Arm(AbstractContextManager["Arm"]):
         self.settings: dict[str, Any] = {"config": config.model_dump(mode="json"), "threads": threads}
 
     def ask(self, command: str) -> Any:
-        """The answer to a command; the first one carries the settings ahead of it."""
+        """Send a command and return its answer; the settings are sent ahead of the first command."""
         lines = [json.dumps(self.settings)] if self.settings else []
         self.settings = {}
         try:
@@ -62,10 +62,10 @@ class Arm(AbstractContextManager["Arm"]):
     def _cause(self) -> str:
         code = self.process.wait()
         if code == KILLED:
-            return "it was killed, most likely for want of memory; try a smaller training.batch_size"
+            return "it was killed, most likely because memory ran out; try a smaller training.batch_size"
         self.errors.seek(0)
         lines = self.errors.read().split("\n")
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "it printed no error")
         return f"{last[:200]} (exit code {code})"
 
     def __exit__(self, *error: object) -> None:
@@ -77,8 +77,8 @@ class Arm(AbstractContextManager["Arm"]):
 
 
 def serve(kind: type["Stepper"] | None = None) -> None:
-    """The arm's end: the settings, then commands to a stepper until the parent hangs up."""
-    answers, sys.stdout = sys.stdout, sys.stderr  # nothing else may write among the answers
+    """Main loop of an arm's process: read the settings, then answer commands until the parent closes the pipe."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # other output must not mix with the answers
     settings = json.loads(sys.stdin.readline())
     torch.set_num_threads(settings["threads"])
     base = psutil.Process().memory_info().rss
@@ -102,7 +102,7 @@ class Stepper:
             weight_decay=config.optim.weight_decay, fused=True)
 
     def step(self) -> dict[str, Any]:
-        """One more optimiser step: its seconds by the clock on the wall and by the processor's."""
+        """Take one optimiser step and return its wall-clock and CPU seconds."""
         start, cpu_start = time.perf_counter(), time.process_time()
         parts = self.config.training.accumulation
         for micro in range(parts):
@@ -115,14 +115,14 @@ class Stepper:
         return {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu_start}
 
     def loss(self, micro: int = 0) -> Tensor:
-        """The loss of a micro-batch of the present step."""
+        """The loss of a micro-batch of the current step."""
         part, total = self.inputs.micro_batches[micro], self.config.training.batch_size
         random = StepRandom(self.config.seed, self.index, start=micro * len(part), count=len(part), total=total)
         with autocast(self.config.training.precision):
             return self.objective(part, random).value
 
     def figures(self, base: int) -> dict[str, Any]:
-        """The figures that do not vary from step to step. `base`: bytes of the process before it had a model."""
+        """Measurements that do not vary between steps. `base`: bytes of the process before the model was built."""
         peak = peak_rss()
         return {"saved_activation_bytes": kept_bytes(self.loss, self.objective)[0], "peak_rss_bytes": peak,
                 "base_rss_bytes": base,
@@ -130,7 +130,7 @@ class Stepper:
                 "step_flops": self.step_flops()}
 
     def step_flops(self) -> int:
-        """FLOPs of an optimiser step, its sequences as long as the batch has them."""
+        """FLOPs of an optimiser step, at the actual sequence lengths of the batch."""
         training = FakeTraining(self.config.replace(**{"training.checkpoint_activations": False}), self.inputs)
         costs = [(weight, training.step(part, decisions)) for part in self.inputs.micro_batches
                  for weight, decisions in training.objective.decisions()]
@@ -138,8 +138,8 @@ class Stepper:
 
 
 def peak_rss() -> int:
-    """Largest resident bytes of this program. On Linux not the figure of getrusage, which a child inherits across
-    exec from the process that started it."""
+    """Peak resident bytes of this program. On Linux read from /proc, because getrusage reports a peak that a child
+    inherits across exec from its parent process."""
     status = Path("/proc/self/status")
     lines = status.read_text(encoding="utf-8").splitlines() if status.exists() else []
     found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")]

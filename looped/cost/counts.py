@@ -1,4 +1,4 @@
-"""The cost of a config before it is run: parameters, FLOPs of an optimiser step, bytes kept for backward."""
+"""Cost of a config before it is run: parameters, FLOPs per optimiser step, bytes kept for backward."""
 
 from dataclasses import dataclass, replace
 
@@ -10,16 +10,16 @@ from looped.domains import domain_of
 from looped.training.optim import hidden_matrices
 
 WIDE = 4
-"""Bytes of a float32: weights, gradients, optimiser state."""
+"""Bytes per float32, the dtype of weights, gradients and optimiser state."""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """`count`'s answer. FLOPs are those of one optimiser step over all its sequences, bytes those of a micro-batch.
+    """Counts of a config. FLOPs are per optimiser step over all its sequences, bytes per micro-batch.
 
-    parameters: unique numbers of the objective, its own included. effective_parameters: those of the network that a
-    training step would be if it were written out, the core counted once for each pass through it (`Rule.passes`).
-    training_bytes: weights, gradients, optimiser state, averaged weights and saved activations.
+    parameters: unique parameters of the objective, including those outside its model. effective_parameters: parameters
+    of the unrolled network of a training step, with the core counted once per pass (`Rule.passes`). training_bytes:
+    weights, gradients, optimiser state, averaged weights and saved activations.
     """
 
     parameters: int
@@ -32,8 +32,8 @@ class Counts:
 
 
 def count(config: Config, vocab_size: int) -> Counts:
-    """The counts of a config with a vocabulary of `vocab_size` tokens, from steps on tensors without values; what a
-    rule draws, such as a depth or a block, enters by its mean (`Objective.decisions`)."""
+    """Counts of a config with a vocabulary of `vocab_size` tokens, from steps on fake tensors. Random decisions of a
+    rule, such as a depth or a block, enter by their mean (`Objective.decisions`)."""
     inputs = replace(domain_of(config).typical_inputs(config), vocab_size=vocab_size)
     training, plain = FakeTraining(config, inputs), config
     objective, core = training.objective, training.objective.model.recurrence.core
@@ -45,7 +45,7 @@ def count(config: Config, vocab_size: int) -> Counts:
     costs = [(weight, training.step(part, decisions)) for weight, decisions in objective.decisions()]
     kept = round(sum(weight * cost.kept for weight, cost in costs))
     gradients = max(cost.gradients for _, cost in costs)
-    if config.training.checkpoint_activations:  # without what layers make again
+    if config.training.checkpoint_activations:  # FLOPs without recomputed layers
         plain = FakeTraining(config.replace(**{"training.checkpoint_activations": False}), inputs)
         costs = [(weight, plain.step(part, decisions)) for weight, decisions in plain.objective.decisions()]
     forward = config.training.accumulation * sum(weight * cost.forward_flops for weight, cost in costs)
@@ -59,13 +59,13 @@ def count(config: Config, vocab_size: int) -> Counts:
 
 
 def format_counts(counts: Counts) -> str:
-    """A line a figure."""
+    """The counts as text, one per line."""
     return "\n".join([
         f"parameters              {counts.parameters:,} ({counts.core_parameters:,} in the core)",
-        f"effective parameters    {counts.effective_parameters:,} (the core once a mean loop step)",
-        f"FLOPs, forward          {counts.forward_flops:.3e} an optimiser step",
+        f"effective parameters    {counts.effective_parameters:,} (the core once per mean loop step)",
+        f"FLOPs, forward          {counts.forward_flops:.3e} per optimiser step",
         f"FLOPs, with backward    {counts.step_flops:.3e}",
-        f"kept for backward       {counts.saved_activation_bytes / 1e6:,.1f} MB a micro-batch",
+        f"kept for backward       {counts.saved_activation_bytes / 1e6:,.1f} MB per micro-batch",
         f"memory for training     {counts.training_bytes / 1e6:,.1f} MB with weights, gradients and optimiser state"])
 
 

@@ -1,12 +1,10 @@
-"""FLOPs of a training step, and the bytes that it keeps for backward: of any rule, model and kind of data, by running
-it.
+"""FLOPs of a training step and the bytes it keeps for backward, for any rule, model and kind of data, by running it.
 
-A step is run on tensors without values (torch's fake tensors), so nothing is computed and next to nothing allocated;
-what is drawn and what is given, levels, depths and tokens, is real. Counted are FLOPs of matrix products, a
-multiplication with its addition as two, and of attention the pairs that its mask allows: L (L + 1) / 2 a head where
-causal, also of blocks, for which SDPA's kernel works out all L x 2L. Products that backward makes a second time
-(attention scores, logits, what a gate of short rows multiplies, checkpointed layers) are left out: they buy memory, not
-training; so is the algebra of a fixed-point solver.
+A step runs on torch's fake tensors, so nothing is computed and next to nothing allocated; sampled levels and depths,
+and the tokens, are real. FLOPs are those of matrix products, two per multiply-add, and of attention over the pairs that
+its mask allows: L (L + 1) / 2 per head if causal, also for blocks, where SDPA's kernel computes all L x 2L. Products
+recomputed in backward (attention scores, logits, what a gate of short rows multiplies, checkpointed layers) do not
+count, because they save memory and do no training; neither does the algebra of a fixed-point solver.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,14 +37,13 @@ from looped.objectives import Objective, build_objective
 from looped.rng import StepRandom
 
 ASKS_FOR_VALUES = (GuardOnDataDependentSymNode, DataDependentOutputException, DynamicOutputShapeException)
-"""The errors of tensors without values that are asked for one."""
+"""Errors that torch raises when the value of a fake tensor is read."""
 
 
 @dataclass(frozen=True)
 class StepCost:
-    """The cost of forward and backward of one micro-batch. flops: those of all forward passes, and those of backward.
-    kept: bytes that autograd keeps, parameters left out; under bf16 the bf16 copies of the weights are in. gradients:
-    numbers in the gradients it leaves."""
+    """Cost of forward and backward on one micro-batch. forward_flops: of all forward passes. kept: bytes that autograd
+    keeps, without parameters, but with their bf16 copies under bf16. gradients: number of elements in the gradients."""
 
     forward_flops: int
     backward_flops: int
@@ -56,7 +53,7 @@ class StepCost:
 
 @contextmanager
 def no_values(mode: FakeTensorMode) -> Iterator[None]:
-    """Parameters made inside are registered without values; buffers have theirs."""
+    """Register parameters made inside the block as fake tensors; buffers stay real."""
     register = nn.Module.register_parameter
 
     def registered(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
@@ -64,7 +61,7 @@ def no_values(mode: FakeTensorMode) -> Iterator[None]:
             parameter = nn.Parameter(_fake(mode, parameter.detach()), parameter.requires_grad)
         register(module, name, parameter)
 
-    # trunc_normal_ draws again until it sees no value outside of its range; a block of one's own is read on a trial.
+    # trunc_normal_ redraws until all values are in range; OwnBlock.check runs a custom block on a trial input.
     with (patch.object(nn.Module, "register_parameter", registered),
           patch.object(OwnBlock, "check", lambda block, *widths: None),
           patch.object(nn.init, "trunc_normal_", lambda tensor, **_: tensor)):
@@ -72,7 +69,7 @@ def no_values(mode: FakeTensorMode) -> Iterator[None]:
 
 
 def fake_mode() -> FakeTensorMode:
-    """The mode of tensors without values, which meets real ones, and losses of some of the rows."""
+    """A fake-tensor mode that allows real inputs, and shapes that depend on data, as in the loss of some rows."""
     return FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
 
 
@@ -81,7 +78,7 @@ def _fake(mode: FakeTensorMode, tensor: Tensor) -> FakeTensor:
 
 
 class Unvalued(StepRandom):
-    """Normal draws without values, and decisions that are made beforehand."""
+    """Random draws for fake training: fake normal draws, and decisions that are given in advance."""
 
     def __init__(self, mode: FakeTensorMode, count: int, decisions: Mapping[str, Any]):
         super().__init__(0, 0, count=count)
@@ -96,7 +93,7 @@ class Unvalued(StepRandom):
 
 
 class FakeTraining:
-    """A config's training on tensors without values, on a processor, whose SDPA computes any attention."""
+    """Training of a config on fake tensors, on the CPU, whose SDPA computes any attention."""
 
     def __init__(self, config: Config, inputs: Inputs):
         self.config: Config = config.replace(**{"model.attention": "auto"})
@@ -108,8 +105,8 @@ class FakeTraining:
         self.objective.without_values()
 
     def step(self, part: Tensor | Batch | SoughtImages, decisions: Mapping[str, Any]) -> StepCost:
-        """The cost of a micro-batch in a training step of these decisions. Raises UserError for a rule that asks for
-        values."""
+        """Cost of a micro-batch in a training step with these decisions. Raises UserError if the rule reads the value
+        of a tensor."""
         random = Unvalued(self.mode, len(part), decisions)
 
         def loss() -> Tensor:
@@ -123,18 +120,19 @@ class FakeTraining:
             backward = flops_of(value.backward)
         except ASKS_FOR_VALUES as error:
             said = str(error).split("\n", 1)[0]
-            raise UserError(f"objective {self.config.objective} asks for a value in a training step, and costs are "
-                            f"counted without ({said}); draw what the cost depends on by random.decide and list it in "
-                            f"decisions(), or run to the limit after without_values()") from error
+            raise UserError(f"objective {self.config.objective} reads the value of a tensor in a training step, but "
+                            f"costs are counted on tensors without values ({said}); draw what the cost depends on with "
+                            f"random.decide and list it in decisions(), or run to the limit after without_values()"
+                            ) from error
         return StepCost(forward.get_total_flops(), backward, kept,
                         sum(p.numel() for p in self.objective.parameters() if p.grad is not None))
 
 
 def kept_bytes(function: Callable[[], Any], module: nn.Module) -> tuple[int, Any]:
-    """(bytes that autograd keeps for the backward pass of `function`, every storage once, without `module`'s own; what
-    it returns)."""
+    """(bytes that autograd keeps for the backward pass of `function`, result of `function`). Each storage counts once;
+    parameters and buffers of `module` do not count."""
     own = {_place(tensor) for tensor in (*module.parameters(), *module.buffers())}
-    kept: dict[int, Tensor] = {}  # holds the tensors: a storage that was freed could lend its place to another
+    kept: dict[int, Tensor] = {}  # keeps the tensors alive: the address of a freed storage could be reused
 
     def pack(tensor: Tensor) -> Tensor:
         if _place(tensor) not in own:
@@ -147,14 +145,14 @@ def kept_bytes(function: Callable[[], Any], module: nn.Module) -> tuple[int, Any
 
 
 def flops_of(function: Callable[[], Any]) -> int:
-    """FLOPs of a function that may go forward and backward."""
+    """FLOPs of a function, which may run forward and backward."""
     with Products() as products, patch.object(fused, "made_again", products.left_out):
         function()
     return products.get_total_flops()
 
 
 def _place(tensor: Tensor) -> int:
-    """The identity of a storage, also of one without values."""
+    """Identity of a storage, also for fake tensors."""
     return tensor.untyped_storage()._cdata
 
 
@@ -166,7 +164,7 @@ def autocast(precision: str) -> AbstractContextManager[Any]:
 
 
 class Products(FlopCounterMode):
-    """FLOPs of the matrix products inside, attention's by its mask."""
+    """Counter of the FLOPs of matrix products inside the block, with attention counted by its mask."""
 
     def __init__(self) -> None:
         super().__init__(display=False, custom_mapping=KERNELS)
@@ -175,7 +173,7 @@ class Products(FlopCounterMode):
 
     @contextmanager
     def left_out(self) -> Iterator[None]:
-        """Products inside do not count."""
+        """Leave the products inside the block out of the count."""
         before = self.get_total_flops()
         yield
         self._again += self.get_total_flops() - before
@@ -185,7 +183,7 @@ class Products(FlopCounterMode):
 
 
 class _Everywhere:
-    """Instead of torch's record of which module is at work, whose hooks stand in the way of a gradient in backward."""
+    """Replacement of torch's tracker of the running module, whose hooks prevent taking a gradient inside backward."""
 
     parents: tuple[str, ...] = ("Global",)
 
@@ -198,7 +196,7 @@ class _Everywhere:
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, is_causal: bool = False, *,
                attn_mask: Tensor | None = None, **kwargs: Any) -> int:
-    """Two products over the pairs that a mask allows."""
+    """FLOPs of attention: two products over the pairs that the mask allows."""
     batch, heads, length, dim = q.shape
     pairs = batch * (length * (length + 1) // 2 if is_causal else length * k.shape[-2])
     if attn_mask is not None and not isinstance(attn_mask, FakeTensor):
@@ -208,7 +206,7 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, is_causal:
 
 
 def _attention_backward(*args: Any, **kwargs: Any) -> int:
-    """Four products; the fifth makes the scores again."""
+    """FLOPs of attention's backward: four products; the fifth recomputes the scores and does not count."""
     _, q, k, v, _, _, dropout, is_causal = args
     return 2 * _attention(q, k, v, dropout, is_causal, **kwargs)
 
@@ -217,4 +215,4 @@ for _formula in (_attention, _attention_backward):
     _formula._get_raw = True  # the mask itself, not its shape
 KERNELS = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
            torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward}
-"""SDPA's kernel of a CPU, which torch's own counter does not know."""
+"""FLOP formulas of SDPA's CPU kernel, which torch's own counter lacks."""

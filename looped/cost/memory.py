@@ -1,10 +1,10 @@
-"""Memory of training one block alone, beside the same layers trained end to end.
+"""Memory of training one block alone, compared with the same layers trained end to end.
 
-    (4 P + A) L / B      bytes of a stack of L layers, of P bytes of parameters and A of activations each, in B blocks
+    (4 P + A) L / B      bytes for L layers in B blocks, with P bytes of parameters and A of activations per layer
 
-DiffusionBlocks (arXiv 2506.14202, section 3): weights, gradients, two moments, and what backward reads. Every number of
-blocks runs in a process of its own, with and without checkpointed layers, and all take turns. Of a model
-that makes images also what a solver step takes: one block reads them, whichever owns their noise level.
+DiffusionBlocks (arXiv 2506.14202, section 3): weights, gradients, two moments, and saved activations. Each number of
+blocks runs in its own process, with and without checkpointed layers, and the processes alternate. For a model that
+makes images, a solver step is measured too: it runs only the block that owns the noise level.
 """
 
 import time
@@ -30,22 +30,22 @@ from looped.nn.rows import Rows
 from looped.objectives.base import EVERYBODY
 
 FIRST = 0
-"""The block that is measured; they are of equal size."""
+"""The block that is measured; all blocks are of equal size."""
 KINDS = ("parameters", "gradients", "optimizer")
 NUM_READINGS = 5
-"""Of a batch of images, for the seconds of a solver step."""
+"""Timed network evaluations of a batch of images, whose median is the time of a solver step."""
 
 
 def bench_memory(config: Config, num_blocks: Sequence[int], *, repeats: int = 2, threads: int = 1) -> dict[str, Any]:
-    """Bytes that training one of N blocks alone takes, for each N; 1 is all layers trained end to end, by `ar`, or by
-    `denoise` where images are made.
+    """Bytes needed to train one of N blocks alone, for each N. N = 1 trains all layers end to end, by `ar`, or by
+    `denoise` for a model that makes images.
 
-    Returns {"arms": [...], "machine": ...}. An arm has `stack` (the held layers of the core) and, apart, `shared` (all
-    the rest), each {parameters, gradients, optimizer}; `saved_activation_bytes` of a micro-batch; `peak_rss_bytes` of
-    its process above `empty_rss_bytes`, those before it had a model, with all modules imported; `formula_bytes`;
-    `of_twin`, its stack and its peak as shares of the first arm's, checkpointed alike; and where images are made
-    `solver_step`, {layers, weight_bytes, seconds} of one reading of a batch. Raises UserError for numbers that do not
-    split the layers, and for a process that ends early.
+    Returns {"arms": [...], "machine": ...}. An arm has `stack` (the core layers it holds) and `shared` (all other
+    parameters), each {parameters, gradients, optimizer}; `saved_activation_bytes` per micro-batch; `peak_rss_bytes` of
+    its process in excess of `empty_rss_bytes`, its size before the model was built, with all modules imported;
+    `formula_bytes`; `of_twin`, its stack and peak as fractions of the first arm's with the same checkpointing; and for
+    a model that makes images `solver_step`, {layers, weight_bytes, seconds} of one network evaluation of a batch.
+    Raises UserError for a number of blocks that does not split the layers, and for a process that ends early.
     """
     if not num_blocks:
         raise UserError("bench memory needs at least one number of blocks; give for instance --blocks 1,2,4")
@@ -72,7 +72,7 @@ def _name(num: int, checkpointed: bool) -> str:
 
 
 def memory_config(config: Config, num: int, checkpointed: bool) -> Config:
-    """That of one of `num` equal blocks alone, or for 1 that of all layers end to end."""
+    """Config that trains one of `num` equal blocks alone, or for `num` 1 all layers end to end."""
     alone = {"objective": domain_of(config).end_to_end, "blocks.shared": "trained"} if num == 1 else {
         "objective": "blockwise", "blocks.alone": FIRST}
     try:
@@ -84,7 +84,7 @@ def memory_config(config: Config, num: int, checkpointed: bool) -> Config:
 
 
 def formula_bytes(config: Config) -> int:
-    """(4 P + A) L / B: P of a plain layer, A what one more of them keeps of a micro-batch."""
+    """(4 P + A) L / B, with P of a plain layer, and A the bytes that one more layer keeps for a micro-batch."""
     inputs, mode = domain_of(config).first_inputs(config), fake_mode()
     shape = len(inputs.micro_batches[0]), inputs.num_rows, config.model.width
     with no_values(mode):
@@ -107,10 +107,10 @@ def _shares(arm: dict, twin: dict) -> dict[str, Any]:
 
 
 class MemoryStepper(Stepper):
-    """Optimiser steps of one config, and what they hold."""
+    """Optimiser steps of one config, and the memory they hold."""
 
     def figures(self, base: int) -> dict[str, Any]:
-        """What does not vary from step to step. `base`: bytes of the process before it had a model."""
+        """Measurements that do not vary between steps. `base`: bytes of the process before the model was built."""
         peak, core = peak_rss(), list(self.objective.model.recurrence.core.parameters())
         saved = kept_bytes(self.loss, self.objective)[0]
         self.loss().backward()
@@ -142,8 +142,8 @@ def _bytes(tensors: Iterable[torch.Tensor]) -> int:
 
 
 def serve() -> None:
-    """An arm's end."""
-    import torch._dynamo  # noqa: F401 the first step would import it: modules are no part of what training takes
+    """Main loop of an arm's process."""
+    import torch._dynamo  # noqa: F401 else the first step imports it, and its memory would count as training
 
     serve_steps(MemoryStepper)
 
@@ -151,9 +151,9 @@ def serve() -> None:
 def format_memory(result: dict[str, Any]) -> str:
     """The table of `bench_memory`."""
     heads = "weights", "gradients", "optimizer", "shared", "kept", "(4P+A)L/B", "peak"
-    lines = ["MB; shared: weights, gradients and optimiser state outside the stack; kept: for backward; peak: above a "
-             "process without a model",
-             f"{'':28}" + "".join(f"{head:>10}" for head in heads) + f"{'s a step':>10}   of the first: stack, peak"]
+    lines = ["MB; shared: weights, gradients and optimiser state outside the stack; kept: for backward; peak: in "
+             "excess of a process without a model",
+             f"{'':28}" + "".join(f"{head:>10}" for head in heads) + f"{'s/step':>10}   of the first: stack, peak"]
     for arm in result["arms"]:
         figures = [*arm["stack"].values(), sum(arm["shared"].values()), arm["saved_activation_bytes"],
                    arm["formula_bytes"], arm["peak_rss_bytes"]]
@@ -167,4 +167,4 @@ def format_memory(result: dict[str, Any]) -> str:
 def _solver_line(arm: dict) -> str:
     step = arm["solver_step"]
     return (f"a solver step of {_name(arm['blocks'], False)}: {step['layers']:g} layer{'s' * (step['layers'] != 1)}, "
-            f"{step['weight_bytes'] / 1e6:.1f} MB of weights, {step['seconds']:.3f} s a batch")
+            f"{step['weight_bytes'] / 1e6:.1f} MB of weights, {step['seconds']:.3f} s/batch")

@@ -1,4 +1,4 @@
-"""FLOP/s of a model's training beside those of matrix products on the same processor."""
+"""FLOP/s of a model's training compared with those of matrix products on the same processor."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -23,20 +23,20 @@ from looped.rng import generator
 TIMED = RULES["truncated"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 HUGINN_LAYER_BYTES = 63.6e6 / 1024
-"""Bytes that a layer of width 512, 8 heads and SwiGLU of 2,048 keeps a token in float32 in Huginn's own code."""
+"""Bytes per token that a layer of width 512, 8 heads and SwiGLU of 2,048 keeps in float32 in Huginn's own code."""
 
 
 def bench_flops(config: Config, *, dtypes: Sequence[str] = ("fp32", "bf16"), repeats: int = 5,
                 threads: int = 1) -> dict[str, Any]:
-    """FLOP/s of training beside those of matrix products, of the same dtype and on as many threads.
+    """FLOP/s of training compared with those of matrix products, in the same dtype and on as many threads.
 
-    The model: forward and backward of a truncated step at its mean depth, by the FLOPs of `counts` (products made a
-    second time in backward and the masked half of attention do not count as work). The layer: forward and backward of
-    one alone. The yardstick: the best of several products, the model's own shapes and squares of 1,024 and 2,048, with
-    either layout of the weight. All take turns; each figure is a median. With one thread the clock is the processor's:
-    a step is a hundred times as long as a product, so waiting for a turn on a shared machine would fall on it alone.
-    Returns {dtype: ..., and what a layer keeps for backward in float32}. Raises UserError for data that
-    truncated steps are not for, such as images that are made.
+    Model: forward and backward of a truncated step at its mean depth, by the FLOPs of `counts` (products recomputed in
+    backward and the masked half of attention do not count). Layer: forward and backward of one layer alone. Reference:
+    the fastest of several products, in the model's own shapes and as squares of 1,024 and 2,048, with either layout of
+    the weight. The three alternate; each figure is a median. With one thread, CPU time is used: a step takes a hundred
+    times as long as a product, so time spent waiting for the CPU on a shared machine would count against it alone.
+    Returns {dtype: ..., and the bytes a layer keeps for backward in float32}. Raises UserError for data that truncated
+    steps do not support, such as images to generate.
     """
     if config.kind.like not in TIMED.kinds:
         raise UserError(f"bench flops times {TIMED.name} steps, which are for {', '.join(TIMED.kinds)}, and this "
@@ -65,9 +65,9 @@ def _utilisation(config: Config, dtype: str, repeats: int) -> dict[str, Any]:
         for name, (function, flops) in (work | products).items():
             rates[name].append(_rate(function, flops))
     best = max(products, key=lambda name: median(rates[name]))
-    yardstick = median(rates[best])
-    result = {"matmul_flops_per_second": yardstick, "matmul": best, "utilisation": median(rates["model"]) / yardstick,
-              "layer_utilisation": median(rates["layer"]) / yardstick}
+    reference = median(rates[best])
+    result = {"matmul_flops_per_second": reference, "matmul": best, "utilisation": median(rates["model"]) / reference,
+              "layer_utilisation": median(rates["layer"]) / reference}
     for name in work:
         result |= {f"{name}_flops_per_second": median(rates[name]), f"{name}_flops_per_second_min": min(rates[name]),
                    f"{name}_flops_per_second_max": max(rates[name])}
@@ -95,7 +95,7 @@ def _rate(function: Callable[[], object], flops: int | float, least_seconds: flo
 
 
 def matrix_products(config: Config, tokens: int, dtype: torch.dtype) -> dict[str, tuple[Callable[..., Any], int]]:
-    """Name -> (a product, its FLOPs), each with the second factor as it lies and transposed."""
+    """Name -> (matrix product, its FLOPs), each with the second factor stored plainly and transposed."""
     model = config.model
     shapes = {(tokens, model.width, model.width), (tokens, model.width, model.ffn_inputs),
               (tokens, model.hidden, model.width), (1024, 1024, 1024), (2048, 2048, 2048)}
@@ -109,7 +109,7 @@ def matrix_products(config: Config, tokens: int, dtype: torch.dtype) -> dict[str
 
 
 class LayerBench:
-    """Forward and backward of the first core layer alone, on random rows in the place of a stepper's batch."""
+    """Forward and backward of the first core layer alone, on random rows in the shape of a stepper's batch."""
 
     def __init__(self, stepper: Stepper):
         self.precision: str = stepper.config.training.precision
@@ -133,7 +133,7 @@ class LayerBench:
 
 
 def _layer_memory(config: Config) -> dict[str, Any]:
-    """Bytes that a layer keeps in float32 for one batch; beside it Huginn's own layer, where the sizes are the same."""
+    """Bytes that a layer keeps in float32 for one batch, and those of Huginn's own layer if the sizes match."""
     layer = LayerBench(Stepper(_truncated(config, "fp32")))
     (kept, _), model = kept_bytes(layer.forward, layer.model), config.model
     result = {"saved_activation_bytes_per_layer": kept, "tokens": layer.tokens}
@@ -162,7 +162,7 @@ def format_flops(result: dict[str, Any]) -> str:
                  ("model_flops_per_second", "layer_flops_per_second", "matmul_flops_per_second")]
         lines.append(f"{dtype:6} {rates[0]:>12} {rates[1]:>12} {rates[2]:>12}   {r['utilisation']:13.1%} "
                      f"{r['layer_utilisation']:13.1%}   (best product: {r['matmul']})")
-    beside = f", {result['saved_activation_ratio']:.2f} of Huginn's" if "saved_activation_ratio" in result else ""
-    lines.append(f"a layer keeps {result['saved_activation_bytes_per_layer'] / 1e6:.1f} MB of {result['tokens']:,} "
-                 f"tokens in fp32{beside}")
+    ratio = f", {result['saved_activation_ratio']:.2f} x Huginn's" if "saved_activation_ratio" in result else ""
+    lines.append(f"a layer keeps {result['saved_activation_bytes_per_layer'] / 1e6:.1f} MB for {result['tokens']:,} "
+                 f"tokens in fp32{ratio}")
     return "\n".join([*lines, machine_line(result["machine"])])

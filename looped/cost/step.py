@@ -1,4 +1,4 @@
-"""Seconds, bytes and layer forwards of an optimiser step under each rule, arm beside arm."""
+"""Seconds, bytes and layer forwards of an optimiser step, for several arms side by side."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -13,17 +13,16 @@ from looped.errors import UserError
 
 
 def bench_step(config: Config, objectives: Sequence[str], *, repeats: int = 5, threads: int = 1) -> dict[str, Any]:
-    """Seconds, saved bytes, peak memory and layer forwards of an optimiser step of each arm, and their ratios.
+    """Seconds, saved bytes, peak memory and layer forwards per optimiser step of each arm, and their ratios.
 
-    A step is what the trainer does, on the first batch of the config (of text: on as many random tokens): forward and
-    backward over the micro-batches, clip, AdamW, zero_grad. Sampled depth is replaced by its mean (`at_mean_depth`):
-    the time of a step is linear in both of its depths, and a handful of draws from so wide a distribution would
-    measure the draws. What this leaves out is the smaller batch in which the deepest sequences finish under
-    `recurrence.per_sequence`.
+    A step is the trainer's, on the first batch of the config (for text, as many random tokens): forward and backward
+    over the micro-batches, clip, AdamW, zero_grad. Sampled depth is replaced by its mean (`at_mean_depth`), because the
+    time of a step is linear in both of its depths and a few draws from so wide a distribution would measure the draws.
+    This ignores that the deepest sequences finish in a smaller batch under `recurrence.per_sequence`.
 
     `objectives`: arms as `looped.config.arms` reads them. Returns {"arms": {name: ...}, "ratios": {"first/second":
-    ...}, "machine": ...}; seconds are medians, with the least and the most beside them, and cpu_seconds leave out the
-    time a process waited for its turn on a shared machine.
+    ...}, "machine": ...}; seconds are medians, given with minimum and maximum, and cpu_seconds exclude the time a
+    process waited for the CPU on a shared machine.
     Raises `UserError` for an unknown name or an arm whose process ends early.
     """
     configs = {arm.name: at_mean_depth(arm.config) for arm in read_arms(config, objectives)}
@@ -41,7 +40,7 @@ def bench_step(config: Config, objectives: Sequence[str], *, repeats: int = 5, t
 
 
 def at_mean_depth(config: Config) -> Config:
-    """Every step as deep as the mean: mean + 1 steps under Huginn's sampler, the last `backprop` with gradient."""
+    """Config with every step at the mean depth: mean + 1 under Huginn's sampler, the last `backprop` with gradient."""
     return config.replace(**config.rule.as_deep_as_mean(config))
 
 
@@ -52,7 +51,7 @@ def _summary(steps: list[dict]) -> dict[str, Any]:
 
 
 def _ratios(figures: dict[str, dict], rounds: list[dict[str, dict]]) -> dict[str, Any]:
-    """The cost of each earlier arm in units of each later one's; the time's least and most are those of one round."""
+    """Cost of each earlier arm divided by that of each later one; minimum and maximum time are over single rounds."""
     names, ratios = list(figures), {}
     for i, first in enumerate(names):
         for second in names[i + 1 :]:
@@ -67,7 +66,7 @@ def _ratios(figures: dict[str, dict], rounds: list[dict[str, dict]]) -> dict[str
 
 def format_step(result: dict[str, Any]) -> str:
     """The table of `bench_step`."""
-    heads = "s a step", "least - most", "kept, MB", "peak, MB", "layer fwd"
+    heads = "s/step", "min - max", "kept, MB", "peak, MB", "layer fwd"
     lines = [f"{'objective':16} {heads[0]:>9} {heads[1]:>17} {heads[2]:>10} {heads[3]:>10} {heads[4]:>10}"]
     for name, a in result["arms"].items():
         spread = f"{a['step_seconds_min']:.3f} - {a['step_seconds_max']:.3f}"
@@ -75,7 +74,7 @@ def format_step(result: dict[str, Any]) -> str:
                      f"{a['peak_rss_bytes'] / 1e6:10.0f} {a['layer_forwards']:10.0f}")
     for name, r in result["ratios"].items():
         lines.append(f"{name}: {r['step_seconds']:.2f} x the time ({r['step_seconds_min']:.2f} - "
-                     f"{r['step_seconds_max']:.2f} round by round; {r['step_cpu_seconds']:.2f} x the processor "
-                     f"time), {r['saved_activation_bytes']:.2f} x the bytes kept, "
+                     f"{r['step_seconds_max']:.2f} per round; {r['step_cpu_seconds']:.2f} x the CPU time), "
+                     f"{r['saved_activation_bytes']:.2f} x the bytes kept, "
                      f"{r['layer_forwards']:.2f} x the layer forwards")
     return "\n".join([*lines, machine_line(result["machine"])])

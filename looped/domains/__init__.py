@@ -1,5 +1,5 @@
-"""The kinds of data as objects: text, puzzles, images to classify, images to make. What a verb or the trainer does
-differently for one of them is in its file."""
+"""One class per kind of data: text, puzzles, images to classify, images to generate. Each file holds what commands and
+the trainer do differently for that kind."""
 
 from looped.config import Config
 from looped.domains.base import Domain
@@ -10,11 +10,11 @@ from looped.domains.text import Text
 from looped.dotted import class_at
 
 DOMAINS: dict[str, Domain] = {domain.name: domain for domain in (Text(), Puzzles(), Classify(), Generate())}
-"""By the name of their `looped.config.kinds.Kind`."""
+"""Name of a `looped.config.kinds.Kind` -> its domain."""
 
 
 def domain_of(config: Config) -> Domain:
-    """The domain of a config: by its kind, or one's own (`domain.name`). Raises UserError."""
+    """The domain of a config: that of its kind, or a custom one (`domain.name`). Raises UserError."""
     if config.domain.name is not None:
         return class_at(config.domain.name, "domain.name")()
     return DOMAINS[config.kind.name]

@@ -1,4 +1,4 @@
-"""A domain: what is asked of a trained model on one kind of data, and how it is told."""
+"""Base class of domains: training batches, validation, evaluation, generation and reports for one kind of data."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,9 +24,9 @@ from looped.reports.sections import Section
 
 @dataclass(frozen=True)
 class Inputs:
-    """Training data to measure the cost of a step on. micro_batches: the parts of an optimiser step. num_rows: those of
-    a sequence of the first part. vocab_size: tokens, symbols or classes. picture: the size of images, None where there
-    are none. end_of_text: of text, the token that ends a document."""
+    """Training data to measure the cost of a step on. micro_batches: the parts of an optimiser step. num_rows: rows per
+    sequence of the first part. vocab_size: number of tokens, symbols or classes. picture: the size of images, None
+    without images. end_of_text: for text, the token that ends a document."""
 
     micro_batches: Sequence[Tensor | Batch | SoughtImages]
     num_rows: int
@@ -37,7 +37,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Request:
-    """A request to generate; each domain knows some of its fields (`Domain.asks`). `prompts` reads them."""
+    """A request to generate; each domain uses some of its fields (`Domain.asks`). prompts(): reads the prompts."""
 
     prompts: Callable[[], list[str]]
     depth: int
@@ -69,76 +69,76 @@ Own = Callable[[], dict[str, float]]
 
 @dataclass(frozen=True)
 class Evaluated:
-    """An evaluation's figures. rows: all of them."""
+    """The results of an evaluation. rows: all metrics."""
 
     rows: list[Row]
 
     def sections(self, name: str) -> list[Section]:
-        """The tables for the terminal, of a run of this name."""
+        """The tables for the terminal, for a run of this name."""
         return depth_table({name: [row.as_dict() for row in self.rows]})
 
     def leave(self, files: EvaluationFiles, config: Config, about: About) -> str:
-        """Write what belongs beside the rows, pictures or a report; a sentence on where that is."""
+        """Write pictures or a report next to the rows; return a sentence with their paths."""
         draw_evaluation(files, config, about.name)
         return f"pictures in {files.folder / 'plots'}, rows in {files.folder / 'eval'}"
 
 
 class Domain:
-    """One kind of data. One's own (`domain.name`) also has a `kind` and says how its data are found."""
+    """One kind of data. A custom one (`domain.name`) also defines `kind` and `find`."""
 
     name: str
     kind: Kind
-    """Of one's own: the settings it reads, its model, the rules that are for it."""
+    """For a custom domain: the settings it reads, its model, the rules it supports."""
     examples = "examples"
-    """Of one's own: the noun of what is held out; `kind.metric` is the share of them that is right."""
+    """For a custom domain: the noun for its held-out items; `kind.metric` is the fraction of them that is correct."""
     flags: frozenset[str] = frozenset()
-    """The options of `looped eval` that mean something here."""
+    """The options of `looped eval` that this domain supports."""
     unit = " nats"
-    """Of the training loss."""
+    """The unit of the training loss."""
 
     asks: frozenset[str] = frozenset()
-    """The fields of a `Request` that mean something here, besides depth and num_samples."""
+    """The fields of a `Request` that this domain uses, besides depth and num_samples."""
     end_to_end = "ar"
-    """The rule that trains all layers end to end, which `looped bench memory` sets blocks beside."""
+    """The rule that trains all layers end to end, to which `looped bench memory` compares blocks."""
     makes = ""
-    """The output that a run can be asked for, as in "writes text"; empty where there is none."""
+    """The output that `looped generate` gives, as in "writes text"; empty if there is none."""
 
     def hardest(self, config: Config) -> str:
-        """A clause about the hardest that is trained; "" where data have no difficulty."""
+        """A clause about the highest trained difficulty; "" if the data have no difficulty."""
         return ""
 
     def does(self, config: Config) -> str:
-        """The predicate of a run in a sentence, as in "solves sudoku"."""
+        """The predicate that describes a run in a sentence, as "solves sudoku"."""
         raise NotImplementedError
 
     def find(self, config: Config) -> Found:
-        """Of one's own: the data, as `looped.data.opening.find_data` gives them. Raises UserError."""
-        raise UserError(f"domain.name {config.domain.name} does not say how its data are found; give its class a "
+        """For a custom domain: its data, as `looped.data.opening.find_data` returns them. Raises UserError."""
+        raise UserError(f"domain.name {config.domain.name} does not define how its data are found; give its class a "
                         f"find(config) that returns a looped.data.opening.Found")
 
     def vocab_size(self, config: Config) -> int:
-        """Of one's own: tokens, symbols or classes."""
+        """For a custom domain: the number of tokens, symbols or classes."""
         return open_data(config).vocab_size
 
     def first_inputs(self, config: Config) -> Inputs:
-        """The first batch that a run of the config is trained on, the same on every call. Raises UserError for data
-        that cannot be had."""
+        """The first training batch of a run of the config, the same on every call. Raises UserError if the data are not
+        available."""
         data = open_data(config)
         parts = micro_batches(data.train, config)
         return Inputs(parts, parts[0].num_rows, data.vocab_size, data.picture)
 
     def typical_inputs(self, config: Config) -> Inputs:
-        """A micro-batch whose sequences are as long as the mean one of training."""
+        """A micro-batch whose sequences have the mean length of training."""
         inputs = self.first_inputs(config)
         return replace(inputs, micro_batches=inputs.micro_batches[:1])
 
     def solver_step(self, objective: Objective, parts: Sequence[Any]) -> Callable[[], Tensor] | None:
-        """One reading of micro-batches by the block that owns the highest noise; None where depth is no solver's
-        alone."""
+        """One network evaluation of micro-batches by the block with the highest noise; None unless depth is only a
+        number of solver steps."""
         return None
 
     def order(self, config: Config) -> dict[str, int]:
-        """Arguments that the order of the training data depends on besides step, batch size and seed."""
+        """Arguments that determine the order of the training data, besides step, batch size and seed."""
         return {}
 
     def batches(self, data: Any, config: Config) -> Iterable[Tensor | Batch]:
@@ -150,35 +150,34 @@ class Domain:
         raise NotImplementedError
 
     def preview(self, objective: Objective, data: Any, config: Config) -> str | np.ndarray:
-        """A sample of what the weights of the moment write or answer; or a picture of what they make."""
+        """A sample text or answer by the current weights, or a picture of the images they make."""
         raise NotImplementedError
 
     def check(self, config: Config, flags: Iterable[str], run: Path) -> None:
-        """Raises UserError for options of an evaluation that mean nothing here."""
+        """Raises UserError for options of an evaluation that this domain does not support."""
         for flag in flags:
             if flag not in self.flags:
                 raise UserError(f"{flag_of(flag)} is for {OPTIONS[flag]}, and {run} {self.does(config)}; leave it out"
                                 + ("; --evaluation.trajectories sets those of an answer" * (flag == "trajectories")))
 
     def sequences(self, data: Any, config: Config, options: Options) -> list[dict[str, Any]]:
-        """The ids of what is held out (sequences, problems, images) as lines of eval/sequences.jsonl: a list for each
-        column, in the order of the values in eval/examples.jsonl, or one value for all; no line where there are none.
-        """
+        """The ids of the held-out items (sequences, problems, images) as lines of eval/sequences.jsonl: per column, a
+        list in the order of the values in eval/examples.jsonl, or one value for all; no line if there are no ids."""
         return []
 
     def evaluate(self, objective: Objective, data: Any, config: Config, depths: Sequence[int], options: Options, *,
                  keep: Keep) -> Evaluated:
-        """All that `looped eval` measures; `keep` is given each part that is finished."""
+        """All that `looped eval` measures; `keep` is called with each finished part."""
         raise NotImplementedError
 
     def generate(self, run: Any, request: Request) -> Iterator[str]:
         """Output of a loaded run, as lines to print. Raises UserError."""
-        raise UserError(f"{run.path} {self.does(run.config)} and writes no text; look at its answers with looped eval "
+        raise UserError(f"{run.path} {self.does(run.config)} and writes no text; see its answers with looped eval "
                         f"{run.path}")
 
 
 def micro_batches(stream: Any, config: Config) -> list[Any]:
-    """The first optimiser step of a stream of training data, in its parts."""
+    """The micro-batches of the first optimiser step of a stream of training data."""
     c = config.training
     size = c.batch_size // c.accumulation
     return [stream.batch(0, batch_size=c.batch_size, seed=config.seed, rows=range(first, first + size))
@@ -188,4 +187,4 @@ def micro_batches(stream: Any, config: Config) -> list[Any]:
 OPTIONS = {"trajectories": "text", "probes": "text", "twin": "text", "judge": "text", "match": "text", "mauve": "text",
            "text": "text", "tasks": "text", "difficulties": "tasks", "exits": "tasks and text",
            "features": "runs that make images", "per_token": "text"}
-"""Option -> the kind of run that it is for, in words."""
+"""Option of `looped eval` -> the kind of run that it is for, in words."""

@@ -21,8 +21,8 @@ from looped.objectives.base import Objective
 
 @dataclass(frozen=True)
 class ClassifyEvaluated(Evaluated):
-    """The accuracy of a classifier by depth, which one picture shows; `right[depth]`: which held-out images are named
-    rightly."""
+    """The accuracy of a classifier by depth, drawn in one picture; `right[depth]`: mask of the held-out images that are
+    classified correctly."""
 
     right: dict[int, Bool[Tensor, "num"]]
 
@@ -32,18 +32,18 @@ class ClassifyEvaluated(Evaluated):
 
 
 class Classify(Domain):
-    """Images whose classes are named."""
+    """Images to classify."""
 
     name = "classify"
 
     def does(self, config: Config) -> str:
-        return "names what is on images"
+        return "classifies images"
 
     def batches(self, data: LabelledData, config: Config) -> Iterable[Batch]:
         return data.heldout(config.evaluation.batch_size)
 
     def validate(self, objective: Objective, data: LabelledData, config: Config, own: Own) -> dict[str, float]:
-        """The share of held-out images that are named rightly, at the best of `evaluation.depths`."""
+        """Validation accuracy at the best of `evaluation.depths`."""
         found = classify(objective, data, config, config.evaluation.depths)
         depth, share = found.best()
         first = min(found.right)
@@ -51,7 +51,7 @@ class Classify(Domain):
                 f"accuracy_at_{first}": found.right[first].double().mean().item()}
 
     def preview(self, objective: Objective, data: LabelledData, config: Config) -> str:
-        """The first `evaluation.num_samples` held-out images, and what they are taken for at the deepest of
+        """Labels and predicted classes of the first `evaluation.num_samples` held-out images, at the deepest of
         `evaluation.sample_depths`."""
         c, names, depth = config.evaluation, data.images.class_names, max(config.evaluation.sample_depths)
         batch = next(iter(data.heldout(c.num_samples))).to(next(objective.parameters()).device)

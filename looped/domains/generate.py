@@ -1,4 +1,4 @@
-"""Images to make: the denoising loss by noise level, and the distance of made images from real ones by depth."""
+"""Images to generate: denoising loss by noise level, and distance of generated images from real ones by depth."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,7 +31,7 @@ class GenerateEvaluated(Evaluated):
 
 
 class Generate(Domain):
-    """Images of a class, made out of noise."""
+    """Images of a class, generated from noise."""
 
     name = "generate"
     unit = ""
@@ -52,13 +52,13 @@ class Generate(Domain):
         return data.heldout(config.evaluation.batch_size)
 
     def validate(self, objective: Objective, data: LabelledData, config: Config, own: Own) -> dict[str, float]:
-        """The denoising loss of held-out images at training levels, each read by the block that owns it, with the same
-        noise at every call."""
+        """The denoising loss of held-out images at training noise levels, each evaluated by the block of that level,
+        with the same noise at every call."""
         levels = training_levels(objective, data, config)
         return {"loss": heldout_errors(objective, data, config, levels).mean().item()}
 
     def preview(self, objective: Objective, data: LabelledData, config: Config) -> np.ndarray:
-        """A row of `evaluation.num_samples` images for each class, at the deepest of `evaluation.sample_depths`."""
+        """One row of `evaluation.num_samples` images per class, at the deepest of `evaluation.sample_depths`."""
         c = config.evaluation
         return grid_of_classes(objective, data.images.scale, max(c.sample_depths), c.num_samples,
                                config.denoise.guidance, config)
@@ -77,7 +77,7 @@ class Generate(Domain):
         return GenerateEvaluated(rows)
 
     def generate(self, run: Any, request: Request) -> Iterator[str]:
-        """A picture with a row for each class."""
+        """A picture with one row per class."""
         guidance = run.config.denoise.guidance if request.guidance is None else request.guidance
         if not 0 <= guidance < math.inf:
             raise UserError(f"--guidance {guidance} is negative or not a number; use 1 for the plain class")
@@ -85,5 +85,5 @@ class Generate(Domain):
         picture = grid_of_classes(run.objective, run.scale, request.depth, request.num_samples, guidance, run.config)
         write_picture(picture, path)
         cost = rollout_of(run.objective).image_cost(request.depth, guidance)
-        yield (f"{path}: a row each of {', '.join(run.class_names)}; {request.depth} solver steps, "
-               f"{cost.layer_forwards:,.0f} layer forwards an image")
+        yield (f"{path}: one row each of {', '.join(run.class_names)}; {request.depth} solver steps, "
+               f"{cost.layer_forwards:,.0f} layer forwards per image")

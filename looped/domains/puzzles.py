@@ -1,4 +1,4 @@
-"""Puzzles: the share of held-out problems that is solved, by depth and difficulty."""
+"""Puzzles: the fraction of held-out problems solved, by depth and difficulty."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -27,12 +27,12 @@ from looped.reports.sections import Prose, Section, Table
 
 @dataclass(frozen=True)
 class PuzzlesEvaluated(Evaluated):
-    """The figures of a run that solves problems of `data`.
+    """The results of a run that solves problems of `data`.
 
-    runs/<name>/eval/depth.jsonl        one row a figure: {depth, difficulty, metric, mean, ci_low, ci_high, n, ...}
-    runs/<name>/eval/examples.jsonl     which held-out problems are solved, for paired comparisons
-    runs/<name>/report.html, report.md  verdicts (looped.reports.depth); their pictures in plots/, where also
-                                        partition.png is, of which of several blocks has which noise levels
+    runs/<name>/eval/depth.jsonl        one row per metric: {depth, difficulty, metric, mean, ci_low, ci_high, n, ...}
+    runs/<name>/eval/examples.jsonl     the held-out problems that are solved, for paired comparisons
+    runs/<name>/report.html, report.md  verdicts (looped.reports.depth); their pictures are in plots/, with
+                                        partition.png, the noise levels of each of several blocks
     """
 
     result: TaskEvaluation
@@ -57,7 +57,7 @@ class PuzzlesEvaluated(Evaluated):
         return Table([self.data.task.difficulty, "exit", "mean evaluations", "layer forwards", "solved", "lost"], lines)
 
     def leave(self, files: EvaluationFiles, config: Config, about: About) -> str:
-        """The report of all that was measured of a checkpoint, now and before. Raises UserError."""
+        """Write the report of all measurements of a checkpoint, new and earlier ones. Raises UserError."""
         data = self.data
         with writing_to(files.folder), files.lock():
             rows = [row_of(line) for line in files.read(ROWS)]
@@ -83,7 +83,7 @@ class PuzzlesEvaluated(Evaluated):
 
 
 def _solved(files: EvaluationFiles) -> dict[int, dict[int, Bool[Tensor, "num"]]]:
-    """Difficulty -> depth -> which problems were solved, ascending."""
+    """Difficulty -> depth -> mask of the solved problems, ascending."""
     found: dict[int, dict[int, Tensor]] = {}
     for line in sorted(files.read(EXAMPLES), key=lambda line: (line["difficulty"], line["depth"])):
         found.setdefault(line["difficulty"], {})[line["depth"]] = torch.tensor(line["values"]) > 0
@@ -98,7 +98,7 @@ class Puzzles(Domain):
 
     def hardest(self, config: Config) -> str:
         data = open_data(config)
-        return f"; the hardest that is trained has {data.task.difficulty} {data.train.high}"
+        return f"; the hardest trained difficulty is {data.task.difficulty} {data.train.high}"
 
     def does(self, config: Config) -> str:
         return f"solves {config.task.name}"
@@ -111,14 +111,14 @@ class Puzzles(Domain):
         return Inputs([batch], batch.num_rows, data.vocab_size)
 
     def batches(self, data: TaskData, config: Config) -> Iterable[Batch]:
-        """Problems of the hardest trained level."""
+        """Problems of the hardest trained difficulty."""
         c = config.evaluation
         problems = data.heldout(c.num_problems, data.train.high)
         return (data.collate(problems[start : start + c.batch_size])
                 for start in range(0, len(problems), c.batch_size))
 
     def validate(self, objective: Objective, data: TaskData, config: Config, own: Own) -> dict[str, float]:
-        """Shares of held-out problems that are solved at the hardest trained level, and at the best of
+        """Fraction of held-out problems solved at the hardest trained difficulty, at the best and the smallest of
         `evaluation.depths`."""
         hardest = data.train.high
         found = solved(objective, data, config, config.evaluation.depths, [hardest])
@@ -128,8 +128,8 @@ class Puzzles(Domain):
                 f"solved_at_{first}": found.per_example[hardest][first].double().mean().item()}
 
     def preview(self, objective: Objective, data: TaskData, config: Config) -> str:
-        """A held-out problem of the hardest trained level, and its answer at the deepest of `evaluation.sample_depths`.
-        """
+        """A held-out problem of the hardest trained difficulty, and its answer at the deepest of
+        `evaluation.sample_depths`."""
         depth = max(config.evaluation.sample_depths)
         problem, cells = one_answer(objective, data, config, depth, data.train.high)
         return f"depth {depth}\n{data.task.show(problem.inputs)}\n\n{data.task.show(cells)}"

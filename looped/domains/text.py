@@ -1,4 +1,4 @@
-"""Text: nats/token and bits/byte by depth, and what is written."""
+"""Text: nats/token and bits/byte by depth, and generated text."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -33,7 +33,7 @@ from looped.rng import generator
 
 @dataclass(frozen=True)
 class TextEvaluated(Evaluated):
-    """The sweep and samples of a run on text, and its exits, probes and single tokens if they were asked for."""
+    """The depth sweep and samples of a run on text, and its exits, probes and per-token losses if requested."""
 
     exits: Sequence[Row] = ()
     probes: Probes | None = None
@@ -64,7 +64,7 @@ class TextEvaluated(Evaluated):
 
 @dataclass(frozen=True)
 class RandomText:
-    """A text of random tokens; the same members as a stream of training data."""
+    """A text of random tokens, with the interface of a stream of training data."""
 
     vocab_size: int
     length: int
@@ -92,8 +92,8 @@ class Text(Domain):
         return "is trained on text"
 
     def first_inputs(self, config: Config) -> Inputs:
-        """Random tokens of the shape and the vocabulary of real ones, so that no corpus need be read; they hold the end
-        of a text once in a vocabulary, and a mask of documents costs the same wherever they end."""
+        """Random tokens with the shape and vocabulary of real ones, so that no corpus is read. The end of a text is as
+        frequent as any other token; a document mask costs the same wherever documents end."""
         vocab_size, length = vocab_size_of(config), config.data.length
         return Inputs(micro_batches(RandomText(vocab_size, length), config), length, vocab_size, end_of_text=0)
 
@@ -118,7 +118,7 @@ class Text(Domain):
         return own() | {"next_token": losses.mean().item()}
 
     def preview(self, objective: Objective, data: MeasuredText, config: Config) -> str:
-        """Continuations of held-out prompts, a line each, depth by depth with their distinct-2."""
+        """Continuations of held-out prompts, one per line, by depth, with their distinct-2."""
         c = config.evaluation
         num = min(c.num_samples, data.heldout.windows(config.data.length))
         prompts = data.heldout.sequences(num, config.data.length)[:, : c.prompt_length]
@@ -136,7 +136,7 @@ class Text(Domain):
         super().check(config, flags := list(flags), run)
         for flag in ("probes", "twin", "trajectories", "per_token"):
             if flag in flags and config.rule.hides:
-                raise UserError(f"{flag_of(flag)} is for rules that predict the next token, and {run} fills in hidden "
+                raise UserError(f"{flag_of(flag)} is for rules that predict the next token, and {run} predicts masked "
                                 f"ones; leave it out")
         if "per_token" in flags:
             pandas_for("--per-token")
@@ -169,7 +169,7 @@ class Text(Domain):
         return TextEvaluated([*result.rows, *exits, *found.rows], exits, found, each)
 
     def generate(self, run: Any, request: Request) -> Iterator[str]:
-        """All prompts in one batch."""
+        """Continuations of all prompts, computed in one batch."""
         prompts = [prompt for prompt in request.prompts() for _ in range(request.num_samples)]
         tokenizer = run.tokenizer
         ids = [torch.tensor(tokenizer.encode(prompt), dtype=torch.long) for prompt in prompts]
@@ -185,6 +185,6 @@ class Text(Domain):
 
 
 def heldout_tokens(data: MeasuredText, config: Config) -> Int[torch.Tensor, "rows length_and_one"]:
-    """The sequences that a run is measured on while it trains."""
+    """The held-out sequences of validation during training."""
     num = min(config.evaluation.num_sequences, data.heldout.windows(config.data.length))
     return data.heldout.sequences(num, config.data.length)

@@ -1,4 +1,4 @@
-"""Callbacks of a run in training: told of its steps, its log and its evaluations, and able to end it.
+"""Training callbacks: called after steps, log lines and evaluations, and able to end training.
 
     train(config, "runs/mine", callbacks=[EarlyStopping("next_token", patience=3), Trackers(tracker)])
 """
@@ -14,23 +14,23 @@ if TYPE_CHECKING:
 
 
 class Callback:
-    """Hooks that do nothing; one of your own overrides some. `trainer.stop()` in any of them ends training after the
-    step at work, which is saved. With several processes `on_step` is called on each, the others on the first alone."""
+    """Base class whose hooks do nothing; override some. `trainer.stop()` in any of them ends training after the current
+    step, which is saved. With several processes, `on_step` is called on each, the other hooks on the first only."""
 
     def on_step(self, trainer: "Trainer") -> None:
         """After each optimiser step; `trainer.done` has the counters."""
 
     def on_log(self, trainer: "Trainer", values: Mapping[str, float]) -> None:
-        """After each line of training, with its means: `loss`, `grad_norm`, `lr`, tokens_per_second and the like."""
+        """After each log line, with its means: `loss`, `grad_norm`, `lr`, tokens_per_second and the like."""
 
     def on_evaluation(self, trainer: "Trainer", values: Mapping[str, float]) -> None:
-        """After each evaluation, with its figures."""
+        """After each evaluation, with its metrics."""
 
 
 class EarlyStopping(Callback):
-    """Ends training where a figure of the evaluations has not got better by more than `least` for `patience` of them.
+    """Ends training when a metric has not improved by more than `least` for `patience` evaluations.
 
-    metric: its name, as `next_token`. larger: larger is better. Raises UserError at an evaluation without it.
+    metric: its name, as `next_token`. larger: True if larger is better. Raises UserError at an evaluation without it.
     """
 
     def __init__(self, metric: str, patience: int = 3, *, least: float = 0.0, larger: bool = False):
@@ -48,7 +48,7 @@ class EarlyStopping(Callback):
 
 
 class Trackers(Callback):
-    """Every line of metrics.jsonl to trackers of accelerate (`accelerate.tracking`), as `train/loss`."""
+    """Logs every line of metrics.jsonl to trackers of accelerate (`accelerate.tracking`), as `train/loss`."""
 
     def __init__(self, *trackers: Any):
         self.trackers = trackers

@@ -1,12 +1,12 @@
-"""Checkpoints without pickle: safetensors and JSON in one folder a step, complete or absent, hashed.
+"""Checkpoints without pickle: safetensors and JSON in one folder per step, written atomically and hashed.
 
     run/checkpoints/step-00001000/  model.safetensors  ema.safetensors  optimizer.safetensors  state.json
-    run/latest -> checkpoints/step-00001000  (latest.txt, where there are no links)
+    run/latest -> checkpoints/step-00001000  (latest.txt, if there are no links)
 
-A folder is written under a temporary name, flushed to the disk, then renamed, so a kill at any moment leaves whole
+A folder is written under a temporary name, flushed to the disk, then renamed, so a kill at any moment leaves intact
 checkpoints and, at worst, one temporary folder that the next writer removes. state.json holds the SHA-256 of the other
-files and of itself. The state of the optimisers goes by parameter name, which `Optimizer.state_dict()` has known since
-torch 2.6; `torch.distributed.checkpoint` would add a second of imports and an optimiser step on zero gradients.
+files and of itself. Optimiser state is stored by parameter name, which `Optimizer.state_dict()` supports since torch
+2.6; `torch.distributed.checkpoint` would add a second of imports and an optimiser step on zero gradients.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ Tensors = dict[str, Tensor]
 
 
 class DamagedError(Exception):
-    """A checkpoint that cannot be trusted, and why."""
+    """A damaged checkpoint, with the reason."""
 
 
 def checkpoint_path(run_dir: Path, step: int) -> Path:
@@ -53,7 +53,7 @@ def list_checkpoints(run_dir: Path) -> list[Path]:
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step that a checkpoint's folder is named for."""
+    """The step in the name of a checkpoint's folder."""
     return int(checkpoint.name.removeprefix("step-"))
 
 
@@ -61,10 +61,10 @@ def step_of(checkpoint: Path) -> int:
 
 def save_checkpoint(run_dir: Path, step: int, tensors: dict[str, Tensors], state: dict[str, Any], keep: int, *,
                     streams: Mapping[str, "Stream"] = MappingProxyType({})) -> Path:
-    """Write `tensors` (file name without ending -> tensors), `streams`, and `state`, move `latest`, keep the newest
-    `keep`.
+    """Write `tensors` (file name without ending -> tensors), `streams` and `state`, move `latest`, and delete all but
+    the newest `keep` checkpoints.
 
-    Raises UserError when the disk refuses; what was there before stays.
+    Raises UserError if writing fails; earlier checkpoints stay.
     """
     final = checkpoint_path(run_dir, step)
     temporary = final.parent / f"{TEMPORARY}{final.name}"
@@ -85,26 +85,26 @@ def save_checkpoint(run_dir: Path, step: int, tensors: dict[str, Tensors], state
         shutil.rmtree(temporary, ignore_errors=True)
         last = list_checkpoints(run_dir)
         raise UserError(f"cannot write checkpoint {final}: {getattr(error, 'strerror', None) or error}; free space or "
-                        f"permissions, then run the same command again to go on from "
+                        f"permissions, then run the same command again to resume from "
                         f"{last[0].name if last else 'the start'}") from None
     return final
 
 
 @dataclass(frozen=True)
 class Stream:
-    """Float32 tensors that are written one by one, so that they are never in memory all at once. shapes: of all of
-    them; tensors: (name, tensor), each once and in any order."""
+    """Float32 tensors that are written one by one, so that they are never all in memory. shapes: name -> shape of every
+    tensor; tensors: (name, tensor) pairs, each name once, in any order."""
 
     shapes: Mapping[str, Sequence[int]]
     tensors: Iterable[tuple[str, Tensor]]
 
     def write(self, path: Path) -> None:
-        """Write a safetensors file: the length of a JSON header, that, and the numbers at the places it says."""
+        """Write a safetensors file: the length of the JSON header, the header, and the data at the header's offsets."""
         ends = list(itertools.accumulate(4 * math.prod(shape) for shape in self.shapes.values()))
         header = {name: {"dtype": "F32", "shape": list(shape), "data_offsets": [end - 4 * math.prod(shape), end]}
                   for (name, shape), end in zip(self.shapes.items(), ends, strict=True)}
         head = json.dumps(header, separators=(",", ":")).encode()
-        head += b" " * (-len(head) % 8)  # numbers begin at a multiple of eight
+        head += b" " * (-len(head) % 8)  # data begin at a multiple of eight bytes
         with open(path, "wb") as file:
             file.write(len(head).to_bytes(8, "little") + head)
             for name, tensor in self.tensors:
@@ -125,18 +125,18 @@ def _write(folder: Path, writers: Mapping[str, Callable[[Path], None]], state: d
 
 
 def point_latest(run_dir: Path, checkpoint: Path) -> None:
-    """Move `latest`, in one go, to a checkpoint."""
+    """Point `latest` to a checkpoint, atomically."""
     point(run_dir / "latest", checkpoint)
 
 
 def remove_leftovers(run_dir: Path) -> None:
-    """Delete what killed writers left; only for the holder of the run's lock."""
+    """Delete temporary files of killed writers; only the holder of the run's lock may call this."""
     for path in [*run_dir.glob(f"{TEMPORARY}*"), *(run_dir / "checkpoints").glob(f"{TEMPORARY}*")]:
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _discard(folder: Path) -> None:
-    """Delete a folder; renamed first, so that a kill on the way leaves no half of a checkpoint under its name."""
+    """Delete a folder; it is renamed first, so that a kill leaves no partial checkpoint under its name."""
     if folder.exists():
         hidden = folder.with_name(f"{TEMPORARY}old-{folder.name.removeprefix(TEMPORARY)}")
         shutil.rmtree(hidden, ignore_errors=True)
@@ -156,17 +156,17 @@ def _hash_json(state: dict[str, Any]) -> str:
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 def check(path: Path) -> dict[str, Any]:
-    """The state of a checkpoint whose every file has its recorded hash; raises DamagedError."""
+    """Check the hash of every file of a checkpoint and return its state; raises DamagedError."""
     try:
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
         if state.pop("self") != _hash_json(state):
-            raise DamagedError(f"{STATE} does not have its own hash")
+            raise DamagedError(f"{STATE} does not match its own hash")
         if state["format"] != FORMAT:
             raise UserError(f"checkpoint {path} has format {state['format']}, this version of looped reads {FORMAT}; "
                             f"use the version named in stamp.json")
         for name, digest in state["sha256"].items():
             if _hash(path / name) != digest:
-                raise DamagedError(f"{name} does not have its recorded hash")
+                raise DamagedError(f"{name} does not match its recorded hash")
     except FileNotFoundError as error:
         raise DamagedError(f"{Path(error.filename).name} is missing") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -179,9 +179,9 @@ def check(path: Path) -> dict[str, Any]:
 
 
 def newest_good(run_dir: Path, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
-    """The newest whole checkpoint and its state, None when there is none yet; `say` gets a line for each damaged one.
+    """The newest intact checkpoint and its state, None if there is none yet; `say` gets one line per damaged one.
 
-    Raises UserError when there are checkpoints and all of them are damaged.
+    Raises UserError if there are checkpoints and all of them are damaged.
     """
     damaged = []
     for path in list_checkpoints(run_dir):
@@ -191,14 +191,14 @@ def newest_good(run_dir: Path, say: Callable[[str], None]) -> tuple[Path, dict[s
             damaged.append(f"checkpoint {path} is damaged: {reason}")
             say(damaged[-1] + "; looking for an older one")
     if damaged:
-        raise UserError(f"{damaged[0]}, and no older one is whole; restore one, or remove {run_dir / 'checkpoints'} "
+        raise UserError(f"{damaged[0]}, and no older one is intact; restore one, or remove {run_dir / 'checkpoints'} "
                         f"to start over")
     return None
 
 
 def set_aside(run_dir: Path, newer_than: int, why: str = "damaged") -> list[Path]:
-    """Rename checkpoints after the one that is resumed, so that they neither count as kept nor as newest; give where
-    they are now."""
+    """Rename the checkpoints newer than the resumed one, so that they count neither as kept nor as newest; return their
+    new paths."""
     moved = []
     for path in list_checkpoints(run_dir):
         if step_of(path) > newer_than:
@@ -219,7 +219,7 @@ def load_tensors(path: Path, name: str) -> Tensors:
 
 
 def module_tensors(module: nn.Module) -> Tensors:
-    """Its state, each storage once: a tied tensor goes under the first of its names."""
+    """State of a module with each storage once: a tied tensor is stored under its first name."""
     seen, tensors = set(), {}
     for name, tensor in module.state_dict().items():
         place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
@@ -239,19 +239,19 @@ def load_module(module: nn.Module, tensors: Tensors, source: Path) -> None:
 
 
 def check_same(expected: Tensors, found: Tensors, source: Path) -> None:
-    """UserError that names the first tensor in which a checkpoint and a config's model differ."""
+    """Raises UserError for the first tensor in which a checkpoint and a config's model differ."""
     way_out = "use the config.yaml of its own run"
     for name, tensor in expected.items():
         if name not in found:
-            raise UserError(f"{source} has no tensor '{name}', which the config asks for; {way_out}")
+            raise UserError(f"{source} has no tensor '{name}', which the config's model needs; {way_out}")
         for what in ("shape", "dtype"):
             ours, theirs = getattr(tensor, what), getattr(found[name], what)
             if ours != theirs:
-                raise UserError(f"{source}: tensor '{name}' has {what} {_plain(theirs)}, the config makes it "
-                                f"{_plain(ours)}; {way_out}")
+                raise UserError(f"{source}: tensor '{name}' has {what} {_plain(theirs)}, but the config "
+                                f"gives {_plain(ours)}; {way_out}")
     for name in found:
         if name not in expected:
-            raise UserError(f"{source} has a tensor '{name}' that the config has no place for; {way_out}")
+            raise UserError(f"{source} has a tensor '{name}' that the config's model does not have; {way_out}")
 
 
 def _plain(value: Any) -> str:
@@ -261,7 +261,7 @@ def _plain(value: Any) -> str:
 # ---- optimisers ------------------------------------------------------------------------------------------------------
 
 def optimizer_tensors(optimizers: list[Optimizer]) -> Tensors:
-    """`<parameter>.<slot>` -> tensor over all optimisers."""
+    """`<parameter>.<slot>` -> tensor, for all optimisers."""
     tensors = {}
     for optimizer in optimizers:
         saved = optimizer.state_dict()
@@ -278,11 +278,11 @@ def optimizer_groups(optimizers: list[Optimizer]) -> list[dict[str, Any]]:
 
 
 def load_optimizers(optimizers: list[Optimizer], tensors: Tensors, source: Path) -> None:
-    """Restore what `optimizer_tensors` gave; learning rates and the like come from the config."""
+    """Restore the result of `optimizer_tensors`; learning rates and the like come from the config."""
     slots: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         name, _, slot = key.rpartition(".")
-        slots.setdefault(name, {})[slot] = tensor.clone()  # own memory: aligned, and free of the file
+        slots.setdefault(name, {})[slot] = tensor.clone()  # a copy: aligned, and independent of the file
     for optimizer in optimizers:
         saved = optimizer.state_dict()
         _check_slots(optimizer, slots, source)

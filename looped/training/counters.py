@@ -1,4 +1,4 @@
-"""Counters of the steps, tokens and seconds that training has spent, saved with every checkpoint."""
+"""Counters of the steps, tokens and seconds spent in training, saved with every checkpoint."""
 
 from dataclasses import dataclass, fields
 from typing import Any
@@ -8,7 +8,7 @@ from looped.config.training import TrainingConfig
 
 @dataclass
 class Counters:
-    """`seconds` is training alone, over all resumes, by `training.clock`."""
+    """Training spent so far. `seconds`: of training only, over all resumes, by `training.clock`."""
 
     step: int = 0
     tokens: int = 0
@@ -17,7 +17,7 @@ class Counters:
 
     @classmethod
     def of(cls, state: dict[str, Any]) -> "Counters":
-        """Those in the state of a checkpoint."""
+        """The counters in the state of a checkpoint."""
         return cls(**{field.name: state[field.name] for field in fields(cls)})
 
     def spent(self, unit: str) -> float:
@@ -25,5 +25,5 @@ class Counters:
                 "seconds": self.seconds}[unit]
 
     def fraction(self, training: TrainingConfig) -> float:
-        """The share of the budget that is spent."""
+        """The fraction of the budget that is spent."""
         return self.spent(training.budget_unit) / training.budget

@@ -1,8 +1,8 @@
-"""Edges between blocks from measured difficulty: how a finished run's cross-entropy rises over its noise levels.
+"""Edges between blocks, from the rise of a finished run's cross-entropy over its noise levels.
 
-A run with `denoise.noise.distribution adaptive` has learned where its loss moves (`diffusion.noise.Adaptive`). Edges of
-equal mass under what it has learned give every block the same share of that rise, as the time warping of CDCD gives
-every part of training (Dieleman et al. 2022, arXiv 2211.15089, section 4.2).
+A run with `denoise.noise.distribution adaptive` has learned where its loss changes with the noise level
+(`diffusion.noise.Adaptive`). Edges of equal mass under the learned distribution give every block the same rise of the
+cross-entropy, as CDCD's time warping does in training (Dieleman et al. 2022, arXiv 2211.15089, section 4.2).
 """
 
 from looped.config import Config
@@ -12,9 +12,9 @@ from looped.training.runs import load_run
 
 
 def with_measured_edges(config: Config) -> Config:
-    """The config with `blocks.edges` in place of `blocks.edges_from`, to six digits; itself where that is not set.
+    """The config with `blocks.edges`, to six digits, in place of `blocks.edges_from`; unchanged if that is not set.
 
-    Raises UserError for a run that has measured nothing, or other noise levels.
+    Raises UserError for a run without a measurement, or with another range of noise levels.
     """
     source = config.blocks.edges_from
     if source is None:
@@ -23,11 +23,11 @@ def with_measured_edges(config: Config) -> Config:
     noise = getattr(pilot.objective, "noise", None)
     learned = None if noise is None else noise.continuous
     if not isinstance(learned, Adaptive):
-        raise UserError(f"blocks.edges_from {source} has measured no difficulty; give a run with objective denoise and "
-                        f"denoise.noise.distribution adaptive")
+        raise UserError(f"blocks.edges_from {source} has no measured cross-entropy; give a run with objective denoise "
+                        f"and denoise.noise.distribution adaptive")
     if learned.num_seen.min() < learned.min_count:
         raise UserError(f"blocks.edges_from {source} has seen one of its noise levels {learned.num_seen.min():.0f} "
-                        f"times, and {learned.min_count:g} are needed; train it for longer")
+                        f"times, and {learned.min_count:g} are needed; train it longer")
     for name in ("sigma_min", "sigma_max"):
         ours, theirs = getattr(config.denoise.noise, name), getattr(learned, name)
         if ours != theirs:

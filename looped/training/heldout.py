@@ -1,4 +1,4 @@
-"""Validation metrics and samples during training, by the weights of the moment."""
+"""Validation metrics and samples during training, with the current weights."""
 
 from functools import partial
 
@@ -12,17 +12,17 @@ from looped.objectives import Objective
 from looped.rng import StepRandom
 
 HELDOUT_STEP = -1
-"""The held-out loss draws its noise as this step would, which is never trained."""
+"""The step that seeds the noise of the held-out loss; it is never trained."""
 
 
 def heldout_figures(objective: Objective, data: Data | HeldoutText, config: Config) -> dict[str, float]:
-    """The metrics of the kind of data; of a block alone its own loss, since a solver would ask the others."""
+    """Validation metrics of the kind of data; for a block alone only its own loss, since a solver needs all blocks."""
     own = partial(heldout_own, objective, data, config)
     return own() if config.blocks.alone is not None else domain_of(config).validate(objective, data, config, own)
 
 
 def heldout_samples(objective: Objective, data: Data, config: Config) -> str | np.ndarray:
-    """A sample of what the weights of the moment write or answer; or a picture of what they make."""
+    """A sample text or answer by the current weights, or a picture of the images they make."""
     return domain_of(config).preview(objective, data, config)
 
 

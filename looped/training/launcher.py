@@ -1,9 +1,9 @@
-"""Settings of a launcher, which arrive in the environment: none of them changes what a config computes.
+"""Checks of a launcher's environment variables, so that none of them changes what a config computes.
 
-`accelerate launch`, with its flags and its file of defaults, speaks to a training process by variables alone, and
-`accelerate.Accelerator` takes most of them over its own arguments: accumulation steps divide every gradient, a dynamo
-backend compiles the whole model, a plugin shards it. A launcher says how many processes there are and where; of the
-rest, a value that asks for nothing or for what the config does anyway passes, and any other is refused.
+`accelerate launch` passes its flags and its file of defaults to a training process as environment variables, and most
+of them override the arguments of `accelerate.Accelerator`: accumulation steps divide every gradient, a dynamo backend
+compiles the whole model, a plugin shards it. A launcher decides the number and place of processes. Any other variable
+is accepted if it is off or agrees with the config, and refused otherwise.
 """
 
 import os
@@ -14,14 +14,14 @@ from looped.config import Config
 from looped.errors import UserError
 
 MIXED_PRECISION = {"fp32": "no", "bf16": "bf16"}
-"""`training.precision` in accelerate's words."""
+"""`training.precision` in accelerate's terms."""
 
 OFF = ("", "0", "no", "n", "none", "false", "f", "off")
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A variable of a launcher, the values with which it asks for nothing, and the setting that decides instead."""
+    """A launcher variable, its values without effect, and the setting that decides instead."""
 
     variable: str
     nothing: tuple[str, ...]
@@ -29,29 +29,30 @@ class Asked:
     ours: Callable[[Config], object]
 
     def check(self, value: str, config: Config) -> None:
-        """UserError where the launcher asks for another value than the config's."""
+        """Raises UserError if the launcher's value differs from the config's."""
         ours = self.ours(config)
         if value.strip().lower() not in self.nothing and not _same(value, ours):
-            raise UserError(f"the launcher sets {self.variable} to {value!r}, where the config has {self.setting} "
+            raise UserError(f"the launcher sets {self.variable} to {value!r}, but the config has {self.setting} "
                             f"{ours}; the config decides, so set {self.setting}, and unset {self.variable} or leave it "
                             f"out of the launcher's flags and configuration")
 
 
 @dataclass(frozen=True)
 class Refused:
-    """A variable of a launcher by which a run would be trained in a way that looped has not, and the way it has."""
+    """A launcher variable for a mode of training that looped does not support, and the supported alternative."""
 
     variable: str
     way_out: str
 
     def check(self, value: str, config: Config) -> None:
-        """UserError where it is on."""
+        """Raises UserError if it is on."""
         if value.strip().lower() not in OFF:
-            raise UserError(f"the launcher sets {self.variable} to {value!r}, which looped has not: {self.way_out}, "
-                            f"and unset {self.variable} or leave it out of the launcher's flags and configuration")
+            raise UserError(f"the launcher sets {self.variable} to {value!r}, which looped does not support: "
+                            f"{self.way_out}, and unset {self.variable} or leave it out of the launcher's flags and "
+                            f"configuration")
 
 
-PLAIN = "several processes train by DistributedDataParallel alone, so use its distributed_type (MULTI_GPU, MULTI_CPU)"
+PLAIN = "several processes train by DistributedDataParallel only, so use its distributed_type (MULTI_GPU, MULTI_CPU)"
 FLOAT = "set training.precision to fp32 or bf16"
 
 READ: tuple[Asked | Refused, ...] = (
@@ -72,12 +73,11 @@ READ: tuple[Asked | Refused, ...] = (
     Refused("ACCELERATE_USE_PARALLELISM_CONFIG", PLAIN),
     Refused("ACCELERATE_SAGEMAKER_DISTRIBUTED_TYPE", PLAIN),
 )
-"""All that accelerate 1.15 reads and that changes numbers; the variables of a plugin are read where it is on."""
+"""All variables that accelerate 1.15 reads and that change results; those of a plugin are read only if it is on."""
 
 
 def check_launcher(config: Config, environment: Mapping[str, str] = os.environ) -> None:
-    """UserError, on every process alike, for the first variable by which a launcher asks for something else than the
-    config does."""
+    """Raises UserError, on all processes alike, for the first launcher variable that contradicts the config."""
     for each in READ:
         if each.variable in environment:
             each.check(environment[each.variable], config)

@@ -1,7 +1,7 @@
-"""`looped merge`: the runs of single blocks, put together into the run of the whole model.
+"""`looped merge`: combine the runs of single blocks into one run of the whole model.
 
-Its checkpoint holds what theirs hold: each block's weights, averages and optimiser state from its own run, and what the
-blocks share once. Nothing is computed; the whole is complete or absent, as every run is.
+The merged checkpoint holds each block's weights, EMA weights and optimiser state from its own run, and the shared parts
+once. Nothing is computed; the merged run is written completely or not at all.
 """
 
 import json
@@ -29,10 +29,10 @@ from looped.training.runs import CONFIG, STAMP, TOKENIZER, stamp, started_in
 
 
 def merge(runs: Sequence[str | Path], out: str | Path) -> Path:
-    """Write the run `out` of the whole model from finished runs of each of its blocks, in any order.
+    """Write the run `out` of the whole model from one finished run per block, in any order.
 
-    Raises UserError for a block that is missing or there twice, settings or data that differ, shared parts that are
-    not bitwise the same, an unfinished or damaged run, and an `out` that exists.
+    Raises UserError if a block is missing or given twice, if settings or data differ, if shared parts are not bitwise
+    the same, if a run is unfinished or damaged, and if `out` exists.
     """
     with new_folder(out) as folder:
         parts = _in_order([open_part(Path(path)) for path in runs])
@@ -42,7 +42,8 @@ def merge(runs: Sequence[str | Path], out: str | Path) -> Path:
 
 
 def _in_order(parts: list[Part]) -> list[Part]:
-    """The parts by block, each there once and all of one whole."""
+    """The parts in the order of their blocks, after checking that each block is there once and that all fit together.
+    """
     if not parts:
         raise UserError("merge needs the run of each block; see looped merge --help")
     first, by_block = parts[0], dict[int, Part]()
@@ -52,7 +53,7 @@ def _in_order(parts: list[Part]) -> list[Part]:
                             f"one run of each block")
         check_fits(part, first.config, first.state["data"], first.path)
         if part.vocabulary != first.vocabulary:
-            raise UserError(f"{part.path} and {first.path} have other tokenizers, though their text is the same; train "
+            raise UserError(f"{part.path} and {first.path} have different tokenizers for the same text; train "
                             f"both with the same version of tokenizers, or give both the same data.tokenizer")
         by_block[part.block] = part
     num = first.config.blocks.num
@@ -64,7 +65,7 @@ def _in_order(parts: list[Part]) -> list[Part]:
 
 
 def _assemble(config: Config, parts: list[Part]) -> dict[str, Tensors]:
-    """The tensors of the whole's checkpoint, file by file."""
+    """The tensors of the merged checkpoint, by file."""
     state = parts[0].state
     picture = Picture(**state["picture"]) if state.get("picture") else None
     objective = build_objective(config, build(config, state["vocab_size"], picture), state.get("end_of_text"))
@@ -82,15 +83,14 @@ def _assemble(config: Config, parts: list[Part]) -> dict[str, Tensors]:
 
 
 def _shared(config: Config, parts: list[Part], names: list[str]) -> Tensors:
-    """What the blocks share, as all of them were trained with it. Raises UserError where they were not."""
+    """The shared parts, after checking that all blocks were trained with the same. Raises UserError otherwise."""
     source = parts[config.blocks.shared_by if config.blocks.shared == "with-block" else 0]
     for part in parts:
         for name in names:
             if name not in part.result or not same_bits(part.result[name], source.result[name]):
-                way = ("give the others its run as blocks.shared_from" if config.blocks.shared == "with-block" else
+                way = ("train the others with it as blocks.shared_from" if config.blocks.shared == "with-block" else
                        "train all of them with the same version of looped and of torch")
-                raise UserError(f"the shared part '{name}' of {part.path} is not that of {source.path}, so they do not "
-                                f"belong together; {way}")
+                raise UserError(f"the shared part '{name}' of {part.path} differs from that of {source.path}; {way}")
     return {name: source.result[name] for name in names}
 
 
@@ -99,13 +99,13 @@ def _union(tensors: Iterable[Tensors]) -> Tensors:
 
 
 def _write(folder: Path, config: Config, parts: list[Part], tensors: dict[str, Tensors]) -> None:
-    """A run's folder: the figures in it are what training took in all."""
+    """Write the folder of the merged run, with the total cost of training."""
     first, spent = parts[0], asdict(_spent(parts))
     state = spent | {"vocab_size": first.state["vocab_size"], "picture": first.state.get("picture"),
                      "end_of_text": first.state.get("end_of_text"),
                      "data": first.state["data"], "meter": {},
                      "groups": [group for part in parts for group in part.state["groups"]]}
-    # Relative paths in the config go on from where the first part was started.
+    # Relative paths in the config start from the folder where the first part was started.
     merged = {"merged": [str(part.path) for part in parts], "folder": str(started_in(first.path).absolute())}
     write_text(folder / STAMP, json.dumps(stamp(config, "cpu") | merged, indent=1))
     for name in (TOKENIZER, DATA):
@@ -117,7 +117,7 @@ def _write(folder: Path, config: Config, parts: list[Part], tensors: dict[str, T
 
 
 def _spent(parts: list[Part]) -> Counters:
-    """Steps are those of the longest run, everything else is the sum."""
+    """Total cost of the parts: steps of the longest run, sums of everything else."""
     each = [part.counters for part in parts]
     return Counters(max(c.step for c in each), sum(c.tokens for c in each), sum(c.layer_forwards for c in each),
                     sum(c.seconds for c in each))

@@ -1,4 +1,4 @@
-"""Reports of a run in training: metrics.jsonl always, train.log, plain lines or a progress bar, Weights & Biases."""
+"""Output of a run in training: metrics.jsonl, train.log, plain lines or a progress bar, and Weights & Biases."""
 
 import hashlib
 import json
@@ -17,11 +17,11 @@ TIMING = ("seconds", "tokens_per_second", "peak_bytes")
 """Fields of metrics.jsonl that differ between two runs of the same command; all others are a function of the config."""
 
 COSTS = ("step", "tokens", "layer_forwards", "seconds", "peak_bytes")
-"""What training takes, as `costs_of` gives it."""
+"""The cost of training, as returned by `costs_of`."""
 
 
 class Meter:
-    """Means over the steps since the last line of the log; its sums are saved, so a resumed line is the same line."""
+    """Means over the steps since the last log line; the sums are saved, so that a resumed run logs the same line."""
 
     def __init__(self, sums: Mapping[str, list[float]] | None = None):
         self.sums: dict[str, list[float]] = {name: list(pair) for name, pair in (sums or {}).items()}
@@ -32,7 +32,7 @@ class Meter:
             self.sums[name] = [total + value, count + 1]
 
     def merge(self, others: list[dict[str, list[float]]]) -> None:
-        """Take in the sums of other processes."""
+        """Add the sums of other processes."""
         for sums in others:
             for name, (total, count) in sums.items():
                 mine = self.sums.get(name, (0.0, 0))
@@ -43,7 +43,7 @@ class Meter:
 
 
 class Monitor:
-    """Writes a run's lines; on every process but the first it is silent. quiet: to its files alone."""
+    """Writes a run's lines, on the first process only. quiet: only to its files."""
 
     def __init__(self, run_dir: Path, config: Config, *, main: bool = True, quiet: bool = False):
         self.run_dir = run_dir
@@ -65,7 +65,7 @@ class Monitor:
             self.wandb.finish(exit_code=0 if exception[0] is None else 1)
 
     def rewind(self, step: int) -> None:
-        """Forget what was logged after `step`, which is about to be done again."""
+        """Delete what was logged after `step`, since training repeats it."""
         if self.main:
             keep_until(self.run_dir / METRICS, step)
 
@@ -88,7 +88,7 @@ class Monitor:
             self.wandb.log({f"{kind}/{name}": value for name, value in values.items()}, step=step)
 
     def progress(self, step: int, fraction: float, values: Mapping[str, float]) -> None:
-        """A line of training: in the bar on a terminal, else printed; always in train.log."""
+        """A line of training: in the progress bar on a terminal, else printed; always in train.log."""
         if not self.main:
             return
         line = f"step {step}  {100 * min(fraction, 1):.1f}%  " + "  ".join(
@@ -106,17 +106,17 @@ def _shorten(value: float) -> str:
 
 
 def append(path: Path, text: str) -> None:
-    """Add to a file; UserError when the disk refuses."""
+    """Append to a file. Raises UserError if writing fails."""
     try:
         with open(path, "a", encoding="utf-8", newline="") as file:
             file.write(text)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}; free space or permissions, then run the "
-                        f"same command again to go on") from None
+                        f"same command again to resume") from None
 
 
 def keep_until(path: Path, step: int) -> None:
-    """Drop the lines of metrics.jsonl after `step` (and a last line cut short), so that each step is there once."""
+    """Drop the lines of metrics.jsonl after `step` (and an incomplete last line), so that each step is there once."""
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
@@ -126,19 +126,19 @@ def keep_until(path: Path, step: int) -> None:
 
 
 def read_metrics(run: str | Path) -> list[dict[str, Any]]:
-    """The whole lines of a run's metrics.jsonl."""
+    """The complete lines of a run's metrics.jsonl."""
     lines = (Path(run) / METRICS).read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     return [json.loads(line) for line in lines if _step_of(line) < float("inf")]
 
 
 def costs_of(lines: list[dict[str, Any]]) -> dict[str, float]:
-    """What training took in all; the peak is the highest of the processes that had a part in it."""
+    """The total cost of training; the peak is the maximum over the processes that trained the run."""
     trained = [line for line in lines if line["kind"] == "train"]
     return {name: trained[-1][name] for name in COSTS[:-1]} | {"peak_bytes": max(t["peak_bytes"] for t in trained)}
 
 
 def _step_of(line: str) -> float:
-    """The step of a line; infinity for what is not a whole line of ours."""
+    """The step of a line; infinity if it is not a complete line of metrics.jsonl."""
     try:
         return json.loads(line)["step"] if line.endswith("\n") else float("inf")
     except (ValueError, KeyError, TypeError):
@@ -156,13 +156,13 @@ def _start_bar():
 
 
 def _first_stamp(run_dir: Path) -> str:
-    """The stamp as it was written at the start: without the changes of settings that came later."""
+    """The stamp as first written, without later changes of settings."""
     stamp = json.loads((run_dir / STAMP).read_text(encoding="utf-8"))
     return json.dumps({key: value for key, value in stamp.items() if key != CHANGES}, indent=1)
 
 
 def start_wandb(config: Config, run_dir: Path) -> Any:
-    """A Weights & Biases run that the same folder always continues."""
+    """The Weights & Biases run of a folder, which is continued if it exists."""
     try:
         import wandb
     except ImportError:

@@ -1,9 +1,9 @@
 """Optimisers, the learning-rate schedule and averaged weights.
 
-Weight decay (decoupled, Loshchilov & Hutter 2019) acts on matrices. Vectors have none, and neither have tables that are
-looked up: the row of a rare token gets no gradient, so decay alone would pull it to zero, and the rows of the target
-table are normalised, so that decay would only change their step size. Muon (Jordan et al. 2024) takes the matrices of
-the repeated layers; embeddings, head, projections of the data and vectors stay with AdamW.
+Weight decay (decoupled, Loshchilov & Hutter 2019) acts on matrices, but not on vectors or lookup tables: the row of a
+rare token gets no gradient, so decay alone would pull it to zero, and the rows of the target table are normalised, so
+that decay would only change their step size. Muon (Jordan et al. 2024) trains the matrices of the repeated layers;
+embeddings, head, projections of the data and vectors stay with AdamW.
 """
 
 import math
@@ -18,13 +18,13 @@ from looped.config.training import OptimConfig
 from looped.diffusion.targets import TargetEmbedding
 
 FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
-"""Where torch has one kernel for the whole AdamW update."""
+"""Device types with a fused AdamW kernel in torch."""
 
 Named = list[tuple[str, nn.Parameter]]
 
 
 def build_optimizers(module: nn.Module, config: OptimConfig) -> list[Optimizer]:
-    """AdamW, or AdamW and Muon, over the trainable parameters of `module`; each group knows its peak rate."""
+    """AdamW, or AdamW and Muon, over the trainable parameters of `module`; each group stores its peak rate."""
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     hidden = hidden_matrices(module) if config.name == "muon" else set()
     rest = [(name, p) for name, p in named if name not in hidden]
@@ -48,7 +48,7 @@ def _adamw(module: nn.Module, named: Named, config: OptimConfig) -> AdamW:
 
 
 def decayed_parameters(module: nn.Module) -> set[str]:
-    """Names of the parameters that decay: all matrices but lookup tables."""
+    """Names of the parameters with weight decay: all matrices but lookup tables."""
     tables = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding | TargetEmbedding)}
     return {name for name, p in module.named_parameters() if p.ndim >= 2 and id(p) not in tables}
 
@@ -61,9 +61,9 @@ def hidden_matrices(module: nn.Module) -> set[str]:
 
 
 def lr_factor(progress: float, step: int, config: OptimConfig) -> float:
-    """Share of the peak learning rate at optimiser step `step` (from 0), a fraction `progress` into the budget.
+    """Fraction of the peak learning rate at optimiser step `step` (from 0), at a fraction `progress` of the budget.
 
-    Linear warmup counts steps and multiplies a shape that is a function of the budget used, in whatever unit:
+    Linear warmup, counted in steps, multiplies a shape that depends on the fraction of the budget used, in any unit:
     cosine from the start, a linear decay over the last `decay_fraction` (wsd), or flat.
     """
     warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
@@ -78,12 +78,12 @@ def lr_factor(progress: float, step: int, config: OptimConfig) -> float:
 
 
 def decay_start(config: OptimConfig) -> float:
-    """Share of the budget up to which the learning rate does not depend on what the budget is."""
+    """Fraction of the budget up to which the learning rate does not depend on the size of the budget."""
     return {"cosine": 0.0, "wsd": 1 - config.decay_fraction, "constant": math.inf}[config.schedule]
 
 
 def set_lr(optimizers: list[Optimizer], factor: float) -> None:
-    """Every group's learning rate to `factor` of its peak."""
+    """Set every group's learning rate to `factor` times its peak."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = factor * group["initial_lr"]
@@ -93,8 +93,8 @@ class EMA:
     """Averaged weights: `a <- a + (1 - d)(w - a)` after each step, with d = min(decay, (1 + t) / (10 + t)).
 
     The growing decay lets an average that is younger than 1 / (1 - decay) steps forget the initial weights. Weights
-    without gradient were not moved and keep their averages: a block that is at work in one step out of N has the
-    average of its own steps.
+    without gradient did not change and keep their averages: a block that is active in one step out of N averages over
+    its own steps.
     """
 
     def __init__(self, module: nn.Module, decay: float):
@@ -104,7 +104,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
-        """Take in the weights after optimiser step `step` (from 0)."""
+        """Update the averages with the weights after optimiser step `step` (from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         moved = [pair for pair in zip(self.averages, module.parameters(), strict=True) if pair[1].grad is not None]
         if moved:
@@ -118,7 +118,7 @@ class EMA:
 
     @contextmanager
     def applied(self, module: nn.Module) -> Iterator[None]:
-        """Inside, `module` computes with the averaged weights."""
+        """Give `module` the averaged weights inside the block."""
         self._swap(module)
         try:
             yield

@@ -1,6 +1,6 @@
-"""Runs of one block alone (`blocks.alone`): opened as parts of a whole, and the shared parts that one lends the others.
+"""Runs of one block alone (`blocks.alone`): opened for merging, or as the source of shared parts for another block.
 
-Two of them fit together when they were made by one config, on the same data, and have bitwise the same shared parts.
+Two such runs fit together if they have the same config, the same data and bitwise the same shared parts.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,8 +22,8 @@ from looped.training.runs import CONFIG, own_tokenizer
 
 OWN = ("blocks.alone", "blocks.shared_from", "data.path", "data.cache_dir", "images.path", "training.threads",
        "training.wandb")
-"""Settings in which the runs of a whole may differ: which block it is, and what depends on the machine. That the data
-are the same is told by their fingerprint."""
+"""Settings in which the runs of single blocks may differ: the block, and what depends on the machine. The data are
+compared by their fingerprint."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,12 @@ class Part:
 
     @property
     def averages(self) -> bool:
-        """True if it has averaged weights."""
+        """True if the run has EMA weights."""
         return self.config.optim.ema_decay > 0
 
     @property
     def vocabulary(self) -> str | None:
-        """The content of its tokenizer.json; None for a task and images."""
+        """The content of its tokenizer.json; None for tasks and images."""
         tokenizer = own_tokenizer(self.path)
         return tokenizer and tokenizer.json()
 
@@ -60,17 +60,17 @@ class Part:
 
     @cached_property
     def result(self) -> Tensors:
-        """The weights that training was for: the averaged ones where there are some."""
+        """The final weights: the EMA weights if there are any."""
         return self.tensors("ema" if self.averages else "model")
 
 
 def open_part(path: Path) -> Part:
-    """A run of one block. Raises UserError where it is none, is unfinished or damaged."""
+    """Open a finished run of one block. Raises UserError if it is not one, is unfinished or is damaged."""
     if not (path / CONFIG).is_file():
         raise UserError(f"{path} is not a run: it has no {CONFIG}; pass the folder that `looped train --block` wrote")
     config, again = load_config(path / CONFIG), f"run looped train {path / CONFIG} again to finish it"
     if config.blocks.alone is None:
-        raise UserError(f"{path} is not the run of a block alone (blocks.alone is null); pass runs of "
+        raise UserError(f"{path} is not a run of a single block (blocks.alone is null); pass runs of "
                         f"`looped train --block`")
     found = list_checkpoints(path)
     if not found:
@@ -88,13 +88,13 @@ def open_part(path: Path) -> Part:
 
 
 def whole_config(config: Config) -> Config:
-    """That of all blocks together."""
+    """The config of the whole model, with all blocks."""
     return config.replace(**{"blocks.alone": None, "blocks.shared_from": None})
 
 
 def check_fits(part: Part, config: Config, data: str, beside: str | Path) -> None:
-    """A check that a run belongs to the whole of `config`, on data of this fingerprint. Raises UserError that names the
-    first setting in which it does not fit; `beside`: what it is held against."""
+    """Check that a run has the settings of `config` and data with the fingerprint `data`. Raises UserError for the
+    first difference; `beside`: name of the run that it is compared with."""
     for each in differences(_common(config), _common(part.config)):
         if not is_one_of(each.setting, FREE_AT_RESTART):
             raise UserError(f"{part.path} was trained with {each.setting} {each.new!r} and {beside} with {each.old!r}; "
@@ -105,7 +105,7 @@ def check_fits(part: Part, config: Config, data: str, beside: str | Path) -> Non
 
 
 def _common(config: Config) -> dict[str, Any]:
-    """The settings that all runs of a whole have in common."""
+    """The settings that must be the same in the runs of all blocks."""
     values = config.model_dump(mode="json")
     for name in OWN:
         section, _, setting = name.partition(".")
@@ -122,15 +122,15 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 
 def shared_names(objective: OneBlock, names: Iterable[str]) -> list[str]:
-    """Those that are no block's own."""
+    """The names that belong to no single block."""
     own = set().union(*(objective.names_of(block) for block in range(objective.blocks.num)))
     return [name for name in names if name not in own]
 
 
 @torch.no_grad()
 def take_shared(objective: OneBlock, config: Config, data: str) -> None:
-    """Copy the shared parts of the run `blocks.shared_from` into the model of another block. Raises UserError where it
-    is not the finished run of block `blocks.shared_by` of the same config on the same data."""
+    """Copy the shared parts of the run `blocks.shared_from` into the model of another block. Raises UserError if it is
+    not the finished run of block `blocks.shared_by` with the same config and data."""
     part = open_part(Path(str(config.blocks.shared_from)))
     if part.block != config.blocks.shared_by:
         raise UserError(f"blocks.shared_from {part.path} is the run of block {part.block}, and the shared parts are "

@@ -1,4 +1,4 @@
-"""Processes: the accelerator, work that the first process does for all of them, and the signals that stop one."""
+"""Processes of a run: the accelerator, work that the first process does for all, and the signals that stop training."""
 
 import atexit
 import os
@@ -15,13 +15,13 @@ from looped.training.launcher import MIXED_PRECISION, check_launcher
 
 
 def start_accelerator(config: Config) -> Any:
-    """Device, processes and precision; imported here, as `import looped` users may never train.
+    """Create the accelerator: device, processes and precision. It is imported here, since many users never train.
 
-    What accelerate would read in the environment is given to it, so that the config alone decides; a launcher that asks
-    for something else is refused by a UserError.
+    Settings that accelerate would read from the environment are passed explicitly, so that the config alone decides; a
+    launcher that contradicts the config raises a UserError.
 
-    Every training rule reaches all that it trains in each step (a test says so), so DDP need not look for unused
-    parameters; only those that train one block a step leave out the others, which then have no gradient anywhere.
+    Every training rule uses all its trained parameters in each step (tested), so DDP need not look for unused ones.
+    Only rules that train one block per step leave the other blocks without gradient, on all processes alike.
     """
     import torch
     from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -30,8 +30,8 @@ def start_accelerator(config: Config) -> Any:
 
     check_launcher(config)
     if torch.distributed.is_available():
-        # Its functions have the group there is when it is imported as a default, which would keep it alive when
-        # `_leave` drops it; DDP imports it, and so it has to be there before there is a group.
+        # Its functions take the process group at import time as a default, which would keep the group alive after
+        # `_leave`. DDP imports this module, so it is imported here, before there is a group.
         import torch.distributed.nn.functional
 
     AcceleratorState._reset_state()  # a process may train several configs, each with its own precision
@@ -49,9 +49,9 @@ def start_accelerator(config: Config) -> Any:
 def _leave() -> None:
     """Close the connections to the other processes and end the threads that serve them.
 
-    Such a thread may still be dropping the tensors of the last exchange, for which it needs the interpreter; where that
-    is gone by then, the process is aborted (https://github.com/pytorch/pytorch/pull/179291). The threads are waited for
-    when the last who knows the group is gone, and wrapped models, which are in cycles, know it too.
+    Such a thread may still be freeing the tensors of the last exchange, for which it needs the interpreter; if that is
+    gone by then, the process aborts (https://github.com/pytorch/pytorch/pull/179291). The threads are joined when the
+    last reference to the group is gone; wrapped models, which are in reference cycles, hold such references.
     """
     import gc
 
@@ -63,7 +63,7 @@ def _leave() -> None:
 
 
 def first_process(accelerator: Any, work: Callable[[], Any]) -> Any:
-    """`work()` on the first process, None on the others; its UserError is raised by all, so that none waits for it."""
+    """Result of `work()` on the first process, None on the others. All raise its UserError, so that none waits."""
     value, problem = None, [None]
     if accelerator.is_main_process:
         try:
@@ -80,23 +80,23 @@ def first_process(accelerator: Any, work: Callable[[], Any]) -> Any:
 
 
 def every_process(accelerator: Any, work: Callable[[], Any]) -> Any:
-    """`work()` on the first process, then on the others, which find its caches."""
+    """Result of `work()`, run on the first process and then on the others, which find its caches."""
     value = first_process(accelerator, work)
     return value if accelerator.is_main_process else work()
 
 
 GROUP = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""What a launcher tells a process of its group."""
+"""Environment variables by which a launcher describes the process group."""
 
 
 def leave_group(num_blocks: int) -> int:
-    """The rank of this process of a launcher, which from then on is on its own, on the device of its local rank.
+    """Detach this process from its launcher's group, with the device of its local rank, and return its rank.
 
-    Raises UserError where no launcher has started it, or where it has started more processes than there are blocks.
+    Raises UserError if no launcher has started it, or if more processes were started than there are blocks.
     """
     told = {name: os.environ.pop(name) for name in GROUP if name in os.environ}
     if "RANK" not in told:
-        raise UserError("--block rank takes the block from the rank that a launcher gives, and there is none; start it "
+        raise UserError("--block rank takes the block from a launcher's rank, and no launcher has set one; start it "
                         "with torchrun or accelerate launch, or give the number of a block")
     if int(told["WORLD_SIZE"]) > num_blocks:
         raise UserError(f"{told['WORLD_SIZE']} processes were started for blocks.num {num_blocks} blocks; start no "
@@ -117,7 +117,7 @@ class Caught:
 
 @contextmanager
 def catch_signals() -> Iterator[Caught]:
-    """Take note of SIGTERM and Ctrl-C instead of dying; the second signal of a kind acts as usual."""
+    """Record SIGTERM and Ctrl-C instead of exiting; a second signal of the same kind acts as usual."""
     caught = Caught()
     if threading.current_thread() is not threading.main_thread():  # Python delivers signals to the main thread alone
         yield caught
@@ -127,7 +127,7 @@ def catch_signals() -> Iterator[Caught]:
     def handle(number, frame):
         caught.number = number
         signal.signal(number, usual[number])
-        os.write(2, b"\nfinishing the step, then saving; once more stops at once\n")  # print is not re-entrant
+        os.write(2, b"\nfinishing the step, then saving; a second signal stops at once\n")  # print is not re-entrant
 
     try:
         for number in (signal.SIGTERM, signal.SIGINT):

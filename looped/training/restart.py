@@ -1,8 +1,9 @@
-"""Settings that may change when a run is gone on with, and the checkpoint from which another budget can be.
+"""Settings that may change when a run is resumed, and the checkpoint from which a new budget is valid.
 
-Two kinds: settings that decide nothing of the weights, and `training.budget`. A schedule reads the budget as the share
-of it that is spent (`optim.lr_factor`), so weights are those of the new budget from the start as long as no step before
-has had a rate that depends on the old one: always under `constant`, before the decay under `wsd`, never under `cosine`.
+Two kinds may change: settings that do not affect the weights, and `training.budget`. The learning rate depends on the
+fraction of the budget that is spent (`optim.lr_factor`). A checkpoint is valid for a new budget if no step before it
+had a learning rate that depends on the old one: always under `constant`, before the decay under `wsd`, never under
+`cosine`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,12 +22,12 @@ BUDGET = "training.budget"
 FREE_AT_RESTART = ("training.log_every", "training.eval_every", "training.num_evals", "training.sample_every",
                    "training.checkpoint_every", "training.keep_checkpoints", "training.wandb", "training.threads",
                    "training.other_data", "evaluation", "data.cache_dir", "denoise.guidance", "noprop.solver")
-"""Settings, or sections of them, that decide nothing of a run's weights."""
+"""Settings or sections that do not affect a run's weights."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """A setting with its value of before and of now."""
+    """A setting with its old and new value."""
 
     setting: str
     old: Any
@@ -49,7 +50,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 
 
 def changes_of(path: Path, old: Config, new: Config) -> list[Change]:
-    """The changes of a run's config. Raises UserError that names the first setting that a run has for good."""
+    """The changes of a run's config. Raises UserError for the first setting that cannot change in a run."""
     changes = list(differences(old.model_dump(mode="json"), new.model_dump(mode="json")))
     for change in changes:
         if change.setting != BUDGET and not is_one_of(change.setting, FREE_AT_RESTART):
@@ -59,14 +60,14 @@ def changes_of(path: Path, old: Config, new: Config) -> list[Change]:
 
 
 def start_of(path: Path, old: Config, new: Config) -> tuple[int, int]:
-    """(the step of the newest whole checkpoint that is also one of the run with the new budget, that of the newest).
+    """(step of the newest intact checkpoint that is valid for the new budget, step of the newest intact checkpoint).
 
-    Raises UserError where that budget is spent already, or where every checkpoint has steps whose learning rate has
-    followed the old one.
+    Raises UserError if the new budget is already spent, or if the learning rate has followed the old one before every
+    checkpoint.
     """
     unit, before, now = old.training.budget_unit, old.training.budget, new.training.budget
     found = [(counters.step, counters.spent(unit)) for counters in _whole(path)]
-    if not found:  # the trainer says what is damaged
+    if not found:  # the trainer reports the damage
         return (step_of(list_checkpoints(path)[0]),) * 2
     step, spent = found[0]
     if before == now:
@@ -79,13 +80,13 @@ def start_of(path: Path, old: Config, new: Config) -> tuple[int, int]:
     if not kept:
         begun = ("follows the budget from the first step on" if decay_start(old.optim) == 0 else
                  "has begun its decay in every checkpoint that is kept")
-        raise UserError(f"{changed}, but optim.schedule {old.optim.schedule} {begun}; give the run to another --run as "
-                        f"training.warm_start (with optim.schedule wsd or constant a run can be gone on with)")
+        raise UserError(f"{changed}, but optim.schedule {old.optim.schedule} {begun}; choose another --run and give it "
+                        f"this one as training.warm_start (with optim.schedule wsd or constant a run can be extended)")
     return kept[0], step
 
 
 def _whole(path: Path) -> Iterator[Counters]:
-    """The counters of the whole checkpoints of a run, newest first."""
+    """The counters of a run's intact checkpoints, newest first."""
     for checkpoint in list_checkpoints(path):
         try:
             yield Counters.of(check(checkpoint))

@@ -1,4 +1,4 @@
-"""The folder of a run: its config, where it came from, a lock against a second writer; and a finished run read back.
+"""The folder of a run: its config, its provenance, a lock against a second writer; and the loading of a trained run.
 
     runs/<name>/  config.yaml  stamp.json  tokenizer.json  data.json  metrics.jsonl  train.log  checkpoints/  latest
 """
@@ -49,24 +49,24 @@ FREE_AFTER_TRAINING = ("seed", "evaluation", "training.threads", "denoise.solver
                        "denoise.bridge_top_k", "denoise.start", "denoise.restart_level", "denoise.settle_above",
                        "denoise.guidance", "noprop.solver", "recurrence.damping", "masked.schedule",
                        "images.max_heldout", "data.documents")
-"""Settings, or sections of them, that a trained run can be evaluated and sampled with."""
+"""Settings or sections that may change when a trained run is evaluated or sampled."""
 
 CONFIG, STAMP, TOKENIZER = "config.yaml", "stamp.json", "tokenizer.json"
 CHANGES = "changes"
-"""In the stamp: settings that changed when the run was gone on with, as {when, step, setting, old, new}."""
+"""Key of the stamp for settings that changed when the run was resumed, as {when, step, setting, old, new}."""
 ABANDONED = "abandoned"
-"""Among them, where the run went on from an earlier step than its newest: that one, whose end was set aside."""
+"""Key of such a change for the newest step, if the run resumed from an earlier one and set later checkpoints aside."""
 OURS = (LOCK, SOFT_LOCK, HOLDER, STAMP)
 """The files that a folder may hold before it has a config.yaml."""
 
 
 @contextmanager
 def open_run(config: Config, run_dir: str | Path, *, device: str = "cpu") -> Iterator[Path]:
-    """Hold a run's folder for writing: created for `config` or, with a config.yaml in it that `restart` takes for the
-    same run, gone on with.
+    """Lock a run's folder for writing: created for `config`, or resumed if its config.yaml is that of the same run
+    (`restart`).
 
-    Raises UserError when another process holds it, when its config differs (naming the first setting that does), when
-    it is the folder of something else, or when it cannot be written.
+    Raises UserError if another process holds it, if its config differs (naming the first setting that does), if it is
+    not the folder of a run, or if it cannot be written.
     """
     path = Path(run_dir)
     with ExitStack() as stack:
@@ -84,7 +84,7 @@ def open_run(config: Config, run_dir: str | Path, *, device: str = "cpu") -> Ite
 
 
 def warn_of_lost_guarantees(path: Path) -> None:
-    """One warning where the file system under a run has not all that a run is promised."""
+    """Warn once if the file system of a run lacks some of the guarantees of a run."""
     if lost := lacking(path):
         warnings.warn(f"run {path} is on a file system without {'; without '.join(lost)}", stacklevel=2)
 
@@ -97,14 +97,14 @@ def _prepare(path: Path, config: Config, device: str) -> None:
     strangers = sorted(entry.name for entry in path.iterdir() if entry.name not in OURS)
     if strangers and CONFIG not in strangers:
         raise UserError(f"run {path} has no {CONFIG} but holds '{strangers[0]}'; choose another --run")
-    # The stamp first: a folder with a config.yaml is complete. A start that saved nothing leaves nothing to protect, so
-    # its config may be corrected.
+    # The stamp first: a folder with a config.yaml is complete. A run without a checkpoint has nothing to protect, so
+    # its config may be replaced.
     write_text(path / STAMP, json.dumps(stamp(config, device), indent=1))
     write_text(path / CONFIG, dump_config(config))
 
 
 def _go_on(path: Path, config: Config) -> None:
-    """Take over the settings that may change; the stamp keeps what they were, and config.yaml what they are."""
+    """Apply the settings that may change; the stamp records the old values, and config.yaml the new ones."""
     before = load_config(path / CONFIG)
     changes = changes_of(path, before, config)
     if not changes:
@@ -116,13 +116,13 @@ def _go_on(path: Path, config: Config) -> None:
     budget = before.training.budget
     if step < newest:
         moved = set_aside(path, step, why=f"budget-{budget}")
-        warnings.warn(f"run {path} goes on from step {step}, after which its learning rate began to follow "
-                      f"training.budget {budget}; the end it had is kept as {moved[0]}", stacklevel=2)
+        warnings.warn(f"run {path} resumes from step {step}, after which its learning rate began to follow "
+                      f"training.budget {budget}; its newest checkpoint is kept as {moved[0]}", stacklevel=2)
     write_text(path / CONFIG, dump_config(config))
 
 
 def stamp(config: Config, device: str) -> dict[str, Any]:
-    """Where a run comes from: code, versions, machine, command."""
+    """Provenance of a run: code, versions, machine, command."""
     return {
         "created": _now(),
         **_git_state(),
@@ -141,13 +141,13 @@ def _now() -> str:
 
 
 def versions() -> dict[str, str | None]:
-    """Of Python and of the packages that decide what a run computes; None where one is missing."""
+    """Versions of Python and of the packages that affect a run's results; None for a missing package."""
     return {"python": platform.python_version()} | {name: _version(name) for name in (
         "looped", "torch", "accelerate", "safetensors", "tokenizers", "numpy", "xformers")}
 
 
 def read_stamp(path: str | Path) -> dict[str, Any]:
-    """Where a run comes from, as far as it is known."""
+    """Provenance of a run, as far as recorded."""
     try:
         found = json.loads((Path(path) / STAMP).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -156,8 +156,8 @@ def read_stamp(path: str | Path) -> dict[str, Any]:
 
 
 def changed_since_start(path: Path, step: int) -> dict[str, Any]:
-    """Setting -> the value that a run started with, of those which changed since and decide the figures of its
-    checkpoint of `step`: settings of evaluation, and a budget that gave its later steps other weights."""
+    """Setting -> the initial value, for settings that changed since and affect the metrics of the checkpoint of `step`:
+    settings of evaluation, and a budget that gave the later steps other weights."""
     found = {}
     for change in reversed(read_stamp(path).get(CHANGES, [])):
         other_weights = change["setting"] == BUDGET and ABANDONED in change and step > change["step"]
@@ -174,7 +174,7 @@ def _version(package: str) -> str | None:
 
 
 def _git_state() -> dict[str, Any]:
-    """Commit and dirty flag of the source that runs; null where it is not a git checkout."""
+    """Commit and dirty flag of the running source; null if it is not a git checkout."""
     source = Path(looped.__file__).parent
     sha = _git(source, "rev-parse", "HEAD")
     tracked = _git(source, "ls-files", "--error-unmatch", "__init__.py") if sha else None
@@ -192,28 +192,28 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def save_tokenizer(path: Path, tokenizer: TextTokenizer) -> None:
-    """Keep the tokenizer with the run, so that generating text needs no corpus. A start that saved no checkpoint may
-    have left that of another text."""
+    """Save the tokenizer with the run, so that generating text needs no corpus. A run without a checkpoint may hold the
+    tokenizer of another text, which is replaced."""
     if not (path / TOKENIZER).exists() or not list_checkpoints(path):
         write_text(path / TOKENIZER, tokenizer.json())
 
 
 def own_tokenizer(path: Path) -> TextTokenizer | None:
-    """That of a run on text that has been trained; nothing else may encode what it reads."""
+    """The tokenizer of a trained run on text, which alone may encode its inputs; None otherwise."""
     return load_tokenizer(path / TOKENIZER) if (path / TOKENIZER).exists() and list_checkpoints(path) else None
 
 
 def started_in(path: str | Path) -> Path:
-    """The folder that the relative paths of a run's config start from: where training was started; the current folder
-    for runs that do not remember it."""
+    """The folder that the relative paths of a run's config start from: the one where training was started, or the
+    current folder if none is recorded."""
     return Path(read_stamp(path).get("folder") or ".")
 
 
 @dataclass
 class Run:
-    """A trained run: `objective` in evaluation mode (its `.model` is the language model), `step` it was saved at and
-    what had been `spent` by then, `identity` of what it was trained on. `other_data`: it may be measured on what its
-    config leads to by now."""
+    """A trained run: `objective` in evaluation mode (its `.model` is the language model), the `step` of the checkpoint,
+    the cost `spent` up to it, and the `identity` of the training data. `other_data`: the run may be evaluated on the
+    present data of its config even if they have changed."""
 
     path: Path
     config: Config
@@ -232,11 +232,11 @@ class Run:
     @property
     def data(self) -> Data | HeldoutText:
         """The run's text (`.train`, `.heldout`, `.bytes_per_token`), its task (`.task`, `.heldout(num, difficulty)`) or
-        its images (`.images`, `.heldout(batch_size)`); prepared when first asked for. It can be set, as to what `train`
-        was given in Python.
+        its images (`.images`, `.heldout(batch_size)`); prepared on first access. It can be set, for instance to the
+        data that were passed to `train` in Python.
 
-        Text is encoded by the run's own tokenizer; where it is no longer to be had, its tokens may be in the cache.
-        Raises UserError where the config leads to other data than the run was trained on, unless `other_data`.
+        Text is encoded by the run's own tokenizer; if it is no longer available, its tokens may be in the cache.
+        Raises UserError if the config leads to other data than the run was trained on, unless `other_data`.
         """
         return self._own if self._given is None else self._given
 
@@ -253,18 +253,18 @@ class Run:
 
     @property
     def measured_on(self) -> str | None:
-        """The name of the data, where they are not those that it was trained on."""
+        """The name of the evaluation data if they are not those of training; None otherwise."""
         own = self._given is None and not self.other_data
         return None if own or self.identity.matches(self.data) else label_of(self.data)
 
     @property
     def scale(self) -> Scale:
-        """Of the images that it was trained on; they are read only where it does not remember."""
+        """The normalisation of the training images, which are read only if it is not recorded."""
         return self.identity.scale or self.data.images.scale
 
     @property
     def class_names(self) -> Sequence[str]:
-        """Those of the images that it was trained on."""
+        """The class names of the training images."""
         return self.identity.facts.get("classes") or self.data.images.class_names
 
     @cached_property
@@ -276,11 +276,11 @@ class Run:
 def load_run(path: str | Path, *, ema: bool = True, step: int | None = None, device: str | torch.device = "cpu",
              settings: Mapping[str, Any] | None = None, data: Data | HeldoutText | None = None,
              other_data: bool = False) -> Run:
-    """Read a run's newest whole checkpoint, or that of `step`; with its averaged weights, if it has some and `ema`.
+    """Load a run from its newest intact checkpoint, or from that of `step`; with EMA weights, if it has any and `ema`.
 
-    settings: changes to the run's config, of those in `FREE_AFTER_TRAINING`. data: what to measure the run on, instead
-    of what its config leads to. other_data: the latter may differ from what it was trained on. Raises UserError when
-    there is no run, no (whole) checkpoint, weights that do not fit the config, or a setting that training has fixed.
+    settings: changes to the run's config, limited to `FREE_AFTER_TRAINING`. data: the data to evaluate the run on,
+    instead of those of its config. other_data: the config may lead to other data than in training. Raises UserError if
+    there is no run or no intact checkpoint, if the weights do not fit the config, or if a setting is fixed by training.
     """
     path = Path(path)
     if not (path / CONFIG).is_file():
@@ -300,12 +300,12 @@ def load_run(path: str | Path, *, ema: bool = True, step: int | None = None, dev
 
 
 def identity_of(path: str | Path) -> Identity:
-    """The data that the newest whole checkpoint of a run was trained on. Raises UserError where there is none."""
+    """Identity of the training data of a run's newest intact checkpoint. Raises UserError if there is none."""
     return recall_data(Path(path), _choose_checkpoint(Path(path), None)[1])
 
 
 def _end_of_text(path: Path, state: Mapping[str, Any]) -> int | None:
-    """The token that ends a document of text; older runs have it in their tokenizer alone."""
+    """The token that ends a document of text; older runs have it only in their tokenizer."""
     if "end_of_text" in state or not (path / TOKENIZER).is_file():
         return state.get("end_of_text")
     return load_tokenizer(path / TOKENIZER).end_of_text

@@ -1,4 +1,4 @@
-"""Training in a run folder: `train` to the end of the budget, or step by step by `open_trainer`.
+"""Training in a run folder: `train` to the end of the budget, or step by step with `open_trainer`.
 
     with open_trainer(config, "runs/mine", callbacks=[EarlyStopping("next_token", patience=3)]) as trainer:
         while not trainer.finished:
@@ -28,7 +28,7 @@ from looped.training.warm_start import check_source
 
 @dataclass(frozen=True)
 class Result:
-    """The end of training: `step` optimiser steps are done and saved; `signal` is what stopped it early, if any did."""
+    """Result of training: `step` optimiser steps are done and saved; `signal` is the one that stopped it, 0 if none."""
 
     run_dir: Path
     step: int
@@ -37,14 +37,14 @@ class Result:
 
     @property
     def exit_code(self) -> int:
-        """0, or by shell custom 128 + the signal: 130 after Ctrl-C, 143 after SIGTERM."""
+        """0, or by shell convention 128 + the signal: 130 after Ctrl-C, 143 after SIGTERM."""
         return 128 + self.signal if self.signal else 0
 
 
 def train(config: Config, run_dir: str | Path, *, evaluate: Evaluate | None = None, sample: Sample | None = None,
           data: Data | None = None, callbacks: Sequence[Callback] = (), quiet: bool = False) -> Result:
-    """Train `config` in the folder `run_dir`, or go on where its newest whole checkpoint stands: `open_trainer`, whose
-    arguments these are, and `Trainer.step` until the budget is used, a callback ends it, or a signal does."""
+    """Train `config` in the folder `run_dir`, or resume from its newest intact checkpoint: `open_trainer` with the same
+    arguments, then `Trainer.step` until the budget is used or a callback or signal ends training."""
     with open_trainer(config, run_dir, evaluate=evaluate, sample=sample, data=data, callbacks=callbacks,
                       quiet=quiet) as trainer:
         while not trainer.finished:
@@ -56,16 +56,16 @@ def train(config: Config, run_dir: str | Path, *, evaluate: Evaluate | None = No
 def open_trainer(config: Config, run_dir: str | Path, *, evaluate: Evaluate | None = None,
                  sample: Sample | None = None, data: Data | None = None, callbacks: Sequence[Callback] = (),
                  quiet: bool = False) -> Iterator[Trainer]:
-    """Hold the run in the folder `run_dir` and give its trainer, at the newest whole checkpoint; at the end of the
-    block what is done is saved.
+    """Lock the run in the folder `run_dir` and yield its trainer, at the newest intact checkpoint; at the end of the
+    block the last step is saved.
 
-    evaluate: (objective, data, config) -> figures to log every `training.eval_every` steps, `training.num_evals` times
-    over the budget, and at the end; when None the losses on held-out text, how many problems of a task are solved, or
-    the accuracy on images or the loss of making them. sample: likewise -> text to print, or a picture to keep in
-    samples/, every `training.sample_every` steps; when None continuations of held-out text at
-    `evaluation.sample_depths`, a problem with its answer, classes with their names, or images. Both see averaged
-    weights where there are some. data: None prepares what the config names. callbacks: told of steps, lines of the log
-    and evaluations; they may end training. quiet: lines go to train.log alone.
+    evaluate: (objective, data, config) -> metrics to log every `training.eval_every` steps, `training.num_evals` times
+    over the budget, and at the end; None: the losses on held-out text, the fraction of solved problems of a task, the
+    accuracy on images, or the loss of generating them. sample: (objective, data, config) -> text to print, or a picture
+    to save in samples/, every `training.sample_every` steps; None: continuations of held-out text at
+    `evaluation.sample_depths`, a problem with its answer, predicted classes, or images. Both use EMA weights if there
+    are any. data: None opens the data of the config. callbacks: called after steps, log lines and evaluations; they may
+    end training. quiet: lines go only to train.log.
 
     The first SIGTERM or Ctrl-C finishes the step, saves and ends; a second one stops at once. Raises UserError for no
     config, a run in use, a config that does not fit, damaged checkpoints, a full disk, or a loss that is not finite.

@@ -1,7 +1,7 @@
 """A run in training: one optimiser step after another until the budget is used, resumable at any of them.
 
 All randomness and the order of the data are functions of (seed, step), so a checkpoint holds weights, optimiser state
-and counters, and the same command run again goes on bit for bit. The exception is a budget in seconds: its learning
+and counters, and the same command run again resumes bit for bit. The exception is a budget in seconds: its learning
 rate and its end depend on the clock.
 """
 
@@ -42,18 +42,18 @@ from looped.training.runs import load_run
 from looped.training.warm_start import take_over
 
 ASKED = 1000
-"""The place of a signal's number where a callback has ended training."""
+"""Stands in for a signal's number if a callback has ended training."""
 AGAIN = "bring the old data back, or choose another --run"
-"""The way out where a run that goes on meets other data."""
+"""The fix offered if a resumed run meets other data."""
 
 Evaluate = Callable[[Objective, Data, Config], dict[str, float]]
 Sample = Callable[[Objective, Data, Config], str | np.ndarray]
 
 
 class Trainer:
-    """The pieces of a run in training (`looped.training.train.open_trainer`).
+    """The state of a run in training (`looped.training.train.open_trainer`).
 
-    step(): one optimiser step, and what is due after it. finished: no step is left. stop(): the step at work is the
+    step(): one optimiser step, and what is due after it. finished: no step is left. stop(): the current step is the
     last. done: steps, tokens and seconds so far; objective: the rule with its model.
     """
 
@@ -87,18 +87,18 @@ class Trainer:
 
     @property
     def fraction(self) -> float:
-        """The share of the budget that is spent."""
+        """The fraction of the budget that is spent."""
         return self.done.fraction(self.config.training)
 
     # ---- one step and what is due after it ---------------------------------------------------------------------------
 
     def attend(self, evaluate: Evaluate, sample: Sample, callbacks: Sequence[Callback], caught: Caught) -> None:
-        """Take what evaluates and samples, who is told, and the signals that end it."""
+        """Set the functions that evaluate and sample, the callbacks, and the signals that end training."""
         self.evaluates, self.samples, self.callbacks, self.caught = evaluate, sample, tuple(callbacks), caught
 
     @property
     def finished(self) -> bool:
-        """True where no step is left: the budget is used, or something has ended training."""
+        """True if no step is left: the budget is used, or something has ended training."""
         return self.fraction >= 1 or self.ended != 0
 
     @property
@@ -107,20 +107,20 @@ class Trainer:
         return self.ended if self.fraction < 1 and self.ended != ASKED else 0
 
     def stop(self) -> None:
-        """End training after the step at work, on all processes if on any."""
+        """End training after the current step, on all processes if called on any."""
         self.asked = ASKED
 
     def step(self) -> None:
         """One optimiser step, then what is due: a line of the log, an evaluation, a sample, a checkpoint. Raises
-        UserError where no step is left."""
+        UserError if no step is left."""
         if self.finished:
             raise UserError(f"the run {self.run_dir} is at its end, after step {self.done.step}; raise training.budget "
-                            f"to go on")
+                            f"to train further")
         before, config = self.fraction, self.config.training
         self.train_step()
         for callback in self.callbacks:
             callback.on_step(self)
-        self.ended = self.agree(self.caught.number or self.asked)  # and on the time, by which a budget may be used
+        self.ended = self.agree(self.caught.number or self.asked)  # also on the time, which a budget may be in
         step, over = self.done.step, self.fraction >= 1
         logs = over or step % config.log_every == 0
         passed = math.floor(self.fraction * config.num_evals) > math.floor(before * config.num_evals)
@@ -131,7 +131,7 @@ class Trainer:
             self.evaluate()
         if _due(step, config.sample_every):
             self.sample()
-        if logs or evaluates:  # whose callbacks may have ended it
+        if logs or evaluates:  # their callbacks may have ended training
             self.ended = self.ended or self.agree(self.asked)
         if self.finished or _due(step, config.checkpoint_every):
             self.save()
@@ -144,7 +144,7 @@ class Trainer:
         self.check(losses, self.clip())
         for optimizer in self.optimizers:
             optimizer.step()
-        if self.ema is not None:  # while it can be seen what had a gradient
+        if self.ema is not None:  # before zero_grad, since weights without gradient keep their averages
             self.ema.update(self.objective, self.done.step)
         for optimizer in self.optimizers:
             optimizer.zero_grad()
@@ -152,19 +152,19 @@ class Trainer:
         self.count(self.clock() - start)
 
     def rows(self, micro: int) -> range:
-        """The rows of the optimiser step that this process takes in a micro-batch."""
+        """The rows of the optimiser step that are this process's in a micro-batch."""
         index = self.accelerator.process_index * self.config.training.accumulation + micro
         return range(index * self.micro_batch, (index + 1) * self.micro_batch)
 
     def inputs(self, rows: range) -> tuple[Tensor | Batch | SoughtImages, StepRandom]:
-        """Tokens (or problems) and randomness of some rows of the present step."""
+        """Tokens (or problems) and randomness of some rows of the current step."""
         c, device = self.config, self.accelerator.device
         tokens = self.data.train.batch(self.done.step, rows=rows, **self.batch_settings())
         return tokens.to(device), StepRandom(c.seed, self.done.step, start=rows.start, count=len(rows),
                                              total=c.training.batch_size, device=device)
 
     def batch_settings(self) -> dict[str, int]:
-        """What the order of the data depends on, besides the step."""
+        """The settings that determine the order of the data, besides the step."""
         c = self.config
         return {"batch_size": c.training.batch_size, "seed": c.seed, **domain_of(c).order(c)}
 
@@ -179,11 +179,11 @@ class Trainer:
         return Loss(loss.value.detach(), loss.metrics)
 
     def clip(self) -> Tensor:
-        """Clip the gradient, and give its norm before that."""
+        """Clip the gradient, and return its norm before clipping."""
         return self.accelerator.clip_grad_norm_(self.objective.parameters(), self.config.optim.grad_clip or math.inf)
 
     def check(self, losses: list[Loss], norm: Tensor) -> None:
-        """Stop before the update where the loss or the gradient is not finite; take down the figures otherwise."""
+        """Raise before the update if the loss or the gradient is not finite; record the metrics otherwise."""
         loss = self.accelerator.reduce(torch.stack([loss.value for loss in losses]).mean(), "mean").item()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise self.non_finite(loss, float(norm))
@@ -192,7 +192,7 @@ class Trainer:
         self.meter.add({"loss": loss, "grad_norm": float(norm)})
 
     def count(self, seconds: float) -> None:
-        """One more step is done."""
+        """Count one more step."""
         training, done = self.config.training, self.done
         done.step += 1
         done.tokens += self.all_seen()
@@ -207,7 +207,7 @@ class Trainer:
         return int(self.accelerator.reduce(torch.tensor(seen, device=self.accelerator.device), "sum"))
 
     def agree(self, number: int) -> int:
-        """The signal that any process has caught (0: none); their clocks are brought to one time."""
+        """The signal that any process has caught (0: none); also set the clocks of all processes to their mean."""
         if self.accelerator.num_processes == 1:
             return number
         own = [[round(self.done.seconds * 1e9), number]]  # whole nanoseconds: a device may have no float64
@@ -216,7 +216,7 @@ class Trainer:
         return int(everyone[:, 1].max())
 
     def non_finite(self, loss: float, norm: float) -> UserError:
-        """The report of a step that must not be taken."""
+        """The error for a step whose update must not be made."""
         what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient norm is {norm}"
         bad = self.gather(self.bad_rows())
         named = [self.data.train.describe(self.done.step, rows=range(row, row + 1), **self.batch_settings())[0]
@@ -229,7 +229,7 @@ class Trainer:
 
     @torch.no_grad()
     def bad_rows(self) -> list[int]:
-        """Rows of this process whose loss, alone, is not finite: randomness goes by row, so each can be done again."""
+        """Rows of this process whose own loss is not finite; randomness is per row, so each can be recomputed alone."""
         self.objective.eval()
         rows = [row for micro in range(self.config.training.accumulation) for row in self.rows(micro)]
         return [row for row in rows if not self.objective(*self.inputs(range(row, row + 1))).value.isfinite()]
@@ -245,13 +245,13 @@ class Trainer:
         return gather_object(values)
 
     def joint_meter(self) -> Meter:
-        """The figures of all processes."""
+        """The sums of all processes."""
         meter = Meter()
         meter.merge(self.gather([self.meter.sums]))
         return meter
 
     def log(self) -> None:
-        """A line with the means since the last one."""
+        """Write a line with the means since the last one."""
         done, last = self.done, self.logged
         rate = (done.tokens - last.tokens) / max(done.seconds - last.seconds, 1e-9)
         values = self.joint_meter().means() | {"lr": self.optimizers[0].param_groups[0]["lr"]} | asdict(done)
@@ -264,7 +264,7 @@ class Trainer:
         self.meter, self.logged = Meter(), replace(done)
 
     def evaluate(self) -> None:
-        """Figures of the (averaged) weights, by the first process."""
+        """Evaluate the EMA weights (or the plain ones if there are none), on the first process."""
         values = self.on_eval(lambda objective: self.evaluates(objective, self.data, self.config))
         if values is not None:
             for callback in self.callbacks:
@@ -275,20 +275,20 @@ class Trainer:
                              + "  ".join(f"{name} {value:.4g}" for name, value in values.items()))
 
     def sample(self) -> None:
-        """Text or a picture by the (averaged) weights, by the first process."""
+        """Sample text or a picture with the EMA weights (or the plain ones if there are none), on the first process."""
         made = self.on_eval(lambda objective: self.samples(objective, self.data, self.config))
         if made is not None:
             shown = made if isinstance(made, str) else self.keep_picture(made)
             self.monitor.say(f"step {self.done.step}  sample\n{shown}")
 
     def keep_picture(self, pixels: np.ndarray) -> Path:
-        """Where a sample that is a picture now is."""
+        """Save a sample that is a picture, and return its path."""
         path = self.run_dir / "samples" / f"step-{self.done.step:08d}.png"
         write_picture(pixels, path)
         return path
 
     def on_eval(self, work: Callable[[Objective], Any]) -> Any:
-        """`work(objective)` on the first process, in evaluation mode and with averaged weights."""
+        """Result of `work(objective)` on the first process, in evaluation mode and with EMA weights."""
         averaged = self.ema.applied(self.objective) if self.ema is not None else nullcontext()
         self.objective.eval()
         with averaged, self.accelerator.autocast(), torch.no_grad():
@@ -297,22 +297,22 @@ class Trainer:
         return value
 
     def say_hello(self) -> None:
-        """What is trained, on what, from where."""
+        """The first lines: the data, the model, the device, the step to resume from, and warnings."""
         num, processes = sum(p.numel() for p in self.objective.parameters()), self.accelerator.num_processes
         self.monitor.say(self.data.summary)
         self.monitor.say(f"{self.config.objective}: {num:,} parameters, {processes} process{'es' * (processes > 1)} on "
                          f"{self.accelerator.device}, {self.config.training.precision}"
-                         + (f"; going on from step {self.done.step}" if self.done.step else ""))
+                         + (f"; resuming from step {self.done.step}" if self.done.step else ""))
         for caution in cautions(self.config):
             self.monitor.say(f"warning: {caution}")
 
     def say_goodbye(self) -> None:
-        """The last lines: how it ended, and how to go on."""
+        """The last lines: how the run ended, and how to resume it."""
         done = self.done
         if self.fraction < 1:
             why = signal.Signals(self.signal).name if self.signal else "ended early"
             self.monitor.say(f"{why}: stopped after step {done.step}, which is saved; "
-                             f"run the same command again to go on")
+                             f"run the same command again to resume")
         else:
             self.monitor.say(f"done: {done.step} steps, {done.tokens:,} tokens, {done.seconds:.1f} s of training; "
                              f"the run is {self.run_dir}")
@@ -320,7 +320,7 @@ class Trainer:
     # ---- checkpoints -------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """A checkpoint of this step, by the first process."""
+        """Save a checkpoint of this step, on the first process."""
         meter = self.joint_meter().sums
         if self.saved != self.done.step:
             first_process(self.accelerator, lambda: self._write(meter))
@@ -339,12 +339,12 @@ class Trainer:
         ckpt.save_checkpoint(self.run_dir, self.done.step, tensors, state, self.config.training.keep_checkpoints)
 
     def warm_start(self, source: str) -> None:
-        """Take over the weights of another run."""
+        """Copy the weights of another run."""
         kept = take_over(self.objective, load_run(source), self.data, self.config.training.other_data)
         self.monitor.say(f"weights of {source}; new: {', '.join(kept) or 'none'}")
 
     def restore(self) -> None:
-        """Go on from the newest whole checkpoint, if there is one; what was written after it is dropped."""
+        """Resume from the newest intact checkpoint, if there is one; what was written after it is dropped."""
         found = every_process(self.accelerator, lambda: ckpt.newest_good(self.run_dir, self.monitor.say))
         if found is not None:
             path, state = found
@@ -361,7 +361,7 @@ class Trainer:
         self.monitor.rewind(self.done.step)
 
     def unwrap(self) -> Objective:
-        """The bare objective, in evaluation mode, without what mixed precision put around it."""
+        """The bare objective, in evaluation mode, without the wrapper of mixed precision."""
         return self.accelerator.unwrap_model(self.module, keep_fp32_wrapper=False).eval()
 
 

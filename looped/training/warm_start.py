@@ -1,4 +1,5 @@
-"""Start from the weights of another run: an autoregressive twin, or a denoiser of blocks of one for longer blocks."""
+"""Warm start from another run's weights: an autoregressive baseline, or a denoiser with block size 1 for larger blocks.
+"""
 
 from pathlib import Path
 
@@ -11,16 +12,15 @@ from looped.objectives import Objective
 from looped.training.runs import Run, identity_of
 
 CONDITIONING = ("level_embedding.", ".modulation.")
-"""Weights of a model that tell it the noise level: a run without noise levels has none of them."""
+"""Parts of the names of weights that condition a model on the noise level; a run without noise levels has none."""
 
 
 @torch.no_grad()
 def take_over(objective: Objective, run: Run, data: Data, other_data: bool) -> list[str]:
-    """Copy every weight of `run` that `objective` has as well; the names of those that keep their initial values.
+    """Copy every weight of `run` that `objective` also has; return the names of those that keep their initial values.
 
-    The model's own weights must all be found, but for what conditions it on a noise level, and all shapes must be the
-    same. Raises UserError where they are not, for a run with another tokenizer, and for one on other data than `data`
-    unless these are meant.
+    All weights of the model must be found, except those that condition it on a noise level, and all shapes must match.
+    Raises UserError otherwise, for a run with another tokenizer, and for a run on other data unless `other_data`.
     """
     if data.tokenizer is not None and run.tokenizer.json() != data.tokenizer.json():
         raise UserError(f"training.warm_start {run.path} has another tokenizer; choose a run on the same text with the "
@@ -42,13 +42,13 @@ def take_over(objective: Objective, run: Run, data: Data, other_data: bool) -> l
 
 
 def check_source(setting: str, run: str | Path, data: Data) -> None:
-    """Raises UserError where the run that a setting names was trained on other data than these."""
+    """Raises UserError if the run named by a setting was trained on other data than these."""
     change = identity_of(run).change(data, "there", "here")
     if change is not None:
         raise UserError(f"{setting} {run} was trained on other data ({change}); choose a run on the same data, or set "
-                        f"training.other_data to true if others are meant")
+                        f"training.other_data to true to allow it")
 
 
 def _weights(objective: Objective) -> dict[str, Tensor]:
-    """By the names that they have in every objective: a denoiser holds the model one level deeper."""
+    """Weights by the names that all objectives have in common; a denoiser holds the model one level deeper."""
     return {name.removeprefix("denoiser."): weight for name, weight in objective.named_parameters()}

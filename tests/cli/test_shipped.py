@@ -37,7 +37,7 @@ def test_a_file_of_the_name_comes_first(tmp_path, monkeypatch):
 
 def test_a_name_that_is_none_says_which_there_are(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="no config that comes with looped has this name; did you mean 'smoke'"):
+    with pytest.raises(UserError, match="no shipped config has this name; did you mean 'smoke'"):
         load_config("smok")
     with pytest.raises(UserError, match=r"cannot read config smok\.yaml: No such file"):
         load_config("smok.yaml")

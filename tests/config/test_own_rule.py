@@ -84,7 +84,7 @@ def test_a_rule_that_asks_for_values_is_not_counted_and_told_the_way_out(desk, c
     capsys.readouterr()
     assert main(["info", "tiny.yaml", "--objective", "rule_of_mine.Asking"]) == 2
     said = capsys.readouterr().err
-    assert "objective rule_of_mine.Asking asks for a value in a training step" in said
+    assert "objective rule_of_mine.Asking reads the value of a tensor in a training step" in said
     assert "run to the limit after without_values()" in said
     assert said.count("\n") == 1
 

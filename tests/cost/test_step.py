@@ -101,7 +101,8 @@ def test_an_arm_that_is_killed_is_said_to_lack_memory(config):
     with Arm("full", config, 1) as arm:
         arm.ask("step")
         os.kill(arm.process.pid, signal.SIGKILL)
-        with pytest.raises(UserError, match="arm 'full' ended early: it was killed, most likely for want of memory"):
+        with pytest.raises(UserError,
+                           match="arm 'full' ended early: it was killed, most likely because memory ran out"):
             arm.ask("step")
 
 

@@ -117,7 +117,7 @@ def test_a_task_that_cannot_be_had_is_one_sentence(settings, words):
 
 @pytest.mark.parametrize(("settings", "words"), [
     ({"task.name": "sudoku"}, "set denoise.context to inject"),
-    ({"task.name": "sudoku", "task.difficulty": [9, 3]}, "runs downwards"),
+    ({"task.name": "sudoku", "task.difficulty": [9, 3]}, "is descending"),
     ({"denoise.carry": "latent", "denoise.context": "inject"}, "set denoise.context to concat or context"),
     ({"objective": "truncated", "recurrence.loss_on": "every"}, "recurrence.per_sequence to false"),
 ])

@@ -158,5 +158,5 @@ def test_a_first_reading_costs_half_a_pass_and_needs_the_order_by_confidence(mon
                      for settled in ("random", "surest"))
     model = load_config(None, CONFIG).model
     assert surest - plain == 0.5 * (model.num_core_layers + model.num_coda_layers)
-    with pytest.raises(UserError, match="settled surest is what order confidence meets, and order is together"):
+    with pytest.raises(UserError, match="settled surest needs order confidence, and order is together"):
         load_config(None, {"denoise.settled": "surest"})

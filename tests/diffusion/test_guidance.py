@@ -118,7 +118,7 @@ def test_guidance_costs_each_reading_twice_and_the_row_one_width():
 
 @pytest.mark.parametrize(("flags", "why"), [
     ({"denoise.context_dropout": 0, "denoise.guidance": 2}, "set denoise.context_dropout to 0.1, or denoise.guidance"),
-    ({"images.source": None}, "leaves out what is known of an image; set images.source"),
+    ({"images.source": None}, "hides images in training, and this config has none; set images.source"),
     ({"denoise.context_dropout": 1}, "less than 1"), ({"denoise.guidance": -1}, "denoise.guidance")])
 def test_what_does_not_fit_is_named_in_one_sentence(flags, why):
     with pytest.raises(UserError, match=why) as error:

@@ -230,11 +230,11 @@ def test_a_core_keeps_its_own_initialisation_and_is_counted_as_it_runs(desk):
     ({"model.core": "gated_core.Leaky"}, "Leaky lets later rows change earlier ones without being told who sees whom"),
     ({"model.core": "gated_core.Nothing"}, "model.core gated_core.Nothing cannot be imported"),
     ({"model.core": "gated_core.GatedCore", "objective": "denoise", "denoise.context": "concat"},
-     "denoise.context concat shows clean rows to noisy ones in every layer, and model.core"),
+     "denoise.context concat lets noisy rows attend to clean ones in every layer, and model.core"),
     ({"domain.name": "gated_core.GatedCore"}, "domain.name gated_core.GatedCore has no kind"),
     ({"domain.name": "tones.Tones", "task.name": "sudoku"}, "sudoku and domain.name tones.Tones are both set"),
-    ({"denoise.solver": "hoin"}, "'hoin' is unknown; known names: .*; or give the dotted path of one's own"),
-    ({"domain.name": "tones.Tones", "objective": "masked"}, "domain.name tones.Tones is no text")])
+    ({"denoise.solver": "hoin"}, "'hoin' is unknown; known names: .*; or give the dotted path of a custom one"),
+    ({"domain.name": "tones.Tones", "objective": "masked"}, "domain.name tones.Tones is not text")])
 def test_what_is_none_is_refused_in_a_sentence(desk, flags, why):
     from looped.models.build import build
 
@@ -247,7 +247,7 @@ def test_a_domain_without_data_is_a_sentence(desk, capsys):
                                   "class Bare(Tones):\n    find = Domain.find\n")
     assert main(["train", "sounds.yaml", "--run", "run", "--domain.name", "bare.Bare"]) == 2
     said = capsys.readouterr().err
-    assert "domain.name bare.Bare does not say how its data are found" in said
+    assert "domain.name bare.Bare does not define how its data are found" in said
     assert said.count("\n") == 1
 
 

@@ -209,7 +209,7 @@ def test_a_random_state_has_the_standard_deviation_that_is_set():
      "block postnorm has no norm before its branches that a level could modulate; choose branch"),
     ({"model.rope_scaling": {"kind": "yarm"}}, "rope_scaling.kind"),
     ({"model.rope_scaling": {"kind": "yarn", "beta_fast": 1, "beta_slow": 32}}, "beta_fast 1 is below beta_slow 32"),
-    ({"model.rope_scaling": {"kind": "yarn"}, "model.rope_base": 1.0}, "rope_base 1 has none lower")])
+    ({"model.rope_scaling": {"kind": "yarn"}, "model.rope_base": 1.0}, "rope_base 1 gives none below the first")])
 def test_what_does_not_go_together_is_a_sentence(settings, why):
     with pytest.raises(UserError, match=why):
         build(load_config(None, PLAIN | settings), VOCAB)

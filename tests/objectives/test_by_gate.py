@@ -123,11 +123,11 @@ def test_the_twin_without_a_loop_reads_its_one_pass():
 
 
 @pytest.mark.parametrize(("flags", "why"), [
-    ({"model.exit_gate": False}, "and model.exit_gate is false; set it to true, or recurrence.loss_on to every"),
-    ({"recurrence.mean": 1}, "recurrence.mean 1 has no other; set it to 2"),
+    ({"model.exit_gate": False}, "but model.exit_gate is false; set it to true, or recurrence.loss_on to every"),
+    ({"recurrence.mean": 1}, "recurrence.mean 1 has only one; set it to 2"),
     ({"objective": "truncated"}, "truncated has no gradient in some; set objective to full"),
     ({"objective": "progressive"}, "progressive has no gradient in some; set objective to full"),
-    ({"objective": "one-step"}, "gate is not for one-step, whose loss is read after each segment; set it to last")])
+    ({"objective": "one-step"}, "gate does not fit one-step, whose loss is taken after each segment; set it to last")])
 def test_a_gate_that_cannot_be_asked_is_one_sentence(flags, why):
     with pytest.raises(UserError, match=why) as error:
         load_config(None, SMALL | BY_GATE | flags)

@@ -109,9 +109,9 @@ def test_images_that_are_their_class_are_learned_block_by_block(unchecked):
 
 @pytest.mark.parametrize(("flags", "why"), [
     ({"objective": "full"}, "images.goal generate is trained by denoising, and objective is full; set objective to "),
-    ({"model.injection": "linear"}, "model.injection linear does not go with images.goal generate: the class .* none"),
+    ({"model.injection": "linear"}, "model.injection linear does not fit images.goal generate: the class .* none"),
     ({"model.num_prelude_layers": 1}, "model.num_prelude_layers 1 .* set it to 0"),
-    ({"denoise.start": "zero"}, "one image of each class; set it to noise"),
+    ({"denoise.start": "zero"}, "one image per class; set it to noise"),
     ({"denoise.carry": "estimate"}, "denoise.carry estimate"),
     ({"denoise.noise.distribution": "adaptive"}, "set it to log-normal"),
     ({"blocks.shared": "frozen", **BLOCKS}, "blocks.shared frozen .* starts at zero"),

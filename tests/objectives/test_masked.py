@@ -207,10 +207,10 @@ def test_a_step_of_one_block_costs_that_block_and_the_twin_costs_all():
 
 
 @pytest.mark.parametrize(("flags", "said"), [
-    ({"task.name": "parity"}, "objective masked hides tokens of text, and task.name parity is no text"),
-    ({"images.source": "digits"}, "objective masked hides tokens of text, and images.source digits is no text"),
-    ({"blocks.num": 3, "blocks.edges": [5.0, 1.0]}, "blocks.edges parts levels of sigma"),
-    ({"blocks.num": 3, "blocks.partition": "log-uniform"}, "blocks.partition log-uniform parts levels of sigma"),
+    ({"task.name": "parity"}, "objective masked masks tokens of text, and task.name parity is not text"),
+    ({"images.source": "digits"}, "objective masked masks tokens of text, and images.source digits is not text"),
+    ({"blocks.num": 3, "blocks.edges": [5.0, 1.0]}, "blocks.edges splits levels of sigma"),
+    ({"blocks.num": 3, "blocks.partition": "log-uniform"}, "blocks.partition log-uniform splits levels of sigma"),
     ({"masked.schedule": "cosin"}, "masked.schedule: input should be 'linear' or 'cosine'"),
     ({"blocks.num": 2}, "model.num_core_layers 3 does not split into blocks.num 2")])
 def test_what_does_not_fit_is_refused_in_one_sentence(flags, said):

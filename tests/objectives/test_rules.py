@@ -367,8 +367,8 @@ def test_the_exit_by_a_learned_head_asks_the_head_of_one_step():
 
 @pytest.mark.parametrize(("flags", "why"), [
     ({"recurrence.progressive_weight": 1.5}, "recurrence.progressive_weight.*less than or equal to 1"),
-    ({"objective": "one-step", "recurrence.loss_on": "every"}, "read after each segment; set it to last"),
-    ({"objective": "fixed-point", "recurrence.loss_on": "every"}, "read at the fixed point; set it to last"),
+    ({"objective": "one-step", "recurrence.loss_on": "every"}, "taken after each segment; set it to last"),
+    ({"objective": "fixed-point", "recurrence.loss_on": "every"}, "taken at the fixed point; set it to last"),
     ({"supervision.segments": 0}, "supervision.segments.*greater than or equal to 1"),
     ({"fixed_point.max_steps": 2}, "max_steps 2 ends solver anderson before its first estimate; set it to 3 or more"),
     ({"fixed_point.solver": "newton"}, "fixed_point.solver.*'anderson'"),

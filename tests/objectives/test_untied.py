@@ -91,7 +91,7 @@ def test_the_first_weights_of_a_block_depend_on_the_seed_and_its_number_alone():
     ("full", {"recurrence.mean": 8}, "recurrence.mean 8 ends inside a pass .* set it to 6"),
     ("truncated", {}, "distribution huginn .* set it to fixed"),
     ("truncated", {"recurrence.distribution": "fixed", "recurrence.backprop": 2}, "backprop 2 .* set it to 3"),
-    ("progressive", {}, "one block alone, and blocks.num is 3"),
+    ("progressive", {}, "only one block, but blocks.num is 3"),
     ("one-step", {}, "set blocks.num to 1"),
     ("fixed-point", {}, "set blocks.num to 1"),
 ])

@@ -101,7 +101,7 @@ def test_every_entry_has_a_comparison_and_an_arm_that_one_refuses_a_footnote(wri
     assert main_table["arm"] == ["sums: solved", "parity: solved"]
     assert main_table["denoise"][1] == "[1]"
     assert all(0 <= float(cell) <= 1 for cell in (main_table["denoise"][0], main_table["loop"][1]))
-    assert "[1] does not apply: denoise.order confidence settles the cells" in table
+    assert "[1] does not apply: denoise.order confidence fixes the cells" in table
     assert "## sums" in table
     assert "optim.lr=0.002" in (tmp_path / "out/sums/compare.md").read_text()
     assert "optim.lr=0.01" in (tmp_path / "out/parity/compare.md").read_text()

@@ -99,7 +99,7 @@ def test_a_rule_on_every_task_and_each_task_beyond_training(tabled):
     assert words[1] == {"arm": "ar", "at equal layer forwards": "0.210 ± 0.050",
                         "16: best depth": "0.216 ± 0.000 (4)", "32: best depth": "0.232 ± 0.000 (4)",
                         "16: deepest": "0.216 ± 0.000 (64)", "32: deepest": "0.232 ± 0.000 (64)"}
-    assert ("s5: every run spent at least 60 seconds, 5,000 layer forwards; the hardest that is trained has factors 16."
+    assert ("s5: every run spent at least 60 seconds, 5,000 layer forwards; the hardest trained difficulty is factors 16."
             in text)
     assert "## s5\n" in text
 
@@ -124,7 +124,7 @@ def test_a_rule_that_a_setting_refuses_is_not_trained_and_has_its_reason(order):
                                  settings={"task.layout": "causal"}))
     for entry in entries:
         assert [arm.name for arm in entry.plan.arms] == ["k-step", "full"]
-        assert "denoise.order confidence settles the cells of a task one after another" in entry.refused["denoise"]
+        assert "denoise.order confidence fixes the cells of a task one after another" in entry.refused["denoise"]
 
 
 def test_images_that_are_made_are_measured_in_features_of_the_classifier(tabled):

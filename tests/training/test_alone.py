@@ -274,7 +274,7 @@ def test_runs_of_another_config_other_data_or_none_are_named(runs, merged, setti
     other = tmp_path / "other"
     train(settings(**{"blocks.alone": 0, "optim.lr": 1e-3}), other)
     refused([other, *runs[1:]], tmp_path / "out", "run1 was trained with optim.lr 0.002 and .*other with 0.001")
-    refused([*runs, merged], tmp_path / "out", "is not the run of a block alone")
+    refused([*runs, merged], tmp_path / "out", "is not a run of a single block")
     refused([*runs[1:], tmp_path], tmp_path / "out", "is not a run")
     text = tmp_path / "text"
     shutil.copytree(text_folder, text)
@@ -287,7 +287,8 @@ def test_a_run_with_other_shared_parts_is_named(runs, settings, tmp_path):
     train(settings(**{"blocks.alone": 0, "seed": 1}), tmp_path / "run0")
     text = (tmp_path / "run0" / "config.yaml").read_text()
     (tmp_path / "run0" / "config.yaml").write_text(text.replace("seed: 1", "seed: 0"))
-    refused([tmp_path / "run0", *runs[1:]], tmp_path / "out", "the shared part '.*' of .*run1 is not that of .*run0")
+    refused([tmp_path / "run0", *runs[1:]], tmp_path / "out",
+            "the shared part '.*' of .*run1 differs from that of .*run0")
 
 
 def test_unfinished_and_damaged_runs_are_named(runs, tmp_path):
@@ -306,8 +307,8 @@ def test_unfinished_and_damaged_runs_are_named(runs, tmp_path):
 @pytest.mark.parametrize(("changes", "why"), [
     ({"blocks.alone": 3}, "alone 3 is not one of num 3 blocks; give 0 to 2"),
     ({"blocks.alone": 1, "blocks.shared": "trained"}, "set blocks.shared to frozen or with-block"),
-    ({"blocks.alone": 1, "blocks.shared": "with-block"}, "train that one first, and set blocks.shared_from"),
-    ({"blocks.alone": 0, "blocks.shared_from": "run"}, "shared_from run is for shared with-block .* leave it out"),
+    ({"blocks.alone": 1, "blocks.shared": "with-block"}, "train that block first, and set blocks.shared_from"),
+    ({"blocks.alone": 0, "blocks.shared_from": "run"}, "shared_from run needs shared with-block .* leave it out"),
     ({"blocks.shared": "with-block", "blocks.shared_by": 3}, "shared_by 3 is not one of num 3"),
     ({"blocks.alone": 0, "objective": "ar"}, "blocks.alone 0 is for objective blockwise"),
     ({"blocks.alone": 0, "training.sample_every": 5}, "training.sample_every 5 .* set it to 0"),
@@ -330,7 +331,7 @@ def test_a_block_has_a_folder_of_its_own_and_its_config_repeats_it(settings, tmp
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["three-block2"]
     for flags, why in {("--block", "x"): "neither the number of a block nor rank",
                        ("--block", "3"): "alone 3 is not one of num 3",
-                       ("--block", "rank"): "there is none; start it with torchrun",
+                       ("--block", "rank"): "no launcher has set one; start it with torchrun",
                        ("--block", "1", "--blocks.alone", "1"): "set the same value"}.items():
         assert main(["train", "three.yaml", *flags]) == 2
         assert why in capsys.readouterr().err

@@ -149,7 +149,7 @@ def test_a_changed_number_in_the_state_is_damage(tmp_path):
 def test_none_whole_is_an_error_and_none_at_all_is_a_start(tmp_path):
     assert heard(tmp_path) == (None, [])
     remove(save(tmp_path, 10) / "state.json", None)
-    with pytest.raises(UserError, match=r"state.json is missing, and no older one is whole"):
+    with pytest.raises(UserError, match=r"state.json is missing, and no older one is intact"):
         heard(tmp_path)
 
 
@@ -178,7 +178,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_no_rubbish(tmp_path, monkeyp
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os if broken == "rename" else ckpt, broken, full)
-    with pytest.raises(UserError, match=r"cannot write checkpoint .*No space left.*go on from step-00000010"):
+    with pytest.raises(UserError, match=r"cannot write checkpoint .*No space left.*resume from step-00000010"):
         save(tmp_path, 20)
     monkeypatch.undo()
     assert heard(tmp_path)[0][1]["step"] == 10
@@ -217,9 +217,9 @@ def test_leftovers_of_killed_writers_go(tmp_path):
 
 @pytest.mark.parametrize(("change", "message"), [
     (lambda t: t.pop("layers.0.bias"), "no tensor 'layers.0.bias'"),
-    (lambda t: t.update(extra=torch.zeros(1)), "a tensor 'extra' that the config has no place for"),
-    (lambda t: t.update(seen=torch.zeros(5).double()), r"'seen' has shape \(5,\), the config makes it \(3,\)"),
-    (lambda t: t.update(seen=torch.zeros(3)), "'seen' has dtype torch.float32, the config makes it torch.float64"),
+    (lambda t: t.update(extra=torch.zeros(1)), "a tensor 'extra' that the config's model does not have"),
+    (lambda t: t.update(seen=torch.zeros(5).double()), r"'seen' has shape \(5,\), but the config gives \(3,\)"),
+    (lambda t: t.update(seen=torch.zeros(3)), "'seen' has dtype torch.float32, but the config gives torch.float64"),
 ])
 def test_a_foreign_checkpoint_is_refused_by_the_first_tensor_that_differs(tmp_path, change, message):
     module, _ = trained()

@@ -68,8 +68,8 @@ def test_the_run_keeps_the_edges_and_needs_the_pilot_no_more(blocks, tmp_path):
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"denoise.noise.distribution": "log-uniform"}, "has measured no difficulty; give a run with objective denoise"),
-    ({"objective": "full"}, "has measured no difficulty"),
+    ({"denoise.noise.distribution": "log-uniform"}, "has no measured cross-entropy; give a run with objective denoise"),
+    ({"objective": "full"}, "has no measured cross-entropy"),
     ({"training.budget": 1, "training.batch_size": 2}, "has seen one of its noise levels 0 times, and 8 are needed"),
     ({"denoise.noise.sigma_max": 40.0}, "has sigma_max 40, and denoise.noise.sigma_max is"),
 ])
@@ -80,7 +80,7 @@ def test_a_run_that_has_measured_nothing_of_use_is_refused(tiny, blocks, tmp_pat
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"blocks.edges": [2.0, 1.0]}, "edges_from .* measures what edges .* say; keep one of them"),
+    ({"blocks.edges": [2.0, 1.0]}, "edges_from .* and edges .* are both set; keep one of them"),
     ({"objective": "full", "recurrence.mean": 3}, "edges_from .* is for objective blockwise, and objective is full"),
 ])
 def test_settings_that_would_not_be_read_are_refused(blocks, changes, message):

@@ -79,14 +79,14 @@ def test_generate_writes_a_row_a_class(runs, tmp_path, capsys):
     out = tmp_path / "sub/grid.png"
     command = ["generate", str(runs / "maker"), "--depth", "3", "--num-samples", "2", "--out", str(out)]
     assert main(command) == 0
-    assert "a row each of 0, 1, 2" in capsys.readouterr().out
+    assert "one row each of 0, 1, 2" in capsys.readouterr().out
     plain = np.asarray(Image.open(out))
     assert plain.shape == (98 * 29, 18 * 29)
     assert main([*command, "--guidance", "1"]) == 0
     assert np.array_equal(np.asarray(Image.open(out)), plain)
     assert main([*command, "--guidance", "3000"]) == 0
     assert not np.array_equal(np.asarray(Image.open(out)), plain)
-    assert "10 layer forwards an image" in capsys.readouterr().out  # Heun: five readings of one layer, twice
+    assert "10 layer forwards per image" in capsys.readouterr().out  # Heun: five readings of one layer, twice
 
 
 def test_an_image_is_the_same_in_any_batch_and_layers_are_those_of_the_owners(runs):
@@ -172,7 +172,7 @@ def test_the_true_deviation_is_measured_where_pixels_are_not_normalised():
     (["generate", "maker", "--prompt", "x"], "--prompt is for text, and"),
     (["generate", "maker", "--top-k", "3"], "--top-k is for text, and"),
     (["generate", "maker", "--guidance", "-1"], "--guidance -1.0 is negative"),
-    (["generate", "namer", "--out", "x.png"], "names what is on images and writes no text"),
+    (["generate", "namer", "--out", "x.png"], "classifies images and writes no text"),
     (["generate", "maker", "--out", "x.nonsense"], "cannot write x.nonsense"),
     (["bench", "flops", "--config", str(CONFIG)], "bench flops times truncated steps"),
     (["eval", "maker", "--probes"], "--probes is for text, and"),

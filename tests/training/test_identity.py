@@ -162,7 +162,7 @@ def test_a_text_that_is_gone_is_found_in_the_cache_by_its_fingerprint(config, fo
     found = load_run(tmp_path / "run").data
     assert torch.equal(found.heldout.sequences(2, 8), before)
     assert found.bytes_per_token == ratio.bytes_per_token
-    assert "its tokens are in the cache" in capsys.readouterr().err
+    assert "its tokens from the cache are used" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "tokens")
     with pytest.raises(UserError, match="does not exist"):
         _ = load_run(tmp_path / "run").data
@@ -205,7 +205,7 @@ def test_blocks_of_different_tokenizers_are_not_put_together(tiny, tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"version": "1.0", "added_tokens": [
         {"id": 0, "content": "<|endoftext|>", "single_word": True, "lstrip": False, "rstrip": False,
          "normalized": False, "special": True}]}))
-    with pytest.raises(UserError, match="other tokenizers, though their text is the same"):
+    with pytest.raises(UserError, match="different tokenizers for the same text"):
         merge(runs, tmp_path / "again")
 
 

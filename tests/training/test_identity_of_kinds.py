@@ -74,7 +74,7 @@ def test_images_that_have_changed_are_refused_and_others_come_to_the_scale_of_th
     data = json.loads((tmp_path / "run" / "data.json").read_text())
     del data["facts"]["means"]
     (tmp_path / "run" / "data.json").write_text(json.dumps(data))
-    with pytest.raises(UserError, match="does not remember by which means and deviations"):
+    with pytest.raises(UserError, match="has no record of the means and deviations"):
         _ = load_run(tmp_path / "run", other_data=True).data
 
 

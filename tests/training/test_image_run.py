@@ -103,7 +103,7 @@ def test_a_run_is_measured_on_more_or_fewer_of_the_images_held_out(tmp_path, cap
 
 
 @pytest.mark.parametrize(("command", "why"), [
-    (["generate", "RUN"], "names what is on images and writes no text"),
+    (["generate", "RUN"], "classifies images and writes no text"),
     (["eval", "RUN", "--probes"], "--probes is for text, and"),
     (["eval", "RUN", "--exits", "kl"], "--exits is for tasks and text, and")])
 def test_what_is_for_text_or_tasks_is_refused_in_a_sentence(command, why, trained, capsys):
@@ -117,7 +117,7 @@ def test_what_is_for_text_or_tasks_is_refused_in_a_sentence(command, why, traine
 
 @pytest.mark.parametrize(("flags", "why"), [
     ({"task.name": "copy"}, "task.name copy and images.source digits are both set"),
-    ({"denoise.context": "context"}, "in an image all rows see each other; set denoise.context to inject"),
+    ({"denoise.context": "context"}, "in an image all rows attend to each other; set denoise.context to inject"),
     ({"denoise.order": "confidence"}, "it needs task.name")])
 def test_settings_that_do_not_go_with_images_are_refused(flags, why):
     with pytest.raises(UserError, match=why):

@@ -43,7 +43,7 @@ def long_enough(tiny, schedule, budget, **changes):
                    "training.eval_every": 4, "training.keep_checkpoints": 9, "training.budget": budget, **changes})
 
 
-@pytest.mark.filterwarnings("ignore:run .* goes on from step")
+@pytest.mark.filterwarnings("ignore:run .* resumes from step")
 @pytest.mark.parametrize(("changes", "schedule"), [
     (AVERAGED, "constant"), (AVERAGED, "wsd"), (MUON, "wsd"), (AVERAGED | TOKENS, "wsd"),
     pytest.param(MUON, "constant", marks=pytest.mark.slow),
@@ -64,7 +64,7 @@ def test_a_run_whose_decay_has_begun_goes_on_from_before_it_and_says_so(tmp_path
     run = tmp_path / "run"
     train(long_enough(tiny, "wsd", 8), run)
     ended = weights(run)["model.safetensors"]
-    with pytest.warns(UserWarning, match=r"goes on from step 4, .*training.budget 8; .* kept as .*budget-8-step"):
+    with pytest.warns(UserWarning, match=r"resumes from step 4, .*training.budget 8; .* kept as .*budget-8-step"):
         train(long_enough(tiny, "wsd", 16), run)
     kept = run / "checkpoints" / "budget-8-step-00000008"
     assert (kept / "state.json").exists()

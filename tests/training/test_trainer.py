@@ -97,7 +97,7 @@ def test_a_finished_run_has_nothing_to_do(tmp_path, tiny, capsys):
     before = (tmp_path / "run" / "metrics.jsonl").read_text()
     assert train(tiny(), tmp_path / "run").step == 8
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
-    assert "going on from step 8" in capsys.readouterr().out
+    assert "resuming from step 8" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -106,7 +106,7 @@ def test_signals_finish_the_step_save_and_tell_how_to_go_on(tmp_path, tiny, caps
     result = train(tiny(**{"training.sample_every": 1}), tmp_path / "run", sample=signal_at(3, number))
     assert (result.exit_code, result.step) == (code, 4)  # sent after step 3, seen after step 4
     assert ckpt.list_checkpoints(tmp_path / "run")[0].name == "step-00000004"
-    assert "stopped after step 4, which is saved; run the same command again to go on" in capsys.readouterr().out
+    assert "stopped after step 4, which is saved; run the same command again to resume" in capsys.readouterr().out
     assert signal.getsignal(number) == usual
 
 
@@ -178,7 +178,7 @@ def test_a_budget_of_seconds_counts_training_alone_and_over_resumes(tmp_path, ti
 def test_a_processors_time_is_refused_where_another_device_works():
     config = load_config(None, {"training.clock": "processor"})
     assert clock_of(config, torch.device("cpu")) is time.process_time
-    with pytest.raises(UserError, match=r"does not see what cuda:0 does; set training.clock to wall"):
+    with pytest.raises(UserError, match=r"does not measure work on cuda:0; set training.clock to wall"):
         clock_of(config, torch.device("cuda:0"))
 
 

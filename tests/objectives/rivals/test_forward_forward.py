@@ -136,10 +136,10 @@ def test_it_costs_two_passes_and_hard_classes_a_pass_each():
 
 
 @pytest.mark.parametrize(("flags", "why"), [
-    ({"images.source": None}, "forward-forward names what is on images"),
-    ({"model.injection": "linear"}, "model.injection linear is not for objective forward-forward.* set it to none"),
+    ({"images.source": None}, "forward-forward classifies images"),
+    ({"model.injection": "linear"}, "model.injection linear does not fit objective forward-forward.* set it to none"),
     ({"model.num_prelude_layers": 1}, "set it to 0"), ({"model.num_coda_layers": 1}, "set it to 0"),
-    ({"model.block": "sandwich"}, "set it to prenorm"), ({"blocks.num": 3}, "one block alone"),
+    ({"model.block": "sandwich"}, "set it to prenorm"), ({"blocks.num": 3}, "only one block"),
     ({"forward_forward.threshold": 0}, "forward_forward.threshold")])
 def test_what_does_not_fit_is_named_in_one_sentence(flags, why):
     with pytest.raises(UserError, match=why) as error:

@@ -198,9 +198,9 @@ def test_a_training_step_costs_one_block_or_the_whole_core():
 
 
 @pytest.mark.parametrize(("flags", "why"), [
-    ({"objective": "noprop-ct", "images.source": None}, "names what is on images; set images.source to digits"),
+    ({"objective": "noprop-ct", "images.source": None}, "classifies images; set images.source to digits"),
     ({"objective": "noprop-dt"}, "blocks.num is 1; set blocks.num to 2 or more, or objective to noprop-ct"),
-    ({"objective": "noprop-fm", "blocks.num": 3}, "noprop-fm knows one block alone"),
+    ({"objective": "noprop-fm", "blocks.num": 3}, "noprop-fm supports only one block"),
     ({"objective": "noprop-dt", "blocks.num": 3, "noprop.schedule": "learned"}, "is for continuous time"),
     ({"objective": "noprop-dt", "blocks.num": 3, "blocks.shared": "frozen"}, "set it to trained"),
     ({"noprop.log_snr": [2.0, -2.0]}, r"set noprop.log_snr to \[-2.0, 2.0\]"),
