@@ -99,8 +99,8 @@ def test_a_rule_on_every_task_and_each_task_beyond_training(tabled):
     assert words[1] == {"arm": "ar", "at equal layer forwards": "0.210 ± 0.050",
                         "16: best depth": "0.216 ± 0.000 (4)", "32: best depth": "0.232 ± 0.000 (4)",
                         "16: deepest": "0.216 ± 0.000 (64)", "32: deepest": "0.232 ± 0.000 (64)"}
-    assert ("s5: every run spent at least 60 seconds, 5,000 layer forwards; the hardest trained difficulty is factors 16."
-            in text)
+    assert ("s5: every run spent at least 60 seconds, 5,000 layer forwards; the hardest trained difficulty is factors "
+            "16." in text)
     assert "## s5\n" in text
 
 
