@@ -86,7 +86,7 @@ def draw(sums: dict[str, pd.DataFrame], text: dict[str, pd.DataFrame], path: Pat
         band(left, rows, colour, label)
     left.set_title(f"Prefix sums of {BITS} bits, trained on at most 16", fontsize=10)
     left.set_ylabel("share of problems solved")
-    left.axvline(8, color="#888888", linewidth=0.8, linestyle=":", label="depth of full's training")
+    left.axvline(8, color="#888888", linewidth=0.8, linestyle=":", label="depth that full was trained at")
     loop, *baselines = text.items()
     band(right, loop[1], COLOURS[2], loop[0])
     for (label, rows), style in zip(baselines, ("--", "-."), strict=True):
