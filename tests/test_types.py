@@ -70,3 +70,11 @@ def test_a_mistyped_public_name_is_an_error_to_checkers():
     tree = ast.parse((ROOT / "looped" / "__init__.py").read_text())
     assert "__getattr__" not in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
     assert "__getattr__" in vars(sys.modules["looped"])
+
+
+def test_checkers_see_that_settings_have_defaults():
+    """They know a field's default by `default=` alone: Field(8) would make every setting a required argument."""
+    calls = [call for path in (ROOT / "looped").rglob("*.py") for call in ast.walk(ast.parse(path.read_text("utf-8")))
+             if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "Field"]
+    assert len(calls) > 150
+    assert [ast.unparse(call) for call in calls if call.args] == []

@@ -34,9 +34,11 @@ class Config(Section):
     """All settings of a run."""
 
     objective: str = Field(
-        "denoise", description=f"training rule: {', '.join(RULES)}, or the dotted path of a custom class; ar: the "
-                               f"same layers without a loop, the baseline of the others")
-    seed: Count = Field(0, description="seed, together with the step number, of all randomness and the data order")
+        default="denoise",
+        description=f"training rule: {', '.join(RULES)}, or the dotted path of a custom class; ar: the "
+                    f"same layers without a loop, the baseline of the others")
+    seed: Count = Field(
+        default=0, description="seed, together with the step number, of all randomness and the data order")
     model: ModelConfig = ModelConfig()
     recurrence: RecurrenceConfig = RecurrenceConfig()
     supervision: SupervisionConfig = SupervisionConfig()

@@ -11,41 +11,52 @@ from looped.config.base import Count, Depth, NonNegative, Positive, Section
 class BlocksConfig(Section):
     """Blocks of the core: their number and layers, and under `blockwise` their noise levels and training."""
 
-    num: Depth = Field(1, description="blocks of the core: loop steps cycle through them; under `blockwise` and "
-                                      "`masked` each has its own noise levels, the first the highest; 1 is the "
-                                      "weight-tied loop")
+    num: Depth = Field(
+        default=1,
+        description="blocks of the core: loop steps cycle through them; under `blockwise` and `masked` each has its "
+                    "own noise levels, the first the highest; 1 is the weight-tied loop")
     layers: tuple[Depth, ...] | None = Field(
-        None, description="layers of each block, as [4, 4, 4]; null: model.num_core_layers split evenly")
+        default=None, description="layers of each block, as [4, 4, 4]; null: model.num_core_layers split evenly")
     partition: Literal["mass", "log-uniform"] = Field(
-        "mass", description="noise levels per block: equal mass under the training distribution without "
-                            "noise.share_at_max (the paper's equi-probability), or equal width in ln sigma")
+        default="mass",
+        description="noise levels per block: equal mass under the training distribution without noise.share_at_max "
+                    "(the paper's equi-probability), or equal width in ln sigma")
     edges: tuple[Positive, ...] | None = Field(
-        None, description="noise levels between neighbouring blocks, decreasing, as [5.0, 1.2]; null: set by "
-                          "blocks.partition")
+        default=None,
+        description="noise levels between neighbouring blocks, decreasing, as [5.0, 1.2]; null: set by "
+                    "blocks.partition")
     edges_from: str | None = Field(
-        None, description="a finished run of objective denoise with denoise.noise.distribution adaptive: `looped "
-                          "train` derives the edges from its measured cross-entropy, which then rises equally in each "
-                          "block, and saves them as blocks.edges of the new run")
-    overlap: NonNegative = Field(0.05, description="overlap of a block's training range [lo, hi] with its neighbours': "
-                                                   "both ends are widened by a factor (hi / lo)^overlap (the paper's "
-                          "gamma); under `masked`, by this fraction of the block's decrement of alpha")
+        default=None,
+        description="a finished run of objective denoise with denoise.noise.distribution adaptive: `looped train` "
+                    "derives the edges from its measured cross-entropy, which then rises equally in each block, and "
+                    "saves them as blocks.edges of the new run")
+    overlap: NonNegative = Field(
+        default=0.05,
+        description="overlap of a block's training range [lo, hi] with its neighbours': both ends are widened by a "
+                    "factor (hi / lo)^overlap (the paper's gamma); under `masked`, by this fraction of the block's "
+                    "decrement of alpha")
     choose: Literal["uniform", "mass"] = Field(
-        "uniform", description="sampling of the block that an optimiser step trains: uniform, or by the mass of its "
-                               "own levels in the training distribution, with noise.share_at_max in the first block")
+        default="uniform",
+        description="sampling of the block that an optimiser step trains: uniform, or by the mass of its own levels in "
+                    "the training distribution, with noise.share_at_max in the first block")
     shared: Literal["trained", "frozen", "with-block"] = Field(
-        "trained", description="training of the parts that all blocks share (embeddings, prelude, coda, norm, head, "
-                               "level embedding, targets). trained: in the steps of every block, which adds their "
-                               "gradients and optimiser state to each block's; no block can be trained alone. frozen: "
-                               "kept at their initial values, without gradients or optimiser state. with-block: only "
-                               "in the steps of block blocks.shared_by; the other blocks use them unchanged, and one "
-                               "trained alone needs that block's finished run")
-    shared_by: Count = Field(0, description="under `shared: with-block`, the block that trains the shared parts")
+        default="trained",
+        description="training of the parts that all blocks share (embeddings, prelude, coda, norm, head, level "
+                    "embedding, targets). trained: in the steps of every block, which adds their gradients and "
+                    "optimiser state to each block's; no block can be trained alone. frozen: kept at their initial "
+                    "values, without gradients or optimiser state. with-block: only in the steps of block "
+                    "blocks.shared_by; the other blocks use them unchanged, and one trained alone needs that block's "
+                    "finished run")
+    shared_by: Count = Field(
+        default=0, description="under `shared: with-block`, the block that trains the shared parts")
     shared_from: str | None = Field(
-        None, description="under `shared: with-block`, the finished run of block shared_by alone, whose shared parts "
-                          "another block trained alone loads and keeps fixed")
+        default=None,
+        description="under `shared: with-block`, the finished run of block shared_by alone, whose shared parts another "
+                    "block trained alone loads and keeps fixed")
     alone: Count | None = Field(
-        None, description="build and train only this block (`looped train --block`); `looped merge` combines the runs "
-                          "of all blocks. null: all blocks")
+        default=None,
+        description="build and train only this block (`looped train --block`); `looped merge` combines the runs of all "
+                    "blocks. null: all blocks")
 
     @model_validator(mode="after")
     def _check_edges(self):

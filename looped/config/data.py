@@ -10,16 +10,18 @@ from looped.config.base import Count, Depth, Section
 class TaskConfig(Section):
     """Problems with checkable answers instead of text."""
 
-    name: str | None = Field(None, description="a task (sudoku, prefix-sums, ...) or the dotted path of a custom "
-                                               "class; null trains on text")
-    options: dict[str, Any] = Field({}, description="arguments of the task, as {size: 6}")
-    difficulty: tuple[Count, Count] | None = Field(None, description="lowest and highest trained difficulty; null: the "
-                                                                     "task's own range")
-    layout: Literal["full", "causal"] = Field("full", description="all cells at once, each attending to all others; or "
-                                                                  "from left to right")
-    window: Depth | None = Field(None, description="under layout full, local attention with this Chebyshev radius in "
-                                                   "cells, so that the learned function is the same at any size; null: "
-                                                   "global")
+    name: str | None = Field(
+        default=None,
+        description="a task (sudoku, prefix-sums, ...) or the dotted path of a custom class; null trains on text")
+    options: dict[str, Any] = Field(default={}, description="arguments of the task, as {size: 6}")
+    difficulty: tuple[Count, Count] | None = Field(
+        default=None, description="lowest and highest trained difficulty; null: the task's own range")
+    layout: Literal["full", "causal"] = Field(
+        default="full", description="all cells at once, each attending to all others; or from left to right")
+    window: Depth | None = Field(
+        default=None,
+        description="under layout full, local attention with this Chebyshev radius in cells, so that the learned "
+                    "function is the same at any size; null: global")
 
     @model_validator(mode="after")
     def _check_range(self):
@@ -33,34 +35,39 @@ class TaskConfig(Section):
 class DomainConfig(Section):
     """A custom kind of data."""
 
-    name: str | None = Field(None, description="dotted path of a subclass of looped.domains.Domain, whose data replace "
-                                               "text, a task or images")
-    options: dict[str, Any] = Field({}, description="options of the custom kind of data")
+    name: str | None = Field(
+        default=None,
+        description="dotted path of a subclass of looped.domains.Domain, whose data replace text, a task or images")
+    options: dict[str, Any] = Field(default={}, description="options of the custom kind of data")
 
 
 class DataConfig(Section):
     """Text and tokenizer. With neither `path` nor `dataset`: the Python standard library of this interpreter."""
 
-    path: tuple[str, ...] = Field((), description="files, folders or globs of text, JSON, CSV, parquet or Arrow, plain "
-                                                  "or compressed")
-    dataset: str | None = Field(None, description="name (or local path) for datasets.load_dataset")
-    dataset_config: str | None = Field(None, description="configuration name of the dataset")
-    split: str = Field("train", description="split of the dataset")
-    streaming: bool = Field(False, description="stream the dataset and stop after max_bytes")
-    text_field: str = Field("text", description="field that holds the text in JSON, CSV, parquet, Arrow and datasets; "
-                                             "meta.text is one within another")
-    max_bytes: int = Field(32_000_000, ge=1, description="text beyond this many bytes is not read")
-    tokenizer: str | None = Field(None, description="a tokenizer.json, or a folder that save_pretrained wrote; "
-                                                   "null trains a byte-level BPE")
-    vocab_size: int = Field(1024, ge=257, description="size of the trained vocabulary")
-    length: int = Field(128, ge=2, description="tokens per training sequence")
+    path: tuple[str, ...] = Field(
+        default=(), description="files, folders or globs of text, JSON, CSV, parquet or Arrow, plain or compressed")
+    dataset: str | None = Field(default=None, description="name (or local path) for datasets.load_dataset")
+    dataset_config: str | None = Field(default=None, description="configuration name of the dataset")
+    split: str = Field(default="train", description="split of the dataset")
+    streaming: bool = Field(default=False, description="stream the dataset and stop after max_bytes")
+    text_field: str = Field(
+        default="text",
+        description="field that holds the text in JSON, CSV, parquet, Arrow and datasets; meta.text is one within "
+                    "another")
+    max_bytes: int = Field(default=32_000_000, ge=1, description="text beyond this many bytes is not read")
+    tokenizer: str | None = Field(
+        default=None,
+        description="a tokenizer.json, or a folder that save_pretrained wrote; null trains a byte-level BPE")
+    vocab_size: int = Field(default=1024, ge=257, description="size of the trained vocabulary")
+    length: int = Field(default=128, ge=2, description="tokens per training sequence")
     documents: Literal["packed", "separate"] = Field(
-        "packed", description="attention in a training sequence that holds parts of several documents. packed: over "
-                              "the whole sequence; separate: within each document, with positions restarting at each, "
-                              "which is better for documents shorter than length")
-    heldout: Annotated[float, Field(gt=0, lt=1)] = Field(0.05, description="fraction of the documents held out")
-    cache_dir: str | None = Field(None, description="folder of token files; null means $LOOPED_CACHE or "
-                                                   "~/.cache/looped")
+        default="packed",
+        description="attention in a training sequence that holds parts of several documents. packed: over the whole "
+                    "sequence; separate: within each document, with positions restarting at each, which is better for "
+                    "documents shorter than length")
+    heldout: Annotated[float, Field(gt=0, lt=1)] = Field(default=0.05, description="fraction of the documents held out")
+    cache_dir: str | None = Field(
+        default=None, description="folder of token files; null means $LOOPED_CACHE or ~/.cache/looped")
 
     @model_validator(mode="before")
     @classmethod

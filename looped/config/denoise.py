@@ -37,12 +37,12 @@ class NoiseConfig(Section):
     """Training distribution of the noise level, and the range that solvers cover."""
 
     distribution: Literal["log-normal", "log-uniform", "adaptive"] = Field(
-        "log-uniform", description="density of ln sigma in training")
-    log_mean: Finite = Field(0.7, description="mean of ln sigma (log-normal)")
-    log_std: Positive = Field(1.2, description="standard deviation of ln sigma (log-normal)")
-    sigma_min: Positive = Field(0.5, description="lowest noise level")
-    sigma_max: Positive = Field(20.0, description="highest noise level, where solvers start")
-    share_at_max: Fraction = Field(0.75, description="fraction of the sequences trained at sigma_max itself")
+        default="log-uniform", description="density of ln sigma in training")
+    log_mean: Finite = Field(default=0.7, description="mean of ln sigma (log-normal)")
+    log_std: Positive = Field(default=1.2, description="standard deviation of ln sigma (log-normal)")
+    sigma_min: Positive = Field(default=0.5, description="lowest noise level")
+    sigma_max: Positive = Field(default=20.0, description="highest noise level, where solvers start")
+    share_at_max: Fraction = Field(default=0.75, description="fraction of the sequences trained at sigma_max itself")
 
     @model_validator(mode="after")
     def _check_range(self):
@@ -55,65 +55,80 @@ class NoiseConfig(Section):
 class TargetConfig(Section):
     """The clean vectors y that are denoised: one row per token."""
 
-    dim: int | None = Field(None, ge=1, description="dimension of the target embedding; null: 16, or that of the "
-                                                    "input embedding if tied")
-    normalise: Literal["rms", "l2"] = Field("rms", description="rows of unit RMS, or of unit norm (paper)")
-    scale: Positive = Field(1.0, description="factor on the normalised rows")
-    tied: bool = Field(False, description="take the rows from the model's input embedding")
+    dim: int | None = Field(
+        default=None, ge=1,
+        description="dimension of the target embedding; null: 16, or that of the input embedding if tied")
+    normalise: Literal["rms", "l2"] = Field(default="rms", description="rows of unit RMS, or of unit norm (paper)")
+    scale: Positive = Field(default=1.0, description="factor on the normalised rows")
+    tied: bool = Field(default=False, description="take the rows from the model's input embedding")
     sigma_data: Positive | None = Field(
-        None, description="standard deviation per coordinate assumed by the preconditioning; null: the true one")
-    learned_logit_scale: bool = Field(True, description="learn the sharpness of the readout")
+        default=None,
+        description="standard deviation per coordinate assumed by the preconditioning; null: the true one")
+    learned_logit_scale: bool = Field(default=True, description="learn the sharpness of the readout")
 
 
 class DenoiseConfig(Section):
     """Single-pass denoising: context, noise, targets, readout, and the solver used by default."""
 
     context: Literal["inject", "concat", "context"] = Field(
-        "context", description="clean tokens reach the noisy rows by injection, as a clean copy of the sequence, or as "
-                               "keys and values of the prelude's output")
+        default="context",
+        description="clean tokens reach the noisy rows by injection, as a clean copy of the sequence, or as keys and "
+                    "values of the prelude's output")
     block_size: Depth = Field(
-        1, description="tokens denoised together by one solve; above 1 with concat or context")
+        default=1, description="tokens denoised together by one solve; above 1 with concat or context")
     order: Literal["together", "left-to-right", "confidence"] = Field(
-        "together", description="denoising order within a block, the same in training and solver: all tokens together; "
-                                "left to right, one by one with a solver of block_size steps; or, for a task, the most "
-                                "confident cells first")
+        default="together",
+        description="denoising order within a block, the same in training and solver: all tokens together; left to "
+                    "right, one by one with a solver of block_size steps; or, for a task, the most confident cells "
+                    "first")
     settle_above: Fraction = Field(
-        1.0, description="under order confidence, cells with a confidence above this are fixed at once, in addition to "
-                         "the fraction that each step fixes; 1 disables this")
+        default=1.0,
+        description="under order confidence, cells with a confidence above this are fixed at once, in addition to the "
+                    "fraction that each step fixes; 1 disables this")
     settled: Literal["random", "surest"] = Field(
-        "random", description="under order confidence, the cells given as fixed in training: a random fraction; or, in "
-                              "half of the steps, the most confident ones of a first evaluation without gradient, as "
-                              "in a solver")
+        default="random",
+        description="under order confidence, the cells given as fixed in training: a random fraction; or, in half of "
+                    "the steps, the most confident ones of a first evaluation without gradient, as in a solver")
     noise: Annotated[NoiseConfig, BeforeValidator(noise_preset)] = Field(
-        NoiseConfig(), description="noise levels, or a preset: paper, wide")
-    target: TargetConfig = Field(TargetConfig(), description="target embedding")
-    weight: Literal["none", "edm"] = Field("none", description="weight of the loss by noise level")
-    train_steps: Depth = Field(1, description="solver steps K per training step, with gradient through all of them")
+        default=NoiseConfig(), description="noise levels, or a preset: paper, wide")
+    target: TargetConfig = Field(default=TargetConfig(), description="target embedding")
+    weight: Literal["none", "edm"] = Field(default="none", description="weight of the loss by noise level")
+    train_steps: Depth = Field(
+        default=1, description="solver steps K per training step, with gradient through all of them")
     carry: Literal["none", "estimate", "latent"] = Field(
-        "none", description="passed from one solver step to the next along with z: the soft estimate "
-                            "(self-conditioning), or the core's output; with concat or context")
-    posterior: bool = Field(True, description="add z . y_v / sigma^2, the exact log-likelihood of z, to the logits")
+        default="none",
+        description="passed from one solver step to the next along with z: the soft estimate (self-conditioning), or "
+                    "the core's output; with concat or context")
+    posterior: bool = Field(
+        default=True, description="add z . y_v / sigma^2, the exact log-likelihood of z, to the logits")
     evidence_in: bool = Field(
-        False, description="add to the state the expected input embedding under the likelihood of z alone")
-    cond_width: int = Field(128, ge=2, description="width of the noise-level embedding")
-    bridge: Literal["soft", "hard", "top-k", "sampled"] = Field("sampled", description="map from logits to embeddings")
-    bridge_top_k: Depth = Field(8, description="rows kept by the top-k bridge")
+        default=False, description="add to the state the expected input embedding under the likelihood of z alone")
+    cond_width: int = Field(default=128, ge=2, description="width of the noise-level embedding")
+    bridge: Literal["soft", "hard", "top-k", "sampled"] = Field(
+        default="sampled", description="map from logits to embeddings")
+    bridge_top_k: Depth = Field(default=8, description="rows kept by the top-k bridge")
     solver: Annotated[str, named_or_path(SOLVERS)] = Field(
-        "ancestral", description=f"default solver: {', '.join(SOLVERS)}, or the dotted path of a custom one; with "
-                                 f"the sampled bridge, ancestral steps are exact for an exact denoiser")
+        default="ancestral",
+        description=f"default solver: {', '.join(SOLVERS)}, or the dotted path of a custom one; with "
+                    f"the sampled bridge, ancestral steps are exact for an exact denoiser")
     restart_level: Positive | None = Field(
-        None, description="noise level that the restart solver returns to; null: the geometric mean of the first and "
-                          "last level")
+        default=None,
+        description="noise level that the restart solver returns to; null: the geometric mean of the first and last "
+                    "level")
     start: Literal["noise", "zero"] = Field(
-        "noise", description="start of the solver: pure noise gives samples, zero gives their mean, for decisions")
+        default="noise",
+        description="start of the solver: pure noise gives samples, zero gives their mean, for decisions")
     context_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="fraction of the images that training hides, with one learned row in place of all of theirs, "
-                         "so that guidance can be used")
+        default=0.0,
+        description="fraction of the images that training hides, with one learned row in place of all of theirs, so "
+                    "that guidance can be used")
     guidance: NonNegative = Field(
-        1.0, description="classifier-free guidance: w in u + w (c - u) at each solver step, with u predicted without "
-                         "the image (without its class, under images.goal generate) and c with it; 1 needs one network "
-                         "evaluation")
-    schedule: Literal["karras", "quantile", "log-linear"] = Field("quantile", description="default noise schedule")
+        default=1.0,
+        description="classifier-free guidance: w in u + w (c - u) at each solver step, with u predicted without the "
+                    "image (without its class, under images.goal generate) and c with it; 1 needs one network "
+                    "evaluation")
+    schedule: Literal["karras", "quantile", "log-linear"] = Field(
+        default="quantile", description="default noise schedule")
 
     @model_validator(mode="after")
     def _check_block(self):

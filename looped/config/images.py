@@ -20,37 +20,46 @@ class ImageConfig(Section):
     """Images with one class each; none if `source` is null."""
 
     source: Literal["digits", "idx", "folder", "dataset"] | None = Field(
-        None, description="scikit-learn's 8 x 8 digits, MNIST's files, one folder per class, or datasets.load_dataset; "
-                          "null: no images")
+        default=None,
+        description="scikit-learn's 8 x 8 digits, MNIST's files, one folder per class, or datasets.load_dataset; null: "
+                    "no images")
     goal: Literal["classify", "generate"] = Field(
-        "classify", description="predict the class of an image; or, under denoise and blockwise, generate images of a "
-                                "class from noise")
-    path: str | None = Field(None, description="folder of the IDX files (train-images-idx3-ubyte, ..., plain or .gz), "
-                                               "or of the class folders, which may lie below train/ and test/")
-    dataset: str | None = Field(None, description="name (or local path) for datasets.load_dataset")
-    dataset_config: str | None = Field(None, description="configuration name of the dataset")
-    split: str = Field("train", description="training split of the dataset")
-    test_split: str | None = Field(None, description="held-out split of the dataset; null: test, if there is one")
-    image_field: str = Field("image", description="field that holds the image in datasets")
-    label_field: str = Field("label", description="field that holds the class in datasets")
-    size: Depth | None = Field(None, description="side of the square images: shorter side resized, centre cropped; "
-                                                 "null keeps the size that all of them have")
+        default="classify",
+        description="predict the class of an image; or, under denoise and blockwise, generate images of a class from "
+                    "noise")
+    path: str | None = Field(
+        default=None,
+        description="folder of the IDX files (train-images-idx3-ubyte, ..., plain or .gz), or of the class folders, "
+                    "which may lie below train/ and test/")
+    dataset: str | None = Field(default=None, description="name (or local path) for datasets.load_dataset")
+    dataset_config: str | None = Field(default=None, description="configuration name of the dataset")
+    split: str = Field(default="train", description="training split of the dataset")
+    test_split: str | None = Field(
+        default=None, description="held-out split of the dataset; null: test, if there is one")
+    image_field: str = Field(default="image", description="field that holds the image in datasets")
+    label_field: str = Field(default="label", description="field that holds the class in datasets")
+    size: Depth | None = Field(
+        default=None,
+        description="side of the square images: shorter side resized, centre cropped; null keeps the size that all of "
+                    "them have")
     heldout: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.1, description="fraction of the images held out, if the source has no test part")
+        default=0.1, description="fraction of the images held out, if the source has no test part")
     max_train: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="largest number of training images; null: all")
+        default=None, description="largest number of training images; null: all")
     max_heldout: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="largest number of held-out images in an evaluation; null: all")
-    flip: bool = Field(False, description="mirror half of the training images left to right")
-    randaugment: bool = Field(False, description="augment training images by RandAugment")
-    randaugment_ops: Depth = Field(2, description="operations per image, redrawn each time")
+        default=None, description="largest number of held-out images in an evaluation; null: all")
+    flip: bool = Field(default=False, description="mirror half of the training images left to right")
+    randaugment: bool = Field(default=False, description="augment training images by RandAugment")
+    randaugment_ops: Depth = Field(default=2, description="operations per image, redrawn each time")
     randaugment_magnitude: Annotated[int, Field(ge=0, le=MAX_MAGNITUDE)] = Field(
-        9, description=f"strength of the operations, out of {MAX_MAGNITUDE}")
+        default=9,
+        description=f"strength of the operations, out of {MAX_MAGNITUDE}")
     normalise: Literal["standard", "symmetric"] = Field(
-        "standard", description="zero mean and unit variance per channel, as measured on the training images; or the "
-                                "range [-1, 1]")
+        default="standard",
+        description="zero mean and unit variance per channel, as measured on the training images; or the range [-1, 1]")
     label_dropout: Fraction = Field(
-        0.1, description="fraction of the training images whose class is hidden under goal generate, for guidance")
+        default=0.1,
+        description="fraction of the training images whose class is hidden under goal generate, for guidance")
 
     @model_validator(mode="after")
     def _check_source(self):

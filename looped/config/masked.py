@@ -11,11 +11,13 @@ class MaskedConfig(Section):
     """The masking schedule, and the conditioning of the network on the mask level."""
 
     schedule: Literal["linear", "cosine"] = Field(
-        "linear", description="alpha(t), the fraction of unmasked tokens at time t: 1 - t, or MD4's cosine; sets the "
-                              "training distribution of mask levels and the unmasking steps")
+        default="linear",
+        description="alpha(t), the fraction of unmasked tokens at time t: 1 - t, or MD4's cosine; sets the training "
+                    "distribution of mask levels and the unmasking steps")
     cond_width: int | None = Field(
-        128, ge=2, description="width of the embedding of the mask level (the log-odds of being masked) that "
-                               "conditions the core by AdaLN; null: no conditioning on the level")
+        default=128, ge=2,
+        description="width of the embedding of the mask level (the log-odds of being masked) that conditions the core "
+                    "by AdaLN; null: no conditioning on the level")
 
 
 def check_masked(config: Any) -> None:

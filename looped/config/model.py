@@ -12,21 +12,26 @@ class RopeScaling(Section):
     """Rotary frequencies for contexts longer than those of pretraining, as in transformers' `rope_scaling`."""
 
     kind: Literal["linear", "llama3", "yarn"] = Field(
-        "llama3", description="linear: divide all frequencies by `factor`; llama3 and yarn: only the low ones, with a "
-                              "ramp between, over frequency (llama3) or frequency index (yarn)")
-    factor: Positive = Field(8.0, description="divisor of the frequencies")
-    low_freq_factor: Positive = Field(1.0, description="llama3: full division for wavelengths above original_length / "
-                                                       "this")
-    high_freq_factor: Positive = Field(4.0, description="llama3: no division for wavelengths below original_length / "
-                                                        "this")
-    original_length: int = Field(8192, ge=1, description="llama3 and yarn: context length of pretraining, in tokens")
-    beta_fast: Positive = Field(32.0, description="yarn: no division for frequencies with more rotations than this in "
-                                                  "original_length tokens")
-    beta_slow: Positive = Field(1.0, description="yarn: full division for frequencies with fewer rotations than this")
-    truncate: bool = Field(True, description="yarn: the ramp begins and ends at whole frequency indices")
+        default="llama3",
+        description="linear: divide all frequencies by `factor`; llama3 and yarn: only the low ones, with a ramp "
+                    "between, over frequency (llama3) or frequency index (yarn)")
+    factor: Positive = Field(default=8.0, description="divisor of the frequencies")
+    low_freq_factor: Positive = Field(
+        default=1.0, description="llama3: full division for wavelengths above original_length / this")
+    high_freq_factor: Positive = Field(
+        default=4.0, description="llama3: no division for wavelengths below original_length / this")
+    original_length: int = Field(
+        default=8192, ge=1, description="llama3 and yarn: context length of pretraining, in tokens")
+    beta_fast: Positive = Field(
+        default=32.0,
+        description="yarn: no division for frequencies with more rotations than this in original_length tokens")
+    beta_slow: Positive = Field(
+        default=1.0, description="yarn: full division for frequencies with fewer rotations than this")
+    truncate: bool = Field(default=True, description="yarn: the ramp begins and ends at whole frequency indices")
     attention_factor: Positive | None = Field(
-        None, description="yarn: factor on both rotated queries and rotated keys; null means 0.1 ln(factor) + 1, or 1 "
-                          "if `factor` is below 1")
+        default=None,
+        description="yarn: factor on both rotated queries and rotated keys; null means 0.1 ln(factor) + 1, or 1 if "
+                    "`factor` is below 1")
 
     @model_validator(mode="after")
     def _check_ramp(self):
@@ -39,59 +44,68 @@ class ModelConfig(Section):
     """The network: prelude, weight-tied core, coda."""
 
     preset: str | None = Field(
-        None, description=f"a model family whose settings replace the defaults of this section: {', '.join(PRESETS)}")
-    width: int = Field(128, ge=2, description="width D of the residual stream")
-    num_heads: int = Field(4, ge=1, description="query heads H")
-    num_kv_heads: int | None = Field(None, ge=1, description="key and value heads; null means num_heads")
-    head_dim: int | None = Field(None, ge=2, description="width per head; null means width / num_heads")
+        default=None,
+        description=f"a model family whose settings replace the defaults of this section: {', '.join(PRESETS)}")
+    width: int = Field(default=128, ge=2, description="width D of the residual stream")
+    num_heads: int = Field(default=4, ge=1, description="query heads H")
+    num_kv_heads: int | None = Field(default=None, ge=1, description="key and value heads; null means num_heads")
+    head_dim: int | None = Field(default=None, ge=2, description="width per head; null means width / num_heads")
     attention_bias: Literal["none", "qk", "qkv"] = Field(
-        "none", description="attention projections with a bias: none, queries and keys (Huginn), or values too (Qwen2)")
+        default="none",
+        description="attention projections with a bias: none, queries and keys (Huginn), or values too (Qwen2)")
     ffn: Literal["swiglu", "gelu"] = Field(
-        "swiglu", description="feed-forward network: gelu with two matrices, as in BERT and ViT, or swiglu with three")
-    ffn_width: int | None = Field(None, ge=1, description="hidden width of the feed-forward network; null means "
-                                                          "4 * width")
-    num_prelude_layers: Count = Field(1, description="layers before the loop")
-    num_core_layers: Depth = Field(2, description="layers inside the loop, over all its blocks")
+        default="swiglu",
+        description="feed-forward network: gelu with two matrices, as in BERT and ViT, or swiglu with three")
+    ffn_width: int | None = Field(
+        default=None, ge=1, description="hidden width of the feed-forward network; null means 4 * width")
+    num_prelude_layers: Count = Field(default=1, description="layers before the loop")
+    num_core_layers: Depth = Field(default=2, description="layers inside the loop, over all its blocks")
     core: str | None = Field(
-        None, description="a custom core in place of each block of layers: the dotted path of a module that is "
-                          "constructed as (width, num_layers, cond_width) and called as (state, e, cond) or, with the "
-                          "attention pattern, (state, e, cond, rows)")
-    num_coda_layers: Count = Field(1, description="layers after the loop")
+        default=None,
+        description="a custom core in place of each block of layers: the dotted path of a module that is constructed "
+                    "as (width, num_layers, cond_width) and called as (state, e, cond) or, with the attention pattern, "
+                    "(state, e, cond, rows)")
+    num_coda_layers: Count = Field(default=1, description="layers after the loop")
     block: Literal["prenorm", "sandwich", "branch", "postnorm"] = Field(
-        "prenorm", description="norms of each branch: on its input (prenorm), also on its sum with the residual "
-                               "(sandwich, Huginn), also on its output (branch, Ouro), or only on its output "
-                               "(postnorm, OLMo2)")
+        default="prenorm",
+        description="norms of each branch: on its input (prenorm), also on its sum with the residual (sandwich, "
+                    "Huginn), also on its output (branch, Ouro), or only on its output (postnorm, OLMo2)")
     qk_norm: bool | Literal["whole"] = Field(
-        False, description="RMSNorm on queries and keys before the rotation: true, per head; whole, over all heads "
-                           "together (OLMo2)")
+        default=False,
+        description="RMSNorm on queries and keys before the rotation: true, per head; whole, over all heads together "
+                    "(OLMo2)")
     embed_scale: Positive | None = Field(
-        None, description="scale of the token embeddings; null means sqrt(width) (Huginn); most other models have 1")
+        default=None,
+        description="scale of the token embeddings; null means sqrt(width) (Huginn); most other models have 1")
     loop_norm: Literal["before-coda", "none", "each-pass"] = Field(
-        "before-coda", description="further use of the final norm, which follows the coda: once after the loop "
-                                   "(Huginn), none (Llama, Retrofit), or after each pass, and then not repeated if "
-                                   "there is no coda (Ouro, Nanbeige)")
-    rope_base: Positive = Field(10_000.0, description="base of the rotary frequencies")
-    rope_scaling: RopeScaling | None = Field(None, description="scaling of the rotary frequencies, for longer contexts "
-                                                               "than in pretraining")
+        default="before-coda",
+        description="further use of the final norm, which follows the coda: once after the loop (Huginn), none (Llama, "
+                    "Retrofit), or after each pass, and then not repeated if there is no coda (Ouro, Nanbeige)")
+    rope_base: Positive = Field(default=10_000.0, description="base of the rotary frequencies")
+    rope_scaling: RopeScaling | None = Field(
+        default=None, description="scaling of the rotary frequencies, for longer contexts than in pretraining")
     nope_interval: int | None = Field(
-        None, ge=1, description="every n-th layer, counted from prelude to coda, has no rotary positions (SmolLM3: 4)")
-    norm_eps: Positive = Field(1e-6, description="epsilon of every RMSNorm")
+        default=None, ge=1,
+        description="every n-th layer, counted from prelude to coda, has no rotary positions (SmolLM3: 4)")
+    norm_eps: Positive = Field(default=1e-6, description="epsilon of every RMSNorm")
     injection: Literal["none", "add", "linear", "gated", "diagonal"] = Field(
-        "linear", description="injection of the encoded input into each loop step")
+        default="linear", description="injection of the encoded input into each loop step")
     state_init: Literal["like-init", "zero", "embedding", "noise"] = Field(
-        "like-init", description="state before the first loop step (loop objectives)")
+        default="like-init", description="state before the first loop step (loop objectives)")
     state_std: Positive | None = Field(
-        None, description="standard deviation of a random initial state; null means sqrt(2 / 5) for like-init, 1 for "
-                          "noise")
+        default=None,
+        description="standard deviation of a random initial state; null means sqrt(2 / 5) for like-init, 1 for noise")
     exit_gate: bool = Field(
-        False, description="a linear map from the state after each pass to the probability of leaving the loop there "
-                           "(Ouro), used by the exit `gate`; trained by recurrence.loss_on gate")
-    tie_embeddings: bool = Field(True, description="the head is the transposed embedding")
+        default=False,
+        description="a linear map from the state after each pass to the probability of leaving the loop there (Ouro), "
+                    "used by the exit `gate`; trained by recurrence.loss_on gate")
+    tie_embeddings: bool = Field(default=True, description="the head is the transposed embedding")
     padded_vocab_size: int | None = Field(
-        None, ge=1, description="rows of embedding and head if there are more than tokens, as in many pretrained "
-                                "models; null means one per token")
-    patch_size: Depth = Field(4, description="side of the square patches that images are cut into, in pixels")
-    attention: Literal["auto", "xformers", "sdpa", "flex"] = Field("auto", description="attention backend")
+        default=None, ge=1,
+        description="rows of embedding and head if there are more than tokens, as in many pretrained models; null "
+                    "means one per token")
+    patch_size: Depth = Field(default=4, description="side of the square patches that images are cut into, in pixels")
+    attention: Literal["auto", "xformers", "sdpa", "flex"] = Field(default="auto", description="attention backend")
 
     @model_validator(mode="before")
     @classmethod

@@ -13,49 +13,63 @@ FEWEST_STEPS = {"fixed_point_iter": 1, "broyden": 2, "anderson": 3}
 class RecurrenceConfig(Section):
     """The depth of the loop under `full`, `truncated` and `progressive`."""
 
-    mean: Depth = Field(8, description="mean number of loop steps; `full` runs exactly this many, `progressive` at "
-                                       "most")
-    backprop: Depth = Field(4, description="number of last steps that carry gradient under `truncated`")
-    distribution: Literal["huginn", "fixed"] = Field("huginn", description="log-normal Poisson, or always `mean`")
-    per_sequence: bool = Field(True, description="one depth per sequence (Parcae) instead of one per batch (Huginn)")
+    mean: Depth = Field(
+        default=8, description="mean number of loop steps; `full` runs exactly this many, `progressive` at most")
+    backprop: Depth = Field(default=4, description="number of last steps that carry gradient under `truncated`")
+    distribution: Literal["huginn", "fixed"] = Field(
+        default="huginn", description="log-normal Poisson, or always `mean`")
+    per_sequence: bool = Field(
+        default=True, description="one depth per sequence (Parcae) instead of one per batch (Huginn)")
     loss_on: Literal["last", "every", "gate"] = Field(
-        "last", description="loss after the last step, or after every step that carries gradient; gate (`full`): after "
-                            "every step, weighted by the probability that model.exit_gate exits there, which trains "
-                            "the gate (Ouro)")
+        default="last",
+        description="loss after the last step, or after every step that carries gradient; gate (`full`): after every "
+                    "step, weighted by the probability that model.exit_gate exits there, which trains the gate (Ouro)")
     gate_entropy: NonNegative = Field(
-        0.1, description="weight in the loss of the entropy of the exit distribution, against a collapse to one pass")
+        default=0.1,
+        description="weight in the loss of the entropy of the exit distribution, against a collapse to one pass")
     progressive_weight: Fraction = Field(
-        1.0, description="weight of the progressive loss under `progressive`; the loss of a full unroll has the rest")
+        default=1.0,
+        description="weight of the progressive loss under `progressive`; the loss of a full unroll has the rest")
     damping: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="fraction of the old state that a loop step keeps when solving problems; 0 is the plain loop")
+        default=0.0,
+        description="fraction of the old state that a loop step keeps when solving problems; 0 is the plain loop")
 
 
 class SupervisionConfig(Section):
     """Segments of the loop under `one-step`, each supervised at its last step."""
 
-    segments: Depth = Field(8, description="segments S per training step, each starting from the detached state of the "
-                                           "one before (`one-step`)")
+    segments: Depth = Field(
+        default=8,
+        description="segments S per training step, each starting from the detached state of the one before "
+                    "(`one-step`)")
     # HRM runs its modules twice per segment and TRM three times; only the last of these runs carries gradient.
-    steps: Count = Field(1, description="loop steps without gradient in each segment, before its one step with "
-                                        "gradient; 1 as in HRM, 2 as in TRM")
-    halt_weight: NonNegative = Field(0.5, description="weight of the halting head's loss, added to the cross-entropy")
+    steps: Count = Field(
+        default=1,
+        description="loop steps without gradient in each segment, before its one step with gradient; 1 as in HRM, 2 as "
+                    "in TRM")
+    halt_weight: NonNegative = Field(
+        default=0.5, description="weight of the halting head's loss, added to the cross-entropy")
 
 
 class FixedPointConfig(Section):
     """The solver of the core's fixed point under `fixed-point`, and its gradient."""
 
     solver: Literal["fixed_point_iter", "anderson", "broyden"] = Field(
-        "anderson", description="solver of TorchDEQ; broyden stores 2 * max_steps states")
-    max_steps: Depth = Field(24, description="maximum number of core applications by the solver, and by the solver of "
-                                             "the implicit gradient")
-    tol: NonNegative = Field(1e-3, description="tolerance: the solver stops when no sequence's state changes by more "
-                                               "than this fraction of its norm")
+        default="anderson", description="solver of TorchDEQ; broyden stores 2 * max_steps states")
+    max_steps: Depth = Field(
+        default=24,
+        description="maximum number of core applications by the solver, and by the solver of the implicit gradient")
+    tol: NonNegative = Field(
+        default=1e-3,
+        description="tolerance: the solver stops when no sequence's state changes by more than this fraction of its "
+                    "norm")
     gradient: Literal["phantom", "implicit"] = Field(
-        "phantom", description="phantom: through a few damped steps from the fixed point; implicit: the implicit "
-                               "function theorem, a second solve in backward")
-    phantom_steps: Depth = Field(1, description="steps of the phantom gradient")
+        default="phantom",
+        description="phantom: through a few damped steps from the fixed point; implicit: the implicit function "
+                    "theorem, a second solve in backward")
+    phantom_steps: Depth = Field(default=1, description="steps of the phantom gradient")
     tau: Annotated[Positive, Field(le=1)] = Field(
-        1.0, description="fraction of a phantom step that is new; the rest is the previous state")
+        default=1.0, description="fraction of a phantom step that is new; the rest is the previous state")
 
     @model_validator(mode="after")
     def _check_steps(self):

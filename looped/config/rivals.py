@@ -14,20 +14,24 @@ class NoPropConfig(Section):
     """The embedding of a class that is denoised, its noise, and the solver (Li et al. 2025, arXiv 2503.24322)."""
 
     embedding: Literal["learned", "one-hot"] = Field(
-        "learned", description="the clean vector of a class: learned from an orthogonal initialisation, or fixed, with "
-                               "one coordinate per class")
-    dim: Depth = Field(20, description="dimension of a learned embedding; one-hot has one per class")
-    eta: Positive | None = Field(None, description="weight of the denoising loss; null: the paper's, 0.1 under "
-                                                   "noprop-dt and 1 under the others")
+        default="learned",
+        description="the clean vector of a class: learned from an orthogonal initialisation, or fixed, with one "
+                    "coordinate per class")
+    dim: Depth = Field(default=20, description="dimension of a learned embedding; one-hot has one per class")
+    eta: Positive | None = Field(
+        default=None,
+        description="weight of the denoising loss; null: the paper's, 0.1 under noprop-dt and 1 under the others")
     schedule: Literal["cosine", "learned"] | None = Field(
-        None, description="signal-to-noise ratio over time (unused by flow matching): a cosine, or a learned monotone "
-                          "network; null: the paper's, cosine under noprop-dt and learned under noprop-ct")
+        default=None,
+        description="signal-to-noise ratio over time (unused by flow matching): a cosine, or a learned monotone "
+                    "network; null: the paper's, cosine under noprop-dt and learned under noprop-ct")
     log_snr: tuple[Finite, Finite] = Field(
-        (-7.0, 7.0), description="ln of the signal-to-noise ratio at both ends of time; a learned schedule starts from "
-                                 "these")
+        default=(-7.0, 7.0),
+        description="ln of the signal-to-noise ratio at both ends of time; a learned schedule starts from these")
     solver: Literal["euler", "posterior"] = Field(
-        "euler", description="solver of noprop-ct: Euler steps along the probability flow, or draws from the "
-                             "posterior, as in noprop-dt")
+        default="euler",
+        description="solver of noprop-ct: Euler steps along the probability flow, or draws from the posterior, as in "
+                    "noprop-dt")
 
     @model_validator(mode="after")
     def _check_range(self):
@@ -50,16 +54,19 @@ class ForwardForwardConfig(Section):
     """Goodness function, threshold and negative examples of Forward-Forward (Hinton 2022, arXiv 2212.13345)."""
 
     goodness: Literal["mean", "sum"] = Field(
-        "mean", description="goodness: mean or sum of the squared coordinates of a row; a layer's log-odds are the "
-                            "goodness minus the threshold")
+        default="mean",
+        description="goodness: mean or sum of the squared coordinates of a row; a layer's log-odds are the goodness "
+                    "minus the threshold")
     rows: Literal["class", "all"] = Field(
-        "class", description="rows that goodness is computed on: the one that holds the class, or the mean over the "
-                             "patches too")
-    threshold: Positive = Field(2.0, description="threshold of goodness, as the mean square of a coordinate; the input "
-                                                 "of a layer has 1")
+        default="class",
+        description="rows that goodness is computed on: the one that holds the class, or the mean over the patches too")
+    threshold: Positive = Field(
+        default=2.0,
+        description="threshold of goodness, as the mean square of a coordinate; the input of a layer has 1")
     negatives: Literal["uniform", "hard"] = Field(
-        "uniform", description="sampling of wrong classes: uniform, or in proportion to how often they are mistaken "
-                               "for the right one, for which a training step scores all classes without gradient")
+        default="uniform",
+        description="sampling of wrong classes: uniform, or in proportion to how often they are mistaken for the right "
+                    "one, for which a training step scores all classes without gradient")
 
 
 def _check_images(config: Any) -> None:

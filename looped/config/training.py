@@ -10,68 +10,77 @@ from looped.config.base import Count, Depth, Fraction, NonNegative, Positive, Se
 class OptimConfig(Section):
     """Optimiser, learning-rate schedule, clipping and weight averaging."""
 
-    name: Literal["adamw", "muon"] = Field("adamw", description="muon: Muon for the matrices, AdamW for the rest")
-    lr: Positive = Field(2e-3, description="peak learning rate of AdamW")
-    muon_lr: Positive = Field(2e-2, description="peak learning rate of Muon")
-    betas: tuple[Fraction, Fraction] = Field((0.9, 0.95), description="AdamW's moment decays")
-    weight_decay: NonNegative = Field(0.1, description="decoupled decay of matrices; vectors have none")
+    name: Literal["adamw", "muon"] = Field(
+        default="adamw", description="muon: Muon for the matrices, AdamW for the rest")
+    lr: Positive = Field(default=2e-3, description="peak learning rate of AdamW")
+    muon_lr: Positive = Field(default=2e-2, description="peak learning rate of Muon")
+    betas: tuple[Fraction, Fraction] = Field(default=(0.9, 0.95), description="AdamW's moment decays")
+    weight_decay: NonNegative = Field(default=0.1, description="decoupled decay of matrices; vectors have none")
     schedule: Literal["cosine", "wsd", "constant"] = Field(
-        "cosine", description="after warmup: cosine, stable-then-decay, flat")
-    warmup_steps: Count = Field(50, description="linear warmup")
-    decay_fraction: Fraction = Field(0.2, description="final fraction of the budget over which wsd decays")
-    min_lr_fraction: Fraction = Field(0.1, description="learning rate at the end, as a fraction of the peak")
-    grad_clip: NonNegative = Field(1.0, description="maximum gradient norm; 0 disables clipping")
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="decay of the EMA weights; 0 keeps none")
+        default="cosine", description="after warmup: cosine, stable-then-decay, flat")
+    warmup_steps: Count = Field(default=50, description="linear warmup")
+    decay_fraction: Fraction = Field(default=0.2, description="final fraction of the budget over which wsd decays")
+    min_lr_fraction: Fraction = Field(default=0.1, description="learning rate at the end, as a fraction of the peak")
+    grad_clip: NonNegative = Field(default=1.0, description="maximum gradient norm; 0 disables clipping")
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0, description="decay of the EMA weights; 0 keeps none")
 
 
 class TrainingConfig(Section):
     """Budget, batch, precision, and the intervals of logs, evaluations, samples and checkpoints."""
 
-    batch_size: Depth = Field(32, description="sequences per optimiser step, over all processes and micro-batches")
-    accumulation: Depth = Field(1, description="micro-batches per optimiser step")
-    budget: int = Field(1000, ge=1, description="training budget, in budget_unit")
+    batch_size: Depth = Field(
+        default=32, description="sequences per optimiser step, over all processes and micro-batches")
+    accumulation: Depth = Field(default=1, description="micro-batches per optimiser step")
+    budget: int = Field(default=1000, ge=1, description="training budget, in budget_unit")
     budget_unit: Literal["steps", "tokens", "layer-forwards", "seconds"] = Field(
-        "steps", description="unit of the budget")
+        default="steps", description="unit of the budget")
     clock: Literal["wall", "processor"] = Field(
-        "wall", description="clock for seconds of training: wall-clock time, or CPU time (all threads together), which "
-                            "other programs on the machine do not lengthen")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 runs under autocast")
-    threads: int | None = Field(None, ge=1, description="CPU threads; null: torch's default")
-    log_every: Depth = Field(10, description="steps between lines of metrics.jsonl")
-    eval_every: Count = Field(0, description="steps between evaluations; 0 evaluates at the end only")
-    num_evals: Count = Field(0, description="evaluations spread evenly over the budget, whatever its unit")
-    sample_every: Count = Field(0, description="steps between printed samples, or pictures in samples/; 0 "
-                                                "makes none")
-    checkpoint_every: Count = Field(200, description="steps between checkpoints; 0 saves at the end only")
-    keep_checkpoints: Depth = Field(2, description="number of newest checkpoints that are kept")
-    warm_start: str | None = Field(None, description="a run whose model weights are copied before the first step")
-    other_data: bool = Field(False, description="allow warm_start and blocks.edges_from to be runs on other data")
+        default="wall",
+        description="clock for seconds of training: wall-clock time, or CPU time (all threads together), which other "
+                    "programs on the machine do not lengthen")
+    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="bf16 runs under autocast")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads; null: torch's default")
+    log_every: Depth = Field(default=10, description="steps between lines of metrics.jsonl")
+    eval_every: Count = Field(default=0, description="steps between evaluations; 0 evaluates at the end only")
+    num_evals: Count = Field(default=0, description="evaluations spread evenly over the budget, whatever its unit")
+    sample_every: Count = Field(
+        default=0, description="steps between printed samples, or pictures in samples/; 0 makes none")
+    checkpoint_every: Count = Field(default=200, description="steps between checkpoints; 0 saves at the end only")
+    keep_checkpoints: Depth = Field(default=2, description="number of newest checkpoints that are kept")
+    warm_start: str | None = Field(
+        default=None, description="a run whose model weights are copied before the first step")
+    other_data: bool = Field(
+        default=False, description="allow warm_start and blocks.edges_from to be runs on other data")
     checkpoint_activations: bool = Field(
-        False, description="activation checkpointing: keep only each layer's input and recompute the layer in "
-                           "backward; less memory for a third more time, with the same gradients; not applied to rows "
-                           "that a cache keeps (concat)")
-    compile: bool = Field(False, description="torch.compile the loop step (never the loop)")
-    wandb: Literal["off", "online", "offline"] = Field("off", description="log to Weights & Biases too")
+        default=False,
+        description="activation checkpointing: keep only each layer's input and recompute the layer in backward; less "
+                    "memory for a third more time, with the same gradients; not applied to rows that a cache keeps "
+                    "(concat)")
+    compile: bool = Field(default=False, description="torch.compile the loop step (never the loop)")
+    wandb: Literal["off", "online", "offline"] = Field(default="off", description="log to Weights & Biases too")
 
 
 class EvaluationConfig(Section):
     """Evaluation on held-out data, and the samples of `training.sample_every`."""
 
-    depths: tuple[Depth, ...] = Field((1, 2, 4, 8, 16, 32, 64), min_length=1,
-                                      description="loop or solver steps that `looped eval` measures")
-    sample_depths: tuple[Depth, ...] = Field((1, 4), min_length=1,
-                                             description="loop or solver steps of the samples during training")
-    num_sequences: Depth = Field(64, description="held-out sequences")
-    levels: Depth = Field(32, description="mask levels per sequence for the bound of `masked`, evenly spread")
-    batch_size: Depth = Field(16, description="sequences per evaluation batch")
-    num_samples: Depth = Field(2, description="texts generated at each depth, or images of each class")
-    sample_length: Depth = Field(64, description="tokens per generated text")
-    prompt_length: Depth = Field(16, description="held-out tokens that a generated text continues")
-    difficulties: tuple[Count, ...] = Field((), description="difficulties of a task to evaluate; empty: the task's own")
-    num_problems: Depth = Field(256, description="held-out problems per difficulty")
-    trajectories: Depth = Field(1, description="solver trajectories of a denoiser per answer")
+    depths: tuple[Depth, ...] = Field(
+        default=(1, 2, 4, 8, 16, 32, 64), min_length=1, description="loop or solver steps that `looped eval` measures")
+    sample_depths: tuple[Depth, ...] = Field(
+        default=(1, 4), min_length=1, description="loop or solver steps of the samples during training")
+    num_sequences: Depth = Field(default=64, description="held-out sequences")
+    levels: Depth = Field(default=32, description="mask levels per sequence for the bound of `masked`, evenly spread")
+    batch_size: Depth = Field(default=16, description="sequences per evaluation batch")
+    num_samples: Depth = Field(default=2, description="texts generated at each depth, or images of each class")
+    sample_length: Depth = Field(default=64, description="tokens per generated text")
+    prompt_length: Depth = Field(default=16, description="held-out tokens that a generated text continues")
+    difficulties: tuple[Count, ...] = Field(
+        default=(), description="difficulties of a task to evaluate; empty: the task's own")
+    num_problems: Depth = Field(default=256, description="held-out problems per difficulty")
+    trajectories: Depth = Field(default=1, description="solver trajectories of a denoiser per answer")
     choose: Literal["mean", "consistent"] = Field(
-        "mean", description="answer from several trajectories: the most likely one under their mean readout, or the "
-                            "one that the denoiser is most confident of after renoising it")
+        default="mean",
+        description="answer from several trajectories: the most likely one under their mean readout, or the one that "
+                    "the denoiser is most confident of after renoising it")
     num_images: Depth | None = Field(
-        None, description="images generated at each depth for comparison with the held-out ones; null: as many")
+        default=None, description="images generated at each depth for comparison with the held-out ones; null: as many")

@@ -15,7 +15,7 @@ AXES = {"nats_per_token": "held-out loss (nats/token)", "bits_per_byte": "held-o
         "cells": "fraction of predicted cells correct", "solved_with_exit": "share of problems solved, with early exit",
         "acc": "fraction of questions answered correctly", "acc_norm": "fraction of questions answered correctly",
         "exact_match": "fraction of exact matches", "word_perplexity": "perplexity per word",
-        "steps_used": "mean steps until exit", "lost_by_exit": "share of problems lost by early exit"}
+        "steps_used": "mean steps until exit", "lost_by_exit": "lost by early exit (share solved, or nats/token)"}
 COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#8f5fb0", "#c78100", "#4a4a4a", "#2aa5a0", "#7b4a2b", "#d678b4", "#8a9a00")
 
 

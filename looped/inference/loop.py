@@ -130,7 +130,7 @@ class LoopRollout(Rollout):
         e = model.encode(batch.inputs, around)
         noise = random.normal("state", e.shape[1:]) if model.recurrence.needs_noise else None
         results, reading = [], 0.0
-    
+
         def read_out(index: int, state: Tensor) -> None:
             nonlocal reading
             if index + 1 in depths:
@@ -139,7 +139,7 @@ class LoopRollout(Rollout):
                 own = now(device) - start
                 results.append((index + 1, found, start - began - reading + own))
                 reading += own
-    
+
         model.unroll(e, around, grad=depths[-1], noise=noise, callback=read_out)
         return results
 

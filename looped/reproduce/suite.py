@@ -25,9 +25,10 @@ class Layer(Section):
     """Values for all runs, from one level of a suite. `settings`: of all arms; `own`: arm -> its settings; `needs`:
     settings that the user must give -> a noun phrase for each."""
 
-    config: str | None = Field(None, description="base YAML file of all arms: next to the suite, or in configs/")
-    amount: Amount | None = Field(None, description="base training budget, in the unit of the suite's budget")
-    depths: tuple[Depth, ...] | None = Field(None, description="depths to measure; null: evaluation.depths")
+    config: str | None = Field(
+        default=None, description="base YAML file of all arms: next to the suite, or in configs/")
+    amount: Amount | None = Field(default=None, description="base training budget, in the unit of the suite's budget")
+    depths: tuple[Depth, ...] | None = Field(default=None, description="depths to measure; null: evaluation.depths")
     settings: Settings = {}
     own: dict[str, Settings] = {}
     needs: dict[str, str] = {}
@@ -37,7 +38,7 @@ class Arm(Section):
     """One line of the table. `published`: column -> value in the paper."""
 
     text: str = Field(pattern=r"^\S", description="the arm as in `looped compare`, without its name")
-    budget: Amount = Field(1, description="its budget, as a multiple of `amount`")
+    budget: Amount = Field(default=1, description="its budget, as a multiple of `amount`")
     depths: tuple[Depth, ...] | None = None
     published: dict[str, str | float] = {}
 
@@ -45,11 +46,12 @@ class Arm(Section):
 class Helper(Section):
     """A model trained before the arms and used to evaluate them."""
 
-    config: str | None = Field(None, description="base YAML file; null: only the shared settings")
-    shares: tuple[str, ...] = Field(tuple(Config.model_fields), description="settings or sections that it takes from "
-                                                                            "the arms")
+    config: str | None = Field(default=None, description="base YAML file; null: only the shared settings")
+    shares: tuple[str, ...] = Field(
+        default=tuple(Config.model_fields), description="settings or sections that it takes from the arms")
     settings: Settings = {}
-    budget: Amount | None = Field(None, description="its budget, as a multiple of `amount`; null: from its settings")
+    budget: Amount | None = Field(
+        default=None, description="its budget, as a multiple of `amount`; null: from its settings")
 
     @model_validator(mode="after")
     def _check_shares(self):
@@ -79,8 +81,8 @@ class Scale(Layer):
     """One size of the reproduction."""
 
     time: str = Field(description="how long it takes, and on which machine")
-    arms: tuple[str, ...] | None = Field(None, description="null: all")
-    entries: tuple[str, ...] | None = Field(None, description="null: all")
+    arms: tuple[str, ...] | None = Field(default=None, description="null: all")
+    entries: tuple[str, ...] | None = Field(default=None, description="null: all")
     beforehand: dict[str, Helper] = {}
     evaluate: tuple[Evaluation, ...] = ()
 
@@ -117,11 +119,11 @@ class Suite(Layer):
     budget: Literal["tokens", "layer-forwards", "seconds"]
     seeds: Amount = 3
     arms: dict[str, Arm] = Field(min_length=1)
-    entries: dict[str, Layer] = Field({"": Layer()}, min_length=1)
+    entries: dict[str, Layer] = Field(default={"": Layer()}, min_length=1)
     scales: dict[str, Scale] = Field(min_length=1)
-    by_depth: bool = Field(False, description="one line per arm and depth instead of one per arm")
+    by_depth: bool = Field(default=False, description="one line per arm and depth instead of one per arm")
     columns: tuple[Column, ...] = Field(description="columns of the main table, repeated side by side for each entry")
-    details: tuple[Column, ...] = Field((), description="columns of a further table for each entry")
+    details: tuple[Column, ...] = Field(default=(), description="columns of a further table for each entry")
     notes: tuple[str, ...] = ()
 
     @model_validator(mode="after")
