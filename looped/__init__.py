@@ -1,4 +1,4 @@
-"""looped: recurrent-depth Transformers, trained by unrolling or by denoising, measured over depth.
+"""looped: recurrent-depth Transformers, trained by unrolling or by denoising, evaluated over depth.
 
 The public names are imported on first use, so `import looped` costs nothing.
 """

@@ -1,4 +1,4 @@
-"""From a config to a language model, to a classifier of images, or to a denoiser of them."""
+"""Build the model of a config: a language model, an image classifier or an image denoiser."""
 
 from looped.config import Config
 from looped.data.labelled import Picture
@@ -10,9 +10,9 @@ from looped.rng import seeded_init
 
 
 def effective_depth(config: Config, block: int | None = None) -> int:
-    """Layers on the longest residual path: the core counts once a loop step (Huginn, `mean` of them). Where a step
-    trains one block of several, a path goes through one: through `block`, or one of mean size; under `forward-forward`
-    through one layer."""
+    """Layers on the longest residual path; the core counts once per loop step (Huginn: `mean` steps). If a step trains
+    one block of several, the path goes through one block: `block`, or one of mean size. Under `forward-forward` it
+    goes through one layer."""
     model, core = config.model, config.step_layers * config.main_depth
     if config.rule.residual_layers is not None:
         return config.rule.residual_layers(config)
@@ -25,10 +25,12 @@ Model = LanguageModel | ImageDenoiser
 
 
 def build(config: Config, vocab_size: int, picture: Picture | None = None) -> Model:
-    """The model of a config, its weights a function of `config.seed`; those of one of several blocks are a function of
-    the seed and its number, and what the blocks share one of the seed, whatever other blocks there are and whichever of
-    them are held (`blocks.alone`). With a `picture` a classifier, or by `images.goal` a denoiser, of such images, whose
-    vocabulary are the classes. Raises UserError for a config of another kind or a vocabulary below 1."""
+    """The model of a config, with weights that depend on `config.seed` alone.
+
+    With several blocks, the weights of a block depend on the seed and its number, and the weights around the core on
+    the seed, whichever blocks are held (`blocks.alone`). With a `picture`, the model is a classifier or (`images.goal`)
+    a denoiser of such images, and the vocabulary is the classes. Raises UserError if `config` is not a Config, or for a
+    vocabulary below 1."""
     require(config, Config, "config", "load one with looped.load_config(path), or make one with looped.Config()")
     whole_number("vocab_size", vocab_size, 1)
     with seeded_init(config.seed, "init"):
@@ -43,7 +45,7 @@ def build(config: Config, vocab_size: int, picture: Picture | None = None) -> Mo
 
 
 def unseeded(config: Config, vocab_size: int, picture: Picture | None = None) -> Model:
-    """The same with weights from torch's global state, which a meta device does not need."""
+    """`build` with weights from torch's global random state; a meta device needs no seed."""
     structure = Structure(cond_width=config.cond_width, core_layers=config.block_layers,
                           effective_depth=effective_depth(config), held=config.blocks.held,
                           checkpointed=config.training.checkpoint_activations, mask_token=config.rule.hides)

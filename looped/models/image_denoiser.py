@@ -1,9 +1,9 @@
-"""A Diffusion Transformer: the patches of a noisy image, and at each of them the clean pixels.
+"""Diffusion Transformer for images: from the patches of a noisy image, the pixels of each patch.
 
-DiT (Peebles & Xie 2022, arXiv 2212.09748): the noise level and the class condition every layer by AdaLN, and so does
-the norm before the last map, which starts at zero. What differs are this toolkit's layers (RMSNorm, rotary positions of
-row and column, SwiGLU, gates that start at one) and a table of places that is learned. Rotation alone could not tell
-where a row stands as long as all rows are alike, as they are under high noise.
+DiT (Peebles & Xie 2022, arXiv 2212.09748): the noise level and the class condition every layer by AdaLN, and also the
+norm before the output projection, which starts at zero. Differences are this toolkit's layers (RMSNorm, rotary
+positions by row and column, SwiGLU, gates that start at one) and a learned table of positions. Rotary angles alone
+could not identify a patch while all patches look alike, as they do under high noise.
 """
 
 import math
@@ -29,7 +29,7 @@ EVERYBODY = Full()
 
 
 class ImageDenoiser(nn.Module):
-    """`(images, level, labels) -> images`. Label `num_classes` stands for no class; the structure has a `cond_width`.
+    """`(images, level, labels) -> images`. Label `num_classes` means no class; the structure needs a `cond_width`.
     """
 
     def __init__(self, config: ModelConfig, num_classes: int, picture: Picture, structure: Structure):
@@ -55,7 +55,7 @@ class ImageDenoiser(nn.Module):
 
     @classmethod
     def of_data(cls, config: Config, vocab_size: int, picture: Picture, structure: Structure) -> "ImageDenoiser":
-        """The model of a whole config."""
+        """The model of a config with `vocab_size` classes."""
         return cls(config.model, vocab_size, picture, structure)
 
     def start_shared(self, effective_depth: int) -> None:
@@ -64,14 +64,14 @@ class ImageDenoiser(nn.Module):
         self._start_ends()
 
     def _start_ends(self) -> None:
-        """Pixels come in with unit variance, and rows begin on the scale of embedded tokens; none go out."""
+        """Initialise the projections: unit-variance pixels give rows on the scale of embedded tokens; outputs are 0."""
         nn.init.normal_(self.patches.weight, std=math.sqrt(2 / (5 * self.patches.in_features)))
         for last in (self.last_modulation, self.pixels):
             nn.init.zeros_(last.weight)
 
     def forward(self, images: Images, level: Level, labels: Int[Tensor, "batch"], *,
                 block: int | None = None) -> Images:
-        """What each patch reads. `block`: which block of the core is at work; None: the first."""
+        """The network's output, as images. `block`: the active block of the core; None: the first."""
         cond = self.level_embedding(level) + self.classes(labels)
         x = self.patches(cast_for(self.patches, cut(images, self.picture.patch))) + self.place
         rows = Rows(mask=EVERYBODY, rotation=self.rotary(self._positions(x)))

@@ -47,14 +47,14 @@ Level = Float[Tensor, "batch"] | Float[Tensor, "batch length"]
 
 @dataclass(frozen=True)
 class Structure:
-    """The structure of a model, as its training rule and its blocks ask for it.
+    """Structure of a model that its training rule and its blocks require.
 
     `cond_width` builds the noise-level conditioning of the core (denoising); None builds the plain loop.
     `effective_depth` scales the initialisation of the output projections; None counts every layer once.
-    `core_layers`: the layers of each block of the core; None has them all in one, the weight-tied loop.
-    `held`: the blocks that there are; None: all. The others take no memory and cannot be asked.
-    `checkpointed`: layers keep their inputs alone for backward (`TransformerLayer`). `mask_token`: one more row of the
-    embedding, number `vocab_size`, which stands for a hidden token and is never predicted.
+    `core_layers`: number of layers per block of the core; None: one block with all, the weight-tied loop.
+    `held`: the blocks in this model; None: all. The others take no memory and cannot run.
+    `checkpointed`: layers save only their inputs for backward (`TransformerLayer`). `mask_token`: adds the token
+    `vocab_size` to the embedding, the mask token, which is never predicted.
     """
 
     cond_width: int | None = None
@@ -92,7 +92,7 @@ class LanguageModel(nn.Module):
         first = config.num_prelude_layers + sum(self.core_layers)
         self.coda: nn.ModuleList = nn.ModuleList(
             layer_of(config, first + number, checkpointed=s.checkpointed) for number in range(config.num_coda_layers))
-        # Where each pass ends in a norm and nothing follows the last, that is the final one.
+        # If each pass ends in a norm and there is no coda, the norm of the last pass is the final one.
         normed = config.loop_norm == "each-pass" and not config.num_coda_layers
         self.norm: Plain | RMSNorm = Plain() if normed else RMSNorm(config.width, eps=config.norm_eps)
         self.head: nn.Linear | None = None if config.tie_embeddings else nn.Linear(config.width, vocab_size, bias=False)
@@ -104,11 +104,11 @@ class LanguageModel(nn.Module):
     @classmethod
     def of_data(cls, config: Config, vocab_size: int, picture: Picture | None,
                 structure: Structure) -> "LanguageModel":
-        """The model of a whole config for data of so many tokens, `picture` being None. Raises UserError where the
-        config has fewer rows for them."""
+        """The model of a config for `vocab_size` tokens; `picture` is None. Raises UserError if the config's padded
+        vocabulary is smaller."""
         padded = config.model.padded_vocab_size
         if padded is not None and padded < vocab_size:
-            raise UserError(f"model.padded_vocab_size {padded} has no room for {vocab_size} tokens; give "
+            raise UserError(f"model.padded_vocab_size {padded} has no room for {vocab_size} tokens; use "
                             f"the tokenizer that belongs to the model, or set it to {vocab_size} or more")
         return cls(config.model, padded or vocab_size, structure)
 
@@ -117,7 +117,7 @@ class LanguageModel(nn.Module):
         start_around(self, effective_depth)
 
     def placed(self, x: Tensor, rows: Rows) -> Rows:
-        """The rows of x as layers are told of them: with their angles, and causal where nothing else is said."""
+        """The rows of x as layers get them: with rotary angles, and causal without a mask or context."""
         positions = rows.positions
         if positions is None:
             positions = torch.as_tensor(rows.start, device=x.device).unsqueeze(-1) + torch.arange(x.shape[1],
@@ -126,13 +126,13 @@ class LanguageModel(nn.Module):
         return rows.having(mask=mask, rotation=self.rotary(positions))
 
     def encode(self, tokens: Int[Tensor, "batch length"], rows: Rows = PLAIN) -> State:
-        """The prelude's output `e`; row i sees tokens <= i (or what the mask of the rows allows)."""
+        """The prelude's output `e`; row i depends on tokens <= i (or on what the mask allows)."""
         x = self.embed_scale * self.embed(tokens)
         return run_layers(self.prelude, x, None, self.placed(x, rows).at("prelude"))
 
     @property
     def step_layers(self) -> float:
-        """Layers of the core that a loop step runs: a mean over its blocks."""
+        """Layers of the core per loop step, a mean over its blocks."""
         return sum(self.core_layers) / len(self.core_layers)
 
     def initial_state(self, e: State, noise: State | None = None) -> State:
@@ -149,29 +149,29 @@ class LanguageModel(nn.Module):
         return head_logits(self, self.hidden(state, rows))
 
     def hidden(self, state: State, rows: Rows = PLAIN) -> State:
-        """The head's input: norm (`loop_norm`), coda, norm. A loss over `head_weight` needs no logits of all rows at
+        """The head's input: norm (`loop_norm`), coda, norm. With `head_weight` a loss needs no logits of all rows at
         once."""
         return self.norm(run_layers(self.coda, self._left_loop(state), None, self.placed(state, rows).at("coda")))
 
     def _left_loop(self, state: State) -> State:
-        """The state as the coda reads it."""
+        """The input of the coda: the state, after the norm if `loop_norm` is `before-coda`."""
         return self.norm(state) if self.config.loop_norm == "before-coda" else state
 
     @property
     def head_weight(self) -> Float[Tensor, "vocab width"]:
-        """The rows that `decode` compares `hidden` with. Raises `UserError` where a head of its own is more than its
-        weight; `head_logits` reads any."""
+        """Weight of the head, the embedding's if they are tied. Raises `UserError` if the weight of an untied head does
+        not determine its logits (LoRA, hooks); `head_logits` takes any head."""
         if self.head is None:
             return table_of(self.embed, self.vocab_size)
         if not is_plain(self.head):
-            raise UserError(f"the head is a {type(self.head).__name__} or has hooks, so its weight alone is not what "
-                            f"it says; read it with looped.nn.projection.head_logits(model, hidden)")
+            raise UserError(f"the head is a {type(self.head).__name__} or has hooks, so its weight alone does not "
+                            f"give its logits; use looped.nn.projection.head_logits(model, hidden)")
         return self.head.weight
 
     def unroll(self, e: State, rows: Rows = PLAIN, *, no_grad: int | Tensor = 0, grad: int | Tensor,
                state: State | None = None, noise: State | None = None,
                callback: Callable[[int, State], Any] | None = None) -> State:
-        """Loop from the initial state; arguments as `RecurrentDepth.unroll`. With a cache, step t has its own rows."""
+        """Run the loop; arguments as in `RecurrentDepth.unroll`. With a cache, each step has its own part of it."""
         if e.ndim != 3 or e.shape[-1] != self.width:
             raise UserError(f"e must be what encode(tokens) returns, (batch, length, {self.width}), got {kind_of(e)}")
         whole = self.placed(e, rows)
@@ -183,18 +183,18 @@ class LanguageModel(nn.Module):
                                       rows=of_step)
 
     def forward(self, tokens: Int[Tensor, "batch length"], num_steps: int, *, noise: State | None = None) -> Logits:
-        """Logits after `num_steps` loop steps. Raises `UserError` for what are no token ids of the vocabulary."""
+        """Logits after `num_steps` loop steps. Raises `UserError` for ids outside the vocabulary."""
         tokens = ids_of(tokens, self.vocab_size + (self.mask_token is not None))
         whole_number("num_steps", num_steps)
         return self.decode(self.unroll(self.encode(tokens), grad=num_steps, noise=noise))
 
     def make_context(self, e: State, kind: str, rows: Rows = PLAIN) -> Cache | None:
-        """The clean keys and values that noisy rows attend to in every core and coda layer, whatever the noise level.
+        """Clean keys and values that noisy rows attend to in every core and coda layer, the same at all noise levels.
 
-        inject: none (None). context: every layer reads the prelude's output. concat: the clean rows run through the
-        core once and the coda, unconditioned. To the `context` of the rows, an earlier return value, these are added;
-        their mask says who sees whom among them. A core of several blocks has a context for each (`Cache.of_block`), as
-        if the others were not there, or for the `block` of the rows alone.
+        inject: None, no context. context: every layer takes them from the prelude's output. concat: the clean rows run
+        once through core and coda, unconditioned. If `rows.context`, an earlier return value, is given, the new keys
+        and values are appended to it; `rows.mask` is the attention pattern among the clean rows. A core of several
+        blocks has a separate context for each (`Cache.of_block`), or only for `rows.block` if given.
         """
         if kind == "inject":
             return None
@@ -208,7 +208,7 @@ class LanguageModel(nn.Module):
         return context
 
     def _record(self, block: nn.Module, e: State, kind: str, context: Cache, rows: Rows) -> None:
-        """The context of one block."""
+        """Record the context of one block."""
         if kind == "context":
             for name, layers in (("core", block.layers), ("coda", self.coda)):
                 for i, layer in enumerate(layers):
@@ -218,7 +218,8 @@ class LanguageModel(nn.Module):
         self._record_last(x, context.child("coda"), rows)
 
     def _record_last(self, x: State, context: Cache, rows: Rows) -> None:
-        """The clean rows' way through the coda; nobody reads the last layer's output, so only its keys are made."""
+        """Run the clean rows through the coda. The last layer's output is unused, so only its keys and values are
+        computed."""
         if not len(self.coda):
             return
         x = run_layers(self.coda[:-1], self._left_loop(x), None, rows.having(cache=context))
@@ -232,7 +233,7 @@ class LanguageModel(nn.Module):
 
 def layer_of(config: ModelConfig, number: int = 0, cond_width: int | None = None, *,
              checkpointed: bool) -> TransformerLayer:
-    """A layer of a model; `number`: its place among all of them, from 0."""
+    """A layer of a model; `number`: its index among all layers, from 0."""
     c = config
     rotary = c.nope_interval is None or (number + 1) % c.nope_interval != 0
     return TransformerLayer(c.width, c.num_heads, c.hidden, block=c.block, cond_width=cond_width, eps=c.norm_eps,
@@ -241,7 +242,7 @@ def layer_of(config: ModelConfig, number: int = 0, cond_width: int | None = None
 
 
 def rotary_of(config: ModelConfig) -> Rotary:
-    """The angles of a model's layers."""
+    """Rotary positions of a model's layers, with frequency scaling if it is set."""
     s = config.rope_scaling
     if s is None:
         return Rotary(config.head_width, base=config.rope_base)
@@ -255,7 +256,7 @@ def rotary_of(config: ModelConfig) -> Rotary:
 
 
 def loop_of(config: ModelConfig, structure: Structure) -> RecurrentDepth:
-    """The loop over a core of blocks, of which those `held` are there."""
+    """The loop over a core of blocks; those not `held` are placeholders (`Absent`)."""
     held, cond_width = structure.held, structure.cond_width
 
     def block_of(first: int, num_layers: int) -> nn.Module:
@@ -282,7 +283,7 @@ def start_around(model: nn.Module, effective_depth: int) -> None:
 
 
 def start_weights(module: nn.Module, width: int, effective_depth: int) -> None:
-    """Initialise a model, or a block of its core, in place: `init_weights`, and the injections that start otherwise."""
+    """Initialise a model, or a block of its core, in place: `init_weights`, then the injection `diagonal`."""
     init_weights(module, width, effective_depth)
     for child in module.modules():
         if isinstance(child, Diagonal):

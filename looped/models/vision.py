@@ -1,9 +1,8 @@
-"""A looped Vision Transformer: the patches of an image are what is known, and one row before them is to name its class.
+"""Looped Vision Transformer, an image classifier: a class row before the patches of an image predicts its class.
 
-`encode` cuts the image into patches (Dosovitskiy et al. 2021, arXiv 2010.11929) instead of embedding tokens; all the
-rest is the language model's, whose "vocabulary" are the classes. A patch stands at (row + 1, column + 1),
-the row of the class at (0, 0). So every training rule of the toolkit trains a classifier; a denoiser has noise in the
-row of the class alone.
+`encode` cuts the image into patches (Dosovitskiy et al. 2021, arXiv 2010.11929) instead of embedding tokens; the rest
+is the language model, with the classes as vocabulary. A patch has position (row + 1, column + 1), the class row (0, 0).
+So every training rule of the toolkit trains a classifier; denoising adds noise to the class row alone.
 """
 
 import math
@@ -31,14 +30,14 @@ def cut(images: Images, patch: int) -> Float[Tensor, "batch patches size"]:
 
 
 def join(patches: Float[Tensor, "batch patches size"], picture: Picture) -> Images:
-    """The images that `cut` made these patches of."""
+    """Inverse of `cut`: the images of these patches."""
     (down, across), C, p = picture.grid, picture.channels, picture.patch
     grid = patches.reshape(-1, down, across, C, p, p)  # B (h w) (C p p) -> B h w C p p
     return grid.permute(0, 3, 1, 4, 2, 5).reshape(-1, C, picture.height, picture.width)
 
 
 class ImageClassifier(LanguageModel):
-    """`num_classes` are the tokens; `encode` takes images."""
+    """A `LanguageModel` with `num_classes` classes as its tokens; `encode` takes images."""
 
     def __init__(self, config: ModelConfig, num_classes: int, picture: Picture, structure: Structure = PLAIN_LOOP):
         super().__init__(config, num_classes, structure)
@@ -49,11 +48,11 @@ class ImageClassifier(LanguageModel):
 
     @classmethod
     def of_data(cls, config: Config, vocab_size: int, picture: Picture, structure: Structure) -> "ImageClassifier":
-        """The model of a whole config for images of so many classes."""
+        """The model of a config for images of `vocab_size` classes."""
         return cls(config.model, vocab_size, picture, structure)
 
     def _start_patches(self) -> None:
-        """Pixels have unit variance: rows of patches begin on the scale of embedded tokens."""
+        """Initialise the patch embedding: unit-variance pixels give rows on the scale of embedded tokens."""
         nn.init.normal_(self.patches.weight, std=math.sqrt(2 / (5 * self.patches.in_features)))
         nn.init.zeros_(self.patches.bias)
 
@@ -62,7 +61,7 @@ class ImageClassifier(LanguageModel):
         self._start_patches()
 
     def encode(self, tokens: Images, rows: Rows = PLAIN) -> State:
-        """The prelude's output `e` of images, the row of the class first."""
+        """The prelude's output `e` for images, with the class row first."""
         patches = self.patches(cast_for(self.patches, cut(tokens, self.picture.patch)))
         x = torch.cat([self.class_row.to(patches.dtype).expand(len(patches), 1, -1), patches], dim=1)
         return run_layers(self.prelude, x, None, self.placed(x, rows).at("prelude"))

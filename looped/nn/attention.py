@@ -1,4 +1,4 @@
-"""Attention for loop models: one call for every mask and backend, and attention to a clean context plus oneself.
+"""Attention for every mask and backend, and attention of each row to a clean context plus its own key.
 
 Layout (batch, length, heads, head dim), as in xformers. Keys and values may have fewer heads than queries.
 """
@@ -24,12 +24,12 @@ Own = Float[Tensor, "batch queries kv_heads dim"]
 
 def attention(q: Query, k: KeyValue, v: KeyValue, mask: Mask | Bool[Tensor, "*batch queries keys"], *,
               backend: str = "auto") -> Query:
-    """softmax(q k / sqrt(K)) v over the keys that `mask` allows; rows that see nobody are zero.
+    """softmax(q k / sqrt(K)) v over the keys that `mask` allows; zero for rows that may attend to no key.
 
-    mask: an object, or a bool tensor, true where a query sees a key (`Table`). Fewer queries than keys are the last
-    rows (a cache). `auto`: xformers on CUDA, flex for CUDA masks that xformers has no class for, SDPA elsewhere. Raises
-    `UserError` for a named backend that cannot run, with the reason, and for sizes that do not fit the mask; warns
-    where the layout seems to be torch's (batch, heads, length, dim).
+    mask: a mask object, or a bool tensor, true if a query attends to a key (`Table`). If there are fewer queries than
+    keys (a cache), the queries are the last rows. `auto`: xformers on CUDA, flex for CUDA masks that xformers has no
+    class for, SDPA elsewhere. Raises `UserError` for a named backend that cannot run, with the reason, and for sizes
+    that do not fit the mask; warns if the layout looks like torch's (batch, heads, length, dim).
     """
     mask = as_mask(mask)
     q, k, v = _autocast(q, k, v)
@@ -46,8 +46,9 @@ def context_attention(q: Query, k_context: KeyValue, v_context: KeyValue, k_own:
     """Row i attends to context rows up to i (`strict`: before i) and to its own key and value, in one softmax.
 
     Exact, with the memory of plain causal attention: no L x 2L tensor, and for backward only the inputs, the output
-    and its log-sum-exp are kept. Fewer queries than context rows are the last rows (decoding) and run by the formula,
-    queries x keys. `backend` names what runs the context's part, with the same errors as `attention`.
+    and its log-sum-exp are saved. If there are fewer queries than context rows (decoding), the queries are the last
+    rows, and the dense formula runs (queries x keys). `backend` runs the part over the context, with the same errors
+    as `attention`.
     """
     q, k, v, k_own, v_own = _autocast(q, k_context, v_context, k_own, v_own)
     _check_heads(q, k, v)
@@ -65,14 +66,14 @@ def context_attention(q: Query, k_context: KeyValue, v_context: KeyValue, k_own:
 
 def available_backends(device: torch.device | str, dtype: torch.dtype = torch.float32,
                        mask: Mask | None = None) -> dict[str, str]:
-    """Backend -> why it cannot train under `mask` (causal if None) on this device; empty where it can."""
+    """Map from backend to the reason it cannot train with `mask` (causal if None) on this device; empty if it can."""
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         return dict.fromkeys(BACKENDS, "this torch sees no CUDA device")
     return {name: reason_not(name, mask or Causal(), device, dtype, needs_gradient=True) for name in BACKENDS}
 
 
 def resolve_backend(backend: str, mask: Mask, q: Tensor, *others: Tensor) -> str:
-    """The backend that will run; announces once when it is not the first choice for the device."""
+    """The backend that will run; warns once if it is not the first choice for the device."""
     needs_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in (q, *others))
     if backend == "auto" and q.device.type != "cuda":
         return "sdpa"
@@ -90,7 +91,7 @@ def _forced(backend: str, why) -> str:
 
 
 def _first_that_runs(mask: Mask, why) -> str:
-    """On CUDA. Flex comes before SDPA only where SDPA would need the mask as a queries x keys tensor."""
+    """The first backend that runs on CUDA. Flex precedes SDPA only if SDPA needs a queries x keys mask tensor."""
     reasons = []
     for candidate in ("xformers", "flex", "sdpa") if needs_tensor(mask) else ("xformers", "sdpa"):
         if not (reason := why(candidate)):
@@ -103,12 +104,12 @@ def _first_that_runs(mask: Mask, why) -> str:
 
 @functools.cache
 def _announce(message: str) -> None:
-    """Warn; the cache makes it once a message."""
+    """Warn; the cache limits it to once per message."""
     warnings.warn(message, stacklevel=3)
 
 
 def _autocast(*tensors: Tensor) -> list[Tensor]:
-    """Under autocast, all in its dtype: kernels called directly are not on torch's own autocast list."""
+    """Cast to autocast's dtype if it is on: kernels called directly are not on torch's own autocast list."""
     device = tensors[0].device.type
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return list(tensors)
@@ -133,11 +134,11 @@ MANY_HEADS = 32
 
 
 def _notice_layout(q: Tensor) -> None:
-    """Warn of what is hardly meant: a few rows of many heads, where torch's functions have the two the other way."""
+    """Warn if few rows have many heads: probably torch's layout, in which heads come before length."""
     rows, heads = q.shape[1:3]
     if heads > MANY_HEADS and 1 < rows < heads:
         _announce(f"attention reads q of shape {tuple(q.shape)} as {rows} rows of {heads} heads, since the layout is "
-                  f"(batch, length, heads, dim); from torch's (batch, heads, length, dim) come by .transpose(1, 2)")
+                  f"(batch, length, heads, dim); convert torch's (batch, heads, length, dim) by .transpose(1, 2)")
 
 
 def _check_rows(q: Tensor, k: Tensor, k_own: Tensor) -> None:
@@ -147,7 +148,7 @@ def _check_rows(q: Tensor, k: Tensor, k_own: Tensor) -> None:
 
 
 def _clean_noisy(q: Query, k: KeyValue, v: KeyValue, mask: CleanNoisy, backend: str) -> Query:
-    """The split form: causal attention for the clean half, attention to it and oneself for the noisy half."""
+    """Split form: causal attention for the clean half; a noisy row attends to the clean half and to itself."""
     length = mask.length
     if q.shape[1] != 2 * length:
         raise UserError(f"CleanNoisy(length={length}) needs {2 * length} queries, clean then noisy; got {q.shape[1]}")
@@ -158,7 +159,7 @@ def _clean_noisy(q: Query, k: KeyValue, v: KeyValue, mask: CleanNoisy, backend: 
 
 
 def _context_formula(q: Tensor, k: Tensor, v: Tensor, k_own: Tensor, v_own: Tensor, strict: bool) -> Tensor:
-    """Dense softmax over [context; own]: for a few new rows, and where there is no causal kernel."""
+    """Dense softmax over [context; own], for a few new rows or if there is no causal kernel."""
     num_queries, num_keys = q.shape[1], k.shape[1]
     k, v, k_own, v_own = (expand_heads(t, q.shape[2]) for t in (k, v, k_own, v_own))
     places = torch.arange(num_keys - num_queries, num_keys, device=q.device).unsqueeze(1) - int(strict)
@@ -171,11 +172,11 @@ def _context_formula(q: Tensor, k: Tensor, v: Tensor, k_own: Tensor, v_own: Tens
 
 
 class _ContextAttention(torch.autograd.Function):
-    """Causal attention by the fused kernel, the own key merged in by log-sum-exp.
+    """Causal attention by the fused kernel, with each row's own key merged in by log-sum-exp.
 
-    In backward the kernel is given the MERGED output and log-sum-exp: its probabilities exp(s - lse) and its
-    delta = sum(grad * out) are then those of the joint softmax, so dq, dk, dv of the context are exact as they are.
-    Strict: row 0 has only itself, and rows from 1 on are causal over the context without its last row.
+    In backward the kernel gets the MERGED output and log-sum-exp: its probabilities exp(s - lse) and its
+    delta = sum(grad * out) are then those of the joint softmax, so its dq, dk, dv of the context are exact.
+    Strict: row 0 attends only to itself, and rows from 1 on are causal over the context without its last row.
     """
 
     @staticmethod
@@ -212,13 +213,13 @@ class _ContextAttention(torch.autograd.Function):
 
 
 def _shifted(q: Tensor, k: Tensor, v: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries and context rows such that plain causal attention is what each row may see."""
+    """Queries, keys and values sliced so that plain causal attention is the pattern over the context."""
     last = k.shape[1] - first
     return q[:, first:], k[:, :last], v[:, :last]
 
 
 def _own_gradients(grad, q, k_own, v_own, out, lse) -> tuple[Tensor, Tensor, Tensor]:
-    """(dq, dk_own, dv_own) through each row's score of itself; dq in float32 or wider, to be added to."""
+    """(dq, dk_own, dv_own) through each row's score with its own key; dq in float32 or wider, for accumulation."""
     wide, kv_heads = lse.dtype, k_own.shape[2]
     k_wide, v_wide = (expand_heads(t, q.shape[2]).to(wide) for t in (k_own, v_own))
     probability = torch.exp(_own_scores(q, k_own) - lse).unsqueeze(-1)  # B L H 1

@@ -1,8 +1,8 @@
-"""The attention backends: which can run what, and why not; the only file that knows xformers and flex.
+"""Attention backends (SDPA, flex, xformers): what each can run, and its call. Only this file knows xformers and flex.
 
-xformers and flex are imported on first use. A `reason` is an empty string where a backend can run. What xformers can
-run is asked of xformers itself, by its own dispatch over a small probe. Shortcuts go by a mask's exact class: a
-subclass may allow something else.
+xformers and flex are imported on first use. A `reason` is an empty string if the backend can run. xformers' own
+dispatch decides what it can run, from a small probe. Shortcuts test a mask's exact class, since a subclass may allow
+other pairs.
 """
 
 import copy
@@ -27,7 +27,7 @@ HALF_AND_SINGLE = (*HALF, torch.float32)
 
 def reason_not(backend: str, mask: Mask, device: torch.device | str, dtype: torch.dtype, *, head_dim: int = 64,
                needs_gradient: bool = False) -> str:
-    """Why `backend` cannot run this, or an empty string."""
+    """The reason `backend` cannot run this, or an empty string."""
     reasons = {"xformers": _xformers_reason, "sdpa": _sdpa_reason, "flex": _flex_reason}
     return reasons[backend](mask, torch.device(device), dtype, head_dim, needs_gradient)
 
@@ -58,7 +58,7 @@ def needs_tensor(mask: Mask) -> bool:
 
 
 def run_sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
-    """Grouped heads and the (B, L, H, K) layout are read in place; the output is contiguous in that layout."""
+    """Attention by SDPA. Reads grouped heads and the (B, L, H, K) layout in place; the output has that layout."""
     num_queries, num_keys = q.shape[1], k.shape[1]
     options: dict = {"enable_gqa": q.shape[2] != k.shape[2]}
     empty = None
@@ -75,9 +75,10 @@ def run_sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
 
 
 def _sdpa_form(mask: Mask, num_queries: int, num_keys: int, q: Tensor) -> tuple[Tensor, Tensor | None]:
-    """(who sees whom, rows that see nobody or None).
+    """(allowed pairs, the rows that may attend to no key, or None if there are none).
 
-    Kernels differ on such rows: NaN, zero, or the mean of v. So they are shown everybody, and answered with zero.
+    Kernels differ on such rows: NaN, zero, or the mean of v. So they attend to every key here, and their output is set
+    to zero.
     """
     allowed = mask.dense(q.shape[0], num_queries, num_keys, q.device)
     empty = ~allowed.any(-1, keepdim=True)
@@ -89,7 +90,7 @@ def _sdpa_form(mask: Mask, num_queries: int, num_keys: int, q: Tensor) -> tuple[
 
 def _flex_reason(mask, device, dtype, head_dim, needs_gradient) -> str:
     if type(mask) is CleanNoisy:
-        return "clean|noisy runs in its split form, which flex does not offer"
+        return "CleanNoisy runs in its split form, which flex does not offer"
     if device.type != "cuda":
         return f"flex attention has no backward pass on {device.type}" if needs_gradient else ""
     if dtype not in HALF_AND_SINGLE:
@@ -98,12 +99,12 @@ def _flex_reason(mask, device, dtype, head_dim, needs_gradient) -> str:
 
 
 def flex_block_mask(mask: Mask, batch: int, num_queries: int, num_keys: int, device: torch.device) -> Any:
-    """The `BlockMask` of flex attention; a closure, since flex rejects bound methods."""
+    """The `BlockMask` of flex attention, built from a closure since flex rejects bound methods."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     mask.check(batch, num_queries, num_keys)
     offset = num_keys - num_queries
-    plain = copy.copy(mask)  # the mask keeps this form: a closure over the mask itself would be a reference cycle
+    plain = copy.copy(mask)  # the mask caches this form, so a closure over the mask would be a reference cycle
     rows = batch if mask.differs(device) else None
     return create_block_mask(lambda b, h, q, k: plain.allow(q + offset, k, b), rows, None, num_queries, num_keys,
                              device=device)
@@ -117,7 +118,7 @@ def _compiled_flex():
 
 
 def run_flex(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
-    """Compiled on CUDA; elsewhere the unfused formula, for checking."""
+    """Attention by flex: compiled on CUDA; elsewhere the unfused formula, for checking."""
     from torch.nn.attention.flex_attention import flex_attention
 
     sizes = q.shape[0], q.shape[1], k.shape[1], q.device
@@ -133,8 +134,8 @@ def run_flex(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
 
 @functools.cache
 def xformers_ops() -> Any:
-    """The module `xformers.ops.fmha`, or None where it is not installed. Its notice about builds is kept quiet:
-    `_xformers_reason` says what cannot run and why."""
+    """The module `xformers.ops.fmha`, or None if it is not installed. Its notice about builds is silenced:
+    `_xformers_reason` reports what cannot run and why."""
     if importlib.util.find_spec("xformers") is None:
         return None
     logger = logging.getLogger("xformers")
@@ -164,7 +165,7 @@ def _xformers_reason(mask, device, dtype, head_dim, needs_gradient) -> str:
 @functools.cache
 def xformers_operators(kind: type[Mask], device: torch.device, dtype: torch.dtype, head_dim: int,
                        needs_gradient: bool) -> tuple[tuple[str, ...], str]:
-    """(names of the operators xformers would dispatch for forward and, with gradient, backward; why it has none)."""
+    """(operators that xformers would dispatch for forward and, with gradient, backward; the reason if none)."""
     fmha = xformers_ops()
     bias = None if kind is Full else fmha.LowerTriangularMask()
     if kind in (Packed, Padded):
@@ -176,16 +177,16 @@ def xformers_operators(kind: type[Mask], device: torch.device, dtype: torch.dtyp
         if needs_gradient:
             operators.append(fmha._dispatch_bw(inputs, operators[0].VARLEN_LSE_PACKED))
     except NotImplementedError as error:
-        _, *declined = str(error).split("\n`")  # one entry an operator, its reasons on the lines below it
+        _, *declined = str(error).split("\n`")  # one entry per operator, its reasons on the lines below
         return (), "; ".join("`" + " ".join(entry.split()) for entry in declined)
     return tuple(operator.NAME for operator in operators), ""
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Runs of rows that see each other, laid end to end in one row: xformers' form of packing and padding.
+    """Runs of rows that attend to each other, concatenated into one sequence: xformers' form of packing and padding.
 
-    The indices pick those rows from the flattened batch; None where that is all of them.
+    The indices select those rows from the flattened batch; None selects all of them.
     """
 
     bias: Any
@@ -195,7 +196,7 @@ class Blocks:
 
 def xformers_blocks(mask: Packed | Padded, batch: int, num_queries: int, num_keys: int,
                     device: torch.device) -> Blocks:
-    """Each run of rows as a block, less the keys that no query sees."""
+    """Each run of rows with queries as a block; runs without queries are left out."""
     mask.check(batch, num_queries, num_keys)
     offset, q_rows, k_rows = num_keys - num_queries, [], []
     for b, spans in enumerate(mask.spans(num_keys) * (batch // mask.batch)):
@@ -209,7 +210,7 @@ def xformers_blocks(mask: Packed | Padded, batch: int, num_queries: int, num_key
 
 
 def _block_diagonal(causal: bool, q_lengths: list[int], k_lengths: list[int], device):
-    """None for no block at all: every row is padding."""
+    """The block-diagonal bias; None if there are no blocks, since every row is padding."""
     fmha = xformers_ops()
     if not q_lengths:
         return None
@@ -228,7 +229,7 @@ def _index(rows: list[range], total: int, device) -> Tensor | None:
 
 
 def xformers_bias(mask: Full | Causal, num_queries: int, num_keys: int) -> Any:
-    """The `AttentionBias` (or None for full attention) that says the same as `mask`."""
+    """The `AttentionBias` equivalent to `mask`; None for full attention."""
     fmha = xformers_ops()
     if type(mask) is Full:
         return None
@@ -239,7 +240,8 @@ def xformers_bias(mask: Full | Causal, num_queries: int, num_keys: int) -> Any:
 
 
 def run_xformers(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
-    """Without gradient, grouped heads are read in place; no backward operator does that, so training repeats them."""
+    """Attention by xformers. Without gradient it reads grouped heads in place; its backward cannot, so training
+    repeats them."""
     sizes = q.shape[1], k.shape[1]
     if type(mask) not in (Packed, Padded):
         return _xformers(q, k, v, mask.form(("xformers", *sizes), lambda: xformers_bias(mask, *sizes)))
@@ -278,10 +280,10 @@ def _name(dtype: torch.dtype) -> str:
 
 
 class CausalKernel(NamedTuple):
-    """Causal attention over as many queries as keys, in two halves, outside autograd. Layout (B, L, H or G, K).
+    """Causal attention with as many queries as keys: forward and backward, outside autograd. Layout (B, L, H or G, K).
 
     forward(q, k, v) -> out, lse (B, H, L): the log-sum-exp of the scaled scores.
-    backward(grad, q, k, v, out, lse) -> dq, dk, dv, for any `out` and `lse` of a softmax over these keys and more.
+    backward(grad, q, k, v, out, lse) -> dq, dk, dv; `out` and `lse` may come from a softmax over more keys than these.
     """
 
     forward: Callable[..., tuple[Tensor, Tensor]]
@@ -289,7 +291,7 @@ class CausalKernel(NamedTuple):
 
 
 def causal_kernel(backend: str, device: torch.device, dtype: torch.dtype) -> CausalKernel | None:
-    """The kernel of a backend, or None where it has none for this device and dtype."""
+    """The kernel of a backend, or None if it has none for this device and dtype."""
     if backend == "xformers":
         return CausalKernel(_xformers_forward, _xformers_backward)
     if device.type == "cpu" and dtype in (*HALF_AND_SINGLE, torch.float64):
@@ -339,7 +341,7 @@ def _efficient_backward(grad, q, k, v, out, lse):
     heads, kv_heads, length = q.shape[2], k.shape[2], q.shape[1]
     k, v = expand_heads(k, heads), expand_heads(v, heads)
     lse = F.pad(lse, (0, -length % _LSE_ALIGNMENT), value=torch.inf)
-    unused = torch.empty(0, dtype=torch.long, device=q.device)  # the state of dropout, which there is none of
+    unused = torch.empty(0, dtype=torch.long, device=q.device)  # dropout's random state; there is no dropout
     dq, dk, dv, _ = torch.ops.aten._efficient_attention_backward(
         grad, q, k, v, None, out, None, None, length, length, lse, 0.0, unused, unused, _TOP_LEFT, False)
     return dq, sum_heads(dk, kv_heads), sum_heads(dv, kv_heads)

@@ -1,9 +1,10 @@
 """Attention masks as objects: `allow(q, k)` is the definition, everything else is derived from it.
 
-A mask is handed to `attention` as it is and brought to each backend's form there, once for all layers and loop steps
-that use the same object: SDPA's flag or tensor, flex's `BlockMask`, xformers' `AttentionBias`. When queries are fewer
-than keys (a cache), they are the LAST rows: query r of Lq stands at position Lk - Lq + r. A mask of one's own is a
-subclass of `Mask` with `allow`; masks combine by `&` and `|` (see mask.py).
+`attention` converts a mask to the backend's form (SDPA's flag or tensor, flex's `BlockMask`, xformers'
+`AttentionBias`), once for all layers and loop steps that use the same object. If there are fewer queries than keys (a
+cache), the queries are the LAST rows: query r of Lq is at position Lk - Lq + r. A custom mask is a subclass of `Mask`
+with `allow`; masks combine by `&` and `|` (see mask.py). In the pictures, lines are queries, columns are keys, and #
+is an allowed pair.
 """
 
 from collections.abc import Sequence
@@ -17,12 +18,12 @@ from looped.nn.checks import WHOLE, kind_of
 from looped.nn.mask import Mask
 from looped.shapes import Int, Shaped
 
-Spans = list[list[tuple[int, int]]]  # for each batch row, the [start, stop) of each run of rows that see each other
+Spans = list[list[tuple[int, int]]]  # per sequence, the [start, stop) of each run of rows that attend to each other
 
 
 @dataclass(frozen=True, eq=False)
 class Full(Mask):
-    """Everybody sees everybody; the one mask under which queries may outnumber keys.
+    """Every row attends to every row; the only mask that allows more queries than keys.
 
     ```
     # # #
@@ -32,7 +33,7 @@ class Full(Mask):
     """
 
     def check(self, batch: int, num_queries: int, num_keys: int) -> None:
-        """Any sizes will do."""
+        """Accept any sizes."""
 
     def allow(self, q: Tensor, k: Tensor, b: Tensor | int = 0) -> Tensor:
         return torch.ones_like(q + k, dtype=torch.bool)
@@ -40,7 +41,7 @@ class Full(Mask):
 
 @dataclass(frozen=True, eq=False)
 class Causal(Mask):
-    """Row i sees rows up to i. Right: two queries at the end of four keys.
+    """Row i attends to rows up to i. Right: two queries at the end of four keys.
 
     ```
     # . .      # # # .
@@ -55,7 +56,7 @@ class Causal(Mask):
 
 @dataclass(frozen=True, eq=False)
 class SlidingWindow(Mask):
-    """Row i sees itself and the `width - 1` rows before it (Beltagy et al. 2020, arXiv 2004.05150). Width 2:
+    """Row i attends to itself and the `width - 1` rows before it (Beltagy et al. 2020, arXiv 2004.05150). Width 2:
 
     ```
     # . . .
@@ -69,7 +70,8 @@ class SlidingWindow(Mask):
 
     def __post_init__(self) -> None:
         if self.width < 1:
-            raise UserError(f"a sliding window of {self.width} rows shows nothing; a width of 1 is the row itself")
+            raise UserError(f"a sliding window of {self.width} rows contains no row; give a width of 1 (the row "
+                            f"itself) or more")
 
     def allow(self, q: Tensor, k: Tensor, b: Tensor | int = 0) -> Tensor:
         return (k <= q) & (q - k < self.width)
@@ -77,10 +79,10 @@ class SlidingWindow(Mask):
 
 @dataclass(frozen=True, eq=False)
 class Padded(Mask):
-    """Real rows see real rows; padding sees nobody (its output is zero) and is seen by nobody.
+    """Real rows attend to real rows; padding attends to nothing (its output is zero), and no row attends to it.
 
-    `lengths` counts each row's real tokens, padded on the `right` or the `left`; the left needs `width`, the padded
-    length, too. Two real tokens of three, causal:
+    `lengths`: real tokens per sequence, padded on the `right` or the `left`; `left` also needs `width`, the padded
+    length. Two real tokens of three, causal:
 
     ```
     # . .      . . .
@@ -103,13 +105,14 @@ class Padded(Mask):
             raise UserError("padding on the left needs width, the padded length; pass width=tokens.shape[1]")
         object.__setattr__(self, "_longest", int(self.lengths.max()))
         if int(self.lengths.min()) < 0:
-            raise UserError(f"lengths {self.lengths.tolist()} contain a negative one; give the number of real tokens")
+            raise UserError(f"lengths {self.lengths.tolist()} contain a negative number; give the number of real "
+                            f"tokens of each sequence")
         self._check_fit(self._longest if self.width is None else self.width)
 
     @classmethod
     def of_attention_mask(cls, mask: Shaped[Tensor, "batch length"], *, causal: bool = True) -> "Padded":
-        """The padding that transformers' `attention_mask` describes: 1 or true for a real token, the zeros of all rows
-        on one side. Raises UserError for any other."""
+        """The padding of transformers' `attention_mask`: 1 or true for a real token, all zeros on one side. Raises
+        UserError for any other pattern."""
         if not isinstance(mask, Tensor) or mask.ndim != 2 or not bool(((mask == 0) | (mask == 1)).all()):
             raise UserError("an attention_mask is a tensor (batch, length) of ones (real tokens) and zeros (padding)")
         lengths, width = mask.sum(1), mask.shape[1]
@@ -119,16 +122,16 @@ class Padded(Mask):
             row = torch.arange(len(mask), device=mask.device)
             if torch.equal(replace(padded, causal=False).allow(rows, rows, row.unsqueeze(1)), mask.bool()):
                 return padded
-        raise UserError("this attention_mask has padding between real tokens, or on the left in some rows and on the "
-                        "right in others; pad all rows on one side, or wrap what each row sees in a Table")
+        raise UserError("this attention_mask has padding between real tokens, or on the left in some sequences and on "
+                        "the right in others; pad all sequences on one side, or pass the allowed pairs as a Table")
 
     def _check_fit(self, width: int) -> None:
         if self._longest > width:
-            raise UserError(f"a row of length {self._longest} does not fit the padded length {width}; "
+            raise UserError(f"a sequence of length {self._longest} does not fit the padded length {width}; "
                             f"pad to {self._longest} or more")
 
     def check(self, batch: int, num_queries: int, num_keys: int) -> None:
-        """As for every mask, and the longest row must fit."""
+        """Raise `UserError` if the sizes do not fit the mask or the longest sequence."""
         super().check(batch, num_queries, num_keys)
         self._check_fit(num_keys)
 
@@ -158,7 +161,7 @@ class Padded(Mask):
 
 @dataclass(frozen=True, eq=False)
 class Packed(Mask):
-    """Several documents in one row; nobody sees another document. Documents of 2 and 2, causal:
+    """Documents packed into one sequence; rows attend within their document. Documents of 2 and 2, causal:
 
     ```
     # . . .
@@ -167,8 +170,8 @@ class Packed(Mask):
     . . # #
     ```
 
-    `documents` is either each row's document lengths, ((2, 2), ...), or a tensor (B, L) that numbers each position's
-    document; a document is one unbroken run.
+    `documents`: the document lengths of each sequence, ((2, 2), ...), or a tensor (B, L) with the document number of
+    each position; a document is one contiguous run.
     """
 
     documents: Int[Tensor, "batch length"] | Sequence[Sequence[int]]
@@ -178,11 +181,11 @@ class Packed(Mask):
         if not isinstance(self.documents, Tensor):
             object.__setattr__(self, "documents", _number_documents(self.documents))
         _whole_numbers("documents", self.documents, "batch, length")
-        if bool((self.documents.diff() >= 0).all()):  # numbers that never fall come back to nothing
+        if bool((self.documents.diff() >= 0).all()):  # numbers that never fall repeat no earlier document
             return
         for i, row in enumerate(self.documents):
             if len(row.unique()) < len(row.unique_consecutive()):
-                raise UserError(f"row {i} of documents comes back to a document it had left; number each run anew")
+                raise UserError(f"row {i} of documents returns to an earlier document; give each run its own number")
 
     @property
     def batch(self) -> int:
@@ -206,14 +209,14 @@ class Packed(Mask):
 
 
 def _whole_numbers(name: str, given: Tensor | Sequence, axes: str) -> Tensor:
-    """The tensor of what was given. Raises UserError where it is none of integers with these axes."""
+    """The given numbers as a tensor. Raises UserError unless they are integers with these axes."""
     try:
         numbers = torch.as_tensor(given)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{name} must be whole numbers ({axes}), got {given}") from error
     if numbers.ndim != len(axes.split(",")) or not numbers.numel() or numbers.dtype not in WHOLE:
         raise UserError(f"{name} must be whole numbers ({axes}), got {kind_of(numbers)}"
-                        + ("; of transformers' attention_mask make Padded.of_attention_mask(mask)"
+                        + ("; convert transformers' attention_mask by Padded.of_attention_mask(mask)"
                            if name == "lengths" and numbers.ndim == 2 else ""))
     return numbers
 
@@ -221,14 +224,14 @@ def _whole_numbers(name: str, given: Tensor | Sequence, axes: str) -> Tensor:
 def _number_documents(lengths: Sequence[Sequence[int]]) -> Int[Tensor, "batch length"]:
     totals = [sum(row) for row in lengths]
     if len(set(totals)) != 1 or any(n < 1 for row in lengths for n in row):
-        raise UserError(f"document lengths must be positive and add up to the same in each row; rows have {totals}")
+        raise UserError(f"document lengths must be positive and have the same sum in each row; rows have {totals}")
     return torch.stack([torch.arange(len(row)).repeat_interleave(torch.tensor(row)) for row in lengths])
 
 
 @dataclass(frozen=True, eq=False)
 class SameDocument(Mask):
-    """Everybody sees the rows of its own document, for use with another mask: `CleanNoisy(3) & SameDocument(documents)`
-    of documents of 1 and 2 is
+    """Rows attend within their document, for use with another mask: `CleanNoisy(3) & SameDocument(documents)` with
+    documents of 1 and 2 is
 
     ```
     # . . . . .
@@ -239,7 +242,7 @@ class SameDocument(Mask):
     . # # . . #
     ```
 
-    `documents` (B, L) numbers each position's document, in both of two halves of L rows, clean and noisy ones.
+    `documents` (B, L): the document number of each position, used for both halves of L rows, clean and noisy.
     """
 
     documents: Int[Tensor, "batch length"]
@@ -258,7 +261,7 @@ class SameDocument(Mask):
 
 @dataclass(frozen=True, eq=False)
 class Near(Mask):
-    """A row sees the rows that stand at most `window` away on every axis. Places 0 ... 3 on one axis, window 1:
+    """Local attention: to rows at most `window` away on every axis (Chebyshev). Places 0 ... 3 on one axis, window 1:
 
     ```
     # # . .
@@ -267,7 +270,7 @@ class Near(Mask):
     . . # #
     ```
 
-    places: (1 or B, L, A). lengths: real rows of each sequence, as in `Padded`; None where all are.
+    places: (1 or B, L, A). lengths: real rows of each sequence, as in `Padded`; None if all are real.
     """
 
     places: Int[Tensor, "batch length axes"]
@@ -307,15 +310,15 @@ class _TwoHalves(Mask):
         return 2 * self.length
 
     def place(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """(whether a row is noisy, its place within its half)."""
+        """(True if a row is noisy, its place within its half)."""
         noisy = rows >= self.length
         return noisy, rows - self.length * noisy
 
 
 @dataclass(frozen=True, eq=False)
 class CleanNoisy(_TwoHalves):
-    """2L rows: L clean ones, then their L noisy copies. Clean rows are causal; noisy row i sees clean rows up to i
-    (`strict`: before i) and itself. Here L = 2:
+    """2L rows: L clean ones, then their L noisy copies. Clean rows are causal; noisy row i attends to clean rows
+    up to i (`strict`: before i) and to itself. Here L = 2:
 
     ```
     # . . .        # . . .
@@ -338,9 +341,10 @@ class CleanNoisy(_TwoHalves):
 
 @dataclass(frozen=True, eq=False)
 class CleanNoisyBlocks(_TwoHalves):
-    """L clean rows and their L noisy copies, which are sought in blocks of `block`: clean rows are causal; a noisy row
-    sees its whole block, and the clean rows up to its block's first. Here L = 4 and blocks of 2; `attention` may be
-    given the noisy queries alone, the last L rows:
+    """L clean rows, then their L noisy copies, which are predicted in blocks of `block`.
+
+    Clean rows are causal; a noisy row attends to its whole block and to the clean rows up to the first row of its
+    block. Here L = 4 with blocks of 2; `attention` also takes the noisy queries alone, the last L rows:
 
     ```
     # . . .  . . . .
@@ -354,7 +358,8 @@ class CleanNoisyBlocks(_TwoHalves):
     # # # .  . . # #
     ```
 
-    Noisy row i holds the noised token i + 1, so the clean rows that a block sees are all the tokens before its own.
+    Noisy row i holds the noised token i + 1, so the clean rows that a block attends to are all the tokens before its
+    own.
     """
 
     block: int

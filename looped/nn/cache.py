@@ -1,4 +1,4 @@
-"""Keys and values kept between calls: a tree of layers that grows as deep as it is used.
+"""Key-value cache: a tree of layers, each created on first use.
 
 A path names a place: `cache.child("core", 3).layer(0)` is layer 0 of loop step 3. Nothing is sized in advance, so the
 number of loop or solver steps is free at call time.
@@ -36,7 +36,7 @@ class LayerCache:
 
 
 class Cache:
-    """A tree of layers, made on first use: by `make` of their path, which ends in the number of the layer."""
+    """A tree of layer caches, each created on first use as `make(path)`; the path ends in the layer's number."""
 
     def __init__(self, make: Callable[[Path], LayerCache] = lambda path: LayerCache(), path: Path = ()):
         self._make, self._path = make, path
@@ -63,7 +63,7 @@ class Cache:
             child.truncate(length)
 
     def of_block(self, block: int | None) -> "Cache":
-        """The part that belongs to one of several blocks of a core; all of it where there is one block (None)."""
+        """The part for one of several blocks of a core; the whole cache if there is one block (None)."""
         return self if block is None else self.child("block", block)
 
     def num_bytes(self) -> int:

@@ -1,7 +1,7 @@
 """Noise-level conditioning: a level becomes a vector, the vector becomes AdaLN's shift, scale and gate.
 
-Every modulation starts at zero (Peebles & Xie 2023, AdaLN-Zero), and the gate is read as 1 + its value, so that a
-conditioned network starts as exactly the unconditioned one.
+Every modulation starts at zero (Peebles & Xie 2023, AdaLN-Zero), and the gate is 1 + its value, so a conditioned
+network starts as exactly the unconditioned one.
 """
 
 import math
@@ -15,7 +15,7 @@ from looped.shapes import Float
 
 
 class LevelEmbedding(Frequencies):
-    """A scalar level a sequence (or a token) to a vector: sinusoids of geometric frequencies, then a small MLP."""
+    """Embedding of a scalar level per sequence (or token): sinusoids of geometric frequencies, then a small MLP."""
 
     def __init__(self, width: int, *, num_frequencies: int = 32, max_frequency: float = 64.0):
         super().__init__(num_frequencies)
@@ -44,7 +44,7 @@ class Modulation(nn.Module):
 
     def forward(self, cond: Float[Tensor, "batch cond"] | Float[Tensor, "batch length cond"],
                 ) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """A list of (shift, scale, gate), each (batch, 1 or length, width), for the branches in turn."""
+        """A list of (shift, scale, gate), each (batch, 1 or length, width), one per branch in order."""
         if cond.dim() == 2:
             cond = cond.unsqueeze(1)  # B 1 C
         parts = self.linear(nn.functional.silu(cond)).to(compute_dtype(cond)).chunk(3 * self.num_branches, dim=-1)

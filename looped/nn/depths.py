@@ -1,4 +1,4 @@
-"""Random depth of a training step, as Huginn draws it: loop steps without gradient, then the last few with it.
+"""Random depth of a training step, as in Huginn: loop steps without gradient, then the last few with it.
 
 The rate is log-normal with the mean recurrence as its mean, the depth p = Poisson(rate) + 1, and the last
 k = min(p, backprop) steps carry gradient ("poisson-lognormal-filling" of seal-rg/recurrent-pretraining; Geiping et al.
@@ -36,7 +36,7 @@ def sample_depths(mean: int, backprop: int, random: StepRandom, *, distribution:
                   per_sequence: bool = True) -> tuple[int | Int[Tensor, "batch"], int | Int[Tensor, "batch"]]:
     """(n, k): loop steps without gradient and with it, as `RecurrentDepth.unroll(e, no_grad=n, grad=k)` takes them.
 
-    mean: mean recurrence; `fixed` runs exactly so many steps, of which the last `backprop` carry gradient.
+    mean: mean recurrence; `fixed` runs exactly `mean` steps, of which the last `backprop` carry gradient.
     random: `StepRandom(seed, step, count=B)`, the draws of B sequences in one optimiser step. per_sequence: tensors
     (B,), one depth per sequence (Parcae); otherwise one pair of numbers, equal on every process. Raises `UserError` for
     numbers below 1 and unknown distributions.

@@ -1,7 +1,7 @@
-"""The exit gate of Ouro (Zhu et al. 2025, arXiv 2510.25741): by the state after each pass, the chance to leave there.
+"""Exit gate of Ouro (Zhu et al. 2025, arXiv 2510.25741): the probability to exit after each pass, from its state.
 
     lambda_i = sigmoid(w . h_i + b)
-    p_i      = lambda_i (1 - lambda_1) ... (1 - lambda_{i-1}),  and of the last pass what is left
+    p_i      = lambda_i (1 - lambda_1) ... (1 - lambda_{i-1});  the last pass has the remaining probability
 """
 
 from typing import Any
@@ -17,10 +17,10 @@ Odds = Float[Tensor, "batch length"]
 
 
 class ExitGate(nn.Module):
-    """The log-odds of lambda for each row of a state, in float32 or wider.
+    """Log-odds of lambda for each row of a state, in float32 or wider.
 
-    It starts at zero, where lambda is 1/2, so that it draws nothing and the other weights of a model are those of one
-    without it; and it learns only under a rule that asks it."""
+    Its weights start at zero (lambda = 1/2) without random draws, so the other weights of a model are the same with and
+    without it. Only a training rule that uses the gate trains it."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -34,15 +34,15 @@ class ExitGate(nn.Module):
 
 
 def gate_of(model: Any) -> ExitGate:
-    """The exit gate of a model. Raises UserError where it has none."""
+    """The exit gate of a model. Raises UserError if it has none."""
     gate = getattr(model, "exit_gate", None)
     if gate is None:
-        raise UserError("the exit gate is asked, and this model has none; set model.exit_gate to true")
+        raise UserError("the exit gate is needed, but this model has none; set model.exit_gate to true")
     return gate
 
 
 def log_chances(odds: Float[Tensor, "steps batch length"]) -> Float[Tensor, "steps batch length"]:
-    """ln p of every pass, by the log-odds of all passes; those of the last are not asked."""
-    stays = logsigmoid(-odds[:-1]).cumsum(0)  # having got to the next pass
+    """ln p of every pass from the log-odds of all passes; the log-odds of the last pass are not used."""
+    stays = logsigmoid(-odds[:-1]).cumsum(0)  # ln of the probability to reach the next pass
     before = torch.cat([torch.zeros_like(odds[:1]), stays])
     return before + torch.cat([logsigmoid(odds[:-1]), torch.zeros_like(odds[:1])])

@@ -1,4 +1,4 @@
-"""Frequencies that follow from a module's settings: in no checkpoint, and in float32 whatever its weights are in."""
+"""Frequencies computed from a module's settings: not in checkpoints, and in float32 whatever the weights' dtype."""
 
 from collections.abc import Callable
 
@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 
 class Frequencies(nn.Module):
-    """A module with a buffer of frequencies. A model that is moved to bfloat16 would round them, and so turn far
-    positions by other angles; then they are worked out anew."""
+    """A module with a buffer of frequencies. A cast to bfloat16 would round them and give far positions wrong angles,
+    so they are computed again after it."""
 
     frequencies: Tensor
 
@@ -21,7 +21,7 @@ class Frequencies(nn.Module):
         raise NotImplementedError
 
     def reset_frequencies(self) -> None:
-        """Fill the buffer, where it is; transformers makes models without memory and leaves it unfilled."""
+        """Fill the buffer on its device; transformers builds models without memory and leaves it uninitialised."""
         self.frequencies = self.computed().float().to(self.frequencies.device)
 
     def _apply(self, fn: Callable, recurse: bool = True) -> nn.Module:

@@ -1,9 +1,9 @@
-"""Norms, projections and a loss that keep less for the backward pass than their plain forms.
+"""RMSNorm, projections and cross-entropy that save less memory for backward than their plain forms.
 
-Under BPTT every saved tensor is paid once a loop step. `rms_norm` keeps its input and one number a row, and carries
-the AdaLN modulation for free. `project` keeps what an activation is taken of and takes it again, and differentiates a
-per-sequence output gate without keeping the ungated output. `linear_cross_entropy` never holds the logits of more
-than a few rows. Values and gradients are those of the plain formulas.
+Under BPTT every saved tensor is paid once per loop step. `rms_norm` saves its input and one number per row, and adds
+nothing for the AdaLN modulation. `project` saves the input of its activation and recomputes the activation, and
+differentiates a per-sequence output gate without saving the ungated output. `linear_cross_entropy` never holds the
+logits of more than a few rows. Values and gradients are those of the plain formulas.
 """
 
 from collections.abc import Callable
@@ -18,14 +18,14 @@ from torch.autograd.function import once_differentiable
 from looped.shapes import Float, Int
 
 Activation = Literal["swiglu", "gelu"]
-"""Of x = [a; b] `silu(a) * b` (Shazeer 2020); `gelu(x)` with the exact normal distribution (Hendrycks 2016)."""
+"""swiglu: `silu(a) * b` for x = [a; b] (Shazeer 2020). gelu: with the exact normal distribution (Hendrycks 2016)."""
 
 made_again: Callable[[], AbstractContextManager[None]] = nullcontext
-"""Entered around products that backward makes a second time; whoever counts the work of training leaves them out."""
+"""Context entered around products that backward recomputes, so that a FLOP counter can exclude them."""
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """The dtype matrix products of `x` run in: autocast's where it is on, else that of `x`."""
+    """The dtype matrix products of `x` run in: autocast's if it is on, else the dtype of `x`."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
@@ -75,9 +75,9 @@ class _RMSNorm(torch.autograd.Function):
 
 def project(x: Float[Tensor, "batch length inner"], weight: Float[Tensor, "width hidden"], *,
             gate: Tensor | None = None, activation: Activation | None = None) -> Float[Tensor, "batch length width"]:
-    """`gate * (h @ weight.T)` with `h = x`, or the `activation` of x.
+    """`gate * (h @ weight.T)` with `h = x` or the `activation` of x.
 
-    A gate of shape (batch, 1, width) costs no saved activation; one of (batch, length, width) keeps the output.
+    A gate of shape (batch, 1, width) saves no extra activation; a gate (batch, length, width) saves the output.
     """
     if gate is not None and gate.shape[-2] != 1:
         return project(x, weight, activation=activation) * gate
@@ -97,7 +97,7 @@ def activated(x: Tensor, activation: Activation | None) -> Tensor:
 class _Project(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, gate, activation, dtype):
-        # The float32 weight is kept and cast again in backward: a cast copy would count as one more activation.
+        # The float32 weight is saved and cast again in backward: a cast copy would be one more saved tensor.
         ctx.save_for_backward(x, weight, gate)
         ctx.activation, ctx.dtype = activation, dtype
         out = F.linear(_hidden(x, activation, dtype), weight.to(dtype))
@@ -133,7 +133,7 @@ def _hidden(x: Tensor, activation: Activation | None, dtype: torch.dtype) -> Ten
 
 
 def _activation_backward(x: Tensor, grad_hidden: Tensor, activation: Activation) -> tuple[Tensor, Tensor]:
-    """(the activation again, the gradient of x), a few rows at a time, so that each is read while in cache."""
+    """(recomputed activation, gradient of x), a few rows at a time, so that they are read while in cache."""
     if torch.compiler.is_compiling():
         return _plain_activation_backward(x, grad_hidden.to(x.dtype), activation)
     hidden, grad = torch.empty_like(grad_hidden, dtype=x.dtype), torch.empty_like(x)
@@ -153,7 +153,7 @@ def _activation_backward(x: Tensor, grad_hidden: Tensor, activation: Activation)
 
 
 def _plain_activation_backward(x: Tensor, grad_hidden: Tensor, activation: Activation) -> tuple[Tensor, Tensor]:
-    """The same for a compiler, which takes no half of a tensor as an output, and fuses these itself."""
+    """`_activation_backward` for torch.compile, which cannot write into half of a tensor, but fuses these itself."""
     ops = torch.ops.aten
     if activation == "gelu":
         return F.gelu(x), ops.gelu_backward(grad_hidden, x)
@@ -163,14 +163,15 @@ def _plain_activation_backward(x: Tensor, grad_hidden: Tensor, activation: Activ
 
 
 def _is_long(grad: Tensor) -> bool:
-    """True if one more pass over the weight for each sequence takes less time than the ungated output again: on a CPU
-    from 48 rows in float32 and 96 in bf16, whose products are faster; never on a GPU, which starts a kernel each."""
+    """True if one more pass over the weight per sequence is faster than recomputing the ungated output: on a CPU from
+    48 rows in float32 and 96 in bf16, whose products are faster; never on a GPU (one kernel launch per sequence)."""
     return grad.device.type == "cpu" and grad.shape[-2] * grad.element_size() >= 192
 
 
 def _gradients_by_sequence(grad: Tensor, hidden: Tensor, weight: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradients of weight and gate. The weight gradient of one sequence, before its gate, has that gate's gradient
-    as its inner product with the weight, so the ungated output is not needed. In turn: one weight fits the cache."""
+    """Gradients of weight and gate. A sequence's gate gradient is the inner product of its weight gradient (before the
+    gate) with the weight, so the ungated output is not needed. One sequence at a time, so that one weight fits the
+    cache."""
     grad_weight, grad_gate = torch.zeros_like(weight), torch.empty_like(gate)
     for d_out, h, g, d_gate in zip(grad, hidden, gate, grad_gate, strict=True):
         own = (d_out.mT @ h).to(weight.dtype)  # D F
@@ -182,10 +183,10 @@ def _gradients_by_sequence(grad: Tensor, hidden: Tensor, weight: Tensor, gate: T
 def linear_cross_entropy(x: Float[Tensor, "batch length width"], weight: Float[Tensor, "vocab width"],
                          targets: Int[Tensor, "batch length"], *, scale: Float[Tensor, ""] | None = None,
                          evidence: tuple[Tensor, Tensor] | None = None) -> Float[Tensor, "batch length"]:
-    """Cross-entropy in nats of every row against the logits `scale * (x @ weight.T)`, in float32 or wider.
+    """Cross-entropy of every row, in nats, with the logits `scale * (x @ weight.T)`, in float32 or wider.
 
-    `evidence` (u, table) adds `u @ table.T` to the logits, a product of few terms that is never rounded to bf16. Keeps
-    x, u, table and one log-sum-exp a row; backward makes the logits again, some rows at a time, for one more product.
+    `evidence` (u, table) adds `u @ table.T` to the logits, a product of few terms that is never rounded to bf16. Saves
+    x, u, table and one log-sum-exp per row; backward recomputes the logits, some rows at a time: one more product.
     """
     scale = torch.ones((), device=x.device) if scale is None else scale
     return _LinearCrossEntropy.apply(x, weight, targets, scale, *(evidence or (None, None)), compute_dtype(x))

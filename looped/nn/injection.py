@@ -17,7 +17,7 @@ State = Float[Tensor, "batch length width"]
 
 
 class NoInjection(nn.Module):
-    """The state alone; the input reaches the core through attention (concat and context)."""
+    """The state unchanged; the input reaches the core through attention (concat and context)."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -44,8 +44,8 @@ class LinearInjection(nn.Module):
         self.mix: nn.Linear = nn.Linear(2 * width, width, bias=False)
 
     def start_at_input(self) -> "LinearInjection":
-        """W = [0 | I] in place: until training moves it, a step is given e and every depth computes the same. So a loop
-        put around trained layers starts as those layers (McLeish et al. 2025, arXiv 2511.07384)."""
+        """Set W = [0 | I] in place: until training moves W, every step gets e and every depth computes the same. A loop
+        around pretrained layers thus starts as those layers (McLeish et al. 2025, arXiv 2511.07384)."""
         width = self.mix.out_features
         with torch.no_grad():
             self.mix.weight.copy_(torch.eye(width, 2 * width).roll(width, dims=1))
@@ -56,7 +56,7 @@ class LinearInjection(nn.Module):
 
 
 class Gated(nn.Module):
-    """`g * state + (1 - g) * e` with `g = sigmoid(W [state; e] + b)`, one gate a coordinate."""
+    """`g * state + (1 - g) * e` with `g = sigmoid(W [state; e] + b)`, one gate per coordinate."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -69,7 +69,7 @@ class Gated(nn.Module):
 
 
 class Diagonal(nn.Module):
-    """`exp(-dt A) * state + dt * (B e)`, A > 0 and dt > 0 a coordinate (Parcae): the decay lies in (0, 1).
+    """`exp(-dt A) * state + dt * (B e)`, A > 0 and dt > 0 per coordinate (Parcae): the decay lies in (0, 1).
 
     Starts with A = 1, B = I and a decay of sqrt(1/5), Parcae's values.
     """

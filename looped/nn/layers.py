@@ -1,6 +1,6 @@
-"""The Transformer layer: RMSNorm, rotary positions, grouped-query attention, SwiGLU or GELU, four places of norms.
+"""The Transformer layer: RMSNorm, rotary positions, grouped-query attention, SwiGLU or GELU, four norm placements.
 
-Conditioned layers take AdaLN's shift, scale and gate; they cost no saved activation (see fused.py).
+Conditioned layers take AdaLN's shift, scale and gate, which save no extra activation (see fused.py).
 """
 
 import math
@@ -24,13 +24,13 @@ from looped.shapes import Float
 
 BIASES = ("none", "qk", "qkv")
 BLOCKS = {"prenorm": (True, False), "sandwich": (True, True), "branch": (True, True), "postnorm": (False, True)}
-"""Name -> whether there are norms before the branches, and after them."""
+"""Name -> (norm before each branch, norm after each branch)."""
 State = Float[Tensor, "batch length width"]
 Rotation = tuple[Tensor, Tensor]
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm with a gain, and AdaLN's modulation on top where given."""
+    """Root-mean-square norm with a gain, then AdaLN's scale and shift if given."""
 
     def __init__(self, width: int, *, eps: float = 1e-6):
         super().__init__()
@@ -42,7 +42,7 @@ class RMSNorm(nn.Module):
 
 
 class Plain(nn.Module):
-    """In the place of a norm that is not there."""
+    """Identity in place of a norm."""
 
     def forward(self, x: Tensor, *, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         return x
@@ -51,9 +51,9 @@ class Plain(nn.Module):
 class Rotary(Frequencies):
     """Rotary positions (Su et al. 2021), halves convention, angles in float32.
 
-    Positions may have several axes, such as the row and the column of a cell: pair j of coordinates then turns with
-    axis j mod A, and each axis has the whole range of frequencies. `scaling`: of the frequencies (K / 2,), float64.
-    `gain`: a factor of cos and sin, and so of the queries and keys that they turn.
+    Positions may have several axes, such as the row and the column of a cell: pair j of coordinates then rotates
+    with axis j mod A, and each axis has the whole range of frequencies. `scaling`: a function of the frequencies
+    (K / 2,), float64. `gain`: a factor of cos and sin, and so of the rotated queries and keys.
     """
 
     def __init__(self, head_dim: int, *, base: float = 10_000.0, scaling: Callable[[Tensor], Tensor] | None = None,
@@ -85,47 +85,47 @@ class Rotary(Frequencies):
 
 
 def llama3_scaling(frequencies: Tensor, *, factor: float, low: float, high: float, original_length: int) -> Tensor:
-    """Llama 3.1's: frequencies of wavelengths above original_length / low are divided by the factor, those below
-    original_length / high stay, and between them both are mixed (transformers, `rope_type` llama3)."""
+    """Llama 3.1's scaling: frequencies with wavelengths above original_length / low are divided by the factor, those
+    below original_length / high stay, those between are interpolated (transformers, `rope_type` llama3)."""
     turns = original_length * frequencies / (2 * math.pi)
     return _divided(frequencies, ((turns - low) / (high - low)).clamp(0, 1), factor)
 
 
 def yarn_scaling(frequencies: Tensor, *, factor: float, betas: tuple[float, float], original_length: int, base: float,
                  truncate: bool = True) -> Tensor:
-    """YaRN's (Peng et al. 2023, arXiv 2309.00071, section 3.2): frequencies that turn `betas[0]` times in
-    `original_length` tokens stay, those that turn `betas[1]` times are divided by the factor, and between them both are
-    mixed, evenly in their number j = K ln(original_length / (2 pi turns)) / (2 ln base). `truncate`: from the whole
-    number below the first to the one above the last (transformers, `rope_type` yarn)."""
+    """YaRN's scaling (Peng et al. 2023, arXiv 2309.00071, section 3.2): frequencies that turn `betas[0]` times in
+    `original_length` tokens stay, those that turn `betas[1]` times are divided by the factor, those between are
+    interpolated linearly in their index j = K ln(original_length / (2 pi turns)) / (2 ln base). `truncate`: the ramp
+    runs from the whole number below its first index to the one above its last (transformers, `rope_type` yarn)."""
     head_dim = 2 * len(frequencies)
     first, last = (head_dim * math.log(original_length / (2 * math.pi * turns)) / (2 * math.log(base))
                    for turns in betas)
     if truncate:
         first, last = math.floor(first), math.ceil(last)
     first, last = max(first, 0), min(last, head_dim - 1)
-    last += 0.001 if first == last else 0  # a ramp without length would divide by nothing
+    last += 0.001 if first == last else 0  # a ramp of length 0 would divide by zero
     numbers = torch.arange(len(frequencies), dtype=frequencies.dtype, device=frequencies.device)
     return _divided(frequencies, 1 - ((numbers - first) / (last - first)).clamp(0, 1), factor)
 
 
 def linear_scaling(frequencies: Tensor, *, factor: float) -> Tensor:
-    """All of them by the factor: positions interpolated (Chen et al. 2023, arXiv 2306.15595)."""
+    """Position interpolation: all frequencies divided by the factor (Chen et al. 2023, arXiv 2306.15595)."""
     return frequencies / factor
 
 
 def yarn_gain(factor: float) -> float:
-    """YaRN's factor of queries and keys each, so that the entropy of attention stays as texts grow longer."""
+    """YaRN's factor of both queries and keys, which keeps the entropy of attention constant for longer texts."""
     return 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
 
 
 def _divided(frequencies: Tensor, kept: Tensor, factor: float) -> Tensor:
-    """Frequencies by the factor, but for the share of each that is kept."""
+    """Frequencies divided by the factor, except for the fraction `kept` of each."""
     return frequencies * (kept + (1 - kept) / factor)
 
 
 def rotate(x: Float[Tensor, "batch length heads dim"], rotation: Rotation) -> Float[Tensor, "batch length heads dim"]:
-    """Turn each pair of coordinates by its angle; saves only the angles for backward."""
-    if torch.compiler.is_compiling():  # which takes no half of a tensor as an output, and fuses the products itself
+    """Rotate each pair of coordinates by its angle; saves only the angles for backward."""
+    if torch.compiler.is_compiling():  # cannot write into half of a tensor, but fuses the products itself
         cos, sin = (part.to(x.dtype) for part in rotation)
         first, second = x.chunk(2, dim=-1)
         return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
@@ -133,7 +133,7 @@ def rotate(x: Float[Tensor, "batch length heads dim"], rotation: Rotation) -> Fl
 
 
 class _Rotate(torch.autograd.Function):
-    """The gradient of a rotation is the rotation back."""
+    """Rotation whose backward pass rotates the gradient back."""
 
     @staticmethod
     def forward(ctx, x, cos, sin):
@@ -147,7 +147,7 @@ class _Rotate(torch.autograd.Function):
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
-    """x with each pair turned, its halves written in place: no pass over memory but the four products'."""
+    """x with each pair rotated. The halves are written in place: the four products are the only passes over memory."""
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     out = torch.empty_like(x)
     (first, second), (out_first, out_second) = x.chunk(2, dim=-1), out.chunk(2, dim=-1)
@@ -159,8 +159,8 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
 class Attention(nn.Module):
     """Grouped-query self-attention over the sequence, or over a context and the row itself.
 
-    head_dim: width / num_heads if None. bias: of queries and keys (`qk`), of values too (`qkv`). qk_norm: of each head,
-    or of the `whole` projection. rotary: False for a layer without positions.
+    head_dim: width / num_heads if None. bias: on queries and keys (`qk`), on values too (`qkv`). qk_norm: over each
+    head (True), or over the `whole` projection. rotary: False for a layer without positions.
     """
 
     def __init__(self, width: int, num_heads: int, *, num_kv_heads: int | None = None, head_dim: int | None = None,
@@ -197,12 +197,12 @@ class Attention(nn.Module):
         return rotate(x, rotation) if self.rotary else x
 
     def forward(self, x: State, rows: Rows, *, gate: Tensor | None = None) -> State:
-        """Attend among the rows under their mask (appending to their cache); with a context, to its rows and these
-        together under the mask, or without a mask to the context rows up to the own place (`strict`: before it) and the
-        own row."""
+        """Attention among the rows under their mask, appending to their cache. With a context and a mask: over context
+        rows and these rows together. With a context alone: each row attends to the context rows up to its own place
+        (`strict`: before it) and to itself."""
         context = rows.context
         if rows.strict and (context is None or rows.mask is not None):
-            raise UserError("strict says which rows of a context are seen where no mask does; "
+            raise UserError("strict selects the rows of a context to attend to if there is no mask; "
                             "pass it with context= and without mask=, or leave it out")
         q = self.queries(x, rows.rotation)
         k, v = self.keys_values(x, rows.rotation)
@@ -218,7 +218,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """`W_out h` of the `activation` h of `W_in x`, of `hidden` numbers."""
+    """`W_out activation(W_in x)`, with the hidden width `hidden`."""
 
     def __init__(self, width: int, hidden: int, activation: Activation = "swiglu"):
         super().__init__()
@@ -231,16 +231,16 @@ class FeedForward(nn.Module):
 
 
 class TransformerLayer(nn.Module):
-    """Attention and a feed-forward net, each a residual branch.
+    """Attention and a feed-forward network, each a residual branch.
 
     prenorm:  x = x + attn(n1(x));      x = x + mlp(n3(x))
     sandwich: x = n2(x + attn(n1(x)));  x = n4(x + mlp(n3(x)))      (Huginn)
     branch:   x = x + n2(attn(n1(x)));  x = x + n4(mlp(n3(x)))      (Ouro)
     postnorm: x = x + n2(attn(x));      x = x + n4(mlp(x))          (OLMo2)
 
-    Other arguments are those of `Attention`. A conditioned layer modulates n1 and n3, which postnorm has not.
-    `checkpointed`: keep the inputs alone for backward, which runs the layer again (Chen et al. 2016, arXiv 1604.06174);
-    not where it fills a cache, which would be filled twice.
+    Other arguments are those of `Attention`. A conditioned layer modulates n1 and n3, which postnorm lacks.
+    `checkpointed`: save only the inputs for backward, which runs the layer again (Chen et al. 2016, arXiv 1604.06174);
+    has no effect with a cache, which would be filled twice.
     """
 
     def __init__(self, width: int, num_heads: int, hidden: int, *, block: str = "prenorm",
@@ -250,7 +250,7 @@ class TransformerLayer(nn.Module):
         if block not in BLOCKS:
             raise UserError(f"block '{block}' is unknown{did_you_mean(block, BLOCKS)}")
         if block == "postnorm" and cond_width:
-            raise UserError("block postnorm has no norm before its branches that a level could modulate; choose branch")
+            raise UserError("block postnorm has no norm before its branches for the level to modulate; choose branch")
         self.checkpointed = checkpointed
         self.on_sum: bool = block == "sandwich"
         self.attn: Attention = Attention(width, num_heads, eps=eps, **attention)
@@ -270,7 +270,7 @@ class TransformerLayer(nn.Module):
         return self.modulation(cond)
 
     def forward(self, x: State, cond: Tensor | None, rows: Rows) -> State:
-        """One layer; `cond` (B, C) or (B, L, C) modulates it, None leaves it plain."""
+        """Apply the layer; `cond` (B, C) or (B, L, C) modulates it, None does not."""
         if not self.checkpointed or rows.cache is not None or not torch.is_grad_enabled():
             return self._run(x, cond, rows)
 
@@ -289,5 +289,5 @@ class TransformerLayer(nn.Module):
         return self.n4(x + branch) if self.on_sum else x + self.n4(branch)
 
     def record(self, x: State, cache: LayerCache, *, rotation: Rotation) -> None:
-        """Append to `cache` the keys and values that unconditioned rows `x` show to others."""
+        """Append the keys and values of the unconditioned rows `x` to `cache`."""
         cache.append(*self.attn.keys_values(self.n1(x), rotation))

@@ -1,7 +1,7 @@
-"""The base of all attention masks, and how masks combine: `a & b`, `a | b`, a table, some rows of a batch.
+"""Base class of attention masks, and their combinations: `a & b`, `a | b`, a table, some sequences of a batch.
 
-A mask of one's own is a subclass with `allow`; everything else is derived from it. The rows of a batch may differ in
-it, and it may be changed after it was used:
+A custom mask is a subclass with `allow`; everything else is derived from it. It may differ between the sequences of a
+batch, and it may be changed after use:
 
     class FirstOf(Mask):
         def __init__(self, lengths):
@@ -24,40 +24,42 @@ from looped.shapes import Bool, Int
 
 
 class Mask:
-    """An attention pattern. Rows that see nobody are answered with zeros by every backend, never with NaN.
+    """An attention pattern. Every backend returns zeros, never NaN, for rows that may attend to no key.
 
-    A mask may be changed between uses, with one exception: inside `torch.compile` the contents of its tensors count as
-    constant, so there make a new mask instead.
+    A mask may be changed between uses, except inside `torch.compile`, which takes the contents of its tensors as
+    constant; make a new mask there.
     """
 
     @property
     def batch(self) -> int | None:
-        """Batch rows the mask is made for; 1 means any, all alike; None (the default): any, and `allow` says whether
-        they are alike."""
+        """Batch size the mask is made for; 1: any, all sequences alike; None (default): any, and the shape that `allow`
+        returns decides if they are alike."""
         return None
 
     @property
     def size(self) -> int | None:
-        """Rows (keys) the mask is made for; None means any."""
+        """Number of keys the mask is made for; None means any."""
         return None
 
     def allow(self, q: Tensor, k: Tensor, b: Tensor | int = 0) -> Tensor:
-        """True if position q sees position k in batch row b; index tensors that broadcast."""
+        """True if position q attends to position k in sequence b; the arguments are index tensors that broadcast."""
         raise NotImplementedError
 
     def check(self, batch: int, num_queries: int, num_keys: int) -> None:
-        """Raise `UserError` where a batch of these sizes is not what the mask is made for."""
+        """Raise `UserError` if the mask is not made for these sizes."""
         if self.batch not in (None, 1, batch):
-            raise UserError(f"the mask is made for {self.batch} rows, the batch has {batch}; make one for this batch")
+            raise UserError(f"the mask is made for {self.batch} sequences, the batch has {batch}; make one for "
+                            f"this batch")
         if self.size not in (None, num_keys):
-            raise UserError(f"the mask is made for length {self.size}, the keys have {num_keys}; make one for them")
+            raise UserError(f"the mask is made for length {self.size}, the keys have {num_keys}; make one of length "
+                            f"{num_keys}")
         if num_queries > num_keys:
             raise UserError(f"{num_queries} queries for {num_keys} keys: queries are the last rows of the keys, "
                             f"so there can be at most {num_keys}; the layout is (batch, length, heads, dim)")
 
     def dense(self, batch: int, num_queries: int, num_keys: int,
               device: torch.device | str = "cpu") -> Bool[Tensor, "batch 1 queries keys"]:
-        """The mask as a tensor, with a batch of 1 where all rows are alike: the oracle of every test."""
+        """The mask as a tensor, with a batch of 1 if all sequences are alike; the reference of every test."""
         self.check(batch, num_queries, num_keys)
         b = torch.arange(self.batch or batch, device=device).view(-1, 1, 1, 1)
         q = torch.arange(num_keys - num_queries, num_keys, device=device).view(1, 1, -1, 1)
@@ -66,22 +68,22 @@ class Mask:
         return allowed.expand(self.batch or allowed.shape[0], 1, num_queries, num_keys)
 
     def ask(self, q: Tensor, k: Tensor, b: Tensor) -> Bool[Tensor, "batch _ queries keys"]:
-        """`allow` for index tensors of four axes. Raises `UserError` where it cannot be asked for many rows at once, or
-        answers with something else than who sees whom."""
+        """`allow` for index tensors of four axes. Raises `UserError` if it fails for many sequences at once, or returns
+        anything but one bool per pair."""
         name = type(self).__name__
         try:
             allowed = self.allow(q, k, b)
             shape = torch.broadcast_shapes(allowed.shape, (1, 1, 1, 1))
         except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
-            raise UserError(f"{name}.allow failed for {b.numel()} batch rows at once ({str(error).splitlines()[0]}); "
-                            f"it is given index tensors that broadcast and must answer for each row") from error
+            raise UserError(f"{name}.allow failed for {b.numel()} sequences at once ({str(error).splitlines()[0]}); "
+                            f"it gets index tensors that broadcast and must answer for each sequence") from error
         if allowed.dtype != torch.bool or shape[0] not in (1, len(b)):
-            raise UserError(f"{name}.allow answered with {kind_of(allowed)} for {b.numel()} batch rows; it must answer "
-                            f"true or false for each (q, k, b)")
+            raise UserError(f"{name}.allow returned {kind_of(allowed)} for {b.numel()} sequences; it must return true "
+                            f"or false for each (q, k, b)")
         return allowed.expand(shape)
 
     def differs(self, device: torch.device | str = "cpu") -> bool:
-        """True if the rows of a batch may differ: seen from the shape that `allow` answers with for two of them."""
+        """True if the sequences of a batch may differ, by the shape that `allow` returns for two of them."""
         if self.batch is not None:
             return self.batch > 1
         return self.form(("differs", device), lambda: self._rows_asked(device) > 1)
@@ -91,15 +93,15 @@ class Mask:
         return len(self.ask(first, first, first.expand(2, -1, -1, -1)))
 
     def of_rows(self, rows: Int[Tensor, "rows"]) -> "Mask":
-        """The mask of some rows of its batch."""
+        """The mask of some sequences of its batch."""
         return self._of_rows(rows) if self.differs(rows.device) else self
 
     def _of_rows(self, rows: Int[Tensor, "rows"]) -> "Mask":
         return OfRows(self, rows)
 
     def form(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """A backend's form of this mask: made on first use, kept as long as the mask stays as it is."""
-        compiling = torch.compiler.is_compiling()  # which cannot trace what a stamp asks of a tensor
+        """A backend's form of this mask: built on first use, cached until the mask changes."""
+        compiling = torch.compiler.is_compiling()  # dynamo cannot trace what a stamp reads from a tensor
         stamp = None if compiling else self.stamp()
         known, forms = self.__dict__.get("_forms", (None, None))
         if forms is None or (known != stamp and not compiling):
@@ -110,7 +112,7 @@ class Mask:
         return forms[key]
 
     def stamp(self) -> tuple[Any, ...]:
-        """All that the mask is made of, for comparison: with each change, of a tensor in place too, it is another."""
+        """Comparable summary of the mask's contents; it changes with every change, in-place changes of tensors too."""
         return tuple((name, _stamp(value)) for name, value in self.__dict__.items() if name != "_forms")
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -118,7 +120,7 @@ class Mask:
         self.__dict__.pop("_forms", None)
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy, or a pickle, makes its forms anew."""
+        """State without the cached forms: a copy or a pickle rebuilds them."""
         return {name: value for name, value in self.__dict__.items() if name != "_forms"}
 
     def __and__(self, other: "Mask") -> "Mask":
@@ -130,7 +132,7 @@ class Mask:
 
 @dataclass(frozen=True, eq=False)
 class _Same:
-    """Equal to the very object alone. It holds the object, since another may come to live at a freed one's address."""
+    """Equality by identity. It holds the object, since a new object may get the address of a freed one."""
 
     object: Any
 
@@ -150,25 +152,25 @@ def _stamp(value: Any) -> Any:
         return tuple(map(_stamp, value))
     if isinstance(value, dict):
         return tuple((name, _stamp(each)) for name, each in value.items())
-    return value.tobytes() if hasattr(value, "tobytes") else value  # numpy's arrays are changed in place as well
+    return value.tobytes() if hasattr(value, "tobytes") else value  # numpy arrays can change in place too
 
 
 def as_mask(mask: Any) -> Mask:
-    """A mask object as it is, and a bool tensor as a `Table`. Raises `UserError` for anything else, with the mask that
-    says the same if there is one: numbers do not tell whether they are causal, and may be added to the scores."""
+    """A mask object unchanged, a bool tensor as a `Table`. Raises `UserError` for anything else, naming the equivalent
+    mask: a tensor of numbers does not say if it is causal, or if it is to be added to the scores."""
     if isinstance(mask, Mask):
         return mask
-    wanted = "Full() lets everybody see everybody, Causal() is the mask of a language model"
+    wanted = "Full() lets every row attend to every row, Causal() is the mask of a language model"
     if isinstance(mask, Tensor):
         if mask.dtype == torch.bool:
             return Table(mask)
-        wanted = ("make a tensor of transformers' kind (batch, length), 1 for a real token, a "
-                  "Padded.of_attention_mask(tensor, causal=True or False), and scores to add a bool tensor")
+        wanted = ("convert transformers' attention_mask (batch, length), 1 for a real token, by "
+                  "Padded.of_attention_mask(tensor, causal=True or False), and additive scores to a bool tensor")
     raise UserError(f"attention needs a mask object of looped.nn.bias or a bool tensor, got {kind_of(mask)}: {wanted}")
 
 
 class _Pair(Mask):
-    """Two masks of sizes that fit each other."""
+    """Two masks of compatible sizes."""
 
     def __init__(self, first: Mask, second: Mask):
         self.first = first
@@ -195,7 +197,7 @@ class _Pair(Mask):
         return next(iter(self._sizes), None)
 
     def check(self, batch: int, num_queries: int, num_keys: int) -> None:
-        """The demands of both."""
+        """Raise `UserError` if either mask is not made for these sizes."""
         self.first.check(batch, num_queries, num_keys)
         self.second.check(batch, num_queries, num_keys)
 
@@ -207,7 +209,7 @@ class _Pair(Mask):
 
 
 class Both(_Pair):
-    """`first & second`: a row sees whom both masks let it see."""
+    """`first & second`: the pairs that both masks allow."""
 
     def allow(self, q: Tensor, k: Tensor, b: Tensor | int = 0) -> Tensor:
         first, second = self._seen(q, k, b)
@@ -215,7 +217,7 @@ class Both(_Pair):
 
 
 class Either(_Pair):
-    """`first | second`: a row sees whom one of the masks lets it see."""
+    """`first | second`: the pairs that at least one mask allows."""
 
     def allow(self, q: Tensor, k: Tensor, b: Tensor | int = 0) -> Tensor:
         first, second = self._seen(q, k, b)
@@ -223,7 +225,7 @@ class Either(_Pair):
 
 
 class OfRows(Mask):
-    """Some rows of another mask's batch."""
+    """Some sequences of another mask's batch."""
 
     def __init__(self, mask: Mask, rows: Int[Tensor, "rows"]):
         self.mask = mask
@@ -242,14 +244,15 @@ class OfRows(Mask):
 
 
 class Table(Mask):
-    """A bool tensor, true where a query sees a key: (queries, keys) for all rows of a batch, (batch, queries, keys), or
-    torch's (batch, 1, queries, keys). The last query is the last key; fewer queries than the table's are its last."""
+    """Mask from a bool tensor, true if a query attends to a key: (queries, keys) for all sequences of a batch, (batch,
+    queries, keys), or torch's (batch, 1, queries, keys). The last query is at the last key; a call with fewer queries
+    uses the table's last ones."""
 
     def __init__(self, allowed: Bool[Tensor, "*batch queries keys"]):
         if not isinstance(allowed, Tensor) or allowed.dtype != torch.bool or allowed.ndim not in (2, 3, 4) \
                 or (allowed.ndim == 4 and allowed.shape[1] != 1):
             raise UserError(f"Table takes a bool tensor (queries, keys), (batch, queries, keys) or (batch, 1, queries, "
-                            f"keys), true where a query sees a key; got {kind_of(allowed)}")
+                            f"keys), true if a query attends to a key; got {kind_of(allowed)}")
         self.allowed: Tensor = allowed.unsqueeze(0) if allowed.ndim == 2 else allowed.flatten(0, -3)  # B Lq Lk
 
     @property
@@ -261,10 +264,11 @@ class Table(Mask):
         return self.allowed.shape[-1]
 
     def check(self, batch: int, num_queries: int, num_keys: int) -> None:
-        """As for every mask, and no more queries than the table has."""
+        """Raise `UserError` if the sizes do not fit the mask, or if there are more queries than in the table."""
         super().check(batch, num_queries, num_keys)
         if num_queries > self.allowed.shape[1]:
-            raise UserError(f"the table has {self.allowed.shape[1]} queries, not {num_queries}; make one for them")
+            raise UserError(f"the table has {self.allowed.shape[1]} queries, not {num_queries}; make one with "
+                            f"{num_queries}")
 
     def allow(self, q: Tensor, k: Tensor, b: Tensor | int = 0) -> Tensor:
         allowed = self.allowed.to(k.device)

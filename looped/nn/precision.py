@@ -1,15 +1,15 @@
-"""The widest floating point that a device has.
+"""The widest floating-point dtype of a device.
 
-Noise levels, times and their schedules are float64 on the CPU and meet a device as float32. What has to be worked out
-on a device, such as a cumulative sum over a vocabulary, takes float64 where there is one: Apple's has none.
+Noise levels, times and their schedules are float64 on the CPU and reach a device as float32. Computations that need
+precision on a device, such as a cumulative sum over a vocabulary, use float64 if the device has it; Apple's has not.
 """
 
 import torch
 
 WITHOUT_FLOAT64 = {"mps"}
-"""Types of devices that refuse float64."""
+"""Device types without float64."""
 
 
 def widest(device: torch.device) -> torch.dtype:
-    """float64, or float32 where the device has no more."""
+    """float64, or float32 if the device has no float64."""
     return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64

@@ -1,7 +1,7 @@
-"""Linear maps and embeddings, read by their weight only where that is all there is to them.
+"""Linear layers and embeddings, used through their weight if possible, else by calling the module.
 
-The lean forms of fused.py take a weight and pass its module by. What somebody put in the module's place (LoRA, a
-quantised layer), onto it (a parametrization, a hook) or into it (a bias) counts too: then the module itself is called.
+The memory-saving functions of fused.py take a weight and bypass its module. If the module was replaced (LoRA, a
+quantised layer), extended (a parametrization, a hook) or has a bias, the module itself is called.
 """
 
 from typing import Any
@@ -15,8 +15,8 @@ from looped.shapes import Float
 
 
 def is_plain(module: nn.Module) -> bool:
-    """True if calling the module is no more than its weight says: torch's own `Linear` without a bias or `Embedding`,
-    with no hook, no parametrization and no forward of its own."""
+    """True if the weight alone determines the module's output: torch's own `Linear` without a bias or `Embedding`,
+    with no hook, no parametrization and no replaced forward."""
     if type(module) is nn.Linear:
         plain = module.bias is None
     else:
@@ -27,7 +27,7 @@ def is_plain(module: nn.Module) -> bool:
 
 def project_by(linear: nn.Module, x: Float[Tensor, "batch length inner"], *, gate: Tensor | None = None,
                activation: Activation | None = None) -> Float[Tensor, "batch length width"]:
-    """`gate * linear(h)` with `h = x` or the `activation` of x; shapes and what is saved are those of `project`."""
+    """`gate * linear(h)` with `h = x` or the `activation` of x; shapes and saved tensors as in `project`."""
     if is_plain(linear):
         return project(x, linear.weight, gate=gate, activation=activation)
     out = linear(activated(x, activation))
@@ -35,25 +35,25 @@ def project_by(linear: nn.Module, x: Float[Tensor, "batch length inner"], *, gat
 
 
 def table_of(embedding: nn.Module, num: int) -> Float[Tensor, "num width"]:
-    """The first `num` rows of an embedding as it answers, with their gradient."""
+    """The first `num` vectors of an embedding, with gradient; a module that is not plain is called."""
     if not is_plain(embedding):
         return embedding(torch.arange(num, device=next(embedding.parameters()).device))
     return embedding.weight if len(embedding.weight) == num else embedding.weight[:num]
 
 
 def has_plain_head(model: Any) -> bool:
-    """True if a model's logits are its `head_weight` alone: it has no module `head`, or a plain one."""
+    """True if a model's logits need only its `head_weight`: it has no module `head`, or a plain one."""
     head = getattr(model, "head", None)
     return head is None or is_plain(head)
 
 
 def head_logits(model: Any, hidden: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch vocab"]:
-    """Logits of what a model's head reads (`model.hidden`)."""
+    """Logits from the input of a model's head (`model.hidden`)."""
     return F.linear(hidden, model.head_weight) if has_plain_head(model) else model.head(hidden)
 
 
 def cast_for(linear: nn.Module, x: Tensor) -> Tensor:
-    """x in the dtype of a module's weight; in float32 where that is packed or quantised."""
+    """x in the dtype of a module's weight; in float32 if that is packed or quantised."""
     weight = getattr(linear, "weight", None)
     floats = isinstance(weight, Tensor) and weight.is_floating_point()
     return x.to(weight.dtype if floats else torch.float32)

@@ -1,14 +1,14 @@
-"""The loop: `Core` holds N blocks (one is the tied loop), `RecurrentDepth` applies it again and again.
+"""The loop: `Core` holds N blocks (one block is the tied loop), `RecurrentDepth` applies it repeatedly.
 
-Any `nn.Module` with `(state, e, cond) -> state` can be a block, so the loop can be taken without the rest:
+Any `nn.Module` with `(state, e, cond) -> state` can be a block, so the loop can be used alone:
 
     loop = RecurrentDepth(Core(MyBlock()), state_init="zero")
     state = loop(e, num_steps=8)
 
-In a model of this package, `model.recurrence.core = Core(MyBlock())`, a block is told more: its forward is
-`(state, e, cond, rows)`, `rows` (`looped.nn.rows.Rows`) being who sees whom (`mask`), the angles of where rows stand
-(`rotation`), and in sampling `cache` and `context`, keys and values of rows that are not among these. A block that
-reads each row by itself ignores them all; one that mixes rows has to obey the mask.
+In a model of this package, `model.recurrence.core = Core(MyBlock())`, the forward of a block is
+`(state, e, cond, rows)`. `rows` (`looped.nn.rows.Rows`) has the attention pattern (`mask`), the rotary angles
+(`rotation`) and, in sampling, the keys and values of other rows (`cache`, `context`). A block that treats each row
+separately ignores them; a block that mixes rows must apply the mask.
 """
 
 import inspect
@@ -31,35 +31,35 @@ from looped.shapes import Float
 State = Float[Tensor, "batch length width"]
 States = State | tuple[Tensor, ...]
 Parts = Tensor | tuple[Tensor, ...]
-"""Some rows of a state."""
+"""A state, or some sequences of it."""
 RowsOfStep = Callable[[int, Tensor | None], Any]
-"""(number of a step, numbers of its sequences or None for all) -> what the step is told of their rows: `Rows` in a
-model of this package, whatever the blocks read in a loop of one's own."""
+"""(index of a step, indices of its sequences or None for all) -> the step's `rows` argument: `Rows` in a model of this
+package, anything the blocks take in a custom loop."""
 
 
 class Block(Protocol):
-    """The contract of a block of the core: `(state, e, cond) -> state`, and `rows` where a model calls it.
+    """The contract of a block of the core: `(state, e, cond) -> state`, and `rows` if a model calls it.
 
-    state: (B, L, D), or a tuple of tensors (B, ...) that the loop was given as its `state=`; the next state has its
-    shape. e: the encoded input (B, L, D). cond: the vector of the noise level, (B, C) or (B, L, C), None in a plain
-    loop. rows: what the caller's `rows=` gives for the step, in a model of this package a `looped.nn.rows.Rows` with
-    the attention mask, positions and cache.
+    state: (B, L, D), or a tuple of tensors (B, ...) passed to the loop as `state=`; the next state has the same shape.
+    e: the encoded input (B, L, D). cond: the embedding of the noise level, (B, C) or (B, L, C), None in a plain loop.
+    rows: the value of the caller's `rows=` for the step; in a model of this package a `looped.nn.rows.Rows` with the
+    attention mask, positions and cache.
     """
 
     def __call__(self, state: Any, e: Tensor, cond: Tensor | None, *rows: Any) -> Any: ...
 
 
 def require_block(block: Any) -> None:
-    """Raise `UserError` for what cannot be called as a `Block`: no module, or a forward of fewer than 3 arguments."""
+    """Raise `UserError` unless `block` is a module whose forward takes 3 arguments or more (`Block`)."""
     require(block, nn.Module, "a block of the loop", "wrap a function in an nn.Module")
     if (num := _num_arguments(block.forward)) < 3:
-        raise UserError(f"{type(block).__name__}.forward takes {num} positional argument{'s' * (num != 1)}, and a "
-                        f"block of the loop is called as (state, e, cond), cond being None in a plain loop; wrap it in "
+        raise UserError(f"{type(block).__name__}.forward takes {num} positional argument{'s' * (num != 1)}, but a "
+                        f"block of the loop is called as (state, e, cond), with cond=None in a plain loop; wrap it in "
                         f"a module whose forward takes these three and returns the next state")
 
 
 class Core(nn.Module):
-    """N blocks, one of which is applied per step: step `index` takes block `index % N` unless `block` names it.
+    """N blocks, one of which is applied per step: step `index` runs block `index % N` unless `block` is given.
 
     Raises `UserError` without blocks, and for a module that cannot be called as a `Block`.
     """
@@ -82,7 +82,7 @@ class Core(nn.Module):
 
 
 class Absent(nn.Module):
-    """The place of a block that another machine holds: no weights, and a UserError for whoever asks it for anything."""
+    """Placeholder for a block that another machine holds: it has no weights and raises UserError on use."""
 
     def __init__(self, number: int):
         super().__init__()
@@ -96,8 +96,8 @@ class Absent(nn.Module):
         self.refuse()
 
     def refuse(self) -> NoReturn:
-        raise UserError(f"block {self.number} of the core is not here (blocks.alone); put the runs of all blocks "
-                        f"together with looped merge")
+        raise UserError(f"block {self.number} of the core is not here (blocks.alone); combine the runs of all "
+                        f"blocks with looped merge")
 
 
 class LayerStack(nn.Module):
@@ -114,11 +114,10 @@ class LayerStack(nn.Module):
 
 
 class OwnBlock(nn.Module):
-    """A block of one's own, `(state, e, cond) -> state`, in a model whose blocks are told of their `rows`; one that
-    takes them is not wrapped.
+    """A custom block in a model: called as `(state, e, cond)`, with `rows` as well if its forward takes them.
 
-    It keeps its own initialisation. Without rows it cannot know who sees whom, so it has to read each row by itself:
-    raises UserError where another row changes what it makes of one.
+    It keeps its own initialisation. Without `rows` it does not know the attention pattern, so it must treat each row
+    separately: raises UserError if a later row changes the output of an earlier one.
     """
 
     def __init__(self, block: nn.Module, width: int, cond_width: int | None):
@@ -133,31 +132,31 @@ class OwnBlock(nn.Module):
 
     @torch.no_grad()
     def check(self, width: int, cond_width: int | None) -> None:
-        """Raises UserError; see the class."""
+        """Raise UserError if the block changes the state's shape, or if a later row changes an earlier one."""
         training, probe = self.block.training, torch.randn(2, 1, 4, width, generator=generator("own block"))
         cond = torch.zeros(1, cond_width) if cond_width else None
         self.block.eval()
         whole, first = (self.block(*probe[:, :, :length], cond) for length in (4, 1))
         self.block.train(training)
         if whole.shape != probe[0].shape:
-            raise UserError(f"a core makes states of states: {type(self.block).__name__} was given "
+            raise UserError(f"a core must keep the state's shape: {type(self.block).__name__} was given "
                             f"{tuple(probe[0].shape)} and returned {tuple(whole.shape)}; return the shape of the state")
         if not torch.allclose(whole[:, :1], first, atol=1e-4, rtol=1e-3):
-            raise UserError(f"{type(self.block).__name__} lets later rows change earlier ones without being told who "
-                            f"sees whom; give its forward a fourth argument, rows (looped.nn.rows.Rows), and obey "
-                            f"rows.mask")
+            raise UserError(f"{type(self.block).__name__} lets later rows change earlier ones without taking the "
+                            f"attention mask; give its forward a fourth argument, rows (looped.nn.rows.Rows), and "
+                            f"apply rows.mask")
 
     @property
     def layers(self) -> NoReturn:
-        raise UserError("a core of one's own has no layers that could show clean rows to noisy ones; set "
-                        "denoise.context to inject")
+        raise UserError("a custom core has no layers to provide keys and values of clean rows; set denoise.context to "
+                        "inject")
 
 
 def _num_arguments(function: Callable[..., Any]) -> int:
-    """Positional arguments that a function takes; many where it takes any."""
+    """Number of positional arguments that a function takes; `sys.maxsize` if it takes any number."""
     try:
         kinds = [parameter.kind for parameter in inspect.signature(function).parameters.values()]
-    except (TypeError, ValueError):  # of what is not written in Python
+    except (TypeError, ValueError):  # a function not written in Python
         return sys.maxsize
     if inspect.Parameter.VAR_POSITIONAL in kinds:
         return sys.maxsize
@@ -165,14 +164,14 @@ def _num_arguments(function: Callable[..., Any]) -> int:
 
 
 def run_layers(layers: Iterable[TransformerLayer], x: State, cond: Tensor | None, rows: Rows) -> State:
-    """Apply layers in turn, each with its own place in the caches."""
+    """Apply layers in order, each with its own part of cache and context."""
     for i, layer in enumerate(layers):
         x = layer(x, cond, rows.layer(i))
     return x
 
 
 class RecurrentDepth(nn.Module):
-    """A loop of any depth over a core: where it starts, one step, and how far gradients reach back."""
+    """A loop of any depth over a core: initial state, one step, and the unroll with truncated gradients."""
 
     def __init__(self, core: nn.Module, *, state_init: str = "zero", state_std: float | None = None):
         super().__init__()
@@ -185,11 +184,11 @@ class RecurrentDepth(nn.Module):
 
     @property
     def num_blocks(self) -> int:
-        """Blocks of the core, which steps take in turn; a core that says nothing is one."""
+        """Number of blocks of the core, which steps run in turn; 1 for a core without `num_blocks`."""
         return getattr(self.core, "num_blocks", 1)
 
     def block_at(self, index: int) -> int | None:
-        """The block that step `index` takes; None where there is one."""
+        """Index of the block that step `index` runs; None if there is only one."""
         return index % self.num_blocks if self.num_blocks > 1 else None
 
     @property
@@ -198,8 +197,8 @@ class RecurrentDepth(nn.Module):
         return self.state_init in ("like-init", "noise")
 
     def initial_state(self, e: State, noise: State | None = None) -> State:
-        """The state before the first step; `like-init` and `noise` take standard normal draws of e's shape. Raises
-        `UserError` where these are missing, of another shape, or given to another start, which would ignore them."""
+        """The state before the first step; `like-init` and `noise` need `noise`, standard normal draws of e's shape.
+        Raises `UserError` if it is missing or has another shape, or if another `state_init` would ignore it."""
         if noise is not None and not self.needs_noise:
             raise UserError(f"state_init {self.state_init} draws nothing, so noise= would be ignored; leave it out, or "
                             f"choose like-init or noise")
@@ -208,15 +207,15 @@ class RecurrentDepth(nn.Module):
 
     def step(self, state: States, e: State, cond: Tensor | None = None, rows: Any = None, *,
              block: int | None = None) -> States:
-        """One application of the core, of its `block` if it has several. Raises `UserError` for a core that does not
-        take the `rows` of a model; an error inside a core stays as it is, with a note on how it was called."""
+        """Apply the core once, or its `block` if it has several. Raises `UserError` if the core does not take the
+        `rows` of a model; an error inside the core is raised unchanged, with a note on how the core was called."""
         told = () if rows is None else (rows,)
-        chosen = {} if block is None else {"block": block}  # not the index: a compiled step then has a graph a block
+        chosen = {} if block is None else {"block": block}  # not the index: one compiled graph per block
         try:
             return self.core(state, e, cond, *told, **chosen)
         except (TypeError, ValueError, AttributeError, AssertionError) as error:
             if rows is not None and isinstance(error, TypeError) and "positional argument" in str(error):
-                raise UserError(f"the core does not take what its model passes to every step ({error}); give its "
+                raise UserError(f"the core does not take the arguments that its model passes ({error}); give its "
                                 f"forward a fourth argument: (state, e, cond, rows)") from error
             if not isinstance(error, UserError):
                 error.add_note("The loop calls a block as (state, e, cond), and with rows= as (state, e, cond, rows); "
@@ -226,8 +225,8 @@ class RecurrentDepth(nn.Module):
     def forward(self, e: State, num_steps: int, *, state: States | None = None, noise: State | None = None,
                 cond: Tensor | None = None, callback: Callable[[int, States], Any] | None = None,
                 rows: RowsOfStep | None = None) -> States:
-        """`num_steps` steps, all with gradient; 0 gives the initial state. Arguments as of `unroll`. Raises `UserError`
-        for fewer."""
+        """Run `num_steps` steps, all with gradient; 0 gives the initial state. Arguments as in `unroll`. Raises
+        `UserError` for a negative number."""
         return self.unroll(e, no_grad=0, grad=whole_number("num_steps", num_steps), state=state, noise=noise, cond=cond,
                            callback=callback, rows=rows)
 
@@ -235,17 +234,17 @@ class RecurrentDepth(nn.Module):
                noise: State | None = None, cond: Tensor | None = None,
                callback: Callable[[int, States], Any] | None = None,
                rows: RowsOfStep | None = None) -> States:
-        """`no_grad` steps without gradient, then `grad` steps with it (Huginn's truncated BPTT).
+        """Run `no_grad` steps without gradient, then `grad` steps with it (Huginn's truncated BPTT).
 
-        Tensors (B,) give each sequence its own depths, in any order: all sequences first run their steps without
-        gradient, then those with it; a finished one is left out of the batch, so nothing is computed for it.
-        `rows(index, numbers)` gives what step `index` is told of the rows of the sequences of these numbers (None: all,
-        in their order). `callback(index, state)` sees the state of all sequences after each step; True from it stops
-        the loop. `index` counts the steps that the loop has run. `state` may be a tuple of tensors (B, ...) that the
-        core takes and returns; without it the loop starts from `initial_state`, one tensor.
+        Tensors (B,) set one depth per sequence, in any order: all sequences first run their steps without gradient,
+        then those with it. A finished sequence leaves the batch, so nothing is computed for it. `rows(index, numbers)`
+        returns the `rows` argument of step `index` for the sequences with these indices (None: all, in order).
+        `callback(index, state)` gets the state of all sequences after each step; if it returns True, the loop stops.
+        `index` counts the steps that the loop has run. `state` may be a tuple of tensors (B, ...) that the core takes
+        and returns; without it the loop starts from `initial_state`, one tensor.
 
-        Raises `UserError` for depths below 0 or of another number of sequences, and for a core that returns another
-        shape than it was given.
+        Raises `UserError` for negative depths, for depths of another number of sequences, and for a core that returns
+        another shape than it was given.
         """
         state = self.initial_state(e, noise) if state is None else state
         if isinstance(no_grad, Tensor) or isinstance(grad, Tensor):
@@ -260,10 +259,10 @@ class RecurrentDepth(nn.Module):
 
     def _unroll_rows(self, start: States, rounds: "_Rounds", no_grad: int | Tensor, grad: int | Tensor) -> States:
         if self.num_blocks > 1:
-            raise UserError("depth by sequence needs a tied core (one block); set recurrence.per_sequence to false")
+            raise UserError("depth per sequence needs a tied core (one block); set recurrence.per_sequence to false")
         batch = len(rounds.e)
         no_grad, grad = counts_by_row("no_grad", no_grad, batch), counts_by_row("grad", grad, batch)
-        # The deepest first, in both rounds where n and k = min(p, k_max) grow with the depth p: one order then.
+        # Deepest first: one order for both rounds if n and k = min(p, k_max) grow with the depth p.
         deepest = sorted(range(batch), key=lambda row: -(no_grad[row] + grad[row]))
         with torch.no_grad():
             state = rounds.run(start, no_grad, deepest)
@@ -272,7 +271,7 @@ class RecurrentDepth(nn.Module):
         return rounds.run(state, grad, deepest)
 
     def checked_step(self, state: States, e: State, cond: Tensor | None, rows: Any, index: int) -> States:
-        """Step `index`. Raises `UserError` where it does not return a state like the one it was given."""
+        """Run step `index`. Raises `UserError` if the returned state has another shape than the given one."""
         new = self.step(state, e, cond, rows, block=self.block_at(index))
         if _shapes(new) != _shapes(state):
             raise UserError(f"the core was given a state of shape {_shapes(state)} and returned {_shapes(new)}; "
@@ -282,21 +281,21 @@ class RecurrentDepth(nn.Module):
     def compile_step(self, **settings: Any) -> None:
         """`torch.compile` one step, never the loop: the graph does not depend on the number of steps.
 
-        In place, as `nn.Module.compile`: weights and their names stay; a copy or a pickle has its own weights, and is
-        not compiled. `settings` are those of `torch.compile`.
+        Compiles in place, as `nn.Module.compile`: weights and their names stay; a copy or a pickle has its own weights
+        and is not compiled. `settings` go to `torch.compile`.
         """
         self.core.compile(**self._own_graphs() | settings)
 
     def _own_graphs(self) -> dict:
-        """Settings by which the loops of a process do not use up each other's graphs, where torch can tell them apart
-        (2.13): depths by sequence take up to six graphs a block, beyond eight in all torch would go on uncompiled."""
+        """Settings that give each loop of a process its own recompile limit, if torch supports it (2.13): depths per
+        sequence take up to six graphs per block, and beyond eight in total torch would run uncompiled."""
         if "isolate_recompiles" not in inspect.signature(torch.compile).parameters:
             return {}
         return {"isolate_recompiles": True, "recompile_limit": 8 * self.num_blocks}
 
 
 class _Rounds:
-    """The two rounds of an unroll in which each sequence has its own depth: steps without gradient, steps with it."""
+    """The two rounds of an unroll with one depth per sequence: steps without gradient, then steps with it."""
 
     def __init__(self, loop: RecurrentDepth, e: State, cond: Tensor | None, callback: Callable | None,
                  rows: RowsOfStep | None):
@@ -304,8 +303,8 @@ class _Rounds:
         self.index, self.stopped = 0, False
 
     def run(self, state: States, depths: list[int], deepest: list[int]) -> States:
-        """The state after `depths[row]` more steps of each row. The rows still running are a prefix: those with most
-        steps to go come first, equals in the order `deepest`."""
+        """The state after `depths[row]` more steps of each sequence. Sequences are sorted by the steps they have left,
+        ties in the order `deepest`, so the running ones are a prefix."""
         order = sorted(deepest, key=lambda row: -depths[row])
         longest = depths[order[0]] if order else 0
         if not longest or self.stopped:
@@ -325,14 +324,14 @@ class _Rounds:
         return _rows_of(state, back)
 
     def _stops(self, state: States) -> bool:
-        """One more step is done."""
+        """Count a finished step; True if the callback stops the loop."""
         self.stopped = self.callback is not None and bool(self.callback(self.index, state))
         self.index += 1
         return self.stopped
 
 
 def each(function: Callable[..., Tensor], *states: Parts) -> Parts:
-    """The function of a state's tensor, or of each of its tensors."""
+    """Apply the function to a state's tensor, or to each of its tensors."""
     return tuple(map(function, *states)) if isinstance(states[0], tuple) else function(*states)
 
 
@@ -347,7 +346,7 @@ def _shapes(state: Any) -> Any:
 
 
 def _with_gradient_of(old: Tensor, new: Tensor, no_grad: list[int]) -> Tensor:
-    """`new`, but rows that have run no step without gradient keep that of `old`."""
+    """`new`, but sequences that ran no step without gradient keep the gradient of `old`."""
     if not old.requires_grad or new is old:
         return new
     ran = torch.tensor([steps > 0 for steps in no_grad], device=new.device)
@@ -358,13 +357,13 @@ def _normal(e: State, noise: State | None) -> State:
     if noise is None:
         raise UserError("this state_init needs standard normal draws of the state's shape; pass noise=, or choose zero")
     if noise.shape != e.shape:
-        raise UserError(f"noise has the shape {tuple(noise.shape)}, the state that of e, {tuple(e.shape)}; draw it "
+        raise UserError(f"noise has the shape {tuple(noise.shape)}, but needs that of e, {tuple(e.shape)}; draw it "
                         f"with torch.randn_like(e)")
     return noise.to(e.dtype)
 
 
 def _like_init(e: State, noise: State | None) -> State:
-    """Huginn's: normal of std sqrt(2 / (5 D)) * sqrt(D), cut at three standard deviations."""
+    """Huginn's initial state: normal with std sqrt(2 / (5 D)) * sqrt(D), truncated at three standard deviations."""
     normal = _normal(e, noise)
     uniform = torch.special.ndtr(normal.to(widest(normal.device)))
     low = torch.special.ndtr(torch.tensor(-3.0, dtype=torch.float64))
@@ -379,12 +378,12 @@ STATE_INITS: dict[str, Callable[[State, State | None], State]] = {
 }
 """Name -> (e, standard normal draws or None) -> state."""
 USUAL_STD = {"like-init": math.sqrt(2 / 5), "noise": 1.0, "zero": 1.0, "embedding": 1.0}
-"""Standard deviation of a random state, before its tails are cut, where none is set."""
+"""Default standard deviation of a random state, before truncation."""
 
 
 def init_weights(module: nn.Module, width: int, effective_depth: int) -> None:
-    """Huginn's initialisation (Takase et al. 2024) in place: std sqrt(2 / (5 D)), cut at three standard deviations;
-    output projections divided by sqrt(2 * effective_depth), where the core counts once a loop step."""
+    """Huginn's initialisation (Takase et al. 2024) in place: std sqrt(2 / (5 D)), truncated at three standard
+    deviations; output projections divided by sqrt(2 * effective_depth), which counts the core once per loop step."""
     std = math.sqrt(2 / (5 * width))
     own = {id(each) for block in module.modules() if isinstance(block, OwnBlock) for each in block.modules()}
     for name, child in module.named_modules():

@@ -227,7 +227,7 @@ def test_a_core_keeps_its_own_initialisation_and_is_counted_as_it_runs(desk):
 
 
 @pytest.mark.parametrize(("flags", "why"), [
-    ({"model.core": "gated_core.Leaky"}, "Leaky lets later rows change earlier ones without being told who sees whom"),
+    ({"model.core": "gated_core.Leaky"}, "Leaky lets later rows change earlier ones without taking the attention mask"),
     ({"model.core": "gated_core.Nothing"}, "model.core gated_core.Nothing cannot be imported"),
     ({"model.core": "gated_core.GatedCore", "objective": "denoise", "denoise.context": "concat"},
      "denoise.context concat lets noisy rows attend to clean ones in every layer, and model.core"),

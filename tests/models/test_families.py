@@ -206,7 +206,7 @@ def test_a_random_state_has_the_standard_deviation_that_is_set():
 @pytest.mark.parametrize(("settings", "why"), [
     ({"model.head_dim": 15}, "head_dim 15 is odd"),
     ({"model.block": "postnorm", "objective": "denoise", "denoise.context": "inject"},
-     "block postnorm has no norm before its branches that a level could modulate; choose branch"),
+     "block postnorm has no norm before its branches for the level to modulate; choose branch"),
     ({"model.rope_scaling": {"kind": "yarm"}}, "rope_scaling.kind"),
     ({"model.rope_scaling": {"kind": "yarn", "beta_fast": 1, "beta_slow": 32}}, "beta_fast 1 is below beta_slow 32"),
     ({"model.rope_scaling": {"kind": "yarn"}, "model.rope_base": 1.0}, "rope_base 1 gives none below the first")])

@@ -162,7 +162,7 @@ def test_flex_has_no_split_form_and_says_so(unchecked):
 @pytest.mark.parametrize(("inputs", "mask", "why"), [
     (qkv(), CleanNoisy(7), "made for length 14, the keys have 6"),
     (qkv(queries=2), CleanNoisy(3), "needs 6 queries, clean then noisy; got 2"),
-    (qkv(), Padded([1, 2, 3]), "made for 3 rows, the batch has 2"),
+    (qkv(), Padded([1, 2, 3]), "made for 3 sequences, the batch has 2"),
     (qkv(kv_heads=3), Causal(), "4 query heads cannot share 3 key heads"),
     (qkv(queries=7), Causal(), "7 queries for 6 keys"),
     ([t.flatten(2) for t in qkv()], Causal(), r"got q \(2, 6, 32\)")])

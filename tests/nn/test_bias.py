@@ -170,9 +170,9 @@ def test_a_form_is_made_once_for_a_mask_and_freed_with_it(monkeypatch, unchecked
     (lambda: Padded([4], side="left"), "needs width"),
     (lambda: Packed(((3, 2), (4,))), r"rows have \[5, 4\]"),
     (lambda: Packed(((3, 0),)), "must be positive"),
-    (lambda: Packed(torch.tensor([[0, 1, 0]])), "row 0 of documents comes back"),
+    (lambda: Packed(torch.tensor([[0, 1, 0]])), "row 0 of documents returns to an earlier"),
     (lambda: Packed(((3, 2),)).dense(1, 4, 4), "made for length 5, the keys have 4"),
-    (lambda: Packed(((3, 2), (5,))).dense(3, 5, 5), "made for 2 rows, the batch has 3"),
+    (lambda: Packed(((3, 2), (5,))).dense(3, 5, 5), "made for 2 sequences, the batch has 3"),
     (lambda: Causal().dense(1, 3, 2), "at most 2")])
 def test_a_mask_that_does_not_fit_is_refused_with_the_reason(make, why):
     with pytest.raises(UserError, match=why):

@@ -215,13 +215,13 @@ def given(mask, batch=B, **sizes):
 
 
 @pytest.mark.parametrize(("make", "why"), [
-    (given(None), r"got None: Full\(\) lets everybody see"),
+    (given(None), r"got None: Full\(\) lets every row attend"),
     (given(torch.ones(L, L)[0].bool()), r"Table takes a bool tensor \(queries, keys\)"),
     (given(torch.ones(B, L)), r"Padded.of_attention_mask\(tensor, causal"),
-    (given(FirstOf(FIRST), batch=3), "FirstOf.allow failed for 3 batch rows"),
-    (given(Scalar()), "Scalar.allow failed for 2 batch rows at once"),
-    (given(Additive()), r"a float32 tensor of shape .* must answer true or false"),
-    (given(ForTwo(), batch=3), "ForTwo.allow answered with a bool tensor .* for 3 batch rows"),
+    (given(FirstOf(FIRST), batch=3), "FirstOf.allow failed for 3 sequences"),
+    (given(Scalar()), "Scalar.allow failed for 2 sequences at once"),
+    (given(Additive()), r"a float32 tensor of shape .* must return true or false"),
+    (given(ForTwo(), batch=3), "ForTwo.allow returned a bool tensor .* for 3 sequences"),
     (given(Table(torch.ones(2, L).bool())), "the table has 2 queries, not 6"),
     (given(Causal(), keys=2), r"at most 2; the layout is \(batch, length, heads, dim\)"),
     (lambda: Padded(torch.ones(B, L, dtype=torch.long)), r"Padded.of_attention_mask\(mask\)"),
@@ -233,7 +233,7 @@ def given(mask, batch=B, **sizes):
     (lambda: Padded.of_attention_mask(torch.tensor([[2, 1]])), "ones .* and zeros"),
     (lambda: Table(torch.ones(B, 3, L, L).bool()), "Table takes a bool tensor"),
     (lambda: Table(torch.zeros(L, L)), "got a float32 tensor"),
-    (lambda: SlidingWindow(0), "shows nothing"),
+    (lambda: SlidingWindow(0), "contains no row; give a width of 1"),
     (lambda: Padded([1, 2]) & Padded([1, 2, 3]), "batch of 2 does not combine with one made for 3"),
     (lambda: Packed(((2, 1),)) | Packed(((2, 2),)), "length of 3 does not combine")])
 def test_what_cannot_be_a_mask_is_refused_in_one_sentence(make, why, unchecked):
@@ -245,7 +245,7 @@ def test_strict_without_a_context_of_its_own_is_refused():
     attn, x = Attention(8, 2), torch.randn(1, 3, 8)
     rows = Rows(mask=Causal(), rotation=Rotary(4)(torch.arange(3)))
     assert attn(x, rows).shape == x.shape  # positive control
-    with pytest.raises(UserError, match="strict says which rows of a context are seen"):
+    with pytest.raises(UserError, match="strict selects the rows of a context to attend to"):
         attn(x, rows.having(strict=True))
 
 
