@@ -217,9 +217,9 @@ def test_levels_of_several_blocks_with_a_cache_or_in_one_sequence_are_refused():
     objective = make(**{"denoise.context": "inject"}).eval()
     x, z, sigma = sequences_at(objective, [20.0, 0.6])
     e = objective.model.encode(x)
-    with pytest.raises(UserError, match="a cache keeps the rows of one"):
+    with pytest.raises(UserError, match="a cache holds the rows of one"):
         objective.denoiser(z, sigma, e, Rows(cache=Cache()))
-    with pytest.raises(UserError, match="a sequence is read by one"):
+    with pytest.raises(UserError, match="a sequence runs through one"):
         objective.denoiser(z, sigma.unsqueeze(1).expand(2, L), e)
 
 
