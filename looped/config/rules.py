@@ -77,7 +77,7 @@ class Rule:
     sees_all: rows see later ones too, whatever the kind. hides: a token of the vocabulary stands for a hidden one.
     loops: training runs the core again and again. free_depth: training prefers no depth, as before a solver. baseline:
     the same layers without a loop, which other rules are held against. blocks: it knows a core of several, and
-    `independent` ones learn without each other. takes_turns: an optimiser step trains one of several blocks.
+    `independent` ones learn without each other. trains_one_block: an optimiser step trains one of several blocks.
     residual_layers: layers on the longest residual path of training, where they are not those of prelude, passes and
     coda. passes: how often a training step goes through the whole core. as_deep_as_mean: settings under which every
     step is as deep as the mean. checks: what refuses a config, in this order.
@@ -98,7 +98,7 @@ class Rule:
     baseline: bool = False
     blocks: bool = False
     independent: bool = False
-    takes_turns: Callable[[Any], bool] = _never
+    trains_one_block: Callable[[Any], bool] = _never
     residual_layers: Callable[[Any], int] | None = None
     passes: Callable[[Any], float] = _whole_passes
     as_deep_as_mean: Callable[[Any], dict[str, Any]] = _nothing
@@ -224,12 +224,12 @@ RULES: dict[str, Rule] = {rule.name: rule for rule in (
          **SOLVER, reads=SOLVED, checks=(*LAYOUT, _check_kind, check_guidance)),
     Rule("blockwise", "looped.objectives.blockwise.Blockwise", {"generate": "looped.objectives.pixels.BlockwisePixels"},
          **SOLVER, reads=(*SOLVED, "blocks.partition", *DRAWN_BLOCKS), blocks=True, independent=True,
-         takes_turns=_always, checks=(*LAYOUT, check_blockwise, _check_kind, check_guidance)),
+         trains_one_block=_always, checks=(*LAYOUT, check_blockwise, _check_kind, check_guidance)),
     Rule("masked", "looped.objectives.masked.Masked", kinds=("text",), rollout="unmask", depth=_one_pass,
-         free_depth=True, told="masked.cond_width", sees_all=True, hides=True, blocks=True, takes_turns=_several,
+         free_depth=True, told="masked.cond_width", sees_all=True, hides=True, blocks=True, trains_one_block=_several,
          reads=("recurrence.mean", "masked", "evaluation.levels", *DRAWN_BLOCKS),
          checks=(check_blocks, check_masked, _check_kind)),
-    Rule("noprop-dt", f"{NOPROP}.NoPropDT", **NAMES_CLASSES, depth=_one_pass, blocks=True, takes_turns=_always,
+    Rule("noprop-dt", f"{NOPROP}.NoPropDT", **NAMES_CLASSES, depth=_one_pass, blocks=True, trains_one_block=_always,
          reads=(*EMBEDDED, "noprop.schedule", "noprop.log_snr"),
          checks=(check_blocks, check_noprop_dt, check_noprop, _check_kind)),
     Rule("noprop-ct", f"{NOPROP}.NoPropCT", **NAMES_CLASSES, depth=_one_pass, told="denoise.cond_width",
