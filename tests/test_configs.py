@@ -57,7 +57,7 @@ def test_a_config_takes_an_optimiser_step(path, hundred_classes):
         vocab_size = config.data.vocab_size
         rows = torch.randint(vocab_size, (2, 17), generator=torch.Generator().manual_seed(0))
     objective = build_objective(config, build(config, vocab_size, picture))
-    num_steps = 12 if config.rule.takes_turns(config) else 1  # by then each block has had a turn
+    num_steps = 12 if config.rule.trains_one_block(config) else 1  # by then each block has been drawn
     for step in range(num_steps):
         objective(rows, StepRandom(config.seed, step, count=2)).value.backward()
     assert all(p.grad is not None for p in objective.parameters() if p.requires_grad)

@@ -76,10 +76,11 @@ class Rule:
     setting for the width of the level embedding that conditions the core; None if there is none. sees_all: rows
     attend to later ones too, for every kind. hides: the vocabulary has a mask token. loops: training iterates the core.
     free_depth: training prefers no depth, as with a solver. baseline: the same layers without a loop, the reference of
-    other rules. blocks: the core may have several blocks; `independent`: they train without each other. takes_turns: an
-    optimiser step trains one of several blocks. residual_layers: layers on the longest residual path in training, if
-    not those of prelude, passes and coda. passes: passes through the whole core per training step. as_deep_as_mean:
-    settings that make every step as deep as the mean. checks: functions that reject a config, in this order.
+    other rules. blocks: the core may have several blocks; `independent`: they train without each other. trains_one_block:
+    an optimiser step trains one of several blocks. residual_layers: layers on the longest residual path in training,
+    if not those of prelude, passes and coda. passes: passes through the whole core per training step.
+    as_deep_as_mean: settings that make every step as deep as the mean. checks: functions that reject a config, in this
+    order.
     """
 
     name: str
@@ -97,7 +98,7 @@ class Rule:
     baseline: bool = False
     blocks: bool = False
     independent: bool = False
-    takes_turns: Callable[[Any], bool] = _never
+    trains_one_block: Callable[[Any], bool] = _never
     residual_layers: Callable[[Any], int] | None = None
     passes: Callable[[Any], float] = _whole_passes
     as_deep_as_mean: Callable[[Any], dict[str, Any]] = _nothing
@@ -223,12 +224,12 @@ RULES: dict[str, Rule] = {rule.name: rule for rule in (
          **SOLVER, reads=SOLVED, checks=(*LAYOUT, _check_kind, check_guidance)),
     Rule("blockwise", "looped.objectives.blockwise.Blockwise", {"generate": "looped.objectives.pixels.BlockwisePixels"},
          **SOLVER, reads=(*SOLVED, "blocks.partition", *DRAWN_BLOCKS), blocks=True, independent=True,
-         takes_turns=_always, checks=(*LAYOUT, check_blockwise, _check_kind, check_guidance)),
+         trains_one_block=_always, checks=(*LAYOUT, check_blockwise, _check_kind, check_guidance)),
     Rule("masked", "looped.objectives.masked.Masked", kinds=("text",), rollout="unmask", depth=_one_pass,
-         free_depth=True, told="masked.cond_width", sees_all=True, hides=True, blocks=True, takes_turns=_several,
+         free_depth=True, told="masked.cond_width", sees_all=True, hides=True, blocks=True, trains_one_block=_several,
          reads=("recurrence.mean", "masked", "evaluation.levels", *DRAWN_BLOCKS),
          checks=(check_blocks, check_masked, _check_kind)),
-    Rule("noprop-dt", f"{NOPROP}.NoPropDT", **NAMES_CLASSES, depth=_one_pass, blocks=True, takes_turns=_always,
+    Rule("noprop-dt", f"{NOPROP}.NoPropDT", **NAMES_CLASSES, depth=_one_pass, blocks=True, trains_one_block=_always,
          reads=(*EMBEDDED, "noprop.schedule", "noprop.log_snr"),
          checks=(check_blocks, check_noprop_dt, check_noprop, _check_kind)),
     Rule("noprop-ct", f"{NOPROP}.NoPropCT", **NAMES_CLASSES, depth=_one_pass, told="denoise.cond_width",

@@ -1,7 +1,7 @@
-"""The bridge: from logits over tokens back to the space of the clean vectors, where solvers step.
+"""The bridge: maps logits over tokens back to the space of the clean vectors, in which solvers step.
 
-soft: the expectation `softmax(logits) @ table`, which shrinks where the model is unsure. hard: the likeliest row.
-top-k: the expectation over the k likeliest. sampled: a row drawn from the softmax.
+soft: the expectation `softmax(logits) @ table`, which shrinks when the model is uncertain. hard: the most likely row.
+top-k: the expectation over the k most likely tokens. sampled: a row drawn from the softmax.
 """
 
 import torch
@@ -16,14 +16,14 @@ BRIDGES = ("soft", "hard", "top-k", "sampled")
 
 def bridge(kind: str, logits: Float[Tensor, "*batch vocab"], table: Float[Tensor, "vocab dim"], *, top_k: int = 8,
            temperature: float = 1.0, uniform: Float64[Tensor, "*batch"] | None = None) -> Float[Tensor, "*batch dim"]:
-    """The clean estimate D. Worked out in float32 whatever the logits' dtype and autocast are.
+    """The clean estimate D, computed in float32 regardless of the logits' dtype and of autocast.
 
     Raises `UserError` for an unknown kind, a temperature that is not positive, and `sampled` without `uniform` draws.
     """
     if kind not in BRIDGES:
         raise UserError(f"bridge '{kind}' is unknown{did_you_mean(kind, BRIDGES)}")
     if temperature <= 0:
-        raise UserError(f"temperature {temperature} is not positive; use the hard bridge for the likeliest row")
+        raise UserError(f"temperature {temperature} is not positive; use the hard bridge for the most likely row")
     if kind == "hard":
         return table[logits.argmax(-1)].float()
     with torch.autocast(logits.device.type, enabled=False):
@@ -43,7 +43,7 @@ def _average_or_draw(kind: str, scaled: Tensor, table: Tensor, top_k: int, unifo
 
 
 def draw(probs: Float[Tensor, "*batch vocab"], uniform: Float64[Tensor, "*batch"]) -> Int64[Tensor, "*batch"]:
-    """The token at which the cumulative probability passes `uniform`: a draw that depends on its own row alone."""
+    """One token per row, drawn by inverse CDF at `uniform`; each draw depends on its own row only."""
     cumulative = probs.to(widest(probs.device)).cumsum(-1)
     places = (uniform.to(cumulative).unsqueeze(-1) * cumulative[..., -1:]).contiguous()
     return torch.searchsorted(cumulative, places, right=True).squeeze(-1).clamp_max(probs.shape[-1] - 1)

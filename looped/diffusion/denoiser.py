@@ -1,7 +1,7 @@
 """A looped model as a denoiser: EDM's preconditioning around `step` and `decode` (Karras et al. 2022; DiffusionBlocks).
 
-The network reads `c_in z` and `c_noise`, and answers with logits over tokens; the *bridge* turns logits back into the
-clean estimate D that solvers step along. Cross-entropy replaces EDM's regression, so c_skip and c_out have no part.
+The network takes `c_in z` and `c_noise` and returns logits over tokens; the *bridge* turns logits back into the clean
+estimate D that solvers step along. Cross-entropy replaces EDM's regression, so c_skip and c_out are not used.
 """
 
 import functools
@@ -34,14 +34,14 @@ Steer = Callable[[Tensor], Tensor]
 
 @runtime_checkable
 class LoopedModel(Protocol):
-    """Every member that denoising asks of a model, in training (`Denoise`), generation and `evaluate_depth`.
+    """The members that denoising needs of a model, in training (`Denoise`), generation and `evaluate_depth`.
 
     width: D of all hidden states (B, L, D). vocab_size: V. embed: the input embedding, (V, D). `encode` gives e, the
     encoded input; `step` one application of the core, with `level` (B,) or (B, L) the noise level as EDM's c_noise;
-    `hidden` the rows (B, L, D) that the head reads, `head_weight` (V, D) the head, `decode` the logits (B, L, V).
+    `hidden` the input (B, L, D) of the head, `head_weight` (V, D) the head, `decode` the logits (B, L, V).
     `make_context` gives the keys and values that `denoise.context context` and `concat` attend to, and None under
     `inject`. `rows` (`looped.nn.rows.Rows`) carries the attention mask and the positions; a model may ignore what it
-    has no use for. The three counts of layers are for layer forwards alone: `core_layers` has one number per block.
+    does not use. The three layer counts serve only to count layer forwards: `core_layers` has one number per block.
     """
 
     width: int
@@ -67,22 +67,22 @@ class LoopedModel(Protocol):
 
 MEMBERS = (*LoopedModel.__annotations__, *(name for name in vars(LoopedModel) if not name.startswith("_")))
 ALONE = ("width", "vocab_size", "embed", "step", "decode")
-"""Members of a `LoopedModel` that a `Denoiser` by itself asks for."""
+"""The members of `LoopedModel` that a `Denoiser` needs without a training rule."""
 
 
 def require_members(model: object, names: Iterable[str], asker: str) -> None:
-    """Raise `UserError` where a model lacks some of the members of `LoopedModel`, with their names."""
-    # In the class or the instance: a property such as head_weight may refuse to be read.
+    """Raise `UserError` naming the members of `LoopedModel` among `names` that the model lacks."""
+    # On the class or the instance: reading a property such as head_weight may raise.
     if missing := [name for name in names if not (hasattr(type(model), name) or hasattr(model, name))]:
         raise UserError(f"{type(model).__name__} has no {' and no '.join(missing)}, which {asker} needs; see "
-                        f"looped.LoopedModel for all that a model has")
+                        f"looped.LoopedModel for all members of a model")
 
 
 class Denoiser(nn.Module):
     """`(z, sigma, e) -> logits`, and through the bridge `-> D`, for any model with `step` and `decode`.
 
-    `edges`: descending noise levels, those between which each block of the model's core is at work; None: its one block
-    is at work at all of them. Which one a level belongs to is `owners`' to say, in training, evaluation and sampling.
+    `edges`: descending noise levels; block b of the model's core covers the levels between edges b and b + 1. None: one
+    block covers all levels. `owners` maps levels to blocks, in training, evaluation and sampling.
     """
 
     def __init__(self, model: LoopedModel, config: DenoiseConfig | None = None, *,
@@ -93,21 +93,21 @@ class Denoiser(nn.Module):
         require(config, DenoiseConfig, "config", "pass DenoiseConfig(context='inject'), or nothing for its defaults")
         self.model = model
         self.config = config
-        self.edges = edges  # no buffer: a module that is made half precision would round it
+        self.edges = edges  # not a buffer: casting the module to half precision would round it
         self.targets: TargetEmbedding = TargetEmbedding(model.vocab_size, config.target, model.width)
         self.edm: EDM = EDM(self.targets.sigma_data)
         self.in_proj: nn.Linear = start_projection(self.targets.dim, model.width)
-        # Where a row stands in its block; the rows of a block share the e of its first.
+        # Embedding of a row's place in its block; the rows of a block share the e of its first row.
         self.place: nn.Parameter | None = (
             nn.Parameter(torch.zeros(config.block_size, model.width)) if config.block_size > 1 else None)
-        # What stands in every row where the image is left out.
+        # Null embedding: replaces e in every row when the image is dropped.
         self.nothing: nn.Parameter | None = nn.Parameter(torch.zeros(model.width)) if config.context_dropout else None
         self.carry_proj: nn.Linear | None = self._carry_projection()
         self.log_logit_scale: nn.Parameter = nn.Parameter(
             torch.zeros(()), requires_grad=config.target.learned_logit_scale)
 
     def _carry_projection(self) -> nn.Linear | None:
-        """From what a step hands on to the next one's state; zero at first, so that nothing is handed on yet."""
+        """Projection of the carry into the next step's state; zero-initialised, so the carry has no effect at first."""
         if self.config.carry == "none":
             return None
         size = self.targets.dim if self.config.carry == "estimate" else self.model.width
@@ -116,7 +116,7 @@ class Denoiser(nn.Module):
         return projection
 
     def table(self) -> Float[Tensor, "vocab dim"]:
-        """The clean row of every token."""
+        """The clean rows of all tokens."""
         return self.targets.table(self._embeddings())
 
     def target(self, tokens: Int[Tensor, "batch length"]) -> Noisy:
@@ -128,43 +128,51 @@ class Denoiser(nn.Module):
 
     @property
     def logit_scale(self) -> Float[Tensor, ""]:
-        """The sharpness of the readout."""
+        """The factor on the logits (an inverse temperature)."""
         return self.log_logit_scale.exp()
 
     def forward(self, z: Noisy, sigma: Sigma | float, e: Tensor, rows: Rows = PLAIN, *, carry: Tensor | None = None,
                 steer: Steer | None = None) -> Float[Tensor, "batch length vocab"]:
-        """Logits of the clean tokens behind `z = y + sigma * eps`; row i knows the clean tokens up to i through `e`,
-        and with `block_size` k > 1 those up to the first row of its block, whose rows see each other.
+        """Logits of the clean tokens behind `z = y + sigma * eps`.
 
-        sigma: above 0, one level for all (a number), a sequence (B,) or a row (B, L). The cache of the rows is that of
-        one solver step, `carry` is what the step before handed on (`Walk`). `steer` changes the network's logits before
-        the known part of the posterior is added (`Steering`). Of several blocks of the core each sequence is read by
-        the one that owns its level. Raises `UserError` for a level that is not above 0.
+        Row i knows the clean tokens up to i through `e`; with `block_size` k > 1 it knows those up to the first row of
+        its block, and the rows of a block attend to each other.
+
+        sigma: above 0; one level for all (a number), per sequence (B,) or per row (B, L). The cache in `rows` belongs
+        to one solver step; `carry` is the previous step's output (`Walk`). `steer` changes the network's logits before
+        the known part of the posterior is added (`Steering`). If the core has several blocks, each sequence runs
+        through the one that owns its level. Raises `UserError` for a level that is not above 0.
         """
         return self.read(z, _checked_levels(z, sigma), e, rows, carry=carry, steer=steer)[0]
 
     def without(self, e: Float[Tensor, "batch length width"],
                 dropped: Bool[Tensor, "batch"] | None = None) -> Float[Tensor, "batch length width"]:
-        """e where the `dropped` images (None: all) are left out."""
+        """e with the null embedding for the `dropped` images (None: all)."""
         nothing = self.nothing.to(e.dtype).expand_as(e)
         return nothing if dropped is None else torch.where(dropped.view(-1, 1, 1).to(e.device), nothing, e)
 
     def guided(self, logits: Tensor, z: Noisy, sigma: Sigma, e: Tensor, rows: Rows = PLAIN, *,
                carry: Tensor | None = None) -> Tensor:
-        """u + w (logits - u), u the logits without the image and w = `denoise.guidance` (Ho & Salimans 2022, arXiv
-        2207.12598, equation 6 with w - 1 for its w, on logits: what is known of the posterior counts once)."""
+        """Classifier-free guidance: u + w (logits - u), with u the logits without the image and w = `denoise.guidance`.
+
+        Ho & Salimans 2022 (arXiv 2207.12598), equation 6 with w - 1 for its w, applied to logits: the known part of the
+        posterior counts once.
+        """
         if self.config.guidance == 1:
             return logits
         return torch.lerp(self.read(z, sigma, self.without(e), rows, carry=carry)[0], logits, self.config.guidance)
 
     def owners(self, sigma: Sigma) -> Int64[Tensor, "*shape"]:
-        """The block of the core at work at each level."""
+        """The block of the core that owns each level."""
         return block_of(sigma, self.edges)
 
     def read(self, z: Noisy, sigma: Sigma, e: Tensor, rows: Rows = PLAIN, *, carry: Tensor | None = None,
              steer: Steer | None = None) -> tuple[Tensor, Tensor | None]:
-        """(logits, what this step hands on to the next). By the `block` of the rows, if they name one of several,
-        whoever owns the levels: training does, since blocks learn their neighbours' as well."""
+        """(logits, the carry to the next step).
+
+        If `rows.block` names one of several blocks, that block runs whether or not it owns the levels: training does
+        so, since blocks also learn some of their neighbours' levels.
+        """
         if self.edges is not None and rows.block is None:
             return self._read_by_owners(z, sigma, e, rows, carry, steer)
         rows = self._of_block(z, rows)
@@ -177,14 +185,17 @@ class Denoiser(nn.Module):
 
     def _read_by_owners(self, z: Noisy, sigma: Sigma, e: Tensor, rows: Rows, carry: Tensor | None,
                         steer: Steer | None) -> tuple[Tensor, Tensor | None]:
-        """Each sequence by the block that owns its level. Masks and contexts are those of the whole batch, so where
-        there are several owners, each reads all of it and answers for its own sequences. Raises UserError for a cache,
-        which holds the rows of one block, and for levels by row."""
+        """`read` with each sequence through the block that owns its level.
+
+        Masks and contexts belong to the whole batch, so each of several owners runs on all of it, and only the results
+        for its own sequences are kept. With several owners, raises UserError for a cache, which holds the rows of one
+        block, and for levels per row.
+        """
         owners = self.owners(sigma)
         blocks = owners.unique().tolist()
         if len(blocks) > 1 and (rows.cache is not None or owners.ndim > 1):
-            one = "a cache keeps the rows of one" if rows.cache is not None else "a sequence is read by one"
-            raise UserError(f"these noise levels belong to blocks {blocks} of the core, and {one}; give all rows "
+            one = "a cache holds the rows of one" if rows.cache is not None else "a sequence runs through one"
+            raise UserError(f"these noise levels belong to blocks {blocks} of the core, but {one}; give all rows "
                             f"levels of one block (blocks.edges)")
         logits, handed = self.read(z, sigma, e, rows.having(block=blocks[0]), carry=carry, steer=steer)
         for block in blocks[1:]:
@@ -195,34 +206,35 @@ class Denoiser(nn.Module):
         return logits, handed
 
     def handed_on(self, state: Tensor, D: Noisy | None) -> Tensor | None:
-        """What `denoise.carry` hands on: the soft estimate D in units of sigma_data, the core's output, or nothing."""
+        """The carry to the next step (`denoise.carry`): the soft estimate D in units of sigma_data, the core's output,
+        or None."""
         if self.config.carry == "estimate":
             return D / self.edm.sigma_data
         return state if self.config.carry == "latent" else None
 
     def trace(self, z: Noisy, sigma: Sigma, e: Tensor, rows: Rows = PLAIN, *,
               carry: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(the core's output, what the head reads), for a loss that needs no logits of all rows at once: these are
-        `logits(hidden, z, sigma)`. Of several blocks the rows must name one, as in `read`."""
+        """(output of the core, input `hidden` of the head), for a loss that does not need the logits of all rows at
+        once; `logits(hidden, z, sigma)` gives these. With several blocks, `rows.block` must name one."""
         if (rows.block is None) != (self.edges is None):
             raise UserError("this denoiser has one block; leave block= out" if self.edges is None else
-                            f"of the {len(self.edges) - 1} blocks of this denoiser one reads; name it with block=")
+                            f"this denoiser has {len(self.edges) - 1} blocks; name the one to run with block=")
         rows = self._of_block(z, rows)
         state = self._state(z, sigma, e, rows, carry)
         return state, self.model.hidden(state, rows)
 
     def logits(self, hidden: Float[Tensor, "batch length width"], z: Noisy,
                sigma: Sigma) -> Float[Tensor, "batch length vocab"]:
-        """The logits behind `trace`."""
+        """The logits for the `hidden` that `trace` returns."""
         logits = head_logits(self.model, hidden).float() * self.logit_scale
         return logits + self._log_likelihood(z, sigma) if self.config.posterior else logits
 
     def _state(self, z: Noisy, sigma: Sigma, e: Tensor, rows: Rows,
                carry: Tensor | None) -> Float[Tensor, "batch length width"]:
-        """The preconditioned z through one step of the core."""
+        """One step of the core on the preconditioned z."""
         z = cast_for(self.in_proj, z)
         state = self.in_proj(align(self.edm.c_in(sigma).to(z), z) * z)
-        if self.carry_proj is not None:  # with zeros, not left out: under DDP every weight needs a gradient
+        if self.carry_proj is not None:  # zeros, not skipped: under DDP every weight needs a gradient
             nothing = z.new_zeros(*z.shape[:-1], self.carry_proj.in_features)
             state = state + self.carry_proj(nothing if carry is None else carry.to(z.dtype))
         if self.config.evidence_in:
@@ -231,20 +243,18 @@ class Denoiser(nn.Module):
         return self.model.step(state, e, self.edm.c_noise(sigma), rows)
 
     def expected_embedding(self, z: Noisy, sigma: Sigma) -> Float[Tensor, "batch length width"]:
-        """The input embedding of the token behind z, expected under its likelihood alone: that of the token itself
-        where z gives it away, and the mean of all where z says nothing. So that rows of a block read each other as
-        they read clean tokens, instead of learning to decode z."""
+        """The expected input embedding under the likelihood of z alone: one token's embedding at low noise, the mean
+        of all at high noise. With it the rows of a block read each other like clean tokens and need not decode z."""
         probs = self._log_likelihood(z, sigma).softmax(-1).to(compute_dtype(z))
         return self.model.embed_scale * (probs @ self._embeddings().to(probs.dtype))
 
     def _block_input(self, e: Float[Tensor, "batch rows width"]) -> Float[Tensor, "batch length width"]:
-        """What is injected into the rows of each block: the e of its first row, and each row's place."""
+        """The injected input: the e of the first row of each block, plus the embedding of each row's place."""
         firsts = e[:, :: len(self.place)].unsqueeze(2)  # B N 1 D
         return (firsts + self.place).flatten(1, 2)  # B N k D -> B (N k) D
 
     def _of_block(self, z: Noisy, rows: Rows) -> Rows:
-        """The rows by their block of the core; of blocks of tokens, with the mask of whole sequences where none is
-        given."""
+        """`rows` for their block of the core; with blocks of tokens and no mask, with the mask of whole sequences."""
         rows = rows if rows.block is None else rows.of_block(rows.block)
         if self.place is None or rows.mask is not None:
             return rows
@@ -254,8 +264,8 @@ class Denoiser(nn.Module):
         """(u, table) with `u @ table.T = ln N(z; y_v, sigma^2)` up to a constant: rows of the table share one norm, so
         only `z . y_v / sigma^2` depends on v.
 
-        With it in the logits the network answers p(token | context) and Bayes' rule does the rest: the part of the
-        posterior that is known in closed form need not be learned, as c_skip spares a regressor the part that is z.
+        Added to the logits, it leaves the network to model p(token | context); Bayes' rule does the rest. The part of
+        the posterior known in closed form need not be learned, just as c_skip spares a regressor the part that is z.
         """
         return align(1 / sigma.double().square(), z).float().to(z.device) * z.float(), self.table()
 
@@ -271,14 +281,14 @@ class Denoiser(nn.Module):
 
 
 def start_projection(dim: int, width: int) -> nn.Linear:
-    """From numbers of unit variance to a state on the scale of Huginn's like-init."""
+    """Projection from unit-variance inputs to a state on the scale of Huginn's like-init."""
     projection = nn.Linear(dim, width, bias=False)
     nn.init.normal_(projection.weight, std=math.sqrt(2 / (5 * dim)))
     return projection
 
 
 class Walk:
-    """One solver trajectory: the denoiser, given at each reading what the reading before handed on."""
+    """One solver trajectory: a denoiser that passes the carry of each network evaluation to the next."""
 
     def __init__(self, denoiser: Denoiser):
         self.denoiser = denoiser
@@ -286,24 +296,26 @@ class Walk:
 
     def __call__(self, z: Noisy, sigma: Sigma, e: Tensor, rows: Rows = PLAIN, *,
                  steer: Steer | None = None) -> Float[Tensor, "batch length vocab"]:
-        """Logits, as `Denoiser.forward`."""
+        """Logits, as in `Denoiser.forward`."""
         logits, self.carry = self.denoiser.read(z, sigma, e, rows, carry=self.carry, steer=steer)
         return logits
 
 
 def _checked_levels(z: Noisy, sigma: Sigma | float) -> Sigma:
-    """The levels as `read` takes them. Raises UserError for one that is not above 0; those on a device other than the
-    CPU are not waited for."""
+    """`sigma` in the form that `read` takes. Raises UserError for a level that is not above 0; levels on a device other
+    than the CPU are not checked, which would synchronise it."""
     if not isinstance(sigma, Tensor) or sigma.ndim == 0:
         sigma = levels_of(z, float(sigma))
     if sigma.device.type == "cpu" and not torch.compiler.is_compiling() and not bool((sigma > 0).all()):
-        raise UserError(f"sigma {sigma.min().item():g} is not above 0; a schedule's last level is never read")
+        raise UserError(f"sigma {sigma.min().item():g} is not above 0; do not evaluate the final 0 of a schedule")
     return sigma
 
 
 def levels_of(z: Noisy, level: float | Tensor) -> Float64[Tensor, "batch"] | Float64[Tensor, "batch length"]:
-    """A level for all rows of z, or one a row (L,) or (B, L), as the denoiser takes it, on the CPU: one a sequence
-    wherever its rows share it, since that is cheaper to condition on."""
+    """Levels as the denoiser takes them, on the CPU, from one level for all rows of z or one per row (L,) or (B, L).
+
+    A single level, or (L,) equal ones, become one per sequence (B,), which is cheaper to condition on.
+    """
     level = torch.as_tensor(level, dtype=torch.float64, device="cpu")
     if level.ndim == 2:
         return level
@@ -314,5 +326,5 @@ def levels_of(z: Noisy, level: float | Tensor) -> Float64[Tensor, "batch"] | Flo
 
 @functools.lru_cache(maxsize=8)
 def block_mask(length: int, block: int) -> CleanNoisyBlocks:
-    """The mask of whole sequences, kept so that its backend's form is made once."""
+    """The mask of whole sequences, cached so that its form for the backend is built once."""
     return CleanNoisyBlocks(length, block)

@@ -15,7 +15,7 @@ from looped.shapes import Float
 
 @dataclass(frozen=True)
 class EDM:
-    """The coefficients for data whose coordinates have standard deviation `sigma_data`; float32 whatever `sigma` is."""
+    """The coefficients, in float32, for data whose coordinates have standard deviation `sigma_data`."""
 
     sigma_data: float
 
@@ -25,7 +25,7 @@ class EDM:
                             f"use the standard deviation of a target's coordinates")
 
     def c_skip(self, sigma: Float[Tensor, "*batch"] | float) -> Float[Tensor, "*batch"]:
-        """Share of `z` that is passed on: 1 at low noise, 0 at high noise."""
+        """Fraction of `z` that D keeps: 1 at low noise, 0 at high noise."""
         sigma = _wide(sigma)
         return (self.sigma_data**2 / (sigma**2 + self.sigma_data**2)).float()
 
@@ -40,7 +40,7 @@ class EDM:
         return (1 / (sigma**2 + self.sigma_data**2).sqrt()).float()
 
     def c_noise(self, sigma: Float[Tensor, "*batch"] | float) -> Float[Tensor, "*batch"]:
-        """The number the network is told about the noise level."""
+        """The noise level as the network receives it, ln(sigma) / 4."""
         return (_wide(sigma).log() / 4).float()
 
     def weight(self, sigma: Float[Tensor, "*batch"] | float) -> Float[Tensor, "*batch"]:
@@ -58,23 +58,23 @@ class EDM:
     def target(
         self, y: Float[Tensor, "*shape"], z: Float[Tensor, "*shape"], sigma: Float[Tensor, "*batch"] | float
     ) -> Float[Tensor, "*shape"]:
-        """What F has to be for D to be `y`: `(y - c_skip z) / c_out`, of unit variance at every level (equation 8)."""
+        """The F for which D equals `y`: `(y - c_skip z) / c_out`, of unit variance at every level (equation 8)."""
         c_skip, c_out = align(self.c_skip(sigma), z), align(self.c_out(sigma), z)
         return (y - c_skip.to(z.device) * z) / c_out.to(z.device)
 
     def residual_weight(self, sigma: Float[Tensor, "*batch"], weight: str) -> Float[Tensor, "*batch"]:
-        """What a squared error of F is multiplied by where that of D has the `weight` edm (then it is 1) or none."""
+        """The factor on F's squared error that gives D's squared error the `weight` edm (then 1) or none (c_out^2)."""
         return torch.ones_like(sigma, dtype=torch.float32) if weight == "edm" else self.c_out(sigma).square()
 
 
 def align(coefficient: Float[Tensor, "*batch"], z: Float[Tensor, "*shape"]) -> Float[Tensor, "*aligned"]:
-    """A number per batch row (or per position) with trailing axes of 1, so that it multiplies `z` row by row.
+    """`coefficient`, one per batch element (or per position), with trailing axes of 1, so that it broadcasts over `z`.
 
     A (B,) vector times a (B, L, d) or (B, 1) tensor would broadcast over the wrong axis without an error.
     """
     if coefficient.ndim > z.ndim or coefficient.shape != z.shape[: coefficient.ndim]:
         raise UserError(f"sigma of shape {tuple(coefficient.shape)} does not match the leading axes of z "
-                        f"{tuple(z.shape)}; pass one noise level, one a row, or one a position")
+                        f"{tuple(z.shape)}; pass one noise level, one per batch element, or one per position")
     return coefficient.reshape(*coefficient.shape, *[1] * (z.ndim - coefficient.ndim))  # (B,) -> (B, 1, 1)
 
 
@@ -88,6 +88,6 @@ def ode_derivative(
 
 
 def _wide(sigma: Tensor | float) -> Tensor:
-    """At least float32: bf16 has 8 bits, too few to tell neighbouring noise levels apart."""
+    """At least float32: bf16 has 8 bits, too few to distinguish neighbouring noise levels."""
     sigma = torch.as_tensor(sigma)
     return sigma.to(torch.promote_types(sigma.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""Noise levels as settings describe them: the distribution of `denoise.noise`, and how `blocks` divides it."""
+"""Noise levels from a config: the distribution that `denoise.noise` describes, and its partition by `blocks`."""
 
 import torch
 from torch import Tensor
@@ -23,19 +23,19 @@ def noise_from_config(config: NoiseConfig) -> Noise:
 def edges_of(config: BlocksConfig, noise: Noise) -> Float64[Tensor, "edges"]:
     """The descending edges that `blocks` describes, from sigma_max to sigma_min, on the CPU.
 
-    Raises UserError where they are still to be measured.
+    Raises UserError if they have yet to be measured.
     """
     if config.edges_from is not None:
-        raise UserError(f"blocks.edges_from {config.edges_from} is not read here; give the edges that `looped train` "
-                        f"has put into its run's config.yaml as blocks.edges")
+        raise UserError(f"blocks.edges_from {config.edges_from} is not read here; set blocks.edges to the edges "
+                        f"that `looped train` wrote to its run's config.yaml")
     if config.edges is not None:
         return torch.tensor([noise.sigma_max, *config.edges, noise.sigma_min], dtype=torch.float64)
     return partition(noise if config.partition == "mass" else LogUniform(noise.sigma_min, noise.sigma_max), config.num)
 
 
 def block_shares(config: BlocksConfig, noise: Noise) -> Float64[Tensor, "blocks"]:
-    """The share of the steps that train each block: one alone in each step, else by `blocks.choose`; an atom at
-    sigma_max belongs to block 0."""
+    """The fraction of training steps that train each block: all steps train `blocks.alone` if it is set, else
+    `blocks.choose` decides. An atom at sigma_max belongs to block 0."""
     if config.alone is not None:
         return torch.eye(config.num, dtype=torch.float64)[config.alone]
     if config.choose == "uniform":

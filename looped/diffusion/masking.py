@@ -1,13 +1,13 @@
-"""Masked diffusion: tokens are hidden one by one instead of blurred (MD4, Shi et al. 2024, arXiv 2406.04329).
+"""Masked diffusion: noise hides whole tokens (MD4, Shi et al. 2024, arXiv 2406.04329).
 
-At time t in [0, 1] a token is still seen with probability alpha(t), which falls from 1 to 0; m = 1 - alpha is the level
-of noise. The bound on -ln p(x) is
+At time t in [0, 1] a token is visible with probability alpha(t), which falls from 1 to 0; m = 1 - alpha is the noise
+level. The bound (NELBO) on -ln p(x) is
 
-    E over t of  w(t) * sum over hidden tokens of -ln p(token | what is seen),    w = -alpha'(t) / (1 - alpha(t))
+    E over t of  w(t) * sum over hidden tokens of -ln p(token | visible tokens),    w = -alpha'(t) / (1 - alpha(t))
 
-which in terms of m is the integral from 0 to 1 of (1/m) E[...] dm: no schedule changes it, only how often each level is
-drawn. Blocks share the levels by equal decrements of alpha (DiffusionBlocks, arXiv 2506.14202): block 0 owns the
-highest ones, where most is hidden.
+In terms of m it is the integral from 0 to 1 of (1/m) E[...] dm: a schedule changes only how often each level is drawn,
+not the bound. Several blocks divide the levels by equal decrements of alpha (DiffusionBlocks, arXiv 2506.14202); block
+0 owns the highest levels, at which most tokens are hidden.
 """
 
 import math
@@ -57,27 +57,27 @@ def time_of(name: str, m: Time) -> Time:
 
 
 def mask_edges(num_blocks: int) -> Float64[Tensor, "{num_blocks}+1"]:
-    """Levels m between neighbouring blocks, falling from 1 to 0 in equal decrements of alpha; `noise.block_of` says
-    which block owns a level."""
+    """The edges m of the blocks, descending from 1 to 0 in equal decrements of alpha; `noise.block_of` gives the block
+    that owns a level."""
     if num_blocks < 1:
         raise UserError(f"num_blocks {num_blocks} is below 1; a partition needs at least one block")
     return torch.linspace(1, 0, num_blocks + 1, dtype=torch.float64)
 
 
 def mask_interval(block: int, edges: Float64[Tensor, "edges"], overlap: float) -> tuple[float, float]:
-    """Lowest and highest level that a block trains on: its own, and `overlap` of its width of each neighbour's."""
+    """(lowest, highest) level a block trains on: its interval, extended at both ends by `overlap` times its width."""
     high, low = edges[block].item(), edges[block + 1].item()
     more = overlap * (high - low)
     return max(low - more, 0.0), min(high + more, 1.0)
 
 
 def block_times(name: str, num_blocks: int) -> Float64[Tensor, "{num_blocks}"]:
-    """The share of the times t that falls to each block."""
+    """The fraction of the times t that belongs to each block."""
     return -time_of(name, mask_edges(num_blocks)).diff()
 
 
 def block_shares(config: BlocksConfig, name: str) -> Float64[Tensor, "blocks"]:
-    """The share of the steps that train each block (`blocks.choose`)."""
+    """The fraction of training steps that train each block (`blocks.choose`)."""
     if config.choose == "mass":
         return block_times(name, config.num)
     return torch.full((config.num,), 1 / config.num, dtype=torch.float64)
@@ -85,18 +85,18 @@ def block_shares(config: BlocksConfig, name: str) -> Float64[Tensor, "blocks"]:
 
 def hide(tokens: Tokens, m: Float[Tensor, "batch"], uniform: Float[Tensor, "batch length"],
          mask_token: int) -> tuple[Tokens, Bool[Tensor, "batch length"]]:
-    """(tokens with each hidden with probability m of its sequence, which are)."""
+    """(tokens with each one hidden with its sequence's probability m, the mask of the hidden ones)."""
     hidden = (uniform < m.unsqueeze(1)).to(tokens.device)
     return tokens.masked_fill(hidden, mask_token), hidden
 
 
 def hide_one_and(tokens: Tokens, m: Float[Tensor, "batch"], uniform: Float[Tensor, "batch length+1"],
                  mask_token: int) -> tuple[Tokens, Bool[Tensor, "batch length"]]:
-    """The same, but one token of each sequence, any with equal chance, is hidden for certain.
+    """`hide`, but one token of each sequence, drawn uniformly, is always hidden.
 
-    This draws each set of hidden tokens by its probability under `hide` times its size / (m length), so the mean over
+    This draws each set of hidden tokens with its probability under `hide` times its size / (m length), so the mean over
     the hidden tokens has the expectation of 1 / (m length) times the sum under `hide`: the bound without its weights,
-    and nearly without their variance. What every token costs alike comes out exactly.
+    and nearly without their variance. If all tokens have the same loss, the estimate is exact.
     """
     length = tokens.shape[1]
     one = (uniform[:, length:] * length).long()
@@ -105,20 +105,20 @@ def hide_one_and(tokens: Tokens, m: Float[Tensor, "batch"], uniform: Float[Tenso
 
 
 Predict = Callable[[Tokens, float], Float[Tensor, "batch length vocab"]]
-"""(tokens with hidden ones, their level m) -> logits of all tokens."""
+"""(partly hidden tokens, their level m) -> logits of all tokens."""
 
 
 def unmask(predict: Predict, tokens: Tokens, hidden: Bool[Tensor, "batch length"], levels: Float64[Tensor, "steps"], *,
            uniform: Callable[[str, int], Float64[Tensor, "batch length"]]) -> Tokens:
-    """Fill in what is hidden along falling `levels` of m that end in 0: from m to m' each hidden token is drawn from
-    the prediction with probability (m - m') / m, and stays (MD4, section 4, algorithm 2).
+    """Sample the hidden tokens along descending `levels` of m that end in 0 (MD4, section 4, algorithm 2).
 
-    uniform: draws in [0, 1) for a stream, "reveal" or "token", and a step. Raises UserError for levels that do not fall
-    to 0.
+    From m to m' each hidden token is drawn from the prediction with probability (m - m') / m; once drawn, it is fixed.
+    uniform: draws in [0, 1) for a stream, "reveal" or "token", and a step. Raises UserError for levels that do not
+    descend to 0.
     """
     steps = [float(m) for m in levels]
     if len(steps) < 2 or steps[-1] != 0 or not all(a > b for a, b in pairwise(steps)):
-        raise UserError(f"levels {steps} must fall and end in 0; take for instance 1 - i / n for i = 0 ... n")
+        raise UserError(f"levels {steps} must descend and end in 0; use for example 1 - i / n for i = 0 ... n")
     for step, (m, lower) in enumerate(pairwise(steps)):
         shown = hidden & (uniform("reveal", step) < (m - lower) / m).to(hidden.device)
         if bool(shown.any()):

@@ -1,7 +1,7 @@
-"""Which noise levels are trained: distributions of sigma on [sigma_min, sigma_max], and their split among blocks.
+"""Noise levels of training: distributions of sigma on [sigma_min, sigma_max], and their partition among blocks.
 
-A distribution is driven by uniform numbers from outside (`StepRandom.stratified`), through its quantile function, so
-it holds no randomness of its own. Everything is computed on x = ln sigma in float64.
+A distribution maps given uniform numbers (`StepRandom.stratified`) through its quantile function, so it holds no random
+state. Everything is computed on x = ln sigma in float64.
 """
 
 import math
@@ -15,15 +15,15 @@ from looped.shapes import Float, Float64, Int64
 
 
 class Noise(nn.Module):
-    """A distribution of noise levels on [sigma_min, sigma_max]; subclasses give it in x = ln sigma.
+    """A distribution of noise levels on [sigma_min, sigma_max]; subclasses define it in x = ln sigma.
 
-    A module only so that what `Adaptive` learns is saved with the model; the other distributions have no state.
+    A module only so that the state of `Adaptive` is saved with the model; the other distributions have none.
     """
 
     def __init__(self, sigma_min: float, sigma_max: float):
         super().__init__()
         if not 0 < sigma_min < sigma_max < math.inf:
-            raise UserError(f"sigma_min {sigma_min} and sigma_max {sigma_max} are no range; "
+            raise UserError(f"sigma_min {sigma_min} and sigma_max {sigma_max} are not a range; "
                             f"need 0 < sigma_min < sigma_max")
         self.sigma_min: float = float(sigma_min)
         self.sigma_max: float = float(sigma_max)
@@ -32,7 +32,7 @@ class Noise(nn.Module):
 
     @property
     def continuous(self) -> "Noise":
-        """The part that has a density: what schedules and partitions spread their levels over."""
+        """The part that has a density; schedules and partitions use this part only."""
         return self
 
     def sample(self, uniform: Float64[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
@@ -60,10 +60,10 @@ class Noise(nn.Module):
         return torch.where(inside, self._log_density(x), -math.inf)
 
     def observe(self, sigma: Float[Tensor, "*shape"], cross_entropy: Float[Tensor, "*shape"]) -> None:
-        """Take note of losses at these levels; only `Adaptive` learns from them."""
+        """Record losses at these levels; only `Adaptive` learns from them."""
 
     def update(self) -> None:
-        """Learn from what was observed since the last call; called by every process once an optimiser step."""
+        """Learn from the losses observed since the last call; every process calls it once per optimiser step."""
 
     def _quantile(self, q: Tensor) -> Tensor:
         raise NotImplementedError
@@ -76,7 +76,7 @@ class Noise(nn.Module):
 
 
 class LogUniform(Noise):
-    """ln sigma uniform."""
+    """ln sigma is uniform."""
 
     def _quantile(self, q):
         return self.x_min + q * (self.x_max - self.x_min)
@@ -119,12 +119,12 @@ class LogNormal(Noise):
 
 
 class Adaptive(Noise):
-    """Equal change of cross-entropy in equal mass, learned while training: dense where the loss moves with ln sigma.
+    """Learned during training so that equal mass has equal change of cross-entropy: dense where the loss is steepest.
 
-    The idea is the time warping of CDCD (Dieleman et al. 2022, arXiv 2211.15089, section 4.2). The cross-entropy over
-    ln sigma is kept at evenly spaced nodes as an exponential average, made monotone by isotonic regression; its
-    increments are the masses between nodes, mixed with a log-uniform share `floor`. Log-uniform until each node
-    has been seen `min_count` times. All that is learned sits in three buffers, so it is saved and resumed exactly.
+    This is the time warping of CDCD (Dieleman et al. 2022, arXiv 2211.15089, section 4.2). An exponential average of
+    the cross-entropy is kept at nodes evenly spaced in ln sigma and made monotone by isotonic regression; its
+    increments are the masses between nodes, mixed with a log-uniform fraction `floor`. Log-uniform until each node
+    has been seen `min_count` times. The state is three buffers, so it is saved and resumed exactly.
     """
 
     def __init__(self, sigma_min: float, sigma_max: float, *, num_bins: int = 32, decay: float = 0.99,
@@ -132,7 +132,7 @@ class Adaptive(Noise):
         super().__init__(sigma_min, sigma_max)
         if num_bins < 1 or not 0 <= decay < 1 or not 0 < floor <= 1:
             raise UserError(f"num_bins {num_bins}, decay {decay}, floor {floor}: need num_bins >= 1, decay in [0, 1) "
-                            f"and floor in (0, 1], or some bins would starve")
+                            f"and floor in (0, 1], or some bins would never be sampled")
         self.num_bins = num_bins
         self.decay = decay
         self.floor = floor
@@ -143,7 +143,7 @@ class Adaptive(Noise):
         self._pending: Tensor | None = None
 
     def _apply(self, fn, recurse=True):
-        """Moved with the model, but for a device without float64: there the buffers stay on the CPU."""
+        """Move with the model, except to a device without float64: then the buffers stay on the CPU."""
         there = fn(torch.zeros(())).device
         return super()._apply(fn, recurse) if widest(there) is torch.float64 else self
 
@@ -152,7 +152,7 @@ class Adaptive(Noise):
         """Collect losses (nats) at these levels; nothing changes before `update`."""
         if sigma.shape != cross_entropy.shape:
             raise UserError(f"sigma {tuple(sigma.shape)} and cross_entropy {tuple(cross_entropy.shape)} differ; "
-                            f"pass one loss a noise level")
+                            f"pass one loss per noise level")
         sigma, loss = (t.detach().to(self.num_seen.device).double().reshape(-1) for t in (sigma, cross_entropy))
         place = self._place(sigma.clamp(self.sigma_min, self.sigma_max).log())
         nodes = torch.arange(self.num_bins + 1, device=place.device)
@@ -164,7 +164,7 @@ class Adaptive(Noise):
 
     @torch.no_grad()
     def update(self) -> None:
-        """Fold the observations of all processes into the averages; every process calls it once an optimiser step."""
+        """Fold the observations of all processes into the averages; every process calls it once per optimiser step."""
         sums = self._pending
         if sums is None:
             sums = torch.zeros(2, self.num_bins + 1, dtype=torch.float64, device=self.num_seen.device)
@@ -181,7 +181,7 @@ class Adaptive(Noise):
         return isotonic(self.cross_entropy_average.cpu().double() / weight, weight)
 
     def node_cdf(self) -> Float64[Tensor, "nodes"]:
-        """The distribution function at the nodes; linear in ln sigma between them. On the CPU."""
+        """The cumulative distribution at the nodes, on the CPU; linear in ln sigma between them."""
         uniform = torch.linspace(0, 1, self.num_bins + 1, dtype=torch.float64)
         if self.num_seen.min() < self.min_count:
             return uniform
@@ -192,7 +192,7 @@ class Adaptive(Noise):
         return (1 - self.floor) * (loss - loss[0]) / rise + self.floor * uniform
 
     def _place(self, x: Tensor) -> Tensor:
-        """Where x is on the axis that counts nodes, 0 ... num_bins."""
+        """x as a fractional node index, 0 ... num_bins."""
         return (x - self.x_min) / (self.x_max - self.x_min) * self.num_bins
 
     def _bin(self, x: Tensor) -> Tensor:
@@ -214,7 +214,7 @@ class Adaptive(Noise):
 
 
 class ShareAtMax(Noise):
-    """Another distribution with an atom: `share` of the samples sit at sigma_max itself, where solvers start."""
+    """A distribution plus an atom: a fraction `share` of the samples is exactly sigma_max, where solvers start."""
 
     def __init__(self, noise: Noise, share: float):
         super().__init__(noise.sigma_min, noise.sigma_max)
@@ -242,7 +242,7 @@ class ShareAtMax(Noise):
         return torch.where(sigma >= self.sigma_max, 1.0, (1 - self.share) * self.noise.cdf(sigma))
 
     def log_density(self, sigma: Float[Tensor, "*shape"] | float) -> Float64[Tensor, "*shape"]:
-        """Of the continuous part, which integrates to 1 - share; the atom at sigma_max has no density."""
+        """Log density of the continuous part, which integrates to 1 - share; the atom at sigma_max has no density."""
         return self.noise.log_density(sigma) + (math.log1p(-self.share) if self.share < 1 else -math.inf)
 
     def observe(self, sigma: Float[Tensor, "*shape"], cross_entropy: Float[Tensor, "*shape"]) -> None:
@@ -256,7 +256,7 @@ def partition(noise: Noise, num_blocks: int) -> Float64[Tensor, "{num_blocks}+1"
     """Descending edges with equal mass between neighbours; block b owns `edges[b + 1] < sigma <= edges[b]`.
 
     Block 0 owns the highest noise, and the last block sigma_min as well. For a log-normal these are the edges of
-    DiffusionBlocks (arXiv 2506.14202, section 3). An atom at sigma_max is left out: it would make edges coincide.
+    DiffusionBlocks (arXiv 2506.14202, section 3). An atom at sigma_max is ignored: it would make edges coincide.
     """
     if num_blocks < 1:
         raise UserError(f"num_blocks {num_blocks} is below 1; a partition needs at least one block")
@@ -273,7 +273,7 @@ def block_of(sigma: Float[Tensor, "*shape"] | float, edges: Float64[Tensor, "edg
 
 
 def interval(block: int, edges: Float64[Tensor, "edges"], overlap: float = 0.0) -> tuple[float, float]:
-    """Lowest and highest level that a block trains on: its own, widened by the power `overlap` of its ratio.
+    """(lowest, highest) level a block trains on: its interval, widened at both ends by (high / low)^overlap.
 
     `[sigma_b / a, a sigma_(b-1)]`, `a = (sigma_(b-1) / sigma_b)^overlap` in the paper, which counts blocks from 1; here
     blocks count from 0, so `sigma_(b-1) = edges[block]` and `sigma_b = edges[block + 1]`. Clipped to the whole range.
@@ -282,7 +282,7 @@ def interval(block: int, edges: Float64[Tensor, "edges"], overlap: float = 0.0) 
     if not 0 <= block < num_blocks:
         raise UserError(f"block {block} is not one of the {num_blocks} blocks; use 0 ... {num_blocks - 1}")
     if overlap < 0:
-        raise UserError(f"overlap {overlap} is negative; 0 keeps the blocks apart")
+        raise UserError(f"overlap {overlap} is negative; 0 means no overlap")
     high, low = edges[block].item(), edges[block + 1].item()
     a = (high / low) ** overlap
     return max(low / a, edges[-1].item()), min(high * a, edges[0].item())
@@ -297,7 +297,7 @@ def sample_between(noise: Noise, low: float, high: float,
 
 def isotonic(values: Float64[Tensor, "nodes"], weights: Float64[Tensor, "nodes"]) -> Float64[Tensor, "nodes"]:
     """The non-decreasing sequence nearest to `values` in weighted least squares (pool adjacent violators)."""
-    pools: list[tuple[float, float, int]] = []  # (mean, weight, how many values)
+    pools: list[tuple[float, float, int]] = []  # (mean, weight, number of values)
     for mean, weight in zip(values.tolist(), weights.tolist(), strict=True):
         count = 1
         while pools and pools[-1][0] >= mean:
@@ -309,5 +309,5 @@ def isotonic(values: Float64[Tensor, "nodes"], weights: Float64[Tensor, "nodes"]
 
 
 def _normal_cdf(x: Tensor | float) -> Tensor:
-    """Like `torch.special.ndtr`, which goes through 1 + erf and loses its digits in the tail (zero at x = -10)."""
+    """Standard normal CDF; `torch.special.ndtr` computes 1 + erf and loses its digits in the tail (zero at x = -10)."""
     return 0.5 * torch.special.erfc(-torch.as_tensor(x, dtype=torch.float64) * math.sqrt(0.5))

@@ -19,7 +19,7 @@ class PixelDenoiser(nn.Module):
     """`(z, sigma, labels) -> D` for a model with `(images, level, labels, block) -> images`, whose label `num_classes`
     stands for no class.
 
-    sigma_data: standard deviation of the images' numbers. `edges`: as in `Denoiser`.
+    sigma_data: standard deviation of the pixel values. `edges`: as in `Denoiser`.
     """
 
     def __init__(self, model: nn.Module, sigma_data: float, *, edges: Float64[Tensor, "edges"] | None = None):
@@ -29,12 +29,12 @@ class PixelDenoiser(nn.Module):
         self.edges = edges
 
     def owners(self, sigma: Float[Tensor, "*shape"]) -> Int64[Tensor, "*shape"]:
-        """The block of the core at work at each level."""
+        """The block of the core that owns each level."""
         return torch.zeros_like(sigma, dtype=torch.long) if self.edges is None else block_of(sigma, self.edges)
 
     def forward(self, z: Images, sigma: Sigma, labels: Labels, *, guidance: float = 1.0) -> Images:
-        """The clean estimate D, each image read by the block that owns its level. Where `guidance` is not 1, D of no
-        class and from there so many times the way to D of the class, for twice the cost."""
+        """The clean estimate D; each image runs through the block that owns its level. With `guidance` w other than 1:
+        D(no class) + w (D(class) - D(no class)), at twice the cost."""
         D = self.edm.denoised(self.read(z, sigma, labels), z, sigma)
         if guidance == 1:
             return D
@@ -42,7 +42,7 @@ class PixelDenoiser(nn.Module):
         return plain + guidance * (D - plain)
 
     def read(self, z: Images, sigma: Sigma, labels: Labels, *, block: int | None = None) -> Images:
-        """The network's answer F, at least float32. `block`: of this block of several, whoever owns the levels."""
+        """The network's output F, at least float32. `block`: run this block, whether or not it owns the levels."""
         if block is None and self.edges is not None:
             return self._read_by_owners(z, sigma, labels)
         scaled = align(self.edm.c_in(sigma), z).to(z) * z
@@ -58,13 +58,13 @@ class PixelDenoiser(nn.Module):
 
     def losses(self, images: Images, eps: Images, sigma: Sigma, labels: Labels, *, weight: str,
                block: int | None = None) -> Float[Tensor, "batch"]:
-        """The squared error of D of each image at its level, a mean over its numbers, by `weight` (edm, none)."""
+        """Each image's squared error of D at its level, averaged over its pixel values; `weight`: edm or none."""
         z = images + align(sigma, images).to(images) * eps
         error = self.read(z, sigma, labels, block=block) - self.edm.target(images, z, sigma)
         return self.edm.residual_weight(sigma, weight).to(z.device) * error.square().flatten(1).mean(1)
 
     def solver(self, labels: Labels, guidance: float = 1.0) -> Callable[[Tensor, float], Tensor]:
-        """`(z, level) -> D` for images of these classes, as solvers take it."""
+        """`(z, level) -> D` for images of these classes, the form that solvers call."""
         def denoise(z: Tensor, level: float) -> Tensor:
             sigma = torch.full((len(z),), float(level), dtype=torch.float64)
             return self(z, sigma, labels, guidance=guidance)

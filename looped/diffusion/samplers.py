@@ -1,15 +1,15 @@
-"""Solvers from pure noise to a clean estimate: pure functions of a denoiser and a falling schedule of noise levels.
+"""Diffusion solvers, from pure noise to a clean estimate: pure functions of a denoiser and descending noise levels.
 
 Every solver has one signature, `sample(denoise, z, sigmas, *, callback=None, random=None)`:
 
 - `denoise(z, sigma) -> D`, the clean estimate at the level `sigma` (a float);
-- `sigmas`: n levels and a final 0 (`schedule` makes them); the network is read at all but the 0;
-- `callback(step, sigma, z, D)` sees every step and stops the solver by returning True;
+- `sigmas`: n levels and a final 0 (from `schedule`); the network is evaluated at all but the 0;
+- `callback(step, sigma, z, D)` is called at every step and stops the solver by returning True;
 - `random`: standard normal draws of z's shape for the solvers that add noise, a function of the step or a
   `torch.Generator`.
 
-They return the last D; states are at least float32. Euler's step is `z + (sigma' - sigma) (z - D) / sigma` (Karras et
-al. 2022, algorithm 1).
+Solvers return the last D; states are at least float32. Euler's step is `z + (sigma' - sigma) (z - D) / sigma` (Karras
+et al. 2022, algorithm 1).
 """
 
 import math
@@ -40,16 +40,16 @@ def _levels(sigmas: Tensor) -> list[float]:
     levels = [float(sigma) for sigma in sigmas]
     falls = all(a > b for a, b in pairwise(levels))  # false for nan
     if len(levels) < 2 or levels[-1] != 0 or not falls or levels[0] == math.inf:
-        raise UserError(f"sigmas {levels} must fall and end in 0; use looped.diffusion.schedules.schedule")
+        raise UserError(f"sigmas {levels} must descend and end in 0; use looped.diffusion.schedules.schedule")
     return levels
 
 
 def _read(denoise: Denoise, z: Tensor, sigma: float) -> Tensor:
-    """D in z's dtype. Raises UserError where it is not one estimate for each number of z, which would be broadcast."""
+    """D in z's dtype. Raises UserError if its shape is not that of z, since it would be broadcast."""
     D = denoise(z, sigma)
     if not isinstance(D, Tensor) or D.shape != z.shape:
         raise UserError(f"denoise must return an estimate of z's shape {tuple(z.shape)}, got {kind_of(D)}; a Denoiser "
-                        f"returns logits, which its estimate(logits) turns into one")
+                        f"returns logits; its estimate(logits) converts them")
     return D.to(z.dtype)
 
 
@@ -68,7 +68,7 @@ def _noise(random: Random | None, step: int, solver: str, z: Tensor) -> Tensor:
 
 def sample_euler(denoise: Denoise, z: Tensor, sigmas: Tensor, *, callback: Callback | None = None,
                  random: Random | None = None) -> Tensor:
-    """First order, deterministic; n evaluations."""
+    """Euler's method: first order, deterministic; n evaluations."""
     z, levels = _wide(z), _levels(sigmas)
     D = z
     for step, (sigma, lower) in enumerate(pairwise(levels)):
@@ -81,7 +81,7 @@ def sample_euler(denoise: Denoise, z: Tensor, sigmas: Tensor, *, callback: Callb
 
 def sample_heun(denoise: Denoise, z: Tensor, sigmas: Tensor, *, callback: Callback | None = None,
                 random: Random | None = None) -> Tensor:
-    """Second order, deterministic; 2n - 1 evaluations: the last step, down to 0, is Euler's."""
+    """Heun's method: second order, deterministic; 2n - 1 evaluations, as the last step, down to 0, is an Euler step."""
     z, levels = _wide(z), _levels(sigmas)
     D = z
     for step, (sigma, lower) in enumerate(pairwise(levels)):
@@ -117,9 +117,11 @@ def sample_dpmpp_2m(denoise: Denoise, z: Tensor, sigmas: Tensor, *, callback: Ca
 
 def sample_ancestral(denoise: Denoise, z: Tensor, sigmas: Tensor, *, callback: Callback | None = None,
                      random: Random | None = None, eta: float = 1.0) -> Tensor:
-    """Euler down past the next level, then noise up to it: z' ~ N(D + (z - D) sigma'^2 / sigma^2, ...), the exact
-    posterior of the noising process given D (DDPM's step in EDM's letters); n evaluations. `eta` scales the noise:
-    0 is Euler."""
+    """Ancestral sampling: an Euler step to below the next level, then noise up to it; n evaluations.
+
+    z' ~ N(D + (z - D) sigma'^2 / sigma^2, ...), the exact posterior of the noising process given D (DDPM's step in
+    EDM's notation). `eta` scales the noise: 0 is Euler.
+    """
     if not 0 <= eta <= 1:
         raise UserError(f"eta {eta} is not in [0, 1]; 1 is the full posterior noise, 0 is Euler")
     z, levels = _wide(z), _levels(sigmas)
@@ -140,16 +142,16 @@ def sample_ancestral(denoise: Denoise, z: Tensor, sigmas: Tensor, *, callback: C
 
 
 def ancestral_step(z: Tensor, D: Tensor, sigma: Tensor, lower: Tensor, noise: Tensor) -> Tensor:
-    """The step of `sample_ancestral` from `sigma` to `lower` with a level a sequence (B,) or a row (B, L): where both
-    are the same, z stays as it is."""
+    """One step of `sample_ancestral` from `sigma` to `lower`, with levels per sequence (B,) or per row (B, L). If both
+    are equal, z is unchanged."""
     keep = align((lower / sigma).square(), z).to(z)
     return keep * z + (1 - keep) * D + align(lower, z).to(z) * (1 - keep).sqrt() * noise
 
 
 def sample_rows(denoise: Callable[[Tensor, Tensor], Tensor], z: Tensor, levels: Tensor, *,
                 random: Callable[[int], Tensor]) -> Tensor:
-    """`sample_ancestral` where each row has a schedule of its own: `levels` (n, L) are those of the n evaluations, and
-    `denoise` is given one of them for each row of z (B, L, d)."""
+    """`sample_ancestral` with a separate schedule per row: `levels` (n, L) are the levels of the n evaluations, and
+    `denoise` receives one level per row of z (B, L, d)."""
     z = _wide(z)
     for step, (level, lower) in enumerate(pairwise(levels)):
         D = denoise(z, level).to(z.dtype)
@@ -160,8 +162,8 @@ def sample_rows(denoise: Callable[[Tensor, Tensor], Tensor], z: Tensor, levels: 
 
 @dataclass(frozen=True)
 class Settling:
-    """Which cells settle. confidence: how sure the last evaluation was of each row (B, L). sought: the rows (B, L) that
-    are. above: rows that are surer than this settle besides."""
+    """The rule by which cells become fixed. confidence: gives the confidence of the last evaluation in each row (B, L).
+    sought: mask of the rows to predict (B, L). above: rows with a confidence above this are also fixed."""
 
     confidence: Callable[[], Tensor]
     sought: Tensor
@@ -170,10 +172,11 @@ class Settling:
 
 def sample_by_confidence(denoise: Callable[[Tensor, Tensor], Tensor], z: Tensor, levels: tuple[float, float],
                          num_steps: int, settling: Settling, *, random: Callable[[int], Tensor]) -> Tensor:
-    """Settle the surest cells first (MaskGIT, Chang et al. 2022; for puzzles Kim et al. 2025, arXiv 2502.06768): step t
-    of n leaves a share t / n of each sequence's sought cells at the lowest of `levels` (low, high), at what the
-    denoiser made of them, and the others in pure noise at the highest; cells that are sure enough settle besides. n
-    evaluations.
+    """Fix the most confident cells first (MaskGIT, Chang et al. 2022; for puzzles Kim et al. 2025, arXiv 2502.06768).
+
+    After step t of n, a fraction t / n of the cells to predict in each sequence is fixed: held at the denoiser's
+    estimate, at the lower of `levels` (low, high). The others stay pure noise at the higher level. Cells above
+    `settling.above` are also fixed. n evaluations.
 
     denoise: (z, level of each row (B, L)) -> D.
     """
@@ -182,7 +185,7 @@ def sample_by_confidence(denoise: Callable[[Tensor, Tensor], Tensor], z: Tensor,
     for step in range(1, num_steps):
         D = denoise(z, torch.where(settled, low, high).cpu().double()).to(z.dtype)
         sure = settling.confidence().to(widest(z.device)).masked_fill(settled, math.inf).masked_fill(~sought, -math.inf)
-        place = sure.argsort(dim=1, descending=True).argsort(dim=1)  # 0 for the surest
+        place = sure.argsort(dim=1, descending=True).argsort(dim=1)  # 0 for the most confident
         num = (sought.sum(1, keepdim=True) * step / num_steps).ceil()
         now = ((place < num) | (sure > settling.above)) & sought
         z = torch.where((now & ~settled).unsqueeze(-1), D + low * random(step).to(z), z)
@@ -192,11 +195,11 @@ def sample_by_confidence(denoise: Callable[[Tensor, Tensor], Tensor], z: Tensor,
 
 def sample_restart(denoise: Denoise, z: Tensor, sigmas: Tensor, *, callback: Callback | None = None,
                    random: Random | None = None, level: float | None = None) -> Tensor:
-    """Restarts at one level: read the first level once, then noise the estimate afresh to `level` (by default the
-    geometric middle of the schedule) and read it there, again and again; n evaluations."""
+    """Restarts at one level: evaluate the first level once, then repeatedly add fresh noise of `level` to the estimate
+    and evaluate there; n evaluations. `level` defaults to the geometric mean of the schedule's ends."""
     z, levels = _wide(z), _levels(sigmas)[:-1]
     if level is not None and not 0 < level <= levels[0]:
-        raise UserError(f"restart level {level} is not in (0, {levels[0]}]; use a noise level the model knows")
+        raise UserError(f"restart level {level} is not in (0, {levels[0]}]; use a level that the model was trained at")
     level = math.sqrt(levels[0] * levels[-1]) if level is None else level
     D = z
     for step in range(len(levels)):
@@ -217,5 +220,5 @@ SAMPLERS: dict[str, Callable[..., Tensor]] = {
 
 
 def sampler_of(name: str) -> Callable[..., Tensor]:
-    """The solver of a name, or of a dotted path: a function of the signature above. Raises UserError."""
+    """The solver with this name, or at this dotted path: a function with the signature above. Raises UserError."""
     return SAMPLERS[name] if name in SAMPLERS else class_at(name, "denoise.solver")

@@ -1,6 +1,6 @@
-"""Noise levels that a solver visits: `num_steps` of them from sigma_max down to sigma_min, then 0.
+"""Sampling schedules: `num_steps` noise levels from sigma_max down to sigma_min, then 0.
 
-The network is evaluated at all entries but the last; the 0 only says that the final estimate is returned as it is.
+The network is evaluated at all entries but the last; the 0 means that the last estimate is returned unchanged.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ def schedule(name: str, num_steps: int, noise: Noise | tuple[float, float],
     noise: the training distribution, or the range (sigma_min, sigma_max) alone. `karras`: evenly spaced in
     `sigma^(1/rho)` (Karras et al. 2022, equation 5; the only one that uses `rho`). `log-linear`: evenly spaced in ln
     sigma. `quantile`: equal mass of the continuous part of the training distribution between neighbours. Raises
-    `UserError` for an unknown name, a range that is none, and `quantile` without a distribution.
+    `UserError` for an unknown name, an invalid range, and `quantile` without a distribution.
     """
     if name not in SCHEDULES:
         raise UserError(f"no noise schedule '{name}'{did_you_mean(name, SCHEDULES)}")
@@ -38,7 +38,7 @@ def schedule(name: str, num_steps: int, noise: Noise | tuple[float, float],
 
 
 def _distribution(name: str, noise: Noise | tuple[float, float]) -> Noise:
-    """The training distribution, or for a range one that has its ends. Raises UserError."""
+    """The training distribution; for a plain range, the log-uniform one over it. Raises UserError."""
     if isinstance(noise, tuple | list) and len(noise) == 2:
         if name == "quantile":
             raise UserError("the schedule 'quantile' needs the training distribution, not its range alone; pass "
@@ -51,11 +51,11 @@ def _distribution(name: str, noise: Noise | tuple[float, float]) -> Noise:
 
 def block_schedule(name: str, num_steps: int, noise: Noise, block: int,
                    order: str) -> Float64[Tensor, "{num_steps} {block}"]:
-    """The level of each row of a block at each reading of the network.
+    """The level of each row of a block at each network evaluation.
 
-    `together`: all rows follow `schedule`. `left-to-right`: the rows go in as many groups as there are steps, at most
-    one a row. A group waits at sigma_max, follows a schedule of its share of the steps, and stays at sigma_min while
-    the later ones follow theirs.
+    `together`: all rows follow `schedule`. `left-to-right`: the rows form as many groups as there are steps, at most
+    one per row. A group waits at sigma_max, follows a schedule over its part of the steps, and stays at sigma_min while
+    later groups follow theirs.
     """
     if order == "together":
         return schedule(name, num_steps, noise)[:-1, None].expand(-1, block)
@@ -81,7 +81,7 @@ def log_linear(down: Tensor, noise: Noise, rho: float) -> Tensor:
     return LogUniform(noise.sigma_min, noise.sigma_max).quantile(down)
 
 
-# name -> levels at `down`, which falls evenly from 1 (sigma_max) to 0 (sigma_min)
+# name -> levels at `down`, evenly spaced from 1 (sigma_max) down to 0 (sigma_min)
 SCHEDULES: dict[str, Callable[[Tensor, Noise, float], Tensor]] = {
     "karras": karras, "quantile": quantile, "log-linear": log_linear,
 }

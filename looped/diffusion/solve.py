@@ -1,4 +1,4 @@
-"""A solve as a config says it: solver, schedule, and the order in which a block of tokens loses its noise."""
+"""Runs the solver of a config, with its schedule and the order in which the tokens of a block are denoised."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,11 +14,10 @@ from looped.diffusion.schedules import block_schedule, schedule
 
 def solve(config: DenoiseConfig, noise: Noise, denoise: Callable[[Tensor, float | Tensor], Tensor], num_steps: int, *,
           normal: Callable[[str], Tensor], settling: Settling | None = None) -> Tensor:
-    """The last estimate (B, L, d) of `num_steps` readings from pure noise; L is a whole number of blocks.
+    """The last estimate (B, L, d) after `num_steps` solver steps from pure noise; L is a multiple of the block size.
 
-    denoise: (z, level) -> D, where `level` is one for all rows, or (L,) or (B, L) where each has its own. normal:
-    standard normal draws of z's shape for a stream, "start" or "step0", "step1", ... settling: what the order
-    `confidence` asks.
+    denoise: (z, level) -> D, with one `level` for all rows, or one per row (L,) or (B, L). normal: standard normal
+    draws of z's shape for a stream, "start" or "step0", "step1", ... settling: required by the order `confidence`.
     """
     z = noise.sigma_max * normal("start")
     z = z if config.start == "noise" else torch.zeros_like(z)
@@ -37,8 +36,9 @@ def solve(config: DenoiseConfig, noise: Noise, denoise: Callable[[Tensor, float 
 
 
 def evaluated_levels(config: DenoiseConfig, noise: Noise, num_steps: int) -> list[float | Tensor]:
-    """The noise level of every network evaluation of a solve, in order; levels by row (L,) or (B, L) where rows have
-    levels of their own. Found by running the solver on one empty block, so that a solver states its evaluations once.
+    """The noise level of every network evaluation of a solve, in order; one per row (L,) or (B, L) if rows differ.
+
+    Recorded by running the solver on one block of zeros, so that only the solver defines its evaluations.
     """
     levels: list[float | Tensor] = []
 

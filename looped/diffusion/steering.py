@@ -1,8 +1,8 @@
-"""Steering of text: temperature, top-k and top-p on a distribution over tokens.
+"""Sampling parameters for text: temperature, top-k and top-p on a distribution over tokens.
 
-A denoiser is steered at every noise level, before the evidence of z is weighed in. The closed-form part of the
-posterior then makes the solver draw from the steered distribution; acting on the last readout alone would do nothing,
-since by then z has decided.
+A denoiser applies them at every noise level, before the evidence of z is added. The closed-form part of the posterior
+then makes the solver sample from the changed distribution; applying them to the last readout alone would have no
+effect, since z has fixed the tokens by then.
 """
 
 import math
@@ -17,9 +17,9 @@ from looped.shapes import Float
 
 @dataclass(frozen=True)
 class Steering:
-    """`temperature` divides the logits (0, or so little that nothing can be divided by it: the likeliest token alone);
-    then only the `top_k` likeliest tokens stay, and of these the smallest set that holds a share `top_p` of the
-    probability (Holtzman et al. 2020). Raises UserError."""
+    """`temperature` divides the logits (0, or too small to divide by: only the most likely token is kept); then only
+    the `top_k` most likely tokens are kept, and of these the smallest set with total probability `top_p` (Holtzman et
+    al. 2020). Raises UserError."""
 
     temperature: float = 1.0
     top_k: int | None = None
@@ -35,7 +35,7 @@ class Steering:
             raise UserError(f"top_p {self.top_p} is not in (0, 1]; use 1 to keep every token")
 
     def __call__(self, logits: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch vocab"]:
-        """Logits of the steered distribution, at least float32; tokens that are out have -inf."""
+        """Logits of the changed distribution, at least float32; excluded tokens have -inf."""
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         likeliest = self.temperature < torch.finfo(torch.float32).tiny  # dividing by it would be dividing by zero
         num_kept = 1 if likeliest else self.top_k
@@ -48,7 +48,7 @@ class Steering:
     def _nucleus(self, logits: Tensor) -> Tensor:
         ordered, places = logits.sort(dim=-1, descending=True)
         probs = ordered.softmax(-1)
-        outside = probs.cumsum(-1) - probs >= self.top_p  # what comes before it is enough
+        outside = probs.cumsum(-1) - probs >= self.top_p  # the tokens before it suffice
         return logits.masked_fill(outside.gather(-1, places.argsort(-1)), -math.inf)
 
 

@@ -1,6 +1,6 @@
-"""The clean vectors that are denoised: one normalised row a token.
+"""Clean vectors, the targets of denoising: one normalised row per token.
 
-The norm is fixed, so a learned table cannot make denoising easy by growing; what remains to be learned is direction.
+The norm is fixed, so a learned table cannot make denoising easy by growing; only the directions are learned.
 """
 
 import math
@@ -16,7 +16,7 @@ DEFAULT_DIM = 16
 
 
 def target_dim(config: TargetConfig, width: int) -> int:
-    """The dimension of y beside an input embedding of `width`."""
+    """The dimension of y for an input embedding of `width`."""
     return width if config.tied else config.dim or DEFAULT_DIM
 
 
@@ -40,7 +40,7 @@ class TargetEmbedding(nn.Module):
     @property
     def sigma_data(self) -> float:
         """EDM's sigma_data: the root mean square of a coordinate of y (1/sqrt(d) for unit-norm rows, not 0.5), unless
-        the config assumes another."""
+        the config sets it."""
         return self.config.sigma_data or self.row_norm / math.sqrt(self.dim)
 
     def table(self, source: Float[Tensor, "vocab width"] | None = None) -> Float[Tensor, "vocab dim"]:

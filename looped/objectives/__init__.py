@@ -1,4 +1,4 @@
-"""Training rules: how `step` is unrolled, and where gradients flow. Found by name through `build_objective`."""
+"""Training rules: how `step` is unrolled, and where gradients flow. Built by name with `build_objective`."""
 
 from torch import nn
 
@@ -33,15 +33,17 @@ def objective_class(config: Config) -> type[Objective]:
 
 
 def trained_depths(config: Config) -> tuple[int, int]:
-    """The depths that training runs, from the least to the most."""
+    """(smallest, largest) depth that training runs."""
     return objective_class(config).trained_depths(config)
 
 
 def build_objective(config: Config, model: LanguageModel | ImageDenoiser,
                     end_of_text: int | None = None) -> Objective:
-    """The training rule `config.objective` around `model`; what it adds to the model is initialised from the seed.
-    end_of_text: the token that ends a document, which `data.documents separate` cannot do without. Raises UserError
-    where it is missing, and for arguments of another kind."""
+    """The training rule `config.objective` around `model`; parameters that it adds are initialised from the seed.
+
+    end_of_text: the token that ends a document, required by `data.documents separate`. Raises UserError if it is
+    required but missing, and for arguments of the wrong type.
+    """
     require(config, Config, "config", "call build_objective(config, model)")
     require(model, nn.Module, "model", "call build_objective(config, build(config, vocab_size))")
     with seeded_init(config.seed, "objective"):
@@ -49,6 +51,6 @@ def build_objective(config: Config, model: LanguageModel | ImageDenoiser,
     objective.end_of_text = end_of_text
     objective.separate = "data.documents" in config.kind.reads and config.data.documents == "separate"
     if objective.separate and end_of_text is None:
-        raise UserError("data.documents separate tells documents apart by their end-of-text token; pass end_of_text=, "
+        raise UserError("data.documents separate splits documents at their end-of-text token; pass end_of_text=, "
                         "or set data.documents to packed")
     return objective

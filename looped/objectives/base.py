@@ -1,4 +1,4 @@
-"""The interface of every training rule: a module that turns tokens into a loss, and says what that costs."""
+"""The interface of every training rule: a module that turns tokens into a loss and reports its cost."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,48 +23,47 @@ from looped.rng import StepRandom
 
 @dataclass
 class Loss:
-    """`value`: mean nats/token, the thing to differentiate. `metrics`: detached figures for the log."""
+    """`value`: mean nats/token, the tensor to differentiate. `metrics`: detached figures for the log."""
 
     value: Tensor
     metrics: dict[str, float | Tensor] = field(default_factory=dict)
 
 
 class Objective(nn.Module):
-    """A training rule over `encode`, `step`, `decode`; holds the model and whatever else the rule learns.
+    """A training rule over `encode`, `step`, `decode`; holds the model and any further parameters of the rule.
 
-    end_of_text: the token that ends a document, None where there is none. separate: whether documents in one sequence
-    do not see each other (`data.documents`).
+    end_of_text: the token that ends a document, or None. separate: True if documents in one sequence do not attend to
+    each other (`data.documents`).
     """
 
     model: Any
-    """A `LanguageModel`, an `ImageDenoiser`, or one's own."""
+    """A `LanguageModel`, an `ImageDenoiser`, or a custom model."""
     rollout: Any
-    """The way to run a trained model at a depth: a key of `looped.inference.rollout.ROLLOUTS`, or a class of one's own.
-    """
+    """The way to run a trained model at a depth: a key of `looped.inference.rollout.ROLLOUTS`, or a custom class."""
     end_of_text: int | None = None
     separate: bool = False
 
     @property
     def backprop(self) -> int | None:
-        """The last loop steps that gradients go through; None: all of them."""
+        """The number of final loop steps that gradients go through; None: all steps."""
         return None
 
     @classmethod
     def from_config(cls, config: Config, model: nn.Module) -> "Objective":
-        """The rule of a config around its model."""
+        """The rule of a config, around `model`."""
         raise NotImplementedError
 
     @classmethod
     def trained_depths(cls, config: Config) -> tuple[int, int]:
-        """The depths that training with a config runs, from the least to the most."""
+        """(smallest, largest) depth that training with a config runs."""
         return config.main_depth, config.main_depth
 
     def ask(self, tokens: Int[Tensor, "batch length_and_one"] | Batch) -> Batch:
-        """Plain tokens as the question that this rule makes of them: each token from those before it, or from those of
-        its own document; a batch as it is."""
+        """The batch of this rule for plain tokens: predict each token from those before it, in its own document if
+        `separate`. A batch is returned unchanged."""
         if self.separate and isinstance(tokens, Tensor):
             if self.end_of_text is None:
-                raise UserError("documents are told apart by their ends of text; set objective.end_of_text")
+                raise UserError("documents are split at their end-of-text token; set objective.end_of_text")
             return Batch.of_documents(tokens, self.end_of_text)
         return Batch.of(tokens)
 
@@ -73,17 +72,19 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def after_step(self) -> None:
-        """Called by every process once after each optimiser step, for what a rule learns without gradient."""
+        """Update what the rule learns without gradient; every process calls it once after each optimiser step."""
 
     def decisions(self) -> list[tuple[float, dict[str, Any]]]:
-        """The kinds of training step that differ in cost: the weight of each in the mean step, and its decisions by
-        their names (`StepRandom.decide`). A mean depth between two whole ones is a weighting of whole ones, for a
-        step's cost is linear in its depths; so a weight may be negative, and all add up to 1."""
+        """The kinds of training step that differ in cost: (weight in the mean step, decisions by name).
+
+        The names are those of `StepRandom.decide`. A fractional mean depth is a weighted sum of whole depths, as the
+        cost of a step is linear in its depths. Weights add up to 1 and may be negative.
+        """
         return [(1.0, {})]
 
     def without_values(self) -> None:
-        """Prepare for tensors without values, which costs are counted on: what stops once values say so runs to its
-        limit."""
+        """Prepare for tensors without values, on which costs are counted: loops with a data-dependent stop run to
+        their limit."""
 
     def layer_forwards(self) -> float:
         """Expected cost of one training sequence in forward passes of one layer; a backward pass counts two."""
@@ -91,14 +92,14 @@ class Objective(nn.Module):
 
 
 def require_objective(objective: Any) -> None:
-    """Raise UserError for what is no training rule: a model, or the run that holds one."""
+    """Raise UserError if `objective` is not a training rule but, for example, a model or a run."""
     require(objective, Objective, "objective",
             "pass run.objective of looped.load_run(path), or build_objective(config, model)")
 
 
 @contextmanager
 def evaluating(objective: Objective) -> Iterator[None]:
-    """The objective in evaluation mode; back in the mode it came in afterwards, after an error too."""
+    """Context in which the objective is in evaluation mode; its previous mode is restored, after an error too."""
     was_training = objective.training
     objective.eval()
     try:
@@ -108,17 +109,17 @@ def evaluating(objective: Objective) -> Iterator[None]:
 
 
 class Classifier(Objective):
-    """A training rule with a way of its own from an image to its class, which is no loop and no denoiser's solver."""
+    """A training rule that classifies images by its own procedure, neither a loop nor a denoiser's solver."""
 
     rollout = "own"
 
     def class_logits(self, batch: Batch, depth: int, random: StepRandom, *,
                      stream: str = "") -> Float[Tensor, "batch classes"]:
-        """Logits of the classes after `depth` steps; `stream` names the draws, for another try at the same images."""
+        """Logits of the classes after `depth` steps; another `stream` gives other random draws for the same images."""
         raise NotImplementedError
 
     def class_cost(self, depth: int) -> tuple[int, tuple[float, ...], int]:
-        """(layers that run before, layers of each step, network evaluations of a step) of `class_logits`."""
+        """Cost of `class_logits`: (layers before the first step, layers of each step, network evaluations per step)."""
         raise NotImplementedError
 
 
@@ -126,10 +127,10 @@ EVERYBODY = Full()
 
 
 def rows_of_batch(batch: Batch) -> Rows:
-    """What the model has to know of a batch besides its tokens: who sees whom, and where the rows stand."""
+    """The attention mask and the positions of a batch, as model calls need them."""
     if batch.documents is not None:
         return Rows(mask=Packed(batch.documents, causal=batch.causal), positions=batch.positions)
-    if batch.causal:  # what fills up a sequence comes after it
+    if batch.causal:  # padding follows the sequence, so the causal mask hides it
         return PLAIN
     if batch.window is not None:
         mask = Near(batch.positions[:1] if batch.lengths is None else batch.positions, batch.window, batch.lengths)
@@ -147,8 +148,8 @@ def token_losses(logits: Float[Tensor, "batch length vocab"],
 def head_losses(model: LanguageModel, hidden: Float[Tensor, "batch length width"], tokens: Int[Tensor, "batch length"],
                 *, scale: Float[Tensor, ""] | None = None,
                 evidence: tuple[Tensor, Tensor] | None = None) -> Float[Tensor, "batch length"]:
-    """`token_losses(scale * model's logits + evidence, tokens)` from `model.hidden`; a plain head keeps no logits for
-    backward."""
+    """`token_losses(scale * model's logits + evidence, tokens)` from `model.hidden`; with a plain head no logits
+    are kept for backward."""
     if has_plain_head(model):
         return linear_cross_entropy(hidden, model.head_weight, tokens, scale=scale, evidence=evidence)
     logits = head_logits(model, hidden).float()

@@ -1,6 +1,6 @@
-"""Back-propagation through the loop: through all of it (`Full`), through its last steps (`Truncated`, Huginn), through
-steps that go on from any depth (`Progressive`, Deep Thinking), or through the one step that makes it an ordinary
-language model (`Autoregressive`)."""
+"""Back-propagation through the unrolled loop: through all steps (`Full`), the last steps (`Truncated`, Huginn), steps
+after a random number without gradient (`Progressive`, Deep Thinking), or the single step of an ordinary language model
+(`Autoregressive`)."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -29,8 +29,8 @@ from looped.rng import StepRandom
 
 @dataclass(frozen=True)
 class Start:
-    """A batch before its first loop step: `rows` is what model calls need to know of it, `e` the encoded input,
-    `noise` the draws of an initial state that is random."""
+    """A batch before its first loop step: `rows` its attention mask and positions, `e` the encoded input, `noise` the
+    draws of a random initial state."""
 
     batch: Batch
     rows: Rows
@@ -39,7 +39,7 @@ class Start:
 
 
 class Unrolled(Objective):
-    """Next-token cross-entropy after an unroll of the loop; subclasses say how deep."""
+    """Next-token cross-entropy after an unroll of the loop; subclasses set its depth."""
 
     rollout = "loop"
 
@@ -56,15 +56,15 @@ class Unrolled(Objective):
 
     @property
     def readings(self) -> type[Alike]:
-        """The way in which losses of several steps are one."""
+        """The class that combines the losses of several steps (`recurrence.loss_on`)."""
         return READINGS[self.config.loss_on]
 
     def depths(self, random: StepRandom) -> tuple[int | Tensor, int | Tensor]:
-        """(steps without gradient, steps with it) of a training step."""
+        """(steps without gradient, steps with gradient) of a training step."""
         raise NotImplementedError
 
     def expected_depths(self) -> tuple[float, float]:
-        """Their means."""
+        """The means of `depths`: (steps without gradient, steps with gradient)."""
         raise NotImplementedError
 
     def forward(self, tokens: Int[Tensor, "batch length_and_one"] | Batch, random: StepRandom) -> Loss:
@@ -82,7 +82,7 @@ class Unrolled(Objective):
         return Start(batch, rows, e, noise)
 
     def loss_after(self, start: Start, no_grad: int | Tensor, grad: int | Tensor) -> Float[Tensor, ""]:
-        """The loss after an unroll, or of all steps that carry gradient (`recurrence.loss_on`)."""
+        """The loss after the last step of an unroll, or over all its steps with gradient (`recurrence.loss_on`)."""
         readings, last = self.readings(self.model, start.batch, self.config), self.config.loss_on == "last"
 
         def take(state: Tensor) -> None:
@@ -99,11 +99,11 @@ class Unrolled(Objective):
         return readings.loss()
 
     def read_out(self, state: Tensor, batch: Batch, rows: Rows) -> Float[Tensor, "batch"]:
-        """Cross-entropy of each sequence, read from a state."""
+        """Cross-entropy of each sequence, decoded from a state."""
         return batch.mean(self.read_tokens(state, batch, rows))
 
     def read_tokens(self, state: Tensor, batch: Batch, rows: Rows) -> Float[Tensor, "batch length"]:
-        """Cross-entropy of each token, read from a state."""
+        """Cross-entropy of each token, decoded from a state."""
         return head_losses(self.model, self.model.hidden(state, rows), batch.targets)
 
     def layer_forwards(self) -> float:
@@ -111,14 +111,14 @@ class Unrolled(Objective):
         return self.cost(no_grad, grad, readings=1 if self.config.loss_on == "last" else grad)
 
     def cost(self, no_grad: float, grad: float, *, readings: float) -> float:
-        """Layer forwards of a sequence: one encoding, so many loop steps, so many readouts."""
+        """Layer forwards per sequence: one encoding, `no_grad` and `grad` loop steps, and `readings` readouts."""
         c, step = self.model, self.model.step_layers
         with_gradient = grad * step + c.num_prelude_layers + readings * c.num_coda_layers
         return no_grad * step + 3 * with_gradient
 
 
 class Full(Unrolled):
-    """Gradient through every one of `mean` steps."""
+    """Gradient through all `mean` steps."""
 
     def depths(self, random: StepRandom) -> tuple[int, int]:
         return 0, self.config.mean
@@ -147,7 +147,7 @@ class Truncated(Unrolled):
 
     @classmethod
     def trained_depths(cls, config: Config) -> tuple[int, int]:
-        """The middle 90 % of them under Huginn's sampler."""
+        """(smallest, largest) depth in the middle 90 % of those that Huginn's sampler draws."""
         recurrence = config.recurrence
         if recurrence.distribution == "fixed":
             return recurrence.mean, recurrence.mean
@@ -156,10 +156,12 @@ class Truncated(Unrolled):
 
 
 class Progressive(Unrolled):
-    """n steps without gradient, then k with it, both drawn for the whole optimiser step, so that a step must go on from
-    any state that the loop passes through: a * loss after those + (1 - a) * loss after a full unroll of `mean` steps,
-    a = `progressive_weight` (Bansal et al. 2022, "End-to-end Algorithm Synthesis with Recurrent Networks", arXiv
-    2202.05826, section 3.2). A part without weight is not run."""
+    """Progressive loss: n steps without gradient, then k with it, so that the loop learns to continue from any state.
+
+    The loss is a * loss after those n + k steps + (1 - a) * loss after a full unroll of `mean` steps, with a =
+    `progressive_weight` (Bansal et al. 2022, "End-to-end Algorithm Synthesis with Recurrent Networks", arXiv
+    2202.05826, section 3.2). n and k are drawn once per optimiser step. A part with weight 0 is not run.
+    """
 
     def depths(self, random: StepRandom) -> tuple[int, int]:
         return random.decide("depth", lambda: sample_progressive_depths(self.config.mean, random))
@@ -172,7 +174,7 @@ class Progressive(Unrolled):
         return 1, config.main_depth
 
     def expected_depths(self) -> tuple[float, float]:
-        """Those of both parts together."""
+        """The mean steps of both parts together: (without gradient, with gradient)."""
         return expected_progressive_depths(self.config)
 
     def forward(self, tokens: Int[Tensor, "batch length_and_one"] | Batch, random: StepRandom) -> Loss:
@@ -191,8 +193,8 @@ class Progressive(Unrolled):
 
 
 class Autoregressive(Unrolled):
-    """The twin without a loop: the same layers, one step (of several blocks one each, in a row), next-token loss. A
-    denoiser is held against it."""
+    """The autoregressive baseline without a loop: the same layers, one step (or one step per block), next-token loss.
+    Denoisers are compared with it."""
 
     readings = Alike
 

@@ -3,7 +3,7 @@
     y = target(next token), z = y + sigma eps, loss = w(sigma) * cross-entropy(denoiser(z, sigma, encode(tokens)), y)
 
 The clean context reaches the noisy rows in one of three ways (`denoise.context`): injected into the state, as a clean
-copy that runs beside it, or as keys and values of the prelude's output.
+copy that runs alongside, or as keys and values of the prelude's output.
 """
 
 import itertools
@@ -32,46 +32,46 @@ from looped.objectives.base import Loss, Objective, head_losses, rows_of_batch
 from looped.rng import StepRandom
 
 FIRST_SHARE = 0.5
-"""Share of the steps that begin with a reading without gradient: to hand something on, or to say what has settled."""
+"""Fraction of the steps that begin with an evaluation without gradient, to get a carry or to choose the fixed cells."""
 
 NUM_BINS = 6
-"""Bins of equal width in ln sigma that the log reports the loss by."""
+"""Number of bins of equal width in ln sigma for which the loss is logged."""
 
 
 ONE_BLOCK = BlocksConfig()
-"""The weight-tied core."""
+"""A weight-tied core."""
 
 
 def only_sought(z: Float[Tensor, "batch length dim"], batch: Batch) -> Float[Tensor, "batch length dim"]:
-    """z where something is sought, and 0 in the other rows: what is given needs no noisy copy of itself."""
+    """z in the rows to predict, and 0 in the others: given tokens need no noisy copy."""
     return z if batch.scored is None else z * batch.scored.unsqueeze(-1)
 
 
 def _sought(sigma: Tensor, losses: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The levels and losses of the rows that are sought, where each row has a level of its own."""
+    """The levels and losses; if each row has its own level, those of the rows to predict only."""
     if sigma.ndim == 1 or batch.scored is None:
         return sigma, losses
     return sigma[batch.scored.to(sigma.device)], losses[batch.scored]
 
 
 def reads_first(random: StepRandom) -> bool:
-    """True if this step is one of `FIRST_SHARE`."""
+    """True if this step begins with an evaluation without gradient (`FIRST_SHARE`)."""
     return random.decide("first reading",
                          lambda: float(torch.rand((), generator=random.lockstep("carry"))) < FIRST_SHARE)
 
 
 def carried_readings(config: DenoiseConfig) -> float:
-    """Mean readings of a training step that hand something on to the one that is trained."""
+    """Mean number of evaluations per training step that only provide the carry."""
     return FIRST_SHARE if config.carry != "none" and config.train_steps == 1 else 0.0
 
 
 def settling_readings(config: DenoiseConfig) -> float:
-    """Mean readings of a training step that say what has settled."""
+    """Mean number of evaluations per training step that choose the fixed cells."""
     return FIRST_SHARE if config.settled == "surest" else 0.0
 
 
 def by_bin(short: str, sigma: Tensor, losses: Tensor, noise: Noise) -> dict[str, Tensor]:
-    """Mean losses of what is at sigma_max, and by bin of ln sigma; of sequences, or of tokens."""
+    """Mean losses at sigma_max and per bin of ln sigma, over sequences or over tokens."""
     at_max = sigma >= noise.sigma_max
     place = ((sigma / noise.sigma_min).log() / math.log(noise.sigma_max / noise.sigma_min) * NUM_BINS).long()
     place = place.clamp(0, NUM_BINS - 1)
@@ -85,7 +85,7 @@ class Denoise(Objective):
     rollout = "solver"
     figure = "cross_entropy"
     short = "ce"
-    """The figure of the log, and its name by level and block."""
+    """The metric's name in the log, and its short name per level and block."""
 
     @classmethod
     def from_config(cls, config: Config, model: nn.Module) -> Objective:
@@ -109,7 +109,7 @@ class Denoise(Objective):
 
     def loss_at(self, tokens: Int[Tensor, "batch length_and_one"] | Batch, sigma: Tensor, random: StepRandom,
                 block: int | None = None) -> Loss:
-        """The loss at given levels (B,) or (B, L); `block`: of one block of the core, if there are several."""
+        """The loss at given levels (B,) or (B, L); `block`: the block of the core to run, if there are several."""
         batch = self.ask(tokens)
         rows = rows_of_batch(batch)
         e = self.model.encode(batch.inputs, rows)
@@ -127,25 +127,25 @@ class Denoise(Objective):
         return Loss(value, metrics | by_bin(self.short, sigma, by_level, self.noise))
 
     def levels(self, random: StepRandom, length: int) -> Tensor:
-        """Noise levels of a training step: (B,), or (B, L) under an order, which gives each token its own."""
+        """Noise levels of a training step: (B,), or (B, L) under an order, which sets a level per token."""
         if self.config.order == "left-to-right":
             return self._levels_in_order(random, length)
         sigma = self.noise.sample(random.stratified("sigma"))
         return self._levels_partly_settled(sigma, random, length) if self.config.order == "confidence" else sigma
 
     def _levels_in_order(self, random: StepRandom, length: int) -> Tensor:
-        """What a solver from left to right meets: in each block one row at a level of its own, those before it at
-        sigma_min and those after it at sigma_max."""
+        """The levels of a left-to-right solver: in each block one active row at a random level, earlier rows at
+        sigma_min and later rows at sigma_max."""
         block, noise = self.config.block_size, self.noise
-        at_work = (random.uniform("row at work", (length // block,)) * block).long().unsqueeze(-1)  # B N 1
+        active = (random.uniform("row at work", (length // block,)) * block).long().unsqueeze(-1)  # B N 1
         level = noise.sample(random.uniform("sigma of tokens", (length // block,))).unsqueeze(-1)
         place = torch.arange(block, device=level.device)
-        sigma = torch.where(place < at_work, noise.sigma_min, torch.where(place > at_work, noise.sigma_max, level))
+        sigma = torch.where(place < active, noise.sigma_min, torch.where(place > active, noise.sigma_max, level))
         return sigma.flatten(1)  # B N k -> B L
 
     def _levels_partly_settled(self, sigma: Tensor, random: StepRandom, length: int) -> Tensor:
-        """What a solver that settles cells one after another meets: any share of them at sigma_min, evenly spread over
-        the batch, the others at one level."""
+        """The levels of a solver that fixes cells one after another: a random fraction of the cells, spread evenly over
+        the batch, at sigma_min, the others at one level."""
         share = random.stratified("share settled").unsqueeze(1)
         settled = random.uniform("settled", (length,)) < share
         return torch.where(settled, self.noise.sigma_min, sigma.unsqueeze(1))
@@ -153,8 +153,8 @@ class Denoise(Objective):
     @torch.no_grad()
     def _levels_surest_settled(self, e: Tensor, batch: Batch, random: StepRandom,
                                rows: Rows) -> Float[Tensor, "batch length"]:
-        """The same shares, of the cells that the model is surest of when none has settled: a solver settles those
-        first, and what is then left is harder than a random rest."""
+        """`_levels_partly_settled`, fixing the cells that the model is most confident of when none is fixed: a solver
+        fixes those first, and the remaining cells are harder than a random subset."""
         highest = torch.full((len(batch),), self.noise.sigma_max, dtype=torch.float64)
         z = self.noise.sigma_max * random.normal("noise of a first reading", (e.shape[1], self.denoiser.targets.dim))
         logits = self.denoiser(only_sought(z, batch), highest, e, rows)
@@ -166,16 +166,16 @@ class Denoise(Objective):
 
     @staticmethod
     def _sureness(logits: Float[Tensor, "batch length vocab"]) -> Float[Tensor, "batch length"]:
-        """The probability of the likeliest token."""
+        """The probability of the most likely token."""
         return logits.softmax(-1).amax(-1)
 
     def without_values(self) -> None:
-        """Cells settle in any order; it costs as much."""
+        """Fix cells in random order, which costs the same."""
         self._sureness = lambda logits: torch.rand(logits.shape[:-1])
 
     def _losses(self, e: Tensor, batch: Batch, sigma: Tensor, random: StepRandom, rows: Rows,
                 block: int | None = None) -> Float[Tensor, "batch length"]:
-        """Cross-entropy of the clean tokens, the mean over the solver steps that are trained."""
+        """Cross-entropy of the clean tokens, averaged over the trained solver steps."""
         y = batch.targets
         rows = self.beside(e, batch, rows.having(block=block))
         target = self.denoiser.target(y)
@@ -197,14 +197,15 @@ class Denoise(Objective):
 
     def _read_out(self, hidden: Tensor, y: Int[Tensor, "batch length"], z: Tensor,
                   sigma: Tensor) -> Float[Tensor, "batch length"]:
-        """Cross-entropy of the logits of `hidden`, which are never held at once."""
+        """Cross-entropy of the logits of `hidden`, which are never all in memory."""
         evidence = self.denoiser.evidence(z, sigma) if self.config.posterior else None
         return head_losses(self.model, hidden, y, scale=self.denoiser.logit_scale, evidence=evidence)
 
     def _carry_of_a_first_reading(self, z: Tensor, sigma: Tensor, e: Tensor, random: StepRandom,
                                   rows: Rows) -> Tensor | None:
-        """What a first reading without gradient hands on, in half of the steps; so the only step that is trained learns
-        both to start and to go on (Chen et al. 2022, "Analog bits", section 3.2). With K steps these do it."""
+        """The carry of a first evaluation without gradient, in half of the steps, so that the only trained step learns
+        both to start and to continue (Chen et al. 2022, "Analog bits", section 3.2). Several trained steps need none.
+        """
         alone = self.config.train_steps > 1 or self.config.carry == "none"
         if alone or not reads_first(random):
             return None
@@ -212,14 +213,14 @@ class Denoise(Objective):
             return self.denoiser.read(z, sigma, e, rows)[1]
 
     def _falling(self, sigma: Tensor) -> list[Tensor]:
-        """The levels of `train_steps` solver steps from sigma on: even parts of what mass lies below it."""
+        """The levels of `train_steps` solver steps from sigma down, at even parts of the probability mass below it."""
         num, noise = self.config.train_steps, self.noise.continuous
         mass = noise.cdf(sigma) if num > 1 else None
         return [sigma, *(noise.quantile(mass * (1 - step / num)) for step in range(1, num))]
 
     def beside(self, e: Tensor, batch: Batch, rows: Rows) -> Rows:
-        """The rows of a reading of a batch's noisy rows, whose clean rows have `rows` (`rows_of_batch`): what they
-        attend to besides themselves, and who sees whom."""
+        """`rows` of a batch's noisy copy, from those of the clean batch (`rows_of_batch`): adds the context that noisy
+        rows attend to, and the mask for both."""
         context = self.model.make_context(e, self.config.context, rows)
         if context is not None and batch.documents is not None:
             length, block_size = batch.documents.shape[1], self.config.block_size
@@ -228,8 +229,8 @@ class Denoise(Objective):
         return rows.having(context=context)
 
     def ask(self, tokens: Int[Tensor, "batch length_and_one"] | Batch) -> Batch:
-        """As for every rule, but that of a block in which a document ends the next one's tokens are not sought: their
-        rows would be told by the document before them where they stand."""
+        """As for every rule, but if a document ends within a block of tokens, the next document's tokens in it are not
+        scored: the e injected into their rows would come from the previous document."""
         batch, block_size = super().ask(tokens), self.config.block_size
         if batch is tokens or batch.documents is None or block_size == 1:
             return batch
@@ -237,15 +238,15 @@ class Denoise(Objective):
         return replace(batch, scored=batch.documents == firsts)
 
     def encoded(self, batch: Batch) -> tuple[Tensor, Rows]:
-        """(e, what readings beside it are told) of a batch."""
+        """(e, `rows` of the noisy copy) of a batch."""
         rows = rows_of_batch(batch)
         e = self.model.encode(batch.inputs, rows)
         return e, self.beside(e, batch, rows)
 
     def logits(self, x: Int[Tensor, "batch length"] | Batch, z: Tensor, sigma: Tensor) -> Tensor:
-        """Logits of the token after each of `x`, from its noised target in z and the clean tokens up to there; or of
-        the targets of a batch."""
-        batch = x if isinstance(x, Batch) else self.ask(torch.cat([x, x[:, -1:]], dim=1))  # what is sought has no part
+        """Logits of the token after each of `x`, from its noised target in z and the clean tokens so far; or of the
+        targets of a batch."""
+        batch = x if isinstance(x, Batch) else self.ask(torch.cat([x, x[:, -1:]], dim=1))  # the targets are not used
         e, rows = self.encoded(batch)
         return self.denoiser(z, sigma, e, rows)
 
@@ -265,7 +266,7 @@ class Denoise(Objective):
 
     @property
     def reading_layers(self) -> float:
-        """Mean layers of the core that a reading of a training step runs."""
+        """Mean number of core layers per network evaluation in training."""
         return sum(self.model.core_layers)
 
     def layer_forwards(self) -> float:

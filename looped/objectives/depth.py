@@ -18,7 +18,7 @@ def sample_progressive_depths(most: int, random: StepRandom) -> tuple[int, int]:
 
 
 def progressive_shares(config: RecurrenceConfig) -> dict[str, float]:
-    """The weights of the losses that `progressive` adds up, of those that have any."""
+    """The non-zero weights of the losses that `progressive` adds up."""
     shares = {"progressive": config.progressive_weight, "full": 1 - config.progressive_weight}
     return {part: share for part, share in shares.items() if share > 0}
 
@@ -36,7 +36,7 @@ def expected_progressive_depths(config: RecurrenceConfig) -> tuple[float, float]
 
 
 def depth_decisions(no_grad: float, grad: float) -> list[tuple[float, dict[str, Any]]]:
-    """`Objective.decisions` of a depth (n, k) with these means: whole depths whose weighted means they are."""
+    """`Objective.decisions` for a depth (n, k) with these means: whole depths whose weighted mean is the given one."""
     n, k = math.floor(no_grad), math.floor(grad)
     more, deeper = no_grad - n, grad - k
     corners = [(1 - more - deeper, (n, k)), (more, (n + 1, k)), (deeper, (n, k + 1))]
@@ -44,11 +44,11 @@ def depth_decisions(no_grad: float, grad: float) -> list[tuple[float, dict[str, 
 
 
 def fixed_point_steps(config: FixedPointConfig) -> tuple[float, float]:
-    """Applications of the core in a training step: by the solver, which has no gradient, at most; and with gradient."""
+    """Applications of the core per training step: (by the solver, without gradient, at most; with gradient)."""
     return float(config.max_steps), float(config.phantom_steps if config.gradient == "phantom" else 1)
 
 
 def implicit_steps(config: FixedPointConfig) -> float:
-    """What the implicit gradient adds to backward at most, in forward passes of the core: one to build its graph again,
-    then a product with the transposed Jacobian for each step of the solve."""
+    """Upper bound on the cost that the implicit gradient adds to backward, in forward passes of the core: one rebuilds
+    its graph, then a product with the transposed Jacobian per solver step."""
     return 1.0 + config.max_steps if config.gradient == "implicit" else 0.0

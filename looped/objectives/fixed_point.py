@@ -4,10 +4,10 @@
                         phantom:  the gradient through k steps s <- tau f(s) + (1 - tau) s from s* (Geng et al. 2021,
                                   arXiv 2111.05177)
 
-Solvers and gradients are those of TorchDEQ (Geng & Kolter 2023, arXiv 2310.18605), the extra `deq`. Nothing forces the
-core to be a contraction; where it is none, the solver ends after `max_steps` and hands on the best state it has seen.
-A solver goes on until the slowest sequence of its micro-batch has settled, so here, and only here, splitting a batch
-differently moves a sequence's figures, within `tol`.
+Solvers and gradients come from TorchDEQ (Geng & Kolter 2023, arXiv 2310.18605), the extra `deq`. Nothing forces the
+core to be a contraction; if it is not one, the solver stops after `max_steps` and returns the best state so far. A
+solver runs until the slowest sequence of its micro-batch has converged. So, for this rule only, splitting a batch
+differently changes a sequence's results, within `tol`.
 """
 
 from collections.abc import Callable
@@ -29,12 +29,12 @@ from looped.objectives.depth import fixed_point_steps, implicit_steps
 from looped.rng import StepRandom
 
 Map = Callable[[Tensor], Tensor]
-"""A state -> the next one."""
+"""State -> next state."""
 
 
 class FixedPoint(Unrolled):
-    """The loss read at the fixed point. metrics: `residual`, how far a step still moves the state, as a share of its
-    norm, and `num_steps`, the applications of the core by the solver."""
+    """The loss at the fixed point. metrics: `residual`, the change of the state in one more step relative to its norm,
+    and `num_steps`, the applications of the core by the solver."""
 
     @classmethod
     def from_config(cls, config: Config, model: nn.Module) -> Objective:
@@ -42,7 +42,7 @@ class FixedPoint(Unrolled):
 
     @classmethod
     def trained_depths(cls, config: Config) -> tuple[int, int]:
-        """Any step of the solver may be the last."""
+        """(smallest, largest) number of solver steps: any of them may be the last."""
         return 1, config.main_depth
 
     def __init__(self, model: LanguageModel, config: RecurrenceConfig, fixed_point: FixedPointConfig):
@@ -59,7 +59,7 @@ class FixedPoint(Unrolled):
                             "residual": self.equilibrium.residual})
 
     def expected_depths(self) -> tuple[float, float]:
-        """(applications of the core by the solver, at most, and those with gradient)."""
+        """Applications of the core: (by the solver, at most; with gradient)."""
         return fixed_point_steps(self.fixed_point)
 
     def without_values(self) -> None:
@@ -70,8 +70,8 @@ class FixedPoint(Unrolled):
         self.equilibrium.settle_accounts()
 
     def layer_forwards(self) -> float:
-        """What the last optimiser step cost: what the solvers really ran, over all processes, backward's too. Before
-        the first one, what they run at most."""
+        """The measured cost of the last optimiser step: solver steps really run in forward and backward, over all
+        processes. Before the first optimiser step, the upper bound."""
         core = self.equilibrium.mean_cost
         if core is None:
             no_grad, grad = self.expected_depths()
@@ -80,12 +80,12 @@ class FixedPoint(Unrolled):
 
 
 class Equilibrium:
-    """Calling it with a map and a first state gives the map's fixed point, with the configured gradient.
+    """Callable from a map and an initial state to the map's fixed point, with the configured gradient.
 
-    num_steps, residual: of the last call, how often the solver applied the map, and the mean share of its norm by which
-    one more application moves a state. mean_cost: applications of the map by a call of the last optimiser step, a mean
-    over calls and processes; with gradient they count three, and those of backward's solver, which are products with
-    the transposed Jacobian, one. Raises UserError where TorchDEQ is missing.
+    num_steps: applications of the map by the solver in the last call. residual: mean change of a state in one more
+    application, relative to its norm, in the last call. mean_cost: applications of the map per call in the last
+    optimiser step, averaged over calls and processes; one with gradient counts three, and one of backward's solver (a
+    product with the transposed Jacobian) counts one. Raises UserError if TorchDEQ is not installed.
     """
 
     def __init__(self, config: FixedPointConfig):
@@ -114,11 +114,11 @@ class Equilibrium:
         return self.differentiate(None, f, state.detach())[-1]
 
     def _solve(self, f: Map, state: Tensor) -> tuple[Tensor, dict, int]:
-        """(fixed point, TorchDEQ's figures, applications of f).
+        """(fixed point, TorchDEQ's info, number of applications of f).
 
-        The solver's own algebra is in float64 where the device has it: Anderson's method solves with the inner products
-        of the last changes and 1e-4 on their diagonal, which float32 rounds away where states are long, and is left
-        with a singular matrix.
+        The solver's linear algebra is in float64 if the device has it. Anderson's method solves with the inner products
+        of the last changes and adds 1e-4 to their diagonal; for long states float32 rounds this away, and the matrix
+        becomes singular.
         """
         num_steps, wide = 0, widest(state.device)
 
@@ -134,17 +134,17 @@ class Equilibrium:
         return found.to(state.dtype), info, num_steps
 
     def _solve_backward(self, f: Map, grad: Tensor) -> tuple[Tensor, list, dict]:
-        """The solve inside backward, which TorchDEQ calls; before it, the map has been applied once more."""
+        """The solve in backward, called by TorchDEQ after one more application of the map."""
         found, info, num_steps = self._solve(f, grad)
         self._pending[-1] += 1 + num_steps
         return found, [], info
 
     def settle_accounts(self) -> None:
-        """The mean of what was run since the last time; every process calls it once an optimiser step."""
+        """Update `mean_cost` from the calls since the last update; every process calls it once per optimiser step."""
         sums = torch.tensor([sum(self._pending), len(self._pending)], dtype=torch.float64)
         self._pending = []
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            sums = sums.to(self.residual.device)  # where processes exchange
+            sums = sums.to(self.residual.device)  # the device of collective operations
             torch.distributed.all_reduce(sums)
         cost, calls = sums.tolist()
         self.mean_cost = cost / calls if calls else self.mean_cost
@@ -152,15 +152,15 @@ class Equilibrium:
 
 def _all_steps(f: Map, state: Tensor, max_iter: int, tol: float,
                stop_mode: str) -> tuple[Tensor, list, dict[str, Tensor]]:
-    """In place of a solver of TorchDEQ: as many applications of the map, whether it has settled or not."""
+    """Replacement for a solver of TorchDEQ: `max_iter` applications of the map, converged or not."""
     for _ in range(max_iter):
         state = f(state)
     return state, [], {"rel_lowest": state.new_zeros(len(state))}
 
 
 def _in_one_precision(step: Map, state: Tensor) -> Callable[..., Tensor]:
-    """The map as the solvers see it: states of one dtype in and out, and inside it, also in backward, the autocast that
-    is on now. `tau` below 1 damps it."""
+    """The map for the solvers: output in the dtype of its input, with the current autocast inside, in backward too.
+    `tau` below 1 damps it."""
     device = state.device.type
     enabled, narrow = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
 

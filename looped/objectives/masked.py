@@ -1,15 +1,15 @@
-"""Masked diffusion: tokens are hidden, and each is predicted from all that are seen (MD4, Shi et al. 2024, arXiv
-2406.04329, section 3).
+"""Masked diffusion: each hidden token is predicted from all visible ones (MD4, Shi et al. 2024, arXiv 2406.04329,
+section 3).
 
-    t ~ U(0, 1) over the batch, m = 1 - alpha(t), loss = w(t) / L * sum over the hidden tokens of -ln p(token | seen, m)
+    t ~ U(0, 1) over the batch, m = 1 - alpha(t), loss = w(t) / L * sum over hidden tokens of -ln p(token | visible, m)
 
-whose mean is the bound on -ln p(x) a token. One pass of the network: e = encode(tokens, hidden ones as the mask token)
-with full attention, state = step(e, e, level), logits = decode(state). The level is told through the noise-level
-embedding as ln(m / (1 - m)) / 4, a quarter of the log-odds as EDM's c_noise is a quarter of ln sigma.
+Its mean is the bound on -ln p(x) per token. One pass of the network: e = encode(tokens, hidden ones as the mask token)
+with full attention, state = step(e, e, level), logits = decode(state). The core receives the level through the
+noise-level embedding as ln(m / (1 - m)) / 4, a quarter of the log-odds, as EDM's c_noise is a quarter of ln sigma.
 
-A core of several blocks parts the levels by equal decrements of alpha, and each training step has one block
-(DiffusionBlocks, arXiv 2506.14202). With one block the core is trained at all levels: the same layers in one block are
-the end-to-end twin of several.
+With several blocks, the levels are divided by equal decrements of alpha, and each training step trains one block
+(DiffusionBlocks, arXiv 2506.14202). A core of one block is trained at all levels; with the same layers it is the
+end-to-end baseline of several blocks.
 """
 
 from dataclasses import replace
@@ -33,7 +33,7 @@ from looped.objectives.one_block import OneBlock
 from looped.rng import StepRandom
 
 LEAST = 1e-4
-"""Levels are told as if they were at least so far from 0 and from 1, where the log-odds end."""
+"""Levels given to the core are clamped to this distance from 0 and 1, where the log-odds diverge."""
 
 Tokens = Int[Tensor, "batch length"]
 Levels = Float64[Tensor, "batch"]
@@ -43,16 +43,16 @@ TOGETHER = Rows(mask=EVERYBODY)
 
 
 class Masked(Objective):
-    """One core for all levels. metrics: `cross_entropy`, the mean over the hidden tokens, whatever their weight.
+    """One core for all levels. metrics: `cross_entropy`, the unweighted mean over the hidden tokens.
 
-    In evaluation mode the loss is the bound itself, at one level a sequence, without the weights' variance.
+    In evaluation mode the loss is the bound itself, at one level per sequence, without the weights' variance.
     """
 
     rollout = "unmask"
 
     @classmethod
     def from_config(cls, config: Config, model: nn.Module) -> Objective:
-        """With several blocks in the core, one at a time."""
+        """The rule of a config; `MaskedBlocks` if the core has several blocks."""
         if config.blocks.num > 1:
             return MaskedBlocks(model, config.masked, config.blocks)
         return cls(model, config.masked)
@@ -64,12 +64,12 @@ class Masked(Objective):
         self.edges: Tensor = mask_edges(len(model.core_layers))
 
     def forward(self, tokens: Int[Tensor, "batch length_and_one"] | Batch, random: StepRandom) -> Loss:
-        """The loss of tokens[:, 1:], those that other rules predict."""
+        """The loss of tokens[:, 1:], the tokens that other rules predict."""
         batch = self.ask(tokens)
         return self.training_loss(batch, random) if self.training else self.bound(batch, random)
 
     def ask(self, tokens: Int[Tensor, "batch length_and_one"] | Batch) -> Batch:
-        """As for every rule, but that tokens on both sides are seen."""
+        """As for every rule, but with attention in both directions."""
         return replace(super().ask(tokens), causal=False)
 
     def training_loss(self, batch: Batch, random: StepRandom) -> Loss:
@@ -77,7 +77,7 @@ class Masked(Objective):
 
     def loss_between(self, batch: Batch, low: float, high: float, random: StepRandom, *, scale: float = 1.0,
                      block: int | None = None) -> Loss:
-        """The weighted loss at times of levels in [low, high], through one block if there are several."""
+        """The weighted loss at random times of levels in [low, high]; `block`: the one to run, if there are several."""
         tokens = batch.targets
         ends = masking.time_of(self.config.schedule, torch.tensor([low, high], dtype=torch.float64)).tolist()
         t = ends[0] + (ends[1] - ends[0]) * random.stratified("time")
@@ -89,13 +89,13 @@ class Masked(Objective):
         return Loss(value, {"loss": value.detach(), "cross_entropy": mean})
 
     def bound(self, batch: Batch, random: StepRandom) -> Loss:
-        """The bound at one level a sequence, spread over the batch."""
+        """The bound at one level per sequence, spread over the batch."""
         losses = self.losses_at(batch, random.stratified("time"), random, "hidden")
         return Loss(losses.mean(), {"loss": losses.detach().mean(), "cross_entropy": losses.detach().mean()})
 
     def losses_at(self, batch: Batch, m: Levels, random: StepRandom, stream: str) -> Float[Tensor, "batch"]:
-        """Mean cross-entropy of each sequence's hidden tokens at its level, at least one of them; its mean over m ~
-        U(0, 1) is the bound a token (`hide_one_and`)."""
+        """Mean cross-entropy of each sequence's hidden tokens, at least one, at the sequence's level; its mean over
+        m ~ U(0, 1) is the bound in nats/token (`hide_one_and`)."""
         tokens = batch.targets
         uniform = random.uniform(stream, (tokens.shape[1] + 1,))
         shown, hidden = hide_one_and(tokens, m, uniform, self.model.mask_token)
@@ -103,13 +103,13 @@ class Masked(Objective):
         return (losses * hidden).sum(1) / hidden.sum(1)
 
     def read(self, tokens: Tokens, m: Levels, rows: Rows = TOGETHER) -> Float[Tensor, "batch length width"]:
-        """What the head reads, of tokens of which some are the mask token, at levels m."""
+        """The input of the head, for tokens partly replaced by the mask token, at levels m."""
         e = self.model.encode(tokens, rows)
         level = torch.logit(m, eps=LEAST) / 4 if self.config.cond_width else None
         return self.model.hidden(self.model.step(e, e, level, rows), rows)
 
     def read_by_owners(self, tokens: Tokens, m: Levels, rows: Rows = TOGETHER) -> Float[Tensor, "batch length width"]:
-        """`read`, each sequence by the block that owns its level."""
+        """`read` with each sequence through the block that owns its level."""
         owners = self.owners(m)
         order, parts = owners.argsort(stable=True), []
         blocks, counts = owners.unique(return_counts=True)
@@ -122,12 +122,12 @@ class Masked(Objective):
         return head_logits(self.model, self.read_by_owners(tokens, m, rows))
 
     def owners(self, m: Levels) -> Int[Tensor, "batch"]:
-        """The block of the core at work at each level."""
+        """The block of the core that owns each level."""
         return block_of(m, self.edges)
 
     @property
     def reading_layers(self) -> float:
-        """Mean layers of the core that a reading of a training step runs."""
+        """Mean number of core layers per network evaluation in training."""
         return sum(self.model.core_layers)
 
     def layer_forwards(self) -> float:
@@ -136,23 +136,23 @@ class Masked(Objective):
 
 
 class MaskedBlocks(OneBlock, Masked):
-    """Several blocks, of which each optimiser step trains one, on levels of its own and, by `blocks.overlap`, a little
-    way into its neighbours'. metrics: also `ce_block0`, ... of the block at work."""
+    """Several blocks, one of which each optimiser step trains, on its own levels and, by `blocks.overlap`, on some of
+    its neighbours'. metrics: also `ce_block0`, ... of the active block."""
 
     def __init__(self, model: LanguageModel, config: MaskedConfig, blocks: BlocksConfig):
         super().__init__(model, config)
-        self.take_turns(blocks, masking.block_shares(blocks, config.schedule))
-        # Of all steps together the loss has the mean of the bound, however often a block has its turn.
+        self.setup_block_sampling(blocks, masking.block_shares(blocks, config.schedule))
+        # These make the mean loss over all steps the bound, however often each block is drawn.
         self.scales: list[float] = (masking.block_times(config.schedule, blocks.num) / self.shares).tolist()
 
     def training_loss(self, batch: Batch, random: StepRandom) -> Loss:
-        return self.loss_of(self.turn(random), batch, random)
+        return self.loss_of(self.activate_block(random), batch, random)
 
     def loss_of(self, block: int, batch: Batch, random: StepRandom) -> Loss:
-        """The loss of one block, whatever the others are."""
+        """The loss of one block, independent of the others."""
         loss = self.loss_between(batch, *self.interval(block), random, scale=self.scales[block], block=block)
         return Loss(loss.value, loss.metrics | {f"ce_block{block}": loss.metrics["cross_entropy"]})
 
     def interval(self, block: int) -> tuple[float, float]:
-        """Lowest and highest level that a block trains on."""
+        """(lowest, highest) level that a block trains on."""
         return masking.mask_interval(block, self.edges, self.blocks.overlap)

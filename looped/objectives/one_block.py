@@ -1,4 +1,4 @@
-"""Training one of several blocks of the core at a time: whose turn it is, what learns with it, and what that costs
+"""Training one block of the core per step: sampling the active block, freezing shared parameters, and the cost
 (DiffusionBlocks, arXiv 2506.14202, section 3)."""
 
 from typing import Any
@@ -13,17 +13,17 @@ from looped.rng import StepRandom
 
 
 class OneBlock(Objective):
-    """Mixed into a rule whose every reading goes through one block; the rule calls `take_turns` when it is made."""
+    """Mixin for a rule whose network evaluations each run one block; its constructor calls `setup_block_sampling`."""
 
-    def take_turns(self, blocks: BlocksConfig, shares: Float64[Tensor, "blocks"]) -> None:
-        """shares: how often each block is trained."""
+    def setup_block_sampling(self, blocks: BlocksConfig, shares: Float64[Tensor, "blocks"]) -> None:
+        """shares: the fraction of training steps that train each block."""
         self.blocks = blocks
         self.shares = shares
-        self._learning = [parameter for parameter in self.shared_parameters() if parameter.requires_grad]
-        self._let_shared_learn(any(map(blocks.trains_shared, blocks.held)))
+        self._trainable_shared = [parameter for parameter in self.shared_parameters() if parameter.requires_grad]
+        self._train_shared(any(map(blocks.trains_shared, blocks.held)))
 
     def shared_parameters(self) -> list[nn.Parameter]:
-        """What is no block's own."""
+        """The parameters that belong to no block."""
         own = {id(parameter) for parameter in self.model.recurrence.core.parameters()}
         return [parameter for parameter in self.parameters() if id(parameter) not in own]
 
@@ -35,11 +35,11 @@ class OneBlock(Objective):
         own = {id(parameter) for parameter in self.own_parameters(block)}
         return {name for name, parameter in self.named_parameters() if id(parameter) in own}
 
-    def _let_shared_learn(self, learn: bool) -> None:
-        for parameter in self._learning:
-            parameter.requires_grad_(learn)
+    def _train_shared(self, train: bool) -> None:
+        for parameter in self._trainable_shared:
+            parameter.requires_grad_(train)
 
-    def draw(self, random: StepRandom) -> int:
+    def sample_block(self, random: StepRandom) -> int:
         """The block that an optimiser step trains: one for all its rows, micro-batches and processes."""
         if self.blocks.alone is not None:
             return self.blocks.alone
@@ -47,7 +47,7 @@ class OneBlock(Objective):
             "block", lambda: int(torch.multinomial(self.shares, 1, generator=random.lockstep("block"))))
 
     def decisions(self) -> list[tuple[float, dict[str, Any]]]:
-        """Blocks of as many layers, with which as much is trained, cost the same: one stands for all of them."""
+        """One block stands for all of equal cost: equally many layers, shared parameters trained alike."""
         others, alike = super().decisions(), dict[tuple[int, bool], tuple[float, int]]()
         for block in self.blocks.held:
             key = self.model.core_layers[block], self.blocks.trains_shared(block)
@@ -55,15 +55,15 @@ class OneBlock(Objective):
             alike[key] = share + self.shares[block].item(), first
         return [(share * weight, made | {"block": block}) for share, block in alike.values() for weight, made in others]
 
-    def turn(self, random: StepRandom) -> int:
-        """The same, with what is shared ready to learn or not."""
-        block = self.draw(random)
-        self._let_shared_learn(self.blocks.trains_shared(block))
+    def activate_block(self, random: StepRandom) -> int:
+        """`sample_block`, which also sets whether the shared parameters are trained with that block."""
+        block = self.sample_block(random)
+        self._train_shared(self.blocks.trains_shared(block))
         return block
 
     @property
     def reading_layers(self) -> float:
-        """Mean layers of the core that a reading of a training step runs."""
+        """Mean number of core layers per network evaluation in training."""
         return sum(share * layers for share, layers in zip(self.shares.tolist(), self.model.core_layers, strict=True))
 
     @property
@@ -72,7 +72,7 @@ class OneBlock(Objective):
         return 1
 
     def layer_forwards(self) -> float:
-        """Nothing goes back through a frozen prelude, and through a frozen coda to its input alone."""
+        """As without blocks, but a frozen prelude has no backward pass, and a frozen coda only that to its input."""
         c, total = self.model, super().layer_forwards()
         frozen = sum(share for block, share in enumerate(self.shares.tolist()) if not self.blocks.trains_shared(block))
         return total - frozen * (2 * c.num_prelude_layers + self.num_codas * c.num_coda_layers)

@@ -1,11 +1,11 @@
-"""One-step gradient with deep supervision: segments of the loop, each taught through its last step alone (HRM, TRM).
+"""One-step gradient with deep supervision: loop segments, each trained through its last step only (HRM, TRM).
 
     state_s = step(...step(detach(state_{s-1}))), all but the last step without gradient
     loss    = mean over s of [ cross-entropy(read(state_s)) + w * BCE(halt(state_s), "its answer is right") ]
 
 Wang et al. 2025 (HRM, arXiv 2506.21734), Jolicoeur-Martineau 2025 (TRM, arXiv 2510.04871). Both update the weights
 after every segment. Here an optimiser step is a function of (seed, step), so the segments of a batch share one update:
-each starts from a state that the same weights made.
+each starts from a state computed with the same weights.
 """
 
 import torch
@@ -24,10 +24,10 @@ from looped.rng import StepRandom
 
 
 class OneStep(Unrolled):
-    """Segments of `steps` loop steps without gradient and one with it; the halting head learns beside them.
+    """Segments of `steps` loop steps without gradient and one with it; a halting head is trained alongside.
 
-    metrics: `halt_accuracy`, the share of readouts that the head judges rightly, and `right`, the share of answers that
-    are right after the last segment. `recurrence.mean` and the settings of truncation are not used.
+    metrics: `halt_accuracy`, the fraction of readouts that the head judges correctly, and `right`, the fraction of
+    correct answers after the last segment. `recurrence.mean` and the truncation settings are not used.
     """
 
     @classmethod
@@ -36,14 +36,14 @@ class OneStep(Unrolled):
 
     @classmethod
     def trained_depths(cls, config: Config) -> tuple[int, int]:
-        """Read after each segment."""
+        """(smallest, largest) trained depth: the state is decoded after each segment."""
         return config.supervision.steps + 1, config.main_depth
 
     def __init__(self, model: LanguageModel, config: RecurrenceConfig, supervision: SupervisionConfig):
         super().__init__(model, config)
         self.supervision = supervision
         self.halt: nn.Linear = nn.Linear(model.width, 1)
-        nn.init.zeros_(self.halt.weight)  # as in HRM: it starts without an opinion
+        nn.init.zeros_(self.halt.weight)  # as in HRM: starts at log-odds 0
         nn.init.zeros_(self.halt.bias)
 
     def forward(self, tokens: Int[Tensor, "batch length_and_one"] | Batch, random: StepRandom) -> Loss:
@@ -64,8 +64,8 @@ class OneStep(Unrolled):
         return Loss(value, metrics)
 
     def halt_logit(self, state: Float[Tensor, "batch length width"], batch: Batch) -> Float[Tensor, "batch"]:
-        """Log-odds that the answer read from a state is right: a linear map of the mean, over the rows that are sought,
-        of the normalised state; in float32 or wider."""
+        """Log-odds that the answer decoded from a state is correct: a linear map of the normalised state averaged over
+        the rows to predict; in float32 or wider."""
         state = self.model.norm(state)
         state = state.to(torch.promote_types(state.dtype, torch.float32))
         if batch.scored is None:
@@ -77,12 +77,12 @@ class OneStep(Unrolled):
 
     @torch.no_grad()
     def is_right(self, hidden: Float[Tensor, "batch length width"], batch: Batch) -> Bool[Tensor, "batch"]:
-        """True if every row that is sought reads as its target."""
+        """True for each sequence whose rows to predict are all decoded correctly."""
         same = head_logits(self.model, hidden).argmax(-1) == batch.targets
         return (same if batch.scored is None else same | ~batch.scored).all(1)
 
     def expected_depths(self) -> tuple[float, float]:
-        """Of all segments together."""
+        """Steps of all segments together: (without gradient, with gradient)."""
         return float(self.supervision.segments * self.supervision.steps), float(self.supervision.segments)
 
     def layer_forwards(self) -> float:

@@ -1,8 +1,8 @@
-"""Denoising of pixels: images of a class are learned by one pass at a sampled noise level (EDM, Karras et al. 2022).
+"""Class-conditional denoising of pixels, in one pass at a sampled noise level (EDM, Karras et al. 2022).
 
     z = y + sigma eps, loss = w(sigma) |D(z, sigma, class) - y|^2
 
-One block of the core for all noise levels is the end-to-end twin of several with levels of their own.
+A core of one block for all noise levels is the end-to-end baseline of several blocks with their own levels.
 """
 
 import torch
@@ -24,8 +24,11 @@ from looped.rng import StepRandom
 
 
 class DenoisePixels(Objective):
-    """`label_dropout`: the share of images whose class is hidden. The loss is a mean over the numbers of an image;
-    under EDM's weight it begins at 1, at every level. metrics: `loss_at_max`, `loss_bin0`, ... by noise level."""
+    """The single-pass rule for images. `label_dropout`: the fraction of images whose class is hidden.
+
+    The loss is a mean over the pixel values; with EDM's weight it starts at 1 at every level. metrics: `loss_at_max`,
+    `loss_bin0`, ... by noise level.
+    """
 
     rollout = "pixels"
 
@@ -54,27 +57,27 @@ class DenoisePixels(Objective):
 
     def loss_at(self, batch: SoughtImages, sigma: Float[Tensor, "batch"], random: StepRandom,
                 block: int | None = None) -> Loss:
-        """The loss at given levels; `block`: of one block of the core, if there are several."""
+        """The loss at given levels; `block`: the block of the core to run, if there are several."""
         losses = self.losses(batch, sigma, random, block=block, labels=self.shown(batch.labels, random))
         value = losses.mean()
         return Loss(value, {"loss": value.detach()} | by_bin(self.short, sigma, losses, self.noise))
 
     def losses(self, batch: SoughtImages, sigma: Float[Tensor, "batch"], random: StepRandom, *,
                block: int | None = None, labels: Int[Tensor, "batch"] | None = None) -> Float[Tensor, "batch"]:
-        """The weighted squared error of each image, by the blocks that own the levels or by `block`; `labels`: the
-        classes shown, those of the images if None."""
+        """The weighted squared error of each image, through the block that owns its level or through `block`; `labels`:
+        the classes shown to the model (None: those of the images)."""
         eps = random.normal("noise", batch.images.shape[1:])
         return self.denoiser.losses(batch.images, eps, sigma, batch.labels if labels is None else labels,
                                     weight=self.config.weight, block=block)
 
     def shown(self, labels: Int[Tensor, "batch"], random: StepRandom) -> Int[Tensor, "batch"]:
-        """The classes, some of them hidden."""
+        """The class labels, some of them hidden (`label_dropout`)."""
         hidden = (random.uniform("class hidden", ()) < self.label_dropout).to(labels.device)
         return torch.where(hidden, self.model.num_classes, labels)
 
     @property
     def reading_layers(self) -> float:
-        """Mean layers of the core that a training step runs."""
+        """Mean number of core layers that a training step runs."""
         return sum(self.model.core_layers)
 
     def layer_forwards(self) -> float:
@@ -82,8 +85,8 @@ class DenoisePixels(Objective):
 
 
 class BlockwisePixels(OneBlockByLevel, DenoisePixels):
-    """The same for one block a step."""
+    """`DenoisePixels` with one block per step."""
 
     def __init__(self, model: ImageDenoiser, config: DenoiseConfig, label_dropout: float, blocks: BlocksConfig):
         super().__init__(model, config, label_dropout, blocks)
-        self.take_turns(blocks, block_shares(blocks, self.noise))
+        self.setup_block_sampling(blocks, block_shares(blocks, self.noise))

@@ -1,10 +1,10 @@
-"""Losses of a loop's steps as one (`recurrence.loss_on`): of its last, of each alike, or of each by the exit gate.
+"""Combines the losses of loop steps (`recurrence.loss_on`): the last, their mean, or an expectation by the exit gate.
 
-    last, every   mean over the steps that are read
-    gate          sum_i p_i loss_i - beta H(p), of every token, p its chances to leave after pass i (nn/exit_gate.py)
+    last, every   mean over the steps that are decoded
+    gate          sum_i p_i loss_i - beta H(p) per token, p_i the probability of exit after pass i (nn/exit_gate.py)
 
-The third is the objective of Ouro's first stage (arXiv 2510.25741): without the entropy H all chance would go to
-whichever pass is best early in training, as a rule the last.
+`gate` is the objective of Ouro's first stage (arXiv 2510.25741): without the entropy H all probability would go to the
+pass that is best early in training, usually the last.
 """
 
 from typing import ClassVar
@@ -30,7 +30,7 @@ class Alike:
         self.losses: list[Tensor] = []
 
     def take(self, state: Float[Tensor, "batch length width"], losses: Float[Tensor, "batch length"]) -> None:
-        """A state, and the losses of the tokens that are read from it."""
+        """Record a state and the losses of the tokens decoded from it."""
         self.losses.append(self.batch.mean(losses))
 
     def loss(self) -> Float[Tensor, ""]:
@@ -38,7 +38,7 @@ class Alike:
 
 
 class ByGate(Alike):
-    """The loss expected where the gate leaves, less beta times the entropy of its choice."""
+    """The expected loss under the gate's exit distribution, minus beta times its entropy."""
 
     asks_gate = True
 

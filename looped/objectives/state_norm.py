@@ -1,10 +1,10 @@
-"""Configs whose loop goes wrong by construction: the state grows with depth, or never reads the input; or whose exit
-gate learns nothing.
+"""Warnings for configs that fail by construction: the state grows with depth, the loop never reads its input, or the
+exit gate is not trained.
 
 Norms inside the layers hide the size of the state from the loss, which grows without bound unless a step scales the
 state down again: by a norm on the residual sum (sandwich), or an injection that mixes state and input instead of adding
-(linear, gated, diagonal). At initialisation, root mean square at 1, 4, 16 and 64 steps: `add` 0.6, 2.5, 10, 40; `none`
-from the embedding 0.6, 0.7, 1.2, 4.5; all others are level from 8 steps on.
+(linear, gated, diagonal). At initialisation, root mean square after 1, 4, 16 and 64 steps: `add` 0.6, 2.5, 10, 40;
+`none` from the embedding 0.6, 0.7, 1.2, 4.5; all others are constant from 8 steps on.
 """
 
 from looped.config import Config
@@ -13,7 +13,7 @@ KEPT = "set model.block to sandwich, or model.injection to linear, gated or diag
 
 
 def cautions(config: Config) -> list[str]:
-    """A sentence for each such fault of a config whose training unrolls the loop; none for other rules."""
+    """One sentence per fault of a config whose training unrolls the loop; none for other rules."""
     model, found = config.model, _of_gate(config)
     if not config.rule.loops or config.main_depth <= config.blocks.num or model.core is not None:
         return found
@@ -30,5 +30,5 @@ def _of_gate(config: Config) -> list[str]:
     loss_on = config.recurrence.loss_on
     if not config.model.exit_gate or not config.rule.loops or loss_on == "gate":
         return []
-    return [f"model.exit_gate learns nothing by objective {config.objective} with recurrence.loss_on {loss_on}, and "
-            f"stays as it starts; to train it, set objective to full and recurrence.loss_on to gate"]
+    return [f"model.exit_gate is not trained by objective {config.objective} with recurrence.loss_on {loss_on}, and "
+            f"keeps its initial weights; to train it, set objective to full and recurrence.loss_on to gate"]

@@ -35,7 +35,7 @@ def start_accelerator(config: Config) -> Any:
         import torch.distributed.nn.functional
 
     AcceleratorState._reset_state()  # a process may train several configs, each with its own precision
-    unused = DistributedDataParallelKwargs(find_unused_parameters=config.rule.takes_turns(config))
+    unused = DistributedDataParallelKwargs(find_unused_parameters=config.rule.trains_one_block(config))
     accelerator = Accelerator(
         mixed_precision=MIXED_PRECISION[config.training.precision], kwargs_handlers=[unused], dynamo_backend="no",
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1))  # the trainer splits its steps itself

@@ -133,7 +133,7 @@ def test_steps_equal_diffusers(name, oracle):
 
 
 def test_bad_schedules_and_missing_noise_are_named():
-    with pytest.raises(UserError, match="must fall and end in 0"):
+    with pytest.raises(UserError, match="must descend and end in 0"):
         sample_euler(exact_denoiser, start(2), torch.tensor([1.0, 2.0, 0.0]))
     with pytest.raises(UserError, match="ancestral solver adds noise"):
         sample_ancestral(exact_denoiser, start(2), torch.tensor([2.0, 1.0, 0.0]))
@@ -202,7 +202,7 @@ def test_bad_options_and_levels_that_are_no_numbers_are_named():
     with pytest.raises(UserError, match="level"):
         sample_restart(exact_denoiser, start(2), sigmas, random=seeded(0), level=11.0)
     for top in (math.nan, math.inf):
-        with pytest.raises(UserError, match="must fall"):
+        with pytest.raises(UserError, match="must descend"):
             sample_euler(exact_denoiser, start(2), torch.tensor([top, 0.0]))
 
 

@@ -62,7 +62,7 @@ def test_karras_of_a_range_is_k_diffusions_get_sigmas_karras(rho):
 
 @pytest.mark.parametrize(("arguments", "word"), [
     (("quantile", 4, (0.1, 10.0)), "needs the training distribution"),
-    (("karras", 4, (10.0, 0.1)), "no range"),
+    (("karras", 4, (10.0, 0.1)), "not a range"),
     (("karras", 4, 0.1), r"pass the range \(sigma_min, sigma_max\)"),
     (("karas", 4, PAPER), "did you mean 'karras'"),
     (("karras", 0, PAPER), "num_steps 0"),

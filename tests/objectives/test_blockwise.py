@@ -56,7 +56,7 @@ def disturb(block):
 
 def steps_of(objective, block, num=1):
     """Numbers of steps in which this block is at work."""
-    return [step for step in range(60) if objective.draw(StepRandom(0, step, count=1)) == block][:num]
+    return [step for step in range(60) if objective.sample_block(StepRandom(0, step, count=1)) == block][:num]
 
 
 def sequences_at(objective, levels):
@@ -70,7 +70,7 @@ def sequences_at(objective, levels):
 
 @pytest.mark.parametrize("context", CONTEXTS)
 @pytest.mark.parametrize("shared", ["trained", "frozen"])
-def test_the_block_at_work_alone_gets_a_gradient(shared, context):
+def test_the_active_block_alone_gets_a_gradient(shared, context):
     objective = make(**{"blocks.shared": shared, "denoise.context": context})
     for block in range(N):
         (step,) = steps_of(objective, block)
@@ -122,9 +122,10 @@ def test_a_block_trains_on_its_interval_and_the_first_alone_at_sigma_max():
 def test_blocks_are_drawn_as_often_as_the_config_says_and_by_all_processes_alike():
     for choose, shares in (("uniform", [1 / 3] * 3), ("mass", [0.75 + 0.25 / 3, 0.25 / 3, 0.25 / 3])):
         objective = make(**{"blocks.choose": choose})
-        draws = torch.tensor([objective.draw(StepRandom(0, step, count=2)) for step in range(1500)])
+        draws = torch.tensor([objective.sample_block(StepRandom(0, step, count=2)) for step in range(1500)])
         assert (torch.bincount(draws) / 1500).tolist() == pytest.approx(shares, abs=0.04)
-        assert [objective.draw(StepRandom(0, step, start=6, count=2)) for step in range(20)] == draws[:20].tolist()
+        again = [objective.sample_block(StepRandom(0, step, start=6, count=2)) for step in range(20)]
+        assert again == draws[:20].tolist()
 
 
 def test_in_evaluation_all_blocks_count_as_often_as_they_are_drawn():
@@ -217,9 +218,9 @@ def test_levels_of_several_blocks_with_a_cache_or_in_one_sequence_are_refused():
     objective = make(**{"denoise.context": "inject"}).eval()
     x, z, sigma = sequences_at(objective, [20.0, 0.6])
     e = objective.model.encode(x)
-    with pytest.raises(UserError, match="a cache keeps the rows of one"):
+    with pytest.raises(UserError, match="a cache holds the rows of one"):
         objective.denoiser(z, sigma, e, Rows(cache=Cache()))
-    with pytest.raises(UserError, match="a sequence is read by one"):
+    with pytest.raises(UserError, match="a sequence runs through one"):
         objective.denoiser(z, sigma.unsqueeze(1).expand(2, L), e)
 
 

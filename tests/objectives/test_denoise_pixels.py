@@ -33,11 +33,11 @@ def batch(num=8):
     return SoughtImages(torch.randn(num, 1, 4, 4, generator=gen), torch.arange(num) % 3, 4)
 
 
-def test_the_block_at_work_alone_gets_a_gradient_on_levels_of_its_own():
+def test_the_active_block_alone_gets_a_gradient_on_levels_of_its_own():
     objective = make(**BLOCKS)
     seen = set()
     for step in range(8):
-        block, random = objective.draw(StepRandom(0, step, count=8)), StepRandom(0, step, count=8)
+        block, random = objective.sample_block(StepRandom(0, step, count=8)), StepRandom(0, step, count=8)
         low, high = interval(block, objective.denoiser.edges, 0.05)
         sigma = objective.levels_of(block, random)
         assert low <= sigma.min() <= sigma.max() <= high

@@ -72,7 +72,7 @@ def test_the_loss_of_a_step_by_hand(schedule):
 
 
 def mean_of_steps(objective, training, num=10, rows=64):
-    """(mean, its error) of the loss; in training of several blocks that of all, each as often as it has its turn."""
+    """(mean, its error) of the loss; in training of several blocks that of all, each as often as it is drawn."""
     def loss(step):
         random = StepRandom(0, step, count=rows)
         if training and isinstance(objective, MaskedBlocks):
@@ -162,17 +162,17 @@ def test_every_weight_gets_a_gradient(flags):
 
 
 @pytest.mark.parametrize("shared", ["trained", "frozen"])
-def test_the_block_at_work_alone_gets_a_gradient(shared):
-    objective, turns = make(**BLOCKS, **{"blocks.shared": shared}), set()
+def test_the_active_block_alone_gets_a_gradient(shared):
+    objective, drawn = make(**BLOCKS, **{"blocks.shared": shared}), set()
     for step in range(12):
         random = StepRandom(0, step, count=4)
         objective(sentence(4), random).value.backward()
-        turns.add(objective.draw(random))
+        drawn.add(objective.sample_block(random))
         for number, block in enumerate(objective.model.recurrence.core.blocks):
-            assert all((p.grad is not None) == (number == objective.draw(random)) for p in block.parameters())
+            assert all((p.grad is not None) == (number == objective.sample_block(random)) for p in block.parameters())
         assert all((p.grad is not None) == (shared == "trained") for p in objective.shared_parameters())
         objective.zero_grad()
-    assert turns == {0, 1, 2}
+    assert drawn == {0, 1, 2}
 
 
 def test_a_block_is_trained_on_its_own_levels_and_a_little_beyond(monkeypatch):

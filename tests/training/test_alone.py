@@ -78,7 +78,7 @@ def test_the_others_do_not_matter_whether_trained_before_or_never(runs, settings
 
 @pytest.mark.parametrize("block", range(N))
 def test_it_is_what_the_whole_model_does_when_this_block_is_drawn(runs, settings, tmp_path, monkeypatch, block):
-    monkeypatch.setattr(Blockwise, "draw", lambda self, random: block)
+    monkeypatch.setattr(Blockwise, "sample_block", lambda self, random: block)
     train(settings(), tmp_path / "whole")
     for name in ("model", "ema", "optimizer"):
         whole, alone = saved(tmp_path / "whole", name), saved(runs[block], name)
@@ -88,7 +88,7 @@ def test_it_is_what_the_whole_model_does_when_this_block_is_drawn(runs, settings
 
 def test_it_is_what_the_whole_model_does_too_where_one_block_trains_the_shared_parts(settings, tmp_path, monkeypatch):
     changes = {"blocks.shared": "with-block", "blocks.shared_by": 1}
-    monkeypatch.setattr(Blockwise, "draw", lambda self, random: 1)
+    monkeypatch.setattr(Blockwise, "sample_block", lambda self, random: 1)
     train(settings(**changes), tmp_path / "whole")
     train(settings(**changes | {"blocks.alone": 1}), tmp_path / "run1")
     whole, alone = saved(tmp_path / "whole"), saved(tmp_path / "run1")

@@ -91,6 +91,6 @@ def test_settings_that_would_not_be_read_are_refused(blocks, changes, message):
 def test_edges_that_are_still_to_be_measured_are_no_others(blocks):
     config = blocks()
     noise = noise_from_config(config.denoise.noise)
-    with pytest.raises(UserError, match="is not read here; give the edges"):
+    with pytest.raises(UserError, match=r"is not read here; set blocks\.edges to the edges"):
         edges_of(config.blocks, noise)
     assert len(partition(noise, 3)) == 4

@@ -121,25 +121,25 @@ def test_four_micro_batches_make_the_step_of_one(tmp_path, tiny, objective):
         assert (a - b).norm() <= 1e-3 * (a - w).norm() + 1e-9  # small beside what training moved
 
 
-def test_a_block_that_was_never_at_work_has_its_first_weights_and_no_optimiser_state(tmp_path, tiny):
-    """Nor does it decay. Two steps are taken, so of three blocks one at least has had no turn."""
+def test_a_block_that_was_never_active_has_its_first_weights_and_no_optimiser_state(tmp_path, tiny):
+    """Nor does it decay. Two steps are taken, so of three blocks one at least is never drawn."""
     config = tiny(objective="blockwise", **{"blocks.num": 3, "model.num_core_layers": 3, "optim.ema_decay": 0.5,
                                             "training.budget": 2})
     objective = build_objective(config, build(config, 270))
-    turns = {objective.draw(StepRandom(config.seed, step, count=1)) for step in range(2)}
+    drawn = {objective.sample_block(StepRandom(config.seed, step, count=1)) for step in range(2)}
     done = train(config, tmp_path / "run")
     saved = weights(tmp_path / "run")
     slots, averages = saved["optimizer.safetensors"], saved["ema.safetensors"]
     start = build(config, done.objective.model.vocab_size).recurrence.core.blocks
     for number, block in enumerate(done.objective.model.recurrence.core.blocks):
-        rested, prefix = number not in turns, f"denoiser.model.recurrence.core.blocks.{number}."
+        rested, prefix = number not in drawn, f"denoiser.model.recurrence.core.blocks.{number}."
         assert rested != any(name.startswith(prefix) for name in slots)
         same = [torch.equal(weight, first) for weight, first in zip(block.parameters(), start[number].parameters(),
                                                                    strict=True)]
         assert all(same) == rested
         if rested:
             assert all(torch.equal(averages[prefix + name], weight) for name, weight in block.named_parameters())
-    assert turns != {0, 1, 2}
+    assert drawn != {0, 1, 2}
 
 
 @pytest.mark.parametrize(("unit", "budget", "steps"), [("steps", 5, 5), ("tokens", 4 * 8 * 5, 5), ("tokens", 129, 5)])

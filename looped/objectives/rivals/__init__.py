@@ -1,1 +1,1 @@
-"""Local rules that classify images, for comparison: NoProp's three (`noprop`), and Forward-Forward."""
+"""Local learning rules that classify images, for comparison: the three of NoProp (`noprop`), and Forward-Forward."""

@@ -1,11 +1,11 @@
-"""Forward-Forward: each layer learns by itself to be active where an image carries its right class, and not otherwise.
+"""Forward-Forward: each layer is trained locally to be active for an image with its correct class, and not otherwise.
 
     loss = mean over layers of [ softplus(theta - g(x, y)) + softplus(g(x, not y) - theta) ] / 2
 
-with the goodness g of a layer the mean (or sum) of its squared activities, in the row that the class stands in or in
-all rows. What a layer passes on is normalised, so that the next cannot read the goodness off its length, and carries no
-gradient. A class is named by the goodness that the layers beyond the first find in it together. Hinton 2022 (arXiv
-2212.13345), sections 2 and 3.3.
+The goodness g of a layer is the mean (or sum) of its squared activations, in the class row or in all rows. The output
+of a layer is detached and normalised, so that the next layer cannot read the goodness from its norm. The predicted
+class is the one with the largest sum of goodness over the layers after the first. Hinton 2022 (arXiv 2212.13345),
+sections 2 and 3.3.
 """
 
 import math
@@ -30,9 +30,10 @@ Goodness = Float[Tensor, "layers batch"]
 
 
 class ForwardForward(Classifier):
-    """The layers of the core, one after another; the class stands in the row before the patches. metrics:
-    `right_layer0`, ..., the share of images that a layer finds better with their right class than with the wrong one.
-    Depth is the number of layers that are asked; there are no more than the core has.
+    """Local training of the layers of the core; the class is in the row before the patches.
+
+    metrics: `right_layer0`, ..., the fraction of images with higher goodness in a layer for the correct class than for
+    the wrong one. Depth is the number of layers used, at most the layers of the core.
     """
 
     @classmethod
@@ -66,11 +67,11 @@ class ForwardForward(Classifier):
         return self.config.threshold * (self.model.width if self.config.goodness == "sum" else 1)
 
     def encode(self, batch: Batch) -> State:
-        """The patches, and the row for the class."""
+        """The encoded patches, with a row for the class before them."""
         return self.model.encode(batch.inputs, rows_of_batch(batch))
 
     def wrong(self, e: State, labels: Labels, batch: Batch, random: StepRandom) -> Labels:
-        """A class of each image that is not its own."""
+        """A wrong class for each image."""
         uniform, num = random.uniform("wrong class", ()), self.model.vocab_size
         if self.config.negatives == "uniform":
             return (labels + 1 + (uniform * (num - 1)).long().to(labels.device)) % num
@@ -80,7 +81,7 @@ class ForwardForward(Classifier):
         return draw(found.masked_fill(own, -math.inf).softmax(-1), uniform)
 
     def goodness(self, e: State, labels: Labels, batch: Batch, depth: int | None = None) -> Goodness:
-        """The goodness of each of the first `depth` layers (None: all), with these classes in the images."""
+        """The goodness in each of the first `depth` layers (None: all) of images with these classes."""
         rows = Rows(mask=EVERYBODY, rotation=self.model.rotary(batch.positions[:1]))
         named = self.model.embed_scale * self.model.embed(labels).unsqueeze(1)
         x, found = normalised(torch.cat([e[:, :1] + named, e[:, 1:]], dim=1)), []
@@ -92,11 +93,14 @@ class ForwardForward(Classifier):
         return torch.stack(found)
 
     def passed_on(self, x: State) -> State:
-        """What a layer hands to the next."""
+        """The output of a layer as the next layer receives it."""
         return normalised(x.detach())
 
     def found(self, e: State, batch: Batch, depth: int) -> Float[Tensor, "batch classes"]:
-        """The goodness of each class to the layers beyond the first, of the first `depth`; all classes in one batch."""
+        """The goodness of each class, summed over layers 2 to `depth` (layer 1 if `depth` is 1).
+
+        All classes run in one batch.
+        """
         num = self.model.vocab_size
         labels = torch.arange(num, device=e.device).repeat(len(e))
         found = self.goodness(e.repeat_interleave(num, dim=0), labels, batch, depth)
@@ -107,7 +111,7 @@ class ForwardForward(Classifier):
         return self.found(self.encode(batch), batch, depth)
 
     def class_cost(self, depth: int) -> tuple[int, tuple[float, ...], int]:
-        """Each class is tried in each layer."""
+        """The cost of `class_logits`, which tries each class in each layer."""
         classes = self.model.vocab_size
         return 0, (float(classes * min(depth, len(self.layers))),), classes
 

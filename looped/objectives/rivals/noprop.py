@@ -1,12 +1,12 @@
-"""NoProp: each block learns to name the class behind a noisy embedding of it; nothing passes through all of them.
+"""NoProp: each block learns to predict the class from its noisy embedding; no training pass runs through all blocks.
 
     DT   -ln p(y | z_T) + KL(q(z_0 | u) || N(0, I)) + eta T / 2 (SNR(t) - SNR(t-1)) |u_t(z_{t-1}, x) - u|^2
     CT   -ln p(y | z_1) + KL(q(z_0 | u) || N(0, I)) + eta / 2 SNR'(t) |u(z_t, x, t) - u|^2
     FM   -ln p(y | z_t + (1 - t) v) + eta |v(z_t, x, t) - (u - z_0)|^2,   z_t = t u + (1 - t) z_0
 
 u is the embedding of the class y of an image x, p(y | z) a linear map of z and a softmax, and the network's u_t the
-mean of all classes' embeddings under its own softmax. Li, Teh, Pascanu 2025 (arXiv 2503.24322), equations 8 and 9 and
-section 2.2. The image reaches each block as it reaches a denoiser's, z is the row of the class.
+mean of the class embeddings under its own softmax. Li, Teh, Pascanu 2025 (arXiv 2503.24322), equations 8 and 9 and
+section 2.2. The image enters each block as in a denoiser; z enters in the row of the class.
 """
 
 import itertools
@@ -33,7 +33,7 @@ Embedded = Float[Tensor, "batch dim"]
 
 
 class NoProp(Classifier):
-    """What the three have in common: the embedding of the classes, the way of z into the network, p(y | z)."""
+    """Base of the three variants: the class embedding, the projection of z into the network, and p(y | z)."""
 
     name: str
 
@@ -63,7 +63,7 @@ class NoProp(Classifier):
         return Loss(value, {"loss": value.detach()} | {name: term.detach() for name, term in terms.items()})
 
     def terms(self, u: Embedded, e: Tensor, rows: Rows, random: StepRandom) -> tuple[Tensor, dict[str, Tensor]]:
-        """(logits of the final classifier, the terms of the loss beside its cross-entropy, by name)."""
+        """(logits of the final classifier, the loss terms other than its cross-entropy, by name)."""
         raise NotImplementedError
 
     def step(self, z: Embedded, e: Tensor, rows: Rows, depth: int, index: int, draw: Tensor) -> Embedded:
@@ -71,7 +71,7 @@ class NoProp(Classifier):
         raise NotImplementedError
 
     def num_steps(self, depth: int) -> int:
-        """The steps that are taken where `depth` are asked."""
+        """The number of steps taken at a requested `depth`."""
         return depth
 
     def class_logits(self, batch: Batch, depth: int, random: StepRandom, *,
@@ -90,12 +90,12 @@ class NoProp(Classifier):
 
     def hidden(self, z: Embedded, e: Tensor, rows: Rows,
                level: Tensor | None = None) -> Float[Tensor, "batch width"]:
-        """The hidden row of the class, from z there, at a time or by the block of the rows."""
+        """The hidden state in the class row, given z in that row, at time `level` or through the block of `rows`."""
         state = torch.cat([self.in_proj(cast_for(self.in_proj, z)).unsqueeze(1), torch.zeros_like(e[:, 1:])], dim=1)
         return self.model.hidden(self.model.step(state, e, level, rows), rows)[:, 0]
 
     def estimate(self, z: Embedded, e: Tensor, rows: Rows, level: Tensor | None = None) -> Embedded:
-        """The clean embedding as the network sees it: the mean under its softmax."""
+        """The network's estimate of the clean embedding: the mean under its softmax."""
         return bridge("soft", head_logits(self.model, self.hidden(z, e, rows, level)), self.table)
 
     def layer_forwards(self) -> float:
@@ -104,7 +104,7 @@ class NoProp(Classifier):
 
 
 class Diffused(NoProp):
-    """The two that denoise along a schedule of signal-to-noise ratios."""
+    """Base of the two variants (DT, CT) that denoise along a schedule of signal-to-noise ratios."""
 
     def __init__(self, model: LanguageModel, config: NoPropConfig):
         super().__init__(model, config)
@@ -112,7 +112,7 @@ class Diffused(NoProp):
 
     def bound(self, u: Embedded, error: Float[Tensor, "batch"], weight: Float[Tensor, "batch"] | float,
               random: StepRandom) -> tuple[Tensor, dict[str, Tensor]]:
-        """`terms`, from the squared errors of a batch and their weights, 1 / 2 and eta left out."""
+        """`terms` from the squared errors of a batch and their weights, without the factors 1 / 2 and eta."""
         ends = torch.arange(2, dtype=torch.float64)
         z = self.schedule.noised(u, ends[1].expand(len(u)), random.normal("noise at the end", (self.dim,)))
         prior = prior_divergence(u, self.schedule.log_snr(ends[0])).mean()
@@ -120,9 +120,10 @@ class Diffused(NoProp):
 
 
 class NoPropDT(Diffused):
-    """Discrete time: T untied blocks, block t from z_{t-1} to z_t, one of them trained a step, whichever comes. There
-    are no more than T steps; fewer are read as z stands after them. metrics: the terms of the loss, and
-    `error_block0`, ... of the block at work."""
+    """Discrete time: T untied blocks, block t from z_{t-1} to z_t; each training step trains one, drawn uniformly.
+
+    Inference takes at most T steps; after fewer, the class is predicted from z as it is. metrics: the loss terms.
+    """
 
     name = "noprop-dt"
 
@@ -137,7 +138,7 @@ class NoPropDT(Diffused):
 
     def terms_of(self, block: int, u: Embedded, e: Tensor, rows: Rows,
                  random: StepRandom) -> tuple[Tensor, dict[str, Tensor]]:
-        """`terms` where block number `block`, counted from 0, is at work."""
+        """`terms` with `block`, counted from 0, as the active block."""
         log_snr = self.log_snr()
         t = torch.full((len(u),), block / self.num_blocks, dtype=torch.float64)
         z = self.schedule.noised(u, t, random.normal("noise", (self.dim,)))
@@ -149,7 +150,7 @@ class NoPropDT(Diffused):
         return self.model.recurrence.num_blocks
 
     def log_snr(self) -> Tensor:
-        """At times 0, 1, ..., T."""
+        """The log SNR at times 0, 1, ..., T."""
         times = torch.arange(self.num_blocks + 1, dtype=torch.float64) / self.num_blocks
         return self.schedule.log_snr(times)
 
@@ -166,7 +167,7 @@ class NoPropDT(Diffused):
 
 
 class NoPropCT(Diffused):
-    """Continuous time: the core is told the time; any number of steps."""
+    """Continuous time: the core receives the time; any number of steps."""
 
     name = "noprop-ct"
 
@@ -186,9 +187,11 @@ class NoPropCT(Diffused):
 
 
 class NoPropFM(NoProp):
-    """Flow matching: the network says how z moves, and the cross-entropy where it would arrive keeps learned embeddings
-    apart; any number of Euler's steps. The velocity is no mean of embeddings, so a linear map of its own takes the
-    place of the model's head, which is left as it is."""
+    """Flow matching: the network predicts the velocity of z; any number of Euler steps.
+
+    The cross-entropy at the predicted end point keeps learned embeddings distinct. The velocity is not a mean of
+    embeddings, so a separate linear map replaces the model's head, which stays frozen.
+    """
 
     name = "noprop-fm"
 

@@ -2,8 +2,8 @@
 
     z_t ~ N(sqrt(alpha(t)) u, (1 - alpha(t)) I),   SNR = alpha / (1 - alpha) = exp(log_snr(t))
 
-Li, Teh, Pascanu 2025 (arXiv 2503.24322), sections 2.1 and 2.2, whose alpha with a bar is alpha here. Worked out in
-float64. Elsewhere in this toolkit noise is added to what keeps its scale: z / sqrt(alpha) at sigma = 1 / sqrt(SNR).
+Li, Teh, Pascanu 2025 (arXiv 2503.24322), sections 2.1 and 2.2, whose alpha with a bar is alpha here. Computed in
+float64. Elsewhere in this toolkit noise is added to an unscaled signal: z / sqrt(alpha) at sigma = 1 / sqrt(SNR).
 """
 
 import math
@@ -17,7 +17,7 @@ from looped.nn.precision import widest
 
 Time = Float64[Tensor, "*times"]
 SCHEDULE_WIDTH = 64
-"""Of the network of a learned schedule."""
+"""Width of the network of a learned schedule."""
 
 
 class Schedule(nn.Module):
@@ -31,7 +31,7 @@ class Schedule(nn.Module):
 
     def noised(self, u: Float[Tensor, "batch dim"], t: Float64[Tensor, "batch"],
                eps: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
-        """z_t, by standard normal draws `eps`."""
+        """z_t, from standard normal draws `eps`."""
         snr = self.log_snr(t).unsqueeze(-1)
         return snr.sigmoid().sqrt().to(u) * u + (-snr).sigmoid().sqrt().to(u) * eps.to(u)
 
@@ -40,14 +40,16 @@ class Schedule(nn.Module):
         return self.log_snr(t).exp() * self.slope(t)
 
     def flow(self, z: Tensor, u: Tensor, t: Time) -> Tensor:
-        """dz/dt of the probability flow, given an estimate u of the clean vector: what keeps every z_t distributed as
-        above, which is log_snr' / 2 (sqrt(alpha) u - alpha z)."""
+        """dz/dt of the probability flow, given an estimate u of the clean vector.
+
+        This is log_snr' / 2 (sqrt(alpha) u - alpha z), which keeps every z_t distributed as above.
+        """
         alpha, half = self.log_snr(t).sigmoid(), self.slope(t) / 2
         return (half * alpha.sqrt()).to(z) * u - (half * alpha).to(z) * z
 
 
 class Cosine(Schedule):
-    """alpha = sin^2 of an angle that grows evenly (Nichol & Dhariwal 2021), cut where log_snr has the given ends."""
+    """alpha = sin^2 of an angle linear in t (Nichol & Dhariwal 2021), truncated to the given ends of log_snr."""
 
     def __init__(self, low: float, high: float):
         super().__init__()
@@ -66,14 +68,14 @@ class Cosine(Schedule):
 
 
 class Learned(Schedule):
-    """A rising function between two learned ends: a network with positive weights (Kingma et al. 2021, appendix H; the
-    paper's appendix B). Begins as a straight line."""
+    """An increasing function between two learned ends: a network with positive weights (Kingma et al. 2021, appendix H;
+    the paper's appendix B). Initialised to a straight line."""
 
     def __init__(self, low: float, high: float, *, width: int = SCHEDULE_WIDTH):
         super().__init__()
         self.ends: nn.Parameter = nn.Parameter(torch.tensor([low, high]))
         self.line: nn.Parameter = nn.Parameter(torch.zeros(()))
-        self.rise: nn.Parameter = nn.Parameter(torch.full((width,), -8.0))  # softplus makes it next to nothing
+        self.rise: nn.Parameter = nn.Parameter(torch.full((width,), -8.0))  # softplus(-8) is almost 0
         self.steepness: nn.Parameter = nn.Parameter(torch.full((width,), 4.0))
         self.middle: nn.Parameter = nn.Parameter(torch.linspace(0, 1, width))
 
