@@ -76,8 +76,8 @@ class Rule:
     setting for the width of the level embedding that conditions the core; None if there is none. sees_all: rows
     attend to later ones too, for every kind. hides: the vocabulary has a mask token. loops: training iterates the core.
     free_depth: training prefers no depth, as with a solver. baseline: the same layers without a loop, the reference of
-    other rules. blocks: the core may have several blocks; `independent`: they train without each other. trains_one_block:
-    an optimiser step trains one of several blocks. residual_layers: layers on the longest residual path in training,
+    other rules. blocks: the core may have several blocks; `independent`: they train without each other.
+    trains_one_block: an optimiser step trains one of several blocks. residual_layers: layers on the longest residual path in training,
     if not those of prelude, passes and coda. passes: passes through the whole core per training step.
     as_deep_as_mean: settings that make every step as deep as the mean. checks: functions that reject a config, in this
     order.
