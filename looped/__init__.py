@@ -10,7 +10,7 @@ if TYPE_CHECKING:  # what type checkers and editors read; tests/test_types.py co
     from looped.config import Config as Config
     from looped.config import load_config as load_config
     from looped.cost.counts import count as count
-    from looped.data.heldout import heldout_text as heldout_text
+    from looped.data.eval_text import heldout_text as heldout_text
     from looped.diffusion.denoiser import Denoiser as Denoiser
     from looped.diffusion.denoiser import LoopedModel as LoopedModel
     from looped.diffusion.noise import LogNormal as LogNormal
@@ -19,26 +19,26 @@ if TYPE_CHECKING:  # what type checkers and editors read; tests/test_types.py co
     from looped.diffusion.samplers import SAMPLERS as SAMPLERS
     from looped.diffusion.schedules import schedule as schedule
     from looped.errors import UserError as UserError
+    from looped.evaluation.dataframes import read_results as read_results
     from looped.evaluation.depth import evaluate_depth as evaluate_depth
-    from looped.evaluation.leaving import losses_with_exits as losses_with_exits
+    from looped.evaluation.early_exit import losses_with_exits as losses_with_exits
     from looped.evaluation.likelihood import token_losses_by_depth as token_losses_by_depth
-    from looped.evaluation.results import read_results as read_results
     from looped.inference.exits import Exit as Exit
     from looped.inference.generate import generate as generate
     from looped.models.build import build as build
     from looped.models.language import LanguageModel as LanguageModel
     from looped.nn.attention import attention as attention
-    from looped.nn.bias import Causal as Causal
-    from looped.nn.bias import Full as Full
-    from looped.nn.bias import Near as Near
-    from looped.nn.bias import Packed as Packed
-    from looped.nn.bias import Padded as Padded
-    from looped.nn.bias import SameDocument as SameDocument
-    from looped.nn.bias import SlidingWindow as SlidingWindow
     from looped.nn.depths import sample_depths as sample_depths
     from looped.nn.injection import LinearInjection as LinearInjection
-    from looped.nn.mask import Mask as Mask
-    from looped.nn.mask import Table as Table
+    from looped.nn.mask_base import Mask as Mask
+    from looped.nn.mask_base import Table as Table
+    from looped.nn.masks import Causal as Causal
+    from looped.nn.masks import Full as Full
+    from looped.nn.masks import Near as Near
+    from looped.nn.masks import Packed as Packed
+    from looped.nn.masks import Padded as Padded
+    from looped.nn.masks import SameDocument as SameDocument
+    from looped.nn.masks import SlidingWindow as SlidingWindow
     from looped.nn.recurrence import Core as Core
     from looped.nn.recurrence import RecurrentDepth as RecurrentDepth
     from looped.objectives import build_objective as build_objective
@@ -57,15 +57,15 @@ _PUBLIC = {
     "RecurrentDepth": "looped.nn.recurrence",
     "LinearInjection": "looped.nn.injection",
     "attention": "looped.nn.attention",
-    "Mask": "looped.nn.mask",
-    "Table": "looped.nn.mask",
-    "Causal": "looped.nn.bias",
-    "Full": "looped.nn.bias",
-    "Near": "looped.nn.bias",
-    "Packed": "looped.nn.bias",
-    "Padded": "looped.nn.bias",
-    "SameDocument": "looped.nn.bias",
-    "SlidingWindow": "looped.nn.bias",
+    "Mask": "looped.nn.mask_base",
+    "Table": "looped.nn.mask_base",
+    "Causal": "looped.nn.masks",
+    "Full": "looped.nn.masks",
+    "Near": "looped.nn.masks",
+    "Packed": "looped.nn.masks",
+    "Padded": "looped.nn.masks",
+    "SameDocument": "looped.nn.masks",
+    "SlidingWindow": "looped.nn.masks",
     "Denoiser": "looped.diffusion.denoiser",
     "LoopedModel": "looped.diffusion.denoiser",
     "LogNormal": "looped.diffusion.noise",
@@ -84,11 +84,11 @@ _PUBLIC = {
     "load_run": "looped.training.runs",
     "evaluate_depth": "looped.evaluation.depth",
     "token_losses_by_depth": "looped.evaluation.likelihood",
-    "losses_with_exits": "looped.evaluation.leaving",
+    "losses_with_exits": "looped.evaluation.early_exit",
     "Exit": "looped.inference.exits",
     "generate": "looped.inference.generate",
-    "heldout_text": "looped.data.heldout",
-    "read_results": "looped.evaluation.results",
+    "heldout_text": "looped.data.eval_text",
+    "read_results": "looped.evaluation.dataframes",
 }
 __all__ = [*_PUBLIC, "__version__"]
 

@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from jaxtyping import Int as Int
     from jaxtyping import Int64 as Int64
     from jaxtyping import Shaped as Shaped
+    from jaxtyping import UInt8 as UInt8
 else:
     try:
-        from jaxtyping import Bool, Float, Float64, Int, Int64, Shaped
+        from jaxtyping import Bool, Float, Float64, Int, Int64, Shaped, UInt8
     except ImportError:
 
         class Bool:
@@ -24,6 +25,6 @@ else:
             def __class_getitem__(cls, item):
                 return item[0]
 
-        Float = Float64 = Int = Int64 = Shaped = Bool
+        Float = Float64 = Int = Int64 = Shaped = UInt8 = Bool
 
-__all__ = ["Bool", "Float", "Float64", "Int", "Int64", "Shaped"]
+__all__ = ["Bool", "Float", "Float64", "Int", "Int64", "Shaped", "UInt8"]

@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from looped.config import load_config
-from looped.diffusion.from_config import noise_from_config
 from looped.diffusion.noise import Noise, partition
+from looped.diffusion.noise_from_config import noise_from_config
 from looped.diffusion.schedules import SCHEDULES, schedule
 
 NUM_STEPS, NUM_BLOCKS = 8, 3

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from looped.training.checkpoint import TEMPORARY, list_checkpoints
-from looped.training.monitor import METRICS, TIMING
+from looped.training.logs import METRICS, TIMING
 
 
 def start(config: Path, run_dir: Path, log: Path) -> subprocess.Popen:

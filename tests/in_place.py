@@ -41,10 +41,10 @@ class TrainedInPlace:
 
 
 class SteppedInPlace:
-    """The arm of a bench, in the place of `looped.cost.arms.Arm`; its settings take the same way, through JSON."""
+    """The arm of a bench, in place of `looped.cost.arm_timing.Arm`; its settings take the same way, through JSON."""
 
     def __init__(self, name, config, threads):
-        from looped.cost.arms import Stepper
+        from looped.cost.arm_timing import Stepper
 
         self.stepper = Stepper(load_config(None, json.loads(json.dumps(config.model_dump(mode="json")))))
 

@@ -11,8 +11,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
-from looped.nn import precision
-
 DEVICE = torch.device("meta")
 aten = torch.ops.aten
 
@@ -96,11 +94,11 @@ def no_doubles():
     known = {name: getattr(torch, name) for name in changes}
     for name, change in changes.items():
         setattr(torch, name, change(known[name]))
-    precision.WITHOUT_FLOAT64.add(DEVICE.type)
+    widest_float.WITHOUT_FLOAT64.add(DEVICE.type)
     try:
         with Device():
             yield DEVICE
     finally:
-        precision.WITHOUT_FLOAT64.discard(DEVICE.type)
+        widest_float.WITHOUT_FLOAT64.discard(DEVICE.type)
         for name, function in known.items():
             setattr(torch, name, function)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from looped.cli import main
 from looped.config import load_config
-from looped.data.opening import open_data
+from looped.data.from_config import open_data
 from looped.models.build import build
 from looped.objectives import build_objective
 from looped.rng import StepRandom

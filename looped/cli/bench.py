@@ -54,18 +54,19 @@ class Bench(Verb):
             raise UserError(f"bench {self.what} needs one YAML file; write looped bench {self.what} CONFIG")
         config = load_config(path, settings)
         from looped.config.arms import parse_arms, split_arms
-        from looped.cost import memory, speed, step
+        from looped.cost import step
 
         if self.what == "step":
             notice_arms(parse_arms(config, self.objectives), settings)
         else:
             notice(config, settings)
         if self.what == "memory":
-            result, table = memory.bench_memory(config, parse_depths(self.blocks, "--blocks"), repeats=self.repeats,
-                                                threads=self.threads), memory.format_memory
+            result = block_memory.bench_memory(config, parse_depths(self.blocks, "--blocks"), repeats=self.repeats,
+                                               threads=self.threads)
+            table = block_memory.format_memory
         elif self.what == "step":
             result, table = step.bench_step(config, split_arms(self.objectives), repeats=self.repeats,
                                             threads=self.threads), step.format_step
         else:
-            result, table = speed.bench_flops(config, repeats=self.repeats, threads=self.threads), speed.format_flops
+            result, table = mfu.bench_flops(config, repeats=self.repeats, threads=self.threads), mfu.format_flops
         print(json.dumps(result, indent=1) if self.json else table(result))

@@ -106,7 +106,7 @@ class Eval(Verb):
         if self.text_field is not None and self.text is None:
             raise UserError(f"--text-field {self.text_field} applies only to --text; add --text")
         self._check_tasks()
-        from looped.data.heldout import read_heldout
+        from looped.data.eval_text import read_heldout
         from looped.devices import Placement
         from looped.domains import domain_of
         from looped.domains.base import OPTIONS
@@ -146,15 +146,15 @@ class Eval(Verb):
     def _options(self, run) -> "Options":
         """The options of this command, with the models they name loaded. Raises UserError."""
         from looped.evaluation.options import Options
-        from looped.evaluation.quality import Twin
-        from looped.hub.choose import open_encoder, open_features, open_judge, open_twin
+        from looped.evaluation.quality import Reference
+        from looped.hub.eval_models import open_encoder, open_features, open_judge, open_twin
         from looped.inference.exits import Exit
 
         twin, other = (open_twin(path, run, flag) if path is not None else None
                        for flag, path in (("twin", self.twin), ("match", self.match)))
         return Options(
             trajectories=self.trajectories, probes=self.probes, twin=twin and twin.objective,
-            match=Twin(str(other.path), other.objective, other.config.main_depth) if other is not None else None,
+            match=Reference(str(other.path), other.objective, other.config.main_depth) if other is not None else None,
             judge=open_judge(self.judge, run) if self.judge is not None else None,
             mauve=open_encoder(self.mauve, run.device) if self.mauve is not None else None,
             difficulties=parse_levels(self.difficulties) if self.difficulties is not None else None,
@@ -182,7 +182,7 @@ class Eval(Verb):
     def _ask_tasks(self, run, place, depths: list[int]) -> None:
         """Evaluate the tasks of --tasks at each depth and print the report."""
         from looped.evaluation.store import TASK_EXAMPLES, TASKS
-        from looped.hub.benchmarks import Benchmarks
+        from looped.hub.harness_tasks import Benchmarks
         from looped.reports.benchmarks import leave_report
         from looped.reports.markdown import markdown
 

@@ -71,7 +71,7 @@ class Train(Verb):
 
 def _print_cautions(config: Config) -> None:
     """Print the warnings about the loop that training would print at its start."""
-    from looped.objectives.state_norm import cautions
+    from looped.objectives.degenerate_loops import cautions
 
     for caution in cautions(config):
         print(f"warning: {caution}")

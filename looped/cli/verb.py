@@ -44,7 +44,7 @@ def parse_levels(text: str) -> list[int]:
 def costs_of(config: Config) -> str:
     """Parameters, FLOPs and memory of a config, in words. Reads no data, only the tokenizer if one is to be loaded."""
     from looped.cost.counts import count, format_counts
-    from looped.data.opening import vocab_size_of
+    from looped.data.from_config import vocab_size_of
 
     return format_counts(count(config, vocab_size_of(config)))
 

@@ -14,7 +14,7 @@ UNITS = {"seconds": "seconds", "tokens": "tokens", "layer_forwards": "layer forw
 
 
 @dataclass(frozen=True)
-class Gauge:
+class Metric:
     """The metric that a comparison follows through training: `field` of the held-out lines of metrics.jsonl, `name` and
     `remark` in sentences, `axis` in plots. `worst`: the worst possible value, which needs no training. `examples`: the
     plural noun for the items it averages over. `is_share`: True for a fraction of right answers, each 1 or 0."""
@@ -32,7 +32,7 @@ class Gauge:
         return value >= wanted if self.higher_is_better else value <= wanted
 
 
-def crossing(curve: Sequence[dict[str, Any]], wanted: float, gauge: Gauge) -> dict[str, Any] | None:
+def crossing(curve: Sequence[dict[str, Any]], wanted: float, gauge: Metric) -> dict[str, Any] | None:
     """Amount of each budget spent when a curve first reaches `wanted`, interpolated linearly between evaluations.
     `early`: the first evaluation already reaches it. None if no evaluation does."""
     for i, line in enumerate(curve):
@@ -47,12 +47,12 @@ def crossing(curve: Sequence[dict[str, Any]], wanted: float, gauge: Gauge) -> di
     return None
 
 
-def value_at(curve: Sequence[dict[str, Any]], unit: str, spent: float, gauge: Gauge) -> float | None:
+def value_at(curve: Sequence[dict[str, Any]], unit: str, spent: float, gauge: Metric) -> float | None:
     """The metric after `spent` of a budget, interpolated linearly between evaluations. None before the first
     evaluation; constant after the last one, which is at the end of training."""
     return values_at(curve, unit, [spent], gauge).item() if spent >= curve[0][unit] else None
 
 
-def values_at(curve: Sequence[dict[str, Any]], unit: str, spent: ArrayLike, gauge: Gauge) -> np.ndarray:
+def values_at(curve: Sequence[dict[str, Any]], unit: str, spent: ArrayLike, gauge: Metric) -> np.ndarray:
     """The metric at N amounts of a budget, (N,): linear between evaluations, constant outside them."""
     return np.interp(spent, [line[unit] for line in curve], [line[gauge.field] for line in curve])

@@ -3,18 +3,18 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from looped.compare.image_measure import ImageMeasurer, check_images
-from looped.compare.made import MadeMeasurer, made_notes, made_table
+from looped.compare.accuracy_summary import summarise_shares
+from looped.compare.accuracy_table import image_notes, share_table
+from looped.compare.classify_measure import ImageMeasurer, check_images
+from looped.compare.compute_to_target import Reach, reaches, with_reverse
+from looped.compare.custom_measure import own_measurer, own_notes
+from looped.compare.generation_measure import MadeMeasurer, made_notes, made_table
 from looped.compare.measure import Measured, Measurer
-from looped.compare.own_measure import own_measurer, own_notes
-from looped.compare.pictures import over_depths
 from looped.compare.plan import Plan
-from looped.compare.reach import Reach, reaches, with_reverse
-from looped.compare.share_summary import summarise_shares
-from looped.compare.share_table import image_notes, share_table
+from looped.compare.plots import over_depths
 from looped.compare.summary import ArmSummary, summarise_means
 from looped.compare.task_measure import TaskMeasurer, check_task
-from looped.compare.task_pages import task_figures, task_notes
+from looped.compare.task_plots import task_figures, task_notes
 from looped.compare.text_measure import TextMeasurer
 from looped.compare.text_summary import summarise_texts
 from looped.compare.text_table import text_notes, text_samples, text_table

@@ -10,18 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from jaxtyping import Float
 from torch import Tensor
 
-from looped.compare.curve import Gauge
-from looped.compare.plan import Place, Plan
+from looped.compare.curve import Metric
+from looped.compare.plan import Plan, RunSpec
 from looped.devices import CPU, Placement
+from looped.shapes import Float
 from looped.training.checkpoint import list_checkpoints, write_text
-from looped.training.monitor import costs_of, read_metrics
+from looped.training.logs import costs_of, read_metrics
 from looped.training.runs import Run, load_run
 
 FILE = "eval/compare.json"
-Common = tuple[Place, list[dict[str, Any]], dict[str, float], list[dict[str, Any]]]
+Common = tuple[RunSpec, list[dict[str, Any]], dict[str, float], list[dict[str, Any]]]
 """The fields of every `Measured`: place, rows, costs, curve."""
 
 
@@ -31,9 +31,9 @@ class Measured:
     metrics.jsonl, oldest first). `gauge`: the metric of the curve; `depth_gauge`: the metric of the plots over depth.
     """
 
-    gauge: ClassVar[Gauge]
+    gauge: ClassVar[Metric]
     depth_gauge: ClassVar[Any] = property(lambda self: self.gauge)
-    place: Place
+    place: RunSpec
     rows: list[dict[str, Any]]
     costs: dict[str, float]
     curve: list[dict[str, Any]]
@@ -58,12 +58,12 @@ class Measurer(ABC):
 
     keys: ClassVar[frozenset[str]]
 
-    def __init__(self, plan: Plan, finished: list[Place], placement: Placement = CPU):
+    def __init__(self, plan: Plan, finished: list[RunSpec], placement: Placement = CPU):
         self.plan = plan
         self.finished = finished
         self.placement = placement
 
-    def __call__(self, place: Place, *, say: Callable[[str], None] = print) -> Measured:
+    def __call__(self, place: RunSpec, *, say: Callable[[str], None] = print) -> Measured:
         """The measured run; evaluates it now if no stored evaluation is valid."""
         inputs, found = self.inputs(place), self.read(place.run / FILE)
         if found is None or found["inputs"] != inputs:
@@ -77,24 +77,24 @@ class Measurer(ABC):
         return self.made(found, (place, found["rows"], costs_of(lines),
                                  [line for line in lines if line["kind"] == "heldout"]))
 
-    def inputs(self, place: Place) -> dict[str, Any]:
+    def inputs(self, place: RunSpec) -> dict[str, Any]:
         """The inputs of an evaluation, as JSON values; the device is left out since it changes only rounding."""
         rounded = {} if self.placement.dtype == "fp32" else {"dtype": self.placement.dtype}
         return {"step": step_of(place), "depths": self.depths(place), "config": place.config.model_dump(mode="json"),
                 **rounded}
 
-    def depths(self, place: Place) -> list[int]:
+    def depths(self, place: RunSpec) -> list[int]:
         return sorted({*self.plan.depths, place.config.main_depth})
 
     @abstractmethod
-    def evaluate(self, place: Place) -> dict[str, Any]:
+    def evaluate(self, place: RunSpec) -> dict[str, Any]:
         """The rows and all of `keys`, as JSON values."""
 
     @abstractmethod
     def made(self, found: Mapping[str, Any], common: Common) -> Measured:
         """The measured run, built from the result of `evaluate`."""
 
-    def load(self, place: Place) -> Run:
+    def load(self, place: RunSpec) -> Run:
         """The run, with the evaluation settings of the current command."""
         settings = place.config.evaluation.model_dump(mode="json")
         return load_run(place.run, settings={f"evaluation.{name}": value for name, value in settings.items()},
@@ -109,6 +109,6 @@ class Measurer(ABC):
             return None
 
 
-def step_of(place: Place) -> int:
+def step_of(place: RunSpec) -> int:
     """The step of the newest checkpoint."""
     return int(list_checkpoints(place.run)[0].name.removeprefix("step-"))

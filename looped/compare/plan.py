@@ -15,7 +15,7 @@ from looped.config import Config, dump_config, load_config
 from looped.config.arms import Arm, parse_arms
 from looped.errors import UserError
 from looped.training.checkpoint import list_checkpoints, write_text
-from looped.training.restart import differences
+from looped.training.resume_rules import differences
 
 NUM_EVALS = 20
 """Evaluations over the budget if the config sets no training.num_evals. Evaluating every n steps instead would give
@@ -27,7 +27,7 @@ AGAIN = "bring the old data back, or choose another --out"
 
 
 @dataclass(frozen=True)
-class Place:
+class RunSpec:
     """One run of a comparison: an arm with a seed."""
 
     arm: Arm
@@ -71,8 +71,8 @@ class Plan:
     depths: list[int]
 
     @property
-    def places(self) -> list[Place]:
-        return [Place(arm, seed, self.out / f"{arm.slug}-{seed}") for seed in range(self.num_seeds)
+    def places(self) -> list[RunSpec]:
+        return [RunSpec(arm, seed, self.out / f"{arm.slug}-{seed}") for seed in range(self.num_seeds)
                 for arm in self.arms]
 
     @property
@@ -84,7 +84,7 @@ class Plan:
         """The config file of an arm."""
         return self.out / f"{arm.slug}.yaml"
 
-    def log(self, place: Place) -> Path:
+    def log(self, place: RunSpec) -> Path:
         """The log file of a run's process."""
         return self.out / "logs" / f"{place.run.name}.log"
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from looped.compare.budgets import at_equal, equal_note, equal_table
+from looped.compare.compute_to_target import Reach, sentences
 from looped.compare.kinds import Kind
+from looped.compare.matched_compute import at_equal, equal_note, equal_table
 from looped.compare.measure import Measured
-from looped.compare.pictures import budget_figures
 from looped.compare.plan import Plan
-from looped.compare.reach import Reach, sentences
+from looped.compare.plots import budget_figures
 from looped.compare.summary import ArmSummary
 from looped.devices import machine
 from looped.errors import UserError

@@ -12,13 +12,13 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from looped.compare.plan import AGAIN, Place, Plan, fixed
+from looped.compare.plan import AGAIN, Plan, RunSpec, fixed
 from looped.config import load_config
-from looped.data.opening import find_data, located
+from looped.data.from_config import find_data, located
 from looped.errors import KILLED, UserError
 from looped.training.checkpoint import list_checkpoints, newest_good
 from looped.training.counters import Counters
-from looped.training.identity import recall_data
+from looped.training.data_identity import recall_data
 from looped.training.processes import Caught, catch_signals
 from looped.training.runs import started_in
 
@@ -31,7 +31,7 @@ Say = Callable[[str], None]
 class Trained:
     """The outcome of training: the finished runs, the failed ones (name -> reason), and the signal that stopped it."""
 
-    finished: list[Place] = field(default_factory=list)
+    finished: list[RunSpec] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
     signal: int = 0
 
@@ -71,7 +71,7 @@ def check_data(plan: Plan) -> None:
                 recall_data(place.run, good[1]).check(found, place.run, AGAIN)
 
 
-def is_finished(place: Place) -> bool:
+def is_finished(place: RunSpec) -> bool:
     """True if the run was trained with this config, has spent its budget and is saved."""
     if not (place.run / "config.yaml").is_file():
         return False
@@ -89,7 +89,7 @@ def is_finished(place: Place) -> bool:
 class Child:
     """`looped train` of one run in the background, with its output in a log file."""
 
-    def __init__(self, plan: Plan, place: Place):
+    def __init__(self, plan: Plan, place: RunSpec):
         self.place = place
         self.log: Path = plan.log(place)
         self.told: int = 0

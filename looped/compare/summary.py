@@ -8,12 +8,12 @@ from statistics import fmean, stdev
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from looped.compare.measure import MeanMeasured, Measured
 from looped.evaluation.rows import LEAST, confidence_interval, student_interval, tells_sign
-from looped.training.monitor import COSTS
+from looped.shapes import Float
+from looped.training.logs import COSTS
 
 Run = TypeVar("Run", bound=Measured)
 Each = Callable[[Run], Float[Tensor, "num"]]

@@ -2,9 +2,9 @@
 
 from typing import Any, ClassVar
 
-from looped.compare.curve import Gauge
-from looped.compare.plan import AGAIN, Place, Plan
-from looped.compare.share_measure import ShareMeasured, ShareMeasurer, as_json
+from looped.compare.accuracy_measure import ShareMeasured, ShareMeasurer, as_json
+from looped.compare.curve import Metric
+from looped.compare.plan import AGAIN, Plan, RunSpec
 from looped.config import Config
 from looped.data.problems import TaskData, prepare_task, trained_range
 from looped.devices import CPU, Placement
@@ -12,7 +12,7 @@ from looped.errors import UserError
 from looped.evaluation.plots import AXES
 from looped.evaluation.solving import solved
 
-SHARE_SOLVED = Gauge("solved", "share solved", " at the hardest trained difficulty", AXES["solved"],
+SHARE_SOLVED = Metric("solved", "share solved", " at the hardest trained difficulty", AXES["solved"],
                      higher_is_better=True, worst=0.0, examples="problems", is_share=True)
 
 
@@ -32,15 +32,15 @@ class TaskMeasurer(ShareMeasurer):
 
     measured: ClassVar[type[TaskMeasured]] = TaskMeasured
 
-    def __init__(self, plan: Plan, finished: list[Place], placement: Placement = CPU):
+    def __init__(self, plan: Plan, finished: list[RunSpec], placement: Placement = CPU):
         super().__init__(plan, finished, placement)
         self.data: TaskData = prepare_task(plan.config.task)
         self.levels: list[int] = levels_of(plan.config)
 
-    def inputs(self, place: Place) -> dict[str, Any]:
+    def inputs(self, place: RunSpec) -> dict[str, Any]:
         return super().inputs(place) | {"levels": self.levels, "task": self.data.fingerprint}
 
-    def evaluate(self, place: Place) -> dict[str, Any]:
+    def evaluate(self, place: RunSpec) -> dict[str, Any]:
         run = self.load(place)
         run.identity.check(self.data, run.path, AGAIN)
         found = solved(run.objective, self.data, run.config, self.depths(place), self.levels)

@@ -6,22 +6,22 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
-from looped.compare.curve import Gauge
+from looped.compare.curve import Metric
 from looped.compare.measure import Common, MeanMeasured, Measurer, step_of
-from looped.compare.plan import AGAIN, Place, Plan
+from looped.compare.plan import AGAIN, Plan, RunSpec
 from looped.data.text import TextData
 from looped.devices import CPU, Placement
 from looped.evaluation.depth import evaluate_depth, evaluate_samples
 from looped.evaluation.judge import Judge
 from looped.evaluation.plots import AXES
-from looped.evaluation.quality import Quality, Twin, matched_quality
-from looped.inference.texts import as_lists
+from looped.evaluation.quality import Quality, Reference, matched_quality
+from looped.inference.sequence_batch import as_lists
+from looped.shapes import Float, Int
 from looped.training.runs import Run
 
-NEXT_TOKEN = Gauge("next_token", "loss", " as a next-token predictor", AXES["nats_per_token"], higher_is_better=False,
+NEXT_TOKEN = Metric("next_token", "loss", " as a next-token predictor", AXES["nats_per_token"], higher_is_better=False,
                    worst=math.inf, examples="sequences", is_share=False)
 
 
@@ -57,7 +57,7 @@ class TextMeasurer(Measurer):
 
     keys: ClassVar[frozenset[str]] = frozenset({"losses", "samples"})
 
-    def __init__(self, plan: Plan, finished: list[Place], placement: Placement = CPU):
+    def __init__(self, plan: Plan, finished: list[RunSpec], placement: Placement = CPU):
         super().__init__(plan, finished, placement)
         self.text: TextData | None = None
 
@@ -66,24 +66,24 @@ class TextMeasurer(Measurer):
                   for metric, by_depth in found["losses"].items()}
         return TextMeasured(*common, losses=losses, samples=found["samples"])
 
-    def twin_of(self, place: Place) -> Place | None:
+    def twin_of(self, place: RunSpec) -> RunSpec | None:
         """The autoregressive run of the same seed, the baseline for this run's samples."""
         return self._autoregressive(place.seed)
 
-    def judge_of(self, place: Place) -> Place | None:
+    def judge_of(self, place: RunSpec) -> RunSpec | None:
         """The autoregressive run of the next seed, which judges both; None if there is none."""
         seed = (place.seed + 1) % self.plan.num_seeds
         return self._autoregressive(seed) if seed != place.seed else None
 
-    def _autoregressive(self, seed: int) -> Place | None:
+    def _autoregressive(self, seed: int) -> RunSpec | None:
         return next((other for other in self.finished if other.arm.config.rule.baseline and other.seed == seed),
                     None)
 
-    def inputs(self, place: Place) -> dict[str, Any]:
+    def inputs(self, place: RunSpec) -> dict[str, Any]:
         others = [other and [other.run.name, step_of(other)] for other in (self.twin_of(place), self.judge_of(place))]
         return super().inputs(place) | {"others": others}
 
-    def evaluate(self, place: Place) -> dict[str, Any]:
+    def evaluate(self, place: RunSpec) -> dict[str, Any]:
         run = self.load(place)
         self.text = self.text or run.data
         run.data = self.text  # has the same tokenizer
@@ -107,12 +107,13 @@ class TextMeasurer(Measurer):
         tokens = self.text.heldout.sequences(min(num, self.text.heldout.windows(length)), length)
         return tokens.to(self.placement.device)
 
-    def quality(self, place: Place, run: Run, prompts: Int[Tensor, "num length"], texts: dict[int, Tensor]) -> Quality:
+    def quality(self, place: RunSpec, run: Run, prompts: Int[Tensor, "num length"],
+                texts: dict[int, Tensor]) -> Quality:
         """The run's samples compared with the baseline's at equal diversity; empty without a baseline or a judge."""
         twin, judge = self.twin_of(place), self.judge_of(place)
         if twin is None or judge is None:
             return Quality()
         reader = self.load(judge)
-        return matched_quality(run.objective, Twin(twin.name, self.load(twin).objective, 1),
+        return matched_quality(run.objective, Reference(twin.name, self.load(twin).objective, 1),
                                Judge(judge.name, reader.objective, 1, reader.tokenizer.json()), prompts, texts,
                                {"num_tokens": run.config.evaluation.sample_length, "seed": place.seed})

@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from looped.compare.cells import closing_notes, cost_cells, difference_cell, mean_cell, over_seeds
 from looped.compare.plan import Plan
+from looped.compare.table_cells import closing_notes, cost_cells, difference_cell, mean_cell, over_seeds
 from looped.compare.text_summary import TextSummary
 from looped.config.reads import not_read_under
 from looped.reports.sections import Folded, Heading, Section, Table, Verbatim

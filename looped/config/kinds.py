@@ -1,4 +1,4 @@
-"""The kinds of data as settings see them: the settings that each kind reads, and what it is compatible with.
+"""The kinds of data (text, tasks, images): the settings that each reads, and what it is compatible with.
 
 A config has one kind (`Config.kind`): text, unless `task.name`, `images.source` or `domain.name` is set. A custom kind
 is the `kind` of a subclass of `looped.domains.Domain`.
@@ -11,8 +11,8 @@ from typing import Any
 
 from looped.config.data import DataConfig
 from looped.config.images import GENERATOR_NEEDS, ImageConfig
-from looped.dotted import class_at
 from looped.errors import UserError
+from looped.import_path import class_at
 
 READ_OF_IMAGES = ("model.patch_size", *(f"images.{name}" for name in ImageConfig.model_fields if name != "source"))
 ANSWERED = ("recurrence.damping", "evaluation.trajectories", "evaluation.choose")

@@ -1,4 +1,4 @@
-"""The training rules as settings, models and reports see them. Imports no torch.
+"""Registry of the training rules: the facts about each that settings, models and reports need. Imports no torch.
 
     rule             passes through the core       conditioning   run at a depth by
     full             all, all with gradient        -              the loop
@@ -25,8 +25,8 @@ from looped.config.blocks import check_blocks, check_blockwise
 from looped.config.denoise import check_guidance, check_layout
 from looped.config.masked import check_masked
 from looped.config.rivals import check_forward_forward, check_noprop, check_noprop_dt
-from looped.dotted import class_at
 from looped.errors import UserError, did_you_mean
+from looped.import_path import class_at
 
 THREE = ("text", "puzzles", "classify")
 """The kinds of data with answers to predict."""
@@ -77,8 +77,8 @@ class Rule:
     attend to later ones too, for every kind. hides: the vocabulary has a mask token. loops: training iterates the core.
     free_depth: training prefers no depth, as with a solver. baseline: the same layers without a loop, the reference of
     other rules. blocks: the core may have several blocks; `independent`: they train without each other.
-    trains_one_block: an optimiser step trains one of several blocks. residual_layers: layers on the longest residual path in training,
-    if not those of prelude, passes and coda. passes: passes through the whole core per training step.
+    trains_one_block: an optimiser step trains one of several blocks. residual_layers: layers on the longest residual
+    path in training, if not those of prelude, passes and coda. passes: passes through the whole core per training step.
     as_deep_as_mean: settings that make every step as deep as the mean. checks: functions that reject a config, in this
     order.
     """
@@ -220,9 +220,11 @@ RULES: dict[str, Rule] = {rule.name: rule for rule in (
     Rule("fixed-point", "looped.objectives.fixed_point.FixedPoint", loops=True, reads=(*DEEP, "fixed_point"),
          depth=lambda config: config.fixed_point.max_steps,
          checks=(_loss_once("at the fixed point"), check_blocks, _check_kind)),
-    Rule("denoise", "looped.objectives.denoise.Denoise", {"generate": "looped.objectives.pixels.DenoisePixels"},
+    Rule("denoise", "looped.objectives.denoise.Denoise",
+         {"generate": "looped.objectives.pixel_denoising.DenoisePixels"},
          **SOLVER, reads=SOLVED, checks=(*LAYOUT, _check_kind, check_guidance)),
-    Rule("blockwise", "looped.objectives.blockwise.Blockwise", {"generate": "looped.objectives.pixels.BlockwisePixels"},
+    Rule("blockwise", "looped.objectives.blockwise.Blockwise",
+         {"generate": "looped.objectives.pixel_denoising.BlockwisePixels"},
          **SOLVER, reads=(*SOLVED, "blocks.partition", *DRAWN_BLOCKS), blocks=True, independent=True,
          trains_one_block=_always, checks=(*LAYOUT, check_blockwise, _check_kind, check_guidance)),
     Rule("masked", "looped.objectives.masked.Masked", kinds=("text",), rollout="unmask", depth=_one_pass,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from looped.config import Config
-from looped.cost.measure import FakeTraining
+from looped.cost.traced_flops import FakeTraining
 from looped.domains import domain_of
 from looped.training.optim import hidden_matrices
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from looped.config import Config
 from looped.config.arms import ARMS, read_arms
-from looped.cost.arms import NUM_WARMUP, Arm
+from looped.cost.arm_timing import NUM_WARMUP, Arm
 from looped.devices import machine, machine_line
 from looped.errors import UserError
 

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
 from PIL import Image, ImageEnhance, ImageOps
 
 from looped.config.images import MAX_MAGNITUDE
+from looped.shapes import UInt8
 
 Pixels = UInt8[np.ndarray, "height width channels"]
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from looped.data.task import BLANK, Problem, Task, next_token
+from looped.shapes import Bool, Float, Int
 
 
 @dataclass(frozen=True)

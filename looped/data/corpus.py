@@ -16,7 +16,7 @@ from pathlib import Path
 
 from looped.config.data import DataConfig
 from looped.data.formats import Document, read_file
-from looped.data.sources import DatasetSource, FileSource, Source
+from looped.data.text_sources import DatasetSource, FileSource, Source
 from looped.errors import UserError
 
 # Tests and bundled packages are not the library's own text; the tables in `encodings` are near duplicates, which would

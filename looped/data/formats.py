@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from looped.data.files import LEAVE_OUT, READ_ERRORS, open_bytes, read_utf8, suffixes_of, unreadable
 from looped.data.json_values import json_rows
-from looped.data.rows import NotRows, column_of, text_of
+from looped.data.text_field import NotRows, column_of, text_of
 from looped.errors import UserError
 
 LONGEST_CHARACTER = 4

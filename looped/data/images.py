@@ -13,7 +13,6 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from looped.config.images import ImageConfig
@@ -24,6 +23,7 @@ from looped.data.loader import shuffled
 from looped.data.pixels import Pictures
 from looped.data.task import rng_of
 from looped.errors import UserError
+from looped.shapes import Float, Int, UInt8
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class ImageBatch:
 
 
 @dataclass(frozen=True)
-class Scale:
+class Normalizer:
     """Normalisation of levels 0 ... 255 to model inputs, and back; `mean` and `std` of levels / 255 per channel."""
 
     mean: tuple[float, ...]
@@ -68,7 +68,7 @@ class HeldoutImages:
     """Held-out images, never augmented: `heldout[rows]` is a batch, `heldout.batches(64)` yields all in order."""
 
     pictures: Pictures
-    scale: Scale
+    scale: Normalizer
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -88,7 +88,7 @@ class ImageStream:
     """Endless stream of training images, augmented as `config` says."""
 
     pictures: Pictures
-    scale: Scale
+    scale: Normalizer
     config: ImageConfig
 
     def __len__(self) -> int:
@@ -132,7 +132,7 @@ class ImageData:
     train: ImageStream
     heldout: HeldoutImages
     class_names: tuple[str, ...]
-    scale: Scale
+    scale: Normalizer
     fingerprint: str
     source: str
 
@@ -212,10 +212,10 @@ def by_hash(count: int) -> Int[np.ndarray, "count"]:
     return np.argsort([place_of(str(number)) for number in range(count)], kind="stable")
 
 
-def measure(pictures: Pictures) -> Scale:
+def measure(pictures: Pictures) -> Normalizer:
     """Mean and standard deviation of each channel; a constant channel keeps std 1."""
     mean, std = _moments(pictures)
-    return Scale(tuple(mean.tolist()), tuple(np.where(std > 0, std, 1.0).tolist()))
+    return Normalizer(tuple(mean.tolist()), tuple(np.where(std > 0, std, 1.0).tolist()))
 
 
 def _moments(pictures: Pictures) -> tuple[np.ndarray, np.ndarray]:
@@ -230,9 +230,9 @@ def _moments(pictures: Pictures) -> tuple[np.ndarray, np.ndarray]:
     return mean, np.sqrt((share * (level - mean[:, None]) ** 2).sum(1))
 
 
-def symmetric(channels: int) -> Scale:
+def symmetric(channels: int) -> Normalizer:
     """The scale that maps levels 0 ... 255 to [-1, 1]."""
-    return Scale((0.5,) * channels, (0.5,) * channels)
+    return Normalizer((0.5,) * channels, (0.5,) * channels)
 
 
 def _fingerprint(config: ImageConfig, train: Pictures, heldout: Pictures, class_names: tuple[str, ...]) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from looped.data.files import READ_ERRORS, Utf8, open_bytes, refuse_other_marks, unreadable
-from looped.data.rows import NotRows
+from looped.data.text_field import NotRows
 from looped.errors import one_line
 
 PIECE = 1 << 16  # bytes read at once

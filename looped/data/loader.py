@@ -11,10 +11,10 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
 from looped.errors import UserError
+from looped.shapes import Int
 
 
 class TokenStream:

@@ -17,8 +17,8 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from looped.dotted import class_at
 from looped.errors import UserError, did_you_mean
+from looped.import_path import class_at
 
 BLANK = 0
 """The token of a cell to predict; also of padding cells in a batch."""

@@ -20,7 +20,7 @@ import numpy as np
 from looped.config.data import DataConfig
 from looped.data.corpus import Corpus, load_corpus
 from looped.data.loader import TokenStream
-from looped.data.sources import Document
+from looped.data.text_sources import Document
 from looped.data.tokenizer import (
     MIN_FREQUENCY,
     PIECE,

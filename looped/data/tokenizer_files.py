@@ -20,7 +20,7 @@ TOKENIZER = "tokenizer.json"
 DECLARATIONS = ("tokenizer_config.json", "special_tokens_map.json")
 END_OF_TEXT = "<|endoftext|>"
 KNOWN_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
-CONVERTER = "looped.hub.convert:tokenizer_json"
+CONVERTER = "looped.hub.tokenizer_conversion:tokenizer_json"
 """Resolved by name, because looped.data must not import looped.hub or transformers."""
 
 MARK = "end_of_text"

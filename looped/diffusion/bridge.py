@@ -1,4 +1,4 @@
-"""The bridge: maps logits over tokens back to the space of the clean vectors, in which solvers step.
+"""The bridge from logits to the clean estimate D: from a distribution over tokens to the space that solvers step in.
 
 soft: the expectation `softmax(logits) @ table`, which shrinks when the model is uncertain. hard: the most likely row.
 top-k: the expectation over the k most likely tokens. sampled: a row drawn from the softmax.
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from looped.errors import UserError, did_you_mean
-from looped.nn.precision import widest
+from looped.nn.widest_float import widest
 from looped.shapes import Float, Float64, Int64
 
 BRIDGES = ("soft", "hard", "top-k", "sampled")

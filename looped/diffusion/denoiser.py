@@ -18,10 +18,10 @@ from looped.diffusion.edm import EDM, align
 from looped.diffusion.noise import block_of
 from looped.diffusion.targets import TargetEmbedding
 from looped.errors import UserError
-from looped.nn.bias import CleanNoisyBlocks
 from looped.nn.cache import Cache
 from looped.nn.checks import require
 from looped.nn.fused import compute_dtype
+from looped.nn.masks import CleanNoisyBlocks
 from looped.nn.projection import cast_for, head_logits, table_of
 from looped.nn.rows import PLAIN, Rows
 from looped.shapes import Bool, Float, Float64, Int, Int64
@@ -139,9 +139,9 @@ class Denoiser(nn.Module):
         its block, and the rows of a block attend to each other.
 
         sigma: above 0; one level for all (a number), per sequence (B,) or per row (B, L). The cache in `rows` belongs
-        to one solver step; `carry` is the previous step's output (`Walk`). `steer` changes the network's logits before
-        the known part of the posterior is added (`Steering`). If the core has several blocks, each sequence runs
-        through the one that owns its level. Raises `UserError` for a level that is not above 0.
+        to one solver step; `carry` is the previous step's output (`Trajectory`). `steer` changes the network's logits
+        before the known part of the posterior is added (`SamplingParams`). If the core has several blocks, each
+        sequence runs through the one that owns its level. Raises `UserError` for a level that is not above 0.
         """
         return self.read(z, _checked_levels(z, sigma), e, rows, carry=carry, steer=steer)[0]
 
@@ -287,7 +287,7 @@ def start_projection(dim: int, width: int) -> nn.Linear:
     return projection
 
 
-class Walk:
+class Trajectory:
     """One solver trajectory: a denoiser that passes the carry of each network evaluation to the next."""
 
     def __init__(self, denoiser: Denoiser):

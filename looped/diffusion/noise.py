@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from looped.errors import UserError
-from looped.nn.precision import widest
+from looped.nn.widest_float import widest
 from looped.shapes import Float, Float64, Int64
 
 

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from looped.diffusion.edm import align, ode_derivative
-from looped.dotted import class_at
 from looped.errors import UserError
+from looped.import_path import class_at
 from looped.nn.checks import kind_of
-from looped.nn.precision import widest
+from looped.nn.widest_float import widest
 
 Denoise = Callable[[Tensor, float], Tensor]
 Callback = Callable[[int, float, Tensor, Tensor], Any]

@@ -7,7 +7,7 @@ from looped.domains.classify import Classify
 from looped.domains.generate import Generate
 from looped.domains.puzzles import Puzzles
 from looped.domains.text import Text
-from looped.dotted import class_at
+from looped.import_path import class_at
 
 DOMAINS: dict[str, Domain] = {domain.name: domain for domain in (Text(), Puzzles(), Classify(), Generate())}
 """Name of a `looped.config.kinds.Kind` -> its domain."""

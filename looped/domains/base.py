@@ -11,8 +11,8 @@ from torch import Tensor
 from looped.config import Config
 from looped.config.kinds import Kind
 from looped.data.batch import Batch
-from looped.data.labelled import Picture, SoughtImages
-from looped.data.opening import Found, open_data
+from looped.data.from_config import Found, open_data
+from looped.data.image_batches import ImageSpec, SoughtImages
 from looped.errors import UserError, flag_of
 from looped.evaluation.options import Options
 from looped.evaluation.rows import Keep, Row
@@ -31,7 +31,7 @@ class Inputs:
     micro_batches: Sequence[Tensor | Batch | SoughtImages]
     num_rows: int
     vocab_size: int
-    picture: Picture | None = None
+    picture: ImageSpec | None = None
     end_of_text: int | None = None
 
 
@@ -112,9 +112,9 @@ class Domain:
         raise NotImplementedError
 
     def find(self, config: Config) -> Found:
-        """For a custom domain: its data, as `looped.data.opening.find_data` returns them. Raises UserError."""
+        """For a custom domain: its data, as `looped.data.from_config.find_data` returns them. Raises UserError."""
         raise UserError(f"domain.name {config.domain.name} does not define how its data are found; give its class a "
-                        f"find(config) that returns a looped.data.opening.Found")
+                        f"find(config) that returns a looped.data.from_config.Found")
 
     def vocab_size(self, config: Config) -> int:
         """For a custom domain: the number of tokens, symbols or classes."""

@@ -5,18 +5,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool
 from torch import Tensor
 
 from looped.config import Config
 from looped.data.batch import Batch
-from looped.data.labelled import LabelledData
+from looped.data.image_batches import LabelledData
 from looped.domains.base import About, Domain, Evaluated, Options, Own
 from looped.evaluation.accuracy import classify
 from looped.evaluation.rows import Keep
 from looped.evaluation.store import EvaluationFiles
 from looped.inference.rollout import answer
 from looped.objectives.base import Objective
+from looped.shapes import Bool
 
 
 @dataclass(frozen=True)

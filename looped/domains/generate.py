@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from looped.config import Config
-from looped.data.labelled import LabelledData, SoughtImages
+from looped.data.image_batches import LabelledData, SoughtImages
 from looped.domains.base import Domain, Evaluated, Options, Own, Request
 from looped.errors import UserError
 from looped.evaluation.image_features import pixel_features

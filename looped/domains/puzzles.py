@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool
 from torch import Tensor
 
 from looped.config import Config
 from looped.data.batch import Batch
-from looped.data.opening import open_data
+from looped.data.from_config import open_data
 from looped.data.problems import HELDOUT_SEED, TaskData
 from looped.domains.base import About, Domain, Evaluated, Inputs, Options, Own
 from looped.evaluation.plots_tasks import Trained
@@ -23,6 +22,7 @@ from looped.objectives.base import Objective
 from looped.reports.depth import DepthReport, write_depth_report
 from looped.reports.runs import picture_blocks
 from looped.reports.sections import Prose, Section, Table
+from looped.shapes import Bool
 
 
 @dataclass(frozen=True)

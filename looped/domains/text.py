@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
 from looped.config import Config
-from looped.data.heldout import MeasuredText
-from looped.data.opening import vocab_size_of
+from looped.data.eval_text import MeasuredText
+from looped.data.from_config import vocab_size_of
 from looped.domains.base import About, Domain, Evaluated, Inputs, Options, Own, Request, micro_batches
 from looped.errors import UserError, flag_of
 from looped.evaluation.depth import evaluate_run, evaluate_samples, num_windows
-from looped.evaluation.leaving import losses_with_exits, text_exit_rows
+from looped.evaluation.early_exit import losses_with_exits, text_exit_rows
 from looped.evaluation.likelihood import main_losses, token_losses_by_depth
 from looped.evaluation.probes import Probes, probe, probe_table
 from looped.evaluation.rows import Keep, Row
@@ -25,10 +24,11 @@ from looped.evaluation.store import PROBES, EvaluationFiles
 from looped.evaluation.tokens import TokenLosses, add_tokens, pandas_for
 from looped.inference.generate import generate
 from looped.inference.rollout import rollout_of
-from looped.inference.texts import Ending, as_lists
+from looped.inference.sequence_batch import Ending, as_lists
 from looped.objectives.base import Objective
 from looped.reports.sections import Prose, Section, Table
 from looped.rng import generator
+from looped.shapes import Int
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool
 from torch import Tensor
 
 from looped.config import Config
-from looped.data.labelled import LabelledData
+from looped.data.image_batches import LabelledData
 from looped.evaluation.depth import peak_bytes
 from looped.evaluation.rows import Keep, Row, example_lines, keep_nothing, summarise
 from looped.evaluation.solving import best_depth
 from looped.inference.rollout import answer, at_once, rollout_of
 from looped.objectives.base import Objective, evaluating
+from looped.shapes import Bool
 
 
 @dataclass(frozen=True)

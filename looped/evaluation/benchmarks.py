@@ -12,12 +12,12 @@ from numbers import Real
 from typing import Any
 
 import torch
-from jaxtyping import Float64
 from torch import Tensor
 
 from looped.evaluation.rows import Row, confidence_interval
 from looped.evaluation.verdicts import Measure, Verdict, verdict
-from looped.inference.texts import per_token
+from looped.inference.sequence_batch import per_token
+from looped.shapes import Float64
 
 Line = Mapping[str, Any]
 

@@ -8,11 +8,10 @@ from typing import Any
 
 import psutil
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from looped.config import Config
-from looped.data.heldout import MeasuredText
+from looped.data.eval_text import MeasuredText
 from looped.devices import now
 from looped.errors import UserError, did_you_mean
 from looped.evaluation.judge import judged_rows
@@ -23,9 +22,10 @@ from looped.evaluation.quality import diversity, matched_quality, write_texts
 from looped.evaluation.rows import Keep, Row, example_lines, keep_nothing, summarise
 from looped.inference.cost import Cost
 from looped.inference.rollout import at_once
-from looped.inference.texts import Ending, Texts, as_lists, lengths_of
+from looped.inference.sequence_batch import Ending, Texts, as_lists, lengths_of
 from looped.nn.checks import depths_of
 from looped.objectives.base import Objective, require_objective
+from looped.shapes import Float, Int
 
 NUM_LEVELS = 12
 """Noise levels at which a denoiser's loss is measured."""

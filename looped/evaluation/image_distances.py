@@ -7,10 +7,10 @@ for Inception-v3 with its published weights.
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from looped.errors import UserError
+from looped.shapes import Bool, Float, Float64
 
 Features = Float[Tensor, "_ _"]
 """(images, feature dimension)."""

@@ -7,15 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from looped.config import Config
-from looped.data.images import ImageBatch, Scale
-from looped.data.labelled import Picture
+from looped.data.image_batches import ImageSpec
+from looped.data.images import ImageBatch, Normalizer
 from looped.errors import UserError
 from looped.inference.rollout import rollout_of
 from looped.objectives.base import Objective
+from looped.shapes import Float, Int, UInt8
 
 Levels = UInt8[Tensor, "num down across channels"]
 PIXELS = "pixels"
@@ -34,7 +34,7 @@ def pixel_features() -> Features:
     return Features(PIXELS, lambda levels: levels.flatten(1).float() / 255)
 
 
-def classifier_features(name: str, objective: Objective, config: Config, scale: Scale, picture: Picture,
+def classifier_features(name: str, objective: Objective, config: Config, scale: Normalizer, picture: ImageSpec,
                         batch_size: int = 256) -> Features:
     """The head's input at the class row of a trained classifier. `scale`: of the classifier's own images; `picture`:
     the images to measure. Raises UserError if the model is no classifier of such images."""

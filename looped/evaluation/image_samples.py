@@ -7,17 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
 from looped.config import Config
-from looped.data.images import Scale
-from looped.diffusion.solve import solve
+from looped.data.images import Normalizer
+from looped.diffusion.solver_from_config import solve
 from looped.errors import UserError
 from looped.objectives.base import evaluating
-from looped.objectives.pixels import DenoisePixels
+from looped.objectives.pixel_denoising import DenoisePixels
 from looped.rng import StepRandom
+from looped.shapes import Float, Int, UInt8
 
 Images = Float[Tensor, "num channels down across"]
 MIN_SIDE = 512
@@ -47,7 +47,7 @@ def _solved(objective: DenoisePixels, labels: Tensor, num_steps: int, guidance: 
                  normal=lambda stream: random.normal(stream, (picture.channels, picture.height, picture.width)))
 
 
-def grid_of_classes(objective: DenoisePixels, scale: Scale, num_steps: int, per_class: int, guidance: float,
+def grid_of_classes(objective: DenoisePixels, scale: Normalizer, num_steps: int, per_class: int, guidance: float,
                     config: Config) -> UInt8[np.ndarray, "height width channels"]:
     """A grid with one row of `per_class` images per class; seed and batch size come from the config."""
     labels = torch.arange(objective.model.num_classes).repeat_interleave(per_class)

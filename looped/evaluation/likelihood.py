@@ -2,8 +2,8 @@
 
 A loop is unrolled once to the deepest depth and read out on the way. For a denoiser at n steps the figure is the
 variational bound (NELBO) of its n-step stochastic solver (`looped.inference.denoised_text`), for masked diffusion the
-bound of n unmasking steps (`looped.inference.unmask`). `losses_by_solver` measures the configured solver itself: it
-samples many trajectories and averages their readouts.
+bound of n unmasking steps (`looped.inference.unmasking_rollout`). `losses_by_solver` measures the configured solver
+itself: it samples many trajectories and averages their readouts.
 """
 
 import math
@@ -12,17 +12,17 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from jaxtyping import Float, Float64, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from looped.data.batch import Batch
 from looped.errors import UserError
 from looped.inference.rollout import Rollout, rollout_of
-from looped.inference.texts import per_token
+from looped.inference.sequence_batch import per_token
 from looped.nn.checks import depths_of, ids_of, whole_number
 from looped.objectives.base import Objective, evaluating, require_objective
 from looped.rng import StepRandom
+from looped.shapes import Float, Float64, Int
 
 Tokens = Int[Tensor, "num length_and_one"]
 Documents = Tokens | Sequence[Int[Tensor, "_"]]

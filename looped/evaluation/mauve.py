@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from looped.data.batch import Batch
@@ -17,6 +16,7 @@ from looped.evaluation.rows import Row
 from looped.inference.rollout import rollout_of
 from looped.objectives.base import Objective
 from looped.rng import StepRandom
+from looped.shapes import Float
 
 ENOUGH = 1000
 """Number of texts below which the authors advise against relying on a score; they use 5,000."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from looped.evaluation.image_features import Features
 from looped.evaluation.judge import Reader
 from looped.evaluation.mauve import Encoder
-from looped.evaluation.quality import Twin
+from looped.evaluation.quality import Reference
 from looped.inference.exits import Exit
 from looped.objectives.base import Objective
 
@@ -18,7 +18,7 @@ class Options:
     trajectories: int = 0
     probes: bool = False
     twin: Objective | None = None
-    match: Twin | None = None
+    match: Reference | None = None
     judge: Reader | None = None
     mauve: Encoder | None = None
     difficulties: Sequence[int] | None = None

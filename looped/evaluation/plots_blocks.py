@@ -9,8 +9,8 @@ from torch import Tensor
 
 from looped.config.blocks import BlocksConfig
 from looped.diffusion import masking
-from looped.diffusion.from_config import edges_of
 from looped.diffusion.noise import Noise, interval
+from looped.diffusion.noise_from_config import edges_of
 from looped.evaluation.plots import colours, new_figure, save
 
 NUM_POINTS = 100

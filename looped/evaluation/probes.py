@@ -10,19 +10,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from looped.diffusion.bridge import bridge
 from looped.diffusion.denoiser import levels_of
 from looped.evaluation.likelihood import next_token_losses
-from looped.evaluation.motion import Motion, growth
 from looped.evaluation.rows import Row, confidence_interval, summarise
+from looped.evaluation.state_stats import StateStats, growth
 from looped.evaluation.verdicts import NATS, verdict
 from looped.inference.rollout import rollout_of
 from looped.objectives.base import Objective, evaluating, rows_of_batch, token_losses
 from looped.objectives.denoise import Denoise
 from looped.rng import StepRandom, generator
+from looped.shapes import Float, Int
 
 NUM_LEVELS = 8
 READING_GAP = 0.05
@@ -176,7 +176,7 @@ def loop_probes(objective: Objective, tokens: Tokens, num_steps: int, *, seed: i
     told = rows_of_batch(batch)
     e = model.encode(batch.inputs, told)
     noise = random.normal("state", e.shape[1:]) if model.recurrence.needs_noise else None
-    motion = Motion()
+    motion = StateStats()
     model.unroll(e, told, grad=num_steps, noise=noise, callback=lambda _, state: motion.take(state))
     rows = []
     for depth, (size, ratio) in enumerate(zip(motion.sizes, motion.ratios, strict=True), start=1):

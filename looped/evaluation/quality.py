@@ -15,15 +15,15 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from looped.errors import UserError
 from looped.evaluation.judge import Reader
 from looped.evaluation.rows import Row, summarise
 from looped.inference.generate import generate
-from looped.inference.texts import Texts, as_lists
+from looped.inference.sequence_batch import Texts, as_lists
 from looped.objectives.base import Objective
+from looped.shapes import Float, Int
 
 BATCH = 128
 """Texts per batch; the texts do not depend on it."""
@@ -158,7 +158,7 @@ class Quality:
 
 
 @dataclass(frozen=True)
-class Twin:
+class Reference:
     """Baseline whose sample diversity is matched: a model of the same vocabulary, at its own depth."""
 
     name: str
@@ -166,7 +166,7 @@ class Twin:
     depth: int
 
 
-def matched_quality(objective: Objective, twin: Twin, judge: Reader, prompts: Int[Tensor, "num length"],
+def matched_quality(objective: Objective, twin: Reference, judge: Reader, prompts: Int[Tensor, "num length"],
                     texts: Mapping[int, Texts | None], settings: Mapping[str, int]) -> Quality:
     """The judge's preference for a baseline (`twin`) over this model, paired by prompt, at equal diversity.
 

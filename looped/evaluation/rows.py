@@ -1,4 +1,4 @@
-"""One figure with its interval: the form of every evaluation result.
+"""One metric value with its confidence interval: the row format of every evaluation result.
 
 {metric, mean, ci_low, ci_high, n, depth, difficulty, sigma, temperature, by, twin, trajectories, seconds,
 layer_forwards, evaluations, peak_bytes}, so that a table, a JSONL file and a plot of any two runs need no translation.
@@ -11,10 +11,10 @@ from statistics import fmean, stdev
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor
 
 from looped.rng import generator
+from looped.shapes import Bool, Float
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor
 
 from looped.config import Config
@@ -19,6 +18,7 @@ from looped.evaluation.stability import Stability, stability
 from looped.inference.exits import Exit
 from looped.inference.rollout import answer, at_once
 from looped.objectives.base import Objective, evaluating
+from looped.shapes import Bool, Float
 
 
 @dataclass(frozen=True)

@@ -20,18 +20,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, pad
 
 from looped.config import Config
 from looped.data.batch import Batch
 from looped.data.problems import TaskData
-from looped.evaluation.motion import Motion, growth, norm
 from looped.evaluation.rows import Row, summarise
+from looped.evaluation.state_stats import StateStats, growth, norm
 from looped.inference.rollout import Readout, Rollout, rollout_of
 from looped.objectives.base import Objective, evaluating
 from looped.rng import StepRandom
+from looped.shapes import Float, Int
 
 OTHER_START = 1
 """Step number of the random draws of the other start; the first solve uses 0."""
@@ -121,7 +121,7 @@ class _Path:
     """Latents and answers of one solve of a batch."""
 
     def __init__(self, batch: Batch, cells: Tensor | None):
-        self.batch, self.motion, self.answers = batch, Motion(cells), []
+        self.batch, self.motion, self.answers = batch, StateStats(cells), []
         self.last: Tensor | None = None
 
     def take(self, latent: Tensor, logits: Tensor) -> None:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from looped.errors import UserError
 from looped.evaluation.store import IDENTITY, EvaluationFiles, writing_to
+from looped.shapes import Float, Int
 from looped.storage import replacing
 
 if TYPE_CHECKING:

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from looped.evaluation.rows import confidence_interval, tells_sign
+from looped.shapes import Float, Int, Shaped
 
 HELD, LOST = 0.01, 0.05
 """In share of problems solved, or nats: up to the first a curve settles, beyond the second it overthinks."""

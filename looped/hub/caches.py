@@ -8,7 +8,7 @@ from transformers.cache_utils import Cache as Kept
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from looped.errors import UserError
-from looped.hub.readers import GREEDY, PLAIN, LoopReader, Reader, SolverReader
+from looped.hub.logits import GREEDY, PLAIN, LoopReader, Reader, SolverReader
 from looped.inference.denoised_text import DenoiseWriter
 from looped.inference.padding import Reading
 from looped.nn.cache import Cache, LayerCache, Path

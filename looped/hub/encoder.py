@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from looped.hub.loading import batches, load, max_length
+from looped.shapes import Float
 
 BATCH = 16
 MAX_TOKENS = 1024

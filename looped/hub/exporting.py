@@ -14,7 +14,7 @@ from looped.hub.families import FAMILIES
 from looped.hub.families.base import Family
 from looped.hub.importing import max_length_of
 from looped.hub.loading import import_transformers, quiet
-from looped.hub.readers import reader_of
+from looped.hub.logits import reader_of
 from looped.storage import new_folder
 from looped.training.runs import Run, read_stamp
 

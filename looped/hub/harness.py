@@ -4,7 +4,7 @@
 
 Tokens, boundaries and truncation are those of lm_eval's own model for transformers (0.4.13, models/huggingface.py): a
 context and its answer are encoded as one text, and a text that is too long is truncated from the left. Scores come from
-`looped.evaluation.continuations`, texts from `looped.inference.generate`. No result depends on the batch.
+`looped.evaluation.continuation_logprobs`, texts from `looped.inference.generate`. No result depends on the batch.
 """
 
 import warnings
@@ -19,10 +19,10 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from looped.data.tokenizer import TextTokenizer
 from looped.errors import UserError
-from looped.evaluation.continuations import Continuations
+from looped.evaluation.continuation_logprobs import Continuations
 from looped.hub.importing import max_length_of
 from looped.inference.generate import generate
-from looped.inference.texts import Ending, as_lists
+from looped.inference.sequence_batch import Ending, as_lists
 from looped.rng import number_of
 from looped.training.runs import Run
 

@@ -9,14 +9,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from looped.errors import UserError
 from looped.evaluation.judge import Judged, continuation
 from looped.hub.loading import batches, load, max_length
-from looped.inference.texts import Texts, as_lists
+from looped.inference.sequence_batch import Texts, as_lists
+from looped.shapes import Float, Int
 
 BATCH = 8
 """Texts per batch; logits over a large vocabulary dominate the memory."""

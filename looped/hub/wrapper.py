@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, GenerationMixin, PretrainedConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -24,15 +23,16 @@ from transformers.modeling_utils import PreTrainedModel
 from looped.config import Config
 from looped.errors import UserError
 from looped.hub.caches import KEEPING
-from looped.hub.readers import Reader, reader_of
+from looped.hub.logits import Reader, reader_of
 from looped.inference.generate import generate
 from looped.inference.padding import Padding, Reading
 from looped.models.build import unseeded
-from looped.nn.bias import Padded
 from looped.nn.checks import whole_number
 from looped.nn.frequencies import Frequencies
 from looped.nn.layers import TransformerLayer
+from looped.nn.masks import Padded
 from looped.objectives import Objective, build_objective
+from looped.shapes import Int
 
 KEPT = "cache" if any(field.name == "cache" for field in fields(CausalLMOutputWithPast)) else "past_key_values"
 """The name of the cache in outputs, which changed in transformers 5.24."""

@@ -18,8 +18,9 @@ import itertools
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
+
+from looped.shapes import Float, Int
 
 NUM_CHECKS = 4
 """Number of fresh noisings of an answer over which its self-consistency is averaged."""

@@ -18,22 +18,22 @@ each solver step; one forward pass of two rows covers the token just chosen and 
 import itertools
 
 import torch
-from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from looped.data.batch import Batch
-from looped.diffusion.denoiser import Denoiser, Noisy, Walk, levels_of
+from looped.diffusion.denoiser import Denoiser, Noisy, Trajectory, levels_of
+from looped.diffusion.sampling_params import SamplingParams
 from looped.diffusion.schedules import block_schedule
-from looped.diffusion.solve import solve
-from looped.diffusion.steering import Steering
+from looped.diffusion.solver_from_config import solve
 from looped.inference.padding import Padding
 from looped.models.language import LanguageModel
-from looped.nn.bias import CleanNoisy, Full, SameDocument
 from looped.nn.cache import Cache
+from looped.nn.masks import CleanNoisy, Full, SameDocument
 from looped.nn.rows import Rows
 from looped.objectives.base import token_losses
 from looped.objectives.denoise import Denoise
 from looped.rng import StepRandom
+from looped.shapes import Float, Float64, Int
 
 Tokens = Int[Tensor, "num length_and_one"]
 
@@ -45,7 +45,7 @@ def bound(objective: Denoise, rows: Tokens, depth: int, random: StepRandom) -> F
     levels = rows_of_blocks(objective, depth, y.shape[1])  # n L
     z = target + levels[0].float().unsqueeze(-1).to(target.device) * random.normal("chain0", target.shape[1:])
     losses = torch.full(y.shape, (denoiser.targets.row_norm / objective.noise.sigma_max) ** 2 / 2, device=y.device)
-    walk = Walk(denoiser)
+    walk = Trajectory(denoiser)
 
     def logits_at(z: Tensor, level: Tensor) -> Tensor:
         return walk(z, levels_of(z, level), e, around)
@@ -94,7 +94,7 @@ class TeacherForced:
     def logits(self, num_steps: int, random: StepRandom, stream: str) -> Float[Tensor, "batch length vocab"]:
         """Logits of the last readout."""
         config, logits = self.objective.config, None
-        calls, walk = itertools.count(), Walk(self.denoiser)  # each call of a sampled bridge has its own draws
+        calls, walk = itertools.count(), Trajectory(self.denoiser)  # each call of a sampled bridge has its own draws
         eps = random.normal(f"{stream} teacher", self.target.shape[1:])
 
         def denoise(z: Tensor, sigma) -> Tensor:
@@ -124,7 +124,7 @@ class TeacherForced:
 class DenoiseWriter:
     """Logits of the next block at the last step of a solver; one cache per noise level, or one clean context."""
 
-    def __init__(self, objective: Denoise, depth: int, steering: Steering, padding: Padding):
+    def __init__(self, objective: Denoise, depth: int, steering: SamplingParams, padding: Padding):
         self.steering = steering
         self.padding = padding
         self.objective = objective
@@ -151,7 +151,7 @@ class DenoiseWriter:
         whole = Full() if self.block > 1 else None
         mask = self.padding.mask(self.width + self.block, causal=False) or whole
         rows = Rows(mask=mask, start=self.padding.start(self.width - 1), context=self.context)
-        walk = Walk(self.denoiser)
+        walk = Trajectory(self.denoiser)
 
         def logits_at(z: Tensor, level: float | Tensor) -> Tensor:
             return walk(z, levels_of(z, level), e[:, -1:], rows, steer=self.steering)

@@ -24,15 +24,15 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from looped.data.batch import Batch
-from looped.dotted import class_at
 from looped.errors import UserError, did_you_mean
+from looped.import_path import class_at
 from looped.nn.checks import kind_of
 from looped.nn.exit_gate import ExitGate
+from looped.shapes import Bool, Float, Int
 
 Halt = Callable[[Float[Tensor, "batch length width"], Batch], Float[Tensor, "batch"]]
 """(state, batch) -> logit that the answer is right."""
@@ -240,7 +240,7 @@ def _rule_at(kind: str) -> type[Exit] | Settled:
     return made
 
 
-class Stopping:
+class EarlyExit:
     """Early-exit state of a batch: the active problems, with the last readout and the number of steps of each.
 
     active (B,): mask of the problems still running. used (B,): steps of each problem. logits (B, L, V): last readouts.

@@ -8,17 +8,17 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
-from looped.diffusion.steering import Steering
+from looped.diffusion.sampling_params import SamplingParams
 from looped.errors import UserError
 from looped.inference.padding import Padding
 from looped.inference.rollout import rollout_of
-from looped.inference.texts import Ending
-from looped.inference.writing import Writing
+from looped.inference.sequence_batch import Ending
+from looped.inference.text_writer import Writing
 from looped.objectives.base import Objective, evaluating
 from looped.rng import StepRandom
+from looped.shapes import Int
 
 
 @torch.no_grad()
@@ -33,18 +33,18 @@ def generate(objective: Objective, prompt: Int[Tensor, "batch length"], *, num_t
     A text ends at the objective's `end_of_text` (not with `past_the_end`), or at the token that completes one of the
     `stop` strings in the decoded text (`decode`); the rest of its row is `NOTHING` (-1).
 
-    `temperature`, `top_k` and `top_p` shape the distribution that tokens are drawn from (`Steering`): for a denoiser at
-    every noise level, for masked diffusion at every step. `lengths`: real tokens of each prompt, padded on `side`. Row
-    i uses the random draws of row `first_row + i`, or of `rows[i]`, so parts of a batch give the same texts as the
-    whole. If the objective keeps documents `separate`, the model sees only the last document of a prompt. Raises
-    `UserError` for a prompt without tokens, for numbers or steering out of range, and for `past_the_end` if documents
+    `temperature`, `top_k` and `top_p` shape the distribution that tokens are drawn from (`SamplingParams`): for a
+    denoiser at every noise level, for masked diffusion at every step. `lengths`: real tokens of each prompt, padded on
+    `side`. Row i uses the random draws of row `first_row + i`, or of `rows[i]`, so parts of a batch give the same texts
+    as the whole. If the objective keeps documents `separate`, the model sees only the last document of a prompt. Raises
+    `UserError` for a prompt without tokens, for sampling parameters out of range, and for `past_the_end` if documents
     are kept separate.
     """
     _check_request(objective, prompt, num_tokens, depth)
     padding = Padding(None if lengths is None else lengths.to(prompt.device), prompt.shape[1])
     if padding.shortest == 0:
         raise UserError("the prompt has no tokens; give it at least one")
-    steering = Steering(temperature, top_k, top_p)
+    steering = SamplingParams(temperature, top_k, top_p)
     if past_the_end and objective.separate:
         raise UserError("past_the_end continues with another document, but this model keeps documents separate and was "
                         "never trained to continue past an end of text; leave it out")

@@ -4,14 +4,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from looped.errors import UserError
-from looped.nn.bias import Padded
 from looped.nn.cache import Cache
-from looped.nn.mask import Mask
+from looped.nn.mask_base import Mask
+from looped.nn.masks import Padded
 from looped.rng import StepRandom
+from looped.shapes import Float, Int
 
 Draws = Callable[[int], StepRandom]
 """Step or position -> its random draws."""

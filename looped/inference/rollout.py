@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 
 import torch
-from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from looped.config import Config
@@ -26,9 +25,10 @@ from looped.data.batch import Batch
 from looped.errors import UserError
 from looped.inference.cost import Cost
 from looped.inference.exits import Exit
-from looped.inference.writing import Writing
+from looped.inference.text_writer import Writing
 from looped.objectives.base import Objective
 from looped.rng import StepRandom
+from looped.shapes import Float, Float64, Int
 
 
 class Likelihood(Protocol):
@@ -189,9 +189,11 @@ class Rollout:
         self._refuse("has no hidden rows")
 
 
-ROLLOUTS = {"loop": "looped.inference.loop.LoopRollout", "solver": "looped.inference.solver.SolverRollout",
-            "unmask": "looped.inference.unmask.UnmaskRollout", "own": "looped.inference.own.OwnRollout",
-            "pixels": "looped.inference.pixels.PixelRollout"}
+ROLLOUTS = {"loop": "looped.inference.loop_rollout.LoopRollout",
+            "solver": "looped.inference.denoiser_rollout.SolverRollout",
+            "unmask": "looped.inference.unmasking_rollout.UnmaskRollout",
+            "own": "looped.inference.rival_rollout.OwnRollout",
+            "pixels": "looped.inference.image_rollout.PixelRollout"}
 
 
 def rollout_of(objective: Objective) -> Rollout:

@@ -1,8 +1,8 @@
 """Build the model of a config: a language model, an image classifier or an image denoiser."""
 
 from looped.config import Config
-from looped.data.labelled import Picture
-from looped.dotted import class_at
+from looped.data.image_batches import ImageSpec
+from looped.import_path import class_at
 from looped.models.image_denoiser import ImageDenoiser
 from looped.models.language import LanguageModel, Structure, start_weights
 from looped.nn.checks import require, whole_number
@@ -24,7 +24,7 @@ def effective_depth(config: Config, block: int | None = None) -> int:
 Model = LanguageModel | ImageDenoiser
 
 
-def build(config: Config, vocab_size: int, picture: Picture | None = None) -> Model:
+def build(config: Config, vocab_size: int, picture: ImageSpec | None = None) -> Model:
     """The model of a config, with weights that depend on `config.seed` alone.
 
     With several blocks, the weights of a block depend on the seed and its number, and the weights around the core on
@@ -44,7 +44,7 @@ def build(config: Config, vocab_size: int, picture: Picture | None = None) -> Mo
     return model
 
 
-def unseeded(config: Config, vocab_size: int, picture: Picture | None = None) -> Model:
+def unseeded(config: Config, vocab_size: int, picture: ImageSpec | None = None) -> Model:
     """`build` with weights from torch's global random state; a meta device needs no seed."""
     structure = Structure(cond_width=config.cond_width, core_layers=config.block_layers,
                           effective_depth=effective_depth(config), held=config.blocks.held,

@@ -9,21 +9,21 @@ could not identify a patch while all patches look alike, as they do under high n
 import math
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from looped.config import Config
 from looped.config.model import ModelConfig
-from looped.data.labelled import Picture
+from looped.data.image_batches import ImageSpec
 from looped.models.language import Level, Structure, loop_of, rotary_of, start_around, start_weights
 from looped.models.vision import Images, cut, join
-from looped.nn.bias import Full
 from looped.nn.conditioning import LevelEmbedding
 from looped.nn.layers import RMSNorm, Rotary
+from looped.nn.masks import Full
 from looped.nn.projection import cast_for
 from looped.nn.recurrence import RecurrentDepth
 from looped.nn.rows import Rows
+from looped.shapes import Float, Int
 
 EVERYBODY = Full()
 
@@ -32,7 +32,7 @@ class ImageDenoiser(nn.Module):
     """`(images, level, labels) -> images`. Label `num_classes` means no class; the structure needs a `cond_width`.
     """
 
-    def __init__(self, config: ModelConfig, num_classes: int, picture: Picture, structure: Structure):
+    def __init__(self, config: ModelConfig, num_classes: int, picture: ImageSpec, structure: Structure):
         super().__init__()
         self.config = config
         self.picture = picture
@@ -54,7 +54,7 @@ class ImageDenoiser(nn.Module):
         self._start_ends()
 
     @classmethod
-    def of_data(cls, config: Config, vocab_size: int, picture: Picture, structure: Structure) -> "ImageDenoiser":
+    def of_data(cls, config: Config, vocab_size: int, picture: ImageSpec, structure: Structure) -> "ImageDenoiser":
         """The model of a config with `vocab_size` classes."""
         return cls(config.model, vocab_size, picture, structure)
 

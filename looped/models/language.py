@@ -12,15 +12,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from looped.config import Config
 from looped.config.model import ModelConfig
-from looped.data.labelled import Picture
-from looped.dotted import class_at
+from looped.data.image_batches import ImageSpec
 from looped.errors import UserError, did_you_mean
-from looped.nn.bias import Causal
+from looped.import_path import class_at
 from looped.nn.cache import Cache
 from looped.nn.checks import ids_of, kind_of, require, whole_number
 from looped.nn.conditioning import LevelEmbedding
@@ -36,9 +34,11 @@ from looped.nn.layers import (
     yarn_gain,
     yarn_scaling,
 )
+from looped.nn.masks import Causal
 from looped.nn.projection import head_logits, is_plain, table_of
-from looped.nn.recurrence import Absent, Core, LayerStack, OwnBlock, RecurrentDepth, init_weights, run_layers
+from looped.nn.recurrence import Core, LayerStack, MissingBlock, OwnBlock, RecurrentDepth, init_weights, run_layers
 from looped.nn.rows import PLAIN, Rows
+from looped.shapes import Float, Int
 
 State = Float[Tensor, "batch length width"]
 Logits = Float[Tensor, "batch length vocab"]
@@ -102,7 +102,7 @@ class LanguageModel(nn.Module):
         start_weights(self, config.width, s.effective_depth or layers)
 
     @classmethod
-    def of_data(cls, config: Config, vocab_size: int, picture: Picture | None,
+    def of_data(cls, config: Config, vocab_size: int, picture: ImageSpec | None,
                 structure: Structure) -> "LanguageModel":
         """The model of a config for `vocab_size` tokens; `picture` is None. Raises UserError if the config's padded
         vocabulary is smaller."""
@@ -256,7 +256,7 @@ def rotary_of(config: ModelConfig) -> Rotary:
 
 
 def loop_of(config: ModelConfig, structure: Structure) -> RecurrentDepth:
-    """The loop over a core of blocks; those not `held` are placeholders (`Absent`)."""
+    """The loop over a core of blocks; those not `held` are placeholders (`MissingBlock`)."""
     held, cond_width = structure.held, structure.cond_width
 
     def block_of(first: int, num_layers: int) -> nn.Module:
@@ -270,7 +270,7 @@ def loop_of(config: ModelConfig, structure: Structure) -> RecurrentDepth:
 
     sizes = structure.core_layers or (config.num_core_layers,)
     firsts = itertools.accumulate(sizes, initial=config.num_prelude_layers)
-    core = [block_of(first, num_layers) if held is None or number in held else Absent(number)
+    core = [block_of(first, num_layers) if held is None or number in held else MissingBlock(number)
             for number, (first, num_layers) in enumerate(zip(firsts, sizes, strict=False))]
     return RecurrentDepth(Core(*core), state_init=config.state_init, state_std=config.state_std)
 

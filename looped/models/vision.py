@@ -8,16 +8,16 @@ So every training rule of the toolkit trains a classifier; denoising adds noise 
 import math
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from looped.config import Config
 from looped.config.model import ModelConfig
-from looped.data.labelled import Picture
+from looped.data.image_batches import ImageSpec
 from looped.models.language import PLAIN_LOOP, LanguageModel, State, Structure
 from looped.nn.projection import cast_for
 from looped.nn.recurrence import run_layers
 from looped.nn.rows import PLAIN, Rows
+from looped.shapes import Float
 
 Images = Float[Tensor, "batch channels down across"]
 
@@ -29,7 +29,7 @@ def cut(images: Images, patch: int) -> Float[Tensor, "batch patches size"]:
     return grid.permute(0, 2, 4, 1, 3, 5).reshape(B, -1, C * patch * patch)  # B N (C p p)
 
 
-def join(patches: Float[Tensor, "batch patches size"], picture: Picture) -> Images:
+def join(patches: Float[Tensor, "batch patches size"], picture: ImageSpec) -> Images:
     """Inverse of `cut`: the images of these patches."""
     (down, across), C, p = picture.grid, picture.channels, picture.patch
     grid = patches.reshape(-1, down, across, C, p, p)  # B (h w) (C p p) -> B h w C p p
@@ -39,7 +39,7 @@ def join(patches: Float[Tensor, "batch patches size"], picture: Picture) -> Imag
 class ImageClassifier(LanguageModel):
     """A `LanguageModel` with `num_classes` classes as its tokens; `encode` takes images."""
 
-    def __init__(self, config: ModelConfig, num_classes: int, picture: Picture, structure: Structure = PLAIN_LOOP):
+    def __init__(self, config: ModelConfig, num_classes: int, picture: ImageSpec, structure: Structure = PLAIN_LOOP):
         super().__init__(config, num_classes, structure)
         self.picture = picture
         self.patches: nn.Linear = nn.Linear(picture.patch_numbers, config.width)
@@ -47,7 +47,7 @@ class ImageClassifier(LanguageModel):
         self.class_row: nn.Parameter = nn.Parameter(torch.zeros(config.width))
 
     @classmethod
-    def of_data(cls, config: Config, vocab_size: int, picture: Picture, structure: Structure) -> "ImageClassifier":
+    def of_data(cls, config: Config, vocab_size: int, picture: ImageSpec, structure: Structure) -> "ImageClassifier":
         """The model of a config for images of `vocab_size` classes."""
         return cls(config.model, vocab_size, picture, structure)
 

@@ -13,8 +13,8 @@ from torch.autograd.function import once_differentiable
 
 from looped.errors import UserError, did_you_mean
 from looped.nn.backends import BACKENDS, RUN, causal_kernel, expand_heads, needs_tensor, reason_not, sum_heads
-from looped.nn.bias import Causal, CleanNoisy
-from looped.nn.mask import Mask, as_mask
+from looped.nn.mask_base import Mask, as_mask
+from looped.nn.masks import Causal, CleanNoisy
 from looped.shapes import Bool, Float
 
 Query = Float[Tensor, "batch queries heads dim"]

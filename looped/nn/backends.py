@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from looped.nn.bias import Causal, CleanNoisy, Full, Mask, Packed, Padded
+from looped.nn.masks import Causal, CleanNoisy, Full, Mask, Packed, Padded
 
 BACKENDS = ("xformers", "sdpa", "flex")
 HALF = (torch.float16, torch.bfloat16)

@@ -1,4 +1,4 @@
-"""Key-value cache: a tree of layers, each created on first use.
+"""KV cache of a looped model: a tree over loop steps and layers, each created on first use.
 
 A path names a place: `cache.child("core", 3).layer(0)` is layer 0 of loop step 3. Nothing is sized in advance, so the
 number of loop or solver steps is free at call time.

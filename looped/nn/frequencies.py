@@ -1,4 +1,4 @@
-"""Frequencies computed from a module's settings: not in checkpoints, and in float32 whatever the weights' dtype."""
+"""Frequency buffers (rotary, noise level), computed from settings: not in checkpoints, always float32."""
 
 from collections.abc import Callable
 

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from looped.errors import UserError, did_you_mean
 from looped.nn.checks import counts_by_row, require, whole_number
 from looped.nn.layers import RMSNorm, TransformerLayer
-from looped.nn.precision import widest
 from looped.nn.rows import Rows
+from looped.nn.widest_float import widest
 from looped.rng import generator
 from looped.shapes import Float
 
@@ -81,7 +81,7 @@ class Core(nn.Module):
         return self.blocks[index % self.num_blocks if block is None else block](state, e, cond, *rows)
 
 
-class Absent(nn.Module):
+class MissingBlock(nn.Module):
     """Placeholder for a block that another machine holds: it has no weights and raises UserError on use."""
 
     def __init__(self, number: int):

@@ -1,4 +1,4 @@
-"""`Rows`: mask, positions, caches and block of a model call, in one object that every layer gets."""
+"""`Rows`, the context of a model call that every layer gets: attention mask, positions, caches and active block."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from looped.nn.cache import Cache, LayerCache
-from looped.nn.mask import Mask
+from looped.nn.mask_base import Mask
 from looped.shapes import Int
 
 Positions = Int[Tensor, "batch length axes"]

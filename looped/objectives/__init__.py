@@ -4,8 +4,8 @@ from torch import nn
 
 from looped.config import Config
 from looped.config.rules import RULES
-from looped.dotted import class_at
 from looped.errors import UserError
+from looped.import_path import class_at
 from looped.models.image_denoiser import ImageDenoiser
 from looped.models.language import LanguageModel
 from looped.nn.checks import require
@@ -16,7 +16,7 @@ from looped.objectives.denoise import Denoise
 from looped.objectives.fixed_point import FixedPoint
 from looped.objectives.masked import Masked, MaskedBlocks
 from looped.objectives.one_step import OneStep
-from looped.objectives.pixels import BlockwisePixels, DenoisePixels
+from looped.objectives.pixel_denoising import BlockwisePixels, DenoisePixels
 from looped.objectives.rivals.forward_forward import ForwardForward
 from looped.objectives.rivals.noprop import NoPropCT, NoPropDT, NoPropFM
 from looped.rng import seeded_init

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -13,12 +12,13 @@ from looped.config import Config
 from looped.data.batch import Batch
 from looped.errors import UserError
 from looped.models.language import LanguageModel
-from looped.nn.bias import Full, Near, Packed, Padded
 from looped.nn.checks import require
 from looped.nn.fused import linear_cross_entropy
+from looped.nn.masks import Full, Near, Packed, Padded
 from looped.nn.projection import has_plain_head, head_logits
 from looped.nn.rows import PLAIN, Rows
 from looped.rng import StepRandom
+from looped.shapes import Float, Int
 
 
 @dataclass

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from looped.config import Config
 from looped.config.blocks import BlocksConfig
 from looped.config.denoise import DenoiseConfig
-from looped.diffusion.from_config import block_shares
 from looped.diffusion.noise import interval, sample_between
+from looped.diffusion.noise_from_config import block_shares
 from looped.models.language import LanguageModel
 from looped.objectives.base import Loss, Objective
 from looped.objectives.denoise import Denoise

@@ -5,7 +5,6 @@ after a random number without gradient (`Progressive`, Deep Thinking), or the si
 from dataclasses import dataclass
 from typing import Any
 
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from looped.config import Config
@@ -23,8 +22,9 @@ from looped.objectives.depth import (
     progressive_shares,
     sample_progressive_depths,
 )
-from looped.objectives.readings import READINGS, Alike
+from looped.objectives.step_losses import READINGS, Alike
 from looped.rng import StepRandom
+from looped.shapes import Float, Int
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from looped.config import Config
@@ -22,14 +21,15 @@ from looped.data.batch import Batch
 from looped.diffusion.bridge import bridge
 from looped.diffusion.denoiser import MEMBERS, Denoiser, require_members
 from looped.diffusion.edm import align
-from looped.diffusion.from_config import edges_of, noise_from_config
 from looped.diffusion.noise import Noise
+from looped.diffusion.noise_from_config import edges_of, noise_from_config
 from looped.diffusion.samplers import ancestral_step
 from looped.models.language import LanguageModel
-from looped.nn.bias import CleanNoisy, CleanNoisyBlocks, SameDocument
+from looped.nn.masks import CleanNoisy, CleanNoisyBlocks, SameDocument
 from looped.nn.rows import Rows
 from looped.objectives.base import Loss, Objective, head_losses, rows_of_batch
 from looped.rng import StepRandom
+from looped.shapes import Float, Int
 
 FIRST_SHARE = 0.5
 """Fraction of the steps that begin with an evaluation without gradient, to get a carry or to choose the fixed cells."""

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Int
 from torch import Tensor, nn
 
 from looped.config import Config
@@ -22,11 +21,12 @@ from looped.config.recurrence import FixedPointConfig, RecurrenceConfig
 from looped.data.batch import Batch
 from looped.errors import UserError
 from looped.models.language import LanguageModel
-from looped.nn.precision import widest
+from looped.nn.widest_float import widest
 from looped.objectives.base import Loss, Objective
 from looped.objectives.bptt import Unrolled
 from looped.objectives.depth import fixed_point_steps, implicit_steps
 from looped.rng import StepRandom
+from looped.shapes import Int
 
 Map = Callable[[Tensor], Tensor]
 """State -> next state."""

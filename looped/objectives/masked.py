@@ -15,7 +15,6 @@ end-to-end baseline of several blocks.
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
 
 from looped.config import Config
@@ -31,6 +30,7 @@ from looped.nn.rows import Rows
 from looped.objectives.base import EVERYBODY, Loss, Objective, head_losses, rows_of_batch
 from looped.objectives.one_block import OneBlock
 from looped.rng import StepRandom
+from looped.shapes import Float, Float64, Int
 
 LEAST = 1e-4
 """Levels given to the core are clamped to this distance from 0 and 1, where the log-odds diverge."""

@@ -4,12 +4,12 @@
 from typing import Any
 
 import torch
-from jaxtyping import Float64
 from torch import Tensor, nn
 
 from looped.config.blocks import BlocksConfig
 from looped.objectives.base import Objective
 from looped.rng import StepRandom
+from looped.shapes import Float64
 
 
 class OneBlock(Objective):

@@ -9,7 +9,6 @@ each starts from a state computed with the same weights.
 """
 
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -21,6 +20,7 @@ from looped.nn.projection import head_logits
 from looped.objectives.base import Loss, Objective, head_losses
 from looped.objectives.bptt import Unrolled
 from looped.rng import StepRandom
+from looped.shapes import Bool, Float, Int
 
 
 class OneStep(Unrolled):

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from jaxtyping import Bool
 from torch import Tensor
 
 from looped.evaluation.plots_tasks import Trained, plot_levels, plot_map, plot_problem, plot_rest
@@ -22,6 +21,7 @@ from looped.evaluation.verdicts import CYCLING, HELD, LOST, SOLVED, Verdict, ver
 from looped.reports.html import page
 from looped.reports.markdown import markdown
 from looped.reports.sections import Beside, Bullets, Facts, Figure, Findings, Folded, Heading, Prose, Section, Table
+from looped.shapes import Bool
 from looped.storage import write_text
 
 RULES = (

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from looped.config import Config, load_config
-from looped.diffusion.from_config import noise_from_config
+from looped.diffusion.noise_from_config import noise_from_config
 from looped.errors import UserError, did_you_mean
 from looped.evaluation.mauve import ENOUGH
 from looped.evaluation.plots import Curve, plot_depth, plot_sigma

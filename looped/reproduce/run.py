@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 from looped.compare import compared
-from looped.compare.plan import Place, Plan
+from looped.compare.plan import Plan, RunSpec
 from looped.compare.report import ROWS
 from looped.compare.runner import Trained
 from looped.config.arms import Arm
@@ -103,7 +103,7 @@ def _about(arm: Arm) -> Row:
 # ---- with looped eval ------------------------------------------------------------------------------------------------
 
 
-def _evaluated(order: Order, entry: Entry, place: Place) -> list[Row]:
+def _evaluated(order: Order, entry: Entry, place: RunSpec) -> list[Row]:
     """Rows of the evaluations that the scale requests in addition to the comparison."""
     who, depths = {"kind": "evaluation", "arm": place.arm.name, "seed": place.seed}, entry.depths[place.arm.name]
     return [who | step.flags | row | ({"at": "deepest"} if row.get("depth") == max(depths) else {})
@@ -119,7 +119,7 @@ def _options(order: Order, entry: Entry, step: Evaluation) -> list[str]:
     return [f"--{name}={value}" for name, value in (flags | settings).items()]
 
 
-def _rows_of(place: Place, depths: Sequence[int], options: Sequence[str]) -> list[Row]:
+def _rows_of(place: RunSpec, depths: Sequence[int], options: Sequence[str]) -> list[Row]:
     """Rows of one evaluation, cached per checkpoint of the run. Raises UserError with the message of `looped eval`."""
     path, kept = place.run / KEPT, {}
     with suppress(OSError, ValueError):

@@ -4,10 +4,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from looped.compare.budgets import AtEqual, amount
-from looped.compare.cells import difference_cell, mean_cell
 from looped.compare.curve import UNITS
+from looped.compare.matched_compute import AtEqual, amount
 from looped.compare.summary import Difference, Spread, spread
+from looped.compare.table_cells import difference_cell, mean_cell
 from looped.domains import domain_of
 from looped.reports.markdown import markdown_table
 from looped.reproduce.plan import Order, Result

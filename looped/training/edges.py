@@ -1,4 +1,4 @@
-"""Edges between blocks, from the rise of a finished run's cross-entropy over its noise levels.
+"""Noise-level edges between blocks, from the rise of a finished run's cross-entropy over its noise levels.
 
 A run with `denoise.noise.distribution adaptive` has learned where its loss changes with the noise level
 (`diffusion.noise.Adaptive`). Edges of equal mass under the learned distribution give every block the same rise of the

@@ -5,8 +5,8 @@ from functools import partial
 import numpy as np
 
 from looped.config import Config
-from looped.data.heldout import HeldoutText
-from looped.data.opening import Data
+from looped.data.eval_text import HeldoutText
+from looped.data.from_config import Data
 from looped.domains import domain_of
 from looped.objectives import Objective
 from looped.rng import StepRandom

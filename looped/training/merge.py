@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from looped.config import Config, dump_config
-from looped.data.labelled import Picture
+from looped.data.image_batches import ImageSpec
 from looped.errors import UserError
 from looped.models.build import build
 from looped.objectives import build_objective
@@ -22,10 +22,10 @@ from looped.training.checkpoint import (
     save_checkpoint,
 )
 from looped.training.counters import Counters
-from looped.training.identity import DATA
-from looped.training.monitor import METRICS, append, costs_of, read_metrics
-from looped.training.parts import Part, check_fits, open_part, same_bits, shared_names, whole_config
+from looped.training.data_identity import DATA
+from looped.training.logs import METRICS, append, costs_of, read_metrics
 from looped.training.runs import CONFIG, STAMP, TOKENIZER, stamp, started_in
+from looped.training.single_block import Part, check_fits, open_part, same_bits, shared_names, whole_config
 
 
 def merge(runs: Sequence[str | Path], out: str | Path) -> Path:
@@ -67,7 +67,7 @@ def _in_order(parts: list[Part]) -> list[Part]:
 def _assemble(config: Config, parts: list[Part]) -> dict[str, Tensors]:
     """The tensors of the merged checkpoint, by file."""
     state = parts[0].state
-    picture = Picture(**state["picture"]) if state.get("picture") else None
+    picture = ImageSpec(**state["picture"]) if state.get("picture") else None
     objective = build_objective(config, build(config, state["vocab_size"], picture), state.get("end_of_text"))
     expected = module_tensors(objective)
     shared = _shared(config, parts, shared_names(objective, expected))

@@ -11,7 +11,7 @@ from typing import Any
 
 from looped.config import Config
 from looped.errors import UserError
-from looped.training.launcher import MIXED_PRECISION, check_launcher
+from looped.training.launcher_env import MIXED_PRECISION, check_launcher
 
 
 def start_accelerator(config: Config) -> Any:

@@ -22,9 +22,9 @@ import torch
 
 import looped
 from looped.config import Config, dump_config, load_config
-from looped.data.heldout import HeldoutText
-from looped.data.images import Scale
-from looped.data.opening import Data, located
+from looped.data.eval_text import HeldoutText
+from looped.data.from_config import Data, located
+from looped.data.images import Normalizer
 from looped.data.tokenizer import TextTokenizer, load_tokenizer
 from looped.errors import UserError
 from looped.models.build import build
@@ -42,8 +42,8 @@ from looped.training.checkpoint import (
     set_aside,
 )
 from looped.training.counters import Counters
-from looped.training.identity import Identity, label_of, open_own, recall_data
-from looped.training.restart import BUDGET, changes_of, is_one_of, start_of
+from looped.training.data_identity import Identity, label_of, open_own, recall_data
+from looped.training.resume_rules import BUDGET, changes_of, is_one_of, start_of
 
 FREE_AFTER_TRAINING = ("seed", "evaluation", "training.threads", "denoise.solver", "denoise.schedule", "denoise.bridge",
                        "denoise.bridge_top_k", "denoise.start", "denoise.restart_level", "denoise.settle_above",
@@ -258,7 +258,7 @@ class Run:
         return None if own or self.identity.matches(self.data) else label_of(self.data)
 
     @property
-    def scale(self) -> Scale:
+    def scale(self) -> Normalizer:
         """The normalisation of the training images, which are read only if it is not recorded."""
         return self.identity.scale or self.data.images.scale
 

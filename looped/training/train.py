@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from looped.config import Config
-from looped.data.opening import Data, Seen, find_data, located
+from looped.data.from_config import Data, Seen, find_data, located
 from looped.nn.checks import require
 from looped.notices import noted
 from looped.objectives import Objective
 from looped.training.callbacks import Callback
+from looped.training.data_identity import remember_data
 from looped.training.edges import with_measured_edges
 from looped.training.heldout import heldout_figures, heldout_samples
-from looped.training.identity import remember_data
-from looped.training.monitor import LOG, Monitor, append
+from looped.training.logs import LOG, Monitor, append
 from looped.training.processes import catch_signals, every_process, first_process, start_accelerator
 from looped.training.runs import open_run, own_tokenizer, save_tokenizer, started_in
 from looped.training.trainer import Evaluate, Sample, Trainer

@@ -19,26 +19,26 @@ from torch import Tensor
 
 from looped.config import Config
 from looped.data.batch import Batch
-from looped.data.labelled import SoughtImages
-from looped.data.opening import Data
+from looped.data.from_config import Data
+from looped.data.image_batches import SoughtImages
 from looped.domains import domain_of
 from looped.errors import UserError
 from looped.evaluation.depth import peak_bytes
 from looped.evaluation.image_samples import write_picture
 from looped.models.build import build
 from looped.objectives import Loss, Objective, build_objective
-from looped.objectives.state_norm import cautions
+from looped.objectives.degenerate_loops import cautions
 from looped.rng import StepRandom
 from looped.training import checkpoint as ckpt
 from looped.training.callbacks import Callback
 from looped.training.counters import Counters
-from looped.training.identity import recall_data
-from looped.training.measures import clock_of, micro_batch_size
-from looped.training.monitor import Meter, Monitor
+from looped.training.data_identity import recall_data
+from looped.training.logs import Meter, Monitor
+from looped.training.micro_batch import clock_of, micro_batch_size
 from looped.training.optim import EMA, build_optimizers, lr_factor, set_lr
-from looped.training.parts import take_shared
 from looped.training.processes import Caught, every_process, first_process
 from looped.training.runs import load_run
+from looped.training.single_block import take_shared
 from looped.training.warm_start import take_over
 
 ASKED = 1000

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from looped.data.opening import Data
+from looped.data.from_config import Data
 from looped.errors import UserError
 from looped.objectives import Objective
 from looped.training.runs import Run, identity_of

@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from looped.cli import main
-from looped.compare.plan import Place
+from looped.compare.plan import RunSpec
 from looped.compare.text_measure import TextMeasured
 from looped.config import load_config
 from looped.config.arms import Arm
@@ -54,7 +54,7 @@ def done(command, tiny_yaml, in_place):
 def made_up():
     """`made_up("denoise", 0, losses, curve)`: a measured run with these next-token losses and this curve of them."""
     def make(objective, seed, losses, curve=((1, 5.0), (2, 4.0)), *, seconds_a_step=1.0):
-        place = Place(Arm(objective, objective, load_config(None, {"objective": objective}), objective), seed,
+        place = RunSpec(Arm(objective, objective, load_config(None, {"objective": objective}), objective), seed,
                       Path(f"{objective}-{seed}"))
         losses = torch.tensor(losses, dtype=torch.float64)
         metric = {"nats_at_sigma_max": {1: losses}} if objective == "denoise" else {}

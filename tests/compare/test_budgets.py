@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from looped.compare.budgets import LATER, amount, at_equal, equal_note, equal_table, spent_by_all
-from looped.compare.cells import closing_notes
 from looped.compare.curve import crossing, value_at
+from looped.compare.matched_compute import LATER, amount, at_equal, equal_note, equal_table, spent_by_all
 from looped.compare.plan import make_plan
+from looped.compare.table_cells import closing_notes
 from looped.compare.text_measure import NEXT_TOKEN
 from looped.compare.text_summary import summarise_texts
 from looped.config import load_config

@@ -10,13 +10,13 @@ import yaml
 from page_checks import check_alone, first_table
 
 from looped.cli import main
-from looped.compare.budgets import equal_table
-from looped.compare.image_measure import ImageMeasured, check_images
+from looped.compare.accuracy_summary import summarise_shares
+from looped.compare.accuracy_table import share_table
+from looped.compare.classify_measure import ImageMeasured, check_images
+from looped.compare.compute_to_target import sentence
 from looped.compare.kinds import IMAGES, kind_of
-from looped.compare.plan import Place, make_plan
-from looped.compare.reach import sentence
-from looped.compare.share_summary import summarise_shares
-from looped.compare.share_table import share_table
+from looped.compare.matched_compute import equal_table
+from looped.compare.plan import RunSpec, make_plan
 from looped.config import load_config
 from looped.config.arms import Arm
 from looped.config.rules import RULES
@@ -139,7 +139,7 @@ def run(objective, seed, right, curve):
     """A measured run: `right[depth]` which images are classified correctly; `curve` of (step, accuracy)."""
     config = load_config(None, {"objective": objective, "images.source": "digits", "denoise.context": "inject",
                                 "recurrence.mean": 2})
-    place = Place(Arm(objective, objective, config, objective), seed, Path(f"{objective}-{seed}"))
+    place = RunSpec(Arm(objective, objective, config, objective), seed, Path(f"{objective}-{seed}"))
     lines = [{"step": step, "accuracy": share, "seconds": step / 2, "tokens": 10 * step, "layer_forwards": 100 * step}
              for step, share in curve]
     costs = {name: lines[-1].get(name, 0) for name in ("step", "tokens", "layer_forwards", "seconds", "peak_bytes")}

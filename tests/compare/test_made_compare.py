@@ -9,7 +9,7 @@ import yaml
 from page_checks import check_alone, first_table
 
 from looped.cli import main
-from looped.compare.made import DISTANCE, LOSS
+from looped.compare.generation_measure import DISTANCE, LOSS
 from looped.evaluation.rows import confidence_interval
 
 pytest.importorskip("sklearn")

@@ -7,9 +7,9 @@ import pytest
 import torch
 from scipy import stats
 
-from looped.compare.plan import Place
-from looped.compare.reach import reach, reaches, sentence, sentences, with_reverse
-from looped.compare.share_summary import summarise_shares
+from looped.compare.accuracy_summary import summarise_shares
+from looped.compare.compute_to_target import reach, reaches, sentence, sentences, with_reverse
+from looped.compare.plan import RunSpec
 from looped.compare.task_measure import TaskMeasured
 from looped.compare.text_measure import TextMeasured
 from looped.compare.text_summary import summarise_texts
@@ -49,7 +49,7 @@ def loss_run(name, seed, gen, *, final, rate=5.0, num=64):
 
 def measured(kind, figure, name, seed, curve, *results):
     config = CONFIGS[figure][name]
-    return kind(Place(Arm(name, name, config, name), seed, Path(f"{name}-{seed}")), [], {}, curve, *results)
+    return kind(RunSpec(Arm(name, name, config, name), seed, Path(f"{name}-{seed}")), [], {}, curve, *results)
 
 
 MAKE = {"share": share_run, "loss": loss_run}

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from looped.compare.compute_to_target import reaches, sentence, sentences
 from looped.compare.curve import crossing
 from looped.compare.plan import make_plan
-from looped.compare.reach import reaches, sentence, sentences
 from looped.compare.summary import FOLLOWED, difference, spread
 from looped.compare.text_measure import NEXT_TOKEN
 from looped.compare.text_summary import summarise_texts

@@ -12,10 +12,10 @@ import yaml
 from page_checks import first_table
 
 from looped.cli import main
+from looped.compare.accuracy_summary import summarise_shares
+from looped.compare.compute_to_target import reaches, sentence, with_reverse
 from looped.compare.curve import crossing
-from looped.compare.plan import Place
-from looped.compare.reach import reaches, sentence, with_reverse
-from looped.compare.share_summary import summarise_shares
+from looped.compare.plan import RunSpec
 from looped.compare.task_measure import SHARE_SOLVED, TaskMeasured
 from looped.config import load_config
 from looped.config.arms import Arm, parse_arms
@@ -182,7 +182,7 @@ TINY_FLAGS = {"task.name": "prefix-sums", "task.difficulty": [1, 4], "denoise.co
 def run(objective, seed, right, curve=((1, 0.1), (2, 0.2))):
     """A measured run: `right[depth]` which problems of difficulty 4 are solved; `curve` of (step, share)."""
     arm = Arm(objective, objective, load_config(None, TINY_FLAGS | {"objective": objective}), objective)
-    place = Place(arm, seed, Path(f"{objective}-{seed}"))
+    place = RunSpec(arm, seed, Path(f"{objective}-{seed}"))
     lines = [{"step": step, "solved": share, "seconds": step / 2, "tokens": 10 * step, "layer_forwards": 100 * step}
              for step, share in curve]
     costs = {name: lines[-1].get(name, 0) for name in ("step", "tokens", "layer_forwards", "seconds", "peak_bytes")}

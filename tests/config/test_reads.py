@@ -14,7 +14,7 @@ from looped.config.arms import parse_arms
 from looped.config.base import Section
 from looped.config.reads import READERS, not_read_under, notice, notice_arms, set_names, short_warmup, unread
 from looped.config.rules import RULES
-from looped.data.opening import open_data
+from looped.data.from_config import open_data
 from looped.errors import UserError
 from looped.models.build import build
 from looped.objectives import build_objective

@@ -7,7 +7,7 @@ import torch
 from looped.config import load_config
 from looped.cost.counts import Counts, format_counts
 from looped.cost.counts import count as counted_anew
-from looped.cost.measure import Products, autocast, flops_of, kept_bytes
+from looped.cost.traced_flops import Products, autocast, flops_of, kept_bytes
 from looped.domains import domain_of
 from looped.models.build import build
 from looped.objectives import build_objective

@@ -5,11 +5,11 @@ import torch
 
 from looped.cli import main
 from looped.config import dump_config, load_config
-from looped.cost.arms import Stepper
+from looped.cost.arm_timing import Stepper
 from looped.cost.counts import count
-from looped.cost.speed import bench_flops, format_flops
+from looped.cost.mfu import bench_flops, format_flops
 from looped.data.batch import Batch
-from looped.data.opening import open_data
+from looped.data.from_config import open_data
 from looped.domains import domain_of
 from looped.errors import UserError
 from looped.nn.rows import PLAIN

@@ -6,8 +6,8 @@ import pytest
 
 from looped.cli import main
 from looped.config import dump_config, load_config
+from looped.cost.block_memory import bench_memory, format_memory, formula_bytes, memory_config
 from looped.cost.counts import count
-from looped.cost.memory import bench_memory, format_memory, formula_bytes, memory_config
 from looped.errors import UserError
 from looped.models.build import build
 from looped.objectives import build_objective

@@ -9,9 +9,9 @@ import torch
 
 from looped.config import load_config
 from looped.config.arms import parse_arm
-from looped.cost.arms import Arm
+from looped.cost.arm_timing import Arm
 from looped.cost.counts import count
-from looped.cost.speed import _layer_memory, _threads, bench_flops, format_flops
+from looped.cost.mfu import _layer_memory, _threads, bench_flops, format_flops
 from looped.cost.step import at_mean_depth, bench_step, format_step
 from looped.errors import UserError
 from looped.nn.depths import expected_depths

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from looped.config.data import DataConfig
 from looped.data import corpus as corpus_module
 from looped.data.corpus import Corpus, load_corpus
-from looped.data.sources import Document
+from looped.data.text_sources import Document
 from looped.errors import UserError
 
 datasets = pytest.importorskip("datasets")

@@ -12,7 +12,7 @@ import pytest
 
 from looped.config.data import DataConfig
 from looped.data.corpus import load_corpus
-from looped.data.sources import DatasetSource, FileSource
+from looped.data.text_sources import DatasetSource, FileSource
 from looped.errors import UserError
 
 datasets = pytest.importorskip("datasets")

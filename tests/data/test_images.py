@@ -11,7 +11,7 @@ from picture_files import random_part, write_mnist
 from sklearn.datasets import load_digits
 
 from looped.config.images import ImageConfig
-from looped.data.images import ImageBatch, ImageStream, Scale, measure, prepare_images, symmetric
+from looped.data.images import ImageBatch, ImageStream, Normalizer, measure, prepare_images, symmetric
 from looped.data.pixels import Pictures
 from looped.errors import UserError
 
@@ -215,7 +215,7 @@ def test_symmetric_images_reach_from_minus_one_to_one():
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0.01, 2)), min_size=1, max_size=3))
 @settings(deadline=None)
 def test_levels_come_back_from_any_scale_and_are_cut_at_the_ends(channels):
-    scale = Scale(*(tuple(values) for values in zip(*channels, strict=True)))
+    scale = Normalizer(*(tuple(values) for values in zip(*channels, strict=True)))
     pixels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(len(channels), axis=3)
     images = scale.normalise(pixels)
     assert np.array_equal(scale.levels(images).numpy(), pixels)

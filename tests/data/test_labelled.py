@@ -5,10 +5,10 @@ import torch
 
 from looped.config.images import ImageConfig
 from looped.data.batch import Batch
-from looped.data.labelled import Picture, prepare_labelled
+from looped.data.image_batches import ImageSpec, prepare_labelled
 from looped.errors import UserError
 
-PICTURE = Picture(3, 8, 12, 4)
+PICTURE = ImageSpec(3, 8, 12, 4)
 
 
 @pytest.fixture(scope="module")
@@ -51,4 +51,4 @@ def test_all_held_out_images_are_measured_once(digits):
 
 def test_a_patch_that_does_not_fit_is_named_with_those_that_do():
     with pytest.raises(UserError, match="patch_size 3 does not divide images of 8 x 12; take one of 1, 2, 4"):
-        Picture(1, 8, 12, 3)
+        ImageSpec(1, 8, 12, 3)

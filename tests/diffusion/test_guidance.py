@@ -6,18 +6,18 @@ import torch
 from looped.config import load_config
 from looped.config.training import EvaluationConfig
 from looped.cost.counts import count
+from looped.data.image_batches import ImageSpec
 from looped.data.images import ImageBatch
-from looped.data.labelled import Picture
 from looped.errors import UserError
+from looped.inference.denoiser_rollout import Solver
 from looped.inference.rollout import rollout_of
-from looped.inference.solver import Solver
 from looped.models.build import build
 from looped.objectives import build_objective
 from looped.objectives.base import rows_of_batch
 from looped.rng import StepRandom
 
 CLASSES, ROWS = 6, 4
-PICTURE = Picture(1, 4, 4, 2)
+PICTURE = ImageSpec(1, 4, 4, 2)
 SMALL = {"images.source": "digits", "model.width": 16, "model.num_heads": 2, "model.num_core_layers": 2,
          "model.num_coda_layers": 0, "model.patch_size": 2, "denoise.cond_width": 8, "denoise.context": "inject",
          "denoise.context_dropout": 0.25}

@@ -9,7 +9,6 @@ import torch
 from scipy import integrate, optimize, stats
 
 from looped.config.denoise import NOISE_PRESETS, NoiseConfig
-from looped.diffusion.from_config import noise_from_config
 from looped.diffusion.noise import (
     Adaptive,
     LogNormal,
@@ -21,6 +20,7 @@ from looped.diffusion.noise import (
     isotonic,
     partition,
 )
+from looped.diffusion.noise_from_config import noise_from_config
 from looped.errors import UserError
 from looped.rng import StepRandom
 

@@ -10,8 +10,8 @@ from looped.config import load_config
 from looped.config.blocks import BlocksConfig
 from looped.config.denoise import NOISE_PRESETS, NoiseConfig
 from looped.diffusion import masking
-from looped.diffusion.from_config import block_shares, edges_of, noise_from_config
 from looped.diffusion.noise import interval, sample_between
+from looped.diffusion.noise_from_config import block_shares, edges_of, noise_from_config
 from looped.evaluation.plots import save
 from looped.evaluation.plots_blocks import plot_mask_partition, plot_partition
 from looped.rng import StepRandom

@@ -10,11 +10,11 @@ from torch import nn
 
 from looped.config.denoise import DenoiseConfig, NoiseConfig
 from looped.diffusion.edm import EDM
-from looped.diffusion.from_config import noise_from_config
-from looped.diffusion.pixels import PixelDenoiser
+from looped.diffusion.noise_from_config import noise_from_config
+from looped.diffusion.pixel_denoiser import PixelDenoiser
 from looped.diffusion.samplers import SAMPLERS
 from looped.diffusion.schedules import schedule
-from looped.diffusion.solve import solve
+from looped.diffusion.solver_from_config import solve
 
 SD, SIGMAS = 0.7, torch.tensor([0.002, 0.05, 0.5, 1.0, 20.0, 80.0], dtype=torch.float64)
 SHAPE = (1, 4, 4)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from looped.config import load_config
-from looped.diffusion.steering import Steering
+from looped.diffusion.sampling_params import SamplingParams
 from looped.errors import UserError
 from looped.inference.generate import generate
 from looped.models.build import build
@@ -16,14 +16,14 @@ PROBS = torch.tensor([0.1, 0.4, 0.05, 0.25, 0.2], dtype=torch.float64)
 
 
 @pytest.mark.parametrize(("steering", "expected"), [
-    (Steering(), [0.1, 0.4, 0.05, 0.25, 0.2]),
-    (Steering(top_k=2), [0, 0.4 / 0.65, 0, 0.25 / 0.65, 0]),
-    (Steering(top_p=0.6), [0, 0.4 / 0.65, 0, 0.25 / 0.65, 0]),
-    (Steering(top_p=0.3), [0, 1, 0, 0, 0]),
-    (Steering(top_k=3, top_p=0.7), [0, 0.4 / 0.65, 0, 0.25 / 0.65, 0]),
-    (Steering(temperature=0), [0, 1, 0, 0, 0]),
-    (Steering(temperature=0.5), [p**2 / (PROBS**2).sum().item() for p in PROBS.tolist()]),
-    (Steering(top_k=99, top_p=1.0), [0.1, 0.4, 0.05, 0.25, 0.2]),
+    (SamplingParams(), [0.1, 0.4, 0.05, 0.25, 0.2]),
+    (SamplingParams(top_k=2), [0, 0.4 / 0.65, 0, 0.25 / 0.65, 0]),
+    (SamplingParams(top_p=0.6), [0, 0.4 / 0.65, 0, 0.25 / 0.65, 0]),
+    (SamplingParams(top_p=0.3), [0, 1, 0, 0, 0]),
+    (SamplingParams(top_k=3, top_p=0.7), [0, 0.4 / 0.65, 0, 0.25 / 0.65, 0]),
+    (SamplingParams(temperature=0), [0, 1, 0, 0, 0]),
+    (SamplingParams(temperature=0.5), [p**2 / (PROBS**2).sum().item() for p in PROBS.tolist()]),
+    (SamplingParams(top_k=99, top_p=1.0), [0.1, 0.4, 0.05, 0.25, 0.2]),
 ])
 def test_the_steered_distribution_is_the_definition(steering, expected):
     torch.testing.assert_close(steering(PROBS.log()).softmax(-1), torch.tensor(expected, dtype=torch.float64))
@@ -33,7 +33,7 @@ def test_the_steered_distribution_is_the_definition(steering, expected):
                                       {"top_p": 0.0}, {"top_p": 1.5}])
 def test_steering_out_of_range_is_refused(settings):
     with pytest.raises(UserError, match=next(iter(settings))):
-        Steering(**settings)
+        SamplingParams(**settings)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def known(objective, steering):
 @pytest.mark.parametrize("steering", [{}, {"temperature": 0.5}, {"top_k": 3}, {"top_p": 0.6}, {"temperature": 0.0}],
                          ids=str)
 def test_a_denoiser_draws_from_the_steered_distribution_at_any_depth(exact, depth, steering):
-    expected = known(exact, Steering(**steering))
+    expected = known(exact, SamplingParams(**steering))
     shares = drawn(exact, depth, **steering)
     error = 4 * (expected * (1 - expected) / 4000).sqrt() + 1e-9  # four standard errors
     assert ((shares - expected).abs() <= error + 0.01).all()  # z at sigma_max says a little about y: 0.01
@@ -77,5 +77,5 @@ def test_a_denoiser_draws_from_the_steered_distribution_at_any_depth(exact, dept
 @pytest.mark.usefixtures("unchecked")
 def test_steering_changes_what_is_drawn(exact):
     """The positive control of the tests above: the steered distributions differ by far more than their tolerance."""
-    plain, cool = known(exact, Steering()), known(exact, Steering(temperature=0.5))
+    plain, cool = known(exact, SamplingParams()), known(exact, SamplingParams(temperature=0.5))
     assert (plain - cool).abs().max() > 0.1

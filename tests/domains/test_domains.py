@@ -11,7 +11,7 @@ from looped.cli.generate import OF_WHAT, Generate
 from looped.config import load_config
 from looped.config.kinds import KINDS
 from looped.config.rules import RULES
-from looped.data.opening import SOURCES
+from looped.data.from_config import SOURCES
 from looped.domains import DOMAINS, domain_of
 from looped.domains.base import OPTIONS, Options, Request
 from looped.errors import UserError, flag_of

@@ -5,7 +5,7 @@ import torch
 
 from looped.config import load_config
 from looped.config.images import ImageConfig
-from looped.data.labelled import prepare_labelled
+from looped.data.image_batches import prepare_labelled
 from looped.evaluation.accuracy import classify
 from looped.models.language import Structure
 from looped.models.vision import ImageClassifier

@@ -16,11 +16,11 @@ from looped.config import load_config
 from looped.data.loader import TokenStream
 from looped.domains import DOMAINS
 from looped.evaluation.benchmarks import Figure, TaskRow
+from looped.evaluation.dataframes import COLUMNS, FIRST, LAST
 from looped.evaluation.options import Options
-from looped.evaluation.results import COLUMNS, FIRST, LAST
 from looped.evaluation.rows import Row, example_lines
 from looped.evaluation.tokens import TokenLosses
-from looped.training.monitor import TIMING
+from looped.training.logs import TIMING
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # stand-ins for data
 

@@ -8,7 +8,7 @@ import torch
 from looped.cli import main
 from looped.config import load_config
 from looped.errors import UserError
-from looped.evaluation.leaving import losses_with_exits, text_exit_rows
+from looped.evaluation.early_exit import losses_with_exits, text_exit_rows
 from looped.evaluation.likelihood import losses_by_depth
 from looped.inference.exits import Exit
 from looped.models.build import build

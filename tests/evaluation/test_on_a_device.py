@@ -8,7 +8,7 @@ import torch
 from pretend_device import pretend
 
 from looped.config import load_config
-from looped.data.labelled import prepare_labelled
+from looped.data.image_batches import prepare_labelled
 from looped.data.problems import prepare_task
 from looped.devices import CPU, Placement
 from looped.evaluation.accuracy import classify
@@ -20,7 +20,7 @@ from looped.evaluation.likelihood import main_losses
 from looped.evaluation.mauve import RunEncoder
 from looped.evaluation.options import Options
 from looped.evaluation.probes import probe
-from looped.evaluation.quality import Twin, matched_quality
+from looped.evaluation.quality import Reference, matched_quality
 from looped.evaluation.solving import evaluate_task
 from looped.inference.exits import Exit
 from looped.inference.generate import generate
@@ -85,7 +85,7 @@ def test_text_is_measured_and_written(rule, unchecked):
             judge = Judge("judge", objective, 1, "")
             written += judged_rows(judge, rows[:2, :4], texts[2], lambda ids: "a" * len(ids))
         if rule == "ar":
-            written += matched_quality(objective, Twin("twin", objective, 1), judge, rows[:2, :4], texts,
+            written += matched_quality(objective, Reference("twin", objective, 1), judge, rows[:2, :4], texts,
                                        {"num_tokens": 4, "seed": 0}).rows
         if rule in ("truncated", "concat", "inject"):
             written += probe(objective, rows, sweep.per_example["nats_per_token"], vocab_size=20).rows

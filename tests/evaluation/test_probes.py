@@ -9,7 +9,6 @@ import torch
 from looped.config import load_config
 from looped.data.batch import Batch
 from looped.evaluation.likelihood import losses_by_depth
-from looped.evaluation.motion import growth
 from looped.evaluation.probes import (
     _against_chance,
     block_reading,
@@ -19,6 +18,7 @@ from looped.evaluation.probes import (
     probe,
     scrambled_context,
 )
+from looped.evaluation.state_stats import growth
 from looped.models.build import build
 from looped.nn.recurrence import RecurrentDepth
 from looped.objectives import build_objective

@@ -11,7 +11,7 @@ from looped.errors import UserError
 from looped.evaluation import quality
 from looped.evaluation.judge import Judge
 from looped.evaluation.quality import (
-    Twin,
+    Reference,
     distinct,
     diversity,
     jackknife,
@@ -140,7 +140,8 @@ def judge():
 
 
 def beside_twin(writer, twin, judge, rows, texts, num_tokens):
-    return matched_quality(writer, Twin("twin", twin, 1), judge, rows, texts, {"num_tokens": num_tokens, "seed": 0})
+    against = Reference("twin", twin, 1)
+    return matched_quality(writer, against, judge, rows, texts, {"num_tokens": num_tokens, "seed": 0})
 
 
 def test_a_writer_is_level_with_itself(judge):

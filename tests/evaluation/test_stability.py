@@ -5,9 +5,9 @@ import torch
 
 from looped.config import load_config
 from looped.data.problems import prepare_task
-from looped.evaluation.motion import Motion
 from looped.evaluation.rows import Row
 from looped.evaluation.stability import Stability, median_row, stability
+from looped.evaluation.state_stats import StateStats
 from looped.evaluation.verdicts import periods_of, verdict
 from looped.models.build import build
 from looped.objectives import build_objective
@@ -116,7 +116,7 @@ def test_a_denoiser_that_starts_at_zero_is_held_against_one_that_starts_from_noi
 def test_what_only_fills_up_a_batch_counts_nowhere():
     latent = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
     cells = torch.tensor([[True, True, False], [True, True, True]])
-    whole, part = Motion(), Motion(cells)
+    whole, part = StateStats(), StateStats(cells)
     for step in range(3):
         whole.take(latent[:, :2] * 0.5**step)
         part.take((latent + 9 * ~cells.unsqueeze(-1)) * 0.5**step)

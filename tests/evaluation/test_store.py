@@ -21,7 +21,6 @@ from looped.errors import UserError
 from looped.evaluation import solving, store
 from looped.evaluation.rows import Row
 from looped.evaluation.store import EXAMPLES, ROWS, EvaluationFiles, changed_settings, merge
-from looped.inference import solver
 from looped.training.train import train
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of the same calls
@@ -233,7 +232,7 @@ def test_ctrl_c_keeps_the_depths_of_a_task_that_are_done(run, monkeypatch, capsy
 
 def test_ctrl_c_keeps_the_depths_of_a_text_that_are_done(text_run, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
-        patch.setattr(solver, "bound", interrupting(solver.bound, 4))
+        patch.setattr(denoiser_rollout, "bound", interrupting(denoiser_rollout.bound, 4))
         assert main(["eval", str(text_run), "--depths", "1,2,4", "--out", str(tmp_path)]) == 130
     assert "holds depth 1, 2 of step 1" in capsys.readouterr().err
     cut = lines(tmp_path)

@@ -12,7 +12,7 @@ from torch import nn
 
 from looped.config.kinds import ANSWERED, Kind
 from looped.data.batch import Batch
-from looped.data.opening import Found
+from looped.data.from_config import Found
 from looped.domains.classify import Classify
 from looped.inference.rollout import answer
 from looped.models.language import LanguageModel

@@ -17,7 +17,7 @@ from looped.errors import UserError
 from looped.hub.exporting import FORMS, export
 from looped.hub.families import FAMILIES, open_pretrained, read_pretrained
 from looped.hub.families.dense import scaling
-from looped.hub.families.written import rope_parameters
+from looped.hub.families.export_config import rope_parameters
 from looped.inference.generate import generate
 from looped.models.build import build
 from looped.training.runs import load_run

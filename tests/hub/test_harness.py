@@ -25,8 +25,8 @@ from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
-from looped.hub.benchmarks import Benchmarks, _loaded  # noqa: E402
 from looped.hub.harness import RunLM, models_of  # noqa: E402
+from looped.hub.harness_tasks import Benchmarks, _loaded  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 

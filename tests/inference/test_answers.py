@@ -9,10 +9,10 @@ from looped.config import load_config
 from looped.data.batch import Batch, collate
 from looped.data.task import find_task
 from looped.errors import UserError
-from looped.inference.exits import EXITS, Exit, Stopping
-from looped.inference.loop import LoopRollout
+from looped.inference.denoiser_rollout import Solver
+from looped.inference.exits import EXITS, EarlyExit, Exit
+from looped.inference.loop_rollout import LoopRollout
 from looped.inference.rollout import answer, own_normal
-from looped.inference.solver import Solver
 from looped.models.build import build
 from looped.nn.exit_gate import ExitGate
 from looped.objectives import build_objective
@@ -109,7 +109,7 @@ def test_damping_keeps_a_share_of_the_old_state():
     rows = rows_of_batch(batch)
     with torch.no_grad():
         e = model.model.encode(batch.inputs, rows)
-        first, second = LoopRollout(model).states(batch, 2, StepRandom(0, 0, count=2), Stopping(batch))
+        first, second = LoopRollout(model).states(batch, 2, StepRandom(0, 0, count=2), EarlyExit(batch))
         torch.testing.assert_close(first, 0.75 * model.model.step(torch.zeros_like(e), e, None, rows))
         torch.testing.assert_close(second, 0.25 * first + 0.75 * model.model.step(first, e, None, rows))
 
@@ -171,7 +171,7 @@ def test_a_start_at_zero_takes_no_noise_from_the_start():
 
 def taken(exit, logits, latents, batch, gate=None):
     """After how many of the given steps each problem has left."""
-    stopping = Stopping(batch, exit, gate=gate)
+    stopping = EarlyExit(batch, exit, gate=gate)
     for step_logits, latent in zip(logits, latents, strict=True):
         rows = stopping.working
         if len(rows):

@@ -5,17 +5,17 @@ import torch
 
 from looped.config import load_config
 from looped.diffusion.samplers import SAMPLERS
-from looped.diffusion.steering import Steering
+from looped.diffusion.sampling_params import SamplingParams
 from looped.errors import UserError
 from looped.evaluation.depth import evaluate_depth, evaluate_samples
 from looped.evaluation.likelihood import losses_by_solver
 from looped.evaluation.rows import confidence_interval
 from looped.inference.denoised_text import DenoiseWriter
 from looped.inference.generate import generate
-from looped.inference.loop import LoopWriter
+from looped.inference.loop_rollout import LoopWriter
 from looped.inference.padding import Padding
-from looped.inference.texts import Ending
-from looped.inference.writing import Writing
+from looped.inference.sequence_batch import Ending
+from looped.inference.text_writer import Writing
 from looped.models.build import build
 from looped.objectives import build_objective
 from looped.rng import StepRandom
@@ -69,7 +69,7 @@ def test_a_cached_loop_equals_recomputing_from_the_start(state_init):
         return StepRandom(0, place, count=3)
 
     padding = Padding(None, 3)
-    writer = LoopWriter(objective, 3, Writing(Steering(), padding, draws, Ending(None)))
+    writer = LoopWriter(objective, 3, Writing(SamplingParams(), padding, draws, Ending(None)))
     writer.next_logits(rows[:, :3], draws(0))
     for i in (3, 4):
         cached = writer.next_logits(rows[:, i : i + 1], draws(i))
@@ -112,7 +112,7 @@ def test_a_block_is_solved_from_the_logits_of_the_whole_sequence(context):
     for name, parameter in objective.named_parameters():
         if "place" in name or "modulation" in name:
             parameter.normal_(std=0.3)
-    writer, seen = DenoiseWriter(objective, 1, Steering(), Padding(None, 3)), []
+    writer, seen = DenoiseWriter(objective, 1, SamplingParams(), Padding(None, 3)), []
     rows, random = prompt()[:, :5], StepRandom(0, 0, count=3)
     read = objective.denoiser.read
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from looped.config import load_config
+from looped.data.image_batches import ImageSpec
 from looped.data.images import ImageBatch
-from looped.data.labelled import Picture
 from looped.data.problems import prepare_task
 from looped.diffusion.samplers import SAMPLERS
 from looped.errors import UserError
@@ -26,7 +26,7 @@ from looped.objectives import build_objective
 pytestmark = pytest.mark.usefixtures("unchecked")
 
 NUM, VOCAB, LENGTH = 3, 11, 4
-PICTURE = Picture(1, 4, 4, 2)
+PICTURE = ImageSpec(1, 4, 4, 2)
 SMALL = {"model.width": 4, "model.num_heads": 1, "model.ffn_width": 4, "model.num_core_layers": 3,
          "model.num_prelude_layers": 1, "model.num_coda_layers": 2, "denoise.cond_width": 2,
          "denoise.target.dim": 4, "noprop.dim": 4, "data.length": LENGTH,

@@ -15,7 +15,7 @@ from looped.evaluation.depth import evaluate_depth
 from looped.evaluation.likelihood import losses_by_depth, main_losses, masked_bounds, next_token_losses
 from looped.inference.generate import generate
 from looped.inference.rollout import rollout_of
-from looped.inference.unmask import bound, step_bound, step_levels
+from looped.inference.unmasking_rollout import bound, step_bound, step_levels
 from looped.models.build import build
 from looped.objectives import build_objective
 from looped.rng import StepRandom

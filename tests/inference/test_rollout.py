@@ -9,7 +9,7 @@ from looped.config.training import EvaluationConfig
 from looped.errors import UserError
 from looped.inference.cost import Cost
 from looped.inference.generate import generate
-from looped.inference.loop import LoopRollout
+from looped.inference.loop_rollout import LoopRollout
 from looped.inference.rollout import ROLLOUTS, rollout_of
 from looped.models.build import build
 from looped.objectives import build_objective, objective_class

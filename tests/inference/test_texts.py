@@ -9,7 +9,7 @@ from looped.evaluation.depth import evaluate_samples
 from looped.evaluation.judge import Judge, judged_rows
 from looped.evaluation.quality import diversity
 from looped.inference.generate import generate
-from looped.inference.texts import NOTHING, Ending, as_lists, lengths_of, per_token
+from looped.inference.sequence_batch import NOTHING, Ending, as_lists, lengths_of, per_token
 from looped.models.build import build
 from looped.objectives import build_objective
 

@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from looped.config.model import ModelConfig
-from looped.data.labelled import Picture
+from looped.data.image_batches import ImageSpec
 from looped.models.image_denoiser import ImageDenoiser
 from looped.models.language import Structure
 from looped.models.vision import cut, join
 
 SMALL = ModelConfig(width=16, num_heads=2, num_core_layers=2, num_prelude_layers=0, num_coda_layers=0,
                     injection="none")
-PICTURE = Picture(3, 8, 12, 4)
+PICTURE = ImageSpec(3, 8, 12, 4)
 
 
 def made(**options):

@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from looped.config.model import ModelConfig
-from looped.data.labelled import Picture
+from looped.data.image_batches import ImageSpec
 from looped.models.language import LanguageModel
 from looped.models.vision import ImageClassifier, cut
-from looped.nn.bias import Full
+from looped.nn.masks import Full
 from looped.nn.rows import Rows
 
 SMALL = ModelConfig(width=16, num_heads=2, num_core_layers=1)
-PICTURE = Picture(3, 8, 12, 4)
+PICTURE = ImageSpec(3, 8, 12, 4)
 MASK = Full()
 
 
@@ -55,7 +55,7 @@ def test_it_is_a_language_model_but_for_what_it_reads():
 
 def test_rows_of_patches_are_on_the_scale_of_embedded_tokens():
     """So that the initial scale of the layers, which is made for tokens, fits both."""
-    picture = Picture(1, 32, 32, 4)
+    picture = ImageSpec(1, 32, 32, 4)
     model, x = ImageClassifier(ModelConfig(width=128), 10, picture), images(8, picture).float()
     tokens = 128**0.5 * model.embed.weight
     assert model.patches(cut(x, 4)).std().item() == pytest.approx(tokens.std().item(), rel=0.1)

@@ -4,7 +4,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from looped.nn.backends import CausalKernel, expand_heads
-from looped.nn.bias import Causal, CleanNoisy, Full, Packed, Padded, SameDocument
+from looped.nn.masks import Causal, CleanNoisy, Full, Packed, Padded, SameDocument
 
 B, L, H, K = 2, 6, 4, 8
 MASKS = {

@@ -12,7 +12,7 @@ from looped.errors import UserError
 from looped.nn import attention as module
 from looped.nn.attention import attention, available_backends, resolve_backend
 from looped.nn.backends import reason_not, run_xformers, xformers_operators, xformers_ops
-from looped.nn.bias import Causal, CleanNoisy, Full, Mask, Packed, Padded
+from looped.nn.masks import Causal, CleanNoisy, Full, Mask, Packed, Padded
 
 needs_xformers = pytest.mark.skipif(xformers_ops() is None, reason="xformers is not installed")
 unfused = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")

@@ -8,7 +8,7 @@ import torch
 from attention_oracle import draw
 
 from looped.nn.attention import attention, available_backends, context_attention, resolve_backend
-from looped.nn.bias import Causal, CleanNoisy, Full, Mask, Packed, Padded
+from looped.nn.masks import Causal, CleanNoisy, Full, Mask, Packed, Padded
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
               pytest.mark.filterwarnings("ignore:attention falls back"),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from looped.errors import UserError
 from looped.nn.backends import flex_block_mask, run_flex, run_sdpa, xformers_bias, xformers_blocks, xformers_ops
-from looped.nn.bias import Causal, CleanNoisy, Full, Near, Packed, Padded, SameDocument
+from looped.nn.masks import Causal, CleanNoisy, Full, Near, Packed, Padded, SameDocument
 
 B = 2
 DOCUMENTS = ["aaabbc", "abbbbb"]

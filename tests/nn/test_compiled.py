@@ -12,8 +12,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from looped.config.model import ModelConfig
 from looped.models.language import LanguageModel
-from looped.nn.bias import Causal
 from looped.nn.layers import Rotary, TransformerLayer
+from looped.nn.masks import Causal
 from looped.nn.recurrence import Core, RecurrentDepth
 from looped.nn.rows import Rows
 

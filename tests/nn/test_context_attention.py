@@ -13,7 +13,7 @@ from looped.errors import UserError
 from looped.nn import attention as module
 from looped.nn import backends
 from looped.nn.attention import attention, context_attention
-from looped.nn.bias import CleanNoisy
+from looped.nn.masks import CleanNoisy
 
 B, L, H, K = 2, 6, 4, 8
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from looped.config import load_config
-from looped.data.labelled import Picture
+from looped.data.image_batches import ImageSpec
 from looped.errors import UserError
 from looped.models.build import build
 from looped.nn.exit_gate import ExitGate, gate_of, log_chances
@@ -44,7 +44,7 @@ def test_a_gate_is_a_linear_map_in_float32_or_wider(dtype):
 @pytest.mark.parametrize("flags", [{}, {"blocks.num": 2, "recurrence.mean": 4}, {"images.source": "digits"}], ids=str)
 def test_a_gate_leaves_the_other_weights_as_they_are(flags):
     """It draws nothing, learns nothing unasked, and says 1/2."""
-    picture = Picture(1, 8, 8, 4) if flags.get("images.source") else None
+    picture = ImageSpec(1, 8, 8, 4) if flags.get("images.source") else None
     plain, gated = (build(load_config(None, SMALL | flags | {"model.exit_gate": on}), 20, picture)
                     for on in (False, True))
     ours, theirs = plain.state_dict(), gated.state_dict()

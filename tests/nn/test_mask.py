@@ -10,9 +10,9 @@ from attention_oracle import formula, qkv
 from looped.errors import UserError
 from looped.nn.attention import attention
 from looped.nn.backends import flex_block_mask, run_flex
-from looped.nn.bias import Causal, Full, Near, Packed, Padded, SlidingWindow
 from looped.nn.layers import Attention, Rotary
-from looped.nn.mask import Mask, Table
+from looped.nn.mask_base import Mask, Table
+from looped.nn.masks import Causal, Full, Near, Packed, Padded, SlidingWindow
 from looped.nn.recurrence import RecurrentDepth
 from looped.nn.rows import Rows
 

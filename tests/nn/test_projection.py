@@ -10,8 +10,8 @@ from torch.nn.utils import parametrize
 from looped.config import Config
 from looped.errors import UserError
 from looped.models.build import build
-from looped.nn.bias import Causal
 from looped.nn.layers import FeedForward, Rotary, TransformerLayer
+from looped.nn.masks import Causal
 from looped.nn.projection import cast_for, is_plain
 from looped.nn.rows import Rows
 from looped.objectives import build_objective

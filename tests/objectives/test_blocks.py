@@ -9,7 +9,7 @@ from looped.errors import UserError
 from looped.evaluation.likelihood import losses_by_depth
 from looped.inference.generate import generate
 from looped.models.build import build
-from looped.nn.bias import CleanNoisy, CleanNoisyBlocks
+from looped.nn.masks import CleanNoisy, CleanNoisyBlocks
 from looped.objectives import build_objective
 from looped.rng import StepRandom
 

@@ -9,8 +9,8 @@ from looped.data.problems import prepare_task
 from looped.diffusion import denoiser as denoiser_module
 from looped.diffusion.denoiser import levels_of
 from looped.diffusion.noise import interval
+from looped.diffusion.sampling_params import SamplingParams
 from looped.diffusion.schedules import schedule
-from looped.diffusion.steering import Steering
 from looped.errors import UserError
 from looped.evaluation.likelihood import losses_by_depth, losses_by_sigma, losses_by_solver
 from looped.inference.denoised_text import DenoiseWriter
@@ -240,7 +240,7 @@ def test_everything_that_reads_a_denoiser_reads_several_blocks(context):
 def test_a_token_is_solved_from_the_logits_of_the_whole_sequence_at_every_level(context):
     """The writer keeps clean keys and values of every block, and adds to them token by token."""
     objective, seen = make(**{"denoise.context": context}).eval().double(), []
-    writer, rows = DenoiseWriter(objective, N, Steering(), Padding(None, 3)), tokens()[:, :5]
+    writer, rows = DenoiseWriter(objective, N, SamplingParams(), Padding(None, 3)), tokens()[:, :5]
     read = objective.denoiser.read
 
     def watched(z, sigma, e, rows, **options):

@@ -10,7 +10,7 @@ from looped.config import load_config
 from looped.errors import UserError
 from looped.models.build import build
 from looped.objectives import build_objective
-from looped.objectives.state_norm import cautions
+from looped.objectives.degenerate_loops import cautions
 from looped.rng import StepRandom
 from looped.training.optim import build_optimizers
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from looped.config import load_config
-from looped.data.labelled import Picture, SoughtImages
+from looped.data.image_batches import ImageSpec, SoughtImages
 from looped.diffusion.noise import interval
 from looped.errors import UserError
 from looped.models.build import build
@@ -12,7 +12,7 @@ from looped.objectives import build_objective
 from looped.rng import StepRandom
 from looped.training.optim import build_optimizers
 
-PICTURE = Picture(1, 4, 4, 2)
+PICTURE = ImageSpec(1, 4, 4, 2)
 SMALL = {"images.source": "digits", "images.goal": "generate", "objective": "denoise", "model.width": 16,
          "model.num_heads": 2, "model.num_prelude_layers": 0, "model.num_coda_layers": 0, "model.num_core_layers": 3,
          "model.injection": "none", "denoise.cond_width": 16, "denoise.context": "inject", "denoise.weight": "edm",
@@ -67,7 +67,7 @@ def test_blocks_and_their_twin_have_the_same_layers_and_cost_by_those_that_run()
 
 
 def test_an_untouched_model_begins_at_a_loss_of_one():
-    objective = make(picture=Picture(1, 4, 4, 2, deviation=0.25))
+    objective = make(picture=ImageSpec(1, 4, 4, 2, deviation=0.25))
     with torch.no_grad():
         objective.model.pixels.weight.zero_()
     images = SoughtImages(0.25 * torch.randn(2000, 1, 4, 4, generator=torch.Generator().manual_seed(1)),

@@ -10,7 +10,7 @@ import torch
 from looped.config import load_config
 from looped.data.batch import Batch
 from looped.diffusion.bridge import bridge
-from looped.diffusion.denoiser import Walk
+from looped.diffusion.denoiser import Trajectory
 from looped.diffusion.samplers import sample_ancestral
 from looped.models.build import build
 from looped.nn.layers import TransformerLayer
@@ -122,7 +122,7 @@ def test_two_trained_steps_are_those_of_the_ancestral_solver(carry, context, mon
     value = objective(tokens(), random_of()).value
 
     e = objective.model.encode(x)
-    walk, readings, solved = Walk(denoiser), [], []
+    walk, readings, solved = Trajectory(denoiser), [], []
 
     def denoise(z, sigma):
         sigma = torch.full((B,), sigma, dtype=torch.float64)
@@ -184,7 +184,7 @@ def test_a_walk_reads_with_what_the_reading_before_handed_on(carry):
     outputs = []
     objective.model.recurrence.core.register_forward_hook(lambda module, args, output: outputs.append(output))
 
-    walk = Walk(denoiser)
+    walk = Trajectory(denoiser)
     logits = walk(first, high, e, rows)
     by_hand = {"estimate": logits.softmax(-1) @ denoiser.table() / denoiser.edm.sigma_data, "latent": outputs[0]}[carry]
     again = walk(second, low, e, rows)
@@ -202,7 +202,7 @@ def test_a_step_trains_on_what_its_own_first_reading_hands_on(carry):
         random = random_of(step_with(first_reading))
         sigma = objective.levels(random, L)
         z = denoiser.target(y) + sigma.float()[:, None, None] * random.normal("noise", (L, DIM))
-        walk, rows = Walk(denoiser), Rows(context=objective.model.make_context(e, "context"))
+        walk, rows = Trajectory(denoiser), Rows(context=objective.model.make_context(e, "context"))
         readings = [token_losses(walk(z, sigma, e, rows), y).mean() for _ in range(2)]
         values[first_reading] = objective(tokens(), random).value, readings
         assert abs(readings[0] - readings[1]) > 1e-3

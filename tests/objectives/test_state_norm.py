@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from looped.config import load_config
-from looped.evaluation.motion import Motion, growth
+from looped.evaluation.state_stats import StateStats, growth
 from looped.models.build import build
-from looped.objectives.state_norm import cautions
+from looped.objectives.degenerate_loops import cautions
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of the same calls
 
@@ -22,7 +22,7 @@ def config_of(injection, block, state_init="zero", objective="full"):
 
 
 def states(config, tokens, depth=128):
-    model, motion = build(config, 20), Motion()
+    model, motion = build(config, 20), StateStats()
     e = model.encode(tokens)
     noise = torch.randn(e.shape, generator=torch.Generator().manual_seed(1)) if model.recurrence.needs_noise else None
     with torch.no_grad():

@@ -6,8 +6,8 @@ import torch
 from looped.config import load_config
 from looped.data.problems import prepare_task
 from looped.errors import UserError
-from looped.inference.exits import Stopping
-from looped.inference.loop import LoopRollout
+from looped.inference.exits import EarlyExit
+from looped.inference.loop_rollout import LoopRollout
 from looped.inference.rollout import rollout_of
 from looped.models.build import build
 from looped.nn.rows import PLAIN, Rows
@@ -66,7 +66,7 @@ def test_a_loop_takes_the_blocks_in_turn_and_counts_their_layers():
 def test_answers_are_looked_for_by_the_blocks_in_turn():
     config, rule = make(**{"task.name": "prefix-sums", "task.difficulty": [6, 6]})
     batch = prepare_task(config.task).train.batch(0, batch_size=2, seed=0)
-    stopping = Stopping(batch)
+    stopping = EarlyExit(batch)
     *_, last = LoopRollout(rule).states(batch, 4, StepRandom(0, 0, count=2), stopping)
     rows = rows_of_batch(batch)
     torch.testing.assert_close(last, rule.model.unroll(rule.model.encode(batch.inputs, rows), rows, grad=4))

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from looped.compare.budgets import LATER
+from looped.compare.matched_compute import LATER
 from looped.reproduce.plan import Result, plan_entries
 from looped.reproduce.table import report
 

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from looped.training import checkpoint as ckpt
-from looped.training.monitor import TIMING
+from looped.training.logs import TIMING
 
 
 def weights(run):

@@ -7,7 +7,7 @@ import pytest
 from looped.config import load_config
 from looped.errors import UserError
 from looped.training.callbacks import Callback, EarlyStopping, Trackers
-from looped.training.monitor import read_metrics
+from looped.training.logs import read_metrics
 from looped.training.train import open_trainer, train
 
 pytestmark = pytest.mark.usefixtures("unchecked")

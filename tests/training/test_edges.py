@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from looped.config import load_config
-from looped.diffusion.from_config import edges_of, noise_from_config
 from looped.diffusion.noise import Adaptive, partition
+from looped.diffusion.noise_from_config import edges_of, noise_from_config
 from looped.errors import UserError
 from looped.training.edges import with_measured_edges
 from looped.training.runs import load_run

@@ -13,8 +13,8 @@ from PIL import Image
 
 from looped.cli import main
 from looped.config import load_config
-from looped.data.images import Scale
-from looped.data.labelled import Picture
+from looped.data.image_batches import ImageSpec
+from looped.data.images import Normalizer
 from looped.errors import UserError
 from looped.evaluation.image_features import classifier_features, pixel_features
 from looped.evaluation.image_samples import make_images, tile
@@ -160,7 +160,7 @@ def test_tiles_stand_where_they_belong():
 
 def test_the_true_deviation_is_measured_where_pixels_are_not_normalised():
     from looped.config.images import ImageConfig
-    from looped.data.labelled import prepare_labelled
+    from looped.data.image_batches import prepare_labelled
 
     for normalise in ("standard", "symmetric"):
         data = prepare_labelled(ImageConfig(source="digits", normalise=normalise), 2)
@@ -190,7 +190,7 @@ def test_what_does_not_apply_is_refused_in_a_sentence(command, why, runs, capsys
 def test_a_classifier_of_other_sizes_and_guidance_without_hidden_classes_are_refused(runs):
     run = load_run(runs / "namer")
     with pytest.raises(UserError, match="takes images of 8 x 8 pixels in 1 channels, and these are 16 x 8 in 3"):
-        classifier_features("namer", run.objective, run.config, Scale((0.5,), (0.5,)), Picture(3, 16, 8, 4))
+        classifier_features("namer", run.objective, run.config, Normalizer((0.5,), (0.5,)), ImageSpec(3, 16, 8, 4))
     maker = load_run(runs / "maker").objective
     maker.label_dropout = 0.0
     with pytest.raises(UserError, match=r"images.label_dropout 0; use 1"):
@@ -198,7 +198,7 @@ def test_a_classifier_of_other_sizes_and_guidance_without_hidden_classes_are_ref
 
 
 def test_an_optimiser_step_can_be_timed():
-    from looped.cost.arms import Stepper
+    from looped.cost.arm_timing import Stepper
 
     stepper = Stepper(load_config(None, TINY | RULES["blocks"]))
     assert stepper.step()["seconds"] > 0

@@ -10,8 +10,8 @@ import torch
 
 from looped.cli import main
 from looped.config import load_config
-from looped.data.heldout import heldout_text
-from looped.data.opening import open_data
+from looped.data.eval_text import heldout_text
+from looped.data.from_config import open_data
 from looped.errors import UserError
 from looped.training.checkpoint import list_checkpoints
 from looped.training.heldout import heldout_own

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from looped.cli import main
-from looped.data.opening import open_data
+from looped.data.from_config import open_data
 from looped.errors import UserError
 from looped.tasks.prefix_sums import PrefixSums
 from looped.training.runs import load_run

@@ -130,7 +130,7 @@ def test_patches_that_do_not_fit_are_refused_before_training(tmp_path):
 
 
 def test_an_optimiser_step_on_images_can_be_timed():
-    from looped.cost.arms import Stepper
+    from looped.cost.arm_timing import Stepper
 
     stepper = Stepper(load_config(None, TINY))
     assert stepper.step()["seconds"] > 0

@@ -16,7 +16,7 @@ from same_runs import assert_same, figures
 from looped.cli import main
 from looped.config import dump_config
 from looped.errors import UserError
-from looped.training.launcher import PLAIN, READ, check_launcher
+from looped.training.launcher_env import PLAIN, READ, check_launcher
 from looped.training.train import train
 
 ACCUMULATION = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"

@@ -10,7 +10,7 @@ import pytest
 
 from looped.config import dump_config
 from looped.errors import UserError
-from looped.training.monitor import TIMING, Meter, Monitor, append, keep_until, read_metrics
+from looped.training.logs import TIMING, Meter, Monitor, append, keep_until, read_metrics
 from looped.training.train import train
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of the same calls

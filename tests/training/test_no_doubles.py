@@ -15,7 +15,7 @@ from no_doubles import OnDevice, no_doubles
 
 from looped.config import load_config
 from looped.config.training import OptimConfig
-from looped.data.opening import open_data
+from looped.data.from_config import open_data
 from looped.models.build import build
 from looped.objectives import build_objective
 from looped.rng import StepRandom

@@ -11,7 +11,7 @@ from looped.config import dump_config
 from looped.models.build import build
 from looped.objectives import build_objective
 from looped.rng import StepRandom
-from looped.training.monitor import read_metrics
+from looped.training.logs import read_metrics
 from looped.training.runs import load_run
 from looped.training.train import train
 

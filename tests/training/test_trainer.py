@@ -21,7 +21,7 @@ from looped.objectives import Denoise, Loss, build_objective
 from looped.rng import StepRandom
 from looped.training import checkpoint as ckpt
 from looped.training.heldout import heldout_figures
-from looped.training.measures import clock_of, micro_batch_size
+from looped.training.micro_batch import clock_of, micro_batch_size
 from looped.training.runs import load_run
 from looped.training.train import train
 
@@ -160,7 +160,7 @@ def test_a_budget_of_layer_forwards_counts_the_objectives_cost(tmp_path, tiny):
 def test_a_budget_of_seconds_counts_training_alone_and_over_resumes(tmp_path, tiny, monkeypatch, clock, read):
     """On a clock that moves a sixteenth of a second whenever it is read, and by hours during an evaluation."""
     ticks = itertools.count()
-    monkeypatch.setattr("looped.training.measures.time", SimpleNamespace(**{read: lambda: next(ticks) / 16}))
+    monkeypatch.setattr("looped.training.micro_batch.time", SimpleNamespace(**{read: lambda: next(ticks) / 16}))
 
     def slow(objective, data, config):
         for _ in range(100_000):

@@ -15,7 +15,7 @@ import looped
 from looped.cli import main
 from looped.compare.runner import Child
 from looped.config import dump_config
-from looped.cost.arms import Arm
+from looped.cost.arm_timing import Arm
 from looped.training.train import train
 
 ROOT = Path(looped.__file__).parents[1]

@@ -1,4 +1,4 @@
-"""A family of pretrained models: its config.json mapped to our settings, its tensors to ours; and the cut of a stack.
+"""Base of the model families: config.json and tensors mapped to ours, a stack split into prelude, core and coda.
 
 The map of a family works in both directions: a `Link` says which rows of which tensors are equal there and here.
 """

@@ -9,7 +9,7 @@ from looped.config import Config
 from looped.config.presets import PRESETS
 from looped.errors import UserError
 from looped.hub.families.base import CORE, Cut, Family, Layout, Link, Places, Raw, refuse, require, same
-from looped.hub.families.written import check_like, core_layers, rope_parameters
+from looped.hub.families.export_config import check_like, core_layers, rope_parameters
 
 PRENORM = {"n1": "input_layernorm", "n3": "post_attention_layernorm"}
 POSTNORM = {"n2": "post_attention_layernorm", "n4": "post_feedforward_layernorm"}

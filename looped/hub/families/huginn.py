@@ -17,7 +17,7 @@ from looped.config.model import ModelConfig
 from looped.errors import UserError
 from looped.hub.families.base import CORE, Cut, Family, Layout, Link, Raw, refuse, require, same
 from looped.hub.families.dense import rope_of
-from looped.hub.families.written import SIZES, check_like
+from looped.hub.families.export_config import SIZES, check_like
 
 BLOCK = 4096
 """Number of positions with precomputed angles in Huginn's code."""

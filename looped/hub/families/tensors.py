@@ -1,4 +1,4 @@
-"""Safetensors of a folder, one file or several, read tensor by tensor; and a check of links against them."""
+"""Safetensors of a folder, one file or several, read tensor by tensor; and a check that a family's links fit them."""
 
 import json
 import re

@@ -11,7 +11,6 @@ sections 2 and 3.3.
 import math
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
@@ -24,6 +23,7 @@ from looped.nn.layers import TransformerLayer
 from looped.nn.rows import Rows
 from looped.objectives.base import EVERYBODY, Classifier, Loss, Objective, rows_of_batch
 from looped.rng import StepRandom
+from looped.shapes import Float, Int
 
 Labels = Int[Tensor, "batch"]
 Goodness = Float[Tensor, "layers batch"]

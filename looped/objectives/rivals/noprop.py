@@ -13,7 +13,6 @@ import itertools
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -26,8 +25,9 @@ from looped.models.language import LanguageModel
 from looped.nn.projection import cast_for, head_logits
 from looped.nn.rows import Rows
 from looped.objectives.base import Classifier, Loss, Objective, rows_of_batch
-from looped.objectives.rivals.preserving import SCHEDULES, Schedule, posterior, prior_divergence
+from looped.objectives.rivals.vp_noise import SCHEDULES, Schedule, posterior, prior_divergence
 from looped.rng import StepRandom
+from looped.shapes import Float, Int
 
 Embedded = Float[Tensor, "batch dim"]
 

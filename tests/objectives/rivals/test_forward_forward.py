@@ -6,8 +6,8 @@ from torch.nn.functional import logsigmoid, normalize
 
 from looped.config import load_config
 from looped.config.training import EvaluationConfig
+from looped.data.image_batches import ImageSpec
 from looped.data.images import ImageBatch
-from looped.data.labelled import Picture
 from looped.errors import UserError
 from looped.inference.rollout import rollout_of
 from looped.models.build import build
@@ -17,7 +17,7 @@ from looped.objectives.rivals.forward_forward import normalised
 from looped.rng import StepRandom
 
 CLASSES, ROWS, LAYERS = 5, 4, 3
-PICTURE = Picture(1, 4, 4, 2)
+PICTURE = ImageSpec(1, 4, 4, 2)
 SMALL = {"objective": "forward-forward", "images.source": "digits", "model.width": 16, "model.num_heads": 2,
          "model.num_prelude_layers": 0, "model.num_core_layers": LAYERS, "model.num_coda_layers": 0,
          "model.patch_size": 2, "model.injection": "none"}

@@ -7,18 +7,18 @@ from torch.nn.functional import cross_entropy
 from looped.config import load_config
 from looped.config.training import EvaluationConfig
 from looped.data.batch import Batch
+from looped.data.image_batches import ImageSpec
 from looped.data.images import ImageBatch
-from looped.data.labelled import Picture
 from looped.errors import UserError
 from looped.inference.rollout import rollout_of
 from looped.models.build import build
 from looped.objectives import build_objective
 from looped.objectives.base import rows_of_batch
-from looped.objectives.rivals.preserving import posterior, prior_divergence
+from looped.objectives.rivals.vp_noise import posterior, prior_divergence
 from looped.rng import StepRandom
 
 CLASSES, ROWS = 6, 4
-PICTURE = Picture(1, 4, 4, 2)
+PICTURE = ImageSpec(1, 4, 4, 2)
 SMALL = {"images.source": "digits", "model.width": 16, "model.num_heads": 2, "model.num_prelude_layers": 1,
          "model.num_core_layers": 3, "model.patch_size": 2, "denoise.cond_width": 8, "noprop.dim": 8}
 BLOCKS = {"noprop-dt": {"blocks.num": 3}, "noprop-ct": {}, "noprop-fm": {}}

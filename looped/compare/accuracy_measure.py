@@ -1,0 +1,62 @@
+"""Measurement of runs by their right answers: which held-out problems are solved, or images classified correctly, by
+depth."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from looped.compare.measure import Common, Measured, Measurer
+from looped.evaluation.rows import Row
+from looped.shapes import Bool, Float
+
+CHOOSING, REPORTED = slice(0, None, 2), slice(1, None, 2)
+"""The half of the held-out examples on which the best depth is chosen, and the half that is reported: the best of
+several noisy values is biased upwards on the examples it was chosen on."""
+
+
+@dataclass(frozen=True)
+class ShareMeasured(Measured):
+    """One measured run. `right[difficulty][depth]`: 1 for each held-out problem that is solved, else 0; images have a
+    single difficulty, None."""
+
+    right: dict[int | None, dict[int, Float[Tensor, "num"]]]
+
+    @property
+    def hardest(self) -> int | None:
+        """The difficulty that the training curve follows."""
+        return None
+
+    @property
+    def followed(self) -> Float[Tensor, "half"]:
+        """The reported half at the depth that is best on the choosing half; ties go to the shallowest depth."""
+        by_depth = self.right[self.hardest]
+        best = max(sorted(by_depth), key=lambda depth: by_depth[depth][CHOOSING].mean().item())
+        return self.reported(self.hardest, best)
+
+    def reported(self, difficulty: int | None, depth: int) -> Float[Tensor, "half"]:
+        """1 or 0 for each example of the reported half."""
+        return self.right[difficulty][depth][REPORTED]
+
+
+class ShareMeasurer(Measurer):
+    """Measurer whose evaluations hold right answers; every arm and seed gets the same examples."""
+
+    keys: ClassVar[frozenset[str]] = frozenset({"right"})
+    measured: ClassVar[type[ShareMeasured]]
+
+    def made(self, found: Mapping[str, Any], common: Common) -> ShareMeasured:
+        right = {json.loads(difficulty): {int(depth): torch.tensor(each, dtype=torch.float64)
+                                          for depth, each in by_depth.items()}
+                 for difficulty, by_depth in found["right"].items()}
+        return self.measured(*common, right=right)
+
+
+def as_json(rows: Sequence[Row], right: Mapping[int | None, Mapping[int, Bool[Tensor, "num"]]]) -> dict[str, Any]:
+    """The result of an evaluation as JSON values."""
+    return {"rows": [row.as_dict() for row in rows],
+            "right": {json.dumps(difficulty): {str(depth): each.int().tolist() for depth, each in by_depth.items()}
+                      for difficulty, by_depth in right.items()}}

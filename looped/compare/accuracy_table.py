@@ -1,0 +1,64 @@
+"""The table of fractions of right answers, one line per arm, with the notes below it."""
+
+from collections.abc import Sequence
+
+from looped.compare.accuracy_summary import Level, ShareSummary
+from looped.compare.plan import Plan
+from looped.compare.table_cells import closing_notes, cost_cells, difference_cell, mean_cell, over_seeds
+from looped.reports.sections import Table
+
+AT = {"trained": "trained depth", "best": "best depth", "deepest": "deepest"}
+COSTS = ("seconds", "steps", "layer forwards", "peak MB")
+
+
+def share_table(arms: Sequence[ShareSummary], plan: Plan) -> Table:
+    """Four columns per difficulty, then the costs."""
+    columns = [*AT.values(), f"against {arms[0].name}"]
+    header = ["arm", *(column if difficulty is None else f"{difficulty}: {column}" for difficulty in arms[0].levels
+                       for column in columns), *COSTS]
+    return Table(header, [_line(arm) for arm in arms])
+
+
+def _line(arm: ShareSummary) -> list[str]:
+    cells = [cell for level in arm.levels.values() for cell in _cells(level)]
+    return [arm.name, *cells, *(cost_cells(arm)[name] for name in COSTS)]
+
+
+def _cells(level: Level) -> list[str]:
+    """`0.912 ± 0.013 (8)`, the depth in brackets."""
+    return [*(f"{mean_cell(level.shares[level.at[at]])} ({level.at[at]})" for at in AT),
+            difference_cell(level.difference)]
+
+
+def share_notes(arms: Sequence[ShareSummary], plan: Plan, *, one: str, group: str, followed: str) -> list[str]:
+    """Notes that explain the columns. `one`: problem or image; `group`: the set that a value averages over; `followed`:
+    the set behind the training curves."""
+    first, config = arms[0].runs[0], plan.config
+    difficulty, by_depth = next(iter(first.right.items()))
+    depth = next(iter(by_depth))
+    num, half = len(by_depth[depth]), len(first.reported(difficulty, depth))
+    return [
+        f"trained depth: the mean trained depth of a loop; for a denoiser and ar, which are trained in one pass, one "
+        f"step per block of the core. deepest: the largest measured depth, out of {', '.join(map(str, plan.depths))} "
+        f"and the trained depth.",
+        f"best depth: chosen on one half of the {num} {group} (those with even numbers), over all seeds of an arm; "
+        f"ties go to the shallowest. All values in the table are computed on the other {half} {one}s, since the best "
+        f"of several values is biased upwards on the {one}s it was chosen on.",
+        f"against {arms[0].name}: the difference at each arm's own best depth, paired by {one} and seed; the 95 % "
+        f"interval is a bootstrap over {one}s of the mean over seeds, so it does not include the spread between seeds.",
+        f"The training curves, the table at equal budgets and the budget at which an arm reaches another's final "
+        f"{first.gauge.name} use the evaluations in metrics.jsonl: {followed} at the best of the depths "
+        f"{', '.join(map(str, config.evaluation.depths))}. That depth is chosen on the same {one}s, so these values "
+        f"are slightly too good.",
+        *closing_notes(arms, plan),
+    ]
+
+
+def image_notes(arms: Sequence[ShareSummary], plan: Plan) -> list[str]:
+    """Notes of a comparison on images."""
+    return [
+        f"Accuracy: the fraction of held-out images ({plan.config.images.source}) that are classified correctly "
+        f"(higher is better), {over_seeds(plan)}. The number in brackets is the depth: loop steps, or solver steps of "
+        f"a denoiser.",
+        *share_notes(arms, plan, one="image", group="held-out images", followed="all held-out images"),
+    ]

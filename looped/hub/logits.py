@@ -1,0 +1,147 @@
+"""Logits of a trained model for other programs: of all tokens at once, or of new tokens with a cache.
+
+There is one reader per rollout (`READERS`). A row's logits depend only on its own tokens and the seed: every row uses
+the draws of a batch's first row, and each position has its own initial noise, whatever the padding or chunk size.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from looped.config import Config
+from looped.diffusion.sampling_params import SamplingParams
+from looped.errors import UserError
+from looped.inference.denoised_text import DenoiseWriter, TeacherForced
+from looped.inference.loop_rollout import read_on
+from looped.inference.padding import Reading
+from looped.inference.rollout import rollout_of
+from looped.nn.projection import head_logits
+from looped.objectives.base import Objective, rows_of_batch
+from looped.rng import StepRandom
+from looped.shapes import Float
+
+GREEDY, PLAIN = SamplingParams(temperature=0), SamplingParams()
+
+
+class Reader:
+    """The logits of an objective. Raises UserError for anything it cannot compute."""
+
+    def __init__(self, objective: Objective, seed: int):
+        self.objective = objective
+        self.model: Any = objective.model
+        self.seed = seed
+
+    def draws(self, reading: Reading) -> Callable[[int], StepRandom]:
+        """Number of a step or position -> its random draws, the same for all rows."""
+        num = len(reading.tokens)
+        return partial(StepRandom, self.seed, count=num, rows=[0] * num, device=reading.tokens.device)
+
+    def logits(self, reading: Reading, keep: int) -> Float[Tensor, "batch kept vocab"]:
+        """Logits at the last `keep` positions, or at all of them (0)."""
+        raise NotImplementedError
+
+    def trained(self, reading: Reading) -> Float[Tensor, "batch new vocab"]:
+        """Logits for training, with gradient through as many last steps as the rule says (`Objective.backprop`)."""
+        raise UserError(f"a {type(self.objective).__name__} is not trained by its logits; train it with looped train, "
+                        f"and export it again")
+
+    def check_layers(self, family: str) -> None:
+        """Raises UserError if the steps cannot be written as layers of a dense stack or a loop of another family."""
+        raise UserError(f"a {type(self.objective).__name__} is not a plain loop, and {family} computes nothing else; "
+                        f"export it --to hf")
+
+    writes_uncached = True
+    """True if generation without a cache gives the same text as with one."""
+
+
+class LoopReader(Reader):
+    """Reader of a loop; its cache has keys and values of every step."""
+
+    def check_layers(self, family: str) -> None:
+        pass
+
+    def logits(self, reading: Reading, keep: int) -> Float[Tensor, "batch kept vocab"]:
+        r = reading
+        self._check_documents(r)
+        if r.cache is None and self.objective.separate:
+            return head_logits(self.model, self._of_documents(r)[:, -keep:])
+        state, rows = read_on(self.model, r, self.draws(r))
+        return head_logits(self.model, self.model.hidden(state, rows)[:, -keep:])
+
+    def _check_documents(self, r: Reading) -> None:
+        """Raises UserError if a cache would hold several documents, whose ends it does not know."""
+        if not self.objective.separate or r.cache is None:
+            return
+        ends = (r.tokens == self.objective.end_of_text) & (r.places() > 0)  # one may start a text or pad it
+        if bool(ends.any()):
+            raise UserError("this model was trained with data.documents separate, but a cache holds one document; end "
+                            "the text at its end-of-text token, or read it with use_cache=False")
+
+    def _check_unpadded(self, r: Reading) -> None:
+        if r.padding.empty is not None:
+            raise UserError("training, and texts of several documents, need texts without padding on the left; "
+                            "pad on the right (tokenizer.padding_side = 'right')")
+
+    def _of_documents(self, r: Reading) -> Tensor:
+        """Final states, with each document read as if it stood alone."""
+        self._check_unpadded(r)
+        batch = self.objective.ask(torch.cat([r.tokens, r.tokens[:, -1:]], dim=1))
+        rows = rows_of_batch(batch)
+        e = self.model.encode(batch.inputs, rows)
+        noise = None
+        if self.model.recurrence.needs_noise:
+            noise = r.padding.normal_by_place(self.draws(r), "state", 0, e.shape[1], e.shape[2])
+        return self.model.hidden(self.model.unroll(e, rows, grad=r.depth, noise=noise), rows)
+
+    def trained(self, reading: Reading) -> Float[Tensor, "batch new vocab"]:
+        r, model, last = reading, self.model, self.objective.backprop
+        self._check_unpadded(r)
+        batch = self.objective.ask(torch.cat([r.tokens, r.tokens[:, -1:]], dim=1))
+        rows = rows_of_batch(batch)
+        e = model.encode(batch.inputs, rows)
+        noise = None
+        if model.recurrence.needs_noise:
+            noise = torch.randn_like(e, dtype=torch.float32)
+        grad = r.depth if last is None else min(last, r.depth)
+        return model.decode(model.unroll(e, rows, no_grad=r.depth - grad, grad=grad, noise=noise), rows)
+
+
+class SolverReader(Reader):
+    """Reader of a denoiser: `depth` solver steps per token, from noise that is the same for every text."""
+
+    writes_uncached = False
+
+    def __init__(self, objective: Objective, seed: int):
+        super().__init__(objective, seed)
+        if objective.config.block_size > 1:
+            raise UserError(f"this denoiser predicts {objective.config.block_size} tokens at a time "
+                            f"(denoise.block_size), but transformers expects one; sample it with looped generate")
+
+    def logits(self, reading: Reading, keep: int) -> Float[Tensor, "batch kept vocab"]:
+        """Teacher-forced logits: each token is predicted from the true earlier ones."""
+        r = reading
+        if r.padding.empty is not None:
+            raise UserError("a denoiser's logits need texts without padding on the left; give texts of one length, "
+                            "or one at a time")
+        rows = torch.cat([r.tokens, r.tokens[:, -1:]], dim=1)  # no row attends to the last one
+        return TeacherForced(self.objective, rows).logits(r.depth, self.draws(r)(0), "")[:, -keep:]
+
+    def writer(self, reading: Reading, steering: SamplingParams) -> DenoiseWriter:
+        """A writer that starts from the beginning of the prompts."""
+        return DenoiseWriter(self.objective, reading.depth, steering, reading.padding)
+
+
+READERS: dict[str, type[Reader]] = {"loop": LoopReader, "solver": SolverReader}
+"""Name of a rollout -> class of its reader."""
+
+
+def reader_of(objective: Objective, config: Config) -> Reader:
+    """The reader of an objective. Raises UserError for a model that does not generate text token by token."""
+    name = rollout_of(objective).name
+    if not config.kind.writes or name not in READERS:
+        raise UserError(f"a {type(objective).__name__} on {config.kind.noun} predicts no next token, but transformers "
+                        f"needs models that do: loops and denoisers of text")
+    return READERS[name](objective, config.seed)

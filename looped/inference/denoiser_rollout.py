@@ -1,0 +1,255 @@
+"""Rollout of a denoiser: `depth` steps of its configured solver, along one trajectory or several.
+
+Each of the `evaluation.trajectories` starts from pure noise, or from zero (`denoise.start`). Problems that have exited
+are dropped from the network's batch, unless a clean context covers the whole batch.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from looped.config.denoise import DenoiseConfig
+from looped.config.training import EvaluationConfig
+from looped.data.batch import Batch
+from looped.devices import now
+from looped.diffusion.bridge import bridge
+from looped.diffusion.denoiser import Denoiser, levels_of
+from looped.diffusion.samplers import Settling
+from looped.diffusion.schedules import block_schedule
+from looped.diffusion.solver_from_config import evaluated_levels, solve
+from looped.inference.cost import NUM_CHECKS, Cost
+from looped.inference.denoised_text import DenoiseWriter, TeacherForced, bound
+from looped.inference.exits import EarlyExit, Exit
+from looped.inference.rollout import Answered, Likelihood, Readout, Rollout, own_normal, trajectories
+from looped.inference.text_writer import Writing, one_after_another
+from looped.nn.cache import Cache
+from looped.nn.rows import Rows
+from looped.objectives.base import rows_of_batch, token_losses
+from looped.objectives.denoise import Denoise, only_sought
+from looped.rng import StepRandom
+from looped.shapes import Float, Int
+
+
+class SolverRollout(Rollout):
+    """Depth is the number of solver steps; with several core blocks, the owner of a step's noise level runs it."""
+
+    name = "solver"
+    latent = "soft estimate"
+    samples = True
+
+    @property
+    def tokens_at_once(self) -> int:
+        return self.objective.config.block_size
+
+    def answers(self, batch: Batch, depths: Sequence[int], config: EvaluationConfig, random: StepRandom,
+                exit: Exit | None = None) -> dict[int, Answered]:
+        return {depth: self._answer(Solver(self.objective, batch), depth, random, config, exit) for depth in depths}
+
+    def _answer(self, solver: "Solver", depth: int, random: StepRandom, config: EvaluationConfig,
+                exit: Exit | None) -> Answered:
+        """Answer of one trajectory; of several, the argmax of the mean readout, or the most self-consistent answer."""
+        streams = trajectories(config)
+        runs = [solver.run(depth, random, stream=stream, exit=exit) for stream in streams]
+        used, cost = torch.stack([run.used for run in runs]), self.answer_cost(depth, config)
+        if config.choose == "mean" or len(runs) == 1:
+            mean = torch.stack([run.logits.softmax(-1) for run in runs]).mean(0)
+            return Answered.by(mean.argmax(-1), used, cost)
+        answers = torch.stack([run.logits.argmax(-1) for run in runs])  # trajectories, B, L
+        chosen = torch.stack([solver.consistency(each, random, stream)
+                              for each, stream in zip(answers, streams, strict=True)]).argmax(0)
+        return Answered.by(answers[chosen, torch.arange(len(chosen), device=used.device)], used, cost)
+
+    def answer_cost(self, depth: int, config: EvaluationConfig, *, early: bool = False) -> Cost:
+        networks = 1 if self.objective.config.guidance == 1 else 2
+        checks: list[float] = []
+        if config.choose == "consistent" and config.trajectories > 1:
+            middle = torch.tensor([check_level(self.objective)], dtype=torch.float64)
+            checks = self._readings(middle) * (NUM_CHECKS * config.trajectories)
+        return Cost(self._before, self._solver(depth, networks), runs=config.trajectories, networks=networks,
+                    checks=tuple(checks), together=self.objective.config.context != "inject")
+
+    def likelihood_cost(self, depth: int) -> Cost:
+        c = self.objective.config
+        levels = block_schedule(c.schedule, depth, self.objective.noise, c.block_size, c.order)
+        return Cost(self._before, tuple(self._readings(levels[:, 0])))
+
+    def sampled_cost(self, depth: int, num_trajectories: int) -> Cost:
+        """Cost of `sampled_losses`: teacher forcing, for which `inject` also evaluates the noised truth."""
+        networks = 2 if self.objective.config.context == "inject" else 1
+        return Cost(self._before, self._solver(depth, networks), runs=num_trajectories, networks=networks)
+
+    @property
+    def _before(self) -> int:
+        """Layers of the prelude and, for `concat`, of the clean rows: each block, and the coda without its last layer,
+        which only needs keys and values."""
+        blocks, c = self.model.core_layers, self.model
+        clean = sum(blocks) + len(blocks) * max(c.num_coda_layers - 1, 0)
+        return c.num_prelude_layers + (clean if self.objective.config.context == "concat" else 0)
+
+    def _solver(self, depth: int, networks: int) -> tuple[float, ...]:
+        levels = evaluated_levels(self.objective.config, self.objective.noise, depth)
+        # If rows have their own levels there is one block, which owns all of them.
+        highest = torch.stack([torch.as_tensor(level, dtype=torch.float64).max() for level in levels])
+        return tuple(networks * layers for layers in self._readings(highest))
+
+    def _readings(self, levels: Float[Tensor, "readings"]) -> list[float]:
+        """Layers of a network evaluation at each level, by the block that owns it."""
+        layers, denoiser = self.model.core_layers, self.objective.denoiser
+        owners = [0] * len(levels) if denoiser.edges is None else denoiser.owners(levels).tolist()
+        return [float(layers[block] + self.model.num_coda_layers) for block in owners]
+
+    def steps(self, batch: Batch, depth: int, random: StepRandom, *, start: str | None = None) -> Iterator[Readout]:
+        """The soft estimate and the readout of each network evaluation."""
+        solver, seen = Solver(self.objective, batch), []
+        if start is not None:
+            solver.config = solver.config.model_copy(update={"start": start})
+        table = self.objective.denoiser.table()
+        solver.run(depth, random, watch=lambda step, z, logits, D: seen.append((bridge("soft", logits, table), logits)))
+        return iter(seen)
+
+    def steps_elsewhere(self, batch: Batch, depth: int, random: StepRandom, end: Tensor) -> Iterator[Readout]:
+        """Steps from other noise, even if the solver starts from zero."""
+        return self.steps(batch, depth, random, start="noise")
+
+    def losses(self, rows: Int[Tensor, "batch length_and_one"], depths: list[int],
+               random: StepRandom) -> Iterator[tuple[int, Tensor, float]]:
+        """The variational bound, with a schedule per depth. Each row sees the earlier ones as in training: the truth,
+        noised to its own level."""
+        for depth in depths:
+            began = now(rows.device)
+            losses = bound(self.objective, rows, depth, random)
+            yield depth, losses, now(rows.device) - began
+
+    def next_tokens(self, rows: Int[Tensor, "batch length_and_one"], depths: list[int],
+                    random: StepRandom) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """The bound of each token; the argmax is of the configured solver's last readout."""
+        for depth in depths:
+            solver = TeacherForced(self.objective, rows)
+            likeliest = solver.logits(depth, random, "likeliest").argmax(-1)
+            yield depth, bound(self.objective, rows, depth, random), likeliest == solver.y
+
+    def sampled_losses(self, rows: Int[Tensor, "batch length_and_one"], depths: list[int], random: StepRandom,
+                       num_trajectories: int) -> Iterator[tuple[int, Tensor, float]]:
+        for depth in depths:
+            began = now(rows.device)
+            solver = TeacherForced(self.objective, rows)
+            log_probs = [solver.log_probs(depth, random, f"trajectory{i}") for i in range(num_trajectories)]
+            mixture = torch.stack(log_probs).logsumexp(0) - math.log(num_trajectories)
+            yield depth, -mixture, now(rows.device) - began
+
+    def main(self, likelihood: Likelihood, depth: int, num_levels: int) -> Tensor:
+        """The cross-entropy at sigma_max, in one pass (with blocks: of each token without the others of its block)."""
+        (_, losses), = likelihood.by_level(1)
+        return losses
+
+    def levels(self, num: int) -> list[float]:
+        """Noise levels evenly spaced in ln sigma, highest first."""
+        noise = self.objective.noise
+        return torch.logspace(noise.x_max, noise.x_min, num, base=torch.e, dtype=torch.float64).tolist()
+
+    def losses_at(self, batch: Batch, level: float, random: StepRandom) -> Float[Tensor, "batch length"]:
+        target = self.objective.denoiser.target(batch.targets)
+        z = target + level * random.normal("noise", target.shape[1:])
+        return token_losses(self.objective.logits(batch, z, levels_of(z, level)), batch.targets)
+
+    def first_logits(self, batch: Batch, random: StepRandom) -> Float[Tensor, "batch length vocab"]:
+        """Logits at sigma_max."""
+        target, level = self.objective.denoiser.target(batch.targets), self.objective.noise.sigma_max
+        z = target + level * random.normal("noise", target.shape[1:])
+        return self.objective.logits(batch, z, torch.full((len(z),), level, dtype=torch.float64))
+
+    def write(self, prompt: Int[Tensor, "batch length"], num_tokens: int, depth: int, way: Writing) -> Tensor:
+        writer = DenoiseWriter(self.objective, depth, way.steering, way.padding)
+        return one_after_another(writer, prompt, num_tokens, way)
+
+    def hidden(self, batch: Batch, depth: int,
+               noise: Callable[[Tensor], Tensor]) -> Float[Tensor, "batch length width"]:
+        """The head's input at the highest noise level with z = 0, which carries nothing of the targets."""
+        rows, denoiser = rows_of_batch(batch), self.objective.denoiser
+        e = self.model.encode(batch.inputs, rows)
+        z = e.new_zeros(*e.shape[:2], denoiser.targets.dim)
+        sigma = torch.full((len(e),), self.objective.noise.sigma_max, dtype=torch.float64)
+        return denoiser.trace(z, sigma, e, rows.having(block=None if denoiser.edges is None else 0))[1]
+
+
+def check_level(objective: Denoise) -> float:
+    """The noise level at which an answer's self-consistency is measured: the geometric mean of both ends."""
+    return (objective.noise.sigma_min * objective.noise.sigma_max) ** 0.5
+
+
+class Solver:
+    """The configured solver of a denoiser on one batch of problems."""
+
+    def __init__(self, objective: Denoise, batch: Batch):
+        self.objective = objective
+        self.batch = batch
+        self.rows: Rows = rows_of_batch(batch)
+        self.denoiser: Denoiser = objective.denoiser
+        self.config: DenoiseConfig = objective.config
+        self.e: Tensor = objective.model.encode(batch.inputs, self.rows)
+        self.context: Cache | None = objective.model.make_context(self.e, self.config.context, self.rows)
+        self.rows = self.rows.having(context=self.context)
+
+    def run(self, depth: int, random: StepRandom, *, stream: str = "", exit: Exit | None = None,
+            watch: Callable[[int, Tensor, Tensor, Tensor], None] | None = None) -> EarlyExit:
+        """Run `depth` solver steps on the active problems. `watch(step, z, logits, D)` sees each network evaluation."""
+        stopping, carry, estimate = EarlyExit(self.batch, exit), None, None
+
+        def denoise(z: Tensor, level: float | Tensor) -> Tensor:
+            nonlocal carry, estimate
+            working = stopping.working
+            if not len(working):
+                return estimate
+            z = only_sought(z.float(), self.batch)
+            step = int(stopping.used.max())
+            uniform = random.uniform(f"{stream}bridge{step}", z.shape[1:2])
+            logits, carried = self._read(z, level, working, carry)
+            soft = bridge("soft", logits, self.denoiser.table())
+            new = self.denoiser.estimate(logits, uniform[working.to(uniform.device)])
+            stopping.take(logits, soft)
+            estimate = _put(estimate, working, new, len(z))
+            carry = None if carried is None else _put(carry, working, carried, len(z))
+            if watch is not None:
+                watch(step, z, logits, new)
+            return estimate
+
+        solve(self.config, self.objective.noise, denoise, depth,
+              normal=lambda name: own_normal(random, f"{stream}{name}", self.batch, self.denoiser.targets.dim),
+              settling=Settling(lambda: stopping.logits.softmax(-1).amax(-1), self.batch.sought))
+        return stopping
+
+    def _read(self, z: Tensor, level: float | Tensor, working: Tensor,
+              carry: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Logits of the active problems, and the carry of the step."""
+        sigma = levels_of(z, level)
+        if len(working) == len(z):
+            return self._guided(z, sigma, self.e, self.rows, carry)
+        if self.context is not None:  # its keys and values are those of the whole batch
+            logits, carried = self.denoiser.read(z, sigma, self.e, self.rows, carry=carry)
+            return logits[working], None if carried is None else carried[working]
+        return self._guided(z[working], sigma[working.to(sigma.device)], self.e[working],
+                            rows_of_batch(self.batch[working]), None if carry is None else carry[working])
+
+    def _guided(self, z: Tensor, sigma: Tensor, e: Tensor, rows: Rows,
+                carry: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        logits, carried = self.denoiser.read(z, sigma, e, rows, carry=carry)
+        return self.denoiser.guided(logits, z, sigma, e, rows, carry=carry), carried
+
+    def consistency(self, answers: Int[Tensor, "batch length"], random: StepRandom,
+                    stream: str) -> Float[Tensor, "batch"]:
+        """The denoiser's confidence in an answer that is noised afresh: the mean log-probability per cell at
+        `check_level`, over `NUM_CHECKS` noisings."""
+        target, level, total = self.denoiser.target(answers), check_level(self.objective), 0.0
+        for check in range(NUM_CHECKS):
+            eps = own_normal(random, f"{stream}check{check}", self.batch, target.shape[-1])
+            logits = self.denoiser(only_sought(target + level * eps, self.batch), levels_of(target, level), self.e,
+                                   self.rows)
+            total = total + self.batch.mean(logits.log_softmax(-1).gather(-1, answers.unsqueeze(-1)).squeeze(-1))
+        return total / NUM_CHECKS
+
+
+def _put(old: Tensor | None, rows: Tensor, new: Tensor, num: int) -> Tensor:
+    """`old` with `new` in the given rows of a batch of `num`."""
+    return new if len(rows) == num else old.index_copy(0, rows, new)

@@ -1,0 +1,216 @@
+"""Rollout of a loop: `depth` steps from the initial state, read out at the end or on the way."""
+
+import itertools
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from looped.config.training import EvaluationConfig
+from looped.data.batch import Batch
+from looped.devices import now
+from looped.inference.cost import Cost
+from looped.inference.exits import EarlyExit, Exit
+from looped.inference.padding import Draws, Reading
+from looped.inference.rollout import Answered, Readout, Rollout, own_normal
+from looped.inference.text_writer import Writing, one_after_another
+from looped.models.language import LanguageModel
+from looped.nn.cache import Cache
+from looped.nn.rows import Rows
+from looped.objectives.base import rows_of_batch, token_losses
+from looped.objectives.bptt import Unrolled
+from looped.rng import StepRandom
+from looped.shapes import Float, Int
+
+
+class LoopRollout(Rollout):
+    """Depth is the number of loop steps; the blocks of a core take turns."""
+
+    name = "loop"
+    together = True
+    encodes = True
+
+    def answers(self, batch: Batch, depths: Sequence[int], config: EvaluationConfig, random: StepRandom,
+                exit: Exit | None = None) -> dict[int, Answered]:
+        """Answers along one unroll to the deepest depth; a problem that has exited keeps its answer."""
+        stopping = EarlyExit(batch, exit, halt=getattr(self.objective, "halt_logit", None),
+                            gate=getattr(self.model, "exit_gate", None))
+        found, early = {}, exit is not None
+
+        def read_out(depth: int) -> Answered:
+            return Answered.by(stopping.logits.argmax(-1), stopping.used.unsqueeze(0),
+                               self.answer_cost(depth, config, early=early))
+
+        # An exit needs a readout after every step.
+        states = self.states(batch, max(depths), random, stopping, read=None if early else depths)
+        for step, _ in enumerate(states, start=1):
+            if step in depths:
+                found[step] = read_out(step)
+            if not stopping.active.any():
+                break
+        return {depth: found.get(depth) or read_out(depth) for depth in depths}
+
+    def answer_cost(self, depth: int, config: EvaluationConfig, *, early: bool = False) -> Cost:
+        c = self.model
+        steps = itertools.islice(itertools.cycle(self.model.core_layers), depth)
+        if early:
+            return Cost(c.num_prelude_layers, tuple(core + c.num_coda_layers for core in steps))
+        return Cost(c.num_prelude_layers + c.num_coda_layers, tuple(steps))
+
+    def likelihood_cost(self, depth: int) -> Cost:
+        return self.answer_cost(depth, EvaluationConfig())
+
+    def states(self, batch: Batch, depth: int, random: StepRandom, stopping: EarlyExit, *, start: Tensor | None = None,
+               read: Collection[int] | None = None) -> Iterator[Tensor]:
+        """Run the loop on the active problems of `stopping`, and yield the states of all problems after each step.
+
+        start: replaces the model's own initial state. read: the steps, counted from 1, that are read out; None: all.
+
+        With `recurrence.damping` d a step is s <- d s + (1 - d) step(s).
+        """
+        model, damping = self.model, self.objective.config.damping
+        rows = rows_of_batch(batch)
+        e = model.encode(batch.inputs, rows)
+        noise = own_normal(random, "state", batch, e.shape[-1]) if model.recurrence.needs_noise else None
+        state = model.initial_state(e, noise) if start is None else start
+        for step in range(depth):
+            working = stopping.working
+            if len(working) < len(state):
+                rows = rows_of_batch(batch[working])
+            before = state[working]
+            after = model.step(before, e[working], None, rows.having(block=model.recurrence.block_at(step)))
+            after = after if damping == 0 else damping * before + (1 - damping) * after
+            state = state.index_copy(0, working, after)
+            if read is None or step + 1 in read:
+                stopping.take(model.decode(after, rows), after)
+            else:
+                stopping.go_on()
+            yield state
+
+    def steps(self, batch: Batch, depth: int, random: StepRandom, *, start: Tensor | None = None) -> Iterator[Readout]:
+        stopping = EarlyExit(batch)
+        for state in self.states(batch, depth, random, stopping, start=start):
+            yield state, stopping.logits
+
+    def steps_elsewhere(self, batch: Batch, depth: int, random: StepRandom, end: Tensor) -> Iterator[Readout] | None:
+        """Steps from other noise or, if the initial state is fixed, from the last state of another problem."""
+        if self.model.recurrence.needs_noise:
+            return self.steps(batch, depth, random)
+        return self.steps(batch, depth, random, start=end.roll(1, 0)) if len(batch) > 1 else None
+
+    @property
+    def other_start(self) -> str:
+        return "other noise" if self.model.recurrence.needs_noise else "the last state of another problem"
+
+    def cells(self, batch: Batch) -> Tensor | None:
+        """Mask of the cells that are not padding."""
+        if batch.lengths is None:
+            return None
+        return torch.arange(batch.targets.shape[1], device=batch.lengths.device) < batch.lengths.unsqueeze(1)
+
+    def losses(self, rows: Int[Tensor, "batch length_and_one"], depths: list[int],
+               random: StepRandom) -> list[tuple[int, Tensor, float]]:
+        batch = self.objective.ask(rows)
+        return self._read(batch, depths, random, lambda logits: token_losses(logits, batch.targets))
+
+    def next_tokens(self, rows: Int[Tensor, "batch length_and_one"], depths: list[int],
+                    random: StepRandom) -> list[tuple[int, Tensor, Tensor]]:
+        batch = self.objective.ask(rows)
+        found = self._read(batch, depths, random, lambda logits: (token_losses(logits, batch.targets),
+                                                                  logits.argmax(-1) == batch.targets))
+        return [(depth, *both) for depth, both, _ in found]
+
+    def _read(self, batch: Batch, depths: list[int], random: StepRandom,
+              what: Callable[[Tensor], Any]) -> list[tuple[int, Any, float]]:
+        """(depth, `what` of its logits, seconds) from one unroll; the time at a depth counts the loop up to it and one
+        readout."""
+        model, around, device = self.model, rows_of_batch(batch), batch.inputs.device
+        began = now(device)
+        e = model.encode(batch.inputs, around)
+        noise = random.normal("state", e.shape[1:]) if model.recurrence.needs_noise else None
+        results, reading = [], 0.0
+
+        def read_out(index: int, state: Tensor) -> None:
+            nonlocal reading
+            if index + 1 in depths:
+                start = now(device)
+                found = what(model.decode(state, around))
+                own = now(device) - start
+                results.append((index + 1, found, start - began - reading + own))
+                reading += own
+
+        model.unroll(e, around, grad=depths[-1], noise=noise, callback=read_out)
+        return results
+
+    def check_exits(self, exits: Sequence[Exit]) -> None:
+        for exit in exits:
+            exit.check(None, getattr(self.model, "exit_gate", None))
+
+    def leave(self, rows: Int[Tensor, "batch length_and_one"], depth: int, exits: Sequence[Exit | None],
+              random: StepRandom) -> list[tuple[Tensor, Tensor]]:
+        """One unroll serves all exits; each token exits by itself."""
+        model, batch = self.model, self.objective.ask(rows)
+        around, tokens = rows_of_batch(batch), Batch(batch.inputs.reshape(-1, 1), batch.targets.reshape(-1, 1))
+        each = [EarlyExit(tokens, exit, gate=getattr(model, "exit_gate", None)) for exit in exits]
+        e = model.encode(batch.inputs, around)
+        noise = random.normal("state", e.shape[1:]) if model.recurrence.needs_noise else None
+
+        def read(_: int, state: Tensor) -> None:
+            logits, latent = (part.flatten(0, 1).unsqueeze(1) for part in (model.decode(state, around), state))
+            for stopping in each:
+                if len(working := stopping.working):
+                    stopping.take(logits[working], latent[working])
+
+        model.unroll(e, around, grad=depth, noise=noise, callback=read)
+        return [(token_losses(stopping.logits, tokens.targets).view(batch.targets.shape),
+                 stopping.used.view(batch.targets.shape)) for stopping in each]
+
+    def first_logits(self, batch: Batch, random: StepRandom) -> Float[Tensor, "batch length vocab"]:
+        """Logits after one step."""
+        model, rows = self.model, rows_of_batch(batch)
+        e = model.encode(batch.inputs, rows)
+        noise = random.normal("state", e.shape[1:]) if model.recurrence.needs_noise else None
+        return model.decode(model.unroll(e, rows, grad=1, noise=noise), rows)
+
+    def write(self, prompt: Int[Tensor, "batch length"], num_tokens: int, depth: int, way: Writing) -> Tensor:
+        return one_after_another(LoopWriter(self.objective, depth, way), prompt, num_tokens, way)
+
+    def hidden(self, batch: Batch, depth: int,
+               noise: Callable[[Tensor], Tensor]) -> Float[Tensor, "batch length width"]:
+        rows = rows_of_batch(batch)
+        e = self.model.encode(batch.inputs, rows)
+        start = noise(e) if self.model.recurrence.needs_noise else None
+        return self.model.hidden(self.model.unroll(e, rows, grad=depth, noise=start), rows)
+
+
+class LoopWriter:
+    """Next-token logits of an unrolled loop; keys and values of each loop step are cached."""
+
+    def __init__(self, objective: Unrolled, depth: int, way: Writing):
+        self.model: LanguageModel = objective.model
+        self.depth = depth
+        self.way = way
+        self.cache: Cache = Cache()
+        self.width: int = 0
+
+    def next_logits(self, new: Int[Tensor, "batch new"], random: StepRandom) -> Tensor:
+        """Logits (B, 1, V) after the columns so far and the `new` ones."""
+        reading = Reading(new, self.depth, self.way.padding, self.width, self.cache)
+        state, rows = read_on(self.model, reading, self.way.draws)
+        self.width += new.shape[1]
+        return self.way.steering(self.model.decode(state, rows)[:, -1:])
+
+
+def read_on(model: LanguageModel, reading: Reading,
+            draws: Draws) -> tuple[Float[Tensor, "batch new width"], Rows]:
+    """(state, rows) after the loop has processed the columns of `reading`.
+
+    A random initial state depends on the position alone (`draws`), so a text is the same in whatever pieces it is
+    processed."""
+    r, stop = reading, reading.first + reading.tokens.shape[1]
+    rows = Rows(start=r.padding.start(r.first), mask=r.padding.mask(stop), cache=r.cache)
+    e, noise = model.encode(r.tokens, rows), None
+    if model.recurrence.needs_noise:
+        noise = r.padding.normal_by_place(draws, "state", r.first, stop, e.shape[-1])
+    return model.unroll(e, rows, grad=r.depth, noise=noise), rows
