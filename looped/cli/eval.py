@@ -1,4 +1,4 @@
-"""`looped eval`: evaluate a trained run at every depth. Heavy imports are lazy."""
+"""`looped eval`: evaluate a trained run at every depth."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""`looped export`: write the model of a run as a folder for other libraries. Heavy imports are lazy."""
+"""`looped export`: write the model of a run as a folder for other libraries."""
 
 from dataclasses import dataclass
 from pathlib import Path

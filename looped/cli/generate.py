@@ -1,4 +1,4 @@
-"""`looped generate`: continue text or generate images with a trained run. Heavy imports are lazy."""
+"""`looped generate`: continue text or generate images with a trained run."""
 
 import sys
 from dataclasses import dataclass, fields

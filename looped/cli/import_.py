@@ -1,4 +1,4 @@
-"""`looped import`: convert a pretrained model into a run. Heavy imports are lazy."""
+"""`looped import`: convert a pretrained model into a run."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`looped train`: train a config in a run folder, or print the cost of that. Heavy imports are lazy."""
+"""`looped train`: train a config in a run folder, or print the cost of that."""
 
 from dataclasses import dataclass
 from pathlib import Path
