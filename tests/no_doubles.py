@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
+from looped.nn import widest_float
+
 DEVICE = torch.device("meta")
 aten = torch.ops.aten
 

@@ -54,7 +54,7 @@ class Bench(Verb):
             raise UserError(f"bench {self.what} needs one YAML file; write looped bench {self.what} CONFIG")
         config = load_config(path, settings)
         from looped.config.arms import parse_arms, split_arms
-        from looped.cost import step
+        from looped.cost import block_memory, mfu, step
 
         if self.what == "step":
             notice_arms(parse_arms(config, self.objectives), settings)

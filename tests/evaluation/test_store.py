@@ -21,6 +21,7 @@ from looped.errors import UserError
 from looped.evaluation import solving, store
 from looped.evaluation.rows import Row
 from looped.evaluation.store import EXAMPLES, ROWS, EvaluationFiles, changed_settings, merge
+from looped.inference import denoiser_rollout
 from looped.training.train import train
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of the same calls

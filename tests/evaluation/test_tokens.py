@@ -154,7 +154,7 @@ def test_other_data_and_other_rules_refuse_in_one_sentence(run, tmp_path, capsys
         assert why in said
         assert said.count("\n") == 1
     assert main(["eval", str(run), "--per-token", "--tasks", "x"]) == 2
-    assert "--per-token measures held-out text" in capsys.readouterr().err
+    assert "--per-token evaluates held-out text" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "pandas", None)
     assert main(["eval", str(run), "--per-token"]) == 2
     assert "pip install pandas" in capsys.readouterr().err

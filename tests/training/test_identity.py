@@ -265,7 +265,7 @@ def test_any_text_can_be_measured_and_lies_beside_the_runs_own_figures(shared, t
 
 
 @pytest.mark.parametrize(("flags", "why"), [
-    (["--text", "nowhere.txt"], "--text nowhere.txt does not exist"), (["--text-field", "body"], "add it"),
+    (["--text", "nowhere.txt"], "--text nowhere.txt does not exist"), (["--text-field", "body"], "add --text"),
     (["--text", "empty.txt"], "holds no text"), (["--text", "short.txt"], "data.length 8 needs 9 tokens"),
     (["--text", "rows.jsonl"], "set --text-field to one of them")])
 def test_a_text_that_cannot_be_measured_is_said(shared, tmp_path, monkeypatch, capsys, flags, why):
