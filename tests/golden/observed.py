@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from looped.cli import main
 
-TIMED = re.compile(r"second|peak|rss|created|^when$|^device$|^machine$|^python$|^torch$|^own$")
+TIMED = re.compile(r"second|^tokens/s$|peak|rss|created|^when$|^device$|^machine$|^python$|^torch$|^own$")
 """Keys and columns that differ from one run of a case to the next; `own` of a comparison is a share of seconds."""
 
 ROWS = ("metrics.jsonl", "depth.jsonl", "samples.jsonl", "probes.jsonl", "compare.jsonl")
