@@ -133,6 +133,17 @@ def test_a_net_without_them_is_refused_by_name():
         looped.Denoiser(nn.Linear(2, 2))
 
 
+def test_text_functions_refuse_a_rule_that_learned_no_text():
+    config = load_config(None, {"task.name": "parity", "objective": "full", "model.width": D, "model.num_heads": 2})
+    objective = looped.build_objective(config, looped.build(config, V))
+    for call in (lambda: looped.evaluate_depth(objective, TOKENS, [1], bytes_per_token=1.0),
+                 lambda: looped.token_losses_by_depth(objective, TOKENS, [1]),
+                 lambda: looped.losses_with_exits(objective, TOKENS, 2, ["kl"]),
+                 lambda: looped.generate(objective, TOKENS, num_tokens=2, depth=1)):
+        with pytest.raises(looped.UserError, match="need an objective over text, and this one is over "):
+            call()
+
+
 def test_the_depth_sampler_is_public():
     no_grad, grad = looped.sample_depths(8, 4, looped.StepRandom(0, 3, count=5))
     assert no_grad.shape == grad.shape == (5,)

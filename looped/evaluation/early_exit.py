@@ -14,7 +14,7 @@ from looped.config.training import EvaluationConfig
 from looped.evaluation.rows import Row, summarise
 from looped.inference.exits import Exit, Settled
 from looped.inference.rollout import rollout_of
-from looped.objectives.base import Objective, evaluating
+from looped.objectives.base import Objective, evaluating, require_text
 from looped.rng import StepRandom
 from looped.shapes import Float, Int
 
@@ -39,6 +39,7 @@ def losses_with_exits(objective: Objective, tokens: Int[Tensor, "num length_and_
     `looped.inference.exits.Moment`; here each token is a problem by itself. Raises UserError for an exit that the run
     does not support, and for a run without a loop.
     """
+    require_text(objective, "nats/token")
     rollout, exits = rollout_of(objective), [Exit.of(rule) for rule in exits]
     found: list[list[tuple[Tensor, Tensor, Tensor]]] = []
     with evaluating(objective):

@@ -20,7 +20,7 @@ from looped.errors import UserError
 from looped.inference.rollout import Rollout, rollout_of
 from looped.inference.sequence_batch import per_token
 from looped.nn.checks import depths_of, ids_of, whole_number
-from looped.objectives.base import Objective, evaluating, require_objective
+from looped.objectives.base import Objective, evaluating, require_text
 from looped.rng import StepRandom
 from looped.shapes import Float, Float64, Int
 
@@ -208,10 +208,7 @@ def _require_next_token(rollout: Rollout, so: str) -> None:
 def _sequences(objective: Objective, tokens: Documents, lengths: Int[Tensor, "num"] | None = None
                ) -> tuple[Tokens, Int[Tensor, "num"] | None]:
     """(sequences as one tensor, their lengths if they differ). Raises UserError; see `Likelihood`."""
-    require_objective(objective)
-    if not hasattr(objective.model, "vocab_size"):
-        raise UserError(f"nats/token need an objective over text, and this one is over a "
-                        f"{type(objective.model).__name__}; give one over a language model")
+    require_text(objective, "nats/token")
     if isinstance(tokens, list | tuple):
         if lengths is not None:
             raise UserError("lengths are for a tensor of padded rows; documents in a list have their own")

@@ -16,7 +16,7 @@ from looped.inference.padding import Padding
 from looped.inference.rollout import rollout_of
 from looped.inference.sequence_batch import Ending
 from looped.inference.text_writer import Writing
-from looped.objectives.base import Objective, evaluating
+from looped.objectives.base import Objective, evaluating, require_text
 from looped.rng import StepRandom
 from looped.shapes import Int
 
@@ -59,7 +59,8 @@ def generate(objective: Objective, prompt: Int[Tensor, "batch length"], *, num_t
 
 
 def _check_request(objective: Objective, prompt: Tensor, num_tokens: int, depth: int) -> None:
-    """Raises UserError for an invalid prompt, number of tokens or depth."""
+    """Raises UserError for an objective that is not over text, and an invalid prompt, number of tokens or depth."""
+    require_text(objective, "continuations")
     if prompt.ndim != 2 or prompt.dtype != torch.long:
         raise UserError(f"a prompt is a tensor of token ids, int64 (batch, length); got {prompt.dtype} of shape "
                         f"{tuple(prompt.shape)}")

@@ -255,13 +255,24 @@ def rotary_of(config: ModelConfig) -> Rotary:
     return Rotary(config.head_width, base=config.rope_base, scaling=ways[s.kind], gain=gains.get(s.kind, 1.0))
 
 
+def _made(core: Any, name: str, sizes: tuple[int, int, int | None]) -> nn.Module:
+    """A custom core. Raises UserError where it cannot be constructed as documented."""
+    try:
+        return core(*sizes)
+    except TypeError as error:
+        if "argument" not in str(error):
+            raise
+        raise UserError(f"model.core {name} cannot be constructed ({error}); its arguments are (width, num_layers, "
+                        f"cond_width), the last None where the rule conditions on no level") from error
+
+
 def loop_of(config: ModelConfig, structure: Structure) -> RecurrentDepth:
     """The loop over a core of blocks; those not `held` are placeholders (`MissingBlock`)."""
     held, cond_width = structure.held, structure.cond_width
 
     def block_of(first: int, num_layers: int) -> nn.Module:
         if config.core is not None:
-            own = class_at(config.core, "model.core")(config.width, num_layers, cond_width)
+            own = _made(class_at(config.core, "model.core"), config.core, (config.width, num_layers, cond_width))
             return OwnBlock(own, config.width, cond_width)
         layers = [layer_of(config, first + number, cond_width, checkpointed=structure.checkpointed)
                   for number in range(num_layers)]

@@ -33,7 +33,7 @@ class Objective(nn.Module):
     """A training rule over `encode`, `step`, `decode`; holds the model and any further parameters of the rule.
 
     end_of_text: the token that ends a document, or None. separate: True if documents in one sequence do not attend to
-    each other (`data.documents`).
+    each other (`data.documents`). learned: the data that it was built for, as a noun; "" for text.
     """
 
     model: Any
@@ -42,6 +42,7 @@ class Objective(nn.Module):
     """The way to run a trained model at a depth: a key of `looped.inference.rollout.ROLLOUTS`, or a custom class."""
     end_of_text: int | None = None
     separate: bool = False
+    learned: str = ""
 
     @property
     def backprop(self) -> int | None:
@@ -95,6 +96,15 @@ def require_objective(objective: Any) -> None:
     """Raise UserError if `objective` is not a training rule but, for example, a model or a run."""
     require(objective, Objective, "objective",
             "pass run.objective of looped.load_run(path), or build_objective(config, model)")
+
+
+def require_text(objective: Any, of: str) -> None:
+    """Raise UserError for what is no training rule over text; `of`: what only text has."""
+    require_objective(objective)
+    if objective.learned or not hasattr(objective.model, "vocab_size"):
+        over = objective.learned or f"a {type(objective.model).__name__}"
+        raise UserError(f"{of} need an objective over text, and this one is over {over}; measure its run with looped "
+                        f"eval RUN")
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from looped.data.images import Normalizer
 from looped.data.tokenizer import TextTokenizer, load_tokenizer
 from looped.errors import UserError
 from looped.models.build import build
+from looped.nn.checks import kind_of
 from looped.objectives import Objective, build_objective
 from looped.storage import HOLDER, LOCK, SOFT_LOCK, hold, lacking, write_text
 from looped.training.checkpoint import (
@@ -295,6 +296,9 @@ def load_run(path: str | Path, *, ema: bool = True, step: int | None = None, dev
     load_module(objective, tensors, checkpoint / f"{name}.safetensors")
     run = Run(path, config, state["step"], objective.to(device).eval(), identity, Counters.of(state), other_data)
     if data is not None:
+        if not hasattr(data, "heldout"):
+            raise UserError(f"data must be opened data with a held-out part, got {kind_of(data)}; of texts make "
+                            f"looped.heldout_text(texts, run.tokenizer)")
         run.data = data
     return run
 

@@ -26,6 +26,7 @@ from looped.errors import UserError
 from looped.evaluation.depth import peak_bytes
 from looped.evaluation.image_samples import write_picture
 from looped.models.build import build
+from looped.nn.checks import require
 from looped.objectives import Loss, Objective, build_objective
 from looped.objectives.degenerate_loops import cautions
 from looped.rng import StepRandom
@@ -48,6 +49,15 @@ AGAIN = "bring the old data back, or choose another --run"
 
 Evaluate = Callable[[Objective, Data, Config], dict[str, float]]
 Sample = Callable[[Objective, Data, Config], str | np.ndarray]
+
+
+def require_loss(loss: Any, objective: Objective) -> None:
+    """Raise UserError for what a custom rule cannot be trained by: no `Loss`, or one without gradient."""
+    name = type(objective).__name__
+    require(loss, Loss, f"the result of {name}.forward", "return looped.objectives.Loss(value)")
+    if not loss.value.requires_grad:
+        raise UserError(f"the loss of {name}.forward carries no gradient; compute it from the model's output without "
+                        f"detach() and outside of torch.no_grad()")
 
 
 class Trainer:
@@ -94,6 +104,8 @@ class Trainer:
 
     def attend(self, evaluate: Evaluate, sample: Sample, callbacks: Sequence[Callback], caught: Caught) -> None:
         """Set the functions that evaluate and sample, the callbacks, and the signals that end training."""
+        for callback in callbacks:
+            require(callback, Callback, "a callback", "give an object of a class derived from it")
         self.evaluates, self.samples, self.callbacks, self.caught = evaluate, sample, tuple(callbacks), caught
 
     @property
@@ -174,6 +186,7 @@ class Trainer:
         with self.accelerator.no_sync(self.module) if micro < num - 1 else nullcontext():
             data, random = self.inputs(self.rows(micro))
             loss = self.module(data, random)
+            require_loss(loss, self.objective)
             self.accelerator.backward(loss.value / num)
         self.seen += (Batch.of(data) if isinstance(data, Tensor) else data).num_tokens
         return Loss(loss.value.detach(), loss.metrics)
