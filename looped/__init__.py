@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # what type checkers and editors read; tests/test_types.py co
     from looped.models.build import build as build
     from looped.models.language import LanguageModel as LanguageModel
     from looped.nn.attention import attention as attention
+    from looped.nn.blocks import Core as Core
     from looped.nn.depths import sample_depths as sample_depths
     from looped.nn.injection import LinearInjection as LinearInjection
     from looped.nn.mask_base import Mask as Mask
@@ -39,7 +40,6 @@ if TYPE_CHECKING:  # what type checkers and editors read; tests/test_types.py co
     from looped.nn.masks import Padded as Padded
     from looped.nn.masks import SameDocument as SameDocument
     from looped.nn.masks import SlidingWindow as SlidingWindow
-    from looped.nn.recurrence import Core as Core
     from looped.nn.recurrence import RecurrentDepth as RecurrentDepth
     from looped.objectives import build_objective as build_objective
     from looped.rng import StepRandom as StepRandom
@@ -53,7 +53,7 @@ _PUBLIC = {
     "load_config": "looped.config",
     "Config": "looped.config",
     "UserError": "looped.errors",
-    "Core": "looped.nn.recurrence",
+    "Core": "looped.nn.blocks",
     "RecurrentDepth": "looped.nn.recurrence",
     "LinearInjection": "looped.nn.injection",
     "attention": "looped.nn.attention",

@@ -26,8 +26,8 @@ from looped.evaluation.plots import COLOURS, over_depth
 
 BITS = 64
 """Length of the prefix sums that are read; training ends at 16."""
-TRAINED = 4
-"""Depth at which the looped layer is trained."""
+UNROLLED_DEPTH, TRAINED = 8, 4
+"""Depths at which `full` is trained on prefix sums, and the looped layer on text."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ SUMS = ("--depths", "1,2,4,8,16,32,64", "--difficulties", str(BITS))
 ONE_PASS = ("--objective", "ar")
 SINGLE = Arm("sums-denoise", "trained in a single pass (denoise)", ("sums-denoise",), SUMS)
 THROUGH = ("--objective", "full", "--model.state_init", "zero", "--recurrence.loss_on", "every")
-UNROLLED = Arm("sums-full", "trained through 8 steps (full)", ("sums-denoise", *THROUGH), SUMS)
+UNROLLED = Arm("sums-full", f"trained through {UNROLLED_DEPTH} steps (full)", ("sums-denoise", *THROUGH), SUMS)
 LOOP = Arm("text-loop", "one layer of weights, a loop", ("stdlib-one-layer",), ("--depths", "1,2,3,4,6,8,16"))
 ONE = Arm("text-one", "one layer, one pass", ("stdlib-one-layer", *ONE_PASS), ("--depths", "1"))
 FOUR = Arm("text-four", "four layers, one pass", ("stdlib-one-layer", *ONE_PASS, "--model.num_core_layers", "4"),
@@ -86,7 +86,7 @@ def draw(sums: dict[str, pd.DataFrame], text: dict[str, pd.DataFrame], path: Pat
         band(left, rows, colour, label)
     left.set_title(f"Prefix sums of {BITS} bits, trained on at most 16", fontsize=10)
     left.set_ylabel("share of problems solved")
-    left.axvline(8, color="#888888", linewidth=0.8, linestyle=":", label="depth that full was trained at")
+    left.axvline(UNROLLED_DEPTH, color="#888888", linewidth=0.8, linestyle=":", label="depth that full was trained at")
     loop, *baselines = text.items()
     band(right, loop[1], COLOURS[2], loop[0])
     for (label, rows), style in zip(baselines, ("--", "-."), strict=True):
@@ -103,6 +103,7 @@ def draw(sums: dict[str, pd.DataFrame], text: dict[str, pd.DataFrame], path: Pat
 
 
 def band(axes: Any, rows: pd.DataFrame, colour: str, label: str) -> None:
+    """A curve over depth with its 95 % interval."""
     depths = rows["depth"].astype(float)
     axes.plot(depths, rows["mean"], "o-", color=colour, markersize=4, label=label)
     axes.fill_between(depths, rows["ci_low"], rows["ci_high"], color=colour, alpha=0.12, linewidth=0)
@@ -125,15 +126,15 @@ def table(sums: dict[str, pd.DataFrame], text: dict[str, pd.DataFrame]) -> list[
 
 
 def sentences(sums: dict[str, pd.DataFrame], text: dict[str, pd.DataFrame]) -> list[str]:
-    """What each panel shows, in its own figures."""
+    """A sentence on each panel, with its figures."""
     single, unrolled = sums.values()
     loop, one, four = text.values()
     deepest, best = int(loop.depth.max()), at(loop, TRAINED)
     beyond = at(loop, deepest)
     after = "loses again" if beyond > best else "keeps it"
     return [f"Prefix sums: trained in a single pass on at most 16 bits, the loop solves {at(single, 1):.2f} of the "
-            f"{BITS}-bit problems in one step and {at(single, 64):.2f} in 64; trained through 8 steps for the same "
-            f"processor time, {at(unrolled, 1):.2f} and {at(unrolled, 64):.2f}.",
+            f"{BITS}-bit problems in one step and {at(single, 64):.2f} in 64; trained through {UNROLLED_DEPTH} steps "
+            f"for the same processor time, {at(unrolled, 1):.2f} and {at(unrolled, 64):.2f}.",
             f"Text: one layer of weights has {at(loop, 1):.2f} nats/token after one step of its loop and {best:.2f} "
             f"after the {TRAINED} that it was trained with; one layer applied once has {at(one, 1):.2f}, four layers "
             f"of weights {at(four, 1):.2f}; beyond its trained depth the loop {after} ({beyond:.2f} at {deepest})."]

@@ -60,9 +60,21 @@ def test_a_type_error_inside_a_core_stays_itself():
     assert "calls a block as (state, e, cond)" in raised.value.__notes__[0]
 
 
+class Wanting(nn.Module):
+    def forward(self, state, e, cond, rows, more):
+        return state
+
+
+class ByName(nn.Module):
+    def forward(self, state, e, cond, *, mask):
+        return state
+
+
 @pytest.mark.parametrize(("make", "said"), [
-    (lambda: looped.Core(nn.Linear(2, 2)), r"Linear.forward takes 1 positional argument, .* as \(state, e, cond\)"),
-    (lambda: looped.RecurrentDepth(nn.Bilinear(2, 2, 2)), "Bilinear.forward takes 2 positional arguments"),
+    (lambda: looped.Core(nn.Linear(2, 2)), r"Linear.forward\(input.* cannot be called as \(state, e, cond\)"),
+    (lambda: looped.RecurrentDepth(nn.Bilinear(2, 2, 2)), r"Bilinear.forward\(input1.* cannot be called as"),
+    (lambda: looped.Core(Wanting()), r"Wanting.forward\(state, e, cond, rows, more\) cannot be called as"),
+    (lambda: looped.Core(ByName()), r"ByName.forward\(state, e, cond, \*, mask\) cannot be called as"),
     (lambda: looped.Core(torch.tanh), "a block of the loop must be a Module, got")])
 def test_what_cannot_be_called_as_a_block_is_refused_when_the_loop_is_made(make, said):
     with pytest.raises(looped.UserError, match=said):

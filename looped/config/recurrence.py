@@ -14,7 +14,9 @@ class RecurrenceConfig(Section):
     """The depth of the loop under `full`, `truncated` and `progressive`."""
 
     mean: Depth = Field(
-        default=8, description="mean number of loop steps; `full` runs exactly this many, `progressive` at most")
+        default=8,
+        description="mean number of loop steps, and one more on average where Huginn's sampler draws them; `full` runs "
+                    "exactly this many, `progressive` at most")
     backprop: Depth = Field(default=4, description="number of last steps that carry gradient under `truncated`")
     distribution: Literal["huginn", "fixed"] = Field(
         default="huginn", description="log-normal Poisson, or always `mean`")

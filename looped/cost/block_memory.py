@@ -25,7 +25,7 @@ from looped.devices import machine, machine_line
 from looped.domains import domain_of
 from looped.errors import UserError
 from looped.models.language import layer_of, rotary_of
-from looped.nn.recurrence import run_layers
+from looped.nn.blocks import run_layers
 from looped.nn.rows import Rows
 from looped.objectives.base import EVERYBODY
 

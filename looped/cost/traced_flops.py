@@ -32,7 +32,7 @@ from looped.domains.base import Inputs
 from looped.errors import UserError
 from looped.models.build import unseeded
 from looped.nn import fused
-from looped.nn.recurrence import OwnBlock
+from looped.nn.blocks import OwnBlock
 from looped.objectives import Objective, build_objective
 from looped.rng import StepRandom
 

@@ -19,6 +19,7 @@ from looped.config.model import ModelConfig
 from looped.data.image_batches import ImageSpec
 from looped.errors import UserError, did_you_mean
 from looped.import_path import class_at
+from looped.nn.blocks import Core, LayerStack, MissingBlock, OwnBlock, run_layers
 from looped.nn.cache import Cache
 from looped.nn.checks import ids_of, kind_of, require, whole_number
 from looped.nn.conditioning import LevelEmbedding
@@ -36,7 +37,7 @@ from looped.nn.layers import (
 )
 from looped.nn.masks import Causal
 from looped.nn.projection import head_logits, is_plain, table_of
-from looped.nn.recurrence import Core, LayerStack, MissingBlock, OwnBlock, RecurrentDepth, init_weights, run_layers
+from looped.nn.recurrence import RecurrentDepth, init_weights
 from looped.nn.rows import PLAIN, Rows
 from looped.shapes import Float, Int
 

@@ -14,8 +14,8 @@ from looped.config import Config
 from looped.config.model import ModelConfig
 from looped.data.image_batches import ImageSpec
 from looped.models.language import PLAIN_LOOP, LanguageModel, State, Structure
+from looped.nn.blocks import run_layers
 from looped.nn.projection import cast_for
-from looped.nn.recurrence import run_layers
 from looped.nn.rows import PLAIN, Rows
 from looped.shapes import Float
 

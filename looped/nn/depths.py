@@ -36,7 +36,8 @@ def sample_depths(mean: int, backprop: int, random: StepRandom, *, distribution:
                   per_sequence: bool = True) -> tuple[int | Int[Tensor, "batch"], int | Int[Tensor, "batch"]]:
     """(n, k): loop steps without gradient and with it, as `RecurrentDepth.unroll(e, no_grad=n, grad=k)` takes them.
 
-    mean: mean recurrence; `fixed` runs exactly `mean` steps, of which the last `backprop` carry gradient.
+    mean: mean recurrence, one less than the mean depth, as in Huginn's code; `fixed` runs exactly `mean` steps, of
+    which the last `backprop` carry gradient.
     random: `StepRandom(seed, step, count=B)`, the draws of B sequences in one optimiser step. per_sequence: tensors
     (B,), one depth per sequence (Parcae); otherwise one pair of numbers, equal on every process. Raises `UserError` for
     numbers below 1 and unknown distributions.

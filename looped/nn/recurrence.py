@@ -1,173 +1,34 @@
-"""The loop: `Core` holds N blocks (one block is the tied loop), `RecurrentDepth` applies it repeatedly.
+"""The loop: `RecurrentDepth` applies a core repeatedly, from an initial state, with truncated gradients.
 
 Any `nn.Module` with `(state, e, cond) -> state` can be a block, so the loop can be used alone:
 
     loop = RecurrentDepth(Core(MyBlock()), state_init="zero")
     state = loop(e, num_steps=8)
 
-In a model of this package, `model.recurrence.core = Core(MyBlock())`, the forward of a block is
-`(state, e, cond, rows)`. `rows` (`looped.nn.rows.Rows`) has the attention pattern (`mask`), the rotary angles
-(`rotation`) and, in sampling, the keys and values of other rows (`cache`, `context`). A block that treats each row
-separately ignores them; a block that mixes rows must apply the mask.
+In a model of this package, `model.recurrence.core = Core(MyBlock())`, a block is also given `rows`, with the attention
+mask and positions (blocks.py).
 """
 
 import inspect
 import math
-import sys
-from collections.abc import Callable, Iterable
-from typing import Any, NoReturn, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from looped.errors import UserError, did_you_mean
-from looped.nn.checks import counts_by_row, require, whole_number
-from looped.nn.layers import RMSNorm, TransformerLayer
-from looped.nn.rows import Rows
+from looped.nn.blocks import OwnBlock, State, require_block
+from looped.nn.checks import counts_by_row, whole_number
+from looped.nn.layers import RMSNorm
 from looped.nn.widest_float import widest
-from looped.rng import generator
-from looped.shapes import Float
 
-State = Float[Tensor, "batch length width"]
 States = State | tuple[Tensor, ...]
 Parts = Tensor | tuple[Tensor, ...]
 """A state, or some sequences of it."""
 RowsOfStep = Callable[[int, Tensor | None], Any]
 """(index of a step, indices of its sequences or None for all) -> the step's `rows` argument: `Rows` in a model of this
 package, anything the blocks take in a custom loop."""
-
-
-class Block(Protocol):
-    """The contract of a block of the core: `(state, e, cond) -> state`, and `rows` if a model calls it.
-
-    state: (B, L, D), or a tuple of tensors (B, ...) passed to the loop as `state=`; the next state has the same shape.
-    e: the encoded input (B, L, D). cond: the embedding of the noise level, (B, C) or (B, L, C), None in a plain loop.
-    rows: the value of the caller's `rows=` for the step; in a model of this package a `looped.nn.rows.Rows` with the
-    attention mask, positions and cache.
-    """
-
-    def __call__(self, state: Any, e: Tensor, cond: Tensor | None, *rows: Any) -> Any: ...
-
-
-def require_block(block: Any) -> None:
-    """Raise `UserError` unless `block` is a module whose forward takes 3 arguments or more (`Block`)."""
-    require(block, nn.Module, "a block of the loop", "wrap a function in an nn.Module")
-    if (num := _num_arguments(block.forward)) < 3:
-        raise UserError(f"{type(block).__name__}.forward takes {num} positional argument{'s' * (num != 1)}, but a "
-                        f"block of the loop is called as (state, e, cond), with cond=None in a plain loop; wrap it in "
-                        f"a module whose forward takes these three and returns the next state")
-
-
-class Core(nn.Module):
-    """N blocks, one of which is applied per step: step `index` runs block `index % N` unless `block` is given.
-
-    Raises `UserError` without blocks, and for a module that cannot be called as a `Block`.
-    """
-
-    def __init__(self, *blocks: nn.Module):
-        super().__init__()
-        if not blocks:
-            raise UserError("a Core needs at least one block; pass one for a tied loop or N for an untied stack")
-        for block in blocks:
-            require_block(block)
-        self.blocks: nn.ModuleList = nn.ModuleList(blocks)
-
-    @property
-    def num_blocks(self) -> int:
-        return len(self.blocks)
-
-    def forward(self, state: Tensor, e: Tensor, cond: Tensor | None = None, *rows: Any, index: int = 0,
-                block: int | None = None) -> Tensor:
-        return self.blocks[index % self.num_blocks if block is None else block](state, e, cond, *rows)
-
-
-class MissingBlock(nn.Module):
-    """Placeholder for a block that another machine holds: it has no weights and raises UserError on use."""
-
-    def __init__(self, number: int):
-        super().__init__()
-        self.number = number
-
-    @property
-    def layers(self) -> NoReturn:
-        self.refuse()
-
-    def forward(self, state: Tensor, e: Tensor, cond: Tensor | None = None, *rows: Rows) -> NoReturn:
-        self.refuse()
-
-    def refuse(self) -> NoReturn:
-        raise UserError(f"block {self.number} of the core is not here (blocks.alone); combine the runs of all "
-                        f"blocks with looped merge")
-
-
-class LayerStack(nn.Module):
-    """The usual block: an injection, then Transformer layers, then a norm if there is one."""
-
-    def __init__(self, injection: nn.Module, layers: Iterable[TransformerLayer], norm: nn.Module | None = None):
-        super().__init__()
-        self.injection = injection
-        self.layers: nn.ModuleList = nn.ModuleList(layers)
-        self.norm: nn.Module = nn.Identity() if norm is None else norm
-
-    def forward(self, state: State, e: State, cond: Tensor | None, rows: Rows) -> State:
-        return self.norm(run_layers(self.layers, self.injection(state, e), cond, rows))
-
-
-class OwnBlock(nn.Module):
-    """A custom block in a model: called as `(state, e, cond)`, with `rows` as well if its forward takes them.
-
-    It keeps its own initialisation. Without `rows` it does not know the attention pattern, so it must treat each row
-    separately: raises UserError if a later row changes the output of an earlier one.
-    """
-
-    def __init__(self, block: nn.Module, width: int, cond_width: int | None):
-        super().__init__()
-        self.block = block
-        self.takes_rows: bool = _num_arguments(block.forward) > 3
-        if not self.takes_rows:
-            self.check(width, cond_width)
-
-    def forward(self, state: State, e: State, cond: Tensor | None, rows: Rows) -> State:
-        return self.block(state, e, cond, *((rows,) if self.takes_rows else ()))
-
-    @torch.no_grad()
-    def check(self, width: int, cond_width: int | None) -> None:
-        """Raise UserError if the block changes the state's shape, or if a later row changes an earlier one."""
-        training, probe = self.block.training, torch.randn(2, 1, 4, width, generator=generator("own block"))
-        cond = torch.zeros(1, cond_width) if cond_width else None
-        self.block.eval()
-        whole, first = (self.block(*probe[:, :, :length], cond) for length in (4, 1))
-        self.block.train(training)
-        if whole.shape != probe[0].shape:
-            raise UserError(f"a core must keep the state's shape: {type(self.block).__name__} was given "
-                            f"{tuple(probe[0].shape)} and returned {tuple(whole.shape)}; return the shape of the state")
-        if not torch.allclose(whole[:, :1], first, atol=1e-4, rtol=1e-3):
-            raise UserError(f"{type(self.block).__name__} lets later rows change earlier ones without taking the "
-                            f"attention mask; give its forward a fourth argument, rows (looped.nn.rows.Rows), and "
-                            f"apply rows.mask")
-
-    @property
-    def layers(self) -> NoReturn:
-        raise UserError("a custom core has no layers to provide keys and values of clean rows; set denoise.context to "
-                        "inject")
-
-
-def _num_arguments(function: Callable[..., Any]) -> int:
-    """Number of positional arguments that a function takes; `sys.maxsize` if it takes any number."""
-    try:
-        kinds = [parameter.kind for parameter in inspect.signature(function).parameters.values()]
-    except (TypeError, ValueError):  # a function not written in Python
-        return sys.maxsize
-    if inspect.Parameter.VAR_POSITIONAL in kinds:
-        return sys.maxsize
-    return sum(kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for kind in kinds)
-
-
-def run_layers(layers: Iterable[TransformerLayer], x: State, cond: Tensor | None, rows: Rows) -> State:
-    """Apply layers in order, each with its own part of cache and context."""
-    for i, layer in enumerate(layers):
-        x = layer(x, cond, rows.layer(i))
-    return x
 
 
 class RecurrentDepth(nn.Module):

@@ -19,8 +19,9 @@ from looped.evaluation.likelihood import losses_by_depth, losses_by_sigma, next_
 from looped.models.build import build
 from looped.models.language import LanguageModel
 from looped.nn.attention import attention
+from looped.nn.blocks import Core
 from looped.nn.masks import Causal
-from looped.nn.recurrence import Core, RecurrentDepth
+from looped.nn.recurrence import RecurrentDepth
 from looped.nn.rows import Rows
 from looped.objectives import build_objective
 from looped.training.train import train

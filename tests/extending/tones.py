@@ -16,7 +16,7 @@ from looped.data.from_config import Found
 from looped.domains.classify import Classify
 from looped.inference.rollout import answer
 from looped.models.language import LanguageModel
-from looped.nn.recurrence import run_layers
+from looped.nn.blocks import run_layers
 from looped.nn.rows import PLAIN
 
 WAVES = {"sine": lambda turns: np.sin(2 * np.pi * turns), "square": lambda turns: np.sign(np.sin(2 * np.pi * turns)),

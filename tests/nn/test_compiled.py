@@ -12,9 +12,10 @@ from torch.optim.swa_utils import AveragedModel
 
 from looped.config.model import ModelConfig
 from looped.models.language import LanguageModel
+from looped.nn.blocks import Core
 from looped.nn.layers import Rotary, TransformerLayer
 from looped.nn.masks import Causal
-from looped.nn.recurrence import Core, RecurrentDepth
+from looped.nn.recurrence import RecurrentDepth
 from looped.nn.rows import Rows
 
 pytestmark = pytest.mark.usefixtures("unchecked")

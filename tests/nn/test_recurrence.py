@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from looped.errors import UserError
+from looped.nn.blocks import Core
 from looped.nn.injection import INJECTIONS, Diagonal, build_injection
-from looped.nn.recurrence import STATE_INITS, Core, RecurrentDepth
+from looped.nn.recurrence import STATE_INITS, RecurrentDepth
 
 B, L, D = 5, 3, 8
 
