@@ -128,8 +128,9 @@ def demo():
 
 
 def test_make_demo_runs_the_script_with_the_flags():
-    command = ["make", "--no-print-directory", "-n", "-o", ".venv/installed", "demo", "DEMO=runs/other", "FLAGS=--seed 1"]
-    done = subprocess.run(command, cwd=FOLDER.parent, capture_output=True, text=True, check=True)
+    make = ["make", "--no-print-directory", "-n", "-o", ".venv/installed"]  # as a make within make would say it
+    done = subprocess.run([*make, "demo", "DEMO=runs/other", "FLAGS=--seed 1"], cwd=FOLDER.parent, text=True,
+                          capture_output=True, check=True)
     assert done.stdout.strip() == ".venv/bin/python scripts/demo.py --out runs/other --seed 1"
 
 

@@ -1,5 +1,7 @@
 """The house as a whole: cheap to import, every public name there, settings that explain themselves."""
 
+import ast
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +21,28 @@ from looped.evaluation.rows import confidence_interval
 def test_import_loads_no_torch():
     code = "import sys, looped, looped.config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def undefined_names(*paths):
+    """`file:line name` of names that are defined nowhere. Ruff takes the words of jaxtyping's shapes for names as well,
+    and so the lint leaves them out; here all names within a string are."""
+    ruff = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F821", "--output-format", "json", *paths]
+    found = []
+    for each in json.loads(subprocess.run(ruff, capture_output=True, text=True, check=False).stdout):
+        line, column = each["location"]["row"], each["location"]["column"] - 1
+        spans = [((node.lineno, node.col_offset), (node.end_lineno, node.end_col_offset))
+                 for node in ast.walk(ast.parse(Path(each["filename"]).read_text()))
+                 if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+        if not any(start <= (line, column) < end for start, end in spans):
+            found.append(f"{each['filename']}:{line} {each['message']}")
+    return found
+
+
+def test_every_name_in_the_code_is_defined(tmp_path):
+    (tmp_path / "wrong.py").write_text('def f(x: Float[Tensor, "batch"]):\n    return nowhere(x)\n')
+    assert len(undefined_names(str(tmp_path))) == 3  # Float, Tensor and nowhere, not batch
+    root = Path(__file__).parents[1]
+    assert undefined_names(*(str(root / part) for part in ("looped", "tasks", "tests", "scripts"))) == []
 
 
 @pytest.mark.parametrize("name", [name for name in looped.__all__ if name != "__version__"])

@@ -35,7 +35,7 @@ def test_a_warning_is_one_line_on_the_terminal_and_in_the_log(cut_short, tmp_pat
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     passed, cut = done.stderr.splitlines()
     assert passed.startswith(f"notice: data.path {tmp_path / 'text'}: skipped 1 .png; ")
-    assert cut.startswith("notice: data.max_bytes 4,000 cuts the text off in 2.txt; documents kept: 3; ")
+    assert cut.startswith("notice: data.max_bytes 4,000 cuts the text off in 2.txt, its document 3 in reading order; ")
     assert done.stderr.splitlines() == (tmp_path / "run" / "train.log").read_text().splitlines()[:2]
 
 

@@ -46,7 +46,8 @@ class Generate(Verb):
     top_p: float = 1.0
     """sample only from the most likely tokens that together have this probability"""
     stop: tuple[str, ...] = ()
-    """strings that end a text when generated and are left out of it; an end-of-text token always ends it"""
+    """strings, as in --stop END '###'; the first that is generated ends its text and is left out of it, as an
+    end-of-text token always does"""
     past_the_end: bool = False
     """generate all tokens, continuing with another document after an end-of-text token"""
     device: str = "auto"

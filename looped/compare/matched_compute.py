@@ -77,4 +77,5 @@ def equal_note(arms: Sequence[ArmSummary], plan: Plan) -> str:
     return (f"Held-out {gauge.name}{gauge.remark} ({'higher' if gauge.higher_is_better else 'lower'} is better) at "
             f"matched budgets: the largest number of seconds, tokens and layer forwards that every run of every arm "
             f"reached. Values are interpolated linearly between the evaluations during training; "
-            f"{over_seeds(plan)}. {LATER}: no evaluation by then.")
+            f"{over_seeds(plan)}."
+            + f" {LATER}: no evaluation by then." * any(LATER in each.cell for each in at_equal(arms)))

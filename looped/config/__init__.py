@@ -20,7 +20,7 @@ from looped.config.images import ImageConfig
 from looped.config.kinds import Kind, kind_of
 from looped.config.masked import MaskedConfig
 from looped.config.model import ModelConfig
-from looped.config.presets import expanded
+from looped.config.model_families import expanded
 from looped.config.recurrence import FixedPointConfig, RecurrenceConfig, SupervisionConfig
 from looped.config.removed import without_removed
 from looped.config.rivals import ForwardForwardConfig, NoPropConfig

@@ -88,8 +88,8 @@ class BlocksConfig(Section):
         if by >= self.num:
             raise ValueError(f"shared_by {by} is not one of num {self.num} blocks; give 0 to {self.num - 1}")
         if self.alone is not None and self.shared == "trained":
-            raise ValueError(f"shared trained would let alone {self.alone} train shared parts that no other block "
-                             f"gets; set blocks.shared to frozen or with-block")
+            raise ValueError(f"alone {self.alone} excludes shared trained, the default, since no other block would get "
+                             f"the shared parts that it trains; set blocks.shared to frozen or with-block")
         reads = self.shared == "with-block" and self.alone not in (None, by)
         if reads and self.shared_from is None:
             raise ValueError(f"alone {self.alone} needs the shared parts that block {by} trains (shared_by); train "

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from looped.config.base import Count, Depth, Positive, Section
-from looped.config.presets import PRESETS, preset
+from looped.config.model_families import PRESETS, preset
 
 
 class RopeScaling(Section):

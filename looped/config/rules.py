@@ -1,4 +1,4 @@
-"""Registry of the training rules: the facts about each that settings, models and reports need. Imports no torch.
+"""Registry of the training rules (`objective`): what settings, models and reports need to know of each, without torch.
 
     rule             passes through the core       conditioning   run at a depth by
     full             all, all with gradient        -              the loop

@@ -72,9 +72,11 @@ def _name(num: int, checkpointed: bool) -> str:
 
 
 def memory_config(config: Config, num: int, checkpointed: bool) -> Config:
-    """Config that trains one of `num` equal blocks alone, or for `num` 1 all layers end to end."""
+    """Config that trains one of `num` equal blocks alone, or for `num` 1 all layers end to end. A block trained alone
+    leaves the shared parts as they are, unless the config trains them with one block."""
+    shared = "frozen" if config.blocks.shared == "trained" else config.blocks.shared
     alone = {"objective": domain_of(config).end_to_end, "blocks.shared": "trained"} if num == 1 else {
-        "objective": "blockwise", "blocks.alone": FIRST}
+        "objective": "blockwise", "blocks.alone": FIRST, "blocks.shared": shared}
     try:
         return config.replace(**alone | {
             "blocks.num": num, "blocks.layers": None, "blocks.edges": None, "blocks.edges_from": None,

@@ -63,9 +63,8 @@ def load_corpus(data: DataConfig) -> Corpus:
     if not taken:
         raise UserError(f"{source.name} holds no text; point data.path or data.dataset to some")
     if cut:
-        warnings.warn(f"data.max_bytes {data.max_bytes:,} cuts the text off in {taken[-1].name}; documents kept: "
-                      f"{len(taken):,}; {source.extent()}; the text is the beginning in reading order, not a sample of "
-                      f"the whole; raise data.max_bytes, or select fewer documents", stacklevel=2)
+        warnings.warn(f"data.max_bytes {data.max_bytes:,} cuts the text off in {taken[-1].name}, its document "
+                      f"{len(taken):,} in reading order; {source.extent()}", stacklevel=2)
     return Corpus(_unique(taken), source.name)
 
 

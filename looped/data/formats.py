@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from looped.data.files import LEAVE_OUT, READ_ERRORS, open_bytes, read_utf8, suffixes_of, unreadable
-from looped.data.json_values import json_rows
+from looped.data.json_rows import json_rows
 from looped.data.text_field import NotRows, column_of, text_of
 from looped.errors import UserError
 

@@ -18,9 +18,9 @@ from torch import Tensor
 from looped.config.images import ImageConfig
 from looped.data.augment import mirror, rand_augment
 from looped.data.corpus import place_of
+from looped.data.image_arrays import Pictures
 from looped.data.image_sources import Source, read_source
 from looped.data.loader import shuffled
-from looped.data.pixels import Pictures
 from looped.data.task import rng_of
 from looped.errors import UserError
 from looped.shapes import Float, Int, UInt8

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from looped.config.denoise import DenoiseConfig
-from looped.diffusion.bridge import bridge
+from looped.diffusion.clean_estimate import bridge
 from looped.diffusion.edm import EDM, align
 from looped.diffusion.noise import block_of
 from looped.diffusion.targets import TargetEmbedding
@@ -304,10 +304,15 @@ class Trajectory:
 def _checked_levels(z: Noisy, sigma: Sigma | float) -> Sigma:
     """`sigma` in the form that `read` takes. Raises UserError for a level that is not above 0; levels on a device other
     than the CPU are not checked, which would synchronise it."""
+    if isinstance(sigma, str | bytes):
+        raise UserError(f"sigma {sigma!r} is text; give a number or a tensor of them")
     if not isinstance(sigma, Tensor) or sigma.ndim == 0:
         sigma = levels_of(z, float(sigma))
-    if sigma.device.type == "cpu" and not torch.compiler.is_compiling() and not bool((sigma > 0).all()):
-        raise UserError(f"sigma {sigma.min().item():g} is not above 0; do not evaluate the final 0 of a schedule")
+    if sigma.device.type == "cpu" and not torch.compiler.is_compiling():
+        bad = sigma[~((sigma > 0) & (sigma < math.inf))]
+        if len(bad):
+            raise UserError(f"sigma {bad[0].item():g} is not above 0 and finite; do not evaluate the final 0 of a "
+                            f"schedule")
     return sigma
 
 

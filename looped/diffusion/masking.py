@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from looped.config.blocks import BlocksConfig
-from looped.diffusion.bridge import draw
+from looped.diffusion.clean_estimate import draw
 from looped.errors import UserError, did_you_mean
 from looped.shapes import Bool, Float, Float64, Int
 
@@ -118,7 +118,8 @@ def unmask(predict: Predict, tokens: Tokens, hidden: Bool[Tensor, "batch length"
     """
     steps = [float(m) for m in levels]
     if len(steps) < 2 or steps[-1] != 0 or not all(a > b for a, b in pairwise(steps)):
-        raise UserError(f"levels {steps} must descend and end in 0; use for example 1 - i / n for i = 0 ... n")
+        raise UserError(f"levels must descend and end in 0; the {len(steps)} given do not; use for example 1 - i / n "
+                        f"for i = 0 ... n")
     for step, (m, lower) in enumerate(pairwise(steps)):
         shown = hidden & (uniform("reveal", step) < (m - lower) / m).to(hidden.device)
         if bool(shown.any()):

@@ -37,10 +37,14 @@ def _wide(z: Tensor) -> Tensor:
 
 
 def _levels(sigmas: Tensor) -> list[float]:
+    fix = "use looped.diffusion.schedules.schedule"
     levels = [float(sigma) for sigma in sigmas]
-    falls = all(a > b for a, b in pairwise(levels))  # false for nan
-    if len(levels) < 2 or levels[-1] != 0 or not falls or levels[0] == math.inf:
-        raise UserError(f"sigmas {levels} must descend and end in 0; use looped.diffusion.schedules.schedule")
+    if len(levels) < 2 or levels[-1] != 0 or levels[0] == math.inf:
+        shown = f"run from {levels[0]:g} to {levels[-1]:g}" if levels else "are empty"
+        raise UserError(f"sigmas must run from a finite level down to 0; these {shown}; {fix}")
+    for place, (upper, lower) in enumerate(pairwise(levels)):
+        if not upper > lower:  # or nan
+            raise UserError(f"sigmas must descend; sigmas[{place + 1}] {lower:g} is not below {upper:g}; {fix}")
     return levels
 
 

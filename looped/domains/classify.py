@@ -1,4 +1,4 @@
-"""Images to classify: validation accuracy by depth."""
+"""The domain of image classification: batches of labelled images, and validation accuracy by depth."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Images to generate: denoising loss by noise level, and distance of generated images from real ones by depth."""
+"""The domain of image generation: denoising loss by noise level, and Fréchet distance of samples by depth."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Puzzles: the fraction of held-out problems solved, by depth and difficulty."""
+"""The domain of tasks with checkable answers: the fraction of held-out problems solved, by depth and difficulty."""
 
 import math
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""Text: nats/token and bits/byte by depth, and generated text."""
+"""The domain of text: losses in nats/token and bits/byte by depth, and generated text."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence

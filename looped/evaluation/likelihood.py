@@ -19,7 +19,7 @@ from looped.data.batch import Batch
 from looped.errors import UserError
 from looped.inference.rollout import Rollout, rollout_of
 from looped.inference.sequence_batch import per_token
-from looped.nn.checks import depths_of, ids_of, whole_number
+from looped.nn.checks import depths_of, ids_of, kind_of, whole_number
 from looped.objectives.base import Objective, evaluating, require_text
 from looped.rng import StepRandom
 from looped.shapes import Float, Float64, Int
@@ -213,7 +213,9 @@ def _sequences(objective: Objective, tokens: Documents, lengths: Int[Tensor, "nu
         if lengths is not None:
             raise UserError("lengths are for a tensor of padded rows; documents in a list have their own")
         if not tokens or not all(isinstance(each, Tensor) and each.ndim == 1 for each in tokens):
-            raise UserError("documents are a list of tensors of one axis, the token ids of each; give at least one")
+            odd = next((each for each in tokens if not (isinstance(each, Tensor) and each.ndim == 1)), None)
+            raise UserError("documents are a list of tensors of one axis, the token ids of each; "
+                            + ("give at least one" if odd is None else f"one of them is {kind_of(odd)}"))
         lengths = torch.tensor([len(each) for each in tokens], device=tokens[0].device)
         tokens = pad_sequence(list(tokens), batch_first=True)
     tokens = ids_of(tokens, objective.model.vocab_size, least_length=2)

@@ -1,4 +1,4 @@
-"""Probes: checks that a model does what its loss suggests. Each gives rows of figures, and one sentence if it fails.
+"""Sanity checks of a trained model (`--probes`): rows of figures, and one sentence for each check that fails.
 
 The failures they detect, all of which have occurred: a denoiser that copies instead of predicting, because the answer
 is readable in z at most of its training levels; a model that ignores its context; quality that falls with depth; a
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from looped.diffusion.bridge import bridge
+from looped.diffusion.clean_estimate import bridge
 from looped.diffusion.denoiser import levels_of
 from looped.evaluation.likelihood import next_token_losses
 from looped.evaluation.rows import Row, confidence_interval, summarise

@@ -1,5 +1,8 @@
-"""The models that `looped eval` uses with a run: baselines are runs of this toolkit; judges and encoders are runs if
-their name is a run's folder, else models of the Hugging Face hub."""
+"""Loads the other models that `looped eval` needs: the baseline, the judge of samples and the text encoder.
+
+A baseline is a run of this toolkit; a judge or an encoder is a run if its name is a run's folder, else a model of the
+Hugging Face hub.
+"""
 
 from pathlib import Path
 

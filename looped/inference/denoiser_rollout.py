@@ -14,16 +14,16 @@ from looped.config.denoise import DenoiseConfig
 from looped.config.training import EvaluationConfig
 from looped.data.batch import Batch
 from looped.devices import now
-from looped.diffusion.bridge import bridge
+from looped.diffusion.clean_estimate import bridge
 from looped.diffusion.denoiser import Denoiser, levels_of
 from looped.diffusion.samplers import Settling
 from looped.diffusion.schedules import block_schedule
 from looped.diffusion.solver_from_config import evaluated_levels, solve
+from looped.inference.autoregressive import Writing, one_after_another
 from looped.inference.cost import NUM_CHECKS, Cost
 from looped.inference.denoised_text import DenoiseWriter, TeacherForced, bound
 from looped.inference.exits import EarlyExit, Exit
 from looped.inference.rollout import Answered, Likelihood, Readout, Rollout, own_normal, trajectories
-from looped.inference.text_writer import Writing, one_after_another
 from looped.nn.cache import Cache
 from looped.nn.rows import Rows
 from looped.objectives.base import rows_of_batch, token_losses

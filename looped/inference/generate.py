@@ -12,10 +12,10 @@ from torch import Tensor
 
 from looped.diffusion.sampling_params import SamplingParams
 from looped.errors import UserError
+from looped.inference.autoregressive import Writing
 from looped.inference.padding import Padding
 from looped.inference.rollout import rollout_of
 from looped.inference.sequence_batch import Ending
-from looped.inference.text_writer import Writing
 from looped.objectives.base import Objective, evaluating, require_text
 from looped.rng import StepRandom
 from looped.shapes import Int

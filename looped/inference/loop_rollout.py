@@ -10,11 +10,11 @@ from torch import Tensor
 from looped.config.training import EvaluationConfig
 from looped.data.batch import Batch
 from looped.devices import now
+from looped.inference.autoregressive import Writing, one_after_another
 from looped.inference.cost import Cost
 from looped.inference.exits import EarlyExit, Exit
 from looped.inference.padding import Draws, Reading
 from looped.inference.rollout import Answered, Readout, Rollout, own_normal
-from looped.inference.text_writer import Writing, one_after_another
 from looped.models.language import LanguageModel
 from looped.nn.cache import Cache
 from looped.nn.rows import Rows

@@ -23,9 +23,9 @@ from looped.config import Config
 from looped.config.training import EvaluationConfig
 from looped.data.batch import Batch
 from looped.errors import UserError
+from looped.inference.autoregressive import Writing
 from looped.inference.cost import Cost
 from looped.inference.exits import Exit
-from looped.inference.text_writer import Writing
 from looped.objectives.base import Objective
 from looped.rng import StepRandom
 from looped.shapes import Float, Float64, Int

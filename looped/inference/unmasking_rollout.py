@@ -18,9 +18,9 @@ from torch import Tensor
 from looped.devices import now
 from looped.diffusion import masking
 from looped.diffusion.masking import unmask
+from looped.inference.autoregressive import Writing
 from looped.inference.cost import Cost
 from looped.inference.rollout import Likelihood, Rollout
-from looped.inference.text_writer import Writing
 from looped.nn.rows import Rows
 from looped.objectives.base import EVERYBODY
 from looped.objectives.masked import Masked

@@ -1,4 +1,4 @@
-"""Linear layers and embeddings: used through their weight if they are plain, called as modules otherwise.
+"""Products with linear layers and embeddings: by their weight if they are plain modules, else by a call of the module.
 
 The memory-saving functions of fused.py take a weight and bypass its module. If the module was replaced (LoRA, a
 quantised layer), extended (a parametrization, a hook) or has a bias, the module itself is called.

@@ -19,9 +19,9 @@ from looped.config.denoise import DenoiseConfig
 from looped.diffusion.noise import interval, sample_between
 from looped.diffusion.noise_from_config import block_shares
 from looped.models.language import LanguageModel
+from looped.objectives.active_block import OneBlock
 from looped.objectives.base import Loss, Objective
 from looped.objectives.denoise import Denoise
-from looped.objectives.one_block import OneBlock
 from looped.rng import StepRandom
 
 

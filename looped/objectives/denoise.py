@@ -18,7 +18,7 @@ from looped.config import Config
 from looped.config.blocks import BlocksConfig
 from looped.config.denoise import DenoiseConfig
 from looped.data.batch import Batch
-from looped.diffusion.bridge import bridge
+from looped.diffusion.clean_estimate import bridge
 from looped.diffusion.denoiser import MEMBERS, Denoiser, require_members
 from looped.diffusion.edm import align
 from looped.diffusion.noise import Noise

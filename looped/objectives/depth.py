@@ -1,4 +1,4 @@
-"""Depths of a training step under the progressive and the fixed-point rule, and their expected costs."""
+"""Loop steps of a training step under the rules `progressive` and `fixed-point`, and their expected cost."""
 
 import math
 from typing import Any

@@ -27,8 +27,8 @@ from looped.diffusion.noise import block_of
 from looped.models.language import LanguageModel
 from looped.nn.projection import head_logits
 from looped.nn.rows import Rows
+from looped.objectives.active_block import OneBlock
 from looped.objectives.base import EVERYBODY, Loss, Objective, head_losses, rows_of_batch
-from looped.objectives.one_block import OneBlock
 from looped.rng import StepRandom
 from looped.shapes import Float, Float64, Int
 

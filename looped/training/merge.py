@@ -15,6 +15,7 @@ from looped.errors import UserError
 from looped.models.build import build
 from looped.objectives import build_objective
 from looped.storage import new_folder, write_text
+from looped.training.block_runs import Part, check_fits, open_part, same_bits, shared_names, whole_config
 from looped.training.checkpoint import (
     Tensors,
     check_same,
@@ -25,7 +26,6 @@ from looped.training.counters import Counters
 from looped.training.data_identity import DATA
 from looped.training.logs import METRICS, append, costs_of, read_metrics
 from looped.training.runs import CONFIG, STAMP, TOKENIZER, stamp, started_in
-from looped.training.single_block import Part, check_fits, open_part, same_bits, shared_names, whole_config
 
 
 def merge(runs: Sequence[str | Path], out: str | Path) -> Path:

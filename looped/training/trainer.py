@@ -31,6 +31,7 @@ from looped.objectives import Loss, Objective, build_objective
 from looped.objectives.degenerate_loops import cautions
 from looped.rng import StepRandom
 from looped.training import checkpoint as ckpt
+from looped.training.block_runs import take_shared
 from looped.training.callbacks import Callback
 from looped.training.counters import Counters
 from looped.training.data_identity import recall_data
@@ -39,7 +40,6 @@ from looped.training.micro_batch import clock_of, micro_batch_size
 from looped.training.optim import EMA, build_optimizers, lr_factor, set_lr
 from looped.training.processes import Caught, every_process, first_process
 from looped.training.runs import load_run
-from looped.training.single_block import take_shared
 from looped.training.warm_start import take_over
 
 ASKED = 1000

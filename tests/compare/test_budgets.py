@@ -86,6 +86,13 @@ def test_the_note_says_what_is_shown(arms):
     said = equal_note(arms, plan)
     assert "Held-out loss as a next-token predictor (lower is better)" in said
     assert "over 2 seeds" in said
+    assert f"{LATER}: no evaluation by then" in said
+
+
+def test_the_note_explains_only_cells_that_are_shown(made_up):
+    plan = make_plan(load_config(None), "ar,full", budget=("tokens", 5), num_seeds=1, depths=None, out=Path("out"))
+    arms = summarise_texts([made_up(arm, 0, [3.0], [(1, 5.0), (2, 4.0)]) for arm in ("ar", "full")])
+    assert LATER not in equal_note(arms, plan)
 
 
 @pytest.mark.parametrize(("clock", "said"), [("processor", True), ("wall", False)])

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of 
 
 SMALL = {"objective": "blockwise", "model.width": 32, "model.num_heads": 2, "model.num_core_layers": 6,
          "model.num_prelude_layers": 0, "model.num_coda_layers": 0, "model.injection": "add", "blocks.num": 2,
-         "blocks.shared": "frozen", "data.length": 16, "data.vocab_size": 300, "training.batch_size": 4,
+         "data.length": 16, "data.vocab_size": 300, "training.batch_size": 4,
          "denoise.cond_width": 4, "evaluation.prompt_length": 4}
 
 
@@ -32,6 +32,13 @@ def result(config):
 
 def arm_of(result, blocks, checkpointed=False):
     return next(arm for arm in result["arms"] if (arm["blocks"], arm["checkpointed"]) == (blocks, checkpointed))
+
+
+def test_a_block_alone_leaves_the_shared_parts_unless_the_config_trains_them_with_one(config):
+    shared = {num: memory_config(config, num, False).blocks.shared for num in (1, 3)}
+    assert config.blocks.shared == "trained"
+    assert shared == {1: "trained", 3: "frozen"}
+    assert memory_config(config.replace(**{"blocks.shared": "with-block"}), 3, False).blocks.shared == "with-block"
 
 
 def test_the_stack_and_what_is_shared_are_weighed_apart(config, result):
@@ -101,8 +108,6 @@ def test_a_solver_step_of_images_is_that_of_one_block(config):
 def test_what_does_not_fit_is_one_sentence(config, tmp_path, capsys):
     with pytest.raises(UserError, match=r"1 of 4 blocks: model.num_core_layers 6 does not split .* set it to 4 or 8"):
         bench_memory(config, [1, 4])
-    with pytest.raises(UserError, match=r"set blocks.shared to frozen"):
-        bench_memory(config.replace(**{"blocks.shared": "trained"}), [2])
     (tmp_path / "c.yaml").write_text(dump_config(config))
     for words, why in ({("--blocks", "x"): "--blocks 'x' is not a list", ("--config", "c.yaml"): "needs one YAML file"}
                        ).items():

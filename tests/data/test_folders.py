@@ -158,9 +158,8 @@ def test_a_cut_names_what_is_kept_and_what_is_left_out(tmp_path):
     texts, (notice,) = load(tmp_path, max_bytes=25)
     assert list(texts.values()) == ["0123456789", "0123456789", "01234"]
     assert notice == (
-        "data.max_bytes 25 cuts the text off in c.txt; documents kept: 3; of 5 files found (50 bytes on disk), "
-        "2 are not read; the text is the beginning in reading order, not a sample of the whole; raise data.max_bytes, "
-        "or select fewer documents")
+        "data.max_bytes 25 cuts the text off in c.txt, its document 3 in reading order; of 5 files found (50 bytes on "
+        "disk), 2 are not read")
 
 
 @pytest.mark.parametrize(("content", "max_bytes", "cut"), [
@@ -186,7 +185,7 @@ def test_a_cut_of_a_dataset_says_of_how_many_rows(monkeypatch):
     source = DatasetSource(DataConfig(dataset="some/name"))
     next(source.documents())
     assert source.extent() == "of 7 rows, the first 1 are read"
-    with pytest.warns(UserWarning, match=r"in train#1; documents kept: 2; of 7 rows, the first 2 are read"):
+    with pytest.warns(UserWarning, match=r"train#1, its document 2 in reading order; of 7 rows, the first 2 are read"):
         load_corpus(DataConfig(dataset="some/name", max_bytes=15))
 
 

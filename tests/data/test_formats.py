@@ -13,9 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from looped.config.data import DataConfig
-from looped.data import json_values
 from looped.data.corpus import load_corpus
-from looped.data.json_values import json_rows
+from looped.data.json_rows import json_rows
 from looped.errors import UserError
 
 datasets = pytest.importorskip("datasets")
@@ -167,7 +166,7 @@ class Counted(io.BufferedReader):
                                      ("{\n\"text\":\n\"" + "x" * 1000 + "\"}\n") * 4000])
 def test_of_an_array_or_of_objects_no_more_is_read_than_is_wanted(tmp_path, monkeypatch, content):
     (tmp_path / "a.json").write_text(content)
-    monkeypatch.setattr(json_values, "open_bytes", lambda path: Counted(path.open("rb", buffering=0)))
+    monkeypatch.setattr("looped.data.json_rows.open_bytes", lambda path: Counted(path.open("rb", buffering=0)))
     Counted.given = 0
     texts_of(tmp_path / "a.json", max_bytes=10_000)
     assert 10_000 < Counted.given < 200_000
@@ -177,7 +176,7 @@ def test_of_an_array_or_of_objects_no_more_is_read_than_is_wanted(tmp_path, monk
 
 @pytest.mark.parametrize("piece", [1, 2, 7, 1 << 16])
 def test_values_are_the_same_however_the_file_is_cut_into_pieces(tmp_path, monkeypatch, piece):
-    monkeypatch.setattr(json_values, "PIECE", piece)
+    monkeypatch.setattr("looped.data.json_rows.PIECE", piece)
     values = [1, -2.5e10, "a\\u00e9\"\n", True, None, 10.0, 1e-7, {"x": [1, {"y": "🙂"}]}, [], {}, "😀", 12345678]
     (tmp_path / "a.json").write_text(json.dumps(values, indent=1))
     assert [value for _, _, value in json_rows(tmp_path / "a.json")] == values
@@ -194,5 +193,5 @@ def test_any_array_is_read_as_the_json_module_reads_it(tmp_path_factory, rows, i
     path = tmp_path_factory.getbasetemp() / "any.json"
     path.write_bytes(json.dumps(rows, indent=indent, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(json_values, "PIECE", piece)
+        patch.setattr("looped.data.json_rows.PIECE", piece)
         assert [value for _, _, value in json_rows(path)] == json.loads(path.read_bytes())

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from looped.diffusion.bridge import bridge, draw
+from looped.diffusion.clean_estimate import bridge, draw
 from looped.errors import UserError
 
 TABLE = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])

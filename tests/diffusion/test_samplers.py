@@ -133,7 +133,7 @@ def test_steps_equal_diffusers(name, oracle):
 
 
 def test_bad_schedules_and_missing_noise_are_named():
-    with pytest.raises(UserError, match="must descend and end in 0"):
+    with pytest.raises(UserError, match="sigmas must"):
         sample_euler(exact_denoiser, start(2), torch.tensor([1.0, 2.0, 0.0]))
     with pytest.raises(UserError, match="ancestral solver adds noise"):
         sample_ancestral(exact_denoiser, start(2), torch.tensor([2.0, 1.0, 0.0]))
@@ -201,9 +201,11 @@ def test_bad_options_and_levels_that_are_no_numbers_are_named():
         sample_ancestral(exact_denoiser, start(2), sigmas, random=seeded(0), eta=1.5)
     with pytest.raises(UserError, match="level"):
         sample_restart(exact_denoiser, start(2), sigmas, random=seeded(0), level=11.0)
-    for top in (math.nan, math.inf):
-        with pytest.raises(UserError, match="must descend"):
-            sample_euler(exact_denoiser, start(2), torch.tensor([top, 0.0]))
+    for levels, said in {(math.nan, 0): r"sigmas\[1\] 0 is not below nan", (math.inf, 0): "these run from inf to 0",
+                         (3, 2, 2, 0): r"sigmas\[2\] 2 is not below 2", (): "these are empty",
+                         (2, 1): "these run from 2 to 1"}.items():
+        with pytest.raises(UserError, match=said):
+            sample_euler(exact_denoiser, start(2), torch.tensor(levels))
 
 
 def test_rows_with_one_schedule_are_sampled_as_by_the_ancestral_solver():

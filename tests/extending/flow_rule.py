@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from looped.config.rules import Rule
+from looped.inference.autoregressive import one_after_another
 from looped.inference.cost import Cost
 from looped.inference.rollout import Rollout
-from looped.inference.text_writer import one_after_another
 from looped.nn.rows import PLAIN
 from looped.objectives.base import Loss, Objective, head_losses, rows_of_batch, token_losses
 

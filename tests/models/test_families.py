@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from looped.config import load_config
-from looped.config.presets import PRESETS
+from looped.config.model_families import PRESETS
 from looped.errors import UserError
 from looped.models.build import build
 from looped.nn.layers import TransformerLayer

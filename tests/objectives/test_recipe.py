@@ -9,7 +9,7 @@ import torch
 
 from looped.config import load_config
 from looped.data.batch import Batch
-from looped.diffusion.bridge import bridge
+from looped.diffusion.clean_estimate import bridge
 from looped.diffusion.denoiser import Trajectory
 from looped.diffusion.samplers import sample_ancestral
 from looped.models.build import build

@@ -9,11 +9,11 @@ from same_runs import assert_same, weights
 
 from looped.config import load_config
 from looped.errors import UserError
+from looped.training.block_runs import Part, check_fits
 from looped.training.checkpoint import list_checkpoints, step_of
 from looped.training.logs import _first_stamp
 from looped.training.resume_rules import FREE_AT_RESTART, Change, differences
 from looped.training.runs import load_run, open_run
-from looped.training.single_block import Part, check_fits
 from looped.training.train import train
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of the same calls

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from looped.config import Config
-from looped.config.presets import PRESETS
+from looped.config.model_families import PRESETS
 from looped.errors import UserError
 from looped.hub.families.base import CORE, Cut, Family, Layout, Link, Places, Raw, refuse, require, same
 from looped.hub.families.export_config import check_like, core_layers, rope_parameters

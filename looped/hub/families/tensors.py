@@ -1,4 +1,4 @@
-"""Safetensors of a folder, one file or several, read tensor by tensor; and a check that a family's links fit them."""
+"""Reads the safetensors of a model folder one tensor at a time, and checks them against the names of a family."""
 
 import json
 import re

@@ -17,7 +17,7 @@ from torch.nn.functional import softplus
 from looped.config import Config
 from looped.config.rivals import ForwardForwardConfig
 from looped.data.batch import Batch
-from looped.diffusion.bridge import draw
+from looped.diffusion.clean_estimate import draw
 from looped.models.language import LanguageModel, State
 from looped.nn.layers import TransformerLayer
 from looped.nn.rows import Rows

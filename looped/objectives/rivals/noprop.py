@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from looped.config import Config
 from looped.config.rivals import NoPropConfig
 from looped.data.batch import Batch
-from looped.diffusion.bridge import bridge
+from looped.diffusion.clean_estimate import bridge
 from looped.diffusion.denoiser import start_projection
 from looped.models.language import LanguageModel
 from looped.nn.projection import cast_for, head_logits

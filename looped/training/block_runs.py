@@ -14,7 +14,7 @@ from torch import Tensor
 
 from looped.config import Config, load_config
 from looped.errors import UserError
-from looped.objectives.one_block import OneBlock
+from looped.objectives.active_block import OneBlock
 from looped.training.checkpoint import DamagedError, Tensors, check, check_same, list_checkpoints, load_tensors
 from looped.training.counters import Counters
 from looped.training.resume_rules import FREE_AT_RESTART, differences, is_one_of

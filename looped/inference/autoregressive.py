@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from looped.diffusion.bridge import draw
+from looped.diffusion.clean_estimate import draw
 from looped.diffusion.sampling_params import SamplingParams
 from looped.inference.padding import Draws, Padding
 from looped.inference.sequence_batch import NOTHING, Ending
