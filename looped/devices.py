@@ -4,16 +4,19 @@ import os
 import platform
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from looped.errors import UserError
 
+WITHOUT_FLOAT64 = {"mps"}
+"""Device types without float64."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 KINDS = ("cpu", "cuda", "mps")
 
@@ -37,6 +40,60 @@ def find_device(name: str) -> torch.device:
         raise UserError(f"--device {name} is not on this machine, which has {', '.join(here)}; take one of these, or "
                         f"auto")
     return torch.device(full)
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """The widest floating-point dtype of a device: float64, or float32 if it has no float64, as Apple's.
+
+    Noise levels, times and their schedules are float64 on the host and reach a device as float32. Computations that
+    need precision on a device, such as a cumulative sum over a vocabulary, use the widest dtype.
+    """
+    return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64
+
+
+def to_device(values: Tensor, device: torch.device | str) -> Tensor:
+    """`values` on the device. A copy from the host does not wait for the device; one from the device to the host does,
+    since the host would read before it has arrived."""
+    return values.to(device, non_blocking=values.device.type == "cpu")
+
+
+def to_like(values: Tensor, like: Tensor) -> Tensor:
+    """`values` in the dtype and on the device of another tensor, as by `to_device`."""
+    return to_device(values.to(like.dtype), like.device)
+
+
+def read_together(values: Sequence[float | Tensor]) -> list[float]:
+    """Numbers and scalar tensors as floats, those of a device in one read, for which the host waits."""
+    by_device: dict[torch.device, list[int]] = {}
+    for place, value in enumerate(values):
+        if isinstance(value, Tensor):
+            by_device.setdefault(value.device, []).append(place)
+    found = [0.0 if isinstance(value, Tensor) else float(value) for value in values]
+    for device, places in by_device.items():
+        wide = torch.stack([values[place].detach().reshape(()).to(widest(device)) for place in places])
+        for place, number in zip(places, wide.tolist(), strict=True):
+            found[place] = number
+    return found
+
+
+class HostCopy:
+    """A copy of a tensor to the host, on its way while the host goes on; `wait` returns it once it has arrived."""
+
+    def __init__(self, values: Tensor):
+        self.device: torch.device = values.device
+        later = self.device.type == "cuda"
+        self._copy: Tensor = torch.empty(values.shape, dtype=values.dtype, pin_memory=True) if later else values
+        self._event: torch.cuda.Event | None = None
+        if later:
+            self._copy.copy_(values, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record(torch.cuda.current_stream(self.device))
+
+    def wait(self) -> Tensor:
+        """The values on the host."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._copy.cpu()
 
 
 def now(device: torch.device) -> float:

@@ -13,6 +13,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from looped.devices import to_device
+
 T = TypeVar("T")
 
 
@@ -65,7 +67,7 @@ class StepRandom:
     def normal(self, stream: str, shape: Sequence[int]) -> Tensor:
         """Standard normal draws, float32, shape (count, *shape)."""
         rows = [torch.randn(tuple(shape), generator=gen) for gen in self.per_row(stream)]
-        return torch.stack(rows).to(self.device)
+        return to_device(torch.stack(rows), self.device)
 
     def uniform(self, stream: str, shape: Sequence[int]) -> Tensor:
         """Uniform draws in [0, 1), float64 on the CPU, shape (count, *shape)."""

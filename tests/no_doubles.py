@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
-from looped.nn import widest_float
+from looped import devices
 
 DEVICE = torch.device("meta")
 aten = torch.ops.aten
@@ -96,11 +96,11 @@ def no_doubles():
     known = {name: getattr(torch, name) for name in changes}
     for name, change in changes.items():
         setattr(torch, name, change(known[name]))
-    widest_float.WITHOUT_FLOAT64.add(DEVICE.type)
+    devices.WITHOUT_FLOAT64.add(DEVICE.type)
     try:
         with Device():
             yield DEVICE
     finally:
-        widest_float.WITHOUT_FLOAT64.discard(DEVICE.type)
+        devices.WITHOUT_FLOAT64.discard(DEVICE.type)
         for name, function in known.items():
             setattr(torch, name, function)

@@ -28,7 +28,7 @@ EVERYTHING = """
 import importlib, pkgutil, looped.nn
 for module in pkgutil.iter_modules(looped.nn.__path__):
     importlib.import_module(f"looped.nn.{module.name}")
-for name in ("samplers", "schedules", "noise", "edm", "bridge", "sampling_params"):
+for name in ("samplers", "schedules", "noise", "edm", "clean_estimate", "sampling_params"):
     importlib.import_module(f"looped.diffusion.{name}")
 """
 

@@ -52,8 +52,9 @@ class Batch:
         """A subset of the sequences."""
         return self._map(lambda value: value[rows])
 
-    def to(self, device: torch.device | str) -> "Batch":
-        return self._map(lambda value: value.to(device))
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
+        """The batch on a device; `non_blocking` as in `Tensor.to`."""
+        return self._map(lambda value: value.to(device, non_blocking=non_blocking))
 
     def repeat(self, times: int) -> "Batch":
         """The batch concatenated `times` times."""

@@ -40,8 +40,10 @@ class ImageBatch:
         """A subset of the images."""
         return replace(self, images=self.images[rows], labels=self.labels[rows])
 
-    def to(self, device: torch.device | str) -> "ImageBatch":
-        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "ImageBatch":
+        """The images on a device; `non_blocking` as in `Tensor.to`."""
+        return replace(self, images=self.images.to(device, non_blocking=non_blocking),
+                       labels=self.labels.to(device, non_blocking=non_blocking))
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ top-k: the expectation over the k most likely tokens. sampled: a row drawn from 
 import torch
 from torch import Tensor
 
+from looped.devices import widest
 from looped.errors import UserError, did_you_mean
-from looped.nn.widest_float import widest
 from looped.shapes import Float, Float64, Int64
 
 BRIDGES = ("soft", "hard", "top-k", "sampled")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from looped.config.denoise import DenoiseConfig
+from looped.devices import to_device, to_like
 from looped.diffusion.clean_estimate import bridge
 from looped.diffusion.edm import EDM, align
 from looped.diffusion.noise import block_of
@@ -149,7 +150,7 @@ class Denoiser(nn.Module):
                 dropped: Bool[Tensor, "batch"] | None = None) -> Float[Tensor, "batch length width"]:
         """e with the null embedding for the `dropped` images (None: all)."""
         nothing = self.nothing.to(e.dtype).expand_as(e)
-        return nothing if dropped is None else torch.where(dropped.view(-1, 1, 1).to(e.device), nothing, e)
+        return nothing if dropped is None else torch.where(to_device(dropped.view(-1, 1, 1), e.device), nothing, e)
 
     def guided(self, logits: Tensor, z: Noisy, sigma: Sigma, e: Tensor, rows: Rows = PLAIN, *,
                carry: Tensor | None = None) -> Tensor:
@@ -199,7 +200,7 @@ class Denoiser(nn.Module):
                             f"levels of one block (blocks.edges)")
         logits, handed = self.read(z, sigma, e, rows.having(block=blocks[0]), carry=carry, steer=steer)
         for block in blocks[1:]:
-            own = (owners == block).view(-1, 1, 1).to(logits.device)
+            own = to_device((owners == block).view(-1, 1, 1), logits.device)
             others, others_handed = self.read(z, sigma, e, rows.having(block=block), carry=carry, steer=steer)
             logits = torch.where(own, others, logits)
             handed = None if handed is None else torch.where(own, others_handed, handed)
@@ -233,7 +234,7 @@ class Denoiser(nn.Module):
                carry: Tensor | None) -> Float[Tensor, "batch length width"]:
         """One step of the core on the preconditioned z."""
         z = cast_for(self.in_proj, z)
-        state = self.in_proj(align(self.edm.c_in(sigma).to(z), z) * z)
+        state = self.in_proj(to_like(align(self.edm.c_in(sigma), z), z) * z)
         if self.carry_proj is not None:  # zeros, not skipped: under DDP every weight needs a gradient
             nothing = z.new_zeros(*z.shape[:-1], self.carry_proj.in_features)
             state = state + self.carry_proj(nothing if carry is None else carry.to(z.dtype))
@@ -267,7 +268,7 @@ class Denoiser(nn.Module):
         Added to the logits, it leaves the network to model p(token | context); Bayes' rule does the rest. The part of
         the posterior known in closed form need not be learned, just as c_skip spares a regressor the part that is z.
         """
-        return align(1 / sigma.double().square(), z).float().to(z.device) * z.float(), self.table()
+        return to_device(align(1 / sigma.double().square(), z).float(), z.device) * z.float(), self.table()
 
     def _log_likelihood(self, z: Noisy, sigma: Sigma) -> Float[Tensor, "batch length vocab"]:
         u, table = self.evidence(z, sigma)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from looped.devices import to_device, to_like
 from looped.errors import UserError
 from looped.shapes import Float
 
@@ -53,14 +54,14 @@ class EDM:
     ) -> Float[Tensor, "*shape"]:
         """`D = c_skip z + c_out F`, at least float32; `sigma` belongs to the leading axes of `z`."""
         c_skip, c_out = align(self.c_skip(sigma), z), align(self.c_out(sigma), z)
-        return c_skip.to(z.device) * z + c_out.to(z.device) * F
+        return to_device(c_skip, z.device) * z + to_device(c_out, z.device) * F
 
     def target(
         self, y: Float[Tensor, "*shape"], z: Float[Tensor, "*shape"], sigma: Float[Tensor, "*batch"] | float
     ) -> Float[Tensor, "*shape"]:
         """The F for which D equals `y`: `(y - c_skip z) / c_out`, of unit variance at every level (equation 8)."""
         c_skip, c_out = align(self.c_skip(sigma), z), align(self.c_out(sigma), z)
-        return (y - c_skip.to(z.device) * z) / c_out.to(z.device)
+        return (y - to_device(c_skip, z.device) * z) / to_device(c_out, z.device)
 
     def residual_weight(self, sigma: Float[Tensor, "*batch"], weight: str) -> Float[Tensor, "*batch"]:
         """The factor on F's squared error that gives D's squared error the `weight` edm (then 1) or none (c_out^2)."""
@@ -83,7 +84,7 @@ def ode_derivative(
 ) -> Float[Tensor, "*shape"]:
     """`dz/dsigma = (z - D) / sigma` of the probability-flow ODE (Karras et al. 2022, algorithm 1), in z's precision."""
     if isinstance(sigma, Tensor) and sigma.ndim:  # one level for all needs no shape, and does not promote z
-        sigma = align(sigma, z).to(z)
+        sigma = to_like(align(sigma, z), z)
     return (z - D) / sigma
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from looped.config.blocks import BlocksConfig
+from looped.devices import to_device
 from looped.diffusion.clean_estimate import draw
 from looped.errors import UserError, did_you_mean
 from looped.shapes import Bool, Float, Float64, Int
@@ -86,7 +87,7 @@ def block_shares(config: BlocksConfig, name: str) -> Float64[Tensor, "blocks"]:
 def hide(tokens: Tokens, m: Float[Tensor, "batch"], uniform: Float[Tensor, "batch length"],
          mask_token: int) -> tuple[Tokens, Bool[Tensor, "batch length"]]:
     """(tokens with each one hidden with its sequence's probability m, the mask of the hidden ones)."""
-    hidden = (uniform < m.unsqueeze(1)).to(tokens.device)
+    hidden = to_device(uniform < m.unsqueeze(1), tokens.device)
     return tokens.masked_fill(hidden, mask_token), hidden
 
 
@@ -100,7 +101,7 @@ def hide_one_and(tokens: Tokens, m: Float[Tensor, "batch"], uniform: Float[Tenso
     """
     length = tokens.shape[1]
     one = (uniform[:, length:] * length).long()
-    hidden = (uniform[:, :length] < m.unsqueeze(1)).scatter(1, one, True).to(tokens.device)
+    hidden = to_device((uniform[:, :length] < m.unsqueeze(1)).scatter(1, one, True), tokens.device)
     return tokens.masked_fill(hidden, mask_token), hidden
 
 
@@ -121,7 +122,7 @@ def unmask(predict: Predict, tokens: Tokens, hidden: Bool[Tensor, "batch length"
         raise UserError(f"levels must descend and end in 0; the {len(steps)} given do not; use for example 1 - i / n "
                         f"for i = 0 ... n")
     for step, (m, lower) in enumerate(pairwise(steps)):
-        shown = hidden & (uniform("reveal", step) < (m - lower) / m).to(hidden.device)
+        shown = hidden & to_device(uniform("reveal", step) < (m - lower) / m, hidden.device)
         if bool(shown.any()):
             drawn = draw(predict(tokens, m).float().softmax(-1), uniform("token", step))
             tokens = torch.where(shown, drawn, tokens)

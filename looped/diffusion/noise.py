@@ -9,9 +9,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from looped.devices import HostCopy, to_device, widest
 from looped.errors import UserError
-from looped.nn.widest_float import widest
-from looped.shapes import Float, Float64, Int64
+from looped.shapes import Bool, Float, Float64, Int64
 
 
 class Noise(nn.Module):
@@ -59,8 +59,9 @@ class Noise(nn.Module):
         x = sigma.clamp(self.sigma_min, self.sigma_max).log()
         return torch.where(inside, self._log_density(x), -math.inf)
 
-    def observe(self, sigma: Float[Tensor, "*shape"], cross_entropy: Float[Tensor, "*shape"]) -> None:
-        """Record losses at these levels; only `Adaptive` learns from them."""
+    def observe(self, sigma: Float[Tensor, "*shape"], cross_entropy: Float[Tensor, "*shape"],
+                counted: Bool[Tensor, "*shape"] | None = None) -> None:
+        """Record losses at these levels, those that `counted` selects (None: all); only `Adaptive` learns from them."""
 
     def update(self) -> None:
         """Learn from the losses observed since the last call; every process calls it once per optimiser step."""
@@ -124,7 +125,8 @@ class Adaptive(Noise):
     This is the time warping of CDCD (Dieleman et al. 2022, arXiv 2211.15089, section 4.2). An exponential average of
     the cross-entropy is kept at nodes evenly spaced in ln sigma and made monotone by isotonic regression; its
     increments are the masses between nodes, mixed with a log-uniform fraction `floor`. Log-uniform until each node
-    has been seen `min_count` times. The state is three buffers, so it is saved and resumed exactly.
+    has been seen `min_count` times. The state is three buffers, so it is saved and resumed exactly. They stay on the
+    host, where levels are drawn; the sums of a step's losses arrive there while its backward pass runs.
     """
 
     def __init__(self, sigma_min: float, sigma_max: float, *, num_bins: int = 32, decay: float = 0.99,
@@ -140,37 +142,43 @@ class Adaptive(Noise):
         for name in ("weight_average", "cross_entropy_average", "num_seen"):
             self.register_buffer(name, torch.zeros(num_bins + 1, dtype=torch.float64))
         # Not a buffer: DDP overwrites buffers with those of the first process, which would lose the others' losses.
-        self._pending: Tensor | None = None
+        self._pending: list[HostCopy] = []
+        self._device: torch.device = torch.device("cpu")
+        """The device of the losses, on which processes exchange them."""
 
     def _apply(self, fn, recurse=True):
-        """Move with the model, except to a device without float64: then the buffers stay on the CPU."""
-        there = fn(torch.zeros(())).device
-        return super()._apply(fn, recurse) if widest(there) is torch.float64 else self
+        """Stay on the host when the model moves."""
+        return self
 
     @torch.no_grad()
-    def observe(self, sigma: Float[Tensor, "*shape"], cross_entropy: Float[Tensor, "*shape"]) -> None:
+    def observe(self, sigma: Float[Tensor, "*shape"], cross_entropy: Float[Tensor, "*shape"],
+                counted: Bool[Tensor, "*shape"] | None = None) -> None:
         """Collect losses (nats) at these levels; nothing changes before `update`."""
         if sigma.shape != cross_entropy.shape:
             raise UserError(f"sigma {tuple(sigma.shape)} and cross_entropy {tuple(cross_entropy.shape)} differ; "
                             f"pass one loss per noise level")
-        sigma, loss = (t.detach().to(self.num_seen.device).double().reshape(-1) for t in (sigma, cross_entropy))
-        place = self._place(sigma.clamp(self.sigma_min, self.sigma_max).log())
-        nodes = torch.arange(self.num_bins + 1, device=place.device)
+        self._device = device = cross_entropy.device
+        place = self._place(sigma.detach().double().clamp(self.sigma_min, self.sigma_max).log()).reshape(-1)
+        loss, wide = cross_entropy.detach().reshape(-1), widest(device)
+        place, loss = to_device(place.to(wide), device), loss.to(wide)
+        nodes = torch.arange(self.num_bins + 1, device=device)
+        seen = loss.isfinite() if counted is None else loss.isfinite() & counted.reshape(-1)
         # Each loss is split linearly between the two nodes around it. A product, since a scatter-add is not
         # reproducible on CUDA.
-        share = (1 - (place[:, None] - nodes).abs()).clamp(min=0) * loss.isfinite()[:, None]  # (N, nodes)
-        sums = torch.stack([torch.ones_like(loss), loss.nan_to_num(0.0, 0.0, 0.0)]) @ share
-        self._pending = sums if self._pending is None else self._pending + sums
+        share = (1 - (place[:, None] - nodes).abs()).clamp(min=0) * seen[:, None]  # (N, nodes)
+        self._pending.append(HostCopy(torch.stack([torch.ones_like(loss), loss.nan_to_num(0.0, 0.0, 0.0)]) @ share))
 
     @torch.no_grad()
     def update(self) -> None:
         """Fold the observations of all processes into the averages; every process calls it once per optimiser step."""
-        sums = self._pending
-        if sums is None:
-            sums = torch.zeros(2, self.num_bins + 1, dtype=torch.float64, device=self.num_seen.device)
-        self._pending = None
+        sums = torch.zeros(2, self.num_bins + 1, dtype=torch.float64)
+        for copy in self._pending:
+            sums += copy.wait()
+        self._pending = []
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(sums)
+            there = sums.to(self._device, widest(self._device))
+            torch.distributed.all_reduce(there)
+            sums = there.double().cpu()
         self.weight_average.mul_(self.decay).add_(sums[0])
         self.cross_entropy_average.mul_(self.decay).add_(sums[1])
         self.num_seen.add_(sums[0])
@@ -245,8 +253,9 @@ class ShareAtMax(Noise):
         """Log density of the continuous part, which integrates to 1 - share; the atom at sigma_max has no density."""
         return self.noise.log_density(sigma) + (math.log1p(-self.share) if self.share < 1 else -math.inf)
 
-    def observe(self, sigma: Float[Tensor, "*shape"], cross_entropy: Float[Tensor, "*shape"]) -> None:
-        self.noise.observe(sigma, cross_entropy)
+    def observe(self, sigma: Float[Tensor, "*shape"], cross_entropy: Float[Tensor, "*shape"],
+                counted: Bool[Tensor, "*shape"] | None = None) -> None:
+        self.noise.observe(sigma, cross_entropy, counted)
 
     def update(self) -> None:
         self.noise.update()

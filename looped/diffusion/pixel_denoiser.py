@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from looped.devices import to_device, to_like
 from looped.diffusion.edm import EDM, align
 from looped.diffusion.noise import block_of
 from looped.shapes import Float, Float64, Int, Int64
@@ -45,7 +46,7 @@ class PixelDenoiser(nn.Module):
         """The network's output F, at least float32. `block`: run this block, whether or not it owns the levels."""
         if block is None and self.edges is not None:
             return self._read_by_owners(z, sigma, labels)
-        scaled = align(self.edm.c_in(sigma), z).to(z) * z
+        scaled = to_like(align(self.edm.c_in(sigma), z), z) * z
         F = self.model(scaled, self.edm.c_noise(sigma), labels, block=block)
         return F.to(torch.promote_types(F.dtype, torch.float32))
 
@@ -59,9 +60,9 @@ class PixelDenoiser(nn.Module):
     def losses(self, images: Images, eps: Images, sigma: Sigma, labels: Labels, *, weight: str,
                block: int | None = None) -> Float[Tensor, "batch"]:
         """Each image's squared error of D at its level, averaged over its pixel values; `weight`: edm or none."""
-        z = images + align(sigma, images).to(images) * eps
+        z = images + to_like(align(sigma, images), images) * eps
         error = self.read(z, sigma, labels, block=block) - self.edm.target(images, z, sigma)
-        return self.edm.residual_weight(sigma, weight).to(z.device) * error.square().flatten(1).mean(1)
+        return to_device(self.edm.residual_weight(sigma, weight), z.device) * error.square().flatten(1).mean(1)
 
     def solver(self, labels: Labels, guidance: float = 1.0) -> Callable[[Tensor, float], Tensor]:
         """`(z, level) -> D` for images of these classes, the form that solvers call."""

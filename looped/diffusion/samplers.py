@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from looped.devices import to_like, widest
 from looped.diffusion.edm import align, ode_derivative
 from looped.errors import UserError
 from looped.import_path import class_at
 from looped.nn.checks import kind_of
-from looped.nn.widest_float import widest
 
 Denoise = Callable[[Tensor, float], Tensor]
 Callback = Callable[[int, float, Tensor, Tensor], Any]
@@ -67,7 +67,7 @@ def _noise(random: Random | None, step: int, solver: str, z: Tensor) -> Tensor:
                         f"from the step to normal draws")
     if isinstance(random, torch.Generator):
         return torch.randn(z.shape, generator=random, dtype=z.dtype, device=random.device).to(z.device)
-    return random(step).to(z)
+    return to_like(random(step), z)
 
 
 def sample_euler(denoise: Denoise, z: Tensor, sigmas: Tensor, *, callback: Callback | None = None,
@@ -148,8 +148,8 @@ def sample_ancestral(denoise: Denoise, z: Tensor, sigmas: Tensor, *, callback: C
 def ancestral_step(z: Tensor, D: Tensor, sigma: Tensor, lower: Tensor, noise: Tensor) -> Tensor:
     """One step of `sample_ancestral` from `sigma` to `lower`, with levels per sequence (B,) or per row (B, L). If both
     are equal, z is unchanged."""
-    keep = align((lower / sigma).square(), z).to(z)
-    return keep * z + (1 - keep) * D + align(lower, z).to(z) * (1 - keep).sqrt() * noise
+    keep = to_like(align((lower / sigma).square(), z), z)
+    return keep * z + (1 - keep) * D + to_like(align(lower, z), z) * (1 - keep).sqrt() * noise
 
 
 def sample_rows(denoise: Callable[[Tensor, Tensor], Tensor], z: Tensor, levels: Tensor, *,
@@ -160,7 +160,7 @@ def sample_rows(denoise: Callable[[Tensor, Tensor], Tensor], z: Tensor, levels: 
     for step, (level, lower) in enumerate(pairwise(levels)):
         D = denoise(z, level).to(z.dtype)
         rows = (t.expand(z.shape[:2]) for t in (level, lower))
-        z = ancestral_step(z, D, *rows, random(step).to(z))
+        z = ancestral_step(z, D, *rows, to_like(random(step), z))
     return denoise(z, levels[-1]).to(z.dtype)
 
 
@@ -192,7 +192,7 @@ def sample_by_confidence(denoise: Callable[[Tensor, Tensor], Tensor], z: Tensor,
         place = sure.argsort(dim=1, descending=True).argsort(dim=1)  # 0 for the most confident
         num = (sought.sum(1, keepdim=True) * step / num_steps).ceil()
         now = ((place < num) | (sure > settling.above)) & sought
-        z = torch.where((now & ~settled).unsqueeze(-1), D + low * random(step).to(z), z)
+        z = torch.where((now & ~settled).unsqueeze(-1), D + low * to_like(random(step), z), z)
         settled = now | ~sought
     return denoise(z, torch.where(settled, low, high).cpu().double()).to(z.dtype)
 

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from looped.devices import widest
 from looped.diffusion.clean_estimate import draw
 from looped.diffusion.sampling_params import SamplingParams
 from looped.inference.padding import Draws, Padding
 from looped.inference.sequence_batch import NOTHING, Ending
-from looped.nn.widest_float import widest
 from looped.rng import StepRandom
 from looped.shapes import Int
 

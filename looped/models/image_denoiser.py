@@ -15,6 +15,7 @@ from torch.nn.functional import silu
 from looped.config import Config
 from looped.config.model import ModelConfig
 from looped.data.image_batches import ImageSpec
+from looped.devices import to_device
 from looped.models.language import Level, Structure, loop_of, rotary_of, start_around, start_weights
 from looped.models.vision import Images, cut, join
 from looped.nn.conditioning import LevelEmbedding
@@ -79,7 +80,7 @@ class ImageDenoiser(nn.Module):
         return join(self.pixels(self._modulated(x, cond)), self.picture)
 
     def _positions(self, x: Tensor) -> Int[Tensor, "1 patches 2"]:
-        return self.picture.positions()[None, 1:].to(x.device)
+        return to_device(self.picture.positions()[None, 1:], x.device)
 
     def _modulated(self, x: Float[Tensor, "batch patches width"],
                    cond: Float[Tensor, "batch cond"]) -> Float[Tensor, "batch patches width"]:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from looped.config import Config
@@ -121,8 +120,7 @@ class LanguageModel(nn.Module):
         """The rows of x as layers get them: with rotary angles, and causal without a mask or context."""
         positions = rows.positions
         if positions is None:
-            positions = torch.as_tensor(rows.start, device=x.device).unsqueeze(-1) + torch.arange(x.shape[1],
-                                                                                                  device=x.device)
+            positions = rows.consecutive(x.shape[1], x.device)
         mask = Causal() if rows.mask is None and rows.context is None else rows.mask
         return rows.having(mask=mask, rotation=self.rotary(positions))
 

@@ -78,11 +78,11 @@ def _sdpa_form(mask: Mask, num_queries: int, num_keys: int, q: Tensor) -> tuple[
     """(allowed pairs, the rows that may attend to no key, or None if there are none).
 
     Kernels differ on such rows: NaN, zero, or the mean of v. So they attend to every key here, and their output is set
-    to zero.
+    to zero; on a device always, since the host would wait to learn whether there are any.
     """
     allowed = mask.dense(q.shape[0], num_queries, num_keys, q.device)
     empty = ~allowed.any(-1, keepdim=True)
-    return (allowed | empty, empty) if bool(empty.any()) else (allowed, None)
+    return (allowed | empty, empty) if q.device.type != "cpu" or bool(empty.any()) else (allowed, None)
 
 
 # ----------------------------------------------------------------------------- flex

@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from looped.devices import to_device
 from looped.nn.frequencies import Frequencies
 from looped.nn.fused import compute_dtype
 from looped.shapes import Float
@@ -28,7 +29,7 @@ class LevelEmbedding(Frequencies):
         return torch.logspace(0, math.log2(self.max_frequency), len(self.frequencies), base=2.0, device="cpu")
 
     def forward(self, level: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch width"]:
-        angles = level.to(self.frequencies.device, torch.float32).unsqueeze(-1) * self.frequencies
+        angles = to_device(level.float(), self.frequencies.device).unsqueeze(-1) * self.frequencies
         return self.mlp(torch.cat([angles.sin(), angles.cos()], dim=-1))
 
 

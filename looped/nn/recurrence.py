@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from looped.devices import to_device, widest
 from looped.errors import UserError, did_you_mean
 from looped.nn.blocks import OwnBlock, State, require_block
 from looped.nn.checks import counts_by_row, whole_number
 from looped.nn.layers import RMSNorm
-from looped.nn.widest_float import widest
 
 States = State | tuple[Tensor, ...]
 Parts = Tensor | tuple[Tensor, ...]
@@ -170,7 +170,7 @@ class _Rounds:
         longest = depths[order[0]] if order else 0
         if not longest or self.stopped:
             return state
-        place = torch.tensor(order, device=self.e.device)
+        place = to_device(torch.tensor(order), self.e.device)
         back, e, cond = torch.argsort(place), self.e[place], None if self.cond is None else self.cond[place]
         state = _rows_of(state, place)
         for step in range(longest):
@@ -210,7 +210,7 @@ def _with_gradient_of(old: Tensor, new: Tensor, no_grad: list[int]) -> Tensor:
     """`new`, but sequences that ran no step without gradient keep the gradient of `old`."""
     if not old.requires_grad or new is old:
         return new
-    ran = torch.tensor([steps > 0 for steps in no_grad], device=new.device)
+    ran = to_device(torch.tensor([steps > 0 for steps in no_grad]), new.device)
     return torch.where(ran.view(-1, *[1] * (new.ndim - 1)), new, old)
 
 

@@ -3,8 +3,10 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from looped.devices import to_device
 from looped.nn.cache import Cache, LayerCache
 from looped.nn.mask_base import Mask
 from looped.shapes import Int
@@ -35,6 +37,13 @@ class Rows:
     strict: bool = False
     block: int | None = None
     rotation: tuple[Tensor, Tensor] | None = None
+
+    def consecutive(self, num: int, device: torch.device) -> Int[Tensor, "*batch length"]:
+        """The positions `start`, start + 1, ... of `num` rows: (num,), or (B, num) with one start per sequence."""
+        place = torch.arange(num, device=device)
+        if isinstance(self.start, Tensor):
+            return to_device(self.start, device).unsqueeze(-1) + place
+        return self.start + place  # a number, which is no tensor to copy
 
     def having(self, **changes: Any) -> "Rows":
         """A copy with some fields changed."""

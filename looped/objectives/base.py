@@ -1,6 +1,6 @@
 """The interface of every training rule: a module that turns tokens into a loss and reports its cost."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from looped.config import Config
 from looped.data.batch import Batch
+from looped.devices import read_together
 from looped.errors import UserError
 from looped.models.language import LanguageModel
 from looped.nn.checks import require
@@ -23,10 +24,27 @@ from looped.shapes import Float, Int
 
 @dataclass
 class Loss:
-    """`value`: mean nats/token, the tensor to differentiate. `metrics`: detached figures for the log."""
+    """`value`: mean nats/token, the tensor to differentiate. `metrics`: detached figures for the log.
+
+    `shares`: metrics over some of the rows, each a pair (sum, number of rows); what no row of a batch belongs to is not
+    logged. The trainer reads all figures of a step at once, at its end.
+    """
 
     value: Tensor
     metrics: dict[str, float | Tensor] = field(default_factory=dict)
+    shares: dict[str, Float[Tensor, "2"]] = field(default_factory=dict)
+
+
+def figures_of(losses: Sequence[Loss]) -> list[dict[str, float]]:
+    """`metrics` and the means of `shares` of several losses as numbers, all in one read of the device."""
+    read = iter(read_together([value for loss in losses for value in (
+        *loss.metrics.values(), *(part for share in loss.shares.values() for part in share))]))
+    figures = []
+    for loss in losses:
+        numbers = {name: next(read) for name in loss.metrics}
+        sums = {name: (next(read), next(read)) for name in loss.shares}
+        figures.append(numbers | {name: total / number for name, (total, number) in sums.items() if number})
+    return figures
 
 
 class Objective(nn.Module):

@@ -43,7 +43,7 @@ class OneBlockByLevel(OneBlock):
     def loss_of(self, block: int, batch: Any, random: StepRandom) -> Loss:
         """The loss of one block, independent of the others."""
         loss = self.loss_at(batch, self.levels_of(block, random), random, block=block)
-        return Loss(loss.value, loss.metrics | {self._named(block): loss.metrics[self.figure]})
+        return Loss(loss.value, loss.metrics | {self._named(block): loss.metrics[self.figure]}, loss.shares)
 
     def _named(self, block: int) -> str:
         return f"{self.short}_block{block}"

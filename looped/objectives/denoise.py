@@ -18,6 +18,7 @@ from looped.config import Config
 from looped.config.blocks import BlocksConfig
 from looped.config.denoise import DenoiseConfig
 from looped.data.batch import Batch
+from looped.devices import to_device, widest
 from looped.diffusion.clean_estimate import bridge
 from looped.diffusion.denoiser import MEMBERS, Denoiser, require_members
 from looped.diffusion.edm import align
@@ -47,13 +48,6 @@ def only_sought(z: Float[Tensor, "batch length dim"], batch: Batch) -> Float[Ten
     return z if batch.scored is None else z * batch.scored.unsqueeze(-1)
 
 
-def _sought(sigma: Tensor, losses: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The levels and losses; if each row has its own level, those of the rows to predict only."""
-    if sigma.ndim == 1 or batch.scored is None:
-        return sigma, losses
-    return sigma[batch.scored.to(sigma.device)], losses[batch.scored]
-
-
 def reads_first(random: StepRandom) -> bool:
     """True if this step begins with an evaluation without gradient (`FIRST_SHARE`)."""
     return random.decide("first reading",
@@ -70,13 +64,19 @@ def settling_readings(config: DenoiseConfig) -> float:
     return FIRST_SHARE if config.settled == "surest" else 0.0
 
 
-def by_bin(short: str, sigma: Tensor, losses: Tensor, noise: Noise) -> dict[str, Tensor]:
-    """Mean losses at sigma_max and per bin of ln sigma, over sequences or over tokens."""
-    at_max = sigma >= noise.sigma_max
+def by_bin(short: str, sigma: Float[Tensor, "*rows"], losses: Float[Tensor, "*rows"], noise: Noise,
+           counted: Tensor | None = None) -> dict[str, Float[Tensor, "2"]]:
+    """(sum of the losses, their number) at sigma_max and per bin of ln sigma, over sequences or over tokens. counted:
+    mask of those that count; None: all. Levels are on the host, losses anywhere; nothing is read from the device."""
     place = ((sigma / noise.sigma_min).log() / math.log(noise.sigma_max / noise.sigma_min) * NUM_BINS).long()
-    place = place.clamp(0, NUM_BINS - 1)
-    groups = {"at_max": at_max} | {f"bin{b}": (place == b) & ~at_max for b in range(NUM_BINS)}
-    return {f"{short}_{name}": losses.detach()[rows].mean() for name, rows in groups.items() if rows.any()}
+    place = torch.where(sigma >= noise.sigma_max, NUM_BINS, place.clamp(0, NUM_BINS - 1))
+    bins = torch.arange(NUM_BINS + 1, device=losses.device).view(-1, *[1] * place.ndim)
+    belongs = to_device(place, losses.device) == bins  # bin, then the rows
+    belongs = belongs if counted is None else belongs & counted
+    sums = torch.where(belongs, losses.detach(), 0).flatten(1).sum(1)
+    pairs = torch.stack([sums, belongs.flatten(1).sum(1)], dim=1)
+    return {f"{short}_{name}": pair for name, pair in zip([*(f"bin{b}" for b in range(NUM_BINS)), "at_max"], pairs,
+                                                          strict=True)}
 
 
 class Denoise(Objective):
@@ -119,12 +119,12 @@ class Denoise(Objective):
             sigma = self._levels_surest_settled(e, batch, random, rows)
         losses = self._losses(e, batch, sigma, random, rows, block)  # B L
         by_level = losses.detach() if sigma.ndim == 2 else batch.mean(losses.detach())
+        counted = batch.scored if sigma.ndim == 2 else None
         if self.training:
-            self.noise.observe(*_sought(sigma, by_level, batch))
-        value = batch.mean(align(self.weight(sigma).to(losses.device), losses) * losses).mean()
+            self.noise.observe(sigma, by_level, counted)
+        value = batch.mean(align(to_device(self.weight(sigma), losses.device), losses) * losses).mean()
         metrics = {"loss": value.detach(), self.figure: batch.mean(losses.detach()).mean()}
-        sigma, by_level = _sought(sigma, by_level, batch)
-        return Loss(value, metrics | by_bin(self.short, sigma, by_level, self.noise))
+        return Loss(value, metrics, by_bin(self.short, sigma, by_level, self.noise, counted))
 
     def levels(self, random: StepRandom, length: int) -> Tensor:
         """Noise levels of a training step: (B,), or (B, L) under an order, which sets a level per token."""
@@ -159,9 +159,10 @@ class Denoise(Objective):
         z = self.noise.sigma_max * random.normal("noise of a first reading", (e.shape[1], self.denoiser.targets.dim))
         logits = self.denoiser(only_sought(z, batch), highest, e, rows)
         sure = self._sureness(logits).masked_fill(~batch.sought, -1.0)
-        place, num = sure.argsort(1, descending=True).argsort(1).cpu(), batch.sought.sum(1).cpu()
+        place, num = sure.argsort(1, descending=True).argsort(1), batch.sought.sum(1)
         share, level = random.stratified("share settled"), self.noise.sample(random.stratified("sigma"))
-        settled = place < (share * num).round().unsqueeze(1)
+        share = to_device(share.to(widest(num.device)), num.device)
+        settled = (place < (share * num).round().unsqueeze(1)).cpu()  # the one read of a forward pass: levels follow
         return torch.where(settled, self.noise.sigma_min, level.unsqueeze(1))
 
     @staticmethod
@@ -179,7 +180,7 @@ class Denoise(Objective):
         y = batch.targets
         rows = self.beside(e, batch, rows.having(block=block))
         target = self.denoiser.target(y)
-        scale = align(sigma, target).float().to(target.device)
+        scale = to_device(align(sigma, target).float(), target.device)
         z = only_sought(target + scale * random.normal("noise", target.shape[1:]), batch)
         carry = self._carry_of_a_first_reading(z, sigma, e, random, rows)
         levels = self._falling(sigma)

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from looped.config import Config
 from looped.config.recurrence import FixedPointConfig, RecurrenceConfig
 from looped.data.batch import Batch
+from looped.devices import widest
 from looped.errors import UserError
 from looped.models.language import LanguageModel
-from looped.nn.widest_float import widest
 from looped.objectives.base import Loss, Objective
 from looped.objectives.bptt import Unrolled
 from looped.objectives.depth import fixed_point_steps, implicit_steps

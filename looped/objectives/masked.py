@@ -21,6 +21,7 @@ from looped.config import Config
 from looped.config.blocks import BlocksConfig
 from looped.config.masked import MaskedConfig
 from looped.data.batch import Batch
+from looped.devices import to_like
 from looped.diffusion import masking
 from looped.diffusion.masking import hide, hide_one_and, mask_edges
 from looped.diffusion.noise import block_of
@@ -84,7 +85,7 @@ class Masked(Objective):
         m, w = masking.level(self.config.schedule, t), scale * masking.weight(self.config.schedule, t)
         shown, hidden = hide(tokens, m, random.uniform("hidden", tokens.shape[1:]), self.model.mask_token)
         losses = head_losses(self.model, self.read(shown, m, rows_of_batch(batch).having(block=block)), tokens) * hidden
-        value = (w.to(losses) * losses.mean(1)).mean()
+        value = (to_like(w, losses) * losses.mean(1)).mean()
         mean = losses.detach().sum() / hidden.sum().clamp(min=1)
         return Loss(value, {"loss": value.detach(), "cross_entropy": mean})
 
@@ -151,7 +152,7 @@ class MaskedBlocks(OneBlock, Masked):
     def loss_of(self, block: int, batch: Batch, random: StepRandom) -> Loss:
         """The loss of one block, independent of the others."""
         loss = self.loss_between(batch, *self.interval(block), random, scale=self.scales[block], block=block)
-        return Loss(loss.value, loss.metrics | {f"ce_block{block}": loss.metrics["cross_entropy"]})
+        return Loss(loss.value, loss.metrics | {f"ce_block{block}": loss.metrics["cross_entropy"]}, loss.shares)
 
     def interval(self, block: int) -> tuple[float, float]:
         """(lowest, highest) level that a block trains on."""

@@ -12,6 +12,7 @@ from looped.config import Config
 from looped.config.blocks import BlocksConfig
 from looped.config.denoise import DenoiseConfig
 from looped.data.image_batches import SoughtImages
+from looped.devices import to_device
 from looped.diffusion.noise import Noise
 from looped.diffusion.noise_from_config import block_shares, edges_of, noise_from_config
 from looped.diffusion.pixel_denoiser import PixelDenoiser
@@ -60,7 +61,7 @@ class DenoisePixels(Objective):
         """The loss at given levels; `block`: the block of the core to run, if there are several."""
         losses = self.losses(batch, sigma, random, block=block, labels=self.shown(batch.labels, random))
         value = losses.mean()
-        return Loss(value, {"loss": value.detach()} | by_bin(self.short, sigma, losses, self.noise))
+        return Loss(value, {"loss": value.detach()}, by_bin(self.short, sigma, losses, self.noise))
 
     def losses(self, batch: SoughtImages, sigma: Float[Tensor, "batch"], random: StepRandom, *,
                block: int | None = None, labels: Int[Tensor, "batch"] | None = None) -> Float[Tensor, "batch"]:
@@ -72,7 +73,7 @@ class DenoisePixels(Objective):
 
     def shown(self, labels: Int[Tensor, "batch"], random: StepRandom) -> Int[Tensor, "batch"]:
         """The class labels, some of them hidden (`label_dropout`)."""
-        hidden = (random.uniform("class hidden", ()) < self.label_dropout).to(labels.device)
+        hidden = to_device(random.uniform("class hidden", ()) < self.label_dropout, labels.device)
         return torch.where(hidden, self.model.num_classes, labels)
 
     @property

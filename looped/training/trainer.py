@@ -28,6 +28,7 @@ from looped.evaluation.image_samples import write_picture
 from looped.models.build import build
 from looped.nn.checks import require
 from looped.objectives import Loss, Objective, build_objective
+from looped.objectives.base import figures_of
 from looped.objectives.degenerate_loops import cautions
 from looped.rng import StepRandom
 from looped.training import checkpoint as ckpt
@@ -168,12 +169,16 @@ class Trainer:
         index = self.accelerator.process_index * self.config.training.accumulation + micro
         return range(index * self.micro_batch, (index + 1) * self.micro_batch)
 
-    def inputs(self, rows: range) -> tuple[Tensor | Batch | SoughtImages, StepRandom]:
-        """Tokens (or problems) and randomness of some rows of the current step."""
+    def batch(self, rows: range) -> Tensor | Batch | SoughtImages:
+        """Tokens, problems or images of some rows of the current step, on the host."""
+        return self.data.train.batch(self.done.step, rows=rows, **self.batch_settings())
+
+    def inputs(self, batch: Tensor | Batch | SoughtImages, rows: range) -> tuple[Any, StepRandom]:
+        """What the objective takes: the batch of some rows of the current step on the device, and its randomness."""
         c, device = self.config, self.accelerator.device
-        tokens = self.data.train.batch(self.done.step, rows=rows, **self.batch_settings())
-        return tokens.to(device), StepRandom(c.seed, self.done.step, start=rows.start, count=len(rows),
-                                             total=c.training.batch_size, device=device)
+        random = StepRandom(c.seed, self.done.step, start=rows.start, count=len(rows), total=c.training.batch_size,
+                            device=device)
+        return batch.to(device, non_blocking=True), random
 
     def batch_settings(self) -> dict[str, int]:
         """The settings that determine the order of the data, besides the step."""
@@ -184,12 +189,13 @@ class Trainer:
         """Add a micro-batch's gradients; processes exchange them after the last one only."""
         num = self.config.training.accumulation
         with self.accelerator.no_sync(self.module) if micro < num - 1 else nullcontext():
-            data, random = self.inputs(self.rows(micro))
-            loss = self.module(data, random)
+            rows = self.rows(micro)
+            batch = self.batch(rows)
+            self.seen += (Batch.of(batch) if isinstance(batch, Tensor) else batch).num_tokens
+            loss = self.module(*self.inputs(batch, rows))
             require_loss(loss, self.objective)
             self.accelerator.backward(loss.value / num)
-        self.seen += (Batch.of(data) if isinstance(data, Tensor) else data).num_tokens
-        return Loss(loss.value.detach(), loss.metrics)
+        return replace(loss, value=loss.value.detach())
 
     def clip(self) -> Tensor:
         """Clip the gradient, and return its norm before clipping."""
@@ -197,12 +203,14 @@ class Trainer:
 
     def check(self, losses: list[Loss], norm: Tensor) -> None:
         """Raise before the update if the loss or the gradient is not finite; record the metrics otherwise."""
-        loss = self.accelerator.reduce(torch.stack([loss.value for loss in losses]).mean(), "mean").item()
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise self.non_finite(loss, float(norm))
-        for metrics in (loss.metrics for loss in losses):
-            self.meter.add({name: float(value) for name, value in metrics.items() if name != "loss"})
-        self.meter.add({"loss": loss, "grad_norm": float(norm)})
+        value = self.accelerator.reduce(torch.stack([loss.value for loss in losses]).mean(), "mean")
+        whole = Loss(value, {"loss": value, "grad_norm": norm})
+        *parts, whole = figures_of([*losses, whole])
+        if not (math.isfinite(whole["loss"]) and math.isfinite(whole["grad_norm"])):
+            raise self.non_finite(whole["loss"], whole["grad_norm"])
+        for figures in parts:
+            self.meter.add({name: value for name, value in figures.items() if name != "loss"})
+        self.meter.add(whole)
 
     def count(self, seconds: float) -> None:
         """Count one more step."""
@@ -245,7 +253,9 @@ class Trainer:
         """Rows of this process whose own loss is not finite; randomness is per row, so each can be recomputed alone."""
         self.objective.eval()
         rows = [row for micro in range(self.config.training.accumulation) for row in self.rows(micro)]
-        return [row for row in rows if not self.objective(*self.inputs(range(row, row + 1))).value.isfinite()]
+        alone = [range(row, row + 1) for row in rows]
+        losses = [self.objective(*self.inputs(self.batch(row), row)).value for row in alone]
+        return [row.start for row, loss in zip(alone, losses, strict=True) if not loss.isfinite()]
 
     # ---- reports -----------------------------------------------------------------------------------------------------
 

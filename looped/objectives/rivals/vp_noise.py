@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from looped.nn.widest_float import widest
+from looped.devices import widest
 from looped.shapes import Float, Float64
 
 Time = Float64[Tensor, "*times"]
