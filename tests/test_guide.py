@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of 
 
 DOCS = ROOT / "docs"
 HOME = DOCS / "index.md"
-PAGES = [*(DOCS / f"{name}.md" for name in ("concepts", "denoising", "recipes", "modules", "beyond")),
+PAGES = [*(DOCS / f"{name}.md" for name in ("concepts", "denoising", "recipes", "modules", "trainer", "beyond")),
          *sorted(DOCS.glob("verbs/*.md"))]
 SNIPPETS = [(page, number) for page in (HOME, *PAGES) for number in range(len(blocks(page, "python")))]
 

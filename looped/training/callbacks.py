@@ -48,7 +48,11 @@ class EarlyStopping(Callback):
 
 
 class Trackers(Callback):
-    """Logs every line of metrics.jsonl to trackers of accelerate (`accelerate.tracking`), as `train/loss`."""
+    """Logs every line of metrics.jsonl to trackers of accelerate (`accelerate.tracking`), as `train/loss`.
+
+    A tracker that has not been started is started at the first line. `finish()` is left to the caller, since several
+    runs may share a tracker.
+    """
 
     def __init__(self, *trackers: Any):
         self.trackers = trackers
@@ -61,4 +65,6 @@ class Trackers(Callback):
 
     def _log(self, kind: str, trainer: "Trainer", values: Mapping[str, float]) -> None:
         for tracker in self.trackers:
+            if not hasattr(tracker, "tracker") and hasattr(tracker, "start"):  # set by `start`, not by the constructor
+                tracker.start()
             tracker.log({f"{kind}/{name}": value for name, value in values.items()}, step=trainer.done.step)

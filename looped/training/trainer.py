@@ -290,12 +290,12 @@ class Trainer:
         """Evaluate the EMA weights (or the plain ones if there are none), on the first process."""
         values = self.on_eval(lambda objective: self.evaluates(objective, self.data, self.config))
         if values is not None:
-            for callback in self.callbacks:
-                callback.on_evaluation(self, values)
             counts = asdict(self.done)
             self.monitor.metrics("heldout", counts.pop("step"), counts | values)
             self.monitor.say(f"step {self.done.step}  held-out  "
                              + "  ".join(f"{name} {value:.4g}" for name, value in values.items()))
+            for callback in self.callbacks:
+                callback.on_evaluation(self, values)
 
     def sample(self) -> None:
         """Sample text or a picture with the EMA weights (or the plain ones if there are none), on the first process."""

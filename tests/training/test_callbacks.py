@@ -142,6 +142,47 @@ def test_trackers_of_accelerate_get_every_line(config, tmp_path):
         (step, values.get("train/loss", values.get("heldout/loss"))) for step, values in tracker.lines]
 
 
+def test_a_tracker_that_starts_late_is_started_once(config, tmp_path):
+    """The trackers of accelerate have no run or writer before `start`, which `Accelerator` calls in its own scripts."""
+    class Late:
+        starts = 0
+
+        @property
+        def tracker(self):
+            return self.steps
+
+        def start(self):
+            self.starts, self.steps = self.starts + 1, []
+
+        def log(self, values, step):
+            self.steps.append(step)
+
+    class Bare:
+        steps = ()
+
+        def log(self, values, step):
+            self.steps = (*self.steps, step)
+
+    late, bare = Late(), Bare()
+    train(config, tmp_path / "run", callbacks=[Trackers(late, bare)])
+    assert late.starts == 1
+    assert tuple(late.steps) == bare.steps == (2, 2, 4, 4, 6, 6)
+
+
+def test_a_callback_finds_the_line_it_is_told_of(config, tmp_path):
+    """So what ends training at an evaluation, by `stop` or an error, stands in the log as its last line."""
+    class Reader(Callback):
+        def on_log(self, trainer, values):
+            assert read_metrics(trainer.run_dir)[-1]["loss"] == values["loss"]
+
+        def on_evaluation(self, trainer, values):
+            assert read_metrics(trainer.run_dir)[-1]["next_token"] == values["next_token"]
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        train(config, tmp_path / "run", callbacks=[Reader()])
+
+
 def test_a_quiet_run_says_nothing_and_keeps_its_log(config, tmp_path, capsys):
     train(config, tmp_path / "quiet", quiet=True)
     assert capsys.readouterr().out == ""
