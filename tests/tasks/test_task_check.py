@@ -1,6 +1,8 @@
 """A task of one's own with a fault is refused when it is opened, in one sentence that names the problem."""
 
+import re
 from itertools import count
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -189,6 +191,19 @@ def test_a_faulty_task_is_refused_when_it_is_opened(monkeypatch, unchecked, faul
     assert message.startswith("task ")
     assert "\n" not in message
     assert len(message) < 400
+
+
+def test_the_sentences_of_the_guide_are_those_that_are_said(monkeypatch, unchecked):
+    said = []
+    for task, _ in FAULTS.values():
+        with pytest.raises(UserError) as caught:
+            opened(monkeypatch, task)
+        said.append(str(caught.value))
+    page = (Path(__file__).parents[2] / "docs" / "own-tasks.md").read_text(encoding="utf-8")
+    table, = re.findall(r"\| fault \|.*\n\|---\|---\|\n((?:\|.*\n)+)", page)
+    sentences = re.findall(r"`([^`]+)` \|$", table, flags=re.MULTILINE)
+    assert len(sentences) == table.count("\n")
+    assert [sentence for sentence in sentences if not any(each.endswith(sentence) for each in said)] == []
 
 
 def test_the_same_task_without_a_fault_is_opened(monkeypatch):
