@@ -16,7 +16,9 @@ pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of 
 
 DOCS = ROOT / "docs"
 HOME = DOCS / "index.md"
-PAGES = [*(DOCS / f"{name}.md" for name in ("concepts", "denoising", "recipes", "modules", "trainer", "beyond")),
+OWN_TASKS = DOCS / "own-tasks.md"
+PAGES = [*(DOCS / f"{name}.md" for name in ("concepts", "denoising", "recipes", "modules", "trainer", "beyond",
+                                            "own-tasks")),
          *sorted(DOCS.glob("verbs/*.md"))]
 SNIPPETS = [(page, number) for page in (HOME, *PAGES) for number in range(len(blocks(page, "python")))]
 
@@ -33,7 +35,7 @@ SMALL = {"smoke": TEXT, "stdlib-denoise": TEXT, "stdlib-blocks": TEXT, "stdlib-b
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """A folder where the commands of the first page have been run, with small configs in the place of those that are
-    shipped, and with some text."""
+    shipped, some text, and the first task of the page on tasks with its run."""
     folder = tmp_path_factory.mktemp("home")
     small_configs(folder, SMALL)
     (folder / "texts").mkdir()
@@ -42,6 +44,8 @@ def home(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         at_desk(patch, folder)
         assert run_commands(commands(HOME)) == 3
+        (folder / "sorting.py").write_text(blocks(OWN_TASKS, "python")[0])
+        assert run_commands(commands(OWN_TASKS)[:2]) == 2
     return folder
 
 

@@ -89,6 +89,9 @@ class Task:
     tested: tuple[int, ...]
     symbols: tuple[str, ...]
     causal: ClassVar[Literal["aligned", "next-token"] | None] = None
+    one_per_difficulty: bool = False
+    """True if a difficulty has a single problem (the tower of n discs), so that only levels beyond the trained ones are
+    unseen."""
 
     def make(self, rng: np.random.Generator, difficulty: int, *, heldout: bool) -> Problem:
         """A problem drawn with `rng`. heldout: for evaluation; a task that varies a fixed stock of problems keeps

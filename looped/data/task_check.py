@@ -1,8 +1,8 @@
 """Checks of a task before training: the attributes that it declares, and a few of its problems, each made twice.
 
-Many mistakes in a custom task raise no error: with a scorer that returns an array, inputs that contain the answers, or
-draws from `np.random`, training runs but measures something else. Single problems are checked each time one is made
-(`Problem`, `Task.problem`).
+Many mistakes in a custom task raise no error: with a scorer that returns an array, inputs that contain the answers,
+draws from `np.random` or from a generator seeded by the difficulty, training runs but measures something else. Single
+problems are checked each time one is made (`Problem`, `Task.problem`).
 """
 
 import inspect
@@ -16,6 +16,8 @@ from looped.errors import UserError
 
 PROBLEMS = 4
 """Number of problems per level and part (training, held-out) that are made twice."""
+MORE = 32
+"""Number of further problems of the hardest trained level, where the first ones of a part are all the same."""
 
 NEEDED: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "name": ("a word", lambda value: isinstance(value, str) and value),
@@ -30,6 +32,7 @@ NEEDED: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "tested": ("one difficulty or more, from easiest",
                lambda value: isinstance(value, tuple | list) and len(value) > 0 and all(map(_is_count, value))),
     "causal": ("'aligned', 'next-token' or None", lambda value: value in ("aligned", "next-token", None)),
+    "one_per_difficulty": ("True or False", lambda value: isinstance(value, bool)),
 }
 """Attribute of a task -> (description of valid values, check of a value)."""
 
@@ -83,6 +86,7 @@ def check_problems(task: Task, trained: tuple[int, int], *, causal: bool) -> Non
     _check_scorer(task, drawn)
     if causal and task.causal == "next-token":
         _check_first_given(task, drawn)
+    _check_drawn(task, drawn, trained[1])
 
 
 def _draw(task: Task, index: int, difficulty: int, heldout: bool) -> Drawn:
@@ -118,6 +122,28 @@ def _check_answers_hidden(task: Task, drawn: Sequence[Drawn]) -> None:
     if all((one.problem.inputs == one.problem.targets)[one.problem.scored].all() for one in drawn):
         raise UserError(f"task {task.name}: in each of {len(drawn)} problems (the first: {_place(drawn[0])}) inputs "
                         f"holds the answer in every scored cell; put the blank, token 0, in the cells to predict")
+
+
+def _check_drawn(task: Task, drawn: Sequence[Drawn], hardest: int) -> None:
+    """Raises UserError if the index changes no problem of any level, as with draws from a generator that `make` seeds
+    by the difficulty. An easy level may have a single problem, and so may each part of a file of two puzzles."""
+    if task.one_per_difficulty:
+        return
+    parts: dict[tuple[int, bool], set[tuple[bytes, ...]]] = {}
+    for one in drawn:
+        parts.setdefault((one.difficulty, one.heldout), set()).add(one.cells)
+    if any(len(problems) > 1 for problems in parts.values()):
+        return
+    train, heldout = ((hardest, part) for part in (False, True))
+    if parts[train] != parts[heldout] and len(set.union(*parts.values())) == 2:
+        return
+    more = {_draw(task, index, *train).cells for index in range(PROBLEMS, PROBLEMS + MORE)}
+    if more != parts[train]:
+        return
+    also = "and held-out ones repeat it" if parts[train] == parts[heldout] else "and so are all held-out ones"
+    raise UserError(f"task {task.name}: all of {PROBLEMS + MORE} training problems of difficulty {hardest} are the "
+                    f"same, {also}; draw the problem from the rng given to make, or set one_per_difficulty = True in "
+                    f"the class if a difficulty has no other")
 
 
 def _check_layout(task: Task, drawn: Sequence[Drawn]) -> None:

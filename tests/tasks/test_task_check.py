@@ -1,6 +1,8 @@
 """A task of one's own with a fault is refused when it is opened, in one sentence that names the problem."""
 
+import re
 from itertools import count
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -72,6 +74,25 @@ def nested(self, rng, difficulty, *, heldout):
     return [][difficulty]
 
 
+def reseeded(seed_of):
+    """Reverse with draws from a generator that `make` seeds by (rng, difficulty, heldout)."""
+    class Reseeded(Reverse):
+        def make(self, rng, difficulty, *, heldout):
+            own = np.random.default_rng(seed_of(rng, difficulty, heldout))
+            return super().make(own, difficulty, heldout=heldout)
+
+    return Reseeded
+
+
+def drawn_among(num, **attributes):
+    """Every level has `num` problems."""
+    class Few(Reverse):
+        def make(self, rng, difficulty, *, heldout):
+            return super().make(np.random.default_rng(rng.integers(num)), difficulty, heldout=heldout)
+
+    return type("Few", (Few,), attributes)
+
+
 def token(value):
     return lambda problem: np.where(problem.scored, value, problem.targets)
 
@@ -108,6 +129,14 @@ FAULTS = {
                   "make returns another problem on a second call"),
     "np.random where held out": (made(lambda p, heldout: blanks([1], LEGACY.randint(1, 10, 8)) if heldout else p),
                                  "held-out problem of seed 0, index 0, difficulty 4: make returns another"),
+    "a generator seeded by the difficulty": (
+        reseeded(lambda rng, difficulty, heldout: difficulty),
+        "all of 36 training problems of difficulty 4 are the same, and held-out ones repeat it; draw the problem from "
+        "the rng given to make"),
+    "a generator with a fixed seed": (reseeded(lambda rng, difficulty, heldout: 0), "held-out ones repeat it"),
+    "a generator seeded by difficulty and part": (
+        reseeded(lambda rng, difficulty, heldout: [difficulty, heldout]),
+        "training problems of difficulty 4 are the same, and so are all held-out ones"),
     "a counter": (made(lambda problem, heldout: blanks([1, 1 + next(CALLS) % 10], [3, 4])), "make returns another"),
     "one array for all": (made(refilled), "its cells have changed since"),
     "answers given": (changed(inputs=lambda p: p.targets),
@@ -140,6 +169,7 @@ FAULTS = {
                           "coordinates(4) gives int64 of shape (4,); return an int64 array of shape (4, axes)"),
     "float coordinates": (declared(coordinates=lambda self, length: np.ones((length, 1))),
                           "coordinates(4) gives float64"),
+    "one problem or not": (declared(one_per_difficulty=1), "has one_per_difficulty 1; make it True or False"),
     "another shape": (declared(shape=lambda self, length: (2, length)),
                       "shape(4) gives (2, 4); return (rows, columns)"),
 }
@@ -161,6 +191,19 @@ def test_a_faulty_task_is_refused_when_it_is_opened(monkeypatch, unchecked, faul
     assert message.startswith("task ")
     assert "\n" not in message
     assert len(message) < 400
+
+
+def test_the_sentences_of_the_guide_are_those_that_are_said(monkeypatch, unchecked):
+    said = []
+    for task, _ in FAULTS.values():
+        with pytest.raises(UserError) as caught:
+            opened(monkeypatch, task)
+        said.append(str(caught.value))
+    page = (Path(__file__).parents[2] / "docs" / "own-tasks.md").read_text(encoding="utf-8")
+    table, = re.findall(r"\| fault \|.*\n\|---\|---\|\n((?:\|.*\n)+)", page)
+    sentences = re.findall(r"`([^`]+)` \|$", table, flags=re.MULTILINE)
+    assert len(sentences) == table.count("\n")
+    assert [sentence for sentence in sentences if not any(each.endswith(sentence) for each in said)] == []
 
 
 def test_the_same_task_without_a_fault_is_opened(monkeypatch):
@@ -186,6 +229,37 @@ def test_a_task_whose_easiest_level_shows_its_answers_is_opened():
     problem = find_task("prefix-sums").problem(0, 0, 1)
     assert (problem.inputs == problem.targets).all()
     assert prepare_task(TaskConfig(name="prefix-sums", difficulty=(1, 1))).train.high == 1
+
+
+def test_a_generator_seeded_by_the_rng_is_accepted(monkeypatch):
+    task = reseeded(lambda rng, difficulty, heldout: int(rng.integers(2**31)))
+    assert opened(monkeypatch, task).task.tested == (4, 6)
+
+
+@pytest.mark.parametrize("levels", [{}, {"trained": (4, 4), "tested": (4,)}])
+def test_two_problems_per_level_are_enough_whatever_the_first_draws_are(monkeypatch, levels):
+    monkeypatch.setattr("looped.data.task_check.PROBLEMS", 1)
+    assert opened(monkeypatch, drawn_among(2, **levels)).train.high == 4
+    with pytest.raises(UserError, match="all of 33 training problems of difficulty 4 are the same"):
+        opened(monkeypatch, drawn_among(1, **levels))
+
+
+def test_a_single_problem_per_level_is_accepted_where_the_class_says_so(monkeypatch):
+    assert opened(monkeypatch, drawn_among(1, one_per_difficulty=True)).train.high == 4
+
+
+def test_a_single_problem_at_the_easiest_level_is_accepted(monkeypatch):
+    task = declared(make=lambda self, rng, difficulty, heldout: (
+        blanks([1], [1]) if difficulty == 1 else Reverse.make(self, rng, difficulty, heldout=heldout)))
+    assert opened(monkeypatch, task, difficulty=(1, 2)).train.low == 1
+    assert opened(monkeypatch, task, difficulty=(1, 1)).train.high == 1
+
+
+def test_a_file_of_one_training_and_one_heldout_puzzle_passes(tmp_path):
+    task = find_task("sudoku")
+    path = write_csv(tmp_path / "puzzles.csv", [as_text(task, task.problem(0, index, 9)) for index in range(2)])
+    data = prepare_task(TaskConfig(name="sudoku", options={"path": path}))
+    assert (data.heldout(1, 9)[0].inputs != data.train.problem(0, 0).inputs).any()
 
 
 def test_a_first_cell_that_is_asked_is_refused_from_left_to_right_alone(monkeypatch):

@@ -32,7 +32,7 @@ RULES = {
     "ar, EMA": {"objective": "ar", "optim.ema_decay": 0.9}, "ar, Muon": {"objective": "ar", "optim.name": "muon"},
     "ar, micro-batches": {"objective": "ar", "training.accumulation": 2},
 }
-TWICE = {"denoise, adaptive noise", "sudoku, surest first"}
+TWICE = {"denoise, adaptive noise", "sudoku, surest first", "mazes, denoise"}
 """Rules with a second read: of the losses by level, on CUDA a copy that arrives while the backward pass runs
 (`HostCopy`); and of the cells that the model is surest of, since noise levels on the host depend on them."""
 SMALL = {"model.width": 16, "model.num_heads": 2, "training.batch_size": 4, "training.budget": 8, "training.threads": 1,
