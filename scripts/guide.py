@@ -30,7 +30,7 @@ import looped  # noqa: E402
 from looped.cli import VERBS  # noqa: E402
 from looped.config import Config, describe_settings  # noqa: E402
 
-PACKAGES = ("nn", "diffusion", "models", "objectives", "inference", "evaluation", "hub")
+PACKAGES = ("nn", "diffusion", "models", "objectives", "inference", "evaluation", "training", "hub")
 FLAGS = "<!-- flags -->"
 LINK = re.compile(r"(?<=\]\()(\.\./[^)#\s]+)(?=\))")
 MATH = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)

@@ -18,7 +18,8 @@ class Callback:
     step, which is saved. With several processes, `on_step` is called on each, the other hooks on the first only."""
 
     def on_step(self, trainer: "Trainer") -> None:
-        """After each optimiser step; `trainer.done` has the counters."""
+        """After each optimiser step; `trainer.done` has the counters, `trainer.figures` the step's loss and gradient
+        norm."""
 
     def on_log(self, trainer: "Trainer", values: Mapping[str, float]) -> None:
         """After each log line, with its means: `loss`, `grad_norm`, `lr`, tokens_per_second and the like."""
@@ -44,6 +45,7 @@ class EarlyStopping(Callback):
         better = figure > self.best + self.least
         self.best, self.since = (figure, 0) if better else (self.best, self.since + 1)
         if self.since >= self.patience:
+            trainer.monitor.say(f"{self.metric} has not improved for {self.since} evaluations; training ends")
             trainer.stop()
 
 

@@ -65,7 +65,8 @@ class Trainer:
     """The state of a run in training (`looped.training.train.open_trainer`).
 
     step(): one optimiser step, and what is due after it. finished: no step is left. stop(): the current step is the
-    last. done: steps, tokens and seconds so far; objective: the rule with its model.
+    last. done: steps, tokens and seconds so far; figures: loss, gradient norm and the rule's metrics of the last step;
+    objective: the rule with its model.
     """
 
     def __init__(self, config: Config, run_dir: Path, data: Data, accelerator: Any, monitor: Monitor):
@@ -86,6 +87,7 @@ class Trainer:
         self.ema: EMA | None = EMA(self.objective, config.optim.ema_decay) if config.optim.ema_decay else None
         self.done: Counters = Counters()
         self.meter: Meter = Meter()
+        self.figures: dict[str, float] = {}
         self.seen: int = 0
         self.clock: Callable[[], float] = clock_of(config, accelerator.device)
         self.restore()
@@ -211,6 +213,7 @@ class Trainer:
         for figures in parts:
             self.meter.add({name: value for name, value in figures.items() if name != "loss"})
         self.meter.add(whole)
+        self.figures = parts[-1] | whole
 
     def count(self, seconds: float) -> None:
         """Count one more step."""

@@ -31,7 +31,7 @@ class Told(Callback):
         self.calls = []
 
     def on_step(self, trainer):
-        self.calls.append(("step", trainer.done.step))
+        self.calls.append(("step", trainer.done.step, trainer.figures["loss"]))
 
     def on_log(self, trainer, values):
         self.calls.append(("log", trainer.done.step, values["loss"]))
@@ -52,6 +52,8 @@ def test_callbacks_are_told_of_steps_logs_and_evaluations(config, tmp_path):
         for call in [("step", step), *([("log", step), ("evaluation", step)] if step % 2 == 0 else [])]]
     logged = {line["step"]: line["loss"] for line in read_metrics(tmp_path / "run") if line["kind"] == "train"}
     assert {step: loss for kind, step, *rest in told.calls if kind == "log" for loss in rest} == logged
+    each = {step: loss for kind, step, *rest in told.calls if kind == "step" for loss in rest}
+    assert logged == {step: pytest.approx((each[step - 1] + each[step]) / 2) for step in (2, 4, 6)}
 
 
 def test_steps_one_by_one_give_what_train_gives(config, tmp_path):
@@ -106,6 +108,7 @@ def test_early_stopping_waits_for_its_patience(config, tmp_path):
     result = train(config.replace(**{"training.eval_every": 1}), tmp_path / "run",
                    evaluate=lambda *_: {"mine": next(figures)}, callbacks=[EarlyStopping("mine", 2, least=0.1)])
     assert result.step == 4
+    assert "mine has not improved for 2 evaluations; training ends" in (tmp_path / "run" / "train.log").read_text()
     larger = iter([0.1, 0.3, 0.2, 0.9, 0.9, 0.9])
     result = train(config.replace(**{"training.eval_every": 1}), tmp_path / "larger",
                    evaluate=lambda *_: {"mine": next(larger)}, callbacks=[EarlyStopping("mine", 1, larger=True)])
