@@ -55,10 +55,11 @@ class StepRandom:
         """A generator that is the same for all rows, micro-batches and processes of the step."""
         return generator(self.seed, self.step, stream)
 
-    def decide(self, name: str, draw: Callable[[], T]) -> T:
+    def decide(self, name: str, draw: Callable[["StepRandom"], T]) -> T:
         """Draw a decision that the cost of the whole step depends on: a depth, a block, whether to do something at
-        all. Code that counts costs overrides it with given decisions (`Objective.decisions`)."""
-        return draw()
+        all. `draw` takes the randomness of the step and nothing else that changes between steps, since a decision is
+        also drawn ahead of its step; code that counts costs gives decisions instead (`Objective.decisions`)."""
+        return draw(self)
 
     def per_row(self, stream: str) -> list[torch.Generator]:
         """One generator per row."""

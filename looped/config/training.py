@@ -1,10 +1,15 @@
 """Settings of training and evaluation: optimiser, budget, batch, reports, and held-out data."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from looped.config.base import Count, Depth, Fraction, NonNegative, Positive, Section
+
+
+def _compile_by_word(value: Any) -> Any:
+    """`training.compile` from a flag or a file, where true is the step alone."""
+    return {"true": "step", "false": False}.get(str(value).lower(), value)
 
 
 class OptimConfig(Section):
@@ -57,7 +62,10 @@ class TrainingConfig(Section):
         description="activation checkpointing: keep only each layer's input and recompute the layer in backward; less "
                     "memory for a third more time, with the same gradients; not applied to rows that a cache keeps "
                     "(concat)")
-    compile: bool = Field(default=False, description="torch.compile the loop step (never the loop)")
+    compile: Annotated[Literal[False, "step", "objective"], BeforeValidator(_compile_by_word)] = Field(
+        default=False,
+        description="torch.compile the loop step, whose graph serves any depth, or the whole rule, forward and "
+                    "backward, if its depth is fixed")
     wandb: Literal["off", "online", "offline"] = Field(default="off", description="log to Weights & Biases too")
 
 

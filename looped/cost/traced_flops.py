@@ -85,8 +85,8 @@ class Unvalued(StepRandom):
         self.mode = mode
         self.decisions = decisions
 
-    def decide(self, name: str, draw: Callable[[], Any]) -> Any:
-        return self.decisions[name] if name in self.decisions else draw()
+    def decide(self, name: str, draw: Callable[[StepRandom], Any]) -> Any:
+        return self.decisions[name] if name in self.decisions else draw(self)
 
     def normal(self, stream: str, shape: Sequence[int]) -> Tensor:
         return _fake(self.mode, torch.empty(self.count, *shape, device="meta"))

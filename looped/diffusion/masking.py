@@ -12,6 +12,7 @@ not the bound. Several blocks divide the levels by equal decrements of alpha (Di
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -27,34 +28,42 @@ Time = Float64[Tensor, "*shape"]
 Tokens = Int[Tensor, "batch length"]
 
 
-def _cosine(t: Time) -> Time:
-    return 1 - torch.cos(math.pi / 2 * (1 - t))
+@dataclass(frozen=True)
+class Schedule:
+    """A masking schedule: alpha(t), the slope m'(t) of m = 1 - alpha, and the time t(m) of a level."""
+
+    alpha: Callable[[Time], Time]
+    slope: Callable[[Time], Time]
+    time: Callable[[Time], Time]
 
 
-SCHEDULES: dict[str, Callable[[Time], Time]] = {"linear": lambda t: 1 - t, "cosine": _cosine}
-"""Name -> alpha(t)."""
+SCHEDULES: dict[str, Schedule] = {
+    "linear": Schedule(lambda t: 1 - t, torch.ones_like, lambda m: m),
+    "cosine": Schedule(lambda t: 1 - torch.cos(math.pi / 2 * (1 - t)),
+                       lambda t: math.pi / 2 * torch.sin(math.pi / 2 * (1 - t)),
+                       lambda m: 1 - 2 / math.pi * torch.acos(m.clamp(0, 1)))}
+
+
+def schedule_named(name: str) -> Schedule:
+    """Raises UserError for an unknown schedule."""
+    if name not in SCHEDULES:
+        raise UserError(f"masking schedule '{name}' is unknown{did_you_mean(name, SCHEDULES)}")
+    return SCHEDULES[name]
 
 
 def level(name: str, t: Time) -> Time:
-    """m(t), the probability that a token is hidden: 0 at t = 0 and 1 at t = 1. Raises UserError for an unknown
-    schedule."""
-    if name not in SCHEDULES:
-        raise UserError(f"masking schedule '{name}' is unknown{did_you_mean(name, SCHEDULES)}")
-    return 1 - SCHEDULES[name](t)
+    """m(t), the probability that a token is hidden: 0 at t = 0 and 1 at t = 1."""
+    return 1 - schedule_named(name).alpha(t)
 
 
 def weight(name: str, t: Time) -> Time:
-    """w(t) = m'(t) / m(t), by automatic differentiation of the schedule."""
-    with torch.enable_grad():
-        t = t.detach().requires_grad_()
-        m = level(name, t)
-        (slope,) = torch.autograd.grad(m.sum(), t)
-    return slope / m.detach()
+    """w(t) = m'(t) / m(t)."""
+    return schedule_named(name).slope(t) / level(name, t)
 
 
 def time_of(name: str, m: Time) -> Time:
     """The inverse of `level`."""
-    return m if name == "linear" else 1 - 2 / math.pi * torch.acos(m.clamp(0, 1))
+    return schedule_named(name).time(m)
 
 
 def mask_edges(num_blocks: int) -> Float64[Tensor, "{num_blocks}+1"]:

@@ -20,6 +20,9 @@ class Noise(nn.Module):
     A module only so that the state of `Adaptive` is saved with the model; the other distributions have none.
     """
 
+    learns: bool = False
+    """True if losses change the distribution."""
+
     def __init__(self, sigma_min: float, sigma_max: float):
         super().__init__()
         if not 0 < sigma_min < sigma_max < math.inf:
@@ -129,6 +132,8 @@ class Adaptive(Noise):
     host, where levels are drawn; the sums of a step's losses arrive there while its backward pass runs.
     """
 
+    learns = True
+
     def __init__(self, sigma_min: float, sigma_max: float, *, num_bins: int = 32, decay: float = 0.99,
                  floor: float = 0.1, min_count: float = 8.0):
         super().__init__(sigma_min, sigma_max)
@@ -232,6 +237,10 @@ class ShareAtMax(Noise):
         self.share: float = float(share)
 
     @property
+    def learns(self) -> bool:
+        return self.noise.learns
+
+    @property
     def continuous(self) -> Noise:
         return self.noise.continuous
 
@@ -295,6 +304,11 @@ def interval(block: int, edges: Float64[Tensor, "edges"], overlap: float = 0.0) 
     high, low = edges[block].item(), edges[block + 1].item()
     a = (high / low) ** overlap
     return max(low / a, edges[-1].item()), min(high * a, edges[0].item())
+
+
+def intervals(edges: Float64[Tensor, "edges"], overlap: float = 0.0) -> list[tuple[float, float]]:
+    """`interval` of every block."""
+    return [interval(block, edges, overlap) for block in range(len(edges) - 1)]
 
 
 def sample_between(noise: Noise, low: float, high: float,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from looped.config.blocks import BlocksConfig
 from looped.diffusion import masking
-from looped.diffusion.noise import Noise, interval
+from looped.diffusion.noise import Noise, intervals
 from looped.diffusion.noise_from_config import edges_of
 from looped.evaluation.plots import colours, new_figure, save
 
@@ -30,7 +30,7 @@ def plot_partition(blocks: BlocksConfig, noise: Noise, path: Path) -> None:
         sigma = sigma.clamp(noise.sigma_min, noise.sigma_max)  # exp(log(sigma)) may be off by rounding
         return sigma, continuous.log_density(sigma).exp()
 
-    _draw(axes, edges, [interval(block, edges, blocks.overlap) for block in range(blocks.num)], density,
+    _draw(axes, edges, intervals(edges, blocks.overlap), density,
           continuous.cdf(edges), (edges[:-1] * edges[1:]).sqrt())
     axes.set_xlabel("noise level sigma; hatched: also trained by the neighbouring block")
     axes.set_ylabel("density of ln sigma")

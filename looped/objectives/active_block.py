@@ -15,10 +15,13 @@ from looped.shapes import Float64
 class OneBlock(Objective):
     """Mixin for a rule whose network evaluations each run one block; its constructor calls `setup_block_sampling`."""
 
-    def setup_block_sampling(self, blocks: BlocksConfig, shares: Float64[Tensor, "blocks"]) -> None:
-        """shares: the fraction of training steps that train each block."""
+    def setup_block_sampling(self, blocks: BlocksConfig, shares: Float64[Tensor, "blocks"],
+                             intervals: list[tuple[float, float]] | None = None) -> None:
+        """shares: the fraction of training steps that train each block. intervals: the (lowest, highest) noise or mask
+        level that each trains on."""
         self.blocks = blocks
         self.shares = shares
+        self.intervals: list[tuple[float, float]] = intervals or []
         self._trainable_shared = [parameter for parameter in self.shared_parameters() if parameter.requires_grad]
         self._train_shared(any(map(blocks.trains_shared, blocks.held)))
 
@@ -44,7 +47,7 @@ class OneBlock(Objective):
         if self.blocks.alone is not None:
             return self.blocks.alone
         return random.decide(
-            "block", lambda: int(torch.multinomial(self.shares, 1, generator=random.lockstep("block"))))
+            "block", lambda step: int(torch.multinomial(self.shares, 1, generator=step.lockstep("block"))))
 
     def decisions(self) -> list[tuple[float, dict[str, Any]]]:
         """One block stands for all of equal cost: equally many layers, shared parameters trained alike."""

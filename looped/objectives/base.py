@@ -63,6 +63,11 @@ class Objective(nn.Module):
     learned: str = ""
 
     @property
+    def changes(self) -> str:
+        """What differs from step to step, so that one graph cannot hold them all, as a clause; "" if nothing does."""
+        return ""
+
+    @property
     def backprop(self) -> int | None:
         """The number of final loop steps that gradients go through; None: all steps."""
         return None

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from looped.config import Config
 from looped.config.blocks import BlocksConfig
 from looped.config.denoise import DenoiseConfig
-from looped.diffusion.noise import interval, sample_between
+from looped.diffusion.noise import intervals, sample_between
 from looped.diffusion.noise_from_config import block_shares
 from looped.models.language import LanguageModel
 from looped.objectives.active_block import OneBlock
@@ -51,8 +51,7 @@ class OneBlockByLevel(OneBlock):
     def levels_of(self, block: int, random: StepRandom) -> Tensor:
         """Noise levels (B,) for a training step of a block: the training distribution in the block's interval, which
         `blocks.overlap` widens. The atom at sigma_max belongs to block 0 even if other intervals reach it."""
-        low, high = interval(block, self.denoiser.edges, self.blocks.overlap)
-        return sample_between(self.noise if block == 0 else self.noise.continuous, low, high,
+        return sample_between(self.noise if block == 0 else self.noise.continuous, *self.intervals[block],
                               random.stratified("sigma"))
 
 
@@ -65,7 +64,8 @@ class Blockwise(OneBlockByLevel, Denoise):
 
     def __init__(self, model: LanguageModel, config: DenoiseConfig, blocks: BlocksConfig):
         super().__init__(model, config, blocks)
-        self.setup_block_sampling(blocks, block_shares(blocks, self.noise))
+        self.setup_block_sampling(blocks, block_shares(blocks, self.noise),
+                                  intervals(self.denoiser.edges, blocks.overlap))
 
     @property
     def num_codas(self) -> int:

@@ -131,13 +131,17 @@ class Truncated(Unrolled):
     """Sampled depth, gradient through the last `backprop` steps."""
 
     @property
+    def changes(self) -> str:
+        return "" if self.config.distribution == "fixed" else "the depth is drawn at every step"
+
+    @property
     def backprop(self) -> int | None:
         return self.config.backprop
 
     def depths(self, random: StepRandom) -> tuple[int | Tensor, int | Tensor]:
         c = self.config
-        return random.decide("depth", lambda: sample_depths(
-            c.mean, c.backprop, random, distribution=c.distribution, per_sequence=c.per_sequence))
+        return random.decide("depth", lambda step: sample_depths(
+            c.mean, c.backprop, step, distribution=c.distribution, per_sequence=c.per_sequence))
 
     def expected_depths(self) -> tuple[float, float]:
         return expected_depths(self.config.mean, self.config.backprop, distribution=self.config.distribution)
@@ -163,8 +167,10 @@ class Progressive(Unrolled):
     2202.05826, section 3.2). n and k are drawn once per optimiser step. A part with weight 0 is not run.
     """
 
+    changes = "the depths are drawn at every step"
+
     def depths(self, random: StepRandom) -> tuple[int, int]:
-        return random.decide("depth", lambda: sample_progressive_depths(self.config.mean, random))
+        return random.decide("depth", lambda step: sample_progressive_depths(self.config.mean, step))
 
     def decisions(self) -> list[tuple[float, dict[str, Any]]]:
         return depth_decisions(*mean_progressive_depths(self.config.mean))

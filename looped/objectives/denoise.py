@@ -51,7 +51,7 @@ def only_sought(z: Float[Tensor, "batch length dim"], batch: Batch) -> Float[Ten
 def reads_first(random: StepRandom) -> bool:
     """True if this step begins with an evaluation without gradient (`FIRST_SHARE`)."""
     return random.decide("first reading",
-                         lambda: float(torch.rand((), generator=random.lockstep("carry"))) < FIRST_SHARE)
+                         lambda step: float(torch.rand((), generator=step.lockstep("carry"))) < FIRST_SHARE)
 
 
 def carried_readings(config: DenoiseConfig) -> float:
@@ -98,6 +98,10 @@ class Denoise(Objective):
         noise = noise_from_config(config.noise)
         self.denoiser: Denoiser = Denoiser(model, config, edges=edges_of(blocks, noise) if blocks.num > 1 else None)
         self.noise = noise
+
+    @property
+    def changes(self) -> str:
+        return "the distribution of noise levels is learned from the losses" if self.noise.learns else ""
 
     @property
     def model(self) -> LanguageModel:

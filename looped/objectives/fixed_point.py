@@ -36,6 +36,8 @@ class FixedPoint(Unrolled):
     """The loss at the fixed point. metrics: `residual`, the change of the state in one more step relative to its norm,
     and `num_steps`, the applications of the core by the solver."""
 
+    changes = "the solver stops by the residual"
+
     @classmethod
     def from_config(cls, config: Config, model: nn.Module) -> Objective:
         return cls(model, config.recurrence, config.fixed_point)

@@ -80,7 +80,7 @@ class Masked(Objective):
                      block: int | None = None) -> Loss:
         """The weighted loss at random times of levels in [low, high]; `block`: the one to run, if there are several."""
         tokens = batch.targets
-        ends = masking.time_of(self.config.schedule, torch.tensor([low, high], dtype=torch.float64)).tolist()
+        ends = masking.time_of(self.config.schedule, torch.tensor([low, high], dtype=torch.float64))
         t = ends[0] + (ends[1] - ends[0]) * random.stratified("time")
         m, w = masking.level(self.config.schedule, t), scale * masking.weight(self.config.schedule, t)
         shown, hidden = hide(tokens, m, random.uniform("hidden", tokens.shape[1:]), self.model.mask_token)
@@ -142,7 +142,8 @@ class MaskedBlocks(OneBlock, Masked):
 
     def __init__(self, model: LanguageModel, config: MaskedConfig, blocks: BlocksConfig):
         super().__init__(model, config)
-        self.setup_block_sampling(blocks, masking.block_shares(blocks, config.schedule))
+        self.setup_block_sampling(blocks, masking.block_shares(blocks, config.schedule), [
+            masking.mask_interval(block, self.edges, blocks.overlap) for block in range(blocks.num)])
         # These make the mean loss over all steps the bound, however often each block is drawn.
         self.scales: list[float] = (masking.block_times(config.schedule, blocks.num) / self.shares).tolist()
 
@@ -151,9 +152,5 @@ class MaskedBlocks(OneBlock, Masked):
 
     def loss_of(self, block: int, batch: Batch, random: StepRandom) -> Loss:
         """The loss of one block, independent of the others."""
-        loss = self.loss_between(batch, *self.interval(block), random, scale=self.scales[block], block=block)
+        loss = self.loss_between(batch, *self.intervals[block], random, scale=self.scales[block], block=block)
         return Loss(loss.value, loss.metrics | {f"ce_block{block}": loss.metrics["cross_entropy"]}, loss.shares)
-
-    def interval(self, block: int) -> tuple[float, float]:
-        """(lowest, highest) level that a block trains on."""
-        return masking.mask_interval(block, self.edges, self.blocks.overlap)

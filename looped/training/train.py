@@ -88,6 +88,7 @@ def open_trainer(config: Config, run_dir: str | Path, *, evaluate: Evaluate | No
         monitor = stack.enter_context(Monitor(run_dir, config, main=accelerator.is_main_process, quiet=quiet))
         caught = stack.enter_context(catch_signals())
         trainer = Trainer(config, run_dir, data, accelerator, monitor)
+        stack.callback(trainer.ahead.close)
         trainer.attend(evaluate or heldout_figures, sample or heldout_samples, callbacks, caught)
         if data.tokenizer is not None:
             first_process(accelerator, lambda: save_tokenizer(run_dir, data.tokenizer))

@@ -34,8 +34,10 @@ from looped.rng import StepRandom
 from looped.training import checkpoint as ckpt
 from looped.training.block_runs import take_shared
 from looped.training.callbacks import Callback
+from looped.training.compiled import COMPILE, one_graph
 from looped.training.counters import Counters
 from looped.training.data_identity import recall_data
+from looped.training.draw_ahead import DrawAhead, StepDraws
 from looped.training.logs import Meter, Monitor
 from looped.training.micro_batch import clock_of, micro_batch_size
 from looped.training.optim import EMA, build_optimizers, lr_factor, set_lr
@@ -93,9 +95,10 @@ class Trainer:
         self.restore()
         self.saved: int = self.done.step
         self.logged: Counters = replace(self.done)
-        if config.training.compile:
-            self.objective.model.compile_step()
+        COMPILE[config.training.compile](self.objective)
         self.module: Any = accelerator.prepare_model(self.objective)
+        self.ahead: DrawAhead = DrawAhead(lambda step, micro: self.inputs(step, self.rows(micro)),
+                                          config.training.accumulation, threaded=accelerator.device.type != "cpu")
         self.ended = self.asked = 0
 
     @property
@@ -171,16 +174,12 @@ class Trainer:
         index = self.accelerator.process_index * self.config.training.accumulation + micro
         return range(index * self.micro_batch, (index + 1) * self.micro_batch)
 
-    def batch(self, rows: range) -> Tensor | Batch | SoughtImages:
-        """Tokens, problems or images of some rows of the current step, on the host."""
-        return self.data.train.batch(self.done.step, rows=rows, **self.batch_settings())
-
-    def inputs(self, batch: Tensor | Batch | SoughtImages, rows: range) -> tuple[Any, StepRandom]:
-        """What the objective takes: the batch of some rows of the current step on the device, and its randomness."""
+    def inputs(self, step: int, rows: range) -> tuple[Tensor | Batch | SoughtImages, StepRandom]:
+        """Tokens, problems or images of some rows of a step, on the host, and their randomness."""
         c, device = self.config, self.accelerator.device
-        random = StepRandom(c.seed, self.done.step, start=rows.start, count=len(rows), total=c.training.batch_size,
-                            device=device)
-        return batch.to(device, non_blocking=True), random
+        batch = self.data.train.batch(step, rows=rows, **self.batch_settings())
+        return batch, StepRandom(c.seed, step, start=rows.start, count=len(rows), total=c.training.batch_size,
+                                 device=device)
 
     def batch_settings(self) -> dict[str, int]:
         """The settings that determine the order of the data, besides the step."""
@@ -191,13 +190,20 @@ class Trainer:
         """Add a micro-batch's gradients; processes exchange them after the last one only."""
         num = self.config.training.accumulation
         with self.accelerator.no_sync(self.module) if micro < num - 1 else nullcontext():
-            rows = self.rows(micro)
-            batch = self.batch(rows)
+            batch, draws = self.ahead.get(self.done.step, micro)
             self.seen += (Batch.of(batch) if isinstance(batch, Tensor) else batch).num_tokens
-            loss = self.module(*self.inputs(batch, rows))
+            loss = self.run(batch.to(self.accelerator.device, non_blocking=True), draws.on_device())
+            self.ahead.used(draws)
             require_loss(loss, self.objective)
             self.accelerator.backward(loss.value / num)
         return replace(loss, value=loss.value.detach())
+
+    def run(self, batch: Tensor | Batch | SoughtImages, draws: StepDraws) -> Loss:
+        """The loss of a micro-batch. A graph of the whole rule needs all draws beforehand; without them the rule runs
+        eagerly, which lists what it draws."""
+        eager = nullcontext() if draws.complete else torch.compiler.set_stance("force_eager")
+        with eager, one_graph(self.config.objective):
+            return self.module(batch, draws)
 
     def clip(self) -> Tensor:
         """Clip the gradient, and return its norm before clipping."""
@@ -256,9 +262,9 @@ class Trainer:
         """Rows of this process whose own loss is not finite; randomness is per row, so each can be recomputed alone."""
         self.objective.eval()
         rows = [row for micro in range(self.config.training.accumulation) for row in self.rows(micro)]
-        alone = [range(row, row + 1) for row in rows]
-        losses = [self.objective(*self.inputs(self.batch(row), row)).value for row in alone]
-        return [row.start for row, loss in zip(alone, losses, strict=True) if not loss.isfinite()]
+        alone = [self.inputs(self.done.step, range(row, row + 1)) for row in rows]
+        losses = [self.objective(batch.to(random.device), random).value for batch, random in alone]
+        return [row for row, loss in zip(rows, losses, strict=True) if not loss.isfinite()]
 
     # ---- reports -----------------------------------------------------------------------------------------------------
 

@@ -129,7 +129,7 @@ class NoPropDT(Diffused):
 
     def terms(self, u: Embedded, e: Tensor, rows: Rows, random: StepRandom) -> tuple[Tensor, dict[str, Tensor]]:
         block = random.decide(
-            "block", lambda: int(torch.randint(self.num_blocks, (), generator=random.lockstep("block"))))
+            "block", lambda step: int(torch.randint(self.num_blocks, (), generator=step.lockstep("block"))))
         return self.terms_of(block, u, e, rows, random)
 
     def decisions(self) -> list[tuple[float, dict[str, Any]]]:
