@@ -44,7 +44,16 @@ class TrainingConfig(Section):
         default="wall",
         description="clock for seconds of training: wall-clock time, or CPU time (all threads together), which other "
                     "programs on the machine do not lengthen")
-    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="bf16 runs under autocast")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto",
+        description="of matrix products; bf16 runs under autocast; auto: bf16 on CUDA devices that have it, fp32 "
+                    "elsewhere")
+    tf32: bool = Field(
+        default=True, description="on CUDA, run the products that are left in float32 in TF32; false: in full float32")
+    deterministic: bool = Field(
+        default=False,
+        description="use kernels alone that give the same bits each time, on CUDA too, where they are slower; an "
+                    "operation without one is an error")
     threads: int | None = Field(default=None, ge=1, description="CPU threads; null: torch's default")
     log_every: Depth = Field(default=10, description="steps between lines of metrics.jsonl")
     eval_every: Count = Field(default=0, description="steps between evaluations; 0 evaluates at the end only")

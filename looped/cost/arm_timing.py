@@ -20,13 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from looped.config import Config, load_config
-from looped.cost.traced_flops import FakeTraining, autocast, kept_bytes
+from looped.cost.traced_flops import FakeTraining, kept_bytes
 from looped.domains import domain_of
 from looped.domains.base import Inputs
 from looped.errors import KILLED, UserError
 from looped.evaluation.depth import peak_bytes
 from looped.models.build import build
 from looped.objectives import Objective, build_objective
+from looped.precision import Precision
 from looped.rng import StepRandom
 
 NUM_WARMUP = 2
@@ -118,7 +119,7 @@ class Stepper:
         """The loss of a micro-batch of the current step."""
         part, total = self.inputs.micro_batches[micro], self.config.training.batch_size
         random = StepRandom(self.config.seed, self.index, start=micro * len(part), count=len(part), total=total)
-        with autocast(self.config.training.precision):
+        with Precision.of(self.config, "cpu").autocast():
             return self.objective(part, random).value
 
     def figures(self, base: int) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from looped.config import Config
 from looped.cost.arm_timing import NUM_WARMUP, Arm, Stepper, peak_rss
 from looped.cost.arm_timing import serve as serve_steps
-from looped.cost.traced_flops import Unvalued, autocast, fake_mode, kept_bytes, no_values
+from looped.cost.traced_flops import Unvalued, fake_mode, kept_bytes, no_values
 from looped.devices import machine, machine_line
 from looped.domains import domain_of
 from looped.errors import UserError
@@ -28,6 +28,7 @@ from looped.models.language import layer_of, rotary_of
 from looped.nn.blocks import run_layers
 from looped.nn.rows import Rows
 from looped.objectives.base import EVERYBODY
+from looped.precision import Precision
 
 FIRST = 0
 """The block that is measured; all blocks are of equal size."""
@@ -96,7 +97,7 @@ def formula_bytes(config: Config) -> int:
     rows, x = Rows(mask=EVERYBODY, rotation=angles), Unvalued(mode, shape[0], {}).normal("x", shape[1:])
 
     def run(num_layers: int) -> Tensor:
-        with autocast(config.training.precision):
+        with Precision.of(config, "cpu").autocast():
             return run_layers(layers[:num_layers], x.detach().requires_grad_(), None, rows)
 
     one, two = (kept_bytes(partial(run, num_layers), layers)[0] for num_layers in (1, 2))

@@ -18,8 +18,9 @@ class Counts:
     """Counts of a config. FLOPs are per optimiser step over all its sequences, bytes per micro-batch.
 
     parameters: unique parameters of the objective, including those outside its model. effective_parameters: parameters
-    of the unrolled network of a training step, with the core counted once per pass (`Rule.passes`). training_bytes:
-    weights, gradients, optimiser state, averaged weights and saved activations.
+    of the unrolled network of a training step, with the core counted once per pass (`Rule.passes`). dtype: that of
+    matrix products, on the device that training would take. training_bytes: weights, gradients, optimiser state,
+    averaged weights and saved activations.
     """
 
     parameters: int
@@ -27,6 +28,7 @@ class Counts:
     effective_parameters: int
     forward_flops: int
     step_flops: int
+    dtype: str
     saved_activation_bytes: int
     training_bytes: int
 
@@ -54,7 +56,8 @@ def count(config: Config, vocab_size: int) -> Counts:
     return Counts(
         parameters=parameters, core_parameters=_numel(core),
         effective_parameters=round(parameters + _numel(core) * (config.rule.passes(config) - 1)),
-        forward_flops=round(forward), step_flops=round(forward + backward), saved_activation_bytes=kept,
+        forward_flops=round(forward), step_flops=round(forward + backward), dtype=training.precision.dtype,
+        saved_activation_bytes=kept,
         training_bytes=WIDE * (parameters * (1 + (config.optim.ema_decay > 0)) + gradients + moments) + kept)
 
 
@@ -65,7 +68,8 @@ def format_counts(counts: Counts) -> str:
         f"effective parameters    {counts.effective_parameters:,} (the core once per mean loop step)",
         f"FLOPs, forward          {counts.forward_flops:.3e} per optimiser step",
         f"FLOPs, with backward    {counts.step_flops:.3e}",
-        f"kept for backward       {counts.saved_activation_bytes / 1e6:,.1f} MB per micro-batch",
+        f"kept for backward       {counts.saved_activation_bytes / 1e6:,.1f} MB per micro-batch"
+        + f" in {counts.dtype}" * (counts.dtype != "fp32"),
         f"memory for training     {counts.training_bytes / 1e6:,.1f} MB with weights, gradients and optimiser state"])
 
 

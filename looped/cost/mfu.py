@@ -13,11 +13,12 @@ from looped.config import Config
 from looped.config.rules import RULES
 from looped.cost.arm_timing import NUM_WARMUP, Stepper
 from looped.cost.step import at_mean_depth
-from looped.cost.traced_flops import autocast, flops_of, kept_bytes
+from looped.cost.traced_flops import flops_of, kept_bytes
 from looped.devices import machine, machine_line
 from looped.errors import UserError, did_you_mean
 from looped.nn.rows import Rows
 from looped.objectives.base import rows_of_batch
+from looped.precision import Precision
 from looped.rng import generator
 
 TIMED = RULES["truncated"]
@@ -112,7 +113,7 @@ class LayerBench:
     """Forward and backward of the first core layer alone, on random rows in the shape of a stepper's batch."""
 
     def __init__(self, stepper: Stepper):
-        self.precision: str = stepper.config.training.precision
+        self.precision: Precision = Precision.of(stepper.config, "cpu")
         self.model: Any = stepper.objective.model
         self.layer: Any = self.model.recurrence.core.blocks[0].layers[0]
         batch = stepper.objective.ask(stepper.inputs.micro_batches[0])
@@ -122,7 +123,7 @@ class LayerBench:
         self.tokens: int = batch.targets.numel()
 
     def forward(self) -> Tensor:
-        with autocast(self.precision):
+        with self.precision.autocast():
             return self.layer(self.x, None, self.rows)
 
     def step(self) -> None:

@@ -8,7 +8,7 @@ count, because they save memory and do no training; neither does the algebra of 
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 from unittest.mock import patch
@@ -34,6 +34,7 @@ from looped.models.build import unseeded
 from looped.nn import fused
 from looped.nn.blocks import OwnBlock
 from looped.objectives import Objective, build_objective
+from looped.precision import Precision, training_device
 from looped.rng import StepRandom
 
 ASKS_FOR_VALUES = (GuardOnDataDependentSymNode, DataDependentOutputException, DynamicOutputShapeException)
@@ -93,10 +94,12 @@ class Unvalued(StepRandom):
 
 
 class FakeTraining:
-    """Training of a config on fake tensors, on the CPU, whose SDPA computes any attention."""
+    """Training of a config on fake tensors, on the CPU, whose SDPA computes any attention, in the `precision` of the
+    device that training would take."""
 
     def __init__(self, config: Config, inputs: Inputs):
         self.config: Config = config.replace(**{"model.attention": "auto"})
+        self.precision: Precision = Precision.of(config, training_device())
         self.mode: FakeTensorMode = fake_mode()
         config = self.config
         with no_values(self.mode):
@@ -110,7 +113,7 @@ class FakeTraining:
         random = Unvalued(self.mode, len(part), decisions)
 
         def loss() -> Tensor:
-            with autocast(self.config.training.precision):
+            with self.precision.autocast():
                 return self.objective(part, random).value
 
         self.objective.zero_grad()
@@ -154,10 +157,6 @@ def flops_of(function: Callable[[], Any]) -> int:
 def _place(tensor: Tensor) -> int:
     """Identity of a storage, also for fake tensors."""
     return tensor.untyped_storage()._cdata
-
-
-def autocast(precision: str) -> AbstractContextManager[Any]:
-    return torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 # ----------------------------------------------------------------------------- FLOPs

@@ -159,13 +159,15 @@ def _xformers_reason(mask, device, dtype, head_dim, needs_gradient) -> str:
         return f"xformers has no bias class for {type(mask).__name__}"
     if xformers_ops() is None:
         return "xformers is not installed; pip install xformers"
-    return xformers_operators(type(mask), device, dtype, head_dim, needs_gradient)[1]
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    return xformers_operators(type(mask), device, dtype, head_dim, needs_gradient, deterministic)[1]
 
 
 @functools.cache
 def xformers_operators(kind: type[Mask], device: torch.device, dtype: torch.dtype, head_dim: int,
-                       needs_gradient: bool) -> tuple[tuple[str, ...], str]:
-    """(operators that xformers would dispatch for forward and, with gradient, backward; the reason if none)."""
+                       needs_gradient: bool, deterministic: bool = False) -> tuple[tuple[str, ...], str]:
+    """(operators that xformers would dispatch for forward and, with gradient, backward; the reason if none).
+    deterministic: torch's own setting, by which the dispatch leaves operators out; here for the cache."""
     fmha = xformers_ops()
     bias = None if kind is Full else fmha.LowerTriangularMask()
     if kind in (Packed, Padded):

@@ -13,7 +13,7 @@ from looped.config.blocks import BlocksConfig
 from looped.config.denoise import DenoiseConfig
 from looped.data.image_batches import SoughtImages
 from looped.devices import to_device
-from looped.diffusion.noise import Noise
+from looped.diffusion.noise import Noise, intervals
 from looped.diffusion.noise_from_config import block_shares, edges_of, noise_from_config
 from looped.diffusion.pixel_denoiser import PixelDenoiser
 from looped.models.image_denoiser import ImageDenoiser
@@ -90,4 +90,5 @@ class BlockwisePixels(OneBlockByLevel, DenoisePixels):
 
     def __init__(self, model: ImageDenoiser, config: DenoiseConfig, label_dropout: float, blocks: BlocksConfig):
         super().__init__(model, config, label_dropout, blocks)
-        self.setup_block_sampling(blocks, block_shares(blocks, self.noise))
+        self.setup_block_sampling(blocks, block_shares(blocks, self.noise),
+                                  intervals(self.denoiser.edges, blocks.overlap))

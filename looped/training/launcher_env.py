@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 from looped.config import Config
 from looped.errors import UserError
+from looped.precision import Precision, training_device
 
 MIXED_PRECISION = {"fp32": "no", "bf16": "bf16"}
-"""`training.precision` in accelerate's terms."""
+"""The dtype of `Precision` in accelerate's terms."""
 
 OFF = ("", "0", "no", "n", "none", "false", "f", "off")
 
@@ -60,7 +61,7 @@ READ: tuple[Asked | Refused, ...] = (
           lambda config: config.training.accumulation),
     Asked("ACCELERATE_GRADIENT_CLIPPING", ("auto", "none"), "optim.grad_clip", lambda config: config.optim.grad_clip),
     Asked("ACCELERATE_MIXED_PRECISION", ("no",), "training.precision",
-          lambda config: config.training.precision),
+          lambda config: Precision.of(config, training_device()).dtype),
     Asked("ACCELERATE_DYNAMO_BACKEND", ("no",), "training.compile",
           lambda config: "inductor" if config.training.compile else "false"),
     Refused("ACCELERATE_FP8_BACKEND", FLOAT),

@@ -11,6 +11,7 @@ from typing import Any
 
 from looped.config import Config
 from looped.errors import UserError
+from looped.precision import Precision, training_device
 from looped.training.launcher_env import MIXED_PRECISION, check_launcher
 
 
@@ -29,6 +30,9 @@ def start_accelerator(config: Config) -> Any:
     from accelerate.utils import GradientAccumulationPlugin
 
     check_launcher(config)
+    device = training_device()
+    precision = Precision.of(config, device)
+    precision.check(device)
     if torch.distributed.is_available():
         # Its functions take the process group at import time as a default, which would keep the group alive after
         # `_leave`. DDP imports this module, so it is imported here, before there is a group.
@@ -37,7 +41,7 @@ def start_accelerator(config: Config) -> Any:
     AcceleratorState._reset_state()  # a process may train several configs, each with its own precision
     unused = DistributedDataParallelKwargs(find_unused_parameters=config.rule.trains_one_block(config))
     accelerator = Accelerator(
-        mixed_precision=MIXED_PRECISION[config.training.precision], kwargs_handlers=[unused], dynamo_backend="no",
+        mixed_precision=MIXED_PRECISION[precision.dtype], kwargs_handlers=[unused], dynamo_backend="no",
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1))  # the trainer splits its steps itself
     if config.training.threads:  # accelerate chooses some of its own for processes on a CPU
         torch.set_num_threads(config.training.threads)

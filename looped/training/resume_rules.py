@@ -1,9 +1,9 @@
 """Settings that may change when a run is resumed, and the checkpoint from which a new budget is valid.
 
-Two kinds may change: settings that do not affect the weights, and `training.budget`. The learning rate depends on the
-fraction of the budget that is spent (`optim.lr_factor`). A checkpoint is valid for a new budget if no step before it
-had a learning rate that depends on the old one: always under `constant`, before the decay under `wsd`, never under
-`cosine`.
+Three kinds may change: settings that do not affect the weights, `training.precision` between auto and what it stands
+for, and `training.budget`. The learning rate depends on the fraction of the budget that is spent (`optim.lr_factor`).
+A checkpoint is valid for a new budget if no step before it had a learning rate that depends on the old one: always
+under `constant`, before the decay under `wsd`, never under `cosine`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,6 +18,7 @@ from looped.training.counters import Counters
 from looped.training.optim import decay_start
 
 BUDGET = "training.budget"
+PRECISION = "training.precision"
 
 FREE_AT_RESTART = ("training.log_every", "training.eval_every", "training.num_evals", "training.sample_every",
                    "training.checkpoint_every", "training.keep_checkpoints", "training.wandb", "training.threads",
@@ -49,11 +50,13 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
             yield Change(f"{prefix}{key}", before, now)
 
 
-def changes_of(path: Path, old: Config, new: Config) -> list[Change]:
-    """The changes of a run's config. Raises UserError for the first setting that cannot change in a run."""
+def changes_of(path: Path, old: Config, new: Config, *, same_dtype: bool) -> list[Change]:
+    """The changes of a run's config; same_dtype: its matrix products keep their dtype. Raises UserError for the first
+    setting that cannot change in a run."""
     changes = list(differences(old.model_dump(mode="json"), new.model_dump(mode="json")))
+    free = (BUDGET, *FREE_AT_RESTART, *([PRECISION] if same_dtype else []))
     for change in changes:
-        if change.setting != BUDGET and not is_one_of(change.setting, FREE_AT_RESTART):
+        if not is_one_of(change.setting, free):
             raise UserError(f"run {path} was started with {change.setting} {change.old!r}, now it is {change.new!r}; "
                             f"choose another --run, or remove the folder")
     return changes

@@ -30,6 +30,7 @@ from looped.errors import UserError
 from looped.models.build import build
 from looped.nn.checks import kind_of
 from looped.objectives import Objective, build_objective
+from looped.precision import Precision
 from looped.storage import HOLDER, LOCK, SOFT_LOCK, hold, lacking, write_text
 from looped.training.checkpoint import (
     DamagedError,
@@ -44,7 +45,7 @@ from looped.training.checkpoint import (
 )
 from looped.training.counters import Counters
 from looped.training.data_identity import Identity, label_of, open_own, recall_data
-from looped.training.resume_rules import BUDGET, changes_of, is_one_of, start_of
+from looped.training.resume_rules import BUDGET, Change, changes_of, is_one_of, start_of
 
 FREE_AFTER_TRAINING = ("seed", "evaluation", "training.threads", "denoise.solver", "denoise.schedule", "denoise.bridge",
                        "denoise.bridge_top_k", "denoise.start", "denoise.restart_level", "denoise.settle_above",
@@ -57,6 +58,8 @@ CHANGES = "changes"
 """Key of the stamp for settings that changed when the run was resumed, as {when, step, setting, old, new}."""
 ABANDONED = "abandoned"
 """Key of such a change for the newest step, if the run resumed from an earlier one and set later checkpoints aside."""
+NUMBERS = "precision"
+"""Key of the stamp for the `Precision` of training, and the setting of a change of it."""
 OURS = (LOCK, SOFT_LOCK, HOLDER, STAMP)
 """The files that a folder may hold before it has a config.yaml."""
 
@@ -93,7 +96,7 @@ def warn_of_lost_guarantees(path: Path) -> None:
 def _prepare(path: Path, config: Config, device: str) -> None:
     remove_leftovers(path)
     if (path / CONFIG).exists() and list_checkpoints(path):
-        _go_on(path, config)
+        _go_on(path, config, device)
         return
     strangers = sorted(entry.name for entry in path.iterdir() if entry.name not in OURS)
     if strangers and CONFIG not in strangers:
@@ -104,13 +107,17 @@ def _prepare(path: Path, config: Config, device: str) -> None:
     write_text(path / CONFIG, dump_config(config))
 
 
-def _go_on(path: Path, config: Config) -> None:
-    """Apply the settings that may change; the stamp records the old values, and config.yaml the new ones."""
-    before = load_config(path / CONFIG)
-    changes = changes_of(path, before, config)
+def _go_on(path: Path, config: Config, device: str) -> None:
+    """Apply the settings that may change; the stamp records the old values, and config.yaml the new ones. Another
+    precision, where `auto` or TF32 has another meaning on this device, is recorded too, and warned of once."""
+    before, stamped = load_config(path / CONFIG), read_stamp(path)
+    used, precision = last_precision(stamped, before, device), Precision.of(config, device)
+    changes = changes_of(path, before, config, same_dtype=used.dtype == precision.dtype)
+    if used != precision:
+        changes.append(Change(NUMBERS, asdict(used), asdict(precision)))
     if not changes:
         return
-    (step, newest), stamped = start_of(path, before, config), read_stamp(path)
+    step, newest = start_of(path, before, config)
     now = [{"when": _now(), "step": step, **asdict(change)} | ({ABANDONED: newest} if step < newest else {})
            for change in changes]
     write_text(path / STAMP, json.dumps(stamped | {CHANGES: [*stamped.get(CHANGES, []), *now]}, indent=1))
@@ -119,7 +126,18 @@ def _go_on(path: Path, config: Config) -> None:
         moved = set_aside(path, step, why=f"budget-{budget}")
         warnings.warn(f"run {path} resumes from step {step}, after which its learning rate began to follow "
                       f"training.budget {budget}; its newest checkpoint is kept as {moved[0]}", stacklevel=2)
+    if used != precision:
+        warnings.warn(f"run {path} goes on in {precision.name} on {device} and was trained in {used.name} up to step "
+                      f"{step}; results differ by rounding from those of a run on one device", stacklevel=2)
     write_text(path / CONFIG, dump_config(config))
+
+
+def last_precision(stamped: Mapping[str, Any], config: Config, device: str) -> Precision:
+    """The precision in which a run was trained last; of a run whose stamp has none, that of its config."""
+    found = [change["new"] for change in stamped.get(CHANGES, []) if change["setting"] == NUMBERS]
+    if not found and NUMBERS in stamped:
+        found = [stamped[NUMBERS]]
+    return Precision(**found[-1]) if found else Precision.of(config, device)
 
 
 def stamp(config: Config, device: str) -> dict[str, Any]:
@@ -129,6 +147,7 @@ def stamp(config: Config, device: str) -> dict[str, Any]:
         **_git_state(),
         "versions": versions(),
         "device": device,
+        NUMBERS: asdict(Precision.of(config, device)),
         "threads": torch.get_num_threads(),
         "machine": platform.platform(),
         "argv": sys.argv,

@@ -15,8 +15,10 @@ from looped.data.from_config import Data, Seen, find_data, located
 from looped.nn.checks import require
 from looped.notices import noted
 from looped.objectives import Objective
+from looped.precision import Precision
 from looped.training.callbacks import Callback
 from looped.training.data_identity import remember_data
+from looped.training.determinism import deterministic
 from looped.training.edges import with_measured_edges
 from looped.training.heldout import heldout_figures, heldout_samples
 from looped.training.logs import LOG, Monitor, append
@@ -68,12 +70,15 @@ def open_trainer(config: Config, run_dir: str | Path, *, evaluate: Evaluate | No
     end training. quiet: lines go only to train.log.
 
     The first SIGTERM or Ctrl-C finishes the step, saves and ends; a second one stops at once. Raises UserError for no
-    config, a run in use, a config that does not fit, damaged checkpoints, a full disk, or a loss that is not finite.
+    config, a run in use, a config that does not fit, damaged checkpoints, a full disk, a loss that is not finite, or
+    under `training.deterministic` an operation without a deterministic kernel.
     """
     require(config, Config, "config", "load one with looped.load_config(path)")
     pilot, config = config.blocks.edges_from, with_measured_edges(config)
-    accelerator = start_accelerator(config)
     with ExitStack() as stack:
+        stack.enter_context(deterministic(config.training.deterministic))  # before CUDA starts
+        accelerator = start_accelerator(config)
+        stack.enter_context(Precision.of(config, accelerator.device).products(accelerator.device))
         run_dir = Path(run_dir)
         run = open_run(config, run_dir, device=str(accelerator.device))
         first_process(accelerator, lambda: stack.enter_context(run))

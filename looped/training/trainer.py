@@ -1,8 +1,9 @@
 """A run in training: one optimiser step after another until the budget is used, resumable at any of them.
 
 All randomness and the order of the data are functions of (seed, step), so a checkpoint holds weights, optimiser state
-and counters, and the same command run again resumes bit for bit. The exception is a budget in seconds: its learning
-rate and its end depend on the clock.
+and counters, and the same command run again resumes bit for bit. There are two exceptions: the learning rate and the
+end of a budget in seconds depend on the clock; and on CUDA some kernels, such as FlashAttention's backward pass, add by
+atomics, in another order each time, so results differ by rounding unless `training.deterministic` is on.
 """
 
 import math
@@ -30,6 +31,7 @@ from looped.nn.checks import require
 from looped.objectives import Loss, Objective, build_objective
 from looped.objectives.base import figures_of
 from looped.objectives.degenerate_loops import cautions
+from looped.precision import Precision
 from looped.rng import StepRandom
 from looped.training import checkpoint as ckpt
 from looped.training.block_runs import take_shared
@@ -37,6 +39,7 @@ from looped.training.callbacks import Callback
 from looped.training.compiled import COMPILE, one_graph
 from looped.training.counters import Counters
 from looped.training.data_identity import recall_data
+from looped.training.determinism import only_warned
 from looped.training.draw_ahead import DrawAhead, StepDraws
 from looped.training.logs import Meter, Monitor
 from looped.training.micro_batch import clock_of, micro_batch_size
@@ -323,17 +326,18 @@ class Trainer:
         """Result of `work(objective)` on the first process, in evaluation mode and with EMA weights."""
         averaged = self.ema.applied(self.objective) if self.ema is not None else nullcontext()
         self.objective.eval()
-        with averaged, self.accelerator.autocast(), torch.no_grad():
+        with averaged, only_warned(), self.accelerator.autocast(), torch.no_grad():
             value = first_process(self.accelerator, lambda: work(self.objective))
         self.objective.train()
         return value
 
     def say_hello(self) -> None:
-        """The first lines: the data, the model, the device, the step to resume from, and warnings."""
+        """The first lines: the data, the model, the device and precision, the step to resume from, and warnings."""
         num, processes = sum(p.numel() for p in self.objective.parameters()), self.accelerator.num_processes
         self.monitor.say(self.data.summary)
         self.monitor.say(f"{self.config.objective}: {num:,} parameters, {processes} process{'es' * (processes > 1)} on "
-                         f"{self.accelerator.device}, {self.config.training.precision}"
+                         f"{self.accelerator.device}, {Precision.of(self.config, self.accelerator.device).name}"
+                         + ", deterministic" * self.config.training.deterministic
                          + (f"; resuming from step {self.done.step}" if self.done.step else ""))
         for caution in cautions(self.config):
             self.monitor.say(f"warning: {caution}")

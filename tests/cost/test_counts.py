@@ -7,10 +7,11 @@ import torch
 from looped.config import load_config
 from looped.cost.counts import Counts, format_counts
 from looped.cost.counts import count as counted_anew
-from looped.cost.traced_flops import Products, autocast, flops_of, kept_bytes
+from looped.cost.traced_flops import Products, flops_of, kept_bytes
 from looped.domains import domain_of
 from looped.models.build import build
 from looped.objectives import build_objective
+from looped.precision import Precision
 from looped.rng import StepRandom
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of the same calls
@@ -55,7 +56,7 @@ def real_costs(config, decisions=None):
     objective, (part,) = objective_of(config), domain_of(config).typical_inputs(config).micro_batches
 
     def loss():
-        with autocast(config.training.precision):
+        with Precision.of(config, "cpu").autocast():
             return objective(part, Decided(decisions or {})).value
 
     with Products() as forward:
