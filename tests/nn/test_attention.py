@@ -196,12 +196,12 @@ def pretend_gpu(monkeypatch, unchecked):
         for operator in (fmha.flash.FwOp, fmha.flash.BwOp):
             monkeypatch.setattr(operator, "is_available", classmethod(lambda cls: flash))
         xformers_operators.cache_clear()
-        module._announce.cache_clear()
+        module._warn_once.cache_clear()
 
     with FakeTensorMode():
         yield pretend
     xformers_operators.cache_clear()
-    module._announce.cache_clear()
+    module._warn_once.cache_clear()
 
 
 class OnCuda:

@@ -131,7 +131,7 @@ def test_torchs_own_cuda_kernel_accepts_the_call_and_gives_the_shapes(length):
 
 def test_without_a_causal_kernel_the_formula_runs_and_says_so(monkeypatch):
     monkeypatch.setattr(module, "causal_kernel", lambda *_: None)
-    module._announce.cache_clear()
+    module._warn_once.cache_clear()
     given_ = inputs()
     with pytest.warns(UserWarning, match="plain formula, length x length"):
         out = context_attention(*given_)
