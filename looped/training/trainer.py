@@ -38,7 +38,7 @@ from looped.training.data_identity import recall_data
 from looped.training.logs import Meter, Monitor
 from looped.training.micro_batch import clock_of, micro_batch_size
 from looped.training.optim import EMA, build_optimizers, lr_factor, set_lr
-from looped.training.processes import Caught, every_process, first_process
+from looped.training.processes import Caught, every_process, first_backend, first_process
 from looped.training.runs import load_run
 from looped.training.warm_start import take_over
 
@@ -316,6 +316,7 @@ class Trainer:
         self.monitor.say(f"{self.config.objective}: {num:,} parameters, {processes} process{'es' * (processes > 1)} on "
                          f"{self.accelerator.device}, {self.config.training.precision}"
                          + (f"; resuming from step {self.done.step}" if self.done.step else ""))
+        first_backend(self.config, self.accelerator)
         for caution in cautions(self.config):
             self.monitor.say(f"warning: {caution}")
 
