@@ -92,21 +92,20 @@ def resolve_backend(backend: str, mask: Mask, q: Tensor, *others: Tensor) -> str
     if backend == "auto" and q.device.type != "cuda":
         return "sdpa"
     if torch.compiler.is_compiling():
-        return _inside_graph(type(mask)) if backend == "auto" else backend
+        return _inside_graph(type(mask), q.dtype) if backend == "auto" else backend
     name = choose_backend(backend, mask, q.device, q.dtype, head_dim=q.shape[-1], needs_gradient=needs_gradient)
-    _resolved[type(mask)] = name
+    _resolved[type(mask), q.dtype] = name
     return name
 
 
-_resolved: dict[type[Mask], str] = {}
-"""What `resolve_backend` found last, by the class of the mask."""
+_resolved: dict[tuple[type[Mask], torch.dtype], str] = {}
+"""What `resolve_backend` found last, by the class of the mask and the dtype."""
 
 
-@torch.compiler.assume_constant_result
-def _inside_graph(kind: type[Mask]) -> str:
-    """`auto` in a compiled graph. Called while it is traced, and no part of it. xformers' kernels cannot be traced; for
-    causal masks SDPA has the same one (FlashAttention-2)."""
-    name = _resolved.get(kind, "sdpa")
+def _inside_graph(kind: type[Mask], dtype: torch.dtype) -> str:
+    """`auto` in a compiled graph. xformers' kernels cannot be traced; for causal masks SDPA has the same one
+    (FlashAttention-2)."""
+    name = _resolved.get((kind, dtype), "sdpa")
     return "sdpa" if name == "xformers" else name
 
 
