@@ -1,6 +1,7 @@
 """`looped info`: describe the machine, a run or a config."""
 
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +39,8 @@ def _describe_machine() -> None:
     import torch
 
     from looped.devices import DTYPES, Placement, devices_here
-    from looped.nn.attention import available_backends
+    from looped.nn.attention import available_backends, choose_backend
+    from looped.nn.masks import Causal
     from looped.training.runs import versions
 
     print(f"{platform.platform()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads")
@@ -46,6 +48,10 @@ def _describe_machine() -> None:
     for name in reversed(devices_here()):
         place = Placement(torch.device(name), "fp32" if name == "cpu" else "bf16")
         print(place.name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the list says the same
+            chosen = choose_backend("auto", Causal(), name, DTYPES[place.dtype], needs_gradient=True)
+        print(f"  attention auto: {chosen}")
         for backend, reason in available_backends(name, DTYPES[place.dtype]).items():
             print(f"  attention {backend}: {f'no, {reason}' if reason else 'yes'}")
 
@@ -62,6 +68,7 @@ def _describe_run(path: Path) -> None:
         here = ", of which a solver step runs one" * run.config.rule.independent
         print(f"a core of {run.config.blocks.num} blocks of {', '.join(map(str, run.config.block_layers))} layers"
               + (here if alone is None else f", of which block {alone} alone is here"))
+    print(f"model.attention {run.config.model.attention}")
     print(f"started {stamp.get('created')} by {' '.join(map(str, stamp.get('argv', [])))}")
     if run.identity.facts:
         given = ", given in Python" * run.identity.given

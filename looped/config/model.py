@@ -105,7 +105,11 @@ class ModelConfig(Section):
         description="rows of embedding and head if there are more than tokens, as in many pretrained models; null "
                     "means one per token")
     patch_size: Depth = Field(default=4, description="side of the square patches that images are cut into, in pixels")
-    attention: Literal["auto", "xformers", "sdpa", "flex"] = Field(default="auto", description="attention backend")
+    attention: Literal["auto", "xformers", "flash", "cudnn", "flex", "sdpa"] = Field(
+        default="auto",
+        description="attention backend: auto (on CUDA xformers, and flex for masks that it does not have; elsewhere "
+                    "sdpa), one of both by name, torch's SDPA, or SDPA with FlashAttention (flash) or cuDNN (cudnn) as "
+                    "its first choice; it may be changed when a run is evaluated")
 
     @model_validator(mode="before")
     @classmethod

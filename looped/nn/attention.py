@@ -12,7 +12,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from looped.errors import UserError, did_you_mean
-from looped.nn.backends import BACKENDS, RUN, causal_kernel, expand_heads, needs_tensor, reason_not, sum_heads
+from looped.nn.backends import (
+    BACKENDS,
+    RUN,
+    causal_kernel,
+    expand_heads,
+    needs_tensor,
+    reason_not,
+    sum_heads,
+    xformers_absent,
+)
 from looped.nn.mask_base import Mask, as_mask
 from looped.nn.masks import Causal, CleanNoisy
 from looped.shapes import Bool, Float
@@ -28,8 +37,9 @@ def attention(q: Query, k: KeyValue, v: KeyValue, mask: Mask | Bool[Tensor, "*ba
 
     mask: a mask object, or a bool tensor, true if a query attends to a key (`Table`). If there are fewer queries than
     keys (a cache), the queries are the last rows. `auto`: xformers on CUDA, flex for CUDA masks that xformers has no
-    class for, SDPA elsewhere. Raises `UserError` for a named backend that cannot run, with the reason, and for sizes
-    that do not fit the mask; warns if the layout looks like torch's (batch, heads, length, dim).
+    class for, SDPA elsewhere; `flash`, `cudnn`: SDPA with that kernel first. Raises `UserError` for a named backend
+    that cannot run, with the reason, and for sizes that do not fit the mask; warns if the layout looks like torch's
+    (batch, heads, length, dim).
     """
     mask = as_mask(mask)
     q, k, v = _autocast(q, k, v)
@@ -57,9 +67,9 @@ def context_attention(q: Query, k_context: KeyValue, v_context: KeyValue, k_own:
     name = resolve_backend(backend, CleanNoisy(k.shape[1], strict), q, k, v)
     if q.shape[1] != k.shape[1]:
         return _context_formula(q, k, v, k_own, v_own, strict)
-    if causal_kernel(name, q.device, q.dtype) is None:
+    if causal_kernel(name, q.device, q.dtype, q.shape[-1]) is None:
         _announce(f"attention to a context falls back to the plain formula, length x length in memory: {name} has no "
-                  f"causal kernel with a log-sum-exp for {q.dtype} on {q.device.type}")
+                  f"causal kernel with a log-sum-exp for {q.dtype} and head dim {q.shape[-1]} on {q.device.type}")
         return _context_formula(q, k, v, k_own, v_own, strict)
     return _ContextAttention.apply(q, k, v, k_own, v_own, (int(strict), name))
 
@@ -73,11 +83,40 @@ def available_backends(device: torch.device | str, dtype: torch.dtype = torch.fl
 
 
 def resolve_backend(backend: str, mask: Mask, q: Tensor, *others: Tensor) -> str:
-    """The backend that will run; warns once if it is not the first choice for the device."""
+    """The backend that will run; warns once if it is not the first choice for the device.
+
+    Inside `torch.compile` nothing is asked, since a graph cannot hold xformers or its dispatch: a named backend is
+    taken as it is, and `auto` is what was resolved for such a mask before, or SDPA.
+    """
     needs_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in (q, *others))
     if backend == "auto" and q.device.type != "cuda":
         return "sdpa"
-    why = functools.partial(reason_not, mask=mask, device=q.device, dtype=q.dtype, head_dim=q.shape[-1],
+    if torch.compiler.is_compiling():
+        return _inside_graph(type(mask), q.dtype) if backend == "auto" else backend
+    name = choose_backend(backend, mask, q.device, q.dtype, head_dim=q.shape[-1], needs_gradient=needs_gradient)
+    _resolved[type(mask), q.dtype] = name
+    return name
+
+
+_resolved: dict[tuple[type[Mask], torch.dtype], str] = {}
+"""What `resolve_backend` found last, by the class of the mask and the dtype."""
+
+
+def _inside_graph(kind: type[Mask], dtype: torch.dtype) -> str:
+    """`auto` in a compiled graph. xformers' kernels cannot be traced; for causal masks SDPA has the same one
+    (FlashAttention-2)."""
+    name = _resolved.get((kind, dtype), "sdpa")
+    return "sdpa" if name == "xformers" else name
+
+
+def choose_backend(backend: str, mask: Mask, device: torch.device | str, dtype: torch.dtype, *, head_dim: int = 64,
+                   needs_gradient: bool = False) -> str:
+    """The backend that will run a mask on a device, as `resolve_backend`. Raises `UserError` for a named backend that
+    cannot, with the reason."""
+    device = torch.device(device)
+    if backend == "auto" and device.type != "cuda":
+        return "sdpa"
+    why = functools.partial(reason_not, mask=mask, device=device, dtype=dtype, head_dim=head_dim,
                             needs_gradient=needs_gradient)
     return _first_that_runs(mask, why) if backend == "auto" else _forced(backend, why)
 
@@ -92,20 +131,28 @@ def _forced(backend: str, why) -> str:
 
 def _first_that_runs(mask: Mask, why) -> str:
     """The first backend that runs on CUDA. Flex precedes SDPA only if SDPA needs a queries x keys mask tensor."""
-    reasons = []
+    reasons = {}
     for candidate in ("xformers", "flex", "sdpa") if needs_tensor(mask) else ("xformers", "sdpa"):
         if not (reason := why(candidate)):
             break
-        reasons.append(reason)
+        reasons[candidate] = reason
+    if "xformers" in reasons and reasons["xformers"] == xformers_absent():  # the same for all masks, so said once
+        _announce(f"attention runs without xformers, by SDPA if causal and by flex under other masks: "
+                  f"{reasons.pop('xformers')}")
     if reasons:
-        _announce(f"attention falls back from xformers to {candidate}: {'; '.join(reasons)}")
+        _announce(f"attention falls back from {next(iter(reasons))} to {candidate}: {'; '.join(reasons.values())}")
     return candidate
 
 
-@functools.cache
 def _announce(message: str) -> None:
-    """Warn; the cache limits it to once per message."""
-    warnings.warn(message, stacklevel=3)
+    """Warn once per message, and not while a graph is traced."""
+    if not torch.compiler.is_compiling():
+        _warn_once(message)
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=4)
 
 
 def _autocast(*tensors: Tensor) -> list[Tensor]:
@@ -185,7 +232,7 @@ class _ContextAttention(torch.autograd.Function):
         lse_own = _own_scores(q, k_own)  # B L H
         out, lse = q[:, :0], lse_own[:, :0]
         if q.shape[1] > first:
-            kernel = causal_kernel(backend, q.device, q.dtype)
+            kernel = causal_kernel(backend, q.device, q.dtype, q.shape[-1])
             context, lse = kernel.forward(*_shifted(q, k, v, first))
             lse = torch.logaddexp(lse.transpose(1, 2), lse_own[:, first:])
             share = torch.exp(lse_own[:, first:] - lse).unsqueeze(-1).to(q.dtype)  # B L H 1
@@ -204,7 +251,7 @@ class _ContextAttention(torch.autograd.Function):
         dk, dv = torch.zeros_like(k), torch.zeros_like(v)
         first, last = ctx.first, k.shape[1] - ctx.first
         if last:
-            kernel = causal_kernel(ctx.backend, q.device, q.dtype)
+            kernel = causal_kernel(ctx.backend, q.device, q.dtype, q.shape[-1])
             lse = lse[:, first:].transpose(1, 2).contiguous()  # B L H -> B H L
             dq_context, dk[:, :last], dv[:, :last] = kernel.backward(
                 grad[:, first:].contiguous(), *_shifted(q, k, v, first), out[:, first:].contiguous(), lse)

@@ -1,14 +1,13 @@
-"""Attention backends (SDPA, flex, xformers): what each can run, and its call. Only this file knows xformers and flex.
+"""Attention backends (SDPA, flex, xformers): what each can run, and its call. Only this file and xformers_build.py know
+xformers and flex.
 
 xformers and flex are imported on first use. A `reason` is an empty string if the backend can run. xformers' own
-dispatch decides what it can run, from a small probe. Shortcuts test a mask's exact class, since a subclass may allow
-other pairs.
+dispatch decides what it can run, and torch's own check what flash and cuDNN can, from small probes. Shortcuts test a
+mask's exact class, since a subclass may allow other pairs.
 """
 
-import copy
 import functools
 import importlib.util
-import logging
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,10 +16,12 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from looped.nn.masks import Causal, CleanNoisy, Full, Mask, Packed, Padded
+from looped.nn.xformers_build import load_fmha, unloaded
 
-BACKENDS = ("xformers", "sdpa", "flex")
+BACKENDS = ("xformers", "flash", "cudnn", "sdpa", "flex")
 HALF = (torch.float16, torch.bfloat16)
 HALF_AND_SINGLE = (*HALF, torch.float32)
 
@@ -28,8 +29,7 @@ HALF_AND_SINGLE = (*HALF, torch.float32)
 def reason_not(backend: str, mask: Mask, device: torch.device | str, dtype: torch.dtype, *, head_dim: int = 64,
                needs_gradient: bool = False) -> str:
     """The reason `backend` cannot run this, or an empty string."""
-    reasons = {"xformers": _xformers_reason, "sdpa": _sdpa_reason, "flex": _flex_reason}
-    return reasons[backend](mask, torch.device(device), dtype, head_dim, needs_gradient)
+    return REASONS[backend](mask, torch.device(device), dtype, head_dim, needs_gradient)
 
 
 def expand_heads(x: Tensor, num_heads: int) -> Tensor:
@@ -85,6 +85,51 @@ def _sdpa_form(mask: Mask, num_queries: int, num_keys: int, q: Tensor) -> tuple[
     return (allowed | empty, empty) if q.device.type != "cpu" or bool(empty.any()) else (allowed, None)
 
 
+# ----------------------------------------------------------------------------- SDPA with one kernel first
+
+FIRST = {"flash": [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION,
+                   SDPBackend.MATH],
+         "cudnn": [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION,
+                   SDPBackend.MATH]}
+"""SDPA's kernels in order of preference. The others follow the chosen one, since no kernel takes every call of a model:
+flash takes no mask tensor, which decoding with a cache needs."""
+
+
+def _first_reason(backend: str, mask, device, dtype, head_dim, needs_gradient) -> str:
+    if device.type != "cuda":
+        return f"{backend} attention runs on cuda, not on {device.type}"
+    if dtype not in HALF:
+        return f"{backend} attention takes float16 and bfloat16, not {_name(dtype)}"
+    return sdpa_declines(backend, device, dtype, head_dim, needs_gradient)
+
+
+@functools.cache
+def sdpa_declines(backend: str, device: torch.device, dtype: torch.dtype, head_dim: int, needs_gradient: bool) -> str:
+    """Why SDPA's own check keeps a kernel from causal attention on this device; empty if it does not."""
+    takes = {"flash": torch.backends.cuda.can_use_flash_attention, "cudnn": torch.backends.cuda.can_use_cudnn_attention}
+    probe = torch.empty(1, 2, 64, head_dim, device=device, dtype=dtype, requires_grad=needs_gradient)
+    inputs = torch.backends.cuda.SDPAParams(probe, probe, probe, None, 0.0, True, False)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        if takes[backend](inputs, debug=True):
+            return ""
+    why = "; ".join(" ".join(str(each.message).partition(" (Triggered")[0].split()) for each in said)
+    return f"torch's check of {backend} attention declines head dim {head_dim} in {_name(dtype)} on this device" + (
+        f": {why}" if why else "")
+
+
+def run_flash(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
+    """SDPA with FlashAttention first."""
+    with sdpa_kernel(FIRST["flash"], set_priority=True):
+        return run_sdpa(q, k, v, mask)
+
+
+def run_cudnn(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
+    """SDPA with cuDNN's attention first."""
+    with sdpa_kernel(FIRST["cudnn"], set_priority=True):
+        return run_sdpa(q, k, v, mask)
+
+
 # ----------------------------------------------------------------------------- flex
 
 
@@ -99,12 +144,16 @@ def _flex_reason(mask, device, dtype, head_dim, needs_gradient) -> str:
 
 
 def flex_block_mask(mask: Mask, batch: int, num_queries: int, num_keys: int, device: torch.device) -> Any:
-    """The `BlockMask` of flex attention, built from a closure since flex rejects bound methods."""
+    """The `BlockMask` of flex attention, built from a closure since flex rejects bound methods.
+
+    The closure holds a copy of the mask with its tensors on `device`: the compiled kernel evaluates it there, and since
+    the mask caches this form, a closure over the mask itself would be a reference cycle.
+    """
     from torch.nn.attention.flex_attention import create_block_mask
 
     mask.check(batch, num_queries, num_keys)
     offset = num_keys - num_queries
-    plain = copy.copy(mask)  # the mask caches this form, so a closure over the mask would be a reference cycle
+    plain = mask.on(device)
     rows = batch if mask.differs(device) else None
     return create_block_mask(lambda b, h, q, k: plain.allow(q + offset, k, b), rows, None, num_queries, num_keys,
                              device=device)
@@ -133,21 +182,21 @@ def run_flex(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
 
 
 @functools.cache
+def _loaded() -> tuple[Any, str]:
+    """(`xformers.ops.fmha` or None, why not), tried once."""
+    return load_fmha()
+
+
 def xformers_ops() -> Any:
-    """The module `xformers.ops.fmha`, or None if it is not installed. Its notice about builds is silenced:
-    `_xformers_reason` reports what cannot run and why."""
-    if importlib.util.find_spec("xformers") is None:
-        return None
-    logger = logging.getLogger("xformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            from xformers.ops import fmha
-    finally:
-        logger.setLevel(level)
-    return fmha
+    """The module `xformers.ops.fmha`, or None if it cannot be imported."""
+    return _loaded()[0]
+
+
+def xformers_absent() -> str:
+    """Why xformers runs nothing on this machine: it is not installed, its import fails, or its library does not load.
+    Empty if it is all there."""
+    fmha, reason = _loaded()
+    return reason or unloaded(fmha)
 
 
 def _xformers_reason(mask, device, dtype, head_dim, needs_gradient) -> str:
@@ -157,10 +206,8 @@ def _xformers_reason(mask, device, dtype, head_dim, needs_gradient) -> str:
         return f"xformers' attention takes float16, bfloat16 and float32, not {_name(dtype)}"
     if type(mask) not in (Full, Causal, Packed, Padded, CleanNoisy):
         return f"xformers has no bias class for {type(mask).__name__}"
-    if xformers_ops() is None:
-        return "xformers is not installed; pip install xformers"
     deterministic = torch.are_deterministic_algorithms_enabled()
-    return xformers_operators(type(mask), device, dtype, head_dim, needs_gradient, deterministic)[1]
+    return xformers_absent() or xformers_operators(type(mask), device, dtype, head_dim, needs_gradient, deterministic)[1]
 
 
 @functools.cache
@@ -271,7 +318,9 @@ def _xformers(q: Tensor, k: Tensor, v: Tensor, bias) -> Tensor:
     return xformers_ops().memory_efficient_attention(q, k, v, attn_bias=bias)
 
 
-RUN = {"xformers": run_xformers, "sdpa": run_sdpa, "flex": run_flex}
+REASONS = {"xformers": _xformers_reason, "flash": functools.partial(_first_reason, "flash"),
+           "cudnn": functools.partial(_first_reason, "cudnn"), "sdpa": _sdpa_reason, "flex": _flex_reason}
+RUN = {"xformers": run_xformers, "flash": run_flash, "cudnn": run_cudnn, "sdpa": run_sdpa, "flex": run_flex}
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -292,15 +341,21 @@ class CausalKernel(NamedTuple):
     backward: Callable[..., tuple[Tensor, Tensor, Tensor]]
 
 
-def causal_kernel(backend: str, device: torch.device, dtype: torch.dtype) -> CausalKernel | None:
-    """The kernel of a backend, or None if it has none for this device and dtype."""
+def causal_kernel(backend: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> CausalKernel | None:
+    """The kernel of a backend, or None if it has none for this device, dtype and head dim.
+
+    CUDA's kernels called directly take rows of whole 16-byte words (SDPA pads others, by a copy), and flash heads of at
+    most 256. xformers has been asked by `reason_not` before. There is no direct call of cuDNN's, so flash stands in.
+    """
     if backend == "xformers":
         return CausalKernel(_xformers_forward, _xformers_backward)
     if device.type == "cpu" and dtype in (*HALF_AND_SINGLE, torch.float64):
         return CausalKernel(_cpu_forward, _cpu_backward)
-    if device.type == "cuda" and dtype in HALF_AND_SINGLE:
-        return CausalKernel(_efficient_forward, _efficient_backward)
-    return None
+    if device.type != "cuda" or dtype not in HALF_AND_SINGLE or head_dim * dtype.itemsize % 16:
+        return None
+    if backend in FIRST and head_dim <= 256:
+        return CausalKernel(_flash_forward, _flash_backward)
+    return CausalKernel(_efficient_forward, _efficient_backward)
 
 
 def _cpu_forward(q, k, v):
@@ -326,6 +381,22 @@ def _xformers_backward(grad, q, k, v, out, lse):
     fmha, heads, kv_heads = xformers_ops(), q.shape[2], k.shape[2]
     k, v = expand_heads(k, heads), expand_heads(v, heads)
     dq, dk, dv = fmha.memory_efficient_attention_backward(grad, out, lse, q, k, v, fmha.LowerTriangularMask())
+    return dq, sum_heads(dk, kv_heads), sum_heads(dv, kv_heads)
+
+
+def _flash_forward(q, k, v):
+    k, v = expand_heads(k, q.shape[2]), expand_heads(v, q.shape[2])
+    out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(
+        *(t.transpose(1, 2) for t in (q, k, v)), 0.0, True)
+    return out.transpose(1, 2), lse
+
+
+def _flash_backward(grad, q, k, v, out, lse):
+    heads, kv_heads, length = q.shape[2], k.shape[2], q.shape[1]
+    k, v = expand_heads(k, heads), expand_heads(v, heads)
+    unused = [torch.zeros(shape, dtype=torch.uint64, device=q.device) for shape in (2, ())]  # dropout's random state
+    dq, dk, dv = (t.transpose(1, 2) for t in torch.ops.aten._scaled_dot_product_flash_attention_backward(
+        *(t.transpose(1, 2) for t in (grad, q, k, v, out)), lse, None, None, length, length, 0.0, True, *unused))
     return dq, sum_heads(dk, kv_heads), sum_heads(dv, kv_heads)
 
 

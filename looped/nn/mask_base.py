@@ -11,6 +11,7 @@ batch, and it may be changed after use:
             return k < self.lengths[b]
 """
 
+import copy
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
@@ -98,6 +99,13 @@ class Mask:
 
     def _of_rows(self, rows: Int[Tensor, "rows"]) -> "Mask":
         return OfRows(self, rows)
+
+    def on(self, device: torch.device | str) -> "Mask":
+        """A copy that holds its tensors on `device`, those of the masks that it is made of too."""
+        other = copy.copy(self)
+        other.__dict__.update((name, value.to(device) if isinstance(value, Tensor) else value.on(device))
+                              for name, value in self.__dict__.items() if isinstance(value, Tensor | Mask))
+        return other
 
     def form(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """A backend's form of this mask: built on first use, cached until the mask changes."""

@@ -50,6 +50,33 @@ def start_accelerator(config: Config) -> Any:
     return accelerator
 
 
+def check_attention(config: Config, accelerator: Any) -> None:
+    """Raise UserError if `model.attention` cannot train on this device in this precision."""
+    from looped.nn.backends import reason_not
+
+    name = config.model.attention
+    if name != "auto" and (reason := reason_not(name, **_attention_of(config, accelerator))):
+        raise UserError(f"model.attention {name} cannot train here: {reason}; set it to auto")
+
+
+def first_backend(config: Config, accelerator: Any) -> str:
+    """The attention backend that training begins with; warns if `auto` has to do without xformers on CUDA."""
+    from looped.nn.attention import choose_backend
+
+    return choose_backend(config.model.attention, **_attention_of(config, accelerator))
+
+
+def _attention_of(config: Config, accelerator: Any) -> dict[str, Any]:
+    """Causal attention in training, as the choice of a backend needs it."""
+    import torch
+
+    from looped.nn.masks import Causal
+
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
+    return {"mask": Causal(), "device": accelerator.device, "dtype": dtype, "head_dim": config.model.head_width,
+            "needs_gradient": True}
+
+
 def _leave() -> None:
     """Close the connections to the other processes and end the threads that serve them.
 

@@ -50,7 +50,7 @@ from looped.training.resume_rules import BUDGET, Change, changes_of, is_one_of, 
 FREE_AFTER_TRAINING = ("seed", "evaluation", "training.threads", "denoise.solver", "denoise.schedule", "denoise.bridge",
                        "denoise.bridge_top_k", "denoise.start", "denoise.restart_level", "denoise.settle_above",
                        "denoise.guidance", "noprop.solver", "recurrence.damping", "masked.schedule",
-                       "images.max_heldout", "data.documents")
+                       "images.max_heldout", "data.documents", "model.attention")
 """Settings or sections that may change when a trained run is evaluated or sampled."""
 
 CONFIG, STAMP, TOKENIZER = "config.yaml", "stamp.json", "tokenizer.json"

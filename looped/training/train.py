@@ -22,7 +22,7 @@ from looped.training.determinism import deterministic
 from looped.training.edges import with_measured_edges
 from looped.training.heldout import heldout_figures, heldout_samples
 from looped.training.logs import LOG, Monitor, append
-from looped.training.processes import catch_signals, every_process, first_process, start_accelerator
+from looped.training.processes import catch_signals, check_attention, every_process, first_process, start_accelerator
 from looped.training.runs import open_run, own_tokenizer, save_tokenizer, started_in
 from looped.training.trainer import Evaluate, Sample, Trainer
 from looped.training.warm_start import check_source
@@ -78,6 +78,7 @@ def open_trainer(config: Config, run_dir: str | Path, *, evaluate: Evaluate | No
     with ExitStack() as stack:
         stack.enter_context(deterministic(config.training.deterministic))  # before CUDA starts
         accelerator = start_accelerator(config)
+        check_attention(config, accelerator)
         stack.enter_context(Precision.of(config, accelerator.device).products(accelerator.device))
         run_dir = Path(run_dir)
         run = open_run(config, run_dir, device=str(accelerator.device))

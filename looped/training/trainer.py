@@ -44,7 +44,7 @@ from looped.training.draw_ahead import DrawAhead, StepDraws
 from looped.training.logs import Meter, Monitor
 from looped.training.micro_batch import clock_of, micro_batch_size
 from looped.training.optim import EMA, build_optimizers, lr_factor, set_lr
-from looped.training.processes import Caught, every_process, first_process
+from looped.training.processes import Caught, every_process, first_backend, first_process
 from looped.training.runs import load_run
 from looped.training.warm_start import take_over
 
@@ -339,6 +339,7 @@ class Trainer:
                          f"{self.accelerator.device}, {Precision.of(self.config, self.accelerator.device).name}"
                          + ", deterministic" * self.config.training.deterministic
                          + (f"; resuming from step {self.done.step}" if self.done.step else ""))
+        first_backend(self.config, self.accelerator)
         for caution in cautions(self.config):
             self.monitor.say(f"warning: {caution}")
 

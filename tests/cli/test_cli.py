@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 
 import pytest
 import yaml
@@ -239,11 +240,31 @@ def test_a_config_that_could_not_start_may_be_corrected(tiny_yaml, tmp_path):
 
 def test_info_describes_machine_config_and_run(tiny_yaml, runs, capsys):
     assert main(["info"]) == 0
-    assert "attention xformers: " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "\n  attention auto: sdpa\n" in said
+    for name in ("xformers", "flash", "cudnn", "sdpa", "flex"):
+        assert f"\n  attention {name}: " in said
     assert main(["info", str(tiny_yaml)]) == 0
     assert "parameters" in capsys.readouterr().out
     assert main(["info", str(runs["denoise"])]) == 0
-    assert "step 6 of 6 steps" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "step 6 of 6 steps" in said
+    assert "\nmodel.attention auto\n" in said
+
+
+def test_info_on_cuda_says_once_what_keeps_xformers_from_it(capsys, monkeypatch):
+    absent = "xformers 1.2 is built for CUDA 12.8 and torch brings CUDA 99.0; pip install another"
+    monkeypatch.setattr("looped.nn.backends._loaded", lambda: (None, absent))
+    monkeypatch.setattr("looped.devices.devices_here", lambda: ["cuda:0", "cpu"])
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "a GPU")
+    monkeypatch.setattr("looped.nn.backends.sdpa_declines", lambda *_: "")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert main(["info"]) == 0
+    said = capsys.readouterr().out.partition("cuda:0 (a GPU), bf16\n")[2]
+    assert said.startswith(f"  attention auto: sdpa\n  attention xformers: no, {absent}\n  attention flash: yes\n")
+    assert said.count(absent) == 1
 
 
 def test_a_reader_that_leaves_is_no_error(runs):

@@ -1,17 +1,19 @@
 """Attention under every mask and backend against the dense formula; what is chosen, what is refused, and why."""
 
 import functools
+import importlib.util
 import warnings
 
 import pytest
 import torch
 from attention_oracle import IN_XFORMERS, MASKS, ONE_PIECE, B, H, L, Operations, formula, qkv, same, xformers_stand_in
 from torch._subclasses import FakeTensorMode
+from torch.nn.attention import SDPBackend
 
 from looped.errors import UserError
 from looped.nn import attention as module
 from looped.nn.attention import attention, available_backends, resolve_backend
-from looped.nn.backends import reason_not, run_xformers, xformers_operators, xformers_ops
+from looped.nn.backends import RUN, reason_not, run_xformers, sdpa_declines, xformers_operators, xformers_ops
 from looped.nn.masks import Causal, CleanNoisy, Full, Mask, Packed, Padded
 
 needs_xformers = pytest.mark.skipif(xformers_ops() is None, reason="xformers is not installed")
@@ -147,7 +149,8 @@ def test_under_autocast_mixed_inputs_run_in_its_dtype():
 
 
 @pytest.mark.parametrize(("backend", "why"), [("xformers", "runs on cuda, not on cpu"), ("flex", "no backward pass"),
-                                              ("sdp", "did you mean 'sdpa'")])
+                                              ("flash", "runs on cuda, not on cpu"), ("sdp", "did you mean 'sdpa'"),
+                                              ("cudnn", "runs on cuda, not on cpu")])
 @pytest.mark.parametrize("mask", [Causal(), CleanNoisy(3)])
 def test_a_forced_backend_that_cannot_run_says_why(backend, why, mask):
     with pytest.raises(UserError, match=why):
@@ -180,6 +183,46 @@ def test_the_report_names_what_can_train_here():
         assert set(available_backends("cuda").values()) == {"this torch sees no CUDA device"}
 
 
+# ----------------------------------------------------------------------------- SDPA with one kernel first
+
+
+@pytest.mark.parametrize(("backend", "first"), [("flash", SDPBackend.FLASH_ATTENTION),
+                                                ("cudnn", SDPBackend.CUDNN_ATTENTION)])
+@pytest.mark.parametrize("name", ["causal", "packed"])
+def test_the_chosen_kernel_comes_first_inside_sdpa_and_not_after(backend, first, name, monkeypatch):
+    order, seen = torch._C._get_sdp_priority_order, []
+    before, run = order(), torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention",
+                        lambda *args, **kwargs: seen.append(order()[0]) or run(*args, **kwargs))
+    q, k, v = qkv()
+    out = RUN[backend](q, k, v, MASKS[name])
+    assert seen == [int(first)]
+    assert order() == before
+    same(out, formula(q, k, v, MASKS[name].dense(B, L, L)), (q, k, v))  # all kernels may run, for masks it lacks
+
+
+@pytest.mark.parametrize("backend", ["flash", "cudnn"])
+def test_what_sdpas_own_check_declines_comes_with_its_reason(backend, monkeypatch):
+    asked = []
+
+    def check(params, debug):
+        asked.append((params.query.shape[-1], params.query.dtype, params.is_causal))
+        if (declines := params.query.shape[-1] > 256) and debug:
+            warnings.warn("head dim is above 256 (Triggered internally at sdp_utils.cpp:1)", stacklevel=1)
+        return not declines
+
+    monkeypatch.setattr(torch.backends.cuda, f"can_use_{backend}_attention", check)
+    sdpa_declines.cache_clear()
+    with FakeTensorMode():
+        assert reason_not(backend, MASKS["packed"], "cuda", torch.bfloat16, head_dim=64) == ""
+        assert reason_not(backend, Causal(), "cuda", torch.float16, head_dim=320) == (
+            f"torch's check of {backend} attention declines head dim 320 in float16 on this device: head dim is above "
+            f"256")
+        assert "takes float16 and bfloat16, not float32" in reason_not(backend, Causal(), "cuda", torch.float32)
+    assert asked == [(64, torch.bfloat16, True), (320, torch.float16, True)]
+    sdpa_declines.cache_clear()
+
+
 # ----------------------------------------------------------------------------- what CUDA would run
 
 
@@ -188,20 +231,20 @@ def pretend_gpu(monkeypatch, unchecked):
     """Make xformers' dispatch believe in a GPU of a capability, with or without flash attention built. Unchecked, since
     the query is only like a tensor."""
 
-    def pretend(capability=(9, 0), flash=True):
+    def pretend(capability=(9, 0), flash=True, loaded=True):
         fmha = xformers_ops()
-        monkeypatch.setattr(torch.version, "cuda", "12.8")
+        monkeypatch.setattr(torch.version, "cuda", "12.8" if loaded else "99.0")
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
-        monkeypatch.setattr("xformers.ops.fmha.common._built_with_cuda", True)
+        monkeypatch.setattr("xformers.ops.fmha.common._built_with_cuda", loaded)
         for operator in (fmha.flash.FwOp, fmha.flash.BwOp):
             monkeypatch.setattr(operator, "is_available", classmethod(lambda cls: flash))
         xformers_operators.cache_clear()
-        module._announce.cache_clear()
+        module._warn_once.cache_clear()
 
     with FakeTensorMode():
         yield pretend
     xformers_operators.cache_clear()
-    module._announce.cache_clear()
+    module._warn_once.cache_clear()
 
 
 class OnCuda:
@@ -260,6 +303,59 @@ def test_a_fallback_on_cuda_is_announced_once_and_names_both(pretend_gpu, monkey
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         resolve()
+
+
+@needs_xformers
+def test_an_xformers_for_another_cuda_is_announced_once_for_all_masks(pretend_gpu, monkeypatch):
+    pretend_gpu(loaded=False)
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if name == "triton" else find_spec(name))
+    why = r"is built for CUDA [\d.]+ and torch brings CUDA 99.0, .*; pip install .*/whl/cu990$"
+    with pytest.warns(UserWarning, match=rf"^attention runs without xformers, .*: xformers [\d.]+ {why}") as said:
+        assert [resolve_backend("auto", mask, OnCuda()) for mask in (Causal(), MASKS["packed"])] == ["sdpa", "flex"]
+    assert len(said) == 1
+    with pytest.raises(UserError, match=r"'xformers' cannot run: xformers .* is built for CUDA"):
+        resolve_backend("xformers", Causal(), OnCuda())
+
+
+@needs_xformers
+@pytest.mark.parametrize(("name", "flex"), [("causal", False), ("packed", False), ("same document, causal", True)])
+def test_in_a_compiled_graph_on_cuda_nothing_is_asked(name, flex, pretend_gpu, monkeypatch):
+    """One graph, by what was resolved before it; xformers cannot be traced, so SDPA stands in."""
+    pretend_gpu()
+    monkeypatch.setattr("looped.nn.backends.importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr(module, "_resolved", {})
+    mask, q = MASKS[name], torch.empty(B, L, H, 64, device="cuda", dtype=torch.bfloat16)
+    ran = []
+    for backend in RUN:
+        monkeypatch.setitem(module.RUN, backend, lambda q, k, v, mask, backend=backend: ran.append(backend) or q + k)
+
+    def compiled(backend="auto"):
+        torch._dynamo.reset()
+        torch.compile(lambda q: attention(q, q, q, mask, backend=backend), fullgraph=True, backend="eager")(q)
+        return ran[-1]
+
+    assert compiled() == "sdpa"  # nothing is known yet
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        eager = resolve_backend("auto", mask, q)
+    assert eager == ("flex" if flex else "xformers")
+    monkeypatch.setattr(module, "reason_not", lambda *_, **__: pytest.fail("asked inside the graph"))
+    assert compiled() == ("flex" if flex else "sdpa")
+    assert compiled("flash") == "flash"
+    with pytest.raises(pytest.fail.Exception):
+        attention(q, q, q, mask)  # positive control: outside of a graph it is asked
+
+
+@needs_xformers
+@pytest.mark.parametrize("backend", ["auto", "flash", "cudnn", "sdpa"])
+def test_attention_on_cuda_is_one_graph_with_the_real_calls(backend, pretend_gpu):
+    pretend_gpu()
+    mask, q = MASKS["causal"], torch.empty(B, L, H, 64, device="cuda", dtype=torch.bfloat16)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda q: attention(q, q, q, mask, backend=backend), fullgraph=True,
+                             backend="aot_eager")
+    assert (compiled(q).shape, compiled(q).device.type) == (q.shape, "cuda")
 
 
 @needs_xformers

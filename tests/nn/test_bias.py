@@ -9,9 +9,11 @@ import torch
 from attention_oracle import MASKS, ONE_PIECE, L
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from looped.errors import UserError
 from looped.nn.backends import flex_block_mask, run_flex, run_sdpa, xformers_bias, xformers_blocks, xformers_ops
+from looped.nn.mask_base import OfRows, Table
 from looped.nn.masks import Causal, CleanNoisy, Full, Near, Packed, Padded, SameDocument
 
 B = 2
@@ -105,6 +107,33 @@ def test_flex_evaluates_the_same_mask(name, queries):
     block = flex_block_mask(mask, B, queries, L, torch.device("cpu"))
     b, q, k = torch.meshgrid(torch.arange(mask.batch or 1), torch.arange(queries), torch.arange(L), indexing="ij")
     assert torch.equal(block.mask_mod(b, 0, q, k), mask.dense(B, queries, L)[:, 0])
+
+
+class Moves(TorchDispatchMode):
+    """Refuses every copy of a tensor to another device."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        device = (kwargs or {}).get("device")
+        if func.overloadpacket.__name__ == "_to_copy" and device is not None and device != args[0].device:
+            raise RuntimeError(f"a tensor of {args[0].device} goes to {device}")
+        return func(*args, **(kwargs or {}))
+
+
+HOLDING = {"padded": MASKS["left padded"], "packed": MASKS["packed"], "pair": MASKS["same document, causal"],
+           "near": Near(torch.arange(L).view(1, L, 1).expand(B, L, 1), 1, torch.tensor([3, L])),
+           "some rows": OfRows(MASKS["packed"], torch.tensor([1, 0])),
+           "table": Table(torch.ones(B, L, L, dtype=torch.bool))}
+
+
+@pytest.mark.parametrize("mask", HOLDING.values(), ids=HOLDING)
+def test_the_mask_in_flex_holds_its_tensors_on_the_device(mask, unchecked):
+    """So its kernel, which evaluates the mask, copies none."""
+    block = flex_block_mask(mask, B, L, L, torch.device("meta"))
+    b, q, k = (torch.zeros(1, dtype=torch.long, device="meta") for _ in "bqk")
+    with Moves():
+        assert block.mask_mod(b, 0, q, k).device.type == "meta"
+        with pytest.raises(RuntimeError, match="a tensor of cpu goes to meta"):
+            mask.allow(q, k, b)  # positive control: the mask itself keeps them where they were made
 
 
 @needs_xformers

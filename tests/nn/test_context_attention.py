@@ -85,7 +85,7 @@ def test_a_constant_input_is_not_differentiated_for_and_changes_nothing():
     same(context_attention(*ours), joint(*given_, False), wanted)
 
 
-@pytest.mark.parametrize("name", ["xformers", "efficient"])
+@pytest.mark.parametrize("name", ["xformers", "efficient", "flash"])
 @pytest.mark.parametrize("kv_heads", [H, 2])
 @pytest.mark.parametrize("strict", [False, True])
 def test_what_the_cuda_kernels_are_asked_is_exact(strict, kv_heads, name, monkeypatch):
@@ -99,6 +99,19 @@ def test_what_the_cuda_kernels_are_asked_is_exact(strict, kv_heads, name, monkey
         monkeypatch.setattr(fmha, "memory_efficient_attention_backward",
                             lambda grad, out, lse, q, k, v, bias: kernel.backward(grad, q, k, v, out, lse))
         chosen = backends.CausalKernel(backends._xformers_forward, backends._xformers_backward)
+    elif name == "flash":
+        turned = functools.partial(map, lambda t: t.transpose(1, 2))  # B L H K <-> B H L K
+
+        def forward(q, k, v, dropout, causal):
+            out, lse = kernel.forward(*turned((q, k, v)))
+            return out.transpose(1, 2), lse, None
+
+        def backward(grad, q, k, v, out, lse, *rest):
+            return tuple(turned(kernel.backward(*turned((grad, q, k, v, out)), lse)))
+
+        monkeypatch.setattr(torch.ops.aten, "_scaled_dot_product_flash_attention", forward)
+        monkeypatch.setattr(torch.ops.aten, "_scaled_dot_product_flash_attention_backward", backward)
+        chosen = backends.CausalKernel(backends._flash_forward, backends._flash_backward)
     else:
         monkeypatch.setattr(torch.ops.aten, "_efficient_attention_forward",
                             lambda q, k, v, *rest: (*padded(*kernel.forward(q, k, v)), None))
@@ -122,16 +135,41 @@ def unpadded(lse, q):
 
 
 @pytest.mark.parametrize("length", [50, 64])
-def test_torchs_own_cuda_kernel_accepts_the_call_and_gives_the_shapes(length):
+@pytest.mark.parametrize("backend", ["sdpa", "flash"])
+def test_torchs_own_cuda_kernels_accept_the_call_and_give_the_shapes(backend, length):
     q, k = (torch.empty(B, length, heads, 64, device="meta", dtype=torch.bfloat16) for heads in (H, 2))
-    out, lse = backends._efficient_forward(q, k, k)
+    kernel = backends.causal_kernel(backend, torch.device("cuda"), q.dtype, 64)
+    out, lse = kernel.forward(q, k, k)
     assert (out.shape, lse.shape, lse.dtype) == (q.shape, (B, H, length), torch.float32)
-    assert [g.shape for g in backends._efficient_backward(out, q, k, k, out, lse)] == [q.shape, k.shape, k.shape]
+    assert [g.shape for g in kernel.backward(out, q, k, k, out, lse)] == [q.shape, k.shape, k.shape]
+
+
+@pytest.mark.parametrize(("backend", "dtype", "head_dim", "kernel"), [
+    ("sdpa", torch.bfloat16, 64, "_efficient_forward"), ("sdpa", torch.bfloat16, 60, None),
+    ("sdpa", torch.float32, 60, "_efficient_forward"), ("sdpa", torch.float32, 30, None),
+    ("flash", torch.bfloat16, 256, "_flash_forward"), ("flash", torch.bfloat16, 60, None),
+    ("cudnn", torch.bfloat16, 64, "_flash_forward"), ("flash", torch.float16, 320, "_efficient_forward")])
+def test_a_kernel_of_cuda_takes_rows_of_whole_16_byte_words(backend, dtype, head_dim, kernel):
+    found = backends.causal_kernel(backend, torch.device("cuda"), dtype, head_dim)
+    assert kernel == (found and found.forward.__name__)
+
+
+def test_on_cuda_a_head_dim_that_no_kernel_takes_runs_the_formula(monkeypatch):
+    """By what CUDA would choose, on the CPU, which does not have its kernels."""
+    chosen = backends.causal_kernel
+    monkeypatch.setattr(module, "causal_kernel", lambda name, device, *rest: chosen(name, torch.device("cuda"), *rest))
+    module._warn_once.cache_clear()
+    given_ = inputs(dtype=torch.float32, dim=6)
+    with pytest.warns(UserWarning, match="no causal kernel .* for torch.float32 and head dim 6"):
+        out = context_attention(*given_)
+    same(out, joint(*given_, False), given_, rtol=1e-4, atol=1e-5)
+    with pytest.raises(NotImplementedError, match="_efficient_attention_forward"):  # positive control: this one has one
+        context_attention(*inputs(dtype=torch.float32, dim=8))
 
 
 def test_without_a_causal_kernel_the_formula_runs_and_says_so(monkeypatch):
     monkeypatch.setattr(module, "causal_kernel", lambda *_: None)
-    module._announce.cache_clear()
+    module._warn_once.cache_clear()
     given_ = inputs()
     with pytest.warns(UserWarning, match="plain formula, length x length"):
         out = context_attention(*given_)
