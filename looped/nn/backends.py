@@ -207,7 +207,8 @@ def _xformers_reason(mask, device, dtype, head_dim, needs_gradient) -> str:
     if type(mask) not in (Full, Causal, Packed, Padded, CleanNoisy):
         return f"xformers has no bias class for {type(mask).__name__}"
     deterministic = torch.are_deterministic_algorithms_enabled()
-    return xformers_absent() or xformers_operators(type(mask), device, dtype, head_dim, needs_gradient, deterministic)[1]
+    return xformers_absent() or xformers_operators(
+        type(mask), device, dtype, head_dim, needs_gradient, deterministic)[1]
 
 
 @functools.cache
