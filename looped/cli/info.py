@@ -68,7 +68,8 @@ def _describe_run(path: Path) -> None:
         here = ", of which a solver step runs one" * run.config.rule.independent
         print(f"a core of {run.config.blocks.num} blocks of {', '.join(map(str, run.config.block_layers))} layers"
               + (here if alone is None else f", of which block {alone} alone is here"))
-    print(f"model.attention {run.config.model.attention}")
+    if run.config.model.attention != "auto":
+        print(f"attention by {run.config.model.attention} (model.attention), which may be changed")
     print(f"started {stamp.get('created')} by {' '.join(map(str, stamp.get('argv', [])))}")
     if run.identity.facts:
         given = ", given in Python" * run.identity.given

@@ -247,9 +247,14 @@ def test_info_describes_machine_config_and_run(tiny_yaml, runs, capsys):
     assert main(["info", str(tiny_yaml)]) == 0
     assert "parameters" in capsys.readouterr().out
     assert main(["info", str(runs["denoise"])]) == 0
-    said = capsys.readouterr().out
-    assert "step 6 of 6 steps" in said
-    assert "\nmodel.attention auto\n" in said
+    assert "step 6 of 6 steps" in capsys.readouterr().out
+
+
+def test_info_names_an_attention_backend_that_was_set(tiny_yaml, tmp_path, capsys):
+    run = str(tmp_path / "run")
+    assert main(["train", str(tiny_yaml), "--run", run, "--model.attention", "sdpa", "--training.budget", "1"]) == 0
+    assert main(["info", run]) == 0
+    assert "\nattention by sdpa (model.attention), which may be changed\n" in capsys.readouterr().out
 
 
 def test_info_on_cuda_says_once_what_keeps_xformers_from_it(capsys, monkeypatch):
