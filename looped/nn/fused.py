@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from looped.nn.cast_once import cast
 from looped.shapes import Float, Int
 
 Activation = Literal["swiglu", "gelu"]
@@ -97,10 +98,11 @@ def activated(x: Tensor, activation: Activation | None) -> Tensor:
 class _Project(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, gate, activation, dtype):
-        # The float32 weight is saved and cast again in backward: a cast copy would be one more saved tensor.
+        # The float32 weight is saved and cast again in backward, once a step (`casts_kept`): a cast copy of each loop
+        # step would be one more saved tensor.
         ctx.save_for_backward(x, weight, gate)
         ctx.activation, ctx.dtype = activation, dtype
-        out = F.linear(_hidden(x, activation, dtype), weight.to(dtype))
+        out = F.linear(_hidden(x, activation, dtype), cast(weight, dtype))
         return out if gate is None else out * gate.to(out.dtype)
 
     @staticmethod
@@ -108,7 +110,7 @@ class _Project(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight, gate = ctx.saved_tensors
         dtype = ctx.dtype
-        grad, narrow, grad_gate = grad.to(dtype), weight.to(dtype), None
+        grad, narrow, grad_gate = grad.to(dtype), cast(weight, dtype), None
         gated = grad if gate is None else grad * gate.to(dtype)
         grad_x, hidden = gated @ narrow, x.to(dtype)
         if ctx.activation:

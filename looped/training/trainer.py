@@ -27,6 +27,7 @@ from looped.errors import UserError
 from looped.evaluation.depth import peak_bytes
 from looped.evaluation.image_samples import write_picture
 from looped.models.build import build
+from looped.nn.cast_once import casts_kept
 from looped.nn.checks import require
 from looped.objectives import Loss, Objective, build_objective
 from looped.objectives.base import figures_of
@@ -192,7 +193,7 @@ class Trainer:
     def backward(self, micro: int) -> Loss:
         """Add a micro-batch's gradients; processes exchange them after the last one only."""
         num = self.config.training.accumulation
-        with self.accelerator.no_sync(self.module) if micro < num - 1 else nullcontext():
+        with self.accelerator.no_sync(self.module) if micro < num - 1 else nullcontext(), casts_kept():
             batch, draws = self.ahead.get(self.done.step, micro)
             self.seen += (Batch.of(batch) if isinstance(batch, Tensor) else batch).num_tokens
             loss = self.run(batch.to(self.accelerator.device, non_blocking=True), draws.on_device())

@@ -60,7 +60,8 @@ def accelerator_on(device):
         return torch.nn.utils.clip_grad_norm_(list(parameters), most)
 
     return SimpleNamespace(
-        device=device, mixed_precision="no", num_processes=1, process_index=0, is_main_process=True, prepare_model=lambda model: model,
+        device=device, mixed_precision="no", num_processes=1, process_index=0, is_main_process=True,
+        prepare_model=lambda model: model,
         no_sync=lambda model: nullcontext(), backward=lambda loss: loss.backward(), clip_grad_norm_=clip,
         reduce=lambda tensor, how: tensor, autocast=nullcontext, unwrap_model=lambda model, **_: model,
         wait_for_everyone=lambda: None)
