@@ -144,6 +144,7 @@ def test_a_run_that_goes_on_in_another_precision_says_so_once_and_records_it(gpu
     assert (change["setting"], change["step"], change["new"]) == ("precision", 4, {"dtype": "fp32", "tf32": False})
     assert stamp == first
     assert len(resumed(small(), run, "cuda:0")) == 1
+    assert resumed(small(), run, "cuda:0") == []
 
 
 @pytest.mark.parametrize(("old", "new", "device", "why"), [
