@@ -50,6 +50,7 @@ READERS: tuple[Readers, ...] = (
     _where(["model.injection"], "model.core", None),
     _where(["model.state_std"], "model.state_init", "like-init", "noise"),
     Readers(("domain.options",), lambda config: config.domain.name is not None, lambda config: "domain.name null"),
+    _where(["recurrence.quantile"], "recurrence.distribution", "huginn"),
     _where(["denoise.restart_level"], "denoise.solver", "restart"),
     _where(["denoise.settle_above"], "denoise.order", "confidence"),
     _where(["denoise.schedule"], "denoise.order", "together", "left-to-right"),

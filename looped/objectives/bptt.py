@@ -141,10 +141,12 @@ class Truncated(Unrolled):
     def depths(self, random: StepRandom) -> tuple[int | Tensor, int | Tensor]:
         c = self.config
         return random.decide("depth", lambda step: sample_depths(
-            c.mean, c.backprop, step, distribution=c.distribution, per_sequence=c.per_sequence))
+            c.mean, c.backprop, step, distribution=c.distribution, per_sequence=c.per_sequence,
+            quantile=c.cap))
 
     def expected_depths(self) -> tuple[float, float]:
-        return expected_depths(self.config.mean, self.config.backprop, distribution=self.config.distribution)
+        c = self.config
+        return expected_depths(c.mean, c.backprop, distribution=c.distribution, quantile=c.cap)
 
     def decisions(self) -> list[tuple[float, dict[str, Any]]]:
         return depth_decisions(*self.expected_depths())
@@ -155,7 +157,7 @@ class Truncated(Unrolled):
         recurrence = config.recurrence
         if recurrence.distribution == "fixed":
             return recurrence.mean, recurrence.mean
-        low, high = huginn_quantiles(recurrence.mean, (0.05, 0.95))
+        low, high = huginn_quantiles(recurrence.mean, (0.05 * recurrence.quantile, 0.95 * recurrence.quantile))
         return low, high
 
 

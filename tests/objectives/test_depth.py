@@ -49,6 +49,30 @@ def test_expected_depths_match_the_draws(draws):
     assert draws[1].double().mean().item() == pytest.approx(k, abs=0.02)
 
 
+@pytest.mark.parametrize(("quantile", "most"), [(0.5, 29), (0.95, 67), (0.99, 94)])
+def test_depths_above_a_quantile_are_drawn_anew_and_the_others_are_kept(draws, quantile, most):
+    """The law of the draws that were not above it: same means, and the same numbers where nothing was drawn anew."""
+    capped = huginn_depths(32, 8, [generator("depths", i) for i in range(NUM_DRAWS)], quantile)
+    p, whole = sum(capped), sum(draws)
+    kept = whole <= most
+    assert int(p.max()) == most
+    assert torch.equal(p[kept], whole[kept])
+    for ours, theirs, exact in zip(capped, draws, expected_depths(32, 8, quantile=quantile), strict=True):
+        assert ours.double().mean().item() == pytest.approx(exact, rel=0.01)
+        assert theirs[kept].double().mean().item() == pytest.approx(exact, rel=0.01)
+
+
+def test_a_cap_shortens_the_longest_sequence_of_a_batch():
+    """Loop steps of a batch of 128: its deepest sequence, means over 100 batches."""
+    def longest(quantile):
+        batches = [huginn_depths(32, 8, [generator("cap", step, row) for row in range(128)], quantile)
+                   for step in range(100)]
+        return sum(int(sum(pair).max()) for pair in batches) / 100
+
+    assert longest(1.0) > 100
+    assert longest(0.95) < 67
+
+
 def test_depth_by_sequence_does_not_depend_on_how_rows_are_spread_over_processes():
     whole = sample_depths(8, 4, StepRandom(0, 3, count=8))
     parts = [sample_depths(8, 4, StepRandom(0, 3, start=s, count=4, total=8)) for s in (0, 4)]
