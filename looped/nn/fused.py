@@ -206,8 +206,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         lse, chosen = rows.new_empty(len(rows), dtype=wide), rows.new_empty(len(rows), dtype=wide)
         head, terms = _aligned(weight, dtype), None if u is None else _aligned(table, wide)
         for part in _parts(rows, len(head)):
-            own = None if u is None else u.flatten(0, -2)[part]
-            lse[part], chosen[part] = losses(rows[part], places[part], head, scale, own, terms, len(weight), wide)
+            added = None if u is None else _evidence(u.flatten(0, -2)[part], terms)
+            lse[part], chosen[part] = losses(rows[part], places[part], head, scale, added, len(weight), wide)
         ctx.save_for_backward(x, weight, targets, scale, u, table, lse)
         ctx.dtype = dtype
         return (lse - chosen).view(targets.shape)
@@ -220,12 +220,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         gradient = on_device(_gradient, x.device)
         head, terms = _aligned(weight, ctx.dtype), None if u is None else _aligned(table, lse.dtype)
         grad_rows, grad_weight = torch.empty_like(rows), weight.new_zeros(head.shape)
-        grad_u = grad_table = None
+        grad_u = grad_table = added = None
         if u is not None:
             grad_u, grad_table = torch.empty_like(u), table.new_zeros(terms.shape)
         for part in _parts(rows, len(head)):
-            own = None if u is None else u.flatten(0, -2)[part]
-            narrow, d_logits = gradient(rows[part], places[part], head, scale, own, terms, len(weight), lse[part],
+            if u is not None:
+                own = u.flatten(0, -2)[part]
+                with made_again():
+                    added = _evidence(own, terms)
+            narrow, d_logits = gradient(rows[part], places[part], head, scale, added, len(weight), lse[part],
                                         grads[part])
             if u is not None:
                 grad_u.flatten(0, -2)[part] = d_logits.to(table.dtype) @ terms.to(table.dtype)
@@ -238,19 +241,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 grad_table, None)
 
 
-def _losses(rows: Tensor, places: Tensor, head: Tensor, scale: Tensor, u: Tensor | None, terms: Tensor | None,
-            vocab: int, wide: torch.dtype) -> tuple[Float[Tensor, "rows"], Float[Tensor, "rows"]]:
+def _losses(rows: Tensor, places: Tensor, head: Tensor, scale: Tensor, added: Tensor | None, vocab: int,
+            wide: torch.dtype) -> tuple[Float[Tensor, "rows"], Float[Tensor, "rows"]]:
     """(log-sum-exp, logit of the target) of every row of a chunk."""
-    logits = _logits(rows, head, scale, u, terms, vocab, wide)
+    logits = _logits(rows, head, scale, added, vocab, wide)
     return torch.logsumexp(logits, 1), logits.gather(1, places[:, None]).squeeze(1)
 
 
-def _gradient(rows: Tensor, places: Tensor, head: Tensor, scale: Tensor, u: Tensor | None, terms: Tensor | None,
-              vocab: int, lse: Float[Tensor, "rows"], grads: Float[Tensor, "rows"]) -> tuple[Tensor, Tensor | None]:
+def _gradient(rows: Tensor, places: Tensor, head: Tensor, scale: Tensor, added: Tensor | None, vocab: int,
+              lse: Float[Tensor, "rows"], grads: Float[Tensor, "rows"]) -> tuple[Tensor, Tensor | None]:
     """Gradient of a chunk's logits, `grads * (softmax - one-hot)`: in the dtype of the head; with evidence also
     unrounded."""
     with made_again():
-        d_logits = _logits(rows, head, scale, u, terms, vocab, lse.dtype)
+        d_logits = _logits(rows, head, scale, added, vocab, lse.dtype)
     if torch.compiler.is_compiling():  # a scatter would be a pass of its own
         chosen = torch.arange(len(head), device=rows.device) == places[:, None]
         d_logits = ((d_logits - lse[:, None]).exp() - chosen.to(lse.dtype)) * grads[:, None]
@@ -258,19 +261,24 @@ def _gradient(rows: Tensor, places: Tensor, head: Tensor, scale: Tensor, u: Tens
         d_logits.sub_(lse[:, None]).exp_()
         d_logits.scatter_add_(1, places[:, None], d_logits.new_full((len(d_logits), 1), -1))
         d_logits.mul_(grads[:, None])
-    return d_logits.to(head.dtype), None if u is None else d_logits
+    return d_logits.to(head.dtype), None if added is None else d_logits
 
 
-def _logits(rows: Tensor, head: Tensor, scale: Tensor, u: Tensor | None, terms: Tensor | None, vocab: int,
+def _logits(rows: Tensor, head: Tensor, scale: Tensor, added: Tensor | None, vocab: int,
             wide: torch.dtype) -> Float[Tensor, "rows padded"]:
-    """`scale * (rows @ head.T) + u @ terms.T`; minus infinity from column `vocab` on."""
+    """`scale * (rows @ head.T) + added`; minus infinity from column `vocab` on."""
     logits = (rows.to(head.dtype) @ head.T).to(wide).mul_(scale)
-    if u is not None:
-        with torch.autocast(rows.device.type, enabled=False):
-            logits.add_(u.to(wide) @ terms.T)
+    if added is not None:
+        logits.add_(added)
     if vocab < len(head):
         logits[:, vocab:] = -torch.inf
     return logits
+
+
+def _evidence(u: Float[Tensor, "rows terms"], table: Float[Tensor, "vocab terms"]) -> Float[Tensor, "rows vocab"]:
+    """`u @ table.T` in the dtype of the table, never rounded to bf16."""
+    with torch.autocast(u.device.type, enabled=False):
+        return u.to(table.dtype) @ table.T
 
 
 class Chunking(NamedTuple):
