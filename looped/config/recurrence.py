@@ -23,7 +23,7 @@ class RecurrenceConfig(Section):
     quantile: Annotated[float, Field(gt=0, le=1)] = Field(
         default=1.0,
         description="depths above this quantile of `huginn` are drawn anew: a batch runs as many steps as its deepest "
-                    "sequence, of 128 with a mean depth of 33 on average 110, and 65 at 0.95; 1 leaves the law as it is")
+                    "sequence, of 128 with a mean depth of 33 on average 110, and 65 at 0.95; 1 draws none anew")
     per_sequence: bool = Field(
         default=True, description="one depth per sequence (Parcae) instead of one per batch (Huginn)")
     loss_on: Literal["last", "every", "gate"] = Field(

@@ -8,7 +8,7 @@ logits of more than a few rows. Values and gradients are those of the plain form
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +16,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from looped.nn.cast_once import cast
+from looped.nn.compiled import is_recent_cuda, on_device
 from looped.shapes import Float, Int
 
 Activation = Literal["swiglu", "gelu"]
 """swiglu: `silu(a) * b` for x = [a; b] (Shazeer 2020). gelu: with the exact normal distribution (Hendrycks 2016)."""
+
+HALF = {torch.float16, torch.bfloat16}
 
 made_again: Callable[[], AbstractContextManager[None]] = nullcontext
 """Context entered around products that backward recomputes, so that a FLOP counter can exclude them."""
@@ -189,6 +192,8 @@ def linear_cross_entropy(x: Float[Tensor, "batch length width"], weight: Float[T
 
     `evidence` (u, table) adds `u @ table.T` to the logits, a product of few terms that is never rounded to bf16. Saves
     x, u, table and one log-sum-exp per row; backward recomputes the logits, some rows at a time: one more product.
+    What is done to a chunk of logits is compiled on CUDA (`on_device`). torch's own `linear_cross_entropy` has neither
+    scale nor evidence.
     """
     scale = torch.ones((), device=x.device) if scale is None else scale
     return _LinearCrossEntropy.apply(x, weight, targets, scale, *(evidence or (None, None)), compute_dtype(x))
@@ -197,14 +202,14 @@ def linear_cross_entropy(x: Float[Tensor, "batch length width"], weight: Float[T
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, targets, scale, u, table, dtype):
-        rows, places, narrow = x.flatten(0, -2), targets.flatten(), weight.to(dtype)
+        rows, places = x.flatten(0, -2), targets.flatten()
         wide = torch.promote_types(x.dtype, torch.float32)
+        losses = on_device(_losses, x.device)
         lse, chosen = rows.new_empty(len(rows), dtype=wide), rows.new_empty(len(rows), dtype=wide)
-        for part in _parts(rows, len(weight)):
-            own = None if u is None else u.flatten(0, -2)[part]
-            logits = _logits(rows[part], narrow, scale, own, table, wide)
-            torch.logsumexp(logits, 1, out=lse[part])
-            chosen[part] = logits.gather(1, places[part, None]).squeeze(1)
+        head, terms = _aligned(weight, dtype), None if u is None else _aligned(table, wide)
+        for part in _parts(rows, len(head)):
+            added = None if u is None else _evidence(u.flatten(0, -2)[part], terms)
+            lse[part], chosen[part] = losses(rows[part], places[part], head, scale, added, len(weight), wide)
         ctx.save_for_backward(x, weight, targets, scale, u, table, lse)
         ctx.dtype = dtype
         return (lse - chosen).view(targets.shape)
@@ -214,37 +219,118 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight, targets, scale, u, table, lse = ctx.saved_tensors
         rows, places, grads = x.flatten(0, -2), targets.flatten(), grad.flatten().to(lse.dtype)
-        narrow, grad_rows, grad_weight = weight.to(ctx.dtype), torch.empty_like(rows), torch.zeros_like(weight)
-        grad_u = grad_table = None
+        gradient = on_device(_gradient, x.device)
+        head, terms = _aligned(weight, ctx.dtype), None if u is None else _aligned(table, lse.dtype)
+        grad_rows, grad_weight = torch.empty_like(rows), weight.new_zeros(head.shape)
+        grad_u = grad_table = added = None
         if u is not None:
-            grad_u, grad_table = torch.empty_like(u), torch.zeros_like(table)
-        for part in _parts(rows, len(weight)):
-            own = None if u is None else u.flatten(0, -2)[part]
-            with made_again():
-                d_logits = _logits(rows[part], narrow, scale, own, table, lse.dtype)
-            d_logits.sub_(lse[part, None]).exp_()
-            d_logits.scatter_add_(1, places[part, None], d_logits.new_full((len(d_logits), 1), -1))
-            d_logits.mul_(grads[part, None])
+            grad_u, grad_table = torch.empty_like(u), table.new_zeros(terms.shape)
+        for part in _parts(rows, len(head)):
             if u is not None:
-                grad_u.flatten(0, -2)[part] = d_logits.to(table.dtype) @ table
-                grad_table += d_logits.T.to(u.dtype) @ own
-            d_logits = d_logits.to(ctx.dtype)
-            grad_rows[part] = d_logits @ narrow
-            grad_weight += d_logits.T @ rows[part].to(ctx.dtype)
+                own = u.flatten(0, -2)[part]
+                with made_again():
+                    added = _evidence(own, terms)
+            narrow, d_logits = gradient(rows[part], places[part], head, scale, added, len(weight), lse[part],
+                                        grads[part])
+            if u is not None:
+                grad_u.flatten(0, -2)[part] = d_logits.to(table.dtype) @ terms.to(table.dtype)
+                grad_table = _plus_product(grad_table, d_logits.T.to(u.dtype), own)
+            grad_rows[part] = narrow @ head
+            grad_weight = _plus_product(grad_weight, narrow.T, rows[part].to(ctx.dtype))
         grad_scale = (grad_rows.to(lse.dtype) * rows).sum().to(scale.dtype)
-        return (grad_rows.mul_(scale).view_as(x), grad_weight.mul_(scale), None, grad_scale, grad_u, grad_table, None)
+        grad_table = None if u is None else grad_table[:len(table)]
+        return (grad_rows.mul_(scale).view_as(x), grad_weight[:len(weight)].mul_(scale), None, grad_scale, grad_u,
+                grad_table, None)
 
 
-def _logits(rows: Tensor, weight: Tensor, scale: Tensor, u: Tensor | None, table: Tensor | None,
-            wide: torch.dtype) -> Float[Tensor, "rows vocab"]:
-    logits = (rows.to(weight.dtype) @ weight.T).to(wide).mul_(scale)
-    if u is None:
-        return logits
-    with torch.autocast(rows.device.type, enabled=False):
-        return logits.add_(u.to(wide) @ table.T.to(wide))
+def _losses(rows: Tensor, places: Tensor, head: Tensor, scale: Tensor, added: Tensor | None, vocab: int,
+            wide: torch.dtype) -> tuple[Float[Tensor, "rows"], Float[Tensor, "rows"]]:
+    """(log-sum-exp, logit of the target) of every row of a chunk."""
+    logits = _logits(rows, head, scale, added, vocab, wide)
+    return torch.logsumexp(logits, 1), logits.gather(1, places[:, None]).squeeze(1)
+
+
+def _gradient(rows: Tensor, places: Tensor, head: Tensor, scale: Tensor, added: Tensor | None, vocab: int,
+              lse: Float[Tensor, "rows"], grads: Float[Tensor, "rows"]) -> tuple[Tensor, Tensor | None]:
+    """Gradient of a chunk's logits, `grads * (softmax - one-hot)`: in the dtype of the head; with evidence also
+    unrounded."""
+    with made_again():
+        d_logits = _logits(rows, head, scale, added, vocab, lse.dtype)
+    if torch.compiler.is_compiling():  # a scatter would be a pass of its own
+        chosen = torch.arange(len(head), device=rows.device) == places[:, None]
+        d_logits = ((d_logits - lse[:, None]).exp() - chosen.to(lse.dtype)) * grads[:, None]
+    else:
+        d_logits.sub_(lse[:, None]).exp_()
+        d_logits.scatter_add_(1, places[:, None], d_logits.new_full((len(d_logits), 1), -1))
+        d_logits.mul_(grads[:, None])
+    return d_logits.to(head.dtype), None if added is None else d_logits
+
+
+def _logits(rows: Tensor, head: Tensor, scale: Tensor, added: Tensor | None, vocab: int,
+            wide: torch.dtype) -> Float[Tensor, "rows padded"]:
+    """`scale * (rows @ head.T) + added`; minus infinity from column `vocab` on."""
+    logits = (rows.to(head.dtype) @ head.T).to(wide).mul_(scale)
+    if added is not None:
+        logits.add_(added)
+    if vocab < len(head):
+        logits[:, vocab:] = -torch.inf
+    return logits
+
+
+def _evidence(u: Float[Tensor, "rows terms"], table: Float[Tensor, "vocab terms"]) -> Float[Tensor, "rows vocab"]:
+    """`u @ table.T` in the dtype of the table, never rounded to bf16."""
+    with torch.autocast(u.device.type, enabled=False):
+        return u.to(table.dtype) @ table.T
+
+
+class Chunking(NamedTuple):
+    """How logits are computed on a kind of device: about `num_logits` at once; rows and vocabulary in multiples of
+    `rows` and `vocab`, which its matrix products need for full speed."""
+
+    num_logits: int
+    rows: int = 1
+    vocab: int = 1
+
+
+CHUNKING = {"cpu": Chunking(2**20), "cuda": Chunking(2**28, rows=256, vocab=64)}
+"""On a CPU logits stay in its cache. On CUDA every chunk reads and writes the gradient of the whole head once."""
+
+
+def chunking(device: torch.device) -> Chunking:
+    return CHUNKING.get(device.type, Chunking(2**26))
 
 
 def _parts(rows: Tensor, vocab: int) -> list[slice]:
-    """Runs of rows whose logits fit a CPU's cache, or are large enough to fill a GPU."""
-    length = max(128, (2**20 if rows.device.type == "cpu" else 2**26) // vocab)
+    """Runs of rows whose logits are computed at once; if their number is rounded, of nearly equal length, so that most
+    batches have chunks of one shape."""
+    most, multiple, _ = chunking(rows.device)
+    length = max(128, most // vocab)
+    if multiple > 1:
+        length = max(multiple, length // multiple * multiple)
+        even = -(-len(rows) // max(1, -(-len(rows) // length)))
+        length = max(multiple, -(-even // multiple) * multiple)
     return [slice(start, start + length) for start in range(0, len(rows), length)]
+
+
+def _aligned(table: Float[Tensor, "vocab inner"], dtype: torch.dtype) -> Float[Tensor, "padded inner"]:
+    """A table in another dtype, with rows of zeros up to the multiple that the device needs. No token is padded in the
+    model itself: its tables, checkpoints and predictions have the tokens alone."""
+    vocab = len(table)
+    extra = -vocab % chunking(table.device).vocab
+    if not extra:
+        return table.to(dtype)
+    padded = table.new_zeros(vocab + extra, table.shape[1], dtype=dtype)
+    padded[:vocab] = table
+    return padded
+
+
+def _plus_product(total: Float[Tensor, "m n"], a: Float[Tensor, "m k"], b: Float[Tensor, "k n"]) -> Tensor:
+    """`total + a @ b`, in place outside of a compiled function. On recent CUDA devices the product adds to a float32
+    total itself, so that no product is rounded to bf16, and total is read and written once."""
+    if not (total.dtype == a.dtype or (total.dtype == torch.float32 and a.dtype in HALF)):  # all that products offer
+        return total.add_(a @ b)
+    if torch.compiler.is_compiling():
+        return total + (torch.mm(a, b, out_dtype=total.dtype) if total.is_cuda else a @ b)
+    if is_recent_cuda(total.device):
+        return torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
+    return total.add_(a @ b)
