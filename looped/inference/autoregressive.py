@@ -50,7 +50,7 @@ def one_after_another(writer: Writer, prompt: Int[Tensor, "batch length"], num_t
         new, step = draw(probs, random.uniform("token", probs.shape[1:2])), step + 1
         first, num = num, min(num + new.shape[1], num_tokens)
         texts[:, first:num] = new[:, : num - first]
-        if not way.ending.never and every <= num - checked:
+        if num - checked >= every and num < num_tokens and not way.ending.never:
             tails = texts[:, max(num - way.ending.reach(num - checked), 0) : num]
             over = [before or now for before, now in zip(over, way.ending.over(tails), strict=True)]
             checked = num

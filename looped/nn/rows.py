@@ -85,9 +85,9 @@ class Rows:
         """The rows of some sequences of a batch, by index; without cache and context, which cover all sequences."""
         own = {} if self.mask is None else {"mask": self.mask.of_rows(sequences)}
         if isinstance(self.start, Tensor):
-            own["start"] = self.start[sequences.to(self.start.device)]
+            own["start"] = self.start[to_device(sequences, self.start.device)]
         if self.positions is not None and len(self.positions) > 1:
-            own["positions"] = self.positions[sequences.to(self.positions.device)]
+            own["positions"] = self.positions[to_device(sequences, self.positions.device)]
         if self.rotation is not None and len(self.rotation[0]) > 1:
             own["rotation"] = tuple(part[sequences] for part in self.rotation)
         return replace(self, cache=None, context=None, angles=None, **own)

@@ -118,7 +118,7 @@ class Masked(Objective):
             return self.read(tokens, m, rows.having(block=int(blocks)))
         for block, some in zip(blocks.tolist(), order.split(counts.tolist()), strict=True):
             own = to_device(some, tokens.device)
-            parts.append(self.read(tokens[own], m[some], rows.of(own).having(block=block)))
+            parts.append(self.read(tokens[own], m[some], rows.of(some).having(block=block)))
         return torch.cat(parts)[to_device(order.argsort(), tokens.device)]
 
     def logits(self, tokens: Tokens, m: Levels, rows: Rows = TOGETHER) -> Float[Tensor, "batch length vocab"]:
