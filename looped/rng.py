@@ -67,8 +67,11 @@ class StepRandom:
 
     def normal(self, stream: str, shape: Sequence[int]) -> Tensor:
         """Standard normal draws, float32, shape (count, *shape)."""
-        rows = [torch.randn(tuple(shape), generator=gen) for gen in self.per_row(stream)]
-        return to_device(torch.stack(rows), self.device)
+        return to_device(self.drawn(stream, shape), self.device)
+
+    def drawn(self, stream: str, shape: Sequence[int]) -> Tensor:
+        """`normal` on the CPU, where several draws become one copy to the device."""
+        return torch.stack([torch.randn(tuple(shape), generator=gen) for gen in self.per_row(stream)])
 
     def uniform(self, stream: str, shape: Sequence[int]) -> Tensor:
         """Uniform draws in [0, 1), float64 on the CPU, shape (count, *shape)."""
@@ -94,5 +97,10 @@ class ByPlace(StepRandom):
 
     def normal(self, stream: str, shape: Sequence[int]) -> Tensor:
         """Standard normal draws, float32, shape (count, *shape); the first axis of `shape` is the position."""
-        places = [StepRandom(self.seed, place, count=1).normal(stream, shape[1:]) for place in range(shape[0])]
-        return torch.cat(places).to(self.device).expand(self.count, *shape)
+        return to_device(self._of_places(stream, shape), self.device).expand(self.count, *shape)
+
+    def drawn(self, stream: str, shape: Sequence[int]) -> Tensor:
+        return self._of_places(stream, shape).expand(self.count, *shape)
+
+    def _of_places(self, stream: str, shape: Sequence[int]) -> Tensor:
+        return torch.cat([StepRandom(self.seed, place, count=1).drawn(stream, shape[1:]) for place in range(shape[0])])

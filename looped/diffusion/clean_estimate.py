@@ -7,7 +7,7 @@ top-k: the expectation over the k most likely tokens. sampled: a row drawn from 
 import torch
 from torch import Tensor
 
-from looped.devices import widest
+from looped.devices import to_like, widest
 from looped.errors import UserError, did_you_mean
 from looped.shapes import Float, Float64, Int64
 
@@ -45,5 +45,5 @@ def _average_or_draw(kind: str, scaled: Tensor, table: Tensor, top_k: int, unifo
 def draw(probs: Float[Tensor, "*batch vocab"], uniform: Float64[Tensor, "*batch"]) -> Int64[Tensor, "*batch"]:
     """One token per row, drawn by inverse CDF at `uniform`; each draw depends on its own row only."""
     cumulative = probs.to(widest(probs.device)).cumsum(-1)
-    places = (uniform.to(cumulative).unsqueeze(-1) * cumulative[..., -1:]).contiguous()
+    places = (to_like(uniform, cumulative).unsqueeze(-1) * cumulative[..., -1:]).contiguous()
     return torch.searchsorted(cumulative, places, right=True).squeeze(-1).clamp_max(probs.shape[-1] - 1)

@@ -7,13 +7,13 @@ estimate D that solvers step along. Cross-entropy replaces EDM's regression, so 
 import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from looped.config.denoise import DenoiseConfig
-from looped.devices import to_device, to_like
+from looped.devices import to_device
 from looped.diffusion.clean_estimate import bridge
 from looped.diffusion.edm import EDM, align
 from looped.diffusion.noise import block_of
@@ -31,6 +31,16 @@ Noisy = Float[Tensor, "batch length dim"]
 Sigma = Float[Tensor, "batch"] | Float[Tensor, "batch length"]
 Steer = Callable[[Tensor], Tensor]
 """Logits -> logits."""
+
+
+class Level(NamedTuple):
+    """Noise levels as the network takes them: `sigma`, and on the device of z in float32 what is computed from it, EDM's
+    `c_in` and `c_noise` and the `precision` 1 / sigma^2 of the evidence."""
+
+    sigma: Sigma
+    c_in: Sigma
+    c_noise: Sigma
+    precision: Sigma
 
 
 @runtime_checkable
@@ -152,8 +162,7 @@ class Denoiser(nn.Module):
         nothing = self.nothing.to(e.dtype).expand_as(e)
         return nothing if dropped is None else torch.where(to_device(dropped.view(-1, 1, 1), e.device), nothing, e)
 
-    def guided(self, logits: Tensor, z: Noisy, sigma: Sigma, e: Tensor, rows: Rows = PLAIN, *,
-               carry: Tensor | None = None) -> Tensor:
+    def guided(self, logits: Tensor, z: Noisy, sigma: Sigma, e: Tensor, rows: Rows = PLAIN, **options: Any) -> Tensor:
         """Classifier-free guidance: u + w (logits - u), with u the logits without the image and w = `denoise.guidance`.
 
         Ho & Salimans 2022 (arXiv 2207.12598), equation 6 with w - 1 for its w, applied to logits: the known part of the
@@ -161,31 +170,37 @@ class Denoiser(nn.Module):
         """
         if self.config.guidance == 1:
             return logits
-        return torch.lerp(self.read(z, sigma, self.without(e), rows, carry=carry)[0], logits, self.config.guidance)
+        return torch.lerp(self.read(z, sigma, self.without(e), rows, **options)[0], logits, self.config.guidance)
 
     def owners(self, sigma: Sigma) -> Int64[Tensor, "*shape"]:
         """The block of the core that owns each level."""
         return block_of(sigma, self.edges)
 
+    def at(self, z: Noisy, sigma: Sigma) -> Level:
+        """The levels with what the network needs of them, in one copy to the device of z."""
+        parts = self.edm.c_in(sigma), self.edm.c_noise(sigma), _precision(sigma)
+        return Level(sigma, *to_device(torch.stack(parts), z.device).unbind())
+
     def read(self, z: Noisy, sigma: Sigma, e: Tensor, rows: Rows = PLAIN, *, carry: Tensor | None = None,
-             steer: Steer | None = None) -> tuple[Tensor, Tensor | None]:
-        """(logits, the carry to the next step).
+             steer: Steer | None = None, level: Level | None = None) -> tuple[Tensor, Tensor | None]:
+        """(logits, the carry to the next step). level: `at(z, sigma)`, if it is there already.
 
         If `rows.block` names one of several blocks, that block runs whether or not it owns the levels: training does
         so, since blocks also learn some of their neighbours' levels.
         """
         if self.edges is not None and rows.block is None:
-            return self._read_by_owners(z, sigma, e, rows, carry, steer)
+            return self._read_by_owners(z, sigma, e, rows, carry=carry, steer=steer, level=level)
+        level = self.at(z, sigma) if level is None else level
         rows = self._of_block(z, rows)
-        state = self._state(z, sigma, e, rows, carry)
+        state = self._state(z, level, e, rows, carry)
         logits = self.model.decode(state, rows).float() * self.logit_scale
         logits = logits if steer is None else steer(logits)
-        logits = logits + self._log_likelihood(z, sigma) if self.config.posterior else logits
+        logits = logits + self._log_likelihood(z, level) if self.config.posterior else logits
         D = bridge("soft", logits, self.table()) if self.config.carry == "estimate" else None
         return logits, self.handed_on(state, D)
 
-    def _read_by_owners(self, z: Noisy, sigma: Sigma, e: Tensor, rows: Rows, carry: Tensor | None,
-                        steer: Steer | None) -> tuple[Tensor, Tensor | None]:
+    def _read_by_owners(self, z: Noisy, sigma: Sigma, e: Tensor, rows: Rows,
+                        **options: Any) -> tuple[Tensor, Tensor | None]:
         """`read` with each sequence through the block that owns its level.
 
         Masks and contexts belong to the whole batch, so each of several owners runs on all of it, and only the results
@@ -198,10 +213,10 @@ class Denoiser(nn.Module):
             one = "a cache holds the rows of one" if rows.cache is not None else "a sequence runs through one"
             raise UserError(f"these noise levels belong to blocks {blocks} of the core, but {one}; give all rows "
                             f"levels of one block (blocks.edges)")
-        logits, handed = self.read(z, sigma, e, rows.having(block=blocks[0]), carry=carry, steer=steer)
+        logits, handed = self.read(z, sigma, e, rows.having(block=blocks[0]), **options)
         for block in blocks[1:]:
             own = to_device((owners == block).view(-1, 1, 1), logits.device)
-            others, others_handed = self.read(z, sigma, e, rows.having(block=block), carry=carry, steer=steer)
+            others, others_handed = self.read(z, sigma, e, rows.having(block=block), **options)
             logits = torch.where(own, others, logits)
             handed = None if handed is None else torch.where(own, others_handed, handed)
         return logits, handed
@@ -221,32 +236,32 @@ class Denoiser(nn.Module):
             raise UserError("this denoiser has one block; leave block= out" if self.edges is None else
                             f"this denoiser has {len(self.edges) - 1} blocks; name the one to run with block=")
         rows = self._of_block(z, rows)
-        state = self._state(z, sigma, e, rows, carry)
+        state = self._state(z, self.at(z, sigma), e, rows, carry)
         return state, self.model.hidden(state, rows)
 
     def logits(self, hidden: Float[Tensor, "batch length width"], z: Noisy,
                sigma: Sigma) -> Float[Tensor, "batch length vocab"]:
         """The logits for the `hidden` that `trace` returns."""
         logits = head_logits(self.model, hidden).float() * self.logit_scale
-        return logits + self._log_likelihood(z, sigma) if self.config.posterior else logits
+        return logits + self._log_likelihood(z, self.at(z, sigma)) if self.config.posterior else logits
 
-    def _state(self, z: Noisy, sigma: Sigma, e: Tensor, rows: Rows,
+    def _state(self, z: Noisy, level: Level, e: Tensor, rows: Rows,
                carry: Tensor | None) -> Float[Tensor, "batch length width"]:
         """One step of the core on the preconditioned z."""
         z = cast_for(self.in_proj, z)
-        state = self.in_proj(to_like(align(self.edm.c_in(sigma), z), z) * z)
+        state = self.in_proj(align(level.c_in, z).to(z.dtype) * z)
         if self.carry_proj is not None:  # zeros, not skipped: under DDP every weight needs a gradient
             nothing = z.new_zeros(*z.shape[:-1], self.carry_proj.in_features)
             state = state + self.carry_proj(nothing if carry is None else carry.to(z.dtype))
         if self.config.evidence_in:
-            state = state + self.expected_embedding(z, sigma)
+            state = state + self.expected_embedding(z, level)
         e = e if self.place is None else self._block_input(e)
-        return self.model.step(state, e, self.edm.c_noise(sigma), rows)
+        return self.model.step(state, e, level.c_noise, rows)
 
-    def expected_embedding(self, z: Noisy, sigma: Sigma) -> Float[Tensor, "batch length width"]:
+    def expected_embedding(self, z: Noisy, level: Level) -> Float[Tensor, "batch length width"]:
         """The expected input embedding under the likelihood of z alone: one token's embedding at low noise, the mean
         of all at high noise. With it the rows of a block read each other like clean tokens and need not decode z."""
-        probs = self._log_likelihood(z, sigma).softmax(-1).to(compute_dtype(z))
+        probs = self._log_likelihood(z, level).softmax(-1).to(compute_dtype(z))
         return self.model.embed_scale * (probs @ self._embeddings().to(probs.dtype))
 
     def _block_input(self, e: Float[Tensor, "batch rows width"]) -> Float[Tensor, "batch length width"]:
@@ -268,17 +283,22 @@ class Denoiser(nn.Module):
         Added to the logits, it leaves the network to model p(token | context); Bayes' rule does the rest. The part of
         the posterior known in closed form need not be learned, just as c_skip spares a regressor the part that is z.
         """
-        return to_device(align(1 / sigma.double().square(), z).float(), z.device) * z.float(), self.table()
+        return align(to_device(_precision(sigma), z.device), z) * z.float(), self.table()
 
-    def _log_likelihood(self, z: Noisy, sigma: Sigma) -> Float[Tensor, "batch length vocab"]:
-        u, table = self.evidence(z, sigma)
+    def _log_likelihood(self, z: Noisy, level: Level) -> Float[Tensor, "batch length vocab"]:
+        u = align(level.precision, z) * z.float()
         with torch.autocast(z.device.type, enabled=False):
-            return u @ table.T
+            return u @ self.table().T
 
     def estimate(self, logits: Float[Tensor, "batch length vocab"],
                  uniform: Float[Tensor, "batch length"] | None = None) -> Noisy:
         """D, the clean estimate a solver steps along, by the configured bridge; `sampled` takes `uniform` draws."""
         return bridge(self.config.bridge, logits, self.table(), top_k=self.config.bridge_top_k, uniform=uniform)
+
+
+def _precision(sigma: Sigma) -> Sigma:
+    """1 / sigma^2, in float32."""
+    return (1 / sigma.double().square()).float()
 
 
 def start_projection(dim: int, width: int) -> nn.Linear:
@@ -295,11 +315,27 @@ class Trajectory:
         self.denoiser = denoiser
         self.carry: Tensor | None = None
 
-    def __call__(self, z: Noisy, sigma: Sigma, e: Tensor, rows: Rows = PLAIN, *,
-                 steer: Steer | None = None) -> Float[Tensor, "batch length vocab"]:
-        """Logits, as in `Denoiser.forward`."""
-        logits, self.carry = self.denoiser.read(z, sigma, e, rows, carry=self.carry, steer=steer)
+    def __call__(self, z: Noisy, sigma: Sigma, e: Tensor, rows: Rows = PLAIN, *, steer: Steer | None = None,
+                 level: Level | None = None) -> Float[Tensor, "batch length vocab"]:
+        """Logits, as by `Denoiser.read`."""
+        logits, self.carry = self.denoiser.read(z, sigma, e, rows, carry=self.carry, steer=steer, level=level)
         return logits
+
+
+class Levels:
+    """The levels that solvers come back to for every token of a text: each is computed and copied to the device once."""
+
+    def __init__(self, denoiser: Denoiser):
+        self.denoiser = denoiser
+        self._known: dict[tuple[float, ...], Level] = {}
+
+    def __call__(self, z: Noisy, level: float | Tensor) -> Level:
+        """One level for all rows of z, or one per row (L,) or (B, L). Raises UserError for one that is not above 0."""
+        numbers = torch.as_tensor(level, dtype=torch.float64, device="cpu")
+        key = *numbers.shape, *numbers.flatten().tolist()
+        if key not in self._known:
+            self._known[key] = self.denoiser.at(z, _checked_levels(z, levels_of(z, numbers)))
+        return self._known[key]
 
 
 def _checked_levels(z: Noisy, sigma: Sigma | float) -> Sigma:

@@ -130,10 +130,11 @@ def unmask(predict: Predict, tokens: Tokens, hidden: Bool[Tensor, "batch length"
     if len(steps) < 2 or steps[-1] != 0 or not all(a > b for a, b in pairwise(steps)):
         raise UserError(f"levels must descend and end in 0; the {len(steps)} given do not; use for example 1 - i / n "
                         f"for i = 0 ... n")
+    hidden = hidden.cpu()  # where the draws are, so the host knows if a step reveals anything
     for step, (m, lower) in enumerate(pairwise(steps)):
-        shown = hidden & to_device(uniform("reveal", step) < (m - lower) / m, hidden.device)
+        shown = hidden & (uniform("reveal", step) < (m - lower) / m)
         if bool(shown.any()):
             drawn = draw(predict(tokens, m).float().softmax(-1), uniform("token", step))
-            tokens = torch.where(shown, drawn, tokens)
+            tokens = torch.where(to_device(shown, tokens.device), drawn, tokens)
         hidden = hidden & ~shown
     return tokens

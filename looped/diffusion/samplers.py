@@ -148,8 +148,12 @@ def sample_ancestral(denoise: Denoise, z: Tensor, sigmas: Tensor, *, callback: C
 def ancestral_step(z: Tensor, D: Tensor, sigma: Tensor, lower: Tensor, noise: Tensor) -> Tensor:
     """One step of `sample_ancestral` from `sigma` to `lower`, with levels per sequence (B,) or per row (B, L). If both
     are equal, z is unchanged."""
-    keep = to_like(align((lower / sigma).square(), z), z)
-    return keep * z + (1 - keep) * D + to_like(align(lower, z), z) * (1 - keep).sqrt() * noise
+    return _bridged(z, D, to_like(align((lower / sigma).square(), z), z), to_like(align(lower, z), z), noise)
+
+
+def _bridged(z: Tensor, D: Tensor, keep: Tensor, lower: Tensor, noise: Tensor) -> Tensor:
+    """z moved towards D, of which the part `keep` stays, with noise up to the level `lower`."""
+    return keep * z + (1 - keep) * D + lower * (1 - keep).sqrt() * noise
 
 
 def sample_rows(denoise: Callable[[Tensor, Tensor], Tensor], z: Tensor, levels: Tensor, *,
@@ -157,10 +161,11 @@ def sample_rows(denoise: Callable[[Tensor, Tensor], Tensor], z: Tensor, levels: 
     """`sample_ancestral` with a separate schedule per row: `levels` (n, L) are the levels of the n evaluations, and
     `denoise` receives one level per row of z (B, L, d)."""
     z = _wide(z)
-    for step, (level, lower) in enumerate(pairwise(levels)):
-        D = denoise(z, level).to(z.dtype)
-        rows = (t.expand(z.shape[:2]) for t in (level, lower))
-        z = ancestral_step(z, D, *rows, to_like(random(step), z))
+    lowers = levels[1:]
+    kept = to_like(torch.stack([(lowers / levels[:-1]).square(), lowers], dim=1).unsqueeze(-1), z)  # one copy, n 2 L 1
+    for step, (keep, lower) in enumerate(kept):
+        D = denoise(z, levels[step]).to(z.dtype)
+        z = _bridged(z, D, keep, lower, to_like(random(step), z))
     return denoise(z, levels[-1]).to(z.dtype)
 
 

@@ -5,7 +5,6 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from looped.devices import widest
 from looped.diffusion.clean_estimate import draw
@@ -34,16 +33,25 @@ class Writing:
     ending: Ending
 
 
+CHECK_EVERY = 8
+"""Tokens that a device writes until the host reads whether the texts have ended, for which it waits."""
+
+
 def one_after_another(writer: Writer, prompt: Int[Tensor, "batch length"], num_tokens: int,
                       way: Writing) -> Int[Tensor, "batch {num_tokens}"]:
-    """Generate token by token, or block by block, until all texts have ended; then `NOTHING`."""
-    new, texts, step = prompt, prompt[:, :0], 0
-    over = torch.zeros(len(prompt), dtype=torch.bool, device=prompt.device)
-    while texts.shape[1] < num_tokens and not bool(over.all()):
+    """Generate token by token, or block by block, until all texts have ended; then `NOTHING`. Texts on a device may go
+    on for `CHECK_EVERY` tokens after their ends."""
+    texts = prompt.new_full((len(prompt), num_tokens), NOTHING)
+    every = 1 if prompt.device.type == "cpu" else CHECK_EVERY
+    new, step, num, checked, over = prompt, 0, 0, 0, [False] * len(prompt)
+    while num < num_tokens and not all(over):
         random = way.draws(step)
         probs = torch.softmax(writer.next_logits(new, random).to(widest(prompt.device)), dim=-1)  # B k V
         new, step = draw(probs, random.uniform("token", probs.shape[1:2])), step + 1
-        texts = torch.cat([texts, new], dim=1)
-        over |= way.ending.over(texts[:, -way.ending.reach(new.shape[1]) :])
-    texts = texts[:, :num_tokens]
-    return pad(texts, (0, num_tokens - texts.shape[1]), value=NOTHING)
+        first, num = num, min(num + new.shape[1], num_tokens)
+        texts[:, first:num] = new[:, : num - first]
+        if num - checked >= every and num < num_tokens and not way.ending.never:
+            tails = texts[:, max(num - way.ending.reach(num - checked), 0) : num]
+            over = [before or now for before, now in zip(over, way.ending.over(tails), strict=True)]
+            checked = num
+    return texts

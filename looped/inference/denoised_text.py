@@ -16,12 +16,14 @@ each solver step; one forward pass of two rows covers the token just chosen and 
 """
 
 import itertools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from looped.data.batch import Batch
-from looped.diffusion.denoiser import Denoiser, Noisy, Trajectory, levels_of
+from looped.devices import to_device, widest
+from looped.diffusion.denoiser import Denoiser, Level, Levels, Noisy, Trajectory, levels_of
 from looped.diffusion.sampling_params import SamplingParams
 from looped.diffusion.schedules import block_schedule
 from looped.diffusion.solver_from_config import solve
@@ -43,7 +45,7 @@ def bound(objective: Denoise, rows: Tokens, depth: int, random: StepRandom) -> F
     y, (e, around) = batch.targets, objective.encoded(batch)
     target, table = denoiser.target(y), denoiser.table()
     levels = rows_of_blocks(objective, depth, y.shape[1])  # n L
-    z = target + levels[0].float().unsqueeze(-1).to(target.device) * random.normal("chain0", target.shape[1:])
+    z = target + to_device(levels[0].float().unsqueeze(-1), target.device) * random.normal("chain0", target.shape[1:])
     losses = torch.full(y.shape, (denoiser.targets.row_norm / objective.noise.sigma_max) ** 2 / 2, device=y.device)
     walk = Trajectory(denoiser)
 
@@ -52,7 +54,7 @@ def bound(objective: Denoise, rows: Tokens, depth: int, random: StepRandom) -> F
 
     for step, (sigma, lower) in enumerate(itertools.pairwise(levels)):
         # q(z' | z, y): mean keep z + (1 - keep) y, variance lower^2 (1 - keep), with keep = (lower / sigma)^2.
-        keep, lower = (each.float().unsqueeze(-1).to(target.device) for each in ((lower / sigma) ** 2, lower))
+        keep, lower = to_device(torch.stack([(lower / sigma) ** 2, lower]).float().unsqueeze(-1), target.device)
         noise = random.normal(f"chain{step + 1}", target.shape[1:])
         moved = (1 - keep) * target + lower * (1 - keep).sqrt() * noise  # z' - keep z
         # All rows of the table have one norm, so only the inner product in ln q(z' | z, y_v) depends on v.
@@ -113,7 +115,7 @@ class TeacherForced:
         if self.around.context is not None:
             return self.around
         teacher, documents = Cache(), self.batch.documents
-        noisy = self.target + sigma.float()[:, None, None].to(eps.device) * eps
+        noisy = self.target + to_device(sigma.float()[:, None, None], eps.device) * eps
         self.denoiser(noisy, sigma, self.e, self.around.having(cache=teacher))
         if documents is None:
             return self.around.having(context=teacher, strict=True)
@@ -132,6 +134,9 @@ class DenoiseWriter:
         self.model: LanguageModel = objective.model
         self.block: int = objective.config.block_size
         self.depth = depth
+        self.levels: Levels = Levels(self.denoiser)
+        self.normals: Ahead = Ahead()
+        self.uniforms: Ahead = Ahead()
         self.cache: Cache = Cache()
         self.width: int = 0
         self.context: Cache | None = None
@@ -140,7 +145,7 @@ class DenoiseWriter:
     def next_logits(self, new: Int[Tensor, "batch new"], random: StepRandom) -> Tensor:
         """Logits (B, k, V) of the block after the columns so far and the `new` ones."""
         first, self.width = self.width, self.width + new.shape[1]
-        rows = Rows(start=self.padding.start(first), mask=self.padding.mask(self.width))
+        rows = self.padding.rows(first, mask=self.padding.mask(self.width))
         e = self.model.encode(new, rows.having(cache=self.cache))
         self.context = self.model.make_context(e, self.objective.config.context, rows.having(context=self.context))
         logits_at = self._on_context(e) if self.context is not None else self._on_noisy_rows(e, new, random)
@@ -150,11 +155,11 @@ class DenoiseWriter:
         """(z, level) -> logits of the next block, which attends to the clean context and to itself."""
         whole = Full() if self.block > 1 else None
         mask = self.padding.mask(self.width + self.block, causal=False) or whole
-        rows = Rows(mask=mask, start=self.padding.start(self.width - 1), context=self.context)
+        rows = self.padding.rows(self.width - 1, mask=mask, context=self.context)
         walk = Trajectory(self.denoiser)
 
-        def logits_at(z: Tensor, level: float | Tensor) -> Tensor:
-            return walk(z, levels_of(z, level), e[:, -1:], rows, steer=self.steering)
+        def logits_at(z: Tensor, level: Level) -> Tensor:
+            return walk(z, level.sigma, e[:, -1:], rows, steer=self.steering, level=level)
 
         return logits_at
 
@@ -167,16 +172,16 @@ class DenoiseWriter:
         first = self.width - held_e.shape[1]
         target = self.denoiser.target(known)
         eps = self.padding.normal(random, "teacher", first, self.width - 1, target.shape[-1])
-        mask, seen = self.padding.mask(self.width), set()
+        mask, seen = self.padding.causal(self.width), set()
 
-        def logits_at(z: Tensor, level: float) -> Tensor:
-            noisy, noisy_e, column = z, held_e[:, -1:], self.width - 1
-            if level not in seen:  # a solver may come back to a level: commit once
-                noisy, noisy_e, column = torch.cat([target + level * eps, z], dim=1), held_e, first
-            seen.add(level)
-            cache = self.cache.child("level", level)
-            rows = Rows(mask=mask, start=self.padding.start(column), cache=cache)
-            logits = self.denoiser(noisy, levels_of(z, level), noisy_e, rows, steer=self.steering)
+        def logits_at(z: Tensor, level: Level) -> Tensor:
+            noisy, noisy_e, column, sigma = z, held_e[:, -1:], self.width - 1, level.sigma[0].item()
+            if sigma not in seen:  # a solver may come back to a level: commit once
+                noisy, noisy_e, column = torch.cat([target + sigma * eps, z], dim=1), held_e, first
+            seen.add(sigma)
+            cache = self.cache.child("level", sigma)
+            rows = self.padding.rows(column, mask=mask, cache=cache)
+            logits, _ = self.denoiser.read(noisy, level.sigma, noisy_e, rows, steer=self.steering, level=level)
             cache.truncate(self.width - 1)  # the token of the last row is not known yet
             return logits[:, -1:]
 
@@ -184,14 +189,39 @@ class DenoiseWriter:
 
     def _solve(self, logits_at, random: StepRandom) -> Tensor:
         """The last logits of a solve from pure noise."""
-        logits, calls = None, itertools.count()  # each call of a sampled bridge has its own draws
-        shape = self.block, self.denoiser.targets.dim
+        config, logits, calls = self.objective.config, None, itertools.count()
+        shape, device = (self.block, self.denoiser.targets.dim), random.device
+        normal = self.normals.of(lambda stream: random.drawn(stream, shape), device)
+        uniform = self.uniforms.of(lambda stream: random.uniform(stream, shape[:1]).to(widest(device)), device)
 
-        def denoise(z: Tensor, sigma) -> Tensor:
+        def denoise(z: Tensor, sigma: float | Tensor) -> Tensor:
             nonlocal logits
-            logits = logits_at(z.float(), sigma)
-            return self.denoiser.estimate(logits, random.uniform(f"bridge{next(calls)}", logits.shape[1:2]))
+            logits = logits_at(z.float(), self.levels(z, sigma))
+            drawn = uniform(f"bridge{next(calls)}") if config.bridge == "sampled" else None  # each call has its own
+            return self.denoiser.estimate(logits, drawn)
 
-        solve(self.objective.config, self.objective.noise, denoise, self.depth,
-              normal=lambda stream: random.normal(stream, shape))
+        solve(config, self.objective.noise, denoise, self.depth, normal=normal)
         return logits
+
+
+class Ahead:
+    """Random draws for the solves of a text: what the solve before has asked for is drawn at once, in one copy to the
+    device."""
+
+    def __init__(self) -> None:
+        self.streams: list[str] = []
+
+    def of(self, draw: Callable[[str], Tensor], device: torch.device) -> Callable[[str], Tensor]:
+        """The draws of one solve by stream; `draw` makes them on the host."""
+        made: dict[str, Tensor] = {}
+        if self.streams:
+            together = to_device(torch.stack([draw(stream) for stream in self.streams]), device)
+            made = dict(zip(self.streams, together, strict=True))
+
+        def drawn(stream: str) -> Tensor:
+            if stream not in made:
+                self.streams.append(stream)
+                made[stream] = to_device(draw(stream), device)
+            return made[stream]
+
+        return drawn

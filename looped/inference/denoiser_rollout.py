@@ -203,11 +203,11 @@ class Solver:
             if not len(working):
                 return estimate
             z = only_sought(z.float(), self.batch)
-            step = int(stopping.used.max())
+            step, numbers = stopping.steps, stopping.numbers
             uniform = random.uniform(f"{stream}bridge{step}", z.shape[1:2])
-            logits, carried = self._read(z, level, working, carry)
+            logits, carried = self._read(z, level, stopping, carry)
             soft = bridge("soft", logits, self.denoiser.table())
-            new = self.denoiser.estimate(logits, uniform[working.to(uniform.device)])
+            new = self.denoiser.estimate(logits, uniform[numbers])
             stopping.take(logits, soft)
             estimate = _put(estimate, working, new, len(z))
             carry = None if carried is None else _put(carry, working, carried, len(z))
@@ -220,22 +220,23 @@ class Solver:
               settling=Settling(lambda: stopping.logits.softmax(-1).amax(-1), self.batch.sought))
         return stopping
 
-    def _read(self, z: Tensor, level: float | Tensor, working: Tensor,
+    def _read(self, z: Tensor, level: float | Tensor, stopping: EarlyExit,
               carry: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Logits of the active problems, and the carry of the step."""
-        sigma = levels_of(z, level)
+        sigma, working = levels_of(z, level), stopping.working
         if len(working) == len(z):
             return self._guided(z, sigma, self.e, self.rows, carry)
         if self.context is not None:  # its keys and values are those of the whole batch
             logits, carried = self.denoiser.read(z, sigma, self.e, self.rows, carry=carry)
             return logits[working], None if carried is None else carried[working]
-        return self._guided(z[working], sigma[working.to(sigma.device)], self.e[working],
+        return self._guided(z[working], sigma[stopping.numbers], self.e[working],
                             rows_of_batch(self.batch[working]), None if carry is None else carry[working])
 
     def _guided(self, z: Tensor, sigma: Tensor, e: Tensor, rows: Rows,
                 carry: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        logits, carried = self.denoiser.read(z, sigma, e, rows, carry=carry)
-        return self.denoiser.guided(logits, z, sigma, e, rows, carry=carry), carried
+        own = {"carry": carry, "level": self.denoiser.at(z, sigma)}
+        logits, carried = self.denoiser.read(z, sigma, e, rows, **own)
+        return self.denoiser.guided(logits, z, sigma, e, rows, **own), carried
 
     def consistency(self, answers: Int[Tensor, "batch length"], random: StepRandom,
                     stream: str) -> Float[Tensor, "batch"]:

@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from looped.data.batch import Batch
+from looped.devices import to_device
 from looped.errors import UserError, did_you_mean
 from looped.import_path import class_at
 from looped.nn.checks import kind_of
@@ -243,8 +244,9 @@ def _rule_at(kind: str) -> type[Exit] | Settled:
 class EarlyExit:
     """Early-exit state of a batch: the active problems, with the last readout and the number of steps of each.
 
-    active (B,): mask of the problems still running. used (B,): steps of each problem. logits (B, L, V): last readouts.
-    Without an exit all problems run to the end. halt, gate: the learned head and the exit gate that the exits `head`
+    working: indices of the problems still running, and `numbers` the same on the host. used (B,): steps of each
+    problem. logits (B, L, V): last readouts. Without an exit all problems run to the end, and the host reads nothing
+    from a device; with one it reads once a step. halt, gate: the learned head and the exit gate that the exits `head`
     and `gate` need. Raises UserError if the one needed is missing.
     """
 
@@ -257,17 +259,15 @@ class EarlyExit:
         self.exit = exit
         self.halt = halt
         self.gate: ExitGate | None = gate if exit is not None and exit.needs_gate else None
-        self.active: Tensor = torch.ones(num, dtype=torch.bool, device=batch.inputs.device)
+        self.numbers: Tensor = torch.arange(num)
+        self.working: Tensor = torch.arange(num, device=batch.inputs.device)
+        self.steps: int = 0
+        """The number of steps of the problems still running."""
         self.used: Tensor = torch.zeros(num, dtype=torch.long, device=batch.inputs.device)
         self.logits: Float[Tensor, "batch length symbols"] | None = None
         self._latent: Tensor | None = None
         self._stays = torch.zeros(batch.targets.shape, device=batch.targets.device)
         self._same = torch.zeros_like(self.used)
-
-    @property
-    def working(self) -> Tensor:
-        """Indices of the active problems."""
-        return self.active.nonzero().squeeze(1)
 
     def take(self, logits: Tensor, latent: Tensor) -> None:
         """Record a step of the active problems: their readout, and the state (or estimate) behind it."""
@@ -278,13 +278,15 @@ class EarlyExit:
         else:
             self.logits, self._latent = (old.index_copy(0, rows, new.float())
                                          for old, new in ((self.logits, logits), (self._latent, latent)))
-        self.used[rows] += 1
-        if done is not None:
-            self.active[rows[done]] = False
+        self.go_on()
+        if done is not None and bool((done := done.cpu()).any()):
+            self.numbers = self.numbers[~done]
+            self.working = to_device(self.numbers, rows.device)
 
     def go_on(self) -> None:
-        """Record a step of the active problems without a readout; no problem can exit at it."""
+        """Count a step of the active problems, which without a readout cannot exit."""
         self.used[self.working] += 1
+        self.steps += 1
 
     def _moment(self, rows: Tensor, logits: Tensor, latent: Tensor) -> Moment:
         batch, before = self.batch[rows], None

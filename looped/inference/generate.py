@@ -41,7 +41,7 @@ def generate(objective: Objective, prompt: Int[Tensor, "batch length"], *, num_t
     are kept separate.
     """
     _check_request(objective, prompt, num_tokens, depth)
-    padding = Padding(None if lengths is None else lengths.to(prompt.device), prompt.shape[1])
+    padding = Padding(lengths, prompt.shape[1], prompt.device)
     if padding.shortest == 0:
         raise UserError("the prompt has no tokens; give it at least one")
     steering = SamplingParams(temperature, top_k, top_p)
@@ -68,18 +68,18 @@ def _check_request(objective: Objective, prompt: Tensor, num_tokens: int, depth:
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise UserError(f"{name} {value!r} is not a whole number of 1 or more; give one")
     known = objective.model.vocab_size
-    if prompt.numel() and not 0 <= int(prompt.min()) <= int(prompt.max()) < known:
-        raise UserError(f"the prompt holds token {int(prompt.max() if prompt.min() >= 0 else prompt.min())}, and the "
-                        f"vocabulary is 0 to {known - 1}; encode it with the tokenizer of the run")
+    low, high = torch.stack(prompt.aminmax()).tolist() if prompt.numel() else (0, 0)
+    if not 0 <= low <= high < known:
+        raise UserError(f"the prompt holds token {high if low >= 0 else low}, and the vocabulary is 0 to {known - 1}; "
+                        f"encode it with the tokenizer of the run")
 
 
 def _last_document(objective: Objective, prompt: Tensor, padding: Padding) -> Padding:
     """Padding that hides everything before the last document of each prompt (padded on the left). The end-of-text token
     before it stays visible to predict its first token; masked diffusion does not see it, as in training."""
     width, hidden = prompt.shape[1], rollout_of(objective).hidden_first
-    own = torch.arange(width, device=prompt.device) >= (0 if padding.empty is None else
-                                                        padding.empty.to(prompt.device).unsqueeze(1))
+    own = torch.arange(width, device=prompt.device) >= (0 if padding.empty is None else padding.empty.unsqueeze(1))
     last = torch.where((prompt == objective.end_of_text) & own,
                        torch.arange(width, device=prompt.device) + hidden, 0).amax(1)
-    empty = last if padding.empty is None else torch.maximum(last, padding.empty.to(prompt.device))
+    empty = last if padding.empty is None else torch.maximum(last, padding.empty)
     return Padding(width - empty, width)

@@ -47,7 +47,7 @@ class LoopRollout(Rollout):
         for step, _ in enumerate(states, start=1):
             if step in depths:
                 found[step] = read_out(step)
-            if not stopping.active.any():
+            if not len(stopping.working):
                 break
         return {depth: found.get(depth) or read_out(depth) for depth in depths}
 
@@ -209,7 +209,7 @@ def read_on(model: LanguageModel, reading: Reading,
     A random initial state depends on the position alone (`draws`), so a text is the same in whatever pieces it is
     processed."""
     r, stop = reading, reading.first + reading.tokens.shape[1]
-    rows = Rows(start=r.padding.start(r.first), mask=r.padding.mask(stop), cache=r.cache)
+    rows = r.padding.rows(r.first, mask=r.padding.mask(stop), cache=r.cache)
     e, noise = model.encode(r.tokens, rows), None
     if model.recurrence.needs_noise:
         noise = r.padding.normal_by_place(draws, "state", r.first, stop, e.shape[-1])

@@ -22,6 +22,7 @@ from torch import Tensor
 from looped.config import Config
 from looped.config.training import EvaluationConfig
 from looped.data.batch import Batch
+from looped.devices import to_device
 from looped.errors import UserError
 from looped.inference.autoregressive import Writing
 from looped.inference.cost import Cost
@@ -233,7 +234,7 @@ def own_normal(random: StepRandom, stream: str, batch: Batch, dim: int) -> Float
     length = batch.targets.shape[1]
     if batch.lengths is None:
         return random.normal(stream, (length, dim))
-    rows = [torch.randn((int(real), dim), generator=gen)
-            for real, gen in zip(batch.lengths, random.per_row(stream), strict=True)]
+    rows = [torch.randn((real, dim), generator=gen)
+            for real, gen in zip(batch.lengths.tolist(), random.per_row(stream), strict=True)]
     filled = torch.stack([torch.nn.functional.pad(row, (0, 0, 0, length - len(row))) for row in rows])
-    return filled.to(random.device)
+    return to_device(filled, random.device)

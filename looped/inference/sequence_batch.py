@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from looped.devices import to_device
 from looped.errors import UserError
-from looped.shapes import Bool, Float, Int
+from looped.shapes import Float, Int
 
 NOTHING = -1
 
@@ -41,14 +42,18 @@ class Ending:
         """The number of last tokens that decide if a text has ended, after `new` more tokens."""
         return new + max((len(stop.encode()) + SLACK for stop in self.stop), default=0)
 
-    def over(self, tails: Texts) -> Bool[Tensor, "num"]:
-        """Mask of the texts that have ended, by their last tokens (`reach`)."""
-        return torch.tensor([self.end_of_text in row or self._stops(row) for row in tails.tolist()],
-                            device=tails.device)
+    @property
+    def never(self) -> bool:
+        """True if no token ends a text."""
+        return self.end_of_text is None and not self.stop
+
+    def over(self, tails: Texts) -> list[bool]:
+        """True for each text that has ended, by its last tokens (`reach`), for which the host waits."""
+        return [self.end_of_text in row or self._stops(row) for row in tails.tolist()]
 
     def cut(self, texts: Texts) -> Texts:
         """The texts with `NOTHING` after their ends."""
-        lengths = torch.tensor([self._length(row) for row in as_lists(texts)], device=texts.device)
+        lengths = to_device(torch.tensor([self._length(row) for row in as_lists(texts)]), texts.device)
         place = torch.arange(texts.shape[1], device=texts.device)
         return texts.masked_fill(place >= lengths.unsqueeze(1), NOTHING)
 
@@ -75,7 +80,7 @@ def lengths_of(texts: Texts) -> Int[Tensor, "num"]:
 
 def as_lists(texts: Texts) -> list[list[int]]:
     """The tokens of each text."""
-    return [row[:length] for row, length in zip(texts.tolist(), lengths_of(texts).tolist(), strict=True)]
+    return [row[: len(row) - row.count(NOTHING)] for row in texts.tolist()]
 
 
 def per_token(sums: Float[Tensor, "num"], counts: Int[Tensor, "num"]) -> Float[Tensor, "num"]:

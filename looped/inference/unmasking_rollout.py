@@ -21,7 +21,6 @@ from looped.diffusion.masking import unmask
 from looped.inference.autoregressive import Writing
 from looped.inference.cost import Cost
 from looped.inference.rollout import Likelihood, Rollout
-from looped.nn.rows import Rows
 from looped.objectives.base import EVERYBODY
 from looped.objectives.masked import Masked
 from looped.rng import StepRandom
@@ -62,11 +61,11 @@ class UnmaskRollout(Rollout):
         random, padding = way.draws(0), way.padding
         first, width = prompt.shape[1], prompt.shape[1] + num_tokens
         tokens = torch.nn.functional.pad(prompt, (0, num_tokens), value=self.objective.model.mask_token)
-        sought = (torch.arange(width, device=prompt.device) >= first).expand_as(tokens)
+        sought = (torch.arange(width) >= first).expand(tokens.shape)
         whole = torch.full((len(prompt),), width, dtype=torch.float64)
-        own = whole if padding.empty is None else whole - padding.empty.cpu()  # columns that are not empty
+        own = whole if padding.empty is None else whole - padding.num_empty  # columns that are not empty
         share = num_tokens / own
-        rows = Rows(mask=padding.mask(width, causal=False) or EVERYBODY, start=padding.start(0))
+        rows = padding.rows(0, mask=padding.mask(width, causal=False) or EVERYBODY)
 
         def uniform(stream: str, step: int) -> Tensor:
             drawn = random.uniform(f"{stream}{step}", (num_tokens,))

@@ -118,11 +118,8 @@ class LanguageModel(nn.Module):
 
     def placed(self, x: Tensor, rows: Rows) -> Rows:
         """The rows of x as layers get them: with rotary angles, and causal without a mask or context."""
-        positions = rows.positions
-        if positions is None:
-            positions = rows.consecutive(x.shape[1], x.device)
         mask = Causal() if rows.mask is None and rows.context is None else rows.mask
-        return rows.having(mask=mask, rotation=self.rotary(positions))
+        return rows.having(mask=mask, rotation=rows.rotated(self.rotary, x))
 
     def encode(self, tokens: Int[Tensor, "batch length"], rows: Rows = PLAIN) -> State:
         """The prelude's output `e`; row i depends on tokens <= i (or on what the mask allows)."""

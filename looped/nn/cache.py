@@ -13,11 +13,17 @@ Path = tuple[Hashable, ...]
 
 
 class LayerCache:
-    """Keys and values (B, M, G, K) of one layer."""
+    """Keys and values (B, M, G, K) of one layer.
+
+    Without gradients, rows are written in place behind those that are there, into memory that doubles when it is full,
+    so a text of n tokens copies 2 n rows in all. With gradients every append makes new tensors, since the backward
+    pass needs the old ones. Rows that were forgotten (`truncate`) are overwritten, in tensors returned before too.
+    """
 
     def __init__(self, k: Tensor | None = None, v: Tensor | None = None):
         self.k: Tensor | None = k
         self.v: Tensor | None = v
+        self._memory: list[Tensor] = []
 
     @property
     def length(self) -> int:
@@ -25,14 +31,56 @@ class LayerCache:
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Add rows at the end and return all of them."""
-        self.k = k if self.k is None else torch.cat([self.k, k], dim=1)
-        self.v = v if self.v is None else torch.cat([self.v, v], dim=1)
+        if self.k is None:
+            self.k, self.v = k, v
+        elif self._in_place(k, v):
+            self.k, self.v = self._written(k, v)
+        else:
+            self.k, self.v = self._joined(k, v)
+            self._memory = []  # which lacks these rows
         return self.k, self.v
+
+    def followed_by(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """All rows and then these, which are not added."""
+        return self._written(k, v) if self._memory and self._in_place(k, v) else self._joined(k, v)
 
     def truncate(self, length: int) -> None:
         """Forget the rows from `length` on."""
         if self.length > length:
             self.k, self.v = self.k[:, :length], self.v[:, :length]
+
+    def _in_place(self, *new: Tensor) -> bool:
+        """True if new rows may be written behind the old ones; `torch.cat` refuses or promotes what does not fit."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return False
+        if not torch.is_inference_mode_enabled() and any(memory.is_inference() for memory in self._memory):
+            return False
+        return all(_fits(own, rows) for own, rows in zip((self.k, self.v), new, strict=True))
+
+    def _joined(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.cat([self.k, k], dim=1), torch.cat([self.v, v], dim=1)
+
+    def _written(self, *new: Tensor) -> tuple[Tensor, Tensor]:
+        first, stop = self.length, self.length + new[0].shape[1]
+        if not self._memory or stop > self._memory[0].shape[1]:
+            self._memory = [_room_for(own, 2 * stop) for own in (self.k, self.v)]
+        for memory, rows in zip(self._memory, new, strict=True):
+            memory[:, first:stop] = rows
+        k, v = self._memory
+        return k[:, :stop], v[:, :stop]
+
+
+def _fits(own: Tensor, new: Tensor) -> bool:
+    """True if two tensors differ in their number of rows alone."""
+    return (own.dtype == new.dtype and own.device == new.device and own.shape[0] == new.shape[0]
+            and own.shape[2:] == new.shape[2:])
+
+
+def _room_for(rows: Tensor, num: int) -> Tensor:
+    """Memory of `num` rows that begins with the given ones."""
+    memory = rows.new_empty(rows.shape[0], num, *rows.shape[2:])
+    memory[:, : rows.shape[1]] = rows
+    return memory
 
 
 class Cache:

@@ -19,14 +19,13 @@ from looped.nn.conditioning import Modulation
 from looped.nn.frequencies import Frequencies
 from looped.nn.fused import Activation, rms_norm
 from looped.nn.projection import project_by
-from looped.nn.rows import Rows
+from looped.nn.rows import Rotation, Rows
 from looped.shapes import Float
 
 BIASES = ("none", "qk", "qkv")
 BLOCKS = {"prenorm": (True, False), "sandwich": (True, True), "branch": (True, True), "postnorm": (False, True)}
 """Name -> (norm before each branch, norm after each branch)."""
 State = Float[Tensor, "batch length width"]
-Rotation = tuple[Tensor, Tensor]
 
 
 class RMSNorm(nn.Module):
@@ -210,7 +209,7 @@ class Attention(nn.Module):
             mixed = context_attention(q, context.k, context.v, k, v, strict=rows.strict, backend=self.backend)
         else:
             if context is not None:
-                k, v = torch.cat([context.k, k], dim=1), torch.cat([context.v, v], dim=1)
+                k, v = context.followed_by(k, v)
             elif rows.cache is not None:
                 k, v = rows.cache.append(k, v)
             mixed = attention(q, k, v, rows.mask, backend=self.backend)

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from looped.devices import to_device
 from looped.errors import UserError
 from looped.nn.checks import kind_of
 from looped.shapes import Bool, Int
@@ -248,7 +249,7 @@ class OfRows(Mask):
         return self.mask.size
 
     def allow(self, q: Tensor, k: Tensor, b: Tensor | int = 0) -> Tensor:
-        return self.mask.allow(q, k, self.rows.to(k.device)[b])
+        return self.mask.allow(q, k, to_device(self.rows, k.device)[b])
 
 
 class Table(Mask):
@@ -279,5 +280,5 @@ class Table(Mask):
                             f"{num_queries}")
 
     def allow(self, q: Tensor, k: Tensor, b: Tensor | int = 0) -> Tensor:
-        allowed = self.allowed.to(k.device)
+        allowed = to_device(self.allowed, k.device)
         return allowed[b, q - (allowed.shape[2] - allowed.shape[1]), k]

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from looped.devices import to_device
 from looped.errors import UserError
 from looped.nn.checks import WHOLE, kind_of
 from looped.nn.mask_base import Mask
@@ -144,7 +145,7 @@ class Padded(Mask):
         return self.width
 
     def allow(self, q: Tensor, k: Tensor, b: Tensor | int = 0) -> Tensor:
-        lengths = self.lengths.to(k.device)[b]
+        lengths = to_device(self.lengths, k.device)[b]
         if self.side == "right":
             real = (q < lengths) & (k < lengths)
         else:
@@ -152,7 +153,7 @@ class Padded(Mask):
         return real & (k <= q) if self.causal else real
 
     def _of_rows(self, rows):
-        return replace(self, lengths=self.lengths[rows.to(self.lengths.device)])
+        return replace(self, lengths=self.lengths[to_device(rows, self.lengths.device)])
 
     def spans(self, num_keys: int) -> Spans:
         lengths = self.lengths.tolist()
@@ -196,12 +197,12 @@ class Packed(Mask):
         return self.documents.shape[1]
 
     def allow(self, q: Tensor, k: Tensor, b: Tensor | int = 0) -> Tensor:
-        documents = self.documents.to(k.device)
+        documents = to_device(self.documents, k.device)
         same = documents[b, q] == documents[b, k]
         return same & (k <= q) if self.causal else same
 
     def _of_rows(self, rows):
-        return replace(self, documents=self.documents[rows.to(self.documents.device)])
+        return replace(self, documents=self.documents[to_device(rows, self.documents.device)])
 
     def spans(self, num_keys: int) -> Spans:
         stops = [row.unique_consecutive(return_counts=True)[1].cumsum(0).tolist() for row in self.documents]
@@ -252,11 +253,11 @@ class SameDocument(Mask):
         return self.documents.shape[0]
 
     def allow(self, q: Tensor, k: Tensor, b: Tensor | int = 0) -> Tensor:
-        documents, length = self.documents.to(k.device), self.documents.shape[1]
+        documents, length = to_device(self.documents, k.device), self.documents.shape[1]
         return documents[b, q % length] == documents[b, k % length]
 
     def _of_rows(self, rows):
-        return replace(self, documents=self.documents[rows.to(self.documents.device)])
+        return replace(self, documents=self.documents[to_device(rows, self.documents.device)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -286,12 +287,12 @@ class Near(Mask):
         return self.places.shape[1]
 
     def allow(self, q: Tensor, k: Tensor, b: Tensor | int = 0) -> Tensor:
-        places = self.places.to(k.device)
+        places = to_device(self.places, k.device)
         row = b if len(places) > 1 else 0
         near = (places[row, q] - places[row, k]).abs().amax(-1) <= self.window
         if self.lengths is None:
             return near
-        lengths = self.lengths.to(k.device)[b]
+        lengths = to_device(self.lengths, k.device)[b]
         return near & (q < lengths) & (k < lengths)
 
     def _of_rows(self, rows):

@@ -1,5 +1,6 @@
 """`Rows`, the context of a model call that every layer gets: attention mask, positions, caches and active block."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +15,10 @@ from looped.shapes import Int
 Positions = Int[Tensor, "batch length axes"]
 Start = int | Int[Tensor, "batch"]
 """Position of the first row, one for all sequences or one per sequence (padding on the left)."""
+Rotation = tuple[Tensor, Tensor]
+"""Rotary angles as (cos, sin), each (1 or B, L, 1, K / 2)."""
+Rotary = Callable[[Tensor], Rotation]
+"""Positions -> their rotary angles."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +31,8 @@ class Rows:
     (`LanguageModel.make_context`); `strict`: a row attends only to those before its own place. block: the active block
     of the core; None: the first.
 
-    A layer gets its own part of cache and context, and `rotation`, the rotary angles of the positions.
+    A layer gets its own part of cache and context, and `rotation`, the rotary angles of the positions. angles: gives
+    these angles for (the model's rotary, the rows), where they are computed ahead for a text that grows.
     """
 
     mask: Mask | None = None
@@ -36,7 +42,14 @@ class Rows:
     context: Cache | LayerCache | None = None
     strict: bool = False
     block: int | None = None
-    rotation: tuple[Tensor, Tensor] | None = None
+    rotation: Rotation | None = None
+    angles: Callable[[Rotary, Tensor], Rotation] | None = None
+
+    def rotated(self, rotary: Rotary, x: Tensor) -> Rotation:
+        """The rotary angles of the rows `x` (B, L, ...)."""
+        if self.angles is not None:
+            return self.angles(rotary, x)
+        return rotary(self.consecutive(x.shape[1], x.device) if self.positions is None else self.positions)
 
     def consecutive(self, num: int, device: torch.device) -> Int[Tensor, "*batch length"]:
         """The positions `start`, start + 1, ... of `num` rows: (num,), or (B, num) with one start per sequence."""
@@ -72,12 +85,12 @@ class Rows:
         """The rows of some sequences of a batch, by index; without cache and context, which cover all sequences."""
         own = {} if self.mask is None else {"mask": self.mask.of_rows(sequences)}
         if isinstance(self.start, Tensor):
-            own["start"] = self.start[sequences.to(self.start.device)]
+            own["start"] = self.start[to_device(sequences, self.start.device)]
         if self.positions is not None and len(self.positions) > 1:
-            own["positions"] = self.positions[sequences.to(self.positions.device)]
+            own["positions"] = self.positions[to_device(sequences, self.positions.device)]
         if self.rotation is not None and len(self.rotation[0]) > 1:
             own["rotation"] = tuple(part[sequences] for part in self.rotation)
-        return replace(self, cache=None, context=None, **own)
+        return replace(self, cache=None, context=None, angles=None, **own)
 
 
 PLAIN = Rows()

@@ -21,7 +21,7 @@ from looped.config import Config
 from looped.config.blocks import BlocksConfig
 from looped.config.masked import MaskedConfig
 from looped.data.batch import Batch
-from looped.devices import to_like
+from looped.devices import to_device, to_like
 from looped.diffusion import masking
 from looped.diffusion.masking import hide, hide_one_and, mask_edges
 from looped.diffusion.noise import block_of
@@ -114,9 +114,12 @@ class Masked(Objective):
         owners = self.owners(m)
         order, parts = owners.argsort(stable=True), []
         blocks, counts = owners.unique(return_counts=True)
+        if len(blocks) == 1:
+            return self.read(tokens, m, rows.having(block=int(blocks)))
         for block, some in zip(blocks.tolist(), order.split(counts.tolist()), strict=True):
-            parts.append(self.read(tokens[some], m[some], rows.of(some).having(block=block)))
-        return torch.cat(parts)[order.argsort()]
+            own = to_device(some, tokens.device)
+            parts.append(self.read(tokens[own], m[some], rows.of(some).having(block=block)))
+        return torch.cat(parts)[to_device(order.argsort(), tokens.device)]
 
     def logits(self, tokens: Tokens, m: Levels, rows: Rows = TOGETHER) -> Float[Tensor, "batch length vocab"]:
         """Logits of the tokens themselves, hidden or not."""

@@ -84,10 +84,12 @@ def test_evidence_in_reads_a_row_that_gives_its_token_away_as_that_token():
     objective = make(denoise__evidence_in=True, denoise__block_size=K)
     denoiser, y = objective.denoiser, inputs()[0]
     low, high = (torch.full((2,), level, dtype=torch.float64) for level in (1e-2, 1e4))
-    clear = denoiser.expected_embedding(denoiser.target(y).double(), low)
+    z = denoiser.target(y).double()
+    clear = denoiser.expected_embedding(z, denoiser.at(z, low))
     embedding = 4.0 * objective.model.embed.weight  # sqrt(width), as in the prelude
     torch.testing.assert_close(clear, embedding[y], rtol=1e-6, atol=1e-6)
-    blind = denoiser.expected_embedding(1e4 * inputs()[1], high)
+    noise = 1e4 * inputs()[1]
+    blind = denoiser.expected_embedding(noise, denoiser.at(noise, high))
     torch.testing.assert_close(blind, embedding.mean(0).expand(2, L, 16), rtol=0, atol=1e-2)
 
 
