@@ -235,6 +235,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if u is not None:
                 grad_u.flatten(0, -2)[part] = d_logits.to(table.dtype) @ terms.to(table.dtype)
                 grad_table = _plus_product(grad_table, d_logits.T.to(u.dtype), own)
+            narrow = narrow.to(ctx.dtype)
             grad_rows[part] = narrow @ head
             grad_weight = _plus_product(grad_weight, narrow.T, rows[part].to(ctx.dtype))
         grad_scale = (grad_rows.to(lse.dtype) * rows).sum().to(scale.dtype)
@@ -252,18 +253,18 @@ def _losses(rows: Tensor, places: Tensor, head: Tensor, scale: Tensor, added: Te
 
 def _gradient(rows: Tensor, places: Tensor, head: Tensor, scale: Tensor, added: Tensor | None, vocab: int,
               lse: Float[Tensor, "rows"], grads: Float[Tensor, "rows"]) -> tuple[Tensor, Tensor | None]:
-    """Gradient of a chunk's logits, `grads * (softmax - one-hot)`: in the dtype of the head; with evidence also
-    unrounded."""
+    """Gradient of a chunk's logits, `grads * (softmax - one-hot)`: for the products with the head and, unrounded, for
+    those of the evidence."""
     with made_again():
         d_logits = _logits(rows, head, scale, added, vocab, lse.dtype)
     if torch.compiler.is_compiling():  # a scatter would be a pass of its own
         chosen = torch.arange(len(head), device=rows.device) == places[:, None]
         d_logits = ((d_logits - lse[:, None]).exp() - chosen.to(lse.dtype)) * grads[:, None]
-    else:
-        d_logits.sub_(lse[:, None]).exp_()
-        d_logits.scatter_add_(1, places[:, None], d_logits.new_full((len(d_logits), 1), -1))
-        d_logits.mul_(grads[:, None])
-    return d_logits.to(head.dtype), None if added is None else d_logits
+        return d_logits.to(head.dtype), None if added is None else d_logits
+    d_logits.sub_(lse[:, None]).exp_()
+    d_logits.scatter_add_(1, places[:, None], d_logits.new_full((len(d_logits), 1), -1))
+    d_logits.mul_(grads[:, None])
+    return d_logits, d_logits  # rounded after the evidence's products, so that a CPU's cache holds one of the two
 
 
 def _logits(rows: Tensor, head: Tensor, scale: Tensor, added: Tensor | None, vocab: int,

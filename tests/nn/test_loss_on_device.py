@@ -193,7 +193,7 @@ def test_the_gradient_of_the_head_is_not_rounded_between_chunks(aligned, recent,
 
     def gradient(rows, *others):
         found = plain(rows, *others)
-        of_chunks.append((found[0].double(), rows.to(torch.bfloat16).double()))
+        of_chunks.append((found[0].to(torch.bfloat16).double(), rows.to(torch.bfloat16).double()))
         return found
 
     plain = fused._gradient
