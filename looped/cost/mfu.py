@@ -95,14 +95,16 @@ def _rate(function: Callable[[], object], flops: int | float, least_seconds: flo
     return calls * flops / spent
 
 
-def matrix_products(config: Config, tokens: int, dtype: torch.dtype) -> dict[str, tuple[Callable[..., Any], int]]:
-    """Name -> (matrix product, its FLOPs), each with the second factor stored plainly and transposed."""
+def matrix_products(config: Config, tokens: int, dtype: torch.dtype, *, device: torch.device | str = "cpu",
+                    squares: Sequence[int] = (1024, 2048)) -> dict[str, tuple[Callable[..., Any], int]]:
+    """Name -> (matrix product, its FLOPs), each with the second factor stored plainly and transposed: in the model's
+    shapes, and `squares` of these sizes."""
     model = config.model
     shapes = {(tokens, model.width, model.width), (tokens, model.width, model.ffn_inputs),
-              (tokens, model.hidden, model.width), (1024, 1024, 1024), (2048, 2048, 2048)}
+              (tokens, model.hidden, model.width), *((size, size, size) for size in squares)}
     gen, products = generator("matrix products"), {}
     for m, k, n in sorted(shapes):
-        a, b = torch.randn(m, k, generator=gen).to(dtype), torch.randn(k, n, generator=gen).to(dtype)
+        a, b = (torch.randn(shape, generator=gen).to(device, dtype) for shape in ((m, k), (k, n)))
         turned = b.T.contiguous().T
         products[f"{m} x {k} x {n}"] = (lambda a=a, b=b: a @ b), 2 * m * k * n
         products[f"{m} x {k} x {n}, transposed"] = (lambda a=a, b=turned: a @ b), 2 * m * k * n
