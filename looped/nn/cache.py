@@ -21,7 +21,8 @@ class LayerCache:
 
     Without gradients, rows are written in place behind those that are there, into memory that doubles when it is full,
     so a text of n tokens copies about 2 n rows in all. New tensors are made by appends with gradients, since the
-    backward pass needs the old ones, and on the processor as long as they are `SMALL`. Rows that were forgotten (`truncate`) are overwritten, in tensors returned before too.
+    backward pass needs the old ones, and on the processor as long as they are `SMALL`. Rows that were forgotten
+    (`truncate`) are overwritten, in tensors returned before too.
     """
 
     def __init__(self, k: Tensor | None = None, v: Tensor | None = None):
