@@ -34,8 +34,8 @@ Steer = Callable[[Tensor], Tensor]
 
 
 class Level(NamedTuple):
-    """Noise levels as the network takes them: `sigma`, and on the device of z in float32 what is computed from it, EDM's
-    `c_in` and `c_noise` and the `precision` 1 / sigma^2 of the evidence."""
+    """Noise levels as the network takes them: `sigma`, and in float32 on the device of z EDM's `c_in` and `c_noise` and
+    the `precision` 1 / sigma^2 of the evidence."""
 
     sigma: Sigma
     c_in: Sigma
@@ -323,7 +323,7 @@ class Trajectory:
 
 
 class Levels:
-    """The levels that solvers come back to for every token of a text: each is computed and copied to the device once."""
+    """The levels that solves of a text have in common: each is computed once, and copied to the device once."""
 
     def __init__(self, denoiser: Denoiser):
         self.denoiser = denoiser

@@ -12,12 +12,17 @@ from torch import Tensor
 Path = tuple[Hashable, ...]
 
 
+SMALL = 2**15
+"""Numbers that the processor copies in less time than the calls of a write in place take."""
+
+
 class LayerCache:
     """Keys and values (B, M, G, K) of one layer.
 
     Without gradients, rows are written in place behind those that are there, into memory that doubles when it is full,
-    so a text of n tokens copies 2 n rows in all. With gradients every append makes new tensors, since the backward
-    pass needs the old ones. Rows that were forgotten (`truncate`) are overwritten, in tensors returned before too.
+    so a text of n tokens copies about 2 n rows in all. New tensors are made by appends with gradients, since the
+    backward pass needs the old ones, and on the processor as long as they are `SMALL`. Rows that were forgotten
+    (`truncate`) are overwritten, in tensors returned before too.
     """
 
     def __init__(self, k: Tensor | None = None, v: Tensor | None = None):
@@ -53,6 +58,8 @@ class LayerCache:
         """True if new rows may be written behind the old ones; `torch.cat` refuses or promotes what does not fit."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return False
+        if self.k.device.type == "cpu" and self.k.numel() < SMALL:
+            return False
         if not torch.is_inference_mode_enabled() and any(memory.is_inference() for memory in self._memory):
             return False
         return all(_fits(own, rows) for own, rows in zip((self.k, self.v), new, strict=True))
@@ -61,13 +68,13 @@ class LayerCache:
         return torch.cat([self.k, k], dim=1), torch.cat([self.v, v], dim=1)
 
     def _written(self, *new: Tensor) -> tuple[Tensor, Tensor]:
-        first, stop = self.length, self.length + new[0].shape[1]
-        if not self._memory or stop > self._memory[0].shape[1]:
-            self._memory = [_room_for(own, 2 * stop) for own in (self.k, self.v)]
+        first, num = self.length, new[0].shape[1]
+        if not self._memory or first + num > self._memory[0].shape[1]:
+            self._memory = [_room_for(own, 2 * (first + num)) for own in (self.k, self.v)]
         for memory, rows in zip(self._memory, new, strict=True):
-            memory[:, first:stop] = rows
+            memory.narrow(1, first, num).copy_(rows)
         k, v = self._memory
-        return k[:, :stop], v[:, :stop]
+        return k.narrow(1, 0, first + num), v.narrow(1, 0, first + num)
 
 
 def _fits(own: Tensor, new: Tensor) -> bool:

@@ -9,6 +9,12 @@ from looped.nn.cache import Cache, LayerCache
 B, G, K = 2, 3, 4
 
 
+@pytest.fixture(autouse=True)
+def _large(monkeypatch):
+    """As if a few rows were many."""
+    monkeypatch.setattr("looped.nn.cache.SMALL", 0)
+
+
 def rows(num, seed=0):
     return torch.randn(B, num, G, K, generator=torch.Generator().manual_seed(seed))
 
@@ -36,6 +42,17 @@ def test_a_text_is_copied_a_few_times_in_all(monkeypatch):
         cache.append(rows(1, number), rows(1, number))
     assert sum(copied) < 2 * 2 * 256
     assert cache.k.untyped_storage().nbytes() <= 2 * cache.k.nbytes + 4 * B * G * K * 4
+
+
+@torch.no_grad()
+def test_the_processor_makes_new_tensors_of_a_few_rows(monkeypatch):
+    monkeypatch.setattr("looped.nn.cache.SMALL", 8 * B * G * K)
+    cache, places = LayerCache(), []
+    for number in range(10):
+        places.append(cache.append(rows(1, number), rows(1, number))[0].data_ptr())
+    assert len(set(places[:8])) > 1
+    assert places[8] == places[9]
+    assert torch.equal(cache.k, torch.cat([rows(1, number) for number in range(10)], dim=1))
 
 
 @torch.no_grad()

@@ -117,13 +117,13 @@ def test_ends_are_looked_for_every_few_tokens_and_cut_as_ever(rule, ending):
 
 
 def test_a_device_stops_soon_after_the_last_end():
-    """The most likely tokens come to repeat one, here within nine tokens."""
+    """The most likely tokens come to repeat one, here within eight tokens."""
     end = int(written(make(LOOPS["ar"]), 12, top_k=1)[0, -1])
     texts, short = away(LOOPS["ar"], 24, end, top_k=1)
     _, long = away(LOOPS["ar"], 24, top_k=1)
     assert torch.equal(texts, written(make(LOOPS["ar"], end), 24, top_k=1))
-    assert CHECK_EVERY < int((texts != NOTHING).sum(1).max()) < 2 * CHECK_EVERY
-    assert sum(short.kernels.values()) < 0.75 * sum(long.kernels.values())
+    assert int((texts != NOTHING).sum(1).max()) <= CHECK_EVERY
+    assert sum(short.kernels.values()) < 0.5 * sum(long.kernels.values())
 
 
 @pytest.mark.parametrize("flags", [{}, {"blocks.num": 2}], ids=["one core", "two blocks"])
