@@ -5,8 +5,8 @@
 
 Each section runs in a process of its own with a deadline, so that one that hangs, or that leaves CUDA in an error,
 takes no other along. A row is printed once it is measured, and `gpu_check.json` is rewritten after each row; a
-measurement that fails is a row with the error in one line. Weights and tokens are random, and nothing is downloaded.
-docs/performance.md says what the rows hold.
+measurement that fails is a row with the error in one line, whose traceback is in `gpu_check.log`. Weights and tokens
+are random, and nothing is downloaded. docs/performance.md says what the rows hold.
 """
 
 import argparse
@@ -21,12 +21,13 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from functools import cached_property, partial
+from dataclasses import dataclass, field
+from functools import cache, cached_property, partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -42,6 +43,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from looped.config import Config, load_config
 from looped.cost.counts import count
 from looped.cost.mfu import matrix_products
+from looped.cost.step import at_mean_depth
 from looped.devices import DTYPES, Placement, find_device, now
 from looped.domains.text import RandomText
 from looped.evaluation.depth import peak_bytes
@@ -66,6 +68,9 @@ ROOT = Path(__file__).parents[1]
 SECONDS = 480
 """Seconds for the whole, in which the sections' own deadlines add up."""
 
+TESTS_SECONDS = 38
+"""Seconds for each of the two runs of pytest, so that both fit the deadline of their section."""
+
 Row = dict[str, Any]
 Cases = Iterator[tuple[Row, Callable[[], Row]]]
 """(labels, a measurement that returns figures)."""
@@ -73,10 +78,11 @@ Cases = Iterator[tuple[Row, Callable[[], Row]]]
 
 @dataclass(frozen=True)
 class Check:
-    """Where and at what size to measure."""
+    """Where and at what size to measure. log: takes what a section's process writes."""
 
     device_name: str
     tiny: bool
+    log: Path
 
     @cached_property
     def device(self) -> torch.device:
@@ -113,7 +119,7 @@ PRECISIONS = {"bf16": {"training.precision": "bf16"},
               "TF32": {"training.precision": "fp32", "training.tf32": True}}
 TINY = {"model.width": 16, "model.num_heads": 2, "model.ffn_width": 32, "model.num_prelude_layers": 1,
         "model.num_core_layers": 2, "model.num_coda_layers": 1, "recurrence.mean": 3, "recurrence.backprop": 2,
-        "denoise.cond_width": 8, "denoise.target.dim": 4, "data.vocab_size": 300, "data.length": 16,
+        "denoise.cond_width": 8, "denoise.target.dim": 4, "data.vocab_size": 300, "data.length": 32,
         "training.threads": 1}
 WIDE = {"model.width": 2048, "model.num_heads": 16, "model.ffn_width": 8192, "data.vocab_size": 50304,
         "data.length": 1024}
@@ -231,8 +237,8 @@ def _card(check: Check) -> Row:
 
 def _choice(check: Check, mask: Mask, dtype: torch.dtype) -> Row:
     chosen = choose_backend("auto", mask, check.device, dtype, needs_gradient=True)
-    return {"auto": chosen, "declined": {name: why for name, why in available_backends(check.device, dtype, mask).items()
-                                         if why}}
+    reasons = available_backends(check.device, dtype, mask)
+    return {"auto": chosen, "declined": {name: reason for name, reason in reasons.items() if reason}}
 
 
 # ----------------------------------------------------------------------------- tests
@@ -250,8 +256,12 @@ def _pytest(check: Check, pick: str) -> Row:
     files = sorted(str(path) for path in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in path.read_text("utf-8"))
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-k", pick, f"--junitxml={report}", *files]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        command = [sys.executable, "-m", "pytest", "-v", "-m", "gpu", "-k", pick, f"--junitxml={report}", *files]
+        try:
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=TESTS_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            said = (error.stdout or b"").decode(errors="replace")
+            raise RuntimeError(f"pytest took more than {TESTS_SECONDS} s, and was at: {last_line(said)}") from None
         if not report.exists():
             raise RuntimeError(f"pytest wrote no report: {last_line(done.stdout + done.stderr)}")
         return outcomes(report)
@@ -279,7 +289,7 @@ def _traffic(check: Check, rule: str) -> Row:
     with training(check.config(rule, check.sizes(4, 2))) as trainer:
         step_times(trainer, check.sizes(3, 2))
         waits = synchronisations(trainer.train_step) if check.on_gpu else {}
-        return waits | launches(trainer.train_step, check)
+        return waits | measured(lambda: launches(trainer.train_step, check))  # the waits alone without a profiler
 
 
 def synchronisations(function: Callable[[], Any]) -> Row:
@@ -308,10 +318,11 @@ def launches(function: Callable[[], Any], check: Check) -> Row:
     figures = {"operations": sum(event.name.startswith("aten::") and id(event) not in inner for event in events)}
     if check.on_gpu:
         there = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA
-                 and not event.is_user_annotation]
+                 and not event.is_user_annotation]  # a name for a stretch of kernels, such as the optimiser's
         copies = Counter(event.name for event in there if event.name.startswith(("Memcpy", "Memset")))
         figures |= {"kernels": len(there) - copies.total(), "copies": dict(copies),
-                    "launches": sum("Launch" in event.name for event in events if event not in there)}
+                    "launches": sum("Launch" in event.name for event in events
+                                    if event.device_type == torch.autograd.DeviceType.CPU)}
     return figures
 
 
@@ -321,6 +332,7 @@ def launches(function: Callable[[], Any], check: Check) -> Row:
 def steps(check: Check) -> Cases:
     """Training steps of rules by batch and precision, beside the fastest matrix product here."""
     best: dict[str, float] = {}
+    work = cache(partial(_flops_of_a_row, check))
     for precision in PRECISIONS:
         yield {"product": precision}, partial(_products, check, precision, best)
     timed = [(rule, batch, "bf16", {}) for batch in (4, 32, 128) for rule in list(RULES)[:8] if rule != "full"]
@@ -329,7 +341,8 @@ def steps(check: Check) -> Cases:
     for rule, batch, precision, changes in check.sizes(timed, [("denoise inject", 2, "fp32", {}),
                                                                ("truncated, a depth per batch", 2, "bf16", {})]):
         yield ({"rule": rule, "batch": batch, "precision": precision, "wide": bool(changes)},
-               partial(_step, check, check.config(rule, batch, precision, **changes), precision, best))
+               partial(_step, check, check.config(rule, batch, precision, **changes),
+                       partial(work, rule, bool(changes)), best.get(precision)))
 
 
 def _products(check: Check, precision: str, best: dict[str, float]) -> Row:
@@ -346,7 +359,14 @@ def _products(check: Check, precision: str, best: dict[str, float]) -> Row:
     return {"tflops": rates[fastest] / 1e12, "fastest": fastest}
 
 
-def _step(check: Check, config: Config, precision: str, best: dict[str, float]) -> Row:
+def _flops_of_a_row(check: Check, rule: str, wide: bool) -> int:
+    """FLOPs of a sequence in a step. Counted for one, at the mean depth, since a step is linear in both, and a count on
+    fake tensors takes seconds where there are a hundred layers."""
+    config = at_mean_depth(check.config(rule, 1, **(WIDE if wide else {})))
+    return count(config, config.data.vocab_size).step_flops
+
+
+def _step(check: Check, config: Config, work: Callable[[], int], best: float | None) -> Row:
     figures: Row = {}
     with training(config) as trainer:
         step_times(trainer, check.sizes(3, 1))
@@ -355,11 +375,12 @@ def _step(check: Check, config: Config, precision: str, best: dict[str, float]) 
         start = time.perf_counter()
         trainer.ahead.plan.make(trainer.ahead.prepare(trainer.done.step + 1, 0)[1])
         draw, middle = time.perf_counter() - start, median(seconds)
-    flops = count(config, config.data.vocab_size).step_flops
+    flops = work() * config.training.batch_size
     return {"ms": 1e3 * middle, "ms_min": 1e3 * min(seconds), "ms_max": 1e3 * max(seconds),
             "host_ms": 1e3 * median(host), "draw_ms": 1e3 * draw,
             "tokens_per_second": config.training.batch_size * config.data.length / middle,
-            "tflops": flops / middle / 1e12, "of_product": flops / middle / best.get(precision, float("nan")), **figures}
+            "tflops": flops / middle / 1e12,
+            "of_product": flops / middle / best if best else None, **figures}
 
 
 # ----------------------------------------------------------------------------- compile
@@ -371,8 +392,8 @@ def compiled(check: Check) -> Cases:
     timed = [(rule, "objective", 32, {}) for rule in rules]
     timed += [("truncated, a depth per batch", "step", 32, {}), ("denoise inject", "step", 32, {})]
     timed += [(rule, "objective", 4, {"mode": "reduce-overhead"}) for rule in ("denoise inject", "ar")]
-    for rule, how, batch, settings in check.sizes(timed, [("denoise inject", "objective", 2, {}),
-                                                          ("truncated, a depth per batch", "step", 2, {})]):
+    tiny = [("ar", "objective", 2, {}), ("denoise inject", "step", 2, {})]
+    for rule, how, batch, settings in check.sizes(timed, tiny):
         yield ({"rule": rule, "compile": how, "batch": batch, **settings},
                partial(_compiled, check, rule, how, batch, settings))
 
@@ -389,7 +410,7 @@ def _compiled(check: Check, rule: str, how: str, batch: int, settings: dict[str,
         losses, seconds = _losses(check.config(rule, batch, **{"training.compile": how}), first, later)
     middle = median(seconds[first:])
     return {"ms": 1e3 * middle, "eager_ms": 1e3 * median(eager_seconds[first:]),
-            "compile_seconds": sum(seconds[:first]) - first * middle, "graphs": counters["stats"]["unique_graphs"],
+            "compile_seconds": sum(seconds) - len(seconds) * middle, "graphs": counters["stats"]["unique_graphs"],
             "breaks": dict(counters["graph_break"]),
             "error": max(abs(ours - theirs) / abs(theirs) for ours, theirs in zip(losses, eager, strict=True))}
 
@@ -411,18 +432,20 @@ def attend(check: Check) -> Cases:
     """Forward and backward of attention by shape, mask and backend, in bf16."""
     for shape in check.sizes([(128, 256, 8, 64), (16, 1024, 16, 128), (4, 4096, 16, 128)], [(2, 16, 2, 8)]):
         for backend in (*BACKENDS, "efficient"):
-            yield {"mask": "causal", "backend": backend, "shape": shape}, partial(_attend, check, shape, backend, Causal)
+            yield ({"mask": "causal", "backend": backend, "shape": shape},
+                   partial(_attend, check, shape, backend, Causal))
         for backend in ("xformers", "flex", "sdpa"):  # each sequence is half as long as the one before
             lengths = [max(1, shape[1] >> row % 3) for row in range(shape[0])]
             yield ({"mask": "padded", "backend": backend, "shape": shape},
                    partial(_attend, check, shape, backend, partial(Padded, lengths)))
         for backend in ("xformers", "flash", "sdpa"):
-            yield {"mask": "context", "backend": backend, "shape": shape}, partial(_attend_context, check, shape, backend)
+            yield ({"mask": "context", "backend": backend, "shape": shape},
+                   partial(_attend_context, check, shape, backend))
 
 
 def _heads(check: Check, shape: tuple[int, ...], num: int) -> list[Tensor]:
-    return [torch.randn(shape, generator=generator("attention", index)).to(check.device, torch.bfloat16).requires_grad_()
-            for index in range(num)]
+    drawn = (torch.randn(shape, generator=generator("attention", index)) for index in range(num))
+    return [values.to(check.device, torch.bfloat16).requires_grad_() for values in drawn]
 
 
 def _attend(check: Check, shape: tuple[int, ...], backend: str, mask: Callable[[], Mask]) -> Row:
@@ -462,8 +485,10 @@ def loss(check: Check) -> Cases:
 
 
 def _loss(check: Check, rows: int, vocab: int, width: int, logits: int, evidence: bool) -> Row:
+    gen = torch.Generator(check.device).manual_seed(0)  # on the device: the largest weight has 311 million numbers
+
     def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, device=check.device).requires_grad_()
+        return torch.randn(shape, generator=gen, device=check.device).requires_grad_()
 
     def parts(x: Tensor, vocab: int) -> list[slice]:
         length = max(128, logits // vocab)
@@ -480,7 +505,7 @@ def _loss(check: Check, rows: int, vocab: int, width: int, logits: int, evidence
 
     with patch.object(fused, "_parts", parts), memory(figures, check):
         seconds = mean_seconds(step, check, num=5)
-    return {"ms": 1e3 * seconds, "ns_per_logit": 1e9 * seconds / rows / vocab, "parts": -(-rows // max(128, logits // vocab)),
+    return {"ms": 1e3 * seconds, "ns_per_logit": 1e9 * seconds / rows / vocab, "parts": len(parts(x[0], vocab)),
             **figures}
 
 
@@ -489,8 +514,8 @@ def _loss(check: Check, rows: int, vocab: int, width: int, logits: int, evidence
 
 def generation(check: Check) -> Cases:
     """Tokens per second, and what a token launches."""
-    depth = check.sizes(8, 2)
-    for rule in ("ar", "truncated, a depth per batch", "denoise context"):
+    deep = check.sizes(8, 2)
+    for rule, depth in (("ar", 1), ("truncated, a depth per batch", deep), ("denoise context", deep)):
         for batch in check.sizes((1, 16), (2,)):
             yield {"rule": rule, "batch": batch, "depth": depth}, partial(_generation, check, rule, batch, depth)
 
@@ -506,8 +531,9 @@ def _generation(check: Check, rule: str, batch: int, depth: int) -> Row:
     with Placement(check.device, "bf16").at_work():
         seconds = mean_seconds(lambda: write(num), check, num=2)
         one, three = launches(lambda: write(1), check), launches(lambda: write(3), check)
+    counted = [name for name in ("operations", "kernels", "launches") if name in one]
     return {"tokens_per_second": batch * num / seconds, "ms_per_token": 1e3 * seconds / num} | {
-        f"{name}_per_token": (three[name] - one[name]) / 2 for name in ("operations", "kernels", "launches") if name in one}
+        f"{name}_per_token": (three[name] - one[name]) / 2 for name in counted}
 
 
 # ----------------------------------------------------------------------------- draws and determinism
@@ -528,8 +554,8 @@ def draws(check: Check) -> Cases:
     yield {"what": "the same on the device"}, lambda: {"equal": torch.equal(
         values, StepRandom(0, 0, count=batch, device=check.device).normal("state", shape).cpu())}
     for threaded in (True, False):
-        yield {"what": "a step, drawn by a thread" if threaded else "a step, drawn when asked for", "batch": batch}, partial(
-            _step_by, check, batch, threaded)
+        yield ({"what": f"a step, drawn {'by a thread' if threaded else 'when asked for'}", "batch": batch},
+               partial(_step_by, check, batch, threaded))
 
 
 def _seconds(function: Callable[[], Any], check: Check) -> Row:
@@ -568,6 +594,9 @@ def _twice(check: Check, rule: str, deterministic: bool) -> Row:
 # ----------------------------------------------------------------------------- sections, one after another
 
 
+DONE = "done"
+
+
 @dataclass(frozen=True)
 class Section:
     """cases: what is measured. seconds: its deadline, of `SECONDS` in all."""
@@ -582,29 +611,33 @@ SECTIONS = {"env": Section(env, 20), "tests": Section(tests, 80), "traffic": Sec
             "determinism": Section(determinism, 15)}
 
 
-def serve(section: Section, check: Check, rows: Any) -> None:
-    """A section's own process: send its rows, then None."""
+def serve(section: Section, check: Check, sender: Any) -> None:
+    """A section's own process: send (row, "") for each row, then ({}, how the section ended)."""
     os.setsid()  # so that the programs it starts end with it
-    if not check.on_gpu:
-        os.environ["ACCELERATE_USE_CPU"] = "true"
+    with check.log.open("a") as log:
+        for stream in (1, 2):  # of the process, since libraries write there too
+            os.dup2(log.fileno(), stream)
     try:
+        if not check.on_gpu:
+            os.environ["ACCELERATE_USE_CPU"] = "true"
         for labels, measure in section.cases(check):
-            rows.send(labels | measured(measure))
+            sender.send((labels | measured(measure), ""))
             gc.collect()
             if check.on_gpu:
                 torch.cuda.empty_cache()
+        sender.send(({}, DONE))
     except Exception as error:
-        rows.send({"failed": described(error)})
-    rows.send(None)
+        sender.send(({}, described(error)))
 
 
 def measured(measure: Callable[[], Row]) -> Row:
-    """The figures, or why there are none."""
+    """The figures, or in one line why there are none."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return measure()
     except Exception as error:
+        traceback.print_exc()
         return {"failed": described(error)}
 
 
@@ -622,75 +655,95 @@ def last_line(text: str) -> str:
 
 def run_section(section: Section, check: Check, seconds: float, keep: Callable[[Row], None]) -> str:
     """Run a section for at most `seconds` and keep its rows; returns how it ended."""
-    context = multiprocessing.get_context("fork")  # looped is imported; CUDA has not been started
-    rows, sender = context.Pipe(duplex=False)
+    context = multiprocessing.get_context("fork")  # with all modules imported, and CUDA not started
+    receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=serve, args=(section, check, sender))
     process.start()
     sender.close()
     deadline = time.monotonic() + seconds
     try:
-        while rows.poll(max(0.0, deadline - time.monotonic())):
-            if (row := rows.recv()) is None:
-                return "done"
+        while receiver.poll(max(0.0, deadline - time.monotonic())):
+            row, ended = receiver.recv()
+            if ended:
+                return ended
             keep(row)
         return f"stopped at its deadline of {seconds:.0f} s"
     except EOFError:
         process.join()
         return f"ended early, with exit code {process.exitcode}"
     finally:
-        if process.is_alive():
-            _kill(process)
-        process.join()
+        kill(process)
 
 
-def _kill(process: Any) -> None:
+def kill(process: Any) -> None:
     """End the process with all that it started."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:  # it has not begun to lead a group
+    except ProcessLookupError:  # all have ended, or it was killed before it led a group
         process.kill()
+    process.join()
+
+
+@dataclass
+class Report:
+    """What was found, in a file that is rewritten after each row."""
+
+    path: Path
+    found: dict[str, Any]
+    sections: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def run(self, name: str, check: Check, seconds: float) -> None:
+        """Run a section, and print and write what it finds."""
+        section, start, rows = SECTIONS[name], time.monotonic(), []
+        self.sections[name] = own = {"about": section.cases.__doc__, "ended": "not yet", "seconds": 0.0, "rows": rows}
+        print(f"\n{name}: {section.cases.__doc__}", flush=True)
+
+        def keep(row: Row) -> None:
+            rows.append(row)
+            print("  " + shown(row), flush=True)
+            self.write()
+
+        own["ended"] = run_section(section, check, seconds, keep)
+        own["seconds"] = time.monotonic() - start
+        print(f"  {own['ended']}; {own['seconds']:.1f} s", flush=True)
+        self.write()
+
+    def write(self) -> None:
+        write_text(self.path, json.dumps(self.found | {"sections": self.sections}, indent=1) + "\n")
 
 
 def shown(row: Row) -> str:
-    """A row as a line of names and values."""
-    cells = []
-    for name, value in row.items():
-        text = f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if type(value) is int else str(value)
-        cells.append(f"{name} {text or 'none'}")
-    return " | ".join(cells)
+    """A row as names and values."""
+    return " | ".join(f"{name} {cell(value)}" for name, value in row.items())
+
+
+def cell(value: Any) -> str:
+    if type(value) is float:
+        return f"{value:,.4g}"
+    return f"{value:,}" if type(value) is int else str(value) or "none"
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, required=True, help="a folder for gpu_check.json")
-    parser.add_argument("--device", default="cuda", help="cuda, cuda:1, or cpu for a dry run")
+    parser.add_argument("--out", type=Path, required=True, help="a folder for gpu_check.json and gpu_check.log")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu for a dry run")
     parser.add_argument("--tiny", action="store_true", help="a small model and few steps")
     parser.add_argument("--sections", default=",".join(SECTIONS), help="some of %(default)s")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="for the whole; deadlines shrink with it")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="for the whole; the deadlines scale with it")
     options = parser.parse_args(arguments)
-    if unknown := set(options.sections.split(",")) - set(SECTIONS):
-        parser.error(f"there is no section {', '.join(sorted(unknown))}; write some of {','.join(SECTIONS)}")
+    names = options.sections.split(",")
+    if unknown := [name for name in names if name not in SECTIONS]:
+        parser.error(f"there is no section {', '.join(unknown)}; write some of {','.join(SECTIONS)}")
     options.out.mkdir(parents=True, exist_ok=True)
-    path, check, begun = options.out / "gpu_check.json", Check(options.device, options.tiny), time.monotonic()
-    found: dict[str, Any] = {"started": time.strftime("%Y-%m-%d %H:%M:%S %z"), "device": options.device,
-                             "tiny": options.tiny, "sections": {}}
-    for name in options.sections.split(","):
-        section, start, rows = SECTIONS[name], time.monotonic(), []
-        own = found["sections"][name] = {"about": section.cases.__doc__, "ended": "not yet", "seconds": 0.0, "rows": rows}
-        print(f"\n{name}: {section.cases.__doc__}", flush=True)
-
-        def keep(row: Row, rows: list[Row] = rows) -> None:
-            rows.append(row)
-            print("  " + shown(row), flush=True)
-            write_text(path, json.dumps(found, indent=1) + "\n")
-
-        left = options.seconds - (start - begun)
-        own["ended"] = run_section(section, check, min(section.seconds * options.seconds / SECONDS, left), keep)
-        own["seconds"] = time.monotonic() - start
-        print(f"  {own['ended']}, {own['seconds']:.1f} s", flush=True)
-        write_text(path, json.dumps(found, indent=1) + "\n")
-    print(f"\nall of it in {path}")
-    return 0 if all(own["ended"] == "done" for own in found["sections"].values()) else 1
+    check = Check(options.device, options.tiny, options.out / "gpu_check.log")
+    report = Report(options.out / "gpu_check.json", {"started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+                                                     "device": options.device, "tiny": options.tiny})
+    end = time.monotonic() + options.seconds
+    for name in names:
+        own = SECTIONS[name].seconds * options.seconds / SECONDS
+        report.run(name, check, min(own, end - time.monotonic()))
+    print(f"\nall of it is in {report.path}")
+    return 0 if all(section["ended"] == DONE for section in report.sections.values()) else 1
 
 
 if __name__ == "__main__":
