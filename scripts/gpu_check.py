@@ -495,12 +495,12 @@ def _loss(check: Check, rows: int, vocab: int, width: int, logits: int, evidence
         return [slice(start, start + length) for start in range(0, len(x), length)]
 
     x, weight, targets = draw(1, rows, width), draw(vocab, width), torch.arange(rows, device=check.device)[None] % vocab
-    extra = (draw(1, rows, 16), draw(vocab, 16)) if evidence else None
+    extra, scale = (draw(1, rows, 16), draw(vocab, 16)) if evidence else None, torch.full((), 0.02, device=check.device)
     figures: Row = {}
 
     def step() -> None:
         with torch.autocast(check.device.type, torch.bfloat16):
-            losses = fused.linear_cross_entropy(x, weight, targets, scale=x.new_tensor(0.02), evidence=extra)
+            losses = fused.linear_cross_entropy(x, weight, targets, scale=scale, evidence=extra)
         torch.autograd.grad(losses.mean(), [x, weight, *(extra or ())])
 
     with patch.object(fused, "_parts", parts), memory(figures, check):
@@ -741,7 +741,7 @@ def main(arguments: list[str] | None = None) -> int:
     end = time.monotonic() + options.seconds
     for name in names:
         own = SECTIONS[name].seconds * options.seconds / SECONDS
-        report.run(name, check, min(own, end - time.monotonic()))
+        report.run(name, check, max(0.0, min(own, end - time.monotonic())))
     print(f"\nall of it is in {report.path}")
     return 0 if all(section["ended"] == DONE for section in report.sections.values()) else 1
 

@@ -3,17 +3,28 @@
 import json
 import subprocess
 import sys
+import warnings
+from contextlib import nullcontext
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+from torch.autograd import DeviceType
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "gpu_check.py"
 BROKEN = """
 import os, subprocess, sys, time
+import torch
+asked, kept = [], vars(torch.cuda).copy()
+for name in ("is_available", "device_count", "init", "_lazy_init", "get_device_capability"):
+    setattr(torch.cuda, name, lambda *_, name=name: asked.append(name))
 sys.path.insert(0, {folder!r})
 import gpu_check
+assert not asked, f"CUDA was started before sections are forked: {{asked}}"
+vars(torch.cuda).update(kept)
 
 def fails(check):
     "A measurement that fails."
@@ -99,6 +110,43 @@ def test_the_dry_run_measures_all_but_what_needs_cuda(tmp_path, gpu_check):
     assert all(row["graphs"] and not row["breaks"] and row["error"] < 0.01 for row in found["compile"]["rows"])
     assert all(row["equal"] for row in found["determinism"]["rows"])
     assert all(0 < row["host_ms"] < row["ms"] for row in found["steps"]["rows"] if "rule" in row)
+
+
+@pytest.fixture
+def on_cuda(gpu_check, tmp_path, monkeypatch):
+    """A check on a CUDA device that nothing is run on."""
+    monkeypatch.setattr(gpu_check, "now", lambda device: 0.0)
+    check = gpu_check.Check("cuda", True, tmp_path / "log")
+    vars(check)["device"] = torch.device("cuda")
+    return check
+
+
+def test_the_lines_that_wait_for_the_device_are_counted(gpu_check, monkeypatch):
+    modes = []
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+
+    def step():
+        for _ in range(3):
+            warnings.warn_explicit("called a synchronizing CUDA operation", UserWarning, f"{ROOT}/looped/rng.py", 7)
+        warnings.warn_explicit("something else", UserWarning, f"{ROOT}/looped/rng.py", 8)
+
+    assert gpu_check.synchronisations(step) == {"syncs": 3, "where": {"looped/rng.py:7": 3}}
+    assert modes == ["warn", "default"]
+
+
+def test_kernels_are_what_ran_on_the_device_besides_copies_and_names_of_stretches(gpu_check, on_cuda, monkeypatch):
+    def event(name, device=DeviceType.CPU, parent=None, annotation=False):
+        return SimpleNamespace(name=name, device_type=device, cpu_parent=parent, is_user_annotation=annotation)
+
+    linear = event("aten::linear")
+    events = [linear, event("aten::addmm", parent=linear), event("cudaLaunchKernel"), event("cudaMemcpyAsync"),
+              event("sgemm", DeviceType.CUDA), event("softmax", DeviceType.CUDA),
+              event("Memcpy HtoD (Pinned -> Device)", DeviceType.CUDA),
+              event("Optimizer.step", DeviceType.CUDA, annotation=True)]
+    profile = nullcontext(SimpleNamespace(events=lambda: events))
+    monkeypatch.setattr(torch.profiler, "profile", lambda activities: profile)
+    assert gpu_check.launches(lambda: None, on_cuda) == {
+        "operations": 1, "kernels": 2, "copies": {"Memcpy HtoD (Pinned -> Device)": 1}, "launches": 1}
 
 
 def test_the_deadlines_of_the_sections_add_up_to_the_whole(gpu_check):
