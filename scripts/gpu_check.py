@@ -614,7 +614,7 @@ SECTIONS = {"env": Section(env, 20), "tests": Section(tests, 80), "traffic": Sec
 def serve(section: Section, check: Check, sender: Any) -> None:
     """A section's own process: send (row, "") for each row, then ({}, how the section ended)."""
     os.setsid()  # so that the programs it starts end with it
-    with check.log.open("a") as log:
+    with check.log.open("a", encoding="utf-8", newline="") as log:
         for stream in (1, 2):  # of the process, since libraries write there too
             os.dup2(log.fileno(), stream)
     try:

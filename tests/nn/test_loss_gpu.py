@@ -15,7 +15,7 @@ ROWS, VOCAB, D = 700, 1000, 64
 
 
 @pytest.mark.parametrize("with_evidence", [False, True], ids=["plain", "evidence"])
-@pytest.mark.parametrize(("autocast", "most"), [(False, 5e-3), (True, 3e-2)], ids=["float32", "bf16"])
+@pytest.mark.parametrize(("autocast", "most"), [(False, 5e-3), (True, 6e-2)], ids=["float32", "bf16"])
 def test_losses_and_gradients_are_those_of_the_cpu(autocast, most, with_evidence):
     """Relative to their norm; float32 may run in TF32."""
     leaves = [draw(1, ROWS, D), draw(VOCAB, D, seed=1), draw(seed=2)]
