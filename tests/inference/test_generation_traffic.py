@@ -20,7 +20,7 @@ from looped.objectives import build_objective
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # the checks of shapes would read and copy as well
 
-V, DEPTH, FEW, MORE = 40, 8, 4, 8
+V, DEPTH, FEW, MORE = 40, 3, 2, 5
 SMALL = {"model.width": 16, "model.num_heads": 2, "denoise.target.dim": 8, "denoise.cond_width": 8}
 BLOCKS = {"denoise.block_size": 2, "data.length": 8, "evaluation.prompt_length": 4}
 
