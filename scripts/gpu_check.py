@@ -253,7 +253,8 @@ def tests(check: Check) -> Cases:
 def _pytest(check: Check, pick: str) -> Row:
     if not check.on_gpu:
         return {"skipped": "they need a CUDA device"}
-    files = sorted(str(path) for path in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in path.read_text(encoding="utf-8"))
+    files = sorted(str(path) for path in (ROOT / "tests").rglob("test_*.py")
+                   if "mark.gpu" in path.read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-v", "-m", "gpu", "-k", pick, f"--junitxml={report}", *files]
