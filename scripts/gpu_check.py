@@ -78,7 +78,7 @@ Cases = Iterator[tuple[Row, Callable[[], Row]]]
 
 @dataclass(frozen=True)
 class Check:
-    """Where and at what size to measure. log: takes what a section's process writes."""
+    """Device, size and files of a check. log: takes what a section's process writes."""
 
     device_name: str
     tiny: bool
@@ -281,7 +281,7 @@ def outcomes(report: Path) -> Row:
 
 
 def traffic(check: Check) -> Cases:
-    """What a training step of each rule launches, copies and waits for."""
+    """Kernels, copies and waits of a training step of each rule."""
     for rule in RULES:
         yield {"rule": rule, "batch": check.sizes(4, 2)}, partial(_traffic, check, rule)
 
@@ -294,7 +294,7 @@ def _traffic(check: Check, rule: str) -> Row:
 
 
 def synchronisations(function: Callable[[], Any]) -> Row:
-    """How often the host waits for the device, by torch's own debug mode, and the lines where it does."""
+    """The number of waits of the host for the device, by torch's own debug mode, and the lines where it does."""
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as said:
@@ -308,7 +308,7 @@ def synchronisations(function: Callable[[], Any]) -> Row:
 
 
 def launches(function: Callable[[], Any], check: Check) -> Row:
-    """What torch's profiler counts of a call: operations (without those that only call others) and, on CUDA, kernels,
+    """Counts of a call by torch's profiler: operations (without those that only call others) and, on CUDA, kernels,
     copies, and the calls of the host that launch."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities + [torch.profiler.ProfilerActivity.CUDA] * check.on_gpu) as found:
@@ -687,7 +687,7 @@ def kill(process: Any) -> None:
 
 @dataclass
 class Report:
-    """What was found, in a file that is rewritten after each row."""
+    """The rows measured, in a file that is rewritten after each row."""
 
     path: Path
     found: dict[str, Any]

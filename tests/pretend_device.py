@@ -31,7 +31,7 @@ NO_KERNEL = {"view", "_unsafe_view", "t", "transpose", "permute", "expand", "sli
 
 @dataclass
 class Counts:
-    """What an actual device would be asked to do: kernels by name; reads of it, copies to it that the host does not
+    """Work of an actual device: kernels by name; reads of it, copies to it that the host does not
     wait for and those that it waits for (`waits`), by the line of looped/ that asked."""
 
     kernels: Counter = field(default_factory=Counter)

@@ -62,7 +62,7 @@ def test_training_takes_the_device_that_accelerate_takes(gpu, monkeypatch, envir
 
 
 def test_costs_are_those_of_the_device_and_timed_steps_those_of_the_processor(gpu):
-    """What `looped info`, `--dry-run`, `bench step` and the launcher's check make of auto."""
+    """The precision of auto in `looped info`, `--dry-run`, `bench step` and the launcher's check."""
     here = count(small(), 270)
     gpu()
     auto, explicit = count(small(), 270), count(small(**{"training.precision": "bf16"}), 270)

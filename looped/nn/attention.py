@@ -99,7 +99,7 @@ def resolve_backend(backend: str, mask: Mask, q: Tensor, *others: Tensor) -> str
 
 
 _resolved: dict[tuple[type[Mask], torch.dtype], str] = {}
-"""What `resolve_backend` found last, by the class of the mask and the dtype."""
+"""The last result of `resolve_backend`, by the class of the mask and the dtype."""
 
 
 def _inside_graph(kind: type[Mask], dtype: torch.dtype) -> str:

@@ -285,7 +285,7 @@ def _evidence(u: Float[Tensor, "rows terms"], table: Float[Tensor, "vocab terms"
 
 
 class Chunking(NamedTuple):
-    """How logits are computed on a kind of device: about `num_logits` at once; rows and vocabulary in multiples of
+    """Chunk sizes of the logits on a kind of device: about `num_logits` at once; rows and vocabulary in multiples of
     `rows` and `vocab`, which its matrix products need for full speed."""
 
     num_logits: int

@@ -22,7 +22,7 @@ INDEX = "https://download.pytorch.org/whl"
 
 @dataclass(frozen=True)
 class Build:
-    """What an xformers was built for: `cuda` (12, 8), or None for a build without CUDA."""
+    """The CUDA version of an xformers build: `cuda` (12, 8), or None for a build without CUDA."""
 
     version: str
     cuda: tuple[int, int] | None

@@ -64,7 +64,7 @@ class Objective(nn.Module):
 
     @property
     def changes(self) -> str:
-        """What differs from step to step, so that one graph cannot hold them all, as a clause; "" if nothing does."""
+        """The difference between steps, so that one graph cannot hold them all, as a clause; "" if nothing does."""
         return ""
 
     @property

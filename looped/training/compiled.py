@@ -1,4 +1,4 @@
-"""What `training.compile` compiles: the loop step, which serves any depth, or the whole rule as one graph."""
+"""Targets of `training.compile`: the loop step, which serves any depth, or the whole rule as one graph."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

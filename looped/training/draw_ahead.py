@@ -66,7 +66,7 @@ class StepDraws(StepRandom):
 
 @dataclass
 class DrawPlan:
-    """What the steps of a run draw: the decisions in their order, and the draws by the outcomes of these."""
+    """The draws of a run's steps: the decisions in their order, and the draws by the outcomes of these."""
 
     decisions: dict[str, Callable[[StepRandom], Any]] = field(default_factory=dict)
     asked: dict[Hashable, tuple[Asked, ...]] = field(default_factory=dict)
@@ -94,8 +94,10 @@ class DrawPlan:
 
     @staticmethod
     def _key(outcomes: dict[str, Any]) -> Hashable:
-        """Outcomes that are numbers; a tensor of depths does not change what is drawn."""
-        return tuple((name, value) for name, value in outcomes.items() if not isinstance(value, Tensor))
+        """Outcomes that are numbers; tensors, one depth per sequence, do not change what is drawn."""
+        parts = {name: value if isinstance(value, tuple) else (value,) for name, value in outcomes.items()}
+        return tuple((name, value) for name, value in parts.items()
+                     if not any(isinstance(each, Tensor) for each in value))
 
 
 def pinned(values: Any, device: torch.device) -> Any:

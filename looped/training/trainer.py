@@ -205,7 +205,8 @@ class Trainer:
     def run(self, batch: Tensor | Batch | SoughtImages, draws: StepDraws) -> Loss:
         """The loss of a micro-batch. A graph of the whole rule needs all draws beforehand; without them the rule runs
         eagerly, which lists what it draws."""
-        eager = nullcontext() if draws.complete else torch.compiler.set_stance("force_eager")
+        listing = self.config.training.compile == "objective" and not draws.complete
+        eager = torch.compiler.set_stance("force_eager") if listing else nullcontext()
         with eager, one_graph(self.config.objective):
             return self.module(batch, draws)
 

@@ -1,4 +1,4 @@
-"""What attention would run on a Hopper GPU, asked on any machine: the tensors are fake, the dispatchers are real.
+"""The attention kernels of a Hopper GPU, asked on any machine: the tensors are fake, the dispatchers are real.
 
 Run as a program, since xformers decides much at its import, which must find the pretended torch:
 
@@ -33,7 +33,7 @@ def pretend(loaded):
 
 
 class Query:
-    """What the choice of a backend asks of a query that is on CUDA and, in training, carries gradient."""
+    """The properties of a query on CUDA that the choice of a backend reads; in training it carries gradient."""
 
     def __init__(self, dtype, head_dim, trains):
         self.device, self.dtype, self.shape = torch.device("cuda"), dtype, (2, 6, 4, head_dim)

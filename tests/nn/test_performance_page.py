@@ -44,7 +44,7 @@ def asked():
 
 
 def cell(case):
-    """What the table says of a case: the backend, xformers' operators without their versions, the context's kernel."""
+    """The table's row of a case: the backend, xformers' operators without their versions, the context's kernel."""
     if case["backend"] == "xformers":
         return "xformers: " + ", ".join(re.sub(r"(@.*)?-pt$", "", name) for name in case["operators"])
     kernel = {"formula": "the formula"}.get(case["context"], f"the {case['context']} kernel")

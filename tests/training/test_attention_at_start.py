@@ -1,4 +1,4 @@
-"""What attention can train on is known before training starts; a run is evaluated on a device of another backend."""
+"""The attention backend is checked before training starts; a run is evaluated on a device of another backend."""
 
 from types import SimpleNamespace
 

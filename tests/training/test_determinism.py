@@ -28,7 +28,7 @@ RULES = {
 
 
 def process():
-    """What the setting changes in the process."""
+    """The state of the process that the setting changes."""
     cudnn = torch.backends.cudnn
     return (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(),
             cudnn.deterministic, cudnn.benchmark)

@@ -55,7 +55,7 @@ def shipped(name, changes):
 
 
 def accelerator_on(device):
-    """What accelerate gives a run of one process on a device."""
+    """The accelerator of a run of one process on a device."""
     def clip(parameters, most):
         return torch.nn.utils.clip_grad_norm_(list(parameters), most)
 
@@ -84,7 +84,7 @@ def traffic(tmp_path, monkeypatch):
 
 
 def check(counts, reads):
-    """One read a step and no wait for a copy, of a step that did its work on the device."""
+    """One read per step and no wait for a copy, of a step that did its work on the device."""
     assert sum(counts.kernels.values()) > 100
     assert sum(counts.reads.values()) == reads, counts.reads
     assert not counts.waits

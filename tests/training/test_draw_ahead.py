@@ -53,6 +53,20 @@ def test_a_thread_changes_no_weight_and_no_figure(tiny, tmp_path, monkeypatch, r
     assert set(last.asked) <= set(last.made)  # nothing was left to draw in the last step
 
 
+@pytest.mark.parametrize("compile", [False, "step"])
+def test_a_step_of_new_depths_is_no_new_kind_and_runs_compiled_if_it_should(tiny, tmp_path, monkeypatch, compile):
+    """Only a graph of the whole rule waits for its draws to be listed."""
+    stances = []
+    monkeypatch.setattr(torch.compiler, "set_stance", stances.append)
+    monkeypatch.setattr("looped.models.language.LanguageModel.compile_step", lambda model: None)
+    with open_trainer(tiny(objective="truncated", **{"training.compile": compile}), tmp_path / "run",
+                      quiet=True) as trainer:
+        while not trainer.finished:
+            trainer.step()
+    assert len(trainer.ahead.plan.asked) == 1
+    assert stances == []
+
+
 def test_the_thread_ends_with_the_run(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(trainers, "DrawAhead", Threaded)
     train(tiny(), tmp_path / "run", quiet=True)
