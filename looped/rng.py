@@ -1,8 +1,9 @@
 """Randomness as a function of (seed, step, stream, row): nothing to save, the same on any number of processes.
 
 A row is a sequence's index in the whole optimiser step, so splitting a batch over micro-batches or processes changes
-no draw. Draws are made on the CPU, so they do not depend on the device. Normal draws are moved to the device. Uniform
-draws stay on the CPU in float64, which some devices lack; levels, times and choices are computed from them there.
+no draw. Draws are made on the CPU, so they do not depend on the device. Normal draws are moved to the device, or made
+there by a generator that gives the same on every device (`DeviceRandom`). Uniform draws stay on the CPU in float64,
+which some devices lack; levels, times and choices are computed from them there.
 """
 
 import hashlib
@@ -13,6 +14,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from looped import philox
 from looped.devices import to_device
 
 T = TypeVar("T")
@@ -41,6 +43,9 @@ class StepRandom:
     """Random draws of one micro-batch: rows `start ... start + count - 1` of the `total` in an optimiser step. `rows`:
     explicit row numbers (`number_of`), for rows that are not part of a step."""
 
+    AHEAD: frozenset[str] = frozenset({"normal", "uniform", "stratified"})
+    """Kinds of draws that are made on the host, where they can be made ahead of their step."""
+
     def __init__(self, seed: int, step: int, *, start: int = 0, count: int, total: int | None = None,
                  device: torch.device | str = "cpu", rows: Sequence[int] | None = None):
         self.seed = seed
@@ -50,6 +55,10 @@ class StepRandom:
         self.rows: Sequence[int] = range(start, start + count) if rows is None else rows
         self.total: int = total if total is not None else start + count
         self.device: torch.device = torch.device(device)
+
+    def on_host(self) -> "StepRandom":
+        """The randomness of the same rows, with draws that stay on the host."""
+        return type(self)(self.seed, self.step, start=self.start, count=self.count, total=self.total, rows=self.rows)
 
     def lockstep(self, stream: str) -> torch.Generator:
         """A generator that is the same for all rows, micro-batches and processes of the step."""
@@ -85,6 +94,23 @@ class StepRandom:
         strata = torch.randperm(self.total, generator=gen).double()
         uniform = (strata + torch.rand(self.total, generator=gen, dtype=torch.float64)) / self.total
         return uniform[self.start : self.start + self.count].clamp(1e-12, 1 - 1e-12)
+
+
+class DeviceRandom(StepRandom):
+    """Randomness whose normal draws are made on the device itself, by Philox: other numbers than those of `StepRandom`,
+    the same on every device but for rounding, and no time of the host's."""
+
+    AHEAD = frozenset({"uniform", "stratified"})
+
+    def normal(self, stream: str, shape: Sequence[int]) -> Tensor:
+        return philox.normal(number_of(self.seed, self.step, stream), self.rows, shape, self.device)
+
+    def drawn(self, stream: str, shape: Sequence[int]) -> Tensor:
+        return self.on_host().normal(stream, shape)
+
+
+RNG: dict[str, type[StepRandom]] = {"host": StepRandom, "device": DeviceRandom}
+"""Randomness by `training.rng`."""
 
 
 class ByPlace(StepRandom):

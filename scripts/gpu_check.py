@@ -55,7 +55,7 @@ from looped.nn.backends import BACKENDS, xformers_absent
 from looped.nn.masks import Causal, CleanNoisy, Mask, Packed, Padded, SlidingWindow
 from looped.objectives import build_objective
 from looped.precision import Precision
-from looped.rng import StepRandom, generator
+from looped.rng import DeviceRandom, StepRandom, generator
 from looped.storage import write_text
 from looped.training.compiled import COMPILE, compile_whole
 from looped.training.determinism import CUBLAS, CUBLAS_VALUES
@@ -554,6 +554,11 @@ def draws(check: Check) -> Cases:
             lambda: held.to(check.device, non_blocking=True), check)
     yield {"what": "the same on the device"}, lambda: {"equal": torch.equal(
         values, StepRandom(0, 0, count=batch, device=check.device).normal("state", shape).cpu())}
+    philox = partial(DeviceRandom, 0, 0, count=batch)
+    yield {"what": "made on the device by Philox"}, lambda: _seconds(
+        lambda: philox(device=check.device).normal("state", shape), check)
+    yield {"what": "Philox there beside here"}, lambda: {"error": (
+        philox().normal("state", shape) - philox(device=check.device).normal("state", shape).cpu()).abs().max().item()}
     for threaded in (True, False):
         yield ({"what": f"a step, drawn {'by a thread' if threaded else 'when asked for'}", "batch": batch},
                partial(_step_by, check, batch, threaded))

@@ -54,6 +54,11 @@ class TrainingConfig(Section):
         default=False,
         description="use kernels alone that give the same bits each time, on CUDA too, where they are slower; an "
                     "operation without one is an error")
+    rng: Literal["host", "device"] = Field(
+        default="host",
+        description="where a training step's normal draws are made: on the host, ahead of their step, the same bits "
+                    "for every device; or on the device, by Philox, other numbers and on every device the same but "
+                    "for rounding")
     threads: int | None = Field(default=None, ge=1, description="CPU threads; null: torch's default")
     log_every: Depth = Field(default=10, description="steps between lines of metrics.jsonl")
     eval_every: Count = Field(default=0, description="steps between evaluations; 0 evaluates at the end only")

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from looped.compiled import is_recent_cuda, on_device
 from looped.nn.cast_once import cast
-from looped.nn.compiled import is_recent_cuda, on_device
 from looped.shapes import Float, Int
 
 Activation = Literal["swiglu", "gelu"]

@@ -23,11 +23,12 @@ class StepDraws(StepRandom):
     """The draws of `random`, some of them made before. What is missing is drawn when asked for, and listed, unless the
     draws are `complete`: then a step of the same decisions has been run, and nothing is missing."""
 
-    def __init__(self, random: StepRandom, made: dict[Asked, Tensor] | None = None,
+    def __init__(self, random: StepRandom, made: dict[Asked, Tensor | None] | None = None,
                  outcomes: dict[str, Any] | None = None, *, complete: bool = False):
         super().__init__(random.seed, random.step, start=random.start, count=random.count, total=random.total,
                          device=random.device, rows=random.rows)
-        self.made: dict[Asked, Tensor] = {} if made is None else made
+        self.random = random
+        self.made: dict[Asked, Tensor | None] = {} if made is None else made
         self.outcomes: dict[str, Any] = {} if outcomes is None else outcomes
         self.complete = complete
         self.asked: dict[Asked, None] = {}
@@ -35,7 +36,7 @@ class StepDraws(StepRandom):
 
     def normal(self, stream: str, shape: Sequence[int]) -> Tensor:
         found = self._look_up("normal", stream, tuple(shape))
-        return super().normal(stream, shape) if found is None else found
+        return self.random.normal(stream, shape) if found is None else found
 
     def uniform(self, stream: str, shape: Sequence[int]) -> Tensor:
         found = self._look_up("uniform", stream, tuple(shape))
@@ -58,9 +59,13 @@ class StepDraws(StepRandom):
         return outcome
 
     def on_device(self) -> "StepDraws":
-        """Move the normal draws to the device, without waiting; uniform ones are used on the host."""
-        self.made = {asked: to_device(values, self.device) if asked[0] == "normal" else values
-                     for asked, values in self.made.items()}
+        """Move the normal draws to the device without waiting, or make them there (`DeviceRandom`); uniform ones are
+        used on the host."""
+        for asked, values in self.made.items():
+            if values is None:
+                self.made[asked] = draw(self.random, asked)
+            elif asked[0] == "normal":
+                self.made[asked] = to_device(values, self.device)
         return self
 
 
@@ -81,15 +86,13 @@ class DrawPlan:
             self.asked = self.asked | {key: self.last}
 
     def make(self, random: StepRandom) -> StepDraws:
-        """The draws of a step, on the host: all of them if its decisions are known, else those of the last step."""
+        """The draws of a step, as far as they are the host's: all of them if its decisions are known, else those of the
+        last step."""
         outcomes = {name: draw(random) for name, draw in self.decisions.items()}
         known = self.asked.get(self._key(outcomes))
-        here = StepRandom(random.seed, random.step, start=random.start, count=random.count, total=random.total,
-                          rows=random.rows)
-        made = {}
-        for kind, stream, shape in self.last if known is None else known:
-            values = here.stratified(stream) if kind == "stratified" else getattr(here, kind)(stream, shape)
-            made[kind, stream, shape] = pinned(values, random.device)
+        here = random.on_host()
+        made = {asked: pinned(draw(here, asked), random.device) if asked[0] in random.AHEAD else None
+                for asked in (self.last if known is None else known)}
         return StepDraws(random, made, outcomes, complete=known is not None)
 
     @staticmethod
@@ -98,6 +101,12 @@ class DrawPlan:
         parts = {name: value if isinstance(value, tuple) else (value,) for name, value in outcomes.items()}
         return tuple((name, value) for name, value in parts.items()
                      if not any(isinstance(each, Tensor) for each in value))
+
+
+def draw(random: StepRandom, asked: Asked) -> Tensor:
+    """The draw that was asked for."""
+    kind, stream, shape = asked
+    return random.stratified(stream) if kind == "stratified" else getattr(random, kind)(stream, shape)
 
 
 def pinned(values: Any, device: torch.device) -> Any:

@@ -33,7 +33,7 @@ from looped.objectives import Loss, Objective, build_objective
 from looped.objectives.base import figures_of
 from looped.objectives.degenerate_loops import cautions
 from looped.precision import Precision
-from looped.rng import StepRandom
+from looped.rng import RNG, StepRandom
 from looped.training import checkpoint as ckpt
 from looped.training.block_runs import take_shared
 from looped.training.callbacks import Callback
@@ -182,8 +182,8 @@ class Trainer:
         """Tokens, problems or images of some rows of a step, on the host, and their randomness."""
         c, device = self.config, self.accelerator.device
         batch = self.data.train.batch(step, rows=rows, **self.batch_settings())
-        return batch, StepRandom(c.seed, step, start=rows.start, count=len(rows), total=c.training.batch_size,
-                                 device=device)
+        return batch, RNG[c.training.rng](c.seed, step, start=rows.start, count=len(rows),
+                                          total=c.training.batch_size, device=device)
 
     def batch_settings(self) -> dict[str, int]:
         """The settings that determine the order of the data, besides the step."""

@@ -16,7 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
-from looped.nn import compiled, fused
+from looped import compiled
+from looped.nn import fused
 from looped.nn.fused import Chunking, linear_cross_entropy
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # torch.compile cannot look into the checks of shapes

@@ -20,6 +20,7 @@ RULES = {
     "blockwise, two micro-batches": {"objective": "blockwise", "blocks.num": 3, "model.num_core_layers": 3,
                                      "training.accumulation": 2},
     "masked": {"objective": "masked", "model.state_init": "zero"},
+    "drawn on the device": {"objective": "denoise", "training.rng": "device"},
 }
 
 
@@ -65,6 +66,21 @@ def test_a_step_of_new_depths_is_no_new_kind_and_runs_compiled_if_it_should(tiny
             trainer.step()
     assert len(trainer.ahead.plan.asked) == 1
     assert stances == []
+
+
+def test_normal_draws_of_the_device_take_no_time_of_the_host(tiny, tmp_path, monkeypatch):
+    """No generator of the host draws a normal number, of a rule that asks for some; the losses are others."""
+    drawn, randn = [], torch.randn
+    monkeypatch.setattr(torch, "randn", lambda *args, **kwargs: drawn.append(args) or randn(*args, **kwargs))
+    losses = {}
+    for rng in ("device", "host"):
+        with open_trainer(tiny(objective="ar", **{"training.rng": rng}), tmp_path / rng, quiet=True) as trainer:
+            drawn.clear()
+            for _ in range(3):
+                trainer.step()
+            losses[rng] = len(drawn), trainer.figures["loss"]
+    assert losses["device"][0] == 0 < losses["host"][0]
+    assert losses["device"][1] != losses["host"][1]
 
 
 def test_the_thread_ends_with_the_run(tiny, tmp_path, monkeypatch):

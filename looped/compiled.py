@@ -44,7 +44,7 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
             if not isinstance(error, TorchDynamoException):
                 raise
             warned.add(name)
-            warnings.warn(f"{name} cannot be compiled, so the loss is slower: {str(error).splitlines()[0]}; torch's "
+            warnings.warn(f"{name} cannot be compiled and is slower: {str(error).splitlines()[0]}; torch's "
                           f"compiler needs triton and a C compiler, such as gcc", stacklevel=2)
             return function(*args)
 
