@@ -233,8 +233,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
             narrow, d_logits = gradient(rows[part], places[part], head, scale, added, len(weight), lse[part],
                                         grads[part])
             if u is not None:
-                grad_u.flatten(0, -2)[part] = d_logits.to(table.dtype) @ terms.to(table.dtype)
-                grad_table = _plus_product(grad_table, d_logits.T.to(u.dtype), own)
+                low = min(d_logits.dtype, table.dtype, key=lambda dtype: dtype.itemsize)
+                grad_u.flatten(0, -2)[part] = d_logits.to(low) @ terms.to(low)
+                grad_table = _plus_product(grad_table, d_logits.T.to(low), own.to(low))
             narrow = narrow.to(ctx.dtype)
             grad_rows[part] = narrow @ head
             grad_weight = _plus_product(grad_weight, narrow.T, rows[part].to(ctx.dtype))
@@ -252,15 +253,17 @@ def _losses(rows: Tensor, places: Tensor, head: Tensor, scale: Tensor, added: Te
 
 
 def _gradient(rows: Tensor, places: Tensor, head: Tensor, scale: Tensor, added: Tensor | None, vocab: int,
-              lse: Float[Tensor, "rows"], grads: Float[Tensor, "rows"]) -> tuple[Tensor, Tensor | None]:
-    """Gradient of a chunk's logits, `grads * (softmax - one-hot)`: for the products with the head and, unrounded, for
-    those of the evidence."""
+              lse: Float[Tensor, "rows"], grads: Float[Tensor, "rows"]) -> tuple[Tensor, Tensor]:
+    """Gradient of a chunk's logits, `grads * (softmax - one-hot)`: for the products with the head and for those of the
+    evidence. Compiled, both read one in the dtype of the head, which saves a fifth of the traffic; else the evidence's
+    are not rounded."""
     with made_again():
         d_logits = _logits(rows, head, scale, added, vocab, lse.dtype)
     if torch.compiler.is_compiling():  # a scatter would be a pass of its own
         chosen = torch.arange(len(head), device=rows.device) == places[:, None]
         d_logits = ((d_logits - lse[:, None]).exp() - chosen.to(lse.dtype)) * grads[:, None]
-        return d_logits.to(head.dtype), None if added is None else d_logits
+        narrow = d_logits.to(head.dtype)
+        return narrow, narrow
     d_logits.sub_(lse[:, None]).exp_()
     d_logits.scatter_add_(1, places[:, None], d_logits.new_full((len(d_logits), 1), -1))
     d_logits.mul_(grads[:, None])

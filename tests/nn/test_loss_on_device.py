@@ -280,7 +280,7 @@ def test_an_error_of_the_function_itself_is_not_swallowed(device, monkeypatch):
 
 # ---- traffic ---------------------------------------------------------------------------------------------------------
 
-ROWS, MANY, WIDTH = 1024, 4096, 128
+ROWS, MANY, WIDTH = 4096, 4096, 128
 
 
 def large(with_evidence):
@@ -329,15 +329,15 @@ def counted(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("as_cuda")
-@pytest.mark.parametrize(("with_evidence", "most"), [(False, 22), (True, 50)], ids=["plain", "evidence"])
+@pytest.mark.parametrize(("with_evidence", "most"), [(False, 18), (True, 39)], ids=["plain", "evidence"])
 def test_compiled_chunks_read_and_write_few_bytes_a_logit(counted, with_evidence, most):
     """Logits in bf16 are written and read, and in backward their gradients too, which two products read: 14. Evidence
-    adds its float32 product, written and read twice, and a float32 gradient, written once and read twice: 42. The rest
-    is tables and rows; it falls with the number of rows."""
+    adds its float32 product, written and read twice, and two products that read the gradients: 34. The rest is tables
+    and rows, which falls with the number of rows, and a second pass for the log-sum-exp."""
     around = bytes_a_logit(with_evidence)
     chunks = counted.num_bytes_accessed / ROWS / MANY
     assert chunks > (18 if with_evidence else 8)
-    assert around + chunks < most
+    assert around + chunks < most, around + chunks
 
 
 @pytest.mark.usefixtures("as_cuda")
