@@ -51,6 +51,11 @@ def widest(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64
 
 
+def pinned(values: Any, device: torch.device) -> Any:
+    """Host values in memory that a CUDA device copies from while the host goes on."""
+    return values.pin_memory() if device.type == "cuda" else values
+
+
 def to_device(values: Tensor, device: torch.device | str) -> Tensor:
     """`values` on the device. A copy from the host does not wait for the device; one from the device to the host does,
     since the host would read before it has arrived."""

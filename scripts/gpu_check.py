@@ -44,7 +44,7 @@ from looped.config import Config, load_config
 from looped.cost.counts import count
 from looped.cost.mfu import matrix_products
 from looped.cost.step import at_mean_depth
-from looped.devices import DTYPES, Placement, find_device, now
+from looped.devices import DTYPES, Placement, find_device, now, pinned
 from looped.domains.text import RandomText
 from looped.evaluation.depth import peak_bytes
 from looped.inference.generate import generate
@@ -59,7 +59,7 @@ from looped.rng import DeviceRandom, StepRandom, generator
 from looped.storage import write_text
 from looped.training.compiled import COMPILE, compile_whole
 from looped.training.determinism import CUBLAS, CUBLAS_VALUES
-from looped.training.draw_ahead import DrawAhead, pinned
+from looped.training.draw_ahead import DrawAhead
 from looped.training.runs import versions
 from looped.training.train import open_trainer
 from looped.training.trainer import Trainer

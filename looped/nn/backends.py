@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from looped.devices import pinned, to_device
 from looped.nn.masks import Causal, CleanNoisy, Full, Mask, Packed, Padded
 from looped.nn.xformers_build import load_fmha, unloaded
 
@@ -275,7 +276,7 @@ def _index(rows: list[range], total: int, device) -> Tensor | None:
     if sum(map(len, rows)) == total:
         return None
     runs = [torch.arange(run.start, run.stop) for run in rows]
-    return torch.cat(runs or [torch.arange(0)]).to(device)
+    return to_device(pinned(torch.cat(runs or [torch.arange(0)]), device), device)
 
 
 def xformers_bias(mask: Full | Causal, num_queries: int, num_keys: int) -> Any:

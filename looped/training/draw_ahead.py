@@ -9,10 +9,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from looped.devices import to_device
+from looped.devices import pinned, to_device
 from looped.rng import StepRandom
 
 Asked = tuple[str, str, tuple[int, ...]]
@@ -107,11 +106,6 @@ def draw(random: StepRandom, asked: Asked) -> Tensor:
     """The draw that was asked for."""
     kind, stream, shape = asked
     return random.stratified(stream) if kind == "stratified" else getattr(random, kind)(stream, shape)
-
-
-def pinned(values: Any, device: torch.device) -> Any:
-    """Host values in memory that a CUDA device copies from while the host goes on."""
-    return values.pin_memory() if device.type == "cuda" else values
 
 
 class DrawAhead:

@@ -237,3 +237,15 @@ def test_near_shows_nothing_of_what_fills_a_row_up():
     assert seen[0].all()
     assert seen[1, 0, :2, :2].all()
     assert seen[1].sum() == 4
+
+
+def test_the_rows_of_blocks_reach_a_device_without_a_wait(monkeypatch):
+    """Their index is pinned and copied without blocking, as xformers copies the lengths."""
+    from looped.nn import backends
+
+    copies = []
+    monkeypatch.setattr(backends, "pinned", lambda values, device: copies.append("pinned") or values)
+    monkeypatch.setattr(backends, "to_device", lambda values, device: copies.append("copied") or values)
+    assert backends._index([range(2), range(4, 6)], 8, torch.device("cpu")).tolist() == [0, 1, 4, 5]
+    assert copies == ["pinned", "copied"]
+    assert backends._index([range(8)], 8, torch.device("cpu")) is None
