@@ -57,7 +57,6 @@ from looped.objectives import build_objective
 from looped.precision import Precision
 from looped.rng import DeviceRandom, StepRandom, generator
 from looped.storage import write_text
-from looped.training.compiled import COMPILE, compile_whole
 from looped.training.determinism import CUBLAS, CUBLAS_VALUES
 from looped.training.draw_ahead import DrawAhead
 from looped.training.runs import versions
@@ -392,8 +391,9 @@ def compiled(check: Check) -> Cases:
     rules = ("denoise inject", "ar", "denoise context", "masked")
     timed = [(rule, "objective", 32, {}) for rule in rules]
     timed += [("truncated, a depth per batch", "step", 32, {}), ("denoise inject", "step", 32, {})]
-    timed += [(rule, "objective", 4, {"mode": "reduce-overhead"}) for rule in ("denoise inject", "ar")]
-    tiny = [("ar", "objective", 2, {}), ("denoise inject", "step", 2, {})]
+    timed += [("denoise inject", "cuda-graphs", 4, {}), ("ar", "cuda-graphs", 4, {})]
+    timed += [("ar", "objective", 4, {"optim.name": "muon"})]
+    tiny = [("ar", "objective", 2, {"optim.name": "muon"}), ("denoise inject", "step", 2, {})]
     for rule, how, batch, settings in check.sizes(timed, tiny):
         yield ({"rule": rule, "compile": how, "batch": batch, **settings},
                partial(_compiled, check, rule, how, batch, settings))
@@ -401,14 +401,13 @@ def compiled(check: Check) -> Cases:
 
 def _compiled(check: Check, rule: str, how: str, batch: int, settings: dict[str, Any]) -> Row:
     first, later = check.sizes((5, 10), (3, 2))
-    eager, eager_seconds = _losses(check.config(rule, batch), first, later)
+    eager, eager_seconds = _losses(check.config(rule, batch, **settings), first, later)
     torch._dynamo.reset()
     counters.clear()
     # A dry run traces the same graphs, and leaves Inductor out, whose compiler of C++ takes minutes.
     small = patch.object(torch, "compile", partial(torch.compile, backend="aot_eager")) if check.tiny else nullcontext()
-    how_whole = {"objective": partial(compile_whole, **settings)}
-    with small, patch.dict(COMPILE, how_whole):
-        losses, seconds = _losses(check.config(rule, batch, **{"training.compile": how}), first, later)
+    with small:
+        losses, seconds = _losses(check.config(rule, batch, **settings, **{"training.compile": how}), first, later)
     middle = median(seconds[first:])
     return {"ms": 1e3 * middle, "eager_ms": 1e3 * median(eager_seconds[first:]),
             "compile_seconds": sum(seconds) - len(seconds) * middle, "graphs": counters["stats"]["unique_graphs"],

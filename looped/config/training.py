@@ -76,10 +76,11 @@ class TrainingConfig(Section):
         description="activation checkpointing: keep only each layer's input and recompute the layer in backward; less "
                     "memory for a third more time, with the same gradients; not applied to rows that a cache keeps "
                     "(concat)")
-    compile: Annotated[Literal[False, "step", "objective"], BeforeValidator(_compile_by_word)] = Field(
+    compile: Annotated[Literal[False, "step", "objective", "cuda-graphs"], BeforeValidator(_compile_by_word)] = Field(
         default=False,
         description="torch.compile the loop step, whose graph serves any depth, or the whole rule, forward and "
-                    "backward, if its depth is fixed")
+                    "backward, if its depth is fixed, and the updates of Muon; cuda-graphs: as objective, its kernels "
+                    "replayed by one launch")
     wandb: Literal["off", "online", "offline"] = Field(default="off", description="log to Weights & Biases too")
 
 

@@ -1,15 +1,24 @@
-"""Targets of `training.compile`: the loop step, which serves any depth, or the whole rule as one graph."""
+"""Targets of `training.compile`: the loop step, which serves any depth, or the whole rule and the update as graphs."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
+from torch.optim import Optimizer
 
+from looped.config import Config
+from looped.devices import widest
 from looped.errors import UserError
 from looped.objectives import Objective
 
 INSTEAD = "set training.compile to step"
+MOST_BLOCKS = 64
+"""Graphs that an update may have, one for each block that trains alone."""
 
 
 def compile_whole(objective: Objective, **settings: Any) -> None:
@@ -23,10 +32,72 @@ def compile_whole(objective: Objective, **settings: Any) -> None:
                          "isolate_recompiles": True} | settings)
 
 
-COMPILE: dict[bool | str, Callable[[Objective], None]] = {
-    False: lambda objective: None,
-    "step": lambda objective: objective.model.compile_step(),
-    "objective": compile_whole,
+def compile_update(optimizers: Iterable[Optimizer], **settings: Any) -> None:
+    """Compile the update of each optimiser that is not one fused kernel already, in place: Muon's, of some twenty
+    operations per matrix. Weights without gradient are left out of an update, so each block of a core has a graph."""
+    for optimizer in optimizers:
+        if not optimizer.defaults.get("fused"):
+            optimizer.step = CompiledUpdate(optimizer, **settings)  # ty: ignore[invalid-assignment]
+
+
+class CompiledUpdate:
+    """The update of an optimiser as one graph for every learning rate: it reads the rates from tensors, as which they
+    are no constants of the graph."""
+
+    def __init__(self, optimizer: Optimizer, **settings: Any):
+        self.groups = optimizer.param_groups
+        devices = [group["params"][0].device for group in self.groups]
+        self.rates: list[Tensor] = [torch.zeros((), dtype=widest(device), device=device) for device in devices]
+        fixed = {"fullgraph": True, "dynamic": False, "recompile_limit": MOST_BLOCKS, "isolate_recompiles": True}
+        self.step = torch.compile(optimizer.step, **fixed | settings)
+
+    def __call__(self) -> None:
+        numbers = [group["lr"] for group in self.groups]
+        for group, rate, number in zip(self.groups, self.rates, numbers, strict=True):
+            group["lr"] = rate.fill_(number)
+        try:
+            self.step()
+        finally:
+            for group, number in zip(self.groups, numbers, strict=True):
+                group["lr"] = number
+
+
+def _any_run(config: Config, device: torch.device, num_processes: int) -> str:
+    return ""
+
+
+def _graphs_refuse(config: Config, device: torch.device, num_processes: int) -> str:
+    """The reason why a run cannot replay CUDA graphs. A graph writes its gradients where the last replay has."""
+    if device.type != "cuda":
+        return f"needs a CUDA device, not {device.type}"
+    if config.training.accumulation > 1 or num_processes > 1:
+        return "cannot add the gradients of several micro-batches or processes"
+    return ""
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """A target of `training.compile`. rule, update: compile a rule and its optimisers in place. whole: the rule is one
+    graph, which needs its draws beforehand. refuses: why a run cannot have it, or an empty string."""
+
+    rule: Callable[[Objective], None] = lambda objective: None
+    update: Callable[[list[Optimizer]], None] = lambda optimizers: None
+    whole: bool = False
+    refuses: Callable[[Config, torch.device, int], str] = _any_run
+
+    def check(self, config: Config, device: torch.device, num_processes: int) -> None:
+        """Raise UserError if the run cannot have it."""
+        if reason := self.refuses(config, device, num_processes):
+            raise UserError(f"training.compile {config.training.compile} {reason}; set training.compile to "
+                            f"objective")
+
+
+COMPILE: dict[bool | str, Compilation] = {
+    False: Compilation(),
+    "step": Compilation(lambda objective: objective.model.compile_step()),
+    "objective": Compilation(compile_whole, compile_update, whole=True),
+    "cuda-graphs": Compilation(partial(compile_whole, mode="reduce-overhead"), compile_update, whole=True,
+                               refuses=_graphs_refuse),
 }
 
 

@@ -37,7 +37,7 @@ from looped.rng import RNG, StepRandom
 from looped.training import checkpoint as ckpt
 from looped.training.block_runs import take_shared
 from looped.training.callbacks import Callback
-from looped.training.compiled import COMPILE, one_graph
+from looped.training.compiled import COMPILE, Compilation, one_graph
 from looped.training.counters import Counters
 from looped.training.data_identity import recall_data
 from looped.training.determinism import only_warned
@@ -99,7 +99,10 @@ class Trainer:
         self.restore()
         self.saved: int = self.done.step
         self.logged: Counters = replace(self.done)
-        COMPILE[config.training.compile](self.objective)
+        self.compilation: Compilation = COMPILE[config.training.compile]
+        self.compilation.check(config, accelerator.device, accelerator.num_processes)
+        self.compilation.rule(self.objective)
+        self.compilation.update(self.optimizers)
         self.module: Any = accelerator.prepare_model(self.objective)
         self.ahead: DrawAhead = DrawAhead(lambda step, micro: self.inputs(step, self.rows(micro)),
                                           config.training.accumulation, threaded=accelerator.device.type != "cpu")
@@ -205,7 +208,7 @@ class Trainer:
     def run(self, batch: Tensor | Batch | SoughtImages, draws: StepDraws) -> Loss:
         """The loss of a micro-batch. A graph of the whole rule needs all draws beforehand; without them the rule runs
         eagerly, which lists what it draws."""
-        listing = self.config.training.compile == "objective" and not draws.complete
+        listing = self.compilation.whole and not draws.complete
         eager = torch.compiler.set_stance("force_eager") if listing else nullcontext()
         with eager, one_graph(self.config.objective):
             return self.module(batch, draws)

@@ -5,6 +5,8 @@ A process of its own, since the tests' checks of shapes wrap every constructor i
 
 import json
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,7 +28,10 @@ def trained(config, folder):
 
 
 def main(configs, folder):
-    compiled.COMPILE["objective"] = lambda rule: compiled.compile_whole(rule, backend="aot_eager")
+    eager = {"backend": "aot_eager"}
+    compiled.COMPILE["objective"] = replace(
+        compiled.COMPILE["objective"], rule=partial(compiled.compile_whole, **eager),
+        update=partial(compiled.compile_update, **eager))
     found = {}
     for number, (name, settings) in enumerate(configs.items()):
         torch._dynamo.reset()

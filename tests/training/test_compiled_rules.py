@@ -11,8 +11,9 @@ import yaml
 
 from looped.config import dump_config
 from looped.errors import UserError
+from looped.training.compiled import COMPILE
 from looped.training.compiled import one_graph as one_graph_or_error
-from looped.training.train import train
+from looped.training.train import open_trainer, train
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -30,7 +31,7 @@ RULES = {
     "blockwise": {"objective": "blockwise", "blocks.num": 2, "model.num_core_layers": 2},
 }
 BF16 = {"ar, bf16": {"objective": "ar", "training.precision": "bf16"}}
-FAST = ("ar", "denoise context")
+FAST = {"denoise context": RULES["denoise context"], "ar, Muon": {"objective": "ar", "optim.name": "muon"}}
 
 
 @pytest.fixture
@@ -55,9 +56,43 @@ def check(found, difference=1e-4):
     assert found["difference"] < difference
 
 
-def test_a_rule_is_one_graph_that_trains_to_the_same_weights(one_graph):
-    for found in one_graph({name: RULES[name] for name in FAST}).values():
-        check(found)
+def test_a_rule_is_one_graph_that_trains_to_the_same_weights_and_so_is_the_update_of_muon(one_graph):
+    """The learning rate grows from step to step (`optim.warmup_steps`) and is no constant of the graph."""
+    found = one_graph(FAST)
+    check(found["denoise context"])
+    check(found["ar, Muon"], 5e-3)  # Muon orthogonalises in bf16; at the rate of its first step they are 0.03 apart
+    assert found["ar, Muon"]["graphs"][-1] == 2  # of the rule and of the update
+
+
+@pytest.mark.parametrize(("changes", "device", "processes", "reason"), [
+    ({}, "cpu", 1, "needs a CUDA device, not cpu"),
+    ({"training.accumulation": 2}, "cuda", 1, "cannot add the gradients of several micro-batches"),
+    ({}, "cuda", 2, "or processes")])
+def test_cuda_graphs_are_refused_where_they_cannot_be(tiny, changes, device, processes, reason):
+    config = tiny(objective="ar", **changes, **{"training.compile": "cuda-graphs"})
+    with pytest.raises(UserError, match=f"{reason}.*; set training.compile to objective"):
+        COMPILE["cuda-graphs"].check(config, torch.device(device), processes)
+    COMPILE["cuda-graphs"].check(tiny(objective="ar"), torch.device("cuda"), 1)
+
+
+def test_a_run_with_cuda_graphs_on_a_cpu_ends_before_its_first_step(tiny, tmp_path):
+    with pytest.raises(UserError, match=r"training\.compile cuda-graphs needs a CUDA device"):
+        train(tiny(objective="ar", **{"training.compile": "cuda-graphs"}), tmp_path / "run", quiet=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("how", ["objective", "cuda-graphs"])
+def test_graphs_on_a_device_train_to_the_same_losses(tiny, tmp_path, how):
+    losses = {}
+    for compile in (False, how):
+        config = tiny(objective="ar", **{"training.compile": compile, "training.precision": "fp32",
+                                         "training.tf32": False, "optim.name": "muon"})
+        with open_trainer(config, tmp_path / str(compile), quiet=True) as trainer:
+            losses[compile] = []
+            while not trainer.finished:
+                trainer.step()
+                losses[compile].append(trainer.figures["loss"])
+    assert losses[how] == pytest.approx(losses[False], rel=2e-3)
 
 
 @pytest.mark.slow
