@@ -11,6 +11,9 @@ from collections.abc import Iterable
 class UserError(ValueError):
     """Bad input from the user: a config, a data file, a checkpoint, a flag, a mask or a device."""
 
+    exit_code: int = 2
+    """Of the command line; 2 means that the same command fails again."""
+
 
 KILLED = -9
 """Exit code that subprocess reports for a process ended by SIGKILL; Windows has no such signal."""

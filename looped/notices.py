@@ -39,3 +39,11 @@ def noted(write: Callable[[str], None]) -> Iterator[None]:
         yield
     finally:
         warnings.showwarning = shown
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Show no warning of the block, whose work is done or shown elsewhere."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

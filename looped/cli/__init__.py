@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _dispatch(arguments)
     except UserError as error:
         print(f"looped: {' '.join(str(error).split())}", file=sys.stderr)  # names in it may contain line breaks
-        return 2
+        return error.exit_code
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of our output has closed the pipe, as `head` does

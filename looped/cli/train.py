@@ -1,5 +1,6 @@
 """`looped train`: train a config in a run folder, or print the cost of that."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +39,8 @@ class Train(Verb):
             print(costs_of(config), *unread_in(load_config(self.config), config, settings), sep="\n")
             _print_cautions(config)
             return 0
+        if "WORLD_SIZE" in os.environ:  # torch's C++ library prints its stack if a process is lost, beside our sentence
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         from looped.training.train import train
 
         return train(config, self._folder(config)).exit_code

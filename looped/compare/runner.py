@@ -19,8 +19,8 @@ from looped.errors import KILLED, UserError
 from looped.training.checkpoint import list_checkpoints, newest_good
 from looped.training.counters import Counters
 from looped.training.data_identity import recall_data
-from looped.training.processes import Caught, catch_signals
 from looped.training.runs import started_in
+from looped.training.signals import Caught, catch_signals
 
 POLL_SECONDS = 0.1
 

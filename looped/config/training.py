@@ -60,6 +60,9 @@ class TrainingConfig(Section):
                     "for every device; or on the device, by Philox, other numbers and on every device the same but "
                     "for rounding")
     threads: int | None = Field(default=None, ge=1, description="CPU threads; null: torch's default")
+    lost_after: Positive = Field(
+        default=60, description="seconds without a sign of life after which one of several processes counts as lost, "
+                                "which ends the others")
     log_every: Depth = Field(default=10, description="steps between lines of metrics.jsonl")
     eval_every: Count = Field(default=0, description="steps between evaluations; 0 evaluates at the end only")
     num_evals: Count = Field(default=0, description="evaluations spread evenly over the budget, whatever its unit")

@@ -69,6 +69,12 @@ class Monitor:
         if self.main:
             keep_until(self.run_dir / METRICS, step)
 
+    def evaluated(self, step: int) -> bool:
+        """False if metrics.jsonl, which is the first process's, lacks the evaluation of a step."""
+        path = self.run_dir / METRICS
+        return not self.main or (path.exists() and any(line["kind"] == "heldout" and line["step"] == step
+                                     for line in read_metrics(self.run_dir)))
+
     def say(self, line: str) -> None:
         """A line for people, on the terminal and in train.log."""
         if not self.main:

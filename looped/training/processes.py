@@ -1,18 +1,20 @@
-"""Processes of a run: the accelerator, work that the first process does for all, and the signals that stop training."""
+"""Processes of a run: the accelerator, work that the first process does for all, and what all must agree on."""
 
 import atexit
 import os
-import signal
-import threading
-from collections.abc import Callable, Iterator
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from looped.config import Config
 from looped.errors import UserError
 from looped.precision import Precision, training_device
 from looped.training.launcher_env import MIXED_PRECISION, check_launcher
+from looped.training.resume_rules import differences
+from looped.training.runs import versions
+from looped.training.watch import Watch, watched
 
 
 def start_accelerator(config: Config) -> Any:
@@ -27,7 +29,7 @@ def start_accelerator(config: Config) -> Any:
     import torch
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
-    from accelerate.utils import GradientAccumulationPlugin
+    from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 
     check_launcher(config)
     device = training_device()
@@ -40,8 +42,10 @@ def start_accelerator(config: Config) -> Any:
 
     AcceleratorState._reset_state()  # a process may train several configs, each with its own precision
     unused = DistributedDataParallelKwargs(find_unused_parameters=config.rule.trains_one_block(config))
+    limit = InitProcessGroupKwargs(timeout=timedelta(seconds=max(1800, 10 * config.training.lost_after)))
     accelerator = Accelerator(
-        mixed_precision=MIXED_PRECISION[precision.dtype], kwargs_handlers=[unused], dynamo_backend="no",
+        cpu=device.type == "cpu", mixed_precision=MIXED_PRECISION[precision.dtype], kwargs_handlers=[unused, limit],
+        dynamo_backend="no",
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1))  # the trainer splits its steps itself
     if config.training.threads:  # accelerate chooses some of its own for processes on a CPU
         torch.set_num_threads(config.training.threads)
@@ -93,31 +97,88 @@ def _leave() -> None:
         torch.distributed.destroy_process_group()
 
 
-def first_process(accelerator: Any, work: Callable[[], Any]) -> Any:
-    """Result of `work()` on the first process, None on the others. All raise its UserError, so that none waits."""
-    value, problem = None, [None]
-    if accelerator.is_main_process:
-        try:
-            value = work()
-        except UserError as error:
-            problem = [str(error)]
-    if accelerator.num_processes > 1:
-        from accelerate.utils import broadcast_object_list
+class Processes:
+    """The processes of a run, of which the first works for all where one is enough."""
 
-        broadcast_object_list(problem)
-    if problem[0]:
-        raise UserError(problem[0])
-    return value
+    def __init__(self, accelerator: Any, watch: Watch | None):
+        self.accelerator = accelerator
+        self.watch = watch
+
+    @property
+    def is_first(self) -> bool:
+        return self.accelerator.is_main_process
+
+    def first(self, work: Callable[[], Any]) -> Any:
+        """Result of `work()` on the first process, None on the others, which wait for it without an exchange that could
+        run out of time. All raise its UserError."""
+        return work() if self.watch is None else self.watch.first(work)
+
+    def every(self, work: Callable[[], Any]) -> Any:
+        """Result of `work()`, run on the first process and then on the others, which find its caches."""
+        value = self.first(work)
+        return value if self.is_first else work()
+
+    def gather(self, values: list[Any]) -> list[Any]:
+        """The lists of all processes, joined."""
+        if self.watch is None:
+            return values
+        from accelerate.utils import gather_object
+
+        return gather_object(values)
+
+    def check_same(self, facts: Mapping[str, Any], remedy: str) -> None:
+        """Raise UserError on every process, naming the first fact of another that is not the first process's."""
+        ours, *others = self.gather([facts])
+        for rank, theirs in enumerate(others, start=1):
+            for change in differences(ours, theirs):
+                raise UserError(f"rank {rank} has {change.setting} {change.new}, and rank 0 has {change.old}; {remedy}")
 
 
-def every_process(accelerator: Any, work: Callable[[], Any]) -> Any:
-    """Result of `work()`, run on the first process and then on the others, which find its caches."""
-    value = first_process(accelerator, work)
-    return value if accelerator.is_main_process else work()
+@contextmanager
+def processes_of(config: Config) -> Iterator[Processes]:
+    """Start the accelerator, watch the processes inside the block, and check that all have the same config and
+    versions."""
+    accelerator = start_accelerator(config)
+    with watched(accelerator, config.training.lost_after) as watch:
+        processes = Processes(accelerator, watch)
+        processes.check_same(config.model_dump(mode="json") | {"version": versions()},
+                             "start all processes with the same command and the same packages")
+        yield processes
 
 
 GROUP = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """Environment variables by which a launcher describes the process group."""
+
+
+def several() -> bool:
+    """True if a launcher has started several processes for this run."""
+    _join_step()
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def _join_step() -> None:
+    """Describe the processes that `srun` has started as a group, which torchrun and accelerate do by themselves."""
+    told = os.environ
+    if "RANK" in told or int(told.get("SLURM_STEP_NUM_TASKS", "1")) == 1:
+        return
+    group = {"RANK": told["SLURM_PROCID"], "LOCAL_RANK": told["SLURM_LOCALID"],
+             "WORLD_SIZE": told["SLURM_STEP_NUM_TASKS"],
+             "MASTER_ADDR": told.get("MASTER_ADDR") or _first_host(told),
+             "MASTER_PORT": told.get("MASTER_PORT") or str(20000 + int(told["SLURM_JOB_ID"]) % 10000)}
+    os.environ.update(group)
+
+
+def _first_host(told: Mapping[str, str]) -> str:
+    """The node of the first process of a SLURM step."""
+    if told.get("SLURM_STEP_NUM_NODES", "1") == "1":
+        return "127.0.0.1"
+    try:
+        shown = subprocess.run(["scontrol", "show", "hostnames", told["SLURM_STEP_NODELIST"]], capture_output=True,
+                               text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        raise UserError("srun has started processes on several nodes, and scontrol cannot name the first of them; set "
+                        "MASTER_ADDR to its address") from None
+    return shown.stdout.split()[0]
 
 
 def leave_group(num_blocks: int) -> int:
@@ -125,10 +186,11 @@ def leave_group(num_blocks: int) -> int:
 
     Raises UserError if no launcher has started it, or if more processes were started than there are blocks.
     """
+    _join_step()
     told = {name: os.environ.pop(name) for name in GROUP if name in os.environ}
     if "RANK" not in told:
         raise UserError("--block rank takes the block from a launcher's rank, and no launcher has set one; start it "
-                        "with torchrun or accelerate launch, or give the number of a block")
+                        "with torchrun, srun or accelerate launch, or give the number of a block")
     if int(told["WORLD_SIZE"]) > num_blocks:
         raise UserError(f"{told['WORLD_SIZE']} processes were started for blocks.num {num_blocks} blocks; start no "
                         f"more than {num_blocks}")
@@ -137,33 +199,3 @@ def leave_group(num_blocks: int) -> int:
     if torch.cuda.is_available() and not os.environ.get("ACCELERATE_USE_CPU"):
         os.environ["ACCELERATE_TORCH_DEVICE"] = f"cuda:{told.get('LOCAL_RANK', 0)}"
     return int(told["RANK"])
-
-
-@dataclass
-class Caught:
-    """The last signal that arrived; 0: none."""
-
-    number: int = 0
-
-
-@contextmanager
-def catch_signals() -> Iterator[Caught]:
-    """Record SIGTERM and Ctrl-C instead of exiting; a second signal of the same kind acts as usual."""
-    caught = Caught()
-    if threading.current_thread() is not threading.main_thread():  # Python delivers signals to the main thread alone
-        yield caught
-        return
-    usual = {}
-
-    def handle(number, frame):
-        caught.number = number
-        signal.signal(number, usual[number])
-        os.write(2, b"\nfinishing the step, then saving; a second signal stops at once\n")  # print is not re-entrant
-
-    try:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            usual[number] = signal.signal(number, handle)
-        yield caught
-    finally:
-        for number, handler in usual.items():
-            signal.signal(number, handler)

@@ -6,14 +6,14 @@
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from looped.config import Config
 from looped.data.from_config import Data, Seen, find_data, located
 from looped.nn.checks import require
-from looped.notices import noted
+from looped.notices import noted, silent
 from looped.objectives import Objective
 from looped.precision import Precision
 from looped.training.callbacks import Callback
@@ -22,8 +22,9 @@ from looped.training.determinism import deterministic
 from looped.training.edges import with_measured_edges
 from looped.training.heldout import heldout_figures, heldout_samples
 from looped.training.logs import LOG, Monitor, append
-from looped.training.processes import catch_signals, check_attention, every_process, first_process, start_accelerator
+from looped.training.processes import check_attention, processes_of, several
 from looped.training.runs import open_run, own_tokenizer, save_tokenizer, started_in
+from looped.training.signals import catch_signals
 from looped.training.trainer import Evaluate, Sample, Trainer
 from looped.training.warm_start import check_source
 
@@ -69,37 +70,48 @@ def open_trainer(config: Config, run_dir: str | Path, *, evaluate: Evaluate | No
     are any. data: None opens the data of the config. callbacks: called after steps, log lines and evaluations; they may
     end training. quiet: lines go only to train.log.
 
-    The first SIGTERM or Ctrl-C finishes the step, saves and ends; a second one stops at once. Raises UserError for no
-    config, a run in use, a config that does not fit, damaged checkpoints, a full disk, a loss that is not finite, or
-    under `training.deterministic` an operation without a deterministic kernel.
+    SIGTERM or Ctrl-C finishes the step, saves and ends, and a second Ctrl-C ends at once; SIGUSR1 and SIGUSR2 save
+    after the step. Raises UserError for no config, a run in use, a config that does not fit, processes that differ,
+    damaged checkpoints, a full disk, a loss that is not finite, or under `training.deterministic` an operation without
+    a deterministic kernel; and LostProcess if one of several processes is gone.
     """
     require(config, Config, "config", "load one with looped.load_config(path)")
     pilot, config = config.blocks.edges_from, with_measured_edges(config)
     with ExitStack() as stack:
         stack.enter_context(deterministic(config.training.deterministic))  # before CUDA starts
-        accelerator = start_accelerator(config)
-        check_attention(config, accelerator)
-        stack.enter_context(Precision.of(config, accelerator.device).products(accelerator.device))
-        run_dir = Path(run_dir)
-        run = open_run(config, run_dir, device=str(accelerator.device))
-        first_process(accelerator, lambda: stack.enter_context(run))
-        if accelerator.is_main_process:
-            stack.enter_context(noted(lambda line: append(run_dir / LOG, line + "\n")))
-        given = data is not None
-        if data is None:
-            data = every_process(accelerator, lambda: find_data(located(config, started_in(run_dir))).open(
-                Seen(own_tokenizer(run_dir))))
-        if pilot is not None and not config.training.other_data:
-            every_process(accelerator, lambda: check_source("blocks.edges_from", pilot, data))
-        monitor = stack.enter_context(Monitor(run_dir, config, main=accelerator.is_main_process, quiet=quiet))
+        run_dir, given = Path(run_dir), data is not None
+        if several() and not given:  # before the group of processes, in which none may wait for long
+            with silent():
+                _open_data(config, run_dir)
         caught = stack.enter_context(catch_signals())
-        trainer = Trainer(config, run_dir, data, accelerator, monitor)
+        processes = stack.enter_context(processes_of(config))
+        device = processes.accelerator.device
+        check_attention(config, processes.accelerator)
+        stack.enter_context(Precision.of(config, device).products(device))
+        run = open_run(config, run_dir, device=str(device))
+        processes.first(lambda: stack.enter_context(run))
+        if processes.is_first:
+            stack.enter_context(noted(lambda line: append(run_dir / LOG, line + "\n")))
+        if data is None:
+            with nullcontext() if processes.is_first else silent():
+                data = processes.every(lambda: _open_data(config, run_dir))
+        processes.check_same({"fingerprint of the data": data.fingerprint}, "give every process the same data; without "
+                             "data.path they are the text of Python's standard library, of one release of Python")
+        if pilot is not None and not config.training.other_data:
+            processes.every(lambda: check_source("blocks.edges_from", pilot, data))
+        monitor = stack.enter_context(Monitor(run_dir, config, main=processes.is_first, quiet=quiet))
+        trainer = Trainer(config, run_dir, data, processes, monitor)
         stack.callback(trainer.ahead.close)
         trainer.attend(evaluate or heldout_figures, sample or heldout_samples, callbacks, caught)
         if data.tokenizer is not None:
-            first_process(accelerator, lambda: save_tokenizer(run_dir, data.tokenizer))
-        first_process(accelerator, lambda: remember_data(run_dir, data, given=given))
+            processes.first(lambda: save_tokenizer(run_dir, data.tokenizer))
+        processes.first(lambda: remember_data(run_dir, data, given=given))
         trainer.say_hello()
+        trainer.catch_up()
         yield trainer
         trainer.save()
         trainer.say_goodbye()
+
+
+def _open_data(config: Config, run_dir: Path) -> Data:
+    return find_data(located(config, started_in(run_dir))).open(Seen(own_tokenizer(run_dir)))

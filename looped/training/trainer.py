@@ -6,6 +6,7 @@ end of a budget in seconds depend on the clock; and on CUDA some kernels, such a
 atomics, in another order each time, so results differ by rounding unless `training.deterministic` is on.
 """
 
+import hashlib
 import math
 import signal
 from collections.abc import Callable, Sequence
@@ -45,8 +46,9 @@ from looped.training.draw_ahead import DrawAhead, StepDraws
 from looped.training.logs import Meter, Monitor
 from looped.training.micro_batch import clock_of, micro_batch_size
 from looped.training.optim import EMA, build_optimizers, lr_factor, set_lr
-from looped.training.processes import Caught, every_process, first_backend, first_process
-from looped.training.runs import load_run
+from looped.training.processes import Processes, first_backend
+from looped.training.runs import STAMP, load_run
+from looped.training.signals import Caught
 from looped.training.warm_start import take_over
 
 ASKED = 1000
@@ -75,20 +77,21 @@ class Trainer:
     objective: the rule with its model.
     """
 
-    def __init__(self, config: Config, run_dir: Path, data: Data, accelerator: Any, monitor: Monitor):
+    def __init__(self, config: Config, run_dir: Path, data: Data, processes: Processes, monitor: Monitor):
         self.config = config
         self.run_dir = run_dir
         self.data = data
-        self.accelerator: Any = accelerator
+        self.processes = processes
+        self.accelerator: Any = (accelerator := processes.accelerator)
         self.monitor = monitor
         self.micro_batch: int = micro_batch_size(config, accelerator.num_processes)
         self.objective: Objective = build_objective(
             config, build(config, data.vocab_size, data.picture), data.end_of_text)
         self.objective.to(accelerator.device).train()
         if config.training.warm_start and not ckpt.list_checkpoints(run_dir):
-            every_process(accelerator, lambda: self.warm_start(config.training.warm_start))
+            processes.every(lambda: self.warm_start(config.training.warm_start))
         if config.blocks.shared_from and not ckpt.list_checkpoints(run_dir):
-            every_process(accelerator, lambda: take_shared(self.objective, config, data.fingerprint))
+            processes.every(lambda: take_shared(self.objective, config, data.fingerprint))
         self.optimizers: list[torch.optim.Optimizer] = build_optimizers(self.objective, config.optim)
         self.ema: EMA | None = EMA(self.objective, config.optim.ema_decay) if config.optim.ema_decay else None
         self.done: Counters = Counters()
@@ -96,7 +99,9 @@ class Trainer:
         self.figures: dict[str, float] = {}
         self.seen: int = 0
         self.clock: Callable[[], float] = clock_of(config, accelerator.device)
+        self.owed = False
         self.restore()
+        self.check_same_run()
         self.saved: int = self.done.step
         self.logged: Counters = replace(self.done)
         self.compilation: Compilation = COMPILE[config.training.compile]
@@ -145,21 +150,30 @@ class Trainer:
         self.train_step()
         for callback in self.callbacks:
             callback.on_step(self)
-        self.ended = self.agree(self.caught.number or self.asked)  # also on the time, which a budget may be in
+        saves, self.caught.saves = self.caught.saves, False
+        self.ended, saves = self.agree(self.caught.number or self.asked, saves)
         step, over = self.done.step, self.fraction >= 1
         logs = over or step % config.log_every == 0
         passed = math.floor(self.fraction * config.num_evals) > math.floor(before * config.num_evals)
         evaluates = over or passed or _due(step, config.eval_every)
         if logs:
             self.log()
+        self.owed = evaluates
+        if self.finished or saves or _due(step, config.checkpoint_every):
+            self.save()  # first, so that an interrupted evaluation costs no step
         if evaluates:
             self.evaluate()
         if _due(step, config.sample_every):
             self.sample()
         if logs or evaluates:  # their callbacks may have ended training
-            self.ended = self.ended or self.agree(self.asked)
-        if self.finished or _due(step, config.checkpoint_every):
-            self.save()
+            self.ended = self.ended or self.agree(self.asked)[0]
+            if self.finished:
+                self.save()
+
+    def catch_up(self) -> None:
+        """The evaluation that was due at the step of the checkpoint, if it was interrupted."""
+        if any(self.processes.gather([self.owed])):
+            self.evaluate()
 
     def train_step(self) -> None:
         """Forward and backward over the micro-batches, the checks, then the update."""
@@ -244,19 +258,20 @@ class Trainer:
             return seen
         return int(self.accelerator.reduce(torch.tensor(seen, device=self.accelerator.device), "sum"))
 
-    def agree(self, number: int) -> int:
-        """The signal that any process has caught (0: none); also set the clocks of all processes to their mean."""
+    def agree(self, number: int, saves: bool = False) -> tuple[int, bool]:
+        """(the signal that any process has caught, 0: none; True if any is to save); also set the clocks of all
+        processes, which a budget may be in, to their mean."""
         if self.accelerator.num_processes == 1:
-            return number
-        own = [[round(self.done.seconds * 1e9), number]]  # whole nanoseconds: a device may have no float64
+            return number, saves
+        own = [[round(self.done.seconds * 1e9), number, saves]]  # whole nanoseconds: a device may have no float64
         everyone = self.accelerator.gather(torch.tensor(own, device=self.accelerator.device)).cpu()
         self.done.seconds = everyone[:, 0].double().mean().item() / 1e9
-        return int(everyone[:, 1].max())
+        return int(everyone[:, 1].max()), bool(everyone[:, 2].any())
 
     def non_finite(self, loss: float, norm: float) -> UserError:
         """The error for a step whose update must not be made."""
         what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient norm is {norm}"
-        bad = self.gather(self.bad_rows())
+        bad = self.processes.gather(self.bad_rows())
         named = [self.data.train.describe(self.done.step, rows=range(row, row + 1), **self.batch_settings())[0]
                  for row in bad[:3]]
         where = "; ".join(named) + (f" and {len(bad) - 3} more rows" if len(bad) > 3 else "")
@@ -276,18 +291,10 @@ class Trainer:
 
     # ---- reports -----------------------------------------------------------------------------------------------------
 
-    def gather(self, values: list[Any]) -> list[Any]:
-        """The lists of all processes, joined."""
-        if self.accelerator.num_processes == 1:
-            return values
-        from accelerate.utils import gather_object
-
-        return gather_object(values)
-
     def joint_meter(self) -> Meter:
         """The sums of all processes."""
         meter = Meter()
-        meter.merge(self.gather([self.meter.sums]))
+        meter.merge(self.processes.gather([self.meter.sums]))
         return meter
 
     def log(self) -> None:
@@ -332,7 +339,7 @@ class Trainer:
         averaged = self.ema.applied(self.objective) if self.ema is not None else nullcontext()
         self.objective.eval()
         with averaged, only_warned(), self.accelerator.autocast(), torch.no_grad():
-            value = first_process(self.accelerator, lambda: work(self.objective))
+            value = self.processes.first(lambda: work(self.objective))
         self.objective.train()
         return value
 
@@ -365,7 +372,7 @@ class Trainer:
         """Save a checkpoint of this step, on the first process."""
         meter = self.joint_meter().sums
         if self.saved != self.done.step:
-            first_process(self.accelerator, lambda: self._write(meter))
+            self.processes.first(lambda: self._write(meter))
             self.saved = self.done.step
 
     def _write(self, meter: dict) -> None:
@@ -376,7 +383,7 @@ class Trainer:
         picture = self.data.picture and asdict(self.data.picture)
         state = asdict(self.done) | {"vocab_size": self.data.vocab_size, "picture": picture,
                                      "end_of_text": self.data.end_of_text,
-                                     "data": self.data.fingerprint, "meter": meter,
+                                     "data": self.data.fingerprint, "meter": meter, "owed": self.owed,
                                      "groups": ckpt.optimizer_groups(self.optimizers)}
         ckpt.save_checkpoint(self.run_dir, self.done.step, tensors, state, self.config.training.keep_checkpoints)
 
@@ -387,11 +394,12 @@ class Trainer:
 
     def restore(self) -> None:
         """Resume from the newest intact checkpoint, if there is one; what was written after it is dropped."""
-        found = every_process(self.accelerator, lambda: ckpt.newest_good(self.run_dir, self.monitor.say))
+        found = self.processes.every(lambda: ckpt.newest_good(self.run_dir, self.monitor.say))
         if found is not None:
             path, state = found
             recall_data(self.run_dir, state).check(self.data, self.run_dir, AGAIN)
             self.done = Counters.of(state)
+            self.owed = bool(state.get("owed")) and not self.monitor.evaluated(self.done.step)
             ckpt.load_module(self.objective, ckpt.load_tensors(path, "model"), path / "model.safetensors")
             ckpt.load_optimizers(self.optimizers, ckpt.load_tensors(path, "optimizer"), path / "optimizer.safetensors")
             if self.ema is not None:
@@ -401,6 +409,13 @@ class Trainer:
                 ckpt.set_aside(self.run_dir, newer_than=self.done.step)
                 ckpt.point_latest(self.run_dir, path)
         self.monitor.rewind(self.done.step)
+
+    def check_same_run(self) -> None:
+        """Raise UserError unless all processes see the same folder, from which they have resumed at the same step."""
+        stamp = self.run_dir / STAMP
+        seen = hashlib.sha256(stamp.read_bytes()).hexdigest()[:12] if stamp.exists() else "none"
+        self.processes.check_same({"stamp of the run": seen, "step": self.done.step},
+                                  f"put the run {self.run_dir} in a folder that all nodes share")
 
     def unwrap(self) -> Objective:
         """The bare objective, in evaluation mode, without the wrapper of mixed precision."""

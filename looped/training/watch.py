@@ -1,0 +1,208 @@
+"""Signs of life of a run's processes: a process that is lost, frozen or fails ends the others, who say which and why.
+
+Each process writes a count to a store of the first one, a few times within the limit (`training.lost_after`). The
+first process looks at all of them, the others at the first. A finding ends every process, within an exchange too, where
+Python has no say: a thread writes the sentence and ends its process.
+"""
+
+import json
+import os
+import platform
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Any
+
+from looped.errors import UserError, one_line
+
+FINDING = "finding"
+"""Key of what ended the run: {"rank", "text", "code"}; the first one that is written stands."""
+FOREVER = timedelta(days=365)
+AGAIN = "run the same command again, which resumes from the last checkpoint"
+
+
+class LostProcess(UserError):
+    """A process of the run is gone, or has ended with `code`: 1 is a failure after which trying again makes sense."""
+
+    def __init__(self, text: str, code: int = 1):
+        super().__init__(text)
+        self.exit_code = code
+
+
+class Watch:
+    """The signs of life of one process. rank, num: of the processes; limit: seconds without one after which a process
+    is lost; share: a function that gives every process the first one's object."""
+
+    def __init__(self, rank: int, num: int, limit: float, share: Callable[[Any], Any], *, host: str = "127.0.0.1"):
+        from torch.distributed import TCPStore
+
+        self.rank, self.num, self.limit = rank, num, limit
+        self.pause: float = min(1.0, limit / 10)
+        self.gone: float = min(limit, 5.0)  # after an exchange has failed: it is known that somebody is missing
+        patience = timedelta(seconds=limit)
+        self.server = TCPStore("0.0.0.0" if rank == 0 else host, 0, num, True, patience, False) if rank == 0 else None
+        port = share(self.server.port if self.server else None)
+        self.store = TCPStore(host, port, num, False, patience, False)  # of the main thread, which may wait long
+        self.beats = TCPStore(host, port, num, False, patience, False)
+        self.num_works = 0
+        self.suspicious = threading.Event()
+        self.in_hand = threading.Event()  # the main thread is ending, or has found out by itself
+        self.over = threading.Event()
+        self.beats.set(self._key("who", rank), f"process {os.getpid()} on {platform.node()}")
+        self._beat(0)
+        self.names: dict[int, str] = {}
+        self.thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        share(None)  # every first sign of life is written
+        self.thread.start()
+
+    @staticmethod
+    def _key(name: str, rank: int) -> str:
+        return f"{name}/{rank}"
+
+    # ---- the main thread ---------------------------------------------------------------------------------------------
+
+    def first(self, work: Callable[[], Any]) -> Any:
+        """Result of `work()` on the first process, None on the others, who wait however long it takes. All raise its
+        UserError."""
+        self.num_works += 1
+        key = f"work/{self.num_works}"
+        if self.rank == 0:
+            problem, value = None, None
+            try:
+                value = work()
+            except UserError as error:
+                problem = str(error)
+            self.store.set(key, json.dumps(problem))
+        else:
+            try:
+                self.store.wait([key], FOREVER)
+                problem, value = json.loads(self.store.get(key)), None
+            except RuntimeError as error:
+                raise self.reason(error) from None
+        if problem is not None:
+            raise UserError(problem)
+        return value
+
+    def tell(self, text: str, code: int) -> None:
+        """Tell the others why this process ends."""
+        self._find(self.rank, f"rank {self.rank} ended: {text}", code)
+
+    def reason(self, error: BaseException) -> BaseException:
+        """The reason for a failed exchange: the process that is missing, or the error itself if none is."""
+        self.in_hand.set()
+        deadline = time.monotonic() + self.gone + 3 * self.pause + 2
+        try:
+            self.store.set("suspicion", str(self.rank))
+            while time.monotonic() < deadline:
+                if self.store.check([FINDING]):
+                    return self._lost(json.loads(self.store.get(FINDING)))
+                time.sleep(self.pause / 4)
+        except RuntimeError:
+            return LostProcess(self._text(0, "its connection is closed"))
+        return error
+
+    def close(self) -> None:
+        """End the thread. The first process, which has the store, waits for the others."""
+        self.in_hand.set()
+        self.over.set()
+        self.thread.join()
+        with suppress(RuntimeError):  # it is over, for whatever reason
+            self.beats.set(self._key("left", self.rank), "1")
+            deadline = time.monotonic() + self.gone + 2
+            while self.rank == 0 and self._awaited() and time.monotonic() < deadline:
+                time.sleep(self.pause / 10)
+
+    def _awaited(self) -> bool:
+        """True while a process may still read the store: all but those that have left or are lost."""
+        lost = json.loads(self.beats.get(FINDING))["rank"] if self.beats.check([FINDING]) else 0
+        return not self.beats.check([self._key("left", rank) for rank in range(self.num) if rank != lost])
+
+    # ---- the thread --------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        watched = range(1, self.num) if self.rank == 0 else [0]
+        seen: dict[int, tuple[str, float]] = {}
+        count = 0
+        while not self.over.wait(self.pause):
+            count += 1
+            try:
+                self._beat(count)
+                if self.beats.check([FINDING]):
+                    self._end(json.loads(self.beats.get(FINDING)))
+                    return
+                limit = self.gone if self.beats.check(["suspicion"]) else self.limit
+                for rank in watched:
+                    self._look(rank, seen, limit)
+            except RuntimeError:  # the store, and with it the first process
+                self._end({"rank": 0, "text": self._text(0, "its connection is closed"), "code": 1})
+                return
+
+    def _beat(self, count: int) -> None:
+        self.beats.set(self._key("beat", self.rank), str(count))
+
+    def _look(self, rank: int, seen: dict[int, tuple[str, float]], limit: float) -> None:
+        now = time.monotonic()
+        if rank not in self.names:
+            self.names[rank] = self.beats.get(self._key("who", rank)).decode()
+        beat = self.beats.get(self._key("beat", rank)).decode()
+        if beat != seen.get(rank, ("", 0.0))[0]:
+            seen[rank] = beat, now
+        elif now - seen[rank][1] > limit and not self.beats.check([self._key("left", rank)]):
+            self._find(rank, self._text(rank, f"no sign of life for {limit:.0f} s"), 1)
+
+    def _text(self, rank: int, why: str) -> str:
+        name = f" ({self.names[rank]})" if rank in self.names else ""
+        return f"rank {rank}{name} is lost, {why}; {AGAIN}"
+
+    def _find(self, rank: int, text: str, code: int) -> None:
+        finding = json.dumps({"rank": rank, "text": text, "code": code})
+        with suppress(RuntimeError):  # the first process is gone, which the others find out by themselves
+            self.beats.compare_set(FINDING, "", finding)
+
+    def _lost(self, finding: dict[str, Any]) -> BaseException:
+        return LostProcess(finding["text"], finding["code"])
+
+    def _end(self, finding: dict[str, Any]) -> None:
+        """End the process, unless its main thread does so within a moment or caused the finding."""
+        if finding["rank"] == self.rank or self.over.wait(3 * self.pause + 2) or self.in_hand.is_set():
+            return
+        sys.stdout.flush()
+        os.write(2, f"looped: {finding['text']}\n".encode())
+        os._exit(finding["code"])
+
+
+@contextmanager
+def watched(accelerator: Any, limit: float) -> Iterator[Watch | None]:
+    """Watch the processes of a run inside the block; None if there is one. An exception inside is told to the others,
+    and one of an exchange is raised as the LostProcess that caused it."""
+    if accelerator.num_processes == 1:
+        yield None
+        return
+    from accelerate.utils import broadcast_object_list
+
+    def share(value: Any) -> Any:
+        shared = [value]
+        broadcast_object_list(shared)
+        return shared[0]
+
+    watch = Watch(accelerator.process_index, accelerator.num_processes, limit, share,
+                  host=os.environ.get("MASTER_ADDR", "127.0.0.1"))
+    try:
+        yield watch
+    except UserError as error:
+        watch.tell(str(error), error.exit_code)
+        raise
+    except RuntimeError as error:
+        found = watch.reason(error)
+        if found is error:
+            watch.tell(f"{type(error).__name__}: {one_line(error)}", 1)
+            raise
+        raise found from None
+    except BaseException as error:
+        watch.tell(f"{type(error).__name__}: {one_line(error)}", 1)
+        raise
+    finally:
+        watch.close()
