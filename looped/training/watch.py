@@ -54,9 +54,13 @@ class Watch:
         self.beats.set(self._key("who", rank), f"process {os.getpid()} on {platform.node()}")
         self._beat(0)
         self.names: dict[int, str] = {}
-        self.thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self.num_rounds = 0
+        self.found: dict[str, Any] | None = None
+        self.threads = [threading.Thread(target=work, name=work.__name__, daemon=True)
+                        for work in (self._ask, self._judge)]
         share(None)  # every first sign of life is written
-        self.thread.start()
+        for thread in self.threads:
+            thread.start()
 
     @staticmethod
     def _key(name: str, rank: int) -> str:
@@ -108,7 +112,8 @@ class Watch:
         """End the thread. The first process, which has the store, waits for the others."""
         self.in_hand.set()
         self.over.set()
-        self.thread.join()
+        for thread in self.threads:
+            thread.join(self.gone)
         with suppress(RuntimeError):  # it is over, for whatever reason
             self.beats.set(self._key("left", self.rank), "1")
             deadline = time.monotonic() + self.gone + 2
@@ -120,37 +125,50 @@ class Watch:
         lost = json.loads(self.beats.get(FINDING))["rank"] if self.beats.check([FINDING]) else 0
         return not self.beats.check([self._key("left", rank) for rank in range(self.num) if rank != lost])
 
-    # ---- the thread --------------------------------------------------------------------------------------------------
+    # ---- the threads -------------------------------------------------------------------------------------------------
 
-    def _run(self) -> None:
+    def _ask(self) -> None:
+        """Write signs of life and read those of others, round after round. It may wait without end for a store whose
+        process is frozen, so that a thread of its own judges."""
         watched = range(1, self.num) if self.rank == 0 else [0]
-        seen: dict[int, tuple[str, float]] = {}
-        count = 0
-        while not self.over.wait(self.pause):
-            count += 1
+        seen: dict[int, tuple[str, int]] = {}
+        while self.found is None and not self.over.wait(self.pause):
             try:
-                self._beat(count)
+                self._beat(self.num_rounds)
                 if self.beats.check([FINDING]):
-                    self._end(json.loads(self.beats.get(FINDING)))
-                    return
+                    self.found = json.loads(self.beats.get(FINDING))
                 limit = self.gone if self.beats.check(["suspicion"]) else self.limit
                 for rank in watched:
                     self._look(rank, seen, limit)
+                self.num_rounds += 1
             except RuntimeError:  # the store, and with it the first process
-                self._end({"rank": 0, "text": self._text(0, "its connection is closed"), "code": 1})
-                return
+                self.found = self._lost_first("its connection is closed")
+
+    def _judge(self) -> None:
+        """End the process if something is found, or if the first process does not answer. Pauses are counted, not
+        seconds, so that nobody is lost by the sleep of a machine."""
+        heard, pauses = -1, 0
+        while self.found is None and not self.over.wait(self.pause):
+            pauses = pauses + 1 if heard == self.num_rounds else 0
+            heard = self.num_rounds
+            if pauses * self.pause > self.limit:
+                self.found = self._lost_first(f"no sign of life for {self.limit:.0f} s")
+        if self.found is not None and not self.over.is_set():
+            self._end(self.found)
+
+    def _lost_first(self, why: str) -> dict[str, Any]:
+        return {"rank": 0, "text": self._text(0, why), "code": 1}
 
     def _beat(self, count: int) -> None:
         self.beats.set(self._key("beat", self.rank), str(count))
 
-    def _look(self, rank: int, seen: dict[int, tuple[str, float]], limit: float) -> None:
-        now = time.monotonic()
+    def _look(self, rank: int, seen: dict[int, tuple[str, int]], limit: float) -> None:
         if rank not in self.names:
             self.names[rank] = self.beats.get(self._key("who", rank)).decode()
         beat = self.beats.get(self._key("beat", rank)).decode()
-        if beat != seen.get(rank, ("", 0.0))[0]:
-            seen[rank] = beat, now
-        elif now - seen[rank][1] > limit and not self.beats.check([self._key("left", rank)]):
+        if beat != seen.get(rank, ("", 0))[0]:
+            seen[rank] = beat, self.num_rounds
+        elif (self.num_rounds - seen[rank][1]) * self.pause > limit and not self.beats.check([self._key("left", rank)]):
             self._find(rank, self._text(rank, f"no sign of life for {limit:.0f} s"), 1)
 
     def _text(self, rank: int, why: str) -> str:
@@ -166,11 +184,14 @@ class Watch:
         return LostProcess(finding["text"], finding["code"])
 
     def _end(self, finding: dict[str, Any]) -> None:
-        """End the process, unless its main thread does so within a moment or caused the finding."""
-        if finding["rank"] == self.rank or self.over.wait(3 * self.pause + 2) or self.in_hand.is_set():
+        """End the process, unless its main thread does so soon."""
+        if self.over.wait(self.gone + 3 * self.pause + 5 if self.in_hand.is_set() else 3 * self.pause + 2):
             return
         sys.stdout.flush()
         os.write(2, f"looped: {finding['text']}\n".encode())
+        if finding["rank"]:  # else the store may not answer
+            with suppress(RuntimeError):
+                self.beats.set(self._key("left", self.rank), "1")
         os._exit(finding["code"])
 
 
