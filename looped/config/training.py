@@ -60,6 +60,10 @@ class TrainingConfig(Section):
                     "for every device; or on the device, by Philox, other numbers and on every device the same but "
                     "for rounding")
     threads: int | None = Field(default=None, ge=1, description="CPU threads; null: torch's default")
+    shard: Literal["none", "fsdp"] = Field(
+        default="none",
+        description="several processes: none keeps the whole model on each (DDP); fsdp shards weights, gradients, "
+                    "averages and the optimiser's state over them (FSDP2), and gathers the weights once per step")
     lost_after: Positive = Field(
         default=60, description="seconds without a sign of life after which one of several processes counts as lost, "
                                 "which ends the others")

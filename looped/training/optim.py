@@ -7,7 +7,7 @@ embeddings, head, projections of the data and vectors stay with AdamW.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -43,8 +43,12 @@ def _adamw(module: nn.Module, named: Named, config: OptimConfig) -> AdamW:
         {"params": [(name, p) for name, p in named if name in decayed], "weight_decay": config.weight_decay},
         {"params": [(name, p) for name, p in named if name not in decayed], "weight_decay": 0.0},
     ]
+    # One kernel updates a group, and takes no tensors beside parts of tensors (`training.shard`).
+    kinds = {type(p.data) for _, p in named}
+    split = [{**group, "params": [(name, p) for name, p in group["params"] if type(p.data) is kind]}
+             for group in groups for kind in sorted(kinds, key=str)]
     fused = all(p.device.type in FUSED_DEVICES and p.is_floating_point() for _, p in named)
-    return AdamW([group for group in groups if group["params"]], lr=config.lr, betas=config.betas, fused=fused)
+    return AdamW([group for group in split if group["params"]], lr=config.lr, betas=config.betas, fused=fused)
 
 
 def decayed_parameters(module: nn.Module) -> set[str]:
@@ -97,10 +101,12 @@ class EMA:
     its own steps.
     """
 
-    def __init__(self, module: nn.Module, decay: float):
+    def __init__(self, module: nn.Module, decay: float, local: Callable[[Tensor], Tensor] = Tensor.detach):
+        """local: the part of a parameter that this process keeps; the averages are of these parts."""
         self.decay = decay
+        self.local = local
         self.names: list[str] = [name for name, _ in module.named_parameters()]
-        self.averages: list[Tensor] = [p.detach().clone() for p in module.parameters()]
+        self.averages: list[Tensor] = [local(p).clone() for p in module.parameters()]
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
@@ -108,13 +114,12 @@ class EMA:
         decay = min(self.decay, (1 + step) / (10 + step))
         moved = [pair for pair in zip(self.averages, module.parameters(), strict=True) if pair[1].grad is not None]
         if moved:
-            averages, weights = map(list, zip(*moved, strict=True))
-            torch._foreach_lerp_(averages, weights, 1 - decay)
+            torch._foreach_lerp_([average for average, _ in moved], [self.local(p) for _, p in moved], 1 - decay)
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Continue from saved averages."""
+        """Continue from saved averages, laid out as the parameters are."""
         for name, average in zip(self.names, self.averages, strict=True):
-            average.copy_(tensors[name])
+            average.copy_(self.local(tensors[name]))
 
     @contextmanager
     def applied(self, module: nn.Module) -> Iterator[None]:
@@ -125,6 +130,11 @@ class EMA:
         finally:
             self._swap(module)
 
+    @torch.no_grad()
     def _swap(self, module: nn.Module) -> None:
-        for i, p in enumerate(module.parameters()):
-            p.data, self.averages[i] = self.averages[i], p.data
+        """Exchange values in place, one parameter after another."""
+        for p, average in zip(module.parameters(), self.averages, strict=True):
+            weight = self.local(p)
+            kept = weight.clone()
+            weight.copy_(average)
+            average.copy_(kept)

@@ -43,6 +43,7 @@ from looped.training.counters import Counters
 from looped.training.data_identity import recall_data
 from looped.training.determinism import only_warned
 from looped.training.draw_ahead import DrawAhead, StepDraws
+from looped.training.layouts import LAYOUTS, Whole
 from looped.training.logs import Meter, Monitor
 from looped.training.micro_batch import clock_of, micro_batch_size
 from looped.training.optim import EMA, build_optimizers, lr_factor, set_lr
@@ -85,22 +86,25 @@ class Trainer:
         self.accelerator: Any = (accelerator := processes.accelerator)
         self.monitor = monitor
         self.micro_batch: int = micro_batch_size(config, accelerator.num_processes)
-        self.objective: Objective = build_objective(
-            config, build(config, data.vocab_size, data.picture), data.end_of_text)
-        self.objective.to(accelerator.device).train()
+        self.objective: Objective = self.new_objective().to(accelerator.device).train()
         if config.training.warm_start and not ckpt.list_checkpoints(run_dir):
             processes.every(lambda: self.warm_start(config.training.warm_start))
         if config.blocks.shared_from and not ckpt.list_checkpoints(run_dir):
             processes.every(lambda: take_shared(self.objective, config, data.fingerprint))
+        self.layout: Whole = LAYOUTS[config.training.shard](accelerator)
+        self.layout.check(config)
+        found = self.find_checkpoint()
+        self.layout.place(self.objective)
         self.optimizers: list[torch.optim.Optimizer] = build_optimizers(self.objective, config.optim)
-        self.ema: EMA | None = EMA(self.objective, config.optim.ema_decay) if config.optim.ema_decay else None
+        self.ema: EMA | None = EMA(self.objective, config.optim.ema_decay, self.layout.local) \
+            if config.optim.ema_decay else None
         self.done: Counters = Counters()
         self.meter: Meter = Meter()
         self.figures: dict[str, float] = {}
         self.seen: int = 0
         self.clock: Callable[[], float] = clock_of(config, accelerator.device)
         self.owed = False
-        self.restore()
+        self.restore(found)
         self.check_same_run()
         self.saved: int = self.done.step
         self.logged: Counters = replace(self.done)
@@ -108,7 +112,7 @@ class Trainer:
         self.compilation.check(config, accelerator.device, accelerator.num_processes)
         self.compilation.rule(self.objective)
         self.compilation.update(self.optimizers)
-        self.module: Any = accelerator.prepare_model(self.objective)
+        self.layout.wrap(self.objective)
         self.ahead: DrawAhead = DrawAhead(lambda step, micro: self.inputs(step, self.rows(micro)),
                                           config.training.accumulation, threaded=accelerator.device.type != "cpu")
         self.ended = self.asked = 0
@@ -210,7 +214,7 @@ class Trainer:
     def backward(self, micro: int) -> Loss:
         """Add a micro-batch's gradients; processes exchange them after the last one only."""
         num = self.config.training.accumulation
-        with self.accelerator.no_sync(self.module) if micro < num - 1 else nullcontext(), casts_kept():
+        with self.layout.micro_batch(first=micro == 0, last=micro == num - 1), casts_kept():
             batch, draws = self.ahead.get(self.done.step, micro)
             self.seen += (Batch.of(batch) if isinstance(batch, Tensor) else batch).num_tokens
             loss = self.run(batch.to(self.accelerator.device, non_blocking=True), draws.on_device())
@@ -225,11 +229,11 @@ class Trainer:
         listing = self.compilation.whole and not draws.complete
         eager = torch.compiler.set_stance("force_eager") if listing else nullcontext()
         with eager, one_graph(self.config.objective):
-            return self.module(batch, draws)
+            return self.layout.module(batch, draws)
 
     def clip(self) -> Tensor:
         """Clip the gradient, and return its norm before clipping."""
-        return self.accelerator.clip_grad_norm_(self.objective.parameters(), self.config.optim.grad_clip or math.inf)
+        return self.layout.clip(list(self.objective.parameters()), self.config.optim.grad_clip or math.inf)
 
     def check(self, losses: list[Loss], norm: Tensor) -> None:
         """Raise before the update if the loss or the gradient is not finite; record the metrics otherwise."""
@@ -286,7 +290,8 @@ class Trainer:
         self.objective.eval()
         rows = [row for micro in range(self.config.training.accumulation) for row in self.rows(micro)]
         alone = [self.inputs(self.done.step, range(row, row + 1)) for row in rows]
-        losses = [self.objective(batch.to(random.device), random).value for batch, random in alone]
+        with self.layout.whole_model(self.objective):
+            losses = [self.objective(batch.to(random.device), random).value for batch, random in alone]
         return [row for row, loss in zip(rows, losses, strict=True) if not loss.isfinite()]
 
     # ---- reports -----------------------------------------------------------------------------------------------------
@@ -338,7 +343,8 @@ class Trainer:
         """Result of `work(objective)` on the first process, in evaluation mode and with EMA weights."""
         averaged = self.ema.applied(self.objective) if self.ema is not None else nullcontext()
         self.objective.eval()
-        with averaged, only_warned(), self.accelerator.autocast(), torch.no_grad():
+        whole = self.layout.whole_model(self.objective)  # inside, since its weights are those that are averaged
+        with averaged, whole, only_warned(), self.accelerator.autocast(), torch.no_grad():
             value = self.processes.first(lambda: work(self.objective))
         self.objective.train()
         return value
@@ -372,14 +378,18 @@ class Trainer:
         """Save a checkpoint of this step, on the first process."""
         meter = self.joint_meter().sums
         if self.saved != self.done.step:
-            self.processes.first(lambda: self._write(meter))
+            tensors = self.tensors()
+            self.processes.first(lambda: self._write(tensors, meter))
             self.saved = self.done.step
 
-    def _write(self, meter: dict) -> None:
-        tensors = {"model": ckpt.module_tensors(self.objective), "optimizer": ckpt.optimizer_tensors(self.optimizers)}
-        if self.ema is not None:
-            with self.ema.applied(self.objective):
-                tensors["ema"] = ckpt.module_tensors(self.objective)
+    def tensors(self) -> dict[str, ckpt.Tensors]:
+        """The whole tensors of a checkpoint, by file."""
+        model = self.layout.model_tensors(self.objective)
+        tensors = {"model": model, "optimizer": self.layout.gathered(ckpt.optimizer_tensors(self.optimizers))}
+        return tensors if self.ema is None else tensors | {
+            "ema": self.layout.averaged_tensors(self.objective, self.ema)}
+
+    def _write(self, tensors: dict[str, ckpt.Tensors], meter: dict) -> None:
         picture = self.data.picture and asdict(self.data.picture)
         state = asdict(self.done) | {"vocab_size": self.data.vocab_size, "picture": picture,
                                      "end_of_text": self.data.end_of_text,
@@ -392,18 +402,30 @@ class Trainer:
         kept = take_over(self.objective, load_run(source), self.data, self.config.training.other_data)
         self.monitor.say(f"weights of {source}; new: {', '.join(kept) or 'none'}")
 
-    def restore(self) -> None:
-        """Resume from the newest intact checkpoint, if there is one; what was written after it is dropped."""
+    def find_checkpoint(self) -> tuple[Path, dict[str, Any]] | None:
+        """(path, state) of the newest intact checkpoint, whose weights the model now has; None if there is none."""
         found = self.processes.every(lambda: ckpt.newest_good(self.run_dir, self.monitor.say))
         if found is not None:
             path, state = found
             recall_data(self.run_dir, state).check(self.data, self.run_dir, AGAIN)
+            ckpt.load_module(self.objective, ckpt.load_tensors(path, "model"), path / "model.safetensors")
+        return found
+
+    def restore(self, found: tuple[Path, dict[str, Any]] | None) -> None:
+        """Resume from a checkpoint, if there is one; what was written after it is dropped."""
+        if found is not None:
+            path, state = found
             self.done = Counters.of(state)
             self.owed = bool(state.get("owed")) and not self.monitor.evaluated(self.done.step)
-            ckpt.load_module(self.objective, ckpt.load_tensors(path, "model"), path / "model.safetensors")
-            ckpt.load_optimizers(self.optimizers, ckpt.load_tensors(path, "optimizer"), path / "optimizer.safetensors")
+            parameters = dict(self.objective.named_parameters())
+            slots = ckpt.load_tensors(path, "optimizer")
+            owners = {name: parameters[owner] for name in slots
+                      if (owner := name.rpartition(".")[0]) in parameters}
+            ckpt.load_optimizers(self.optimizers, slots | self.layout.spread(
+                {name: slots[name] for name in owners}, owners), path / "optimizer.safetensors")
             if self.ema is not None:
-                self.ema.load(ckpt.load_tensors(path, "ema"))
+                averages = ckpt.load_tensors(path, "ema")
+                self.ema.load(self.layout.spread({name: averages[name] for name in self.ema.names}, parameters))
             if self.accelerator.is_main_process:
                 self.meter = Meter(state["meter"])
                 ckpt.set_aside(self.run_dir, newer_than=self.done.step)
@@ -417,9 +439,14 @@ class Trainer:
         self.processes.check_same({"stamp of the run": seen, "step": self.done.step},
                                   f"put the run {self.run_dir} in a folder that all nodes share")
 
+    def new_objective(self) -> Objective:
+        """The rule of the config with a new model."""
+        return build_objective(self.config, build(self.config, self.data.vocab_size, self.data.picture),
+                               self.data.end_of_text)
+
     def unwrap(self) -> Objective:
-        """The bare objective, in evaluation mode, without the wrapper of mixed precision."""
-        return self.accelerator.unwrap_model(self.module, keep_fp32_wrapper=False).eval()
+        """The bare objective with the whole model, in evaluation mode."""
+        return self.layout.bare(self.objective, self.new_objective).eval()
 
 
 def _due(step: int, every: int) -> bool:
