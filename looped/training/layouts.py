@@ -93,7 +93,7 @@ class Sharded(Whole):
 
     def place(self, objective: Objective) -> None:
         from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
+        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
         device = self.accelerator.device.type
         self.names: list[str] = list(module_tensors(objective))
@@ -104,6 +104,8 @@ class Sharded(Whole):
         for part in (*model.prelude, model.recurrence, *model.coda, objective):
             fully_shard(part, mesh=mesh, reshard_after_forward=False, ignored_params=set(self.scalars))
             part.set_reshard_after_backward(False, recurse=False)
+            if hasattr(part, "record"):  # its gradient is exchanged when it is there, as that of forward
+                register_fsdp_forward_method(part, "record")
             self.units.append(part)
 
     def wrap(self, objective: Objective) -> None:
