@@ -1,0 +1,117 @@
+"""`training.shard fsdp`: two processes that share a model make the weights of one, and send them once per step."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from same_runs import weights
+
+from looped.config import dump_config
+from looped.errors import UserError
+from looped.training.train import train
+
+pytestmark = pytest.mark.usefixtures("unchecked")
+
+BLOCKS = {"blocks.num": 2, "model.num_core_layers": 2}
+RULES = {
+    "full": {"objective": "full", "optim.ema_decay": 0.9},
+    "denoise": {"denoise.context": "context", "denoise.noise.distribution": "adaptive", "training.accumulation": 2,
+                "optim.ema_decay": 0.9},
+    "truncated": {"objective": "truncated"}, "ar": {"objective": "ar"}, "inject": {"denoise.context": "inject"},
+    "concat": {"denoise.context": "concat"}, "blockwise": {"objective": "blockwise"} | BLOCKS,
+    "masked": {"objective": "masked", "model.state_init": "zero"}, "one-step": {"objective": "one-step"},
+    "fixed-point": {"objective": "fixed-point"}, "progressive": {"objective": "progressive"},
+    "gate": {"objective": "full", "model.exit_gate": True},
+    "two trained steps": {"denoise.train_steps": 2, "denoise.carry": "latent"},
+    "checkpointed": {"objective": "full", "training.checkpoint_activations": True},
+    "no layers around the loop": {"objective": "full", "model.num_prelude_layers": 0, "model.num_coda_layers": 0},
+    "untied": {"objective": "full", "model.tie_embeddings": False},
+}
+FAST = ("full", "denoise")
+DEPTHS = {f"depth {depth}": {"objective": "full", "recurrence.mean": depth, "training.budget": 2}
+          for depth in (6, 24, 96)}
+
+
+@pytest.fixture(scope="module")
+def trained(tiny, tmp_path_factory):
+    """`trained(rules, stops)`: (configs, folder, all-gathers and bytes of each step) of sharded runs."""
+    def go(rules, stops=()):
+        folder = tmp_path_factory.mktemp("sharded")
+        configs = {name: tiny(**{"training.batch_size": 8, "training.shard": "fsdp"} | changes)
+                   for name, changes in rules.items()}
+        (folder / "configs.json").write_text(json.dumps(
+            {name: (yaml.safe_load(dump_config(config)), name in stops) for name, config in configs.items()}))
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+                   Path(__file__).parent / "sharded_runs.py", folder]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=550,
+                              env=os.environ | {"OMP_NUM_THREADS": "1"})
+        assert done.returncode == 0, done.stderr[-6000:]
+        return configs, folder, json.loads((folder / "counts.json").read_text())
+
+    return go
+
+
+@pytest.fixture(scope="module")
+def fast(trained):
+    return trained({name: RULES[name] for name in FAST} | DEPTHS, stops=FAST)
+
+
+def check_same(ours, theirs, rtol=1e-4, atol=2e-6):
+    ours, theirs = weights(ours), weights(theirs)
+    assert ours.keys() == theirs.keys()
+    for file, tensors in ours.items():
+        assert tensors.keys() == theirs[file].keys()
+        for name, tensor in tensors.items():
+            torch.testing.assert_close(tensor, theirs[file][name], rtol=rtol, atol=atol,
+                                       msg=lambda said, name=name: f"{name}: {said}")
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_weights_averages_and_moments_are_those_of_one_process(fast, tmp_path, name):
+    configs, folder, _ = fast
+    train(configs[name].replace(**{"training.shard": "none"}), tmp_path / "one", quiet=True)
+    check_same(folder / f"{name}-whole", tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_so_they_are_under_every_other_rule(trained, tmp_path):
+    rules = {name: changes for name, changes in RULES.items() if name not in FAST}
+    configs, folder, _ = trained(rules)
+    for name in rules:
+        train(configs[name].replace(**{"training.shard": "none"}), tmp_path / name, quiet=True)
+        check_same(folder / f"{name}-whole", tmp_path / name, **({"atol": 1e-4} if name == "fixed-point" else {}))
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_a_resumed_run_is_bit_for_bit_the_undisturbed_one(fast, name):
+    _, folder, _ = fast
+    check_same(folder / f"{name}-again", folder / f"{name}-whole", rtol=0, atol=0)
+
+
+def test_one_process_goes_on_where_two_have_stopped(fast, tmp_path):
+    """The checkpoint is whole: it knows nothing of shards."""
+    configs, folder, _ = fast
+    run = folder / "full-again"
+    for newer in sorted((run / "checkpoints").glob("step-*"))[1:]:
+        newer.rename(tmp_path / newer.name)
+    train(configs["full"].replace(**{"training.shard": "none"}), run, quiet=True)
+    check_same(run, folder / "full-whole")
+
+
+def test_weights_are_sent_once_per_step_however_deep_the_loop(fast):
+    _, _, counts = fast
+    steps = [step for name in DEPTHS for step in counts[name]]
+    assert len(steps) == 6
+    assert len({tuple(step) for step in steps}) == 1
+    assert steps[0][0] == 4  # one layer before the loop, the loop, one after it, and the rest
+    assert [step[0] for step in counts["denoise"]] == [4] * 8  # of two micro-batches as well
+
+
+def test_what_does_not_go_with_shards_is_refused(tiny, tmp_path):
+    with pytest.raises(UserError, match=r"there is one; start it with torchrun, or set training\.shard to none"):
+        train(tiny(**{"training.shard": "fsdp"}), tmp_path / "run", quiet=True)
