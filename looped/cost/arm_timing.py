@@ -26,6 +26,7 @@ from looped.domains.base import Inputs
 from looped.errors import KILLED, UserError
 from looped.evaluation.depth import peak_bytes
 from looped.models.build import build
+from looped.nn.cast_once import casts_kept
 from looped.objectives import Objective, build_objective
 from looped.precision import Precision
 from looped.rng import StepRandom
@@ -107,7 +108,8 @@ class Stepper:
         start, cpu_start = time.perf_counter(), time.process_time()
         parts = self.config.training.accumulation
         for micro in range(parts):
-            (self.loss(micro) / parts).backward()
+            with casts_kept():
+                (self.loss(micro) / parts).backward()
         if self.config.optim.grad_clip:
             nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.optim.grad_clip)
         self.optimizer.step()

@@ -16,6 +16,7 @@ from looped.cost.step import at_mean_depth
 from looped.cost.traced_flops import flops_of, kept_bytes
 from looped.devices import machine, machine_line
 from looped.errors import UserError, did_you_mean
+from looped.nn.cast_once import casts_kept
 from looped.nn.rows import Rows
 from looped.objectives.base import rows_of_batch
 from looped.precision import Precision
@@ -81,7 +82,8 @@ def _truncated(config: Config, precision: str) -> Config:
 
 
 def _forward_backward(stepper: Stepper) -> None:
-    stepper.loss().backward()
+    with casts_kept():
+        stepper.loss().backward()
     stepper.objective.zero_grad()
 
 
@@ -129,8 +131,9 @@ class LayerBench:
             return self.layer(self.x, None, self.rows)
 
     def step(self) -> None:
-        out = self.forward()
-        out.backward(self.x.detach().to(out.dtype))
+        with casts_kept():
+            out = self.forward()
+            out.backward(self.x.detach().to(out.dtype))
         self.layer.zero_grad()
         self.x.grad = None
 

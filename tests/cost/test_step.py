@@ -6,12 +6,13 @@ import signal
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from looped.config import load_config
 from looped.config.arms import parse_arm
-from looped.cost.arm_timing import Arm
+from looped.cost.arm_timing import Arm, Stepper
 from looped.cost.counts import count
-from looped.cost.mfu import _layer_memory, _threads, bench_flops, format_flops
+from looped.cost.mfu import _forward_backward, _layer_memory, _threads, bench_flops, format_flops
 from looped.cost.step import at_mean_depth, bench_step, format_step
 from looped.errors import UserError
 from looped.nn.depths import expected_depths
@@ -154,3 +155,29 @@ def test_tables_have_a_line_an_arm_and_a_line_a_dtype(steps, flops):
 def test_an_unknown_dtype_is_named(config):
     with pytest.raises(UserError, match="did you mean 'bf16'"):
         bench_flops(config, dtypes=["bf61"])
+
+
+class Casts(TorchDispatchMode):
+    """Counts the casts of an objective's matrices."""
+
+    def __init__(self, objective):
+        super().__init__()
+        self.places = {weight.data_ptr() for weight in objective.parameters() if weight.ndim == 2}
+        self.num = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._to_copy.default:
+            self.num += args[0].data_ptr() in self.places
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("run", [Stepper.step, _forward_backward])
+def test_a_timed_step_casts_its_weights_once_as_training_does(config, run):
+    def casts(depth):
+        stepper = Stepper(config.replace(**{"objective": "full", "recurrence.mean": depth,
+                                            "training.precision": "bf16"}))
+        with Casts(stepper.objective) as found:
+            run(stepper)
+        return found.num
+
+    assert casts(6) == casts(2) > 0
