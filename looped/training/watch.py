@@ -53,12 +53,13 @@ class Watch:
         self.over = threading.Event()
         self.beats.set(self._key("who", rank), f"process {os.getpid()} on {platform.node()}")
         self._beat(0)
-        self.names: dict[int, str] = {}
         self.num_rounds = 0
         self.found: dict[str, Any] | None = None
         self.threads = [threading.Thread(target=work, name=work.__name__, daemon=True)
                         for work in (self._ask, self._judge)]
-        share(None)  # every first sign of life is written
+        share(None)  # every name and first sign of life is written
+        self.watched = range(1, num) if rank == 0 else range(1)
+        self.names: dict[int, str] = {each: self.beats.get(self._key("who", each)).decode() for each in self.watched}
         for thread in self.threads:
             thread.start()
 
@@ -130,7 +131,6 @@ class Watch:
     def _ask(self) -> None:
         """Write signs of life and read those of others, round after round. It may wait without end for a store whose
         process is frozen, so that a thread of its own judges."""
-        watched = range(1, self.num) if self.rank == 0 else [0]
         seen: dict[int, tuple[str, int]] = {}
         while self.found is None and not self.over.wait(self.pause):
             try:
@@ -138,7 +138,7 @@ class Watch:
                 if self.beats.check([FINDING]):
                     self.found = json.loads(self.beats.get(FINDING))
                 limit = self.gone if self.beats.check(["suspicion"]) else self.limit
-                for rank in watched:
+                for rank in self.watched:
                     self._look(rank, seen, limit)
                 self.num_rounds += 1
             except RuntimeError:  # the store, and with it the first process
@@ -163,8 +163,6 @@ class Watch:
         self.beats.set(self._key("beat", self.rank), str(count))
 
     def _look(self, rank: int, seen: dict[int, tuple[str, int]], limit: float) -> None:
-        if rank not in self.names:
-            self.names[rank] = self.beats.get(self._key("who", rank)).decode()
         beat = self.beats.get(self._key("beat", rank)).decode()
         if beat != seen.get(rank, ("", 0))[0]:
             seen[rank] = beat, self.num_rounds
@@ -172,8 +170,7 @@ class Watch:
             self._find(rank, self._text(rank, f"no sign of life for {limit:.0f} s"), 1)
 
     def _text(self, rank: int, why: str) -> str:
-        name = f" ({self.names[rank]})" if rank in self.names else ""
-        return f"rank {rank}{name} is lost, {why}; {AGAIN}"
+        return f"rank {rank} ({self.names[rank]}) is lost, {why}; {AGAIN}"
 
     def _find(self, rank: int, text: str, code: int) -> None:
         finding = json.dumps({"rank": rank, "text": text, "code": code})
