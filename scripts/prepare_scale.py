@@ -3,8 +3,8 @@
     python scripts/prepare_scale.py --megabytes 10 100 --form jsonl
 
 Each start is a process of its own, which calls `looped.data.text.prepare`; its peak is the resident memory that the
-system counted. Lines: megabytes, form, start, seconds of `prepare` alone, of which the processor's, peak in MB, fingerprint and hash of
-all tokens.
+system counted. Lines: megabytes, form, start, seconds of `prepare` alone, those of the processor, peak in MB,
+fingerprint and hash of all tokens.
 """
 
 import argparse
@@ -65,7 +65,8 @@ def main() -> None:
             path = folder / f"{megabytes}.{given.form}"
             if not path.exists():
                 write_text(path, megabytes, given.form)
-            settings = {"path": [str(path)], "max_bytes": 10**12, "cache_dir": str(Path(scratch, f"c{megabytes}"))}
+            settings = {"path": [str(path)], "max_bytes": 4_000_000 * megabytes,
+                        "cache_dir": str(Path(scratch, f"c{megabytes}"))}
             for start in range(given.starts):
                 ran = subprocess.run([sys.executable, "-c", START, json.dumps(settings)], capture_output=True,
                                      text=True, check=True)

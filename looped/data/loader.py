@@ -6,7 +6,7 @@ of B is item s * B + r of that endless sequence, for any micro-batch on any proc
 """
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from looped.shapes import Int
 class TokenStream:
     """Documents as one array of token ids, each ended by `end_of_text`; `documents` are their names, in order."""
 
-    def __init__(self, name: str, tokens: np.ndarray, *, end_of_text: int, documents: tuple[str, ...] = ()):
+    def __init__(self, name: str, tokens: np.ndarray, *, end_of_text: int, documents: Sequence[str] = ()):
         self.name = name
         self.tokens = tokens
         self.end_of_text = end_of_text
