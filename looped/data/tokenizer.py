@@ -97,8 +97,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> TextTokenizer:
 
 
 def load_tokenizer(path: str | Path, end: int | None = None) -> TextTokenizer:
-    """Reads `data.tokenizer`: a tokenizer.json, or a folder that `save_pretrained` wrote. Raises `UserError` if it is
-    neither, or does not decode what it encodes. end: see `read_tokenizer_file`."""
+    """Reads `data.tokenizer`: a tokenizer.json, a folder that `save_pretrained` wrote, or a repository of the hub.
+    Raises `UserError` if it is none of them, or does not decode what it encodes. end: see `read_tokenizer_file`."""
     tokenizer = parse_tokenizer(read_tokenizer_file(path, end), path)
     if problem := tokenizer.loss_of(PROBE):
         raise lossy(path, problem)
