@@ -30,12 +30,12 @@ State = list[Any]
 
 
 def remembered(folder: Path, key: Sequence[Any], files: Sequence[Named] | None,
-               read: Callable[[], tuple[Mapping[str, Any], int, bool]]) -> Mapping[str, Any]:
+               read: Callable[[], tuple[Mapping[str, Any], int, int]]) -> Mapping[str, Any]:
     """What is known of the text in `files`: from its manifest in `folder` if that holds, else by `read`.
 
     Of several processes one reads, and the others wait for its manifest. Without files, or where the folder cannot be
-    written, `read` is called every time. read: returns what it finds (as JSON has it), the number of files it has
-    opened, and True if it has left the last of them in part.
+    written, `read` is called every time. read: returns what it finds (as JSON has it), how many of the files, from
+    the first on, it depends on, and how many of these are read to the end. Only those are hashed.
     """
     if files is None:
         return read()[0]
@@ -51,11 +51,10 @@ def remembered(folder: Path, key: Sequence[Any], files: Sequence[Named] | None,
             begun, before = time.time_ns(), [_state(named) for named in files]
         except OSError:
             return read()[0]
-        known, opened, partly = read()
+        known, opened, whole = read()
         with suppress(OSError):
-            states = [[*state, sha256_of(file)] for state, (_, file) in zip(before[:opened], files, strict=False)]
-            if partly:
-                states[-1][-1] = None
+            states = [[*before[number], sha256_of(files[number][1]) if number < whole else None]
+                      for number in range(opened)]
             if before == [_state(named) for named in files]:  # else it was written to meanwhile
                 _write(path, states, len(files), begun, known)
         return known

@@ -219,10 +219,11 @@ def find_text(data: DataConfig) -> FoundText:
     return FoundText(data, source.name, reading, Split(**known["split"]), known["bytes"], hashed, known["fingerprint"])
 
 
-def _survey(reading: Reading, share: float, hashed: Hashed) -> tuple[dict[str, Any], int, bool]:
-    """What a manifest remembers of the text, the number of files opened, and True if the last was left in part."""
+def _survey(reading: Reading, share: float, hashed: Hashed) -> tuple[dict[str, Any], int, int]:
+    """What a manifest remembers of the text, how many files it is from, and how many of these are read to the end."""
     survey, num_bytes = Survey(share), 0
-    with progress("reading", reading.max_bytes) as advance:
+    sizes = [path.stat().st_size for path in {path for _, path in reading.source.files or ()}]
+    with progress("reading", min(reading.max_bytes, sum(sizes) or reading.max_bytes)) as advance:
         for document in reading.documents():
             survey.add(document.name)
             num_bytes += (size := hashed.add(document))
@@ -230,7 +231,7 @@ def _survey(reading: Reading, share: float, hashed: Hashed) -> tuple[dict[str, A
     split = survey.split()
     known = {"fingerprint": hashed.hexdigest(), "bytes": num_bytes, "split": vars(split), "cut": reading.cut,
              "opened": reading.source.opened}
-    return known, reading.source.opened, reading.cut is not None
+    return known, *reading.source.files_read(reading.cut is not None)
 
 
 def cached_text(data: DataConfig, fingerprint: str, tokenizer: TextTokenizer, facts: Mapping[str, Any]

@@ -38,6 +38,11 @@ class Source:
         """The files that the documents are read from, in order; None if there is no telling, as for a stream."""
         return None
 
+    def files_read(self, cut: bool) -> tuple[int, int]:
+        """How many of the `files`, from the first on, `documents` has opened, and how many of these it has read to the
+        end; cut: it was left before its end."""
+        return self.opened, self.opened - cut
+
     def documents(self) -> Iterator[AnyDocument]:
         """The documents in reading order, the same at every call. Raises `UserError`."""
         raise NotImplementedError
@@ -114,6 +119,10 @@ class DatasetSource(Source):
         """The Arrow files of the local copy; None for rows that are held in memory."""
         paths = [Path(file["filename"]) for file in getattr(self._rows, "cache_files", [])]
         return [(path.name, path) for path in paths] or None
+
+    def files_read(self, cut: bool) -> tuple[int, int]:
+        num = len(self.files or ())
+        return num, 0 if cut else num
 
     def documents(self) -> Iterator[AnyDocument]:
         self.opened = 0

@@ -103,6 +103,7 @@ def test_of_a_text_that_is_cut_off_the_unread_files_may_change_and_the_notice_co
     size = sum((texts / f"{number:02}.txt").stat().st_size for number in range(4))
     with pytest.warns(UserWarning, match=said):
         before = find_text(make(max_bytes=size + 9)).fingerprint
+    assert read["hashed"] == [f"{number:02}.txt" for number in range(4)]
     (texts / "20.txt").write_text("other", encoding="utf-8")
     read["read"].clear(), read["hashed"].clear()
     with pytest.warns(UserWarning, match=said):
