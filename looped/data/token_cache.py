@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, overload
 
 import numpy as np
 
-from looped.data.documents import AnyDocument, pieces_of
+from looped.data.documents import PIECE, AnyDocument, pieces_of
 from looped.data.manifest import SETTLED, sha256_of
 from looped.data.progress import progress
 from looped.data.tokenizer import TextTokenizer, batches, lossy, parse_tokenizer
@@ -41,8 +41,8 @@ META = "meta.json"
 PROGRESS = "progress.json"
 FILES = (*TOKENS, TOKENIZER)
 
-BATCH = 1 << 21
-"""Characters encoded at once, on all cores; the encodings take some 100 bytes per token."""
+BATCH = PIECE * min(max(os.cpu_count() or 1, 2), 8)
+"""Characters encoded at once: a piece of a long document for each of at most 8 cores, at some 50 bytes a character."""
 
 SAVE_EVERY = 1 << 26
 """Bytes of text after which an interrupted build goes on."""
