@@ -21,14 +21,15 @@ from looped.notices import plain_notices
 if TYPE_CHECKING:
     from looped.cli.verb import Verb
 
-VERBS = ("train", "import", "export", "merge", "eval", "generate", "bench", "compare", "reproduce", "plot", "info",
-         "configs", "settings")
+VERBS = ("train", "prepare", "import", "export", "merge", "eval", "generate", "bench", "compare", "reproduce", "plot",
+         "info", "configs", "settings")
 
 HELP = """looped {version}: recurrent-depth Transformers, trained by unrolling or by denoising, measured over depth
 
 usage: looped VERB [arguments]
 
   train CONFIG       train a config, or resume an interrupted run
+  prepare CONFIG     tokenize the text of a config ahead of training, or say that it is done
   import MODEL       convert a pretrained model, from a folder or the Hugging Face hub, into a run
   export RUN         write the model of a run as a folder that transformers can load
   merge RUN RUN ..   merge runs of single blocks into one run of the whole model

@@ -57,7 +57,8 @@ class DataConfig(Section):
     max_bytes: int = Field(default=32_000_000, ge=1, description="text beyond this many bytes is not read")
     tokenizer: str | None = Field(
         default=None,
-        description="a tokenizer.json, or a folder that save_pretrained wrote; null trains a byte-level BPE")
+        description="a tokenizer.json, a folder that save_pretrained wrote, or a name on the Hugging Face hub, as in "
+                    "org/name or org/name@revision; null trains a byte-level BPE")
     vocab_size: int = Field(default=1024, ge=257, description="size of the trained vocabulary")
     length: int = Field(default=128, ge=2, description="tokens per training sequence")
     documents: Literal["packed", "separate"] = Field(

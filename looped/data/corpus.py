@@ -9,14 +9,17 @@ import importlib
 import os
 import platform
 import sysconfig
+import tempfile
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from looped.config.data import DataConfig
-from looped.data.formats import Document, read_file
-from looped.data.text_sources import DatasetSource, FileSource, Source
+from looped.data.documents import AnyDocument, Document, characters_in, cut_in_two, size_of
+from looped.data.formats import read_file
+from looped.data.paths import Named
+from looped.data.text_sources import DatasetSource, FileSource, Source, StreamedSource
 from looped.errors import UserError
 
 # Tests and bundled packages are not the library's own text; the tables in `encodings` are near duplicates, which would
@@ -28,50 +31,140 @@ SKIPPED_FILES = ("_sysconfigdata", "sitecustomize", "usercustomize", "topics.py"
 
 
 @dataclass(frozen=True)
+class Split:
+    """The sides of documents, one at a time.
+
+    A document's side depends only on the hash of its name, so adding, removing or reordering others moves nothing.
+    Two exceptions keep both sides non-empty: if all names fall on one side, the one nearest the boundary changes
+    sides (`moved`); a single document is cut into head and tail at a line break.
+
+    share: the fraction to hold out, about. documents, heldout: how many there are, and how many are held out.
+    """
+
+    share: float
+    documents: int
+    heldout: int
+    moved: str | None = None
+
+    def sides(self, documents: Iterable[AnyDocument]) -> Iterator[tuple[bool, AnyDocument]]:
+        """(True if held out, document) in the order of the documents."""
+        if self.documents == 1:
+            documents = list(documents)
+            yield from zip((False, True), cut_in_two(documents[0], self.share), strict=True)
+            return
+        for document in documents:
+            yield (place_of(document.name) < self.share) != (document.name == self.moved), document
+
+
+class Survey:
+    """What the split of documents needs to know of their names, told one at a time."""
+
+    def __init__(self, share: float):
+        self.share = share
+        self.documents = self.heldout = 0
+        self.lowest: tuple[float, str] = (2, "")
+        self.highest: tuple[float, str] = (-1, "")
+
+    def add(self, name: str) -> None:
+        place = place_of(name)
+        self.documents += 1
+        self.heldout += place < self.share
+        if place < self.lowest[0]:
+            self.lowest = (place, name)
+        if place > self.highest[0]:
+            self.highest = (place, name)
+
+    def split(self) -> Split:
+        if self.documents > 1 and self.heldout == 0:
+            return Split(self.share, self.documents, 1, self.lowest[1])
+        if self.documents > 1 and self.heldout == self.documents:
+            return Split(self.share, self.documents, self.documents - 1, self.highest[1])
+        return Split(self.share, self.documents, self.heldout)
+
+
+@dataclass(frozen=True)
 class Corpus:
     """Non-empty documents in reading order; `source` describes their origin."""
 
-    documents: tuple[Document, ...]
+    documents: tuple[AnyDocument, ...]
     source: str
 
-    def split(self, share: float) -> tuple[tuple[Document, ...], tuple[Document, ...]]:
-        """(train, held-out) with about a fraction `share` of the documents held out; neither side is empty.
+    def split(self, share: float) -> tuple[tuple[AnyDocument, ...], tuple[AnyDocument, ...]]:
+        """(train, held-out) with about a fraction `share` of the documents held out, by `Split`; neither is empty."""
+        survey = Survey(share)
+        for document in self.documents:
+            survey.add(document.name)
+        sides = list(survey.split().sides(self.documents))
+        return (tuple(document for heldout, document in sides if not heldout),
+                tuple(document for heldout, document in sides if heldout))
 
-        A document's side depends only on the hash of its name, so adding, removing or reordering others moves nothing.
-        Two exceptions keep both sides non-empty: if all names fall on one side, the one nearest the boundary changes
-        sides; a single document is cut into head and tail at a line break.
-        """
-        if len(self.documents) == 1:
-            return _cut_in_two(self.documents[0], share)
-        places = {document.name: place_of(document.name) for document in self.documents}
-        heldout = {name for name, place in places.items() if place < share} or {min(places, key=places.get)}
-        if len(heldout) == len(places):
-            heldout.remove(max(places, key=places.get))
-        return (tuple(document for document in self.documents if document.name not in heldout),
-                tuple(document for document in self.documents if document.name in heldout))
+
+class Reading:
+    """The documents of a source up to a number of bytes, with names of their own, as often as they are asked for.
+
+    cut: the last document and its number if `max_bytes` has left text unread, after a complete reading.
+    """
+
+    def __init__(self, source: Source, max_bytes: int):
+        self.source = source
+        self.max_bytes = max_bytes
+        self.cut: tuple[str, int] | None = None
+
+    def documents(self) -> Iterator[AnyDocument]:
+        """Non-empty documents; the last one is cut after a whole character. Raises `UserError` for unreadable input,
+        which names the file and the line, byte or field, and a fix, and for a source without text."""
+        self.cut = None
+        taken = self._take()
+        empty = True
+        for document in taken if self.source.distinct else _unique(taken):
+            empty = False
+            yield document
+        if empty:
+            raise UserError(f"{self.source.name} holds no text; point data.path or data.dataset to some")
+
+    def warn_of_files(self) -> None:
+        """Warns of files that are skipped, or not read as a user may expect."""
+        for notice in self.source.notices:
+            warnings.warn(notice, stacklevel=3)
+
+    def warn_of_cut(self) -> None:
+        """Warns of text that is cut off."""
+        if self.cut is not None:
+            name, number = self.cut
+            warnings.warn(f"data.max_bytes {self.max_bytes:,} cuts the text off in {name}, its document {number:,} in "
+                          f"reading order; {self.source.extent()}", stacklevel=3)
+
+    def _take(self) -> Iterator[AnyDocument]:
+        left, number, name = self.max_bytes, 0, ""
+        for document in self.source.documents():
+            size = size_of(document)
+            kept = document if size <= left else document.between(0, characters_in(document, left))
+            if any(kept.parts()):
+                number, name = number + 1, document.name
+                yield kept
+            if size > left:
+                self.cut = (name, number) if number else None
+                return
+            left -= size
 
 
 def load_corpus(data: DataConfig) -> Corpus:
-    """Reads the source that `data` names, up to `data.max_bytes`, with a warning if text is cut off or files skipped.
-
-    Raises `UserError` for unreadable input, which names the file and the line, byte or field, and a fix.
-    """
-    source = _source(data)
-    for notice in source.notices:
-        warnings.warn(notice, stacklevel=2)
-    taken, cut = _take(source.documents(), data.max_bytes)
-    if not taken:
-        raise UserError(f"{source.name} holds no text; point data.path or data.dataset to some")
-    if cut:
-        warnings.warn(f"data.max_bytes {data.max_bytes:,} cuts the text off in {taken[-1].name}, its document "
-                      f"{len(taken):,} in reading order; {source.extent()}", stacklevel=2)
-    return Corpus(_unique(taken), source.name)
+    """Reads the source that `data` names into memory, up to `data.max_bytes`, with a warning if text is cut off or
+    files are skipped. Raises `UserError` as `Reading.documents` does."""
+    reading = Reading(source_of(data, Path(tempfile.gettempdir())), data.max_bytes)
+    reading.warn_of_files()
+    documents = tuple(reading.documents())
+    reading.warn_of_cut()
+    return Corpus(documents, reading.source.name)
 
 
-def _source(data: DataConfig) -> Source:
+def source_of(data: DataConfig, folder: Path) -> Source:
+    """The source that `data` names; folder: where the rows of a stream may be kept while the process runs."""
     if data.path:
         return FileSource(data.path, field=data.text_field, limit=data.max_bytes)
-    return DatasetSource(data) if data.dataset else StandardLibrary(data.max_bytes)
+    if data.dataset:
+        return StreamedSource(data, folder) if data.streaming else DatasetSource(data)
+    return StandardLibrary(data.max_bytes)
 
 
 class StandardLibrary(Source):
@@ -81,20 +174,28 @@ class StandardLibrary(Source):
         self.name: str = f"standard library of Python {platform.python_version()}"
         self.limit = limit
         root = Path(sysconfig.get_path("stdlib"))
+        self.key = ("standard library", str(root), platform.python_version())
         self.topics: dict[str, str] = _pydoc_topics()
-        self.files: dict[str, Path] = {path.relative_to(root).as_posix(): path for path in _library_files(root)}
-        self.opened: int = 0
+        self.modules: dict[str, Path] = {path.relative_to(root).as_posix(): path for path in _library_files(root)}
+        self.names: list[str] = sorted([*self.topics, *self.modules])
 
-    def documents(self) -> Iterator[Document]:
-        for name in sorted([*self.topics, *self.files]):
+    @property
+    def files(self) -> Sequence[Named]:
+        """A file of each name; all topics are in one."""
+        topics = Path(sysconfig.get_path("stdlib"), "pydoc_data", "topics.py")
+        return [(name, self.modules.get(name, topics)) for name in self.names]
+
+    def documents(self) -> Iterator[AnyDocument]:
+        self.opened = 0
+        for name in self.names:
             self.opened += 1
             if name in self.topics:
                 yield Document(name, self.topics[name])
             else:
-                yield from read_file(self.files[name], name, field="", limit=self.limit)
+                yield from read_file(self.modules[name], name, field="", limit=self.limit)
 
     def extent(self) -> str:
-        whole = len(self.topics) + len(self.files)
+        whole = len(self.names)
         return f"of {whole:,} modules and topics, {whole - self.opened:,} are not read"
 
 
@@ -112,50 +213,15 @@ def _pydoc_topics() -> dict[str, str]:
     return {f"pydoc_data/topics/{name}": text for name, text in topics.items()}
 
 
-def _take(documents: Iterable[Document], max_bytes: int) -> tuple[list[Document], bool]:
-    """(non-empty documents up to `max_bytes`, the last one cut after a whole character; True if text is left)."""
-    taken, left = [], max_bytes
-    for name, text in documents:
-        try:
-            raw = text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise UserError(f"document {name} is not valid Unicode (a lone surrogate at character {error.start}); "
-                            f"fix it or leave it out") from None
-        if raw and not left:
-            return taken, True
-        kept = text if len(raw) <= left else raw[:left].decode("utf-8", errors="ignore")
-        if kept:
-            taken.append(Document(name, kept))
-        if len(raw) > left:
-            return taken, True
-        left -= len(raw)
-    return taken, False
-
-
-def _unique(documents: Iterable[Document]) -> tuple[Document, ...]:
+def _unique(documents: Iterable[AnyDocument]) -> Iterator[AnyDocument]:
     """Documents with unique names: a repeated name (two folders with the same file) gets `~2`, `~3`, ..."""
     met: dict[str, int] = {}
-    unique = []
-    for name, text in documents:
-        met[name] = count = met.get(name, 0) + 1
-        unique.append(Document(name if count == 1 else f"{name}~{count}", text))
-    return tuple(unique)
+    for document in documents:
+        met[document.name] = count = met.get(document.name, 0) + 1
+        yield document if count == 1 else document.named(f"{document.name}~{count}")
 
 
 def place_of(name: str) -> float:
     """Hash of a name as a number in [0, 1)."""
     digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=7).digest()
     return int.from_bytes(digest, "big") / 256**7
-
-
-def _cut_in_two(document: Document, share: float) -> tuple[tuple[Document, ...], tuple[Document, ...]]:
-    name, text = document
-    middle = min(max(round(len(text) * (1 - share)), 1), len(text) - 1)
-    if middle < 1:
-        raise UserError(f"{name} is the only document and too short to split ({len(text)} character); "
-                        f"point data.path or data.dataset to more text")
-    near = (len(text) - middle) // 2  # a line break farther off would change the split too much
-    before = text.rfind("\n", max(middle - near, 0), middle) + 1
-    behind = text.find("\n", middle, middle + near) + 1
-    cut = min((place for place in (before, behind) if place), key=lambda place: abs(place - middle), default=middle)
-    return (Document(f"{name} (head)", text[:cut]),), (Document(f"{name} (tail)", text[cut:]),)

@@ -9,12 +9,16 @@ import gzip
 import io
 import lzma
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from looped.errors import UserError, one_line
 
 READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)
 """Exceptions raised for a damaged or unreadable file, compressed or not."""
+
+PART = 1 << 20
+"""Bytes of a long text read at once."""
 
 LEAVE_OUT = "leave it out of data.path"
 OTHER_MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",  # first: one begins with UTF-16's
@@ -83,15 +87,38 @@ class Utf8:
                             f"convert it, for example with iconv -t utf-8, or {self.way_out}") from None
 
 
-def read_utf8(path: Path, limit: int) -> str:
-    """Up to `limit` bytes of a file as text, ending with a whole character. Raises `UserError`."""
+def is_short(path: Path, limit: int) -> bool:
+    """True if a file has at most `limit` bytes, decompressed. Raises `UserError`."""
     try:
+        if path.suffix.lower() not in OPENERS:
+            return path.stat().st_size <= limit
         with open_bytes(path) as file:
-            raw = file.read(limit + 1)
+            return len(file.read(limit + 1)) <= limit
     except READ_ERRORS as error:
         raise unreadable(path, error) from None
-    utf8, final = Utf8(path), len(raw) <= limit
-    refuse_other_marks(raw, path)  # first: their zeros do not mean a binary file
-    if (zero := raw.find(0)) >= 0:
-        raise UserError(f"{path} is binary (a zero byte at offset {zero}); {LEAVE_OUT}")
-    return utf8.decode(raw[:limit], final=final)
+
+
+def read_utf8(path: Path, limit: int) -> str:
+    """Up to `limit` bytes of a file as text, ending with a whole character. Raises `UserError`."""
+    return "".join(utf8_parts(path, limit))
+
+
+def utf8_parts(path: Path, limit: int) -> Iterator[str]:
+    """Up to `limit` bytes of a file as text in parts of about a megabyte, ending with a whole character. Raises
+    `UserError`."""
+    utf8, offset = Utf8(path), 0
+    try:
+        with open_bytes(path) as file:
+            while raw := file.read(min(PART, limit + 1 - offset)):
+                if not offset:
+                    refuse_other_marks(raw, path)  # first: their zeros do not mean a binary file
+                if (zero := raw.find(0)) >= 0:
+                    raise UserError(f"{path} is binary (a zero byte at offset {offset + zero}); {LEAVE_OUT}")
+                offset += len(raw)
+                if offset > limit:
+                    yield utf8.decode(raw[:-1])
+                    return
+                yield utf8.decode(raw)
+    except READ_ERRORS as error:
+        raise unreadable(path, error) from None
+    yield utf8.decode(b"", final=True)

@@ -11,7 +11,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from looped.data.files import LEAVE_OUT, READ_ERRORS, open_bytes, read_utf8, suffixes_of, unreadable
+from looped.data.documents import AnyDocument, Document, LongDocument
+from looped.data.files import (
+    LEAVE_OUT,
+    READ_ERRORS,
+    is_short,
+    open_bytes,
+    read_utf8,
+    suffixes_of,
+    unreadable,
+    utf8_parts,
+)
 from looped.data.json_rows import json_rows
 from looped.data.text_field import NotRows, column_of, text_of
 from looped.errors import UserError
@@ -22,15 +32,11 @@ LONGEST_CHARACTER = 4
 HEADER = 1 << 16
 """Maximum size of a CSV file's header line, in bytes."""
 
+LONG = 1 << 25
+"""Bytes of a text file beyond which it is read in parts."""
+
 CSV_BLOCK = 1 << 24
 """Maximum size of a row of a CSV file, in bytes; also the size of a read."""
-
-
-class Document(NamedTuple):
-    """A text and its name: a relative path, with `#line` or `#row` if the file holds several."""
-
-    name: str
-    text: str
 
 
 class File(NamedTuple):
@@ -47,7 +53,7 @@ class File(NamedTuple):
         return Document(f"{self.name}#{number}", text_of(row, self.field, f"{self.path} {kind} {number}"))
 
 
-def read_file(path: Path, name: str, *, field: str, limit: int) -> Iterator[Document]:
+def read_file(path: Path, name: str, *, field: str, limit: int) -> Iterator[AnyDocument]:
     """The documents of one file, by its suffix: JSON, CSV, parquet, Arrow (one per row), or text (one per file).
 
     A text longer than `limit` bytes is cut a little beyond them, so that the caller can tell.
@@ -75,8 +81,12 @@ def table_columns(path: Path) -> list[str]:
         raise unreadable(path, error) from None
 
 
-def _read_text(file: File) -> Iterator[Document]:
-    yield Document(file.name, read_utf8(file.path, file.limit + LONGEST_CHARACTER))
+def _read_text(file: File) -> Iterator[AnyDocument]:
+    limit = file.limit + LONGEST_CHARACTER
+    if limit <= LONG or is_short(file.path, LONG):
+        yield Document(file.name, read_utf8(file.path, limit))
+    else:
+        yield LongDocument(file.name, lambda: utf8_parts(file.path, limit))
 
 
 def _read_json(file: File) -> Iterator[Document]:
@@ -84,7 +94,7 @@ def _read_json(file: File) -> Iterator[Document]:
         yield file.document(row, kind, number)
 
 
-def _read_table(file: File) -> Iterator[Document]:
+def _read_table(file: File) -> Iterator[AnyDocument]:
     """One document per row if a column is named like the field; else the file is plain text."""
     if file.field not in table_columns(file.path):
         yield from _read_text(file)
@@ -131,7 +141,7 @@ def _read_arrow(file: File) -> Iterator[Document]:
             file.document(dict.fromkeys(_column_names(reader.schema)), "row", 0)  # raises
 
 
-READERS: dict[str, Callable[[File], Iterator[Document]]] = {
+READERS: dict[str, Callable[[File], Iterator[AnyDocument]]] = {
     ".jsonl": _read_json, ".ndjson": _read_json, ".json": _read_json, ".csv": _read_table, ".tsv": _read_table,
     ".parquet": _read_parquet, ".arrow": _read_arrow,
 }

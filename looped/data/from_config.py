@@ -31,16 +31,18 @@ class Seen:
 
 @dataclass(frozen=True)
 class Found:
-    """Data that exist: `fingerprint` and `facts` are known before `open` prepares them."""
+    """Data that exist: `fingerprint` and `facts` are known before `open` prepares them. prepare: does the work that the
+    first `open` would do and later ones find done, and says what is there; without one there is no such work."""
 
     fingerprint: str
     facts: Mapping[str, Any]
     open: Callable[[Seen], Data]
+    prepare: Callable[[], str] = lambda: "nothing to prepare: these data are made or read as they are needed"
 
 
 def _find_text(config: Config) -> Found:
     text = find_text(config.data)
-    return Found(text.fingerprint, text.facts, lambda seen: text.open(seen.tokenizer))
+    return Found(text.fingerprint, text.facts, lambda seen: text.open(seen.tokenizer), text.prepare)
 
 
 def _find_task(config: Config) -> Found:

@@ -1,18 +1,18 @@
 """Windows of a token stream in an order that is a function of (seed, step) alone, so no loader state is saved.
 
 The stream is cut into windows of length + 1 tokens at a stride of `length`, so that every token but the first is a
-target once per epoch. Windows are reshuffled each epoch; row r of optimiser step s in batches of B is item s * B + r of
-that endless sequence, for any micro-batch on any process.
+target once per epoch. Windows are reshuffled each epoch (see `looped.data.order`); row r of optimiser step s in batches
+of B is item s * B + r of that endless sequence, for any micro-batch on any process.
 """
 
 import warnings
-from collections.abc import Iterable
-from functools import lru_cache
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from looped.data.order import permuted
 from looped.errors import UserError
 from looped.shapes import Int
 
@@ -20,7 +20,7 @@ from looped.shapes import Int
 class TokenStream:
     """Documents as one array of token ids, each ended by `end_of_text`; `documents` are their names, in order."""
 
-    def __init__(self, name: str, tokens: np.ndarray, *, end_of_text: int, documents: tuple[str, ...] = ()):
+    def __init__(self, name: str, tokens: np.ndarray, *, end_of_text: int, documents: Sequence[str] = ()):
         self.name = name
         self.tokens = tokens
         self.end_of_text = end_of_text
@@ -95,12 +95,10 @@ class TokenStream:
 def shuffled(count: int, step: int, *, batch_size: int, seed: int,
              rows: Iterable[int] | None = None) -> Int[np.ndarray, "rows"]:
     """Indices below `count` for the given rows (all by default) of optimiser step `step`; each one once per epoch."""
-    items = [step * batch_size + row for row in (range(batch_size) if rows is None else rows)]
-    return np.array([_order(seed, item // count, count)[item % count] for item in items], dtype=np.int64)
-
-
-@lru_cache(maxsize=2)
-def _order(seed: int, epoch: int, count: int) -> np.ndarray:
-    """The permutation of an epoch: sorted by Philox's raw draws, a stream that numpy promises never to change."""
-    draws = np.random.Philox(key=np.array([seed % 2**64, epoch], dtype=np.uint64)).random_raw(count)
-    return np.argsort(draws, kind="stable")
+    items = np.array(range(batch_size) if rows is None else list(rows), dtype=np.int64) + step * batch_size
+    epochs, places = np.divmod(items, count)
+    indices = np.empty_like(places)
+    for epoch in np.unique(epochs).tolist():
+        here = epochs == epoch
+        indices[here] = permuted(places[here], count, seed=seed, epoch=epoch)
+    return indices

@@ -1,16 +1,17 @@
 """Token streams for the settings `data.*`: corpus, tokenizer, and a token cache keyed by content.
 
-`<cache>/<key>/{train.bin, heldout.bin, tokenizer.json, meta.json}`; the key is the hash of everything that the files
-depend on, so the cache is never stale. It is written to a temporary folder and renamed; reading verifies its hashes.
+`<cache>/<key>/` holds the tokens (`token_cache`); the key is the hash of everything that they depend on, so the cache
+is never stale. `<cache>/.manifests/` remembers the key of a source that has not changed (`manifest`), so that a second
+start reads no text. Text is read in order and encoded in pieces, in memory that does not grow with it.
 """
 
 import hashlib
 import json
 import math
 import os
-import shutil
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,24 +19,21 @@ from typing import Any
 import numpy as np
 
 from looped.config.data import DataConfig
-from looped.data.corpus import Corpus, load_corpus
+from looped.data import manifest
+from looped.data.corpus import Reading, Split, Survey, source_of
+from looped.data.documents import PIECE, AnyDocument, Document, pieces_of, size_of
 from looped.data.loader import TokenStream
-from looped.data.text_sources import Document
+from looped.data.progress import progress
+from looped.data.token_cache import FORMAT, Tokens, build_once, described, fault, holds, open_folder
 from looped.data.tokenizer import (
     MIN_FREQUENCY,
-    PIECE,
     TextTokenizer,
     load_tokenizer,
     lossy,
-    parse_tokenizer,
     read_tokenizer_file,
     train_tokenizer,
 )
 from looped.errors import UserError
-from looped.storage import lock_for
-
-FORMAT = 1  # increase it when the same documents and settings would give other files
-FILES = ("train.bin", "heldout.bin", "tokenizer.json")
 
 
 @dataclass(frozen=True)
@@ -45,6 +43,7 @@ class TextData:
     vocab_size: the tokenizer's, which can be less than `data.vocab_size`.
     bytes_per_token: held-out UTF-8 bytes per held-out token; an end-of-text token counts as a token of 0 bytes.
     fingerprint: hash of documents, split and tokenizer settings; runs with equal fingerprints see the same tokens.
+    contents: a hash of all tokens; None: computed when it is asked for.
     """
 
     train: TokenStream
@@ -54,6 +53,7 @@ class TextData:
     bytes_per_token: float
     fingerprint: str
     source: str
+    contents: str | None = None
 
     picture = None
     """Text has no images."""
@@ -61,10 +61,10 @@ class TextData:
     @property
     def facts(self) -> dict[str, Any]:
         """Facts that identify the data, by name: counts, and a hash of all tokens."""
-        return {"source": self.source, **_counts(self.train.documents, self.heldout.documents),
+        return {"source": self.source, **_counts(len(self.train.documents), len(self.heldout.documents)),
                 "tokens": len(self.train) + len(self.heldout), "held-out tokens": len(self.heldout),
                 "vocabulary": self.vocab_size, "bytes/token": self.bytes_per_token,
-                "contents": _digest(self.train.tokens, self.heldout.tokens)}
+                "contents": self.contents or _digest(self.train.tokens, self.heldout.tokens)}
 
     @property
     def end_of_text(self) -> int:
@@ -93,46 +93,145 @@ def prepare(data: DataConfig) -> TextData:
 
 @dataclass(frozen=True)
 class FoundText:
-    """Text that has been read and split, but not yet tokenized."""
+    """Text whose fingerprint is known, and which is read again to be tokenized. num_bytes: of the text, in UTF-8."""
 
     data: DataConfig
     source: str
-    train: tuple[Document, ...]
-    heldout: tuple[Document, ...]
+    reading: Reading
+    split: Split
+    num_bytes: int
+    hashed: "Hashed"
     fingerprint: str
 
     @property
     def facts(self) -> dict[str, Any]:
         """The entries of `TextData.facts` that need no tokens."""
-        return {"source": self.source, **_counts(self.train, self.heldout)}
+        train, heldout = self.counts
+        return {"source": self.source, **_counts(train, heldout)}
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """The numbers of documents in training and held out; a single one is cut in two."""
+        if self.split.documents == 1:
+            return 1, 1
+        return self.split.documents - self.split.heldout, self.split.heldout
+
+    def folder(self, tokenizer: TextTokenizer | None = None) -> Path:
+        """The folder of its tokens by `tokenizer`, there already or not."""
+        folder = _cache_root(self.data) / self.fingerprint
+        if tokenizer is None or holds(folder, tokenizer):
+            return folder
+        return folder.with_name(f"{folder.name}-{_digest(tokenizer.json().encode())}")
 
     def open(self, tokenizer: TextTokenizer | None = None) -> TextData:
         """The text tokenized by `tokenizer`, by default that of the settings, loaded or trained. Raises `UserError`."""
-        data, folder = self.data, _cache_root(self.data) / self.fingerprint
-        if tokenizer is not None and not _holds(folder, tokenizer):
-            folder = folder.with_name(f"{folder.name}-{_digest(tokenizer.json().encode())}")
-        try:
-            if _fault(folder):
-                _build_once(self, tokenizer, folder)
-            encoder, *tokens = _open(folder)
-        except OSError as error:
-            raise UserError(f"the token cache {folder} cannot be used ({error.strerror or error}); "
-                            f"set data.cache_dir or $LOOPED_CACHE to a writable folder") from None
-        if tokenizer is None and not data.tokenizer and encoder.vocab_size < data.vocab_size:
-            warnings.warn(f"data.vocab_size {data.vocab_size}: the text supports only {encoder.vocab_size} tokens; "
-                          f"the vocabulary has that size", stacklevel=3)
-        heldout_bytes = sum(len(document.text.encode()) for document in self.heldout)  # the tokenizer is lossless
-        names = (tuple(document.name for document in side) for side in (self.train, self.heldout))
-        found = {"bytes_per_token": heldout_bytes / len(tokens[1]), "fingerprint": self.fingerprint,
-                 "source": self.source}
-        return _text_data(data, encoder, tokens, names, found)
+        data = self.data
+        with _usable_cache(data):
+            folder = self.folder(tokenizer)
+            if fault(folder) or not described(folder):
+                build_once(folder, lambda: tokenizer or self._tokenizer(), self._sides, loaded=data.tokenizer,
+                           num_bytes=self.num_bytes)
+            opened = open_folder(folder)
+        if tokenizer is None and not data.tokenizer and opened.tokenizer.vocab_size < data.vocab_size:
+            warnings.warn(f"data.vocab_size {data.vocab_size}: the text supports only {opened.tokenizer.vocab_size} "
+                          f"tokens; the vocabulary has that size", stacklevel=3)
+        found = {"bytes_per_token": opened.heldout_bytes / len(opened.tokens[1]),  # the tokenizer is lossless
+                 "fingerprint": self.fingerprint, "source": self.source, "contents": opened.contents}
+        return _text_data(data, opened, found)
+
+    def prepare(self) -> str:
+        """Tokenizes the text, unless that has been done, and says what is there. Raises `UserError`."""
+        made = bool(fault(self.folder()))
+        text = self.open()
+        documents, tokens = sum(self.counts), len(text.train) + len(text.heldout)
+        return (f"{'made' if made else 'all is there'}: {text.source}, {documents:,} documents, {self.num_bytes:,} "
+                f"bytes of text, {tokens:,} tokens, vocabulary {text.vocab_size:,}, in {self.folder()}")
+
+    def _tokenizer(self) -> TextTokenizer:
+        if self.data.tokenizer:
+            return load_tokenizer(self.data.tokenizer)
+        with progress("training the tokenizer", self.num_bytes) as advance:
+            return train_tokenizer(self._training_pieces(advance), self.data.vocab_size)
+
+    def _training_pieces(self, advance) -> Iterator[str]:
+        for heldout, document in self.split.sides(self.reading.documents()):
+            for piece in pieces_of(document.parts()):
+                advance(len(piece.encode()))
+                if not heldout:
+                    yield piece
+
+    def _sides(self) -> Iterator[tuple[bool, AnyDocument]]:
+        """The documents and their sides; UserError at the end if they are not those of the fingerprint."""
+        hashed = self.hashed.fresh()
+        yield from self.split.sides(hashed.passing(self.reading.documents()))
+        if hashed.hexdigest() != self.fingerprint:
+            raise UserError(f"{self.source} was changed while it was read; start again when nothing writes to it")
+
+
+class Hashed:
+    """The fingerprint of documents and settings, from one document at a time."""
+
+    def __init__(self, settings: Mapping[str, Any]):
+        self.settings = settings
+        self._digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+
+    def fresh(self) -> "Hashed":
+        """The hash of the same settings and no documents."""
+        return Hashed(self.settings)
+
+    def passing(self, documents: Iterable[AnyDocument]) -> Iterator[AnyDocument]:
+        """The documents, each hashed before it is passed on."""
+        for document in documents:
+            self.add(document)
+            yield document
+
+    def add(self, document: AnyDocument) -> int:
+        """Hashes a document; returns its size in bytes."""
+        name, size = document.name.encode("utf-8", "surrogateescape"), size_of(document)
+        self._digest.update(len(name).to_bytes(8, "little"))
+        self._digest.update(name)
+        self._digest.update(size.to_bytes(8, "little"))
+        for part in document.parts():
+            self._digest.update(part.encode())
+        return size
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()[:32]
 
 
 def find_text(data: DataConfig) -> FoundText:
-    """The text of `data`, read and split. Raises `UserError` for bad text and for a missing `data.tokenizer`."""
-    corpus = load_corpus(data)
+    """The text of `data`, known by its manifest or read now. Raises `UserError` for bad text and for a missing
+    `data.tokenizer`."""
+    root = _cache_root(data)
+    source = source_of(data, root)
+    reading = Reading(source, data.max_bytes)
+    reading.warn_of_files()
     content = read_tokenizer_file(data.tokenizer) if data.tokenizer else None
-    return FoundText(data, corpus.source, *corpus.split(data.heldout), _fingerprint(corpus, data, content))
+    trained = {"vocab_size": data.vocab_size, "min_frequency": MIN_FREQUENCY}
+    hashed = Hashed({"format": FORMAT, "heldout": data.heldout, "piece": PIECE,
+                     "tokenizer": trained if content is None else content})
+    with _usable_cache(data):
+        known = manifest.remembered(
+            root / manifest.FOLDER, [*source.key, data.text_field, data.max_bytes, hashed.settings], source.files,
+            lambda: _survey(reading, data.heldout, hashed.fresh()))
+    source.opened, reading.cut = known["opened"], known["cut"]
+    reading.warn_of_cut()
+    return FoundText(data, source.name, reading, Split(**known["split"]), known["bytes"], hashed, known["fingerprint"])
+
+
+def _survey(reading: Reading, share: float, hashed: Hashed) -> tuple[dict[str, Any], int, int]:
+    """What a manifest remembers of the text, how many files it is from, and how many of these are read to the end."""
+    survey, num_bytes = Survey(share), 0
+    sizes = [path.stat().st_size for path in {path for _, path in reading.source.files or ()}]
+    with progress("reading", min(reading.max_bytes, sum(sizes) or reading.max_bytes)) as advance:
+        for document in reading.documents():
+            survey.add(document.name)
+            num_bytes += (size := hashed.add(document))
+            advance(size)
+    split = survey.split()
+    known = {"fingerprint": hashed.hexdigest(), "bytes": num_bytes, "split": vars(split), "cut": reading.cut,
+             "opened": reading.source.opened}
+    return known, *reading.source.files_read(reading.cut is not None)
 
 
 def cached_text(data: DataConfig, fingerprint: str, tokenizer: TextTokenizer, facts: Mapping[str, Any]
@@ -141,28 +240,28 @@ def cached_text(data: DataConfig, fingerprint: str, tokenizer: TextTokenizer, fa
     `TextData.facts`. None if the cache does not have it, or has it with another tokenizer."""
     try:
         folder = _cache_root(data) / fingerprint
-        if not _holds(folder, tokenizer) or "bytes/token" not in facts:
+        if not holds(folder, tokenizer) or "bytes/token" not in facts:
             return None
-        _, *tokens = _open(folder)
+        opened = open_folder(folder)
     except OSError:
         return None
     found = {"bytes_per_token": facts["bytes/token"], "fingerprint": fingerprint,
-             "source": f"{facts['source']}, from the token cache"}
-    return _text_data(data, tokenizer, tokens, ((), ()), found)
+             "source": f"{facts['source']}, from the token cache", "contents": opened.contents}
+    return _text_data(data, opened, found)
 
 
-def _text_data(data: DataConfig, tokenizer: TextTokenizer, tokens: Sequence[np.ndarray],
-               documents: Iterable[tuple[str, ...]], found: Mapping[str, Any]) -> TextData:
+def _text_data(data: DataConfig, opened: Tokens, found: Mapping[str, Any]) -> TextData:
+    tokenizer = opened.tokenizer
     streams = [TokenStream(name, ids, end_of_text=tokenizer.end_of_text, documents=names)
-               for name, ids, names in zip(("train", "held-out"), tokens, documents, strict=True)]
+               for name, ids, names in zip(("train", "held-out"), opened.tokens, opened.names, strict=True)]
     for stream in streams:
         stream.windows(data.length)  # raises where there is none
     return TextData(*streams, tokenizer=tokenizer, vocab_size=tokenizer.vocab_size, **found)
 
 
-def _counts(train: Sequence, heldout: Sequence) -> dict[str, int]:
+def _counts(train: int, heldout: int) -> dict[str, int]:
     """Number of documents, and of held-out ones."""
-    return {"documents": len(train) + len(heldout), "held-out documents": len(heldout)}
+    return {"documents": train + heldout, "held-out documents": heldout}
 
 
 def _digest(*parts: np.ndarray | bytes) -> str:
@@ -173,78 +272,18 @@ def _digest(*parts: np.ndarray | bytes) -> str:
     return digest.hexdigest()[:16]
 
 
-def _fingerprint(corpus: Corpus, data: DataConfig, tokenizer: str | None) -> str:
-    trained = {"vocab_size": data.vocab_size, "min_frequency": MIN_FREQUENCY}
-    settings = {"format": FORMAT, "heldout": data.heldout, "piece": PIECE,
-                "tokenizer": trained if tokenizer is None else tokenizer}
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for name, text in corpus.documents:
-        for part in (name.encode("utf-8", "surrogateescape"), text.encode()):
-            digest.update(len(part).to_bytes(8, "little"))
-            digest.update(part)
-    return digest.hexdigest()[:32]
-
-
 def _cache_root(data: DataConfig) -> Path:
     return Path(data.cache_dir or os.environ.get("LOOPED_CACHE") or "~/.cache/looped").expanduser()
 
 
-def _fault(folder: Path) -> str:
-    """The reason why a cache folder cannot be used, "" if it can."""
-    if not folder.exists():
-        return "absent"
+@contextmanager
+def _usable_cache(data: DataConfig) -> Iterator[None]:
+    """Turns an error of the file system inside the block into a `UserError`."""
     try:
-        sha256 = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["sha256"]
-        changed = [name for name in FILES if _sha256(folder / name) != sha256[name]]
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        return "a file is missing"
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return "its meta.json is broken"
-    return f"{changed[0]} has another hash" if changed else ""
-
-
-def _holds(folder: Path, tokenizer: TextTokenizer) -> bool:
-    """True if a cache folder is intact and its tokens are those of `tokenizer`."""
-    return not _fault(folder) and (folder / "tokenizer.json").read_text(encoding="utf-8") == tokenizer.json()
-
-
-def _open(folder: Path) -> tuple[TextTokenizer, np.ndarray, np.ndarray]:
-    """(tokenizer, train tokens, held-out tokens) of an intact cache folder."""
-    tokenizer = parse_tokenizer((folder / "tokenizer.json").read_text(encoding="utf-8"), folder / "tokenizer.json")
-    train, heldout = (np.memmap(folder / name, dtype=_dtype(tokenizer), mode="r") for name in FILES[:2])
-    return tokenizer, train, heldout
-
-
-def _dtype(tokenizer: TextTokenizer) -> str:
-    return "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
-
-
-def _build_once(text: FoundText, tokenizer: TextTokenizer | None, folder: Path) -> None:
-    """Builds the cache folder if needed; of several concurrent processes one does the work and the others wait."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with lock_for(folder.with_name(f".{folder.name}.lock")):
-        fault = _fault(folder)
-        if fault not in ("", "absent"):
-            warnings.warn(f"the token cache {folder} is damaged ({fault}) and is rebuilt", stacklevel=3)
-        if fault:
-            _build(text, tokenizer, folder)
-
-
-def _build(text: FoundText, tokenizer: TextTokenizer | None, folder: Path) -> None:
-    data = text.data
-    if tokenizer is None:
-        tokenizer = (load_tokenizer(data.tokenizer) if data.tokenizer else
-                     train_tokenizer((document.text for document in text.train), data.vocab_size))
-    if data.tokenizer:
-        check_lossless(tokenizer, text.train + text.heldout, data.tokenizer)
-    building = folder.with_name(f".{folder.name}.building")  # ours alone while the lock is held
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir()
-    _write(building / "fresh", tokenizer, text.train, text.heldout)
-    if folder.exists():
-        os.replace(folder, building / "damaged")
-    os.replace(building / "fresh", folder)
-    shutil.rmtree(building)
+        yield
+    except OSError as error:
+        raise UserError(f"the token cache {_cache_root(data)} cannot be used ({error.strerror or error}); set "
+                        f"data.cache_dir or $LOOPED_CACHE to a writable folder") from None
 
 
 def check_lossless(tokenizer: TextTokenizer, documents: Iterable[Document], path: str | Path) -> None:
@@ -252,19 +291,3 @@ def check_lossless(tokenizer: TextTokenizer, documents: Iterable[Document], path
     for document in documents:
         if problem := tokenizer.loss_of(document.text):
             raise lossy(path, f"in {document.name} {problem}")
-
-
-def _write(folder: Path, tokenizer: TextTokenizer, train: tuple[Document, ...], heldout: tuple[Document, ...]) -> None:
-    folder.mkdir()
-    for name, documents in zip(FILES[:2], (train, heldout), strict=True):
-        with (folder / name).open("wb") as file:
-            for ids in tokenizer.encode_documents([document.text for document in documents]):
-                file.write(ids.astype(_dtype(tokenizer)).tobytes())
-    (folder / "tokenizer.json").write_text(tokenizer.json(), encoding="utf-8", newline="")
-    meta = {"format": FORMAT, "sha256": {name: _sha256(folder / name) for name in FILES}}
-    (folder / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8", newline="")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

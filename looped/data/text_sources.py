@@ -4,26 +4,47 @@ A source yields `Document`s lazily, so a caller that has enough text stops readi
 `UserError` that names the file and the line, byte or field.
 """
 
+import json
+import os
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from looped.config.data import DataConfig
+from looped.data.documents import AnyDocument, Document
 from looped.data.files import suffixes_of
-from looped.data.formats import DELIMITERS, Document, read_file, table_columns
+from looped.data.formats import DELIMITERS, read_file, table_columns
 from looped.data.paths import Named, PassedOver, find
 from looped.data.text_field import column_of, text_of
 from looped.errors import UserError, one_line, root_cause
 
 
 class Source:
-    """An origin of text. name: its description; notices: one sentence for each thing a user may not expect."""
+    """An origin of text. name: its description; notices: one sentence for each thing a user may not expect; key: what
+    identifies it on this machine; distinct: no two documents have the same name; opened: how many of its `files` (or
+    rows) have been opened."""
 
     name: str
     notices: Sequence[str] = ()
+    key: Sequence[Any]
+    distinct: bool = True
+    opened: int = 0
 
-    def documents(self) -> Iterator[Document]:
-        """The documents in reading order. Raises `UserError`."""
+    @property
+    def files(self) -> Sequence[Named] | None:
+        """The files that the documents are read from, in order; None if there is no telling, as for a stream."""
+        return None
+
+    def files_read(self, cut: bool) -> tuple[int, int]:
+        """How many of the `files`, from the first on, `documents` has opened, and how many of these it has read to the
+        end; cut: it was left before its end."""
+        return self.opened, self.opened - cut
+
+    def documents(self) -> Iterator[AnyDocument]:
+        """The documents in reading order, the same at every call. Raises `UserError`."""
         raise NotImplementedError
 
     def extent(self) -> str:
@@ -36,27 +57,34 @@ class FileSource(Source):
 
     def __init__(self, paths: Iterable[str], *, field: str, limit: int):
         self.name: str = ", ".join(paths)
+        self.key = ("files", *(os.path.abspath(Path(path).expanduser()) for path in paths))
         self.field = field
         self.limit = limit
         self.notices: list[str] = []
-        self.opened: int = 0
         found: dict[Path, Named] = {}
         for entry in paths:
             for name, path in self._find(entry):
                 found.setdefault(path.resolve(), (name, path))
-        self.files: list[Named] = list(found.values())
+        self._files: list[Named] = list(found.values())
+        names = [name for name, _ in self._files]
+        self.distinct = len(set(names)) == len(names) and not any("#" in name for name in names)
         self._note_tables()
 
-    def documents(self) -> Iterator[Document]:
-        for name, path in self.files:
+    @property
+    def files(self) -> Sequence[Named]:
+        return self._files
+
+    def documents(self) -> Iterator[AnyDocument]:
+        self.opened = 0
+        for name, path in self._files:
             self.opened += 1
             yield from read_file(path, name, field=self.field, limit=self.limit)
 
     def extent(self) -> str:
-        size = sum(path.stat().st_size for _, path in self.files)
-        unopened = len(self.files) - self.opened
+        size = sum(path.stat().st_size for _, path in self._files)
+        unopened = len(self._files) - self.opened
         rest = f"{unopened:,} are not read" if unopened else "the last is read in part"
-        return f"of {len(self.files):,} files found ({size:,} bytes on disk), {rest}"
+        return f"of {len(self._files):,} files found ({size:,} bytes on disk), {rest}"
 
     def _find(self, entry: str) -> list[Named]:
         passed = PassedOver()
@@ -68,7 +96,7 @@ class FileSource(Source):
 
     def _note_tables(self) -> None:
         """Adds a notice for tables that are read as plain text."""
-        columns = {name: table_columns(path) for name, path in self.files if suffixes_of(path)[0] in DELIMITERS}
+        columns = {name: table_columns(path) for name, path in self._files if suffixes_of(path)[0] in DELIMITERS}
         plain = [name for name, names in columns.items() if self.field not in names]
         if plain:
             self.notices.append(
@@ -78,34 +106,84 @@ class FileSource(Source):
 
 
 class DatasetSource(Source):
-    """The rows of `datasets.load_dataset(data.dataset, ...)`, in order, streamed or from its local copy."""
+    """The rows of `datasets.load_dataset(data.dataset, ...)`, in order, from its local copy."""
 
     def __init__(self, data: DataConfig):
         self.data = data
         self.name: str = f"dataset {data.dataset}"
-        self.read: int = 0
+        self.key = ("dataset", data.dataset, data.dataset_config, data.split)
         self.num_rows: int | None = None
 
-    def documents(self) -> Iterator[Document]:
-        for number, row in enumerate(self._rows()):
-            self.read += 1
+    @property
+    def files(self) -> Sequence[Named] | None:
+        """The Arrow files of the local copy; None for rows that are held in memory."""
+        paths = [Path(file["filename"]) for file in getattr(self._rows, "cache_files", [])]
+        return [(path.name, path) for path in paths] or None
+
+    def files_read(self, cut: bool) -> tuple[int, int]:
+        num = len(self.files or ())
+        return num, 0 if cut else num
+
+    def documents(self) -> Iterator[AnyDocument]:
+        self.opened = 0
+        for number, row in enumerate(self._each()):
+            self.opened += 1
             where = f"data.dataset {self.data.dataset} row {number}"
             yield Document(f"{self.data.split}#{number}", text_of(row, self.data.text_field, where))
 
     def extent(self) -> str:
         whole = "an unknown number of rows" if self.num_rows is None else f"{self.num_rows:,} rows"
-        return f"of {whole}, the first {self.read:,} are read"
+        return f"of {whole}, the first {self.opened:,} are read"
 
-    def _rows(self) -> Iterator[Mapping[str, Any]]:
+    @cached_property
+    def _rows(self) -> Any:
         import datasets
 
         data = self.data
-        try:
+        with self._errors_named():
             rows = datasets.load_dataset(data.dataset, data.dataset_config, split=data.split, streaming=data.streaming)
             self.num_rows = getattr(rows, "num_rows", None)
             if column := column_of(data.text_field, rows.column_names or ()):
                 rows = rows.select_columns([column])  # so that images and audio in other columns stay undecoded
-            yield from rows
+            return rows
+
+    def _each(self) -> Iterator[Mapping[str, Any]]:
+        with self._errors_named():
+            yield from self._rows
+
+    @contextmanager
+    def _errors_named(self) -> Iterator[None]:
+        try:
+            yield
+        except UserError:
+            raise
         except Exception as error:  # load_dataset raises whatever the network, a reader or a builder raises
-            raise UserError(f"data.dataset {data.dataset} cannot be read ({one_line(root_cause(error))}); check its "
-                            f"name, data.dataset_config, data.split and the network, or use data.path") from None
+            raise UserError(f"data.dataset {self.data.dataset} cannot be read ({one_line(root_cause(error))}); check "
+                            f"its name, data.dataset_config, data.split and the network, or use data.path") from None
+
+
+class StreamedSource(DatasetSource):
+    """The rows of a dataset that is never stored whole. They arrive once: a file without a name keeps the documents for
+    the later readings, and is gone with the process."""
+
+    def __init__(self, data: DataConfig, folder: Path):
+        super().__init__(data)
+        self.folder = folder
+        self._kept: IO[bytes] | None = None
+        self._arriving: Iterator[AnyDocument] = iter(())
+
+    @property
+    def files(self) -> None:
+        return None
+
+    def documents(self) -> Iterator[AnyDocument]:
+        if self._kept is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._kept = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115, it is open as long as the source
+            self._arriving = super().documents()
+        self._kept.seek(0)
+        for line in self._kept:
+            yield Document(*json.loads(line))
+        for document in self._arriving:
+            self._kept.write(json.dumps([document.name, document.text]).encode() + b"\n")
+            yield document

@@ -4,12 +4,14 @@ Any Unicode text survives a round trip byte for byte: there is no normaliser, an
 that spells out a special token is encoded as ordinary text, so `end_of_text` in a stream always ends a document.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from looped.data.documents import PIECE, pieces_of
 from looped.data.tokenizer_files import (
     END_OF_TEXT,
     known_end,
@@ -20,8 +22,9 @@ from looped.data.tokenizer_files import (
 )
 from looped.errors import UserError
 
+T = TypeVar("T")
+
 MIN_FREQUENCY = 2  # a pair seen once is no pattern: merging it would copy the text into the vocabulary
-PIECE = 1 << 20  # characters encoded at once: a tokenizer's working memory is many times its input
 # No decomposed letters: a tokenizer that composes them, as Qwen's does, reproduces all texts that have none.
 PROBE = "Text, numbers 0123 and\n\n    code: f(x) = {[\"a'b\"]};\t naïve Ω 中文 🙂\r\n"
 
@@ -49,25 +52,32 @@ class TextTokenizer:
         """The text of token ids; end-of-text tokens are dropped, incomplete UTF-8 becomes U+FFFD."""
         return self._backend.decode(list(ids), skip_special_tokens=True)
 
+    def encode_pieces(self, pieces: Sequence[str]) -> list[np.ndarray]:
+        """The token ids of each piece of text, uint32, without end-of-text tokens; encoded on all cores."""
+        return [np.array(encoding.ids, dtype=np.uint32)
+                for encoding in self._backend.encode_batch_fast(list(pieces), add_special_tokens=False)]
+
     def encode_documents(self, texts: Sequence[str]) -> Iterator[np.ndarray]:
         """The token ids of each text followed by `end_of_text`, uint32, in order; encoded in batches on all cores."""
-        for group in _groups(texts):
-            pieces = [list(_pieces(text)) for text in group]
-            encoded = iter(self._backend.encode_batch_fast([piece for part in pieces for piece in part],
-                                                           add_special_tokens=False))
+        for group in batches(texts, len, 8 * PIECE):
+            pieces = [list(pieces_of([text])) for text in group]
+            encoded = iter(self.encode_pieces([piece for part in pieces for piece in part]))
             for part in pieces:
-                ids = [token for _ in part for token in next(encoded).ids]
-                yield np.array([*ids, self.end_of_text], dtype=np.uint32)
+                yield np.concatenate([*(next(encoded) for _ in part), np.array([self.end_of_text], dtype=np.uint32)])
 
     def loss_of(self, text: str) -> str | None:
         """A description of how a round trip changes a text; None if it does not."""
-        for piece in _pieces(text):
-            back = self.decode(self.encode(piece))
-            if back != piece:
-                place = next((i for i, (a, b) in enumerate(zip(piece, back, strict=False)) if a != b),
-                             min(len(piece), len(back)))
-                return f"{piece[place:place + 12]!r} comes back as {back[place:place + 12]!r}"
-        return None
+        changes = (self.change_of(piece, self.encode(piece)) for piece in pieces_of([text]))
+        return next(filter(None, changes), None)
+
+    def change_of(self, piece: str, ids: Sequence[int] | np.ndarray) -> str | None:
+        """A description of how a piece of text differs from what its token ids decode to; None if it does not."""
+        back = self.decode(ids)
+        if back == piece:
+            return None
+        place = next((i for i, (a, b) in enumerate(zip(piece, back, strict=False)) if a != b),
+                     min(len(piece), len(back)))
+        return f"{piece[place:place + 12]!r} comes back as {back[place:place + 12]!r}"
 
     def json(self) -> str:
         """The content of a tokenizer.json; `parse_tokenizer` reads it back."""
@@ -82,13 +92,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> TextTokenizer:
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, min_frequency=MIN_FREQUENCY, special_tokens=[END_OF_TEXT],
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
-    backend.train_from_iterator((piece for text in texts for piece in _pieces(text)), trainer)
+    backend.train_from_iterator((piece for text in texts for piece in pieces_of([text])), trainer)
     return TextTokenizer(backend, END_OF_TEXT)
 
 
 def load_tokenizer(path: str | Path, end: int | None = None) -> TextTokenizer:
-    """Reads `data.tokenizer`: a tokenizer.json, or a folder that `save_pretrained` wrote. Raises `UserError` if it is
-    neither, or does not decode what it encodes. end: see `read_tokenizer_file`."""
+    """Reads `data.tokenizer`: a tokenizer.json, a folder that `save_pretrained` wrote, or a repository of the hub.
+    Raises `UserError` if it is none of them, or does not decode what it encodes. end: see `read_tokenizer_file`."""
     tokenizer = parse_tokenizer(read_tokenizer_file(path, end), path)
     if problem := tokenizer.loss_of(PROBE):
         raise lossy(path, problem)
@@ -109,24 +119,14 @@ def lossy(path: str | Path, problem: str) -> UserError:
                      f"use a byte-level one, or leave it null to train one")
 
 
-def _pieces(text: str) -> Iterator[str]:
-    """The text in pieces of at most PIECE characters, cut after a line break if possible."""
-    start = 0
-    while len(text) - start > PIECE:
-        cut = text.rfind("\n", start, start + PIECE) + 1 or start + PIECE
-        yield text[start:cut]
-        start = cut
-    yield text[start:]
-
-
-def _groups(texts: Sequence[str]) -> Iterator[list[str]]:
-    """The texts in order, in groups of about 8 pieces of text."""
-    group, size = [], 0
-    for text in texts:
-        group.append(text)
-        size += len(text)
-        if size >= 8 * PIECE:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
+def batches(items: Iterable[T], size: Callable[[T], int], enough: int) -> Iterator[list[T]]:
+    """The items in order, in lists whose sizes add up to about `enough`."""
+    batch, total = [], 0
+    for item in items:
+        batch.append(item)
+        total += size(item)
+        if total >= enough:
+            yield batch
+            batch, total = [], 0
+    if batch:
+        yield batch

@@ -1,4 +1,5 @@
-"""Reading of tokenizer files: a tokenizer.json of the `tokenizers` library, or a folder that `save_pretrained` wrote.
+"""Reading of tokenizer files: a tokenizer.json of the `tokenizers` library, a folder that `save_pretrained` wrote, or
+the name of a repository of the Hugging Face hub.
 
 The end-of-text token is the `eos_token` declared in the files next to it, else the first of a few known names. A
 declared one is marked in the content of the tokenizer.json, by a field of its entry that `tokenizers` ignores, so that
@@ -14,6 +15,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from looped.data.files import Utf8
+from looped.data.tokenizer_hub import fetched, is_name
 from looped.errors import UserError, one_line
 
 TOKENIZER = "tokenizer.json"
@@ -28,13 +30,16 @@ WAY_OUT = "name a tokenizer.json or a folder with one, or leave it null to train
 
 
 def read_tokenizer_file(path: str | Path, end: int | None = None) -> str:
-    """The content of the tokenizer.json that `data.tokenizer` names, the file or its folder. The end-of-text token
-    declared next to it is marked, if another one would be used otherwise. Raises `UserError`.
+    """The content of the tokenizer.json that `data.tokenizer` names: the file, its folder, or its repository on the
+    hub. The end-of-text token declared next to it is marked, if another one would be used otherwise. Raises
+    `UserError`.
 
     end: id of the end-of-text token if no file next to it declares one. A tokenizer without an end-of-text token gets
     one, with a warning.
     """
-    path = Path(path).expanduser()
+    name, path = str(path), Path(path).expanduser()
+    if not path.exists() and is_name(name):
+        path = fetched(name)
     file = path / TOKENIZER if path.is_dir() else path
     content = _convert(path) if path.is_dir() and not file.is_file() else _read(file)
     if marked_end(content):

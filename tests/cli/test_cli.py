@@ -297,3 +297,40 @@ def test_prompts_of_a_file_are_continued_together(runs, tmp_path, capsys):
     alone = json.loads(capsys.readouterr().out)
     assert [line["prompt"] for line in together] == ["def f", "return x * 3  # num", "x"]
     assert together[0] == alone
+
+
+# prepare
+
+def test_prepare_says_what_it_made_and_then_that_all_is_there(tiny_yaml, tmp_path, capsys, monkeypatch):
+    arguments = ["prepare", str(tiny_yaml), "--data.cache_dir", str(tmp_path / "tokens")]
+    assert main(arguments) == 0
+    made = capsys.readouterr().out
+    (folder,) = (path for path in (tmp_path / "tokens").iterdir() if not path.name.startswith("."))
+    size = sum(file.stat().st_size for file in (tiny_yaml.parent / "text").iterdir())
+    tokens = sum((folder / name).stat().st_size for name in ("train.bin", "heldout.bin")) // 2
+    assert re.fullmatch(rf"made: .*, 6 documents, {size:,} bytes of text, {tokens:,} tokens, vocabulary 300, in "
+                        rf"{re.escape(str(folder))}; \d+\.\d\d s\n", made)
+    assert main(arguments) == 0
+    there = capsys.readouterr().out
+    assert there.startswith("all is there: ")
+    assert there.split(":", 1)[1].rsplit(";", 1)[0] == made.split(":", 1)[1].rsplit(";", 1)[0]
+    assert float(there.split()[-2]) < 1
+
+
+def test_train_finds_what_prepare_made(tiny_yaml, tmp_path, monkeypatch):
+    from looped.data import token_cache
+
+    settings = ["--data.cache_dir", str(tmp_path / "tokens"), "--training.budget", "1"]
+    assert main(["prepare", str(tiny_yaml), *settings]) == 0
+    monkeypatch.setattr(token_cache, "_build", None)  # may not be called
+    assert main(["train", str(tiny_yaml), "--run", str(tmp_path / "run"), *settings]) == 0
+
+
+def test_prepare_has_nothing_to_do_for_a_task(capsys):
+    assert main(["prepare", "sums-denoise"]) == 0
+    assert capsys.readouterr().out.startswith("nothing to prepare: these data are made or read as they are needed")
+
+
+def test_a_text_too_short_to_train_on_is_refused_by_prepare_too(tiny_yaml, tmp_path, capsys):
+    assert main(["prepare", str(tiny_yaml), "--data.length", "1000000"]) == 2
+    assert "lower data.length, give more text" in capsys.readouterr().err

@@ -34,7 +34,7 @@ def test_rows_of_a_batch_are_the_slice_of_the_whole_batch(size, length, batch_si
 
 
 @given(sizes, lengths, st.integers(1, 9), seeds)
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 def test_every_token_is_a_target_once_an_epoch_whatever_the_batch_size(size, length, batch_size, seed):
     stream = counting(size)
     count = stream.windows(length)

@@ -17,8 +17,10 @@ from tokenizers import Tokenizer, decoders, models
 
 from looped.config.data import DataConfig
 from looped.data import text as text_module
+from looped.data import token_cache
 from looped.data.corpus import load_corpus
-from looped.data.text import FILES, prepare
+from looped.data.text import prepare
+from looped.data.token_cache import FILES, NAMES
 from looped.data.tokenizer import PROBE
 from looped.errors import UserError
 
@@ -33,7 +35,7 @@ def test_both_streams_decode_to_their_documents_and_bytes_a_token_is_exact(make)
     for stream, documents in zip((text.train, text.heldout), load_corpus(data).split(data.heldout), strict=True):
         assert text.tokenizer.decode(stream.tokens.tolist()) == "".join(document.text for document in documents)
         assert int((stream.tokens == text.tokenizer.end_of_text).sum()) == len(documents)
-        assert stream.documents == tuple(document.name for document in documents)
+        assert tuple(stream.documents) == tuple(document.name for document in documents)
     heldout_bytes = len(text.tokenizer.decode(text.heldout.tokens.tolist()).encode())
     assert text.bytes_per_token == heldout_bytes / len(text.heldout)
 
@@ -46,7 +48,7 @@ def test_a_uniform_guess_over_bytes_costs_eight_bits_a_byte(make):
 
 def test_the_second_call_reads_the_cache_and_gives_the_same(make, monkeypatch):
     first = prepare(make())
-    monkeypatch.setattr(text_module, "_build", None)  # may not be called
+    monkeypatch.setattr(token_cache, "_build", None)  # may not be called
     second = prepare(make())
     assert second.fingerprint == first.fingerprint
     for name in ("train", "heldout"):
@@ -159,7 +161,8 @@ def become_a_folder(path, data):
     path.mkdir()
 
 
-@given(st.sampled_from([flip, cut, grow, remove, become_a_folder]), st.sampled_from([*FILES, "meta.json"]), st.data())
+@given(st.sampled_from([flip, cut, grow, remove, become_a_folder]),
+       st.sampled_from([*FILES, *NAMES, "meta.json"]), st.data())
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_damage_to_the_cache_is_noticed_or_harmless_and_the_tokens_are_the_same(make, tmp_path, harm, name, data):
     with warnings.catch_warnings():
@@ -172,7 +175,7 @@ def test_any_damage_to_the_cache_is_noticed_or_harmless_and_the_tokens_are_the_s
     assert (again.train.tokens.tolist(), again.heldout.tokens.tolist(), again.tokenizer.json()) == expected
 
 
-@pytest.mark.parametrize("name", [*FILES, "meta.json"])
+@pytest.mark.parametrize("name", [*FILES, *NAMES, "meta.json"])
 def test_a_damaged_cache_is_rebuilt_with_one_line_of_notice(make, tmp_path, name):
     prepare(make())
     (folder,) = folders(tmp_path)
@@ -198,7 +201,7 @@ def test_a_build_that_was_killed_leaves_nothing_behind_after_the_next(make, tmp_
     def killed(*_):
         raise KeyboardInterrupt
     with monkeypatch.context() as patch:
-        patch.setattr(text_module, "_sha256", killed)
+        patch.setattr(token_cache, "sha256_of", killed)
         with pytest.raises(KeyboardInterrupt):
             prepare(make())
     assert not folders(tmp_path)

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from looped.config.data import DataConfig
 from looped.data.text import prepare
 from looped.data.tokenizer import END_OF_TEXT, load_tokenizer, parse_tokenizer
+from looped.errors import UserError
 
 
 def saved(folder, special_tokens, **declared):
@@ -151,3 +152,62 @@ def test_a_folder_without_a_tokenizer_that_can_be_had_is_refused(tmp_path, files
     message = sentence_of(lambda: load_tokenizer(tmp_path))
     assert f"data.tokenizer {tmp_path} h" in message
     assert "name a folder with a tokenizer.json" in message
+
+
+# Names on the hub
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """The local cache of the hub, as `snapshot_download` lays it out, and no network."""
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    repository = tmp_path / "hub" / "models--someone--tiny"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "snapshots").mkdir()
+    (repository / "refs" / "main").write_text("a" * 40)
+    saved(repository / "snapshots" / ("a" * 40), [END_OF_TEXT, "<|end|>"], tokenizer_config={"eos_token": "<|end|>"})
+    return repository / "snapshots"
+
+
+@pytest.mark.parametrize("name", ["someone/tiny", f"someone/tiny@{'a' * 40}", "someone/tiny@main"])
+def test_a_name_on_the_hub_is_read_from_the_local_cache(hub, name):
+    loaded = load(name)
+    assert (loaded.json(), loaded.end_of_text) == (load(hub / ("a" * 40)).json(), 1)
+
+
+def test_a_tokenizer_that_is_here_is_not_asked_for_on_the_hub(hub, monkeypatch):
+    import huggingface_hub
+
+    asked, download = [], huggingface_hub.snapshot_download
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *names, local_files_only, **more: (
+        asked.append(local_files_only) or download(*names, local_files_only=local_files_only, **more)))
+    load("someone/tiny")
+    assert asked == [True]
+    with pytest.raises(UserError):
+        load("someone/other")
+    assert asked == [True, True, False]  # the control
+
+
+def test_a_name_that_nothing_has_is_one_sentence_with_a_way_out(hub):
+    message = sentence_of(lambda: load("someone/other"))
+    assert "data.tokenizer someone/other is neither a file nor a folder here, and cannot be fetched from" in message
+    assert "or leave it null to train one" in message
+
+
+def test_a_path_is_no_name_on_the_hub(hub, tmp_path):
+    for path in ("missing.json", str(tmp_path / "missing"), "./missing", "~/missing-tokenizer", "a/b/c"):
+        assert "cannot be read (No such file or directory)" in sentence_of(lambda path=path: load(path))
+
+
+def test_a_folder_here_goes_before_a_name_on_the_hub(hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "someone").mkdir()
+    saved(tmp_path / "someone" / "tiny", [END_OF_TEXT])
+    assert load("someone/tiny").end_of_text == 0
+
+
+def test_a_text_is_tokenized_by_a_name_on_the_hub(hub, make):
+    text = prepare(make(tokenizer="someone/tiny"))
+    assert (text.tokenizer.end_token, text.vocab_size) == ("<|end|>", 300)
