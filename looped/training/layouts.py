@@ -95,11 +95,11 @@ class Sharded(Whole):
 
         device = self.accelerator.device.type
         self.names: list[str] = list(module_tensors(objective))
-        self.scalars = [p for p in objective.parameters() if p.ndim == 0]
+        self.scalars: list[nn.Parameter] = [p for p in objective.parameters() if p.ndim == 0]
         mesh = init_device_mesh(device, (self.accelerator.num_processes,))
-        model = objective.model
-        self.units: list[Any] = []
-        for part in (*model.prelude, model.recurrence, *model.coda, objective):
+        model, self.units = objective.model, []
+        loop = [model.recurrence] if hasattr(model, "recurrence") else []  # a model of the user's may have none
+        for part in (*getattr(model, "prelude", ()), *loop, *getattr(model, "coda", ()), objective):
             fully_shard(part, mesh=mesh, reshard_after_forward=False, ignored_params=set(self.scalars))
             part.set_reshard_after_backward(False, recurse=False)
             if hasattr(part, "record"):  # its gradient is exchanged when it is there, as that of forward
