@@ -1,7 +1,8 @@
-"""Size of a micro-batch (gradient accumulation), and the training timer."""
+"""Micro-batches of each process (gradient accumulation), and the training timer."""
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
@@ -9,15 +10,33 @@ from looped.config import Config
 from looped.errors import UserError
 
 
-def micro_batch_size(config: Config, num_processes: int) -> int:
-    """Sequences per micro-batch and process."""
-    training = config.training
-    parts = training.accumulation * num_processes
-    if training.batch_size % parts:
-        raise UserError(f"training.batch_size {training.batch_size} does not split into {num_processes} processes with "
-                        f"training.accumulation {training.accumulation} micro-batches each; try "
-                        f"{max(1, training.batch_size // parts) * parts}")
-    return training.batch_size // parts
+@dataclass(frozen=True)
+class MicroBatches:
+    """The part of an optimiser step that one process works on: micro-batches `first ... first + num - 1`, each of
+    `size` sequences. total: of all processes."""
+
+    size: int
+    first: int
+    num: int
+    total: int
+
+    @staticmethod
+    def of(config: Config, rank: int, num_processes: int) -> "MicroBatches":
+        """The part of process `rank`. A batch that does not split evenly is cut into the fewest equal micro-batches of
+        which every process gets `training.accumulation` or more, the first processes one more than the others: so a job
+        that has lost a node trains on. Raises UserError for more processes than sequences."""
+        batch, wanted = config.training.batch_size, config.training.accumulation * num_processes
+        if wanted > batch:
+            raise UserError(f"training.batch_size {batch} does not split into {num_processes} processes with "
+                            f"training.accumulation {config.training.accumulation} micro-batches each; try {wanted}")
+        total = next(parts for parts in range(wanted, batch + 1) if batch % parts == 0)
+        each, more = divmod(total, num_processes)
+        return MicroBatches(batch // total, rank * each + min(rank, more), each + (rank < more), total)
+
+    def rows(self, micro: int) -> range:
+        """The rows of the optimiser step in this process's micro-batch `micro`."""
+        start = (self.first + micro) * self.size
+        return range(start, start + self.size)
 
 
 def clock_of(config: Config, device: torch.device) -> Callable[[], float]:

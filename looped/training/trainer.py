@@ -45,7 +45,7 @@ from looped.training.determinism import only_warned
 from looped.training.draw_ahead import DrawAhead, StepDraws
 from looped.training.layouts import LAYOUTS, Whole
 from looped.training.logs import Meter, Monitor
-from looped.training.micro_batch import clock_of, micro_batch_size
+from looped.training.micro_batch import MicroBatches, clock_of
 from looped.training.optim import EMA, build_optimizers, lr_factor, set_lr
 from looped.training.processes import Processes, first_backend
 from looped.training.runs import STAMP, load_run
@@ -85,7 +85,7 @@ class Trainer:
         self.processes = processes
         self.accelerator: Any = (accelerator := processes.accelerator)
         self.monitor = monitor
-        self.micro_batch: int = micro_batch_size(config, accelerator.num_processes)
+        self.micro: MicroBatches = MicroBatches.of(config, accelerator.process_index, accelerator.num_processes)
         self.objective: Objective = self.new_objective().to(accelerator.device).train()
         if config.training.warm_start and not ckpt.list_checkpoints(run_dir):
             processes.every(lambda: self.warm_start(config.training.warm_start))
@@ -114,7 +114,7 @@ class Trainer:
         self.compilation.update(self.optimizers)
         self.layout.wrap(self.objective)
         self.ahead: DrawAhead = DrawAhead(lambda step, micro: self.inputs(step, self.rows(micro)),
-                                          config.training.accumulation, threaded=accelerator.device.type != "cpu")
+                                          self.micro.num, threaded=accelerator.device.type != "cpu")
         self.ended = self.asked = 0
 
     @property
@@ -183,7 +183,7 @@ class Trainer:
         """Forward and backward over the micro-batches, the checks, then the update."""
         start = self.clock()
         set_lr(self.optimizers, lr_factor(self.fraction, self.done.step, self.config.optim))
-        losses = [self.backward(micro) for micro in range(self.config.training.accumulation)]
+        losses = [self.backward(micro) for micro in range(self.micro.num)]
         self.check(losses, self.clip())
         for optimizer in self.optimizers:
             optimizer.step()
@@ -196,8 +196,7 @@ class Trainer:
 
     def rows(self, micro: int) -> range:
         """The rows of the optimiser step that are this process's in a micro-batch."""
-        index = self.accelerator.process_index * self.config.training.accumulation + micro
-        return range(index * self.micro_batch, (index + 1) * self.micro_batch)
+        return self.micro.rows(micro)
 
     def inputs(self, step: int, rows: range) -> tuple[Tensor | Batch | SoughtImages, StepRandom]:
         """Tokens, problems or images of some rows of a step, on the host, and their randomness."""
@@ -206,6 +205,11 @@ class Trainer:
         return batch, RNG[c.training.rng](c.seed, step, start=rows.start, count=len(rows),
                                           total=c.training.batch_size, device=device)
 
+    @property
+    def mean_num(self) -> float:
+        """Mean number of micro-batches per process; processes exchange the mean of their sums over it."""
+        return self.micro.total / self.accelerator.num_processes
+
     def batch_settings(self) -> dict[str, int]:
         """The settings that determine the order of the data, besides the step."""
         c = self.config
@@ -213,14 +217,14 @@ class Trainer:
 
     def backward(self, micro: int) -> Loss:
         """Add a micro-batch's gradients; processes exchange them after the last one only."""
-        num = self.config.training.accumulation
+        num = self.micro.num
         with self.layout.micro_batch(first=micro == 0, last=micro == num - 1), casts_kept():
             batch, draws = self.ahead.get(self.done.step, micro)
             self.seen += (Batch.of(batch) if isinstance(batch, Tensor) else batch).num_tokens
             loss = self.run(batch.to(self.accelerator.device, non_blocking=True), draws.on_device())
             self.ahead.used(draws)
             require_loss(loss, self.objective)
-            self.accelerator.backward(loss.value / num)
+            self.accelerator.backward(loss.value / self.mean_num)
         return replace(loss, value=loss.value.detach())
 
     def run(self, batch: Tensor | Batch | SoughtImages, draws: StepDraws) -> Loss:
@@ -237,7 +241,7 @@ class Trainer:
 
     def check(self, losses: list[Loss], norm: Tensor) -> None:
         """Raise before the update if the loss or the gradient is not finite; record the metrics otherwise."""
-        value = self.accelerator.reduce(torch.stack([loss.value for loss in losses]).mean(), "mean")
+        value = self.accelerator.reduce(torch.stack([loss.value for loss in losses]).sum() / self.mean_num, "mean")
         whole = Loss(value, {"loss": value, "grad_norm": norm})
         *parts, whole = figures_of([*losses, whole])
         if not (math.isfinite(whole["loss"]) and math.isfinite(whole["grad_norm"])):
@@ -288,7 +292,7 @@ class Trainer:
     def bad_rows(self) -> list[int]:
         """Rows of this process whose own loss is not finite; randomness is per row, so each can be recomputed alone."""
         self.objective.eval()
-        rows = [row for micro in range(self.config.training.accumulation) for row in self.rows(micro)]
+        rows = [row for micro in range(self.micro.num) for row in self.rows(micro)]
         alone = [self.inputs(self.done.step, range(row, row + 1)) for row in rows]
         with self.layout.whole_model(self.objective):
             losses = [self.objective(batch.to(random.device), random).value for batch, random in alone]

@@ -21,7 +21,7 @@ from looped.objectives import Denoise, Loss, build_objective
 from looped.rng import StepRandom
 from looped.training import checkpoint as ckpt
 from looped.training.heldout import heldout_figures
-from looped.training.micro_batch import clock_of, micro_batch_size
+from looped.training.micro_batch import MicroBatches, clock_of
 from looped.training.runs import load_run
 from looped.training.train import train
 
@@ -293,9 +293,21 @@ def test_a_changed_text_is_refused(tmp_path, tiny):
         train(config, tmp_path / "run")
 
 
-def test_a_batch_that_does_not_split_is_refused_before_anything_is_built(tmp_path, tiny):
-    with pytest.raises(UserError, match=r"batch_size 4 does not split into 3 processes .* try 3"):
-        micro_batch_size(tiny(), 3)
+@pytest.mark.parametrize(("batch", "accumulation", "processes", "size", "nums"), [
+    (8, 1, 2, 4, [1, 1]), (8, 2, 2, 2, [2, 2]), (8, 1, 3, 2, [2, 1, 1]), (8, 1, 5, 1, [2, 2, 2, 1, 1]),
+    (12, 2, 5, 1, [3, 3, 2, 2, 2])])
+def test_every_sequence_of_a_step_is_one_process_s_whatever_their_number(tiny, batch, accumulation, processes, size,
+                                                                         nums):
+    config = tiny(**{"training.batch_size": batch, "training.accumulation": accumulation})
+    parts = [MicroBatches.of(config, rank, processes) for rank in range(processes)]
+    assert [part.num for part in parts] == nums
+    assert {part.size for part in parts} == {size}
+    assert [row for part in parts for micro in range(part.num) for row in part.rows(micro)] == list(range(batch))
+
+
+def test_more_processes_than_sequences_are_refused(tiny):
+    with pytest.raises(UserError, match=r"batch_size 4 does not split into 5 processes .* try 5"):
+        MicroBatches.of(tiny(), 0, 5)
 
 
 def test_the_result_is_a_bare_objective_even_after_bf16(tmp_path, tiny):
