@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from looped.cli.verb import Verb
 
 VERBS = ("train", "prepare", "import", "export", "merge", "eval", "generate", "bench", "compare", "reproduce", "plot",
-         "info", "configs", "settings")
+         "plan", "info", "configs", "settings")
 
 HELP = """looped {version}: recurrent-depth Transformers, trained by unrolling or by denoising, measured over depth
 
@@ -40,6 +40,7 @@ usage: looped VERB [arguments]
   compare CONFIG     train several objectives at one budget over seeds: table, plots, HTML report
   reproduce [NAME]   reproduce a published table, with the published values alongside; without a name, list the tables
   plot RUN [RUN ..]  plot the depth curves of several runs together
+  plan CONFIG        memory, bytes sent and hours of a run on several devices, before it is run
   configs [NAME]     list the shipped configs; each can be used by name, as in looped train smoke
   settings [SECTION] list all settings, section by section
   info [RUN|CONFIG]  show versions, devices and attention backends, or describe a run or config

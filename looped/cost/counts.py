@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass, replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from looped.config import Config
 from looped.cost.traced_flops import FakeTraining
+from looped.data.batch import Batch
 from looped.domains import domain_of
 from looped.training.optim import hidden_matrices
 
@@ -20,7 +21,8 @@ class Counts:
     parameters: unique parameters of the objective, including those outside its model. effective_parameters: parameters
     of the unrolled network of a training step, with the core counted once per pass (`Rule.passes`). dtype: that of
     matrix products, on the device that training would take. training_bytes: weights, gradients, optimiser state,
-    averaged weights and saved activations.
+    averaged weights and saved activations. gradients, moments: numbers of elements. tokens, layer_forwards: per
+    sequence of an optimiser step.
     """
 
     parameters: int
@@ -31,6 +33,10 @@ class Counts:
     dtype: str
     saved_activation_bytes: int
     training_bytes: int
+    gradients: int
+    moments: int
+    tokens: float
+    layer_forwards: float
 
 
 def count(config: Config, vocab_size: int) -> Counts:
@@ -58,7 +64,10 @@ def count(config: Config, vocab_size: int) -> Counts:
         effective_parameters=round(parameters + _numel(core) * (config.rule.passes(config) - 1)),
         forward_flops=round(forward), step_flops=round(forward + backward), dtype=training.precision.dtype,
         saved_activation_bytes=kept,
-        training_bytes=WIDE * (parameters * (1 + (config.optim.ema_decay > 0)) + gradients + moments) + kept)
+        training_bytes=WIDE * (parameters * (1 + (config.optim.ema_decay > 0)) + gradients + moments) + kept,
+        gradients=gradients, moments=moments,
+        tokens=(Batch.of(part) if isinstance(part, Tensor) else part).num_tokens / len(part),
+        layer_forwards=objective.layer_forwards())
 
 
 def format_counts(counts: Counts) -> str:
