@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple, SupportsIndex, overload
 
 import numpy as np
 
@@ -65,7 +65,7 @@ class Names(Sequence[str]):
     def __getitem__(self, place: int) -> str: ...
     @overload
     def __getitem__(self, place: slice) -> tuple[str, ...]: ...
-    def __getitem__(self, place):
+    def __getitem__(self, place: SupportsIndex | slice) -> str | tuple[str, ...]:
         if isinstance(place, slice):
             return tuple(self[number] for number in range(*place.indices(self.num)))
         number = range(self.num)[place]  # raises IndexError, as the end of a loop needs

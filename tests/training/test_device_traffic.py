@@ -10,7 +10,7 @@ import torch
 from pretend_device import Counts, pretend
 
 from looped.config import load_config
-from looped.training import train as training
+from looped.training import processes
 from looped.training.train import open_trainer
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # the checks of shapes would read and copy as well
@@ -72,7 +72,7 @@ def traffic(tmp_path, monkeypatch):
     """`traffic(config)`: the counts of the last of three training steps."""
     def measure(config):
         with pretend(grad=True) as device:
-            monkeypatch.setattr(training, "start_accelerator", lambda config: accelerator_on(device))
+            monkeypatch.setattr(processes, "start_accelerator", lambda config: accelerator_on(device))
             with open_trainer(config, tmp_path / "run", evaluate=lambda *_: {}, quiet=True) as trainer:
                 for _ in range(3):
                     pretend_device.seen = counts = Counts()

@@ -18,6 +18,7 @@ from same_runs import assert_same
 from looped.config import dump_config
 from looped.errors import UserError
 from looped.storage import lacking, lock_for, point, sync, sync_folder
+from looped.training.callbacks import Callback
 from looped.training.checkpoint import list_checkpoints
 from looped.training.runs import load_run, open_run
 from looped.training.train import train
@@ -65,11 +66,13 @@ def test_a_run_trains_saves_and_resumes_where_the_file_system_lacks(undisturbed,
     refuse(monkeypatch, code, missing)
     config, run = tiny(**FREE_OF_CHARGE), tmp_path / "run"
 
-    def stop_once(*args):
-        raise KeyboardInterrupt  # before the checkpoint of step 4
+    class Stop(Callback):
+        def on_step(self, trainer):
+            if trainer.done.step == 4:
+                raise KeyboardInterrupt  # before the checkpoint of this step
 
     with pytest.warns(UserWarning, match="file system without") as caught, pytest.raises(KeyboardInterrupt):
-        train(config, run, evaluate=stop_once)
+        train(config, run, callbacks=[Stop()])
     assert len(told(caught)) == 1
     assert len(list_checkpoints(run)) == 3
     with pytest.warns(UserWarning, match="file system without") as caught:

@@ -23,6 +23,15 @@ def test_a_second_sigterm_changes_nothing():
             assert caught.number == signal.SIGTERM
 
 
+@pytest.fixture
+def usual_ctrl_c():
+    """Python's own handler, which a process that runs in the background lacks."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("usual_ctrl_c")
 def test_a_second_ctrl_c_ends_at_once():
     with catch_signals() as caught:
         os.kill(os.getpid(), signal.SIGINT)
