@@ -77,6 +77,7 @@ def untimed_line(line: str) -> str | dict:
     line = re.sub(r"  tokens_per_second [\d.,e+-]+", "", line)
     line = re.sub(r", [\d.,]+ s of training", "", line)
     line = re.sub(r"\d[\d.,]*", "N", line) if "second" in line else line
+    line = re.sub(r" first measured later: no evaluation by then\.$", "", line)  # of arms at equal seconds, at times
     return re.sub(r"^started .*", "started", line)
 
 
