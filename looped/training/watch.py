@@ -6,6 +6,7 @@ Python has no say: a thread writes the sentence and ends its process.
 """
 
 import json
+import math
 import os
 import platform
 import sys
@@ -43,12 +44,11 @@ class Watch:
         self.pause: float = min(1.0, limit / 10)
         self.gone: float = min(limit, 5.0)  # after an exchange has failed: it is known that somebody is missing
         patience = timedelta(seconds=limit)
-        self.server = TCPStore("0.0.0.0" if rank == 0 else host, 0, num, True, patience, False) if rank == 0 else None
+        self.server = TCPStore("0.0.0.0", 0, num, True, patience, False) if rank == 0 else None
         port = share(self.server.port if self.server else None)
         self.store = TCPStore(host, port, num, False, patience, False)  # of the main thread, which may wait long
         self.beats = TCPStore(host, port, num, False, patience, False)
         self.num_works = 0
-        self.suspicious = threading.Event()
         self.in_hand = threading.Event()  # the main thread is ending, or has found out by itself
         self.over = threading.Event()
         self.beats.set(self._key("who", rank), f"process {os.getpid()} on {platform.node()}")
@@ -109,17 +109,19 @@ class Watch:
             return LostProcess(self._text(0, "its connection is closed"))
         return error
 
-    def close(self) -> None:
-        """End the thread. The first process, which has the store, waits for the others."""
-        self.in_hand.set()
+    def close(self, *, failed: bool = False) -> None:
+        """End the threads. The first process, which has the store, waits for the others: until they have come here too,
+        or, if it failed, for the moment that they need to read why."""
+        if failed:
+            self.in_hand.set()
+        deadline = time.monotonic() + self.gone + 2 if failed else math.inf
+        with suppress(RuntimeError):  # it is over, for whatever reason
+            self.beats.set(self._key("left", self.rank), "1")
+            while self.rank == 0 and self._awaited() and self.found is None and time.monotonic() < deadline:
+                time.sleep(self.pause / 10)
         self.over.set()
         for thread in self.threads:
             thread.join(self.gone)
-        with suppress(RuntimeError):  # it is over, for whatever reason
-            self.beats.set(self._key("left", self.rank), "1")
-            deadline = time.monotonic() + self.gone + 2
-            while self.rank == 0 and self._awaited() and time.monotonic() < deadline:
-                time.sleep(self.pause / 10)
 
     def _awaited(self) -> bool:
         """True while a process may still read the store: all but those that have left or are lost."""
@@ -206,10 +208,12 @@ def watched(accelerator: Any, limit: float) -> Iterator[Watch | None]:
         broadcast_object_list(shared)
         return shared[0]
 
+    failed = True
     watch = Watch(accelerator.process_index, accelerator.num_processes, limit, share,
                   host=os.environ.get("MASTER_ADDR", "127.0.0.1"))
     try:
         yield watch
+        failed = False
     except UserError as error:
         watch.tell(str(error), error.exit_code)
         raise
@@ -223,4 +227,4 @@ def watched(accelerator: Any, limit: float) -> Iterator[Watch | None]:
         watch.tell(f"{type(error).__name__}: {one_line(error)}", 1)
         raise
     finally:
-        watch.close()
+        watch.close(failed=failed)

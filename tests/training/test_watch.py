@@ -99,6 +99,17 @@ def test_work_of_the_first_process_may_take_longer_than_the_limit_and_its_error_
     assert results == {"second": None, "error": "the disk is full"}
 
 
+def test_the_first_process_waits_at_the_end_for_one_that_is_still_at_work(two):
+    first, second = two
+    end = threading.Thread(target=first.close)
+    end.start()
+    end.join(first.gone + 3)  # longer than it waits after a failure
+    assert end.is_alive()
+    second.close()
+    end.join(20)
+    assert not end.is_alive()
+
+
 def test_a_failed_exchange_is_the_error_itself_if_nobody_is_missing(two):
     error = RuntimeError("the shapes differ")
     assert two[0].reason(error) is error
