@@ -37,7 +37,7 @@ FAULTS = ("SIGTERM to one,SIGINT to all,SIGUSR1 to one,frozen,disk full,another 
 
 @pytest.mark.slow
 def test_so_do_all_other_kinds_of_fault(tmp_path):
-    assert not any(row["wrong"] for row in inject(tmp_path, ",".join(FAULTS), 2 * len(FAULTS.split(",")), seed=1))
+    assert not any(row["wrong"] for row in inject(tmp_path, FAULTS, 2 * len(FAULTS.split(",")), seed=1))
 
 
 @pytest.fixture
