@@ -117,7 +117,9 @@ class Watch:
         deadline = time.monotonic() + self.gone + 2 if failed else math.inf
         with suppress(RuntimeError):  # it is over, for whatever reason
             self.beats.set(self._key("left", self.rank), "1")
-            while self.rank == 0 and self._awaited() and self.found is None and time.monotonic() < deadline:
+            while self.rank == 0 and self._awaited() and time.monotonic() < deadline:
+                if self.found is not None and not failed:
+                    break  # somebody is lost who has nothing left to do
                 time.sleep(self.pause / 10)
         self.over.set()
         for thread in self.threads:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -107,6 +108,21 @@ def test_the_first_process_waits_at_the_end_for_one_that_is_still_at_work(two):
     assert end.is_alive()
     second.close()
     end.join(20)
+    assert not end.is_alive()
+
+
+def test_a_first_process_that_fails_keeps_the_store_until_the_others_have_read_why(two):
+    first, second = two
+    end = threading.Thread(target=first.close, kwargs={"failed": True})
+    first.tell("the disk is full", 2)
+    while first.found is None:
+        time.sleep(0.01)
+    end.start()
+    end.join(0.5)
+    assert end.is_alive()
+    assert str(second.reason(RuntimeError("Connection closed by peer"))) == "rank 0 ended: the disk is full"
+    second.close(failed=True)
+    end.join(10)
     assert not end.is_alive()
 
 
