@@ -260,7 +260,7 @@ def weights(run: Path) -> list[bytes]:
 
 
 def check(case: Case, expected: list[bytes]) -> dict[str, Any]:
-    """What came of a case: `wrong` lists what does not hold."""
+    """Result of a case; `wrong` lists what does not hold."""
     fault = FAULTS[case.kind]
     case.folder.mkdir(parents=True)
     start(case, fault)

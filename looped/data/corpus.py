@@ -57,7 +57,7 @@ class Split:
 
 
 class Survey:
-    """What the split of documents needs to know of their names, told one at a time."""
+    """The facts about documents' names that their split needs, told one at a time."""
 
     def __init__(self, share: float):
         self.share = share

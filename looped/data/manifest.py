@@ -1,4 +1,4 @@
-"""What is known of a source's text without reading it: a manifest of its files, remembered beside the token cache.
+"""Manifest of a source's files, beside the token cache: the facts about its text that are known without reading it.
 
     <cache>/.manifests/<key>.json    {"files": [[name, size, mtime_ns, sha256], ...], "noted_ns": ..., "known": {...}}
 
@@ -31,7 +31,7 @@ State = list[Any]
 
 def remembered(folder: Path, key: Sequence[Any], files: Sequence[Named] | None,
                read: Callable[[], tuple[Mapping[str, Any], int, int]]) -> Mapping[str, Any]:
-    """What is known of the text in `files`: from its manifest in `folder` if that holds, else by `read`.
+    """The known facts about the text in `files`: from its manifest in `folder` if that holds, else by `read`.
 
     Of several processes one reads, and the others wait for its manifest. Without files, or where the folder cannot be
     written, `read` is called every time. read: returns what it finds (as JSON has it), how many of the files, from
@@ -61,7 +61,7 @@ def remembered(folder: Path, key: Sequence[Any], files: Sequence[Named] | None,
 
 
 def _recall(path: Path, files: Sequence[Named]) -> Mapping[str, Any] | None:
-    """What a manifest knows, None if it is not there or does not hold."""
+    """The facts in a manifest, None if it is not there or does not hold."""
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         if manifest["num_files"] != len(files):

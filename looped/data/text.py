@@ -220,7 +220,7 @@ def find_text(data: DataConfig) -> FoundText:
 
 
 def _survey(reading: Reading, share: float, hashed: Hashed) -> tuple[dict[str, Any], int, int]:
-    """What a manifest remembers of the text, how many files it is from, and how many of these are read to the end."""
+    """The facts for a manifest of the text, the number of files it is from, and of those that are read to the end."""
     survey, num_bytes = Survey(share), 0
     sizes = [path.stat().st_size for path in {path for _, path in reading.source.files or ()}]
     with progress("reading", min(reading.max_bytes, sum(sizes) or reading.max_bytes)) as advance:

@@ -39,7 +39,7 @@ class Source:
         return None
 
     def files_read(self, cut: bool) -> tuple[int, int]:
-        """How many of the `files`, from the first on, `documents` has opened, and how many of these it has read to the
+        """The numbers of `files`, from the first on, that `documents` has opened, and of those that it has read to the
         end; cut: it was left before its end."""
         return self.opened, self.opened - cut
 

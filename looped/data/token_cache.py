@@ -170,7 +170,7 @@ class Piece(NamedTuple):
 
 @dataclass
 class Done:
-    """What a build has written so far, also in its progress.json. sizes: bytes by file; documents: on each side."""
+    """Progress of a build, also in its progress.json. sizes: bytes by file; documents: on each side."""
 
     format: int = FORMAT
     pieces: int = 0
@@ -268,7 +268,7 @@ def _encode(fresh: Path, tokenizer: TextTokenizer, sides: Sides, loaded: str | N
 
 
 def _done(fresh: Path) -> Done:
-    """What an interrupted build has written, nothing if there is none."""
+    """The progress of an interrupted build, nothing if there is none."""
     try:
         done = Done(**json.loads((fresh / PROGRESS).read_text(encoding="utf-8")))
         whole = all((fresh / name).stat().st_size >= size for name, size in done.sizes.items())

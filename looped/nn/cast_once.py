@@ -1,4 +1,4 @@
-"""Weights in the dtype of matrix products, cast once a training step instead of at every use in the loop.
+"""Weights in the dtype of matrix products, cast once per training step instead of at every use in the loop.
 
 Autocast keeps the casts of the weights that `F.linear` takes; the products of fused.py cast theirs themselves, forward
 and backward, at each of T loop steps. Inside `casts_kept` they share one cast, which takes two bytes for each weight

@@ -101,7 +101,7 @@ def activated(x: Tensor, activation: Activation | None) -> Tensor:
 class _Project(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, gate, activation, dtype):
-        # The float32 weight is saved and cast again in backward, once a step (`casts_kept`): a cast copy of each loop
+        # The float32 weight is saved and cast again in backward, once per step (`casts_kept`): a cast copy of each loop
         # step would be one more saved tensor.
         ctx.save_for_backward(x, weight, gate)
         ctx.activation, ctx.dtype = activation, dtype

@@ -1,4 +1,4 @@
-"""Weights are cast once a step under autocast, with the same bits, and never after they have changed."""
+"""Weights are cast once per step under autocast, with the same bits, and never after they have changed."""
 
 import pytest
 import torch
