@@ -74,6 +74,10 @@ class TrainingConfig(Section):
         default=0, description="steps between printed samples, or pictures in samples/; 0 makes none")
     checkpoint_every: Count = Field(default=200, description="steps between checkpoints; 0 saves at the end only")
     keep_checkpoints: Depth = Field(default=2, description="number of newest checkpoints that are kept")
+    background_saves: bool = Field(
+        default=True,
+        description="write checkpoints while training goes on, from a copy of weights, averages and optimiser state in "
+                    "host memory; false: training waits, and needs no copy")
     warm_start: str | None = Field(
         default=None, description="a run whose model weights are copied before the first step")
     other_data: bool = Field(

@@ -113,6 +113,10 @@ class Processes:
         run out of time. All raise its UserError."""
         return work() if self.watch is None else self.watch.first(work)
 
+    def shared(self, work: Callable[[], Any]) -> Any:
+        """Result of `work()` on the first process, given to all."""
+        return self.gather([self.first(work)])[0]
+
     def every(self, work: Callable[[], Any]) -> Any:
         """Result of `work()`, run on the first process and then on the others, which find its caches."""
         value = self.first(work)

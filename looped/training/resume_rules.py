@@ -21,7 +21,8 @@ BUDGET = "training.budget"
 PRECISION = "training.precision"
 
 FREE_AT_RESTART = ("training.log_every", "training.eval_every", "training.num_evals", "training.sample_every",
-                   "training.checkpoint_every", "training.keep_checkpoints", "training.wandb", "training.threads",
+                   "training.checkpoint_every", "training.keep_checkpoints", "training.background_saves",
+                   "training.wandb", "training.threads",
                    "training.other_data", "training.lost_after", "training.shard", "evaluation", "data.cache_dir",
                    "denoise.guidance", "noprop.solver")
 """Settings or sections that do not affect a run's weights."""

@@ -102,6 +102,7 @@ def open_trainer(config: Config, run_dir: str | Path, *, evaluate: Evaluate | No
         monitor = stack.enter_context(Monitor(run_dir, config, main=processes.is_first, quiet=quiet))
         trainer = Trainer(config, run_dir, data, processes, monitor)
         stack.callback(trainer.ahead.close)
+        stack.callback(trainer.saver.close)
         trainer.attend(evaluate or heldout_figures, sample or heldout_samples, callbacks, caught)
         if data.tokenizer is not None:
             processes.first(lambda: save_tokenizer(run_dir, data.tokenizer))
@@ -110,6 +111,7 @@ def open_trainer(config: Config, run_dir: str | Path, *, evaluate: Evaluate | No
         trainer.catch_up()
         yield trainer
         trainer.save()
+        trainer.saver.wait()
         trainer.say_goodbye()
 
 
