@@ -24,7 +24,7 @@ def schedule(name: str, num_steps: int, noise: Noise | tuple[float, float],
     `UserError` for an unknown name, an invalid range, and `quantile` without a distribution.
     """
     if name not in SCHEDULES:
-        raise UserError(f"no noise schedule '{name}'{did_you_mean(name, SCHEDULES)}")
+        raise UserError(f"unknown noise schedule '{name}'{did_you_mean(name, SCHEDULES)}")
     num_steps = whole_number("num_steps", num_steps, 1)
     noise = _distribution(name, noise)
     if rho <= 0:

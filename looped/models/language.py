@@ -195,7 +195,7 @@ class LanguageModel(nn.Module):
         if kind == "inject":
             return None
         if kind not in ("context", "concat"):
-            raise UserError(f"no context '{kind}'{did_you_mean(kind, ('inject', 'context', 'concat'))}")
+            raise UserError(f"unknown context '{kind}'{did_you_mean(kind, ('inject', 'context', 'concat'))}")
         context = rows.context if rows.context is not None else Cache()
         placed, blocks = self.placed(e, rows.having(context=None, cache=None)), self.recurrence.core.blocks
         for number in range(len(blocks)) if rows.block is None else [rows.block]:
