@@ -42,7 +42,7 @@ PROGRESS = "progress.json"
 FILES = (*TOKENS, TOKENIZER)
 
 BATCH = PIECE * min(max(os.cpu_count() or 1, 2), 8)
-"""Characters encoded at once: a piece of a long document for each of at most 8 cores, at some 50 bytes per character."""
+"""Characters encoded at once: a piece of a long document for each of at most 8 cores, some 50 bytes per character."""
 
 SAVE_EVERY = 1 << 26
 """Bytes of text after which an interrupted build goes on."""

@@ -187,10 +187,13 @@ class LanguageModel(nn.Module):
     def make_context(self, e: State, kind: str, rows: Rows = PLAIN) -> Cache | None:
         """Clean keys and values that noisy rows attend to in every core and coda layer, the same at all noise levels.
 
-        inject: None, no context. context: every layer takes them from the prelude's output. concat: the clean rows run
-        once through core and coda, unconditioned. If `rows.context`, an earlier return value, is given, the new keys
-        and values are appended to it; `rows.mask` is the attention pattern among the clean rows. A core of several
-        blocks has a separate context for each (`Cache.of_block`), or only for `rows.block` if given.
+        - `inject`: None, no context.
+        - `context`: every layer takes them from the prelude's output.
+        - `concat`: the clean rows run once through core and coda, unconditioned.
+
+        If `rows.context`, an earlier return value, is given, the new keys and values are appended to it; `rows.mask` is
+        the attention pattern among the clean rows. A core of several blocks has a separate context for each
+        (`Cache.of_block`), or only for `rows.block` if given.
         """
         if kind == "inject":
             return None

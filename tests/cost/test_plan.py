@@ -61,7 +61,7 @@ def test_sizes_are_read(text, number):
 
 @pytest.mark.parametrize("text", ["", "GB", "-3GB", "3XB", "inf"])
 def test_what_is_no_size_is_refused(text):
-    with pytest.raises(UserError, match="is not a size; write e.g. 80GB"):
+    with pytest.raises(UserError, match=r"is not a size; write e\.g\. 80GB"):
         bytes_of(text)
 
 
