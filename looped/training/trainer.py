@@ -33,6 +33,7 @@ from looped.nn.checks import require
 from looped.objectives import Loss, Objective, build_objective
 from looped.objectives.base import figures_of
 from looped.objectives.degenerate_loops import cautions
+from looped.objectives.leaks import check_core, in_two_documents
 from looped.precision import Precision
 from looped.rng import RNG, StepRandom
 from looped.training import checkpoint as ckpt
@@ -88,6 +89,8 @@ class Trainer:
         self.monitor = monitor
         self.micro: MicroBatches = MicroBatches.of(config, accelerator.process_index, accelerator.num_processes)
         self.objective: Objective = self.new_objective().to(accelerator.device).train()
+        with accelerator.autocast():
+            check_core(self.objective, self.run_few)
         if config.training.warm_start and not ckpt.list_checkpoints(run_dir):
             processes.every(lambda: self.warm_start(config.training.warm_start))
         if config.blocks.shared_from and not ckpt.list_checkpoints(run_dir):
@@ -240,6 +243,11 @@ class Trainer:
         eager = torch.compiler.set_stance("force_eager") if listing else nullcontext()
         with eager, one_graph(self.config.objective):
             return self.layout.module(batch, draws)
+
+    def run_few(self) -> None:
+        """The rule on the first two sequences of the run."""
+        batch, random = self.inputs(0, self.rows(0)[:2])
+        self.objective(in_two_documents(self.objective, batch).to(self.accelerator.device), random)
 
     def clip(self) -> Tensor:
         """Clip the gradient, and return its norm before clipping."""
