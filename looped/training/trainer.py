@@ -47,7 +47,7 @@ from looped.training.draw_ahead import DrawAhead, StepDraws
 from looped.training.layouts import LAYOUTS, Whole
 from looped.training.logs import Meter, Monitor
 from looped.training.micro_batch import MicroBatches, clock_of
-from looped.training.optim import EMA, build_optimizers, lr_factor, set_lr
+from looped.training.optim import EMA, build_optimizers, decay_start, lr_factor, set_lr
 from looped.training.processes import Processes, first_backend
 from looped.training.runs import STAMP, load_run
 from looped.training.saving import Saver
@@ -401,6 +401,7 @@ class Trainer:
             state = asdict(self.done) | {"vocab_size": self.data.vocab_size, "picture": picture,
                                          "end_of_text": self.data.end_of_text,
                                          "data": self.data.fingerprint, "meter": meter, "owed": self.owed,
+                                         ckpt.ANY_BUDGET: self.fraction <= decay_start(self.config.optim),
                                          "groups": ckpt.optimizer_groups(self.optimizers)}
             self.saver.save(self.tensors(), state)
             self.saved = self.done.step
