@@ -80,7 +80,9 @@ def heldout_text(texts: Iterable[str | Document], tokenizer: TextTokenizer, *,
     check_lossless(tokenizer, documents, "the run's tokenizer.json")
     tokens = np.concatenate(list(tokenizer.encode_documents([document.text for document in documents])))
     stream = TokenStream("given", tokens, end_of_text=tokenizer.end_of_text,
-                         documents=tuple(document.name for document in documents))
+                         documents=tuple(document.name for document in documents),
+                         longer="give a longer one, or measure it in Python by looped.evaluate_depth, whose sequences "
+                                "may be shorter than those of training")
     num_bytes = sum(len(document.text.encode()) for document in documents)
     return HeldoutText(stream, tokenizer, num_bytes / len(tokens), _fingerprint(documents), source)
 

@@ -9,7 +9,7 @@ atomics, in another order each time, so results differ by rounding unless `train
 import hashlib
 import math
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -27,9 +27,10 @@ from looped.domains import domain_of
 from looped.errors import UserError
 from looped.evaluation.depth import peak_bytes
 from looped.evaluation.image_samples import write_picture
+from looped.inference.rollout import rollout_of
 from looped.models.build import build
 from looped.nn.cast_once import casts_kept
-from looped.nn.checks import require
+from looped.nn.checks import kind_of, require
 from looped.objectives import Loss, Objective, build_objective
 from looped.objectives.base import figures_of
 from looped.objectives.degenerate_loops import cautions
@@ -67,9 +68,23 @@ def require_loss(loss: Any, objective: Objective) -> None:
     """Raise UserError for what a custom rule cannot be trained by: no `Loss`, or one without gradient."""
     name = type(objective).__name__
     require(loss, Loss, f"the result of {name}.forward", "return looped.objectives.Loss(value)")
+    if not isinstance(loss.value, Tensor) or loss.value.ndim:
+        raise UserError(f"the loss of {name}.forward is {kind_of(loss.value)}; return the mean over the batch, a "
+                        f"tensor of one number")
     if not loss.value.requires_grad:
         raise UserError(f"the loss of {name}.forward carries no gradient; compute it from the model's output without "
                         f"detach() and outside of torch.no_grad()")
+
+
+def metrics_of(found: Any) -> dict[str, float]:
+    """The metrics that `evaluate` returned, as numbers. Raises UserError for anything but numbers by name."""
+    require(found, dict, "the result of evaluate", "return numbers by name, as {'nats': 4.2}")
+    values = {name: value.item() if isinstance(value, np.generic | Tensor) and not value.ndim else value
+              for name, value in found.items()}
+    for name, value in values.items():
+        if not isinstance(value, int | float):
+            raise UserError(f"evaluate returned {kind_of(value)} as {name}; return numbers by name, as {{'nats': 4.2}}")
+    return values
 
 
 class Trainer:
@@ -89,6 +104,7 @@ class Trainer:
         self.monitor = monitor
         self.micro: MicroBatches = MicroBatches.of(config, accelerator.process_index, accelerator.num_processes)
         self.objective: Objective = self.new_objective().to(accelerator.device).train()
+        rollout_of(self.objective)  # which raises what only an evaluation would
         with accelerator.autocast():
             check_core(self.objective, self.run_few)
         if config.training.warm_start and not ckpt.list_checkpoints(run_dir):
@@ -132,6 +148,7 @@ class Trainer:
 
     def attend(self, evaluate: Evaluate, sample: Sample, callbacks: Sequence[Callback], caught: Caught) -> None:
         """Set the functions that evaluate and sample, the callbacks, and the signals that end training."""
+        require(callbacks, Iterable, "callbacks", "give a list of them")
         for callback in callbacks:
             require(callback, Callback, "a callback", "give an object of a class derived from it")
         self.evaluates, self.samples, self.callbacks, self.caught = evaluate, sample, tuple(callbacks), caught
@@ -336,7 +353,7 @@ class Trainer:
 
     def evaluate(self) -> None:
         """Evaluate the EMA weights (or the plain ones if there are none), on the first process."""
-        values = self.on_eval(lambda objective: self.evaluates(objective, self.data, self.config))
+        values = self.on_eval(lambda objective: metrics_of(self.evaluates(objective, self.data, self.config)))
         if values is not None:
             counts = asdict(self.done)
             self.monitor.metrics("heldout", counts.pop("step"), counts | values)
