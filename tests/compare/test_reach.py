@@ -117,10 +117,11 @@ def test_noise_between_arms_that_solve_next_to_nothing_is_said_to_be_noise():
 @pytest.mark.parametrize(("seeds", "num", "why"), [
     ((-0.179, -0.093), 16, "2 seeds; the 95 % interval over seeds, [-0.682, +0.410], includes 0."),
     ((-0.2, -0.2), 5, "2 seeds; fewer than 6 tell no sign."),
-    ((-0.179, -0.093), 5, "fewer than 6 tell no sign, and the 95 % interval over seeds, [-0.682, +0.410], includes 0.")])
+    ((-0.179, -0.093), 5, "fewer than 6 tell no sign, and the 95 % interval over seeds, [-0.682, +0.410], includes 0."),
+])
 def test_an_interval_that_excludes_zero_and_is_no_reliable_difference_says_why(seeds, num, why):
     """Student's t of two seeds reaches 12.706 / sqrt(2) standard deviations."""
-    found = replace(compared("loss", {"final": 1.0}, {"final": 1.0}, num_seeds=2)[0], told=False)
+    found = compared("loss", {"final": 1.0}, {"final": 1.0}, num_seeds=2)[0]
     said = sentence(replace(found, gap=Gap(-0.136, -0.167, -0.105, num, seeds)))
     assert said.endswith(why)
     plain = sentence(replace(found, gap=Gap(0.0, -0.1, 0.1, num, seeds)))
