@@ -32,7 +32,7 @@ class Plan(Verb):
         if self.devices < 1:
             raise UserError(f"--devices {self.devices} is not a number of devices; write 1 or more")
         if not 0 < self.utilisation <= 1:
-            raise UserError(f"--utilisation {self.utilisation} is not between 0 and 1")
+            raise UserError(f"--utilisation {self.utilisation} is not between 0 and 1; give a fraction such as 0.4")
         if self.flops is not None and not self.flops > 0:
             raise UserError(f"--flops {self.flops} is not a speed; write for instance 989e12")
         config = load_config(self.config, settings)

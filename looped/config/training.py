@@ -65,7 +65,7 @@ class TrainingConfig(Section):
         description="several processes: none keeps the whole model on each (DDP); fsdp shards weights, gradients, "
                     "averages and the optimiser's state over them (FSDP2), and gathers the weights once per step")
     lost_after: Positive = Field(
-        default=60, description="seconds without a sign of life after which one of several processes counts as lost, "
+        default=60, description="seconds without a heartbeat after which one of several processes counts as lost, "
                                 "which ends the others")
     log_every: Depth = Field(default=10, description="steps between lines of metrics.jsonl")
     eval_every: Count = Field(default=0, description="steps between evaluations; 0 evaluates at the end only")

@@ -1,6 +1,6 @@
 """Plan of a run on several devices: memory, bytes sent and time of a step, from counts of the config, before it is run.
 
-Sizes are those of the tensors, without the allocator's fragments and the working memory of kernels. A ring of N
+Sizes are those of the tensors, without the allocator's fragmentation and the working memory of kernels. A ring of N
 processes sends (N - 1) / N of a tensor's bytes per process to gather it or to scatter its sum, and twice that to add it
 up on all.
 """
@@ -16,8 +16,8 @@ from looped.training.micro_batch import MicroBatches
 
 @dataclass(frozen=True)
 class Bytes:
-    """Memory of one process, in bytes. during: what is there in the step alone, besides activations: whole weights and
-    gradients of a sharded model, the buffers in which DDP adds gradients up."""
+    """Memory of one process, in bytes. during: held in the step alone, besides activations: whole weights and
+    gradients of a sharded model, DDP's reduction buffers."""
 
     weights: float
     gradients: float
@@ -94,8 +94,12 @@ def bytes_of(text: str) -> float:
     except ValueError:
         found = math.nan
     if not 0 < found < math.inf:
-        raise UserError(f"--memory {text!r} is no size; write for instance 80GB or 512MB")
+        raise UserError(f"--memory {text!r} is not a size; write e.g. 80GB or 512MB")
     return found
+
+
+def _sequences(num: int) -> str:
+    return f"{num:,} sequence{'s' * (num != 1)}"
 
 
 def format_plan(plan: Plan) -> str:
@@ -104,11 +108,11 @@ def format_plan(plan: Plan) -> str:
     rows = [("parameters", f"{plan.counts.parameters:,}"), ("devices", f"{plan.devices}, one process each"),
             ("weights", f"{m.weights / mega:,.1f} MB"), ("gradients", f"{m.gradients / mega:,.1f} MB"),
             ("optimiser state", f"{m.optimiser / mega:,.1f} MB"), ("averaged weights", f"{m.averages / mega:,.1f} MB"),
-            ("during a step", f"{m.during / mega:,.1f} MB of whole weights, whole gradients or buffers for sums"),
-            ("activations", f"{m.activations / mega:,.1f} MB for a micro-batch of {plan.rows} sequences"),
+            ("during a step", f"{m.during / mega:,.1f} MB of whole weights, whole gradients or reduction buffers"),
+            ("activations", f"{m.activations / mega:,.1f} MB for a micro-batch of {_sequences(plan.rows)}"),
             ("memory", f"{m.total / mega:,.1f} MB per process")]
     if plan.most_rows is not None:
-        rows.append(("largest micro-batch", f"{plan.most_rows:,} sequences" if plan.most_rows else
+        rows.append(("largest micro-batch", _sequences(plan.most_rows) if plan.most_rows else
                      "none fits; shard the model (training.shard fsdp), or take a smaller one"))
     rows += [("sent", f"{plan.sent / mega:,.1f} MB per process and step"),
              ("FLOPs", f"{plan.step_flops:.3e} per step, over all processes")]

@@ -127,7 +127,7 @@ def score(objective: Objective, data: TaskData, config: Config, difficulty: int,
 
 
 def marked(data: TaskData, problem: Problem, cells: np.ndarray) -> tuple[bool, float]:
-    """(True if an answer, padded as in its batch, is right; fraction of its cells equal to the reference)."""
+    """Score of one answer, padded as in its batch: (right or not, fraction of scored cells equal to the reference)."""
     form = next_token(problem) if data.causal and data.task.causal == "next-token" else problem
     cells = cells[: len(form)]
     return is_right(data.task, problem, form, cells), float((cells == form.targets)[form.scored].mean())

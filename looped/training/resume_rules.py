@@ -53,8 +53,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 
 
 def changes_of(path: Path, old: Config, new: Config, *, same_dtype: bool) -> list[Change]:
-    """The changes of a run's config; same_dtype: its matrix products keep their dtype. Raises UserError for the first
-    setting that cannot change in a run."""
+    """Settings that differ between the old and the new config of a run. Raises UserError for the first one that cannot
+    change. same_dtype: matrix products keep their dtype, so training.precision may change too."""
     changes = list(differences(old.model_dump(mode="json"), new.model_dump(mode="json")))
     free = (BUDGET, *FREE_AT_RESTART, *([PRECISION] if same_dtype else []))
     for change in changes:

@@ -181,7 +181,7 @@ class Trainer:
                 self.save()
 
     def catch_up(self) -> None:
-        """The evaluation that was due at the step of the checkpoint, if it was interrupted."""
+        """Run the evaluation that was due at the checkpoint's step, if it was interrupted."""
         if any(self.processes.gather([self.owed])):
             self.evaluate()
 
