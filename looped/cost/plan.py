@@ -67,11 +67,13 @@ def plan(config: Config, vocab_size: int, *, devices: int, limit: float | None =
                    weights + gradients if sharded else summed * several, fixed + per_row * part.size)
     ring = (devices - 1) / devices
     room = None if limit is None else limit - (memory.total - per_row * part.size)
-    steps = _steps(config, whole)
-    return Plan(whole, devices, part.size, memory, None if room is None else max(0, math.floor(room / per_row)),
-                ring * (weights + gradients if sharded else 2 * summed), weights * sharded, whole.step_flops, steps,
-                None if flops is None else whole.step_flops / (devices * flops),
-                None if disk is None else whole.checkpoint_bytes / disk)
+    return Plan(
+        counts=whole, devices=devices, rows=part.size, memory=memory,
+        most_rows=None if room is None else max(0, math.floor(room / per_row)),
+        sent=ring * (weights + gradients if sharded else 2 * summed), gathered=weights * sharded,
+        step_flops=whole.step_flops, steps=_steps(config, whole),
+        seconds=None if flops is None else (whole.step_flops / devices + whole.update_flops) / flops,
+        writing=None if disk is None else whole.checkpoint_bytes / disk)
 
 
 def _activations(config: Config, vocab_size: int) -> tuple[float, float]:
@@ -115,7 +117,8 @@ def format_plan(plan: Plan) -> str:
         rows.append(("largest micro-batch", f"{plan.most_rows:,} sequences" if plan.most_rows else
                      "none fits; shard the model (training.shard fsdp), or take a smaller one"))
     rows += [("sent", f"{plan.sent / mega:,.1f} MB per process and step"),
-             ("FLOPs", f"{plan.step_flops:.3e} per step, over all processes")]
+             ("FLOPs", f"{plan.step_flops:.3e} per step, over all processes" + (
+                 f", and {update:.3e} of the optimiser in each" if (update := plan.counts.update_flops) else ""))]
     if plan.steps is not None:
         rows.append(("steps", f"{plan.steps:,}"))
     rows.append(("checkpoint", f"{plan.counts.checkpoint_bytes / mega:,.1f} MB" + (

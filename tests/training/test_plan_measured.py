@@ -64,7 +64,8 @@ def planned(config, devices):
     memory, sharded = found.memory, config.training.shard == "fsdp"
     return {"weights": memory.weights, "gradients": memory.gradients, "optimiser": memory.optimiser,
             "averages": memory.averages, "activations": memory.activations, "sent": found.sent,
-            "summed": 0 if sharded else memory.during, "gathered": found.gathered, "flops": found.step_flops,
+            "summed": 0 if sharded else memory.during, "gathered": found.gathered,
+            "flops": found.step_flops + devices * found.counts.update_flops,
             "checkpoint": found.counts.checkpoint_bytes}
 
 
