@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Muon
 
 from looped.config import Config
 from looped.errors import UserError
 from looped.objectives import Objective
 from looped.training.checkpoint import load_module, module_tensors
-from looped.training.optim import EMA
+from looped.training.optim import EMA, Named
 
 
 class Whole:
@@ -34,6 +35,10 @@ class Whole:
 
     def place(self, objective: Objective) -> None:
         """Lay out the parameters, before there is an optimiser."""
+
+    def muon(self, matrices: Named, **settings: Any) -> Muon:
+        """Muon over matrices of this layout."""
+        return Muon(matrices, **settings)
 
     def wrap(self, objective: Objective) -> None:
         """Make the callable that computes the loss, once the rule is compiled."""
@@ -105,6 +110,11 @@ class Sharded(Whole):
             if hasattr(part, "record"):  # its gradient is exchanged when it is there, as that of forward
                 register_fsdp_forward_method(part, "record")
             self.units.append(part)
+
+    def muon(self, matrices: Named, **settings: Any) -> Muon:
+        from looped.training.owned_muon import OwnedMuon
+
+        return OwnedMuon(matrices, **settings)
 
     def wrap(self, objective: Objective) -> None:
         def run(*inputs: Any) -> Any:

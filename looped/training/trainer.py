@@ -95,7 +95,8 @@ class Trainer:
         self.layout.check(config)
         found = self.find_checkpoint()
         self.layout.place(self.objective)
-        self.optimizers: list[torch.optim.Optimizer] = build_optimizers(self.objective, config.optim)
+        self.optimizers: list[torch.optim.Optimizer] = build_optimizers(self.objective, config.optim,
+                                                                         self.layout.muon)
         self.ema: EMA | None = EMA(self.objective, config.optim.ema_decay, self.layout.local) \
             if config.optim.ema_decay else None
         self.done: Counters = Counters()
