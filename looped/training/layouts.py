@@ -110,6 +110,8 @@ class Sharded(Whole):
             if hasattr(part, "record"):  # its gradient is exchanged when it is there, as that of forward
                 register_fsdp_forward_method(part, "record")
             self.units.append(part)
+        # Else the first unit that runs is taken for the root, which in an evaluation before the first step is a layer.
+        objective._get_fsdp_state()._lazy_init()
 
     def muon(self, matrices: Named, **settings: Any) -> Muon:
         from looped.training.owned_muon import OwnedMuon

@@ -21,8 +21,8 @@ Pieces = list[list[Tensor]]
 
 
 class OwnedMuon(Muon):
-    """torch's Muon over matrices that are sharded by rows (`Shard(0)`) over the processes of one mesh. The state has the
-    layout of the parameters."""
+    """torch's Muon over matrices that are sharded by rows (`Shard(0)`) over the processes of one mesh. Its state is
+    laid out as they are."""
 
     travels = torch.bfloat16
     """The number format of the exchanges: torch's iteration rounds its input to it and gives its result in it."""

@@ -1,4 +1,4 @@
-"""Muon on shards (`looped.training.owned_muon`): torch's update to the last bit, with two exchanges for all matrices."""
+"""Muon on shards (`looped.training.owned_muon`): the update of torch to the last bit, by two exchanges."""
 
 import json
 import os
