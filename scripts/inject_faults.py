@@ -135,9 +135,9 @@ def slow_evaluation(seconds: float) -> Callable[[Case], None]:
     def patch(case: Case) -> None:
         plain = train.heldout_figures
 
-        def slow(*arguments: Any) -> dict[str, float]:
+        def slow(*arguments: Any, **named: Any) -> dict[str, float]:
             time.sleep(seconds)
-            return plain(*arguments)
+            return plain(*arguments, **named)
 
         train.heldout_figures = slow
 
@@ -201,7 +201,7 @@ FAULTS = {
     "limit exceeded": Fault("", (0, 0), slow_evaluation(1.5 * GROUP_LIMIT), short_exchanges, mute=True,
                             seconds=60 + 4 * GROUP_LIMIT),
 }
-ONLY_FIRST = ("disk full", "long evaluation", "limit exceeded", "SIGTERM to the agent")
+ONLY_FIRST = ("disk full", "SIGTERM to the agent")
 """Faults of what the first process does for all."""
 NEVER_FIRST = ("another seed", "another text", "text differing on one rank", "another disk")
 """Faults that are told as the other's, since all are compared with the first."""

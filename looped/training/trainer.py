@@ -97,7 +97,8 @@ class Trainer:
         self.check_same_folder()
         found = self.find_checkpoint()
         self.layout.place(self.objective)
-        self.optimizers: list[torch.optim.Optimizer] = build_optimizers(self.objective, config.optim)
+        self.optimizers: list[torch.optim.Optimizer] = build_optimizers(self.objective, config.optim,
+                                                                         self.layout.muon)
         self.ema: EMA | None = EMA(self.objective, config.optim.ema_decay, self.layout.local) \
             if config.optim.ema_decay else None
         self.done: Counters = Counters()
@@ -128,7 +129,8 @@ class Trainer:
     # ---- one step and what is due after it ---------------------------------------------------------------------------
 
     def attend(self, evaluate: Evaluate, sample: Sample, callbacks: Sequence[Callback], caught: Caught) -> None:
-        """Set the functions that evaluate and sample, the callbacks, and the signals that end training."""
+        """Set the functions that evaluate and sample, which all processes call and whose result the first one uses, the
+        callbacks, and the signals that end training."""
         for callback in callbacks:
             require(callback, Callback, "a callback", "give an object of a class derived from it")
         self.evaluates, self.samples, self.callbacks, self.caught = evaluate, sample, tuple(callbacks), caught
@@ -327,9 +329,9 @@ class Trainer:
         self.meter, self.logged = Meter(), replace(done)
 
     def evaluate(self) -> None:
-        """Evaluate the EMA weights (or the plain ones if there are none), on the first process."""
-        values = self.on_eval(lambda objective: self.evaluates(objective, self.data, self.config))
-        if values is not None:
+        """Evaluate the EMA weights (or the plain ones if there are none)."""
+        values = self.on_eval(self.evaluates)
+        if self.processes.is_first:
             counts = asdict(self.done)
             self.monitor.metrics("heldout", counts.pop("step"), counts | values)
             self.monitor.say(f"step {self.done.step}  held-out  "
@@ -338,9 +340,9 @@ class Trainer:
                 callback.on_evaluation(self, values)
 
     def sample(self) -> None:
-        """Sample text or a picture with the EMA weights (or the plain ones if there are none), on the first process."""
-        made = self.on_eval(lambda objective: self.samples(objective, self.data, self.config))
-        if made is not None:
+        """Sample text or a picture with the EMA weights (or the plain ones if there are none)."""
+        made = self.on_eval(self.samples)
+        if self.processes.is_first:
             shown = made if isinstance(made, str) else self.keep_picture(made)
             self.monitor.say(f"step {self.done.step}  sample\n{shown}")
 
@@ -350,13 +352,13 @@ class Trainer:
         write_picture(pixels, path)
         return path
 
-    def on_eval(self, work: Callable[[Objective], Any]) -> Any:
-        """Result of `work(objective)` on the first process, in evaluation mode and with EMA weights."""
+    def on_eval(self, work: Evaluate | Sample) -> Any:
+        """Result of `work` in evaluation mode and with EMA weights; all processes call it, with the whole model."""
         averaged = self.ema.applied(self.objective) if self.ema is not None else nullcontext()
         self.objective.eval()
         whole = self.layout.whole_model(self.objective)  # inside, since its weights are those that are averaged
         with averaged, whole, only_warned(), self.accelerator.autocast(), torch.no_grad():
-            value = self.processes.first(lambda: work(self.objective))
+            value = work(self.objective, self.data, self.config)
         self.objective.train()
         return value
 
