@@ -4,9 +4,9 @@ that bits/byte are comparable between models with different tokenizers.
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -35,6 +35,8 @@ class HeldoutText:
 
     picture = None
     """Text has no images."""
+    parts: ClassVar[Mapping[str, TextData]] = TextData.parts
+    by_source = TextData.by_source
 
     @property
     def vocab_size(self) -> int:

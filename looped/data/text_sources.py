@@ -25,13 +25,14 @@ from looped.errors import UserError, one_line, root_cause
 class Source:
     """An origin of text. name: its description; notices: one sentence for each thing a user may not expect; key: what
     identifies it on this machine; distinct: no two documents have the same name; opened: how many of its `files` (or
-    rows) have been opened."""
+    rows) have been opened; at_hand: its `files` can be listed without a network."""
 
     name: str
     notices: Sequence[str] = ()
     key: Sequence[Any]
     distinct: bool = True
     opened: int = 0
+    at_hand: bool = True
 
     @property
     def files(self) -> Sequence[Named] | None:
@@ -107,6 +108,8 @@ class FileSource(Source):
 
 class DatasetSource(Source):
     """The rows of `datasets.load_dataset(data.dataset, ...)`, in order, from its local copy."""
+
+    at_hand = False
 
     def __init__(self, data: DataConfig):
         self.data = data

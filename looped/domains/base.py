@@ -145,6 +145,11 @@ class Domain:
         """Held-out data for the training loss."""
         raise NotImplementedError
 
+    def by_source(self, data: Any, config: Config, figures: Callable[[Any, Config], dict[str, float]]
+                  ) -> dict[str, float]:
+        """Validation metrics of data that can have several sources; `figures` gives those of one."""
+        return figures(data, config)
+
     def validate(self, objective: Objective, data: Any, config: Config, own: Own) -> dict[str, float]:
         """Validation metrics during training; `own` gives the training loss on held-out data."""
         raise NotImplementedError

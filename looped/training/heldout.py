@@ -17,8 +17,13 @@ HELDOUT_STEP = -1
 
 def heldout_figures(objective: Objective, data: Data | HeldoutText, config: Config) -> dict[str, float]:
     """Validation metrics of the kind of data; for a block alone only its own loss, since a solver needs all blocks."""
-    own = partial(heldout_own, objective, data, config)
-    return own() if config.blocks.alone is not None else domain_of(config).validate(objective, data, config, own)
+    domain = domain_of(config)
+
+    def figures(part: Data | HeldoutText, config: Config) -> dict[str, float]:
+        own = partial(heldout_own, objective, part, config)
+        return own() if config.blocks.alone is not None else domain.validate(objective, part, config, own)
+
+    return domain.by_source(data, config, figures)
 
 
 def heldout_samples(objective: Objective, data: Data, config: Config) -> str | np.ndarray:
