@@ -275,3 +275,16 @@ def test_a_comparison_says_it_before_it_trains(monkeypatch, tmp_path):
     assert [str(each.message) for each in caught] == [
         "arm 'quick': denoise.bridge has no effect under objective full",
         "optim.muon_lr has no effect under optim.name adamw"]  # and truncated reads recurrence.backprop
+
+
+def test_flags_leave_the_values_they_are_given_as_they_were():
+    sources = {"a": {"weight": 1}, "b": {"weight": 1}}
+    config = load_config(None, {"data.mixture": sources, "data.mixture.a.weight": 3})
+    assert config.data.mixture["a"].weight == 3
+    assert sources == {"a": {"weight": 1}, "b": {"weight": 1}}
+
+
+def test_a_flag_within_a_setting_is_checked_as_that_setting():
+    flags = {"task.name": "sudoku", "task.options.size": 4, "data.mixture.a.weight": 3, "denoise.context": "inject"}
+    found = unread(load_config(None, flags), flags)
+    assert found == {"data.mixture": "task.name sudoku"}
