@@ -89,7 +89,11 @@ class DataConfig(SourceConfig):
         description="several sources instead of one, by name, as {web: {path: web, weight: 0.7}, code: {dataset: "
                     "org/code, weight: 0.3}}; each has path, dataset, dataset_config, split, text_field and max_bytes "
                     "as here, and a weight, its part of the training sequences")
-    streaming: bool = Field(default=False, description="stream the dataset and stop after max_bytes")
+    streaming: Literal[False, True, "endless"] = Field(
+        default=False,
+        description="stream the dataset instead of storing it. true: its first max_bytes, read at every start; "
+                    "endless: all of it, and again from the beginning, encoded by `tokenizer` as it is trained on and "
+                    "never stored; its place is in the checkpoints")
     text_field: str = Field(
         default="text",
         description="field that holds the text in JSON, CSV, parquet, Arrow and datasets; meta.text is one within "
@@ -107,6 +111,9 @@ class DataConfig(SourceConfig):
                     "sequence; separate: within each document, with positions restarting at each, which is better for "
                     "documents shorter than length")
     heldout: Annotated[float, Field(gt=0, lt=1)] = Field(default=0.05, description="fraction of the documents held out")
+    heldout_bytes: int = Field(
+        default=1_000_000, ge=1,
+        description="under streaming endless, the first documents are held out, up to this many bytes")
     cache_dir: str | None = Field(
         default=None, description="folder of token files; null means $LOOPED_CACHE or ~/.cache/looped")
 
@@ -122,6 +129,16 @@ class DataConfig(SourceConfig):
             if share < LEAST_SHARE:
                 raise ValueError(f"mixture.{name} has {float(share):.2g} of the training sequences, and "
                                  f"{float(LEAST_SHARE):g} is the least; raise its weight, or leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _check_stream(self):
+        if self.streaming == "endless" and self.dataset is None:
+            raise ValueError("streaming endless is for a dataset, and none is set; set dataset to a name or local path "
+                             "for datasets.load_dataset, or leave streaming out")
+        if self.streaming == "endless" and self.tokenizer is None:
+            raise ValueError("streaming endless needs a tokenizer, since none can be trained on text that is yet to "
+                             "come; set tokenizer to a tokenizer.json or a name on the Hugging Face hub")
         return self
 
     @property

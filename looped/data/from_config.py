@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from looped.config import Config
 from looped.config.reads import num_sequences_of
+from looped.data.endless import find_endless
 from looped.data.image_batches import LabelledData, prepare_labelled, rescaled
 from looped.data.images import Normalizer
 from looped.data.mixture import cached_mixture, find_mixture
@@ -44,7 +45,11 @@ class Found:
 
 
 def _find_text(config: Config) -> Found:
-    text = find_mixture(config.data, num_sequences_of(config)) if config.data.mixture else find_text(config.data)
+    data = config.data
+    if data.streaming == "endless":
+        stream = find_endless(data)
+        return Found(stream.fingerprint, stream.facts, lambda seen: stream.open(seen.tokenizer))
+    text = find_mixture(data, num_sequences_of(config)) if data.mixture else find_text(data)
     return Found(text.fingerprint, text.facts, lambda seen: text.open(seen.tokenizer), text.prepare)
 
 

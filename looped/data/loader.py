@@ -7,6 +7,7 @@ of B is item s * B + r of that endless sequence, for any micro-batch on any proc
 
 import warnings
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,18 @@ from looped.errors import UserError
 from looped.shapes import Int
 
 
-class TokenStream:
+class Placeless:
+    """Training data whose batches are functions of (seed, step): there is no place to keep."""
+
+    def place(self, step: int) -> Any:
+        """What a checkpoint has to keep for this process to go on with `step`; None: nothing."""
+        return None
+
+    def go_to(self, places: Sequence[Any] | None, rank: int, num_processes: int) -> None:
+        """Go on as process `rank` from the places of all processes in a checkpoint; None: from the beginning."""
+
+
+class TokenStream(Placeless):
     """Documents as one array of token ids, each ended by `end_of_text`; `documents` are their names, in order."""
 
     def __init__(self, name: str, tokens: np.ndarray, *, end_of_text: int, documents: Sequence[str] = ()):

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from looped.data.loader import TokenStream, items_of
+from looped.data.loader import Placeless, TokenStream, items_of
 from looped.data.quotas import Quotas
 from looped.shapes import Int
 
 
-class MixedStream:
+class MixedStream(Placeless):
     """Streams by the names of their sources, in alphabetical order, with their shares of the sequences, which add up to
     1."""
 

@@ -23,6 +23,7 @@ from looped.config.data import DataConfig
 from looped.data import manifest
 from looped.data.corpus import Reading, Split, Survey, source_of
 from looped.data.documents import PIECE, AnyDocument, Document, pieces_of, size_of
+from looped.data.endless_stream import EndlessStream
 from looped.data.loader import TokenStream
 from looped.data.mixed_stream import MixedStream
 from looped.data.paths import Named
@@ -50,7 +51,7 @@ class TextData:
     contents: a hash of all tokens; None: computed when it is asked for.
     """
 
-    train: TokenStream | MixedStream
+    train: TokenStream | MixedStream | EndlessStream
     heldout: TokenStream | MixedStream
     tokenizer: TextTokenizer
     vocab_size: int

@@ -12,6 +12,7 @@ from torch import Tensor
 from looped.config import Config
 from looped.data.eval_text import MeasuredText
 from looped.data.from_config import vocab_size_of
+from looped.data.loader import Placeless
 from looped.domains.base import About, Domain, Evaluated, Inputs, Options, Own, Request, micro_batches
 from looped.errors import UserError, flag_of
 from looped.evaluation.depth import evaluate_run, evaluate_samples, num_windows
@@ -72,7 +73,7 @@ class TextEvaluated(Evaluated):
 
 
 @dataclass(frozen=True)
-class RandomText:
+class RandomText(Placeless):
     """A text of random tokens, with the interface of a stream of training data."""
 
     vocab_size: int
@@ -117,6 +118,12 @@ class Text(Domain):
 
     def batches(self, data: MeasuredText, config: Config) -> Iterable[Tensor]:
         return heldout_tokens(data, config).split(config.evaluation.batch_size)
+
+    def place(self, data: Any, step: int) -> Any:
+        return data.train.place(step)
+
+    def go_to(self, data: Any, places: Sequence[Any] | None, rank: int, num_processes: int) -> None:
+        data.train.go_to(places, rank, num_processes)
 
     def by_source(self, data: MeasuredText, config: Config, figures: Callable[[MeasuredText, Config], dict[str, float]]
                   ) -> dict[str, float]:

@@ -383,7 +383,8 @@ class Trainer:
         meter = self.joint_meter().sums
         if self.saved != self.done.step:
             tensors = self.tensors()
-            self.processes.first(lambda: self._write(tensors, meter))
+            places = self.processes.gather([domain_of(self.config).place(self.data, self.done.step)])
+            self.processes.first(lambda: self._write(tensors, meter, places))
             self.saved = self.done.step
 
     def tensors(self) -> dict[str, ckpt.Tensors]:
@@ -393,11 +394,12 @@ class Trainer:
         return tensors if self.ema is None else tensors | {
             "ema": self.layout.averaged_tensors(self.objective, self.ema)}
 
-    def _write(self, tensors: dict[str, ckpt.Tensors], meter: dict) -> None:
+    def _write(self, tensors: dict[str, ckpt.Tensors], meter: dict, places: list[Any]) -> None:
         picture = self.data.picture and asdict(self.data.picture)
         state = asdict(self.done) | {"vocab_size": self.data.vocab_size, "picture": picture,
                                      "end_of_text": self.data.end_of_text,
                                      "data": self.data.fingerprint, "meter": meter, "owed": self.owed,
+                                     "places": places if any(places) else None,
                                      "groups": ckpt.optimizer_groups(self.optimizers)}
         ckpt.save_checkpoint(self.run_dir, self.done.step, tensors, state, self.config.training.keep_checkpoints)
 
@@ -434,6 +436,8 @@ class Trainer:
                 self.meter = Meter(state["meter"])
                 ckpt.set_aside(self.run_dir, newer_than=self.done.step)
                 ckpt.point_latest(self.run_dir, path)
+        domain_of(self.config).go_to(self.data, found and found[1].get("places"), self.accelerator.process_index,
+                                     self.accelerator.num_processes)
         self.monitor.rewind(self.done.step)
 
     def check_same_run(self) -> None:
