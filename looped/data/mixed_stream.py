@@ -40,7 +40,7 @@ class MixedStream(Placeless):
     def batch(self, step: int, *, batch_size: int, length: int, seed: int,
               rows: range | None = None) -> Int[Tensor, "rows length_and_one"]:
         """The given rows (all of them by default) of the batch of optimiser step `step`, counted from 0."""
-        sources, starts = self._drawn(items_of(step, batch_size, rows), length, seed)
+        sources, starts = self.drawn(items_of(step, batch_size, rows), length, seed)
         tokens = torch.empty(len(sources), length + 1, dtype=torch.long)
         for number, part in enumerate(self.parts.values()):
             here = sources == number
@@ -49,13 +49,13 @@ class MixedStream(Placeless):
 
     def describe(self, step: int, *, batch_size: int, length: int, seed: int, rows: range | None = None) -> list[str]:
         """One line per row of a batch: its source, its range of tokens there and the documents they are from."""
-        sources, starts = self._drawn(items_of(step, batch_size, rows), length, seed)
+        sources, starts = self.drawn(items_of(step, batch_size, rows), length, seed)
         names = list(self.parts)
         return [f"row {row}: {names[source]}, {self.parts[names[source]].origin(start, length)}"
                 for row, source, start in zip(range(batch_size) if rows is None else rows, sources.tolist(),
                                               starts.tolist(), strict=True)]
 
-    def _drawn(self, numbers: Int[np.ndarray, "rows"], length: int, seed: int) -> tuple[Int[np.ndarray, "rows"],
+    def drawn(self, numbers: Int[np.ndarray, "rows"], length: int, seed: int) -> tuple[Int[np.ndarray, "rows"],
                                                                                         Int[np.ndarray, "rows"]]:
         """The source of each sequence, and the first token of its window there."""
         sources, items = self.quotas.turns(numbers, seed)

@@ -203,6 +203,11 @@ def test_what_a_run_never_reads_is_in_the_table_and_what_it_reads_of_a_rule_is_n
     ({"evaluation.levels": 8}, {"evaluation.levels": "objective denoise"}),
     ({"objective": "truncated", "recurrence.distribution": "fixed", "recurrence.backprop": 9},
      {"recurrence.backprop": "recurrence.mean 8, beyond which there are no steps"}),
+    ({"data.heldout_bytes": 5}, {"data.heldout_bytes": "data.streaming False"}),
+    ({"data.streaming": True}, {"data.streaming": "data.dataset null"}),
+    ({"data.dataset": "a/b", "data.streaming": "endless", "data.tokenizer": "t", "data.heldout": 0.5},
+     {"data.heldout": "data.streaming endless"}),
+    ({"data.mixture.a.weight": 2, "data.split": "x"}, {"data.split": "data.mixture"}),
     ({"task.difficulty": [1, 2]}, {"task.difficulty": "text (no task.name, no images.source)"}),
     ({"objective": "full", "denoise.bridge": "sampled"}, {}),  # as it is anyway
     ({"objective": "truncated", "recurrence.backprop": 2, "optim.schedule": "wsd", "optim.decay_fraction": 0.5}, {}),

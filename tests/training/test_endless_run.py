@@ -4,8 +4,8 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
+import endless_runs
 import pytest
 import torch
 from same_runs import assert_same
@@ -47,26 +47,36 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
 
 
-@pytest.mark.parametrize("num", [1, 2])
-def test_twenty_steps_are_ten_and_ten_to_the_bit(stream, tmp_path, num):
-    (tmp_path / "config.yaml").write_text(dump_config(stream()), encoding="utf-8")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num),
-               Path(__file__).parent / "endless_runs.py", tmp_path]
-    settings = {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(tmp_path / "hf")}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | settings)
-    assert done.returncode == 0, done.stderr[-5000:]
-    batches = [[torch.load(tmp_path / f"{name}-{rank}.pt") for name in ("whole", "again")] for rank in range(num)]
+def check_twenty_steps(folder, num):
+    """Those of `endless_runs` have the same batches and leave the same weights."""
+    batches = [[torch.load(folder / f"{name}-{rank}.pt") for name in ("whole", "again")] for rank in range(num)]
     for whole, again in batches:
         assert len(whole) == len(again) == 40
         assert all(torch.equal(ours, theirs) for ours, theirs in zip(whole, again, strict=True))
         assert not torch.equal(whole[0], whole[20])  # the control: the stream moves on
     assert len({tuple(whole[0].flatten().tolist()) for whole, _ in batches}) == num
-    assert_same(tmp_path / "again", tmp_path / "whole")
-    state = json.loads((list_checkpoints(tmp_path / "again")[0] / "state.json").read_text(encoding="utf-8"))
+    assert_same(folder / "again", folder / "whole")
+    state = json.loads((list_checkpoints(folder / "again")[0] / "state.json").read_text(encoding="utf-8"))
     assert len(state["places"]) == num
-    if num == 2:
-        with pytest.raises(UserError, match=r"the places of 2 processes .*, and there are 1 now; start 2 processes"):
-            train(load_config(tmp_path / "config.yaml"), tmp_path / "again", quiet=True)
+
+
+def test_twenty_steps_are_ten_and_ten_to_the_bit(stream, tmp_path):
+    (tmp_path / "config.yaml").write_text(dump_config(stream()), encoding="utf-8")
+    endless_runs.main(tmp_path)
+    check_twenty_steps(tmp_path, 1)
+
+
+@pytest.mark.slow
+def test_so_they_are_on_two_processes_and_one_is_refused(stream, tmp_path):
+    (tmp_path / "config.yaml").write_text(dump_config(stream()), encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+               endless_runs.__file__, tmp_path]
+    settings = {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(tmp_path / "hf")}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | settings)
+    assert done.returncode == 0, done.stderr[-5000:]
+    check_twenty_steps(tmp_path, 2)
+    with pytest.raises(UserError, match=r"the places of 2 processes .*, and there are 1 now; start 2 processes"):
+        train(load_config(tmp_path / "config.yaml"), tmp_path / "again", quiet=True)
 
 
 class Threaded(DrawAhead):
