@@ -4,9 +4,9 @@ that bits/byte are comparable between models with different tokenizers.
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -35,6 +35,8 @@ class HeldoutText:
 
     picture = None
     """Text has no images."""
+    parts: ClassVar[Mapping[str, TextData]] = TextData.parts
+    by_source = TextData.by_source
 
     @property
     def vocab_size(self) -> int:
@@ -73,12 +75,19 @@ def heldout_text(texts: Iterable[str | Document], tokenizer: TextTokenizer, *,
     documents = [document for document in documents if document.text]
     if not documents:
         raise UserError(f"{source} holds no text; give it at least one document that is not empty")
-    check_lossless(tokenizer, documents, "the run's tokenizer.json")
+    stream, bytes_per_token = encoded("given", documents, tokenizer, "the run's tokenizer.json")
+    return HeldoutText(stream, tokenizer, bytes_per_token, fingerprint_of(documents), source)
+
+
+def encoded(name: str, documents: Sequence[Document], tokenizer: TextTokenizer, path: str
+            ) -> tuple[TokenStream, float]:
+    """Documents in memory as a stream, and their bytes per token. path: of the tokenizer. Raises `UserError` if it does
+    not reproduce a text exactly."""
+    check_lossless(tokenizer, documents, path)
     tokens = np.concatenate(list(tokenizer.encode_documents([document.text for document in documents])))
-    stream = TokenStream("given", tokens, end_of_text=tokenizer.end_of_text,
+    stream = TokenStream(name, tokens, end_of_text=tokenizer.end_of_text,
                          documents=tuple(document.name for document in documents))
-    num_bytes = sum(len(document.text.encode()) for document in documents)
-    return HeldoutText(stream, tokenizer, num_bytes / len(tokens), _fingerprint(documents), source)
+    return stream, sum(len(document.text.encode()) for document in documents) / len(tokens)
 
 
 def read_heldout(path: str, tokenizer: TextTokenizer, data: DataConfig, *, field: str | None = None) -> HeldoutText:
@@ -91,7 +100,8 @@ def read_heldout(path: str, tokenizer: TextTokenizer, data: DataConfig, *, field
     return heldout_text(corpus.documents, tokenizer, source=corpus.source)
 
 
-def _fingerprint(documents: Sequence[Document]) -> str:
+def fingerprint_of(documents: Sequence[Document]) -> str:
+    """The hash of the documents' texts."""
     digest = hashlib.sha256()
     for document in documents:
         digest.update(len(raw := document.text.encode()).to_bytes(8, "little") + raw)

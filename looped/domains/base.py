@@ -142,9 +142,23 @@ class Domain:
         """Arguments that determine the order of the training data, besides step, batch size and seed."""
         return {}
 
+    def place(self, data: Any, step: int) -> Any:
+        """What a checkpoint has to keep, of this process, of training data that are no function of the step, so that
+        training goes on with `step`; None for others."""
+        return None
+
+    def go_to(self, data: Any, places: Sequence[Any] | None, rank: int, num_processes: int) -> None:
+        """Move such data to the places of all processes in a checkpoint, or to their beginning if there is none. Raises
+        UserError."""
+
     def batches(self, data: Any, config: Config) -> Iterable[Tensor | Batch]:
         """Held-out data for the training loss."""
         raise NotImplementedError
+
+    def by_source(self, data: Any, config: Config, figures: Callable[[Any, Config], dict[str, float]]
+                  ) -> dict[str, float]:
+        """Validation metrics of data that can have several sources; `figures` gives those of one."""
+        return figures(data, config)
 
     def validate(self, objective: Objective, data: Any, config: Config, own: Own,
                  workers: Workers) -> dict[str, float]:

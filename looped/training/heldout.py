@@ -21,9 +21,13 @@ def heldout_figures(objective: Objective, data: Data | HeldoutText, config: Conf
                     workers: Workers = ALONE) -> dict[str, float]:
     """Validation metrics of the kind of data; for a block alone only its own loss, since a solver needs all blocks.
     workers: the processes that divide the batches, and all call it."""
-    own = partial(heldout_own, objective, data, config, workers)
-    return own() if config.blocks.alone is not None else domain_of(config).validate(objective, data, config, own,
-                                                                                    workers)
+    domain = domain_of(config)
+
+    def figures(part: Data | HeldoutText, config: Config) -> dict[str, float]:
+        own = partial(heldout_own, objective, part, config, workers)
+        return own() if config.blocks.alone is not None else domain.validate(objective, part, config, own, workers)
+
+    return domain.by_source(data, config, figures)
 
 
 def heldout_samples(objective: Objective, data: Data, config: Config) -> str | np.ndarray:

@@ -392,9 +392,11 @@ class Trainer:
         meter = self.joint_meter().sums
         if self.saved != self.done.step:
             picture = self.data.picture and asdict(self.data.picture)
+            places = self.processes.gather([domain_of(self.config).place(self.data, self.done.step)])
             state = asdict(self.done) | {"vocab_size": self.data.vocab_size, "picture": picture,
                                          "end_of_text": self.data.end_of_text,
                                          "data": self.data.fingerprint, "meter": meter, "owed": self.owed,
+                                         "places": places if any(places) else None,
                                          "groups": ckpt.optimizer_groups(self.optimizers)}
             self.saver.save(self.tensors(), state)
             self.saved = self.done.step
@@ -432,6 +434,8 @@ class Trainer:
                 self.meter = Meter(state["meter"])
                 ckpt.set_aside(self.run_dir, newer_than=self.done.step)
                 ckpt.point_latest(self.run_dir, path)
+        domain_of(self.config).go_to(self.data, found and found[1].get("places"), self.accelerator.process_index,
+                                     self.accelerator.num_processes)
         self.monitor.rewind(self.done.step)
 
     def check_same_folder(self) -> None:
