@@ -89,8 +89,8 @@ def characters_in(document: AnyDocument, num_bytes: int) -> int:
 
 
 def pieces_of(parts: Iterable[str], size: int | None = None) -> Iterator[str]:
-    """A text, given in parts, in pieces of at most `size` (PIECE) characters, cut after a line break if possible; the pieces do
-    not depend on the parts. An empty text is one empty piece."""
+    """A text, given in parts, in pieces of at most `size` (PIECE) characters, cut after a line break if possible; the
+    pieces do not depend on the parts. An empty text is one empty piece."""
     held, size = "", size or PIECE
     for part in parts:
         held, start = held + part, 0
