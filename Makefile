@@ -30,7 +30,7 @@ lint: install
 	$(BIN)/ruff check looped tasks tests scripts
 	$(BIN)/lint-imports
 
-# The guide, into build/guide, to be opened at index.html (its search needs a server: python -m http.server -d build/guide).
+# The guide, into build/guide, to be opened at index.html; its search needs no server either.
 # A warning is an error (not with --quiet, under which MkDocs counts none), and nothing is fetched.
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -15,13 +15,13 @@ warned: set[str] = set()
 
 @functools.cache
 def is_recent_cuda(device: torch.device) -> bool:
-    """True for a CUDA device that multiplies bf16 itself: compute capability 8 (2020) or later."""
+    """True for a CUDA device with native bf16 matrix products: compute capability 8 (2020) or later."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
 
 
 def on_device(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
-    """`function`, compiled for a recent CUDA device that has triton; itself elsewhere, and within a compiled function,
-    of whose graph it becomes a part."""
+    """`function` compiled on recent CUDA devices with triton, unchanged elsewhere; inside another compiled function it
+    is inlined."""
     if torch.compiler.is_compiling() or not is_recent_cuda(device) or not importlib.util.find_spec("triton"):
         return function
     return _compiled(function)

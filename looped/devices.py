@@ -37,7 +37,7 @@ def find_device(name: str) -> torch.device:
         raise UserError(f"--device {name} is unknown; write auto, cpu, cuda, cuda:1 or mps")
     full = {"cuda": "cuda:0", "cpu:0": "cpu", "mps:0": "mps"}.get(name, name)
     if full not in here:
-        raise UserError(f"--device {name} is not on this machine, which has {', '.join(here)}; take one of these, or "
+        raise UserError(f"--device {name} is not on this machine, which has {', '.join(here)}; choose one of these, or "
                         f"auto")
     return torch.device(full)
 
@@ -52,7 +52,7 @@ def widest(device: torch.device) -> torch.dtype:
 
 
 def pinned(values: Any, device: torch.device) -> Any:
-    """Host values in memory that a CUDA device copies from while the host goes on."""
+    """Values in pinned host memory if the device is CUDA, so that the copy to it is asynchronous."""
     return values.pin_memory() if device.type == "cuda" else values
 
 

@@ -43,7 +43,7 @@ def noted(write: Callable[[str], None]) -> Iterator[None]:
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """Show no warning of the block, whose work is done or shown elsewhere."""
+    """Suppress warnings inside the block; they are reported elsewhere."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -25,8 +25,8 @@ Words = tuple[Tensor, Tensor, Tensor, Tensor]
 def philox4x32(counter: Words, key: tuple[Tensor, Tensor]) -> Words:
     """Four random words of 32 bits for a counter of four words and a key of two; int64 tensors that broadcast.
 
-    The product of two words needs 64 bits without a sign. Those of int64 are the same bits, since it wraps around, and
-    its shift repeats the sign only in bits that are masked.
+    The product of two words needs unsigned 64-bit integers; int64 gives the same bits, since products wrap around and
+    sign extension touches only masked bits.
     """
     a, b, c, d = counter
     first, second = key

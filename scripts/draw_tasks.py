@@ -4,14 +4,14 @@
 """
 
 import sys
-import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.image import imread
 
-from looped.data.task import Task, find_task
-from looped.evaluation.plots_tasks import plot_problem
+from looped.data.task import Cells, Problem, Task, find_task
+from looped.evaluation.plots_tasks import GIVEN, SOUGHT, draw_cells
 
 EXAMPLES: dict[str, tuple[str, dict, int]] = {
     "Prefix sums": ("prefix-sums", {}, 12), "Parity": ("parity", {}, 10), "Copy": ("copy", {}, 6),
@@ -19,30 +19,62 @@ EXAMPLES: dict[str, tuple[str, dict, int]] = {
     "p-hop induction, 2 hops": ("p-hop", {"length": 16}, 2), "Word problem of S5": ("s5", {}, 5),
     "Word problem of A5": ("a5", {}, 5), "Sudoku 4x4, 6 clues": ("sudoku", {"size": 4}, 10),
     "Sudoku 6x6, 12 clues": ("sudoku", {"size": 6}, 24), "Sudoku 9x9, 30 clues": ("sudoku", {"size": 9}, 51),
-    "Maze 13x13": ("maze", {}, 13),
+    "Maze 9x9": ("maze", {}, 9),
 }
 """Title -> (task, options, difficulty)."""
-COLUMNS = 3
+COLUMNS = 2
+CELL = 0.25
+"""Inches; the same in every panel, except that a symbol of several letters has a larger one."""
+WIDTH, GAP, TITLE = 19 * CELL, CELL, 1.6 * CELL
+"""Inches of a panel, between panels, and of a title."""
+EDGE = 0.12
+"""Cells of margin that `draw_cells` leaves for the lines around a table."""
+
+
+class Panel:
+    """A problem and its answer, one below the other if they are rows."""
+
+    def __init__(self, title: str, name: str, options: dict, difficulty: int):
+        self.title = title
+        self.task: Task = find_task(name, options)
+        self.problem: Problem = self.task.problem(0, 1, difficulty, heldout=True)
+        self.lines, self.columns = self.task.shape(len(self.problem))
+        self.cell = CELL * max(1, 0.6 * max(len(each) for each in self.task.symbols if each not in self.task.colors))
+        self.is_row = self.lines == 1
+
+    @property
+    def height(self) -> float:
+        return TITLE + self.lines * self.cell * (2 if self.is_row else 1) + 0.3 * CELL
+
+    def tables(self) -> Iterator[tuple[Cells, np.ndarray, float, float]]:
+        """(cells, their colours, inches from the left, inches from the top), of the problem and of its answer."""
+        p, right, below = self.problem, (self.columns + 1) * self.cell, self.lines * self.cell + 0.3 * CELL
+        yield p.inputs, np.full(len(p), GIVEN), 0, TITLE
+        yield (np.where(p.scored, p.targets, p.inputs), np.where(p.scored, SOUGHT, GIVEN),
+               *((0, TITLE + below) if self.is_row else (right, TITLE)))
+
+    def draw(self, figure: Figure, left: float, top: float) -> None:
+        """Draw it at a place, in inches from the figure's upper left corner."""
+        wide, high = figure.get_size_inches()
+        figure.text(left / wide, 1 - (top + 0.7 * TITLE) / high, self.title, fontsize=11, fontweight="bold")
+        for cells, ink, x, y in self.tables():
+            size = (self.columns + EDGE) * self.cell, (self.lines + EDGE) * self.cell
+            axes = figure.add_axes(((left + x) / wide, 1 - (top + y + size[1]) / high, size[0] / wide, size[1] / high))
+            draw_cells(axes, self.task, cells, ink, 1.2 * self.cell)
 
 
 def draw(path: Path) -> None:
-    """The pictures of `EXAMPLES`, side by side."""
-    lines = -(-len(EXAMPLES) // COLUMNS)
-    figure = Figure(figsize=(4.2 * COLUMNS, 2.2 * lines), dpi=110, layout="constrained")
-    with tempfile.TemporaryDirectory() as folder:
-        for axes, (title, example) in zip(figure.subplots(lines, COLUMNS).flat, EXAMPLES.items(), strict=False):
-            axes.imshow(imread(_picture(*example, Path(folder) / "one.png")))
-            axes.set_title(title, fontsize=9, fontweight="bold")
-    for axes in figure.axes:
-        axes.axis("off")
+    """The panels of `EXAMPLES`, at one scale."""
+    panels = [Panel(title, *example) for title, example in EXAMPLES.items()]
+    lines = [panels[first : first + COLUMNS] for first in range(0, len(panels), COLUMNS)]
+    heights = [max(panel.height for panel in line) + GAP for line in lines]
+    figure = Figure(figsize=(COLUMNS * WIDTH + (COLUMNS + 1) * GAP, sum(heights)), dpi=150)
+    top = 0.0
+    for line, height in zip(lines, heights, strict=True):
+        for place, panel in enumerate(line):
+            panel.draw(figure, GAP + place * (WIDTH + GAP), top)
+        top += height
     figure.savefig(path)
-
-
-def _picture(name: str, options: dict, difficulty: int, path: Path) -> Path:
-    task: Task = find_task(name, options)
-    problem = task.problem(0, 0, difficulty, heldout=True)
-    plot_problem(task, problem, problem.targets, path)
-    return path
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     settings.md       every setting, section by section        looped.config
     verbs/VERB.md     the flags of a verb, where its page says <!-- flags -->    docstrings of looped/cli
-    api/PACKAGE.md    every public module of a package         docstrings, by mkdocstrings
+    api/PACKAGE.md    every public module of a package         docstrings, by mkdocstrings and guide_docstrings.py
     source/...        files of the repository that a page links to
 
 Code is parsed, not run, except for `looped.config` and the lists of names in `looped` and `looped.cli`, which need no
@@ -35,6 +35,10 @@ FLAGS = "<!-- flags -->"
 LINK = re.compile(r"(?<=\]\()(\.\./[^)#\s]+)(?=\))")
 MATH = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 REMOTE = re.compile(r'<(?:script|link|img|iframe|source|object)\b[^>]*?(?:src|href|data)="((?:https?:)?//[^"]+)"')
+PAGE = re.compile(r"\bdocs/([\w-]+)\.md\b")
+NAME = re.compile(r"(?<![\w`.])looped\.((?:\w|\\_)+)")
+OUTPUT = re.compile(r'<div class="(language-text highlight)">(.*?)</div>', re.DOTALL)
+ROW = re.compile(r"^(?:<[^>]*>)*\|", re.MULTILINE)
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".toml": "toml", ".md": "markdown"}
 
 
@@ -60,8 +64,15 @@ def on_page_markdown(markdown: str, page, config, files: Files) -> str:
 
 
 def on_page_content(content: str, page, config, files: Files) -> str:
-    """The page with its equations as MathML."""
+    """The page with its equations as MathML, and with its printed tables marked, whose lines must not be wrapped."""
+    content = OUTPUT.sub(lambda found: printed(*found.groups()), content)
     return MATH.sub(lambda found: equation(found[2], display="block" if found[1] == "div" else "inline"), content)
+
+
+def printed(kind: str, lines: str) -> str:
+    """A block of output; `columns` is among its classes if it has a table."""
+    columns = " columns" if ROW.search(lines) else ""
+    return f'<div class="{kind}{columns}">{lines}</div>'
 
 
 def equation(latex: str, display: str) -> str:
@@ -123,10 +134,20 @@ def verb_reference(verb: str) -> str:
     fields = [each for each in made.attributes.values() if each.annotation is not None]
     positional = [each for each in fields if str(each.annotation).startswith("Positional")]
     usage = " ".join(["looped", verb, *(argument(each) for each in positional), "[FLAGS]"])
-    parts = [plain(made.docstring.value), f"```text\n{usage}\n```"]
+    parts = [with_links(plain(made.docstring.value)), f"```text\n{usage}\n```"]
     if fields:
         parts.append(table(("argument", "default", "meaning"), [row_of(each) for each in fields]))
     return "\n\n".join(parts)
+
+
+def with_links(prose: str) -> str:
+    """Prose of a verb's page with links to the pages and public names that it mentions."""
+    named = NAME.sub(lambda found: _named(found[1].replace("\\", "")) or found[0], prose)
+    return PAGE.sub(r"[docs/\1.md](../\1.md)", named)
+
+
+def _named(name: str) -> str:
+    return f"[`looped.{name}`][{looped._PUBLIC[name]}.{name}]" if name in looped._PUBLIC else ""
 
 
 def argument(field: griffe.Attribute) -> str:
@@ -154,28 +175,31 @@ def row_of(field: griffe.Attribute) -> tuple[str, str, str]:
 def names_page() -> str:
     """The public names of `looped`, with links to their descriptions."""
     parts = ["# looped", "The public names of `looped`; each is imported on first use."]
-    by_module: dict[str, list[str]] = {}
-    for name, module in looped._PUBLIC.items():
-        by_module.setdefault(module, []).append(name)
-    for module, names in by_module.items():
-        package = module.split(".")[1]
-        if package in PACKAGES:
-            rows = ", ".join(f"[`{name}`][{module}.{name}]" for name in names)
-            parts.append(f"- {rows}: [`{module}`][{module}]")
-    for module, names in by_module.items():
-        if module.split(".")[1] not in PACKAGES:
-            parts += [f"::: {module}.{name}" for name in names]
-    return "\n\n".join(parts)
+    names = [f"{module}.{name}" for name, module in looped._PUBLIC.items()]
+    parts.append(table(("name", "from", "purpose"), [
+        (f"[`{path.rpartition('.')[2]}`][{path}]", f"`{path.rpartition('.')[0]}`", first_sentence(path))
+        for path in names]))
+    return "\n\n".join([*parts, *(f"::: {path}" for path in names if path.split(".")[1] not in PACKAGES)])
 
 
 def package_page(package: str) -> str:
     """Every public module of a package."""
     folder, parts = ROOT / "looped" / package, [f"# looped.{package}"]
+    modules = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in sorted(folder.rglob("*.py"))
+               if not path.stem.startswith("_")]
+    parts.append(table(("module", "contents"), [
+        (f"[`{module.removeprefix(f'looped.{package}.')}`][{module}]", first_sentence(module)) for module in modules]))
     if own := own_names(f"looped.{package}"):
         parts.append(f"::: looped.{package}\n    options: {{members: {own}}}")
-    parts += [f"::: {'.'.join(path.relative_to(ROOT).with_suffix('').parts)}" for path in sorted(folder.rglob("*.py"))
-              if not path.stem.startswith("_")]
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, *(f"::: {module}" for module in modules)])
+
+
+def first_sentence(path: str) -> str:
+    """The first sentence of the docstring at a dotted path, for a table cell."""
+    docstring = read_package()[path.removeprefix("looped.")].docstring
+    if docstring is None:
+        raise PluginError(f"{path} has no docstring")
+    return text(re.split(r"(?<=\.)\s+(?=[A-Z`]|[a-z]\w*(?:, \w+)*: )|\n\n", docstring.value)[0].rstrip(":"))
 
 
 def own_names(package: str) -> list[str]:
@@ -223,8 +247,11 @@ def source_link(link: str, here: str) -> str:
 # Markdown
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """A Markdown table of class `reference`, for the guide's style sheet, and `defaults` if it has a column of them."""
     lines = [head, tuple("---" for _ in head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    kind = "reference defaults" if "default" in head else "reference"
+    return "\n".join([f"<div class=\"{kind}\" markdown>", "", *(f"| {' | '.join(line)} |" for line in lines), "",
+                      "</div>"])
 
 
 def code(value: str) -> str:

@@ -97,13 +97,25 @@ def test_the_build_counts_warnings():
     assert "--quiet" not in build
 
 
+def of_scripts(name):
+    """A module of scripts/."""
+    found = spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    found.loader.exec_module(module := module_from_spec(found))
+    return module
+
+
 @pytest.fixture(scope="module")
 def hook():
     """scripts/guide.py, which MkDocs runs."""
     pytest.importorskip("mkdocs", reason="the guide is built with the extra docs")
-    found = spec_from_file_location("guide", ROOT / "scripts" / "guide.py")
-    found.loader.exec_module(module := module_from_spec(found))
-    return module
+    return of_scripts("guide")
+
+
+@pytest.fixture(scope="module")
+def docstrings():
+    """scripts/guide_docstrings.py, which mkdocstrings runs."""
+    pytest.importorskip("griffe", reason="the guide is built with the extra docs")
+    return of_scripts("guide_docstrings")
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -139,3 +151,39 @@ def test_an_equation_is_drawn_without_a_script(hook):
     assert drawn.startswith("<math")
     assert "&#x0003C;" in drawn
     assert "arithmatex" not in drawn
+
+
+def test_a_public_name_is_described_in_one_sentence(hook):
+    rows = re.findall(r"^\| \[`(\w+)`\]\S+ \| `\S+` \| (.*) \|$", hook.names_page(), flags=re.MULTILINE)
+    assert [name for name, _ in rows] == list(looped._PUBLIC)
+    assert dict(rows)["Causal"] == "Row i attends to rows up to i."
+    assert [name for name, purpose in rows if not purpose] == []
+
+
+def test_a_verb_links_to_pages_and_names(hook):
+    linked = hook.with_links(hook.plain("docs/figures.md; looped.read_results"))
+    assert linked == ("[docs/figures.md](../figures.md); "
+                      "[`looped.read_results`][looped.evaluation.dataframes.read_results]")
+    assert hook.with_links("looped.nothing") == "looped.nothing"
+
+
+def test_lines_of_output_are_wrapped_unless_they_are_a_table(hook):
+    block = '<div class="language-text highlight"><pre><span></span><code>%s</code></pre></div>'
+    table, prose = block % "two\n| run | depth |", block % "a | b"
+    assert 'class="language-text highlight columns"' in hook.on_page_content(table, None, None, None)
+    assert hook.on_page_content(prose, None, None, None) == prose
+
+
+def test_described_arguments_become_items(docstrings):
+    names = ["mean", "backprop"]
+    said = docstrings.for_page("Depths. mean: of the loop.\nbackprop: None: all. Raises UserError.", names)
+    assert said == "Depths.\n\n- `mean`: of the loop.\n- `backprop`: None: all.\n\nRaises UserError."
+    shaped = docstrings.for_page("`mean` (B,): of each; backprop (B, L): all.", names)
+    assert shaped == "- `mean` (B,): of each\n- `backprop` (B, L): all."
+    assert docstrings.for_page("One. mean: of the loop.", ["mean"]) == "One. mean: of the loop."
+    assert docstrings.for_page("Of both. a: b: c.", ["mean"]) == "Of both. a: b: c."
+
+
+def test_indented_lines_of_a_docstring_become_code(docstrings):
+    said = docstrings.for_page("Use:\n\n    x = 1\n\n    y = 2\n\nOr:\n\n    loop   depth steps", [])
+    assert said == "Use:\n\n```python\nx = 1\n\ny = 2\n```\n\nOr:\n\n```text\nloop   depth steps\n```"

@@ -12,7 +12,8 @@ COSTS = ("seconds", "steps", "layer forwards", "peak MB")
 
 
 def share_table(arms: Sequence[ShareSummary], plan: Plan) -> Table:
-    """Four columns per difficulty, then the costs."""
+    """Table with one line per arm: for each difficulty the fraction right at the trained, the best and the deepest
+    depth, and the difference from the first arm; then the costs."""
     columns = [*AT.values(), f"against {arms[0].name}"]
     header = ["arm", *(column if difficulty is None else f"{difficulty}: {column}" for difficulty in arms[0].levels
                        for column in columns), *COSTS]

@@ -45,7 +45,7 @@ class MadeMeasured(MeanMeasured):
         return {row["depth"]: row["mean"] for row in self.rows if row["metric"] == DISTANCE.field}
 
 
-class MadeMeasurer(OfImages):
+class GeneratedImageMeasurer(OfImages):
     """Measures the losses and the generated images of each run."""
 
     keys: ClassVar[frozenset[str]] = frozenset({"loss"})

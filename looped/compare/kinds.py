@@ -8,7 +8,7 @@ from looped.compare.accuracy_table import image_notes, share_table
 from looped.compare.classify_measure import ImageMeasurer, check_images
 from looped.compare.compute_to_target import Reach, reaches, with_reverse
 from looped.compare.custom_measure import own_measurer, own_notes
-from looped.compare.generation_measure import MadeMeasurer, made_notes, made_table
+from looped.compare.generation_measure import GeneratedImageMeasurer, made_notes, made_table
 from looped.compare.measure import Measured, Measurer
 from looped.compare.plan import Plan
 from looped.compare.plots import over_depths
@@ -48,7 +48,7 @@ TASK = Kind("problems", check_task, TaskMeasurer, summarise_shares, lambda arms:
             share_table, task_notes, task_figures)
 IMAGES = replace(TASK, held_out="images", check=check_images, measurer=ImageMeasurer, notes=image_notes,
                  depths=over_depths("Held-out accuracy by depth, after training"))
-MADE = Kind("images", check_images, MadeMeasurer, summarise_means, reaches, made_table, made_notes,
+MADE = Kind("images", check_images, GeneratedImageMeasurer, summarise_means, reaches, made_table, made_notes,
             over_depths("Fréchet distance to held-out images by solver steps, after training"))
 
 KINDS = {"text": TEXT, "puzzles": TASK, "classify": IMAGES, "generate": MADE}

@@ -23,7 +23,7 @@ class TextSummary(MeanSummary):
 
     @property
     def judged_depths(self) -> list[int]:
-        """Depths at which the samples of every run were judged."""
+        """Depths at which samples were judged in every seed's run of this arm."""
         return sorted(set.intersection(*(set(run.losses.get("judged_behind_twin", ())) for run in self.runs)))
 
     def behind(self, metric: str, depth: int) -> tuple[float, float, float]:

@@ -83,12 +83,12 @@ class Config(Section):
 
     @property
     def rule(self) -> Rule:
-        """The training rule."""
+        """The training rule of `objective`, a row of `looped.config.rules`."""
         return rule_of(self.objective)
 
     @property
     def kind(self) -> Kind:
-        """The kind of the training data."""
+        """The kind of data that is trained on, a row of `looped.config.kinds`."""
         return kind_of(self)
 
     @property

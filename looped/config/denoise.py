@@ -29,7 +29,7 @@ def noise_preset(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     if value not in NOISE_PRESETS:
-        raise ValueError(f"no noise preset '{value}'{did_you_mean(value, NOISE_PRESETS)}")
+        raise ValueError(f"unknown noise preset '{value}'{did_you_mean(value, NOISE_PRESETS)}")
     return NOISE_PRESETS[value]
 
 

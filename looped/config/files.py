@@ -20,7 +20,8 @@ def read_yaml(path: Path, what: str = "config", folder: str = "configs") -> dict
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"cannot read {what} {path}: {error.strerror or error}") from None
+        raise UserError(f"cannot read {what} {path}: {error.strerror or error}; check the path, or start from one in "
+                        f"{folder}/") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         problem = " ".join(str(getattr(error, "problem", None) or error).split())
         mark = getattr(error, "problem_mark", None)

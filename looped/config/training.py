@@ -65,7 +65,7 @@ class TrainingConfig(Section):
         description="several processes: none keeps the whole model on each (DDP); fsdp shards weights, gradients, "
                     "averages and the optimiser's state over them (FSDP2), and gathers the weights once per step")
     lost_after: Positive = Field(
-        default=60, description="seconds without a sign of life after which one of several processes counts as lost, "
+        default=60, description="seconds without a heartbeat after which one of several processes counts as lost, "
                                 "which ends the others")
     log_every: Depth = Field(default=10, description="steps between lines of metrics.jsonl")
     eval_every: Count = Field(default=0, description="steps between evaluations; 0 evaluates at the end only")
@@ -74,6 +74,10 @@ class TrainingConfig(Section):
         default=0, description="steps between printed samples, or pictures in samples/; 0 makes none")
     checkpoint_every: Count = Field(default=200, description="steps between checkpoints; 0 saves at the end only")
     keep_checkpoints: Depth = Field(default=2, description="number of newest checkpoints that are kept")
+    background_saves: bool = Field(
+        default=True,
+        description="write checkpoints while training goes on, from a copy of weights, averages and optimiser state in "
+                    "host memory; false: training waits, and needs no copy")
     warm_start: str | None = Field(
         default=None, description="a run whose model weights are copied before the first step")
     other_data: bool = Field(

@@ -27,7 +27,7 @@ Cells = np.ndarray  # (L,) int64 tokens
 
 
 class Malformed(UserError):
-    """Raised for cells that are not a valid problem; `located` adds the task, seed, index and difficulty."""
+    """A problem's cells are invalid. The context manager `located` adds the task, seed, index and difficulty."""
 
 
 @dataclass(frozen=True)
@@ -247,13 +247,14 @@ def find_task(name: str, options: Mapping[str, Any] | None = None) -> Task:
     try:
         return made(**options)
     except TypeError as error:
-        raise UserError(f"task.options do not fit {name}: {error}") from None
+        raise UserError(f"task.options do not fit {name}: {error}; its options are {', '.join(known) or 'none'}"
+                        ) from None
 
 
 def _by_name(name: str) -> Callable[..., Task]:
     names = task_names()
     if name not in names:
-        raise UserError(f"no task '{name}'{did_you_mean(name, names)}")
+        raise UserError(f"unknown task '{name}'{did_you_mean(name, names)}")
     return _REGISTERED[name]
 
 

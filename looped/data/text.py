@@ -155,7 +155,7 @@ class FoundText:
         made = bool(fault(self.folder(tokenizer)))
         text = self.open(tokenizer)
         documents, tokens = sum(self.counts), len(text.train) + len(text.heldout)
-        return (f"{'made' if made else 'all is there'}: {text.source}, {documents:,} documents, {self.num_bytes:,} "
+        return (f"{'' if made else 'already '}prepared: {text.source}, {documents:,} documents, {self.num_bytes:,} "
                 f"bytes of text, {tokens:,} tokens, vocabulary {text.vocab_size:,}, in {self.folder(tokenizer)}")
 
     def _tokenizer(self) -> TextTokenizer:

@@ -42,7 +42,7 @@ PROGRESS = "progress.json"
 FILES = (*TOKENS, TOKENIZER)
 
 BATCH = PIECE * min(max(os.cpu_count() or 1, 2), 8)
-"""Characters encoded at once: a piece of a long document for each of at most 8 cores, at some 50 bytes a character."""
+"""Characters encoded at once: a piece of a long document for each of at most 8 cores, some 50 bytes per character."""
 
 SAVE_EVERY = 1 << 26
 """Bytes of text after which an interrupted build goes on."""
@@ -160,7 +160,7 @@ def described(folder: Path) -> bool:
 # Building
 
 class Piece(NamedTuple):
-    """A piece of a document's text; last: the document ends with it."""
+    """A piece of a document's text, for the train or the held-out side; last: it ends the document."""
 
     heldout: bool
     name: str
@@ -180,7 +180,7 @@ class Done:
 
 
 class Writer:
-    """Appends to the files of a folder that is being built, from what `done` says on."""
+    """Appends to the files of a folder that is being built, starting at the position in `done`."""
 
     def __init__(self, folder: Path, done: Done, stack: ExitStack):
         self.folder = folder

@@ -1,7 +1,9 @@
 """The clean estimate D from the logits of a denoiser: the embedding that they predict, which the solver steps to.
 
-soft: the expectation `softmax(logits) @ table`, which shrinks when the model is uncertain. hard: the most likely row.
-top-k: the expectation over the k most likely tokens. sampled: a row drawn from the softmax.
+- `soft`: the expectation `softmax(logits) @ table`, which shrinks when the model is uncertain.
+- `hard`: the most likely row.
+- `top-k`: the expectation over the k most likely tokens.
+- `sampled`: a row drawn from the softmax.
 """
 
 import torch

@@ -342,7 +342,7 @@ def _checked_levels(z: Noisy, sigma: Sigma | float) -> Sigma:
     """`sigma` in the form that `read` takes. Raises UserError for a level that is not above 0; levels on a device other
     than the CPU are not checked, which would synchronise it."""
     if isinstance(sigma, str | bytes):
-        raise UserError(f"sigma {sigma!r} is text; give a number or a tensor of them")
+        raise UserError(f"sigma {sigma!r} is text; give a number or a tensor of numbers")
     if not isinstance(sigma, Tensor) or sigma.ndim == 0:
         sigma = levels_of(z, float(sigma))
     if sigma.device.type == "cpu" and not torch.compiler.is_compiling():

@@ -95,7 +95,7 @@ def block_shares(config: BlocksConfig, name: str) -> Float64[Tensor, "blocks"]:
 
 def hide(tokens: Tokens, m: Float[Tensor, "batch"], uniform: Float[Tensor, "batch length"],
          mask_token: int) -> tuple[Tokens, Bool[Tensor, "batch length"]]:
-    """(tokens with each one hidden with its sequence's probability m, the mask of the hidden ones)."""
+    """Hides each token with its sequence's probability m; returns (tokens, mask of the hidden ones)."""
     hidden = to_device(uniform < m.unsqueeze(1), tokens.device)
     return tokens.masked_fill(hidden, mask_token), hidden
 

@@ -18,13 +18,15 @@ def schedule(name: str, num_steps: int, noise: Noise | tuple[float, float],
              rho: float = 7.0) -> Float64[Tensor, "{num_steps}+1"]:
     """Descending levels on the CPU, ending in 0; with one step the only evaluation is at sigma_max.
 
-    noise: the training distribution, or the range (sigma_min, sigma_max) alone. `karras`: evenly spaced in
-    `sigma^(1/rho)` (Karras et al. 2022, equation 5; the only one that uses `rho`). `log-linear`: evenly spaced in ln
-    sigma. `quantile`: equal mass of the continuous part of the training distribution between neighbours. Raises
-    `UserError` for an unknown name, an invalid range, and `quantile` without a distribution.
+    - `karras`: evenly spaced in `sigma^(1/rho)` (Karras et al. 2022, equation 5; the only one that uses `rho`).
+    - `log-linear`: evenly spaced in ln sigma.
+    - `quantile`: equal mass of the continuous part of the training distribution between neighbours.
+
+    noise: the training distribution, or the range (sigma_min, sigma_max) alone. Raises `UserError` for an unknown name,
+    an invalid range, and `quantile` without a distribution.
     """
     if name not in SCHEDULES:
-        raise UserError(f"no noise schedule '{name}'{did_you_mean(name, SCHEDULES)}")
+        raise UserError(f"unknown noise schedule '{name}'{did_you_mean(name, SCHEDULES)}")
     num_steps = whole_number("num_steps", num_steps, 1)
     noise = _distribution(name, noise)
     if rho <= 0:

@@ -17,6 +17,7 @@ from looped.errors import UserError, flag_of
 from looped.evaluation.options import Options
 from looped.evaluation.rows import Keep, Row
 from looped.evaluation.store import EvaluationFiles
+from looped.evaluation.workers import Workers
 from looped.objectives.base import Objective
 from looped.reports.runs import depth_table, draw_evaluation
 from looped.reports.sections import Section
@@ -159,8 +160,10 @@ class Domain:
         """Validation metrics of data that can have several sources; `figures` gives those of one."""
         return figures(data, config)
 
-    def validate(self, objective: Objective, data: Any, config: Config, own: Own) -> dict[str, float]:
-        """Validation metrics during training; `own` gives the training loss on held-out data."""
+    def validate(self, objective: Objective, data: Any, config: Config, own: Own,
+                 workers: Workers) -> dict[str, float]:
+        """Validation metrics during training; `own` gives the training loss on held-out data. All processes of a run
+        call it, and the first one's result counts; `workers.over` divides batches among them."""
         raise NotImplementedError
 
     def preview(self, objective: Objective, data: Any, config: Config) -> str | np.ndarray:

@@ -17,6 +17,7 @@ from looped.evaluation.plots_tasks import Trained
 from looped.evaluation.rows import Keep, row_of
 from looped.evaluation.solving import TaskEvaluation, evaluate_task, levels_of, one_answer, share_cell, solved
 from looped.evaluation.store import EXAMPLES, ROWS, EvaluationFiles, writing_to
+from looped.evaluation.workers import Workers
 from looped.objectives import trained_depths
 from looped.objectives.base import Objective
 from looped.reports.depth import DepthReport, write_depth_report
@@ -117,11 +118,12 @@ class Puzzles(Domain):
         return (data.collate(problems[start : start + c.batch_size])
                 for start in range(0, len(problems), c.batch_size))
 
-    def validate(self, objective: Objective, data: TaskData, config: Config, own: Own) -> dict[str, float]:
+    def validate(self, objective: Objective, data: TaskData, config: Config, own: Own,
+                 workers: Workers) -> dict[str, float]:
         """Fraction of held-out problems solved at the hardest trained difficulty, at the best and the smallest of
         `evaluation.depths`."""
         hardest = data.train.high
-        found = solved(objective, data, config, config.evaluation.depths, [hardest])
+        found = solved(objective, data, config, config.evaluation.depths, [hardest], workers=workers)
         depth, share = found.best(hardest)
         first = min(found.per_example[hardest])
         return {"solved": share, "best_depth": depth,

@@ -23,6 +23,7 @@ from looped.evaluation.rows import Keep, Row, summarise
 from looped.evaluation.solving import share_cell
 from looped.evaluation.store import PROBES, EvaluationFiles
 from looped.evaluation.tokens import TokenLosses, add_tokens, pandas_for
+from looped.evaluation.workers import Workers
 from looped.inference.generate import generate
 from looped.inference.rollout import rollout_of
 from looped.inference.sequence_batch import Ending, as_lists
@@ -133,12 +134,13 @@ class Text(Domain):
 
         return data.by_source(config.evaluation.num_sequences, of_some)
 
-    def validate(self, objective: Objective, data: MeasuredText, config: Config, own: Own) -> dict[str, float]:
+    def validate(self, objective: Objective, data: MeasuredText, config: Config, own: Own,
+                 workers: Workers) -> dict[str, float]:
         """The training loss, and `next_token`, which can be compared between objectives (`main_losses`), of fixed
         held-out sequences with the same noise at every call."""
         tokens, c = heldout_tokens(data, config).to(next(objective.parameters()).device), config.evaluation
         losses = main_losses(objective, tokens, config.main_depth, seed=config.seed, batch_size=c.batch_size,
-                             num_levels=c.levels)
+                             num_levels=c.levels, workers=workers)
         return own() | {"next_token": losses.mean().item()}
 
     def preview(self, objective: Objective, data: MeasuredText, config: Config) -> str:

@@ -42,7 +42,7 @@ class DepthSweep:
         """Depth -> mean of a metric. Raises UserError for a metric that has no figures by depth."""
         known = {row.metric for row in self.rows if row.depth is not None}
         if metric not in known:
-            raise UserError(f"no metric '{metric}' by depth{did_you_mean(metric, known)}")
+            raise UserError(f"unknown metric '{metric}' by depth{did_you_mean(metric, known)}")
         return {row.depth: row.mean for row in self.rows if row.metric == metric and row.depth is not None}
 
 

@@ -154,9 +154,9 @@ def plot_problem(task: Task, problem: Problem, answer: Cells, path: Path) -> Non
     figure = Figure(figsize=tuple(np.maximum(size, (3.8, 1.6))), dpi=150, layout="constrained")
     before, after = figure.subplots(*((2, 1) if below else (1, 2)))
     ink = np.where(problem.scored, SOUGHT, GIVEN)
-    _draw_cells(before, task, problem.inputs, np.full(len(problem), GIVEN), scale)
-    _draw_cells(after, task, cells, ink, scale,
-                {cell: int(problem.targets[cell]) for cell in np.flatnonzero(wrong).tolist()})
+    draw_cells(before, task, problem.inputs, np.full(len(problem), GIVEN), scale)
+    draw_cells(after, task, cells, ink, scale,
+               {cell: int(problem.targets[cell]) for cell in np.flatnonzero(wrong).tolist()})
     before.set_title("given", fontsize=9)
     said = "all correct" if not wrong.any() else f"{wrong.sum()} of {problem.scored.sum()} cells wrong"
     after.set_title(f"answer: {said}", fontsize=9, color=WRONG if wrong.any() else SOUGHT)
@@ -169,10 +169,10 @@ def _shape(task: Task, length: int) -> tuple[int, int]:
     return (math.ceil(min(length, LONGEST) / WRAP), WRAP) if rows == 1 and columns > WRAP else (rows, columns)
 
 
-def _draw_cells(axes, task: Task, cells: Cells, ink: np.ndarray, scale: float,
-                wrong: Mapping[int, int] = RIGHT) -> None:
-    """Draw a table of cells: symbols as their colour, if they have one, else as text. wrong: cell -> correct symbol;
-    these cells are framed and marked."""
+def draw_cells(axes: Any, task: Task, cells: Cells, ink: np.ndarray, scale: float,
+               wrong: Mapping[int, int] = RIGHT) -> None:
+    """Draw a table of cells: symbols as their colour, if they have one, else as text. ink: colours of the text; scale:
+    inches of a cell; wrong: cell -> correct symbol; these cells are framed and marked."""
     from matplotlib.patches import Rectangle
 
     lines, columns = _shape(task, len(cells))

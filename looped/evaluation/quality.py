@@ -159,7 +159,7 @@ class Quality:
 
 @dataclass(frozen=True)
 class Reference:
-    """Baseline whose sample diversity is matched: a model of the same vocabulary, at its own depth."""
+    """Baseline whose sample diversity is matched: a model with the same tokenizer, at its own depth."""
 
     name: str
     objective: Objective

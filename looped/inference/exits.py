@@ -220,7 +220,7 @@ class Called(Exit):
         found = self.function(moment)
         if not isinstance(found, Tensor) or found.dtype != torch.bool or found.shape != moment.same.shape:
             raise UserError(f"exit {self.name} must return a bool tensor of {len(moment.same)} rows, true for each "
-                            f"problem that stops, and returned {kind_of(found)}")
+                            f"problem that stops, but returned {kind_of(found)}")
         return found
 
 

@@ -42,7 +42,12 @@ class Likelihood(Protocol):
     def limit(self, num_levels: int) -> Tensor: ...
 
 
-NO_STEPS = "has no steps after which a token could exit; exits on text need a loop"
+LOOPS = "full, truncated or another rule that loops"
+NO_ANSWERS = "answers no problems; choose a run of puzzles or of image classes"
+NO_STEPS = f"has no steps that a problem's latent passes through; choose {LOOPS}, or denoise"
+NO_EXITS = f"has no steps after which a token could exit; choose {LOOPS}"
+NO_LIKELIHOOD = "has no likelihood by depth; choose a run of text"
+NO_SOLVER = "has no solver to sample; choose denoise or blockwise"
 Readout = tuple[Tensor, Tensor]
 """(latent: a state or an estimate, logits) of all rows of a batch."""
 
@@ -86,27 +91,27 @@ class Rollout:
         self.model: Any = objective.model
 
     def _refuse(self, does: str) -> NoReturn:
-        raise UserError(f"{type(self.objective).__name__} {does}")
+        raise UserError(f"objective {self.objective.setting or type(self.objective).__name__} {does}")
 
     # ---- answers to problems, classes of images
 
     def answers(self, batch: Batch, depths: Sequence[int], config: EvaluationConfig, random: StepRandom,
                 exit: Exit | None = None) -> dict[int, Answered]:
         """Depth -> its answers; with an `exit`, depth is the maximum number of steps of a problem."""
-        self._refuse("answers no problems")
+        self._refuse(NO_ANSWERS)
 
     def answer_cost(self, depth: int, config: EvaluationConfig, *, early: bool = False) -> Cost:
         """The cost of an answer at a depth. `early`: with an exit, which needs a readout after every step; `Cost.spent`
         then gives the part that was run."""
-        self._refuse("answers no problems")
+        self._refuse(NO_ANSWERS)
 
     def steps(self, batch: Batch, depth: int, random: StepRandom, *, start: Any = None) -> Iterator[Readout]:
         """The latent and the readout after each step; `start` replaces the usual start."""
-        self._refuse("has no steps")
+        self._refuse(NO_STEPS)
 
     def steps_elsewhere(self, batch: Batch, depth: int, random: StepRandom, end: Tensor) -> Iterator[Readout] | None:
         """`steps` from another start; `end`: the last latent of the first run. None if there is no other start."""
-        self._refuse("has no steps")
+        self._refuse(NO_STEPS)
 
     @property
     def other_start(self) -> str:
@@ -122,25 +127,25 @@ class Rollout:
     def losses(self, rows: Int[Tensor, "batch length_and_one"], depths: list[int],
                random: StepRandom) -> Iterable[tuple[int, Tensor, float]]:
         """(depth, nats (B, L) of each token, or nats/token (B, 1) of each text, seconds) at ascending depths."""
-        self._refuse("has no likelihood by depth")
+        self._refuse(NO_LIKELIHOOD)
 
     def next_tokens(self, rows: Int[Tensor, "batch length_and_one"], depths: list[int],
                     random: StepRandom) -> Iterable[tuple[int, Tensor, Tensor]]:
         """(depth, nats (B, L) of each token but the first, mask (B, L) of argmax tokens) at ascending depths."""
-        self._refuse("gives no most likely token; choose a run of --objective ar, or of one that unrolls a loop")
+        self._refuse(f"gives no most likely token; choose ar, {LOOPS}, or denoise")
 
     def likelihood_cost(self, depth: int) -> Cost:
         """The cost of `losses` at a depth."""
-        self._refuse("has no likelihood by depth")
+        self._refuse(NO_LIKELIHOOD)
 
     def leave(self, rows: Int[Tensor, "batch length_and_one"], depth: int, exits: Sequence[Exit | None],
               random: StepRandom) -> list[tuple[Float[Tensor, "batch length"], Int[Tensor, "batch length"]]]:
         """For each exit (None: no early exit) the nats of every token at its exit, and the steps it took."""
-        self._refuse(NO_STEPS)
+        self._refuse(NO_EXITS)
 
     def check_exits(self, exits: Sequence[Exit]) -> None:
         """Raises UserError if tokens cannot use one of the exits."""
-        self._refuse(NO_STEPS)
+        self._refuse(NO_EXITS)
 
     def main(self, likelihood: "Likelihood", depth: int, num_levels: int) -> Float64[Tensor, "num"]:
         """Nats/token of each sequence as a next-token predictor: the loss at `depth`."""
@@ -152,7 +157,7 @@ class Rollout:
 
     def losses_at(self, batch: Batch, level: float, random: StepRandom) -> Float[Tensor, "batch length"]:
         """Nats of each token at one of `levels`."""
-        self._refuse("has no noise levels")
+        self._refuse("has no noise levels; choose denoise or blockwise")
 
     samples = False
     """True if its configured solver can be sampled along several trajectories."""
@@ -160,11 +165,11 @@ class Rollout:
     def sampled_losses(self, rows: Int[Tensor, "batch length_and_one"], depths: list[int], random: StepRandom,
                        num_trajectories: int) -> Iterable[tuple[int, Tensor, float]]:
         """`losses` under the mean readout of `num_trajectories` runs of the configured solver."""
-        self._refuse("has no solver to sample")
+        self._refuse(NO_SOLVER)
 
     def sampled_cost(self, depth: int, num_trajectories: int) -> Cost:
         """The cost of `sampled_losses` at a depth."""
-        self._refuse("has no solver to sample")
+        self._refuse(NO_SOLVER)
 
     has_limit = False
     """True if there is a bound in the limit of infinitely many steps."""
@@ -172,22 +177,22 @@ class Rollout:
     def limit(self, rows: Int[Tensor, "batch length_and_one"], num_levels: int,
               random: StepRandom) -> Float64[Tensor, "batch"]:
         """Bound in the limit of infinitely many steps: nats/token of each sequence, measured at `num_levels` levels."""
-        self._refuse("has no bound in the limit of infinitely many steps")
+        self._refuse("has no bound in the limit of infinitely many steps; choose masked")
 
     def first_logits(self, batch: Batch, random: StepRandom) -> Float[Tensor, "batch length vocab"]:
         """Logits before anything of the targets is known: after one step, or at the highest noise level."""
-        self._refuse("predicts no tokens")
+        self._refuse(f"predicts no token from those before it alone; choose ar, {LOOPS}, or denoise")
 
     # ---- texts, features
 
     def write(self, prompt: Int[Tensor, "batch length"], num_tokens: int, depth: int, way: Writing) -> Tensor:
         """Continuations of prompts, padded on the left."""
-        self._refuse("writes no text")
+        self._refuse("writes no text; choose a run of text")
 
     def hidden(self, batch: Batch, depth: int,
                noise: Callable[[Tensor], Tensor]) -> Float[Tensor, "batch length width"]:
         """The head's input at a depth; a random start is `noise(encoded input)`."""
-        self._refuse("has no hidden rows")
+        self._refuse(f"has no hidden rows at a depth; choose ar, {LOOPS}, or denoise")
 
 
 ROLLOUTS = {"loop": "looped.inference.loop_rollout.LoopRollout",

@@ -187,15 +187,18 @@ class LanguageModel(nn.Module):
     def make_context(self, e: State, kind: str, rows: Rows = PLAIN) -> Cache | None:
         """Clean keys and values that noisy rows attend to in every core and coda layer, the same at all noise levels.
 
-        inject: None, no context. context: every layer takes them from the prelude's output. concat: the clean rows run
-        once through core and coda, unconditioned. If `rows.context`, an earlier return value, is given, the new keys
-        and values are appended to it; `rows.mask` is the attention pattern among the clean rows. A core of several
-        blocks has a separate context for each (`Cache.of_block`), or only for `rows.block` if given.
+        - `inject`: None, no context.
+        - `context`: every layer takes them from the prelude's output.
+        - `concat`: the clean rows run once through core and coda, unconditioned.
+
+        If `rows.context`, an earlier return value, is given, the new keys and values are appended to it; `rows.mask` is
+        the attention pattern among the clean rows. A core of several blocks has a separate context for each
+        (`Cache.of_block`), or only for `rows.block` if given.
         """
         if kind == "inject":
             return None
         if kind not in ("context", "concat"):
-            raise UserError(f"no context '{kind}'{did_you_mean(kind, ('inject', 'context', 'concat'))}")
+            raise UserError(f"unknown context '{kind}'{did_you_mean(kind, ('inject', 'context', 'concat'))}")
         context = rows.context if rows.context is not None else Cache()
         placed, blocks = self.placed(e, rows.having(context=None, cache=None)), self.recurrence.core.blocks
         for number in range(len(blocks)) if rows.block is None else [rows.block]:

@@ -106,7 +106,7 @@ def _first_reason(backend: str, mask, device, dtype, head_dim, needs_gradient) -
 
 @functools.cache
 def sdpa_declines(backend: str, device: torch.device, dtype: torch.dtype, head_dim: int, needs_gradient: bool) -> str:
-    """Why SDPA's own check keeps a kernel from causal attention on this device; empty if it does not."""
+    """Reason that SDPA rejects a kernel for causal attention on this device; empty if it accepts."""
     takes = {"flash": torch.backends.cuda.can_use_flash_attention, "cudnn": torch.backends.cuda.can_use_cudnn_attention}
     probe = torch.empty(1, 2, 64, head_dim, device=device, dtype=dtype, requires_grad=needs_gradient)
     inputs = torch.backends.cuda.SDPAParams(probe, probe, probe, None, 0.0, True, False)
@@ -194,8 +194,8 @@ def xformers_ops() -> Any:
 
 
 def xformers_absent() -> str:
-    """Why xformers runs nothing on this machine: it is not installed, its import fails, or its library does not load.
-    Empty if it is all there."""
+    """Reason that xformers is unusable: it is not installed, its import fails, or its library does not load. Empty if
+    it works."""
     fmha, reason = _loaded()
     return reason or unloaded(fmha)
 

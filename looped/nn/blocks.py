@@ -126,7 +126,7 @@ class OwnBlock(nn.Module):
         self.block.train(training)
         if whole.shape != probe[0].shape:
             raise UserError(f"a core must keep the state's shape: {type(self.block).__name__} was given "
-                            f"{tuple(probe[0].shape)} and returned {tuple(whole.shape)}; return the shape of the state")
+                            f"{tuple(probe[0].shape)} but returned {tuple(whole.shape)}; return the shape of the state")
         if not torch.allclose(whole[:, :1], first, atol=1e-4, rtol=1e-3):
             raise UserError(f"{type(self.block).__name__} lets later rows change earlier ones without taking the "
                             f"attention mask; give its forward a fourth argument, rows (looped.nn.rows.Rows), and "

@@ -135,7 +135,7 @@ class RecurrentDepth(nn.Module):
         """Run step `index`. Raises `UserError` if the returned state has another shape than the given one."""
         new = self.step(state, e, cond, rows, block=self.block_at(index))
         if _shapes(new) != _shapes(state):
-            raise UserError(f"the core was given a state of shape {_shapes(state)} and returned {_shapes(new)}; "
+            raise UserError(f"the core was given a state of shape {_shapes(state)} but returned {_shapes(new)}; "
                             f"a core takes (state, e, cond) and returns the next state, of the same shape")
         return new
 

@@ -1,4 +1,4 @@
-"""Whether the installed xformers fits the installed torch, and the sentence for a user if it does not.
+"""Compatibility of the installed xformers and torch, and the message if they do not match.
 
 Its compiled library is linked against the CUDA runtime of one major version (`libcudart.so.12`), and torch brings the
 runtime of one. If the two differ, the library does not load, and xformers then calls every operator unsupported, those
@@ -51,8 +51,8 @@ def read_build(version: str, folder: Path) -> Build:
 
 
 def misfit(build: Build, torch_cuda: str, error: str) -> str:
-    """Why the library of `build` does not load beside a torch of CUDA `torch_cuda` ("13.0"), and the line that mends
-    it. error: what the loader said."""
+    """Reason that `build` cannot be loaded with torch for CUDA `torch_cuda` ("13.0"), and the command that fixes it.
+    error: the loader's message."""
     if build.cuda is None:
         return f"xformers {build.version} was installed without its CUDA library; {_line(build, torch_cuda)}"
     if build.cuda[0] == int(torch_cuda.partition(".")[0]):
@@ -93,7 +93,7 @@ def load_fmha() -> tuple[Any, str]:
 
 
 def unloaded(fmha: Any) -> str:
-    """Why xformers has no kernels for CUDA, as `misfit`; empty if its library is loaded, or if torch has no CUDA."""
+    """Reason that xformers has no CUDA kernels, as by `misfit`; empty if its library is loaded or torch has no CUDA."""
     if fmha.common._built_with_cuda or torch.version.cuda is None:
         return ""
     from xformers import _cpp_lib

@@ -49,6 +49,7 @@ def build_objective(config: Config, model: LanguageModel | ImageDenoiser,
     with seeded_init(config.seed, "objective"):
         objective = objective_class(config).from_config(config, model)
     objective.end_of_text = end_of_text
+    objective.setting = config.objective
     objective.learned = "" if config.kind.writes else config.kind.noun
     objective.separate = "data.documents" in config.kind.reads and config.data.documents == "separate"
     if objective.separate and end_of_text is None:

@@ -51,7 +51,8 @@ class Objective(nn.Module):
     """A training rule over `encode`, `step`, `decode`; holds the model and any further parameters of the rule.
 
     end_of_text: the token that ends a document, or None. separate: True if documents in one sequence do not attend to
-    each other (`data.documents`). learned: the data that it was built for, as a noun; "" for text.
+    each other (`data.documents`). learned: the data that it was built for, as a noun; "" for text. setting:
+    the value of `objective` that it was built from; "" if built directly.
     """
 
     model: Any
@@ -61,6 +62,7 @@ class Objective(nn.Module):
     end_of_text: int | None = None
     separate: bool = False
     learned: str = ""
+    setting: str = ""
 
     @property
     def changes(self) -> str:

@@ -182,7 +182,7 @@ class Denoise(Objective):
                 block: int | None = None) -> Float[Tensor, "batch length"]:
         """Cross-entropy of the clean tokens, averaged over the trained solver steps."""
         y = batch.targets
-        rows = self.beside(e, batch, rows.having(block=block))
+        rows = self.noisy_rows(e, batch, rows.having(block=block))
         target = self.denoiser.target(y)
         scale = to_device(align(sigma, target).float(), target.device)
         z = only_sought(target + scale * random.normal("noise", target.shape[1:]), batch)
@@ -223,9 +223,9 @@ class Denoise(Objective):
         mass = noise.cdf(sigma) if num > 1 else None
         return [sigma, *(noise.quantile(mass * (1 - step / num)) for step in range(1, num))]
 
-    def beside(self, e: Tensor, batch: Batch, rows: Rows) -> Rows:
-        """`rows` of a batch's noisy copy, from those of the clean batch (`rows_of_batch`): adds the context that noisy
-        rows attend to, and the mask for both."""
+    def noisy_rows(self, e: Tensor, batch: Batch, rows: Rows) -> Rows:
+        """Attention inputs of the noisy copy of a batch: `rows` of the clean batch (`rows_of_batch`) plus the clean
+        context and, if documents are separate, the mask over both."""
         context = self.model.make_context(e, self.config.context, rows)
         if context is not None and batch.documents is not None:
             length, block_size = batch.documents.shape[1], self.config.block_size
@@ -246,7 +246,7 @@ class Denoise(Objective):
         """(e, `rows` of the noisy copy) of a batch."""
         rows = rows_of_batch(batch)
         e = self.model.encode(batch.inputs, rows)
-        return e, self.beside(e, batch, rows)
+        return e, self.noisy_rows(e, batch, rows)
 
     def logits(self, x: Int[Tensor, "batch length"] | Batch, z: Tensor, sigma: Tensor) -> Tensor:
         """Logits of the token after each of `x`, from its noised target in z and the clean tokens so far; or of the

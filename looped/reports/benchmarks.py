@@ -50,7 +50,8 @@ def leave_report(files: EvaluationFiles, config: Config, about: Any, facts: Mapp
 
 def sections(about: Any, curves: Sequence[TaskCurve], trained: tuple[int, int], plots: Path,
              facts: Mapping[str, str]) -> list[Section]:
-    """The sections of the report; draws its plots into an existing folder. Tasks inside a group are in a fold."""
+    """The sections of the report; draws its plots into an existing folder. Tasks inside a group are in a
+    collapsible section."""
     whole, parts = ([curve for curve in curves if ("group" in curve.rows[0]) is inside] for inside in (False, True))
     span = str(trained[0]) if trained[0] == trained[1] else f"{trained[0]} to {trained[1]}"
     return [

@@ -6,7 +6,8 @@
 A folder is written under a temporary name, flushed to the disk, then renamed, so a kill at any moment leaves intact
 checkpoints and, at worst, one temporary folder that the next writer removes. state.json holds the SHA-256 of the other
 files and of itself. Optimiser state is stored by parameter name, which `Optimizer.state_dict()` supports since torch
-2.6; `torch.distributed.checkpoint` would add a second of imports and an optimiser step on zero gradients.
+2.6. In format 2, that of a sharded model, a folder of shards (`looped.training.shards`) takes the place of each file
+of tensors; format 1 has files alone. Neither says how many processes wrote it.
 """
 
 import hashlib
@@ -15,7 +16,8 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,10 +31,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from looped.errors import UserError
+from looped.errors import UserError, one_line
 from looped.storage import TEMPORARY, point, sync, sync_folder, write_text
+from looped.training.shards import read_shards, saved_tensors
 
-FORMAT = 1
+FORMAT, SHARDED_FORMAT = 1, 2
 STATE = "state.json"
 
 Tensors = dict[str, Tensor]
@@ -66,28 +69,60 @@ def save_checkpoint(run_dir: Path, step: int, tensors: dict[str, Tensors], state
 
     Raises UserError if writing fails; earlier checkpoints stay.
     """
-    final = checkpoint_path(run_dir, step)
-    temporary = final.parent / f"{TEMPORARY}{final.name}"
-    try:
-        _discard(temporary)
-        temporary.mkdir(parents=True)
+    with writing(run_dir, step):
+        folder = new_checkpoint(run_dir, step)
         writers = {name: partial(save_file, {key: tensor.detach().contiguous() for key, tensor in named.items()})
                    for name, named in tensors.items()} | {name: stream.write for name, stream in streams.items()}
-        _write(temporary, writers, {"format": FORMAT, "step": step, **state})
-        if final.exists():  # the same step written again after an older checkpoint was resumed
-            _discard(final)
-        os.rename(temporary, final)
-        sync_folder(final.parent)
-        point_latest(run_dir, final)
-        for old in list_checkpoints(run_dir)[keep:]:
-            _discard(old)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        hashes = {}
+        for name, write in writers.items():
+            path = folder / f"{name}.safetensors"
+            write(path)
+            sync(path)
+            hashes[path.name] = file_hash(path)
+        return finish_checkpoint(run_dir, folder, {"format": FORMAT, "step": step, **state}, hashes, keep)
+
+
+@contextmanager
+def writing(run_dir: Path, step: int) -> Iterator[None]:
+    """Turn what a disk refuses inside the block into a UserError, and leave no half-written checkpoint."""
+    try:
+        yield
+    except (OSError, SafetensorError, UserError) as error:
+        shutil.rmtree(_temporary(run_dir, step), ignore_errors=True)
         last = list_checkpoints(run_dir)
-        raise UserError(f"cannot write checkpoint {final}: {getattr(error, 'strerror', None) or error}; free space or "
-                        f"permissions, then run the same command again to resume from "
-                        f"{last[0].name if last else 'the start'}") from None
+        raise UserError(f"cannot write checkpoint {checkpoint_path(run_dir, step)}: "
+                        f"{getattr(error, 'strerror', None) or error}; free space or permissions, then run the same "
+                        f"command again to resume from {last[0].name if last else 'the start'}") from None
+
+
+def new_checkpoint(run_dir: Path, step: int) -> Path:
+    """Make and return the empty folder that becomes the checkpoint of `step`."""
+    temporary = _temporary(run_dir, step)
+    _discard(temporary)
+    temporary.mkdir(parents=True)
+    return temporary
+
+
+def finish_checkpoint(run_dir: Path, folder: Path, state: dict[str, Any], hashes: Mapping[str, str],
+                      keep: int) -> Path:
+    """Write state.json, with the hash of each file by its path in `folder`; give the folder its name, move `latest` and
+    delete all but the newest `keep` checkpoints."""
+    state = {**state, "sha256": dict(hashes)}
+    write_text(folder / STATE, json.dumps({**state, "self": _hash_json(state)}, indent=1))
+    final = checkpoint_path(run_dir, state["step"])
+    if final.exists():  # the same step written again after an older checkpoint was resumed
+        _discard(final)
+    os.rename(folder, final)
+    sync_folder(final.parent)
+    point_latest(run_dir, final)
+    for old in list_checkpoints(run_dir)[keep:]:
+        _discard(old)
     return final
+
+
+def _temporary(run_dir: Path, step: int) -> Path:
+    final = checkpoint_path(run_dir, step)
+    return final.with_name(f"{TEMPORARY}{final.name}")
 
 
 @dataclass(frozen=True)
@@ -113,17 +148,6 @@ class Stream:
         assert not header, f"{next(iter(header))} was never given"
 
 
-def _write(folder: Path, writers: Mapping[str, Callable[[Path], None]], state: dict[str, Any]) -> None:
-    hashes = {}
-    for name, write in writers.items():
-        path = folder / f"{name}.safetensors"
-        write(path)
-        sync(path)
-        hashes[path.name] = _hash(path)
-    state = {**state, "sha256": hashes}
-    write_text(folder / STATE, json.dumps({**state, "self": _hash_json(state)}, indent=1))
-
-
 def point_latest(run_dir: Path, checkpoint: Path) -> None:
     """Point `latest` to a checkpoint, atomically."""
     point(run_dir / "latest", checkpoint)
@@ -144,7 +168,8 @@ def _discard(folder: Path) -> None:
         shutil.rmtree(hidden)
 
 
-def _hash(path: Path) -> str:
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -161,11 +186,11 @@ def check(path: Path) -> dict[str, Any]:
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
         if state.pop("self") != _hash_json(state):
             raise DamagedError(f"{STATE} does not match its own hash")
-        if state["format"] != FORMAT:
-            raise UserError(f"checkpoint {path} has format {state['format']}, this version of looped reads {FORMAT}; "
-                            f"use the version named in stamp.json")
+        if state["format"] not in (FORMAT, SHARDED_FORMAT):
+            raise UserError(f"checkpoint {path} has format {state['format']}, this version of looped reads {FORMAT} "
+                            f"and {SHARDED_FORMAT}; use the version named in stamp.json")
         for name, digest in state["sha256"].items():
-            if _hash(path / name) != digest:
+            if file_hash(path / name) != digest:
                 raise DamagedError(f"{name} does not match its recorded hash")
     except FileNotFoundError as error:
         raise DamagedError(f"{Path(error.filename).name} is missing") from None
@@ -209,13 +234,30 @@ def set_aside(run_dir: Path, newer_than: int, why: str = "damaged") -> list[Path
     return moved
 
 
-def load_tensors(path: Path, name: str) -> Tensors:
-    """The tensors of one file of a checkpoint."""
-    file = path / f"{name}.safetensors"
+def part_of(checkpoint: Path, name: str) -> Path:
+    """The file of tensors of a checkpoint, or their folder of shards: `name` is model, ema or optimizer."""
+    shards = checkpoint / name
+    return shards if shards.is_dir() else checkpoint / f"{name}.safetensors"
+
+
+def load_tensors(checkpoint: Path, name: str) -> Tensors:
+    """Whole tensors of one part of a checkpoint, from its file or shards. Raises UserError if it cannot be read."""
+    part = part_of(checkpoint, name)
+    if part.is_dir():
+        tensors = {key: torch.empty_like(tensor, device="cpu") for key, tensor in saved_tensors(part).items()}
+        read_shards(part, tensors, alone=True)
+        return tensors
+    with reading(part):
+        return load_file(part)
+
+
+@contextmanager
+def reading(file: Path) -> Iterator[None]:
+    """Turn the errors of reading a file of tensors into a UserError."""
     try:
-        return load_file(file)
+        yield
     except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read {file}: {' '.join(str(error).split())}; use another checkpoint") from None
+        raise UserError(f"cannot read {file}: {one_line(error)}; use another checkpoint") from None
 
 
 def module_tensors(module: nn.Module) -> Tensors:
@@ -229,12 +271,16 @@ def module_tensors(module: nn.Module) -> Tensors:
     return tensors
 
 
-@torch.no_grad()
 def load_module(module: nn.Module, tensors: Tensors, source: Path) -> None:
     """Copy saved tensors into a module that must have exactly these names, shapes and dtypes."""
-    expected = module_tensors(module)
-    check_same(expected, tensors, source)
-    for name, tensor in expected.items():
+    copy_tensors(module_tensors(module), tensors, source)
+
+
+@torch.no_grad()
+def copy_tensors(into: Tensors, tensors: Tensors, source: Path) -> None:
+    """Copy saved tensors, in place, into those of exactly the same names, shapes and dtypes."""
+    check_same(into, tensors, source)
+    for name, tensor in into.items():
         tensor.copy_(tensors[name])
 
 

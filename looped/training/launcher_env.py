@@ -30,7 +30,7 @@ class Asked:
     ours: Callable[[Config], object]
 
     def check(self, value: str, config: Config) -> None:
-        """Raises UserError if the launcher's value differs from the config's."""
+        """Raises UserError if the launcher's variable contradicts the setting."""
         ours = self.ours(config)
         if value.strip().lower() not in self.nothing and not _same(value, ours):
             raise UserError(f"the launcher sets {self.variable} to {value!r}, but the config has {self.setting} "
@@ -46,7 +46,7 @@ class Refused:
     way_out: str
 
     def check(self, value: str, config: Config) -> None:
-        """Raises UserError if it is on."""
+        """Raises UserError if the launcher's variable is on."""
         if value.strip().lower() not in OFF:
             raise UserError(f"the launcher sets {self.variable} to {value!r}, which looped does not support: "
                             f"{self.way_out}, and unset {self.variable} or leave it out of the launcher's flags and "

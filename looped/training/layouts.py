@@ -13,13 +13,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
+from torch.optim import Muon, Optimizer
 
 from looped.config import Config
 from looped.errors import UserError
 from looped.objectives import Objective
-from looped.training.checkpoint import load_module, module_tensors
-from looped.training.optim import EMA
+from looped.training.checkpoint import (
+    Tensors,
+    load_module,
+    load_tensors,
+    module_tensors,
+    optimizer_tensors,
+    part_of,
+    reading,
+)
+from looped.training.optim import EMA, Named
+from looped.training.processes import Processes
+from looped.training.saving import Saver, ShardSaver
+from looped.training.shards import read_shards, saved_tensors
 
 
 class Whole:
@@ -34,6 +47,10 @@ class Whole:
 
     def place(self, objective: Objective) -> None:
         """Lay out the parameters, before there is an optimiser."""
+
+    def muon(self, matrices: Named, **settings: Any) -> Muon:
+        """Muon over matrices of this layout."""
+        return Muon(matrices, **settings)
 
     def wrap(self, objective: Objective) -> None:
         """Make the callable that computes the loss, once the rule is compiled."""
@@ -52,21 +69,28 @@ class Whole:
         """The part of a parameter that this process keeps."""
         return parameter.detach()
 
-    def spread(self, tensors: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-        """Tensors of the size of whole parameters, laid out as these are; `tensors`: by the name of the parameter."""
-        return dict(tensors)
-
-    def gathered(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Whole tensors, on the first process at least; all processes call it together."""
-        return dict(tensors)
-
     def model_tensors(self, objective: Objective) -> dict[str, Tensor]:
-        """Whole tensors of a model's state, each storage once."""
+        """State of the model as it is laid out, each storage once."""
         return module_tensors(objective)
 
-    def averaged_tensors(self, objective: Objective, ema: EMA) -> dict[str, Tensor]:
-        """Whole tensors of a model's state with its averages."""
-        return module_tensors(objective) | dict(zip(ema.names, ema.averages, strict=True))
+    def averages(self, objective: Objective, ema: EMA) -> dict[str, Tensor]:
+        """Averages by the names of their parameters, laid out as these are."""
+        return dict(zip(ema.names, ema.averages, strict=True))
+
+    def tensors(self, objective: Objective, optimizers: list[Optimizer], ema: EMA | None) -> dict[str, Tensors]:
+        """The tensors of a checkpoint, by part, as they are laid out."""
+        model = self.model_tensors(objective)
+        parts = {"model": model, "optimizer": optimizer_tensors(optimizers)}
+        return parts if ema is None else parts | {"ema": model | self.averages(objective, ema)}
+
+    def read(self, checkpoint: Path, part: str, objective: Objective) -> Tensors:
+        """The tensors of one part of a checkpoint, laid out as their parameters are. Raises UserError if it cannot be
+        read."""
+        return load_tensors(checkpoint, part)
+
+    def saver(self, run_dir: Path, keep: int, processes: Processes, *, background: bool) -> Saver:
+        """A writer of checkpoints of this layout, made by all processes together."""
+        return Saver(run_dir, keep, processes, background=background)
 
     def whole_model(self, objective: Objective) -> AbstractContextManager[Any]:
         """A context in which any process can run the model alone."""
@@ -105,6 +129,13 @@ class Sharded(Whole):
             if hasattr(part, "record"):  # its gradient is exchanged when it is there, as that of forward
                 register_fsdp_forward_method(part, "record")
             self.units.append(part)
+        # Else the first unit that runs is taken for the root, which in an evaluation before the first step is a layer.
+        objective._get_fsdp_state()._lazy_init()
+
+    def muon(self, matrices: Named, **settings: Any) -> Muon:
+        from looped.training.owned_muon import OwnedMuon
+
+        return OwnedMuon(matrices, **settings)
 
     def wrap(self, objective: Objective) -> None:
         def run(*inputs: Any) -> Any:
@@ -150,26 +181,30 @@ class Sharded(Whole):
     def local(parameter: Tensor) -> Tensor:
         return _part(parameter.detach())
 
-    def spread(self, tensors: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-        from torch.distributed.tensor import distribute_tensor
-
-        def part(tensor: Tensor, like: Any) -> Tensor:
-            return distribute_tensor(tensor, like.device_mesh, like.placements) if tensor.ndim else tensor
-
-        return {name: part(tensor, parameters[name]) for name, tensor in tensors.items()}
-
-    def gathered(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-                for name, tensor in tensors.items()}
-
     def model_tensors(self, objective: Objective) -> dict[str, Tensor]:
         state = objective.state_dict()
-        return self.gathered({name: state[name] for name in self.names})
+        return {name: state[name] for name in self.names}
 
-    def averaged_tensors(self, objective: Objective, ema: EMA) -> dict[str, Tensor]:
-        with ema.applied(objective):
-            tensors = self.model_tensors(objective)
-            return tensors | {name: tensor.clone() for name, tensor in tensors.items() if tensor.ndim == 0}
+    def averages(self, objective: Objective, ema: EMA) -> dict[str, Tensor]:
+        averages = zip(ema.averages, objective.parameters(), strict=True)
+        return {name: _laid_out(average, like) for name, (average, like) in zip(ema.names, averages, strict=True)}
+
+    def read(self, checkpoint: Path, part: str, objective: Objective) -> Tensors:
+        source, owners = part_of(checkpoint, part), dict(objective.named_parameters())
+        if not source.is_dir():
+            return self._read_whole(source, owners)
+        tensors = {name: _empty(tensor, _owner(name, owners)) for name, tensor in saved_tensors(source).items()}
+        read_shards(source, tensors, alone=False)
+        return tensors
+
+    @staticmethod
+    def _read_whole(file: Path, owners: Mapping[str, nn.Parameter]) -> Tensors:
+        """The tensors of a file, of which never more than one is whole in memory."""
+        with reading(file), safe_open(file, framework="pt") as found:
+            return {name: _shard(found.get_tensor(name), _owner(name, owners)) for name in found.keys()}  # noqa: SIM118
+
+    def saver(self, run_dir: Path, keep: int, processes: Processes, *, background: bool) -> Saver:
+        return ShardSaver(run_dir, keep, processes, background=background)
 
     @contextmanager
     def whole_model(self, objective: Objective) -> Iterator[None]:
@@ -179,8 +214,42 @@ class Sharded(Whole):
 
     def bare(self, objective: Objective, new: Callable[[], Objective]) -> Objective:
         whole = new()
-        load_module(whole, self.model_tensors(objective), Path("the sharded model"))
+        tensors = {name: tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+                   for name, tensor in self.model_tensors(objective).items()}
+        load_module(whole, tensors, Path("the sharded model"))
         return whole
+
+
+def _owner(name: str, parameters: Mapping[str, nn.Parameter]) -> Any:
+    """The parameter of this name, or the one that a slot of an optimiser (`<parameter>.<slot>`) belongs to."""
+    return parameters.get(name, parameters.get(name.rpartition(".")[0]))
+
+
+def _sharded_as(tensor: Tensor, owner: Any) -> bool:
+    """True if a tensor is cut as its owner is: other shapes, such as those of another model, stay whole."""
+    return hasattr(owner, "placements") and tensor.shape == owner.shape
+
+
+def _empty(tensor: Tensor, owner: Any) -> Tensor:
+    """A tensor to read into, of the shape and dtype of a saved one."""
+    like = owner.detach() if _sharded_as(tensor, owner) else tensor
+    return torch.empty_like(like, dtype=tensor.dtype, device=like.device if like is not tensor else "cpu")
+
+
+def _shard(tensor: Tensor, owner: Any) -> Tensor:
+    """This process's part of a tensor that all have read."""
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor, owner.device_mesh, owner.placements, src_data_rank=None) \
+        if _sharded_as(tensor, owner) else tensor
+
+
+def _laid_out(part: Tensor, owner: Any) -> Tensor:
+    """The tensor of which this process has a part, cut as its owner is."""
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(part, owner.device_mesh, owner.placements, run_check=False, shape=owner.shape,
+                              stride=owner.stride()) if hasattr(owner, "placements") else part
 
 
 def _part(tensor: Any) -> Tensor:

@@ -20,6 +20,7 @@ from looped.training.checkpoint import (
     Tensors,
     check_same,
     module_tensors,
+    part_of,
     save_checkpoint,
 )
 from looped.training.counters import Counters
@@ -77,7 +78,7 @@ def _assemble(config: Config, parts: list[Part]) -> dict[str, Tensors]:
         for part in parts:
             found, own = part.tensors(name), objective.names_of(part.block)
             check_same({key: tensor for key, tensor in expected.items() if key in shared or key in own}, found,
-                       part.checkpoint / f"{name}.safetensors")
+                       part_of(part.checkpoint, name))
             files[name] |= {key: found[key] for key in own}
     return files | {"optimizer": _union(part.tensors("optimizer") for part in parts)}
 

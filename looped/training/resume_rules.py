@@ -21,7 +21,8 @@ BUDGET = "training.budget"
 PRECISION = "training.precision"
 
 FREE_AT_RESTART = ("training.log_every", "training.eval_every", "training.num_evals", "training.sample_every",
-                   "training.checkpoint_every", "training.keep_checkpoints", "training.wandb", "training.threads",
+                   "training.checkpoint_every", "training.keep_checkpoints", "training.background_saves",
+                   "training.wandb", "training.threads",
                    "training.other_data", "training.lost_after", "training.shard", "evaluation", "data.cache_dir",
                    "denoise.guidance", "noprop.solver")
 """Settings or sections that do not affect a run's weights."""
@@ -52,8 +53,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 
 
 def changes_of(path: Path, old: Config, new: Config, *, same_dtype: bool) -> list[Change]:
-    """The changes of a run's config; same_dtype: its matrix products keep their dtype. Raises UserError for the first
-    setting that cannot change in a run."""
+    """Settings that differ between the old and the new config of a run. Raises UserError for the first one that cannot
+    change. same_dtype: matrix products keep their dtype, so training.precision may change too."""
     changes = list(differences(old.model_dump(mode="json"), new.model_dump(mode="json")))
     free = (BUDGET, *FREE_AT_RESTART, *([PRECISION] if same_dtype else []))
     for change in changes:

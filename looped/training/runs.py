@@ -40,6 +40,7 @@ from looped.training.checkpoint import (
     load_module,
     load_tensors,
     newest_good,
+    part_of,
     remove_leftovers,
     set_aside,
 )
@@ -307,12 +308,12 @@ def load_run(path: str | Path, *, ema: bool = True, step: int | None = None, dev
         raise UserError(f"{path} is not a run: it has no {CONFIG}; pass the folder that `looped train` wrote")
     config = _changed(path, settings or {})
     checkpoint, state = _choose_checkpoint(path, step)
-    name = "ema" if ema and (checkpoint / "ema.safetensors").exists() else "model"
+    name = "ema" if ema and part_of(checkpoint, "ema").exists() else "model"
     tensors = load_tensors(checkpoint, name)
     identity = recall_data(path, state)
     model = build(config, identity.vocab_size, identity.picture)
     objective = build_objective(config, model, _end_of_text(path, state))
-    load_module(objective, tensors, checkpoint / f"{name}.safetensors")
+    load_module(objective, tensors, part_of(checkpoint, name))
     run = Run(path, config, state["step"], objective.to(device).eval(), identity, Counters.of(state), other_data)
     if data is not None:
         if not hasattr(data, "heldout"):

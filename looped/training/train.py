@@ -8,6 +8,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from looped.config import Config
@@ -102,7 +103,10 @@ def open_trainer(config: Config, run_dir: str | Path, *, evaluate: Evaluate | No
         monitor = stack.enter_context(Monitor(run_dir, config, main=processes.is_first, quiet=quiet))
         trainer = Trainer(config, run_dir, data, processes, monitor)
         stack.callback(trainer.ahead.close)
-        trainer.attend(evaluate or heldout_figures, sample or heldout_samples, callbacks, caught)
+        stack.callback(trainer.saver.close)
+        built_in = partial(heldout_figures, workers=processes.workers)
+        trainer.attend(built_in if evaluate is None else processes.by_first(evaluate),
+                       processes.by_first(sample or heldout_samples), callbacks, caught)
         if data.tokenizer is not None:
             processes.first(lambda: save_tokenizer(run_dir, data.tokenizer))
         processes.first(lambda: remember_data(run_dir, data, given=given))
@@ -110,6 +114,7 @@ def open_trainer(config: Config, run_dir: str | Path, *, evaluate: Evaluate | No
         trainer.catch_up()
         yield trainer
         trainer.save()
+        trainer.saver.wait()
         trainer.say_goodbye()
 
 

@@ -49,6 +49,7 @@ from looped.training.micro_batch import MicroBatches, clock_of
 from looped.training.optim import EMA, build_optimizers, lr_factor, set_lr
 from looped.training.processes import Processes, first_backend
 from looped.training.runs import STAMP, load_run
+from looped.training.saving import Saver
 from looped.training.signals import Caught
 from looped.training.warm_start import take_over
 
@@ -93,9 +94,11 @@ class Trainer:
             processes.every(lambda: take_shared(self.objective, config, data.fingerprint))
         self.layout: Whole = LAYOUTS[config.training.shard](accelerator)
         self.layout.check(config)
+        self.check_same_folder()
         found = self.find_checkpoint()
         self.layout.place(self.objective)
-        self.optimizers: list[torch.optim.Optimizer] = build_optimizers(self.objective, config.optim)
+        self.optimizers: list[torch.optim.Optimizer] = build_optimizers(self.objective, config.optim,
+                                                                         self.layout.muon)
         self.ema: EMA | None = EMA(self.objective, config.optim.ema_decay, self.layout.local) \
             if config.optim.ema_decay else None
         self.done: Counters = Counters()
@@ -105,7 +108,8 @@ class Trainer:
         self.clock: Callable[[], float] = clock_of(config, accelerator.device)
         self.owed = False
         self.restore(found)
-        self.check_same_run()
+        self.saver: Saver = self.layout.saver(run_dir, config.training.keep_checkpoints, processes,
+                                              background=config.training.background_saves)
         self.saved: int = self.done.step
         self.logged: Counters = replace(self.done)
         self.compilation: Compilation = COMPILE[config.training.compile]
@@ -125,7 +129,8 @@ class Trainer:
     # ---- one step and what is due after it ---------------------------------------------------------------------------
 
     def attend(self, evaluate: Evaluate, sample: Sample, callbacks: Sequence[Callback], caught: Caught) -> None:
-        """Set the functions that evaluate and sample, the callbacks, and the signals that end training."""
+        """Set the functions that evaluate and sample, which all processes call and whose result the first one uses, the
+        callbacks, and the signals that end training."""
         for callback in callbacks:
             require(callback, Callback, "a callback", "give an object of a class derived from it")
         self.evaluates, self.samples, self.callbacks, self.caught = evaluate, sample, tuple(callbacks), caught
@@ -155,7 +160,10 @@ class Trainer:
         for callback in self.callbacks:
             callback.on_step(self)
         saves, self.caught.saves = self.caught.saves, False
-        self.ended, saves = self.agree(self.caught.number or self.asked, saves)
+        self.ended, saves, lost = self.agree(self.caught.number or self.asked, saves, self.saver.failed)
+        if lost:
+            self.saver.wait()  # which raises its error, on all processes
+        self.saver.reserve(self.tensors)  # the optimisers have their state since the first step
         step, over = self.done.step, self.fraction >= 1
         logs = over or step % config.log_every == 0
         passed = math.floor(self.fraction * config.num_evals) > math.floor(before * config.num_evals)
@@ -175,7 +183,7 @@ class Trainer:
                 self.save()
 
     def catch_up(self) -> None:
-        """The evaluation that was due at the step of the checkpoint, if it was interrupted."""
+        """Run the evaluation that was due at the checkpoint's step, if it was interrupted."""
         if any(self.processes.gather([self.owed])):
             self.evaluate()
 
@@ -266,15 +274,15 @@ class Trainer:
             return seen
         return int(self.accelerator.reduce(torch.tensor(seen, device=self.accelerator.device), "sum"))
 
-    def agree(self, number: int, saves: bool = False) -> tuple[int, bool]:
-        """(the signal that any process has caught, 0: none; True if any is to save); also set the clocks of all
-        processes, which a budget may be in, to their mean."""
+    def agree(self, number: int, *flags: bool) -> list[int]:
+        """The signal that any process has caught, 0 for none, and for each flag whether any process has set it. The
+        clocks of all processes, which a budget may be in, are set to their mean."""
         if self.accelerator.num_processes == 1:
-            return number, saves
-        own = [[round(self.done.seconds * 1e9), number, saves]]  # whole nanoseconds: a device may have no float64
+            return [number, *flags]
+        own = [[round(self.done.seconds * 1e9), number, *flags]]  # whole nanoseconds: a device may have no float64
         everyone = self.accelerator.gather(torch.tensor(own, device=self.accelerator.device)).cpu()
         self.done.seconds = everyone[:, 0].double().mean().item() / 1e9
-        return int(everyone[:, 1].max()), bool(everyone[:, 2].any())
+        return everyone[:, 1:].max(0).values.tolist()
 
     def non_finite(self, loss: float, norm: float) -> UserError:
         """The error for a step whose update must not be made."""
@@ -283,6 +291,7 @@ class Trainer:
         named = [self.data.train.describe(self.done.step, rows=range(row, row + 1), **self.batch_settings())[0]
                  for row in bad[:3]]
         where = "; ".join(named) + (f" and {len(bad) - 3} more rows" if len(bad) > 3 else "")
+        self.saver.wait()
         good = ckpt.list_checkpoints(self.run_dir)
         return UserError(f"{what} at step {self.done.step} ({where or 'no single row'}); nothing was updated or saved, "
                          f"and the last good checkpoint is {good[0] if good else 'not yet there'}; "
@@ -320,9 +329,9 @@ class Trainer:
         self.meter, self.logged = Meter(), replace(done)
 
     def evaluate(self) -> None:
-        """Evaluate the EMA weights (or the plain ones if there are none), on the first process."""
-        values = self.on_eval(lambda objective: self.evaluates(objective, self.data, self.config))
-        if values is not None:
+        """Evaluate the EMA weights (or the plain ones if there are none)."""
+        values = self.on_eval(self.evaluates)
+        if self.processes.is_first:
             counts = asdict(self.done)
             self.monitor.metrics("heldout", counts.pop("step"), counts | values)
             self.monitor.say(f"step {self.done.step}  held-out  "
@@ -331,9 +340,9 @@ class Trainer:
                 callback.on_evaluation(self, values)
 
     def sample(self) -> None:
-        """Sample text or a picture with the EMA weights (or the plain ones if there are none), on the first process."""
-        made = self.on_eval(lambda objective: self.samples(objective, self.data, self.config))
-        if made is not None:
+        """Sample text or a picture with the EMA weights (or the plain ones if there are none)."""
+        made = self.on_eval(self.samples)
+        if self.processes.is_first:
             shown = made if isinstance(made, str) else self.keep_picture(made)
             self.monitor.say(f"step {self.done.step}  sample\n{shown}")
 
@@ -343,13 +352,13 @@ class Trainer:
         write_picture(pixels, path)
         return path
 
-    def on_eval(self, work: Callable[[Objective], Any]) -> Any:
-        """Result of `work(objective)` on the first process, in evaluation mode and with EMA weights."""
+    def on_eval(self, work: Evaluate | Sample) -> Any:
+        """Result of `work` in evaluation mode and with EMA weights; all processes call it, with the whole model."""
         averaged = self.ema.applied(self.objective) if self.ema is not None else nullcontext()
         self.objective.eval()
         whole = self.layout.whole_model(self.objective)  # inside, since its weights are those that are averaged
         with averaged, whole, only_warned(), self.accelerator.autocast(), torch.no_grad():
-            value = self.processes.first(lambda: work(self.objective))
+            value = work(self.objective, self.data, self.config)
         self.objective.train()
         return value
 
@@ -379,29 +388,22 @@ class Trainer:
     # ---- checkpoints -------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Save a checkpoint of this step, on the first process."""
+        """Begin to save a checkpoint of this step."""
         meter = self.joint_meter().sums
         if self.saved != self.done.step:
-            tensors = self.tensors()
+            picture = self.data.picture and asdict(self.data.picture)
             places = self.processes.gather([domain_of(self.config).place(self.data, self.done.step)])
-            self.processes.first(lambda: self._write(tensors, meter, places))
+            state = asdict(self.done) | {"vocab_size": self.data.vocab_size, "picture": picture,
+                                         "end_of_text": self.data.end_of_text,
+                                         "data": self.data.fingerprint, "meter": meter, "owed": self.owed,
+                                         "places": places if any(places) else None,
+                                         "groups": ckpt.optimizer_groups(self.optimizers)}
+            self.saver.save(self.tensors(), state)
             self.saved = self.done.step
 
     def tensors(self) -> dict[str, ckpt.Tensors]:
-        """The whole tensors of a checkpoint, by file."""
-        model = self.layout.model_tensors(self.objective)
-        tensors = {"model": model, "optimizer": self.layout.gathered(ckpt.optimizer_tensors(self.optimizers))}
-        return tensors if self.ema is None else tensors | {
-            "ema": self.layout.averaged_tensors(self.objective, self.ema)}
-
-    def _write(self, tensors: dict[str, ckpt.Tensors], meter: dict, places: list[Any]) -> None:
-        picture = self.data.picture and asdict(self.data.picture)
-        state = asdict(self.done) | {"vocab_size": self.data.vocab_size, "picture": picture,
-                                     "end_of_text": self.data.end_of_text,
-                                     "data": self.data.fingerprint, "meter": meter, "owed": self.owed,
-                                     "places": places if any(places) else None,
-                                     "groups": ckpt.optimizer_groups(self.optimizers)}
-        ckpt.save_checkpoint(self.run_dir, self.done.step, tensors, state, self.config.training.keep_checkpoints)
+        """The tensors of a checkpoint, by part."""
+        return self.layout.tensors(self.objective, self.optimizers, self.ema)
 
     def warm_start(self, source: str) -> None:
         """Copy the weights of another run."""
@@ -409,12 +411,10 @@ class Trainer:
         self.monitor.say(f"weights of {source}; new: {', '.join(kept) or 'none'}")
 
     def find_checkpoint(self) -> tuple[Path, dict[str, Any]] | None:
-        """(path, state) of the newest intact checkpoint, whose weights the model now has; None if there is none."""
-        found = self.processes.every(lambda: ckpt.newest_good(self.run_dir, self.monitor.say))
+        """(path, state) of the newest intact checkpoint, which the first process looks for; None if there is none."""
+        found = self.processes.shared(lambda: ckpt.newest_good(self.run_dir, self.monitor.say))
         if found is not None:
-            path, state = found
-            recall_data(self.run_dir, state).check(self.data, self.run_dir, AGAIN)
-            ckpt.load_module(self.objective, ckpt.load_tensors(path, "model"), path / "model.safetensors")
+            recall_data(self.run_dir, found[1]).check(self.data, self.run_dir, AGAIN)
         return found
 
     def restore(self, found: tuple[Path, dict[str, Any]] | None) -> None:
@@ -423,15 +423,13 @@ class Trainer:
             path, state = found
             self.done = Counters.of(state)
             self.owed = bool(state.get("owed")) and not self.monitor.evaluated(self.done.step)
-            parameters = dict(self.objective.named_parameters())
-            slots = ckpt.load_tensors(path, "optimizer")
-            owners = {name: parameters[owner] for name in slots
-                      if (owner := name.rpartition(".")[0]) in parameters}
-            ckpt.load_optimizers(self.optimizers, slots | self.layout.spread(
-                {name: slots[name] for name in owners}, owners), path / "optimizer.safetensors")
+            layout, objective = self.layout, self.objective
+            ckpt.copy_tensors(layout.model_tensors(objective), layout.read(path, "model", objective),
+                              ckpt.part_of(path, "model"))
+            ckpt.load_optimizers(self.optimizers, layout.read(path, "optimizer", objective),
+                                 ckpt.part_of(path, "optimizer"))
             if self.ema is not None:
-                averages = ckpt.load_tensors(path, "ema")
-                self.ema.load(self.layout.spread({name: averages[name] for name in self.ema.names}, parameters))
+                self.ema.load(layout.read(path, "ema", objective))
             if self.accelerator.is_main_process:
                 self.meter = Meter(state["meter"])
                 ckpt.set_aside(self.run_dir, newer_than=self.done.step)
@@ -440,12 +438,12 @@ class Trainer:
                                      self.accelerator.num_processes)
         self.monitor.rewind(self.done.step)
 
-    def check_same_run(self) -> None:
-        """Raise UserError unless all processes see the same folder, from which they have resumed at the same step."""
+    def check_same_folder(self) -> None:
+        """Raise UserError unless all processes see the same folder."""
         stamp = self.run_dir / STAMP
         seen = hashlib.sha256(stamp.read_bytes()).hexdigest()[:12] if stamp.exists() else "none"
-        self.processes.check_same({"stamp of the run": seen, "step": self.done.step},
-                                  f"put the run {self.run_dir} in a folder that all nodes share")
+        self.processes.check_same({"stamp of the run": seen}, f"put the run {self.run_dir} in a folder that all nodes "
+                                  f"share")
 
     def new_objective(self) -> Objective:
         """The rule of the config with a new model."""

@@ -1,4 +1,4 @@
-"""Signs of life of a run's processes: a process that is lost, frozen or fails ends the others, who say which and why.
+"""Heartbeats of a run's processes: a process that is lost, frozen or fails ends the others, who say which and why.
 
 Each process writes a count to a store of the first one, a few times within the limit (`training.lost_after`). The
 first process looks at all of them, the others at the first. A finding ends every process, within an exchange too, where
@@ -34,7 +34,7 @@ class LostProcess(UserError):
 
 
 class Watch:
-    """The signs of life of one process. rank, num: of the processes; limit: seconds without one after which a process
+    """The heartbeat of one process. rank, num: of the processes; limit: seconds without one after which a process
     is lost; share: a function that gives every process the first one's object."""
 
     def __init__(self, rank: int, num: int, limit: float, share: Callable[[Any], Any], *, host: str = "127.0.0.1"):
@@ -57,7 +57,7 @@ class Watch:
         self.found: dict[str, Any] | None = None
         self.threads = [threading.Thread(target=work, name=work.__name__, daemon=True)
                         for work in (self._ask, self._judge)]
-        share(None)  # every name and first sign of life is written
+        share(None)  # every name and first heartbeat is written
         self.watched = range(1, num) if rank == 0 else range(1)
         self.names: dict[int, str] = {each: self.beats.get(self._key("who", each)).decode() for each in self.watched}
         for thread in self.threads:
@@ -72,23 +72,33 @@ class Watch:
     def first(self, work: Callable[[], Any]) -> Any:
         """Result of `work()` on the first process, None on the others, who wait however long it takes. All raise its
         UserError."""
+        return self._work(range(1), work)
+
+    def every(self, work: Callable[[], Any]) -> Any:
+        """Result of `work()` on this process, once all have done theirs, however long it takes. All raise the UserError
+        of any."""
+        return self._work(range(self.num), work)
+
+    def _work(self, ranks: range, work: Callable[[], Any]) -> Any:
+        """Result of `work()` on this process, None if it is not in `ranks`, once those have done theirs."""
         self.num_works += 1
-        key = f"work/{self.num_works}"
-        if self.rank == 0:
-            problem, value = None, None
+        problem, value = None, None
+        if self.rank in ranks:
             try:
                 value = work()
             except UserError as error:
                 problem = str(error)
-            self.store.set(key, json.dumps(problem))
-        else:
-            try:
-                self.store.wait([key], FOREVER)
-                problem, value = json.loads(self.store.get(key)), None
-            except RuntimeError as error:
-                raise self.reason(error) from None
-        if problem is not None:
-            raise UserError(problem)
+        keys = [self._key(f"work/{self.num_works}", rank) for rank in ranks]
+        try:
+            if self.rank in ranks:
+                self.store.set(keys[self.rank], json.dumps(problem))
+            self.store.wait(keys, FOREVER)
+            problems = [json.loads(self.store.get(key)) for key in keys]
+        except RuntimeError as error:
+            raise self.reason(error) from None
+        for said in problems:
+            if said is not None:
+                raise UserError(said)
         return value
 
     def tell(self, text: str, code: int) -> None:
@@ -133,7 +143,7 @@ class Watch:
     # ---- the threads -------------------------------------------------------------------------------------------------
 
     def _ask(self) -> None:
-        """Write signs of life and read those of others, round after round. It may wait without end for a store whose
+        """Write heartbeats and read those of others, round after round. It may wait without end for a store whose
         process is frozen, so that a thread of its own judges."""
         seen: dict[int, tuple[str, int]] = {}
         while self.found is None and not self.over.wait(self.pause):
@@ -156,7 +166,7 @@ class Watch:
             pauses = pauses + 1 if heard == self.num_rounds else 0
             heard = self.num_rounds
             if pauses * self.pause > self.limit:
-                self.found = self._lost_first(f"no sign of life for {self.limit:.0f} s")
+                self.found = self._lost_first(f"no heartbeat for {self.limit:.0f} s")
         if self.found is not None and not self.over.is_set():
             self._end(self.found)
 
@@ -171,7 +181,7 @@ class Watch:
         if beat != seen.get(rank, ("", 0))[0]:
             seen[rank] = beat, self.num_rounds
         elif (self.num_rounds - seen[rank][1]) * self.pause > limit and not self.beats.check([self._key("left", rank)]):
-            self._find(rank, self._text(rank, f"no sign of life for {limit:.0f} s"), 1)
+            self._find(rank, self._text(rank, f"no heartbeat for {limit:.0f} s"), 1)
 
     def _text(self, rank: int, why: str) -> str:
         return f"rank {rank} ({self.names[rank]}) is lost, {why}; {AGAIN}"

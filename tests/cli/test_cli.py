@@ -308,11 +308,11 @@ def test_prepare_says_what_it_made_and_then_that_all_is_there(tiny_yaml, tmp_pat
     (folder,) = (path for path in (tmp_path / "tokens").iterdir() if not path.name.startswith("."))
     size = sum(file.stat().st_size for file in (tiny_yaml.parent / "text").iterdir())
     tokens = sum((folder / name).stat().st_size for name in ("train.bin", "heldout.bin")) // 2
-    assert re.fullmatch(rf"made: .*, 6 documents, {size:,} bytes of text, {tokens:,} tokens, vocabulary 300, in "
+    assert re.fullmatch(rf"prepared: .*, 6 documents, {size:,} bytes of text, {tokens:,} tokens, vocabulary 300, in "
                         rf"{re.escape(str(folder))}; \d+\.\d\d s\n", made)
     assert main(arguments) == 0
     there = capsys.readouterr().out
-    assert there.startswith("all is there: ")
+    assert there.startswith("already prepared: ")
     assert there.split(":", 1)[1].rsplit(";", 1)[0] == made.split(":", 1)[1].rsplit(";", 1)[0]
     assert float(there.split()[-2]) < 1
 

@@ -56,18 +56,19 @@ def test_layer_forwards_are_those_that_training_counts():
 
 @pytest.mark.parametrize(("text", "number"), [("80GB", 80e9), ("512 mb", 512e6), ("1.5T", 1.5e12), ("1000", 1000)])
 def test_sizes_are_read(text, number):
-    assert bytes_of(text) == number
+    assert bytes_of(text, "--memory") == number
 
 
 @pytest.mark.parametrize("text", ["", "GB", "-3GB", "3XB", "inf"])
 def test_what_is_no_size_is_refused(text):
-    with pytest.raises(UserError, match="is no size; write for instance 80GB"):
-        bytes_of(text)
+    with pytest.raises(UserError, match=r"is not a size; write e\.g\. 80GB"):
+        bytes_of(text, "--memory")
 
 
 @pytest.mark.parametrize(("flags", "said"), [
-    (["--devices", "0"], "--devices 0 is not a number of devices"), (["--utilisation", "1.5"], "between 0 and 1"),
-    (["--flops", "-1"], "is not a speed"), (["--memory", "much"], "is no size"),
+    (["--devices", "0"], "--devices 0 is not a number of devices"),
+    (["--utilisation", "1.5"], "between 0 and 1; give a fraction such as 0.4"),
+    (["--flops", "-1"], "is not a speed"), (["--memory", "much"], "is not a size"),
     (["--devices", "1000"], "does not split into 1000 processes")])
 def test_bad_flags_are_one_sentence(capsys, flags, said):
     assert main(["plan", "stdlib-full", *flags]) == 2

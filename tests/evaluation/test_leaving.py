@@ -115,7 +115,7 @@ def test_the_gate_of_the_model_lets_each_token_go():
 
 def test_a_denoiser_has_no_steps_that_a_token_leaves_after():
     config = load_config(None, TINY | {"objective": "denoise"})
-    with pytest.raises(UserError, match="exits on text need a loop"):
+    with pytest.raises(UserError, match="no steps after which a token could exit; choose full"):
         figures(build_objective(config, build(config, VOCAB)), "kl")
 
 

@@ -34,7 +34,7 @@ def observed(name: str, folder: Path) -> dict:
 
 
 def dump(found: dict) -> str:
-    """JSON with a line a row, so that a change can be read as a diff."""
+    """JSON with one line per row, so that a change can be read as a diff."""
     def lines(value, indent=0):
         inside = " " * (indent + 1)
         if isinstance(value, dict) and any(isinstance(each, (list, dict)) and each for each in value.values()):

@@ -164,7 +164,7 @@ PROBLEMS = [*allowed([{"task.name": "prefix-sums"}], LOOPS, ({}, BLOCKS), LAYOUT
 
 
 def counted_answer(objective, config, batch, depth, exit=None):
-    """(layer passes a sequence, the answer that says what they were)."""
+    """(layer passes per sequence, the answer that says what they were)."""
     with passes(objective) as counted:
         found = answer(objective, batch, [depth], config, exit=exit)[depth]
     return counted.sequences / len(batch), found

@@ -36,9 +36,10 @@ def objective_of(rule):
 
 
 @pytest.mark.parametrize(("ask", "why"), [
-    (lambda rollout: rollout.answers(None, [1], EvaluationConfig(), None), "Masked answers no problems"),
-    (lambda rollout: rollout.first_logits(None, None), "Masked predicts no tokens"),
-    (lambda rollout: rollout.sampled_cost(1, 2), "Masked has no solver to sample")])
+    (lambda rollout: rollout.answers(None, [1], EvaluationConfig(), None),
+     "objective masked answers no problems; choose a run of puzzles"),
+    (lambda rollout: rollout.first_logits(None, None), "objective masked predicts no token from those before it"),
+    (lambda rollout: rollout.sampled_cost(1, 2), "objective masked has no solver to sample; choose denoise")])
 def test_what_means_nothing_is_refused(ask, why):
     with pytest.raises(UserError, match=why):
         ask(rollout_of(objective_of("masked")))

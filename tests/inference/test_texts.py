@@ -147,4 +147,4 @@ def test_a_judge_reads_no_further_than_the_end():
     assert found.nats[0].item() == pytest.approx(alone.item(), rel=1e-5)
     rows = judged_rows(judge, prompts(3), texts, decode)
     assert rows[0].mean == pytest.approx((found.nats.sum() / 13).item())
-    assert rows[1].mean == pytest.approx((found.nats.sum() / 13 / 0.6931471805599453).item())  # a byte a token
+    assert rows[1].mean == pytest.approx((found.nats.sum() / 13 / 0.6931471805599453).item())  # one byte per token

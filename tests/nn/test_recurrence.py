@@ -144,9 +144,9 @@ class Listed(nn.Module):
     (Toy(), {"no_grad": torch.tensor([1, 2]), "grad": 1}, "no_grad must be one whole number or a tensor of 5"),
     (Toy(), {"no_grad": 0, "grad": torch.ones(B)}, "grad must be .* got a float32 tensor"),
     (Toy(), {"no_grad": 0, "grad": torch.tensor([1, 2, -1, 1, 1])}, "the least grad -1 is below 0"),
-    (Cut(), {"no_grad": 0, "grad": 2}, r"state of shape \(5, 3, 8\) and returned \(5, 2, 8\)"),
+    (Cut(), {"no_grad": 0, "grad": 2}, r"state of shape \(5, 3, 8\) but returned \(5, 2, 8\)"),
     (Cut(), {"no_grad": 0, "grad": torch.tensor([1] * B)}, r"returned \(5, 2, 8\)"),
-    (Listed(), {"no_grad": 0, "grad": 1}, "and returned list"),
+    (Listed(), {"no_grad": 0, "grad": 1}, "but returned list"),
 ])
 def test_depths_and_cores_that_cannot_be_are_refused_in_one_sentence(e, core, depths, why, unchecked):
     with pytest.raises(UserError, match=why):

@@ -167,8 +167,8 @@ def test_a_registered_class_is_found_by_its_name(monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "options", "why"), [
-    ("partiy", {}, "no task 'partiy'; did you mean 'parity'"),
-    ("zzzzzz", {}, "no task 'zzzzzz'; known names: .*addition.*prefix-sums"),
+    ("partiy", {}, "unknown task 'partiy'; did you mean 'parity'"),
+    ("zzzzzz", {}, "unknown task 'zzzzzz'; known names: .*addition.*prefix-sums"),
     ("no_such_module.Task", {}, "no_such_module.Task cannot be imported: No module.*; give the dotted path of a class"),
     (f"{__name__}.Smallest", {}, "Smallest cannot be imported.*; give the dotted path of a class"),
     (f"{__name__}.MINE", {}, "MINE is not a task; give the dotted path of a subclass"),
@@ -176,7 +176,7 @@ def test_a_registered_class_is_found_by_its_name(monkeypatch):
     ("pathlib.Path", {}, "pathlib.Path is not a task"),
     ("prefix-sums", {"bits": 3}, "prefix-sums has no option 'bits'; it takes none"),
     (MINE, {"upto": 3}, "has no option 'upto'; did you mean 'up_to'"),
-    (f"{__name__}.Needy", {}, "task.options do not fit .*Needy: .*'what'"),
+    (f"{__name__}.Needy", {}, "task.options do not fit .*Needy: .*'what'; its options are what"),
 ])
 def test_a_task_that_is_not_found_is_named_in_one_sentence(name, options, why):
     with pytest.raises(UserError, match=why) as error:

@@ -3,16 +3,18 @@
 import json
 
 import torch
-from safetensors.torch import load_file
 
 from looped.training import checkpoint as ckpt
 from looped.training.logs import TIMING
 
 
 def weights(run):
-    """Tensors of the newest checkpoint by file: of the model, its averages, and the optimisers."""
+    """Whole tensors of the newest checkpoint: of the model, its averages, and the optimisers."""
     newest = ckpt.list_checkpoints(run)[0]
-    return {file.name: load_file(file) for file in newest.glob("*.safetensors")}
+    found = {part: ckpt.load_tensors(newest, part) for part in ("model", "ema", "optimizer")
+             if ckpt.part_of(newest, part).exists()}
+    assert "model" in found
+    return found
 
 
 def figures(run):

@@ -154,10 +154,10 @@ def test_none_whole_is_an_error_and_none_at_all_is_a_start(tmp_path):
 
 
 def test_a_format_of_the_future_is_not_called_damage(tmp_path, monkeypatch):
-    monkeypatch.setattr(ckpt, "FORMAT", 2)
+    monkeypatch.setattr(ckpt, "FORMAT", 3)
     save(tmp_path, 10)
     monkeypatch.undo()
-    with pytest.raises(UserError, match="has format 2, this version of looped reads 1"):
+    with pytest.raises(UserError, match="has format 3, this version of looped reads 1 and 2"):
         heard(tmp_path)
 
 

@@ -26,7 +26,8 @@ PER_STEP = {"steps": 1, "tokens": 4 * 8, "layer-forwards": 4 * 6}
 """Of the tiny run: a batch of 4 sequences of 8 tokens, and 6 layer forwards each."""
 
 FREE = {"training.log_every": 1, "training.eval_every": 3, "training.num_evals": 2, "training.sample_every": 5,
-        "training.checkpoint_every": 1, "training.keep_checkpoints": 3, "training.wandb": "'off'",
+        "training.checkpoint_every": 1, "training.keep_checkpoints": 3,
+        "training.background_saves": False, "training.wandb": "'off'",
         "training.threads": 1, "training.other_data": True, "training.lost_after": 30.0, "evaluation.num_sequences": 2,
         "evaluation.depths": [1]}
 
@@ -65,12 +66,12 @@ def test_a_finished_run_gone_on_with_is_bit_for_bit_the_run_of_the_larger_budget
 def test_a_run_whose_decay_has_begun_goes_on_from_before_it_and_says_so(tmp_path, tiny):
     run = tmp_path / "run"
     train(long_enough(tiny, "wsd", 8), run)
-    ended = weights(run)["model.safetensors"]
+    ended = weights(run)["model"]
     with pytest.warns(UserWarning, match=r"resumes from step 4, .*training.budget 8; .* kept as .*budget-8-step"):
         train(long_enough(tiny, "wsd", 16), run)
     kept = run / "checkpoints" / "budget-8-step-00000008"
     assert (kept / "state.json").exists()
-    assert not all(torch.equal(ended[name], tensor) for name, tensor in weights(run)["model.safetensors"].items())
+    assert not all(torch.equal(ended[name], tensor) for name, tensor in weights(run)["model"].items())
     assert step_of(list_checkpoints(run)[0]) == 16
 
 
@@ -182,8 +183,8 @@ def test_a_damaged_newest_checkpoint_does_not_count_as_spent(tmp_path, tiny):
         train(long_enough(tiny, "constant", 16), run)
     assert (run / "checkpoints" / "damaged-step-00000008").exists()
     train(long_enough(tiny, "constant", 16), tmp_path / "whole")
-    for name, tensor in weights(tmp_path / "whole")["model.safetensors"].items():
-        assert torch.equal(weights(run)["model.safetensors"][name], tensor)
+    for name, tensor in weights(tmp_path / "whole")["model"].items():
+        assert torch.equal(weights(run)["model"][name], tensor)
 
 
 def test_an_option_that_only_one_of_two_configs_has_is_a_difference():

@@ -40,7 +40,7 @@ class Tensors:
             except FileNotFoundError:
                 pickled = any(folder.glob("*.bin"))
                 raise UserError(f"{folder} has no {name}" + (
-                    "; its weights are pickles, which are not read: save it as safetensors" if pickled else
+                    "; its weights are pickles, which are not read: save them as safetensors" if pickled else
                     "; fetch the folder again")) from None
             except (OSError, SafetensorError) as error:
                 raise UserError(f"{folder / name} is cut short or damaged ({error}); fetch it again") from None
