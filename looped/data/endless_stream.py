@@ -71,8 +71,8 @@ class EndlessStream:
         `UserError` if they were another number of processes."""
         if places is not None and len(places) != num_processes:
             raise UserError(f"the checkpoint has the places of {len(places)} processes in the stream of "
-                            f"{self.source.name}, and there are {num_processes} now; start {len(places)} processes, or "
-                            f"choose another --run and give it this one as training.warm_start")
+                            f"{self.source.name}, and their number now is {num_processes}; start {len(places)} "
+                            f"processes, or choose another --run and give it this one as training.warm_start")
         self.rank, self.num_processes = rank, num_processes
         self._here = Place() if places is None else Place(**places[rank])
         self._waiting: deque[Encoded] = deque()

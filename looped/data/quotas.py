@@ -1,8 +1,9 @@
 """The source of each training sequence of a mixture, as a function of its number alone.
 
-Sequences come in periods of as few as give every source one (a power of two). Before sequence n of a period's start,
-source i has had floor(n W_i) - floor(n W_{i-1}), where W_i is the sum of the shares up to i: less than one from n w_i,
-for any number of sources, and in whole numbers that add up to n. Within a period the sources are in random order.
+Sequences come in periods, as short as give every source one on average (a power of two). Before sequence n, the first
+of a period, source i has had floor(n W_i) - floor(n W_{i-1}), where W_i is the sum of the shares up to i: less than one
+from n w_i, for any number of sources, and in whole numbers that add up to n. Within a period the sources are in random
+order.
 """
 
 from collections.abc import Sequence

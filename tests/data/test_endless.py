@@ -127,8 +127,8 @@ def test_a_place_is_that_of_the_step_however_far_a_thread_has_drawn(make):
 
 def test_another_number_of_processes_is_refused_with_the_way_out(make):
     place = stream_of(make()).place(0)
-    with pytest.raises(UserError, match=r"has the places of 2 processes in the stream of dataset .*, and there are 3 "
-                                        r"now; start 2 processes, or choose another --run"):
+    with pytest.raises(UserError, match=r"has the places of 2 processes in the stream of dataset .*, and their "
+                                        r"number now is 3; start 2 processes, or choose another --run"):
         stream_of(make(), 0, 3, [place, place])
 
 

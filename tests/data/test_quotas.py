@@ -70,5 +70,5 @@ def test_within_a_period_every_order_is_as_likely():
 
 
 @pytest.mark.parametrize(("weights", "period"), [([1], 1), ([1, 1], 2), ([7, 3], 4), ([1] * 7, 8), ([9999, 1], 16384)])
-def test_a_period_is_as_short_as_gives_every_source_a_turn(weights, period):
+def test_a_period_is_as_short_as_gives_every_source_a_turn_on_average(weights, period):
     assert Quotas(shares_of(weights)).period == period

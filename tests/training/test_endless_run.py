@@ -75,7 +75,7 @@ def test_so_they_are_on_two_processes_and_one_is_refused(stream, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | settings)
     assert done.returncode == 0, done.stderr[-5000:]
     check_twenty_steps(tmp_path, 2)
-    with pytest.raises(UserError, match=r"the places of 2 processes .*, and there are 1 now; start 2 processes"):
+    with pytest.raises(UserError, match=r"the places of 2 processes .*, and their number now is 1; start 2 processes"):
         train(load_config(tmp_path / "config.yaml"), tmp_path / "again", quiet=True)
 
 
