@@ -72,7 +72,8 @@ def plan(config: Config, vocab_size: int, *, devices: int, limit: float | None =
         most_rows=None if room is None else max(0, math.floor(room / per_row)),
         sent=ring * (weights + gradients if sharded else 2 * summed), gathered=weights * sharded,
         step_flops=whole.step_flops, steps=_steps(config, whole),
-        seconds=None if flops is None else (whole.step_flops / devices + whole.update_flops) / flops,
+        seconds=None if flops is None else (
+            (whole.step_flops + whole.again_flops) / devices + whole.update_flops) / flops,
         writing=None if disk is None else whole.checkpoint_bytes / disk)
 
 
@@ -118,6 +119,7 @@ def format_plan(plan: Plan) -> str:
                      "none fits; shard the model (training.shard fsdp), or take a smaller one"))
     rows += [("sent", f"{plan.sent / mega:,.1f} MB per process and step"),
              ("FLOPs", f"{plan.step_flops:.3e} per step, over all processes" + (
+                 f", and {again:.3e} of layers computed again" if (again := plan.counts.again_flops) else "") + (
                  f", and {update:.3e} of the optimiser in each" if (update := plan.counts.update_flops) else ""))]
     if plan.steps is not None:
         rows.append(("steps", f"{plan.steps:,}"))
