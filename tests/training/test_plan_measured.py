@@ -26,6 +26,7 @@ RULES = {
     "truncated": {"objective": "truncated"} | FIXED, "full": {"objective": "full", "model.tie_embeddings": False},
     "ar": {"objective": "ar"}, "masked": {"objective": "masked"},
     "task": {"objective": "truncated", "task.name": "prefix-sums", "task.difficulty": [12, 12]} | FIXED,
+    "task of a range": {"objective": "full", "task.name": "prefix-sums", "task.difficulty": [4, 12]},
     "Muon": {"objective": "ar", "optim.name": "muon"},
     "checkpointed": {"objective": "full", "training.checkpoint_activations": True},
     "frozen": {"objective": "blockwise", "blocks.alone": 0, "blocks.shared": "frozen"} | BLOCKS,
