@@ -137,7 +137,7 @@ def work(jobs: list[Job], *, double: bool) -> None:
 def launch(jobs: list[Job], num: int, options: argparse.Namespace) -> None:
     """Train runs in `num` processes."""
     file = options.out / "jobs.json"
-    file.write_text(json.dumps([asdict(job) for job in jobs]), encoding="utf-8")
+    file.write_text(json.dumps([asdict(job) for job in jobs]), encoding="utf-8", newline="")
     launcher = [] if num == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num)]
     command = [sys.executable, *launcher, __file__, "--jobs", str(file), *["--double"] * options.double]
     done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}, check=False,

@@ -21,10 +21,10 @@ class Counts:
     parameters: unique parameters of the objective, including those outside its model. effective_parameters: parameters
     of the unrolled network of a training step, with the core counted once per pass (`Rule.passes`). dtype: that of
     matrix products, on the device that training would take. training_bytes: weights, gradients, optimiser state,
-    averaged weights and saved activations. update_flops: of Muon's own matrix products, in each process; they are not
-    in step_flops. checkpoint_bytes: tensors of a checkpoint. trained, gradients, moments: numbers of elements, of the
-    weights that are trained at all, of those that a step trains, and of the optimiser's state. tokens, layer_forwards:
-    per sequence of an optimiser step.
+    averaged weights and saved activations. again_flops: of layers that are computed again in backward; update_flops: of
+    Muon's own matrix products, in each process; neither is in step_flops. checkpoint_bytes: tensors of a checkpoint.
+    trained, gradients, moments: numbers of elements, of the weights that are trained at all, of those that a step
+    trains, and of the optimiser's state. tokens, layer_forwards: per sequence of an optimiser step.
     """
 
     parameters: int
@@ -32,6 +32,7 @@ class Counts:
     effective_parameters: int
     forward_flops: int
     step_flops: int
+    again_flops: int
     update_flops: int
     dtype: str
     saved_activation_bytes: int
@@ -59,6 +60,7 @@ def count(config: Config, vocab_size: int) -> Counts:
     kept = round(sum(weight * cost.kept for weight, cost in costs))
     gradients = max(cost.gradients for _, cost in costs)
     update = sum(flops_of(optimizer.step) for optimizer in build_optimizers(objective, config.optim))
+    done = sum(weight * (cost.forward_flops + cost.backward_flops) for weight, cost in costs)
     if config.training.checkpoint_activations:  # FLOPs without recomputed layers
         plain = FakeTraining(config.replace(**{"training.checkpoint_activations": False}), inputs)
         costs = [(weight, plain.step(part, decisions)) for weight, decisions in plain.objective.decisions()]
@@ -68,7 +70,8 @@ def count(config: Config, vocab_size: int) -> Counts:
     return Counts(
         parameters=parameters, core_parameters=_numel(core),
         effective_parameters=round(parameters + _numel(core) * (config.rule.passes(config) - 1)),
-        forward_flops=round(forward), step_flops=round(forward + backward), update_flops=update,
+        forward_flops=round(forward), step_flops=round(forward + backward),
+        again_flops=round(config.training.accumulation * done - forward - backward), update_flops=update,
         dtype=training.precision.dtype, saved_activation_bytes=kept,
         training_bytes=WIDE * (parameters * (1 + averages) + gradients + moments) + kept,
         checkpoint_bytes=_state_bytes(objective) * (1 + averages) + WIDE * moments,

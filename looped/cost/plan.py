@@ -57,7 +57,7 @@ def plan(config: Config, vocab_size: int, *, devices: int, limit: float | None =
     disk: bytes per second that the disk of the run writes. Raises UserError if the batch does not go round."""
     part = MicroBatches.of(config, 0, devices)
     whole = count(config, vocab_size)
-    fixed, per_row = _activations(config, vocab_size)
+    fixed, per_row = _activations(config, vocab_size, part.size)
     share = 1 / devices if config.training.shard == "fsdp" else 1.0
     sharded, several = share < 1, devices > 1
     weights, gradients = WIDE * whole.parameters, WIDE * whole.gradients
@@ -72,15 +72,16 @@ def plan(config: Config, vocab_size: int, *, devices: int, limit: float | None =
         most_rows=None if room is None else max(0, math.floor(room / per_row)),
         sent=ring * (weights + gradients if sharded else 2 * summed), gathered=weights * sharded,
         step_flops=whole.step_flops, steps=_steps(config, whole),
-        seconds=None if flops is None else (whole.step_flops / devices + whole.update_flops) / flops,
+        seconds=None if flops is None else (
+            (whole.step_flops + whole.again_flops) / devices + whole.update_flops) / flops,
         writing=None if disk is None else whole.checkpoint_bytes / disk)
 
 
-def _activations(config: Config, vocab_size: int) -> tuple[float, float]:
-    """(bytes kept whatever the batch, bytes kept per sequence)."""
-    one, two = (count(config.replace(**{"training.batch_size": rows, "training.accumulation": 1}), vocab_size)
-                .saved_activation_bytes for rows in (1, 2))
-    return 2 * one - two, two - one
+def _activations(config: Config, vocab_size: int, rows: int) -> tuple[float, float]:
+    """(bytes kept whatever the batch, bytes kept per sequence), from micro-batches of `rows` and of twice as many."""
+    one, two = (count(config.replace(**{"training.batch_size": num, "training.accumulation": 1}), vocab_size)
+                .saved_activation_bytes for num in (rows, 2 * rows))
+    return 2 * one - two, (two - one) / rows
 
 
 def _steps(config: Config, counts: Counts) -> int | None:
@@ -122,6 +123,7 @@ def format_plan(plan: Plan) -> str:
                      "none fits; shard the model (training.shard fsdp), or take a smaller one"))
     rows += [("sent", f"{plan.sent / mega:,.1f} MB per process and step"),
              ("FLOPs", f"{plan.step_flops:.3e} per step, over all processes" + (
+                 f", and {again:.3e} of layers computed again" if (again := plan.counts.again_flops) else "") + (
                  f", and {update:.3e} of the optimiser in each" if (update := plan.counts.update_flops) else ""))]
     if plan.steps is not None:
         rows.append(("steps", f"{plan.steps:,}"))

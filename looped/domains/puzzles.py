@@ -1,6 +1,5 @@
 """The domain of tasks with checkable answers: the fraction of held-out problems solved, by depth and difficulty."""
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -105,10 +104,12 @@ class Puzzles(Domain):
         return f"solves {config.task.name}"
 
     def typical_inputs(self, config: Config) -> Inputs:
-        """Problems in the middle of the trained range."""
+        """Problems spread evenly over the trained range: of its mean difficulty, and as long as a batch is padded."""
         data, size = open_data(config), config.training.batch_size // config.training.accumulation
-        middle = math.ceil((data.train.low + data.train.high) / 2)
-        batch = data.collate([data.task.problem(0, 0, middle)] * size)
+        low, num = data.train.low, data.train.high - data.train.low + 1
+        levels = [low + (2 * row + 1) * num // (2 * size) for row in range(size)]
+        problems = {level: data.task.problem(0, 0, level) for level in {*levels}}
+        batch = data.collate([problems[level] for level in levels])
         return Inputs([batch], batch.num_rows, data.vocab_size)
 
     def batches(self, data: TaskData, config: Config) -> Iterable[Batch]:

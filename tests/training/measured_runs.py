@@ -76,7 +76,7 @@ def measure(config, run):
                   "gathered": gathered, "sent": (num - 1) / num * (gathered + scattered + 2 * sum(summed) / NUM_STEPS),
                   "activations": sum(kept) / len(kept),
                   "flops": sum(trainer.processes.gather([sum(flops) / NUM_STEPS]))}
-    return found | {"checkpoint": sum(path.stat().st_size for path in list_checkpoints(run)[0].iterdir())}
+    return found | {"checkpoint": sum(path.stat().st_size for path in list_checkpoints(run)[0].rglob("*"))}
 
 
 def main(folder):

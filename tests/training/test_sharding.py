@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from same_runs import weights
 
 from looped.config import dump_config
+from looped.cost.plan import plan
 from looped.errors import UserError
 from looped.training import checkpoint as ckpt
 from looped.training.runs import load_run
@@ -189,6 +190,13 @@ def test_weights_are_sent_once_per_step_however_deep_the_loop(fast):
     assert len({tuple(step) for step in steps}) == 1
     assert steps[0][0] == 4  # one layer before the loop, the loop, one after it, and the rest
     assert [step[0] for step in counts["denoise"]] == [4] * 8  # of two micro-batches as well
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_a_plan_has_the_bytes_that_are_gathered(fast, name):
+    """`looped plan`, within 5 %; tests/training/test_plan_measured.py has all its figures."""
+    configs, _, counts = fast
+    assert counts[name][0][1] == pytest.approx(plan(configs[name], 270, devices=2).gathered, rel=0.05)
 
 
 def test_what_does_not_go_with_shards_is_refused(tiny, tmp_path):

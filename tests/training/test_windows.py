@@ -86,7 +86,7 @@ def text_calls(tree):
         owner = getattr(value.func if isinstance(value, ast.Call) else value, "id", "")
         if name in ("write_text", "read_text") and isinstance(node.func, ast.Attribute):
             yield node, {"encoding", "newline"} if name == "write_text" else {"encoding"}
-        if name == "open" and owner not in ("gzip", "Image", "os", "find_data", "find_text", "found", "text", "self"):
+        if name == "open" and owner not in ("gzip", "Image", "os", "find_data", "find_text", "found", "text", "stream", "self"):
             modes = [each.value for each in node.args if isinstance(each, ast.Constant) and isinstance(each.value, str)]
             mode = next((each for each in modes if set(each) <= set("rwaxb+t")), "r")
             if "b" not in mode:
