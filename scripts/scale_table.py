@@ -131,7 +131,7 @@ def work(jobs: list[Job], *, double: bool) -> None:
             while trainer.done.step < job.until:
                 trainer.train_step()
             if trainer.processes.is_first:
-                (job.folder / "sent.json").write_text(json.dumps(sent), encoding="utf-8")
+                (job.folder / "sent.json").write_text(json.dumps(sent), encoding="utf-8", newline="")
 
 
 def launch(jobs: list[Job], num: int, options: argparse.Namespace) -> None:
@@ -262,7 +262,7 @@ def main() -> None:
     options.out = options.out.resolve()
     options.out.mkdir(parents=True)
     (options.out / "text.txt").write_text(
-        "".join(f"def f{i}(x):\n    return x * {i} + {i * i % 17}\n\n" for i in range(400)), encoding="utf-8")
+        "".join(f"def f{i}(x):\n    return x * {i} + {i * i % 17}\n\n" for i in range(400)), encoding="utf-8", newline="")
     for part in options.parts:
         print(*TABLES[part](options), "", sep="\n", flush=True)
 

@@ -208,7 +208,7 @@ def test_epochs_are_said_without_reading_once_the_text_is_prepared(mixed, monkey
     assert "0.3 code: 300 sequences; 0.5 web: 500 sequences; 0.2 wiki: 200 sequences" in line
     found = find_mixture(mixed(), num_sequences=1000)
     assert found.prepare().count(": prepared: ") == 3
-    assert found.prepare().count("all is there: ") == 3
+    assert found.prepare().count(": already prepared: ") == 3
     monkeypatch.setattr(manifest, "remembered", None)
     (line,) = shares_said(mixed(), 1000)
     assert f"500 sequences, {found.open().epochs['web']:.3g} epochs" in line
