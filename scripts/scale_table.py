@@ -261,8 +261,8 @@ def main() -> None:
         return
     options.out = options.out.resolve()
     options.out.mkdir(parents=True)
-    (options.out / "text.txt").write_text(
-        "".join(f"def f{i}(x):\n    return x * {i} + {i * i % 17}\n\n" for i in range(400)), encoding="utf-8", newline="")
+    text = "".join(f"def f{i}(x):\n    return x * {i} + {i * i % 17}\n\n" for i in range(400))
+    (options.out / "text.txt").write_text(text, encoding="utf-8", newline="")
     for part in options.parts:
         print(*TABLES[part](options), "", sep="\n", flush=True)
 

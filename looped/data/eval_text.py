@@ -67,9 +67,13 @@ def heldout_text(texts: Iterable[str | Document], tokenizer: TextTokenizer, *,
                  source: str = "text given in Python") -> HeldoutText:
     """Texts as a held-out stream of `tokenizer` (of a run: `run.tokenizer`), each followed by an end-of-text token.
 
-    `load_run(path, data=heldout_text(texts, ...))` evaluates a run on them. Raises `UserError` if there is no text, or
-    if the tokenizer does not reproduce a text exactly, since its bytes could then not be counted.
+    `load_run(path, data=heldout_text(texts, ...))` evaluates a run on them. Raises `UserError` for one string in place
+    of a list, if there is no text, or if the tokenizer does not reproduce a text exactly, since its bytes could then
+    not be counted.
     """
+    if isinstance(texts, str):
+        raise UserError("texts is one string, whose characters would be taken for documents; give a list: "
+                        "heldout_text([text], tokenizer)")
     documents = [text if isinstance(text, Document) else Document(f"text {number}", text)
                  for number, text in enumerate(texts, start=1)]
     documents = [document for document in documents if document.text]

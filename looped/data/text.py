@@ -48,7 +48,7 @@ class TextData:
     vocab_size: the tokenizer's, which can be less than `data.vocab_size`.
     bytes_per_token: held-out UTF-8 bytes per held-out token; an end-of-text token counts as a token of 0 bytes.
     fingerprint: hash of documents, split and tokenizer settings; runs with equal fingerprints see the same tokens.
-    contents: a hash of all tokens; None: computed when it is asked for.
+    known: a hash of all tokens, with the two streams that it is of; for others it is computed when it is asked for.
     """
 
     train: TokenStream | MixedStream | EndlessStream
@@ -58,7 +58,7 @@ class TextData:
     bytes_per_token: float
     fingerprint: str
     source: str
-    contents: str | None = None
+    known: tuple[TokenStream, TokenStream, str] | None = None
 
     picture = None
     """Text has no images."""
@@ -71,7 +71,14 @@ class TextData:
         return {"source": self.source, **_counts(len(self.train.documents), len(self.heldout.documents)),
                 "tokens": len(self.train) + len(self.heldout), "held-out tokens": len(self.heldout),
                 "vocabulary": self.vocab_size, "bytes/token": self.bytes_per_token,
-                "contents": self.contents or _digest(self.train.tokens, self.heldout.tokens)}
+                "contents": self.contents}
+
+    @property
+    def contents(self) -> str:
+        """A hash of all tokens."""
+        if self.known is not None and self.known[:2] == (self.train, self.heldout):
+            return self.known[2]
+        return _digest(self.train.tokens, self.heldout.tokens)
 
     @property
     def end_of_text(self) -> int:
@@ -147,7 +154,7 @@ class FoundText:
         if tokenizer is None:
             warn_of_size(data, opened.tokenizer)
         found = {"bytes_per_token": opened.heldout_bytes / len(opened.tokens[1]),  # the tokenizer is lossless
-                 "fingerprint": self.fingerprint, "source": self.source, "contents": opened.contents}
+                 "fingerprint": self.fingerprint, "source": self.source}
         return _text_data(data, opened, found)
 
     def prepare(self, tokenizer: TextTokenizer | None = None) -> str:
@@ -280,7 +287,7 @@ def cached_text(data: DataConfig, fingerprint: str, tokenizer: TextTokenizer, fa
     except OSError:
         return None
     found = {"bytes_per_token": facts["bytes/token"], "fingerprint": fingerprint,
-             "source": f"{facts['source']}, from the token cache", "contents": opened.contents}
+             "source": f"{facts['source']}, from the token cache"}
     return _text_data(data, opened, found)
 
 
@@ -290,7 +297,8 @@ def _text_data(data: DataConfig, opened: Tokens, found: Mapping[str, Any]) -> Te
                for name, ids, names in zip(("train", "held-out"), opened.tokens, opened.names, strict=True)]
     for stream in streams:
         stream.windows(data.length)  # raises where there is none
-    return TextData(*streams, tokenizer=tokenizer, vocab_size=tokenizer.vocab_size, **found)
+    known = opened.contents and (*streams, opened.contents)
+    return TextData(*streams, tokenizer=tokenizer, vocab_size=tokenizer.vocab_size, known=known, **found)
 
 
 def warn_of_size(data: DataConfig, tokenizer: TextTokenizer) -> None:

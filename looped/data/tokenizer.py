@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
 
 from looped.data.documents import PIECE, pieces_of
 from looped.data.tokenizer_files import (
@@ -48,9 +49,10 @@ class TextTokenizer:
         template adds, such as Llama's start token."""
         return self._backend.encode(text, add_special_tokens=framed).ids
 
-    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """The text of token ids; end-of-text tokens are dropped, incomplete UTF-8 becomes U+FFFD."""
-        return self._backend.decode(list(ids), skip_special_tokens=True)
+    def decode(self, ids: Sequence[int] | np.ndarray | Tensor) -> str:
+        """The text of token ids, of a list, an array or a tensor; end-of-text tokens and the -1 that `looped.generate`
+        puts after them are dropped, incomplete UTF-8 becomes U+FFFD."""
+        return self._backend.decode([int(each) for each in ids if each >= 0], skip_special_tokens=True)
 
     def encode_pieces(self, pieces: Sequence[str]) -> list[np.ndarray]:
         """The token ids of each piece of text, uint32, without end-of-text tokens; encoded on all cores."""

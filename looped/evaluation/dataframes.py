@@ -6,7 +6,9 @@
     tasks      one figure of a benchmark task per row      eval/tasks.jsonl
     tokens     one token per row, with `--per-token`       eval/tokens.parquet joined with eval/sequences.jsonl
 
-Whole numbers are the nullable `Int64`. `data` is "" for a run's own data, `settings` is "" if none was changed.
+Whole numbers are the nullable `Int64`. `data` is "" for a run's own data, `settings` is "" if none was changed, `by` and
+`twin` are "" if a figure has none. `evaluation` names what was evaluated: the run, with its data, step and settings where
+the run alone would not tell.
 """
 
 import json
@@ -42,7 +44,9 @@ COLUMNS = {"figures": [field.name for field in fields(Row)],
 
 def read_results(runs: str | Path | Iterable[str | Path], table: str = "figures") -> "DataFrame":
     """Results of `looped eval` for one run folder or several, as a tidy table: all checkpoints, settings and data
-    (those below other/ too).
+    (those below other/ too). Rows of one run differ in these, so a table by depth has one column per `evaluation`:
+    `figures.pivot(index="depth", columns="evaluation", values="mean")` for one metric, where `pivot_table` by run would
+    average over texts.
 
     table: "figures" (one per row), "examples" (each held-out sequence, problem or image by metric and depth, with its
     ids), "samples" (generated texts), "tasks" (of lm-evaluation-harness), or "tokens" (of `--per-token`).
@@ -53,15 +57,26 @@ def read_results(runs: str | Path | Iterable[str | Path], table: str = "figures"
         raise UserError(f"read_results has no table '{table}'{did_you_mean(table, FILES)}")
     listed = [Path(run) for run in ([runs] if isinstance(runs, str | Path) else runs)]
     if table == "tokens":
-        return pandas.concat([_tokens(run, folder) for run in listed for folder in _folders(run, table)],
-                             ignore_index=True)
+        return _named(pandas.concat([_tokens(run, folder) for run in listed for folder in _folders(run, table)],
+                                    ignore_index=True))
     lines = [line for run in listed for line in _lines(run, table)]
     names = [*FIRST, *COLUMNS[table], *LAST]
     own = [name for name in dict.fromkeys(name for line in lines for name in line) if name not in names]
     frame = pandas.DataFrame(lines, columns=[*names, *own])
     types = dict.fromkeys(WHOLE, "Int64") | dict.fromkeys(REAL, "float64")
     frame = frame.astype({name: kind for name, kind in types.items() if name in names})
-    return frame.assign(**{name: frame[name].convert_dtypes() for name in own})
+    frame = frame.assign(**{name: frame[name].convert_dtypes() for name in own},
+                         **{name: frame[name].fillna("") for name in ("by", "twin") if name in frame})
+    return _named(frame)
+
+
+def _named(frame: "DataFrame") -> "DataFrame":
+    """The table with the column `evaluation`."""
+    several = frame.groupby("run")["step"].transform("nunique") > 1
+    keys = zip(frame["run"], frame["data"], frame["step"], frame["settings"], several, strict=True)
+    names = [", ".join(filter(None, [run, data, f"step {step}" if many else "", settings]))
+             for run, data, step, settings, many in keys]
+    return frame.assign(evaluation=names)
 
 
 def _folders(run: Path, table: str) -> list[Path]:
@@ -69,6 +84,9 @@ def _folders(run: Path, table: str) -> list[Path]:
     """
     name = FILES[table]
     folders = [folder for folder in (run, *sorted((run / "other").glob("*"))) if (folder / name).is_file()]
+    if not folders and (run / "compare.jsonl").is_file():
+        raise UserError(f"{run} is the folder of a comparison, whose figures are the lines of {run / 'compare.jsonl'}; "
+                        f"read them with pandas.read_json(path, lines=True)")
     if not folders:
         raise UserError(f"{run} has no {name}; measure it with looped eval {run}{FLAGS.get(table, '')}")
     return folders

@@ -22,6 +22,7 @@ from looped.inference.rollout import Rollout, rollout_of
 from looped.inference.sequence_batch import per_token
 from looped.nn.checks import depths_of, ids_of, kind_of, whole_number
 from looped.objectives.base import Objective, evaluating, require_text
+from looped.objectives.leaks import check_core, in_two_documents
 from looped.rng import StepRandom
 from looped.shapes import Float, Float64, Int
 
@@ -48,8 +49,8 @@ class Likelihood:
 
     tokens: (N, L + 1), or documents of any lengths. lengths (N,): the number of real tokens of each row; the rest is
     padding on the right, which is neither scored nor seen. workers: the processes that divide the batches. Raises
-    UserError for an objective that is not over token ids, for ids outside its vocabulary, and for lengths under a rule
-    whose tokens see later ones.
+    UserError for an objective that is not over token ids, for ids outside its vocabulary, for lengths under a rule
+    whose tokens see later ones, and for a custom core that reads what the attention mask hides.
     """
 
     def __init__(self, objective: Objective, tokens: Documents, *, seed: int = 0, batch_size: int = 16,
@@ -64,6 +65,7 @@ class Likelihood:
         if self.lengths is not None and not (self.rollout.next_token and self.rollout.tokens_at_once == 1):
             raise UserError("documents of several lengths are padded on the right, and under this rule a token sees "
                             "later ones, so the padding would count; give sequences of one length")
+        check_core(objective, self._run_few)
 
     def by_depth(self, depths: Sequence[int]) -> list[DepthLosses]:
         """Nats/token at every depth, ascending: the loss, or the variational bound."""
@@ -94,6 +96,10 @@ class Likelihood:
     def limit(self, num_levels: int) -> Float64[Tensor, "num"]:
         """The bound in the limit of infinitely many steps, nats/token, estimated at `num_levels` levels."""
         return self._over_batches(partial(self._limit, num_levels), [num_levels])[0].losses
+
+    def _run_few(self) -> None:
+        few = in_two_documents(self.objective, self.tokens[:2])
+        list(self.rollout.losses(few, [1], StepRandom(self.seed, 0, count=len(few), device=few.device)))
 
     def _at_level(self, level: float, rows: Tokens, depths: list[int], random: StepRandom) -> list[tuple]:
         return [(depths[0], self.rollout.losses_at(self.objective.ask(rows), level, random), 0.0)]

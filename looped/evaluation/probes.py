@@ -1,8 +1,8 @@
 """Sanity checks of a trained model (`--probes`): rows of figures, and one sentence for each check that fails.
 
 The failures they detect, all of which have occurred: a denoiser that copies instead of predicting, because the answer
-is readable in z at most of its training levels; a model that ignores its context; quality that falls with depth; a
-state that grows with depth.
+is readable in z at most of its training levels; a model that reads the tokens after the one it is to predict; a model
+that ignores its context; quality that falls with depth; a state that grows with depth.
 """
 
 import math
@@ -32,6 +32,11 @@ SCRAMBLED_GAP = 0.3
 CHANCE_GAP = 0.5
 """Nats/token below ln V that the first step must reach; else it counts as chance. A probe fails only if the whole 95 %
 interval over sequences is beyond its limit."""
+
+LATER_GAP = 0.01
+"""Nats/token that later tokens may change, for rounding."""
+NUM_CHANGED = 4
+"""Sequences whose later tokens are changed."""
 
 Tokens = Int[Tensor, "num length_and_one"]
 
@@ -66,10 +71,15 @@ def _probe(objective: Objective, tokens: Tokens, by_depth: Mapping[int, Float[Te
     if confidence_interval(scrambled)[1] < SCRAMBLED_GAP:
         sentences.append(f"it ignores its context: another sequence's context costs {scrambled.mean():.2f} nats/token, "
                          f"less than the {SCRAMBLED_GAP} expected")
+    rows += (later := later_tokens(objective, tokens, max(by_depth), seed=seed))
+    if any(row.mean > LATER_GAP for row in later):
+        sentences.append(f"it reads later tokens: other tokens there change the losses before them by up to "
+                         f"{later[0].mean:.2f} nats/token, so its likelihoods are wrong; see what in its core or rule "
+                         f"ignores the attention mask")
     if twin is not None:
         behind = first - next_token_losses(twin, tokens, 1, seed=seed).mean(1).cpu().double()
         rows.append(summarise("behind_the_twin", behind))
-    found = PROBES[rollout_of(objective).name](objective, tokens, max(by_depth), seed)
+    found = PROBES.get(rollout_of(objective).name, _of_others)(objective, tokens, max(by_depth), seed)
     rows, sentences = rows + found.rows, sentences + found.sentences
     if grows := growth({row.depth: row.mean for row in rows if row.metric == "state_rms"}):
         sentences.append(f"{grows}, which the norm layers hide from the loss; model.block sandwich, or model.injection "
@@ -99,6 +109,19 @@ def scrambled_context(objective: Objective, tokens: Tokens, *, seed: int = 0) ->
         return token_losses(rollout_of(objective).first_logits(replace(batch, inputs=context), random), y)
 
     return batch.mean(losses(batch.inputs.roll(1, 0)) - losses(batch.inputs)).cpu().double()
+
+
+def later_tokens(objective: Objective, tokens: Tokens, depth: int, *, seed: int = 0) -> list[Row]:
+    """The largest change of a loss at a depth, in nats/token, if all tokens that come after it are others; no row for
+    sequences that are one block of tokens."""
+    together, tokens = rollout_of(objective).tokens_at_once, tokens[:NUM_CHANGED]
+    first = (tokens.shape[1] - 1) // 2 // together * together  # the first target that is changed is that of this row
+    if not first:
+        return []
+    others = torch.cat([tokens[:, : first + 1], (tokens[:, first + 1 :] + 1) % objective.model.vocab_size], dim=1)
+    before, after = (next_token_losses(objective, rows, depth, seed=seed)[:, :first] for rows in (tokens, others))
+    change = (after - before).abs().max().item()
+    return [Row("later_tokens_change", change, change, change, len(tokens), depth=depth)]
 
 
 def _noised(objective: Denoise, y: Tensor, level: float, random: StepRandom) -> tuple[Tensor, Tensor]:
@@ -200,6 +223,10 @@ def _of_denoiser(objective: Denoise, tokens: Tokens, depth: int, seed: int) -> P
 
 def _of_loop(objective: Objective, tokens: Tokens, depth: int, seed: int) -> Probes:
     return Probes(loop_probes(objective, tokens, depth, seed=seed), [])
+
+
+def _of_others(objective: Objective, tokens: Tokens, depth: int, seed: int) -> Probes:
+    return Probes([], [])
 
 
 PROBES: dict[str, Callable[[Objective, Tokens, int, int], Probes]] = {"solver": _of_denoiser, "loop": _of_loop}

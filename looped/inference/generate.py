@@ -16,6 +16,7 @@ from looped.inference.autoregressive import Writing
 from looped.inference.padding import Padding
 from looped.inference.rollout import rollout_of
 from looped.inference.sequence_batch import Ending
+from looped.nn.checks import kind_of
 from looped.objectives.base import Objective, evaluating, require_text
 from looped.rng import StepRandom
 from looped.shapes import Int
@@ -31,7 +32,8 @@ def generate(objective: Objective, prompt: Int[Tensor, "batch length"], *, num_t
     tokens). Masked diffusion reveals all tokens in `depth` steps.
 
     A text ends at the objective's `end_of_text` (not with `past_the_end`), or at the token that completes one of the
-    `stop` strings in the decoded text (`decode`); the rest of its row is `NOTHING` (-1).
+    `stop` strings in the decoded text (`decode`); the rest of its row is `NOTHING` (-1), which the tokenizer's `decode`
+    drops.
 
     `temperature`, `top_k` and `top_p` shape the distribution that tokens are drawn from (`SamplingParams`): for a
     denoiser at every noise level, for masked diffusion at every step. `lengths`: real tokens of each prompt, padded on
@@ -61,9 +63,9 @@ def generate(objective: Objective, prompt: Int[Tensor, "batch length"], *, num_t
 def _check_request(objective: Objective, prompt: Tensor, num_tokens: int, depth: int) -> None:
     """Raises UserError for an objective that is not over text, and an invalid prompt, number of tokens or depth."""
     require_text(objective, "continuations")
-    if prompt.ndim != 2 or prompt.dtype != torch.long:
-        raise UserError(f"a prompt is a tensor of token ids, int64 (batch, length); got {prompt.dtype} of shape "
-                        f"{tuple(prompt.shape)}")
+    if not isinstance(prompt, Tensor) or prompt.ndim != 2 or prompt.dtype != torch.long:
+        raise UserError(f"a prompt is a tensor of token ids, int64 (batch, length), got {kind_of(prompt)}; of a text "
+                        f"make torch.tensor([run.tokenizer.encode(text)])")
     for name, value in (("depth", depth), ("num_tokens", num_tokens)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise UserError(f"{name} {value!r} is not a whole number of 1 or more; give one")

@@ -14,13 +14,14 @@ batch, and it may be changed after use:
 import copy
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from looped.devices import to_device
-from looped.errors import UserError
+from looped.errors import UserError, one_line
 from looped.nn.checks import kind_of
 from looped.shapes import Bool, Int
 
@@ -29,7 +30,10 @@ class Mask:
     """An attention pattern. Every backend returns zeros, never NaN, for rows that may attend to no key.
 
     A mask may be changed between uses, except inside `torch.compile`, which takes the contents of its tensors as
-    constant; make a new mask there.
+    constant; make a new mask there. `allow` should read attributes of the mask alone: numbers, tensors, arrays, lists,
+    dicts and masks are compared at each use. With any other object as an attribute the mask is brought to its form
+    anew at each use, which takes time; a change of what `allow` reads elsewhere, such as a variable around its class,
+    goes unseen.
     """
 
     @property
@@ -45,7 +49,8 @@ class Mask:
 
     def allow(self, q: Tensor, k: Tensor, b: Tensor | int = 0) -> Tensor:
         """True if position q attends to position k in sequence b; the arguments are index tensors that broadcast."""
-        raise NotImplementedError
+        raise UserError(f"{type(self).__name__} does not say who attends to whom; define its allow(q, k, b=0), which "
+                        f"returns a bool tensor: true if position q attends to position k in sequence b")
 
     def check(self, batch: int, num_queries: int, num_keys: int) -> None:
         """Raise `UserError` if the mask is not made for these sizes."""
@@ -76,8 +81,10 @@ class Mask:
         try:
             allowed = self.allow(q, k, b)
             shape = torch.broadcast_shapes(allowed.shape, (1, 1, 1, 1))
+        except UserError:
+            raise
         except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
-            raise UserError(f"{name}.allow failed for {b.numel()} sequences at once ({str(error).splitlines()[0]}); "
+            raise UserError(f"{name}.allow failed for {b.numel()} sequences at once ({one_line(error)}); "
                             f"it gets index tensors that broadcast and must answer for each sequence") from error
         if allowed.dtype != torch.bool or shape[0] not in (1, len(b)):
             raise UserError(f"{name}.allow returned {kind_of(allowed)} for {b.numel()} sequences; it must return true "
@@ -152,6 +159,10 @@ class _Same:
         return id(self.object)
 
 
+UNCHANGING = (bool, int, float, complex, str, bytes, range, type, FunctionType, torch.dtype, torch.device)
+"""Types of attributes that are compared by themselves."""
+
+
 def _stamp(value: Any) -> Any:
     if isinstance(value, Tensor):
         return _Same(value), None if value.is_inference() else value._version
@@ -161,7 +172,9 @@ def _stamp(value: Any) -> Any:
         return tuple(map(_stamp, value))
     if isinstance(value, dict):
         return tuple((name, _stamp(each)) for name, each in value.items())
-    return value.tobytes() if hasattr(value, "tobytes") else value  # numpy arrays can change in place too
+    if hasattr(value, "tobytes"):
+        return value.tobytes()  # numpy arrays can change in place too
+    return value if value is None or isinstance(value, UNCHANGING) else object()  # which equals nothing else
 
 
 def as_mask(mask: Any) -> Mask:

@@ -37,6 +37,9 @@ from looped.training.shards import read_shards, saved_tensors
 
 FORMAT, SHARDED_FORMAT = 1, 2
 STATE = "state.json"
+ANY_BUDGET = "any_budget"
+"""Key of the state: true if no step up to there had a learning rate that depends on the budget, so that another budget
+may continue from it."""
 
 Tensors = dict[str, Tensor]
 
@@ -106,7 +109,7 @@ def new_checkpoint(run_dir: Path, step: int) -> Path:
 def finish_checkpoint(run_dir: Path, folder: Path, state: dict[str, Any], hashes: Mapping[str, str],
                       keep: int) -> Path:
     """Write state.json, with the hash of each file by its path in `folder`; give the folder its name, move `latest` and
-    delete all but the newest `keep` checkpoints."""
+    delete all but the newest `keep` checkpoints and the newest one whose state says that it suits `any_budget`."""
     state = {**state, "sha256": dict(hashes)}
     write_text(folder / STATE, json.dumps({**state, "self": _hash_json(state)}, indent=1))
     final = checkpoint_path(run_dir, state["step"])
@@ -115,9 +118,20 @@ def finish_checkpoint(run_dir: Path, folder: Path, state: dict[str, Any], hashes
     os.rename(folder, final)
     sync_folder(final.parent)
     point_latest(run_dir, final)
-    for old in list_checkpoints(run_dir)[keep:]:
-        _discard(old)
+    kept = list_checkpoints(run_dir)
+    spared = next(filter(_suits_any_budget, kept), None)
+    for old in kept[keep:]:
+        if old != spared:
+            _discard(old)
     return final
+
+
+def _suits_any_budget(checkpoint: Path) -> bool:
+    """True if another budget may continue from a checkpoint; a damaged one does not."""
+    try:
+        return json.loads((checkpoint / STATE).read_text(encoding="utf-8")).get(ANY_BUDGET) is True
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _temporary(run_dir: Path, step: int) -> Path:

@@ -3,7 +3,7 @@
 Three kinds may change: settings that do not affect the weights, `training.precision` between auto and what it stands
 for, and `training.budget`. The learning rate depends on the fraction of the budget that is spent (`optim.lr_factor`).
 A checkpoint is valid for a new budget if no step before it had a learning rate that depends on the old one: always
-under `constant`, before the decay under `wsd`, never under `cosine`.
+under `constant`, before the decay under `wsd`, never under `cosine`. The newest such checkpoint is always kept.
 """
 
 from collections.abc import Iterator, Mapping
@@ -81,12 +81,15 @@ def start_of(path: Path, old: Config, new: Config) -> tuple[int, int]:
     if spent >= now:
         raise UserError(f"{changed}, and {spent:g} {unit} are spent already at step {step}; set it higher than that, "
                         f"or choose another --run")
-    kept = [each for each, spent in found if spent / min(before, now) <= decay_start(old.optim)]
+    flat = decay_start(old.optim)
+    kept = [each for each, spent in found if spent / min(before, now) <= flat]
     if not kept:
-        begun = ("follows the budget from the first step on" if decay_start(old.optim) == 0 else
-                 "has begun its decay in every checkpoint that is kept")
+        begun, told = (("follows the budget from the first step on", "with optim.schedule wsd or constant a run can be "
+                        "extended") if flat == 0 else
+                       ("has begun its decay in every checkpoint that is kept", f"to extend a run, let "
+                        f"training.checkpoint_every save one in the first {flat:.0%} of the budget"))
         raise UserError(f"{changed}, but optim.schedule {old.optim.schedule} {begun}; choose another --run and give it "
-                        f"this one as training.warm_start (with optim.schedule wsd or constant a run can be extended)")
+                        f"this one as training.warm_start ({told})")
     return kept[0], step
 
 

@@ -34,6 +34,7 @@ from looped.nn.checks import require
 from looped.objectives import Loss, Objective, build_objective
 from looped.objectives.base import figures_of
 from looped.objectives.degenerate_loops import cautions
+from looped.objectives.leaks import check_core, in_two_documents
 from looped.precision import Precision
 from looped.rng import RNG, StepRandom
 from looped.training import checkpoint as ckpt
@@ -47,7 +48,7 @@ from looped.training.draw_ahead import DrawAhead, StepDraws
 from looped.training.layouts import LAYOUTS, Whole
 from looped.training.logs import Meter, Monitor
 from looped.training.micro_batch import MicroBatches, clock_of
-from looped.training.optim import EMA, build_optimizers, lr_factor, set_lr
+from looped.training.optim import EMA, build_optimizers, decay_start, lr_factor, set_lr
 from looped.training.processes import Processes, first_backend
 from looped.training.runs import STAMP, load_run
 from looped.training.saving import Saver
@@ -89,6 +90,8 @@ class Trainer:
         self.monitor = monitor
         self.micro: MicroBatches = MicroBatches.of(config, accelerator.process_index, accelerator.num_processes)
         self.objective: Objective = self.new_objective().to(accelerator.device).train()
+        with accelerator.autocast():
+            check_core(self.objective, self.run_few)
         if config.training.warm_start and not ckpt.list_checkpoints(run_dir):
             processes.every(lambda: self.warm_start(config.training.warm_start))
         if config.blocks.shared_from and not ckpt.list_checkpoints(run_dir):
@@ -244,6 +247,11 @@ class Trainer:
         with eager, one_graph(self.config.objective):
             return self.layout.module(batch, draws)
 
+    def run_few(self) -> None:
+        """The rule on the first two sequences of the run."""
+        batch, random = self.inputs(0, self.rows(0)[:2])
+        self.objective(in_two_documents(self.objective, batch).to(self.accelerator.device), random)
+
     def clip(self) -> Tensor:
         """Clip the gradient, and return its norm before clipping."""
         return self.layout.clip(list(self.objective.parameters()), self.config.optim.grad_clip or math.inf)
@@ -398,6 +406,7 @@ class Trainer:
                                          "end_of_text": self.data.end_of_text,
                                          "data": self.data.fingerprint, "meter": meter, "owed": self.owed,
                                          "places": places if any(places) else None,
+                                         ckpt.ANY_BUDGET: self.fraction <= decay_start(self.config.optim),
                                          "groups": ckpt.optimizer_groups(self.optimizers)}
             self.saver.save(self.tensors(), state)
             self.saved = self.done.step

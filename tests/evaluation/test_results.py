@@ -53,6 +53,28 @@ def test_every_line_of_depth_jsonl_is_a_row_of_several_runs_and_of_other_data(ru
     assert found[found["metric"] == "nats_at_sigma"]["depth"].isna().all()
 
 
+def test_a_table_by_depth_keeps_texts_and_settings_apart(runs):
+    """The first example of docs/figures.md, of which `pivot_table` by run would give the mean of three evaluations."""
+    found = looped.read_results(runs / "text")
+    nats = found[found["metric"] == "nats_per_token"]
+    by_depth = nats.pivot(index="depth", columns="evaluation", values="mean")
+    run = str(runs / "text")
+    assert {name.partition(" (")[0] for name in by_depth} == {
+        run, f"{run}, {runs / 'other.txt'}", f"{run}, denoise.solver=heun"}
+    own = nats[(nats["data"] == "") & (nats["settings"] == "")]
+    assert by_depth[run].to_list() == own["mean"].to_list()
+    assert by_depth[run].to_list() != nats.pivot_table(index="depth", columns="run", values="mean")[run].to_list()
+    assert set(found["by"]) == set(found["twin"]) == {""}
+
+
+def test_checkpoints_of_a_run_are_named_by_their_step(runs, tmp_path):
+    lines = [json.loads(line) for line in (runs / "text/eval/depth.jsonl").read_text().splitlines()]
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval/depth.jsonl").write_text("".join(json.dumps(line | {"step": step}) + "\n" for step in (1, 2)
+                                                       for line in lines if "settings" not in line))
+    assert set(looped.read_results(tmp_path)["evaluation"]) == {f"{tmp_path}, step 1", f"{tmp_path}, step 2"}
+
+
 def test_one_run_is_read_by_its_name_alone(runs):
     found = looped.read_results(str(runs / "sums"))
     assert found.equals(looped.read_results([runs / "sums"]))
@@ -133,6 +155,12 @@ def test_what_cannot_be_read_is_one_sentence(table, content, why, tmp_path):
         (tmp_path / "run/eval/depth.jsonl").write_text(content)
     with pytest.raises(UserError, match=why):
         looped.read_results(tmp_path / "run", table)
+
+
+def test_the_folder_of_a_comparison_is_told(tmp_path):
+    (tmp_path / "compare.jsonl").write_text("")
+    with pytest.raises(UserError, match=r"folder of a comparison.*compare.jsonl; read them with pandas.read_json"):
+        looped.read_results(tmp_path)
 
 
 def test_without_pandas_a_sentence_says_so(monkeypatch, tmp_path):

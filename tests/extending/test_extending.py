@@ -226,6 +226,15 @@ def test_a_core_keeps_its_own_initialisation_and_is_counted_as_it_runs(desk):
     assert deeper == 3 * 8 * 8 * 2 * (2 * 3 * 16 * 16)  # forward and twice backward, 64 rows, two maps to three gates
 
 
+@pytest.mark.parametrize("rule", ["full", "denoise"])
+def test_a_core_that_reads_ahead_is_not_trained(desk, rule, capsys):
+    assert main(["train", "text.yaml", "--run", f"ahead-{rule}", "--objective", rule, "--model.core",
+                 "gated_core.Ahead"]) == 2
+    said = capsys.readouterr().err
+    assert "Ahead lets row 2 change row 1, from which the attention mask (Causal) hides it" in said
+    looped("train", "text.yaml", "--run", "ahead-masked", "--objective", "masked", "--model.core", "gated_core.Ahead")
+
+
 @pytest.mark.parametrize(("flags", "why"), [
     ({"model.core": "gated_core.Leaky"}, "Leaky lets later rows change earlier ones without taking the attention mask"),
     ({"model.core": "gated_core.Nothing"}, "model.core gated_core.Nothing cannot be imported"),

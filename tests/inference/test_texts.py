@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from looped.config import load_config
+from looped.data.tokenizer import train_tokenizer
 from looped.errors import UserError
 from looped.evaluation.depth import evaluate_samples
 from looped.evaluation.judge import Judge, judged_rows
@@ -44,6 +45,19 @@ def test_a_text_ends_with_its_end_of_text(name):
         assert row == whole[: whole.index(END) + 1 if END in whole else 30]
     assert lengths_of(texts).min() < 30  # positive control: some do end
     assert lengths_of(texts).tolist() == [len(row) for row in as_lists(texts)]
+
+
+def test_a_row_of_generated_tokens_is_decoded_as_it_is():
+    """With -1 after the end of its text, as a tensor, a list or an array."""
+    tokenizer = train_tokenizer(["import os"], 257)
+    row = torch.tensor([*tokenizer.encode("import"), tokenizer.end_of_text, NOTHING, NOTHING])
+    assert [tokenizer.decode(each) for each in (row, row.tolist(), row.numpy())] == ["import"] * 3
+
+
+@pytest.mark.parametrize("prompt", ["import", ["import", "os"], None, [1, 2], torch.tensor([1, 2])])
+def test_a_prompt_that_is_no_batch_of_tokens_is_refused_in_a_sentence(prompt):
+    with pytest.raises(UserError, match=r"a prompt is a tensor of token ids.*run.tokenizer.encode\(text\)"):
+        generate(make(RULES["ar"]), prompt, num_tokens=2, depth=1)
 
 
 def test_no_step_is_taken_when_all_texts_are_over(monkeypatch):

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -100,6 +101,21 @@ def test_lists_that_a_mask_holds_may_change_too():
     attention(q, k, v, mask)
     mask.lengths[0] = 1
     torch.testing.assert_close(attention(q, k, v, mask), formula(q, k, v, first_of([1, 2])))
+
+
+def test_an_object_that_a_mask_holds_may_change_too():
+    class OfObject(Mask):
+        def __init__(self, own):
+            self.own = own
+
+        def allow(self, q, k, b=0):
+            return k < self.own.lengths[b]
+
+    own, (q, k, v) = SimpleNamespace(lengths=torch.tensor([4, 2])), qkv()
+    mask = OfObject(own) & Full()
+    attention(q, k, v, mask)
+    own.lengths = torch.tensor([1, 5])
+    torch.testing.assert_close(attention(q, k, v, mask), formula(q, k, v, first_of([1, 5])))
 
 
 def test_an_unchanged_mask_is_brought_to_its_form_once():
@@ -210,6 +226,15 @@ class ForTwo(Mask):
         return (k < FIRST.view(-1, 1, 1, 1)) & (q >= 0)
 
 
+class Silent(Mask):
+    pass
+
+
+class Failing(Mask):
+    def allow(self, q, k, b=0):
+        raise ValueError
+
+
 def given(mask, batch=B, **sizes):
     return lambda: attention(*qkv(batch=batch, **sizes), mask)
 
@@ -220,6 +245,8 @@ def given(mask, batch=B, **sizes):
     (given(torch.ones(B, L)), r"Padded.of_attention_mask\(tensor, causal"),
     (given(FirstOf(FIRST), batch=3), "FirstOf.allow failed for 3 sequences"),
     (given(Scalar()), "Scalar.allow failed for 2 sequences at once"),
+    (given(Silent()), r"^Silent does not say who attends to whom; define its allow\(q, k, b=0\)"),
+    (given(Failing()), r"Failing.allow failed for 2 sequences at once \(ValueError\)"),
     (given(Additive()), r"a float32 tensor of shape .* must return true or false"),
     (given(ForTwo(), batch=3), "ForTwo.allow returned a bool tensor .* for 3 sequences"),
     (given(Table(torch.ones(2, L).bool())), "the table has 2 queries, not 6"),

@@ -12,6 +12,7 @@ from looped.cli import main
 from looped.config import load_config
 from looped.data.eval_text import heldout_text
 from looped.data.from_config import open_data
+from looped.data.loader import TokenStream
 from looped.errors import UserError
 from looped.training.checkpoint import list_checkpoints
 from looped.training.heldout import heldout_own
@@ -127,6 +128,18 @@ def test_data_given_in_python_are_not_mistaken_for_those_of_the_config(config, t
         assert run.measured_on is None
 
 
+def test_data_made_of_others_are_known_by_their_own_tokens(config, tmp_path):
+    """A copy with other streams does not keep the hash of the old ones."""
+    data = open_data(config())
+    train(config(), tmp_path / "run", data=data)
+    other = TokenStream("train", data.train.tokens[::-1].copy(), end_of_text=data.train.end_of_text,
+                        documents=data.train.documents)
+    with pytest.raises(UserError, match="trained on data given in Python"):
+        train(config(), tmp_path / "run", data=replace(data, train=other))
+    assert load_run(tmp_path / "run", data=replace(data, train=other)).measured_on is not None
+    assert load_run(tmp_path / "run", data=replace(data, source="mine")).measured_on is None  # the control: the same
+
+
 def test_the_data_of_the_config_may_be_given_too(config, tmp_path):
     train(config(), tmp_path / "run", data=open_data(config()))
     assert load_run(tmp_path / "run").data.fingerprint == open_data(config()).fingerprint
@@ -137,6 +150,8 @@ def test_data_of_another_tokenizer_are_refused_where_they_are_given(config, tmp_
     run = load_run(tmp_path / "run")
     with pytest.raises(UserError, match=r"another tokenizer.*heldout_text\(texts, run.tokenizer\)"):
         run.data = open_data(config(**{"data.vocab_size": 300}))
+    with pytest.raises(UserError, match="texts is one string"):
+        heldout_text("def f1(x):\n    return x * 1\n", run.tokenizer)
     run.data = heldout_text(["def f1(x):\n    return x * 1\n"], run.tokenizer)
     assert run.measured_on.startswith("text given in Python (")
 

@@ -75,14 +75,36 @@ def test_a_run_whose_decay_has_begun_goes_on_from_before_it_and_says_so(tmp_path
     assert step_of(list_checkpoints(run)[0]) == 16
 
 
-@pytest.mark.parametrize(("schedule", "keep", "why"), [
-    ("wsd", 1, "optim.schedule wsd has begun its decay in every checkpoint that is kept"),
-    ("cosine", 9, "optim.schedule cosine follows the budget from the first step on")])
-def test_a_budget_that_has_decided_rates_is_refused_with_the_way_out(tmp_path, tiny, schedule, keep, why):
-    run, settings = tmp_path / "run", {"training.keep_checkpoints": keep}
+def steps_kept(run):
+    return [step_of(path) for path in list_checkpoints(run)]
+
+
+@pytest.mark.filterwarnings("ignore:run .* resumes from step")
+def test_the_last_checkpoint_before_the_decay_is_kept_beside_the_newest(tmp_path, tiny):
+    """So that a finished run can be gone on with, however few checkpoints it keeps."""
+    run, settings = tmp_path / "run", {"training.keep_checkpoints": 1, "training.checkpoint_every": 1}
+    train(long_enough(tiny, "wsd", 8, **settings), run)
+    assert steps_kept(run) == [8, 4]
+    train(long_enough(tiny, "wsd", 16, **settings), run)
+    assert steps_kept(run) == [16, 8]
+    train(long_enough(tiny, "wsd", 16, **settings), tmp_path / "whole")
+    assert_same(run, tmp_path / "whole")
+    for schedule in ("constant", "cosine"):  # the control: others have none to spare
+        train(long_enough(tiny, schedule, 8, **settings), tmp_path / schedule)
+        assert steps_kept(tmp_path / schedule) == [8]
+
+
+@pytest.mark.parametrize(("schedule", "settings", "why", "told"), [
+    ("wsd", {"training.checkpoint_every": 5, "training.keep_checkpoints": 9},
+     "optim.schedule wsd has begun its decay in every checkpoint that is kept",
+     r"\(to extend a run, let training.checkpoint_every save one in the first 50% of the budget\)$"),
+    ("cosine", {"training.keep_checkpoints": 9}, "optim.schedule cosine follows the budget from the first step on",
+     r"\(with optim.schedule wsd or constant a run can be extended\)$")])
+def test_a_budget_that_has_decided_rates_is_refused_with_the_way_out(tmp_path, tiny, schedule, settings, why, told):
+    run = tmp_path / "run"
     train(long_enough(tiny, schedule, 8, **settings), run)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    with pytest.raises(UserError, match=rf"training.budget 8, now it is 16, but {why}; .*training.warm_start"):
+    with pytest.raises(UserError, match=rf"training.budget 8, now it is 16, but {why}; .*training.warm_start {told}"):
         train(long_enough(tiny, schedule, 16, **settings), run)
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
 

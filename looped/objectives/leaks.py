@@ -1,0 +1,118 @@
+"""Test of a custom core: no row of its output may depend on a row that the attention mask hides from it.
+
+A row may change the rows that attend to it, those that attend to these, and so on, since a core may have several
+layers. Every other row of the output must stay as it is, up to rounding. Under full attention nothing is hidden.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from looped.errors import UserError
+from looped.nn.blocks import LayerStack, MissingBlock, unchanged
+from looped.nn.mask_base import Mask
+from looped.nn.rows import Rows
+from looped.objectives.base import Objective
+from looped.rng import generator
+from looped.shapes import Bool
+
+CHUNK = 512
+"""Keys whose queries are looked up at once, so that the memory does not grow with the square of the length."""
+
+
+class _FirstStep(Exception):
+    """Ends the run of a model at its first loop step, whose arguments it holds."""
+
+
+@torch.no_grad()
+def check_core(objective: Objective, run: Callable[[], Any]) -> None:
+    """Raise UserError if a custom block of the model's core lets through what the attention mask hides.
+
+    run: runs the model on a few sequences, as the caller will; it is ended at the first loop step, which gives the
+    mask, positions and noise levels to test with. A model of the package's own layers is not run.
+    """
+    blocks = list(_custom_blocks(objective.model))
+    call = _first_step(objective.model.recurrence, run) if blocks else None
+    if call is None:
+        return
+    state, e, cond, rows = call
+    if rows is None or rows.mask is None or rows.context is not None:
+        return
+    for block in blocks:
+        training = block.training
+        block.eval()
+        try:
+            _check_block(block, state, e, cond, rows)
+        finally:
+            block.train(training)
+
+
+def in_two_documents(objective: Objective, tokens: Any) -> Any:
+    """Sequences of tokens in which, if documents are separate, one ends in the middle; anything else unchanged."""
+    if not objective.separate or not isinstance(tokens, Tensor):
+        return tokens
+    tokens = tokens.clone()
+    tokens[:, tokens.shape[1] // 2] = objective.end_of_text
+    return tokens
+
+
+def _custom_blocks(model: Any) -> Iterator[nn.Module]:
+    core = getattr(getattr(model, "recurrence", None), "core", None)
+    for block in getattr(core, "blocks", [core]):
+        if not isinstance(block, LayerStack | MissingBlock | None):
+            yield block
+
+
+def _first_step(recurrence: nn.Module, run: Callable[[], Any]) -> tuple[Tensor, Tensor, Tensor | None, Any] | None:
+    """(state, e, cond, rows) of the first loop step of a run; None if it takes no step."""
+    def step(state, e, cond=None, rows=None, *, block=None):
+        raise _FirstStep(state, e, cond, rows)
+
+    recurrence.step = step
+    try:
+        run()
+    except _FirstStep as first:
+        return first.args
+    finally:
+        del recurrence.step
+    return None
+
+
+def _check_block(block: nn.Module, state: Tensor, e: Tensor, cond: Tensor | None, rows: Rows) -> None:
+    batch, length = state.shape[:2]
+    before = block(state, e, cond, rows)
+    for row in sorted({0, length // 4, length // 2, 3 * length // 4, length - 1}):
+        hidden = ~reached(rows.mask, row, batch, length, state.device)
+        if not hidden.any():
+            continue
+        after = block(_changed(state, row), _changed(e, row), cond, rows)
+        moved = hidden & ~unchanged(before, after).all(-1)
+        if moved.any():
+            raise UserError(f"{type(getattr(block, 'block', block)).__name__} lets row {row} change row "
+                            f"{int(moved.any(0).nonzero()[0])}, from which the attention mask "
+                            f"({type(rows.mask).__name__}) hides it, so it would read the tokens that it is to "
+                            f"predict; apply rows.mask wherever rows are mixed")
+
+
+def reached(mask: Mask, row: int, batch: int, length: int,
+            device: torch.device | str = "cpu") -> Bool[Tensor, "batch length"]:
+    """The rows that a row can change: itself, those that may attend to it, those that may attend to these, ..."""
+    place, b = torch.arange(length, device=device), torch.arange(mask.batch or batch, device=device)
+    seen = (place == row).repeat(batch, 1)
+    new = seen
+    while new.any():
+        found = torch.zeros_like(seen)
+        for keys in new.any(0).nonzero().squeeze(1).split(CHUNK):
+            attends = mask.ask(place.view(1, 1, -1, 1), keys.view(1, 1, 1, -1), b.view(-1, 1, 1, 1)).squeeze(1)
+            found |= (attends & new[:, None, keys]).any(-1)  # B L keys
+        new, seen = found & ~seen, seen | found
+    return seen
+
+
+def _changed(x: Tensor, row: int) -> Tensor:
+    """The rows with one of them moved by standard normal draws."""
+    moved = x.clone()
+    moved[:, row] += torch.randn(x.shape[2:], generator=generator("own block")).to(x)
+    return moved

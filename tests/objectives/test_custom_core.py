@@ -1,0 +1,100 @@
+"""A custom core is tested with the masks of its run: one that reads hidden rows is refused, under every rule."""
+
+import pytest
+import torch
+from torch import nn
+
+from looped import Core, Full, Packed, Table, attention, build, build_objective, evaluate_depth, load_config
+from looped.errors import UserError
+from looped.evaluation.probes import later_tokens, probe
+from looped.nn.masks import Causal
+from looped.objectives.leaks import reached
+
+pytestmark = pytest.mark.usefixtures("unchecked")
+
+V, L, WIDTH, END = 40, 12, 16, 0
+SMALL = {"model.width": WIDTH, "model.num_heads": 2, "denoise.target.dim": 8, "denoise.cond_width": 8,
+         "denoise.context": "inject", "data.length": L, "recurrence.mean": 2, "evaluation.prompt_length": 4}
+
+
+class Attending(nn.Module):
+    """state' = tanh(e + attention among the rows of e), under the mask of the run unless another is given."""
+
+    def __init__(self, mask=None, share=1.0):
+        super().__init__()
+        self.mask = mask
+        self.share = nn.Parameter(torch.tensor(share))
+
+    def forward(self, state, e, cond, rows):
+        x = e.unsqueeze(2)
+        return torch.tanh(e + self.share * attention(x, x, x, self.mask or rows.mask).squeeze(2))
+
+
+def make(core, **flags):
+    config = load_config(None, SMALL | flags)
+    model = build(config, V)
+    model.recurrence.core = Core(core)
+    return build_objective(config, model, END)
+
+
+def tokens(num=4):
+    return torch.randint(1, V, (num, L + 1), generator=torch.Generator().manual_seed(0))
+
+
+def evaluate(objective):
+    return evaluate_depth(objective, tokens(), [1, 2], bytes_per_token=1.0)
+
+
+@pytest.mark.parametrize("rule", ["full", "truncated", "ar", "denoise"])
+def test_no_likelihood_is_given_for_a_core_that_reads_later_rows(rule):
+    with pytest.raises(UserError, match=r"Attending lets row \d+ change row \d+, from which .* \(Causal\) hides it"):
+        evaluate(make(Attending(Full()), objective=rule))
+    evaluate(make(Attending(), objective=rule))  # the mask of the run
+
+
+def test_a_core_that_reads_other_documents_is_refused_where_they_are_separate():
+    evaluate(make(Attending(Causal()), objective="full"))
+    with pytest.raises(UserError, match=r"Attending lets row 0 change row 6.*\(Packed\)"):
+        evaluate(make(Attending(Causal()), objective="full", **{"data.documents": "separate"}))
+    evaluate(make(Attending(), objective="full", **{"data.documents": "separate"}))
+
+
+def test_nothing_is_refused_under_full_attention():
+    evaluate(make(Attending(Full()), objective="masked"))
+
+
+def test_a_leak_that_training_opened_is_seen():
+    core = Attending(Full(), share=0.0)
+    objective = make(core, objective="full")
+    evaluate(objective)
+    core.share.data.fill_(0.1)
+    with pytest.raises(UserError, match="lets row"):
+        evaluate(objective)
+
+
+@pytest.mark.parametrize(("mask", "row", "seen"), [
+    (Causal(), 2, [2, 3, 4, 5]), (Full(), 2, [0, 1, 2, 3, 4, 5]),
+    (Packed(torch.tensor([[0, 0, 0, 1, 1, 1]])), 1, [1, 2]),
+    (Table(torch.eye(6, dtype=torch.bool).roll(1, 0)), 3, [0, 1, 2, 3, 4, 5]),  # from row to row, all around
+    (Table(torch.eye(6, dtype=torch.bool)), 3, [3])])
+def test_a_row_reaches_others_through_several_layers(mask, row, seen):
+    assert reached(mask, row, 1, 6)[0].nonzero().flatten().tolist() == seen
+
+
+@pytest.mark.parametrize("rule", ["full", "denoise"])
+@pytest.mark.parametrize("leak", [True, False])
+def test_the_probes_say_that_a_model_reads_later_tokens(rule, leak, monkeypatch):
+    config = load_config(None, SMALL | {"objective": rule})
+    objective = build_objective(config, build(config, V)).eval()
+    encode = objective.model.encode
+    if leak:
+        monkeypatch.setattr(objective.model, "encode", lambda x, *rows: encode(x) + encode(x).mean(1, keepdim=True))
+    found = probe(objective, tokens(), {1: torch.zeros(4), 2: torch.zeros(4)}, vocab_size=V)
+    assert any("it reads later tokens" in sentence for sentence in found.sentences) is leak
+    change, = (row.mean for row in found.rows if row.metric == "later_tokens_change")
+    assert (change > 0.05) if leak else (change < 1e-5)
+
+
+def test_tokens_of_one_block_are_not_probed():
+    config = load_config(None, SMALL | {"objective": "denoise", "denoise.context": "concat", "denoise.block_size": L})
+    assert later_tokens(build_objective(config, build(config, V)), tokens(), 1) == []
