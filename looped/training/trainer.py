@@ -1,9 +1,10 @@
 """A run in training: one optimiser step after another until the budget is used, resumable at any of them.
 
 All randomness and the order of the data are functions of (seed, step), so a checkpoint holds weights, optimiser state
-and counters (of a stream also its place), and the same command run again resumes bit for bit. There are two exceptions: the learning rate and the
-end of a budget in seconds depend on the clock; and on CUDA some kernels, such as FlashAttention's backward pass, add by
-atomics, in another order each time, so results differ by rounding unless `training.deterministic` is on.
+and counters (of a stream also its place), and the same command run again resumes bit for bit. There are two exceptions:
+the learning rate and the end of a budget in seconds depend on the clock; and on CUDA some kernels, such as
+FlashAttention's backward pass, add by atomics, in another order each time, so results differ by rounding unless
+`training.deterministic` is on.
 """
 
 import hashlib
