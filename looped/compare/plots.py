@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -94,7 +95,7 @@ def _save(figure, axes, path: Path, gauge: Metric) -> None:
     finish(figure, axes, path)
 
 
-def finish(figure, axes, path: Path) -> None:
+def finish(figure: Any, axes: Any, path: Path) -> None:
     """Draw the grid and the legend of a plot, and save it."""
     axes.grid(alpha=0.25, linewidth=0.6)
     for side in ("top", "right"):

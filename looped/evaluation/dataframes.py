@@ -6,9 +6,9 @@
     tasks      one figure of a benchmark task per row      eval/tasks.jsonl
     tokens     one token per row, with `--per-token`       eval/tokens.parquet joined with eval/sequences.jsonl
 
-Whole numbers are the nullable `Int64`. `data` is "" for a run's own data, `settings` is "" if none was changed, `by` and
-`twin` are "" if a figure has none. `evaluation` names what was evaluated: the run, with its data, step and settings where
-the run alone would not tell.
+Whole numbers are the nullable `Int64`. `data` is "" for a run's own data, `settings` is "" if none was changed, `by`
+and `twin` are "" if a figure has none. `evaluation` names what was evaluated: the run, with its data, step and settings
+where the run alone would not tell.
 """
 
 import json
