@@ -63,7 +63,7 @@ class FoundStream:
         heldout.windows(self.data.length)  # raises where there is none
         train = EndlessStream(self.source, encoder, frozenset(map(hash_of, self.heldout)))
         return StreamedText(train, heldout, encoder, encoder.vocab_size, bytes_per_token, self.fingerprint,
-                            self.source.name, fingerprint_of(self.heldout)[:16])
+                            self.source.name, (train, heldout, fingerprint_of(self.heldout)[:16]))
 
 
 def find_endless(data: DataConfig) -> FoundStream:

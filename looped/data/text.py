@@ -58,7 +58,7 @@ class TextData:
     bytes_per_token: float
     fingerprint: str
     source: str
-    known: tuple[TokenStream, TokenStream, str] | None = None
+    known: tuple[Any, Any, str] | None = None
 
     picture = None
     """Text has no images."""
