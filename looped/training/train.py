@@ -24,6 +24,7 @@ from looped.training.edges import with_measured_edges
 from looped.training.heldout import heldout_figures, heldout_samples
 from looped.training.logs import LOG, Monitor, append
 from looped.training.processes import check_attention, processes_of, several
+from looped.training.run_messages import say_goodbye, say_hello
 from looped.training.runs import open_run, own_tokenizer, save_tokenizer, started_in
 from looped.training.signals import catch_signals
 from looped.training.trainer import Evaluate, Sample, Trainer
@@ -110,12 +111,12 @@ def open_trainer(config: Config, run_dir: str | Path, *, evaluate: Evaluate | No
         if data.tokenizer is not None:
             processes.first(lambda: save_tokenizer(run_dir, data.tokenizer))
         processes.first(lambda: remember_data(run_dir, data, given=given))
-        trainer.say_hello()
+        say_hello(trainer)
         trainer.catch_up()
         yield trainer
         trainer.save()
         trainer.saver.wait()
-        trainer.say_goodbye()
+        say_goodbye(trainer)
 
 
 def _open_data(config: Config, run_dir: Path) -> Data:

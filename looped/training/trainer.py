@@ -9,7 +9,6 @@ FlashAttention's backward pass, add by atomics, in another order each time, so r
 
 import hashlib
 import math
-import signal
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -33,9 +32,7 @@ from looped.nn.cast_once import casts_kept
 from looped.nn.checks import require
 from looped.objectives import Loss, Objective, build_objective
 from looped.objectives.base import figures_of
-from looped.objectives.degenerate_loops import cautions
 from looped.objectives.leaks import check_core, in_two_documents
-from looped.precision import Precision
 from looped.rng import RNG, StepRandom
 from looped.training import checkpoint as ckpt
 from looped.training.block_runs import take_shared
@@ -49,10 +46,11 @@ from looped.training.layouts import LAYOUTS, Whole
 from looped.training.logs import Meter, Monitor
 from looped.training.micro_batch import MicroBatches, clock_of
 from looped.training.optim import EMA, build_optimizers, decay_start, lr_factor, set_lr
-from looped.training.processes import Processes, first_backend
+from looped.training.processes import Processes
 from looped.training.runs import STAMP, load_run
 from looped.training.saving import Saver
 from looped.training.signals import Caught
+from looped.training.step_checks import non_finite, require_loss
 from looped.training.warm_start import take_over
 
 ASKED = 1000
@@ -62,15 +60,6 @@ AGAIN = "bring the old data back, or choose another --run"
 
 Evaluate = Callable[[Objective, Data, Config], dict[str, float]]
 Sample = Callable[[Objective, Data, Config], str | np.ndarray]
-
-
-def require_loss(loss: Any, objective: Objective) -> None:
-    """Raise UserError for what a custom rule cannot be trained by: no `Loss`, or one without gradient."""
-    name = type(objective).__name__
-    require(loss, Loss, f"the result of {name}.forward", "return looped.objectives.Loss(value)")
-    if not loss.value.requires_grad:
-        raise UserError(f"the loss of {name}.forward carries no gradient; compute it from the model's output without "
-                        f"detach() and outside of torch.no_grad()")
 
 
 class Trainer:
@@ -262,7 +251,7 @@ class Trainer:
         whole = Loss(value, {"loss": value, "grad_norm": norm})
         *parts, whole = figures_of([*losses, whole])
         if not (math.isfinite(whole["loss"]) and math.isfinite(whole["grad_norm"])):
-            raise self.non_finite(whole["loss"], whole["grad_norm"])
+            raise non_finite(self, whole["loss"], whole["grad_norm"])
         for figures in parts:
             self.meter.add({name: value for name, value in figures.items() if name != "loss"})
         self.meter.add(whole)
@@ -292,29 +281,6 @@ class Trainer:
         everyone = self.accelerator.gather(torch.tensor(own, device=self.accelerator.device)).cpu()
         self.done.seconds = everyone[:, 0].double().mean().item() / 1e9
         return everyone[:, 1:].max(0).values.tolist()
-
-    def non_finite(self, loss: float, norm: float) -> UserError:
-        """The error for a step whose update must not be made."""
-        what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient norm is {norm}"
-        bad = self.processes.gather(self.bad_rows())
-        named = [self.data.train.describe(self.done.step, rows=range(row, row + 1), **self.batch_settings())[0]
-                 for row in bad[:3]]
-        where = "; ".join(named) + (f" and {len(bad) - 3} more rows" if len(bad) > 3 else "")
-        self.saver.wait()
-        good = ckpt.list_checkpoints(self.run_dir)
-        return UserError(f"{what} at step {self.done.step} ({where or 'no single row'}); nothing was updated or saved, "
-                         f"and the last good checkpoint is {good[0] if good else 'not yet there'}; "
-                         f"try a lower optim.lr or optim.grad_clip in a new --run")
-
-    @torch.no_grad()
-    def bad_rows(self) -> list[int]:
-        """Rows of this process whose own loss is not finite; randomness is per row, so each can be recomputed alone."""
-        self.objective.eval()
-        rows = [row for micro in range(self.micro.num) for row in self.rows(micro)]
-        alone = [self.inputs(self.done.step, range(row, row + 1)) for row in rows]
-        with self.layout.whole_model(self.objective):
-            losses = [self.objective(batch.to(random.device), random).value for batch, random in alone]
-        return [row for row, loss in zip(rows, losses, strict=True) if not loss.isfinite()]
 
     # ---- reports -----------------------------------------------------------------------------------------------------
 
@@ -370,29 +336,6 @@ class Trainer:
             value = work(self.objective, self.data, self.config)
         self.objective.train()
         return value
-
-    def say_hello(self) -> None:
-        """The first lines: the data, the model, the device and precision, the step to resume from, and warnings."""
-        num, processes = sum(p.numel() for p in self.objective.parameters()), self.accelerator.num_processes
-        self.monitor.say(self.data.summary)
-        self.monitor.say(f"{self.config.objective}: {num:,} parameters, {processes} process{'es' * (processes > 1)} on "
-                         f"{self.accelerator.device}, {Precision.of(self.config, self.accelerator.device).name}"
-                         + ", deterministic" * self.config.training.deterministic
-                         + (f"; resuming from step {self.done.step}" if self.done.step else ""))
-        first_backend(self.config, self.accelerator)
-        for caution in cautions(self.config):
-            self.monitor.say(f"warning: {caution}")
-
-    def say_goodbye(self) -> None:
-        """The last lines: how the run ended, and how to resume it."""
-        done = self.done
-        if self.fraction < 1:
-            why = signal.Signals(self.signal).name if self.signal else "ended early"
-            self.monitor.say(f"{why}: stopped after step {done.step}, which is saved; "
-                             f"run the same command again to resume")
-        else:
-            self.monitor.say(f"done: {done.step} steps, {done.tokens:,} tokens, {done.seconds:.1f} s of training; "
-                             f"the run is {self.run_dir}")
 
     # ---- checkpoints -------------------------------------------------------------------------------------------------
 
