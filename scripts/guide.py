@@ -199,7 +199,7 @@ def first_sentence(path: str) -> str:
     docstring = read_package()[path.removeprefix("looped.")].docstring
     if docstring is None:
         raise PluginError(f"{path} has no docstring")
-    return text(re.split(r"(?<=\.)\s+(?=[A-Z`]|[\w, ]+: )|\n\n", docstring.value)[0].rstrip(":"))
+    return text(re.split(r"(?<=\.)\s+(?=[A-Z`]|[a-z]\w*(?:, \w+)*: )|\n\n", docstring.value)[0].rstrip(":"))
 
 
 def own_names(package: str) -> list[str]:

@@ -48,7 +48,7 @@ def names_of(described: griffe.Object) -> list[str]:
 def for_page(docstring: str, names: Iterable[str]) -> str:
     """The docstring with indented paragraphs as code, and those that describe two names or more as lists."""
     one = rf"`?(?:{'|'.join(map(re.escape, sorted(names, key=len, reverse=True))) or '(?!)'})`?"
-    item = re.compile(rf"(?:^|(?<=[.;] ))({one}(?:, {one})*): ")
+    item = re.compile(rf"(?:^|(?<=[.;] ))({one}(?:, {one})*(?: \([^()]*\))?): ")
     pages = []
     for is_code, group in groupby(re.split(r"\n\n+", docstring), key=lambda part: part.startswith("    ")):
         parts = list(group)
@@ -70,9 +70,12 @@ def _listed(paragraph: str, item: re.Pattern[str]) -> str:
     if len(parts) < 4:  # two names and their texts
         return paragraph
     texts, (last, *rest) = parts[1:-1:2], SENTENCE.split(parts[-1], maxsplit=1)
-    lines = [f"- {_as_code(name)}: {text.strip()}" for name, text in zip(parts[::2], [*texts, last], strict=True)]
+    lines = [f"- {_as_code(name)}: {text.strip().rstrip(';')}"
+             for name, text in zip(parts[::2], [*texts, last], strict=True)]
     return "\n\n".join(filter(None, [lead.strip(), "\n".join(lines), *rest]))
 
 
-def _as_code(names: str) -> str:
-    return ", ".join(f"`{name.strip('`')}`" for name in names.split(", "))
+def _as_code(described: str) -> str:
+    """Names in backticks, with the shape after them, if there is one, as it is."""
+    names, bracket, shape = described.partition(" (")
+    return ", ".join(f"`{name.strip('`')}`" for name in names.split(", ")) + bracket + shape

@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -30,7 +31,7 @@ from typing import Any
 from looped.cli import main as looped
 from looped.errors import UserError
 from looped.objectives import Loss
-from looped.training import checkpoint, train, trainer
+from looped.training import checkpoint, processes, train, trainer
 from looped.training.checkpoint import list_checkpoints
 
 CONFIG = """
@@ -45,12 +46,15 @@ evaluation: {num_sequences: 4, prompt_length: 4, sample_length: 4}
 LIMIT = 6.0
 """`training.lost_after`, in seconds."""
 NUM = 2
+GROUP_LIMIT = 10.0
+"""Seconds that an exchange may take in a case of `limit exceeded`."""
 AGAIN = "run the same command again"
 
 
 @dataclass
 class Case:
-    """A fault in a process of a run, at the end of a step. pids: of the processes, by rank."""
+    """A fault in a process of a run, at the end of a step. pids: of the processes, by rank, or of the agent that has
+    started them."""
 
     kind: str
     rank: int
@@ -69,19 +73,22 @@ class Case:
 @dataclass(frozen=True)
 class Fault:
     """A kind of fault. says: the sentence, a pattern, of every process that can say one; codes: exit codes of the
-    process with the fault and of the others; patch: of that process, before it starts; strike: an act on the processes
-    at the step; seconds: until all have ended; saved: the step of the fault is saved; flags: of that process alone;
-    mute: the others say nothing; still: the process does not end by itself."""
+    process with the fault and of the others; patch: of that process, before it starts; common: of all; strike: an act
+    on the processes at the step; seconds: until all have ended; saved: the step of the fault is saved; flags: of that
+    process alone; mute: the others say nothing; still: the process does not end by itself; agent: torchrun starts the
+    processes, and the fault is its own."""
 
     says: str
     codes: tuple[int, int]
     patch: Callable[[Case], None] = lambda case: None
+    common: Callable[[], None] = lambda: None
     strike: Callable[[Case], None] | None = None
     seconds: float = 2 * LIMIT + 10
     saved: bool = False
     flags: Callable[[Case], list[str]] = lambda case: []
     mute: bool = False
     still: bool = False
+    agent: bool = False
 
 
 # ----------------------------------------------------------------------------- faults
@@ -124,14 +131,28 @@ def full_disk(case: Case) -> None:
     at_step(case, lambda _: setattr(checkpoint, "save_file", write))
 
 
-def slow_evaluation(case: Case) -> None:
-    plain = train.heldout_figures
+def slow_evaluation(seconds: float) -> Callable[[Case], None]:
+    def patch(case: Case) -> None:
+        plain = train.heldout_figures
 
-    def slow(*arguments: Any) -> dict[str, float]:
-        time.sleep(2 * LIMIT)
-        return plain(*arguments)
+        def slow(*arguments: Any, **named: Any) -> dict[str, float]:
+            time.sleep(seconds)
+            return plain(*arguments, **named)
 
-    train.heldout_figures = slow
+        train.heldout_figures = slow
+
+    return patch
+
+
+def short_exchanges() -> None:
+    """The limit of the group, half an hour or more, is one that an evaluation can pass in a test."""
+    processes.timedelta = lambda **_: timedelta(seconds=GROUP_LIMIT)
+
+
+def other_contents(case: Case) -> None:
+    """The file of the text has other contents where the rank reads it."""
+    plain = train.find_data
+    train.find_data = lambda config: plain(config.replace(**{"data.path": [str(case.folder.parent / "other.txt")]}))
 
 
 def own_folder(case: Case) -> None:
@@ -159,6 +180,7 @@ SIGNALLED = r"SIGTERM: stopped after step \d+, which is saved"
 FAULTS = {
     "two SIGTERMs to all": Fault(SIGNALLED, (143, 143), strike=send(signal.SIGTERM, everyone=True, twice=True),
                                    saved=True, mute=True),
+    "SIGTERM to the agent": Fault(SIGNALLED, (1, 1), strike=send(signal.SIGTERM), saved=True, agent=True),
     "SIGTERM to one": Fault(SIGNALLED, (143, 143), strike=send(signal.SIGTERM), saved=True, mute=True),
     "SIGINT to all": Fault(SIGNALLED.replace("TERM", "INT"), (130, 130), strike=send(signal.SIGINT, everyone=True),
                            saved=True, mute=True),
@@ -168,16 +190,20 @@ FAULTS = {
     "disk full": Fault("cannot write checkpoint .*No space left on device", (2, 2), full_disk),
     "another seed": Fault("rank {rank} has seed 7, and rank 0 has 0", (2, 2), flags=lambda case: ["--seed", "7"]),
     "another text": Fault("rank {rank} has data.path .*other.txt", (2, 2), flags=other_text),
+    "text differing on one rank": Fault("rank {rank} has fingerprint of the data .*; give every process the same data",
+                                        (2, 2), other_contents),
     "another disk": Fault("rank {rank} has .* and rank 0 has .*; put the run .* all nodes share", (2, 2), own_folder),
     "NaN": Fault(r"the loss is nan at step {step} \(.*\); nothing was updated", (2, 2), not_a_number),
     "an error of the user's": Fault("rank {rank} ended: the disk of a node cannot be read", (2, 2),
                                     fail(UserError("the disk of a node cannot be read"))),
     "a bug": Fault("rank {rank} ended: KeyError: 'a bug'", (1, 1), fail(KeyError("a bug"))),
-    "long evaluation": Fault("", (0, 0), slow_evaluation, mute=True, seconds=60 + 6 * LIMIT),
+    "long evaluation": Fault("", (0, 0), slow_evaluation(2 * LIMIT), mute=True, seconds=60 + 6 * LIMIT),
+    "limit exceeded": Fault("", (0, 0), slow_evaluation(1.5 * GROUP_LIMIT), short_exchanges, mute=True,
+                            seconds=60 + 4 * GROUP_LIMIT),
 }
-ONLY_FIRST = ("disk full", "long evaluation")
+ONLY_FIRST = ("disk full", "SIGTERM to the agent")
 """Faults of what the first process does for all."""
-NEVER_FIRST = ("another seed", "another text", "another disk")
+NEVER_FIRST = ("another seed", "another text", "text differing on one rank", "another disk")
 """Faults that are told as the other's, since all are compared with the first."""
 
 
@@ -185,33 +211,29 @@ NEVER_FIRST = ("another seed", "another text", "another disk")
 
 
 def start(case: Case, fault: Fault | None) -> None:
-    """Fork the processes of a run, one of them with the fault."""
+    """Fork the processes of a run, one of them with the fault, or an agent that starts them."""
+    case.pids = []
+    if fault is not None and fault.agent:
+        case.pids.append(_fork(case, 0, lambda: _launch(case)))
+        return
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    case.pids = []
     for rank in range(NUM):
-        pid = os.fork()
-        if not pid:
-            _become(case, fault if rank == case.rank else None, rank, port)
-        case.pids.append(pid)
+        case.pids.append(_fork(case, rank, lambda rank=rank: _train(case, fault, rank, port)))
 
 
-def _become(case: Case, fault: Fault | None, rank: int, port: int) -> None:
-    """The forked process: train, and end with the exit code of the command."""
+def _fork(case: Case, rank: int, work: Callable[[], int]) -> int:
+    """The process id of a fork that does `work()` and ends with the code that this returns."""
+    if pid := os.fork():
+        return pid
     code = 1
     try:
         log = os.open(case.log(rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(NUM), "LOCAL_WORLD_SIZE": str(NUM),
-                       "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "1"}
         os.chdir(case.folder)
-        flags = []
-        if fault is not None:
-            fault.patch(case)
-            flags = fault.flags(case)
-        code = looped(["train", str(case.folder.parent / "config.yaml"), "--run", "run", *flags])
+        code = work()
     except BaseException:
         import traceback
 
@@ -224,11 +246,34 @@ def _become(case: Case, fault: Fault | None, rank: int, port: int) -> None:
         os._exit(code)
 
 
+def _train(case: Case, fault: Fault | None, rank: int, port: int) -> int:
+    """Train as a process of the group; returns the exit code of the command."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(NUM), "LOCAL_WORLD_SIZE": str(NUM),
+                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "1"}
+    flags = []
+    if fault is not None:
+        fault.common()
+        if rank == case.rank:
+            fault.patch(case)
+            flags = fault.flags(case)
+    return looped([*command(case), *flags])
+
+
+def _launch(case: Case) -> int:
+    """Become torchrun, which starts the processes anew and passes its signals on to them."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(NUM), "-m", "--", "looped.cli"]
+    os.execve(sys.executable, [sys.executable, *launcher, *command(case)], os.environ | {"ACCELERATE_USE_CPU": "1"})
+
+
+def command(case: Case) -> list[str]:
+    return ["train", str(case.folder.parent / "config.yaml"), "--run", "run"]
+
+
 def wait(case: Case, seconds: float, without: int | None = None) -> dict[int, int]:
     """Exit codes of the processes that end within so many seconds; `without`: one that is not waited for."""
     codes: dict[int, int] = {}
     deadline = time.monotonic() + seconds
-    while not {*range(NUM)} - {without} <= {*codes} and time.monotonic() < deadline:
+    while not {*range(len(case.pids))} - {without} <= {*codes} and time.monotonic() < deadline:
         for rank, pid in enumerate(case.pids):
             if rank not in codes and (ended := os.waitpid(pid, os.WNOHANG))[0]:
                 codes[rank] = os.waitstatus_to_exitcode(ended[1])
@@ -272,17 +317,18 @@ def check(case: Case, expected: list[bytes]) -> dict[str, Any]:
     begun = time.monotonic()
     codes = wait(case, fault.seconds + (60 if fault.strike is None else 0), case.rank if fault.still else None)
     seconds = time.monotonic() - begun
-    late = [rank for rank in range(NUM) if rank not in codes and not (fault.still and rank == case.rank)]
+    ranks = range(len(case.pids))
+    late = [rank for rank in ranks if rank not in codes and not (fault.still and rank == case.rank)]
     end(case, codes)
     wrong = [f"rank {rank} did not end" for rank in late]
-    others = [rank for rank in range(NUM) if rank != case.rank]
+    others = [rank for rank in ranks if rank != case.rank]
     if codes[case.rank] != fault.codes[0] or any(codes[rank] != fault.codes[1] for rank in others):
         wrong.append(f"exit codes {codes}")
-    wrong += [f"rank {rank} says: {said}" for rank in range(NUM) if (said := unsaid(case, fault, rank))]
+    wrong += [f"rank {rank} says: {said}" for rank in ranks if (said := unsaid(case, fault, rank))]
     before = [path.name for path in list_checkpoints(case.run)]
     if fault.saved and not any(int(name.rpartition("-")[2]) >= case.step for name in before):
         wrong.append(f"step {case.step} is not among the checkpoints {before}")
-    for rank in range(NUM):
+    for rank in ranks:
         case.log(rank).rename(case.log(rank).with_suffix(".fault"))
     start(case, None)
     again = wait(case, 120)

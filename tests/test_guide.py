@@ -178,6 +178,8 @@ def test_described_arguments_become_items(docstrings):
     names = ["mean", "backprop"]
     said = docstrings.for_page("Depths. mean: of the loop.\nbackprop: None: all. Raises UserError.", names)
     assert said == "Depths.\n\n- `mean`: of the loop.\n- `backprop`: None: all.\n\nRaises UserError."
+    shaped = docstrings.for_page("`mean` (B,): of each; backprop (B, L): all.", names)
+    assert shaped == "- `mean` (B,): of each\n- `backprop` (B, L): all."
     assert docstrings.for_page("One. mean: of the loop.", ["mean"]) == "One. mean: of the loop."
     assert docstrings.for_page("Of both. a: b: c.", ["mean"]) == "Of both. a: b: c."
 

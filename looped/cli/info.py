@@ -57,8 +57,11 @@ def _describe_machine() -> None:
 
 
 def _describe_run(path: Path) -> None:
+    from looped.config.reads import num_sequences_of
+    from looped.data.from_config import located
+    from looped.data.mixture import shares_said
     from looped.training.checkpoint import list_checkpoints
-    from looped.training.runs import load_run, read_stamp
+    from looped.training.runs import load_run, read_stamp, started_in
 
     run, stamp = load_run(path), read_stamp(path)
     print(f"{path}: {run.config.objective}, {sum(p.numel() for p in run.objective.parameters()):,} parameters, "
@@ -74,4 +77,6 @@ def _describe_run(path: Path) -> None:
     if run.identity.facts:
         given = ", given in Python" * run.identity.given
         print("data: " + ", ".join(f"{name} {value}" for name, value in run.identity.facts.items()) + given)
+    for line in shares_said(located(run.config, started_in(path)).data, num_sequences_of(run.config)):
+        print(line)
     print("checkpoints: " + ", ".join(folder.name for folder in list_checkpoints(path)))

@@ -1,4 +1,4 @@
-"""`looped plan`: memory, bytes sent and hours of a run on several devices, before it is run."""
+"""`looped plan`: memory, bytes sent, hours and checkpoints of a run on several devices, before it is run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,8 @@ from looped.errors import UserError
 @dataclass
 class Plan(Verb):
     """Plan a run on several devices: memory of each process, the largest micro-batch that fits, bytes sent per step,
-    steps and hours. Nothing is trained: FLOPs and bytes are counted on tensors without values.
+    steps, hours and the size of a checkpoint. Nothing is trained: FLOPs and bytes are counted on tensors without
+    values.
     """
 
     config: Positional[Path]
@@ -27,6 +28,8 @@ class Plan(Verb):
     """peak FLOP/s of a device in the precision of training, such as 989e12; without it no time is given"""
     utilisation: float = 0.4
     """fraction of the peak that training reaches; measure it with looped bench flops, or scripts/gpu_check.py"""
+    disk: str | None = None
+    """bytes per second that the disk of the run writes, such as 1GB; without it no time of a checkpoint is given"""
 
     def __call__(self, settings: Settings) -> None:
         if self.devices < 1:
@@ -41,5 +44,6 @@ class Plan(Verb):
         from looped.data.from_config import vocab_size_of
 
         print(format_plan(plan(config, vocab_size_of(config), devices=self.devices,
-                               limit=None if self.memory is None else bytes_of(self.memory),
-                               flops=None if self.flops is None else self.flops * self.utilisation)))
+                               limit=None if self.memory is None else bytes_of(self.memory, "--memory"),
+                               flops=None if self.flops is None else self.flops * self.utilisation,
+                               disk=None if self.disk is None else bytes_of(self.disk, "--disk"))))

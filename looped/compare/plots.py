@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -91,6 +92,11 @@ def _band(axes, x, seeds: np.ndarray, colour: str, label: str, style: str) -> No
 def _save(figure, axes, path: Path, gauge: Metric) -> None:
     axes.set_ylim(*_limits(axes, gauge))
     axes.set_ylabel(gauge.axis)
+    finish(figure, axes, path)
+
+
+def finish(figure: Any, axes: Any, path: Path) -> None:
+    """Draw the grid and the legend of a plot, and save it."""
     axes.grid(alpha=0.25, linewidth=0.6)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

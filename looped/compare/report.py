@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from looped.compare.compute_to_target import Reach, sentences
+from looped.compare.gains import Gain, gain_sections, gains
 from looped.compare.kinds import Kind
 from looped.compare.matched_compute import at_equal, equal_note, equal_table
 from looped.compare.measure import Measured
@@ -33,8 +34,9 @@ def write_report(plan: Plan, kind: Kind, measured: Sequence[Measured]) -> str:
     arms = kind.summarise(measured)
     found = kind.reaches(arms)
     try:
-        write_text(plan.out / ROWS, "".join(json.dumps(_known(row)) + "\n" for row in rows(arms, found)))
-        report = sections(plan, kind, arms, found)
+        gained = gains(arms) if len(arms) > 1 else []
+        write_text(plan.out / ROWS, "".join(json.dumps(_known(row)) + "\n" for row in rows(arms, found, gained)))
+        report = sections(plan, kind, arms, found, gained)
         write_text(plan.out / TEXT, markdown(report, plan.out) + "\n")
         write_text(plan.out / PAGE, page(report))
     except OSError as error:
@@ -43,7 +45,8 @@ def write_report(plan: Plan, kind: Kind, measured: Sequence[Measured]) -> str:
     return markdown(report)
 
 
-def sections(plan: Plan, kind: Kind, arms: Sequence[ArmSummary], found: Sequence[Reach]) -> list[Section]:
+def sections(plan: Plan, kind: Kind, arms: Sequence[ArmSummary], found: Sequence[Reach],
+             gained: Sequence[Gain]) -> list[Section]:
     """The sections of the report; draws its plots."""
     seeds = "one seed" if plan.num_seeds == 1 else f"{plan.num_seeds} seeds"
     unit, amounts = plan.unit.replace("-", " "), dict.fromkeys(f"{arm.config.training.budget:,}" for arm in plan.arms)
@@ -53,6 +56,7 @@ def sections(plan: Plan, kind: Kind, arms: Sequence[ArmSummary], found: Sequence
         Prose(f"{' or '.join(amounts)} {unit} of training each, {seeds}, the same held-out {kind.held_out}."),
         Findings(said[:FEW]), Folded(f"{len(said) - FEW} more", [Findings(said[FEW:])]),
         Heading("Quality and cost"), kind.table(arms, plan),
+        *gain_sections(arms, plan, gained),
         Heading("At equal budgets"), Prose(equal_note(arms, plan)), equal_table(arms),
         Beside(budget_figures(arms, plan.out)), *kind.depths(arms, plan), *kind.samples(arms),
         Heading("The arms"), Bullets([f"{name}: {text}" for name, text in plan.named.items()]),
@@ -82,10 +86,11 @@ def _all(values: Iterable[Any]) -> str:
     return "; ".join(sorted({str(value) for value in values}))
 
 
-def rows(arms: Sequence[ArmSummary], found: Sequence[Reach]) -> list[dict[str, Any]]:
+def rows(arms: Sequence[ArmSummary], found: Sequence[Reach], gained: Sequence[Gain]) -> list[dict[str, Any]]:
     """The rows of compare.jsonl, by `kind`. figure: one row of an evaluation; cost: training cost of a run; difference:
     an arm minus the first arm; share: one cell of the table of a task or of images; equal: an arm at the largest budget
-    that all runs reached; reach: compute-to-target between two arms."""
+    that all runs reached; reach: compute-to-target between two arms; gain: an arm's gain over the baseline, its weights
+    and its training FLOPs."""
     lines: list[dict[str, Any]] = []
     for arm in arms:
         for run in arm.runs:
@@ -94,7 +99,8 @@ def rows(arms: Sequence[ArmSummary], found: Sequence[Reach]) -> list[dict[str, A
             lines.append({"kind": "cost", **who, **run.costs})
         lines += [{"kind": row["kind"], "arm": arm.name} | row for row in arm.rows()]
     lines += [{"kind": "equal", **each.as_dict()} for each in at_equal(arms)]
-    return lines + [{"kind": "reach", **each.as_dict()} for each in found]
+    lines += [{"kind": "reach", **each.as_dict()} for each in found]
+    return lines + [each.as_dict() for each in gained]
 
 
 def _known(row: dict[str, Any]) -> dict[str, Any]:

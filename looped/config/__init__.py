@@ -195,7 +195,7 @@ def _merge(values: Mapping, flags: Mapping[str, Any]) -> dict:
                 raise UserError(f"--{name}: '{section}' is set to {inner!r} in the config, not to a section")
             target[section] = inner
             target = inner
-        target[key] = value
+        target[key] = _merge(value, {}) if isinstance(value, Mapping) else value
     return merged
 
 

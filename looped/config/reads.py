@@ -57,6 +57,10 @@ READERS: tuple[Readers, ...] = (
     _where(["fixed_point.phantom_steps", "fixed_point.tau"], "fixed_point.gradient", "phantom"),
     _where(["noprop.dim"], "noprop.embedding", "learned"),
     _where(["images.randaugment_ops", "images.randaugment_magnitude"], "images.randaugment", True),
+    Readers(("data.dataset_config", "data.split", "data.streaming"), lambda config: config.data.dataset is not None,
+            lambda config: "data.mixture" if config.data.mixture else "data.dataset null"),
+    _where(["data.heldout_bytes"], "data.streaming", "endless"),
+    _where(["data.heldout", "data.max_bytes", "data.vocab_size", "data.cache_dir"], "data.streaming", False, True),
     _where(["optim.muon_lr"], "optim.name", "muon"),
     _where(["optim.decay_fraction"], "optim.schedule", "wsd"),
     _where(["optim.min_lr_fraction"], "optim.schedule", "cosine", "wsd"),
@@ -93,9 +97,19 @@ def _is_among(name: str, settings: Iterable[str]) -> bool:
 def unread(config: Config, names: Iterable[str]) -> dict[str, str]:
     """Name -> the condition under which it is not read, for settings without effect that are not at their defaults."""
     defaults = Config()
-    changed = [name for name in names if config.value(name) != defaults.value(name)]
+    changed = [name for name in dict.fromkeys(map(setting_of, names)) if config.value(name) != defaults.value(name)]
     found = {name: not_read_under(config, name) for name in changed}
     return {name: under for name, under in found.items() if under}
+
+
+def setting_of(name: str) -> str:
+    """The setting in which the value of a dotted name lies: `data.mixture` of `data.mixture.web.weight`."""
+    parts, section = name.split("."), Config()
+    for place, part in enumerate(parts, start=1):
+        section = getattr(section, part)
+        if not isinstance(section, Section):
+            return ".".join(parts[:place])
+    return name
 
 
 def set_names(config: Config) -> list[str]:
@@ -126,15 +140,24 @@ def unread_in(file: Config, config: Config, flags: Iterable[str]) -> list[str]:
     return sentences(unread(config, [name for name in set_names(file) if name not in flags]))
 
 
+def steps_of(config: Config) -> int | None:
+    """The number of optimiser steps of `training.budget`; None if it depends on more than the config."""
+    training = config.training
+    if training.budget_unit == "tokens" and "data.length" in config.kind.reads:
+        return -(-training.budget // (training.batch_size * config.data.length))
+    return training.budget if training.budget_unit == "steps" else None
+
+
+def num_sequences_of(config: Config) -> int | None:
+    """The number of training sequences of `training.budget`; None if it depends on more than the config."""
+    steps = steps_of(config)
+    return None if steps is None else steps * config.training.batch_size
+
+
 def short_warmup(config: Config) -> str:
     """A warning that the run ends before its warmup, if its number of steps is known; "" otherwise."""
-    training, warmup = config.training, config.optim.warmup_steps
-    steps = training.budget
-    if training.budget_unit == "tokens" and "data.length" in config.kind.reads:
-        steps = -(-training.budget // (training.batch_size * config.data.length))
-    elif training.budget_unit != "steps":
-        return ""
-    if warmup <= steps:
+    warmup, steps = config.optim.warmup_steps, steps_of(config)
+    if steps is None or warmup <= steps:
         return ""
     return (f"optim.warmup_steps {warmup} is more than the {steps} steps of training.budget, so that the learning rate "
             f"never reaches its peak; lower the former or raise the latter")

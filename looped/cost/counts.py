@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from looped.config import Config
-from looped.cost.traced_flops import FakeTraining
+from looped.cost.traced_flops import FakeTraining, flops_of
 from looped.data.batch import Batch
 from looped.domains import domain_of
-from looped.training.optim import hidden_matrices
+from looped.training.optim import build_optimizers, hidden_matrices
 
 WIDE = 4
 """Bytes per float32, the dtype of weights, gradients and optimiser state."""
@@ -21,8 +21,10 @@ class Counts:
     parameters: unique parameters of the objective, including those outside its model. effective_parameters: parameters
     of the unrolled network of a training step, with the core counted once per pass (`Rule.passes`). dtype: that of
     matrix products, on the device that training would take. training_bytes: weights, gradients, optimiser state,
-    averaged weights and saved activations. gradients, moments: numbers of elements. tokens, layer_forwards: per
-    sequence of an optimiser step.
+    averaged weights and saved activations. again_flops: of layers that are computed again in backward; update_flops: of
+    Muon's own matrix products, in each process; neither is in step_flops. checkpoint_bytes: tensors of a checkpoint.
+    trained, gradients, moments: numbers of elements, of the weights that are trained at all, of those that a step
+    trains, and of the optimiser's state. tokens, layer_forwards: per sequence of an optimiser step.
     """
 
     parameters: int
@@ -30,9 +32,13 @@ class Counts:
     effective_parameters: int
     forward_flops: int
     step_flops: int
+    again_flops: int
+    update_flops: int
     dtype: str
     saved_activation_bytes: int
     training_bytes: int
+    checkpoint_bytes: int
+    trained: int
     gradients: int
     moments: int
     tokens: float
@@ -53,19 +59,23 @@ def count(config: Config, vocab_size: int) -> Counts:
     costs = [(weight, training.step(part, decisions)) for weight, decisions in objective.decisions()]
     kept = round(sum(weight * cost.kept for weight, cost in costs))
     gradients = max(cost.gradients for _, cost in costs)
+    update = sum(flops_of(optimizer.step) for optimizer in build_optimizers(objective, config.optim))
+    done = sum(weight * (cost.forward_flops + cost.backward_flops) for weight, cost in costs)
     if config.training.checkpoint_activations:  # FLOPs without recomputed layers
         plain = FakeTraining(config.replace(**{"training.checkpoint_activations": False}), inputs)
         costs = [(weight, plain.step(part, decisions)) for weight, decisions in plain.objective.decisions()]
     forward = config.training.accumulation * sum(weight * cost.forward_flops for weight, cost in costs)
     backward = config.training.accumulation * sum(weight * cost.backward_flops for weight, cost in costs)
-    parameters = _numel(objective)
+    parameters, averages = _numel(objective), config.optim.ema_decay > 0
     return Counts(
         parameters=parameters, core_parameters=_numel(core),
         effective_parameters=round(parameters + _numel(core) * (config.rule.passes(config) - 1)),
-        forward_flops=round(forward), step_flops=round(forward + backward), dtype=training.precision.dtype,
-        saved_activation_bytes=kept,
-        training_bytes=WIDE * (parameters * (1 + (config.optim.ema_decay > 0)) + gradients + moments) + kept,
-        gradients=gradients, moments=moments,
+        forward_flops=round(forward), step_flops=round(forward + backward),
+        again_flops=round(config.training.accumulation * done - forward - backward), update_flops=update,
+        dtype=training.precision.dtype, saved_activation_bytes=kept,
+        training_bytes=WIDE * (parameters * (1 + averages) + gradients + moments) + kept,
+        checkpoint_bytes=_state_bytes(objective) * (1 + averages) + WIDE * moments,
+        trained=trained, gradients=gradients, moments=moments,
         tokens=(Batch.of(part) if isinstance(part, Tensor) else part).num_tokens / len(part),
         layer_forwards=objective.layer_forwards())
 
@@ -84,3 +94,9 @@ def format_counts(counts: Counts) -> str:
 
 def _numel(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
+
+
+def _state_bytes(module: nn.Module) -> int:
+    """Bytes of a module's state, a tied tensor once."""
+    unique = {id(tensor): tensor for tensor in module.state_dict(keep_vars=True).values()}
+    return sum(tensor.nbytes for tensor in unique.values())

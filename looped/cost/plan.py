@@ -35,7 +35,8 @@ class Bytes:
 class Plan:
     """A run on `devices` processes. rows: sequences of a micro-batch; most_rows: as many as fit the memory, None
     without a limit; sent: bytes that a process sends per step; gathered: bytes of the weights that a process has after
-    gathering them; steps: None for a budget in seconds; seconds: of a step, None without a speed."""
+    gathering them; steps: None for a budget in seconds; seconds: of a step, None without a speed; writing: seconds in
+    which a disk takes a checkpoint, None without its speed."""
 
     counts: Counts
     devices: int
@@ -47,34 +48,40 @@ class Plan:
     step_flops: int
     steps: int | None
     seconds: float | None
+    writing: float | None
 
 
 def plan(config: Config, vocab_size: int, *, devices: int, limit: float | None = None,
-         flops: float | None = None) -> Plan:
-    """The plan of a config on so many devices. limit: bytes of memory of each; flops: FLOP/s that each really does.
-    Raises UserError if the batch does not go round."""
+         flops: float | None = None, disk: float | None = None) -> Plan:
+    """The plan of a config on so many devices. limit: bytes of memory of each; flops: FLOP/s that each really does;
+    disk: bytes per second that the disk of the run writes. Raises UserError if the batch does not go round."""
     part = MicroBatches.of(config, 0, devices)
     whole = count(config, vocab_size)
-    fixed, per_row = _activations(config, vocab_size)
+    fixed, per_row = _activations(config, vocab_size, part.size)
     share = 1 / devices if config.training.shard == "fsdp" else 1.0
     sharded, several = share < 1, devices > 1
     weights, gradients = WIDE * whole.parameters, WIDE * whole.gradients
+    summed = WIDE * whole.trained
     memory = Bytes(weights * share, gradients * share, WIDE * whole.moments * share,
                    weights * share * (config.optim.ema_decay > 0),
-                   weights + gradients if sharded else gradients * several, fixed + per_row * part.size)
+                   weights + gradients if sharded else summed * several, fixed + per_row * part.size)
     ring = (devices - 1) / devices
     room = None if limit is None else limit - (memory.total - per_row * part.size)
-    steps = _steps(config, whole)
-    return Plan(whole, devices, part.size, memory, None if room is None else max(0, math.floor(room / per_row)),
-                ring * (weights + gradients if sharded else 2 * gradients), weights * sharded, whole.step_flops, steps,
-                None if flops is None else whole.step_flops / (devices * flops))
+    return Plan(
+        counts=whole, devices=devices, rows=part.size, memory=memory,
+        most_rows=None if room is None else max(0, math.floor(room / per_row)),
+        sent=ring * (weights + gradients if sharded else 2 * summed), gathered=weights * sharded,
+        step_flops=whole.step_flops, steps=_steps(config, whole),
+        seconds=None if flops is None else (
+            (whole.step_flops + whole.again_flops) / devices + whole.update_flops) / flops,
+        writing=None if disk is None else whole.checkpoint_bytes / disk)
 
 
-def _activations(config: Config, vocab_size: int) -> tuple[float, float]:
-    """(bytes kept whatever the batch, bytes kept per sequence)."""
-    one, two = (count(config.replace(**{"training.batch_size": rows, "training.accumulation": 1}), vocab_size)
-                .saved_activation_bytes for rows in (1, 2))
-    return 2 * one - two, two - one
+def _activations(config: Config, vocab_size: int, rows: int) -> tuple[float, float]:
+    """(bytes kept whatever the batch, bytes kept per sequence), from micro-batches of `rows` and of twice as many."""
+    one, two = (count(config.replace(**{"training.batch_size": num, "training.accumulation": 1}), vocab_size)
+                .saved_activation_bytes for num in (rows, 2 * rows))
+    return 2 * one - two, (two - one) / rows
 
 
 def _steps(config: Config, counts: Counts) -> int | None:
@@ -85,8 +92,8 @@ def _steps(config: Config, counts: Counts) -> int | None:
     return None if per_step is None else math.ceil(training.budget / per_step)
 
 
-def bytes_of(text: str) -> float:
-    """`80GB`, `512 MB` or a plain number as bytes. Raises UserError."""
+def bytes_of(text: str, flag: str) -> float:
+    """`80GB`, `512 MB` or a plain number, the value of a flag, as bytes. Raises UserError."""
     number = text.strip().upper().removesuffix("B")
     scale = {"K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}.get(number[-1:], 1.0)
     try:
@@ -94,7 +101,7 @@ def bytes_of(text: str) -> float:
     except ValueError:
         found = math.nan
     if not 0 < found < math.inf:
-        raise UserError(f"--memory {text!r} is not a size; write e.g. 80GB or 512MB")
+        raise UserError(f"{flag} {text!r} is not a size; write e.g. 80GB or 512MB")
     return found
 
 
@@ -115,9 +122,13 @@ def format_plan(plan: Plan) -> str:
         rows.append(("largest micro-batch", _sequences(plan.most_rows) if plan.most_rows else
                      "none fits; shard the model (training.shard fsdp), or take a smaller one"))
     rows += [("sent", f"{plan.sent / mega:,.1f} MB per process and step"),
-             ("FLOPs", f"{plan.step_flops:.3e} per step, over all processes")]
+             ("FLOPs", f"{plan.step_flops:.3e} per step, over all processes" + (
+                 f", and {again:.3e} of layers computed again" if (again := plan.counts.again_flops) else "") + (
+                 f", and {update:.3e} of the optimiser in each" if (update := plan.counts.update_flops) else ""))]
     if plan.steps is not None:
         rows.append(("steps", f"{plan.steps:,}"))
+    rows.append(("checkpoint", f"{plan.counts.checkpoint_bytes / mega:,.1f} MB" + (
+        "" if plan.writing is None else f", {plan.writing:,.3g} s to write")))
     if plan.seconds is not None:
         rows.append(("time", f"{plan.seconds:,.3g} s per step" + (
             "" if plan.steps is None else f", {plan.seconds * plan.steps / 3600:,.2f} h in all")))

@@ -88,14 +88,14 @@ def characters_in(document: AnyDocument, num_bytes: int) -> int:
     return characters
 
 
-def pieces_of(parts: Iterable[str]) -> Iterator[str]:
-    """A text, given in parts, in pieces of at most PIECE characters, cut after a line break if possible; the pieces do
-    not depend on the parts. An empty text is one empty piece."""
-    held = ""
+def pieces_of(parts: Iterable[str], size: int | None = None) -> Iterator[str]:
+    """A text, given in parts, in pieces of at most `size` (PIECE) characters, cut after a line break if possible; the
+    pieces do not depend on the parts. An empty text is one empty piece."""
+    held, size = "", size or PIECE
     for part in parts:
         held, start = held + part, 0
-        while len(held) - start > PIECE:
-            cut = held.rfind("\n", start, start + PIECE) + 1 or start + PIECE
+        while len(held) - start > size:
+            cut = held.rfind("\n", start, start + size) + 1 or start + size
             yield held[start:cut]
             start = cut
         held = held[start:]

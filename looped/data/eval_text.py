@@ -4,15 +4,15 @@ that bits/byte are comparable between models with different tokenizers.
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from looped.config.data import DataConfig
 from looped.data.corpus import load_corpus
-from looped.data.loader import TokenStream
+from looped.data.loader import LONGER, TokenStream
 from looped.data.text import TextData, check_lossless
 from looped.data.text_sources import Document
 from looped.data.tokenizer import TextTokenizer
@@ -35,6 +35,8 @@ class HeldoutText:
 
     picture = None
     """Text has no images."""
+    parts: ClassVar[Mapping[str, TextData]] = TextData.parts
+    by_source = TextData.by_source
 
     @property
     def vocab_size(self) -> int:
@@ -77,14 +79,21 @@ def heldout_text(texts: Iterable[str | Document], tokenizer: TextTokenizer, *,
     documents = [document for document in documents if document.text]
     if not documents:
         raise UserError(f"{source} holds no text; give it at least one document that is not empty")
-    check_lossless(tokenizer, documents, "the run's tokenizer.json")
+    stream, bytes_per_token = encoded(
+        "given", documents, tokenizer, "the run's tokenizer.json",
+        longer="give a longer one, or measure it in Python by looped.evaluate_depth, whose sequences may be shorter")
+    return HeldoutText(stream, tokenizer, bytes_per_token, fingerprint_of(documents), source)
+
+
+def encoded(name: str, documents: Sequence[Document], tokenizer: TextTokenizer, path: str, *,
+            longer: str = LONGER) -> tuple[TokenStream, float]:
+    """Documents in memory as a stream, and their bytes per token. path: of the tokenizer; longer: as of the stream.
+    Raises `UserError` if it does not reproduce a text exactly."""
+    check_lossless(tokenizer, documents, path)
     tokens = np.concatenate(list(tokenizer.encode_documents([document.text for document in documents])))
-    stream = TokenStream("given", tokens, end_of_text=tokenizer.end_of_text,
-                         documents=tuple(document.name for document in documents),
-                         longer="give a longer one, or measure it in Python by looped.evaluate_depth, whose sequences "
-                                "may be shorter than those of training")
-    num_bytes = sum(len(document.text.encode()) for document in documents)
-    return HeldoutText(stream, tokenizer, num_bytes / len(tokens), _fingerprint(documents), source)
+    stream = TokenStream(name, tokens, end_of_text=tokenizer.end_of_text,
+                         documents=tuple(document.name for document in documents), longer=longer)
+    return stream, sum(len(document.text.encode()) for document in documents) / len(tokens)
 
 
 def read_heldout(path: str, tokenizer: TextTokenizer, data: DataConfig, *, field: str | None = None) -> HeldoutText:
@@ -97,7 +106,8 @@ def read_heldout(path: str, tokenizer: TextTokenizer, data: DataConfig, *, field
     return heldout_text(corpus.documents, tokenizer, source=corpus.source)
 
 
-def _fingerprint(documents: Sequence[Document]) -> str:
+def fingerprint_of(documents: Sequence[Document]) -> str:
+    """The hash of the documents' texts."""
     digest = hashlib.sha256()
     for document in documents:
         digest.update(len(raw := document.text.encode()).to_bytes(8, "little") + raw)

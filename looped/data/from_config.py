@@ -3,14 +3,18 @@
 import glob
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from looped.config import Config
+from looped.config.reads import num_sequences_of
+from looped.data.endless import find_endless
 from looped.data.image_batches import LabelledData, prepare_labelled, rescaled
 from looped.data.images import Normalizer
+from looped.data.mixture import cached_mixture, find_mixture
 from looped.data.problems import TaskData, prepare_task
-from looped.data.text import TextData, find_text
+from looped.data.text import TextData, cached_text, find_text
 from looped.data.tokenizer import TextTokenizer, load_tokenizer
 from looped.errors import UserError
 from looped.import_path import class_at
@@ -41,7 +45,11 @@ class Found:
 
 
 def _find_text(config: Config) -> Found:
-    text = find_text(config.data)
+    data = config.data
+    if data.streaming == "endless":
+        stream = find_endless(data)
+        return Found(stream.fingerprint, stream.facts, lambda seen: stream.open(seen.tokenizer))
+    text = find_mixture(data, num_sequences_of(config)) if data.mixture else find_text(data)
     return Found(text.fingerprint, text.facts, lambda seen: text.open(seen.tokenizer), text.prepare)
 
 
@@ -62,6 +70,12 @@ def _tokens_of(config: Config) -> int:
 
 def _symbols_of(config: Config) -> int:
     return open_data(config).vocab_size
+
+
+def cached_data(config: Config, fingerprint: str, tokenizer: TextTokenizer, facts: Mapping[str, Any]
+                ) -> TextData | None:
+    """Text that is no longer available, from the token cache; None if that does not have it."""
+    return (cached_mixture if config.data.mixture else cached_text)(config.data, fingerprint, tokenizer, facts)
 
 
 @runtime_checkable
@@ -116,10 +130,10 @@ def open_data(config: Config) -> Data:
 
 def located(config: Config, folder: Path) -> Config:
     """The config with relative paths resolved in `folder` if they exist there; other paths are unchanged."""
-    values, changes = config.model_dump(mode="json"), {}
-    for name in PATHS:
-        section, _, setting = name.partition(".")
-        value = values[section][setting]
+    changes = {}
+    for name in (*PATHS, *(f"data.mixture.{source}.{each}" for source in config.data.mixture
+                           for each in ("path", "dataset"))):
+        value = reduce(lambda values, part: values[part], name.split("."), config.model_dump(mode="json"))
         if value:
             changes[name] = _within(value, folder) if isinstance(value, str) else [_within(each, folder)
                                                                                    for each in value]

@@ -39,7 +39,7 @@ def remembered(folder: Path, key: Sequence[Any], files: Sequence[Named] | None,
     """
     if files is None:
         return read()[0]
-    path = folder / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.json"
+    path = _path(folder, key)
     if (known := _recall(path, files)) is not None:
         return known
     with ExitStack() as stack:
@@ -58,6 +58,15 @@ def remembered(folder: Path, key: Sequence[Any], files: Sequence[Named] | None,
             if before == [_state(named) for named in files]:  # else it was written to meanwhile
                 _write(path, states, len(files), begun, known)
         return known
+
+
+def recall(folder: Path, key: Sequence[Any], files: Sequence[Named] | None) -> Mapping[str, Any] | None:
+    """The known facts about the text in `files`, from its manifest; None if there is none that holds."""
+    return None if files is None else _recall(_path(folder, key), files)
+
+
+def _path(folder: Path, key: Sequence[Any]) -> Path:
+    return folder / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.json"
 
 
 def _recall(path: Path, files: Sequence[Named]) -> Mapping[str, Any] | None:

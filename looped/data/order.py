@@ -1,4 +1,4 @@
-"""The order of an epoch: a permutation of `count` items that is a function of (seed, epoch) alone.
+"""The order of an epoch: a permutation of `count` items that is a function of (seed, stream, epoch) alone.
 
 Below KEYED items it is the argsort of random draws, an array of 8 bytes per item. From KEYED items on it is computed
 for the places that are asked for, in constant memory, by a Feistel network (Black and Rogaway, Ciphers with arbitrary
@@ -8,6 +8,7 @@ one half to the other modulo its size, and a result of `count` or more is put th
 The rule depends on the count alone, so that every run on the same data has the same order.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 from math import isqrt
 
@@ -19,21 +20,33 @@ KEYED = 1 << 22
 ROUNDS = 8
 
 
-def permuted(places: np.ndarray, count: int, *, seed: int, epoch: int) -> np.ndarray:
-    """The items, below `count`, at the given places of an epoch, int64."""
+def permuted(places: np.ndarray, count: int, *, seed: int, epoch: int, stream: int = 0) -> np.ndarray:
+    """The items, below `count`, at the given places of an epoch, int64. stream: number of one of several independent
+    orders of a seed."""
     if count < KEYED:
-        return _sorted(seed, epoch, count)[places]
-    return _keyed(places.astype(np.uint64), count, _draws(seed, epoch, ROUNDS)).astype(np.int64)
+        return _stored(seed, stream, count)(epoch)[places]
+    return _keyed(places.astype(np.uint64), count, draws(seed, epoch, ROUNDS, stream=stream)).astype(np.int64)
 
 
-def _draws(seed: int, epoch: int, num: int) -> np.ndarray:
+def in_epochs(items: np.ndarray, count: int, *, seed: int, stream: int = 0) -> np.ndarray:
+    """The items of an endless sequence of epochs, each the `count` items below `count` in another order, int64."""
+    epochs, places = np.divmod(items, count)
+    indices = np.empty_like(places)
+    for epoch in np.unique(epochs).tolist():
+        here = epochs == epoch
+        indices[here] = permuted(places[here], count, seed=seed, epoch=epoch, stream=stream)
+    return indices
+
+
+def draws(seed: int, epoch: int, num: int, *, stream: int = 0) -> np.ndarray:
     """Philox's raw draws, a stream that numpy promises never to change, uint64."""
-    return np.random.Philox(key=np.array([seed % 2**64, epoch], dtype=np.uint64)).random_raw(num)
+    return np.random.Philox(key=np.array([seed % 2**64, epoch + (stream << 40)], dtype=np.uint64)).random_raw(num)
 
 
-@lru_cache(maxsize=2)
-def _sorted(seed: int, epoch: int, count: int) -> np.ndarray:
-    return np.argsort(_draws(seed, epoch, count), kind="stable")
+@lru_cache(maxsize=128)
+def _stored(seed: int, stream: int, count: int) -> Callable[[int], np.ndarray]:
+    """Epoch -> its stored order; the last two are kept, of each of several streams that take turns."""
+    return lru_cache(maxsize=2)(lambda epoch: np.argsort(draws(seed, epoch, count, stream=stream), kind="stable"))
 
 
 def _keyed(places: np.ndarray, count: int, keys: np.ndarray) -> np.ndarray:
@@ -49,12 +62,12 @@ def _network(items: np.ndarray, count: int, keys: np.ndarray) -> np.ndarray:
     b = -(-count // a)
     left, right = items // np.uint64(b), items % np.uint64(b)
     for first, second in zip(keys[::2], keys[1::2], strict=True):
-        left = (left + _hash(right, first) % np.uint64(a)) % np.uint64(a)
-        right = (right + _hash(left, second) % np.uint64(b)) % np.uint64(b)
+        left = (left + hashed(right, first) % np.uint64(a)) % np.uint64(a)
+        right = (right + hashed(left, second) % np.uint64(b)) % np.uint64(b)
     return left * np.uint64(b) + right
 
 
-def _hash(values: np.ndarray, key: np.uint64) -> np.ndarray:
+def hashed(values: np.ndarray, key: np.uint64) -> np.ndarray:
     """The finaliser of splitmix64 (Steele, Lea and Flood, 2014) over values combined with a key, modulo 2^64."""
     mixed = values ^ key
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):

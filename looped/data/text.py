@@ -10,11 +10,12 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -22,8 +23,12 @@ from looped.config.data import DataConfig
 from looped.data import manifest
 from looped.data.corpus import Reading, Split, Survey, source_of
 from looped.data.documents import PIECE, AnyDocument, Document, pieces_of, size_of
+from looped.data.endless_stream import EndlessStream
 from looped.data.loader import TokenStream
+from looped.data.mixed_stream import MixedStream
+from looped.data.paths import Named
 from looped.data.progress import progress
+from looped.data.text_sources import Source
 from looped.data.token_cache import FORMAT, Tokens, build_once, described, fault, holds, open_folder
 from looped.data.tokenizer import (
     MIN_FREQUENCY,
@@ -47,17 +52,19 @@ class TextData:
     known: a hash of all tokens, with the two streams that it is of; for others it is computed when it is asked for.
     """
 
-    train: TokenStream
-    heldout: TokenStream
+    train: TokenStream | MixedStream | EndlessStream
+    heldout: TokenStream | MixedStream
     tokenizer: TextTokenizer
     vocab_size: int
     bytes_per_token: float
     fingerprint: str
     source: str
-    known: tuple[TokenStream, TokenStream, str] | None = None
+    known: tuple[Any, Any, str] | None = None
 
     picture = None
     """Text has no images."""
+    parts: ClassVar[Mapping[str, "TextData"]] = MappingProxyType({})
+    """The sources of a mixture; none of a single source."""
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -83,12 +90,20 @@ class TextData:
         """Mean held-out nats/token as bits/byte."""
         return nats / math.log(2) / self.bytes_per_token
 
+    def by_source(self, num: int, figures: Callable[["TextData", int], dict[str, float]]) -> dict[str, float]:
+        """Figures of `num` held-out sequences; `figures` gives those of a source and of a number of its sequences."""
+        return figures(self, num)
+
     @property
     def summary(self) -> str:
         """One line for logs."""
+        return f"{self.counted}, vocabulary {self.vocab_size:,}, {self.bytes_per_token:.3f} bytes/token"
+
+    @property
+    def counted(self) -> str:
+        """The source with the numbers of tokens and documents, for logs."""
         return (f"{self.source}: {len(self.train):,} training tokens ({len(self.train.documents):,} documents), "
-                f"{len(self.heldout):,} held-out ({len(self.heldout.documents):,}), vocabulary {self.vocab_size:,}, "
-                f"{self.bytes_per_token:.3f} bytes/token")
+                f"{len(self.heldout):,} held-out ({len(self.heldout.documents):,})")
 
 
 def prepare(data: DataConfig) -> TextData:
@@ -126,43 +141,40 @@ class FoundText:
 
     def folder(self, tokenizer: TextTokenizer | None = None) -> Path:
         """The folder of its tokens by `tokenizer`, there already or not."""
-        folder = _cache_root(self.data) / self.fingerprint
-        if tokenizer is None or holds(folder, tokenizer):
-            return folder
-        return folder.with_name(f"{folder.name}-{_digest(tokenizer.json().encode())}")
+        return _folder(self.data, self.fingerprint, tokenizer)
 
     def open(self, tokenizer: TextTokenizer | None = None) -> TextData:
         """The text tokenized by `tokenizer`, by default that of the settings, loaded or trained. Raises `UserError`."""
         data = self.data
-        with _usable_cache(data):
+        with usable_cache(data):
             folder = self.folder(tokenizer)
             if fault(folder) or not described(folder):
                 build_once(folder, lambda: tokenizer or self._tokenizer(), self._sides, loaded=data.tokenizer,
                            num_bytes=self.num_bytes)
             opened = open_folder(folder)
-        if tokenizer is None and not data.tokenizer and opened.tokenizer.vocab_size < data.vocab_size:
-            warnings.warn(f"data.vocab_size {data.vocab_size}: the text supports only {opened.tokenizer.vocab_size} "
-                          f"tokens; the vocabulary has that size", stacklevel=3)
+        if tokenizer is None:
+            warn_of_size(data, opened.tokenizer)
         found = {"bytes_per_token": opened.heldout_bytes / len(opened.tokens[1]),  # the tokenizer is lossless
                  "fingerprint": self.fingerprint, "source": self.source}
         return _text_data(data, opened, found)
 
-    def prepare(self) -> str:
+    def prepare(self, tokenizer: TextTokenizer | None = None) -> str:
         """Tokenizes the text, unless that has been done, and says what is there. Raises `UserError`."""
-        made = bool(fault(self.folder()))
-        text = self.open()
+        made = bool(fault(self.folder(tokenizer)))
+        text = self.open(tokenizer)
         documents, tokens = sum(self.counts), len(text.train) + len(text.heldout)
         return (f"{'' if made else 'already '}prepared: {text.source}, {documents:,} documents, {self.num_bytes:,} "
-                f"bytes of text, {tokens:,} tokens, vocabulary {text.vocab_size:,}, in {self.folder()}")
+                f"bytes of text, {tokens:,} tokens, vocabulary {text.vocab_size:,}, in {self.folder(tokenizer)}")
 
     def _tokenizer(self) -> TextTokenizer:
         if self.data.tokenizer:
             with silent():  # what there is to say was said for the fingerprint
                 return load_tokenizer(self.data.tokenizer)
         with progress("training the tokenizer", self.num_bytes) as advance:
-            return train_tokenizer(self._training_pieces(advance), self.data.vocab_size)
+            return train_tokenizer(self.training_pieces(advance), self.data.vocab_size)
 
-    def _training_pieces(self, advance) -> Iterator[str]:
+    def training_pieces(self, advance: Callable[[int], Any]) -> Iterator[str]:
+        """The text to train a tokenizer on, in pieces; advance: told the bytes that are read."""
         for heldout, document in self.split.sides(self.reading.documents()):
             for piece in pieces_of(document.parts()):
                 advance(len(piece.encode()))
@@ -211,21 +223,43 @@ class Hashed:
 def find_text(data: DataConfig) -> FoundText:
     """The text of `data`, known by its manifest or read now. Raises `UserError` for bad text and for a missing
     `data.tokenizer`."""
-    root = _cache_root(data)
-    source = source_of(data, root)
-    reading = Reading(source, data.max_bytes)
+    reading, hashed = _reading_of(data)
     reading.warn_of_files()
+    with usable_cache(data):
+        known = manifest.remembered(*_manifest_of(data, reading.source, hashed),
+                                    lambda: _survey(reading, data.heldout, hashed.fresh()))
+    found = _found(data, reading, hashed, known)
+    reading.warn_of_cut()
+    return found
+
+
+def known_text(data: DataConfig) -> FoundText | None:
+    """The text of `data` if it has been read before; None if it has not, or if a network may be needed to tell. Nothing
+    is read but tables' first lines. Raises `UserError`."""
+    reading, hashed = _reading_of(data)
+    if not reading.source.at_hand:
+        return None
+    known = manifest.recall(*_manifest_of(data, reading.source, hashed))
+    return None if known is None else _found(data, reading, hashed, known)
+
+
+def _reading_of(data: DataConfig) -> tuple[Reading, "Hashed"]:
     content = read_tokenizer_file(data.tokenizer) if data.tokenizer else None
     trained = {"vocab_size": data.vocab_size, "min_frequency": MIN_FREQUENCY}
     hashed = Hashed({"format": FORMAT, "heldout": data.heldout, "piece": PIECE,
                      "tokenizer": trained if content is None else content})
-    with _usable_cache(data):
-        known = manifest.remembered(
-            root / manifest.FOLDER, [*source.key, data.text_field, data.max_bytes, hashed.settings], source.files,
-            lambda: _survey(reading, data.heldout, hashed.fresh()))
-    source.opened, reading.cut = known["opened"], known["cut"]
-    reading.warn_of_cut()
-    return FoundText(data, source.name, reading, Split(**known["split"]), known["bytes"], hashed, known["fingerprint"])
+    return Reading(source_of(data, cache_root(data)), data.max_bytes), hashed
+
+
+def _manifest_of(data: DataConfig, source: Source, hashed: "Hashed") -> tuple[Path, list[Any], Sequence[Named] | None]:
+    key = [*source.key, data.text_field, data.max_bytes, hashed.settings]
+    return cache_root(data) / manifest.FOLDER, key, source.files
+
+
+def _found(data: DataConfig, reading: Reading, hashed: "Hashed", known: Mapping[str, Any]) -> FoundText:
+    reading.source.opened, reading.cut = known["opened"], known["cut"]
+    return FoundText(data, reading.source.name, reading, Split(**known["split"]), known["bytes"], hashed,
+                     known["fingerprint"])
 
 
 def _survey(reading: Reading, share: float, hashed: Hashed) -> tuple[dict[str, Any], int, int]:
@@ -248,7 +282,7 @@ def cached_text(data: DataConfig, fingerprint: str, tokenizer: TextTokenizer, fa
     """The tokens of a text that is no longer available, from the cache by its fingerprint; facts: its
     `TextData.facts`. None if the cache does not have it, or has it with another tokenizer."""
     try:
-        folder = _cache_root(data) / fingerprint
+        folder = _folder(data, fingerprint, tokenizer)
         if not holds(folder, tokenizer) or "bytes/token" not in facts:
             return None
         opened = open_folder(folder)
@@ -269,6 +303,21 @@ def _text_data(data: DataConfig, opened: Tokens, found: Mapping[str, Any]) -> Te
     return TextData(*streams, tokenizer=tokenizer, vocab_size=tokenizer.vocab_size, known=known, **found)
 
 
+def warn_of_size(data: DataConfig, tokenizer: TextTokenizer) -> None:
+    """Warns of a trained vocabulary that is smaller than `data.vocab_size`."""
+    if not data.tokenizer and tokenizer.vocab_size < data.vocab_size:
+        warnings.warn(f"data.vocab_size {data.vocab_size}: the text supports only {tokenizer.vocab_size} tokens; the "
+                      f"vocabulary has that size", stacklevel=4)
+
+
+def _folder(data: DataConfig, fingerprint: str, tokenizer: TextTokenizer | None) -> Path:
+    """The folder of a text's tokens: named by its fingerprint if that tells the tokenizer, else by both."""
+    folder = cache_root(data) / fingerprint
+    if tokenizer is None or holds(folder, tokenizer):
+        return folder
+    return folder.with_name(f"{folder.name}-{_digest(tokenizer.json().encode())}")
+
+
 def _counts(train: int, heldout: int) -> dict[str, int]:
     """Number of documents, and of held-out ones."""
     return {"documents": train + heldout, "held-out documents": heldout}
@@ -282,17 +331,18 @@ def _digest(*parts: np.ndarray | bytes) -> str:
     return digest.hexdigest()[:16]
 
 
-def _cache_root(data: DataConfig) -> Path:
+def cache_root(data: DataConfig) -> Path:
+    """The folder of the token cache."""
     return Path(data.cache_dir or os.environ.get("LOOPED_CACHE") or "~/.cache/looped").expanduser()
 
 
 @contextmanager
-def _usable_cache(data: DataConfig) -> Iterator[None]:
+def usable_cache(data: DataConfig) -> Iterator[None]:
     """Turns an error of the file system inside the block into a `UserError`."""
     try:
         yield
     except OSError as error:
-        raise UserError(f"the token cache {_cache_root(data)} cannot be used ({error.strerror or error}); set "
+        raise UserError(f"the token cache {cache_root(data)} cannot be used ({error.strerror or error}); set "
                         f"data.cache_dir or $LOOPED_CACHE to a writable folder") from None
 
 

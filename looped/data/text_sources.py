@@ -25,13 +25,14 @@ from looped.errors import UserError, one_line, root_cause
 class Source:
     """An origin of text. name: its description; notices: one sentence for each thing a user may not expect; key: what
     identifies it on this machine; distinct: no two documents have the same name; opened: how many of its `files` (or
-    rows) have been opened."""
+    rows) have been opened; at_hand: its `files` can be listed without a network."""
 
     name: str
     notices: Sequence[str] = ()
     key: Sequence[Any]
     distinct: bool = True
     opened: int = 0
+    at_hand: bool = True
 
     @property
     def files(self) -> Sequence[Named] | None:
@@ -108,6 +109,8 @@ class FileSource(Source):
 class DatasetSource(Source):
     """The rows of `datasets.load_dataset(data.dataset, ...)`, in order, from its local copy."""
 
+    at_hand = False
+
     def __init__(self, data: DataConfig):
         self.data = data
         self.name: str = f"dataset {data.dataset}"
@@ -117,7 +120,7 @@ class DatasetSource(Source):
     @property
     def files(self) -> Sequence[Named] | None:
         """The Arrow files of the local copy; None for rows that are held in memory."""
-        paths = [Path(file["filename"]) for file in getattr(self._rows, "cache_files", [])]
+        paths = [Path(file["filename"]) for file in getattr(self.rows, "cache_files", [])]
         return [(path.name, path) for path in paths] or None
 
     def files_read(self, cut: bool) -> tuple[int, int]:
@@ -126,7 +129,7 @@ class DatasetSource(Source):
 
     def documents(self) -> Iterator[AnyDocument]:
         self.opened = 0
-        for number, row in enumerate(self._each()):
+        for number, row in enumerate(self.guarded(self.rows)):
             self.opened += 1
             where = f"data.dataset {self.data.dataset} row {number}"
             yield Document(f"{self.data.split}#{number}", text_of(row, self.data.text_field, where))
@@ -136,23 +139,27 @@ class DatasetSource(Source):
         return f"of {whole}, the first {self.opened:,} are read"
 
     @cached_property
-    def _rows(self) -> Any:
+    def rows(self) -> Any:
+        """The dataset, with no column but that of the text. Raises `UserError`."""
         import datasets
 
         data = self.data
-        with self._errors_named():
-            rows = datasets.load_dataset(data.dataset, data.dataset_config, split=data.split, streaming=data.streaming)
+        with self.errors_named():
+            rows = datasets.load_dataset(data.dataset, data.dataset_config, split=data.split,
+                                         streaming=bool(data.streaming))
             self.num_rows = getattr(rows, "num_rows", None)
             if column := column_of(data.text_field, rows.column_names or ()):
                 rows = rows.select_columns([column])  # so that images and audio in other columns stay undecoded
             return rows
 
-    def _each(self) -> Iterator[Mapping[str, Any]]:
-        with self._errors_named():
-            yield from self._rows
+    def guarded(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+        """The rows; an error of reading them names the dataset."""
+        with self.errors_named():
+            yield from rows
 
     @contextmanager
-    def _errors_named(self) -> Iterator[None]:
+    def errors_named(self) -> Iterator[None]:
+        """Turns any error inside the block into a `UserError` that names the dataset."""
         try:
             yield
         except UserError:

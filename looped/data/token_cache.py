@@ -215,7 +215,7 @@ def _build(folder: Path, tokenizer: Callable[[], TextTokenizer], sides: Sides, l
     fresh = building / "fresh"
     try:
         fresh.mkdir(parents=True, exist_ok=True)
-        encoder = _kept_tokenizer(fresh)
+        encoder = kept_tokenizer(fresh)
         if encoder is None:
             encoder = tokenizer()
             write_text(fresh / TOKENIZER, encoder.json())
@@ -234,10 +234,10 @@ def _build(folder: Path, tokenizer: Callable[[], TextTokenizer], sides: Sides, l
     shutil.rmtree(building)
 
 
-def _kept_tokenizer(fresh: Path) -> TextTokenizer | None:
-    """The tokenizer of an interrupted build."""
+def kept_tokenizer(folder: Path) -> TextTokenizer | None:
+    """The tokenizer in a folder, such as that of an interrupted build; None if there is none."""
     try:
-        return parse_tokenizer((fresh / TOKENIZER).read_text(encoding="utf-8"), fresh / TOKENIZER)
+        return parse_tokenizer((folder / TOKENIZER).read_text(encoding="utf-8"), folder / TOKENIZER)
     except (OSError, UserError, ValueError):
         return None
 

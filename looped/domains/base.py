@@ -17,6 +17,7 @@ from looped.errors import UserError, flag_of
 from looped.evaluation.options import Options
 from looped.evaluation.rows import Keep, Row
 from looped.evaluation.store import EvaluationFiles
+from looped.evaluation.workers import Workers
 from looped.objectives.base import Objective
 from looped.reports.runs import depth_table, draw_evaluation
 from looped.reports.sections import Section
@@ -128,7 +129,7 @@ class Domain:
         return Inputs(parts, parts[0].num_rows, data.vocab_size, data.picture)
 
     def typical_inputs(self, config: Config) -> Inputs:
-        """A micro-batch whose sequences have the mean length of training."""
+        """A micro-batch whose sequences have the mean length of training, padded as much as is usual."""
         inputs = self.first_inputs(config)
         return replace(inputs, micro_batches=inputs.micro_batches[:1])
 
@@ -141,12 +142,28 @@ class Domain:
         """Arguments that determine the order of the training data, besides step, batch size and seed."""
         return {}
 
+    def place(self, data: Any, step: int) -> Any:
+        """What a checkpoint has to keep, of this process, of training data that are no function of the step, so that
+        training goes on with `step`; None for others."""
+        return None
+
+    def go_to(self, data: Any, places: Sequence[Any] | None, rank: int, num_processes: int) -> None:
+        """Move such data to the places of all processes in a checkpoint, or to their beginning if there is none. Raises
+        UserError."""
+
     def batches(self, data: Any, config: Config) -> Iterable[Tensor | Batch]:
         """Held-out data for the training loss."""
         raise NotImplementedError
 
-    def validate(self, objective: Objective, data: Any, config: Config, own: Own) -> dict[str, float]:
-        """Validation metrics during training; `own` gives the training loss on held-out data."""
+    def by_source(self, data: Any, config: Config, figures: Callable[[Any, Config], dict[str, float]]
+                  ) -> dict[str, float]:
+        """Validation metrics of data that can have several sources; `figures` gives those of one."""
+        return figures(data, config)
+
+    def validate(self, objective: Objective, data: Any, config: Config, own: Own,
+                 workers: Workers) -> dict[str, float]:
+        """Validation metrics during training; `own` gives the training loss on held-out data. All processes of a run
+        call it, and the first one's result counts; `workers.over` divides batches among them."""
         raise NotImplementedError
 
     def preview(self, objective: Objective, data: Any, config: Config) -> str | np.ndarray:

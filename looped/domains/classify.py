@@ -14,6 +14,7 @@ from looped.domains.base import About, Domain, Evaluated, Options, Own
 from looped.evaluation.accuracy import classify
 from looped.evaluation.rows import Keep
 from looped.evaluation.store import EvaluationFiles
+from looped.evaluation.workers import Workers
 from looped.inference.rollout import answer
 from looped.objectives.base import Objective
 from looped.shapes import Bool
@@ -42,9 +43,10 @@ class Classify(Domain):
     def batches(self, data: LabelledData, config: Config) -> Iterable[Batch]:
         return data.heldout(config.evaluation.batch_size)
 
-    def validate(self, objective: Objective, data: LabelledData, config: Config, own: Own) -> dict[str, float]:
+    def validate(self, objective: Objective, data: LabelledData, config: Config, own: Own,
+                 workers: Workers) -> dict[str, float]:
         """Validation accuracy at the best of `evaluation.depths`."""
-        found = classify(objective, data, config, config.evaluation.depths)
+        found = classify(objective, data, config, config.evaluation.depths, workers=workers)
         depth, share = found.best()
         first = min(found.right)
         return {"accuracy": share, "best_depth": depth,

@@ -17,6 +17,7 @@ from looped.evaluation.image_features import pixel_features
 from looped.evaluation.image_quality import evaluate_images, heldout_errors, training_levels, training_row
 from looped.evaluation.image_samples import grid_of_classes, write_picture
 from looped.evaluation.rows import Keep
+from looped.evaluation.workers import Workers
 from looped.inference.rollout import rollout_of
 from looped.objectives.base import Objective
 from looped.reports.runs import level_table
@@ -51,11 +52,12 @@ class Generate(Domain):
     def batches(self, data: LabelledData, config: Config) -> Iterable[SoughtImages]:
         return data.heldout(config.evaluation.batch_size)
 
-    def validate(self, objective: Objective, data: LabelledData, config: Config, own: Own) -> dict[str, float]:
+    def validate(self, objective: Objective, data: LabelledData, config: Config, own: Own,
+                 workers: Workers) -> dict[str, float]:
         """The denoising loss of held-out images at training noise levels, each evaluated by the block of that level,
         with the same noise at every call."""
         levels = training_levels(objective, data, config)
-        return {"loss": heldout_errors(objective, data, config, levels).mean().item()}
+        return {"loss": heldout_errors(objective, data, config, levels, workers).mean().item()}
 
     def preview(self, objective: Objective, data: LabelledData, config: Config) -> np.ndarray:
         """One row of `evaluation.num_samples` images per class, at the deepest of `evaluation.sample_depths`."""

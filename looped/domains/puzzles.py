@@ -1,6 +1,5 @@
 """The domain of tasks with checkable answers: the fraction of held-out problems solved, by depth and difficulty."""
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -17,6 +16,7 @@ from looped.evaluation.plots_tasks import Trained
 from looped.evaluation.rows import Keep, row_of
 from looped.evaluation.solving import TaskEvaluation, evaluate_task, levels_of, one_answer, share_cell, solved
 from looped.evaluation.store import EXAMPLES, ROWS, EvaluationFiles, writing_to
+from looped.evaluation.workers import Workers
 from looped.objectives import trained_depths
 from looped.objectives.base import Objective
 from looped.reports.depth import DepthReport, write_depth_report
@@ -104,10 +104,12 @@ class Puzzles(Domain):
         return f"solves {config.task.name}"
 
     def typical_inputs(self, config: Config) -> Inputs:
-        """Problems in the middle of the trained range."""
+        """Problems spread evenly over the trained range: of its mean difficulty, and as long as a batch is padded."""
         data, size = open_data(config), config.training.batch_size // config.training.accumulation
-        middle = math.ceil((data.train.low + data.train.high) / 2)
-        batch = data.collate([data.task.problem(0, 0, middle)] * size)
+        low, num = data.train.low, data.train.high - data.train.low + 1
+        levels = [low + (2 * row + 1) * num // (2 * size) for row in range(size)]
+        problems = {level: data.task.problem(0, 0, level) for level in {*levels}}
+        batch = data.collate([problems[level] for level in levels])
         return Inputs([batch], batch.num_rows, data.vocab_size)
 
     def batches(self, data: TaskData, config: Config) -> Iterable[Batch]:
@@ -117,11 +119,12 @@ class Puzzles(Domain):
         return (data.collate(problems[start : start + c.batch_size])
                 for start in range(0, len(problems), c.batch_size))
 
-    def validate(self, objective: Objective, data: TaskData, config: Config, own: Own) -> dict[str, float]:
+    def validate(self, objective: Objective, data: TaskData, config: Config, own: Own,
+                 workers: Workers) -> dict[str, float]:
         """Fraction of held-out problems solved at the hardest trained difficulty, at the best and the smallest of
         `evaluation.depths`."""
         hardest = data.train.high
-        found = solved(objective, data, config, config.evaluation.depths, [hardest])
+        found = solved(objective, data, config, config.evaluation.depths, [hardest], workers=workers)
         depth, share = found.best(hardest)
         first = min(found.per_example[hardest])
         return {"solved": share, "best_depth": depth,

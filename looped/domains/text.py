@@ -1,7 +1,7 @@
 """The domain of text: losses in nats/token and bits/byte by depth, and generated text."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +12,7 @@ from torch import Tensor
 from looped.config import Config
 from looped.data.eval_text import MeasuredText
 from looped.data.from_config import vocab_size_of
+from looped.data.loader import Placeless
 from looped.data.token_numbers import tokenizer_of
 from looped.domains.base import About, Domain, Evaluated, Inputs, Options, Own, Request, micro_batches
 from looped.errors import UserError, flag_of
@@ -19,35 +20,45 @@ from looped.evaluation.depth import evaluate_run, evaluate_samples, num_windows
 from looped.evaluation.early_exit import losses_with_exits, text_exit_rows
 from looped.evaluation.likelihood import main_losses, token_losses_by_depth
 from looped.evaluation.probes import Probes, probe, probe_table
-from looped.evaluation.rows import Keep, Row
+from looped.evaluation.rows import Keep, Row, summarise
 from looped.evaluation.solving import share_cell
 from looped.evaluation.store import PROBES, EvaluationFiles
 from looped.evaluation.tokens import TokenLosses, add_tokens, pandas_for
+from looped.evaluation.workers import Workers
 from looped.inference.generate import generate
 from looped.inference.rollout import rollout_of
 from looped.inference.sequence_batch import Ending, as_lists
 from looped.objectives.base import Objective
 from looped.reports.sections import Prose, Section, Table
 from looped.rng import generator
-from looped.shapes import Int
+from looped.shapes import Float, Int
 
 
 @dataclass(frozen=True)
 class TextEvaluated(Evaluated):
-    """The depth sweep and samples of a run on text, and its exits, probes and per-token losses if requested."""
+    """The depth sweep and samples of a run on text, the losses on the sources of a mixture, and its exits, probes and
+    per-token losses if requested."""
 
     exits: Sequence[Row] = ()
     probes: Probes | None = None
     tokens: Sequence[TokenLosses] = ()
+    sources: Sequence[Row] = ()
 
     def sections(self, name: str) -> list[Section]:
         num = next((row.n for row in self.rows if row.metric == "nats_per_token"), 0)
         said = f"nats/token over {num} held-out sequence{'s' * (num != 1)}{', too few for an interval' * (num == 1)}"
-        found = [*super().sections(name), Prose(said), self._exits()]
+        found = [*super().sections(name), Prose(said), self._sources(), self._exits()]
         if self.probes is None:
             return found
         said = "\n".join(self.probes.sentences) or "nothing is out of order"
         return [*found, Prose(f"probes:\n{probe_table(self.probes.rows)}"), Prose(said)]
+
+    def _sources(self) -> Table:
+        figures = {(row.by, row.depth, row.metric): row for row in self.sources}
+        lines = [[str(by), str(depth), str(row.n), f"{row.mean:.3f}",
+                  f"{figures[by, depth, 'bits_per_byte_by_source'].mean:.3f}"]
+                 for (by, depth, metric), row in figures.items() if metric == "nats_per_token_by_source"]
+        return Table(["source", "depth", "sequences", "nats/token", "bits/byte"], lines)
 
     def _exits(self) -> Table:
         figures = {(row.by, row.metric): row for row in self.exits}
@@ -66,7 +77,7 @@ class TextEvaluated(Evaluated):
 
 
 @dataclass(frozen=True)
-class RandomText:
+class RandomText(Placeless):
     """A text of random tokens, with the interface of a stream of training data."""
 
     vocab_size: int
@@ -112,12 +123,27 @@ class Text(Domain):
     def batches(self, data: MeasuredText, config: Config) -> Iterable[Tensor]:
         return heldout_tokens(data, config).split(config.evaluation.batch_size)
 
-    def validate(self, objective: Objective, data: MeasuredText, config: Config, own: Own) -> dict[str, float]:
+    def place(self, data: Any, step: int) -> Any:
+        return data.train.place(step)
+
+    def go_to(self, data: Any, places: Sequence[Any] | None, rank: int, num_processes: int) -> None:
+        data.train.go_to(places, rank, num_processes)
+
+    def by_source(self, data: MeasuredText, config: Config, figures: Callable[[MeasuredText, Config], dict[str, float]]
+                  ) -> dict[str, float]:
+        def of_some(part: MeasuredText, num: int) -> dict[str, float]:
+            sizes = config.evaluation.model_copy(update={"num_sequences": num})
+            return figures(part, config.model_copy(update={"evaluation": sizes}))
+
+        return data.by_source(config.evaluation.num_sequences, of_some)
+
+    def validate(self, objective: Objective, data: MeasuredText, config: Config, own: Own,
+                 workers: Workers) -> dict[str, float]:
         """The training loss, and `next_token`, which can be compared between objectives (`main_losses`), of fixed
         held-out sequences with the same noise at every call."""
         tokens, c = heldout_tokens(data, config).to(next(objective.parameters()).device), config.evaluation
         losses = main_losses(objective, tokens, config.main_depth, seed=config.seed, batch_size=c.batch_size,
-                             num_levels=c.levels)
+                             num_levels=c.levels, workers=workers)
         return own() | {"next_token": losses.mean().item()}
 
     def preview(self, objective: Objective, data: MeasuredText, config: Config) -> str:
@@ -164,6 +190,9 @@ class Text(Domain):
         if options.per_token:
             losses = token_losses_by_depth(objective, tokens, depths, **size)
             each += [TokenLosses(tokens, nats, depth) for depth, nats in zip(sorted(by_depth), losses, strict=True)]
+        sources = by_source(data, config, by_depth)
+        if sources:
+            keep(sources)
         if options.exits:
             left = losses_with_exits(objective, tokens, max(depths), options.exits, **size)
             for part in text_exit_rows(objective, left, max(depths), options.exits):
@@ -171,10 +200,11 @@ class Text(Domain):
                 exits += part
             each += [TokenLosses(tokens, early.nats, max(depths), rule.name, early.used)
                      for rule, early in zip(options.exits, left[1:], strict=True) if options.per_token]
+        rows = [*result.rows, *sources, *exits]
         if not options.probes and options.twin is None:
-            return TextEvaluated([*result.rows, *exits], exits, tokens=each)
+            return TextEvaluated(rows, exits, tokens=each, sources=sources)
         found = probe(objective, tokens, by_depth, vocab_size=data.vocab_size, twin=options.twin, seed=config.seed)
-        return TextEvaluated([*result.rows, *exits, *found.rows], exits, found, each)
+        return TextEvaluated([*rows, *found.rows], exits, found, each, sources)
 
     def generate(self, run: Any, request: Request) -> Iterator[str]:
         """Continuations of all prompts, computed in one batch."""
@@ -190,6 +220,19 @@ class Text(Domain):
         for prompt, text in zip(prompts, map(tokenizer.decode, as_lists(tokens)), strict=True):
             line = {"prompt": prompt, "depth": request.depth, "text": (text := ending.without_stop(text))}
             yield json.dumps(line) if request.json else prompt + text + "\n" * (len(prompts) > 1)
+
+
+def by_source(data: MeasuredText, config: Config, by_depth: Mapping[int, Float[Tensor, "num"]]) -> list[Row]:
+    """The losses of single held-out sequences by depth, as means of each source of a mixture; none of other text."""
+    rows = []
+    for name, part in data.parts.items():
+        here = data.heldout.rows_of(name, num_windows(data, config), config.data.length)
+        here = here[here < config.evaluation.num_sequences]
+        for depth, losses in by_depth.items() if len(here) else ():
+            rows += [summarise("nats_per_token_by_source", losses[here], by=name, depth=depth),
+                     summarise("bits_per_byte_by_source", part.nats_to_bits_per_byte(1) * losses[here], by=name,
+                               depth=depth)]
+    return rows
 
 
 def heldout_tokens(data: MeasuredText, config: Config) -> Int[torch.Tensor, "rows length_and_one"]:

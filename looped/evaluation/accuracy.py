@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from looped.config import Config
+from looped.data.batch import Batch
 from looped.data.image_batches import LabelledData
 from looped.evaluation.depth import peak_bytes
 from looped.evaluation.rows import Keep, Row, example_lines, keep_nothing, summarise
 from looped.evaluation.solving import best_depth
+from looped.evaluation.workers import ALONE, Workers, placed
 from looped.inference.rollout import answer, at_once, rollout_of
 from looped.objectives.base import Objective, evaluating
 from looped.shapes import Bool
@@ -30,13 +32,13 @@ class Classified:
 
 
 def classify(objective: Objective, data: LabelledData, config: Config, depths: Sequence[int], *,
-             keep: Keep = keep_nothing) -> Classified:
+             keep: Keep = keep_nothing, workers: Workers = ALONE) -> Classified:
     """Classify every held-out image at each depth (loop steps, or solver steps of a denoiser). `keep` receives each
-    finished part."""
+    finished part. workers: the processes that divide the batches."""
     rows, right = [], {}
     for group in at_once(objective, depths):
         start = time.perf_counter()
-        found = _right(objective, data, config, group)
+        found = _right(objective, data, config, group, workers)
         seconds = time.perf_counter() - start
         part = [summarise("accuracy", found[depth].double(), depth=depth, seconds=seconds, peak_bytes=peak_bytes(),
                            **rollout_of(objective).answer_cost(depth, config.evaluation).fields()) for depth in group]
@@ -46,12 +48,14 @@ def classify(objective: Objective, data: LabelledData, config: Config, depths: S
 
 
 def _right(objective: Objective, data: LabelledData, config: Config,
-           depths: Sequence[int]) -> dict[int, Bool[Tensor, "num"]]:
-    device, found, first = next(objective.parameters()).device, {depth: [] for depth in depths}, 0
+           depths: Sequence[int], workers: Workers) -> dict[int, Bool[Tensor, "num"]]:
+    device = next(objective.parameters()).device
+
+    def of_batch(each: tuple[int, Batch]) -> dict[int, Bool[Tensor, "num"]]:
+        first, batch = each
+        answers = answer(objective, batch.to(device), depths, config, first=first)
+        return {depth: answered.answers[:, 0].cpu() == batch.targets[:, 0] for depth, answered in answers.items()}
+
     with evaluating(objective):
-        for batch in data.heldout(config.evaluation.batch_size):
-            answers = answer(objective, batch.to(device), depths, config, first=first)
-            for depth, each in answers.items():
-                found[depth].append(each.answers[:, 0].cpu() == batch.targets[:, 0])
-            first += len(batch)
-    return {depth: torch.cat(parts) for depth, parts in found.items()}
+        parts = workers.over(placed(data.heldout(config.evaluation.batch_size)), of_batch)
+    return {depth: torch.cat([part[depth] for part in parts]) for depth in depths}

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from looped.config import Config
-from looped.data.image_batches import LabelledData
+from looped.data.image_batches import LabelledData, SoughtImages
 from looped.diffusion.noise import LogUniform
 from looped.evaluation.depth import Evaluation, peak_bytes
 from looped.evaluation.image_distances import distances, frechet_distance
 from looped.evaluation.image_features import Features
 from looped.evaluation.image_samples import make_images
 from looped.evaluation.rows import Keep, Row, example_lines, keep_nothing, summarise
+from looped.evaluation.workers import ALONE, Workers, placed
 from looped.inference.rollout import rollout_of
 from looped.objectives.base import evaluating
 from looped.objectives.pixel_denoising import DenoisePixels
@@ -40,15 +41,18 @@ def evaluate_images(objective: DenoisePixels, data: LabelledData, config: Config
 
 @torch.no_grad()
 def heldout_errors(objective: DenoisePixels, data: LabelledData, config: Config,
-                   sigma: Float64[Tensor, "num"]) -> Float[Tensor, "num"]:
-    """The weighted squared error of each held-out image at its noise level, under the block that owns the level."""
-    device, found, first = next(objective.parameters()).device, [], 0
+                   sigma: Float64[Tensor, "num"], workers: Workers = ALONE) -> Float[Tensor, "num"]:
+    """The weighted squared error of each held-out image at its noise level, under the block that owns the level.
+    workers: the processes that divide the batches."""
+    device = next(objective.parameters()).device
+
+    def of_batch(each: tuple[int, SoughtImages]) -> Float[Tensor, "batch"]:
+        first, batch = each
+        random = StepRandom(config.seed, LOSS_STEP, start=first, count=len(batch), device=device)
+        return objective.losses(batch.to(device), sigma[first : first + len(batch)], random).cpu()
+
     with evaluating(objective):
-        for batch in data.heldout(config.evaluation.batch_size):
-            random = StepRandom(config.seed, LOSS_STEP, start=first, count=len(batch), device=device)
-            found.append(objective.losses(batch.to(device), sigma[first : first + len(batch)], random).cpu())
-            first += len(batch)
-    return torch.cat(found)
+        return torch.cat(workers.over(placed(data.heldout(config.evaluation.batch_size)), of_batch))
 
 
 def training_levels(objective: DenoisePixels, data: LabelledData, config: Config) -> Float64[Tensor, "num"]:

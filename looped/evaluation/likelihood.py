@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from looped.data.batch import Batch
 from looped.errors import UserError
+from looped.evaluation.workers import ALONE, Workers
 from looped.inference.rollout import Rollout, rollout_of
 from looped.inference.sequence_batch import per_token
 from looped.nn.checks import depths_of, ids_of, kind_of, whole_number
@@ -47,14 +48,15 @@ class Likelihood:
     objective keeps its train or eval mode.
 
     tokens: (N, L + 1), or documents of any lengths. lengths (N,): the number of real tokens of each row; the rest is
-    padding on the right, which is neither scored nor seen. Raises UserError for an objective that is not over token
-    ids, for ids outside its vocabulary, for lengths under a rule whose tokens see later ones, and for a custom core
-    that reads what the attention mask hides.
+    padding on the right, which is neither scored nor seen. workers: the processes that divide the batches. Raises
+    UserError for an objective that is not over token ids, for ids outside its vocabulary, for lengths under a rule
+    whose tokens see later ones, and for a custom core that reads what the attention mask hides.
     """
 
     def __init__(self, objective: Objective, tokens: Documents, *, seed: int = 0, batch_size: int = 16,
-                 lengths: Int[Tensor, "num"] | None = None):
+                 lengths: Int[Tensor, "num"] | None = None, workers: Workers = ALONE):
         self.objective = objective
+        self.workers = workers
         self.tokens: Tokens
         self.tokens, self.lengths = _sequences(objective, tokens, lengths)
         self.seed = seed
@@ -124,20 +126,20 @@ class Likelihood:
     @torch.no_grad()
     def _over_batches(self, measure: Callable, depths: Sequence[int]) -> list[DepthLosses]:
         tokens, depths = self.tokens, depths_of(depths)
-        totals = {depth: ([], []) for depth in depths}
-        counts = []
+
+        def of_batch(placed: tuple[Tokens, StepRandom]) -> tuple[Tensor, dict[int, tuple[Tensor, float]]]:
+            batch = self._asked(*placed)
+            measured = measure(placed[0], depths, placed[1])
+            return batch.sought.sum(1).cpu(), {depth: (batch.mean(losses).cpu().double(), seconds)
+                                               for depth, losses, seconds in measured}
+
         with evaluating(self.objective):
-            for rows, random in self._batches():
-                batch = self._asked(rows, random)
-                counts.append(batch.sought.sum(1).cpu())
-                for depth, losses, seconds in measure(rows, depths, random):
-                    totals[depth][0].append(batch.mean(losses).cpu().double())
-                    totals[depth][1].append(seconds)
+            counts, found = zip(*self.workers.over(self._batches(), of_batch), strict=True)
         sought = torch.cat(counts)
         real = len(tokens) * (tokens.shape[1] - 1) if self.lengths is None else int((self.lengths - 1).sum())
         share = sought.sum().item() / real
-        return [DepthLosses(depth, _weighted(torch.cat(losses), sought), sum(seconds), share)
-                for depth, (losses, seconds) in totals.items()]
+        return [DepthLosses(depth, _weighted(torch.cat([each[depth][0] for each in found]), sought),
+                            sum(each[depth][1] for each in found), share) for depth in depths]
 
 
 def losses_by_depth(objective: Objective, tokens: Documents, depths: Sequence[int], *, seed: int = 0,
@@ -181,14 +183,14 @@ def losses_by_sigma(objective: Objective, tokens: Tokens, *, num_levels: int = 1
 
 
 def main_losses(objective: Objective, tokens: Tokens, depth: int, *, seed: int = 0, batch_size: int = 16,
-                num_levels: int = 32) -> Float[Tensor, "num"]:
+                num_levels: int = 32, workers: Workers = ALONE) -> Float[Tensor, "num"]:
     """Nats/token of every sequence as a next-token predictor, the one figure that all objectives have.
 
     For a denoiser it is the cross-entropy at sigma_max, in one pass (with blocks: of each token without the others of
     its block); for a loop the loss at `depth`; for masked diffusion, which predicts no next token, the bound over
     `num_levels` levels.
     """
-    likelihood = Likelihood(objective, tokens, seed=seed, batch_size=batch_size)
+    likelihood = Likelihood(objective, tokens, seed=seed, batch_size=batch_size, workers=workers)
     return likelihood.rollout.main(likelihood, depth, num_levels)
 
 

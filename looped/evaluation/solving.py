@@ -15,6 +15,7 @@ from looped.evaluation.depth import peak_bytes
 from looped.evaluation.options import Options
 from looped.evaluation.rows import Keep, Row, example_lines, keep_nothing, summarise
 from looped.evaluation.stability import Stability, stability
+from looped.evaluation.workers import ALONE, Workers
 from looped.inference.exits import Exit
 from looped.inference.rollout import answer, at_once
 from looped.objectives.base import Objective, evaluating
@@ -66,15 +67,15 @@ class Scores:
 
 
 def solved(objective: Objective, data: TaskData, config: Config, depths: Sequence[int],
-           difficulties: Sequence[int], *, keep: Keep = keep_nothing) -> Solved:
+           difficulties: Sequence[int], *, keep: Keep = keep_nothing, workers: Workers = ALONE) -> Solved:
     """Solve `evaluation.num_problems` held-out problems of each difficulty at each depth. `keep` receives each
-    finished part."""
+    finished part. workers: the processes that divide the batches."""
     rows, per_example = [], {}
     for difficulty in difficulties:
         per_example[difficulty] = {}
         for group in at_once(objective, depths):
             part, right = [], {}
-            for depth, each in score(objective, data, config, difficulty, group).items():
+            for depth, each in score(objective, data, config, difficulty, group, workers=workers).items():
                 cost = {"depth": depth, "difficulty": difficulty, "peak_bytes": peak_bytes(), **each.cost}
                 part += [summarise("solved", each.right.double(), **cost), summarise("cells", each.cells, **cost)]
                 right[depth] = each.right
@@ -106,22 +107,26 @@ def best_depth(right: Mapping[int, Bool[Tensor, "num"]]) -> tuple[int, float]:
 
 
 def score(objective: Objective, data: TaskData, config: Config, difficulty: int, depths: tuple[int, ...], *,
-          exit: Exit | None = None) -> dict[int, Scores]:
-    """Depth -> scores of the held-out problems of one difficulty."""
+          exit: Exit | None = None, workers: Workers = ALONE) -> dict[int, Scores]:
+    """Depth -> scores of the held-out problems of one difficulty. workers: the processes that divide the batches."""
     problems = data.heldout(config.evaluation.num_problems, difficulty)
     size, device = config.evaluation.batch_size, next(objective.parameters()).device
-    found: dict[int, list[tuple]] = {depth: [] for depth in depths}
     start = time.perf_counter()
+
+    def marks(first: int) -> dict[int, list[tuple]]:
+        some, found = problems[first : first + size], {}
+        batch = data.collate(some).to(device)
+        for depth, each in answer(objective, batch, depths, config, first=first, exit=exit).items():
+            spent = torch.stack([each.used.cpu().double(), each.layer_forwards, each.evaluations], dim=1).tolist()
+            found[depth] = [(*marked(data, problem, cells), *took)
+                            for problem, cells, took in zip(some, each.answers.cpu().numpy(), spent, strict=True)]
+        return found
+
     with evaluating(objective):
-        for first in range(0, len(problems), size):
-            some = problems[first : first + size]
-            batch = data.collate(some).to(device)
-            for depth, each in answer(objective, batch, depths, config, first=first, exit=exit).items():
-                spent = torch.stack([each.used.cpu().double(), each.layer_forwards, each.evaluations], dim=1).tolist()
-                for problem, cells, took in zip(some, each.answers.cpu().numpy(), spent, strict=True):
-                    found[depth].append((*marked(data, problem, cells), *took))
+        parts = workers.over(range(0, len(problems), size), marks)
     seconds = time.perf_counter() - start
-    columns = {depth: [torch.tensor(column) for column in zip(*marks, strict=True)] for depth, marks in found.items()}
+    columns = {depth: [torch.tensor(column) for column in zip(*(row for part in parts for row in part[depth]),
+                                                              strict=True)] for depth in depths}
     return {depth: Scores(right, *(column.double() for column in others), seconds)
             for depth, (right, *others) in columns.items()}
 

@@ -231,7 +231,7 @@ def _number_documents(lengths: Sequence[Sequence[int]]) -> Int[Tensor, "batch le
 
 @dataclass(frozen=True, eq=False)
 class SameDocument(Mask):
-    """Rows attend within their document, for use with another mask: `CleanNoisy(3) & SameDocument(documents)` with
+    """Rows attend within their document, for use with another mask. `CleanNoisy(3) & SameDocument(documents)` with
     documents of 1 and 2 is
 
     ```

@@ -16,10 +16,9 @@ from typing import Any
 
 from looped.config import Config
 from looped.data.eval_text import HeldoutText
-from looped.data.from_config import Data, Found, Seen, find_data
+from looped.data.from_config import Data, Found, Seen, cached_data, find_data
 from looped.data.image_batches import ImageSpec
 from looped.data.images import Normalizer
-from looped.data.text import cached_text
 from looped.data.tokenizer import TextTokenizer
 from looped.errors import UserError
 from looped.training.checkpoint import list_checkpoints, write_text
@@ -137,7 +136,7 @@ def open_own(run: Path, config: Config, *, trained: Config, identity: Identity, 
     except UserError as error:  # moved, deleted, or out of reach
         if identity.given:
             raise identity.lost(run, f"its config leads to no data ({error})") from None
-        text = tokenizer and cached_text(trained.data, identity.fingerprint, tokenizer, identity.facts)
+        text = tokenizer and cached_data(trained, identity.fingerprint, tokenizer, identity.facts)
         if not text or other_data:
             raise
         print(f"the text of run {run} is not available; its tokens from the cache are used", file=sys.stderr)

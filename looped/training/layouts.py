@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import Muon, Optimizer
 
 from looped.config import Config
 from looped.errors import UserError
@@ -29,7 +29,7 @@ from looped.training.checkpoint import (
     part_of,
     reading,
 )
-from looped.training.optim import EMA
+from looped.training.optim import EMA, Named
 from looped.training.processes import Processes
 from looped.training.saving import Saver, ShardSaver
 from looped.training.shards import read_shards, saved_tensors
@@ -47,6 +47,10 @@ class Whole:
 
     def place(self, objective: Objective) -> None:
         """Lay out the parameters, before there is an optimiser."""
+
+    def muon(self, matrices: Named, **settings: Any) -> Muon:
+        """Muon over matrices of this layout."""
+        return Muon(matrices, **settings)
 
     def wrap(self, objective: Objective) -> None:
         """Make the callable that computes the loss, once the rule is compiled."""
@@ -125,6 +129,13 @@ class Sharded(Whole):
             if hasattr(part, "record"):  # its gradient is exchanged when it is there, as that of forward
                 register_fsdp_forward_method(part, "record")
             self.units.append(part)
+        # Else the first unit that runs is taken for the root, which in an evaluation before the first step is a layer.
+        objective._get_fsdp_state()._lazy_init()
+
+    def muon(self, matrices: Named, **settings: Any) -> Muon:
+        from looped.training.owned_muon import OwnedMuon
+
+        return OwnedMuon(matrices, **settings)
 
     def wrap(self, objective: Objective) -> None:
         def run(*inputs: Any) -> Any:

@@ -23,15 +23,16 @@ FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 Named = list[tuple[str, nn.Parameter]]
 
 
-def build_optimizers(module: nn.Module, config: OptimConfig) -> list[Optimizer]:
-    """AdamW, or AdamW and Muon, over the trainable parameters of `module`; each group stores its peak rate."""
+def build_optimizers(module: nn.Module, config: OptimConfig, muon: Callable[..., Optimizer] = Muon) -> list[Optimizer]:
+    """AdamW, or AdamW and Muon, over the trainable parameters of `module`; each group stores its peak rate. muon: makes
+    the one for the layout of the parameters, called as torch's."""
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     hidden = hidden_matrices(module) if config.name == "muon" else set()
     rest = [(name, p) for name, p in named if name not in hidden]
     optimizers: list[Optimizer] = [_adamw(module, rest, config)] if rest else []
     if hidden:
         matrices = [(name, p) for name, p in named if name in hidden]
-        optimizers.append(Muon(matrices, lr=config.muon_lr, weight_decay=config.weight_decay))
+        optimizers.append(muon(matrices, lr=config.muon_lr, weight_decay=config.weight_decay))
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         group["initial_lr"] = group["lr"]
     return optimizers

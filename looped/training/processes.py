@@ -10,6 +10,7 @@ from typing import Any
 
 from looped.config import Config
 from looped.errors import UserError
+from looped.evaluation.workers import ALONE, SeveralWorkers, Workers
 from looped.precision import Precision, training_device
 from looped.training.launcher_env import MIXED_PRECISION, check_launcher
 from looped.training.resume_rules import differences
@@ -121,6 +122,21 @@ class Processes:
         """Result of `work()`, run on the first process and then on the others, which find its caches."""
         value = self.first(work)
         return value if self.is_first else work()
+
+    def by_first(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, called on all processes, of which the first runs it (`first`)."""
+        return lambda *arguments: self.first(lambda: function(*arguments))
+
+    def together(self, work: Callable[[], Any]) -> list[Any]:
+        """Results of `work()` of all processes, by rank. They wait for each other without an exchange that could run
+        out of time, and all raise a UserError of any."""
+        return self.gather([work() if self.watch is None else self.watch.every(work)])
+
+    @property
+    def workers(self) -> Workers:
+        """The processes as those that divide an evaluation."""
+        rank, num = self.accelerator.process_index, self.accelerator.num_processes
+        return ALONE if self.watch is None else SeveralWorkers(rank, num, self.together)
 
     def gather(self, values: list[Any]) -> list[Any]:
         """The lists of all processes, joined."""

@@ -72,8 +72,8 @@ def shard_copy() -> Copying:
 class AtOnce(Executor):
     """Work that is done before the next line, in place of a thread."""
 
-    def submit(self, fn, /, *args, **kwargs) -> Future:
-        future = Future()
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
         try:
             future.set_result(fn(*args, **kwargs))
         except BaseException as error:  # raised by `result`, as one of a thread is

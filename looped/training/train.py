@@ -8,6 +8,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from looped.config import Config
@@ -24,6 +25,7 @@ from looped.training.edges import with_measured_edges
 from looped.training.heldout import heldout_figures, heldout_samples
 from looped.training.logs import LOG, Monitor, append
 from looped.training.processes import check_attention, processes_of, several
+from looped.training.run_messages import say_goodbye, say_hello
 from looped.training.runs import open_run, own_tokenizer, save_tokenizer, started_in
 from looped.training.signals import catch_signals
 from looped.training.trainer import Evaluate, Sample, Trainer
@@ -106,16 +108,18 @@ def open_trainer(config: Config, run_dir: str | Path, *, evaluate: Evaluate | No
         trainer = Trainer(config, run_dir, data, processes, monitor)
         stack.callback(trainer.ahead.close)
         stack.callback(trainer.saver.close)
-        trainer.attend(evaluate or heldout_figures, sample or heldout_samples, callbacks, caught)
+        built_in = partial(heldout_figures, workers=processes.workers)
+        trainer.attend(built_in if evaluate is None else processes.by_first(evaluate),
+                       processes.by_first(sample or heldout_samples), callbacks, caught)
         if data.tokenizer is not None:
             processes.first(lambda: save_tokenizer(run_dir, data.tokenizer))
         processes.first(lambda: remember_data(run_dir, data, given=given))
-        trainer.say_hello()
+        say_hello(trainer)
         trainer.catch_up()
         yield trainer
         trainer.save()
         trainer.saver.wait()
-        trainer.say_goodbye()
+        say_goodbye(trainer)
 
 
 MEMBERS = ("train", "heldout", "vocab_size", "tokenizer", "picture", "end_of_text", "fingerprint", "facts", "summary")

@@ -1,14 +1,14 @@
 """A run in training: one optimiser step after another until the budget is used, resumable at any of them.
 
 All randomness and the order of the data are functions of (seed, step), so a checkpoint holds weights, optimiser state
-and counters, and the same command run again resumes bit for bit. There are two exceptions: the learning rate and the
-end of a budget in seconds depend on the clock; and on CUDA some kernels, such as FlashAttention's backward pass, add by
-atomics, in another order each time, so results differ by rounding unless `training.deterministic` is on.
+and counters, of a stream also its place, and the same command run again resumes bit for bit. There are two exceptions:
+the learning rate and the end of a budget in seconds depend on the clock; and on CUDA some kernels, such as
+FlashAttention's backward pass, add by atomics, in another order each time, so results differ by rounding unless
+`training.deterministic` is on.
 """
 
 import hashlib
 import math
-import signal
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -27,15 +27,11 @@ from looped.domains import domain_of
 from looped.errors import UserError
 from looped.evaluation.depth import peak_bytes
 from looped.evaluation.image_samples import write_picture
-from looped.inference.rollout import rollout_of
 from looped.models.build import build
 from looped.nn.cast_once import casts_kept
-from looped.nn.checks import kind_of, require
+from looped.nn.checks import require
 from looped.objectives import Loss, Objective, build_objective
 from looped.objectives.base import figures_of
-from looped.objectives.degenerate_loops import cautions
-from looped.objectives.leaks import check_core, in_two_documents
-from looped.precision import Precision
 from looped.rng import RNG, StepRandom
 from looped.training import checkpoint as ckpt
 from looped.training.block_runs import take_shared
@@ -49,10 +45,11 @@ from looped.training.layouts import LAYOUTS, Whole
 from looped.training.logs import Meter, Monitor
 from looped.training.micro_batch import MicroBatches, clock_of
 from looped.training.optim import EMA, build_optimizers, decay_start, lr_factor, set_lr
-from looped.training.processes import Processes, first_backend
+from looped.training.processes import Processes
 from looped.training.runs import STAMP, load_run
 from looped.training.saving import Saver
 from looped.training.signals import Caught
+from looped.training.step_checks import check_rule, metrics_of, non_finite, require_loss
 from looped.training.warm_start import take_over
 
 ASKED = 1000
@@ -62,29 +59,6 @@ AGAIN = "bring the old data back, or choose another --run"
 
 Evaluate = Callable[[Objective, Data, Config], dict[str, float]]
 Sample = Callable[[Objective, Data, Config], str | np.ndarray]
-
-
-def require_loss(loss: Any, objective: Objective) -> None:
-    """Raise UserError for what a custom rule cannot be trained by: no `Loss`, or one without gradient."""
-    name = type(objective).__name__
-    require(loss, Loss, f"the result of {name}.forward", "return looped.objectives.Loss(value)")
-    if not isinstance(loss.value, Tensor) or loss.value.ndim:
-        raise UserError(f"the loss of {name}.forward is {kind_of(loss.value)}; return the mean over the batch, a "
-                        f"tensor of one number")
-    if not loss.value.requires_grad:
-        raise UserError(f"the loss of {name}.forward carries no gradient; compute it from the model's output without "
-                        f"detach() and outside of torch.no_grad()")
-
-
-def metrics_of(found: Any) -> dict[str, float]:
-    """The metrics that `evaluate` returned, as numbers. Raises UserError for anything but numbers by name."""
-    require(found, dict, "the result of evaluate", "return numbers by name, as {'nats': 4.2}")
-    values = {name: value.item() if isinstance(value, np.generic | Tensor) and not value.ndim else value
-              for name, value in found.items()}
-    for name, value in values.items():
-        if not isinstance(value, int | float):
-            raise UserError(f"evaluate returned {kind_of(value)} as {name}; return numbers by name, as {{'nats': 4.2}}")
-    return values
 
 
 class Trainer:
@@ -104,9 +78,7 @@ class Trainer:
         self.monitor = monitor
         self.micro: MicroBatches = MicroBatches.of(config, accelerator.process_index, accelerator.num_processes)
         self.objective: Objective = self.new_objective().to(accelerator.device).train()
-        rollout_of(self.objective)  # which raises what only an evaluation would
-        with accelerator.autocast():
-            check_core(self.objective, self.run_few)
+        check_rule(self)
         if config.training.warm_start and not ckpt.list_checkpoints(run_dir):
             processes.every(lambda: self.warm_start(config.training.warm_start))
         if config.blocks.shared_from and not ckpt.list_checkpoints(run_dir):
@@ -116,7 +88,8 @@ class Trainer:
         self.check_same_folder()
         found = self.find_checkpoint()
         self.layout.place(self.objective)
-        self.optimizers: list[torch.optim.Optimizer] = build_optimizers(self.objective, config.optim)
+        self.optimizers: list[torch.optim.Optimizer] = build_optimizers(self.objective, config.optim,
+                                                                         self.layout.muon)
         self.ema: EMA | None = EMA(self.objective, config.optim.ema_decay, self.layout.local) \
             if config.optim.ema_decay else None
         self.done: Counters = Counters()
@@ -147,7 +120,8 @@ class Trainer:
     # ---- one step and what is due after it ---------------------------------------------------------------------------
 
     def attend(self, evaluate: Evaluate, sample: Sample, callbacks: Sequence[Callback], caught: Caught) -> None:
-        """Set the functions that evaluate and sample, the callbacks, and the signals that end training."""
+        """Set the functions that evaluate and sample, which all processes call and whose result the first one uses, the
+        callbacks, and the signals that end training."""
         require(callbacks, Iterable, "callbacks", "give a list of them")
         for callback in callbacks:
             require(callback, Callback, "a callback", "give an object of a class derived from it")
@@ -261,11 +235,6 @@ class Trainer:
         with eager, one_graph(self.config.objective):
             return self.layout.module(batch, draws)
 
-    def run_few(self) -> None:
-        """The rule on the first two sequences of the run."""
-        batch, random = self.inputs(0, self.rows(0)[:2])
-        self.objective(in_two_documents(self.objective, batch).to(self.accelerator.device), random)
-
     def clip(self) -> Tensor:
         """Clip the gradient, and return its norm before clipping."""
         return self.layout.clip(list(self.objective.parameters()), self.config.optim.grad_clip or math.inf)
@@ -276,7 +245,7 @@ class Trainer:
         whole = Loss(value, {"loss": value, "grad_norm": norm})
         *parts, whole = figures_of([*losses, whole])
         if not (math.isfinite(whole["loss"]) and math.isfinite(whole["grad_norm"])):
-            raise self.non_finite(whole["loss"], whole["grad_norm"])
+            raise non_finite(self, whole["loss"], whole["grad_norm"])
         for figures in parts:
             self.meter.add({name: value for name, value in figures.items() if name != "loss"})
         self.meter.add(whole)
@@ -307,29 +276,6 @@ class Trainer:
         self.done.seconds = everyone[:, 0].double().mean().item() / 1e9
         return everyone[:, 1:].max(0).values.tolist()
 
-    def non_finite(self, loss: float, norm: float) -> UserError:
-        """The error for a step whose update must not be made."""
-        what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient norm is {norm}"
-        bad = self.processes.gather(self.bad_rows())
-        named = [self.data.train.describe(self.done.step, rows=range(row, row + 1), **self.batch_settings())[0]
-                 for row in bad[:3]]
-        where = "; ".join(named) + (f" and {len(bad) - 3} more rows" if len(bad) > 3 else "")
-        self.saver.wait()
-        good = ckpt.list_checkpoints(self.run_dir)
-        return UserError(f"{what} at step {self.done.step} ({where or 'no single row'}); nothing was updated or saved, "
-                         f"and the last good checkpoint is {good[0] if good else 'not yet there'}; "
-                         f"try a lower optim.lr or optim.grad_clip in a new --run")
-
-    @torch.no_grad()
-    def bad_rows(self) -> list[int]:
-        """Rows of this process whose own loss is not finite; randomness is per row, so each can be recomputed alone."""
-        self.objective.eval()
-        rows = [row for micro in range(self.micro.num) for row in self.rows(micro)]
-        alone = [self.inputs(self.done.step, range(row, row + 1)) for row in rows]
-        with self.layout.whole_model(self.objective):
-            losses = [self.objective(batch.to(random.device), random).value for batch, random in alone]
-        return [row for row, loss in zip(rows, losses, strict=True) if not loss.isfinite()]
-
     # ---- reports -----------------------------------------------------------------------------------------------------
 
     def joint_meter(self) -> Meter:
@@ -352,9 +298,9 @@ class Trainer:
         self.meter, self.logged = Meter(), replace(done)
 
     def evaluate(self) -> None:
-        """Evaluate the EMA weights (or the plain ones if there are none), on the first process."""
-        values = self.on_eval(lambda objective: metrics_of(self.evaluates(objective, self.data, self.config)))
-        if values is not None:
+        """Evaluate the EMA weights (or the plain ones if there are none)."""
+        values = self.on_eval(lambda *given: metrics_of(self.evaluates(*given)))
+        if self.processes.is_first:
             counts = asdict(self.done)
             self.monitor.metrics("heldout", counts.pop("step"), counts | values)
             self.monitor.say(f"step {self.done.step}  held-out  "
@@ -363,9 +309,9 @@ class Trainer:
                 callback.on_evaluation(self, values)
 
     def sample(self) -> None:
-        """Sample text or a picture with the EMA weights (or the plain ones if there are none), on the first process."""
-        made = self.on_eval(lambda objective: self.samples(objective, self.data, self.config))
-        if made is not None:
+        """Sample text or a picture with the EMA weights (or the plain ones if there are none)."""
+        made = self.on_eval(self.samples)
+        if self.processes.is_first:
             shown = made if isinstance(made, str) else self.keep_picture(made)
             self.monitor.say(f"step {self.done.step}  sample\n{shown}")
 
@@ -375,38 +321,15 @@ class Trainer:
         write_picture(pixels, path)
         return path
 
-    def on_eval(self, work: Callable[[Objective], Any]) -> Any:
-        """Result of `work(objective)` on the first process, in evaluation mode and with EMA weights."""
+    def on_eval(self, work: Evaluate | Sample) -> Any:
+        """Result of `work` in evaluation mode and with EMA weights; all processes call it, with the whole model."""
         averaged = self.ema.applied(self.objective) if self.ema is not None else nullcontext()
         self.objective.eval()
         whole = self.layout.whole_model(self.objective)  # inside, since its weights are those that are averaged
         with averaged, whole, only_warned(), self.accelerator.autocast(), torch.no_grad():
-            value = self.processes.first(lambda: work(self.objective))
+            value = work(self.objective, self.data, self.config)
         self.objective.train()
         return value
-
-    def say_hello(self) -> None:
-        """The first lines: the data, the model, the device and precision, the step to resume from, and warnings."""
-        num, processes = sum(p.numel() for p in self.objective.parameters()), self.accelerator.num_processes
-        self.monitor.say(self.data.summary)
-        self.monitor.say(f"{self.config.objective}: {num:,} parameters, {processes} process{'es' * (processes > 1)} on "
-                         f"{self.accelerator.device}, {Precision.of(self.config, self.accelerator.device).name}"
-                         + ", deterministic" * self.config.training.deterministic
-                         + (f"; resuming from step {self.done.step}" if self.done.step else ""))
-        first_backend(self.config, self.accelerator)
-        for caution in cautions(self.config):
-            self.monitor.say(f"warning: {caution}")
-
-    def say_goodbye(self) -> None:
-        """The last lines: how the run ended, and how to resume it."""
-        done = self.done
-        if self.fraction < 1:
-            why = signal.Signals(self.signal).name if self.signal else "ended early"
-            self.monitor.say(f"{why}: stopped after step {done.step}, which is saved; "
-                             f"run the same command again to resume")
-        else:
-            self.monitor.say(f"done: {done.step} steps, {done.tokens:,} tokens, {done.seconds:.1f} s of training; "
-                             f"the run is {self.run_dir}")
 
     # ---- checkpoints -------------------------------------------------------------------------------------------------
 
@@ -415,9 +338,11 @@ class Trainer:
         meter = self.joint_meter().sums
         if self.saved != self.done.step:
             picture = self.data.picture and asdict(self.data.picture)
+            places = self.processes.gather([domain_of(self.config).place(self.data, self.done.step)])
             state = asdict(self.done) | {"vocab_size": self.data.vocab_size, "picture": picture,
                                          "end_of_text": self.data.end_of_text,
                                          "data": self.data.fingerprint, "meter": meter, "owed": self.owed,
+                                         "places": places if any(places) else None,
                                          ckpt.ANY_BUDGET: self.fraction <= decay_start(self.config.optim),
                                          "groups": ckpt.optimizer_groups(self.optimizers)}
             self.saver.save(self.tensors(), state)
@@ -456,6 +381,8 @@ class Trainer:
                 self.meter = Meter(state["meter"])
                 ckpt.set_aside(self.run_dir, newer_than=self.done.step)
                 ckpt.point_latest(self.run_dir, path)
+        domain_of(self.config).go_to(self.data, found and found[1].get("places"), self.accelerator.process_index,
+                                     self.accelerator.num_processes)
         self.monitor.rewind(self.done.step)
 
     def check_same_folder(self) -> None:

@@ -72,23 +72,33 @@ class Watch:
     def first(self, work: Callable[[], Any]) -> Any:
         """Result of `work()` on the first process, None on the others, who wait however long it takes. All raise its
         UserError."""
+        return self._work(range(1), work)
+
+    def every(self, work: Callable[[], Any]) -> Any:
+        """Result of `work()` on this process, once all have done theirs, however long it takes. All raise the UserError
+        of any."""
+        return self._work(range(self.num), work)
+
+    def _work(self, ranks: range, work: Callable[[], Any]) -> Any:
+        """Result of `work()` on this process, None if it is not in `ranks`, once those have done theirs."""
         self.num_works += 1
-        key = f"work/{self.num_works}"
-        if self.rank == 0:
-            problem, value = None, None
+        problem, value = None, None
+        if self.rank in ranks:
             try:
                 value = work()
             except UserError as error:
                 problem = str(error)
-            self.store.set(key, json.dumps(problem))
-        else:
-            try:
-                self.store.wait([key], FOREVER)
-                problem, value = json.loads(self.store.get(key)), None
-            except RuntimeError as error:
-                raise self.reason(error) from None
-        if problem is not None:
-            raise UserError(problem)
+        keys = [self._key(f"work/{self.num_works}", rank) for rank in ranks]
+        try:
+            if self.rank in ranks:
+                self.store.set(keys[self.rank], json.dumps(problem))
+            self.store.wait(keys, FOREVER)
+            problems = [json.loads(self.store.get(key)) for key in keys]
+        except RuntimeError as error:
+            raise self.reason(error) from None
+        for said in problems:
+            if said is not None:
+                raise UserError(said)
         return value
 
     def tell(self, text: str, code: int) -> None:

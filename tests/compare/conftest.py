@@ -50,7 +50,7 @@ def done(command, tiny_yaml, in_place):
     return out
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def made_up():
     """`made_up("denoise", 0, losses, curve)`: a measured run with these next-token losses and this curve of them."""
     def make(objective, seed, losses, curve=((1, 5.0), (2, 4.0)), *, seconds_a_step=1.0):

@@ -34,7 +34,7 @@ def test_tables_rows_files_and_the_page_call_it_by_its_name_and_its_settings_sta
     assert [place.run.name for place in plan.places] == ["ar-0", "bold-0"]
     assert said.count(SETTINGS) == 1
     assert f"## The arms\n\n- bold: denoise {SETTINGS}\n\n" in said
-    assert [line.split()[1] for line in said.splitlines() if line.startswith("| ")] == ["arm", "ar", "bold"] * 2
+    assert [line.split()[1] for line in said.splitlines() if line.startswith("| ")] == ["arm", "ar", "bold"] * 3
     assert {json.loads(line)["arm"] for line in (plan.out / "compare.jsonl").read_text().splitlines()} == {"ar", "bold"}
     reader, _ = check_alone((plan.out / "report.html").read_text())
     assert reader.text.count(SETTINGS) == 1
@@ -54,7 +54,7 @@ def test_the_file_holds_what_is_printed_in_the_same_order_and_pictures_that_are_
     assert all(part in parts for part in said.split("\n\n"))  # uses up what stands before
     assert [part.split()[0] for part in said.split("\n\n")[2:5]] == ["-", "##", "|"]  # findings, then the table
     links = re.findall(r"!\[.*\]\((.*)\)", text)
-    assert sorted(links) == ["plots/depth.png", "plots/layer-forwards.png", "plots/seconds.png", "plots/tokens.png"]
+    assert sorted(links) == [f"plots/{name}.png" for name in ("depth", "gain", "layer-forwards", "seconds", "tokens")]
     assert all((plan.out / link).is_file() for link in links)
     for told in ("![", "\nlooped", "- versions: "):
         assert told in text

@@ -203,6 +203,11 @@ def test_what_a_run_never_reads_is_in_the_table_and_what_it_reads_of_a_rule_is_n
     ({"evaluation.levels": 8}, {"evaluation.levels": "objective denoise"}),
     ({"objective": "truncated", "recurrence.distribution": "fixed", "recurrence.backprop": 9},
      {"recurrence.backprop": "recurrence.mean 8, beyond which there are no steps"}),
+    ({"data.heldout_bytes": 5}, {"data.heldout_bytes": "data.streaming False"}),
+    ({"data.streaming": True}, {"data.streaming": "data.dataset null"}),
+    ({"data.dataset": "a/b", "data.streaming": "endless", "data.tokenizer": "t", "data.heldout": 0.5},
+     {"data.heldout": "data.streaming endless"}),
+    ({"data.mixture.a.weight": 2, "data.split": "x"}, {"data.split": "data.mixture"}),
     ({"task.difficulty": [1, 2]}, {"task.difficulty": "text (no task.name, no images.source)"}),
     ({"objective": "full", "denoise.bridge": "sampled"}, {}),  # as it is anyway
     ({"objective": "truncated", "recurrence.backprop": 2, "optim.schedule": "wsd", "optim.decay_fraction": 0.5}, {}),
@@ -275,3 +280,16 @@ def test_a_comparison_says_it_before_it_trains(monkeypatch, tmp_path):
     assert [str(each.message) for each in caught] == [
         "arm 'quick': denoise.bridge has no effect under objective full",
         "optim.muon_lr has no effect under optim.name adamw"]  # and truncated reads recurrence.backprop
+
+
+def test_flags_leave_the_values_they_are_given_as_they_were():
+    sources = {"a": {"weight": 1}, "b": {"weight": 1}}
+    config = load_config(None, {"data.mixture": sources, "data.mixture.a.weight": 3})
+    assert config.data.mixture["a"].weight == 3
+    assert sources == {"a": {"weight": 1}, "b": {"weight": 1}}
+
+
+def test_a_flag_within_a_setting_is_checked_as_that_setting():
+    flags = {"task.name": "sudoku", "task.options.size": 4, "data.mixture.a.weight": 3, "denoise.context": "inject"}
+    found = unread(load_config(None, flags), flags)
+    assert found == {"data.mixture": "task.name sudoku"}

@@ -73,10 +73,13 @@ def test_random_tokens_have_the_shape_and_the_vocabulary_of_a_text(objective, tm
     assert not torch.equal(*timed.micro_batches)
 
 
-def test_a_batch_of_the_hardest_problems_is_not_counted_as_the_middle_of_their_range():
+def test_problems_are_counted_as_long_as_their_batch_is_padded():
+    """Positive control: problems of the middle of the range alone would be a fifth too cheap."""
     config = load_config(None, SMALL | TASKS[1])
-    stepper = Stepper(config)
-    assert stepper.step_flops() > 1.2 * count(config, stepper.inputs.vocab_size).step_flops
+    stepper, middle = Stepper(config), config.replace(**{"task.difficulty": [6, 6]})
+    ours, theirs = (count(each, stepper.inputs.vocab_size).step_flops for each in (config, middle))
+    assert stepper.step_flops() == pytest.approx(ours, rel=0.05)
+    assert ours > 1.2 * theirs
 
 
 def test_flops_a_second_are_those_of_the_data():
@@ -98,11 +101,12 @@ def test_flops_a_second_of_what_truncated_steps_are_not_for_are_refused(tmp_path
     assert "times truncated steps" in capsys.readouterr().err
 
 
-def test_typical_problems_are_those_of_the_middle_of_the_range():
-    config = load_config(None, SMALL | TASKS[1] | {"task.difficulty": [2, 9], "training.accumulation": 2})
+@pytest.mark.parametrize(("accumulation", "longest"), [(1, 9), (2, 8), (4, 6)])
+def test_typical_problems_are_spread_over_the_range(accumulation, longest):
+    config = load_config(None, SMALL | TASKS[1] | {"task.difficulty": [2, 9], "training.accumulation": accumulation})
     inputs = domain_of(config).typical_inputs(config)
-    assert inputs.num_rows == 1 + 6
-    assert [len(part) for part in inputs.micro_batches] == [2]
+    assert inputs.num_rows == 1 + longest
+    assert [len(part) for part in inputs.micro_batches] == [4 // accumulation]
 
 
 def test_the_shipped_sudoku_is_timed_as_sudoku():

@@ -56,13 +56,13 @@ def test_layer_forwards_are_those_that_training_counts():
 
 @pytest.mark.parametrize(("text", "number"), [("80GB", 80e9), ("512 mb", 512e6), ("1.5T", 1.5e12), ("1000", 1000)])
 def test_sizes_are_read(text, number):
-    assert bytes_of(text) == number
+    assert bytes_of(text, "--memory") == number
 
 
 @pytest.mark.parametrize("text", ["", "GB", "-3GB", "3XB", "inf"])
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(UserError, match=r"is not a size; write e\.g\. 80GB"):
-        bytes_of(text)
+        bytes_of(text, "--memory")
 
 
 @pytest.mark.parametrize(("flags", "said"), [

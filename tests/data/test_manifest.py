@@ -144,9 +144,9 @@ def test_a_dataset_is_known_by_the_files_of_its_local_copy(tmp_path, monkeypatch
     file = tmp_path / "data" / "train.jsonl"
     file.write_text("".join(json.dumps({"text": f"row {number}"}) + "\n" for number in range(50)), encoding="utf-8")
     data = DataConfig(dataset=str(tmp_path / "data"), cache_dir=str(tmp_path / "cache"))
-    before, each, rows = key(data), text_sources.DatasetSource._each, []
-    monkeypatch.setattr(text_sources.DatasetSource, "_each", lambda self: (rows.append(row) or row
-                                                                           for row in each(self)))
+    before, each, rows = key(data), text_sources.DatasetSource.guarded, []
+    monkeypatch.setattr(text_sources.DatasetSource, "guarded", lambda self, given: (
+        rows.append(row) or row for row in each(self, given)))
     assert key(data) == before
     assert rows == []
     file.write_text(json.dumps({"text": "other"}) + "\n" + json.dumps({"text": "rows"}), encoding="utf-8")

@@ -16,7 +16,7 @@ from looped.data.order import KEYED, permuted
 
 def keyed(places, count, seed=0, epoch=0):
     """The computed order, also of counts for which the stored one is used."""
-    keys = order._draws(seed, epoch, order.ROUNDS)
+    keys = order.draws(seed, epoch, order.ROUNDS)
     return order._keyed(np.asarray(places, dtype=np.uint64), count, keys).astype(np.int64)
 
 
@@ -44,7 +44,7 @@ def test_every_item_is_as_likely_at_every_place_and_behind_every_other():
     """Over 4,000 seeds: (place, item) and (item, next item) of 16 items in every cell alike. Control: a network of one
     round is told from it."""
     def chances(rounds):
-        orders = np.stack([order._keyed(np.arange(16, dtype=np.uint64), 16, order._draws(seed, 0, rounds))
+        orders = np.stack([order._keyed(np.arange(16, dtype=np.uint64), 16, order.draws(seed, 0, rounds))
                            for seed in range(4000)]).astype(int)
         places, pairs = np.zeros((16, 16)), np.zeros((16, 16))
         for row in orders:

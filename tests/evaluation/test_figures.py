@@ -5,6 +5,7 @@ import json
 import re
 from collections import defaultdict
 from dataclasses import fields
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ import torch
 
 from looped.config import load_config
 from looped.data.loader import TokenStream
+from looped.data.mixed_stream import MixedStream
 from looped.domains import DOMAINS
 from looped.evaluation.benchmarks import Figure, TaskRow
 from looped.evaluation.dataframes import COLUMNS, FIRST, LAST
@@ -79,7 +81,8 @@ def ids():
     data = {"text": SimpleNamespace(heldout=stream), "puzzles": None,
             "classify": SimpleNamespace(heldout=lambda size: [batch])}
     config = load_config(None, {"data.length": 20})
-    return {name for kind, domain in DOMAINS.items()
+    mixed = MixedStream("held-out", {"a": stream}, {"a": Fraction(1)})
+    return {*mixed.places(2, 20)} | {name for kind, domain in DOMAINS.items()
             for line in domain.sequences(data.get(kind, data["classify"]), config, Options(difficulties=[3]))
             for name in line}
 
@@ -97,7 +100,10 @@ def test_every_column_of_an_evaluation_is_in_the_table_and_no_other():
 
 
 def test_every_name_of_metrics_jsonl_is_in_the_table_and_no_other():
-    written = {re.sub(r"\d+$", "N", name) for name in KEYS["metrics.jsonl"]} | {*TIMING}
+    sources = {name for name in KEYS["metrics.jsonl"] if "/" in name}
+    assert {name.partition("/")[0] for name in sources} == {"loss", "next_token"}
+    written = {re.sub(r"\d+$", "N", name) for name in KEYS["metrics.jsonl"] - sources} | {*TIMING}
+    written |= {re.sub(r"/.*", "/SOURCE", name) for name in sources}
     unrecorded = {"loss_full"}  # of recurrence.progressive_weight below 1
     assert named("metrics.jsonl") == written | unrecorded
 

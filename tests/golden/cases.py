@@ -55,6 +55,8 @@ RULES = {
         "masked": "--masked.cond_width=8 --evaluation.levels=2",
         "masked blocks": f"--objective=masked --evaluation.levels=2 {BLOCKS}",
         "documents": "--objective=denoise --data.documents=separate",
+        "mixture": "--objective=truncated --data.path=[] '--data.mixture={text: {path: text, weight: 3}, other: {path: "
+                   "other}}'",
         "muon": "--objective=truncated --optim.name=muon --optim.ema_decay=0.5 --training.accumulation=2",
         "bf16": "--objective=denoise --training.precision=bf16 --model.qk_norm=true --model.ffn=gelu"},
     "puzzle": {

@@ -12,8 +12,8 @@ from looped.diffusion.samplers import sampler_of
 from looped.objectives import Full, Loss, Objective
 from looped.training.callbacks import Callback
 from looped.training.logs import read_metrics
+from looped.training.step_checks import require_loss
 from looped.training.train import train
-from looped.training.trainer import require_loss
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 TINY = {"model.width": 16, "model.num_heads": 2, "data.max_bytes": 60_000, "data.vocab_size": 300, "data.length": 16,

@@ -193,13 +193,10 @@ def test_weights_are_sent_once_per_step_however_deep_the_loop(fast):
 
 
 @pytest.mark.parametrize("name", FAST)
-def test_a_plan_has_the_bytes_that_are_kept_and_gathered(fast, name):
-    """`looped plan`, within 5 %."""
-    configs, folder, counts = fast
-    planned = plan(configs[name], 270, devices=2)
-    kept = json.loads((folder / "kept.json").read_text())[name]
-    assert kept == pytest.approx([planned.memory.weights, planned.memory.optimiser, planned.memory.averages], rel=0.05)
-    assert counts[name][0][1] == pytest.approx(planned.gathered, rel=0.05)
+def test_a_plan_has_the_bytes_that_are_gathered(fast, name):
+    """`looped plan`, within 5 %; tests/training/test_plan_measured.py has all its figures."""
+    configs, _, counts = fast
+    assert counts[name][0][1] == pytest.approx(plan(configs[name], 270, devices=2).gathered, rel=0.05)
 
 
 def test_what_does_not_go_with_shards_is_refused(tiny, tmp_path):

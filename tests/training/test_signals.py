@@ -48,8 +48,10 @@ def test_usr_signals_save_after_the_step_and_training_goes_on(tmp_path, tiny, nu
         assert not ckpt.list_checkpoints(tmp_path / "run")
         os.kill(os.getpid(), number)
         trainer.step()
+        trainer.saver.wait()
         assert [path.name for path in ckpt.list_checkpoints(tmp_path / "run")] == ["step-00000002"]
         trainer.step()
+        trainer.saver.wait()
         assert len(ckpt.list_checkpoints(tmp_path / "run")) == 1  # one signal, one checkpoint
 
 

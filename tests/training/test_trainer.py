@@ -129,7 +129,7 @@ def test_a_block_that_was_never_active_has_its_first_weights_and_no_optimiser_st
     drawn = {objective.sample_block(StepRandom(config.seed, step, count=1)) for step in range(2)}
     done = train(config, tmp_path / "run")
     saved = weights(tmp_path / "run")
-    slots, averages = saved["optimizer.safetensors"], saved["ema.safetensors"]
+    slots, averages = saved["optimizer"], saved["ema"]
     start = build(config, done.objective.model.vocab_size).recurrence.core.blocks
     for number, block in enumerate(done.objective.model.recurrence.core.blocks):
         rested, prefix = number not in drawn, f"denoiser.model.recurrence.core.blocks.{number}."

@@ -100,6 +100,33 @@ def test_work_of_the_first_process_may_take_longer_than_the_limit_and_its_error_
     assert results == {"second": None, "error": "the disk is full"}
 
 
+def test_each_process_waits_for_the_work_of_all_and_the_error_of_one_is_everybodys(two):
+    results = {0: [], 1: []}
+
+    def refuse(rank):
+        if rank == 1:
+            raise UserError("no such depth")
+
+    def work(rank):
+        results[rank].append(two[rank].every(lambda: threading.Event().wait(4 * rank) or rank))  # past the limit
+        results[rank].append(time.monotonic())
+        try:
+            two[rank].every(lambda: refuse(rank))
+        except UserError as error:
+            results[rank].append(str(error))
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in (0, 1)]
+    start = time.monotonic()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    for rank in (0, 1):
+        own, ended, error = results[rank]
+        assert (own, error) == (rank, "no such depth")
+        assert ended - start >= 4
+
+
 def test_the_first_process_waits_at_the_end_for_one_that_is_still_at_work(two):
     first, second = two
     end = threading.Thread(target=first.close)

@@ -77,6 +77,10 @@ def test_a_run_writes_the_same_bytes_and_is_measured(tmp_path, tiny, monkeypatch
     assert not [path for path in written if b"\r" in path.read_bytes()]
 
 
+OTHER_OPENS = {"gzip", "Image", "os", "find_data", "find_text", "found", "text", "stream", "part", "self"}
+"""Objects whose `open` opens no file of text."""
+
+
 def text_calls(tree):
     """Calls that read or write text, each with the keyword arguments it has to have."""
     for node in ast.walk(tree):
@@ -86,7 +90,7 @@ def text_calls(tree):
         owner = getattr(value.func if isinstance(value, ast.Call) else value, "id", "")
         if name in ("write_text", "read_text") and isinstance(node.func, ast.Attribute):
             yield node, {"encoding", "newline"} if name == "write_text" else {"encoding"}
-        if name == "open" and owner not in ("gzip", "Image", "os", "find_data", "find_text", "found", "text", "self"):
+        if name == "open" and owner not in OTHER_OPENS:
             modes = [each.value for each in node.args if isinstance(each, ast.Constant) and isinstance(each.value, str)]
             mode = next((each for each in modes if set(each) <= set("rwaxb+t")), "r")
             if "b" not in mode:

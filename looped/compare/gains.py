@@ -1,0 +1,127 @@
+"""Gain of each arm over the baseline against the compute it was trained with: a table and a plot.
+
+The gain is in the metric that the comparison follows, paired by held-out item and seed; the compute is counted in FLOPs
+of forward and backward passes, as a multiple of the baseline's. Weights are listed beside it, since a gain at equal
+compute may be a gain of weights.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from looped.compare.plan import Plan
+from looped.compare.plots import finish, picture
+from looped.compare.summary import ArmSummary, gap
+from looped.cost.counts import count
+from looped.data.from_config import source_of
+from looped.evaluation.plots import colours, new_figure
+from looped.reports.sections import Figure, Heading, Prose, Section, Table
+
+MANY = 10
+"""Multiples of compute from which the axis is logarithmic."""
+
+
+@dataclass(frozen=True)
+class Gain:
+    """An arm beside the baseline. weights, flops: multiples of the baseline's parameters and training FLOPs; gain, low,
+    high: difference in the followed metric, positive if the arm is better, with its 95 % interval, None for the
+    baseline itself and for an arm without a common seed; told: the difference is more than noise."""
+
+    arm: str
+    weights: float
+    flops: float
+    gain: float | None
+    low: float | None
+    high: float | None
+    told: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """The row of compare.jsonl."""
+        return {"kind": "gain", **asdict(self)}
+
+
+def baseline_of(arms: Sequence[ArmSummary]) -> ArmSummary:
+    """The arm that the others are compared with: the first one without a loop, or else the first one."""
+    return next((arm for arm in arms if _config(arm).rule.baseline), arms[0])
+
+
+def gains(arms: Sequence[ArmSummary]) -> list[Gain]:
+    """One for each arm, in their order."""
+    base = baseline_of(arms)
+    weights, flops = _cost(base)
+    return [_gain(arm, base, weights, flops) for arm in arms]
+
+
+def _gain(arm: ArmSummary, base: ArmSummary, weights: float, flops: float) -> Gain:
+    own_weights, own_flops = _cost(arm)
+    found = None if arm is base else gap(arm.runs, base.runs)
+    cost = (arm.name, own_weights / weights, own_flops / flops)
+    if found is None:
+        return Gain(*cost, None, None, None, told=False)
+    if arm.runs[0].gauge.higher_is_better:
+        return Gain(*cost, found.mean, found.low, found.high, found.told)
+    return Gain(*cost, -found.mean, -found.high, -found.low, found.told)
+
+
+def _config(arm: ArmSummary) -> Any:
+    return arm.runs[0].place.arm.config
+
+
+def _cost(arm: ArmSummary) -> tuple[float, float]:
+    """(parameters, FLOPs of training, forward and backward)."""
+    config = _config(arm)
+    counts = count(config, source_of(config).vocab_size(config))
+    return counts.parameters, counts.step_flops * arm.costs["step"].mean
+
+
+def gain_sections(arms: Sequence[ArmSummary], plan: Plan, found: Sequence[Gain]) -> list[Section]:
+    """The table and the plot; none without gains."""
+    if not found:
+        return []
+    base, gauge = baseline_of(arms), arms[0].runs[0].gauge
+    return [Heading("Gain and training compute"),
+            Prose(f"Gain over {base.name} in held-out {gauge.name}{gauge.remark}, positive if better, with its 95 % "
+                  f"interval over {gauge.examples}; training compute is FLOPs of forward and backward passes, counted. "
+                  f"A gain in brackets is within noise."),
+            _table(found, base.name), _figure(found, base.name, gauge, plan)]
+
+
+def _table(found: Sequence[Gain], base: str) -> Table:
+    best = max((each.gain for each in found if each.gain is not None), default=0.0)
+    header = ["arm", "weights", "training FLOPs", f"gain over {base}", "of the largest gain"]
+    return Table(header, [[each.arm, _multiple(each.weights), _multiple(each.flops), _cell(each), _share(each, best)]
+                          for each in found])
+
+
+def _multiple(value: float) -> str:
+    return f"{value:.2f} x"
+
+
+def _cell(each: Gain) -> str:
+    if each.gain is None:
+        return "-"
+    text = f"{each.gain:+.3f} [{each.low:+.3f}, {each.high:+.3f}]"
+    return text if each.told else f"({text})"
+
+
+def _share(each: Gain, best: float) -> str:
+    return f"{100 * each.gain / best:.0f} %" if each.gain is not None and best > 0 else "-"
+
+
+def _figure(found: Sequence[Gain], base: str, gauge: Any, plan: Plan) -> Figure:
+    figure, axes = new_figure()
+    axes.axhline(0, color="0.5", linewidth=0.8, linestyle=":")
+    for each, colour in zip(found, colours(len(found)), strict=True):
+        value, low, high = (each.gain or 0.0, each.low or 0.0, each.high or 0.0)
+        axes.errorbar([each.flops], [value], [[max(value - low, 0)], [max(high - value, 0)]], fmt="o", color=colour,
+                      markersize=6, capsize=3, label=f"{each.arm} ({each.weights:.2g} x weights)")
+    if max(each.flops for each in found) / min(each.flops for each in found) > MANY:
+        axes.set_xscale("log")
+    else:
+        axes.set_xlim(0, math.ceil(max(each.flops for each in found)) + 0.5)
+    axes.set_xlabel(f"training FLOPs, multiple of {base}")
+    axes.set_ylabel(f"gain over {base}: {gauge.axis}")
+    finish(figure, axes, path := picture(plan.out, "gain"))
+    caption = f"Gain over {base} against training compute; bars are 95 % intervals over {gauge.examples}."
+    return Figure(path, caption, "Gain of each arm against its training compute", wide=True)
