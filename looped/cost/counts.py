@@ -21,8 +21,8 @@ class Counts:
     parameters: unique parameters of the objective, including those outside its model. effective_parameters: parameters
     of the unrolled network of a training step, with the core counted once per pass (`Rule.passes`). dtype: that of
     matrix products, on the device that training would take. training_bytes: weights, gradients, optimiser state,
-    averaged weights and saved activations. gradients, moments: numbers of elements. tokens, layer_forwards: per
-    sequence of an optimiser step.
+    averaged weights and saved activations. gradients, moments, matrices: numbers of elements, the last of what Muon
+    trains. tokens, layer_forwards: per sequence of an optimiser step.
     """
 
     parameters: int
@@ -35,6 +35,7 @@ class Counts:
     training_bytes: int
     gradients: int
     moments: int
+    matrices: int
     tokens: float
     layer_forwards: float
 
@@ -47,9 +48,9 @@ def count(config: Config, vocab_size: int) -> Counts:
     objective, core = training.objective, training.objective.model.recurrence.core
     learning = [p for p in objective.parameters() if p.requires_grad]
     trained, part = sum(p.numel() for p in learning), inputs.micro_batches[0]
-    matrices = hidden_matrices(objective) if config.optim.name == "muon" else set()
-    # AdamW keeps two moments of each weight, Muon one.
-    moments = 2 * trained - sum(p.numel() for name, p in objective.named_parameters() if name in matrices)
+    hidden = hidden_matrices(objective) if config.optim.name == "muon" else set()
+    matrices = sum(p.numel() for name, p in objective.named_parameters() if name in hidden)
+    moments = 2 * trained - matrices  # AdamW keeps two of each weight, Muon one
     costs = [(weight, training.step(part, decisions)) for weight, decisions in objective.decisions()]
     kept = round(sum(weight * cost.kept for weight, cost in costs))
     gradients = max(cost.gradients for _, cost in costs)
@@ -65,7 +66,7 @@ def count(config: Config, vocab_size: int) -> Counts:
         forward_flops=round(forward), step_flops=round(forward + backward), dtype=training.precision.dtype,
         saved_activation_bytes=kept,
         training_bytes=WIDE * (parameters * (1 + (config.optim.ema_decay > 0)) + gradients + moments) + kept,
-        gradients=gradients, moments=moments,
+        gradients=gradients, moments=moments, matrices=matrices,
         tokens=(Batch.of(part) if isinstance(part, Tensor) else part).num_tokens / len(part),
         layer_forwards=objective.layer_forwards())
 

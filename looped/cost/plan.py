@@ -2,7 +2,7 @@
 
 Sizes are those of the tensors, without the allocator's fragments and the working memory of kernels. A ring of N
 processes sends (N - 1) / N of a tensor's bytes per process to gather it or to scatter its sum, and twice that to add it
-up on all.
+up on all. On shards Muon sends each matrix in bf16 to its owner and back, of which 1 / N stays on average.
 """
 
 import math
@@ -12,6 +12,9 @@ from looped.config import Config
 from looped.cost.counts import WIDE, Counts, count
 from looped.errors import UserError
 from looped.training.micro_batch import MicroBatches
+
+HALF = 2
+"""Bytes per bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +66,12 @@ def plan(config: Config, vocab_size: int, *, devices: int, limit: float | None =
                    weights * share * (config.optim.ema_decay > 0),
                    weights + gradients if sharded else gradients * several, fixed + per_row * part.size)
     ring = (devices - 1) / devices
+    travelling = 2 * HALF * whole.matrices
     room = None if limit is None else limit - (memory.total - per_row * part.size)
     steps = _steps(config, whole)
     return Plan(whole, devices, part.size, memory, None if room is None else max(0, math.floor(room / per_row)),
-                ring * (weights + gradients if sharded else 2 * gradients), weights * sharded, whole.step_flops, steps,
-                None if flops is None else whole.step_flops / (devices * flops))
+                ring * (weights + gradients + travelling if sharded else 2 * gradients), weights * sharded,
+                whole.step_flops, steps, None if flops is None else whole.step_flops / (devices * flops))
 
 
 def _activations(config: Config, vocab_size: int) -> tuple[float, float]:

@@ -30,7 +30,7 @@ TEXTS = {"averaged": {"objective": "full", "optim.ema_decay": 0.9}, "sharded": {
          "own": {"objective": "full"}, "denoise": {}}
 MORE = {"ar": {"objective": "ar"}, "masked": {"objective": "masked"},
         "documents in blocks": {"denoise.block_size": 2}, "bf16": {"training.precision": "bf16"},
-        "one block": {"objective": "blockwise", "blocks.alone": 1} | BLOCKS}
+        "one block": {"objective": "blockwise", "blocks.alone": 1, "blocks.shared": "frozen"} | BLOCKS}
 OTHERS = {"task": TASK | {"objective": "full"}, "images": IMAGES | {"objective": "full"}}
 MORE_OTHERS = {"answers": TASK | {"objective": "denoise"}, "made images": IMAGES | MADE | {"objective": "denoise"},
                "layers": IMAGES | {"objective": "forward-forward", "model.num_core_layers": 2,
