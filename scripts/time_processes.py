@@ -3,10 +3,10 @@
     torchrun --standalone --nproc-per-node 2 scripts/time_processes.py owned --width 256
     torchrun --standalone --nproc-per-node 2 scripts/time_processes.py validation --config configs/smoke.yaml
 
-One line of JSON: the median seconds of `--times` times, after one that does not count, and those
-of the first process's CPU. owned, torch, adamw: an update
-of 25 matrices of five shapes. validation: the held-out figures that training writes, by this many processes; without a
-launcher by one. For a comparison call it for each arm in turn, several times: other programs disturb all alike then.
+One line of JSON: the median seconds of `--times` times, after one that does not count, and those of the first process's
+CPU. owned, torch, adamw: an update of 25 matrices of five shapes. validation: the held-out figures that training
+writes, by as many processes, or by one without a launcher. For a comparison call it for each arm in turn, several
+times: other programs disturb all alike then.
 """
 
 import argparse
