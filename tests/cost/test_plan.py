@@ -7,6 +7,9 @@ from looped.config import load_config
 from looped.cost.counts import count
 from looped.cost.plan import bytes_of, plan
 from looped.errors import UserError
+from looped.models.build import build
+from looped.objectives import build_objective
+from looped.training.optim import hidden_matrices
 
 SMALL = {"model.width": 32, "model.num_heads": 2, "data.length": 16, "data.vocab_size": 300, "objective": "full",
          "recurrence.mean": 2, "training.batch_size": 8, "optim.ema_decay": 0.9, "evaluation.prompt_length": 4}
@@ -30,6 +33,14 @@ def test_shards_divide_what_is_kept_between_steps_and_send_as_much_as_ddp():
     weights = whole.memory.weights
     assert (whole.sent, sharded.sent) == (2 * 3 / 4 * weights, 2 * 3 / 4 * weights)
     assert sharded.memory.during == 2 * weights
+
+
+def test_on_shards_muon_sends_its_matrices_there_and_back_in_bf16():
+    config = small(**{"training.shard": "fsdp", "optim.name": "muon"})
+    module = build_objective(config, build(config, VOCAB))
+    hidden = sum(p.numel() for name, p in module.named_parameters() if name in hidden_matrices(module))
+    muon, adamw = (plan(config.replace(**{"optim.name": name}), VOCAB, devices=4).sent for name in ("muon", "adamw"))
+    assert muon - adamw == pytest.approx(3 / 4 * 2 * 2 * hidden / 4)  # a fourth of it in each process
 
 
 def test_the_largest_micro_batch_fits_and_one_more_does_not():
