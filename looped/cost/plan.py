@@ -60,7 +60,7 @@ def plan(config: Config, vocab_size: int, *, devices: int, limit: float | None =
     """The plan of a config on so many devices. limit: bytes of memory of each; flops: FLOP/s that each really does;
     disk: bytes per second that the disk of the run writes. Raises UserError if the batch does not go round."""
     part = MicroBatches.of(config, 0, devices)
-    whole = count(config, vocab_size)
+    whole = count(config.replace(**{"training.accumulation": part.total}), vocab_size)
     fixed, per_row = _activations(config, vocab_size, part.size)
     share = 1 / devices if config.training.shard == "fsdp" else 1.0
     sharded, several = share < 1, devices > 1

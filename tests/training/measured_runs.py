@@ -86,7 +86,8 @@ def measure(config, run):
         to_owners = sum(trainer.processes.gather([owners.taken()[1] / NUM_STEPS])) / num
         found |= {"weights": local(trainer.objective.parameters()), "optimiser": optimiser,
                   "averages": local(trainer.ema.averages) if trainer.ema else 0, "summed": sum(summed) / NUM_STEPS,
-                  "gathered": gathered, "sent": (num - 1) / num * (gathered + scattered + to_owners + 2 * sum(summed) / NUM_STEPS),
+                  "gathered": gathered, "sent": (num - 1) / num * (
+                      gathered + scattered + to_owners + 2 * sum(summed) / NUM_STEPS),
                   "activations": sum(kept) / len(kept),
                   "flops": sum(trainer.processes.gather([sum(flops) / NUM_STEPS]))}
     return found | {"checkpoint": sum(path.stat().st_size for path in list_checkpoints(run)[0].rglob("*"))}
