@@ -97,7 +97,14 @@ if not TYPE_CHECKING:  # to checkers, every name that is not above is a mistake
     def __getattr__(name: str) -> Any:
         if name not in _PUBLIC:
             raise AttributeError(f"module 'looped' has no attribute '{name}'")
-        return getattr(importlib.import_module(_PUBLIC[name]), name)
+        try:
+            return getattr(importlib.import_module(_PUBLIC[name]), name)
+        except ModuleNotFoundError as error:
+            if str(error.name).partition(".")[0] == "looped":
+                raise
+            raise ModuleNotFoundError(f"looped.{name} needs {error.name}, which is not installed; install looped with "
+                                      f"its dependencies (pip without --no-deps); looped.nn and the solvers do without",
+                                      name=error.name) from None
 
 
 def __dir__() -> list[str]:

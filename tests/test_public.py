@@ -34,6 +34,26 @@ def objective_of():
     return looped.build_objective(config, looped.build(config, V))
 
 
+def test_the_loop_of_a_language_model_is_compiled_as_settings_say():
+    objective, graphs = objective_of(), []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    objective.model.compile_step(backend=backend)
+    objective.model(TOKENS, 2)
+    assert graphs
+
+
+@pytest.mark.parametrize("make", [
+    lambda: looped.Config(**{"model.width": 32}), lambda: looped.Config().model_copy(update={"model.width": 32})])
+def test_a_config_is_not_made_of_dotted_names(make):
+    assert looped.Config().replace(**{"model.width": 32}).model.width == 32
+    with pytest.raises(looped.UserError, match=r"'model.width'.*config.replace\(\*\*\{"):
+        make()
+
+
 def test_a_core_of_ones_own_trains_in_the_language_model():
     objective = objective_of()
     objective.model.recurrence.core = looped.Core(Told())

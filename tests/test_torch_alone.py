@@ -60,6 +60,20 @@ def test_the_snippets_are_found():
     assert len(SNIPPETS) >= 4
 
 
+@pytest.mark.parametrize("name", ["train", "Denoiser", "load_config"])
+def test_a_public_name_that_needs_more_says_so(name):
+    said = run(f"import looped; looped.{name}").stderr.strip().splitlines()[-1]
+    assert re.match(rf"ModuleNotFoundError: looped.{name} needs \w+, which is not installed; install looped with its "
+                    r"dependencies \(pip without --no-deps\)", said)
+
+
+@pytest.mark.parametrize("words", [["train", "smoke"], ["eval", "run"]])
+def test_the_command_line_without_its_packages_is_a_sentence(words):
+    done = run(f"import sys; from looped.cli import main; sys.exit(main({words}))")
+    assert done.returncode == 2
+    assert re.fullmatch(r"looped: \w+ is not installed, which this command needs; install looped .*\n", done.stderr)
+
+
 def test_what_needs_more_is_noticed():
     assert "No module named 'pydantic'" in run("import pydantic").stderr
     assert "No module named" in run("import looped.config").stderr

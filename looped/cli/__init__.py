@@ -67,6 +67,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"looped: {' '.join(str(error).split())}", file=sys.stderr)  # names in it may contain line breaks
         return error.exit_code
+    except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] == "looped":
+            raise
+        print(f"looped: {error.name} is not installed, which this command needs; install looped with its dependencies "
+              f"(pip without --no-deps)", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of our output has closed the pipe, as `head` does

@@ -14,7 +14,7 @@ from typing import Any
 from looped.compare.curve import BUDGETS, UNITS, Metric, crossing, values_at
 from looped.compare.measure import Measured
 from looped.compare.summary import ArmSummary, Gap, gap, pairs
-from looped.evaluation.rows import LEAST, student_interval
+from looped.evaluation.rows import LEAST, student_interval, tells_sign
 
 
 @dataclass(frozen=True)
@@ -153,4 +153,5 @@ def _untold(reach: Reach, final: str) -> str:
                 f"{reach.gauge.examples}{spread}, {seeds}")
     if gap.told:  # the curve reached the target at some time, by chance or before it got worse
         return f"{reach.arm} ends {'ahead of' if reach.better else 'behind'} {final}: {evidence}."
-    return f"No reliable difference between {reach.arm} ({reach.mine:.3f}) and {final}: {evidence}."
+    why = f"; {', and '.join(gap.doubts)}" if tells_sign(gap.low, gap.high) and gap.doubts else ""
+    return f"No reliable difference between {reach.arm} ({reach.mine:.3f}) and {final}: {evidence}{why}."

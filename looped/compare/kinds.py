@@ -55,7 +55,10 @@ KINDS = {"text": TEXT, "puzzles": TASK, "classify": IMAGES, "generate": MADE}
 
 
 def kind_of(config: Config) -> Kind:
-    """The kind of comparison for the data of a config; for a custom domain, built from that domain."""
+    """The kind of comparison for the data of a config; for a custom domain that writes no text, built from that domain.
+    """
+    if config.kind.writes:
+        return TEXT
     if config.domain.name is not None:
         return replace(IMAGES, held_out=domain_of(config).examples, check=lambda plan: None,
                        measurer=own_measurer(config), notes=own_notes)

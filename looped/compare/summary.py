@@ -130,8 +130,15 @@ class Gap:
     def told(self) -> bool:
         """True if the difference is more than noise: there are enough sequences, their interval excludes zero, and with
         several seeds so does Student's interval over the seeds."""
-        over_seeds = len(self.seeds) == 1 or tells_sign(*student_interval(self.seeds))
-        return self.num >= LEAST and tells_sign(self.low, self.high) and over_seeds
+        return tells_sign(self.low, self.high) and not self.doubts
+
+    @property
+    def doubts(self) -> list[str]:
+        """The reasons, as clauses, why an interval over sequences alone does not tell the difference from noise."""
+        found = [] if self.num >= LEAST else [f"fewer than {LEAST} tell no sign"]
+        if len(self.seeds) > 1 and not tells_sign(*(ends := student_interval(self.seeds))):
+            found.append(f"the 95 % interval over seeds, [{ends[0]:+.3f}, {ends[1]:+.3f}], includes 0")
+        return found
 
 
 def gap(runs: Sequence[Run], others: Sequence[Run]) -> Gap | None:

@@ -12,6 +12,7 @@ from looped.compare.curve import Metric
 from looped.compare.measure import Common, MeanMeasured, Measurer, step_of
 from looped.compare.plan import AGAIN, Plan, RunSpec
 from looped.data.text import TextData
+from looped.data.token_numbers import tokenizer_of
 from looped.devices import CPU, Placement
 from looped.evaluation.depth import evaluate_depth, evaluate_samples
 from looped.evaluation.judge import Judge
@@ -88,7 +89,7 @@ class TextMeasurer(Measurer):
         self.text = self.text or run.data
         run.data = self.text  # has the same tokenizer
         run.identity.check(self.text, run.path, AGAIN)
-        c, seed, decode = run.config.evaluation, run.config.seed, self.text.tokenizer.decode
+        c, seed, decode = run.config.evaluation, run.config.seed, tokenizer_of(self.text).decode
         sweep = evaluate_depth(run.objective, self.sequences(c.num_sequences), self.depths(place), seed=seed,
                                bytes_per_token=self.text.bytes_per_token, batch_size=c.batch_size, num_levels=c.levels)
         prompts = self.sequences(c.num_samples)[:, : c.prompt_length]

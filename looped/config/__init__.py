@@ -56,6 +56,13 @@ class Config(Section):
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
+    def __init__(self, **values: Any):
+        dotted = next((name for name in values if "." in name), None)
+        if dotted is not None:
+            raise UserError(f"'{dotted}' is a dotted name, and a config is made of sections; write a section in YAML, "
+                            f"and in Python load_config(None, {{'{dotted}': ...}}), or config.replace(**{{...}}) alike")
+        super().__init__(**values)
+
     @model_validator(mode="after")
     def _check_across(self):
         if self.training.batch_size % self.training.accumulation:

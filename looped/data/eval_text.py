@@ -12,7 +12,7 @@ import numpy as np
 
 from looped.config.data import DataConfig
 from looped.data.corpus import load_corpus
-from looped.data.loader import TokenStream
+from looped.data.loader import LONGER, TokenStream
 from looped.data.text import TextData, check_lossless
 from looped.data.text_sources import Document
 from looped.data.tokenizer import TextTokenizer
@@ -79,18 +79,21 @@ def heldout_text(texts: Iterable[str | Document], tokenizer: TextTokenizer, *,
     documents = [document for document in documents if document.text]
     if not documents:
         raise UserError(f"{source} holds no text; give it at least one document that is not empty")
-    stream, bytes_per_token = encoded("given", documents, tokenizer, "the run's tokenizer.json")
+    stream, bytes_per_token = encoded(
+        "given", documents, tokenizer, "the run's tokenizer.json",
+        longer="give a longer one, or measure it in Python by looped.evaluate_depth, whose sequences may be shorter "
+               "than those of training")
     return HeldoutText(stream, tokenizer, bytes_per_token, fingerprint_of(documents), source)
 
 
-def encoded(name: str, documents: Sequence[Document], tokenizer: TextTokenizer, path: str
+def encoded(name: str, documents: Sequence[Document], tokenizer: TextTokenizer, path: str, *, longer: str = LONGER
             ) -> tuple[TokenStream, float]:
-    """Documents in memory as a stream, and their bytes per token. path: of the tokenizer. Raises `UserError` if it does
-    not reproduce a text exactly."""
+    """Documents in memory as a stream, and their bytes per token. path: of the tokenizer; longer: as of `TokenStream`.
+    Raises `UserError` if the tokenizer does not reproduce a text exactly."""
     check_lossless(tokenizer, documents, path)
     tokens = np.concatenate(list(tokenizer.encode_documents([document.text for document in documents])))
     stream = TokenStream(name, tokens, end_of_text=tokenizer.end_of_text,
-                         documents=tuple(document.name for document in documents))
+                         documents=tuple(document.name for document in documents), longer=longer)
     return stream, sum(len(document.text.encode()) for document in documents) / len(tokens)
 
 

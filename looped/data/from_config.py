@@ -111,12 +111,16 @@ def source_of(config: Config) -> Source:
 def find_data(config: Config) -> Found:
     """The text, task or images of a config, or the data of its domain. Raises UserError if they cannot be loaded."""
     try:
-        return source_of(config).find(config)
+        found = source_of(config).find(config)
     except TypeError as error:
         if config.domain.name is None:
             raise
         raise UserError(f"domain.options {config.domain.options} do not fit domain.name {config.domain.name}: {error}; "
                         f"see its class for its options") from error
+    if not isinstance(found, Found):
+        raise UserError(f"find of domain.name {config.domain.name} returned {found!r}; return a "
+                        f"looped.data.from_config.Found(fingerprint, facts, open)")
+    return found
 
 
 def open_data(config: Config) -> Data:

@@ -18,6 +18,10 @@ from looped.errors import UserError
 from looped.shapes import Int
 
 
+LONGER = "lower data.length, give more text, or change data.heldout"
+"""The fix for a text that is too short for a sequence."""
+
+
 class Placeless:
     """Training data whose batches are functions of (seed, step): there is no place to keep."""
 
@@ -30,13 +34,16 @@ class Placeless:
 
 
 class TokenStream(Placeless):
-    """Documents as one array of token ids, each ended by `end_of_text`; `documents` are their names, in order."""
+    """Documents as one array of token ids, each ended by `end_of_text`; `documents` are their names, in order.
+    longer: the fix that an error offers if the text is too short."""
 
-    def __init__(self, name: str, tokens: np.ndarray, *, end_of_text: int, documents: Sequence[str] = ()):
+    def __init__(self, name: str, tokens: np.ndarray, *, end_of_text: int, documents: Sequence[str] = (),
+                 longer: str = LONGER):
         self.name = name
         self.tokens = tokens
         self.end_of_text = end_of_text
         self.documents = documents
+        self.longer = longer
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -46,7 +53,7 @@ class TokenStream(Placeless):
         count = (len(self) - 1) // length
         if count < 1:
             raise UserError(f"data.length {length} needs {length + 1} tokens, but the {self.name} text has {len(self)}"
-                            f"; lower data.length, give more text, or change data.heldout")
+                            f"; {self.longer}")
         return count
 
     def batch(self, step: int, *, batch_size: int, length: int, seed: int,

@@ -39,6 +39,7 @@ from looped.data.tokenizer import (
     train_tokenizer,
 )
 from looped.errors import UserError
+from looped.notices import silent
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,8 @@ class FoundText:
 
     def _tokenizer(self) -> TextTokenizer:
         if self.data.tokenizer:
-            return load_tokenizer(self.data.tokenizer)
+            with silent():  # what there is to say was said for the fingerprint
+                return load_tokenizer(self.data.tokenizer)
         with progress("training the tokenizer", self.num_bytes) as advance:
             return train_tokenizer(self.training_pieces(advance), self.data.vocab_size)
 

@@ -12,6 +12,7 @@ Solvers return the last D; states are at least float32. Euler's step is `z + (si
 et al. 2022, algorithm 1).
 """
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -230,4 +231,14 @@ SAMPLERS: dict[str, Callable[..., Tensor]] = {
 
 def sampler_of(name: str) -> Callable[..., Tensor]:
     """The solver with this name, or at this dotted path: a function with the signature above. Raises UserError."""
-    return SAMPLERS[name] if name in SAMPLERS else class_at(name, "denoise.solver")
+    if name in SAMPLERS:
+        return SAMPLERS[name]
+    solver = class_at(name, "denoise.solver")
+    try:
+        inspect.signature(solver).bind("denoise", "z", "sigmas", random=None)
+    except TypeError as error:
+        raise UserError(f"denoise.solver {name} cannot be called as a solver ({error}); its arguments are (denoise, z, "
+                        f"sigmas, *, callback=None, random=None)") from None
+    except ValueError:  # a function without a signature
+        pass
+    return solver

@@ -13,6 +13,7 @@ from looped.config import Config
 from looped.data.eval_text import MeasuredText
 from looped.data.from_config import vocab_size_of
 from looped.data.loader import Placeless
+from looped.data.token_numbers import tokenizer_of
 from looped.domains.base import About, Domain, Evaluated, Inputs, Options, Own, Request, micro_batches
 from looped.errors import UserError, flag_of
 from looped.evaluation.depth import evaluate_run, evaluate_samples, num_windows
@@ -44,7 +45,9 @@ class TextEvaluated(Evaluated):
     sources: Sequence[Row] = ()
 
     def sections(self, name: str) -> list[Section]:
-        found = [*super().sections(name), self._sources(), self._exits()]
+        num = next((row.n for row in self.rows if row.metric == "nats_per_token"), 0)
+        said = f"nats/token over {num} held-out sequence{'s' * (num != 1)}{', too few for an interval' * (num == 1)}"
+        found = [*super().sections(name), Prose(said), self._sources(), self._exits()]
         if self.probes is None:
             return found
         said = "\n".join(self.probes.sentences) or "nothing is out of order"
@@ -151,11 +154,12 @@ class Text(Domain):
         prompts = prompts.to(next(objective.parameters()).device)
         rows, samples = evaluate_samples(objective, prompts, c.sample_depths, num_tokens=c.sample_length,
                                          seed=config.seed)
+        decode = tokenizer_of(data).decode
         diversity = {row.depth: row.mean for row in rows if row.metric == "distinct_2"}
         lines = []
         for depth, texts in samples.items():
             lines.append(f"depth {depth}, distinct-2 {diversity[depth]:.3f}")
-            lines += [f"  {data.tokenizer.decode(text)!r}" for text in as_lists(texts)]
+            lines += [f"  {decode(text)!r}" for text in as_lists(texts)]
         return "\n".join(lines)
 
     def check(self, config: Config, flags: Iterable[str], run: Path) -> None:
@@ -172,8 +176,12 @@ class Text(Domain):
 
     def evaluate(self, objective: Objective, data: MeasuredText, config: Config, depths: Sequence[int],
                  options: Options, *, keep: Keep) -> TextEvaluated:
+        rollout = rollout_of(objective)
+        if options.trajectories and not rollout.samples:
+            raise UserError(f"--trajectories {options.trajectories} samples the solver of a denoiser, and objective "
+                            f"{config.objective} has none; leave it out")
         if options.exits:
-            rollout_of(objective).check_exits(options.exits)
+            rollout.check_exits(options.exits)
         result = evaluate_run(objective, data, config, depths, options, keep=keep)
         by_depth, exits, each = result.per_example["nats_per_token"], [], []
         size = {"seed": config.seed, "batch_size": config.evaluation.batch_size}

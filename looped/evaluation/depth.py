@@ -12,6 +12,7 @@ from torch import Tensor
 
 from looped.config import Config
 from looped.data.eval_text import MeasuredText
+from looped.data.token_numbers import tokenizer_of
 from looped.devices import now
 from looped.errors import UserError, did_you_mean
 from looped.evaluation.judge import judged_rows
@@ -142,7 +143,7 @@ def evaluate_run(objective: Objective, data: MeasuredText, config: Config, depth
                            seed=config.seed, batch_size=c.batch_size, num_trajectories=options.trajectories,
                            num_levels=c.levels, keep=keep)
     rows, per_example, samples, texts = sweep.rows, sweep.per_example, [], {}
-    decode = data.tokenizer.decode
+    decode = tokenizer_of(data).decode
 
     def took(part: list[Row], examples: Sequence[dict] = (), written: Sequence[dict] = ()) -> None:
         rows.extend(part)

@@ -106,7 +106,7 @@ def plot_levels(rows: Sequence[Row], trained: Trained, path: Path, *, difficulty
         depths = [row.depth for row in curve]
         axes.plot(depths, [row.mean for row in curve], "o-" if seen else "o--", color=colour, markersize=4,
                   label=f"{difficulty}: {level}" + (" (trained)" if seen else ""))
-        axes.fill_between(depths, [row.ci_low for row in curve], [row.ci_high for row in curve], color=colour,
+        axes.fill_between(depths, *zip(*(row.ends for row in curve), strict=True), color=colour,
                           alpha=0.13, linewidth=0)
     over_depth(axes, {row.depth for row in rows})
     axes.set_ylim(-0.03, 1.03)
@@ -127,8 +127,8 @@ def plot_rest(solves: Sequence[Stability], path: Path, *, difficulty: str) -> No
         colour = colormaps["viridis"](0.88 * place / max(len(solves) - 1, 1))
         axes.plot(list(steps), [max(row.mean, 1e-8) for row in steps.values()], "-", color=colour,
                   label=f"{difficulty}: {solve.difficulty}")
-        axes.fill_between(list(steps), *([max(getattr(row, end), 1e-8) for row in steps.values()]
-                                         for end in ("ci_low", "ci_high")), color=colour, alpha=0.13, linewidth=0)
+        axes.fill_between(list(steps), *([max(row.ends[end], 1e-8) for row in steps.values()]
+                                         for end in (0, 1)), color=colour, alpha=0.13, linewidth=0)
     axes.set_yscale("log")
     axes.set_xlabel("step")
     axes.set_ylabel(f"relative change of the {solves[0].latent}")

@@ -238,6 +238,6 @@ def probe_table(rows: Sequence[Row]) -> str:
     lines = []
     for row in rows:
         place = f" at sigma {row.sigma:.2f}" if row.sigma is not None else f" at depth {row.depth}" if row.depth else ""
-        spread = "" if row.ci_low == row.ci_high else f" [{row.ci_low:.3f}, {row.ci_high:.3f}]"
-        lines.append(f"  {row.metric.replace('_', ' ')}{place}: {row.mean:.3f}{spread}")
+        shown = f"{row.mean:.3f}" if row.ci_low == row.ci_high else row.shown()
+        lines.append(f"  {row.metric.replace('_', ' ')}{place}: {shown}")
     return "\n".join(lines)

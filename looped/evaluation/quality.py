@@ -153,8 +153,9 @@ class Quality:
         """Add paired differences in nats/token, and the excess perplexity in per cent that they amount to."""
         self.take(f"{kind}_behind_twin", differences, fields)
         row = self.rows[-1]
-        self.rows.append(Row(f"{kind}_perplexity_percent", *(100 * math.expm1(nats) for nats in (
-            row.mean, row.ci_low, row.ci_high)), row.n, **fields))
+        self.rows.append(Row(f"{kind}_perplexity_percent", *(
+            nats if nats is None else 100 * math.expm1(nats) for nats in (row.mean, row.ci_low, row.ci_high)), row.n,
+                             **fields))
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,16 @@ class Row:
     evaluations: float | None = None
     peak_bytes: int | None = None
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Both ends of the interval; the figure itself if it has none."""
+        return (self.mean, self.mean) if self.ci_low is None or self.ci_high is None else (self.ci_low, self.ci_high)
+
+    def shown(self, form: str = ".3f", ends: str = ".3f") -> str:
+        """`0.912 [0.870, 0.950]`, the figure with its interval, if it has one."""
+        interval = "" if self.ci_low is None else f" [{self.ci_low:{ends}}, {self.ci_high:{ends}}]"
+        return f"{self.mean:{form}}{interval}"
+
     def as_dict(self) -> dict[str, Any]:
         """Only the fields that are set."""
         return {name: value for name, value in asdict(self).items() if value is not None}
@@ -74,8 +84,8 @@ def example_lines(metric: str, by_depth: Mapping[int, Float[Tensor, "num"] | Boo
 
 
 def summarise(metric: str, values: Float[Tensor, "num"], **fields: Any) -> Row:
-    """Mean and 95 % interval of one value per sequence."""
-    low, high = confidence_interval(values)
+    """Mean and 95 % interval of one value per sequence; a single value has no interval."""
+    low, high = confidence_interval(values) if len(values) > 1 else (None, None)
     return Row(metric, values.mean().item(), low, high, len(values), **fields)
 
 

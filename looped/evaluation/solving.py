@@ -43,7 +43,7 @@ class Solved:
 
 def share_cell(row: Row) -> str:
     """A share and its interval, as `0.912 [0.870, 0.950]`."""
-    return f"{row.mean:.3f} [{row.ci_low:.3f}, {row.ci_high:.3f}]"
+    return row.shown()
 
 
 @dataclass(frozen=True)

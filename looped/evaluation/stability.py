@@ -16,7 +16,7 @@ noise or, if a loop's initial state is fixed, the last state of another problem.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -62,17 +62,17 @@ class Stability:
     @property
     def late_contraction(self) -> float | None:
         """Geometric mean of the contraction over the second half of the steps; None if the latent converges before."""
-        return self._late("mean")
+        return self._late(lambda row: row.mean)
 
-    def _late(self, field: str) -> float | None:
-        late = [math.log(max(getattr(row, field), 1e-12)) for step, row in self.by_step("contraction").items()
+    def _late(self, value_of: Callable[[Row], float]) -> float | None:
+        late = [math.log(max(value_of(row), 1e-12)) for step, row in self.by_step("contraction").items()
                 if step > self.depth / 2]
         return math.exp(sum(late) / len(late)) if late else None
 
     @property
     def motion(self) -> str:
         """Phrase for the changes in the second half, by both ends of their intervals."""
-        low, high = self._late("ci_low"), self._late("ci_high")
+        low, high = self._late(lambda row: row.ends[0]), self._late(lambda row: row.ends[1])
         if low is None or high is None:
             return ""
         return "shrink" if high < 1 else "do not shrink" if low >= 1 else "neither clearly shrink nor grow"
@@ -93,8 +93,8 @@ class Stability:
             said.append(grows)
         same, cosine, distance = map(self.figure, ("same_answer", "latent_cosine", "latent_distance"))
         if same and cosine and distance:
-            said.append(f"from another start ({self.start}) {same.mean:.2f} [{same.ci_low:.2f}, {same.ci_high:.2f}] of "
-                        f"{same.n} problems have the same answer, the last latents {distance.mean:.2g} of their norm "
+            said.append(f"from another start ({self.start}) {same.shown('.2f', '.2f')} of {same.n} "
+                        f" problems have the same answer, the last latents {distance.mean:.2g} of their norm "
                         f"apart, cosine {cosine.mean:.3f}")
         return "; ".join(said)
 

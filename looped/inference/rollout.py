@@ -203,8 +203,12 @@ ROLLOUTS = {"loop": "looped.inference.loop_rollout.LoopRollout",
 
 
 def rollout_of(objective: Objective) -> Rollout:
-    """The rollout of an objective."""
-    made = objective.rollout
+    """The rollout of an objective. Raises UserError if its `rollout` is neither a name nor a class."""
+    made = getattr(objective, "rollout", None)
+    if not callable(made) and made not in ROLLOUTS:
+        names = ", ".join(sorted(ROLLOUTS))
+        raise UserError(f"{type(objective).__name__}.rollout is {made!r}; set it to {names}, or to a subclass of "
+                        f"looped.inference.rollout.Rollout")
     if isinstance(made, str):
         module, _, name = ROLLOUTS[made].rpartition(".")
         made = getattr(importlib.import_module(module), name)

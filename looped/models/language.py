@@ -225,9 +225,9 @@ class LanguageModel(nn.Module):
         last = len(self.coda) - 1
         self.coda[last].record(x, context.layer(last), rotation=rows.rotation)
 
-    def compile_step(self) -> None:
-        """Compile one loop step."""
-        self.recurrence.compile_step()
+    def compile_step(self, **settings: Any) -> None:
+        """Compile one loop step; `settings` go to `torch.compile`, as `backend="eager"`."""
+        self.recurrence.compile_step(**settings)
 
 
 def layer_of(config: ModelConfig, number: int = 0, cond_width: int | None = None, *,

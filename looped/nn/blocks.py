@@ -47,7 +47,9 @@ def require_block(block: Any) -> None:
 class Core(nn.Module):
     """N blocks, one of which is applied per step: step `index` runs block `index % N` unless `block` is given.
 
-    Raises `UserError` without blocks, and for a module that cannot be called as a `Block`.
+    Blocks that no step runs get no gradient: for training with fewer steps than blocks, wrap the model in
+    `DistributedDataParallel(..., find_unused_parameters=True)`. Raises `UserError` without blocks, and for a module
+    that cannot be called as a `Block`.
     """
 
     def __init__(self, *blocks: nn.Module):

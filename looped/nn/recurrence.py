@@ -32,7 +32,13 @@ package, anything the blocks take in a custom loop."""
 
 
 class RecurrentDepth(nn.Module):
-    """A loop of any depth over a core: initial state, one step, and the unroll with truncated gradients."""
+    """A loop of any depth over a core: initial state, one step, and the unroll with truncated gradients.
+
+    state_init: the state before the first step: "zero", "embedding" (e itself), or drawn from `noise=`, "noise"
+    (standard normal) or "like-init" (normal with a standard deviation of sqrt(2 / 5), truncated at three of them).
+    state_std: another standard deviation of these draws, or a factor of the other two. Raises `UserError` for another
+    name, and for a core that is no `Block`.
+    """
 
     def __init__(self, core: nn.Module, *, state_init: str = "zero", state_std: float | None = None):
         super().__init__()

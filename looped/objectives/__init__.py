@@ -48,6 +48,8 @@ def build_objective(config: Config, model: LanguageModel | ImageDenoiser,
     require(model, nn.Module, "model", "call build_objective(config, build(config, vocab_size))")
     with seeded_init(config.seed, "objective"):
         objective = objective_class(config).from_config(config, model)
+    if type(objective).layer_forwards is Objective.layer_forwards:  # before the first step, which counts them
+        objective.layer_forwards()
     objective.end_of_text = end_of_text
     objective.setting = config.objective
     objective.learned = "" if config.kind.writes else config.kind.noun

@@ -47,6 +47,9 @@ def figures_of(losses: Sequence[Loss]) -> list[dict[str, float]]:
     return figures
 
 
+DEFINE = "define its method {} (docs/extending.md)"
+
+
 class Objective(nn.Module):
     """A training rule over `encode`, `step`, `decode`; holds the model and any further parameters of the rule.
 
@@ -77,7 +80,7 @@ class Objective(nn.Module):
     @classmethod
     def from_config(cls, config: Config, model: nn.Module) -> "Objective":
         """The rule of a config, around `model`."""
-        raise NotImplementedError
+        raise UserError(f"{cls.__name__} does not say how it is built from a config; {DEFINE.format('from_config')}")
 
     @classmethod
     def trained_depths(cls, config: Config) -> tuple[int, int]:
@@ -95,7 +98,7 @@ class Objective(nn.Module):
 
     def forward(self, tokens: Int[Tensor, "batch length_and_one"] | Batch, random: StepRandom) -> Loss:
         """The loss of predicting tokens[:, 1:] from tokens[:, :-1], or the targets of a batch from its inputs."""
-        raise NotImplementedError
+        raise UserError(f"{type(self).__name__} has no loss; {DEFINE.format('forward')}")
 
     def after_step(self) -> None:
         """Update what the rule learns without gradient; every process calls it once after each optimiser step."""
@@ -114,7 +117,7 @@ class Objective(nn.Module):
 
     def layer_forwards(self) -> float:
         """Expected cost of one training sequence in forward passes of one layer; a backward pass counts two."""
-        raise NotImplementedError
+        raise UserError(f"{type(self).__name__} does not say what it costs; {DEFINE.format('layer_forwards')}")
 
 
 def require_objective(objective: Any) -> None:

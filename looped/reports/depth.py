@@ -119,7 +119,7 @@ def _level(report: DepthReport, level: int) -> str:
 
 
 def _share(row: Row | None) -> str:
-    return "-" if row is None else f"{row.mean:.3f} [{row.ci_low:.2f}, {row.ci_high:.2f}]"
+    return "-" if row is None else row.shown(ends=".2f")
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
@@ -168,7 +168,7 @@ def _exits(report: DepthReport) -> Table:
         ran = f"{used.mean:.1f} of {most.get((level, used.depth), used.depth):.0f}"
         cost = "-" if used.layer_forwards is None else f"{used.layer_forwards:,.1f}"
         lines.append([str(level), kind, threshold or "-", ran, cost, _share(left),
-                      f"{left.mean + lost.mean:.3f}", f"{lost.mean:+.3f} [{lost.ci_low:+.2f}, {lost.ci_high:+.2f}]"])
+                      f"{left.mean + lost.mean:.3f}", lost.shown("+.3f", "+.2f")])
     header = [report.difficulty, "exit", "threshold", "mean evaluations", "layer forwards", "solved",
               "solved by all steps", "lost, paired"]
     return Table(header, lines)

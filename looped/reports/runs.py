@@ -202,7 +202,8 @@ def _cells(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 
     nats, accuracy, frechet = (rows.get(metric, {}) for metric in TABLED)
     main = nats or accuracy or frechet
-    return {"nats/token": _with_interval(nats), "accuracy": _with_interval(accuracy),
+    return {"nats/token": _with_interval(nats), "by solver": _with_interval(rows.get("nats_by_solver", {})),
+            "accuracy": _with_interval(accuracy),
             "Fréchet distance": mean("frechet_distance"), "precision": mean("precision"), "recall": mean("recall"),
             "bits/byte": mean("bits_per_byte"),
             "distinct-1, 2, 4": " ".join(mean(f"distinct_{n}") for n in (1, 2, 4)).replace("- - -", "-"),
@@ -217,7 +218,8 @@ def _matched(rows: Mapping[str, Mapping[str, Any]]) -> str:
     if "matched_perplexity_percent" not in rows:
         return "out of reach" if "unmatched_distinct_2" in rows else "-"
     row = rows["matched_perplexity_percent"]
-    return f"{row['mean']:+.1f} % [{row['ci_low']:.1f}, {row['ci_high']:.1f}] at {row['temperature']:.2f}"
+    interval = f" [{row['ci_low']:.1f}, {row['ci_high']:.1f}]" if "ci_low" in row else ""
+    return f"{row['mean']:+.1f} %{interval} at {row['temperature']:.2f}"
 
 
 def _notes(label: str, at: Mapping[tuple[str, int | None], Mapping[str, Any]]) -> Iterator[str]:
@@ -226,6 +228,9 @@ def _notes(label: str, at: Mapping[tuple[str, int | None], Mapping[str, Any]]) -
     if "nats_at_sigma_max" in first:
         yield (f"{label} at sigma_max, where a denoiser is a next-token predictor: "
                f"{_with_interval(first['nats_at_sigma_max'])} nats/token")
+    if "nats_by_solver" in first:
+        yield (f"by solver: nats/token of the configured solver of {label} itself, under the mean prediction of "
+               f"{first['nats_by_solver']['trajectories']} trajectories: an upper bound, which more of them lower")
     if "nats_bound" in first:
         nats, bits = (_with_interval(first[metric]) for metric in ("nats_bound", "bits_per_byte_bound"))
         yield f"{label} in the limit of many unmasking steps: a bound of {nats} nats/token, {bits} bits/byte"

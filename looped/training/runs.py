@@ -25,6 +25,7 @@ from looped.config import Config, dump_config, load_config
 from looped.data.eval_text import HeldoutText
 from looped.data.from_config import Data, located
 from looped.data.images import Normalizer
+from looped.data.token_numbers import TokenNumbers
 from looped.data.tokenizer import TextTokenizer, load_tokenizer
 from looped.errors import UserError
 from looped.models.build import build
@@ -289,8 +290,11 @@ class Run:
         return self.identity.facts.get("classes") or self.data.images.class_names
 
     @cached_property
-    def tokenizer(self) -> TextTokenizer:
-        """The run's own copy of its tokenizer, which needs no text."""
+    def tokenizer(self) -> TextTokenizer | TokenNumbers:
+        """The run's own copy of its tokenizer, which needs no text; numbers if its custom data have none."""
+        custom = self.identity.given or self.config.domain.name is not None
+        if custom and not (self.path / TOKENIZER).exists():
+            return TokenNumbers()
         return load_tokenizer(self.path / TOKENIZER)
 
 

@@ -1,12 +1,14 @@
-"""Checks of a training step before its update: a loss that a rule can be trained by, and one that is finite."""
+"""Checks of what a training step and an evaluation give: a loss that a rule can be trained by, finite, and numbers."""
 
 import math
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from looped.errors import UserError
-from looped.nn.checks import require
+from looped.nn.checks import kind_of, require
 from looped.objectives import Loss, Objective
 from looped.training.checkpoint import list_checkpoints
 
@@ -15,9 +17,23 @@ def require_loss(loss: Any, objective: Objective) -> None:
     """Raise UserError for what a custom rule cannot be trained by: no `Loss`, or one without gradient."""
     name = type(objective).__name__
     require(loss, Loss, f"the result of {name}.forward", "return looped.objectives.Loss(value)")
+    if not isinstance(loss.value, Tensor) or loss.value.ndim:
+        raise UserError(f"the loss of {name}.forward is {kind_of(loss.value)}; return the mean over the batch, a "
+                        f"tensor of one number")
     if not loss.value.requires_grad:
         raise UserError(f"the loss of {name}.forward carries no gradient; compute it from the model's output without "
                         f"detach() and outside of torch.no_grad()")
+
+
+def metrics_of(found: Any) -> dict[str, float]:
+    """The metrics that `evaluate` returned, as numbers. Raises UserError for anything but numbers by name."""
+    require(found, dict, "the result of evaluate", "return numbers by name, as {'nats': 4.2}")
+    values = {name: value.item() if isinstance(value, np.generic | Tensor) and not value.ndim else value
+              for name, value in found.items()}
+    for name, value in values.items():
+        if not isinstance(value, int | float):
+            raise UserError(f"evaluate returned {kind_of(value)} as {name}; return numbers by name, as {{'nats': 4.2}}")
+    return values
 
 
 def non_finite(trainer: Any, loss: float, norm: float) -> UserError:

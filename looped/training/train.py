@@ -13,7 +13,8 @@ from pathlib import Path
 
 from looped.config import Config
 from looped.data.from_config import Data, Seen, find_data, located
-from looped.nn.checks import require
+from looped.errors import UserError
+from looped.nn.checks import kind_of, require
 from looped.notices import noted, silent
 from looped.objectives import Objective
 from looped.precision import Precision
@@ -82,6 +83,8 @@ def open_trainer(config: Config, run_dir: str | Path, *, evaluate: Evaluate | No
     with ExitStack() as stack:
         stack.enter_context(deterministic(config.training.deterministic))  # before CUDA starts
         run_dir, given = Path(run_dir), data is not None
+        if given:
+            _check_data(data)
         if several() and not given:  # before the group of processes, in which none may wait for long
             with silent():
                 _open_data(config, run_dir)
@@ -117,6 +120,18 @@ def open_trainer(config: Config, run_dir: str | Path, *, evaluate: Evaluate | No
         trainer.save()
         trainer.saver.wait()
         say_goodbye(trainer)
+
+
+MEMBERS = ("train", "heldout", "vocab_size", "tokenizer", "picture", "end_of_text", "fingerprint", "facts", "summary")
+"""The members of opened data, those of custom domains too."""
+
+
+def _check_data(data: object) -> None:
+    """Raises UserError for data that lack a member."""
+    missing = [name for name in MEMBERS if not hasattr(data, name)]
+    if missing:
+        raise UserError(f"data is {kind_of(data)} without {', '.join(missing)}; give opened data, as under "
+                        f"\"Data of your own\" in docs/trainer.md")
 
 
 def _open_data(config: Config, run_dir: Path) -> Data:

@@ -9,7 +9,7 @@ FlashAttention's backward pass, add by atomics, in another order each time, so r
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -27,6 +27,7 @@ from looped.domains import domain_of
 from looped.errors import UserError
 from looped.evaluation.depth import peak_bytes
 from looped.evaluation.image_samples import write_picture
+from looped.inference.rollout import rollout_of
 from looped.models.build import build
 from looped.nn.cast_once import casts_kept
 from looped.nn.checks import require
@@ -50,7 +51,7 @@ from looped.training.processes import Processes
 from looped.training.runs import STAMP, load_run
 from looped.training.saving import Saver
 from looped.training.signals import Caught
-from looped.training.step_checks import non_finite, require_loss
+from looped.training.step_checks import metrics_of, non_finite, require_loss
 from looped.training.warm_start import take_over
 
 ASKED = 1000
@@ -79,6 +80,7 @@ class Trainer:
         self.monitor = monitor
         self.micro: MicroBatches = MicroBatches.of(config, accelerator.process_index, accelerator.num_processes)
         self.objective: Objective = self.new_objective().to(accelerator.device).train()
+        rollout_of(self.objective)  # which raises what only an evaluation would
         with accelerator.autocast():
             check_core(self.objective, self.run_few)
         if config.training.warm_start and not ckpt.list_checkpoints(run_dir):
@@ -124,6 +126,7 @@ class Trainer:
     def attend(self, evaluate: Evaluate, sample: Sample, callbacks: Sequence[Callback], caught: Caught) -> None:
         """Set the functions that evaluate and sample, which all processes call and whose result the first one uses, the
         callbacks, and the signals that end training."""
+        require(callbacks, Iterable, "callbacks", "give a list of them")
         for callback in callbacks:
             require(callback, Callback, "a callback", "give an object of a class derived from it")
         self.evaluates, self.samples, self.callbacks, self.caught = evaluate, sample, tuple(callbacks), caught
@@ -305,8 +308,9 @@ class Trainer:
 
     def evaluate(self) -> None:
         """Evaluate the EMA weights (or the plain ones if there are none)."""
-        values = self.on_eval(self.evaluates)
+        found = self.on_eval(self.evaluates)
         if self.processes.is_first:
+            values = metrics_of(found)
             counts = asdict(self.done)
             self.monitor.metrics("heldout", counts.pop("step"), counts | values)
             self.monitor.say(f"step {self.done.step}  held-out  "

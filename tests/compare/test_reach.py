@@ -1,6 +1,7 @@
 """A comparison finds nothing between arms that are the same, and still finds what is there."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from scipy import stats
 from looped.compare.accuracy_summary import summarise_shares
 from looped.compare.compute_to_target import reach, reaches, sentence, sentences, with_reverse
 from looped.compare.plan import RunSpec
+from looped.compare.summary import Gap
 from looped.compare.task_measure import TaskMeasured
 from looped.compare.text_measure import TextMeasured
 from looped.compare.text_summary import summarise_texts
@@ -110,6 +112,20 @@ def test_noise_between_arms_that_solve_next_to_nothing_is_said_to_be_noise():
         "No reliable difference between full (0.031) and truncated's final share solved (0.031): +0.000 [+0.000, "
         "+0.000] paired over 8 held-out problems, +0.000 to +0.000 by seed, 2 seeds."]
     assert found[0].as_dict()["told"] is False
+
+
+@pytest.mark.parametrize(("seeds", "num", "why"), [
+    ((-0.179, -0.093), 16, "2 seeds; the 95 % interval over seeds, [-0.682, +0.410], includes 0."),
+    ((-0.2, -0.2), 5, "2 seeds; fewer than 6 tell no sign."),
+    ((-0.179, -0.093), 5, "fewer than 6 tell no sign, and the 95 % interval over seeds, [-0.682, +0.410], includes 0."),
+])
+def test_an_interval_that_excludes_zero_and_is_no_reliable_difference_says_why(seeds, num, why):
+    """Student's t of two seeds reaches 12.706 / sqrt(2) standard deviations."""
+    found = compared("loss", {"final": 1.0}, {"final": 1.0}, num_seeds=2)[0]
+    said = sentence(replace(found, gap=Gap(-0.136, -0.167, -0.105, num, seeds)))
+    assert said.endswith(why)
+    plain = sentence(replace(found, gap=Gap(0.0, -0.1, 0.1, num, seeds)))
+    assert plain.endswith("2 seeds.")
 
 
 def test_five_examples_tell_no_sign_and_six_do():

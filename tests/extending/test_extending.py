@@ -5,6 +5,7 @@ and comes back in another process, with no edit in looped/ (docs/extending.md wa
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -30,6 +31,7 @@ TINY = {"model": {"width": 16, "num_heads": 2, "num_core_layers": 1}, "recurrenc
                        "sample_depths": [1], "num_problems": 8}}
 TEXT = TINY | {"data": {"path": "text", "cache_dir": "tokens", "vocab_size": 270, "length": 8, "heldout": 0.2}}
 SOUNDS = TINY | {"domain": {"name": "tones.Tones", "options": {"frame": 8, "noise": 0.1}}, "objective": "full"}
+NUMBERS = TINY | {"domain": {"name": "counting.Counting"}, "data": {"length": 8}}
 SUMS = TINY | {"task": {"name": "prefix-sums", "difficulty": [3, 4]}, "objective": "denoise"}
 RULE, SOLVER, CORE = "flow_rule.FlowMatching", "midpoint_solver.sample_midpoint", "gated_core.GatedCore"
 RUNS = {"rule": ["text.yaml", "--objective", RULE], "data": ["sounds.yaml"],
@@ -59,7 +61,7 @@ def folder(tmp_path_factory):
         if not file.name.startswith("test_"):
             shutil.copy(file, folder)
             sys.modules.pop(file.stem, None)
-    for name, config in {"text": TEXT, "sounds": SOUNDS, "sums": SUMS}.items():
+    for name, config in {"text": TEXT, "sounds": SOUNDS, "sums": SUMS, "numbers": NUMBERS}.items():
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
     return folder
 
@@ -158,6 +160,32 @@ def test_a_kind_of_data(desk, said, in_place, capsys):
     assert "held-out sounds" in (desk / "sounds" / "compare.md").read_text()
     assert arms["full"]["step_flops"] > arms["denoise"]["step_flops"] > 0
     looped("info", "sounds.yaml")
+
+
+def test_a_kind_of_text_without_a_tokenizer(desk, in_place, capsys):
+    """Token ids are its text."""
+    words = ["numbers.yaml", "--objective", "full", "--training.sample_every", 2]
+    looped("train", *words, "--run", "numbers")
+    assert re.search(r"'( \d)+'", capsys.readouterr().out)  # the sample while training
+    looped("eval", "numbers", "--depths", "1,2", "--probes")
+    samples = [json.loads(line) for line in (desk / "numbers/eval/samples.jsonl").read_text().splitlines()]
+    assert all(set(sample["text"]) <= set(" 0123456789") and sample["text"] for sample in samples)
+    capsys.readouterr()
+    looped("generate", "numbers", "--prompt", "7 8 9", "--num_tokens", 3, "--depth", 2)
+    assert re.fullmatch(r"7 8 9( \d){3}\n", capsys.readouterr().out)
+    with in_place():
+        compare_and_bench("numbers.yaml", ["full"], "numbering", capsys)
+    for wrong, why in ((["generate", "numbers", "--prompt", "seven"], "'seven' is no list of token ids"),
+                       (["eval", "numbers", "--text", "text"], "text cannot be encoded for data without a tokenizer")):
+        assert main(wrong) == 2
+        assert why in capsys.readouterr().err
+
+
+def test_a_kind_of_data_that_finds_nothing_is_a_sentence(desk, capsys):
+    (desk / "nowhere.py").write_text("from counting import Counting\n\n\nclass Nowhere(Counting):\n"
+                                     "    def find(self, config):\n        pass\n")
+    assert main(["train", "numbers.yaml", "--run", "run", "--domain.name", "nowhere.Nowhere"]) == 2
+    assert "find of domain.name nowhere.Nowhere returned None; return a looped.data.from" in capsys.readouterr().err
 
 
 def test_a_kind_of_data_is_learned(desk):
