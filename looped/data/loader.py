@@ -17,7 +17,6 @@ from looped.data.order import in_epochs
 from looped.errors import UserError
 from looped.shapes import Int
 
-
 LONGER = "lower data.length, give more text, or change data.heldout"
 """The fix for a text that is too short for a sequence."""
 
