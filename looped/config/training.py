@@ -74,8 +74,9 @@ class TrainingConfig(Section):
         default=0, description="steps between printed samples, or pictures in samples/; 0 makes none")
     checkpoint_every: Count = Field(default=200, description="steps between checkpoints; 0 saves at the end only")
     keep_checkpoints: Depth = Field(
-        default=2, description="number of newest checkpoints that are kept; under optim.schedule wsd also the newest "
-                               "one from before the decay, from which a larger budget can continue")
+        default=2,
+        description="number of newest checkpoints that are kept; under optim.schedule wsd also the newest one from "
+                    "before the decay, from which a larger budget can continue")
     background_saves: bool = Field(
         default=True,
         description="write checkpoints while training goes on, from a copy of weights, averages and optimiser state in "

@@ -22,9 +22,9 @@ class Counts:
     of the unrolled network of a training step, with the core counted once per pass (`Rule.passes`). dtype: that of
     matrix products, on the device that training would take. training_bytes: weights, gradients, optimiser state,
     averaged weights and saved activations. again_flops: of layers that are computed again in backward; update_flops: of
-    Muon's own matrix products, in each process; neither is in step_flops. checkpoint_bytes: tensors of a checkpoint.
-    trained, gradients, moments: numbers of elements, of the weights that are trained at all, of those that a step
-    trains, and of the optimiser's state. tokens, layer_forwards: per sequence of an optimiser step.
+    Muon's own matrix products; neither is in step_flops. checkpoint_bytes: tensors of a checkpoint. trained, gradients,
+    moments, matrices: numbers of elements, of the weights that are trained at all, of those that a step trains, of the
+    optimiser's state, and of what Muon trains. tokens, layer_forwards: per sequence of an optimiser step.
     """
 
     parameters: int
@@ -41,6 +41,7 @@ class Counts:
     trained: int
     gradients: int
     moments: int
+    matrices: int
     tokens: float
     layer_forwards: float
 
@@ -53,9 +54,9 @@ def count(config: Config, vocab_size: int) -> Counts:
     objective, core = training.objective, training.objective.model.recurrence.core
     learning = [p for p in objective.parameters() if p.requires_grad]
     trained, part = sum(p.numel() for p in learning), inputs.micro_batches[0]
-    matrices = hidden_matrices(objective) if config.optim.name == "muon" else set()
-    # AdamW keeps two moments of each weight, Muon one.
-    moments = 2 * trained - sum(p.numel() for name, p in objective.named_parameters() if name in matrices)
+    hidden = hidden_matrices(objective) if config.optim.name == "muon" else set()
+    matrices = sum(p.numel() for name, p in objective.named_parameters() if name in hidden)
+    moments = 2 * trained - matrices  # AdamW keeps two of each weight, Muon one
     costs = [(weight, training.step(part, decisions)) for weight, decisions in objective.decisions()]
     kept = round(sum(weight * cost.kept for weight, cost in costs))
     gradients = max(cost.gradients for _, cost in costs)
@@ -75,7 +76,7 @@ def count(config: Config, vocab_size: int) -> Counts:
         dtype=training.precision.dtype, saved_activation_bytes=kept,
         training_bytes=WIDE * (parameters * (1 + averages) + gradients + moments) + kept,
         checkpoint_bytes=_state_bytes(objective) * (1 + averages) + WIDE * moments,
-        trained=trained, gradients=gradients, moments=moments,
+        trained=trained, gradients=gradients, moments=moments, matrices=matrices,
         tokens=(Batch.of(part) if isinstance(part, Tensor) else part).num_tokens / len(part),
         layer_forwards=objective.layer_forwards())
 

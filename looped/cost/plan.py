@@ -2,7 +2,7 @@
 
 Sizes are those of the tensors, without the allocator's fragmentation and the working memory of kernels. A ring of N
 processes sends (N - 1) / N of a tensor's bytes per process to gather it or to scatter its sum, and twice that to add it
-up on all.
+up on all. On shards Muon sends each matrix in bf16 to its owner and back, of which 1 / N stays on average.
 """
 
 import math
@@ -12,6 +12,9 @@ from looped.config import Config
 from looped.cost.counts import WIDE, Counts, count
 from looped.errors import UserError
 from looped.training.micro_batch import MicroBatches
+
+HALF = 2
+"""Bytes per bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,8 @@ class Bytes:
 class Plan:
     """A run on `devices` processes. rows: sequences of a micro-batch; most_rows: as many as fit the memory, None
     without a limit; sent: bytes that a process sends per step; gathered: bytes of the weights that a process has after
-    gathering them; steps: None for a budget in seconds; seconds: of a step, None without a speed; writing: seconds in
-    which a disk takes a checkpoint, None without its speed."""
+    gathering them; update_flops: per step, of Muon on all devices; steps: None for a budget in seconds; seconds: of a
+    step, None without a speed; writing: seconds in which a disk takes a checkpoint, None without its speed."""
 
     counts: Counts
     devices: int
@@ -46,6 +49,7 @@ class Plan:
     sent: float
     gathered: float
     step_flops: int
+    update_flops: int
     steps: int | None
     seconds: float | None
     writing: float | None
@@ -56,7 +60,7 @@ def plan(config: Config, vocab_size: int, *, devices: int, limit: float | None =
     """The plan of a config on so many devices. limit: bytes of memory of each; flops: FLOP/s that each really does;
     disk: bytes per second that the disk of the run writes. Raises UserError if the batch does not go round."""
     part = MicroBatches.of(config, 0, devices)
-    whole = count(config, vocab_size)
+    whole = count(config.replace(**{"training.accumulation": part.total}), vocab_size)
     fixed, per_row = _activations(config, vocab_size, part.size)
     share = 1 / devices if config.training.shard == "fsdp" else 1.0
     sharded, several = share < 1, devices > 1
@@ -66,14 +70,15 @@ def plan(config: Config, vocab_size: int, *, devices: int, limit: float | None =
                    weights * share * (config.optim.ema_decay > 0),
                    weights + gradients if sharded else summed * several, fixed + per_row * part.size)
     ring = (devices - 1) / devices
+    travelling = 2 * HALF * whole.matrices / devices  # each to its owner and back, of what a process has of it
     room = None if limit is None else limit - (memory.total - per_row * part.size)
+    updates = whole.update_flops * (1 if sharded else devices)
     return Plan(
         counts=whole, devices=devices, rows=part.size, memory=memory,
         most_rows=None if room is None else max(0, math.floor(room / per_row)),
-        sent=ring * (weights + gradients if sharded else 2 * summed), gathered=weights * sharded,
-        step_flops=whole.step_flops, steps=_steps(config, whole),
-        seconds=None if flops is None else (
-            (whole.step_flops + whole.again_flops) / devices + whole.update_flops) / flops,
+        sent=ring * (weights + gradients + travelling if sharded else 2 * summed), gathered=weights * sharded,
+        step_flops=whole.step_flops, update_flops=updates, steps=_steps(config, whole),
+        seconds=None if flops is None else (whole.step_flops + whole.again_flops + updates) / (devices * flops),
         writing=None if disk is None else whole.checkpoint_bytes / disk)
 
 

@@ -81,14 +81,15 @@ def heldout_text(texts: Iterable[str | Document], tokenizer: TextTokenizer, *,
         raise UserError(f"{source} holds no text; give it at least one document that is not empty")
     stream, bytes_per_token = encoded(
         "given", documents, tokenizer, "the run's tokenizer.json",
-        longer="give a longer one, or measure it in Python by looped.evaluate_depth, whose sequences may be shorter")
+        longer="give a longer one, or measure it in Python by looped.evaluate_depth, whose sequences may be shorter "
+               "than those of training")
     return HeldoutText(stream, tokenizer, bytes_per_token, fingerprint_of(documents), source)
 
 
-def encoded(name: str, documents: Sequence[Document], tokenizer: TextTokenizer, path: str, *,
-            longer: str = LONGER) -> tuple[TokenStream, float]:
-    """Documents in memory as a stream, and their bytes per token. path: of the tokenizer; longer: as of the stream.
-    Raises `UserError` if it does not reproduce a text exactly."""
+def encoded(name: str, documents: Sequence[Document], tokenizer: TextTokenizer, path: str, *, longer: str = LONGER
+            ) -> tuple[TokenStream, float]:
+    """Documents in memory as a stream, and their bytes per token. path: of the tokenizer; longer: as of `TokenStream`.
+    Raises `UserError` if the tokenizer does not reproduce a text exactly."""
     check_lossless(tokenizer, documents, path)
     tokens = np.concatenate(list(tokenizer.encode_documents([document.text for document in documents])))
     stream = TokenStream(name, tokens, end_of_text=tokenizer.end_of_text,

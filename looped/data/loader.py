@@ -18,7 +18,7 @@ from looped.errors import UserError
 from looped.shapes import Int
 
 LONGER = "lower data.length, give more text, or change data.heldout"
-"""The fix for a text that is shorter than a window."""
+"""The fix for a text that is too short for a sequence."""
 
 
 class Placeless:

@@ -45,6 +45,7 @@ def heldout_errors(objective: DenoisePixels, data: LabelledData, config: Config,
     """The weighted squared error of each held-out image at its noise level, under the block that owns the level.
     workers: the processes that divide the batches."""
     device = next(objective.parameters()).device
+    size = workers.batch_size(config.evaluation.batch_size, len(sigma))
 
     def of_batch(each: tuple[int, SoughtImages]) -> Float[Tensor, "batch"]:
         first, batch = each
@@ -52,7 +53,7 @@ def heldout_errors(objective: DenoisePixels, data: LabelledData, config: Config,
         return objective.losses(batch.to(device), sigma[first : first + len(batch)], random).cpu()
 
     with evaluating(objective):
-        return torch.cat(workers.over(placed(data.heldout(config.evaluation.batch_size)), of_batch))
+        return torch.cat(workers.over(placed(data.heldout(size)), of_batch))
 
 
 def training_levels(objective: DenoisePixels, data: LabelledData, config: Config) -> Float64[Tensor, "num"]:

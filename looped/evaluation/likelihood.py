@@ -60,7 +60,7 @@ class Likelihood:
         self.tokens: Tokens
         self.tokens, self.lengths = _sequences(objective, tokens, lengths)
         self.seed = seed
-        self.batch_size: int = whole_number("batch_size", batch_size, 1)
+        self.batch_size: int = workers.batch_size(whole_number("batch_size", batch_size, 1), len(self.tokens))
         self.rollout: Rollout = rollout_of(objective)
         if self.lengths is not None and not (self.rollout.next_token and self.rollout.tokens_at_once == 1):
             raise UserError("documents of several lengths are padded on the right, and under this rule a token sees "

@@ -110,7 +110,8 @@ def score(objective: Objective, data: TaskData, config: Config, difficulty: int,
           exit: Exit | None = None, workers: Workers = ALONE) -> dict[int, Scores]:
     """Depth -> scores of the held-out problems of one difficulty. workers: the processes that divide the batches."""
     problems = data.heldout(config.evaluation.num_problems, difficulty)
-    size, device = config.evaluation.batch_size, next(objective.parameters()).device
+    size = workers.batch_size(config.evaluation.batch_size, len(problems))
+    device = next(objective.parameters()).device
     start = time.perf_counter()
 
     def marks(first: int) -> dict[int, list[tuple]]:

@@ -299,8 +299,9 @@ class Trainer:
 
     def evaluate(self) -> None:
         """Evaluate the EMA weights (or the plain ones if there are none)."""
-        values = self.on_eval(lambda *given: metrics_of(self.evaluates(*given)))
+        found = self.on_eval(self.evaluates)
         if self.processes.is_first:
+            values = metrics_of(found)
             counts = asdict(self.done)
             self.monitor.metrics("heldout", counts.pop("step"), counts | values)
             self.monitor.say(f"step {self.done.step}  held-out  "

@@ -23,5 +23,11 @@ def test_every_process_has_the_results_of_all_batches_in_order(num, size):
     assert max(map(len, done)) - min(map(len, done)) <= 1
 
 
+def test_batches_are_smaller_only_where_a_process_would_have_none():
+    assert ALONE.batch_size(16, 10) == 16
+    sizes = {num: SeveralWorkers(0, num, lambda work: []).batch_size(16, 64) for num in (2, 4, 5, 100)}
+    assert sizes == {2: 16, 4: 16, 5: 13, 100: 1}
+
+
 def test_batches_are_placed_by_their_rows():
     assert list(placed(["abc", "de", "f"])) == [(0, "abc"), (3, "de"), (5, "f")]

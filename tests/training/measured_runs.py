@@ -31,6 +31,17 @@ def local(tensors: Iterable) -> int:
     return sum((each.to_local() if hasattr(each, "to_local") else each).nbytes for each in tensors)
 
 
+class ToOwners(Exchange):
+    """Muon's exchanges, of which all that a process sends is counted."""
+
+    def __init__(self):
+        super().__init__("all_to_all_single")
+
+    def __call__(self, received, sent, *args, **kwargs):
+        self.sizes.append(sent.nbytes)
+        return self.plain(received, sent, *args, **kwargs)
+
+
 def measure(config, run):
     """{"weights", "gradients", "optimiser", "averages", "activations" (of a micro-batch), "sent"}: bytes of this
     process; "summed": bytes of the buffers in which DDP adds up; "gathered": bytes of whole weights after a gather;
@@ -38,6 +49,7 @@ def measure(config, run):
     kept, flops, found, summed = [], [], {}, []
     with ExitStack() as stack:
         exchanges = [stack.enter_context(Exchange(name)) for name in ("all_gather_single", "reduce_scatter_single")]
+        owners = stack.enter_context(ToOwners())
         trainer = stack.enter_context(open_trainer(config, run, quiet=True))
         num, plain, clip = trainer.accelerator.num_processes, trainer.run, trainer.clip
 
@@ -71,9 +83,11 @@ def measure(config, run):
         optimiser = local(slot for optimizer in trainer.optimizers for state in optimizer.state.values()
                           for slot in state.values())
         gathered, scattered = (exchange.taken()[1] / NUM_STEPS for exchange in exchanges)
+        to_owners = sum(trainer.processes.gather([owners.taken()[1] / NUM_STEPS])) / num
         found |= {"weights": local(trainer.objective.parameters()), "optimiser": optimiser,
                   "averages": local(trainer.ema.averages) if trainer.ema else 0, "summed": sum(summed) / NUM_STEPS,
-                  "gathered": gathered, "sent": (num - 1) / num * (gathered + scattered + 2 * sum(summed) / NUM_STEPS),
+                  "gathered": gathered, "sent": (num - 1) / num * (
+                      gathered + scattered + to_owners + 2 * sum(summed) / NUM_STEPS),
                   "activations": sum(kept) / len(kept),
                   "flops": sum(trainer.processes.gather([sum(flops) / NUM_STEPS]))}
     return found | {"checkpoint": sum(path.stat().st_size for path in list_checkpoints(run)[0].rglob("*"))}

@@ -30,8 +30,9 @@ TEXTS = {"averaged": {"objective": "full", "optim.ema_decay": 0.9}, "sharded": {
          "own": {"objective": "full"}, "denoise": {}}
 MORE = {"ar": {"objective": "ar"}, "masked": {"objective": "masked"},
         "documents in blocks": {"denoise.block_size": 2}, "bf16": {"training.precision": "bf16"},
-        "one block": {"objective": "blockwise", "blocks.alone": 1} | BLOCKS}
-OTHERS = {"task": TASK | {"objective": "full"}, "images": IMAGES | {"objective": "full"}}
+        "one block": {"objective": "blockwise", "blocks.alone": 1, "blocks.shared": "frozen"} | BLOCKS}
+OTHERS = {"task": TASK | {"objective": "full"}, "images": IMAGES | {"objective": "full"},
+          "one batch": TASK | {"objective": "full", "evaluation.batch_size": 256}}
 MORE_OTHERS = {"answers": TASK | {"objective": "denoise"}, "made images": IMAGES | MADE | {"objective": "denoise"},
                "layers": IMAGES | {"objective": "forward-forward", "model.num_core_layers": 2,
                                    "model.injection": "none"}}
@@ -74,9 +75,15 @@ def check_same_figures(run):
     assert by_one.keys() & {"loss", "solved", "accuracy"}
 
 
-@pytest.mark.parametrize("name", [*TEXTS, *OTHERS])
+@pytest.mark.parametrize("name", [name for name in [*TEXTS, *OTHERS] if name != "one batch"])
 def test_the_figures_are_those_of_one_process_to_the_last_bit(by_two, name):
     check_same_figures(by_two[0] / name)
+
+
+def test_a_batch_that_is_cut_has_the_figures_of_the_whole_up_to_rounding(by_two):
+    by_one, by_several = [line for line in read_metrics(by_two[0] / "one batch") if line["kind"] == "heldout"]
+    for name in ("solved", "solved_at_1", "best_depth"):
+        assert by_several[name] == pytest.approx(by_one[name])
 
 
 def test_each_process_measures_every_other_batch(by_two):
@@ -84,6 +91,7 @@ def test_each_process_measures_every_other_batch(by_two):
     for name in ("averaged", "sharded", "denoise"):  # 3 batches for the loss, and 3 for `next_token`
         assert (first[name], second[name]) == (4, 2)
     assert (first["task"], second["task"]) == (2, 1)
+    assert (first["one batch"], second["one batch"]) == (1, 1)
     assert first["images"] + second["images"] >= 2
     assert abs(first["images"] - second["images"]) <= 1
 

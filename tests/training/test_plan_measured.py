@@ -62,7 +62,7 @@ def planned(config, devices):
     return {"weights": memory.weights, "gradients": memory.gradients, "optimiser": memory.optimiser,
             "averages": memory.averages, "activations": memory.activations, "sent": found.sent,
             "summed": 0 if sharded else memory.during, "gathered": found.gathered,
-            "flops": found.step_flops + found.counts.again_flops + devices * found.counts.update_flops,
+            "flops": found.step_flops + found.counts.again_flops + found.update_flops,
             "checkpoint": found.counts.checkpoint_bytes}
 
 
