@@ -46,7 +46,7 @@ def test_a_run_on_cuda_begins_with_what_keeps_xformers_from_it(tiny, monkeypatch
 
 
 def test_that_notice_is_in_the_log_of_the_run_once(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("looped.training.trainer.first_backend", lambda config, accelerator: first_backend(
+    monkeypatch.setattr("looped.training.run_messages.first_backend", lambda config, accelerator: first_backend(
         config, SimpleNamespace(device=torch.device("cuda"), mixed_precision="bf16")))
     monkeypatch.setattr(backends, "_loaded", lambda: (None, "not here"))
     attention._warn_once.cache_clear()
