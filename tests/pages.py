@@ -20,6 +20,11 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
+def files(page: Path) -> dict[str, str]:
+    """The complete files of a page, each after a paragraph that ends in its name: name -> content."""
+    return dict(re.findall(r"`(\w+\.py)`:\n\n```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL))
+
+
 def commands(page: Path) -> list[str]:
     """The lines of the page's shell blocks, continued ones as one."""
     return [line for block in blocks(page, "bash") for line in block.replace("\\\n", " ").splitlines()]

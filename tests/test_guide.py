@@ -6,7 +6,7 @@ from dataclasses import fields
 from importlib.util import module_from_spec, spec_from_file_location
 
 import pytest
-from pages import ROOT, SMALLER, at_desk, blocks, commands, run_commands, run_snippet, small_configs
+from pages import ROOT, SMALLER, at_desk, blocks, commands, files, run_commands, run_snippet, small_configs
 
 import looped
 from looped.cli import VERBS, verb_class
@@ -18,7 +18,7 @@ DOCS = ROOT / "docs"
 HOME = DOCS / "index.md"
 OWN_TASKS = DOCS / "own-tasks.md"
 PAGES = [*(DOCS / f"{name}.md" for name in ("concepts", "denoising", "recipes", "modules", "trainer", "beyond",
-                                            "own-tasks")),
+                                            "own-tasks", "extending")),
          *sorted(DOCS.glob("verbs/*.md"))]
 SNIPPETS = [(page, number) for page in (HOME, *PAGES) for number in range(len(blocks(page, "python")))]
 
@@ -35,7 +35,7 @@ SMALL = {"smoke": TEXT, "stdlib-denoise": TEXT, "stdlib-blocks": TEXT, "stdlib-b
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """A folder where the commands of the first page have been run, with small configs in the place of those that are
-    shipped, some text, and the first task of the page on tasks with its run."""
+    shipped, some text, the files of the pages, and the first task of the page on tasks with its run."""
     folder = tmp_path_factory.mktemp("home")
     small_configs(folder, SMALL)
     (folder / "texts").mkdir()
@@ -44,7 +44,8 @@ def home(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         at_desk(patch, folder)
         assert run_commands(commands(HOME)) == 3
-        (folder / "sorting.py").write_text(blocks(OWN_TASKS, "python")[0])
+        for name, content in (files(OWN_TASKS) | files(DOCS / "extending.md")).items():
+            (folder / name).write_text(content)
         assert run_commands(commands(OWN_TASKS)[:2]) == 2
     return folder
 

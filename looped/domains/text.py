@@ -131,6 +131,9 @@ class Text(Domain):
 
     def by_source(self, data: MeasuredText, config: Config, figures: Callable[[MeasuredText, Config], dict[str, float]]
                   ) -> dict[str, float]:
+        if not parts_of(data):
+            return figures(data, config)
+
         def of_some(part: MeasuredText, num: int) -> dict[str, float]:
             sizes = config.evaluation.model_copy(update={"num_sequences": num})
             return figures(part, config.model_copy(update={"evaluation": sizes}))
@@ -222,10 +225,15 @@ class Text(Domain):
             yield json.dumps(line) if request.json else prompt + text + "\n" * (len(prompts) > 1)
 
 
+def parts_of(data: Any) -> Mapping[str, MeasuredText]:
+    """The sources of a mixture by name; none of other data, among them those of custom classes."""
+    return getattr(data, "parts", {})
+
+
 def by_source(data: MeasuredText, config: Config, by_depth: Mapping[int, Float[Tensor, "num"]]) -> list[Row]:
     """The losses of single held-out sequences by depth, as means of each source of a mixture; none of other text."""
     rows = []
-    for name, part in data.parts.items():
+    for name, part in parts_of(data).items():
         here = data.heldout.rows_of(name, num_windows(data, config), config.data.length)
         here = here[here < config.evaluation.num_sequences]
         for depth, losses in by_depth.items() if len(here) else ():

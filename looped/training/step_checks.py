@@ -1,4 +1,4 @@
-"""Checks of what a training step and an evaluation give: a loss that a rule can be trained by, finite, and numbers."""
+"""Checks of a rule before its first step, of a step before its update, and of the metrics of an evaluation."""
 
 import math
 from typing import Any
@@ -8,9 +8,25 @@ import torch
 from torch import Tensor
 
 from looped.errors import UserError
+from looped.inference.rollout import rollout_of
 from looped.nn.checks import kind_of, require
 from looped.objectives import Loss, Objective
+from looped.objectives.leaks import check_core, in_two_documents
 from looped.training.checkpoint import list_checkpoints
+
+
+def check_rule(trainer: Any) -> None:
+    """Raise UserError for the rule of a `Trainer` if it has no rollout, and for a custom core that reads what the masks
+    of its first two sequences hide."""
+    objective = trainer.objective
+    rollout_of(objective)
+
+    def run() -> None:
+        batch, random = trainer.inputs(0, trainer.rows(0)[:2])
+        objective(in_two_documents(objective, batch).to(random.device), random)
+
+    with trainer.accelerator.autocast():
+        check_core(objective, run)
 
 
 def require_loss(loss: Any, objective: Objective) -> None:

@@ -27,13 +27,11 @@ from looped.domains import domain_of
 from looped.errors import UserError
 from looped.evaluation.depth import peak_bytes
 from looped.evaluation.image_samples import write_picture
-from looped.inference.rollout import rollout_of
 from looped.models.build import build
 from looped.nn.cast_once import casts_kept
 from looped.nn.checks import require
 from looped.objectives import Loss, Objective, build_objective
 from looped.objectives.base import figures_of
-from looped.objectives.leaks import check_core, in_two_documents
 from looped.rng import RNG, StepRandom
 from looped.training import checkpoint as ckpt
 from looped.training.block_runs import take_shared
@@ -51,7 +49,7 @@ from looped.training.processes import Processes
 from looped.training.runs import STAMP, load_run
 from looped.training.saving import Saver
 from looped.training.signals import Caught
-from looped.training.step_checks import metrics_of, non_finite, require_loss
+from looped.training.step_checks import check_rule, metrics_of, non_finite, require_loss
 from looped.training.warm_start import take_over
 
 ASKED = 1000
@@ -80,9 +78,7 @@ class Trainer:
         self.monitor = monitor
         self.micro: MicroBatches = MicroBatches.of(config, accelerator.process_index, accelerator.num_processes)
         self.objective: Objective = self.new_objective().to(accelerator.device).train()
-        rollout_of(self.objective)  # which raises what only an evaluation would
-        with accelerator.autocast():
-            check_core(self.objective, self.run_few)
+        check_rule(self)
         if config.training.warm_start and not ckpt.list_checkpoints(run_dir):
             processes.every(lambda: self.warm_start(config.training.warm_start))
         if config.blocks.shared_from and not ckpt.list_checkpoints(run_dir):
@@ -238,11 +234,6 @@ class Trainer:
         eager = torch.compiler.set_stance("force_eager") if listing else nullcontext()
         with eager, one_graph(self.config.objective):
             return self.layout.module(batch, draws)
-
-    def run_few(self) -> None:
-        """The rule on the first two sequences of the run."""
-        batch, random = self.inputs(0, self.rows(0)[:2])
-        self.objective(in_two_documents(self.objective, batch).to(self.accelerator.device), random)
 
     def clip(self) -> Tensor:
         """Clip the gradient, and return its norm before clipping."""

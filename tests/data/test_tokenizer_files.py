@@ -84,8 +84,9 @@ def test_a_tokenizer_that_gets_an_end_of_text_says_so_though_the_tokens_are_cach
     data = DataConfig(path=str(tmp_path / "a.txt"), tokenizer=str(saved(tmp_path / "t", ["<|pad|>"])), length=8,
                       cache_dir=str(tmp_path / "cache"))
     for _ in range(2):
-        with pytest.warns(UserWarning, match=r"has no end-of-text token: .*<\|endoftext\|> is added to it"):
+        with pytest.warns(UserWarning, match=r"has no end-of-text token: .*<\|endoftext\|> is added to it") as said:
             assert prepare(data).tokenizer.end_of_text == 300
+        assert sum("no end-of-text token" in str(each.message) for each in said) == 1
 
 
 def test_a_byte_order_mark_is_no_part_of_a_tokenizer(tmp_path):

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from pages import ROOT, files
 
 from looped.cli import main
 from looped.config import load_config
@@ -60,7 +61,10 @@ def folder(tmp_path_factory):
     for file in HERE.glob("*.py"):
         if not file.name.startswith("test_"):
             shutil.copy(file, folder)
-            sys.modules.pop(file.stem, None)
+    for name, content in files(ROOT / "docs" / "extending.md").items():
+        (folder / name).write_text(content)
+    for file in folder.glob("*.py"):
+        sys.modules.pop(file.stem, None)
     for name, config in {"text": TEXT, "sounds": SOUNDS, "sums": SUMS, "numbers": NUMBERS}.items():
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
     return folder
