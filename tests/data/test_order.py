@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
-from looped.data import order
-from looped.data.loader import shuffled
-from looped.data.order import KEYED, permuted
+from looped.data import epoch_order as order
+from looped.data.epoch_order import KEYED, permuted
+from looped.data.token_windows import shuffled
 
 
 def keyed(places, count, seed=0, epoch=0):
@@ -92,7 +92,7 @@ def test_large_data_are_shuffled_by_seed_and_step_alone():
 
 
 def test_a_billion_items_cost_no_memory():
-    code = ("import resource\nfrom looped.data.loader import shuffled\n"
+    code = ("import resource\nfrom looped.data.token_windows import shuffled\n"
             "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
             "for step in range(200): shuffled(10**9, step * 10**6, batch_size=64, seed=0)\n"
             "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)")

@@ -8,9 +8,9 @@ import torch
 
 from looped.config import load_config
 from looped.errors import UserError
-from looped.evaluation import quality
+from looped.evaluation import sample_quality as quality
 from looped.evaluation.judge import Judge
-from looped.evaluation.quality import (
+from looped.evaluation.sample_quality import (
     Reference,
     distinct,
     diversity,

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
-from looped import compiled
+from looped import fused_on_cuda as compiled
 from looped.nn import fused
 from looped.nn.fused import Chunking, linear_cross_entropy
 
