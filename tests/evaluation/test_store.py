@@ -18,8 +18,7 @@ import pytest
 from looped.cli import main
 from looped.config import load_config
 from looped.errors import UserError
-from looped.evaluation import result_files as store
-from looped.evaluation import solving
+from looped.evaluation import result_files, solving
 from looped.evaluation.metric_rows import Row
 from looped.evaluation.result_files import EXAMPLES, ROWS, EvaluationFiles, changed_settings, merge
 from looped.inference import denoiser_rollout
@@ -185,7 +184,7 @@ def add_together(folder, monkeypatch, num=8):
     """Lines of as many evaluations that write at the same time; each reads slowly, so that all have read before any
     writes."""
     (folder / "eval").mkdir(parents=True)
-    read, start = store.read_lines, threading.Barrier(num)
+    read, start = result_files.read_lines, threading.Barrier(num)
 
     def slow(path):
         found = read(path)
@@ -196,7 +195,7 @@ def add_together(folder, monkeypatch, num=8):
         start.wait()
         EvaluationFiles(folder, 1).keep([Row("solved", 0.0, None, None, 1, depth=depth)])
 
-    monkeypatch.setattr(store, "read_lines", slow)
+    monkeypatch.setattr(result_files, "read_lines", slow)
     with ThreadPoolExecutor(num) as pool:
         list(pool.map(add, range(num)))
     monkeypatch.undo()
