@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # what type checkers and editors read; tests/test_types.py co
     from looped.diffusion.schedules import schedule as schedule
     from looped.errors import UserError as UserError
     from looped.evaluation.dataframes import read_results as read_results
-    from looped.evaluation.depth import evaluate_depth as evaluate_depth
+    from looped.evaluation.depth_sweep import evaluate_depth as evaluate_depth
     from looped.evaluation.early_exit import losses_with_exits as losses_with_exits
     from looped.evaluation.likelihood import token_losses_by_depth as token_losses_by_depth
     from looped.inference.exits import Exit as Exit
@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # what type checkers and editors read; tests/test_types.py co
     from looped.models.language import LanguageModel as LanguageModel
     from looped.nn.attention import attention as attention
     from looped.nn.blocks import Core as Core
-    from looped.nn.depths import sample_depths as sample_depths
+    from looped.nn.depth_sampling import sample_depths as sample_depths
     from looped.nn.injection import LinearInjection as LinearInjection
     from looped.nn.mask_base import Mask as Mask
     from looped.nn.mask_base import Table as Table
@@ -77,12 +77,12 @@ _PUBLIC = {
     "build": "looped.models.build",
     "build_objective": "looped.objectives",
     "count": "looped.cost.counts",
-    "sample_depths": "looped.nn.depths",
+    "sample_depths": "looped.nn.depth_sampling",
     "StepRandom": "looped.rng",
     "train": "looped.training.train",
     "open_trainer": "looped.training.train",
     "load_run": "looped.training.runs",
-    "evaluate_depth": "looped.evaluation.depth",
+    "evaluate_depth": "looped.evaluation.depth_sweep",
     "token_losses_by_depth": "looped.evaluation.likelihood",
     "losses_with_exits": "looped.evaluation.early_exit",
     "Exit": "looped.inference.exits",

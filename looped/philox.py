@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from looped.compiled import on_device
 from looped.devices import to_device
+from looped.fused_on_cuda import on_device
 
 ROUNDS = 10
 MULTIPLIERS = 0xD2511F53, 0xCD9E8D57

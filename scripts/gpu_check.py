@@ -40,13 +40,14 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from looped.atomic_files import write_text
 from looped.config import Config, load_config
+from looped.cost.bench_step import at_mean_depth
 from looped.cost.counts import count
 from looped.cost.mfu import matrix_products
-from looped.cost.step import at_mean_depth
 from looped.devices import DTYPES, Placement, find_device, now, pinned
 from looped.domains.text import RandomText
-from looped.evaluation.depth import peak_bytes
+from looped.evaluation.depth_sweep import peak_bytes
 from looped.inference.generate import generate
 from looped.models.build import build
 from looped.nn import fused
@@ -56,7 +57,6 @@ from looped.nn.masks import Causal, CleanNoisy, Mask, Packed, Padded, SlidingWin
 from looped.objectives import build_objective
 from looped.precision import Precision
 from looped.rng import DeviceRandom, StepRandom, generator
-from looped.storage import write_text
 from looped.training.determinism import CUBLAS, CUBLAS_VALUES
 from looped.training.draw_ahead import DrawAhead
 from looped.training.runs import versions

@@ -10,6 +10,7 @@ written to faults.json after each case.
 """
 
 import argparse
+import atexit
 import errno
 import json
 import math
@@ -21,6 +22,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -28,20 +30,23 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from torch.distributed.checkpoint import HuggingFaceStorageWriter
+
 from looped.cli import main as looped
 from looped.errors import UserError
 from looped.objectives import Loss
 from looped.training import checkpoint, processes, train, trainer
-from looped.training.checkpoint import list_checkpoints
+from looped.training.checkpoint import list_checkpoints, load_tensors
 
 CONFIG = """
 objective: full
-model: {width: 16, num_heads: 2, num_prelude_layers: 1, num_core_layers: 1, num_coda_layers: 1}
-recurrence: {mean: 2}
-data: {path: [TEXT], cache_dir: CACHE, vocab_size: 270, length: 16}
-optim: {warmup_steps: 5, ema_decay: 0.9}
-training: {batch_size: 4, budget: 60, threads: 1, log_every: 1, eval_every: 30, checkpoint_every: 10, lost_after: LIMIT}
-evaluation: {num_sequences: 4, prompt_length: 4, sample_length: 4}
+model: {{width: 16, num_heads: 2, num_prelude_layers: 1, num_core_layers: 1, num_coda_layers: 1}}
+recurrence: {{mean: 2}}
+data: {{path: [{text}], cache_dir: {cache}, vocab_size: 270, length: 16}}
+optim: {{warmup_steps: 5, ema_decay: 0.9}}
+training: {{batch_size: 4, budget: 60, threads: 1, log_every: 1, eval_every: 30, checkpoint_every: 10,
+            lost_after: {limit}, shard: {shard}}}
+evaluation: {{num_sequences: 4, prompt_length: 4, sample_length: 4}}
 """
 LIMIT = 6.0
 """`training.lost_after`, in seconds."""
@@ -128,7 +133,8 @@ def full_disk(case: Case) -> None:
     def write(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    at_step(case, lambda _: setattr(checkpoint, "save_file", write))
+    at_step(case, lambda _: (setattr(checkpoint, "save_file", write),
+                             setattr(HuggingFaceStorageWriter, "write_data", write)))
 
 
 def slow_evaluation(seconds: float) -> Callable[[Case], None]:
@@ -201,8 +207,8 @@ FAULTS = {
     "limit exceeded": Fault("", (0, 0), slow_evaluation(1.5 * GROUP_LIMIT), short_exchanges, mute=True,
                             seconds=60 + 4 * GROUP_LIMIT),
 }
-ONLY_FIRST = ("disk full", "SIGTERM to the agent")
-"""Faults of what the first process does for all."""
+ONLY_FIRST = {"none": ("disk full", "SIGTERM to the agent"), "fsdp": ("SIGTERM to the agent",)}
+"""Faults of what the first process does for all, by `training.shard`."""
 NEVER_FIRST = ("another seed", "another text", "text differing on one rank", "another disk")
 """Faults that are told as the other's, since all are compared with the first."""
 
@@ -235,12 +241,8 @@ def _fork(case: Case, rank: int, work: Callable[[], int]) -> int:
         os.chdir(case.folder)
         code = work()
     except BaseException:
-        import traceback
-
         traceback.print_exc()
     finally:
-        import atexit
-
         sys.stdout.flush()
         atexit._run_exitfuncs()
         os._exit(code)
@@ -297,14 +299,13 @@ def last_step(case: Case) -> int:
 
 # ----------------------------------------------------------------------------- a case
 
+def weights(run: Path) -> list[tuple[str, bytes]]:
+    """The tensors of the newest checkpoint."""
+    parts = (load_tensors(list_checkpoints(run)[0], part) for part in ("model", "ema", "optimizer"))
+    return [(name, tensor.numpy().tobytes()) for part in parts for name, tensor in sorted(part.items())]
 
-def weights(run: Path) -> list[bytes]:
-    """The files of the newest checkpoint."""
-    newest = list_checkpoints(run)[0]
-    return [file.read_bytes() for file in sorted(newest.glob("*.safetensors"))]
 
-
-def check(case: Case, expected: list[bytes]) -> dict[str, Any]:
+def check(case: Case, expected: list[tuple[str, bytes]]) -> dict[str, Any]:
     """Result of a case; `wrong` lists what does not hold."""
     fault = FAULTS[case.kind]
     case.folder.mkdir(parents=True)
@@ -358,6 +359,7 @@ def main() -> int:
     parser.add_argument("--num", type=int, default=200, help="faults")
     parser.add_argument("--kinds", default=",".join(FAULTS), help=f"comma-separated, of: {', '.join(FAULTS)}")
     parser.add_argument("--seed", type=int, default=0, help="seed for ranks and steps")
+    parser.add_argument("--shard", choices=["none", "fsdp"], default="none", help="training.shard of the runs")
     parser.add_argument("--out", type=Path, default=Path("runs/faults"))
     options = parser.parse_args()
     out = options.out.resolve()
@@ -366,20 +368,21 @@ def main() -> int:
     for name, number in {"text.txt": 3, "other.txt": 4}.items():
         lines = "".join(f"def f{i}(x):\n    return x * {i} + {i * i % 17}  # {number} of many\n\n" for i in range(400))
         (out / name).write_text(lines, encoding="utf-8", newline="")
-    (out / "config.yaml").write_text(CONFIG.replace("TEXT", str(out / "text.txt")).replace("CACHE", str(out / "cache"))
-                                     .replace("LIMIT", str(LIMIT)), encoding="utf-8", newline="")
+    text, cache = (json.dumps(str(out / name)) for name in ("text.txt", "cache"))
+    (out / "config.yaml").write_text(CONFIG.format(text=text, cache=cache, limit=LIMIT, shard=options.shard),
+                                     encoding="utf-8", newline="")
     plain = Case("none", 0, 0, out / "undisturbed")
     plain.folder.mkdir()
     start(plain, None)
     codes = wait(plain, 300)
     end(plain, codes)
     if any(codes.values()):
-        raise SystemExit(f"the undisturbed run ended with {codes}:\n{plain.log(0).read_text(encoding='utf-8')[-2000:]}")
+        raise SystemExit(f"the undisturbed run ended with {codes}: {plain.log(0).read_text(encoding='utf-8')[-2000:]}")
     expected, draw, rows = weights(plain.run), random.Random(options.seed), []
     kinds = [kind.strip() for kind in options.kinds.split(",")]
     for number in range(options.num):
         kind = kinds[number % len(kinds)]
-        rank = 0 if kind in ONLY_FIRST else 1 if kind in NEVER_FIRST else draw.randrange(NUM)
+        rank = 0 if kind in ONLY_FIRST[options.shard] else 1 if kind in NEVER_FIRST else draw.randrange(NUM)
         case = Case(kind, rank, draw.randrange(1, 55), out / f"{number:03d}")
         rows.append(check(case, expected))
         print(f"{number:3d}  {kind}, rank {rank}, step {case.step}: {rows[-1]['seconds']} s"
@@ -391,8 +394,7 @@ def main() -> int:
         seconds = [row["seconds"] for row in rows if row["kind"] == kind]
         wrong = sum(bool(row["wrong"]) for row in rows if row["kind"] == kind)
         if seconds:
-            print(f"{kind}: {len(seconds)} faults, {wrong} wrong, ended after {median(seconds):.1f} s "
-                  f"(at most {max(seconds):.1f})")
+            print(f"{kind}: {len(seconds)} faults, {wrong} wrong, {median(seconds):.1f} s (at most {max(seconds):.1f})")
     return int(any(row["wrong"] for row in rows))
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from looped.data.loader import TokenStream, items_of
 from looped.data.mixed_stream import MixedStream
 from looped.data.quotas import Quotas
+from looped.data.token_windows import TokenStream, items_of
 
 WINDOWS, LENGTH, STEPS = 10**9, 1024, 200
 TOKENS = np.broadcast_to(np.uint16(1), WINDOWS * LENGTH + 1)

@@ -56,7 +56,7 @@ def in_place():
     def patched():
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("looped.compare.runner.subprocess", SimpleNamespace(Popen=TrainedInPlace, DEVNULL=None))
-            patch.setattr("looped.cost.step.Arm", SteppedInPlace)
+            patch.setattr("looped.cost.bench_step.Arm", SteppedInPlace)
             yield
 
     return patched

@@ -9,7 +9,7 @@ from tyro.conf import Positional
 
 from looped.cli.verb import Settings, Verb, check_range, parse_depths
 from looped.config import load_config
-from looped.config.reads import notice, notice_arms
+from looped.config.unread_settings import notice, notice_arms
 from looped.errors import UserError
 
 
@@ -54,7 +54,7 @@ class Bench(Verb):
             raise UserError(f"bench {self.what} needs one YAML file; write looped bench {self.what} CONFIG")
         config = load_config(path, settings)
         from looped.config.arms import parse_arms, split_arms
-        from looped.cost import block_memory, mfu, step
+        from looped.cost import bench_step, block_memory, mfu
 
         if self.what == "step":
             notice_arms(parse_arms(config, self.objectives), settings)
@@ -65,8 +65,8 @@ class Bench(Verb):
                                                threads=self.threads)
             table = block_memory.format_memory
         elif self.what == "step":
-            result, table = step.bench_step(config, split_arms(self.objectives), repeats=self.repeats,
-                                            threads=self.threads), step.format_step
+            result, table = bench_step.bench_step(config, split_arms(self.objectives), repeats=self.repeats,
+                                                  threads=self.threads), bench_step.format_step
         else:
             result, table = mfu.bench_flops(config, repeats=self.repeats, threads=self.threads), mfu.format_flops
         print(json.dumps(result, indent=1) if self.json else table(result))

@@ -8,7 +8,7 @@ from tyro.conf import Positional
 
 from looped.cli.verb import Settings, Verb, check_range, parse_depths, parse_levels
 from looped.config import load_config
-from looped.config.reads import notice_arms
+from looped.config.unread_settings import notice_arms
 from looped.errors import UserError
 
 

@@ -13,12 +13,12 @@ from tyro.conf import Positional
 
 from looped.cli.verb import Settings, Verb, parse_depths, parse_levels
 from looped.config import load_config
-from looped.config.reads import notice
+from looped.config.unread_settings import notice
 from looped.errors import UserError, flag_of
 
 if TYPE_CHECKING:
     from looped.domains.base import About, Domain, Options
-    from looped.evaluation.store import EvaluationFiles
+    from looped.evaluation.result_files import EvaluationFiles
     from looped.training.runs import Run
 
 
@@ -146,7 +146,7 @@ class Eval(Verb):
     def _options(self, run) -> "Options":
         """The options of this command, with the models they name loaded. Raises UserError."""
         from looped.evaluation.options import Options
-        from looped.evaluation.quality import Reference
+        from looped.evaluation.sample_quality import Reference
         from looped.hub.eval_models import open_encoder, open_features, open_judge, open_twin
         from looped.inference.exits import Exit
 
@@ -164,7 +164,7 @@ class Eval(Verb):
 
     def _measure(self, run, place, domain: "Domain", depths: list[int]) -> None:
         """Evaluate the whole model and print the table."""
-        from looped.evaluation.store import SEQUENCES
+        from looped.evaluation.result_files import SEQUENCES
         from looped.reports.markdown import markdown
 
         options = self._options(run)
@@ -181,7 +181,7 @@ class Eval(Verb):
 
     def _ask_tasks(self, run, place, depths: list[int]) -> None:
         """Evaluate the tasks of --tasks at each depth and print the report."""
-        from looped.evaluation.store import TASK_EXAMPLES, TASKS
+        from looped.evaluation.result_files import TASK_EXAMPLES, TASKS
         from looped.hub.harness_tasks import Benchmarks
         from looped.reports.benchmarks import leave_report
         from looped.reports.markdown import markdown
@@ -204,7 +204,7 @@ class Eval(Verb):
     def _files(self, run, place, name: str | None = None) -> Iterator["EvaluationFiles"]:
         """The files of the evaluation, checked to be writable. Ctrl-C inside the context prints the contents of the
         file `name`, or of the rows if None."""
-        from looped.evaluation.store import ROWS, EvaluationFiles, changed_settings
+        from looped.evaluation.result_files import ROWS, EvaluationFiles, changed_settings
         from looped.training.runs import CONFIG, changed_since_start
 
         flags = {"weights": "last" if self.raw and run.config.optim.ema_decay else None,

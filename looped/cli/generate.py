@@ -10,7 +10,7 @@ from tyro.conf import Positional
 from looped.cli.eval import need_whole
 from looped.cli.verb import Settings, Verb, check_range
 from looped.config import Config
-from looped.config.reads import notice
+from looped.config.unread_settings import notice
 from looped.errors import UserError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from tyro.conf import Positional
 
 from looped.cli.verb import Settings, Verb, costs_of, no_settings
 from looped.config import load_config
-from looped.config.reads import notice, unread_in
+from looped.config.unread_settings import notice, unread_in
 
 
 @dataclass
@@ -57,7 +57,7 @@ def _describe_machine() -> None:
 
 
 def _describe_run(path: Path) -> None:
-    from looped.config.reads import num_sequences_of
+    from looped.config.unread_settings import num_sequences_of
     from looped.data.from_config import located
     from looped.data.mixture import shares_said
     from looped.training.checkpoint import list_checkpoints

@@ -7,7 +7,7 @@ from tyro.conf import Positional
 
 from looped.cli.verb import Settings, Verb
 from looped.config import load_config
-from looped.config.reads import notice
+from looped.config.unread_settings import notice
 from looped.errors import UserError
 
 

@@ -8,7 +8,7 @@ from tyro.conf import Positional
 
 from looped.cli.verb import Settings, Verb, costs_of
 from looped.config import Config, dump_config, load_config
-from looped.config.reads import notice, unread_in
+from looped.config.unread_settings import notice, unread_in
 from looped.errors import UserError
 
 

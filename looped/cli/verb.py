@@ -44,7 +44,7 @@ def parse_levels(text: str) -> list[int]:
 def costs_of(config: Config) -> str:
     """Parameters, FLOPs and memory of a config, and the sources of its text, in words. Reads no data, only the
     tokenizer if one is to be loaded."""
-    from looped.config.reads import num_sequences_of
+    from looped.config.unread_settings import num_sequences_of
     from looped.cost.counts import count, format_counts
     from looped.data.from_config import vocab_size_of
     from looped.data.mixture import shares_said

@@ -1,7 +1,7 @@
 """`looped compare`: train several objectives (arms) at one budget, measure them on the same text, problems or images,
 and write a report."""
 
-from looped.compare.kinds import kind_of
+from looped.compare.comparison_kinds import kind_of
 from looped.compare.plan import Plan, make_plan, write_configs
 from looped.compare.report import write_report
 from looped.compare.runner import Trained, train_all

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from looped.compare.measure import Common, Measured, Measurer
-from looped.evaluation.rows import Row
-from looped.shapes import Bool, Float
+from looped.evaluation.metric_rows import Row
+from looped.tensor_types import Bool, Float
 
 CHOOSING, REPORTED = slice(0, None, 2), slice(1, None, 2)
 """The half of the held-out examples on which the best depth is chosen, and the half that is reported: the best of

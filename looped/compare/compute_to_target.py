@@ -14,7 +14,7 @@ from typing import Any
 from looped.compare.curve import BUDGETS, UNITS, Metric, crossing, values_at
 from looped.compare.measure import Measured
 from looped.compare.summary import ArmSummary, Gap, gap, pairs
-from looped.evaluation.rows import LEAST, student_interval, tells_sign
+from looped.evaluation.metric_rows import LEAST, student_interval, tells_sign
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 from looped.compare.curve import Metric
 from looped.compare.plan import Plan, RunSpec
 from looped.devices import CPU, Placement
-from looped.shapes import Float
+from looped.tensor_types import Float
 from looped.training.checkpoint import list_checkpoints, write_text
 from looped.training.logs import costs_of, read_metrics
 from looped.training.runs import Run, load_run

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
+from looped.atomic_files import write_text
+from looped.compare.comparison_kinds import Kind
 from looped.compare.compute_to_target import Reach, sentences
 from looped.compare.gains import Gain, gain_sections, gains
-from looped.compare.kinds import Kind
 from looped.compare.matched_compute import at_equal, equal_note, equal_table
 from looped.compare.measure import Measured
 from looped.compare.plan import Plan
@@ -21,7 +22,6 @@ from looped.errors import UserError
 from looped.reports.html import page
 from looped.reports.markdown import markdown
 from looped.reports.sections import Beside, Bullets, Facts, Findings, Folded, Heading, Prose, Section, Verbatim
-from looped.storage import write_text
 from looped.training.runs import read_stamp
 
 ROWS, TEXT, PAGE = "compare.jsonl", "compare.md", "report.html"

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from looped.compare.measure import MeanMeasured, Measured
-from looped.evaluation.rows import LEAST, confidence_interval, student_interval, tells_sign
-from looped.shapes import Float
+from looped.evaluation.metric_rows import LEAST, confidence_interval, student_interval, tells_sign
+from looped.tensor_types import Float
 from looped.training.logs import COSTS
 
 Run = TypeVar("Run", bound=Measured)

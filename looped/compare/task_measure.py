@@ -6,7 +6,7 @@ from looped.compare.accuracy_measure import ShareMeasured, ShareMeasurer, as_jso
 from looped.compare.curve import Metric
 from looped.compare.plan import AGAIN, Plan, RunSpec
 from looped.config import Config
-from looped.data.problems import TaskData, prepare_task, trained_range
+from looped.data.task_data import TaskData, prepare_task, trained_range
 from looped.devices import CPU, Placement
 from looped.errors import UserError
 from looped.evaluation.plots import AXES

@@ -13,7 +13,7 @@ from looped.compare.accuracy_table import share_notes
 from looped.compare.plan import Plan
 from looped.compare.plots import depth_figure, picture
 from looped.compare.table_cells import over_seeds
-from looped.data.problems import prepare_task
+from looped.data.task_data import prepare_task
 from looped.evaluation.plots_tasks import draw_map
 from looped.reports.sections import Beside, Figure, Section
 

@@ -14,12 +14,12 @@ from looped.compare.plan import AGAIN, Plan, RunSpec
 from looped.data.text import TextData
 from looped.data.token_numbers import tokenizer_of
 from looped.devices import CPU, Placement
-from looped.evaluation.depth import evaluate_depth, evaluate_samples
+from looped.evaluation.depth_sweep import evaluate_depth, evaluate_samples
 from looped.evaluation.judge import Judge
 from looped.evaluation.plots import AXES
-from looped.evaluation.quality import Quality, Reference, matched_quality
+from looped.evaluation.sample_quality import Quality, Reference, matched_quality
 from looped.inference.sequence_batch import as_lists
-from looped.shapes import Float, Int
+from looped.tensor_types import Float, Int
 from looped.training.runs import Run
 
 NEXT_TOKEN = Metric("next_token", "loss", " as a next-token predictor", AXES["nats_per_token"], higher_is_better=False,

@@ -7,7 +7,7 @@ from dataclasses import replace
 from looped.compare.plan import Plan
 from looped.compare.table_cells import closing_notes, cost_cells, difference_cell, mean_cell, over_seeds
 from looped.compare.text_summary import TextSummary
-from looped.config.reads import not_read_under
+from looped.config.unread_settings import not_read_under
 from looped.reports.sections import Folded, Heading, Section, Table, Verbatim
 
 TWIN = "ar"

@@ -14,16 +14,16 @@ from pydantic import Field, model_validator
 from looped.config.base import Count, Section
 from looped.config.blocks import BlocksConfig
 from looped.config.data import DataConfig, DomainConfig, TaskConfig
+from looped.config.data_kinds import Kind, kind_of
 from looped.config.denoise import DenoiseConfig, noise_preset
 from looped.config.files import read_yaml, validated
 from looped.config.images import ImageConfig
-from looped.config.kinds import Kind, kind_of
+from looped.config.local_rules import ForwardForwardConfig, NoPropConfig
 from looped.config.masked import MaskedConfig
 from looped.config.model import ModelConfig
 from looped.config.model_families import expanded
 from looped.config.recurrence import FixedPointConfig, RecurrenceConfig, SupervisionConfig
 from looped.config.removed import without_removed
-from looped.config.rivals import ForwardForwardConfig, NoPropConfig
 from looped.config.rules import RULES, Rule, rule_of
 from looped.config.shipped import config_path
 from looped.config.training import EvaluationConfig, OptimConfig, TrainingConfig
@@ -95,7 +95,7 @@ class Config(Section):
 
     @property
     def kind(self) -> Kind:
-        """The kind of data that is trained on, a row of `looped.config.kinds`."""
+        """The kind of data that is trained on, a row of `looped.config.data_kinds`."""
         return kind_of(self)
 
     @property

@@ -23,8 +23,8 @@ from typing import Any, Literal
 
 from looped.config.blocks import check_blocks, check_blockwise
 from looped.config.denoise import check_guidance, check_layout
+from looped.config.local_rules import check_forward_forward, check_noprop, check_noprop_dt
 from looped.config.masked import check_masked
-from looped.config.rivals import check_forward_forward, check_noprop, check_noprop_dt
 from looped.errors import UserError, did_you_mean
 from looped.import_path import class_at
 
@@ -194,7 +194,7 @@ def _as_deep_as_mean(config: Any) -> dict[str, Any]:
     return {"recurrence.distribution": "fixed", "recurrence.mean": config.recurrence.mean + 1}
 
 
-BPTT, NOPROP = "looped.objectives.bptt", "looped.objectives.rivals.noprop"
+BPTT, NOPROP = "looped.objectives.bptt", "looped.objectives.local_rules.noprop"
 LAYOUT = (check_layout, check_blocks)
 SOLVER: dict[str, Any] = {"kinds": (*THREE, "generate"), "rollout": "solver", "depth": _one_pass, "free_depth": True,
                           "passes": lambda config: config.denoise.train_steps,
@@ -239,7 +239,7 @@ RULES: dict[str, Rule] = {rule.name: rule for rule in (
          checks=(check_blocks, check_noprop, _check_kind)),
     Rule("noprop-fm", f"{NOPROP}.NoPropFM", **NAMES_CLASSES, depth=_one_pass, told="denoise.cond_width",
          reads=(*EMBEDDED, "denoise.cond_width"), checks=(check_blocks, check_noprop, _check_kind)),
-    Rule("forward-forward", "looped.objectives.rivals.forward_forward.ForwardForward", **NAMES_CLASSES,
+    Rule("forward-forward", "looped.objectives.local_rules.forward_forward.ForwardForward", **NAMES_CLASSES,
          depth=lambda config: config.model.num_core_layers, residual_layers=lambda config: 1, passes=lambda config: 1,
          reads=("forward_forward", "evaluation.trajectories"),
          checks=(check_blocks, check_forward_forward, _check_kind)),

@@ -24,7 +24,7 @@ from looped.cost.traced_flops import FakeTraining, kept_bytes
 from looped.domains import domain_of
 from looped.domains.base import Inputs
 from looped.errors import KILLED, UserError
-from looped.evaluation.depth import peak_bytes
+from looped.evaluation.depth_sweep import peak_bytes
 from looped.models.build import build
 from looped.nn.cast_once import casts_kept
 from looped.objectives import Objective, build_objective

@@ -12,7 +12,7 @@ from torch import Tensor
 from looped.config import Config
 from looped.config.rules import RULES
 from looped.cost.arm_timing import NUM_WARMUP, Stepper
-from looped.cost.step import at_mean_depth
+from looped.cost.bench_step import at_mean_depth
 from looped.cost.traced_flops import flops_of, kept_bytes
 from looped.devices import machine, machine_line
 from looped.errors import UserError, did_you_mean

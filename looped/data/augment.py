@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 
 from looped.config.images import MAX_MAGNITUDE
-from looped.shapes import UInt8
+from looped.tensor_types import UInt8
 
 Pixels = UInt8[np.ndarray, "height width channels"]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from looped.data.task import BLANK, Problem, Task, next_token
-from looped.shapes import Bool, Float, Int
+from looped.tensor_types import Bool, Float, Int
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from looped.data.text_field import text_of
 from looped.data.text_sources import DatasetSource
 from looped.data.tokenizer import TextTokenizer
 from looped.errors import UserError
-from looped.shapes import Int
+from looped.tensor_types import Int
 
 AT_ONCE = 1 << 16
 """Characters of documents that are encoded together, on all cores."""

@@ -12,9 +12,9 @@ import numpy as np
 
 from looped.config.data import DataConfig
 from looped.data.corpus import load_corpus
-from looped.data.loader import LONGER, TokenStream
 from looped.data.text import TextData, check_lossless
 from looped.data.text_sources import Document
+from looped.data.token_windows import LONGER, TokenStream
 from looped.data.tokenizer import TextTokenizer
 from looped.errors import UserError
 

@@ -11,8 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from looped.data.documents import AnyDocument, Document, LongDocument
-from looped.data.files import (
+from looped.data.compressed_files import (
     LEAVE_OUT,
     READ_ERRORS,
     is_short,
@@ -22,6 +21,7 @@ from looped.data.files import (
     unreadable,
     utf8_parts,
 )
+from looped.data.documents import AnyDocument, Document, LongDocument
 from looped.data.json_rows import json_rows
 from looped.data.text_field import NotRows, column_of, text_of
 from looped.errors import UserError

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from looped.config import Config
-from looped.config.reads import num_sequences_of
+from looped.config.unread_settings import num_sequences_of
 from looped.data.endless import find_endless
 from looped.data.image_batches import LabelledData, prepare_labelled, rescaled
 from looped.data.images import Normalizer
 from looped.data.mixture import cached_mixture, find_mixture
-from looped.data.problems import TaskData, prepare_task
+from looped.data.task_data import TaskData, prepare_task
 from looped.data.text import TextData, cached_text, find_text
 from looped.data.tokenizer import TextTokenizer, load_tokenizer
 from looped.errors import UserError
@@ -98,7 +98,7 @@ class Known:
 SOURCES: dict[str, Source] = {
     "text": Known(_find_text, _tokens_of), "puzzles": Known(_find_task, _symbols_of),
     "classify": Known(_find_images, _symbols_of), "generate": Known(_find_images, _symbols_of)}
-"""Name of a `looped.config.kinds.Kind` -> its source."""
+"""Name of a `looped.config.data_kinds.Kind` -> its source."""
 
 
 def source_of(config: Config) -> Source:

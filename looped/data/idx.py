@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from looped.errors import UserError, one_line
-from looped.shapes import UInt8
+from looped.tensor_types import UInt8
 
 BYTE = 0x08
 """IDX's code for unsigned bytes, the type of all image and label files."""

@@ -13,7 +13,7 @@ from looped.config.images import ImageConfig
 from looped.data.batch import Batch
 from looped.data.images import ImageBatch, ImageData, ImageStream, Normalizer, prepare_images
 from looped.errors import UserError
-from looped.shapes import Int
+from looped.tensor_types import Int
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 from looped.config.images import ImageConfig
 from looped.data.idx import read_idx
-from looped.data.image_arrays import Pictures, gather, resize_all
+from looped.data.images_to_arrays import Pictures, gather, resize_all
 from looped.data.paths import PassedOver, walk
 from looped.errors import UserError, did_you_mean, one_line, root_cause
 

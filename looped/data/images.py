@@ -18,12 +18,12 @@ from torch import Tensor
 from looped.config.images import ImageConfig
 from looped.data.augment import mirror, rand_augment
 from looped.data.corpus import place_of
-from looped.data.image_arrays import Pictures
 from looped.data.image_sources import Source, read_source
-from looped.data.loader import shuffled
+from looped.data.images_to_arrays import Pictures
 from looped.data.task import rng_of
+from looped.data.token_windows import shuffled
 from looped.errors import UserError
-from looped.shapes import Float, Int, UInt8
+from looped.tensor_types import Float, Int, UInt8
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
 
-from looped.data.files import READ_ERRORS, Utf8, open_bytes, refuse_other_marks, unreadable
+from looped.data.compressed_files import READ_ERRORS, Utf8, open_bytes, refuse_other_marks, unreadable
 from looped.data.text_field import NotRows
 from looped.errors import one_line
 

@@ -16,8 +16,8 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+from looped.atomic_files import lock_for, write_text
 from looped.data.paths import Named
-from looped.storage import lock_for, write_text
 
 FOLDER = ".manifests"
 

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from looped.data.loader import Placeless, TokenStream, items_of
 from looped.data.quotas import Quotas
-from looped.shapes import Int
+from looped.data.token_windows import Placeless, TokenStream, items_of
+from looped.tensor_types import Int
 
 
 class MixedStream(Placeless):

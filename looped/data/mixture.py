@@ -16,6 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from looped.atomic_files import lock_for, write_text
 from looped.config.data import DataConfig
 from looped.data.documents import pieces_of
 from looped.data.mixed_stream import MixedStream
@@ -33,7 +34,6 @@ from looped.data.text import (
 from looped.data.token_cache import TOKENIZER, fault, kept_tokenizer, open_folder
 from looped.data.tokenizer import TextTokenizer, train_tokenizer
 from looped.errors import UserError
-from looped.storage import lock_for, write_text
 
 CHUNK = 1 << 12
 """Characters that a tokenizer's training takes or leaves at once."""

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from looped.data.files import suffixes_of
+from looped.data.compressed_files import suffixes_of
 from looped.data.formats import holds_rows, read_file
 from looped.errors import UserError
 

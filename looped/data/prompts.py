@@ -8,7 +8,7 @@ import warnings
 from io import BufferedIOBase
 from pathlib import Path
 
-from looped.data.files import Utf8
+from looped.data.compressed_files import Utf8
 from looped.errors import UserError
 
 WAY_OUT = "give a UTF-8 text file with one prompt per line"

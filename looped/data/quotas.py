@@ -12,8 +12,8 @@ from itertools import accumulate
 
 import numpy as np
 
-from looped.data.order import draws, hashed
-from looped.shapes import Int
+from looped.data.epoch_order import draws, hashed
+from looped.tensor_types import Int
 
 STREAM = 1 << 20
 """Number of the order in which sources take turns; those of the sources' own orders count from 0."""

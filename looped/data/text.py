@@ -24,12 +24,12 @@ from looped.data import manifest
 from looped.data.corpus import Reading, Split, Survey, source_of
 from looped.data.documents import PIECE, AnyDocument, Document, pieces_of, size_of
 from looped.data.endless_stream import EndlessStream
-from looped.data.loader import TokenStream
 from looped.data.mixed_stream import MixedStream
 from looped.data.paths import Named
 from looped.data.progress import progress
 from looped.data.text_sources import Source
 from looped.data.token_cache import FORMAT, Tokens, build_once, described, fault, holds, open_folder
+from looped.data.token_windows import TokenStream
 from looped.data.tokenizer import (
     MIN_FREQUENCY,
     TextTokenizer,

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from looped.config.data import DataConfig
+from looped.data.compressed_files import suffixes_of
 from looped.data.documents import AnyDocument, Document
-from looped.data.files import suffixes_of
 from looped.data.formats import DELIMITERS, read_file, table_columns
 from looped.data.paths import Named, PassedOver, find
 from looped.data.text_field import column_of, text_of

@@ -26,12 +26,12 @@ from typing import Any, NamedTuple, SupportsIndex, overload
 
 import numpy as np
 
+from looped.atomic_files import lock_for, sync, write_text
 from looped.data.documents import PIECE, AnyDocument, pieces_of
 from looped.data.manifest import SETTLED, sha256_of
 from looped.data.progress import progress
 from looped.data.tokenizer import TextTokenizer, batches, lossy, parse_tokenizer
 from looped.errors import UserError
-from looped.storage import lock_for, sync, write_text
 
 FORMAT = 1  # increase it when the same documents and settings would give other files
 TOKENS = ("train.bin", "heldout.bin")

@@ -14,7 +14,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
-from looped.data.files import Utf8
+from looped.data.compressed_files import Utf8
 from looped.data.tokenizer_hub import fetched, is_name
 from looped.errors import UserError, one_line
 

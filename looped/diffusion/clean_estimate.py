@@ -11,7 +11,7 @@ from torch import Tensor
 
 from looped.devices import to_like, widest
 from looped.errors import UserError, did_you_mean
-from looped.shapes import Float, Float64, Int64
+from looped.tensor_types import Float, Float64, Int64
 
 BRIDGES = ("soft", "hard", "top-k", "sampled")
 

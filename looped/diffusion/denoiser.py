@@ -25,7 +25,7 @@ from looped.nn.fused import compute_dtype
 from looped.nn.masks import CleanNoisyBlocks
 from looped.nn.projection import cast_for, head_logits, table_of
 from looped.nn.rows import PLAIN, Rows
-from looped.shapes import Bool, Float, Float64, Int, Int64
+from looped.tensor_types import Bool, Float, Float64, Int, Int64
 
 Noisy = Float[Tensor, "batch length dim"]
 Sigma = Float[Tensor, "batch"] | Float[Tensor, "batch length"]

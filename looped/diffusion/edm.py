@@ -11,7 +11,7 @@ from torch import Tensor
 
 from looped.devices import to_device, to_like
 from looped.errors import UserError
-from looped.shapes import Float
+from looped.tensor_types import Float
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from looped.config.blocks import BlocksConfig
 from looped.devices import to_device
 from looped.diffusion.clean_estimate import draw
 from looped.errors import UserError, did_you_mean
-from looped.shapes import Bool, Float, Float64, Int
+from looped.tensor_types import Bool, Float, Float64, Int
 
 Time = Float64[Tensor, "*shape"]
 Tokens = Int[Tensor, "batch length"]

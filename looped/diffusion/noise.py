@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from looped.devices import HostCopy, to_device, widest
 from looped.errors import UserError
-from looped.shapes import Bool, Float, Float64, Int64
+from looped.tensor_types import Bool, Float, Float64, Int64
 
 
 class Noise(nn.Module):

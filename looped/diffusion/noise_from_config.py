@@ -7,7 +7,7 @@ from looped.config.blocks import BlocksConfig
 from looped.config.denoise import NoiseConfig
 from looped.diffusion.noise import Adaptive, LogNormal, LogUniform, Noise, ShareAtMax, partition
 from looped.errors import UserError
-from looped.shapes import Float64
+from looped.tensor_types import Float64
 
 
 def noise_from_config(config: NoiseConfig) -> Noise:

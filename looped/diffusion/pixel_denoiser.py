@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from looped.devices import to_device, to_like
 from looped.diffusion.edm import EDM, align
 from looped.diffusion.noise import block_of
-from looped.shapes import Float, Float64, Int, Int64
+from looped.tensor_types import Float, Float64, Int, Int64
 
 Images = Float[Tensor, "batch channels down across"]
 Sigma = Float[Tensor, "batch"]

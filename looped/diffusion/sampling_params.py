@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from looped.errors import UserError
-from looped.shapes import Float
+from looped.tensor_types import Float
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from looped.diffusion.noise import LogUniform, Noise
 from looped.errors import UserError, did_you_mean
 from looped.nn.checks import require, whole_number
-from looped.shapes import Float64
+from looped.tensor_types import Float64
 
 
 def schedule(name: str, num_steps: int, noise: Noise | tuple[float, float],

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from looped.config.denoise import TargetConfig
-from looped.shapes import Float, Int
+from looped.tensor_types import Float, Int
 
 DEFAULT_DIM = 16
 

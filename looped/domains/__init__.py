@@ -3,14 +3,14 @@ the trainer do differently for that kind."""
 
 from looped.config import Config
 from looped.domains.base import Domain
-from looped.domains.classify import Classify
-from looped.domains.generate import Generate
+from looped.domains.image_classification import Classify
+from looped.domains.image_generation import Generate
 from looped.domains.puzzles import Puzzles
 from looped.domains.text import Text
 from looped.import_path import class_at
 
 DOMAINS: dict[str, Domain] = {domain.name: domain for domain in (Text(), Puzzles(), Classify(), Generate())}
-"""Name of a `looped.config.kinds.Kind` -> its domain."""
+"""Name of a `looped.config.data_kinds.Kind` -> its domain."""
 
 
 def domain_of(config: Config) -> Domain:

@@ -9,14 +9,14 @@ import numpy as np
 from torch import Tensor
 
 from looped.config import Config
-from looped.config.kinds import Kind
+from looped.config.data_kinds import Kind
 from looped.data.batch import Batch
 from looped.data.from_config import Found, open_data
 from looped.data.image_batches import ImageSpec, SoughtImages
 from looped.errors import UserError, flag_of
+from looped.evaluation.metric_rows import Keep, Row
 from looped.evaluation.options import Options
-from looped.evaluation.rows import Keep, Row
-from looped.evaluation.store import EvaluationFiles
+from looped.evaluation.result_files import EvaluationFiles
 from looped.evaluation.workers import Workers
 from looped.objectives.base import Objective
 from looped.reports.runs import depth_table, draw_evaluation

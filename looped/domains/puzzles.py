@@ -10,19 +10,19 @@ from torch import Tensor
 from looped.config import Config
 from looped.data.batch import Batch
 from looped.data.from_config import open_data
-from looped.data.problems import HELDOUT_SEED, TaskData
+from looped.data.task_data import HELDOUT_SEED, TaskData
 from looped.domains.base import About, Domain, Evaluated, Inputs, Options, Own
+from looped.evaluation.metric_rows import Keep, row_of
 from looped.evaluation.plots_tasks import Trained
-from looped.evaluation.rows import Keep, row_of
+from looped.evaluation.result_files import EXAMPLES, ROWS, EvaluationFiles, writing_to
 from looped.evaluation.solving import TaskEvaluation, evaluate_task, levels_of, one_answer, share_cell, solved
-from looped.evaluation.store import EXAMPLES, ROWS, EvaluationFiles, writing_to
 from looped.evaluation.workers import Workers
 from looped.objectives import trained_depths
 from looped.objectives.base import Objective
 from looped.reports.depth import DepthReport, write_depth_report
 from looped.reports.runs import picture_blocks
 from looped.reports.sections import Prose, Section, Table
-from looped.shapes import Bool
+from looped.tensor_types import Bool
 
 
 @dataclass(frozen=True)

@@ -12,18 +12,18 @@ from torch import Tensor
 from looped.config import Config
 from looped.data.eval_text import MeasuredText
 from looped.data.from_config import vocab_size_of
-from looped.data.loader import Placeless
 from looped.data.token_numbers import tokenizer_of
+from looped.data.token_windows import Placeless
 from looped.domains.base import About, Domain, Evaluated, Inputs, Options, Own, Request, micro_batches
 from looped.errors import UserError, flag_of
-from looped.evaluation.depth import evaluate_run, evaluate_samples, num_windows
+from looped.evaluation.depth_sweep import evaluate_run, evaluate_samples, num_windows
 from looped.evaluation.early_exit import losses_with_exits, text_exit_rows
 from looped.evaluation.likelihood import main_losses, token_losses_by_depth
+from looped.evaluation.metric_rows import Keep, Row, summarise
 from looped.evaluation.probes import Probes, probe, probe_table
-from looped.evaluation.rows import Keep, Row, summarise
+from looped.evaluation.result_files import PROBES, EvaluationFiles
 from looped.evaluation.solving import share_cell
-from looped.evaluation.store import PROBES, EvaluationFiles
-from looped.evaluation.tokens import TokenLosses, add_tokens, pandas_for
+from looped.evaluation.token_losses import TokenLosses, add_tokens, pandas_for
 from looped.evaluation.workers import Workers
 from looped.inference.generate import generate
 from looped.inference.rollout import rollout_of
@@ -31,7 +31,7 @@ from looped.inference.sequence_batch import Ending, as_lists
 from looped.objectives.base import Objective
 from looped.reports.sections import Prose, Section, Table
 from looped.rng import generator
-from looped.shapes import Float, Int
+from looped.tensor_types import Float, Int
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from torch import Tensor
 from looped.config import Config
 from looped.data.batch import Batch
 from looped.data.image_batches import LabelledData
-from looped.evaluation.depth import peak_bytes
-from looped.evaluation.rows import Keep, Row, example_lines, keep_nothing, summarise
+from looped.evaluation.depth_sweep import peak_bytes
+from looped.evaluation.metric_rows import Keep, Row, example_lines, keep_nothing, summarise
 from looped.evaluation.solving import best_depth
 from looped.evaluation.workers import ALONE, Workers, placed
 from looped.inference.rollout import answer, at_once, rollout_of
 from looped.objectives.base import Objective, evaluating
-from looped.shapes import Bool
+from looped.tensor_types import Bool
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from looped.evaluation.rows import Row, confidence_interval
-from looped.evaluation.verdicts import Measure, Verdict, verdict
+from looped.evaluation.depth_verdicts import Measure, Verdict, verdict
+from looped.evaluation.metric_rows import Row, confidence_interval
 from looped.inference.sequence_batch import per_token
-from looped.shapes import Float64
+from looped.tensor_types import Float64
 
 Line = Mapping[str, Any]
 

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from looped.errors import UserError, did_you_mean
 from looped.evaluation.benchmarks import TaskRow
-from looped.evaluation.rows import Row
-from looped.evaluation.store import EXAMPLES, IDENTITY, ROWS, SAMPLES, SEQUENCES, TASKS, Line
-from looped.evaluation.tokens import TOKENS, pandas_for
+from looped.evaluation.metric_rows import Row
+from looped.evaluation.result_files import EXAMPLES, IDENTITY, ROWS, SAMPLES, SEQUENCES, TASKS, Line
+from looped.evaluation.token_losses import TOKENS, pandas_for
 
 if TYPE_CHECKING:
     from pandas import DataFrame

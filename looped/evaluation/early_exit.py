@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from looped.config.training import EvaluationConfig
-from looped.evaluation.rows import Row, summarise
+from looped.evaluation.metric_rows import Row, summarise
 from looped.inference.exits import Exit, Settled
 from looped.inference.rollout import rollout_of
 from looped.objectives.base import Objective, evaluating, require_text
 from looped.rng import StepRandom
-from looped.shapes import Float, Int
+from looped.tensor_types import Float, Int
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from looped.errors import UserError
-from looped.shapes import Bool, Float, Float64
+from looped.tensor_types import Bool, Float, Float64
 
 Features = Float[Tensor, "_ _"]
 """(images, feature dimension)."""

@@ -15,7 +15,7 @@ from looped.data.images import ImageBatch, Normalizer
 from looped.errors import UserError
 from looped.inference.rollout import rollout_of
 from looped.objectives.base import Objective
-from looped.shapes import Float, Int, UInt8
+from looped.tensor_types import Float, Int, UInt8
 
 Levels = UInt8[Tensor, "num down across channels"]
 PIXELS = "pixels"

@@ -10,17 +10,17 @@ from torch import Tensor
 from looped.config import Config
 from looped.data.image_batches import LabelledData, SoughtImages
 from looped.diffusion.noise import LogUniform
-from looped.evaluation.depth import Evaluation, peak_bytes
+from looped.evaluation.depth_sweep import Evaluation, peak_bytes
 from looped.evaluation.image_distances import distances, frechet_distance
 from looped.evaluation.image_features import Features
 from looped.evaluation.image_samples import make_images
-from looped.evaluation.rows import Keep, Row, example_lines, keep_nothing, summarise
+from looped.evaluation.metric_rows import Keep, Row, example_lines, keep_nothing, summarise
 from looped.evaluation.workers import ALONE, Workers, placed
 from looped.inference.rollout import rollout_of
 from looped.objectives.base import evaluating
 from looped.objectives.pixel_denoising import DenoisePixels
 from looped.rng import StepRandom
-from looped.shapes import Float, Float64
+from looped.tensor_types import Float, Float64
 
 NUM_LEVELS = 9
 """Noise levels of `loss_at_sigma`, evenly spaced in ln sigma from sigma_max to sigma_min."""

@@ -17,7 +17,7 @@ from looped.errors import UserError
 from looped.objectives.base import evaluating
 from looped.objectives.pixel_denoising import DenoisePixels
 from looped.rng import StepRandom
-from looped.shapes import Float, Int, UInt8
+from looped.tensor_types import Float, Int, UInt8
 
 Images = Float[Tensor, "num channels down across"]
 MIN_SIDE = 512

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from looped.errors import UserError
 from looped.evaluation.likelihood import next_token_losses
-from looped.evaluation.rows import Row, summarise
+from looped.evaluation.metric_rows import Row, summarise
 from looped.inference.rollout import rollout_of
 from looped.inference.sequence_batch import NOTHING, Texts, as_lists, per_token
 from looped.objectives.base import Objective
-from looped.shapes import Float, Int
+from looped.tensor_types import Float, Int
 
 BATCH = 64
 """Texts per batch."""

@@ -1,7 +1,7 @@
 """Held-out likelihood: nats/token at every requested depth, and a denoiser's loss by noise level.
 
 A loop is unrolled once to the deepest depth and read out on the way. For a denoiser at n steps the figure is the
-variational bound (NELBO) of its n-step stochastic solver (`looped.inference.denoised_text`), for masked diffusion the
+variational bound (NELBO) of its n-step stochastic solver (`looped.inference.text_denoising`), for masked diffusion the
 bound of n unmasking steps (`looped.inference.unmasking_rollout`). `losses_by_solver` measures the configured solver
 itself: it samples many trajectories and averages their readouts.
 """
@@ -24,7 +24,7 @@ from looped.nn.checks import depths_of, ids_of, kind_of, whole_number
 from looped.objectives.base import Objective, evaluating, require_text
 from looped.objectives.leaks import check_core, in_two_documents
 from looped.rng import StepRandom
-from looped.shapes import Float, Float64, Int
+from looped.tensor_types import Float, Float64, Int
 
 Tokens = Int[Tensor, "num length_and_one"]
 Documents = Tokens | Sequence[Int[Tensor, "_"]]

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from looped.data.batch import Batch
 from looped.errors import UserError
-from looped.evaluation.rows import Row
+from looped.evaluation.metric_rows import Row
 from looped.inference.rollout import rollout_of
 from looped.objectives.base import Objective
 from looped.rng import StepRandom
-from looped.shapes import Float
+from looped.tensor_types import Float
 
 ENOUGH = 1000
 """Number of texts below which the authors advise against relying on a score; they use 5,000."""

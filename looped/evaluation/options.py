@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from looped.evaluation.image_features import Features
 from looped.evaluation.judge import Reader
 from looped.evaluation.mauve import Encoder
-from looped.evaluation.quality import Reference
+from looped.evaluation.sample_quality import Reference
 from looped.inference.exits import Exit
 from looped.objectives.base import Objective
 

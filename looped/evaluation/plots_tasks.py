@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from looped.data.task import Cells, Problem, Task
+from looped.evaluation.metric_rows import Row
 from looped.evaluation.plots import AXES, COLOURS, new_figure, over_depth, save
-from looped.evaluation.rows import Row
 from looped.evaluation.stability import Stability
 
 RIGHT: Mapping[int, int] = {}

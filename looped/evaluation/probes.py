@@ -14,15 +14,15 @@ from torch import Tensor
 
 from looped.diffusion.clean_estimate import bridge
 from looped.diffusion.denoiser import levels_of
+from looped.evaluation.depth_verdicts import NATS, verdict
 from looped.evaluation.likelihood import next_token_losses
-from looped.evaluation.rows import Row, confidence_interval, summarise
+from looped.evaluation.metric_rows import Row, confidence_interval, summarise
 from looped.evaluation.state_stats import StateStats, growth
-from looped.evaluation.verdicts import NATS, verdict
 from looped.inference.rollout import rollout_of
 from looped.objectives.base import Objective, evaluating, rows_of_batch, token_losses
 from looped.objectives.denoise import Denoise
 from looped.rng import StepRandom, generator
-from looped.shapes import Float, Int
+from looped.tensor_types import Float, Int
 
 NUM_LEVELS = 8
 READING_GAP = 0.05

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from looped.evaluation.verdicts import ByDepth, Change, honestly_best
+from looped.evaluation.depth_verdicts import ByDepth, Change, honestly_best
 
 LEAST_DEPTHS = 4
 """Number of depths below which three parameters fit anything."""

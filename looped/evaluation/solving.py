@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 from looped.config import Config
-from looped.data.problems import TaskData
 from looped.data.task import Cells, Problem, Task, next_token
-from looped.evaluation.depth import peak_bytes
+from looped.data.task_data import TaskData
+from looped.evaluation.depth_sweep import peak_bytes
+from looped.evaluation.metric_rows import Keep, Row, example_lines, keep_nothing, summarise
 from looped.evaluation.options import Options
-from looped.evaluation.rows import Keep, Row, example_lines, keep_nothing, summarise
 from looped.evaluation.stability import Stability, stability
 from looped.evaluation.workers import ALONE, Workers
 from looped.inference.exits import Exit
 from looped.inference.rollout import answer, at_once
 from looped.objectives.base import Objective, evaluating
-from looped.shapes import Bool, Float
+from looped.tensor_types import Bool, Float
 
 
 @dataclass(frozen=True)

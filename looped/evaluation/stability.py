@@ -25,13 +25,13 @@ from torch.nn.functional import cosine_similarity, pad
 
 from looped.config import Config
 from looped.data.batch import Batch
-from looped.data.problems import TaskData
-from looped.evaluation.rows import Row, summarise
+from looped.data.task_data import TaskData
+from looped.evaluation.metric_rows import Row, summarise
 from looped.evaluation.state_stats import StateStats, growth, norm
 from looped.inference.rollout import Readout, Rollout, rollout_of
 from looped.objectives.base import Objective, evaluating
 from looped.rng import StepRandom
-from looped.shapes import Float, Int
+from looped.tensor_types import Float, Int
 
 OTHER_START = 1
 """Step number of the random draws of the other start; the first solve uses 0."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from looped.shapes import Bool, Float
+from looped.tensor_types import Bool, Float
 
 GROWING = 1.5
 """Growth factor over the second half of the steps above which a latent counts as growing. A random walk grows by 1.41,

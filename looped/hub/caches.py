@@ -8,9 +8,9 @@ from transformers.cache_utils import Cache as Kept
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from looped.errors import UserError
-from looped.hub.logits import GREEDY, PLAIN, LoopReader, Reader, SolverReader
-from looped.inference.denoised_text import DenoiseWriter
+from looped.hub.logits_api import GREEDY, PLAIN, LoopReader, Reader, SolverReader
 from looped.inference.padding import Reading
+from looped.inference.text_denoising import DenoiseWriter
 from looped.nn.cache import Cache, LayerCache, Path
 
 

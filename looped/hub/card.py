@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from looped.errors import UserError
-from looped.evaluation.rows import Row, row_of
-from looped.evaluation.store import read_rows
+from looped.evaluation.metric_rows import Row, row_of
+from looped.evaluation.result_files import read_rows
 from looped.inference.rollout import rollout_of
 from looped.reports.markdown import markdown
 from looped.reports.sections import Facts, Heading, Prose, Section, Table, Verbatim

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from looped.hub.loading import batches, load, max_length
-from looped.shapes import Float
+from looped.tensor_types import Float
 
 BATCH = 16
 MAX_TOKENS = 1024

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from looped.atomic_files import new_folder
 from looped.data.tokenizer_files import MARK
 from looped.errors import UserError, did_you_mean
 from looped.hub.card import Card
@@ -14,8 +15,7 @@ from looped.hub.families import FAMILIES
 from looped.hub.families.base import Family
 from looped.hub.importing import max_length_of
 from looped.hub.loading import import_transformers, quiet
-from looped.hub.logits import reader_of
-from looped.storage import new_folder
+from looped.hub.logits_api import reader_of
 from looped.training.runs import Run, read_stamp
 
 ELSEWHERE = {"data.path": (), "data.tokenizer": None, "data.cache_dir": None, "training.warm_start": None}

@@ -12,12 +12,12 @@ from typing import Any
 
 import yaml
 
+from looped.atomic_files import new_folder, write_text
 from looped.config import Config, dump_config
 from looped.data.tokenizer import TextTokenizer, load_tokenizer
 from looped.errors import UserError, one_line
 from looped.hub.families import Pretrained, open_pretrained
 from looped.objectives import build_objective
-from looped.storage import new_folder, write_text
 from looped.training.checkpoint import Stream, save_checkpoint
 from looped.training.counters import Counters
 from looped.training.runs import CONFIG, STAMP, TOKENIZER, Run, read_stamp, stamp

@@ -16,7 +16,7 @@ from looped.errors import UserError
 from looped.evaluation.judge import Judged, continuation
 from looped.hub.loading import batches, load, max_length
 from looped.inference.sequence_batch import Texts, as_lists
-from looped.shapes import Float, Int
+from looped.tensor_types import Float, Int
 
 BATCH = 8
 """Texts per batch; logits over a large vocabulary dominate the memory."""

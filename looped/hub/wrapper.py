@@ -23,7 +23,7 @@ from transformers.modeling_utils import PreTrainedModel
 from looped.config import Config
 from looped.errors import UserError
 from looped.hub.caches import KEEPING
-from looped.hub.logits import Reader, reader_of
+from looped.hub.logits_api import Reader, reader_of
 from looped.inference.generate import generate
 from looped.inference.padding import Padding, Reading
 from looped.models.build import unseeded
@@ -32,7 +32,7 @@ from looped.nn.frequencies import Frequencies
 from looped.nn.layers import TransformerLayer
 from looped.nn.masks import Padded
 from looped.objectives import Objective, build_objective
-from looped.shapes import Int
+from looped.tensor_types import Int
 
 KEPT = "cache" if any(field.name == "cache" for field in fields(CausalLMOutputWithPast)) else "past_key_values"
 """The name of the cache in outputs, which changed in transformers 5.24."""

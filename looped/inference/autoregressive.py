@@ -12,7 +12,7 @@ from looped.diffusion.sampling_params import SamplingParams
 from looped.inference.padding import Draws, Padding
 from looped.inference.sequence_batch import NOTHING, Ending
 from looped.rng import StepRandom
-from looped.shapes import Int
+from looped.tensor_types import Int
 
 
 class Writer(Protocol):

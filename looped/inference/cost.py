@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from looped.shapes import Float, Int
+from looped.tensor_types import Float, Int
 
 NUM_CHECKS = 4
 """Number of fresh noisings of an answer over which its self-consistency is averaged."""

@@ -21,15 +21,15 @@ from looped.diffusion.schedules import block_schedule
 from looped.diffusion.solver_from_config import evaluated_levels, solve
 from looped.inference.autoregressive import Writing, one_after_another
 from looped.inference.cost import NUM_CHECKS, Cost
-from looped.inference.denoised_text import DenoiseWriter, TeacherForced, bound
 from looped.inference.exits import EarlyExit, Exit
 from looped.inference.rollout import Answered, Likelihood, Readout, Rollout, own_normal, trajectories
+from looped.inference.text_denoising import DenoiseWriter, TeacherForced, bound
 from looped.nn.cache import Cache
 from looped.nn.rows import Rows
 from looped.objectives.base import rows_of_batch, token_losses
 from looped.objectives.denoise import Denoise, only_sought
 from looped.rng import StepRandom
-from looped.shapes import Float, Int
+from looped.tensor_types import Float, Int
 
 
 class SolverRollout(Rollout):

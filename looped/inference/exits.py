@@ -33,7 +33,7 @@ from looped.errors import UserError, did_you_mean
 from looped.import_path import class_at
 from looped.nn.checks import kind_of
 from looped.nn.exit_gate import ExitGate
-from looped.shapes import Bool, Float, Int
+from looped.tensor_types import Bool, Float, Int
 
 Halt = Callable[[Float[Tensor, "batch length width"], Batch], Float[Tensor, "batch"]]
 """(state, batch) -> logit that the answer is right."""

@@ -19,7 +19,7 @@ from looped.inference.sequence_batch import Ending
 from looped.nn.checks import kind_of
 from looped.objectives.base import Objective, evaluating, require_text
 from looped.rng import StepRandom
-from looped.shapes import Int
+from looped.tensor_types import Int
 
 
 @torch.no_grad()

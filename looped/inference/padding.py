@@ -14,7 +14,7 @@ from looped.nn.mask_base import Mask
 from looped.nn.masks import Causal, Padded
 from looped.nn.rows import Rotary, Rotation, Rows
 from looped.rng import StepRandom
-from looped.shapes import Float, Int
+from looped.tensor_types import Float, Int
 
 Draws = Callable[[int], StepRandom]
 """Step or position -> its random draws."""

@@ -1,7 +1,7 @@
 """Rollout: the interface for running a trained model at a given depth.
 
     loop      depth steps of the loop                            inference/loop.py
-    solver    depth solver steps of a denoiser, from noise       inference/solver.py, inference/denoised_text.py
+    solver    depth solver steps of a denoiser, from noise       inference/solver.py, inference/text_denoising.py
     unmask    depth steps in which masked tokens are revealed    inference/unmask.py
     own       depth as a rule defines it (`Classifier`)          inference/own.py
     pixels    depth solver steps of a pixel denoiser             inference/pixels.py
@@ -29,7 +29,7 @@ from looped.inference.cost import Cost
 from looped.inference.exits import Exit
 from looped.objectives.base import Objective
 from looped.rng import StepRandom
-from looped.shapes import Float, Float64, Int
+from looped.tensor_types import Float, Float64, Int
 
 
 class Likelihood(Protocol):
@@ -198,7 +198,7 @@ class Rollout:
 ROLLOUTS = {"loop": "looped.inference.loop_rollout.LoopRollout",
             "solver": "looped.inference.denoiser_rollout.SolverRollout",
             "unmask": "looped.inference.unmasking_rollout.UnmaskRollout",
-            "own": "looped.inference.rival_rollout.OwnRollout",
+            "own": "looped.inference.local_rule_rollout.OwnRollout",
             "pixels": "looped.inference.image_rollout.PixelRollout"}
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from looped.devices import to_device
 from looped.errors import UserError
-from looped.shapes import Float, Int
+from looped.tensor_types import Float, Int
 
 NOTHING = -1
 

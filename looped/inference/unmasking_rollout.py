@@ -24,7 +24,7 @@ from looped.inference.rollout import Likelihood, Rollout
 from looped.objectives.base import EVERYBODY
 from looped.objectives.masked import Masked
 from looped.rng import StepRandom
-from looped.shapes import Float64, Int
+from looped.tensor_types import Float64, Int
 
 Tokens = Int[Tensor, "batch length_and_one"]
 

@@ -24,7 +24,7 @@ from looped.nn.masks import Full
 from looped.nn.projection import cast_for
 from looped.nn.recurrence import RecurrentDepth
 from looped.nn.rows import Rows
-from looped.shapes import Float, Int
+from looped.tensor_types import Float, Int
 
 EVERYBODY = Full()
 

@@ -38,7 +38,7 @@ from looped.nn.masks import Causal
 from looped.nn.projection import head_logits, is_plain, table_of
 from looped.nn.recurrence import RecurrentDepth, init_weights
 from looped.nn.rows import PLAIN, Rows
-from looped.shapes import Float, Int
+from looped.tensor_types import Float, Int
 
 State = Float[Tensor, "batch length width"]
 Logits = Float[Tensor, "batch length vocab"]

@@ -17,7 +17,7 @@ from looped.models.language import PLAIN_LOOP, LanguageModel, State, Structure
 from looped.nn.blocks import run_layers
 from looped.nn.projection import cast_for
 from looped.nn.rows import PLAIN, Rows
-from looped.shapes import Float
+from looped.tensor_types import Float
 
 Images = Float[Tensor, "batch channels down across"]
 

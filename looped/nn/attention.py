@@ -24,7 +24,7 @@ from looped.nn.backends import (
 )
 from looped.nn.mask_base import Mask, as_mask
 from looped.nn.masks import Causal, CleanNoisy
-from looped.shapes import Bool, Float
+from looped.tensor_types import Bool, Float
 
 Query = Float[Tensor, "batch queries heads dim"]
 KeyValue = Float[Tensor, "batch keys kv_heads dim"]

@@ -18,7 +18,7 @@ from looped.nn.checks import require
 from looped.nn.layers import TransformerLayer
 from looped.nn.rows import Rows
 from looped.rng import generator
-from looped.shapes import Float
+from looped.tensor_types import Float
 
 State = Float[Tensor, "batch length width"]
 

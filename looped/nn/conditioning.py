@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from looped.devices import to_device
 from looped.nn.frequencies import Frequencies
 from looped.nn.fused import compute_dtype
-from looped.shapes import Float
+from looped.tensor_types import Float
 
 
 class LevelEmbedding(Frequencies):

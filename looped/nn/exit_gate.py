@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, logsigmoid
 
 from looped.errors import UserError
-from looped.shapes import Float
+from looped.tensor_types import Float
 
 Odds = Float[Tensor, "batch length"]
 

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from looped.compiled import is_recent_cuda, on_device
+from looped.fused_on_cuda import is_recent_cuda, on_device
 from looped.nn.cast_once import cast
-from looped.shapes import Float, Int
+from looped.tensor_types import Float, Int
 
 Activation = Literal["swiglu", "gelu"]
 """swiglu: `silu(a) * b` for x = [a; b] (Shazeer 2020). gelu: with the exact normal distribution (Hendrycks 2016)."""

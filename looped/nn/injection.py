@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from looped.errors import UserError, did_you_mean
-from looped.shapes import Float
+from looped.tensor_types import Float
 
 State = Float[Tensor, "batch length width"]
 

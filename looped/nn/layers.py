@@ -20,7 +20,7 @@ from looped.nn.frequencies import Frequencies
 from looped.nn.fused import Activation, rms_norm
 from looped.nn.projection import project_by
 from looped.nn.rows import Rotation, Rows
-from looped.shapes import Float
+from looped.tensor_types import Float
 
 BIASES = ("none", "qk", "qkv")
 BLOCKS = {"prenorm": (True, False), "sandwich": (True, True), "branch": (True, True), "postnorm": (False, True)}

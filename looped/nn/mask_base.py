@@ -23,7 +23,7 @@ from torch import Tensor
 from looped.devices import to_device
 from looped.errors import UserError, one_line
 from looped.nn.checks import kind_of
-from looped.shapes import Bool, Int
+from looped.tensor_types import Bool, Int
 
 
 class Mask:

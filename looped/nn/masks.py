@@ -17,7 +17,7 @@ from looped.devices import to_device
 from looped.errors import UserError
 from looped.nn.checks import WHOLE, kind_of
 from looped.nn.mask_base import Mask
-from looped.shapes import Int, Shaped
+from looped.tensor_types import Int, Shaped
 
 Spans = list[list[tuple[int, int]]]  # per sequence, the [start, stop) of each run of rows that attend to each other
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from looped.nn.fused import Activation, activated, project
-from looped.shapes import Float
+from looped.tensor_types import Float
 
 
 def is_plain(module: nn.Module) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 from looped.devices import to_device
 from looped.nn.cache import Cache, LayerCache
 from looped.nn.mask_base import Mask
-from looped.shapes import Int
+from looped.tensor_types import Int
 
 Positions = Int[Tensor, "batch length axes"]
 Start = int | Int[Tensor, "batch"]

@@ -14,11 +14,11 @@ from looped.objectives.blockwise import Blockwise
 from looped.objectives.bptt import Autoregressive, Full, Progressive, Truncated
 from looped.objectives.denoise import Denoise
 from looped.objectives.fixed_point import FixedPoint
+from looped.objectives.local_rules.forward_forward import ForwardForward
+from looped.objectives.local_rules.noprop import NoPropCT, NoPropDT, NoPropFM
 from looped.objectives.masked import Masked, MaskedBlocks
 from looped.objectives.one_step import OneStep
 from looped.objectives.pixel_denoising import BlockwisePixels, DenoisePixels
-from looped.objectives.rivals.forward_forward import ForwardForward
-from looped.objectives.rivals.noprop import NoPropCT, NoPropDT, NoPropFM
 from looped.rng import seeded_init
 
 __all__ = ["Autoregressive", "Blockwise", "BlockwisePixels", "Denoise", "DenoisePixels", "FixedPoint", "ForwardForward",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from looped.config.blocks import BlocksConfig
 from looped.objectives.base import Objective
 from looped.rng import StepRandom
-from looped.shapes import Float64
+from looped.tensor_types import Float64
 
 
 class OneBlock(Objective):

@@ -19,7 +19,7 @@ from looped.nn.masks import Full, Near, Packed, Padded
 from looped.nn.projection import has_plain_head, head_logits
 from looped.nn.rows import PLAIN, Rows
 from looped.rng import StepRandom
-from looped.shapes import Float, Int
+from looped.tensor_types import Float, Int
 
 
 @dataclass

@@ -11,11 +11,11 @@ from looped.config import Config
 from looped.config.recurrence import RecurrenceConfig
 from looped.data.batch import Batch
 from looped.models.language import LanguageModel
-from looped.nn.depths import expected_depths, huginn_quantiles, sample_depths
+from looped.nn.depth_sampling import expected_depths, huginn_quantiles, sample_depths
 from looped.nn.exit_gate import gate_of
 from looped.nn.rows import Rows
 from looped.objectives.base import Loss, Objective, head_losses, rows_of_batch
-from looped.objectives.depth import (
+from looped.objectives.rule_depths import (
     depth_decisions,
     expected_progressive_depths,
     mean_progressive_depths,
@@ -24,7 +24,7 @@ from looped.objectives.depth import (
 )
 from looped.objectives.step_losses import READINGS, Alike
 from looped.rng import StepRandom
-from looped.shapes import Float, Int
+from looped.tensor_types import Float, Int
 
 
 @dataclass(frozen=True)

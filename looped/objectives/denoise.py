@@ -30,7 +30,7 @@ from looped.nn.masks import CleanNoisy, CleanNoisyBlocks, SameDocument
 from looped.nn.rows import Rows
 from looped.objectives.base import Loss, Objective, head_losses, rows_of_batch
 from looped.rng import StepRandom
-from looped.shapes import Float, Int
+from looped.tensor_types import Float, Int
 
 FIRST_SHARE = 0.5
 """Fraction of the steps that begin with an evaluation without gradient, to get a carry or to choose the fixed cells."""

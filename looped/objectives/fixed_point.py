@@ -24,9 +24,9 @@ from looped.errors import UserError
 from looped.models.language import LanguageModel
 from looped.objectives.base import Loss, Objective
 from looped.objectives.bptt import Unrolled
-from looped.objectives.depth import fixed_point_steps, implicit_steps
+from looped.objectives.rule_depths import fixed_point_steps, implicit_steps
 from looped.rng import StepRandom
-from looped.shapes import Int
+from looped.tensor_types import Int
 
 Map = Callable[[Tensor], Tensor]
 """State -> next state."""

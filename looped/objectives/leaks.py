@@ -16,7 +16,7 @@ from looped.nn.mask_base import Mask
 from looped.nn.rows import Rows
 from looped.objectives.base import Objective
 from looped.rng import generator
-from looped.shapes import Bool
+from looped.tensor_types import Bool
 
 CHUNK = 512
 """Keys whose queries are looked up at once, so that the memory does not grow with the square of the length."""

@@ -31,7 +31,7 @@ from looped.nn.rows import Rows
 from looped.objectives.active_block import OneBlock
 from looped.objectives.base import EVERYBODY, Loss, Objective, head_losses, rows_of_batch
 from looped.rng import StepRandom
-from looped.shapes import Float, Float64, Int
+from looped.tensor_types import Float, Float64, Int
 
 LEAST = 1e-4
 """Levels given to the core are clamped to this distance from 0 and 1, where the log-odds diverge."""

@@ -20,7 +20,7 @@ from looped.nn.projection import head_logits
 from looped.objectives.base import Loss, Objective, head_losses
 from looped.objectives.bptt import Unrolled
 from looped.rng import StepRandom
-from looped.shapes import Bool, Float, Int
+from looped.tensor_types import Bool, Float, Int
 
 
 class OneStep(Unrolled):

@@ -21,7 +21,7 @@ from looped.objectives.base import Loss, Objective
 from looped.objectives.blockwise import OneBlockByLevel
 from looped.objectives.denoise import ONE_BLOCK, by_bin
 from looped.rng import StepRandom
-from looped.shapes import Float, Int
+from looped.tensor_types import Float, Int
 
 
 class DenoisePixels(Objective):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from looped.config.recurrence import RecurrenceConfig
 from looped.data.batch import Batch
 from looped.nn.exit_gate import gate_of, log_chances
-from looped.shapes import Float
+from looped.tensor_types import Float
 
 
 class Alike:

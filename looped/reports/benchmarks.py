@@ -8,17 +8,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from looped.atomic_files import write_text
 from looped.config import Config
 from looped.evaluation.benchmarks import TaskCurve, curves_of, told_once
+from looped.evaluation.depth_verdicts import HELD, LOST
 from looped.evaluation.plots import Curve, plot_depth
-from looped.evaluation.store import ROWS, TASK_EXAMPLES, TASKS, EvaluationFiles, writing_to
-from looped.evaluation.verdicts import HELD, LOST
+from looped.evaluation.result_files import ROWS, TASK_EXAMPLES, TASKS, EvaluationFiles, writing_to
 from looped.objectives import trained_depths
 from looped.reports.html import page
 from looped.reports.markdown import markdown
 from looped.reports.runs import depth_table
 from looped.reports.sections import Beside, Bullets, Facts, Figure, Findings, Folded, Heading, Prose, Section, Table
-from looped.storage import write_text
 
 RULES = (
     "Values are those of lm-evaluation-harness, intervals are 95 % bootstrap intervals over documents. The verdict is "

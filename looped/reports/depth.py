@@ -12,17 +12,17 @@ from pathlib import Path
 
 from torch import Tensor
 
+from looped.atomic_files import write_text
+from looped.evaluation.depth_verdicts import CYCLING, HELD, LOST, SOLVED, Verdict, verdict
+from looped.evaluation.metric_rows import Row
 from looped.evaluation.plots_tasks import Trained, plot_levels, plot_map, plot_problem, plot_rest
-from looped.evaluation.rows import Row
 from looped.evaluation.saturation import fit_saturation
 from looped.evaluation.solving import Example
 from looped.evaluation.stability import Stability
-from looped.evaluation.verdicts import CYCLING, HELD, LOST, SOLVED, Verdict, verdict
 from looped.reports.html import page
 from looped.reports.markdown import markdown
 from looped.reports.sections import Beside, Bullets, Facts, Figure, Findings, Folded, Heading, Prose, Section, Table
-from looped.shapes import Bool
-from looped.storage import write_text
+from looped.tensor_types import Bool
 
 RULES = (
     "The verdict is the first of these rules that holds. Losses and gains are paired over problems and count if their "

@@ -1,4 +1,4 @@
-"""Tables and plots of evaluated runs, from the rows that `looped.evaluation.store` keeps.
+"""Tables and plots of evaluated runs, from the rows that `looped.evaluation.result_files` keeps.
 
     runs/<name>/plots/depth.png      the depth curve; sigma.png: the loss by noise level; partition.png: the noise
                                      levels of each block
@@ -15,7 +15,7 @@ from looped.errors import UserError, did_you_mean
 from looped.evaluation.mauve import ENOUGH
 from looped.evaluation.plots import Curve, plot_depth, plot_sigma
 from looped.evaluation.plots_blocks import plot_mask_partition, plot_partition
-from looped.evaluation.store import IDENTITY, ROWS, EvaluationFiles, read_rows, writing_to
+from looped.evaluation.result_files import IDENTITY, ROWS, EvaluationFiles, read_rows, writing_to
 from looped.objectives import trained_depths
 from looped.reports.markdown import markdown
 from looped.reports.sections import Prose, Section, Table

@@ -10,7 +10,7 @@ from typing import Any
 from looped.compare.plan import Plan, make_plan
 from looped.config import Config, load_config
 from looped.config.arms import parse_arm
-from looped.config.reads import notice_arms
+from looped.config.unread_settings import notice_arms
 from looped.errors import UserError, did_you_mean
 from looped.reproduce.suite import Helper, Layer, Scale, Suite, find_config, last, merged
 

@@ -19,7 +19,7 @@ from looped.compare.runner import Trained
 from looped.config.arms import Arm
 from looped.devices import Placement
 from looped.errors import UserError
-from looped.evaluation.store import writing_to
+from looped.evaluation.result_files import writing_to
 from looped.reproduce.plan import Entry, Order, Result, plan_entries
 from looped.reproduce.suite import Evaluation
 from looped.reproduce.table import report

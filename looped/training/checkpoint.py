@@ -31,8 +31,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from looped.atomic_files import TEMPORARY, point, sync, sync_folder, write_text
 from looped.errors import UserError, one_line
-from looped.storage import TEMPORARY, point, sync, sync_folder, write_text
 from looped.training.shards import read_shards, saved_tensors
 
 FORMAT, SHARDED_FORMAT = 1, 2

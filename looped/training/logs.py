@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from looped.atomic_files import write_text
 from looped.config import Config
 from looped.errors import UserError
-from looped.storage import write_text
 from looped.training.runs import CHANGES, STAMP
 
 METRICS, LOG = "metrics.jsonl", "train.log"

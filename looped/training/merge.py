@@ -9,12 +9,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from looped.atomic_files import new_folder, write_text
 from looped.config import Config, dump_config
 from looped.data.image_batches import ImageSpec
 from looped.errors import UserError
 from looped.models.build import build
 from looped.objectives import build_objective
-from looped.storage import new_folder, write_text
 from looped.training.block_runs import Part, check_fits, open_part, same_bits, shared_names, whole_config
 from looped.training.checkpoint import (
     Tensors,

@@ -12,10 +12,10 @@ from looped.config import Config
 from looped.errors import UserError
 from looped.evaluation.workers import ALONE, SeveralWorkers, Workers
 from looped.precision import Precision, training_device
+from looped.training.heartbeat import Watch, watched
 from looped.training.launcher_env import MIXED_PRECISION, check_launcher
 from looped.training.resume_rules import differences
 from looped.training.runs import versions
-from looped.training.watch import Watch, watched
 
 
 def start_accelerator(config: Config) -> Any:

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 import looped
+from looped.atomic_files import HOLDER, LOCK, SOFT_LOCK, hold, lacking, write_text
 from looped.config import Config, dump_config, load_config
 from looped.data.eval_text import HeldoutText
 from looped.data.from_config import Data, located
@@ -32,7 +33,6 @@ from looped.models.build import build
 from looped.nn.checks import kind_of
 from looped.objectives import Objective, build_objective
 from looped.precision import Precision
-from looped.storage import HOLDER, LOCK, SOFT_LOCK, hold, lacking, write_text
 from looped.training.checkpoint import (
     DamagedError,
     check,

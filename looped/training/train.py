@@ -18,10 +18,10 @@ from looped.nn.checks import kind_of, require
 from looped.notices import noted, silent
 from looped.objectives import Objective
 from looped.precision import Precision
+from looped.training.block_edges import with_measured_edges
 from looped.training.callbacks import Callback
 from looped.training.data_identity import remember_data
 from looped.training.determinism import deterministic
-from looped.training.edges import with_measured_edges
 from looped.training.heldout import heldout_figures, heldout_samples
 from looped.training.logs import LOG, Monitor, append
 from looped.training.processes import check_attention, processes_of, several

@@ -25,7 +25,7 @@ from looped.data.from_config import Data
 from looped.data.image_batches import SoughtImages
 from looped.domains import domain_of
 from looped.errors import UserError
-from looped.evaluation.depth import peak_bytes
+from looped.evaluation.depth_sweep import peak_bytes
 from looped.evaluation.image_samples import write_picture
 from looped.models.build import build
 from looped.nn.cast_once import casts_kept
@@ -41,13 +41,13 @@ from looped.training.counters import Counters
 from looped.training.data_identity import recall_data
 from looped.training.determinism import only_warned
 from looped.training.draw_ahead import DrawAhead, StepDraws
-from looped.training.layouts import LAYOUTS, Whole
 from looped.training.logs import Meter, Monitor
 from looped.training.micro_batch import MicroBatches, clock_of
 from looped.training.optim import EMA, build_optimizers, decay_start, lr_factor, set_lr
 from looped.training.processes import Processes
 from looped.training.runs import STAMP, load_run
 from looped.training.saving import Saver
+from looped.training.sharding import LAYOUTS, Whole
 from looped.training.signals import Caught
 from looped.training.step_checks import check_rule, metrics_of, non_finite, require_loss
 from looped.training.warm_start import take_over

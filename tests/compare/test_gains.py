@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from looped.compare.comparison_kinds import TEXT
 from looped.compare.gains import baseline_of, gains
-from looped.compare.kinds import TEXT
 from looped.compare.plan import make_plan
 from looped.compare.report import write_report
 from looped.compare.text_summary import summarise_texts

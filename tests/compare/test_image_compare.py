@@ -13,8 +13,8 @@ from looped.cli import main
 from looped.compare.accuracy_summary import summarise_shares
 from looped.compare.accuracy_table import share_table
 from looped.compare.classify_measure import ImageMeasured, check_images
+from looped.compare.comparison_kinds import IMAGES, kind_of
 from looped.compare.compute_to_target import sentence
-from looped.compare.kinds import IMAGES, kind_of
 from looped.compare.matched_compute import equal_table
 from looped.compare.plan import RunSpec, make_plan
 from looped.config import load_config

@@ -9,8 +9,8 @@ import yaml
 from page_checks import check_alone, first_table
 
 from looped.cli import main
-from looped.compare.generation_measure import DISTANCE, LOSS
-from looped.evaluation.rows import confidence_interval
+from looped.compare.image_generation_measure import DISTANCE, LOSS
+from looped.evaluation.metric_rows import confidence_interval
 
 pytest.importorskip("sklearn")
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 from page_checks import check_alone
 
+from looped.compare.comparison_kinds import TEXT
 from looped.compare.compute_to_target import reaches
-from looped.compare.kinds import TEXT
 from looped.compare.plan import make_plan
 from looped.compare.report import write_report
 from looped.compare.text_summary import summarise_texts

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.image import imread
 
-from looped.compare.kinds import TEXT
+from looped.compare.comparison_kinds import TEXT
 from looped.compare.plan import make_plan
 from looped.compare.plots import TALLEST, budget_figures, curves
 from looped.compare.text_summary import summarise_texts

@@ -17,7 +17,7 @@ from looped.compare.text_measure import TextMeasured
 from looped.compare.text_summary import summarise_texts
 from looped.config import load_config
 from looped.config.arms import Arm
-from looped.evaluation.rows import student_interval
+from looped.evaluation.metric_rows import student_interval
 
 EVALS = 20
 FLAGS = {"share": {"task.name": "prefix-sums", "task.difficulty": [1, 4], "denoise.context": "inject"}, "loss": {}}

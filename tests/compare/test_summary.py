@@ -14,7 +14,7 @@ from looped.compare.text_measure import NEXT_TOKEN
 from looped.compare.text_summary import summarise_texts
 from looped.compare.text_table import text_notes, text_table
 from looped.config import load_config
-from looped.evaluation.rows import confidence_interval
+from looped.evaluation.metric_rows import confidence_interval
 
 
 def line(step, loss):

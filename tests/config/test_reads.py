@@ -12,8 +12,8 @@ from looped.cli import main
 from looped.config import Config, describe_settings, load_config
 from looped.config.arms import parse_arms
 from looped.config.base import Section
-from looped.config.reads import READERS, not_read_under, notice, notice_arms, set_names, short_warmup, unread
 from looped.config.rules import RULES
+from looped.config.unread_settings import READERS, not_read_under, notice, notice_arms, set_names, short_warmup, unread
 from looped.data.from_config import open_data
 from looped.errors import UserError
 from looped.models.build import build

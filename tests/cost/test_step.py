@@ -11,11 +11,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from looped.config import load_config
 from looped.config.arms import parse_arm
 from looped.cost.arm_timing import Arm, Stepper
+from looped.cost.bench_step import at_mean_depth, bench_step, format_step
 from looped.cost.counts import count
 from looped.cost.mfu import _forward_backward, _layer_memory, _threads, bench_flops, format_flops
-from looped.cost.step import at_mean_depth, bench_step, format_step
 from looped.errors import UserError
-from looped.nn.depths import expected_depths
+from looped.nn.depth_sampling import expected_depths
 
 SMALL = {"model.width": 32, "model.num_heads": 2, "data.length": 16, "data.vocab_size": 300, "training.batch_size": 2,
          "recurrence.mean": 6, "recurrence.backprop": 2, "denoise.cond_width": 8, "evaluation.prompt_length": 4}

@@ -6,8 +6,8 @@ import torch
 
 from looped.config import load_config
 from looped.data.batch import Batch, collate
-from looped.data.problems import prepare_task
 from looped.data.task import BLANK, find_task
+from looped.data.task_data import prepare_task
 from looped.errors import UserError
 
 

@@ -15,9 +15,9 @@ from PIL import Image
 
 from looped.config.images import ImageConfig
 from looped.data.idx import read_idx
-from looped.data.image_arrays import COLOUR, GREY, gather, squared
 from looped.data.image_sources import read_source
 from looped.data.images import prepare_images
+from looped.data.images_to_arrays import COLOUR, GREY, gather, squared
 from looped.errors import UserError
 
 # ---- IDX -------------------------------------------------------------------------------------------------------------

@@ -11,8 +11,8 @@ from picture_files import random_part, write_mnist
 from sklearn.datasets import load_digits
 
 from looped.config.images import ImageConfig
-from looped.data.image_arrays import Pictures
 from looped.data.images import ImageBatch, ImageStream, Normalizer, measure, prepare_images, symmetric
+from looped.data.images_to_arrays import Pictures
 from looped.errors import UserError
 
 PLAIN = ImageConfig(source="digits")

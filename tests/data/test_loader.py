@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from looped.data.loader import TokenStream
+from looped.data.token_windows import TokenStream
 from looped.errors import UserError
 
 

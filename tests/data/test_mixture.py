@@ -13,10 +13,10 @@ from looped.config import load_config
 from looped.config.data import DataConfig
 from looped.data import manifest, mixture, text_sources, token_cache
 from looped.data.from_config import located, open_data
-from looped.data.loader import TokenStream
 from looped.data.mixed_stream import MixedStream
 from looped.data.mixture import cached_mixture, find_mixture, in_proportion, shares_said
 from looped.data.text import prepare
+from looped.data.token_windows import TokenStream
 from looped.errors import UserError
 
 WEIGHTS = {"code": 0.3, "web": 0.5, "wiki": 0.2}
@@ -115,10 +115,10 @@ def test_the_order_of_a_billion_windows_of_each_source_costs_nothing(mixed):
 
 def test_three_sources_that_take_turns_keep_their_stored_orders(mixed, monkeypatch):
     """An order of a few million windows takes half a second to sort: once per epoch, not once per step."""
-    from looped.data import order
+    from looped.data import epoch_order
     sorts = []
-    drawn = order.draws
-    monkeypatch.setattr(order, "draws", lambda *args, **more: sorts.append(args) or drawn(*args, **more))
+    drawn = epoch_order.draws
+    monkeypatch.setattr(epoch_order, "draws", lambda *args, **more: sorts.append(args) or drawn(*args, **more))
     train = find_mixture(mixed()).open().train
     for step in range(6):
         train.batch(step, **BATCH | {"seed": 77})

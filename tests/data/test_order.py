@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
-from looped.data import order
-from looped.data.loader import shuffled
-from looped.data.order import KEYED, permuted
+from looped.data import epoch_order
+from looped.data.epoch_order import KEYED, permuted
+from looped.data.token_windows import shuffled
 
 
 def keyed(places, count, seed=0, epoch=0):
     """The computed order, also of counts for which the stored one is used."""
-    keys = order.draws(seed, epoch, order.ROUNDS)
-    return order._keyed(np.asarray(places, dtype=np.uint64), count, keys).astype(np.int64)
+    keys = epoch_order.draws(seed, epoch, epoch_order.ROUNDS)
+    return epoch_order._keyed(np.asarray(places, dtype=np.uint64), count, keys).astype(np.int64)
 
 
 @given(st.one_of(st.integers(1, 300), st.sampled_from([1021, 4096, 4097, 65_535, 65_536, 99_991])),
@@ -44,7 +44,7 @@ def test_every_item_is_as_likely_at_every_place_and_behind_every_other():
     """Over 4,000 seeds: (place, item) and (item, next item) of 16 items in every cell alike. Control: a network of one
     round is told from it."""
     def chances(rounds):
-        orders = np.stack([order._keyed(np.arange(16, dtype=np.uint64), 16, order.draws(seed, 0, rounds))
+        orders = np.stack([epoch_order._keyed(np.arange(16, dtype=np.uint64), 16, epoch_order.draws(seed, 0, rounds))
                            for seed in range(4000)]).astype(int)
         places, pairs = np.zeros((16, 16)), np.zeros((16, 16))
         for row in orders:
@@ -52,7 +52,7 @@ def test_every_item_is_as_likely_at_every_place_and_behind_every_other():
             pairs[row[:-1], row[1:]] += 1
         off = pairs[~np.eye(16, dtype=bool)]
         return chi_square(places, 250), chi_square(off, off.mean())
-    assert min(chances(order.ROUNDS)) > 1e-4
+    assert min(chances(epoch_order.ROUNDS)) > 1e-4
     assert min(chances(2)) < 1e-12
 
 
@@ -92,7 +92,7 @@ def test_large_data_are_shuffled_by_seed_and_step_alone():
 
 
 def test_a_billion_items_cost_no_memory():
-    code = ("import resource\nfrom looped.data.loader import shuffled\n"
+    code = ("import resource\nfrom looped.data.token_windows import shuffled\n"
             "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
             "for step in range(200): shuffled(10**9, step * 10**6, batch_size=64, seed=0)\n"
             "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)")

@@ -5,8 +5,8 @@ import torch
 
 from looped.config import load_config
 from looped.data.batch import collate
-from looped.data.problems import prepare_task
 from looped.data.task import find_task
+from looped.data.task_data import prepare_task
 from looped.diffusion.samplers import Settling, sample_by_confidence
 from looped.errors import UserError
 from looped.inference.rollout import answer

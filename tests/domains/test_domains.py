@@ -9,7 +9,7 @@ import pytest
 from looped.cli.eval import Eval
 from looped.cli.generate import OF_WHAT, Generate
 from looped.config import load_config
-from looped.config.kinds import KINDS
+from looped.config.data_kinds import KINDS
 from looped.config.rules import RULES
 from looped.data.from_config import SOURCES
 from looped.domains import DOMAINS, domain_of

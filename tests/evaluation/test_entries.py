@@ -14,7 +14,7 @@ from looped.diffusion.noise import LogUniform
 from looped.diffusion.samplers import SAMPLERS
 from looped.diffusion.schedules import schedule
 from looped.errors import UserError
-from looped.evaluation.depth import evaluate_depth
+from looped.evaluation.depth_sweep import evaluate_depth
 from looped.evaluation.likelihood import losses_by_depth, losses_by_sigma, next_token_losses
 from looped.models.build import build
 from looped.models.language import LanguageModel

@@ -9,7 +9,7 @@ import torch
 from looped import load_run
 from looped.cli import main
 from looped.config import load_config
-from looped.data.loader import TokenStream
+from looped.data.token_windows import TokenStream
 from looped.training.train import train
 
 pytestmark = pytest.mark.usefixtures("unchecked")

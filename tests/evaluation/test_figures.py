@@ -14,14 +14,14 @@ import pytest
 import torch
 
 from looped.config import load_config
-from looped.data.loader import TokenStream
 from looped.data.mixed_stream import MixedStream
+from looped.data.token_windows import TokenStream
 from looped.domains import DOMAINS
 from looped.evaluation.benchmarks import Figure, TaskRow
 from looped.evaluation.dataframes import COLUMNS, FIRST, LAST
+from looped.evaluation.metric_rows import Row, example_lines
 from looped.evaluation.options import Options
-from looped.evaluation.rows import Row, example_lines
-from looped.evaluation.tokens import TokenLosses
+from looped.evaluation.token_losses import TokenLosses
 from looped.training.logs import TIMING
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # stand-ins for data

@@ -9,10 +9,10 @@ from pretend_device import pretend
 
 from looped.config import load_config
 from looped.data.image_batches import prepare_labelled
-from looped.data.problems import prepare_task
+from looped.data.task_data import prepare_task
 from looped.devices import CPU, Placement
 from looped.evaluation.accuracy import classify
-from looped.evaluation.depth import evaluate_depth, evaluate_samples
+from looped.evaluation.depth_sweep import evaluate_depth, evaluate_samples
 from looped.evaluation.image_features import classifier_features, pixel_features
 from looped.evaluation.image_quality import evaluate_images
 from looped.evaluation.judge import Judge, judged_rows
@@ -20,7 +20,7 @@ from looped.evaluation.likelihood import main_losses
 from looped.evaluation.mauve import RunEncoder
 from looped.evaluation.options import Options
 from looped.evaluation.probes import probe
-from looped.evaluation.quality import Reference, matched_quality
+from looped.evaluation.sample_quality import Reference, matched_quality
 from looped.evaluation.solving import evaluate_task
 from looped.inference.exits import Exit
 from looped.inference.generate import generate

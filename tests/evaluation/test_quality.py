@@ -8,9 +8,9 @@ import torch
 
 from looped.config import load_config
 from looped.errors import UserError
-from looped.evaluation import quality
+from looped.evaluation import sample_quality
 from looped.evaluation.judge import Judge
-from looped.evaluation.quality import (
+from looped.evaluation.sample_quality import (
     Reference,
     distinct,
     diversity,
@@ -81,7 +81,7 @@ def test_diversity_rows_are_all_there():
 def test_many_prompts_are_written_in_parts_and_the_parts_do_not_show(monkeypatch):
     objective = make("denoise").double()
     whole = write_texts(objective, prompts(7), 2, num_tokens=5)
-    monkeypatch.setattr(quality, "BATCH", 3)
+    monkeypatch.setattr(sample_quality, "BATCH", 3)
     assert torch.equal(write_texts(objective, prompts(7), 2, num_tokens=5), whole)
 
 
@@ -182,13 +182,13 @@ def test_texts_at_hand_are_not_written_again(judge, monkeypatch):
     objective, rows = make("denoise"), prompts(8)
     texts = {2: write_texts(objective, rows, 2, num_tokens=6)}
     plain = beside_twin(objective, make(), judge, rows, {2: None}, 6)
-    calls, write = [], quality.write_texts
+    calls, write = [], sample_quality.write_texts
 
     def watched(*args, **kw):
         calls.append(kw.get("temperature"))
         return write(*args, **kw)
 
-    monkeypatch.setattr(quality, "write_texts", watched)
+    monkeypatch.setattr(sample_quality, "write_texts", watched)
     again = beside_twin(objective, make(), judge, rows, texts, 6)
     assert again.rows == plain.rows
     assert calls.count(1.0) == 0

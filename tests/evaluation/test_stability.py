@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from looped.config import load_config
-from looped.data.problems import prepare_task
-from looped.evaluation.rows import Row
+from looped.data.task_data import prepare_task
+from looped.evaluation.depth_verdicts import periods_of, verdict
+from looped.evaluation.metric_rows import Row
 from looped.evaluation.stability import Stability, median_row, stability
 from looped.evaluation.state_stats import StateStats
-from looped.evaluation.verdicts import periods_of, verdict
 from looped.models.build import build
 from looped.objectives import build_objective
 

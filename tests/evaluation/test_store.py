@@ -18,9 +18,9 @@ import pytest
 from looped.cli import main
 from looped.config import load_config
 from looped.errors import UserError
-from looped.evaluation import solving, store
-from looped.evaluation.rows import Row
-from looped.evaluation.store import EXAMPLES, ROWS, EvaluationFiles, changed_settings, merge
+from looped.evaluation import result_files, solving
+from looped.evaluation.metric_rows import Row
+from looped.evaluation.result_files import EXAMPLES, ROWS, EvaluationFiles, changed_settings, merge
 from looped.inference import denoiser_rollout
 from looped.training.train import train
 
@@ -149,7 +149,7 @@ def test_a_file_system_without_locks_of_the_kernel_takes_figures(run, monkeypatc
 def test_evaluations_that_make_one_folder_at_the_same_time_do_not_meet(tmp_path):
     """The config of a new folder is written once."""
     program = ("import sys\nfrom pathlib import Path\nfrom looped.config import load_config\n"
-               "from looped.evaluation.store import EvaluationFiles\nconfig = load_config(None)\n"
+               "from looped.evaluation.result_files import EvaluationFiles\nconfig = load_config(None)\n"
                "print('ready', flush=True)\nsys.stdin.readline()\n"
                "for i in range(40):\n    EvaluationFiles(Path(sys.argv[1]) / str(i), 1).check(config)\n")
     both = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdin=subprocess.PIPE,
@@ -184,7 +184,7 @@ def add_together(folder, monkeypatch, num=8):
     """Lines of as many evaluations that write at the same time; each reads slowly, so that all have read before any
     writes."""
     (folder / "eval").mkdir(parents=True)
-    read, start = store.read_lines, threading.Barrier(num)
+    read, start = result_files.read_lines, threading.Barrier(num)
 
     def slow(path):
         found = read(path)
@@ -195,7 +195,7 @@ def add_together(folder, monkeypatch, num=8):
         start.wait()
         EvaluationFiles(folder, 1).keep([Row("solved", 0.0, None, None, 1, depth=depth)])
 
-    monkeypatch.setattr(store, "read_lines", slow)
+    monkeypatch.setattr(result_files, "read_lines", slow)
     with ThreadPoolExecutor(num) as pool:
         list(pool.map(add, range(num)))
     monkeypatch.undo()

@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy.optimize import curve_fit
 
+from looped.evaluation.depth_verdicts import NATS, SOLVED, Measure, flips, honestly_best, periods_of, verdict
 from looped.evaluation.saturation import fit_saturation
-from looped.evaluation.verdicts import NATS, SOLVED, Measure, flips, honestly_best, periods_of, verdict
 
 DEPTHS = (1, 2, 4, 8, 16, 32, 64)
 NUM = 256

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from looped.config.kinds import ANSWERED, Kind
+from looped.config.data_kinds import ANSWERED, Kind
 from looped.data.batch import Batch
 from looped.data.from_config import Found
-from looped.domains.classify import Classify
+from looped.domains.image_classification import Classify
 from looped.inference.rollout import answer
 from looped.models.language import LanguageModel
 from looped.nn.blocks import run_layers

@@ -185,6 +185,6 @@ def test_without_transformers_the_way_out_is_named(monkeypatch):
 
 
 def test_neither_help_nor_a_run_of_our_own_loads_transformers():
-    code = ("import sys, looped.hub.eval_models, looped.evaluation.depth, looped.cli.eval; "
+    code = ("import sys, looped.hub.eval_models, looped.evaluation.depth_sweep, looped.cli.eval; "
             "sys.exit(bool({'transformers', 'mauve', 'faiss'} & set(sys.modules)))")
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -7,15 +7,15 @@ from looped.config import load_config
 from looped.diffusion.samplers import SAMPLERS
 from looped.diffusion.sampling_params import SamplingParams
 from looped.errors import UserError
-from looped.evaluation.depth import evaluate_depth, evaluate_samples
+from looped.evaluation.depth_sweep import evaluate_depth, evaluate_samples
 from looped.evaluation.likelihood import losses_by_solver
-from looped.evaluation.rows import confidence_interval
+from looped.evaluation.metric_rows import confidence_interval
 from looped.inference.autoregressive import Writing
-from looped.inference.denoised_text import DenoiseWriter
 from looped.inference.generate import generate
 from looped.inference.loop_rollout import LoopWriter
 from looped.inference.padding import Padding
 from looped.inference.sequence_batch import Ending
+from looped.inference.text_denoising import DenoiseWriter
 from looped.models.build import build
 from looped.objectives import build_objective
 from looped.rng import StepRandom

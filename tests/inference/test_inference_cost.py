@@ -10,10 +10,10 @@ import torch
 from looped.config import load_config
 from looped.data.image_batches import ImageSpec
 from looped.data.images import ImageBatch
-from looped.data.problems import prepare_task
+from looped.data.task_data import prepare_task
 from looped.diffusion.samplers import SAMPLERS
 from looped.errors import UserError
-from looped.evaluation.depth import evaluate_depth
+from looped.evaluation.depth_sweep import evaluate_depth
 from looped.evaluation.image_samples import make_images
 from looped.evaluation.likelihood import losses_by_depth, losses_by_solver
 from looped.evaluation.solving import exit_rows, solved

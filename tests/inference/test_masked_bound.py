@@ -11,7 +11,7 @@ from scipy.stats import chisquare
 from looped.cli import main
 from looped.config import load_config
 from looped.errors import UserError
-from looped.evaluation.depth import evaluate_depth
+from looped.evaluation.depth_sweep import evaluate_depth
 from looped.evaluation.likelihood import losses_by_depth, main_losses, masked_bounds, next_token_losses
 from looped.inference.generate import generate
 from looped.inference.rollout import rollout_of

@@ -6,9 +6,9 @@ import torch
 from looped.config import load_config
 from looped.data.tokenizer import train_tokenizer
 from looped.errors import UserError
-from looped.evaluation.depth import evaluate_samples
+from looped.evaluation.depth_sweep import evaluate_samples
 from looped.evaluation.judge import Judge, judged_rows
-from looped.evaluation.quality import diversity
+from looped.evaluation.sample_quality import diversity
 from looped.inference.generate import generate
 from looped.inference.sequence_batch import NOTHING, Ending, as_lists, lengths_of, per_token
 from looped.models.build import build

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
-from looped import compiled
+from looped import fused_on_cuda
 from looped.nn import fused
 from looped.nn.fused import Chunking, linear_cross_entropy
 
@@ -237,19 +237,19 @@ def test_the_whole_loss_is_one_graph_forward_and_backward():
 
 
 def test_nothing_is_compiled_for_a_cpu():
-    assert compiled.on_device(fused._losses, CPU) is fused._losses
+    assert fused_on_cuda.on_device(fused._losses, CPU) is fused._losses
 
 
 @pytest.fixture
 def device(monkeypatch):
     """The CPU as a recent CUDA device with triton, without what earlier tests compiled."""
-    monkeypatch.setattr(compiled, "is_recent_cuda", lambda device: True)
-    monkeypatch.setattr(compiled.importlib.util, "find_spec", lambda name: name)
-    monkeypatch.setattr(compiled, "warned", set())
-    compiled._compiled.cache_clear()
+    monkeypatch.setattr(fused_on_cuda, "is_recent_cuda", lambda device: True)
+    monkeypatch.setattr(fused_on_cuda.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(fused_on_cuda, "warned", set())
+    fused_on_cuda._compiled.cache_clear()
     torch._dynamo.reset()
     yield CPU
-    compiled._compiled.cache_clear()
+    fused_on_cuda._compiled.cache_clear()
 
 
 def broken_compiler(graph, inputs):
@@ -261,21 +261,21 @@ def square(x):
 
 
 def test_a_machine_without_a_compiler_says_so_once_and_computes(device, monkeypatch):
-    monkeypatch.setattr(compiled.torch, "compile", partial(torch.compile, backend=broken_compiler))
+    monkeypatch.setattr(fused_on_cuda.torch, "compile", partial(torch.compile, backend=broken_compiler))
     with pytest.warns(UserWarning, match="square cannot be compiled.*a C compiler"):
-        assert compiled.on_device(square, device)(torch.tensor(3.0)) == 9
+        assert fused_on_cuda.on_device(square, device)(torch.tensor(3.0)) == 9
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert compiled.on_device(square, device)(torch.tensor(4.0)) == 16
+        assert fused_on_cuda.on_device(square, device)(torch.tensor(4.0)) == 16
 
 
 def test_an_error_of_the_function_itself_is_not_swallowed(device, monkeypatch):
     def wrong(x):
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(compiled.torch, "compile", lambda function: function)
+    monkeypatch.setattr(fused_on_cuda.torch, "compile", lambda function: function)
     with pytest.raises(torch.OutOfMemoryError):
-        compiled.on_device(wrong, device)(torch.zeros(2))
+        fused_on_cuda.on_device(wrong, device)(torch.zeros(2))
 
 
 # ---- traffic ---------------------------------------------------------------------------------------------------------

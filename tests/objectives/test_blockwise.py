@@ -5,7 +5,7 @@ import torch
 
 from looped.config import load_config
 from looped.data.batch import Batch
-from looped.data.problems import prepare_task
+from looped.data.task_data import prepare_task
 from looped.diffusion import denoiser as denoiser_module
 from looped.diffusion.denoiser import levels_of
 from looped.diffusion.noise import interval
@@ -13,10 +13,10 @@ from looped.diffusion.sampling_params import SamplingParams
 from looped.diffusion.schedules import schedule
 from looped.errors import UserError
 from looped.evaluation.likelihood import losses_by_depth, losses_by_sigma, losses_by_solver
-from looped.inference.denoised_text import DenoiseWriter
 from looped.inference.generate import generate
 from looped.inference.padding import Padding
 from looped.inference.rollout import answer, rollout_of
+from looped.inference.text_denoising import DenoiseWriter
 from looped.models.build import build
 from looped.nn.cache import Cache
 from looped.nn.rows import Rows

@@ -7,7 +7,7 @@ import torch
 
 from looped.config.recurrence import RecurrenceConfig
 from looped.errors import UserError
-from looped.nn.depths import DISTRIBUTIONS, expected_depths, huginn_depths, sample_depths
+from looped.nn.depth_sampling import DISTRIBUTIONS, expected_depths, huginn_depths, sample_depths
 from looped.rng import StepRandom, generator
 
 NUM_DRAWS = 20_000

@@ -8,7 +8,7 @@ import torch
 from looped.config import load_config
 from looped.data.batch import Batch
 from looped.errors import UserError
-from looped.evaluation.depth import evaluate_depth
+from looped.evaluation.depth_sweep import evaluate_depth
 from looped.evaluation.likelihood import (
     losses_by_depth,
     losses_by_solver,
@@ -16,8 +16,8 @@ from looped.evaluation.likelihood import (
     next_token_losses,
 )
 from looped.evaluation.probes import probe
-from looped.inference.denoised_text import TeacherForced
 from looped.inference.generate import generate
+from looped.inference.text_denoising import TeacherForced
 from looped.models.build import build
 from looped.models.language import LanguageModel
 from looped.nn.rows import PLAIN

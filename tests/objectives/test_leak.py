@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from looped.config import load_config
-from looped.inference.denoised_text import TeacherForced
+from looped.inference.text_denoising import TeacherForced
 from looped.models.build import build
 from looped.objectives import build_objective
 from looped.rng import StepRandom

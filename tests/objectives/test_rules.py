@@ -9,15 +9,15 @@ from torchdeq.solver import get_solver
 
 from looped.config import describe_settings, load_config
 from looped.config.recurrence import FixedPointConfig
-from looped.data.problems import prepare_task
+from looped.data.task_data import prepare_task
 from looped.errors import UserError
 from looped.inference.exits import Exit
 from looped.inference.rollout import answer
 from looped.models.build import build
 from looped.objectives import OneStep, build_objective, trained_depths
 from looped.objectives.base import rows_of_batch
-from looped.objectives.depth import expected_progressive_depths, sample_progressive_depths
 from looped.objectives.fixed_point import Equilibrium
+from looped.objectives.rule_depths import expected_progressive_depths, sample_progressive_depths
 from looped.rng import StepRandom
 from looped.training.optim import build_optimizers
 

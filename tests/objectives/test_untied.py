@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from looped.config import load_config
-from looped.data.problems import prepare_task
+from looped.data.task_data import prepare_task
 from looped.errors import UserError
 from looped.inference.exits import EarlyExit
 from looped.inference.loop_rollout import LoopRollout

@@ -10,11 +10,11 @@ from matplotlib.image import imread
 from page_checks import check_alone, measured
 
 from looped.config import load_config
-from looped.data.problems import prepare_task
 from looped.data.task import find_task
+from looped.data.task_data import prepare_task
+from looped.evaluation.metric_rows import Row, summarise
 from looped.evaluation.options import Options
 from looped.evaluation.plots_tasks import Trained, plot_levels, plot_map, plot_problem
-from looped.evaluation.rows import Row, summarise
 from looped.evaluation.solving import Example, evaluate_task
 from looped.evaluation.stability import Stability, stability
 from looped.inference.exits import Exit

@@ -10,8 +10,8 @@ from puzzle_helpers import as_text, write_csv
 
 from looped.cli import main
 from looped.config.data import TaskConfig
-from looped.data.problems import prepare_task
 from looped.data.task import Malformed, Problem, Task, blanks, find_task, task_names
+from looped.data.task_data import prepare_task
 from looped.errors import UserError
 
 CALLS, BUFFER = count(), np.zeros(40, dtype=np.int64)

@@ -9,7 +9,7 @@ from looped.config import load_config
 from looped.diffusion.noise import Adaptive, partition
 from looped.diffusion.noise_from_config import edges_of, noise_from_config
 from looped.errors import UserError
-from looped.training.edges import with_measured_edges
+from looped.training.block_edges import with_measured_edges
 from looped.training.runs import load_run
 from looped.training.train import train
 

@@ -12,7 +12,7 @@ from looped.cli import main
 from looped.config import load_config
 from looped.data.eval_text import heldout_text
 from looped.data.from_config import open_data
-from looped.data.loader import TokenStream
+from looped.data.token_windows import TokenStream
 from looped.errors import UserError
 from looped.training.checkpoint import list_checkpoints
 from looped.training.heldout import heldout_own

@@ -15,9 +15,9 @@ import warnings
 import pytest
 from same_runs import assert_same
 
+from looped.atomic_files import lacking, lock_for, point, sync, sync_folder
 from looped.config import dump_config
 from looped.errors import UserError
-from looped.storage import lacking, lock_for, point, sync, sync_folder
 from looped.training.callbacks import Callback
 from looped.training.checkpoint import list_checkpoints
 from looped.training.runs import load_run, open_run

@@ -13,8 +13,8 @@ import pytest
 
 from looped.errors import UserError
 from looped.training import processes
+from looped.training.heartbeat import LostProcess, Watch
 from looped.training.processes import Processes, leave_group, several
-from looped.training.watch import LostProcess, Watch
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "inject_faults.py"
 

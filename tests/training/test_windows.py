@@ -35,7 +35,7 @@ for name in ("fcntl", "resource", "termios", "pwd", "grp"):
 system, sys.platform = sys.platform, "win32"
 assert import_all() == num > 150
 sys.platform = system
-from looped.storage import hold
+from looped.atomic_files import hold
 import pathlib
 with hold(pathlib.Path(sys.argv[1])):
     print("held")

@@ -13,7 +13,7 @@ from looped.inference.rollout import rollout_of
 from looped.models.build import build
 from looped.objectives import build_objective
 from looped.objectives.base import rows_of_batch
-from looped.objectives.rivals.forward_forward import normalised
+from looped.objectives.local_rules.forward_forward import normalised
 from looped.rng import StepRandom
 
 CLASSES, ROWS, LAYERS = 5, 4, 3

@@ -14,7 +14,7 @@ from looped.inference.rollout import rollout_of
 from looped.models.build import build
 from looped.objectives import build_objective
 from looped.objectives.base import rows_of_batch
-from looped.objectives.rivals.vp_noise import posterior, prior_divergence
+from looped.objectives.local_rules.vp_noise import posterior, prior_divergence
 from looped.rng import StepRandom
 
 CLASSES, ROWS = 6, 4

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
-from looped.objectives.rivals.vp_noise import SCHEDULES, Learned, posterior, prior_divergence
+from looped.objectives.local_rules.vp_noise import SCHEDULES, Learned, posterior, prior_divergence
 
 
 def double(*shape, seed=0):

@@ -19,7 +19,7 @@ from looped.evaluation.image_features import pixel_features
 from looped.evaluation.image_quality import evaluate_images
 from looped.evaluation.plots import AXES
 from looped.reports.sections import Table
-from looped.shapes import Float
+from looped.tensor_types import Float
 
 LOSS = Metric("loss", "loss", "", AXES["loss_at_sigma"], higher_is_better=False, worst=math.inf,
              examples="images", is_share=False)

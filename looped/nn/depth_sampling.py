@@ -15,7 +15,7 @@ from torch import Tensor
 from looped.errors import UserError
 from looped.nn.checks import whole_number
 from looped.rng import StepRandom
-from looped.shapes import Int
+from looped.tensor_types import Int
 
 SIGMA = 0.5
 """Standard deviation of the log-normal rate (Huginn)."""

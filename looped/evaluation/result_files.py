@@ -4,7 +4,7 @@
     DIR/eval/examples.jsonl  one value per held-out sequence (or problem, or image), for paired comparisons
     DIR/eval/sequences.jsonl their ids, in the same order: document and offset of texts, seed and index of problems
     DIR/eval/samples.jsonl   prompts and their continuations at each depth; `sequence` is the index of the prompt's
-    DIR/eval/tokens.parquet  with --per-token: the loss of each token (looped.evaluation.tokens)
+    DIR/eval/tokens.parquet  with --per-token: the loss of each token (looped.evaluation.token_losses)
     DIR/eval/probes.jsonl    with --probes: their figures, and one sentence per failure
     DIR/eval/tasks.jsonl     with --tasks: {task, metric, filter, depth, mean, ...}; task_examples.jsonl per question
 
@@ -20,10 +20,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from looped.atomic_files import Lock, lock_for, write_text
 from looped.config import Config, dump_config
 from looped.errors import UserError
-from looped.evaluation.rows import Row
-from looped.storage import Lock, lock_for, write_text
+from looped.evaluation.metric_rows import Row
 
 ROWS, EXAMPLES, SAMPLES = "eval/depth.jsonl", "eval/examples.jsonl", "eval/samples.jsonl"
 SEQUENCES, PROBES = "eval/sequences.jsonl", "eval/probes.jsonl"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from looped.config import Config
-from looped.config.rivals import NoPropConfig
+from looped.config.local_rules import NoPropConfig
 from looped.data.batch import Batch
 from looped.diffusion.clean_estimate import bridge
 from looped.diffusion.denoiser import start_projection
@@ -25,9 +25,9 @@ from looped.models.language import LanguageModel
 from looped.nn.projection import cast_for, head_logits
 from looped.nn.rows import Rows
 from looped.objectives.base import Classifier, Loss, Objective, rows_of_batch
-from looped.objectives.rivals.vp_noise import SCHEDULES, Schedule, posterior, prior_divergence
+from looped.objectives.local_rules.vp_noise import SCHEDULES, Schedule, posterior, prior_divergence
 from looped.rng import StepRandom
-from looped.shapes import Float, Int
+from looped.tensor_types import Float, Int
 
 Embedded = Float[Tensor, "batch dim"]
 

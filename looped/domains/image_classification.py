@@ -12,12 +12,12 @@ from looped.data.batch import Batch
 from looped.data.image_batches import LabelledData
 from looped.domains.base import About, Domain, Evaluated, Options, Own
 from looped.evaluation.accuracy import classify
-from looped.evaluation.rows import Keep
-from looped.evaluation.store import EvaluationFiles
+from looped.evaluation.metric_rows import Keep
+from looped.evaluation.result_files import EvaluationFiles
 from looped.evaluation.workers import Workers
 from looped.inference.rollout import answer
 from looped.objectives.base import Objective
-from looped.shapes import Bool
+from looped.tensor_types import Bool
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from looped.devices import widest
-from looped.shapes import Float, Float64
+from looped.tensor_types import Float, Float64
 
 Time = Float64[Tensor, "*times"]
 SCHEDULE_WIDTH = 64

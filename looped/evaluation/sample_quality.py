@@ -19,11 +19,11 @@ from torch import Tensor
 
 from looped.errors import UserError
 from looped.evaluation.judge import Reader
-from looped.evaluation.rows import Row, summarise
+from looped.evaluation.metric_rows import Row, summarise
 from looped.inference.generate import generate
 from looped.inference.sequence_batch import Texts, as_lists
 from looped.objectives.base import Objective
-from looped.shapes import Float, Int
+from looped.tensor_types import Float, Int
 
 BATCH = 128
 """Texts per batch; the texts do not depend on it."""

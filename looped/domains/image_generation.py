@@ -16,7 +16,7 @@ from looped.errors import UserError
 from looped.evaluation.image_features import pixel_features
 from looped.evaluation.image_quality import evaluate_images, heldout_errors, training_levels, training_row
 from looped.evaluation.image_samples import grid_of_classes, write_picture
-from looped.evaluation.rows import Keep
+from looped.evaluation.metric_rows import Keep
 from looped.evaluation.workers import Workers
 from looped.inference.rollout import rollout_of
 from looped.objectives.base import Objective

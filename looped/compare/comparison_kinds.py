@@ -7,8 +7,8 @@ from looped.compare.accuracy_summary import summarise_shares
 from looped.compare.accuracy_table import image_notes, share_table
 from looped.compare.classify_measure import ImageMeasurer, check_images
 from looped.compare.compute_to_target import Reach, reaches, with_reverse
-from looped.compare.custom_measure import own_measurer, own_notes
-from looped.compare.generation_measure import GeneratedImageMeasurer, made_notes, made_table
+from looped.compare.custom_domain_measure import own_measurer, own_notes
+from looped.compare.image_generation_measure import GeneratedImageMeasurer, made_notes, made_table
 from looped.compare.measure import Measured, Measurer
 from looped.compare.plan import Plan
 from looped.compare.plots import over_depths

@@ -14,14 +14,14 @@ from torch import Tensor
 from looped.config import Config
 from looped.diffusion.sampling_params import SamplingParams
 from looped.errors import UserError
-from looped.inference.denoised_text import DenoiseWriter, TeacherForced
 from looped.inference.loop_rollout import read_on
 from looped.inference.padding import Reading
 from looped.inference.rollout import rollout_of
+from looped.inference.text_denoising import DenoiseWriter, TeacherForced
 from looped.nn.projection import head_logits
 from looped.objectives.base import Objective, rows_of_batch
 from looped.rng import StepRandom
-from looped.shapes import Float
+from looped.tensor_types import Float
 
 GREEDY, PLAIN = SamplingParams(temperature=0), SamplingParams()
 

@@ -35,7 +35,7 @@ from looped.nn.rows import Rows
 from looped.objectives.base import token_losses
 from looped.objectives.denoise import Denoise
 from looped.rng import StepRandom
-from looped.shapes import Float, Float64, Int
+from looped.tensor_types import Float, Float64, Int
 
 Tokens = Int[Tensor, "num length_and_one"]
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from looped.atomic_files import replacing
 from looped.errors import UserError
-from looped.evaluation.store import IDENTITY, EvaluationFiles, writing_to
-from looped.shapes import Float, Int
-from looped.storage import replacing
+from looped.evaluation.result_files import IDENTITY, EvaluationFiles, writing_to
+from looped.tensor_types import Float, Int
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from looped.errors import UserError
-from looped.shapes import Int, UInt8
+from looped.tensor_types import Int, UInt8
 
 GREY = ("1", "L", "LA")
 COLOUR = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV")

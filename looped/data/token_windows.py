@@ -1,8 +1,8 @@
 """Windows of a token stream in an order that is a function of (seed, step) alone, so no loader state is saved.
 
 The stream is cut into windows of length + 1 tokens at a stride of `length`, so that every token but the first is a
-target once per epoch. Windows are reshuffled each epoch (see `looped.data.order`); row r of optimiser step s in batches
-of B is item s * B + r of that endless sequence, for any micro-batch on any process.
+target once per epoch. Windows are reshuffled each epoch (see `looped.data.epoch_order`); row r of optimiser step s in
+batches of B is item s * B + r of that endless sequence, for any micro-batch on any process.
 """
 
 import warnings
@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from looped.data.order import in_epochs
+from looped.data.epoch_order import in_epochs
 from looped.errors import UserError
-from looped.shapes import Int
+from looped.tensor_types import Int
 
 LONGER = "lower data.length, give more text, or change data.heldout"
 """The fix for a text that is too short for a sequence."""

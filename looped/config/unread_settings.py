@@ -17,7 +17,7 @@ from typing import Any
 from looped.config import Config
 from looped.config.arms import Arm
 from looped.config.base import Section
-from looped.config.kinds import KINDS
+from looped.config.data_kinds import KINDS
 from looped.config.rules import RULES
 
 

@@ -13,8 +13,8 @@ from looped.compare.table_cells import over_seeds
 from looped.config import Config
 from looped.domains import domain_of
 from looped.errors import UserError
+from looped.evaluation.metric_rows import keep_nothing
 from looped.evaluation.options import Options
-from looped.evaluation.rows import keep_nothing
 
 
 class OwnMeasurer(ShareMeasurer):

@@ -18,15 +18,15 @@ from looped.errors import UserError, did_you_mean
 from looped.evaluation.judge import judged_rows
 from looped.evaluation.likelihood import DepthLosses, Documents, Likelihood
 from looped.evaluation.mauve import mauve_rows
+from looped.evaluation.metric_rows import Keep, Row, example_lines, keep_nothing, summarise
 from looped.evaluation.options import Options
-from looped.evaluation.quality import diversity, matched_quality, write_texts
-from looped.evaluation.rows import Keep, Row, example_lines, keep_nothing, summarise
+from looped.evaluation.sample_quality import diversity, matched_quality, write_texts
 from looped.inference.cost import Cost
 from looped.inference.rollout import at_once
 from looped.inference.sequence_batch import Ending, Texts, as_lists, lengths_of
 from looped.nn.checks import depths_of
 from looped.objectives.base import Objective, require_objective
-from looped.shapes import Float, Int
+from looped.tensor_types import Float, Int
 
 NUM_LEVELS = 12
 """Noise levels at which a denoiser's loss is measured."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from looped.rng import generator
-from looped.shapes import Bool, Float
+from looped.tensor_types import Bool, Float
 
 
 @dataclass(frozen=True)

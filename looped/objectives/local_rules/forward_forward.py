@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from looped.config import Config
-from looped.config.rivals import ForwardForwardConfig
+from looped.config.local_rules import ForwardForwardConfig
 from looped.data.batch import Batch
 from looped.diffusion.clean_estimate import draw
 from looped.models.language import LanguageModel, State
@@ -23,7 +23,7 @@ from looped.nn.layers import TransformerLayer
 from looped.nn.rows import Rows
 from looped.objectives.base import EVERYBODY, Classifier, Loss, Objective, rows_of_batch
 from looped.rng import StepRandom
-from looped.shapes import Float, Int
+from looped.tensor_types import Float, Int
 
 Labels = Int[Tensor, "batch"]
 Goodness = Float[Tensor, "layers batch"]

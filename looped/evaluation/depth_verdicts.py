@@ -21,8 +21,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from looped.evaluation.rows import confidence_interval, tells_sign
-from looped.shapes import Float, Int, Shaped
+from looped.evaluation.metric_rows import confidence_interval, tells_sign
+from looped.tensor_types import Float, Int, Shaped
 
 HELD, LOST = 0.01, 0.05
 """In share of problems solved, or nats: up to the first a curve settles, beyond the second it overthinks."""

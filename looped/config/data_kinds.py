@@ -106,5 +106,5 @@ def own_kind(path: str) -> Kind:
     kind = getattr(class_at(path, "domain.name"), "kind", None)
     if not isinstance(kind, Kind):
         raise UserError(f"domain.name {path} has no kind; give the dotted path of a subclass of looped.domains.Domain "
-                        f"whose `kind` is a looped.config.kinds.Kind")
+                        f"whose `kind` is a looped.config.data_kinds.Kind")
     return replace(kind, like=kind.like or kind.name, reads=(*kind.reads, "domain.options"))
