@@ -49,7 +49,7 @@ def test_the_report_is_a_table_rows_and_pictures(done):
     table = (done / "compare.md").read_text()
     assert [line[0] for line in first_table(table)] == ["arm", "ar", "denoise"]
     assert "final loss" in table
-    assert {row["kind"] for row in rows_of(done)} == {"figure", "cost", "difference", "equal", "reach"}
+    assert {row["kind"] for row in rows_of(done)} == {"figure", "cost", "difference", "equal", "reach", "gain"}
     for name in ("depth", "seconds", "tokens", "layer-forwards"):
         assert (done / "plots" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
@@ -220,5 +220,5 @@ def test_a_real_comparison_holds_it_in_its_rows_its_table_and_its_page(done):
 
 def test_a_real_report_is_alone(done):
     reader, pictures = check_alone((done / "report.html").read_text())
-    assert len(pictures) == 4
+    assert len(pictures) == 5
     assert all(word in reader.text for word in ("nats/token", "torch", "denoise, seed 0, depth 2", "distinct-2"))

@@ -90,7 +90,7 @@ def test_every_figure_is_of_all_images_and_curves_are_of_their_accuracy(done):
 
 def test_the_page_speaks_of_images_and_says_what_the_arms_are(done):
     reader, pictures = check_alone((done / "report.html").read_text())
-    assert len(pictures) == 4
+    assert len(pictures) == 5
     for said in ("the same held-out images", "small and three", "full model.patch_size=2", "classified correctly",
                  "chosen on one half of the 180 held-out images", "on the other 90 images"):
         assert said in reader.text

@@ -125,7 +125,7 @@ def test_rows_pictures_and_the_page_are_left(done):
     for name in ("depth-4", "depth-5", "map", "seconds", "tokens", "layer-forwards"):
         assert (done / "plots" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     page = (done / "report.html").read_text()
-    assert page.count('<img src="data:image/png;base64,') == page.count("<img") == 6
+    assert page.count('<img src="data:image/png;base64,') == page.count("<img") == 7
     assert "the same held-out problems" in page
     assert "chosen on one half of the 9 problems" in page
     assert "Samples" not in page

@@ -92,7 +92,7 @@ def test_a_rule_that_asks_for_values_is_not_counted_and_told_the_way_out(desk, c
 @pytest.mark.parametrize(("objective", "why"), [
     ("rule_of_mine.Bare", "has no rule; give the dotted path of a subclass of looped.objectives.Objective"),
     ("rule_of_mine.Nothing", "objective rule_of_mine.Nothing cannot be imported"),
-    ("nowhere.Rule", "objective nowhere.Rule cannot be imported: No module named 'nowhere'")])
+    ("no_such_module.Rule", "objective no_such_module.Rule cannot be imported: No module named 'no_such_module'")])
 def test_what_is_no_rule_is_refused(desk, objective, why):
     with pytest.raises(UserError, match=why):
         load_config(None, {"objective": objective})

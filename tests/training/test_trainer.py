@@ -324,6 +324,7 @@ def test_a_run_whose_state_will_grow_with_depth_begins_with_a_warning(tmp_path, 
     assert ("warning: with model.injection add" in (tmp_path / "train.log").read_text()) == warned
 
 
+@pytest.mark.slow
 def test_a_compiled_step_trains_to_the_same_loss(tmp_path, tiny, unchecked):
     for flag in (False, True):
         train(tiny(objective="full", **{"training.compile": flag}), tmp_path / str(flag))
