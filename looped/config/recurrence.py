@@ -33,6 +33,10 @@ class RecurrenceConfig(Section):
     gate_entropy: NonNegative = Field(
         default=0.1,
         description="weight in the loss of the entropy of the exit distribution, against a collapse to one pass")
+    from_share: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0,
+        description="share of the budget that `full` and `truncated` train in a single pass before the loop begins, at "
+                    "the cost of `ar`")
     progressive_weight: Fraction = Field(
         default=1.0,
         description="weight of the progressive loss under `progressive`; the loss of a full unroll has the rest")

@@ -156,6 +156,9 @@ def _check_gate(config: Any) -> None:
     if not config.model.exit_gate:
         raise ValueError("recurrence.loss_on gate needs an exit gate, but model.exit_gate is false; set it to true, or "
                          "recurrence.loss_on to every")
+    if config.recurrence.from_share:
+        raise ValueError(f"recurrence.loss_on gate chooses among passes, but recurrence.from_share "
+                         f"{config.recurrence.from_share:g} begins with one; set it to 0")
     if config.recurrence.mean == 1:
         raise ValueError("recurrence.loss_on gate chooses among passes, but recurrence.mean 1 has only one; set it to "
                          "2 or more, or recurrence.loss_on to last")
@@ -204,11 +207,11 @@ EMBEDDED = ("noprop.embedding", "noprop.dim", "noprop.eta", "evaluation.trajecto
 
 RULES: dict[str, Rule] = {rule.name: rule for rule in (
     Rule("full", f"{BPTT}.Full", loops=True, blocks=True,
-         reads=(*DEEP, "recurrence.mean", "recurrence.loss_on", "recurrence.gate_entropy"),
+         reads=(*DEEP, "recurrence.mean", "recurrence.from_share", "recurrence.loss_on", "recurrence.gate_entropy"),
          checks=(_check_gate, check_blocks, _check_whole_passes, _check_kind)),
     Rule("truncated", f"{BPTT}.Truncated", loops=True, blocks=True, as_deep_as_mean=_as_deep_as_mean,
          reads=(*DEEP, "recurrence.mean", "recurrence.backprop", "recurrence.distribution", "recurrence.quantile",
-                "recurrence.per_sequence", "recurrence.loss_on"),
+                "recurrence.per_sequence", "recurrence.from_share", "recurrence.loss_on"),
          checks=(_check_no_gate, _check_loss_drawn, check_blocks, _check_whole_passes, _check_drawn_passes,
                  _check_kind)),
     Rule("progressive", f"{BPTT}.Progressive", loops=True,

@@ -100,6 +100,9 @@ class Objective(nn.Module):
         """The loss of predicting tokens[:, 1:] from tokens[:, :-1], or the targets of a batch from its inputs."""
         raise UserError(f"{type(self).__name__} has no loss; {DEFINE.format('forward')}")
 
+    def before_step(self, spent: float) -> None:
+        """Take notice of the fraction of the budget that is spent; the trainer calls it before each optimiser step."""
+
     def after_step(self) -> None:
         """Update what the rule learns without gradient; every process calls it once after each optimiser step."""
 

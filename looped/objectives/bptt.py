@@ -117,39 +117,82 @@ class Unrolled(Objective):
         return no_grad * step + 3 * with_gradient
 
 
-class Full(Unrolled):
-    """Gradient through all `mean` steps."""
+class Late(Unrolled):
+    """A loop that begins after `from_share` of the budget; before, the core is applied in a single pass, as by `ar`.
 
-    def depths(self, random: StepRandom) -> tuple[int, int]:
-        return 0, self.config.mean
+    Subclasses give the depth of the loop as `loop_depths` and its mean as `loop_means`.
+    """
+
+    spent: float | None = None
+    """Fraction of the budget spent before this step; None where nobody trains, as in evaluations."""
+
+    def loop_depths(self, random: StepRandom) -> tuple[int | Tensor, int | Tensor]:
+        """(steps without gradient, steps with gradient) of a training step in which the loop runs."""
+        raise NotImplementedError
+
+    def loop_means(self) -> tuple[float, float]:
+        """The means of `loop_depths`."""
+        raise NotImplementedError
+
+    def before_step(self, spent: float) -> None:
+        self.spent = spent
+
+    @property
+    def single(self) -> tuple[int, int]:
+        """The depths of a single pass: one step of each block."""
+        return 0, self.model.recurrence.num_blocks
+
+    def depths(self, random: StepRandom) -> tuple[int | Tensor, int | Tensor]:
+        before = self.spent is not None and self.training and self.spent < self.config.from_share
+        return self.single if before else random.decide("depth", self.loop_depths)
 
     def expected_depths(self) -> tuple[float, float]:
+        """The means of `depths`: of this step, or of all steps of a run where nobody trains."""
+        share = self.config.from_share if self.spent is None else float(self.spent < self.config.from_share)
+        no_grad, grad = (share * single + (1 - share) * looped
+                         for single, looped in zip(self.single, self.loop_means(), strict=True))
+        return no_grad, grad
+
+    def decisions(self) -> list[tuple[float, dict[str, Any]]]:
+        share, looped = self.config.from_share, depth_decisions(*self.loop_means())
+        before = [(share, {"depth": self.single})] if share else []
+        return before + [(weight * (1 - share), decided) for weight, decided in looped]
+
+
+class Full(Late):
+    """Gradient through all `mean` steps."""
+
+    @property
+    def changes(self) -> str:
+        return f"the loop begins after {self.config.from_share:g} of them" if self.config.from_share else ""
+
+    def loop_depths(self, random: StepRandom) -> tuple[int, int]:
+        return 0, self.config.mean
+
+    def loop_means(self) -> tuple[float, float]:
         return 0.0, float(self.config.mean)
 
 
-class Truncated(Unrolled):
+class Truncated(Late):
     """Sampled depth, gradient through the last `backprop` steps."""
 
     @property
     def changes(self) -> str:
-        return "" if self.config.distribution == "fixed" else "the depth is drawn at every step"
+        drawn = "" if self.config.distribution == "fixed" else "the depth is drawn at every step"
+        return drawn or (f"the loop begins after {self.config.from_share:g} of them" if self.config.from_share else "")
 
     @property
     def backprop(self) -> int | None:
         return self.config.backprop
 
-    def depths(self, random: StepRandom) -> tuple[int | Tensor, int | Tensor]:
+    def loop_depths(self, random: StepRandom) -> tuple[int | Tensor, int | Tensor]:
         c = self.config
-        return random.decide("depth", lambda step: sample_depths(
-            c.mean, c.backprop, step, distribution=c.distribution, per_sequence=c.per_sequence,
-            quantile=c.cap))
+        return sample_depths(c.mean, c.backprop, random, distribution=c.distribution, per_sequence=c.per_sequence,
+                             quantile=c.cap)
 
-    def expected_depths(self) -> tuple[float, float]:
+    def loop_means(self) -> tuple[float, float]:
         c = self.config
         return expected_depths(c.mean, c.backprop, distribution=c.distribution, quantile=c.cap)
-
-    def decisions(self) -> list[tuple[float, dict[str, Any]]]:
-        return depth_decisions(*self.expected_depths())
 
     @classmethod
     def trained_depths(cls, config: Config) -> tuple[int, int]:

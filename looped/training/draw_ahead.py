@@ -51,8 +51,9 @@ class StepDraws(StepRandom):
         return self.made.get(asked)
 
     def decide(self, name: str, draw: Callable[[StepRandom], Any]) -> Any:
-        if self.complete:
+        if self.complete and name in self.outcomes:
             return self.outcomes[name]
+        self.complete = False  # no step before has taken this decision
         outcome = self.outcomes[name] if name in self.outcomes else draw(self)
         self.decided[name] = draw, outcome
         return outcome

@@ -183,6 +183,7 @@ class Trainer:
         """Forward and backward over the micro-batches, the checks, then the update."""
         start = self.clock()
         set_lr(self.optimizers, lr_factor(self.fraction, self.done.step, self.config.optim))
+        self.objective.before_step(self.fraction)
         losses = [self.backward(micro) for micro in range(self.micro.num)]
         self.check(losses, self.clip())
         for optimizer in self.optimizers:

@@ -1,0 +1,95 @@
+"""A loop that begins after a share of the budget: before it, training and its cost are those of `ar`."""
+
+import pytest
+import torch
+
+from looped.config import load_config
+from looped.config.unread_settings import not_read_under
+from looped.cost.counts import count
+from looped.errors import UserError
+from looped.models.build import build
+from looped.objectives import build_objective
+from looped.rng import StepRandom
+from looped.training import checkpoint as ckpt
+from looped.training.logs import read_metrics
+from looped.training.train import open_trainer, train
+
+pytestmark = pytest.mark.usefixtures("unchecked")
+
+LATE = {"recurrence.mean": 3, "recurrence.distribution": "fixed", "recurrence.backprop": 2, "optim.ema_decay": 0.9,
+        "training.budget": 8, "training.log_every": 1, "training.checkpoint_every": 4,
+        "training.keep_checkpoints": 9}
+
+
+def weights(run, step):
+    return ckpt.load_tensors(ckpt.checkpoint_path(run, step), "model")
+
+
+@pytest.fixture(params=["full", "truncated"])
+def config(request, tiny):
+    return tiny(objective=request.param, **LATE, **{"recurrence.from_share": 0.5})
+
+
+def test_before_it_begins_a_step_is_that_of_ar_and_after_that_it_is_not(config):
+    late = build_objective(config, build(config, 270)).train()
+    plain = config.replace(objective="ar", **{"recurrence.from_share": 0.0})
+    ar = build_objective(plain, build(plain, 270)).train()
+    ar.load_state_dict(late.state_dict())  # their initial weights differ by the depth that these are scaled for
+    tokens = torch.randint(270, (4, 9), generator=torch.Generator().manual_seed(0))
+    for spent, same in ((0.0, True), (0.49, True), (0.5, False), (0.9, False)):
+        late.before_step(spent)
+        for rule in (late, ar):
+            rule.zero_grad()
+            rule(tokens, StepRandom(0, 0, count=4)).value.backward()
+        grads = zip(late.parameters(), ar.parameters(), strict=True)
+        assert all(torch.equal(one.grad, other.grad) for one, other in grads) == same
+
+
+def test_the_steps_of_a_run_are_single_passes_and_then_loops(config, tmp_path):
+    train(config, tmp_path / "run", quiet=True)
+    lines = [line for line in read_metrics(tmp_path / "run") if line["kind"] == "train"]
+    assert [line["num_steps"] for line in lines] == [1, 1, 1, 1, 3, 3, 3, 3]
+
+
+def test_its_cost_is_that_of_both_parts(config, tmp_path):
+    ar, loop = config.replace(objective="ar", **{"recurrence.from_share": 0.0}), config.replace(
+        **{"recurrence.from_share": 0.0})
+    late, single, looped = (count(each, 270) for each in (config, ar, loop))
+    assert late.step_flops == pytest.approx((single.step_flops + looped.step_flops) / 2, rel=1e-9)
+    assert late.layer_forwards == pytest.approx((single.layer_forwards + looped.layer_forwards) / 2)
+    train(config, tmp_path / "run", quiet=True)
+    spent = [line for line in read_metrics(tmp_path / "run") if line["kind"] == "train"][-1]["layer_forwards"]
+    assert spent == pytest.approx(8 * config.training.batch_size * late.layer_forwards)
+
+
+def test_a_run_that_is_resumed_around_the_beginning_is_the_undisturbed_one(config, tmp_path):
+    train(config, tmp_path / "whole", quiet=True)
+    for stop in (3, 5):
+        run = tmp_path / f"stopped{stop}"
+        with open_trainer(config, run, quiet=True) as trainer:
+            for _ in range(stop):
+                trainer.step()
+        train(config, run, quiet=True)
+        whole = weights(tmp_path / "whole", 8)
+        assert all(torch.equal(tensor, whole[name]) for name, tensor in weights(run, 8).items())
+
+
+def test_evaluations_before_it_begins_run_the_loop(config, tmp_path):
+    with open_trainer(config, tmp_path / "run", quiet=True) as trainer:
+        trainer.step()
+        trainer.objective.eval()
+        assert sum(trainer.objective.depths(trainer.inputs(1, range(1))[1])) == 3
+        trainer.objective.train()
+        assert sum(trainer.objective.depths(trainer.inputs(1, range(1))[1])) == 1
+
+
+def test_it_does_not_go_with_a_gate_that_has_one_pass_to_choose():
+    with pytest.raises(UserError, match=r"recurrence.from_share 0.2 begins with one; set it to 0"):
+        load_config(None, {"objective": "full", "model.exit_gate": True, "recurrence.loss_on": "gate",
+                           "recurrence.from_share": 0.2})
+
+
+def test_it_has_an_effect_under_these_rules_alone():
+    for objective in ("full", "truncated", "progressive", "denoise", "ar"):
+        read = not not_read_under(load_config(None, {"objective": objective}), "recurrence.from_share")
+        assert read == (objective in ("full", "truncated")), objective
