@@ -166,8 +166,9 @@ class Domain:
         call it, and the first one's result counts; `workers.over` divides batches among them."""
         raise NotImplementedError
 
-    def preview(self, objective: Objective, data: Any, config: Config) -> str | np.ndarray:
-        """A sample text or answer by the current weights, or a picture of the images they make."""
+    def preview(self, objective: Objective, data: Any, config: Config, workers: Workers) -> str | np.ndarray:
+        """A sample text or answer by the current weights, or a picture of the images they make. All processes of a run
+        call it, and the first one's result counts; `workers.over` divides work among them."""
         raise NotImplementedError
 
     def check(self, config: Config, flags: Iterable[str], run: Path) -> None:

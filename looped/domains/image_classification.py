@@ -52,12 +52,13 @@ class Classify(Domain):
         return {"accuracy": share, "best_depth": depth,
                 f"accuracy_at_{first}": found.right[first].double().mean().item()}
 
-    def preview(self, objective: Objective, data: LabelledData, config: Config) -> str:
+    def preview(self, objective: Objective, data: LabelledData, config: Config, workers: Workers) -> str:
         """Labels and predicted classes of the first `evaluation.num_samples` held-out images, at the deepest of
         `evaluation.sample_depths`."""
         c, names, depth = config.evaluation, data.images.class_names, max(config.evaluation.sample_depths)
         batch = next(iter(data.heldout(c.num_samples))).to(next(objective.parameters()).device)
-        answers = answer(objective, batch, [depth], config)[depth].answers[:, 0].tolist()
+        answers = workers.over([batch], lambda images: answer(objective, images, [depth], config)[
+            depth].answers[:, 0].tolist())[0]
         return "\n".join([f"depth {depth}", *(f"{names[label]} taken for {names[named]}" for label, named in
                                               zip(batch.targets[:, 0].tolist(), answers, strict=True))])
 

@@ -59,11 +59,11 @@ class Generate(Domain):
         levels = training_levels(objective, data, config)
         return {"loss": heldout_errors(objective, data, config, levels, workers).mean().item()}
 
-    def preview(self, objective: Objective, data: LabelledData, config: Config) -> np.ndarray:
+    def preview(self, objective: Objective, data: LabelledData, config: Config, workers: Workers) -> np.ndarray:
         """One row of `evaluation.num_samples` images per class, at the deepest of `evaluation.sample_depths`."""
         c = config.evaluation
         return grid_of_classes(objective, data.images.scale, max(c.sample_depths), c.num_samples,
-                               config.denoise.guidance, config)
+                               config.denoise.guidance, config, workers)
 
     def sequences(self, data: LabelledData, config: Config, options: Options) -> list[dict[str, Any]]:
         labels = torch.cat([batch.labels for batch in self.batches(data, config)]).tolist()

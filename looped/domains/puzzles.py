@@ -130,12 +130,14 @@ class Puzzles(Domain):
         return {"solved": share, "best_depth": depth,
                 f"solved_at_{first}": found.per_example[hardest][first].double().mean().item()}
 
-    def preview(self, objective: Objective, data: TaskData, config: Config) -> str:
+    def preview(self, objective: Objective, data: TaskData, config: Config, workers: Workers) -> str:
         """A held-out problem of the hardest trained difficulty, and its answer at the deepest of
         `evaluation.sample_depths`."""
-        depth = max(config.evaluation.sample_depths)
-        problem, cells = one_answer(objective, data, config, depth, data.train.high)
-        return f"depth {depth}\n{data.task.show(problem.inputs)}\n\n{data.task.show(cells)}"
+        def at(depth: int) -> str:
+            problem, cells = one_answer(objective, data, config, depth, data.train.high)
+            return f"depth {depth}\n{data.task.show(problem.inputs)}\n\n{data.task.show(cells)}"
+
+        return workers.over([max(config.evaluation.sample_depths)], at)[0]
 
     def sequences(self, data: TaskData, config: Config, options: Options) -> list[dict[str, Any]]:
         return [{"difficulty": level, "seed": HELDOUT_SEED, "index": list(range(config.evaluation.num_problems))}

@@ -149,21 +149,22 @@ class Text(Domain):
                              num_levels=c.levels, workers=workers)
         return own() | {"next_token": losses.mean().item()}
 
-    def preview(self, objective: Objective, data: MeasuredText, config: Config) -> str:
-        """Continuations of held-out prompts, one per line, by depth, with their distinct-2."""
+    def preview(self, objective: Objective, data: MeasuredText, config: Config, workers: Workers) -> str:
+        """Continuations of held-out prompts, one per line, by depth, with their distinct-2. Each depth is the work of
+        one process."""
         c = config.evaluation
         num = min(c.num_samples, data.heldout.windows(config.data.length))
         prompts = data.heldout.sequences(num, config.data.length)[:, : c.prompt_length]
         prompts = prompts.to(next(objective.parameters()).device)
-        rows, samples = evaluate_samples(objective, prompts, c.sample_depths, num_tokens=c.sample_length,
-                                         seed=config.seed)
         decode = tokenizer_of(data).decode
-        diversity = {row.depth: row.mean for row in rows if row.metric == "distinct_2"}
-        lines = []
-        for depth, texts in samples.items():
-            lines.append(f"depth {depth}, distinct-2 {diversity[depth]:.3f}")
-            lines += [f"  {decode(text)!r}" for text in as_lists(texts)]
-        return "\n".join(lines)
+
+        def at(depth: int) -> str:
+            rows, samples = evaluate_samples(objective, prompts, [depth], num_tokens=c.sample_length, seed=config.seed)
+            diversity = next(row.mean for row in rows if row.metric == "distinct_2")
+            return "\n".join([f"depth {depth}, distinct-2 {diversity:.3f}",
+                              *(f"  {decode(text)!r}" for text in as_lists(samples[depth]))])
+
+        return "\n".join(workers.over(dict.fromkeys(c.sample_depths), at))
 
     def check(self, config: Config, flags: Iterable[str], run: Path) -> None:
         super().check(config, flags := list(flags), run)

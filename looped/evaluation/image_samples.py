@@ -14,6 +14,7 @@ from looped.config import Config
 from looped.data.images import Normalizer
 from looped.diffusion.solver_from_config import solve
 from looped.errors import UserError
+from looped.evaluation.workers import ALONE, Workers
 from looped.objectives.base import evaluating
 from looped.objectives.pixel_denoising import DenoisePixels
 from looped.rng import StepRandom
@@ -26,17 +27,20 @@ MIN_SIDE = 512
 
 @torch.no_grad()
 def make_images(objective: DenoisePixels, labels: Int[Tensor, "num"], num_steps: int, *, guidance: float = 1.0,
-                seed: int = 0, batch_size: int = 64) -> Images:
+                seed: int = 0, batch_size: int = 64, workers: Workers = ALONE) -> Images:
     """Images of the classes `labels` after `num_steps` steps of the configured solver, on the CPU, scaled as in
-    training. Raises UserError for guidance if the model was trained without label dropout."""
+    training. workers: the processes that divide the batches, and all call it. Raises UserError for guidance if the
+    model was trained without label dropout."""
     if guidance != 1 and not objective.label_dropout:
         raise UserError(f"guidance {guidance:g} needs a model that was also trained without classes, and this one was "
                         f"trained with images.label_dropout 0; use 1")
-    device = next(objective.parameters()).device
+    device, size = next(objective.parameters()).device, workers.batch_size(batch_size, len(labels))
+
+    def made(first: int) -> Images:
+        return _solved(objective, labels[first : first + size].to(device), num_steps, guidance, seed, first).cpu()
+
     with evaluating(objective):
-        return torch.cat([
-            _solved(objective, labels[first : first + batch_size].to(device), num_steps, guidance, seed, first).cpu()
-            for first in range(0, len(labels), batch_size)])
+        return torch.cat(workers.over(range(0, len(labels), size), made))
 
 
 def _solved(objective: DenoisePixels, labels: Tensor, num_steps: int, guidance: float, seed: int,
@@ -48,11 +52,12 @@ def _solved(objective: DenoisePixels, labels: Tensor, num_steps: int, guidance: 
 
 
 def grid_of_classes(objective: DenoisePixels, scale: Normalizer, num_steps: int, per_class: int, guidance: float,
-                    config: Config) -> UInt8[np.ndarray, "height width channels"]:
-    """A grid with one row of `per_class` images per class; seed and batch size come from the config."""
+                    config: Config, workers: Workers = ALONE) -> UInt8[np.ndarray, "height width channels"]:
+    """A grid with one row of `per_class` images per class; seed and batch size come from the config. workers: as of
+    `make_images`."""
     labels = torch.arange(objective.model.num_classes).repeat_interleave(per_class)
     images = make_images(objective, labels, num_steps, guidance=guidance, seed=config.seed,
-                         batch_size=config.evaluation.batch_size)
+                         batch_size=config.evaluation.batch_size, workers=workers)
     return tile(scale.levels(images).numpy(), per_class)
 
 

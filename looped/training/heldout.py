@@ -30,9 +30,9 @@ def heldout_figures(objective: Objective, data: Data | HeldoutText, config: Conf
     return domain.by_source(data, config, figures)
 
 
-def heldout_samples(objective: Objective, data: Data, config: Config) -> str | np.ndarray:
+def heldout_samples(objective: Objective, data: Data, config: Config, workers: Workers = ALONE) -> str | np.ndarray:
     """A sample text or answer by the current weights, or a picture of the images they make."""
-    return domain_of(config).preview(objective, data, config)
+    return domain_of(config).preview(objective, data, config, workers)
 
 
 def heldout_own(objective: Objective, data: Data | HeldoutText, config: Config,

@@ -108,9 +108,10 @@ def open_trainer(config: Config, run_dir: str | Path, *, evaluate: Evaluate | No
         trainer = Trainer(config, run_dir, data, processes, monitor)
         stack.callback(trainer.ahead.close)
         stack.callback(trainer.saver.close)
-        built_in = partial(heldout_figures, workers=processes.workers)
-        trainer.attend(built_in if evaluate is None else processes.by_first(evaluate),
-                       processes.by_first(sample or heldout_samples), callbacks, caught)
+        trainer.attend(partial(heldout_figures, workers=processes.workers) if evaluate is None
+                       else processes.by_first(evaluate),
+                       partial(heldout_samples, workers=processes.workers) if sample is None
+                       else processes.by_first(sample), callbacks, caught)
         if data.tokenizer is not None:
             processes.first(lambda: save_tokenizer(run_dir, data.tokenizer))
         processes.first(lambda: remember_data(run_dir, data, given=given))

@@ -105,7 +105,7 @@ class Tones(Classify):
     def does(self, config):
         return "names sounds"
 
-    def preview(self, objective, data, config):
+    def preview(self, objective, data, config, workers):
         batch, names = next(iter(data.heldout(config.evaluation.num_samples))), list(WAVES)
         depth = max(config.evaluation.sample_depths)
         named = answer(objective, batch, [depth], config)[depth].answers[:, 0].tolist()

@@ -7,10 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from looped.config import dump_config, load_config
+from looped.training.heldout import heldout_samples
 from looped.training.logs import TIMING, read_metrics
+from looped.training.runs import load_run
 from looped.training.train import train
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -80,6 +83,21 @@ def test_the_figures_are_those_of_one_process_to_the_last_bit(by_two, name):
     check_same_figures(by_two[0] / name)
 
 
+def sample_of_one(run):
+    """The sample that one process makes of a run."""
+    loaded = load_run(run)
+    with torch.no_grad():
+        made = heldout_samples(loaded.objective, loaded.data, loaded.config)
+    return made if isinstance(made, str) else made.tolist()
+
+
+@pytest.mark.parametrize("name", ["averaged", "sharded", "denoise", "task", "images"])
+def test_samples_are_those_of_one_process(by_two, name):
+    made = json.loads((by_two[0] / f"sample-{name}.json").read_text(encoding="utf-8"))
+    assert made == sample_of_one(by_two[0] / name)
+    assert "depth" in made
+
+
 def test_a_batch_that_is_cut_has_the_figures_of_the_whole_up_to_rounding(by_two):
     by_one, by_several = [line for line in read_metrics(by_two[0] / "one batch") if line["kind"] == "heldout"]
     for name in ("solved", "solved_at_1", "best_depth"):
@@ -107,3 +125,6 @@ def test_so_it_is_for_other_rules_and_three_processes(evaluated):
     for name in [*MORE, *MORE_OTHERS]:
         check_same_figures(folder / name)
         assert all(each[name] for each in counts[:2]), name
+    for name in ("masked", "made images"):
+        sample = json.loads((folder / f"sample-{name}.json").read_text(encoding="utf-8"))
+        assert sample == sample_of_one(folder / name)
