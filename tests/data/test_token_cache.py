@@ -13,8 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from looped.data import documents, formats, token_cache
-from looped.data import files as files_module
+from looped.data import compressed_files, documents, formats, token_cache
 from looped.data import text as text_module
 from looped.data.documents import Document, LongDocument, cut_in_two, pieces_of
 from looped.data.text import prepare
@@ -177,7 +176,7 @@ def test_a_file_read_in_parts_gives_the_tokens_of_one_read_whole(make, tmp_path,
     data = make(path=str(tmp_path / "long*.txt"), max_bytes=max_bytes)
     whole = tokens_of(prepare(data))
     monkeypatch.setattr(formats, "LONG", 1000)
-    monkeypatch.setattr(files_module, "PART", 77)
+    monkeypatch.setattr(compressed_files, "PART", 77)
     monkeypatch.setattr(token_cache, "BATCH", 500)
     read, parts = formats.read_utf8, []
     monkeypatch.setattr(formats, "read_utf8", lambda path, limit: parts.append(path) or read(path, limit))
@@ -190,7 +189,7 @@ def test_a_file_read_in_parts_gives_the_tokens_of_one_read_whole(make, tmp_path,
                                            (b"\xc3", "is not UTF-8 (byte 0xc3 at offset 5000)")])
 def test_a_bad_byte_deep_in_a_long_file_is_named(make, tmp_path, monkeypatch, end, says):
     monkeypatch.setattr(formats, "LONG", 1000)
-    monkeypatch.setattr(files_module, "PART", 77)
+    monkeypatch.setattr(compressed_files, "PART", 77)
     (tmp_path / "a.txt").write_bytes(b"x" * 5000 + end)
     with pytest.raises(UserError) as error:
         prepare(make(path=str(tmp_path / "a.txt")))
