@@ -117,8 +117,8 @@ def test_bad_flags_are_one_sentence(capsys, flags, said):
 
 
 def test_the_command_prints_every_figure(capsys):
-    assert main(["plan", "smoke", "--objective", "full", "--devices", "2", "--memory", "1GB", "--flops", "1e12", "--disk", "1GB",
-                 "--training.budget_unit", "steps", "--training.budget", "3600"]) == 0
+    assert main(["plan", "smoke", "--objective", "full", "--devices", "2", "--memory", "1GB", "--flops", "1e12",
+                 "--disk", "1GB", "--training.budget_unit", "steps", "--training.budget", "3600"]) == 0
     said = capsys.readouterr().out
     for name in ("weights", "gradients", "optimiser state", "activations", "largest micro-batch", "sent", "FLOPs",
                  "steps                   3,600", " s to write", " h in all"):
