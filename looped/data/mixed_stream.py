@@ -74,7 +74,7 @@ class MixedStream(Placeless):
         return max(len(each), min(num // share for num, share in zip(each, self.shares.values(), strict=True)))
 
     def allotted(self, num: int) -> dict[str, int]:
-        """How many of `num` sequences are of each source: by the shares, rounded, and at least one if there are enough.
+        """Number of sequences of each source out of `num`: by the shares, rounded, at least one if there are enough.
         """
         counts = dict(zip(self.parts, self.quotas.before([num])[0].tolist(), strict=True))
         for name in [name for name, count in counts.items() if not count and num >= len(counts)]:

@@ -203,7 +203,7 @@ def _known_windows(data: DataConfig) -> dict[str, int]:
 
 
 def epochs_of(shares: Mapping[str, Fraction], windows: Mapping[str, int], num_sequences: int) -> dict[str, float]:
-    """How often the windows of each source are seen in a run of `num_sequences`."""
+    """Epochs of each source in a run of `num_sequences`."""
     return {name: float(share * num_sequences / windows[name]) for name, share in shares.items()}
 
 

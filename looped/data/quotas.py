@@ -27,7 +27,7 @@ class Quotas:
         self.period: int = 1 << (-(-1 // min(shares)) - 1).bit_length()
 
     def before(self, numbers: Sequence[int]) -> Int[np.ndarray, "numbers sources"]:
-        """How many of the sequences before each of `numbers`, starts of periods, are of each source."""
+        """Number of sequences of each source before each of `numbers`, which are starts of periods."""
         ends = [[number * over // under for over, under in self.ends] for number in numbers]
         return np.diff(np.array(ends, dtype=np.int64), axis=1, prepend=0)
 

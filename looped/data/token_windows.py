@@ -25,7 +25,7 @@ class Placeless:
     """Training data whose batches are functions of (seed, step): there is no place to keep."""
 
     def place(self, step: int) -> Any:
-        """What a checkpoint has to keep for this process to go on with `step`; None: nothing."""
+        """State that a checkpoint keeps for this process to resume at `step`; None: nothing."""
         return None
 
     def go_to(self, places: Sequence[Any] | None, rank: int, num_processes: int) -> None:

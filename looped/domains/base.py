@@ -143,8 +143,8 @@ class Domain:
         return {}
 
     def place(self, data: Any, step: int) -> Any:
-        """What a checkpoint has to keep, of this process, of training data that are no function of the step, so that
-        training goes on with `step`; None for others."""
+        """State that a checkpoint keeps, for this process, of training data that are no function of the step, so that
+        training resumes at `step`; None for others."""
         return None
 
     def go_to(self, data: Any, places: Sequence[Any] | None, rank: int, num_processes: int) -> None:

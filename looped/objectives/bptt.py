@@ -126,6 +126,10 @@ class Late(Unrolled):
     spent: float | None = None
     """Fraction of the budget spent before this step; None where nobody trains, as in evaluations."""
 
+    @property
+    def changes(self) -> str:
+        return f"the loop begins after {self.config.from_share:g} of them" if self.config.from_share else ""
+
     def loop_depths(self, random: StepRandom) -> tuple[int | Tensor, int | Tensor]:
         """(steps without gradient, steps with gradient) of a training step in which the loop runs."""
         raise NotImplementedError
@@ -162,10 +166,6 @@ class Late(Unrolled):
 class Full(Late):
     """Gradient through all `mean` steps."""
 
-    @property
-    def changes(self) -> str:
-        return f"the loop begins after {self.config.from_share:g} of them" if self.config.from_share else ""
-
     def loop_depths(self, random: StepRandom) -> tuple[int, int]:
         return 0, self.config.mean
 
@@ -178,8 +178,7 @@ class Truncated(Late):
 
     @property
     def changes(self) -> str:
-        drawn = "" if self.config.distribution == "fixed" else "the depth is drawn at every step"
-        return drawn or (f"the loop begins after {self.config.from_share:g} of them" if self.config.from_share else "")
+        return super().changes if self.config.distribution == "fixed" else "the depth is drawn at every step"
 
     @property
     def backprop(self) -> int | None:

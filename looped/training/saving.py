@@ -76,7 +76,7 @@ class AtOnce(Executor):
         future: Future[Any] = Future()
         try:
             future.set_result(fn(*args, **kwargs))
-        except BaseException as error:  # raised by `result`, as one of a thread is
+        except Exception as error:  # raised by `result`, as one of a thread is; a second Ctrl-C ends at once
             future.set_exception(error)
         return future
 

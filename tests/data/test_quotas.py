@@ -1,4 +1,4 @@
-"""Whose turn it is in a mixture: whole numbers within one of the shares, in random order, a function of the number."""
+"""Turns of the sources of a mixture: counts within one of the shares, in random order, a function of the number."""
 
 from collections import Counter
 from fractions import Fraction
