@@ -2,12 +2,26 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from looped.config.base import Count, Depth, Fraction, NonNegative, Positive, Section
 
 FEWEST_STEPS = {"fixed_point_iter": 1, "broyden": 2, "anderson": 3}
 """Solver -> applications of the core before its first estimate."""
+
+
+Distribution = Literal["huginn", "fixed", "listed"]
+
+
+class Stage(Section):
+    """A part of training, before its last, in which the loop is run to other depths; a setting that is null has the
+    section's value."""
+
+    until: Annotated[float, Field(gt=0, lt=1)] = Field(description="share of the budget at which the stage ends")
+    mean: Depth | None = Field(default=None, description="as recurrence.mean")
+    backprop: Depth | None = Field(default=None, description="as recurrence.backprop")
+    distribution: Distribution | None = Field(default=None, description="as recurrence.distribution")
+    depths: dict[Depth, Positive] | None = Field(default=None, description="as recurrence.depths")
 
 
 class RecurrenceConfig(Section):
@@ -18,8 +32,13 @@ class RecurrenceConfig(Section):
         description="mean number of loop steps, and one more on average where Huginn's sampler draws them; `full` runs "
                     "exactly this many, `progressive` at most")
     backprop: Depth = Field(default=4, description="number of last steps that carry gradient under `truncated`")
-    distribution: Literal["huginn", "fixed"] = Field(
-        default="huginn", description="log-normal Poisson, or always `mean`")
+    distribution: Distribution = Field(
+        default="huginn", description="log-normal Poisson, always `mean`, or drawn from `depths` (listed)")
+    depths: dict[Depth, Positive] = Field(
+        default={},
+        description="the depths that `listed` draws from, each with its weight: {1: 5, 4: 1} runs four steps in a sixth "
+                    "of the sequences and one in the others; `mean` is then only the depth of samples and of the initial "
+                    "weights' scale")
     quantile: Annotated[float, Field(gt=0, le=1)] = Field(
         default=1.0,
         description="depths above this quantile of `huginn` are drawn anew: a batch runs as many steps as its deepest "
@@ -37,12 +56,70 @@ class RecurrenceConfig(Section):
         default=0.0,
         description="share of the budget that `full` and `truncated` train in a single pass before the loop begins, at "
                     "the cost of `ar`")
+    stages: tuple[Stage, ...] = Field(
+        default=(),
+        description="parts of the budget, before the last, in which `full` and `truncated` run the loop to other depths: "
+                    "[{until: 0.3, mean: 1}, {until: 0.6, mean: 2}] takes one step, then two, then `mean`; each has "
+                    "`until`, the share of the budget at which it ends, and mean, backprop, distribution and depths as "
+                    "here")
     progressive_weight: Fraction = Field(
         default=1.0,
         description="weight of the progressive loss under `progressive`; the loss of a full unroll has the rest")
     damping: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.0,
         description="fraction of the old state that a loop step keeps when solving problems; 0 is the plain loop")
+
+    @model_validator(mode="after")
+    def _check_depths(self):
+        if self.distribution == "listed" and not self.depths:
+            raise ValueError("distribution listed draws from depths, which is empty; set depths, as {1: 3, 4: 1}, or "
+                             "distribution to fixed")
+        return self
+
+    @model_validator(mode="after")
+    def _check_stages(self):
+        if self.stages and self.from_share:
+            raise ValueError(f"stages and from_share {self.from_share:g} both say how training begins; give the single "
+                             f"pass as the first of the stages, as {{until: {self.from_share:g}, mean: 1}}")
+        ends = [stage.until for stage in self.stages]
+        for before, after in zip(ends, ends[1:], strict=False):
+            if after <= before:
+                raise ValueError(f"stages has one until {after:g} after one until {before:g}; order them by until, each "
+                                 f"above the one before")
+        for stage, _ in zip(self.stages, self.parts, strict=False):
+            if all(value is None for name, value in stage if name != "until"):
+                raise ValueError(f"stages has one until {stage.until:g} that changes nothing; give it a mean, backprop, "
+                                 f"distribution or depths, or leave it out")
+        return self
+
+    @property
+    def parts(self) -> "tuple[RecurrenceConfig, ...]":
+        """The settings of each stage and, last, those of the section itself; none has stages of its own."""
+        return *map(self._in_stage, self.stages), self.model_copy(update={"stages": ()})
+
+    def _in_stage(self, stage: Stage) -> "RecurrenceConfig":
+        own = {name: value for name, value in stage if name != "until" and value is not None}
+        try:
+            return RecurrenceConfig.model_validate(self.model_dump() | own | {"stages": ()})
+        except ValidationError as error:
+            raise ValueError(f"stages, until {stage.until:g}: {error.errors()[0]['ctx']['error']}") from None
+
+    @property
+    def listed(self) -> dict[Depth, Positive] | None:
+        """The depths that are drawn, with their weights; None if they are not listed."""
+        return self.depths if self.distribution == "listed" else None
+
+    @property
+    def mean_depth(self) -> float:
+        """The mean number of loop steps of the last stage."""
+        total = sum(self.depths.values())
+        listed = sum(depth * weight for depth, weight in self.depths.items()) / total if total else 0.0
+        return {"huginn": self.mean + 1.0, "fixed": float(self.mean), "listed": listed}[self.distribution]
+
+    @property
+    def ends(self) -> tuple[float, ...]:
+        """The share of the budget at which each of `parts` ends."""
+        return *(stage.until for stage in self.stages), 1.0
 
     @property
     def cap(self) -> float:

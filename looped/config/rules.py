@@ -135,7 +135,8 @@ DRAWN_BLOCKS = ("blocks.overlap", "blocks.choose")
 
 def _check_loss_drawn(config: Any) -> None:
     recurrence = config.recurrence
-    if recurrence.loss_on == "every" and recurrence.per_sequence and recurrence.distribution == "huginn":
+    drawn = any(part.distribution != "fixed" for part in recurrence.parts)
+    if recurrence.loss_on == "every" and recurrence.per_sequence and drawn:
         raise ValueError("recurrence.loss_on every needs one depth for the whole batch; set "
                          "recurrence.per_sequence to false, or recurrence.distribution to fixed")
 
@@ -159,7 +160,7 @@ def _check_gate(config: Any) -> None:
     if config.recurrence.from_share:
         raise ValueError(f"recurrence.loss_on gate chooses among passes, but recurrence.from_share "
                          f"{config.recurrence.from_share:g} begins with one; set it to 0")
-    if config.recurrence.mean == 1:
+    if any(part.mean == 1 for part in config.recurrence.parts):
         raise ValueError("recurrence.loss_on gate chooses among passes, but recurrence.mean 1 has only one; set it to "
                          "2 or more, or recurrence.loss_on to last")
 
@@ -172,29 +173,39 @@ def _check_no_gate(config: Any) -> None:
 
 def _check_whole_passes(config: Any) -> None:
     """Raises ValueError unless the loop ends after a whole pass through the blocks of its core."""
-    num, recurrence = config.blocks.num, config.recurrence
-    if recurrence.mean % num:
-        raise ValueError(f"recurrence.mean {recurrence.mean} ends inside a pass through blocks.num {num} blocks; set "
-                         f"it to {max(1, recurrence.mean // num) * num}")
+    num = config.blocks.num
+    for recurrence in config.recurrence.parts:
+        if recurrence.mean % num:
+            raise ValueError(f"recurrence.mean {recurrence.mean} ends inside a pass through blocks.num {num} blocks; "
+                             f"set it to {max(1, recurrence.mean // num) * num}")
 
 
 def _check_drawn_passes(config: Any) -> None:
-    num, recurrence = config.blocks.num, config.recurrence
+    num = config.blocks.num
     if num == 1:
         return
-    if recurrence.distribution != "fixed":
-        raise ValueError(f"recurrence.distribution {recurrence.distribution} samples depths that end inside a pass "
-                         f"through blocks.num {num} blocks; set it to fixed")
-    if recurrence.backprop < num:
-        raise ValueError(f"recurrence.backprop {recurrence.backprop} leaves some of blocks.num {num} blocks without "
-                         f"gradient; set it to {num} or more")
+    for recurrence in config.recurrence.parts:
+        if recurrence.distribution != "fixed":
+            raise ValueError(f"recurrence.distribution {recurrence.distribution} samples depths that end inside a pass "
+                             f"through blocks.num {num} blocks; set it to fixed")
+        if recurrence.backprop < num:
+            raise ValueError(f"recurrence.backprop {recurrence.backprop} leaves some of blocks.num {num} blocks "
+                             f"without gradient; set it to {num} or more")
+
+
+def _last_stage(config: Any) -> dict[str, Any]:
+    """Settings with which every step is one of the last stage."""
+    recurrence = config.recurrence
+    return {"recurrence.from_share": 0.0, "recurrence.stages": ()} if recurrence.from_share or recurrence.stages else {}
 
 
 def _as_deep_as_mean(config: Any) -> dict[str, Any]:
-    """Settings with a fixed depth at the sampler's mean; the mean of Huginn's sampler is one step above its setting."""
-    if config.recurrence.distribution == "fixed":
-        return {}
-    return {"recurrence.distribution": "fixed", "recurrence.mean": config.recurrence.mean + 1}
+    """Settings with a fixed depth at the mean of the distribution, in whole steps; that of Huginn's sampler is one step
+    above its setting."""
+    recurrence, last = config.recurrence, _last_stage(config)
+    if recurrence.distribution == "fixed":
+        return last
+    return last | {"recurrence.distribution": "fixed", "recurrence.mean": round(recurrence.mean_depth)}
 
 
 BPTT, NOPROP = "looped.objectives.bptt", "looped.objectives.local_rules.noprop"
@@ -206,12 +217,14 @@ NAMES_CLASSES: dict[str, Any] = {"kinds": ("classify",), "rollout": "own"}
 EMBEDDED = ("noprop.embedding", "noprop.dim", "noprop.eta", "evaluation.trajectories")
 
 RULES: dict[str, Rule] = {rule.name: rule for rule in (
-    Rule("full", f"{BPTT}.Full", loops=True, blocks=True,
-         reads=(*DEEP, "recurrence.mean", "recurrence.from_share", "recurrence.loss_on", "recurrence.gate_entropy"),
+    Rule("full", f"{BPTT}.Full", loops=True, blocks=True, as_deep_as_mean=_last_stage,
+         reads=(*DEEP, "recurrence.mean", "recurrence.from_share", "recurrence.stages", "recurrence.loss_on",
+               "recurrence.gate_entropy"),
          checks=(_check_gate, check_blocks, _check_whole_passes, _check_kind)),
     Rule("truncated", f"{BPTT}.Truncated", loops=True, blocks=True, as_deep_as_mean=_as_deep_as_mean,
          reads=(*DEEP, "recurrence.mean", "recurrence.backprop", "recurrence.distribution", "recurrence.quantile",
-                "recurrence.per_sequence", "recurrence.from_share", "recurrence.loss_on"),
+                "recurrence.depths", "recurrence.per_sequence", "recurrence.from_share", "recurrence.stages",
+                "recurrence.loss_on"),
          checks=(_check_no_gate, _check_loss_drawn, check_blocks, _check_whole_passes, _check_drawn_passes,
                  _check_kind)),
     Rule("progressive", f"{BPTT}.Progressive", loops=True,

@@ -37,6 +37,14 @@ def _where(settings: Sequence[str], name: str, *values: Any) -> Readers:
                    lambda config: f"{name} {config.value(name)}")
 
 
+def _some_stage_draws(config: Config, distribution: str) -> bool:
+    return any(part.distribution == distribution for part in config.recurrence.parts)
+
+
+def _distribution(config: Config) -> str:
+    return f"recurrence.distribution {config.recurrence.distribution}"
+
+
 READERS: tuple[Readers, ...] = (
     _where(["images.label_dropout", "evaluation.num_images"], "images.goal", "generate"),
     _where(["denoise.target.dim", "denoise.target.normalise", "denoise.target.scale", "denoise.target.tied",
@@ -50,7 +58,8 @@ READERS: tuple[Readers, ...] = (
     _where(["model.injection"], "model.core", None),
     _where(["model.state_std"], "model.state_init", "like-init", "noise"),
     Readers(("domain.options",), lambda config: config.domain.name is not None, lambda config: "domain.name null"),
-    _where(["recurrence.quantile"], "recurrence.distribution", "huginn"),
+    Readers(("recurrence.quantile",), lambda config: _some_stage_draws(config, "huginn"), _distribution),
+    Readers(("recurrence.depths",), lambda config: _some_stage_draws(config, "listed"), _distribution),
     _where(["denoise.restart_level"], "denoise.solver", "restart"),
     _where(["denoise.settle_above"], "denoise.order", "confidence"),
     _where(["denoise.schedule"], "denoise.order", "together", "left-to-right"),
@@ -64,8 +73,8 @@ READERS: tuple[Readers, ...] = (
     _where(["optim.muon_lr"], "optim.name", "muon"),
     _where(["optim.decay_fraction"], "optim.schedule", "wsd"),
     _where(["optim.min_lr_fraction"], "optim.schedule", "cosine", "wsd"),
-    Readers(("recurrence.backprop",), lambda config: config.recurrence.backprop <= config.recurrence.mean
-            or config.recurrence.distribution != "fixed",
+    Readers(("recurrence.backprop",), lambda config: any(part.backprop <= part.mean or part.distribution != "fixed"
+                                                         for part in config.recurrence.parts),
             lambda config: f"recurrence.mean {config.recurrence.mean}, beyond which there are no steps"),
     Readers(("evaluation.choose",), lambda config: config.evaluation.trajectories > 1,
             lambda config: f"evaluation.trajectories {config.evaluation.trajectories}"),

@@ -2,6 +2,7 @@
 after a random number without gradient (`Progressive`, Deep Thinking), or the single step of an ordinary language model
 (`Autoregressive`)."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from looped.config import Config
 from looped.config.recurrence import RecurrenceConfig
 from looped.data.batch import Batch
 from looped.models.language import LanguageModel
-from looped.nn.depth_sampling import expected_depths, huginn_quantiles, sample_depths
+from looped.nn.depth_sampling import Depths, Fixed, depths_of, split_depths
 from looped.nn.exit_gate import gate_of
 from looped.nn.rows import Rows
 from looped.objectives.base import Loss, Objective, head_losses, rows_of_batch
@@ -36,6 +37,33 @@ class Start:
     rows: Rows
     e: Float[Tensor, "batch length width"]
     noise: Float[Tensor, "batch length width"] | None
+
+
+@dataclass(frozen=True)
+class StageDepths:
+    """The depths from `start` to `end`, shares of the budget; the last `backprop` steps carry gradient."""
+
+    start: float
+    end: float
+    distribution: Depths
+    backprop: int
+
+    @property
+    def share(self) -> float:
+        return self.end - self.start
+
+    @property
+    def decision(self) -> str:
+        """The name of the drawn depth (`StepRandom.decide`): one for each stage, since it is drawn ahead of its step."""
+        return "depth" if self.end == 1 else f"depth until {self.end:g}"
+
+    def draw(self, random: StepRandom) -> tuple[int | Tensor, int | Tensor]:
+        """(steps without gradient, steps with gradient) of a training step."""
+        return split_depths(self.distribution.draw(random), self.backprop)
+
+    def means(self) -> tuple[float, float]:
+        """The means of `draw`."""
+        return self.distribution.expected(self.backprop)
 
 
 class Unrolled(Objective):
@@ -117,90 +145,103 @@ class Unrolled(Objective):
         return no_grad * step + 3 * with_gradient
 
 
-class Late(Unrolled):
-    """A loop that begins after `from_share` of the budget; before, the core is applied in a single pass, as by `ar`.
+class Staged(Unrolled):
+    """A loop with one depth after the other: those of `recurrence.stages` while their shares of the budget last, then
+    the section's own. With `from_share` the first stage is a single pass of the core, as by `ar`.
 
-    Subclasses give the depth of the loop as `loop_depths` and its mean as `loop_means`.
+    Subclasses give the distribution of the depths of a stage (`depths_in`) and the gradient's reach (`reach_in`).
     """
 
     spent: float | None = None
     """Fraction of the budget spent before this step; None where nobody trains, as in evaluations."""
 
+    def __init__(self, model: LanguageModel, config: RecurrenceConfig):
+        super().__init__(model, config)
+        self.stages: list[StageDepths] = list(self._stages())
+
+    def depths_in(self, part: RecurrenceConfig) -> Depths:
+        """The distribution of the depth in a stage with these settings."""
+        raise NotImplementedError
+
+    def reach_in(self, part: RecurrenceConfig) -> int:
+        """The number of last steps that carry gradient in a stage with these settings."""
+        raise NotImplementedError
+
+    def _stages(self) -> Iterator[StageDepths]:
+        c, num_blocks = self.config, self.model.recurrence.num_blocks
+        if c.from_share:
+            yield StageDepths(0.0, c.from_share, Fixed(num_blocks), num_blocks)
+        start = c.from_share
+        for end, part in zip(c.ends, c.parts, strict=True):
+            yield StageDepths(start, end, self.depths_in(part), self.reach_in(part))
+            start = end
+
     @property
     def changes(self) -> str:
-        return f"the loop begins after {self.config.from_share:g} of them" if self.config.from_share else ""
-
-    def loop_depths(self, random: StepRandom) -> tuple[int | Tensor, int | Tensor]:
-        """(steps without gradient, steps with gradient) of a training step in which the loop runs."""
-        raise NotImplementedError
-
-    def loop_means(self) -> tuple[float, float]:
-        """The means of `loop_depths`."""
-        raise NotImplementedError
+        starts = ", ".join(f"{stage.start:g}" for stage in self.stages[1:])
+        return f"the depth of the loop changes after {starts} of them" if starts else ""
 
     def before_step(self, spent: float) -> None:
         self.spent = spent
 
     @property
-    def single(self) -> tuple[int, int]:
-        """The depths of a single pass: one step of each block."""
-        return 0, self.model.recurrence.num_blocks
+    def stage(self) -> StageDepths:
+        """The stage of this step, or the last one where nobody trains."""
+        if self.spent is None or not self.training:
+            return self.stages[-1]
+        return next((stage for stage in self.stages if self.spent < stage.end), self.stages[-1])
 
     def depths(self, random: StepRandom) -> tuple[int | Tensor, int | Tensor]:
-        before = self.spent is not None and self.training and self.spent < self.config.from_share
-        return self.single if before else random.decide("depth", self.loop_depths)
+        return random.decide(self.stage.decision, self.stage.draw)
 
     def expected_depths(self) -> tuple[float, float]:
         """The means of `depths`: of this step, or of all steps of a run where nobody trains."""
-        share = self.config.from_share if self.spent is None else float(self.spent < self.config.from_share)
-        no_grad, grad = (share * single + (1 - share) * looped
-                         for single, looped in zip(self.single, self.loop_means(), strict=True))
+        if self.spent is not None:
+            return next((stage for stage in self.stages if self.spent < stage.end), self.stages[-1]).means()
+        no_grad, grad = (sum(stage.share * mean for stage, mean in zip(self.stages, means, strict=True))
+                         for means in zip(*(stage.means() for stage in self.stages), strict=True))
         return no_grad, grad
 
     def decisions(self) -> list[tuple[float, dict[str, Any]]]:
-        share, looped = self.config.from_share, depth_decisions(*self.loop_means())
-        before = [(share, {"depth": self.single})] if share else []
-        return before + [(weight * (1 - share), decided) for weight, decided in looped]
+        """Of all stages, under the name of the last, which is the one that is asked for where nobody trains."""
+        return [(stage.share * weight, decided) for stage in self.stages
+                for weight, decided in depth_decisions(*stage.means())]
 
 
-class Full(Late):
+class Full(Staged):
     """Gradient through all `mean` steps."""
 
-    def loop_depths(self, random: StepRandom) -> tuple[int, int]:
-        return 0, self.config.mean
+    def depths_in(self, part: RecurrenceConfig) -> Depths:
+        return Fixed(part.mean)
 
-    def loop_means(self) -> tuple[float, float]:
-        return 0.0, float(self.config.mean)
+    def reach_in(self, part: RecurrenceConfig) -> int:
+        return part.mean
 
 
-class Truncated(Late):
+class Truncated(Staged):
     """Sampled depth, gradient through the last `backprop` steps."""
 
     @property
     def changes(self) -> str:
-        return super().changes if self.config.distribution == "fixed" else "the depth is drawn at every step"
+        drawn = any(part.distribution != "fixed" for part in self.config.parts)
+        return "the depth is drawn at every step" if drawn else super().changes
 
     @property
     def backprop(self) -> int | None:
         return self.config.backprop
 
-    def loop_depths(self, random: StepRandom) -> tuple[int | Tensor, int | Tensor]:
-        c = self.config
-        return sample_depths(c.mean, c.backprop, random, distribution=c.distribution, per_sequence=c.per_sequence,
-                             quantile=c.cap)
+    def depths_in(self, part: RecurrenceConfig) -> Depths:
+        return depths_of(part.distribution, part.mean, quantile=part.cap, listed=part.listed,
+                         per_sequence=part.per_sequence)
 
-    def loop_means(self) -> tuple[float, float]:
-        c = self.config
-        return expected_depths(c.mean, c.backprop, distribution=c.distribution, quantile=c.cap)
+    def reach_in(self, part: RecurrenceConfig) -> int:
+        return part.backprop
 
     @classmethod
     def trained_depths(cls, config: Config) -> tuple[int, int]:
-        """(smallest, largest) depth in the middle 90 % of those that Huginn's sampler draws."""
-        recurrence = config.recurrence
-        if recurrence.distribution == "fixed":
-            return recurrence.mean, recurrence.mean
-        low, high = huginn_quantiles(recurrence.mean, (0.05 * recurrence.quantile, 0.95 * recurrence.quantile))
-        return low, high
+        """(smallest, largest) depth of the last stage; of Huginn's sampler those in the middle 90 %."""
+        r = config.recurrence
+        return depths_of(r.distribution, r.mean, quantile=r.quantile, listed=r.listed).bounds()
 
 
 class Progressive(Unrolled):

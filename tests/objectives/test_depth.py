@@ -98,7 +98,35 @@ def test_the_distributions_are_those_of_the_setting():
 
 @pytest.mark.parametrize(("mean", "backprop", "distribution", "said"), [
     (0, 4, "huginn", "mean 0 is below 1"), (8, 0, "huginn", "backprop 0 is below 1"),
-    (8, 4, "poisson", "depth distribution 'poisson' is unknown; use huginn or fixed")])
+    (8, 4, "poisson", "depth distribution 'poisson' is unknown; use huginn or fixed or listed")])
 def test_depths_that_cannot_be_drawn_are_refused(mean, backprop, distribution, said):
     with pytest.raises(UserError, match=said):
         sample_depths(mean, backprop, StepRandom(0, 0, count=2), distribution=distribution)
+
+
+SHALLOW = {1: 5, 4: 1}
+
+
+def test_listed_depths_have_their_shares_in_every_batch():
+    """Stratified: of 12 sequences exactly two run four steps, wherever the batch is split; and the means are exact."""
+    for step in range(20):
+        n, k = sample_depths(4, 3, StepRandom(0, step, count=12), distribution="listed", listed=SHALLOW)
+        assert sorted((n + k).tolist()) == [1] * 10 + [4] * 2
+        assert torch.equal(n, (n + k == 4).long())
+        parts = [sample_depths(4, 3, StepRandom(0, step, start=start, count=6, total=12), distribution="listed",
+                               listed=SHALLOW) for start in (0, 6)]
+        assert torch.equal(torch.cat([n for n, _ in parts]), n)
+    assert expected_depths(4, 3, distribution="listed", listed=SHALLOW) == pytest.approx((1 / 6, 8 / 6))
+
+
+def test_listed_depths_of_a_batch_are_one_draw_with_these_chances():
+    draws = [sample_depths(4, 9, StepRandom(0, step, count=4), distribution="listed", listed=SHALLOW,
+                           per_sequence=False) for step in range(600)]
+    assert {n for n, _ in draws} == {0}
+    share = sum(k == 4 for _, k in draws) / 600
+    assert share == pytest.approx(1 / 6, abs=4 * (5 / 36 / 600) ** 0.5)
+
+
+def test_an_empty_list_of_depths_is_refused():
+    with pytest.raises(UserError, match="a listed distribution of depths needs the depths"):
+        sample_depths(4, 3, StepRandom(0, 0, count=2), distribution="listed")

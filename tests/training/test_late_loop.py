@@ -1,4 +1,4 @@
-"""A loop that begins after a share of the budget: before it, training and its cost are those of `ar`."""
+"""Stages of the loop: a single pass before it begins (`from_share`), other depths after each other (`stages`)."""
 
 import pytest
 import torch
@@ -91,5 +91,79 @@ def test_it_does_not_go_with_a_gate_that_has_one_pass_to_choose():
 
 def test_it_has_an_effect_under_these_rules_alone():
     for objective in ("full", "truncated", "progressive", "denoise", "ar"):
-        read = not not_read_under(load_config(None, {"objective": objective}), "recurrence.from_share")
-        assert read == (objective in ("full", "truncated")), objective
+        for name in ("recurrence.from_share", "recurrence.stages"):
+            read = not not_read_under(load_config(None, {"objective": objective}), name)
+            assert read == (objective in ("full", "truncated")), (objective, name)
+
+
+RAMP = {"objective": "truncated", "recurrence.from_share": 0.0, "recurrence.stages": [
+    {"until": 0.25, "mean": 1}, {"until": 0.5, "mean": 2, "backprop": 1},
+    {"until": 0.75, "distribution": "listed", "depths": {1: 1, 3: 1}}]}
+
+
+def test_each_stage_has_its_depth_and_reach_and_the_last_is_the_section(config, tmp_path):
+    ramp = config.replace(**RAMP)
+    train(ramp, tmp_path / "run", quiet=True)
+    lines = [line for line in read_metrics(tmp_path / "run") if line["kind"] == "train"]
+    assert [line["num_steps"] for line in lines] == [1, 1, 2, 2, 2, 2, 3, 3]  # a half of each batch runs 1 and 3
+    objective = build_objective(ramp, build(ramp, 270)).train()
+    found = []
+    for spent in (0.0, 0.25, 0.5, 0.75):
+        objective.before_step(spent)
+        found.append(tuple(map(sum, zip(*[[n, k] for n, k in [objective.expected_depths()]], strict=True))))
+    assert found == [(0, 1), (1, 1), (0.5, 1.5), (1, 2)]
+
+
+def test_stages_say_the_same_as_a_share_of_a_single_pass(config, tmp_path):
+    staged = config.replace(**{"recurrence.from_share": 0.0, "recurrence.stages": [{"until": 0.5, "mean": 1}]})
+    for name, each in (("share", config), ("stages", staged)):
+        train(each, tmp_path / name, quiet=True)
+    one, other = (weights(tmp_path / name, 8) for name in ("share", "stages"))
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    assert count(config, 270).step_flops == pytest.approx(count(staged, 270).step_flops, rel=1e-12)
+
+
+def test_a_run_in_stages_is_resumed_bit_for_bit_and_its_config_read_back(config, tmp_path):
+    ramp = config.replace(**RAMP)
+    assert load_config(None, ramp.model_dump(mode="json")) == ramp
+    train(ramp, tmp_path / "whole", quiet=True)
+    run = tmp_path / "stopped"
+    with open_trainer(ramp, run, quiet=True) as trainer:
+        for _ in range(5):
+            trainer.step()
+    train(ramp, run, quiet=True)
+    whole = weights(tmp_path / "whole", 8)
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in weights(run, 8).items())
+
+
+@pytest.mark.parametrize(("stages", "said"), [
+    ([{"until": 0.5, "mean": 1}, {"until": 0.4, "mean": 2}], "stages has one until 0.4 after one until 0.5; order them"),
+    ([{"until": 0.5}], "stages has one until 0.5 that changes nothing; give it a mean"),
+    ([{"until": 1.5, "mean": 1}], r"recurrence.stages.*less than 1"),
+    ([{"until": 0.5, "distribution": "listed"}], "stages, until 0.5: distribution listed draws from depths"),
+    ([{"until": 0.5, "depth": 1}], "recurrence.stages.*depth")])
+def test_stages_that_cannot_be_are_refused_in_one_sentence(stages, said):
+    with pytest.raises(UserError, match=said):
+        load_config(None, {"objective": "full", "recurrence.stages": stages})
+
+
+def test_stages_and_a_share_of_a_single_pass_are_refused_together():
+    with pytest.raises(UserError, match="stages and from_share 0.5 both say how training begins"):
+        load_config(None, {"objective": "full", "recurrence.from_share": 0.5,
+                           "recurrence.stages": [{"until": 0.5, "mean": 2}]})
+
+
+def test_every_stage_is_held_to_the_rules_of_the_section():
+    for flags, said in (({"objective": "full", "model.exit_gate": True, "recurrence.loss_on": "gate"},
+                         "recurrence.mean 1 has only one"),
+                        ({"objective": "full", "blocks.num": 2, "model.num_core_layers": 2},
+                         "recurrence.mean 1 ends inside a pass")):
+        with pytest.raises(UserError, match=said):
+            load_config(None, flags | {"recurrence.stages": [{"until": 0.5, "mean": 1}]})
+
+
+def test_depths_are_read_where_a_stage_draws_from_them():
+    listed = {"recurrence.depths": {1: 1, 2: 1}}
+    for stages, read in (([], False), ([{"until": 0.5, "distribution": "listed"}], True)):
+        config = load_config(None, {"objective": "truncated", "recurrence.stages": stages} | listed)
+        assert (not not_read_under(config, "recurrence.depths")) == read
