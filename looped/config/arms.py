@@ -7,6 +7,7 @@ sign may precede it. Imports no torch.
 """
 
 import re
+import string
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -66,9 +67,21 @@ def read_arms(config: Config, texts: typing.Iterable[str]) -> list[Arm]:
 def split_arms(text: str) -> list[str]:
     """Split a list into the texts of its arms; a comma inside brackets is part of a value. Raises UserError if one is
     empty."""
-    parts = [" ".join(part.split()) for part in re.split(r",(?![^\[{]*[\]}])", text)]
+    parts = [" ".join(part.split()) for part in split_outside(text, ",")]
     if not all(parts):
         raise UserError(f"--objectives {text!r} has an empty entry; known names: {', '.join(ARMS)}")
+    return parts
+
+
+def split_outside(text: str, separators: str) -> list[str]:
+    """Split at the characters of `separators` that are in no brackets: `a=[1, {b: 2}], c` at its last comma alone."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "[{") - (character in "]}")
+        if depth <= 0 and character in separators:
+            parts.append("")
+        else:
+            parts[-1] += character
     return parts
 
 
@@ -88,7 +101,7 @@ def parse_arm(config: Config, text: str, *, taken: typing.Collection[str] = ()) 
 
 def _words(text: str) -> tuple[str | None, str, list[str]]:
     """(custom name or None, objective with its variant, settings) of an arm. Raises UserError."""
-    first, *settings = text.split()
+    first, *settings = [word for word in split_outside(text, string.whitespace) if word]
     before, equals, after = first.partition("=")
     alias, name = (before, after) if equals else (None, first)
     if name not in ARMS and "." not in name:  # a dotted path is a custom rule

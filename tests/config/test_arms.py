@@ -110,3 +110,12 @@ def test_a_bad_arm_is_named_in_one_sentence(config, text, why):
 def test_arms_are_read_without_torch():
     code = "import sys, looped.config.arms; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_value_in_brackets_may_have_commas_spaces_and_further_brackets():
+    text = ("a=full recurrence.mean=2 recurrence.stages=[{until: 0.25, mean: 1}, {until: 0.5, mean: 3}], "
+            "b=truncated recurrence.distribution=listed recurrence.depths={1: 5, 4: 1}")
+    a, b = parse_arms(Config(), text)
+    assert [(stage.until, stage.mean) for stage in a.config.recurrence.stages] == [(0.25, 1), (0.5, 3)]
+    assert b.config.recurrence.depths == {1: 5, 4: 1}
+    assert (a.own, b.name) == (("recurrence.mean", "recurrence.stages"), "b")
