@@ -6,7 +6,7 @@ compute may be a gain of weights.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -90,19 +90,21 @@ def gain_sections(arms: Sequence[ArmSummary], plan: Plan, found: Sequence[Gain])
 def _table(found: Sequence[Gain], base: str) -> Table:
     best = max((each.gain for each in found if each.gain is not None), default=0.0)
     header = ["arm", "weights", "training FLOPs", f"gain over {base}", "of the largest gain"]
-    return Table(header, [[each.arm, _multiple(each.weights), _multiple(each.flops), _cell(each), _share(each, best)]
-                          for each in found])
+    return Table(header, [[each.arm, multiple_cell(each.weights), multiple_cell(each.flops), gain_cell(each.as_dict()),
+                           _share(each, best)] for each in found])
 
 
-def _multiple(value: float) -> str:
+def multiple_cell(value: float) -> str:
+    """`1.27 x`: a multiple of the baseline's figure."""
     return f"{value:.2f} x"
 
 
-def _cell(each: Gain) -> str:
-    if each.gain is None:
+def gain_cell(row: Mapping[str, Any]) -> str:
+    """The gain of a row of kind `gain`, with its interval, in brackets if it is within noise."""
+    if row.get("gain") is None:
         return "-"
-    text = f"{each.gain:+.3f} [{each.low:+.3f}, {each.high:+.3f}]"
-    return text if each.told else f"({text})"
+    text = f"{row['gain']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+    return text if row["told"] else f"({text})"
 
 
 def _share(each: Gain, best: float) -> str:

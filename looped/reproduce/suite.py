@@ -94,7 +94,7 @@ class Column(Section):
     label: str
     where: dict[str, Any]
     field: str = "mean"
-    show: Literal["mean", "with depth", "whole", "exp", "interval", "equal"] = "mean"
+    show: Literal["mean", "with depth", "whole", "exp", "interval", "equal", "multiple", "gain"] = "mean"
 
     @model_validator(mode="after")
     def _check_label(self):

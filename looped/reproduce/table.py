@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from looped.compare.gains import gain_cell, multiple_cell
 from looped.compare.curve import UNITS
 from looped.compare.matched_compute import AtEqual, amount
 from looped.compare.summary import Difference, Spread, spread
@@ -108,7 +109,9 @@ SHOWN: dict[str, Callable[[Rows, Rows], str]] = {
     "with depth": lambda rows, own: f"{mean_cell(_spread(rows))} ({rows[0]['depth']})",
     "whole": lambda rows, own: f"{_spread(rows).mean:,.0f}",
     "exp": lambda rows, own: mean_cell(_spread(rows, math.exp)),
-    "interval": _interval, "equal": _equal}
+    "interval": _interval, "equal": _equal,
+    "multiple": lambda rows, own: multiple_cell(rows[0]["mean"]),
+    "gain": lambda rows, own: gain_cell(rows[0])}
 """Value of `show` -> cell, from the rows that match the column and all rows of the arm."""
 
 
