@@ -159,8 +159,7 @@ def compare(run_path: Path, depth: int, num: int, step: int | None) -> dict[str,
         start = objective.start(tokens, StepRandom(1, batch, count=len(tokens)))
         steps = by_step(objective, start, depth)
         total = torch.stack(steps).sum(0)
-        names = [name for name in groups(objective)["core"]]
-        difference = float((total - flat(whole, names)).norm() / total.norm())
+        difference = float((total - flat(whole, groups(objective)["core"])).norm() / total.norm())
         assert difference < 1e-6, f"the steps' gradients add up to the whole only within {difference:.1e}"
         for place, part in enumerate(steps, start=1):
             rows.setdefault(f"weights of step {place} alone: cosine, core", []).append(

@@ -1,5 +1,6 @@
 """Settings of the rules that run a loop: its depth, its supervised segments, and the fixed point of the core."""
 
+from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
@@ -36,9 +37,9 @@ class RecurrenceConfig(Section):
         default="huginn", description="log-normal Poisson, always `mean`, or drawn from `depths` (listed)")
     depths: dict[Depth, Positive] = Field(
         default={},
-        description="the depths that `listed` draws from, each with its weight: {1: 5, 4: 1} runs four steps in a sixth "
-                    "of the sequences and one in the others; `mean` is then only the depth of samples and of the initial "
-                    "weights' scale")
+        description="the depths that `listed` draws from, each with its weight: {1: 5, 4: 1} runs four steps in a "
+                    "sixth of the sequences and one in the others; `mean` is then only the depth of samples and of the "
+                    "initial weights' scale")
     quantile: Annotated[float, Field(gt=0, le=1)] = Field(
         default=1.0,
         description="depths above this quantile of `huginn` are drawn anew: a batch runs as many steps as its deepest "
@@ -58,10 +59,10 @@ class RecurrenceConfig(Section):
                     "the cost of `ar`")
     stages: tuple[Stage, ...] = Field(
         default=(),
-        description="parts of the budget, before the last, in which `full` and `truncated` run the loop to other depths: "
-                    "[{until: 0.3, mean: 1}, {until: 0.6, mean: 2}] takes one step, then two, then `mean`; each has "
-                    "`until`, the share of the budget at which it ends, and mean, backprop, distribution and depths as "
-                    "here")
+        description="parts of the budget, before the last, in which `full` and `truncated` run the loop to other "
+                    "depths: [{until: 0.3, mean: 1}, {until: 0.6, mean: 2}] takes one step, then two, then `mean`; "
+                    "each has `until`, the share of the budget at which it ends, and mean, backprop, distribution and "
+                    "depths as here")
     progressive_weight: Fraction = Field(
         default=1.0,
         description="weight of the progressive loss under `progressive`; the loss of a full unroll has the rest")
@@ -82,14 +83,14 @@ class RecurrenceConfig(Section):
             raise ValueError(f"stages and from_share {self.from_share:g} both say how training begins; give the single "
                              f"pass as the first of the stages, as {{until: {self.from_share:g}, mean: 1}}")
         ends = [stage.until for stage in self.stages]
-        for before, after in zip(ends, ends[1:], strict=False):
+        for before, after in pairwise(ends):
             if after <= before:
-                raise ValueError(f"stages has one until {after:g} after one until {before:g}; order them by until, each "
-                                 f"above the one before")
+                raise ValueError(f"stages has one until {after:g} after one until {before:g}; order them by until, "
+                                 f"each above the one before")
         for stage, _ in zip(self.stages, self.parts, strict=False):
             if all(value is None for name, value in stage if name != "until"):
-                raise ValueError(f"stages has one until {stage.until:g} that changes nothing; give it a mean, backprop, "
-                                 f"distribution or depths, or leave it out")
+                raise ValueError(f"stages has one until {stage.until:g} that changes nothing; give it a mean, "
+                                 f"backprop, distribution or depths, or leave it out")
         return self
 
     @property

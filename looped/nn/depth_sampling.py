@@ -1,4 +1,4 @@
-"""Random depth of a training step: loop steps without gradient, then the last few with it, from a distribution of depths.
+"""Random depth of a training step: loop steps without gradient, then the last few with it.
 
     huginn   rate ~ log-normal with the mean recurrence as its mean, p = Poisson(rate) + 1
              ("poisson-lognormal-filling" of seal-rg/recurrent-pretraining; Geiping et al. 2025, arXiv 2502.05171)

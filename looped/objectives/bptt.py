@@ -54,7 +54,7 @@ class StageDepths:
 
     @property
     def decision(self) -> str:
-        """The name of the drawn depth (`StepRandom.decide`): one for each stage, since it is drawn ahead of its step."""
+        """Name of the drawn depth (`StepRandom.decide`): one for each stage, since it is drawn ahead of its step."""
         return "depth" if self.end == 1 else f"depth until {self.end:g}"
 
     def draw(self, random: StepRandom) -> tuple[int | Tensor, int | Tensor]:

@@ -4,8 +4,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from looped.compare.gains import gain_cell, multiple_cell
 from looped.compare.curve import UNITS
+from looped.compare.gains import gain_cell, multiple_cell
 from looped.compare.matched_compute import AtEqual, amount
 from looped.compare.summary import Difference, Spread, spread
 from looped.compare.table_cells import difference_cell, mean_cell

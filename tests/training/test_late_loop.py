@@ -137,7 +137,7 @@ def test_a_run_in_stages_is_resumed_bit_for_bit_and_its_config_read_back(config,
 
 
 @pytest.mark.parametrize(("stages", "said"), [
-    ([{"until": 0.5, "mean": 1}, {"until": 0.4, "mean": 2}], "stages has one until 0.4 after one until 0.5; order them"),
+    ([{"until": 0.5, "mean": 1}, {"until": 0.4, "mean": 2}], "stages has one until 0.4 after one until 0.5; order"),
     ([{"until": 0.5}], "stages has one until 0.5 that changes nothing; give it a mean"),
     ([{"until": 1.5, "mean": 1}], r"recurrence.stages.*less than 1"),
     ([{"until": 0.5, "distribution": "listed"}], "stages, until 0.5: distribution listed draws from depths"),
@@ -148,7 +148,7 @@ def test_stages_that_cannot_be_are_refused_in_one_sentence(stages, said):
 
 
 def test_stages_and_a_share_of_a_single_pass_are_refused_together():
-    with pytest.raises(UserError, match="stages and from_share 0.5 both say how training begins"):
+    with pytest.raises(UserError, match=r"stages and from_share 0.5 both say how training begins"):
         load_config(None, {"objective": "full", "recurrence.from_share": 0.5,
                            "recurrence.stages": [{"until": 0.5, "mean": 2}]})
 
