@@ -85,6 +85,11 @@ def split_outside(text: str, separators: str) -> list[str]:
     return parts
 
 
+def words_of(text: str) -> list[str]:
+    """The words of an arm: its objective, then its settings, whose values may have spaces in brackets."""
+    return [word for word in split_outside(text, string.whitespace) if word]
+
+
 def parse_arm(config: Config, text: str, *, taken: typing.Collection[str] = ()) -> Arm:
     """Parse one arm, with a slug that is not `taken`. Raises UserError."""
     alias, name, settings = _words(text)
@@ -101,7 +106,7 @@ def parse_arm(config: Config, text: str, *, taken: typing.Collection[str] = ()) 
 
 def _words(text: str) -> tuple[str | None, str, list[str]]:
     """(custom name or None, objective with its variant, settings) of an arm. Raises UserError."""
-    first, *settings = [word for word in split_outside(text, string.whitespace) if word]
+    first, *settings = words_of(text)
     before, equals, after = first.partition("=")
     alias, name = (before, after) if equals else (None, first)
     if name not in ARMS and "." not in name:  # a dotted path is a custom rule

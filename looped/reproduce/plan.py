@@ -9,7 +9,7 @@ from typing import Any
 
 from looped.compare.plan import Plan, make_plan
 from looped.config import Config, load_config
-from looped.config.arms import parse_arm
+from looped.config.arms import parse_arm, words_of
 from looped.config.unread_settings import notice_arms
 from looped.errors import UserError, did_you_mean
 from looped.reproduce.suite import Helper, Layer, Scale, Suite, find_config, last, merged
@@ -117,7 +117,7 @@ def plan_entries(order: Order) -> list[Entry]:
 
 def _own_settings(order: Order, arm: str, entry: str) -> dict[str, str]:
     """Settings of one arm: those of its text, overridden by the `own` settings of the suite, entry and scale."""
-    words = dict(word.partition("=")[::2] for word in order.suite.arms[arm].text.split()[1:])
+    words = dict(word.partition("=")[::2] for word in words_of(order.suite.arms[arm].text)[1:])
     layers = [layer.own.get(arm, {}) for layer in order.layers(entry)]
     return words | {name: value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
                     for layer in layers for name, value in layer.items()}
@@ -132,7 +132,7 @@ def _plan_entry(order: Order, name: str) -> Entry:
     texts, refused = [], {}
     for arm in order.arms:
         own = map("=".join, _own_settings(order, arm, name).items())
-        texts.append(" ".join([f"{arm}={arms[arm].text.split()[0]}", *own]))
+        texts.append(" ".join([f"{arm}={words_of(arms[arm].text)[0]}", *own]))
         try:
             parse_arm(config, texts[-1])
         except UserError as error:

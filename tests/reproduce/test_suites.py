@@ -191,3 +191,10 @@ def test_without_a_name_the_suites_are_listed(capsys):
         assert name in shown
         assert suite.reproduces in shown
         assert f"--scale cpu: {suite.scales['cpu'].time}" in shown
+
+
+def test_a_value_in_brackets_reaches_the_comparison_whole(order):
+    plans = make_entries(order("when_depth_pays", entries="one-layer", arms="ar,ramp,shallow"))
+    ar, ramp, shallow = plans[0].plan.arms
+    assert [(stage.until, stage.mean) for stage in ramp.config.recurrence.stages] == [(0.25, 1), (0.5, 2), (0.75, 3)]
+    assert shallow.config.recurrence.depths == {1: 5, 4: 1}
