@@ -10,7 +10,7 @@ from looped.reproduce.plan import plan_entries
 from looped.reproduce.suite import find_suite, known_suites, load_suite
 
 GIVEN = {("masked_table3", "paper"): {"data.path": "x"}, ("classifier_tables", "cpu"): {"images.path": "somewhere"}}
-SIZES = [(name, scale) for name in sorted(known_suites()) for scale in ("cpu", "paper")]
+SIZES = [(name, scale) for name, path in sorted(known_suites().items()) for scale in load_suite(path).scales]
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def configs(order):
 
 def test_there_is_a_suite_for_each_table():
     assert set(known_suites()) == {"masked_table3", "classifier_tables", "depth_tasks", "dit_table2", "huginn_table5",
-                                   "blocks_table4"}
+                                   "blocks_table4", "when_depth_pays"}
     assert find_suite("dit-table2") == find_suite("dit_table2") == Path(suites.__file__).parent / "dit_table2.yaml"
 
 
@@ -36,7 +36,7 @@ def test_a_suite_says_what_it_is_before_it_says_how(path):
     assert text.startswith("# ")
     assert f"looped reproduce {path.stem}" in text
     assert max(map(len, text.splitlines())) <= 120
-    assert set(load_suite(path).scales) == {"cpu", "paper"}
+    assert set(load_suite(path).scales) == {"cpu", "wide" if path.stem == "when_depth_pays" else "paper"}
 
 
 @pytest.mark.parametrize(("name", "scale"), SIZES)
@@ -44,7 +44,8 @@ def test_every_arm_applies_to_every_entry_with_the_same_layers_and_the_budget_of
     suite = load_suite(known_suites()[name])
     for arms, _ in configs(name, scale).values():
         assert list(arms) == list(suite.scales[scale].arms or suite.arms)
-        assert len({(c.model.num_core_layers, c.model.width, c.model.patch_size) for c in arms.values()}) == 1
+        same = [c for arm, c in arms.items() if "model.num_core_layers" not in suite.arms[arm].text]
+        assert len({(c.model.num_core_layers, c.model.width, c.model.patch_size) for c in same}) == 1
         assert {c.training.budget_unit for c in arms.values()} == {suite.budget}
         amounts = {c.training.budget / suite.arms[arm].budget for arm, c in arms.items()}
         assert len(amounts) == 1
@@ -194,7 +195,7 @@ def test_without_a_name_the_suites_are_listed(capsys):
 
 
 def test_a_value_in_brackets_reaches_the_comparison_whole(order):
-    plans = make_entries(order("when_depth_pays", entries="one-layer", arms="ar,ramp,shallow"))
-    ar, ramp, shallow = plans[0].plan.arms
+    entry, = plan_entries(order("when_depth_pays", entries="one-layer", arms="ar,ramp,shallow"))
+    _, ramp, shallow = entry.plan.arms
     assert [(stage.until, stage.mean) for stage in ramp.config.recurrence.stages] == [(0.25, 1), (0.5, 2), (0.75, 3)]
     assert shallow.config.recurrence.depths == {1: 5, 4: 1}
