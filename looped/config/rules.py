@@ -28,6 +28,8 @@ from looped.config.masked import check_masked
 from looped.errors import UserError, did_you_mean
 from looped.import_path import class_at
 
+BOUNDARY = ("model.step_embedding", "model.loop_scale", "model.streams", "model.stream_mixing")
+"""Settings of what happens between two loop steps, all of which a rule reads, or none."""
 THREE = ("text", "puzzles", "classify")
 """The kinds of data with answers to predict."""
 
@@ -115,6 +117,11 @@ class Rule:
                              f"{config.kind.noun}, {config.kind.source(config)}; set another objective, or leave that "
                              f"out")
 
+    @property
+    def bounds_steps(self) -> bool:
+        """True if its models have the boundary between loop steps that the config sets."""
+        return set(BOUNDARY) <= set(self.reads)
+
     def _refuse_blocks(self, num: int) -> None:
         if self.rollout == "solver":
             raise ValueError(f"objective {self.name} trains one block on all noise levels, but blocks.num is {num}; "
@@ -126,9 +133,8 @@ class Rule:
 
 LOOP = ("recurrence.damping", "model.state_init", "model.state_std")
 """Settings read by every rule that runs the loop."""
-DEEP = (*LOOP, "model.exit_gate", "model.step_embedding", "model.loop_scale", "model.streams", "model.stream_mixing")
-"""Settings read by the rules that run the loop to several depths: of the boundary between its steps, and the gate that
-an exit may use."""
+DEEP = (*LOOP, "model.exit_gate", *BOUNDARY)
+"""Settings read by the rules that run the loop to several depths: also of the gate that an exit may use."""
 
 SOLVED = ("recurrence.mean", "denoise", "evaluation.choose", "evaluation.trajectories")
 DRAWN_BLOCKS = ("blocks.overlap", "blocks.choose")

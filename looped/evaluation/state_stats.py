@@ -11,7 +11,7 @@ GROWING = 1.5
 """Growth factor over the second half of the steps above which a latent counts as growing. A random walk grows by 1.41,
 a constant increment per step by 2."""
 
-Latent = Float[Tensor, "num length *width"]
+Latent = Float[Tensor, "num length ..."]
 
 
 class StateStats:

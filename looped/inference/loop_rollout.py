@@ -205,7 +205,7 @@ class LoopWriter:
 
 
 def read_on(model: LanguageModel, reading: Reading,
-            draws: Draws) -> tuple[Float[Tensor, "batch new *width"], Rows]:
+            draws: Draws) -> tuple[Float[Tensor, "batch new ..."], Rows]:
     """(state, rows) after the loop has processed the columns of `reading`.
 
     A random initial state depends on the position alone (`draws`), so a text is the same in whatever pieces it is

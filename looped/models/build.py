@@ -23,7 +23,7 @@ def effective_depth(config: Config, block: int | None = None) -> int:
 
 def _counted_steps(config: Config) -> int:
     """The loop steps that count in the initialisation: one if `model.loop_scale` divides the branches by all."""
-    return 1 if config.rule.loops and config.model.loop_scale == "branches" else config.main_depth
+    return 1 if config.rule.bounds_steps and config.model.loop_scale == "branches" else config.main_depth
 
 
 Model = LanguageModel | ImageDenoiser
@@ -54,5 +54,5 @@ def unseeded(config: Config, vocab_size: int, picture: ImageSpec | None = None) 
     structure = Structure(cond_width=config.cond_width, core_layers=config.block_layers,
                           effective_depth=effective_depth(config), held=config.blocks.held,
                           checkpointed=config.training.checkpoint_activations, mask_token=config.rule.hides,
-                          loop_steps=config.main_depth if config.rule.loops else None)
+                          loop_steps=config.main_depth if config.rule.bounds_steps else None)
     return class_at(config.kind.model, "model").of_data(config, vocab_size, picture, structure)

@@ -56,7 +56,7 @@ class Structure:
     `held`: the blocks in this model; None: all. The others take no memory and cannot run.
     `checkpointed`: layers save only their inputs for backward (`TransformerLayer`). `mask_token`: adds the token
     `vocab_size` to the embedding, the mask token, which is never predicted. `loop_steps`: the trained number of loop
-    steps, between which the config sets what happens (`boundary_of`); None: nothing.
+    steps, between which lies the boundary of the config (`boundary_of`); None: none does.
     """
 
     cond_width: int | None = None
@@ -297,7 +297,7 @@ def loop_of(config: ModelConfig, structure: Structure) -> RecurrentDepth:
 
 
 def boundary_of(config: ModelConfig, loop_steps: int | None) -> Boundary:
-    """What happens between the steps of a loop that is trained for `loop_steps` steps; None: nothing."""
+    """The boundary between the steps of a loop that is trained for `loop_steps` steps; None: a core that is not looped."""
     if loop_steps is None:
         return Boundary()
     parts = STEP_EMBEDDINGS[config.step_embedding](config.width)

@@ -1,4 +1,4 @@
-"""What happens between two steps of a loop: parts around the pass through the core, each a module of its own.
+"""Boundary between two steps of a loop: parts around the pass through the core, each a module of its own.
 
     pass           x -> core(x, e, cond)
     AddedStep      x -> pass(x + W f(t))                     t the index of the step, from 0; f(0) = 0
@@ -12,6 +12,7 @@ draws, so the other weights of a model are the same with and without them.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,8 @@ from looped.nn.conditioning import Modulation
 from looped.nn.frequencies import Frequencies
 from looped.tensor_types import Float, Int
 
-Pass = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+States = Tensor | tuple[Tensor, ...]
+Pass = Callable[[Any, Tensor, Tensor | None], Any]
 """(state, e, cond) -> next state."""
 Index = int | Int[Tensor, "batch"] | None
 """The number of loop steps before this one, the same for all sequences or one each; None: not known."""
@@ -64,18 +66,18 @@ class Boundary(nn.Module):
         return all(part.keeps_passes for part in self.parts)
 
     def enter(self, state: State) -> Tensor:
-        """The loop's state from an initial state of the core."""
+        """The loop's state from an initial state of the core, one tensor."""
         for part in self.parts:
             state = part.enter(state)
         return state
 
-    def leave(self, state: Tensor) -> State:
+    def leave(self, state: States) -> States:
         """The state that coda, heads and exits read, from the loop's state."""
         for part in reversed(self.parts):
             state = part.leave(state)
         return state
 
-    def forward(self, run: Pass, index: Index, state: Tensor, e: Tensor, cond: Tensor | None) -> Tensor:
+    def forward(self, run: Pass, index: Index, state: States, e: Tensor, cond: Tensor | None) -> States:
         for part in self.parts:
             run = partial(part, run, index)
         return run(state, e, cond)
@@ -131,7 +133,7 @@ class ToldStep(Part):
         self.features: StepFeatures = StepFeatures()
 
     def forward(self, run: Pass, index: Index, state: Tensor, e: Tensor, cond: Tensor | None) -> Tensor:
-        return run(state, e, self.features(index).to(state.dtype))
+        return run(state, e, self.features(index).to(state.dtype).expand(len(state), -1))  # one row a sequence
 
 
 class StepModulation(Modulation):

@@ -26,7 +26,7 @@ from looped.nn.checks import counts_by_row, whole_number
 from looped.nn.layers import RMSNorm
 from looped.tensor_types import Float
 
-States = Float[Tensor, "batch length *width"] | tuple[Tensor, ...]
+States = Float[Tensor, "batch length ..."] | tuple[Tensor, ...]
 Parts = Tensor | tuple[Tensor, ...]
 """A state, or some sequences of it."""
 RowsOfStep = Callable[[int, Tensor | None], Any]
