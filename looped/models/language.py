@@ -297,7 +297,7 @@ def loop_of(config: ModelConfig, structure: Structure) -> RecurrentDepth:
 
 
 def boundary_of(config: ModelConfig, loop_steps: int | None) -> Boundary:
-    """The boundary between the steps of a loop that is trained for `loop_steps` steps; None: a core that is not looped."""
+    """The boundary between the steps of a loop trained for `loop_steps` steps; None: a core that is not looped."""
     if loop_steps is None:
         return Boundary()
     parts = STEP_EMBEDDINGS[config.step_embedding](config.width)
