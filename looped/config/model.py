@@ -1,6 +1,6 @@
 """Settings of the network: sizes, layers, and the injection of the encoded input into the loop."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -81,6 +81,22 @@ class ModelConfig(Section):
         default="before-coda",
         description="further use of the final norm, which follows the coda: once after the loop (Huginn), none (Llama, "
                     "Retrofit), or after each pass, and then not repeated if there is no coda (Ouro, Nanbeige)")
+    step_embedding: Literal["none", "add", "modulate"] = Field(
+        default="none",
+        description="embedding of the index of each loop step, which tells the core how deep it is: none, a vector "
+                    "added to the core's input, or a modulation of the core's layers (AdaLN); the first step is always "
+                    "the plain one, and steps beyond the trained ones are defined")
+    loop_scale: Literal["none", "branches", "update"] = Field(
+        default="none",
+        description="division by the trained number of loop steps: none, of every residual branch of the core, whose "
+                    "initialisation then counts the core once, or of a step's whole change of the state")
+    streams: Annotated[int, Field(ge=1, le=64)] = Field(
+        default=1,
+        description="parallel residual streams of the loop's state, read, written and mixed by learned weights around "
+                    "each pass through the core (hyper-connections); 1 is the plain state")
+    stream_mixing: Literal["static", "dynamic"] = Field(
+        default="static",
+        description="weights of the streams: learned numbers, or numbers that also depend on the streams' content")
     rope_base: Positive = Field(default=10_000.0, description="base of the rotary frequencies")
     rope_scaling: RopeScaling | None = Field(
         default=None, description="scaling of the rotary frequencies, for longer contexts than in pretraining")
@@ -135,6 +151,16 @@ class ModelConfig(Section):
         if self.num_heads % self.kv_heads:
             raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}; "
                              f"try {self.num_heads}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_loop(self):
+        if self.step_embedding == "modulate" and self.block == "postnorm":
+            raise ValueError("step_embedding modulate needs norms before the branches, which block postnorm lacks; set "
+                             "step_embedding to add, or block to branch")
+        if self.loop_scale == "branches" and self.core is not None:
+            raise ValueError(f"loop_scale branches scales the branches of the package's layers, and core {self.core} "
+                             f"has none; set loop_scale to update")
         return self
 
     @property

@@ -28,6 +28,8 @@ from looped.config.masked import check_masked
 from looped.errors import UserError, did_you_mean
 from looped.import_path import class_at
 
+BOUNDARY = ("model.step_embedding", "model.loop_scale", "model.streams", "model.stream_mixing")
+"""Settings of what happens between two loop steps, all of which a rule reads, or none."""
 THREE = ("text", "puzzles", "classify")
 """The kinds of data with answers to predict."""
 
@@ -115,6 +117,11 @@ class Rule:
                              f"{config.kind.noun}, {config.kind.source(config)}; set another objective, or leave that "
                              f"out")
 
+    @property
+    def bounds_steps(self) -> bool:
+        """True if its models have the boundary between loop steps that the config sets."""
+        return set(BOUNDARY) <= set(self.reads)
+
     def _refuse_blocks(self, num: int) -> None:
         if self.rollout == "solver":
             raise ValueError(f"objective {self.name} trains one block on all noise levels, but blocks.num is {num}; "
@@ -126,8 +133,8 @@ class Rule:
 
 LOOP = ("recurrence.damping", "model.state_init", "model.state_std")
 """Settings read by every rule that runs the loop."""
-DEEP = (*LOOP, "model.exit_gate")
-"""Settings read by the rules that run the loop to several depths, where an exit may use the gate."""
+DEEP = (*LOOP, "model.exit_gate", *BOUNDARY)
+"""Settings read by the rules that run the loop to several depths: also of the gate that an exit may use."""
 
 SOLVED = ("recurrence.mean", "denoise", "evaluation.choose", "evaluation.trajectories")
 DRAWN_BLOCKS = ("blocks.overlap", "blocks.choose")
@@ -163,6 +170,12 @@ def _check_gate(config: Any) -> None:
     if any(part.mean == 1 for part in config.recurrence.parts):
         raise ValueError("recurrence.loss_on gate chooses among passes, but recurrence.mean 1 has only one; set it to "
                          "2 or more, or recurrence.loss_on to last")
+
+
+def _check_uncounted(config: Any) -> None:
+    if config.model.step_embedding != "none":
+        raise ValueError(f"model.step_embedding {config.model.step_embedding} tells the core the index of a step, but "
+                         f"the solver of {config.objective} seeks one state for all steps; set it to none")
 
 
 def _check_no_gate(config: Any) -> None:
@@ -235,7 +248,7 @@ RULES: dict[str, Rule] = {rule.name: rule for rule in (
          checks=(_loss_once("after each segment"), check_blocks, _check_kind)),
     Rule("fixed-point", "looped.objectives.fixed_point.FixedPoint", loops=True, reads=(*DEEP, "fixed_point"),
          depth=lambda config: config.fixed_point.max_steps,
-         checks=(_loss_once("at the fixed point"), check_blocks, _check_kind)),
+         checks=(_loss_once("at the fixed point"), _check_uncounted, check_blocks, _check_kind)),
     Rule("denoise", "looped.objectives.denoise.Denoise",
          {"generate": "looped.objectives.pixel_denoising.DenoisePixels"},
          **SOLVER, reads=SOLVED, checks=(*LAYOUT, _check_kind, check_guidance)),

@@ -11,7 +11,7 @@ GROWING = 1.5
 """Growth factor over the second half of the steps above which a latent counts as growing. A random walk grows by 1.41,
 a constant increment per step by 2."""
 
-Latent = Float[Tensor, "num length width"]
+Latent = Float[Tensor, "num length ..."]
 
 
 class StateStats:
@@ -43,6 +43,7 @@ class StateStats:
         self.latent, self._moved = latent, moved
 
     def _that_count(self, latent: Latent) -> Latent:
+        latent = latent.flatten(2)  # of several streams, side by side
         return latent.float() if self.cells is None else latent.float() * self.cells.unsqueeze(-1)
 
 

@@ -79,11 +79,12 @@ class LoopRollout(Rollout):
             if len(working) < len(state):
                 rows = rows_of_batch(batch[working])
             before = state[working]
-            after = model.step(before, e[working], None, rows.having(block=model.recurrence.block_at(step)))
+            after = model.step(before, e[working], None,
+                               rows.having(block=model.recurrence.block_at(step), step=step))
             after = after if damping == 0 else damping * before + (1 - damping) * after
             state = state.index_copy(0, working, after)
             if read is None or step + 1 in read:
-                stopping.take(model.decode(after, rows), after)
+                stopping.take(model.decode(after, rows), model.recurrence.leave(after))
             else:
                 stopping.go_on()
             yield state
@@ -157,7 +158,8 @@ class LoopRollout(Rollout):
         noise = random.normal("state", e.shape[1:]) if model.recurrence.needs_noise else None
 
         def read(_: int, state: Tensor) -> None:
-            logits, latent = (part.flatten(0, 1).unsqueeze(1) for part in (model.decode(state, around), state))
+            logits, latent = (part.flatten(0, 1).unsqueeze(1)
+                              for part in (model.decode(state, around), model.recurrence.leave(state)))
             for stopping in each:
                 if len(working := stopping.working):
                     stopping.take(logits[working], latent[working])
@@ -203,7 +205,7 @@ class LoopWriter:
 
 
 def read_on(model: LanguageModel, reading: Reading,
-            draws: Draws) -> tuple[Float[Tensor, "batch new width"], Rows]:
+            draws: Draws) -> tuple[Float[Tensor, "batch new ..."], Rows]:
     """(state, rows) after the loop has processed the columns of `reading`.
 
     A random initial state depends on the position alone (`draws`), so a text is the same in whatever pieces it is

@@ -13,12 +13,17 @@ def effective_depth(config: Config, block: int | None = None) -> int:
     """Layers on the longest residual path; the core counts once per loop step (Huginn: `mean` steps). If a step trains
     one block of several, the path goes through one block: `block`, or one of mean size. Under `forward-forward` it
     goes through one layer."""
-    model, core = config.model, config.step_layers * config.main_depth
+    model, core = config.model, config.step_layers * _counted_steps(config)
     if config.rule.residual_layers is not None:
         return config.rule.residual_layers(config)
     if config.rule.trains_one_block(config):
         core = config.step_layers if block is None else config.block_layers[block]
     return model.num_prelude_layers + round(core) + model.num_coda_layers
+
+
+def _counted_steps(config: Config) -> int:
+    """The loop steps that count in the initialisation: one if `model.loop_scale` divides the branches by all."""
+    return 1 if config.rule.bounds_steps and config.model.loop_scale == "branches" else config.main_depth
 
 
 Model = LanguageModel | ImageDenoiser
@@ -48,5 +53,6 @@ def unseeded(config: Config, vocab_size: int, picture: ImageSpec | None = None) 
     """`build` with weights from torch's global random state; a meta device needs no seed."""
     structure = Structure(cond_width=config.cond_width, core_layers=config.block_layers,
                           effective_depth=effective_depth(config), held=config.blocks.held,
-                          checkpointed=config.training.checkpoint_activations, mask_token=config.rule.hides)
+                          checkpointed=config.training.checkpoint_activations, mask_token=config.rule.hides,
+                          loop_steps=config.main_depth if config.rule.bounds_steps else None)
     return class_at(config.kind.model, "model").of_data(config, vocab_size, picture, structure)

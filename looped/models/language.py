@@ -19,6 +19,7 @@ from looped.data.image_batches import ImageSpec
 from looped.errors import UserError, did_you_mean
 from looped.import_path import class_at
 from looped.nn.blocks import Core, LayerStack, MissingBlock, OwnBlock, run_layers
+from looped.nn.boundary import NUM_FEATURES, STEP_EMBEDDINGS, Boundary, ScaledUpdate, StepModulation, Streams
 from looped.nn.cache import Cache
 from looped.nn.checks import ids_of, kind_of, require, whole_number
 from looped.nn.conditioning import LevelEmbedding
@@ -54,7 +55,8 @@ class Structure:
     `core_layers`: number of layers per block of the core; None: one block with all, the weight-tied loop.
     `held`: the blocks in this model; None: all. The others take no memory and cannot run.
     `checkpointed`: layers save only their inputs for backward (`TransformerLayer`). `mask_token`: adds the token
-    `vocab_size` to the embedding, the mask token, which is never predicted.
+    `vocab_size` to the embedding, the mask token, which is never predicted. `loop_steps`: the trained number of loop
+    steps, between which lies the boundary of the config (`boundary_of`); None: none does.
     """
 
     cond_width: int | None = None
@@ -63,6 +65,7 @@ class Structure:
     held: Collection[int] | None = None
     checkpointed: bool = False
     mask_token: bool = False
+    loop_steps: int | None = None
 
 
 PLAIN_LOOP = Structure()
@@ -93,7 +96,8 @@ class LanguageModel(nn.Module):
         self.coda: nn.ModuleList = nn.ModuleList(
             layer_of(config, first + number, checkpointed=s.checkpointed) for number in range(config.num_coda_layers))
         # If each pass ends in a norm and there is no coda, the norm of the last pass is the final one.
-        normed = config.loop_norm == "each-pass" and not config.num_coda_layers
+        normed = (config.loop_norm == "each-pass" and not config.num_coda_layers
+                  and self.recurrence.boundary.keeps_passes)
         self.norm: Plain | RMSNorm = Plain() if normed else RMSNorm(config.width, eps=config.norm_eps)
         self.head: nn.Linear | None = None if config.tie_embeddings else nn.Linear(config.width, vocab_size, bias=False)
         self.exit_gate: ExitGate | None = ExitGate(config.width) if config.exit_gate else None
@@ -131,22 +135,25 @@ class LanguageModel(nn.Module):
         """Layers of the core per loop step, a mean over its blocks."""
         return sum(self.core_layers) / len(self.core_layers)
 
-    def initial_state(self, e: State, noise: State | None = None) -> State:
+    def initial_state(self, e: State, noise: State | None = None) -> Tensor:
         """The state before the first loop step; see `RecurrentDepth.initial_state`."""
         return self.recurrence.initial_state(e, noise)
 
-    def step(self, state: State, e: State, level: Level | None = None, rows: Rows = PLAIN) -> State:
-        """One loop step. `level` (B,) or (B, L) conditions it on a noise level."""
+    def step(self, state: Tensor, e: State, level: Level | None = None, rows: Rows = PLAIN) -> Tensor:
+        """One loop step, from a state of `initial_state` or of another step. `level` (B,) or (B, L) conditions it on a
+        noise level, `rows.step` on its index in the loop if the model has a step embedding."""
         cond = self.level_embedding(level) if level is not None else None
-        return self.recurrence.step(state, e, cond, self.placed(state, rows).at("core"), block=rows.block)
+        told = self.placed(state, rows).at("core").having(step=None)  # a compiled core is the same at every step
+        return self.recurrence.step(state, e, cond, told, block=rows.block, index=rows.step)
 
-    def decode(self, state: State, rows: Rows = PLAIN) -> Logits:
+    def decode(self, state: Tensor, rows: Rows = PLAIN) -> Logits:
         """Norm, coda, norm, head."""
         return head_logits(self, self.hidden(state, rows))
 
-    def hidden(self, state: State, rows: Rows = PLAIN) -> State:
+    def hidden(self, state: Tensor, rows: Rows = PLAIN) -> State:
         """The head's input: norm (`loop_norm`), coda, norm. With `head_weight` a loss needs no logits of all rows at
         once."""
+        state = self.recurrence.leave(state)
         return self.norm(run_layers(self.coda, self._left_loop(state), None, self.placed(state, rows).at("coda")))
 
     def _left_loop(self, state: State) -> State:
@@ -165,8 +172,8 @@ class LanguageModel(nn.Module):
         return self.head.weight
 
     def unroll(self, e: State, rows: Rows = PLAIN, *, no_grad: int | Tensor = 0, grad: int | Tensor,
-               state: State | None = None, noise: State | None = None,
-               callback: Callable[[int, State], Any] | None = None) -> State:
+               state: Tensor | None = None, noise: State | None = None,
+               callback: Callable[[int, Tensor], Any] | None = None, first: int = 0) -> Tensor:
         """Run the loop; arguments as in `RecurrentDepth.unroll`. With a cache, each step has its own part of it."""
         if e.ndim != 3 or e.shape[-1] != self.width:
             raise UserError(f"e must be what encode(tokens) returns, (batch, length, {self.width}), got {kind_of(e)}")
@@ -176,7 +183,7 @@ class LanguageModel(nn.Module):
             return whole.at("core", index) if sequences is None else whole.of(sequences)
 
         return self.recurrence.unroll(e, no_grad=no_grad, grad=grad, state=state, noise=noise, callback=callback,
-                                      rows=of_step)
+                                      rows=of_step, first=first)
 
     def forward(self, tokens: Int[Tensor, "batch length"], num_steps: int, *, noise: State | None = None) -> Logits:
         """Logits after `num_steps` loop steps. Raises `UserError` for ids outside the vocabulary."""
@@ -230,14 +237,13 @@ class LanguageModel(nn.Module):
         self.recurrence.compile_step(**settings)
 
 
-def layer_of(config: ModelConfig, number: int = 0, cond_width: int | None = None, *,
-             checkpointed: bool) -> TransformerLayer:
-    """A layer of a model; `number`: its index among all layers, from 0."""
+def layer_of(config: ModelConfig, number: int = 0, *, checkpointed: bool, **own: Any) -> TransformerLayer:
+    """A layer of a model; `number`: its index among all layers, from 0; own: further arguments of the layer."""
     c = config
     rotary = c.nope_interval is None or (number + 1) % c.nope_interval != 0
-    return TransformerLayer(c.width, c.num_heads, c.hidden, block=c.block, cond_width=cond_width, eps=c.norm_eps,
-                            checkpointed=checkpointed, activation=c.ffn, num_kv_heads=c.kv_heads, head_dim=c.head_width,
-                            bias=c.attention_bias, qk_norm=c.qk_norm, rotary=rotary, backend=c.attention)
+    return TransformerLayer(c.width, c.num_heads, c.hidden, block=c.block, eps=c.norm_eps, checkpointed=checkpointed,
+                            activation=c.ffn, num_kv_heads=c.kv_heads, head_dim=c.head_width, bias=c.attention_bias,
+                            qk_norm=c.qk_norm, rotary=rotary, backend=c.attention, **own)
 
 
 def rotary_of(config: ModelConfig) -> Rotary:
@@ -267,13 +273,17 @@ def _made(core: Any, name: str, sizes: tuple[int, int, int | None]) -> nn.Module
 
 def loop_of(config: ModelConfig, structure: Structure) -> RecurrentDepth:
     """The loop over a core of blocks; those not `held` are placeholders (`MissingBlock`)."""
-    held, cond_width = structure.held, structure.cond_width
+    held, steps = structure.held, structure.loop_steps
+    modulated = steps is not None and config.step_embedding == "modulate"
+    cond_width = NUM_FEATURES if modulated else structure.cond_width
+    branch_scale = 1 / steps if steps is not None and config.loop_scale == "branches" else 1.0
 
     def block_of(first: int, num_layers: int) -> nn.Module:
         if config.core is not None:
             own = _made(class_at(config.core, "model.core"), config.core, (config.width, num_layers, cond_width))
             return OwnBlock(own, config.width, cond_width)
-        layers = [layer_of(config, first + number, cond_width, checkpointed=structure.checkpointed)
+        layers = [layer_of(config, first + number, checkpointed=structure.checkpointed, branch_scale=branch_scale,
+                           **{"modulation": StepModulation(config.width)} if modulated else {"cond_width": cond_width})
                   for number in range(num_layers)]
         norm = RMSNorm(config.width, eps=config.norm_eps) if config.loop_norm == "each-pass" else None
         return LayerStack(build_injection(config.injection, config.width), layers, norm)
@@ -282,7 +292,20 @@ def loop_of(config: ModelConfig, structure: Structure) -> RecurrentDepth:
     firsts = itertools.accumulate(sizes, initial=config.num_prelude_layers)
     core = [block_of(first, num_layers) if held is None or number in held else MissingBlock(number)
             for number, (first, num_layers) in enumerate(zip(firsts, sizes, strict=False))]
-    return RecurrentDepth(Core(*core), state_init=config.state_init, state_std=config.state_std)
+    return RecurrentDepth(Core(*core), state_init=config.state_init, state_std=config.state_std,
+                          boundary=boundary_of(config, steps))
+
+
+def boundary_of(config: ModelConfig, loop_steps: int | None) -> Boundary:
+    """The boundary between the steps of a loop trained for `loop_steps` steps; None: a core that is not looped."""
+    if loop_steps is None:
+        return Boundary()
+    parts = STEP_EMBEDDINGS[config.step_embedding](config.width)
+    if config.loop_scale == "update":
+        parts.append(ScaledUpdate(loop_steps))
+    if config.streams > 1:
+        parts.append(Streams(config.width, config.streams, dynamic=config.stream_mixing == "dynamic"))
+    return Boundary(*parts)
 
 
 def start_around(model: nn.Module, effective_depth: int) -> None:

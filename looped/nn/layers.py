@@ -229,6 +229,17 @@ class FeedForward(nn.Module):
         return project_by(self.out, self.in_(x), gate=gate, activation=self.activation)
 
 
+class Scaled(nn.Module):
+    """A tensor times a fixed number."""
+
+    def __init__(self, factor: float):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.factor * x
+
+
 class TransformerLayer(nn.Module):
     """Attention and a feed-forward network, each a residual branch.
 
@@ -237,14 +248,15 @@ class TransformerLayer(nn.Module):
     branch:   x = x + n2(attn(n1(x)));  x = x + n4(mlp(n3(x)))      (Ouro)
     postnorm: x = x + n2(attn(x));      x = x + n4(mlp(x))          (OLMo2)
 
-    Other arguments are those of `Attention`. A conditioned layer modulates n1 and n3, which postnorm lacks.
+    Other arguments are those of `Attention`. A conditioned layer modulates n1 and n3, which postnorm lacks;
+    `modulation` replaces the one for `cond_width`. `branch_scale` multiplies what each branch adds to the residual.
     `checkpointed`: save only the inputs for backward, which runs the layer again (Chen et al. 2016, arXiv 1604.06174);
     has no effect with a cache, which would be filled twice.
     """
 
     def __init__(self, width: int, num_heads: int, hidden: int, *, block: str = "prenorm",
-                 cond_width: int | None = None, eps: float = 1e-6, checkpointed: bool = False,
-                 activation: Activation = "swiglu", **attention: Any):
+                 cond_width: int | None = None, modulation: Modulation | None = None, branch_scale: float = 1.0,
+                 eps: float = 1e-6, checkpointed: bool = False, activation: Activation = "swiglu", **attention: Any):
         super().__init__()
         if block not in BLOCKS:
             raise UserError(f"block '{block}' is unknown{did_you_mean(block, BLOCKS)}")
@@ -261,7 +273,8 @@ class TransformerLayer(nn.Module):
         self.n4: RMSNorm | nn.Identity
         self.n1, self.n3 = (RMSNorm(width, eps=eps) if before else Plain() for _ in range(2))
         self.n2, self.n4 = (RMSNorm(width, eps=eps) if after else nn.Identity() for _ in range(2))
-        self.modulation: Modulation | None = Modulation(cond_width, width) if cond_width else None
+        self.branch: nn.Module = nn.Identity() if branch_scale == 1 else Scaled(branch_scale)
+        self.modulation: Modulation | None = Modulation(cond_width, width) if cond_width else modulation
 
     def _modulate(self, cond: Tensor | None):
         if cond is None or self.modulation is None:
@@ -283,9 +296,9 @@ class TransformerLayer(nn.Module):
     def _run(self, x: State, cond: Tensor | None, rows: Rows) -> State:
         (shift1, scale1, gate1), (shift2, scale2, gate2) = self._modulate(cond)
         branch = self.attn(self.n1(x, scale=scale1, shift=shift1), rows, gate=gate1)
-        x = self.n2(x + branch) if self.on_sum else x + self.n2(branch)
+        x = self.n2(x + self.branch(branch)) if self.on_sum else x + self.branch(self.n2(branch))
         branch = self.mlp(self.n3(x, scale=scale2, shift=shift2), gate=gate2)
-        return self.n4(x + branch) if self.on_sum else x + self.n4(branch)
+        return self.n4(x + self.branch(branch)) if self.on_sum else x + self.branch(self.n4(branch))
 
     def record(self, x: State, cache: LayerCache, *, rotation: Rotation) -> None:
         """Append the keys and values of the unconditioned rows `x` to `cache`."""

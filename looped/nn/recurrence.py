@@ -12,6 +12,7 @@ mask and positions (blocks.py).
 import inspect
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,10 +21,12 @@ from torch import Tensor, nn
 from looped.devices import to_device, widest
 from looped.errors import UserError, did_you_mean
 from looped.nn.blocks import OwnBlock, State, require_block
+from looped.nn.boundary import Boundary, Index
 from looped.nn.checks import counts_by_row, whole_number
 from looped.nn.layers import RMSNorm
+from looped.tensor_types import Float
 
-States = State | tuple[Tensor, ...]
+States = Float[Tensor, "batch length ..."] | tuple[Tensor, ...]
 Parts = Tensor | tuple[Tensor, ...]
 """A state, or some sequences of it."""
 RowsOfStep = Callable[[int, Tensor | None], Any]
@@ -36,16 +39,18 @@ class RecurrentDepth(nn.Module):
 
     state_init: the state before the first step: "zero", "embedding" (e itself), or drawn from `noise=`, "noise"
     (standard normal) or "like-init" (normal with a standard deviation of sqrt(2 / 5), truncated at three of them).
-    state_std: another standard deviation of these draws, or a factor of the other two. Raises `UserError` for another
-    name, and for a core that is no `Block`.
+    state_std: another standard deviation of these draws, or a factor of the other two. boundary: what happens between
+    two steps; None: nothing. Raises `UserError` for another name, and for a core that is no `Block`.
     """
 
-    def __init__(self, core: nn.Module, *, state_init: str = "zero", state_std: float | None = None):
+    def __init__(self, core: nn.Module, *, state_init: str = "zero", state_std: float | None = None,
+                 boundary: Boundary | None = None):
         super().__init__()
         require_block(core)
         if state_init not in STATE_INITS:
             raise UserError(f"state_init '{state_init}' is unknown{did_you_mean(state_init, STATE_INITS)}")
         self.core = core
+        self.boundary: Boundary = Boundary() if boundary is None else boundary
         self.state_init = state_init
         self.state_std = state_std
 
@@ -54,7 +59,7 @@ class RecurrentDepth(nn.Module):
         """Number of blocks of the core, which steps run in turn; 1 for a core without `num_blocks`."""
         return getattr(self.core, "num_blocks", 1)
 
-    def block_at(self, index: int) -> int | None:
+    def block_at(self, index: Any) -> int | None:
         """Index of the block that step `index` runs; None if there is only one."""
         return index % self.num_blocks if self.num_blocks > 1 else None
 
@@ -63,19 +68,30 @@ class RecurrentDepth(nn.Module):
         """True if the initial state is drawn at random."""
         return self.state_init in ("like-init", "noise")
 
-    def initial_state(self, e: State, noise: State | None = None) -> State:
-        """The state before the first step; `like-init` and `noise` need `noise`, standard normal draws of e's shape.
-        Raises `UserError` if it is missing or has another shape, or if another `state_init` would ignore it."""
+    def initial_state(self, e: State, noise: State | None = None) -> Tensor:
+        """The loop's state before the first step; `like-init` and `noise` need `noise`, standard normal draws of e's
+        shape. Raises `UserError` if it is missing or has another shape, or if another `state_init` would ignore it."""
         if noise is not None and not self.needs_noise:
             raise UserError(f"state_init {self.state_init} draws nothing, so noise= would be ignored; leave it out, or "
                             f"choose like-init or noise")
         state = STATE_INITS[self.state_init](e, noise)
-        return state if self.state_std is None else self.state_std / USUAL_STD[self.state_init] * state
+        state = state if self.state_std is None else self.state_std / USUAL_STD[self.state_init] * state
+        return self.boundary.enter(state)
+
+    def leave(self, state: States) -> States:
+        """The state that coda, heads and exits read, (B, L, D), from the loop's state."""
+        return self.boundary.leave(state)
 
     def step(self, state: States, e: State, cond: Tensor | None = None, rows: Any = None, *,
-             block: int | None = None) -> States:
-        """Apply the core once, or its `block` if it has several. Raises `UserError` if the core does not take the
-        `rows` of a model; an error inside the core is raised unchanged, with a note on how the core was called."""
+             block: int | None = None, index: Index = None) -> States:
+        """Run one step: the core, or its `block` if it has several, inside the boundary. index: the number of steps
+        before it, one for all sequences or one each, which a step embedding needs. Raises `UserError` if it is missing
+        there, and if the core does not take the `rows` of a model; an error inside the core is raised unchanged, with
+        a note on how the core was called."""
+        return self.boundary(partial(self.apply_core, rows=rows, block=block), index, state, e, cond)
+
+    def apply_core(self, state: States, e: State, cond: Tensor | None, rows: Any, block: int | None) -> States:
+        """Apply the core once, without the boundary."""
         told = () if rows is None else (rows,)
         chosen = {} if block is None else {"block": block}  # not the index: one compiled graph per block
         try:
@@ -100,25 +116,26 @@ class RecurrentDepth(nn.Module):
     def unroll(self, e: State, *, no_grad: int | Tensor, grad: int | Tensor, state: States | None = None,
                noise: State | None = None, cond: Tensor | None = None,
                callback: Callable[[int, States], Any] | None = None,
-               rows: RowsOfStep | None = None) -> States:
+               rows: RowsOfStep | None = None, first: int = 0) -> States:
         """Run `no_grad` steps without gradient, then `grad` steps with it (Huginn's truncated BPTT).
 
         Tensors (B,) set one depth per sequence, in any order: all sequences first run their steps without gradient,
         then those with it. A finished sequence leaves the batch, so nothing is computed for it. `rows(index, numbers)`
         returns the `rows` argument of step `index` for the sequences with these indices (None: all, in order).
         `callback(index, state)` gets the state of all sequences after each step; if it returns True, the loop stops.
-        `index` counts the steps that the loop has run. `state` may be a tuple of tensors (B, ...) that the core takes
-        and returns; without it the loop starts from `initial_state`, one tensor.
+        `index` counts the steps that the loop has run, from `first`, the number of those that led to a given `state`.
+        `state` may be a tuple of tensors (B, ...) that the core takes and returns; without it the loop starts from
+        `initial_state`, one tensor.
 
         Raises `UserError` for negative depths, for depths of another number of sequences, and for a core that returns
         another shape than it was given.
         """
         state = self.initial_state(e, noise) if state is None else state
         if isinstance(no_grad, Tensor) or isinstance(grad, Tensor):
-            return self._unroll_rows(state, _Rounds(self, e, cond, callback, rows), no_grad, grad)
+            return self._unroll_rows(state, _Rounds(self, e, cond, callback, rows, first), no_grad, grad)
         no_grad, grad = whole_number("no_grad", no_grad), whole_number("grad", grad)
-        for index in range(no_grad + grad):
-            with torch.set_grad_enabled(index >= no_grad and torch.is_grad_enabled()):
+        for index in range(first, first + no_grad + grad):
+            with torch.set_grad_enabled(index >= first + no_grad and torch.is_grad_enabled()):
                 state = self.checked_step(state, e, cond, rows and rows(index, None), index)
             if callback is not None and callback(index, state):
                 break
@@ -132,14 +149,15 @@ class RecurrentDepth(nn.Module):
         # Deepest first: one order for both rounds if n and k = min(p, k_max) grow with the depth p.
         deepest = sorted(range(batch), key=lambda row: -(no_grad[row] + grad[row]))
         with torch.no_grad():
-            state = rounds.run(start, no_grad, deepest)
+            state = rounds.run(start, no_grad, deepest, [0] * batch)
         if torch.is_grad_enabled():
             state = each(lambda new, old: _with_gradient_of(old, new, no_grad), state, start)
-        return rounds.run(state, grad, deepest)
+        return rounds.run(state, grad, deepest, no_grad)
 
-    def checked_step(self, state: States, e: State, cond: Tensor | None, rows: Any, index: int) -> States:
-        """Run step `index`. Raises `UserError` if the returned state has another shape than the given one."""
-        new = self.step(state, e, cond, rows, block=self.block_at(index))
+    def checked_step(self, state: States, e: State, cond: Tensor | None, rows: Any, index: int | Tensor) -> States:
+        """Run step `index`, one for all sequences or one each. Raises `UserError` if the returned state has another
+        shape than the given one."""
+        new = self.step(state, e, cond, rows, block=self.block_at(index), index=index)
         if _shapes(new) != _shapes(state):
             raise UserError(f"the core was given a state of shape {_shapes(state)} but returned {_shapes(new)}; "
                             f"a core takes (state, e, cond) and returns the next state, of the same shape")
@@ -165,13 +183,13 @@ class _Rounds:
     """The two rounds of an unroll with one depth per sequence: steps without gradient, then steps with it."""
 
     def __init__(self, loop: RecurrentDepth, e: State, cond: Tensor | None, callback: Callable | None,
-                 rows: RowsOfStep | None):
+                 rows: RowsOfStep | None, first: int):
         self.loop, self.e, self.cond, self.callback, self.rows = loop, e, cond, callback, rows
-        self.index, self.stopped = 0, False
+        self.first, self.index, self.stopped = first, first, False
 
-    def run(self, state: States, depths: list[int], deepest: list[int]) -> States:
-        """The state after `depths[row]` more steps of each sequence. Sequences are sorted by the steps they have left,
-        ties in the order `deepest`, so the running ones are a prefix."""
+    def run(self, state: States, depths: list[int], deepest: list[int], done: list[int]) -> States:
+        """The state after `depths[row]` more steps of each sequence, which has run `done[row]` before. Sequences are
+        sorted by the steps they have left, ties in the order `deepest`, so the running ones are a prefix."""
         order = sorted(deepest, key=lambda row: -depths[row])
         longest = depths[order[0]] if order else 0
         if not longest or self.stopped:
@@ -183,7 +201,8 @@ class _Rounds:
             num = sum(depth > step for depth in depths)
             first = slice(num)
             new = self.loop.checked_step(_rows_of(state, first), e[first], None if cond is None else cond[first],
-                                         self.rows and self.rows(self.index, place[first]), self.index)
+                                         self.rows and self.rows(self.index, place[first]),
+                                         _index([self.first + done[row] + step for row in order[:num]]))
             state = each(lambda *parts: torch.cat(parts), new, _rows_of(state, slice(num, None))) \
                 if num < len(order) else new
             if self._stops(state if self.callback is None else _rows_of(state, back)):
@@ -195,6 +214,11 @@ class _Rounds:
         self.stopped = self.callback is not None and bool(self.callback(self.index, state))
         self.index += 1
         return self.stopped
+
+
+def _index(of_rows: list[int]) -> int | Tensor:
+    """The index of each sequence's step: one number if it is the same for all."""
+    return of_rows[0] if len(set(of_rows)) == 1 else torch.tensor(of_rows)
 
 
 def each(function: Callable[..., Tensor], *states: Parts) -> Parts:

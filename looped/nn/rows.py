@@ -29,7 +29,8 @@ class Rows:
     itself. positions: with one axis or several (cells of a grid); None: `start`, start + 1, ... cache: keys and values
     of earlier rows, to which those of these rows are appended. context: clean keys and values
     (`LanguageModel.make_context`); `strict`: a row attends only to those before its own place. block: the active block
-    of the core; None: the first.
+    of the core; None: the first. step: the number of loop steps before a single step, which a loop with a step
+    embedding needs (`LanguageModel.step`).
 
     A layer gets its own part of cache and context, and `rotation`, the rotary angles of the positions. angles: gives
     these angles for (the model's rotary, the rows), where they are computed ahead for a text that grows.
@@ -42,6 +43,7 @@ class Rows:
     context: Cache | LayerCache | None = None
     strict: bool = False
     block: int | None = None
+    step: int | None = None
     rotation: Rotation | None = None
     angles: Callable[[Rotary, Tensor], Rotation] | None = None
 

@@ -114,7 +114,7 @@ class Unrolled(Objective):
         readings, last = self.readings(self.model, start.batch, self.config), self.config.loss_on == "last"
 
         def take(state: Tensor) -> None:
-            readings.take(state, self.read_tokens(state, start.batch, start.rows))
+            readings.take(self.model.recurrence.leave(state), self.read_tokens(state, start.batch, start.rows))
 
         def read(index: int, state: Tensor) -> None:
             if index >= no_grad:

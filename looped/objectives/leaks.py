@@ -67,16 +67,16 @@ def _custom_blocks(model: Any) -> Iterator[nn.Module]:
 
 def _first_step(recurrence: nn.Module, run: Callable[[], Any]) -> tuple[Tensor, Tensor, Tensor | None, Any] | None:
     """(state, e, cond, rows) of the first loop step of a run; None if it takes no step."""
-    def step(state, e, cond=None, rows=None, *, block=None):
+    def apply_core(state, e, cond, rows, block):
         raise _FirstStep(state, e, cond, rows)
 
-    recurrence.step = step
+    recurrence.apply_core = apply_core
     try:
         run()
     except _FirstStep as first:
         return first.args
     finally:
-        del recurrence.step
+        del recurrence.apply_core
     return None
 
 

@@ -50,9 +50,12 @@ class OneStep(Unrolled):
         start = self.start(tokens, random)
         batch, state = start.batch, self.model.initial_state(start.e, start.noise)
         losses, halts, judged = [], [], []
-        for _ in range(self.supervision.segments):
-            state = self.model.unroll(start.e, start.rows, no_grad=self.supervision.steps, grad=1, state=state.detach())
-            hidden, logit = self.model.hidden(state, start.rows), self.halt_logit(state, batch)
+        without = self.supervision.steps
+        for segment in range(self.supervision.segments):
+            state = self.model.unroll(start.e, start.rows, no_grad=without, grad=1, state=state.detach(),
+                                      first=segment * (without + 1))
+            hidden = self.model.hidden(state, start.rows)
+            logit = self.halt_logit(self.model.recurrence.leave(state), batch)
             right = self.is_right(hidden.detach(), batch)
             losses.append(batch.mean(head_losses(self.model, hidden, batch.targets)).mean())
             halts.append(binary_cross_entropy_with_logits(logit, right.to(logit.dtype)))

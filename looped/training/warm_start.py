@@ -11,8 +11,9 @@ from looped.errors import UserError
 from looped.objectives import Objective
 from looped.training.runs import Run, identity_of
 
-CONDITIONING = ("level_embedding.", ".modulation.")
-"""Parts of the names of weights that condition a model on the noise level; a run without noise levels has none."""
+CONDITIONING = ("level_embedding.", ".modulation.", ".boundary.")
+"""Parts of the names of weights that condition a model on the noise level or the loop step, or that lie between two
+loop steps. A run may have none, and with their initial values the model computes the same as without them."""
 
 
 @torch.no_grad()

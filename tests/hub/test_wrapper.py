@@ -30,7 +30,9 @@ RULES = {
     "truncated": {"objective": "truncated"}, "embedding": {"objective": "full", "model.state_init": "embedding"},
     "untied": {"objective": "full", "model.tie_embeddings": False}, "no prelude": {
         "objective": "full", "model.num_prelude_layers": 0}, "ar": {"objective": "ar"},
-    "blocks": {"objective": "full", "blocks.num": 2, "recurrence.mean": 4}}
+    "blocks": {"objective": "full", "blocks.num": 2, "recurrence.mean": 4}, "boundary": {
+        "objective": "full", "model.step_embedding": "modulate", "model.loop_scale": "update", "model.streams": 2,
+        "model.stream_mixing": "dynamic"}}
 
 
 def looped(settings, end=None):
