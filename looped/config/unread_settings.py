@@ -47,6 +47,7 @@ READERS: tuple[Readers, ...] = (
     _where(["denoise.noise.log_mean", "denoise.noise.log_std"], "denoise.noise.distribution", "log-normal"),
     _where(["denoise.bridge_top_k"], "denoise.bridge", "top-k"),
     _where(["recurrence.gate_entropy"], "recurrence.loss_on", "gate"),
+    _where(["recurrence.distil_weight", "recurrence.distil_temperature"], "recurrence.loss_on", "distil"),
     _where(["model.injection"], "model.core", None),
     _where(["model.state_std"], "model.state_init", "like-init", "noise"),
     Readers(("domain.options",), lambda config: config.domain.name is not None, lambda config: "domain.name null"),

@@ -14,7 +14,7 @@ from looped.models.language import LanguageModel
 from looped.nn.depth_sampling import expected_depths, huginn_quantiles, sample_depths
 from looped.nn.exit_gate import gate_of
 from looped.nn.rows import Rows
-from looped.objectives.base import Loss, Objective, head_losses, rows_of_batch
+from looped.objectives.base import Loss, Objective, rows_of_batch
 from looped.objectives.rule_depths import (
     depth_decisions,
     expected_progressive_depths,
@@ -83,28 +83,22 @@ class Unrolled(Objective):
 
     def loss_after(self, start: Start, no_grad: int | Tensor, grad: int | Tensor) -> Float[Tensor, ""]:
         """The loss after the last step of an unroll, or over all its steps with gradient (`recurrence.loss_on`)."""
-        readings, last = self.readings(self.model, start.batch, self.config), self.config.loss_on == "last"
-
-        def take(state: Tensor) -> None:
-            readings.take(state, self.read_tokens(state, start.batch, start.rows))
+        readings = self.readings(self.model, start.batch, start.rows, self.config)
+        last = self.config.loss_on == "last"
 
         def read(index: int, state: Tensor) -> None:
             if index >= no_grad:
-                take(state)
+                readings.take(state)
 
         state = self.model.unroll(start.e, start.rows, no_grad=no_grad, grad=grad, noise=start.noise,
                                   callback=None if last else read)
         if last:
-            take(state)
+            readings.take(state)
         return readings.loss()
 
     def read_out(self, state: Tensor, batch: Batch, rows: Rows) -> Float[Tensor, "batch"]:
         """Cross-entropy of each sequence, decoded from a state."""
-        return batch.mean(self.read_tokens(state, batch, rows))
-
-    def read_tokens(self, state: Tensor, batch: Batch, rows: Rows) -> Float[Tensor, "batch length"]:
-        """Cross-entropy of each token, decoded from a state."""
-        return head_losses(self.model, self.model.hidden(state, rows), batch.targets)
+        return batch.mean(Alike(self.model, batch, rows, self.config).read(state))
 
     def layer_forwards(self) -> float:
         no_grad, grad = self.expected_depths()

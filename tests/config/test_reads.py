@@ -43,6 +43,7 @@ OWN = {"blockwise": {"blocks.num": 2}, "noprop-dt": {"blocks.num": 2},
 VARIANTS = {
     "blocks of masked": ("text", {"objective": "masked", "blocks.num": 2}),
     "exit gate": ("text", {"objective": "full", "model.exit_gate": True, "recurrence.loss_on": "gate"}),
+    "distil": ("text", {"objective": "full", "recurrence.loss_on": "distil"}),
     "blocks of a loop": ("text", {"objective": "full", "blocks.num": 2}),
     "implicit": ("task", {"objective": "fixed-point", "fixed_point.gradient": "implicit"}),
     "one-hot": ("classify", {"objective": "noprop-ct", "noprop.embedding": "one-hot"}),
