@@ -25,6 +25,7 @@ from looped.config.blocks import check_blocks, check_blockwise
 from looped.config.denoise import check_guidance, check_layout
 from looped.config.local_rules import check_forward_forward, check_noprop, check_noprop_dt
 from looped.config.masked import check_masked
+from looped.config.revisit import check_revisit
 from looped.errors import UserError, did_you_mean
 from looped.import_path import class_at
 
@@ -220,13 +221,14 @@ EMBEDDED = ("noprop.embedding", "noprop.dim", "noprop.eta", "evaluation.trajecto
 
 RULES: dict[str, Rule] = {rule.name: rule for rule in (
     Rule("full", f"{BPTT}.Full", loops=True, blocks=True,
-         reads=(*DEEP, "recurrence.mean", "recurrence.from_share", *READ_AT, "recurrence.gate_entropy"),
-         checks=(_check_gate, _check_teaches, check_blocks, _check_whole_passes, _check_kind)),
+         reads=(*DEEP, "recurrence.mean", "recurrence.from_share", *READ_AT, "recurrence.gate_entropy",
+                "revisit"),
+         checks=(_check_gate, _check_teaches, check_revisit, check_blocks, _check_whole_passes, _check_kind)),
     Rule("truncated", f"{BPTT}.Truncated", loops=True, blocks=True, as_deep_as_mean=_as_deep_as_mean,
          reads=(*DEEP, "recurrence.mean", "recurrence.backprop", "recurrence.distribution", "recurrence.quantile",
-                "recurrence.per_sequence", "recurrence.from_share", *READ_AT),
-         checks=(_check_no_gate, _check_loss_drawn, _check_teaches, check_blocks, _check_whole_passes,
-                 _check_drawn_passes, _check_kind)),
+                "recurrence.per_sequence", "recurrence.from_share", *READ_AT, "revisit"),
+         checks=(_check_no_gate, _check_loss_drawn, _check_teaches, check_revisit, check_blocks,
+                 _check_whole_passes, _check_drawn_passes, _check_kind)),
     Rule("progressive", f"{BPTT}.Progressive", loops=True,
          reads=(*DEEP, "recurrence.mean", *READ_AT, "recurrence.progressive_weight"),
          checks=(_check_no_gate, _check_teaches, check_blocks, _check_kind)),

@@ -48,6 +48,8 @@ READERS: tuple[Readers, ...] = (
     _where(["denoise.bridge_top_k"], "denoise.bridge", "top-k"),
     _where(["recurrence.gate_entropy"], "recurrence.loss_on", "gate"),
     _where(["recurrence.distil_weight", "recurrence.distil_temperature"], "recurrence.loss_on", "distil"),
+    _where(["revisit.max_visits", "revisit.restart_share", "revisit.dtype", "revisit.max_gigabytes"], "revisit.keep",
+           True),
     _where(["model.injection"], "model.core", None),
     _where(["model.state_std"], "model.state_init", "like-init", "noise"),
     Readers(("domain.options",), lambda config: config.domain.name is not None, lambda config: "domain.name null"),

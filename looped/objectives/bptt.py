@@ -2,7 +2,8 @@
 after a random number without gradient (`Progressive`, Deep Thinking), or the single step of an ordinary language model
 (`Autoregressive`)."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from looped.nn.depth_sampling import expected_depths, huginn_quantiles, sample_d
 from looped.nn.exit_gate import gate_of
 from looped.nn.rows import Rows
 from looped.objectives.base import Loss, Objective, rows_of_batch
+from looped.objectives.kept_states import NothingKept, kept_states
 from looped.objectives.rule_depths import (
     depth_decisions,
     expected_progressive_depths,
@@ -30,12 +32,14 @@ from looped.tensor_types import Float, Int
 @dataclass(frozen=True)
 class Start:
     """A batch before its first loop step: `rows` its attention mask and positions, `e` the encoded input, `noise` the
-    draws of a random initial state."""
+    draws of a random initial state, `state` another one than the initial state, `keep` what takes the last state."""
 
     batch: Batch
     rows: Rows
     e: Float[Tensor, "batch length width"]
     noise: Float[Tensor, "batch length width"] | None
+    state: Float[Tensor, "batch length width"] | None = None
+    keep: Callable[[Tensor], None] = lambda state: None
 
 
 class Unrolled(Objective):
@@ -91,7 +95,8 @@ class Unrolled(Objective):
                 readings.take(state)
 
         state = self.model.unroll(start.e, start.rows, no_grad=no_grad, grad=grad, noise=start.noise,
-                                  callback=None if last else read)
+                                  state=start.state, callback=None if last else read)
+        start.keep(state)
         if last:
             readings.take(state)
         return readings.loss()
@@ -120,9 +125,18 @@ class Late(Unrolled):
     spent: float | None = None
     """Fraction of the budget spent before this step; None where nobody trains, as in evaluations."""
 
+    @classmethod
+    def from_config(cls, config: Config, model: nn.Module) -> Objective:
+        return cls(model, config.recurrence, kept_states(config, model))
+
+    def __init__(self, model: LanguageModel, config: RecurrenceConfig, kept: NothingKept | None = None):
+        super().__init__(model, config)
+        self.kept: NothingKept = NothingKept() if kept is None else kept
+
     @property
     def changes(self) -> str:
-        return f"the loop begins after {self.config.from_share:g} of them" if self.config.from_share else ""
+        late = f"the loop begins after {self.config.from_share:g} of them" if self.config.from_share else ""
+        return self.kept.clause or late
 
     def loop_depths(self, random: StepRandom) -> tuple[int | Tensor, int | Tensor]:
         """(steps without gradient, steps with gradient) of a training step in which the loop runs."""
@@ -132,8 +146,28 @@ class Late(Unrolled):
         """The means of `loop_depths`."""
         raise NotImplementedError
 
+    def before_training(self, train: Any, num_processes: int) -> str:
+        return self.kept.open(train, num_processes)
+
+    def training_state(self) -> dict[str, Tensor]:
+        return self.kept.tensors()
+
     def before_step(self, spent: float) -> None:
         self.spent = spent
+
+    def after_step(self) -> None:
+        self.kept.store()
+
+    def start(self, tokens: Int[Tensor, "batch length_and_one"] | Batch, random: StepRandom) -> Start:
+        start = super().start(tokens, random)
+        if not self.training:
+            return start
+        return replace(start, **self.kept.visit(
+            start.e, lambda: self.model.initial_state(start.e, start.noise), random))
+
+    def forward(self, tokens: Int[Tensor, "batch length_and_one"] | Batch, random: StepRandom) -> Loss:
+        loss = super().forward(tokens, random)
+        return replace(loss, metrics=loss.metrics | self.kept.metrics()) if self.training else loss
 
     @property
     def single(self) -> tuple[int, int]:
@@ -159,6 +193,10 @@ class Late(Unrolled):
 
 class Full(Late):
     """Gradient through all `mean` steps."""
+
+    @classmethod
+    def trained_depths(cls, config: Config) -> tuple[int, int]:
+        return config.recurrence.mean, config.recurrence.mean * config.revisit.deepest
 
     def loop_depths(self, random: StepRandom) -> tuple[int, int]:
         return 0, self.config.mean
@@ -190,11 +228,11 @@ class Truncated(Late):
     @classmethod
     def trained_depths(cls, config: Config) -> tuple[int, int]:
         """(smallest, largest) depth in the middle 90 % of those that Huginn's sampler draws."""
-        recurrence = config.recurrence
+        recurrence, visits = config.recurrence, config.revisit.deepest
         if recurrence.distribution == "fixed":
-            return recurrence.mean, recurrence.mean
+            return recurrence.mean, recurrence.mean * visits
         low, high = huginn_quantiles(recurrence.mean, (0.05 * recurrence.quantile, 0.95 * recurrence.quantile))
-        return low, high
+        return low, high * visits
 
 
 class Progressive(Unrolled):
