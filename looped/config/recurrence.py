@@ -92,6 +92,12 @@ class FixedPointConfig(Section):
     phantom_steps: Depth = Field(default=1, description="steps of the phantom gradient")
     tau: Annotated[Positive, Field(le=1)] = Field(
         default=1.0, description="fraction of a phantom step that is new; the rest is the previous state")
+    head_start: Literal["none", "pass"] = Field(
+        default="none",
+        description="start of the solver: the initial state; or pass: the state of a first pass with gradient and a "
+                    "loss of its own, so that after training the model can be run at depth 1, without the solver "
+                    "(Attractor)")
+    head_start_weight: Positive = Field(default=1.0, description="weight of the loss of the first pass")
 
     @model_validator(mode="after")
     def _check_steps(self):

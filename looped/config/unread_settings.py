@@ -58,6 +58,7 @@ READERS: tuple[Readers, ...] = (
     _where(["denoise.settle_above"], "denoise.order", "confidence"),
     _where(["denoise.schedule"], "denoise.order", "together", "left-to-right"),
     _where(["fixed_point.phantom_steps", "fixed_point.tau"], "fixed_point.gradient", "phantom"),
+    _where(["fixed_point.head_start_weight"], "fixed_point.head_start", "pass"),
     _where(["noprop.dim"], "noprop.embedding", "learned"),
     _where(["images.randaugment_ops", "images.randaugment_magnitude"], "images.randaugment", True),
     Readers(("data.dataset_config", "data.split", "data.streaming"), lambda config: config.data.dataset is not None,

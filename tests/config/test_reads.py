@@ -46,6 +46,7 @@ VARIANTS = {
     "distil": ("text", {"objective": "full", "recurrence.loss_on": "distil"}),
     "blocks of a loop": ("text", {"objective": "full", "blocks.num": 2}),
     "implicit": ("task", {"objective": "fixed-point", "fixed_point.gradient": "implicit"}),
+    "head start": ("text", {"objective": "fixed-point", "fixed_point.head_start": "pass"}),
     "one-hot": ("classify", {"objective": "noprop-ct", "noprop.embedding": "one-hot"}),
     "confidence": ("task", {"denoise.order": "confidence"}),
     "log-normal": ("task", {"denoise.noise.distribution": "log-normal"}),
