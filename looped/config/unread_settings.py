@@ -45,6 +45,7 @@ READERS: tuple[Readers, ...] = (
     Readers(("blocks.overlap", "blocks.choose"), lambda config: config.blocks.num > 1, lambda config: "blocks.num 1"),
     _where(["blocks.shared_by"], "blocks.shared", "with-block"),
     _where(["denoise.noise.log_mean", "denoise.noise.log_std"], "denoise.noise.distribution", "log-normal"),
+    Readers(("denoise.path",), lambda config: config.denoise.train_steps > 1, lambda config: "denoise.train_steps 1"),
     _where(["denoise.bridge_top_k"], "denoise.bridge", "top-k"),
     _where(["recurrence.gate_entropy"], "recurrence.loss_on", "gate"),
     _where(["recurrence.distil_weight", "recurrence.distil_temperature"], "recurrence.loss_on", "distil"),
