@@ -32,8 +32,9 @@ class Kind:
     a clause. drops_context: the model can predict without its condition, as guidance needs; hidden: the setting that
     hides the condition in training, and the condition's name. writes: text that a model can continue token by token;
     writes_blocks: tokens can be predicted in blocks. settles_cells: cells can be fixed one after another.
-    names_classes: the model predicts classes of images. meets_again: every epoch has the same sequences. model: dotted path of the model's class. like: the kind whose
-    training rules this one shares. metric: the main evaluation metric by depth. check: rejects configs that do not fit.
+    names_classes: the model predicts classes of images. meets_again: every epoch has the same sequences. model: dotted
+    path of the model's class. like: the kind whose training rules this one shares. metric: the main evaluation metric
+    by depth. check: rejects configs that do not fit.
     """
 
     name: str

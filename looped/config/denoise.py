@@ -156,8 +156,8 @@ class DenoiseConfig(Section):
             raise ValueError(f"order {self.order} is trained one step at a time, and denoise.train_steps is "
                              f"{self.train_steps}; set it to 1")
         if self.train_steps_drawn and self.train_steps == 1:
-            raise ValueError("train_steps_drawn draws from 1 to denoise.train_steps, which is 1; set that to 2 or more, "
-                             "or denoise.train_steps_drawn to false")
+            raise ValueError("train_steps_drawn draws from 1 to denoise.train_steps, which is 1; set that to 2 or "
+                             "more, or denoise.train_steps_drawn to false")
         return self
 
 

@@ -24,7 +24,8 @@ class RevisitConfig(Section):
         default="float32", description="dtype of the kept states, one per row of every training sequence, in memory "
                                        "and in checkpoints")
     max_gigabytes: Positive = Field(
-        default=4.0, description="largest size of the kept states, in GB of 10^9 bytes, above which training is refused")
+        default=4.0,
+        description="largest size of the kept states, in GB of 10^9 bytes, above which training is refused")
 
     @property
     def deepest(self) -> int:

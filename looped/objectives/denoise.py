@@ -33,6 +33,7 @@ from looped.objectives.base import Loss, Objective, head_losses, rows_of_batch
 from looped.rng import StepRandom
 from looped.tensor_types import Float, Int
 
+
 class Path(NamedTuple):
     """The way of z through several trained steps. aim: (soft estimate, truth) -> the clean rows that a step moves to;
     estimates: the soft estimate of a step is needed, for the way or for the carry."""
@@ -115,7 +116,11 @@ class Denoise(Objective):
         noise = noise_from_config(config.noise)
         self.denoiser: Denoiser = Denoiser(model, config, edges=edges_of(blocks, noise) if blocks.num > 1 else None)
         self.noise = noise
-        self.path: Path = path_of(config)
+
+    @property
+    def path(self) -> Path:
+        """The way of z through several trained steps (`denoise.path`)."""
+        return path_of(self.config)
 
     @property
     def changes(self) -> str:

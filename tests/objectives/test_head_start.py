@@ -95,7 +95,8 @@ def test_depth_1_of_an_evaluation_is_the_proposal():
     rule = make(**HEAD_START, **{"model.state_init": "zero"})
     e = rule.model.encode(text()[:, :-1])
     expected = read(rule, rule.model.step(torch.zeros_like(e), e)).item()
-    assert evaluate_depth(rule, text(), depths=[1], bytes_per_token=1.0).means("nats_per_token")[1] == pytest.approx(expected, rel=1e-6)
+    found = evaluate_depth(rule, text(), depths=[1], bytes_per_token=1.0).means("nats_per_token")[1]
+    assert found == pytest.approx(expected, rel=1e-6)
 
 
 def test_its_weight_is_read_with_it_alone():

@@ -110,7 +110,7 @@ def test_its_cost_is_the_mean_over_the_numbers():
 
 
 def test_where_they_do_nothing_they_are_refused_or_named():
-    with pytest.raises(UserError, match="draws from 1 to denoise.train_steps, which is 1; set that to 2 or more"):
+    with pytest.raises(UserError, match=r"draws from 1 to denoise.train_steps, which is 1; set that to 2 or more"):
         load_config(None, {"denoise.train_steps_drawn": True})
     assert not_read_under(load_config(None, {}), "denoise.path") == "denoise.train_steps 1"
     assert not not_read_under(load_config(None, SMALL), "denoise.path")

@@ -177,8 +177,8 @@ def test_too_many_states_several_processes_and_other_data_are_refused(tiny):
     kept = KeptStates(config.revisit, LENGTH, 16)
     with pytest.raises(UserError, match=r"5.12e-06 GB for the states of 10 sequences, more than revisit.max_gigabytes"):
         kept.open(stream(10), 1)
-    assert kept.open(stream(1), 1) == ("revisit.keep: the states of 1 training sequences, 5.12e-07 GB, in memory and in "
-                                       "checkpoints")
+    said = kept.open(stream(1), 1)
+    assert said == "revisit.keep: the states of 1 training sequences, 5.12e-07 GB, in memory and in checkpoints"
     with pytest.raises(UserError, match="and there are 2; start one"):
         kept.open(stream(1), 2)
     with pytest.raises(UserError, match="fixed windows, and object has none"):
