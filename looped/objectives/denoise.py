@@ -252,9 +252,10 @@ class Denoise(Objective):
         return random.decide("trained steps", lambda step: int(torch.randint(
             1, most + 1, (), generator=step.lockstep("trained steps"))))
 
-    def _falling(self, sigma: Tensor, num: int) -> list[Tensor]:
-        """The levels of `num` solver steps from sigma down, at even parts of the probability mass below it."""
-        noise = self.noise.continuous
+    def _falling(self, sigma: Tensor, num: int | None = None) -> list[Tensor]:
+        """The levels of `num` solver steps (None: `train_steps`) from sigma down, at even parts of the probability mass
+        below it."""
+        num, noise = self.config.train_steps if num is None else num, self.noise.continuous
         mass = noise.cdf(sigma) if num > 1 else None
         return [sigma, *(noise.quantile(mass * (1 - step / num)) for step in range(1, num))]
 
