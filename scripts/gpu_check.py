@@ -503,7 +503,7 @@ def _loss(check: Check, rows: int, vocab: int, width: int, logits: int, evidence
             losses = fused.linear_cross_entropy(x, weight, targets, scale=scale, evidence=extra)
         torch.autograd.grad(losses.mean(), [x, weight, *(extra or ())])
 
-    with patch.object(fused, "_parts", parts), memory(figures, check):
+    with patch.object(fused, "row_parts", parts), memory(figures, check):
         seconds = mean_seconds(step, check, num=5)
     return {"ms": 1e3 * seconds, "ns_per_logit": 1e9 * seconds / rows / vocab, "parts": len(parts(x[0], vocab)),
             **figures}

@@ -24,6 +24,7 @@ from looped.config.model import ModelConfig
 from looped.config.model_families import expanded
 from looped.config.recurrence import FixedPointConfig, RecurrenceConfig, SupervisionConfig
 from looped.config.removed import without_removed
+from looped.config.revisit import RevisitConfig
 from looped.config.rules import RULES, Rule, rule_of
 from looped.config.shipped import config_path
 from looped.config.training import EvaluationConfig, OptimConfig, TrainingConfig
@@ -41,6 +42,7 @@ class Config(Section):
         default=0, description="seed, together with the step number, of all randomness and the data order")
     model: ModelConfig = ModelConfig()
     recurrence: RecurrenceConfig = RecurrenceConfig()
+    revisit: RevisitConfig = RevisitConfig()
     supervision: SupervisionConfig = SupervisionConfig()
     fixed_point: FixedPointConfig = FixedPointConfig()
     denoise: DenoiseConfig = DenoiseConfig()

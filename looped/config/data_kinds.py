@@ -32,8 +32,9 @@ class Kind:
     a clause. drops_context: the model can predict without its condition, as guidance needs; hidden: the setting that
     hides the condition in training, and the condition's name. writes: text that a model can continue token by token;
     writes_blocks: tokens can be predicted in blocks. settles_cells: cells can be fixed one after another.
-    names_classes: the model predicts classes of images. model: dotted path of the model's class. like: the kind whose
-    training rules this one shares. metric: the main evaluation metric by depth. check: rejects configs that do not fit.
+    names_classes: the model predicts classes of images. meets_again: every epoch has the same sequences. model: dotted
+    path of the model's class. like: the kind whose training rules this one shares. metric: the main evaluation metric
+    by depth. check: rejects configs that do not fit.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Kind:
     writes_blocks: bool = False
     settles_cells: bool = False
     names_classes: bool = False
+    meets_again: bool = False
     model: str = "looped.models.language.LanguageModel"
     like: str = ""
     metric: str = "accuracy"
@@ -71,7 +73,7 @@ TEXT = Kind("text", "text", lambda config: "text (no task.name, no images.source
             (*(f"data.{name}" for name in DataConfig.model_fields), "evaluation.num_sequences",
              "evaluation.sample_length", "evaluation.prompt_length", "evaluation.num_samples",
              "model.padded_vocab_size"),
-            lambda config: False, writes=True, writes_blocks=True, metric="nats_per_token")
+            lambda config: False, writes=True, writes_blocks=True, meets_again=True, metric="nats_per_token")
 PUZZLES = Kind("puzzles", "a task", lambda config: f"task.name {config.task.name}",
                (*(f"task.{name}" for name in ("options", "difficulty", "layout", "window")), "evaluation.difficulties",
                 "evaluation.num_problems", "model.padded_vocab_size", *ANSWERED),

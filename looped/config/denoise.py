@@ -95,6 +95,15 @@ class DenoiseConfig(Section):
     weight: Literal["none", "edm"] = Field(default="none", description="weight of the loss by noise level")
     train_steps: Depth = Field(
         default=1, description="solver steps K per training step, with gradient through all of them")
+    train_steps_drawn: bool = Field(
+        default=False,
+        description="draw the number of trained steps from 1 to `denoise.train_steps` at every optimiser step, so that "
+                    "steps at many levels follow each other in training")
+    path: Literal["estimate", "truth"] = Field(
+        default="estimate",
+        description="z of the later trained steps: moved towards the network's own soft estimate, as in a solver; or "
+                    "towards the truth, so that it stays the truth with noise, as in the bound by which text is "
+                    "measured")
     carry: Literal["none", "estimate", "latent"] = Field(
         default="none",
         description="passed from one solver step to the next along with z: the soft estimate (self-conditioning), or "
@@ -146,6 +155,9 @@ class DenoiseConfig(Section):
         if self.order != "together" and self.train_steps > 1:
             raise ValueError(f"order {self.order} is trained one step at a time, and denoise.train_steps is "
                              f"{self.train_steps}; set it to 1")
+        if self.train_steps_drawn and self.train_steps == 1:
+            raise ValueError("train_steps_drawn draws from 1 to denoise.train_steps, which is 1; set that to 2 or "
+                             "more, or denoise.train_steps_drawn to false")
         return self
 
 

@@ -46,13 +46,20 @@ class RecurrenceConfig(Section):
                     "sequence, of 128 with a mean depth of 33 on average 110, and 65 at 0.95; 1 draws none anew")
     per_sequence: bool = Field(
         default=True, description="one depth per sequence (Parcae) instead of one per batch (Huginn)")
-    loss_on: Literal["last", "every", "gate"] = Field(
+    loss_on: Literal["last", "every", "gate", "distil"] = Field(
         default="last",
         description="loss after the last step, or after every step that carries gradient; gate (`full`): after every "
-                    "step, weighted by the probability that model.exit_gate exits there, which trains the gate (Ouro)")
+                    "step, weighted by the probability that model.exit_gate exits there, which trains the gate (Ouro); "
+                    "distil: after the last, whose prediction teaches those of the earlier steps with gradient")
     gate_entropy: NonNegative = Field(
         default=0.1,
         description="weight in the loss of the entropy of the exit distribution, against a collapse to one pass")
+    distil_weight: Positive = Field(
+        default=1.0,
+        description="weight in the loss of the mean divergence, in nats/token, of the earlier steps' predictions from "
+                    "the last (`recurrence.loss_on` distil)")
+    distil_temperature: Positive = Field(
+        default=1.0, description="divisor of the logits that are compared; above 1 unlikely tokens count more")
     from_share: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.0,
         description="share of the budget that `full` and `truncated` train in a single pass before the loop begins, at "
@@ -163,6 +170,12 @@ class FixedPointConfig(Section):
     phantom_steps: Depth = Field(default=1, description="steps of the phantom gradient")
     tau: Annotated[Positive, Field(le=1)] = Field(
         default=1.0, description="fraction of a phantom step that is new; the rest is the previous state")
+    head_start: Literal["none", "pass"] = Field(
+        default="none",
+        description="start of the solver: the initial state; or pass: the state of a first pass with gradient and a "
+                    "loss of its own, so that after training the model can be run at depth 1, without the solver "
+                    "(Attractor)")
+    head_start_weight: Positive = Field(default=1.0, description="weight of the loss of the first pass")
 
     @model_validator(mode="after")
     def _check_steps(self):

@@ -25,6 +25,7 @@ from looped.config.blocks import check_blocks, check_blockwise
 from looped.config.denoise import check_guidance, check_layout
 from looped.config.local_rules import check_forward_forward, check_noprop, check_noprop_dt
 from looped.config.masked import check_masked
+from looped.config.revisit import check_revisit
 from looped.errors import UserError, did_you_mean
 from looped.import_path import class_at
 
@@ -136,6 +137,11 @@ LOOP = ("recurrence.damping", "model.state_init", "model.state_std")
 DEEP = (*LOOP, "model.exit_gate", *BOUNDARY)
 """Settings read by the rules that run the loop to several depths: also of the gate that an exit may use."""
 
+STAGES = ("recurrence.from_share", "recurrence.stages")
+"""Settings of the rules whose depth changes over training."""
+READ_AT = ("recurrence.loss_on", "recurrence.distil_weight", "recurrence.distil_temperature")
+"""Settings of the rules that may decode several steps of a loop."""
+
 SOLVED = ("recurrence.mean", "denoise", "evaluation.choose", "evaluation.trajectories")
 DRAWN_BLOCKS = ("blocks.overlap", "blocks.choose")
 
@@ -143,9 +149,20 @@ DRAWN_BLOCKS = ("blocks.overlap", "blocks.choose")
 def _check_loss_drawn(config: Any) -> None:
     recurrence = config.recurrence
     drawn = any(part.distribution != "fixed" for part in recurrence.parts)
-    if recurrence.loss_on == "every" and recurrence.per_sequence and drawn:
-        raise ValueError("recurrence.loss_on every needs one depth for the whole batch; set "
-                         "recurrence.per_sequence to false, or recurrence.distribution to fixed")
+    if recurrence.loss_on != "last" and recurrence.per_sequence and drawn:
+        raise ValueError(f"recurrence.loss_on {recurrence.loss_on} needs one depth for the whole batch; set "
+                         f"recurrence.per_sequence to false, or recurrence.distribution to fixed")
+
+
+def _check_teaches(config: Any) -> None:
+    if config.recurrence.loss_on != "distil":
+        return
+    for recurrence in config.recurrence.parts:
+        for setting in ("mean", "backprop"):
+            if f"recurrence.{setting}" in config.rule.reads and getattr(recurrence, setting) == 1:
+                raise ValueError(f"recurrence.loss_on distil teaches the steps before the last, but recurrence."
+                                 f"{setting} 1 leaves none with gradient; set it to 2 or more, or recurrence.loss_on "
+                                 f"to last")
 
 
 def _loss_once(where: str) -> Callable[[Any], None]:
@@ -231,18 +248,16 @@ EMBEDDED = ("noprop.embedding", "noprop.dim", "noprop.eta", "evaluation.trajecto
 
 RULES: dict[str, Rule] = {rule.name: rule for rule in (
     Rule("full", f"{BPTT}.Full", loops=True, blocks=True, as_deep_as_mean=_last_stage,
-         reads=(*DEEP, "recurrence.mean", "recurrence.from_share", "recurrence.stages", "recurrence.loss_on",
-               "recurrence.gate_entropy"),
-         checks=(_check_gate, check_blocks, _check_whole_passes, _check_kind)),
+         reads=(*DEEP, "recurrence.mean", *STAGES, *READ_AT, "recurrence.gate_entropy", "revisit"),
+         checks=(_check_gate, _check_teaches, check_revisit, check_blocks, _check_whole_passes, _check_kind)),
     Rule("truncated", f"{BPTT}.Truncated", loops=True, blocks=True, as_deep_as_mean=_as_deep_as_mean,
          reads=(*DEEP, "recurrence.mean", "recurrence.backprop", "recurrence.distribution", "recurrence.quantile",
-                "recurrence.depths", "recurrence.per_sequence", "recurrence.from_share", "recurrence.stages",
-                "recurrence.loss_on"),
-         checks=(_check_no_gate, _check_loss_drawn, check_blocks, _check_whole_passes, _check_drawn_passes,
-                 _check_kind)),
+                "recurrence.depths", "recurrence.per_sequence", *STAGES, *READ_AT, "revisit"),
+         checks=(_check_no_gate, _check_loss_drawn, _check_teaches, check_revisit, check_blocks,
+                 _check_whole_passes, _check_drawn_passes, _check_kind)),
     Rule("progressive", f"{BPTT}.Progressive", loops=True,
-         reads=(*DEEP, "recurrence.mean", "recurrence.loss_on", "recurrence.progressive_weight"),
-         checks=(_check_no_gate, check_blocks, _check_kind)),
+         reads=(*DEEP, "recurrence.mean", *READ_AT, "recurrence.progressive_weight"),
+         checks=(_check_no_gate, _check_teaches, check_blocks, _check_kind)),
     Rule("one-step", "looped.objectives.one_step.OneStep", loops=True, reads=(*DEEP, "supervision"),
          depth=lambda config: config.supervision.segments * (config.supervision.steps + 1),
          checks=(_loss_once("after each segment"), check_blocks, _check_kind)),

@@ -207,7 +207,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         losses = on_device(_losses, x.device)
         lse, chosen = rows.new_empty(len(rows), dtype=wide), rows.new_empty(len(rows), dtype=wide)
         head, terms = _aligned(weight, dtype), None if u is None else _aligned(table, wide)
-        for part in _parts(rows, len(head)):
+        for part in row_parts(rows, len(head)):
             added = None if u is None else _evidence(u.flatten(0, -2)[part], terms)
             lse[part], chosen[part] = losses(rows[part], places[part], head, scale, added, len(weight), wide)
         ctx.save_for_backward(x, weight, targets, scale, u, table, lse)
@@ -225,7 +225,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_u = grad_table = added = None
         if u is not None:
             grad_u, grad_table = torch.empty_like(u), table.new_zeros(terms.shape)
-        for part in _parts(rows, len(head)):
+        for part in row_parts(rows, len(head)):
             if u is not None:
                 own = u.flatten(0, -2)[part]
                 with made_again():
@@ -235,10 +235,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if u is not None:
                 low = min(d_logits.dtype, table.dtype, key=lambda dtype: dtype.itemsize)
                 grad_u.flatten(0, -2)[part] = d_logits.to(low) @ terms.to(low)
-                grad_table = _plus_product(grad_table, d_logits.T.to(low), own.to(low))
+                grad_table = plus_product(grad_table, d_logits.T.to(low), own.to(low))
             narrow = narrow.to(ctx.dtype)
             grad_rows[part] = narrow @ head
-            grad_weight = _plus_product(grad_weight, narrow.T, rows[part].to(ctx.dtype))
+            grad_weight = plus_product(grad_weight, narrow.T, rows[part].to(ctx.dtype))
         grad_scale = (grad_rows.to(lse.dtype) * rows).sum().to(scale.dtype)
         grad_table = None if u is None else grad_table[:len(table)]
         return (grad_rows.mul_(scale).view_as(x), grad_weight[:len(weight)].mul_(scale), None, grad_scale, grad_u,
@@ -304,7 +304,7 @@ def chunking(device: torch.device) -> Chunking:
     return CHUNKING.get(device.type, Chunking(2**26))
 
 
-def _parts(rows: Tensor, vocab: int) -> list[slice]:
+def row_parts(rows: Tensor, vocab: int) -> list[slice]:
     """Runs of rows whose logits are computed at once; if their number is rounded, of nearly equal length, so that most
     batches have chunks of one shape."""
     most, multiple, _ = chunking(rows.device)
@@ -328,7 +328,7 @@ def _aligned(table: Float[Tensor, "vocab inner"], dtype: torch.dtype) -> Float[T
     return padded
 
 
-def _plus_product(total: Float[Tensor, "m n"], a: Float[Tensor, "m k"], b: Float[Tensor, "k n"]) -> Tensor:
+def plus_product(total: Float[Tensor, "m n"], a: Float[Tensor, "m k"], b: Float[Tensor, "k n"]) -> Tensor:
     """`total + a @ b`, in place outside of a compiled function. On recent CUDA devices the product adds to a float32
     total itself, so that no product is rounded to bf16, and total is read and written once."""
     if not (total.dtype == a.dtype or (total.dtype == torch.float32 and a.dtype in HALF)):  # all that products offer

@@ -100,6 +100,16 @@ class Objective(nn.Module):
         """The loss of predicting tokens[:, 1:] from tokens[:, :-1], or the targets of a batch from its inputs."""
         raise UserError(f"{type(self).__name__} has no loss; {DEFINE.format('forward')}")
 
+    def before_training(self, train: Any, num_processes: int) -> str:
+        """Take notice of the training data (`Data.train`) and of the number of processes; returns a line for the log,
+        "" for none. The trainer calls it once, before a checkpoint is read."""
+        return ""
+
+    def training_state(self) -> dict[str, Tensor]:
+        """Tensors of the host that are no part of the rule's weights, but that training goes on from; a checkpoint
+        keeps them, and copies them back in place."""
+        return {}
+
     def before_step(self, spent: float) -> None:
         """Take notice of the fraction of the budget that is spent; the trainer calls it before each optimiser step."""
 

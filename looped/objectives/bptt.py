@@ -2,8 +2,8 @@
 after a random number without gradient (`Progressive`, Deep Thinking), or the single step of an ordinary language model
 (`Autoregressive`)."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,7 +15,8 @@ from looped.models.language import LanguageModel
 from looped.nn.depth_sampling import Depths, Fixed, depths_of, split_depths
 from looped.nn.exit_gate import gate_of
 from looped.nn.rows import Rows
-from looped.objectives.base import Loss, Objective, head_losses, rows_of_batch
+from looped.objectives.base import Loss, Objective, rows_of_batch
+from looped.objectives.kept_states import NothingKept, kept_states
 from looped.objectives.rule_depths import (
     depth_decisions,
     expected_progressive_depths,
@@ -31,12 +32,14 @@ from looped.tensor_types import Float, Int
 @dataclass(frozen=True)
 class Start:
     """A batch before its first loop step: `rows` its attention mask and positions, `e` the encoded input, `noise` the
-    draws of a random initial state."""
+    draws of a random initial state, `state` another one than the initial state, `keep` what takes the last state."""
 
     batch: Batch
     rows: Rows
     e: Float[Tensor, "batch length width"]
     noise: Float[Tensor, "batch length width"] | None
+    state: Float[Tensor, "batch length width"] | None = None
+    keep: Callable[[Tensor], None] = lambda state: None
 
 
 @dataclass(frozen=True)
@@ -111,28 +114,23 @@ class Unrolled(Objective):
 
     def loss_after(self, start: Start, no_grad: int | Tensor, grad: int | Tensor) -> Float[Tensor, ""]:
         """The loss after the last step of an unroll, or over all its steps with gradient (`recurrence.loss_on`)."""
-        readings, last = self.readings(self.model, start.batch, self.config), self.config.loss_on == "last"
-
-        def take(state: Tensor) -> None:
-            readings.take(self.model.recurrence.leave(state), self.read_tokens(state, start.batch, start.rows))
+        readings = self.readings(self.model, start.batch, start.rows, self.config)
+        last = self.config.loss_on == "last"
 
         def read(index: int, state: Tensor) -> None:
             if index >= no_grad:
-                take(state)
+                readings.take(state)
 
         state = self.model.unroll(start.e, start.rows, no_grad=no_grad, grad=grad, noise=start.noise,
-                                  callback=None if last else read)
+                                  state=start.state, callback=None if last else read)
+        start.keep(state)
         if last:
-            take(state)
+            readings.take(state)
         return readings.loss()
 
     def read_out(self, state: Tensor, batch: Batch, rows: Rows) -> Float[Tensor, "batch"]:
         """Cross-entropy of each sequence, decoded from a state."""
-        return batch.mean(self.read_tokens(state, batch, rows))
-
-    def read_tokens(self, state: Tensor, batch: Batch, rows: Rows) -> Float[Tensor, "batch length"]:
-        """Cross-entropy of each token, decoded from a state."""
-        return head_losses(self.model, self.model.hidden(state, rows), batch.targets)
+        return batch.mean(Alike(self.model, batch, rows, self.config).read(state))
 
     def layer_forwards(self) -> float:
         no_grad, grad = self.expected_depths()
@@ -155,8 +153,13 @@ class Staged(Unrolled):
     spent: float | None = None
     """Fraction of the budget spent before this step; None where nobody trains, as in evaluations."""
 
-    def __init__(self, model: LanguageModel, config: RecurrenceConfig):
+    @classmethod
+    def from_config(cls, config: Config, model: nn.Module) -> Objective:
+        return cls(model, config.recurrence, kept_states(config, model))
+
+    def __init__(self, model: LanguageModel, config: RecurrenceConfig, kept: NothingKept | None = None):
         super().__init__(model, config)
+        self.kept: NothingKept = NothingKept() if kept is None else kept
         self.stages: list[StageDepths] = list(self._stages())
 
     def depths_in(self, part: RecurrenceConfig) -> Depths:
@@ -179,10 +182,30 @@ class Staged(Unrolled):
     @property
     def changes(self) -> str:
         starts = ", ".join(f"{stage.start:g}" for stage in self.stages[1:])
-        return f"the depth of the loop changes after {starts} of them" if starts else ""
+        return self.kept.clause or (f"the depth of the loop changes after {starts} of them" if starts else "")
+
+    def before_training(self, train: Any, num_processes: int) -> str:
+        return self.kept.open(train, num_processes)
+
+    def training_state(self) -> dict[str, Tensor]:
+        return self.kept.tensors()
 
     def before_step(self, spent: float) -> None:
         self.spent = spent
+
+    def after_step(self) -> None:
+        self.kept.store()
+
+    def start(self, tokens: Int[Tensor, "batch length_and_one"] | Batch, random: StepRandom) -> Start:
+        start = super().start(tokens, random)
+        if not self.training:
+            return start
+        return replace(start, **self.kept.visit(
+            start.e, lambda: self.model.initial_state(start.e, start.noise), random))
+
+    def forward(self, tokens: Int[Tensor, "batch length_and_one"] | Batch, random: StepRandom) -> Loss:
+        loss = super().forward(tokens, random)
+        return replace(loss, metrics=loss.metrics | self.kept.metrics()) if self.training else loss
 
     @property
     def stage(self) -> StageDepths:
@@ -210,6 +233,10 @@ class Staged(Unrolled):
 
 class Full(Staged):
     """Gradient through all `mean` steps."""
+
+    @classmethod
+    def trained_depths(cls, config: Config) -> tuple[int, int]:
+        return config.recurrence.mean, config.recurrence.mean * config.revisit.deepest
 
     def depths_in(self, part: RecurrenceConfig) -> Depths:
         return Fixed(part.mean)
@@ -239,9 +266,10 @@ class Truncated(Staged):
 
     @classmethod
     def trained_depths(cls, config: Config) -> tuple[int, int]:
-        """(smallest, largest) depth of the last stage; of Huginn's sampler those in the middle 90 %."""
+        """(smallest, largest) depth of the last stage over all visits; of Huginn's sampler the middle 90 %."""
         r = config.recurrence
-        return depths_of(r.distribution, r.mean, quantile=r.quantile, listed=r.listed).bounds()
+        low, high = depths_of(r.distribution, r.mean, quantile=r.quantile, listed=r.listed).bounds()
+        return low, high * config.revisit.deepest
 
 
 class Progressive(Unrolled):

@@ -8,8 +8,9 @@ copy that runs alongside, or as keys and values of the prelude's output.
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,23 @@ from looped.nn.rows import Rows
 from looped.objectives.base import Loss, Objective, head_losses, rows_of_batch
 from looped.rng import StepRandom
 from looped.tensor_types import Float, Int
+
+
+class Path(NamedTuple):
+    """The way of z through several trained steps. aim: (soft estimate, truth) -> the clean rows that a step moves to;
+    estimates: the soft estimate of a step is needed, for the way or for the carry."""
+
+    aim: Callable[[Tensor | None, Tensor], Tensor]
+    estimates: bool
+
+
+def path_of(config: DenoiseConfig) -> Path:
+    """The path of `denoise.path`: by the network's own estimates, as a solver goes, or by the truth, as the bound
+    does."""
+    if config.path == "truth":
+        return Path(lambda estimate, truth: truth, config.carry == "estimate")
+    return Path(lambda estimate, truth: estimate, True)
+
 
 FIRST_SHARE = 0.5
 """Fraction of the steps that begin with an evaluation without gradient, to get a carry or to choose the fixed cells."""
@@ -98,6 +116,11 @@ class Denoise(Objective):
         noise = noise_from_config(config.noise)
         self.denoiser: Denoiser = Denoiser(model, config, edges=edges_of(blocks, noise) if blocks.num > 1 else None)
         self.noise = noise
+
+    @property
+    def path(self) -> Path:
+        """The way of z through several trained steps (`denoise.path`)."""
+        return path_of(self.config)
 
     @property
     def changes(self) -> str:
@@ -187,18 +210,22 @@ class Denoise(Objective):
         scale = to_device(align(sigma, target).float(), target.device)
         z = only_sought(target + scale * random.normal("noise", target.shape[1:]), batch)
         carry = self._carry_of_a_first_reading(z, sigma, e, random, rows)
-        levels = self._falling(sigma)
+        levels = self._falling(sigma, self._trained_steps(random))
         state, hidden = self.denoiser.trace(z, sigma, e, rows, carry=carry)
         losses = [self._read_out(hidden, y, z, sigma)]
         for step, (level, lower) in enumerate(itertools.pairwise(levels), start=1):
-            logits = self.denoiser.logits(hidden, z, level)
-            D = bridge("soft", logits, self.denoiser.table())
+            D = self._estimate(hidden, z, level) if self.path.estimates else None
             carry = self.denoiser.handed_on(state, D)
-            z = ancestral_step(z, D, level, lower, random.normal(f"noise{step}", target.shape[1:]))
+            z = ancestral_step(z, self.path.aim(D, target), level, lower,
+                               random.normal(f"noise{step}", target.shape[1:]))
             z = only_sought(z, batch)
             state, hidden = self.denoiser.trace(z, lower, e, rows, carry=carry)
             losses.append(self._read_out(hidden, y, z, lower))
         return torch.stack(losses).mean(0)
+
+    def _estimate(self, hidden: Tensor, z: Tensor, sigma: Tensor) -> Float[Tensor, "batch length dim"]:
+        """The soft estimate of the clean rows."""
+        return bridge("soft", self.denoiser.logits(hidden, z, sigma), self.denoiser.table())
 
     def _read_out(self, hidden: Tensor, y: Int[Tensor, "batch length"], z: Tensor,
                   sigma: Tensor) -> Float[Tensor, "batch length"]:
@@ -217,9 +244,18 @@ class Denoise(Objective):
         with torch.no_grad():
             return self.denoiser.read(z, sigma, e, rows)[1]
 
-    def _falling(self, sigma: Tensor) -> list[Tensor]:
-        """The levels of `train_steps` solver steps from sigma down, at even parts of the probability mass below it."""
-        num, noise = self.config.train_steps, self.noise.continuous
+    def _trained_steps(self, random: StepRandom) -> int:
+        """The number of solver steps of this training step: `train_steps`, or at random from 1 to that."""
+        most = self.config.train_steps
+        if not self.config.train_steps_drawn:
+            return most
+        return random.decide("trained steps", lambda step: int(torch.randint(
+            1, most + 1, (), generator=step.lockstep("trained steps"))))
+
+    def _falling(self, sigma: Tensor, num: int | None = None) -> list[Tensor]:
+        """The levels of `num` solver steps (None: `train_steps`) from sigma down, at even parts of the probability mass
+        below it."""
+        num, noise = self.config.train_steps if num is None else num, self.noise.continuous
         mass = noise.cdf(sigma) if num > 1 else None
         return [sigma, *(noise.quantile(mass * (1 - step / num)) for step in range(1, num))]
 
@@ -265,6 +301,9 @@ class Denoise(Objective):
         self.noise.update()
 
     def decisions(self) -> list[tuple[float, dict[str, Any]]]:
+        if self.config.train_steps_drawn:  # several trained steps need no first reading
+            most = self.config.train_steps
+            return [(1 / most, {"trained steps": num}) for num in range(1, most + 1)]
         if not carried_readings(self.config) + settling_readings(self.config):
             return super().decisions()
         return [(FIRST_SHARE, {"first reading": True}), (1 - FIRST_SHARE, {"first reading": False})]
@@ -279,4 +318,5 @@ class Denoise(Objective):
         solver = self.reading_layers + c.num_coda_layers
         clean = solver if config.context == "concat" else 0  # clean rows also run through core and coda
         first = (carried_readings(config) + settling_readings(config)) * solver
-        return 3.0 * (c.num_prelude_layers + clean + config.train_steps * solver) + first
+        steps = (1 + config.train_steps) / 2 if config.train_steps_drawn else config.train_steps
+        return 3.0 * (c.num_prelude_layers + clean + steps * solver) + first

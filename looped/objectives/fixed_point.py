@@ -24,6 +24,7 @@ from looped.errors import UserError
 from looped.models.language import LanguageModel
 from looped.objectives.base import Loss, Objective
 from looped.objectives.bptt import Unrolled
+from looped.objectives.head_start import HEAD_STARTS, NoHeadStart
 from looped.objectives.rule_depths import fixed_point_steps, implicit_steps
 from looped.rng import StepRandom
 from looped.tensor_types import Int
@@ -34,7 +35,7 @@ Map = Callable[[Tensor], Tensor]
 
 class FixedPoint(Unrolled):
     """The loss at the fixed point. metrics: `residual`, the change of the state in one more step relative to its norm,
-    and `num_steps`, the applications of the core by the solver."""
+    `num_steps`, the applications of the core by the solver, and those of a head start."""
 
     changes = "the solver stops by the residual"
 
@@ -51,18 +52,27 @@ class FixedPoint(Unrolled):
         super().__init__(model, config)
         self.fixed_point = fixed_point
         self.equilibrium: Equilibrium = Equilibrium(fixed_point)
+        self.head_start: NoHeadStart = HEAD_STARTS[fixed_point.head_start](fixed_point)
 
     def forward(self, tokens: Int[Tensor, "batch length_and_one"] | Batch, random: StepRandom) -> Loss:
         start = self.start(tokens, random)
-        state = self.model.initial_state(start.e, start.noise)
-        state = self.equilibrium(lambda s: self.model.step(s, start.e, None, start.rows), state)
-        value = self.read_out(state, start.batch, start.rows).mean()
+
+        def step(state: Tensor) -> Tensor:
+            return self.model.step(state, start.e, None, start.rows)
+
+        def read(state: Tensor) -> Tensor:
+            return self.read_out(state, start.batch, start.rows).mean()
+
+        proposal = self.head_start.proposal(step, self.model.initial_state(start.e, start.noise))
+        state = self.equilibrium(step, proposal)
+        value, metrics = self.head_start.joined(read(state), proposal, state, read)
         return Loss(value, {"loss": value.detach(), "num_steps": float(self.equilibrium.num_steps),
-                            "residual": self.equilibrium.residual})
+                            "residual": self.equilibrium.residual} | metrics)
 
     def expected_depths(self) -> tuple[float, float]:
         """Applications of the core: (by the solver, at most; with gradient)."""
-        return fixed_point_steps(self.fixed_point)
+        no_grad, grad = fixed_point_steps(self.fixed_point)
+        return no_grad, grad + self.head_start.passes
 
     def without_values(self) -> None:
         plain = self.fixed_point.model_copy(update={"solver": "fixed_point_iter"})
@@ -74,11 +84,11 @@ class FixedPoint(Unrolled):
     def layer_forwards(self) -> float:
         """The measured cost of the last optimiser step: solver steps really run in forward and backward, over all
         processes. Before the first optimiser step, the upper bound."""
-        core = self.equilibrium.mean_cost
+        core, passes = self.equilibrium.mean_cost, self.head_start.passes
         if core is None:
-            no_grad, grad = self.expected_depths()
+            no_grad, grad = fixed_point_steps(self.fixed_point)
             core = no_grad + 3 * grad + implicit_steps(self.fixed_point)
-        return core * sum(self.model.core_layers) + self.cost(0, 0, readings=1)
+        return (core + 3 * passes) * sum(self.model.core_layers) + self.cost(0, 0, readings=1 + passes)
 
 
 class Equilibrium:

@@ -43,9 +43,12 @@ OWN = {"blockwise": {"blocks.num": 2}, "noprop-dt": {"blocks.num": 2},
 VARIANTS = {
     "blocks of masked": ("text", {"objective": "masked", "blocks.num": 2}),
     "exit gate": ("text", {"objective": "full", "model.exit_gate": True, "recurrence.loss_on": "gate"}),
+    "distil": ("text", {"objective": "full", "recurrence.loss_on": "distil"}),
     "blocks of a loop": ("text", {"objective": "full", "blocks.num": 2}),
     "implicit": ("task", {"objective": "fixed-point", "fixed_point.gradient": "implicit"}),
+    "head start": ("text", {"objective": "fixed-point", "fixed_point.head_start": "pass"}),
     "one-hot": ("classify", {"objective": "noprop-ct", "noprop.embedding": "one-hot"}),
+    "trained steps": ("text", {"denoise.train_steps": 3, "denoise.train_steps_drawn": True}),
     "confidence": ("task", {"denoise.order": "confidence"}),
     "log-normal": ("task", {"denoise.noise.distribution": "log-normal"}),
     "restart": ("task", {"denoise.solver": "restart"}),
@@ -145,7 +148,8 @@ def test_what_is_read_does_change_something():
     assert outcome(config.replace(**{"recurrence.mean": 3})) != outcome(config)
 
 
-SECTIONS = ("recurrence.", "supervision.", "fixed_point.", "denoise.", "masked.", "noprop.", "forward_forward.")
+SECTIONS = ("recurrence.", "revisit.", "supervision.", "fixed_point.", "denoise.", "masked.", "noprop.",
+            "forward_forward.")
 FOR_COMPARE = {"recurrence.mean"}
 """Read of denoisers and masked diffusion by `looped compare` alone: the depth of its samples."""
 HANDED_ON = {"recurrence.loss_on", "recurrence.backprop", "denoise.bridge_top_k", "fixed_point.phantom_steps",
@@ -179,8 +183,9 @@ def test_what_a_run_never_reads_is_in_the_table_and_what_it_reads_of_a_rule_is_n
     reads.clear()
     outcome(config)
     found = {name for name in reads if name.startswith(SECTIONS)}
-    own = {"recurrence": ("full", "truncated", "progressive"), "supervision": ("one-step",),
-           "fixed_point": ("fixed-point",), "masked": ("masked",), "forward_forward": ("forward-forward",),
+    own = {"recurrence": ("full", "truncated", "progressive"), "revisit": ("full", "truncated"),
+           "supervision": ("one-step",), "fixed_point": ("fixed-point",), "masked": ("masked",),
+           "forward_forward": ("forward-forward",),
            "noprop": ("noprop-dt", "noprop-ct", "noprop-fm"), "denoise": ("denoise", "blockwise")}
     for name in NAMES:
         section = name.split(".")[0]

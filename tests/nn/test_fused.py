@@ -120,7 +120,7 @@ def plain_losses(x, weight, targets, scale, evidence=None):
 @pytest.fixture
 def small_parts(monkeypatch):
     """360 rows in three uneven parts."""
-    monkeypatch.setattr(fused, "_parts", lambda rows, vocab: [slice(0, 150), slice(150, 300), slice(300, 360)])
+    monkeypatch.setattr(fused, "row_parts", lambda rows, vocab: [slice(0, 150), slice(150, 300), slice(300, 360)])
 
 
 @pytest.mark.usefixtures("small_parts")

@@ -91,7 +91,7 @@ def graphs(monkeypatch):
 
 def parts(num_rows, vocab, device):
     rows = type("Rows", (), {"device": device, "__len__": lambda self: num_rows})()
-    found = fused._parts(rows, vocab)
+    found = fused.row_parts(rows, vocab)
     assert [part.start for part in found] == [0, *(part.stop for part in found)][:len(found)]
     assert not found or found[-1].start < num_rows <= found[-1].stop
     return [part.stop - part.start for part in found]
