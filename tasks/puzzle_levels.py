@@ -44,19 +44,18 @@ class ByEmptyCells:
 
 
 class OneLevel:
-    """All puzzles have one difficulty, `level`, what it counts being `difficulty`. noun: the puzzles in a message."""
+    """All puzzles have one difficulty, `level`, which counts `difficulty`; `all_have` begins the message of another."""
 
-    def __init__(self, parts: tuple[Puzzles, Puzzles], level: int, difficulty: str, noun: str) -> None:
+    def __init__(self, parts: tuple[Puzzles, Puzzles], level: int, difficulty: str, all_have: str) -> None:
         self.difficulty: str = difficulty
         self.easiest: int = level
         self.trained: tuple[int, int] = (level, level)
         self.tested: tuple[int, ...] = (level,)
-        self._sizes, self._noun = [len(part.questions) for part in parts], noun
+        self._sizes, self._all_have = [len(part.questions) for part in parts], all_have
 
     def row(self, rng: np.random.Generator, difficulty: int, heldout: bool) -> int:
         if difficulty != self.easiest:
-            raise UserError(f"{self._noun} of the file have {self.difficulty} {self.easiest}, got difficulty "
-                            f"{difficulty}; take {self.easiest}")
+            raise UserError(f"{self._all_have} {self.easiest}, got difficulty {difficulty}; take {self.easiest}")
         return rng.integers(self._sizes[heldout])
 
 
@@ -89,8 +88,8 @@ class ByRating:
     def row(self, rng: np.random.Generator, difficulty: int, heldout: bool) -> int:
         rows = self._rows[heldout][difficulty] if difficulty < len(self._names) else ()
         if not len(rows):
-            raise UserError(f"the {'held-out' if heldout else 'training'} part has no puzzle of {self.difficulty.split()[0]}"
-                            f" band {difficulty}; take one of {', '.join(map(str, self.tested))}")
+            raise UserError(f"the {'held-out' if heldout else 'training'} part has no puzzle of rating "
+                            f"band {difficulty}; take one of {', '.join(map(str, self.tested))}")
         return rows[rng.integers(len(rows))]
 
 
