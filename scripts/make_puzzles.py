@@ -25,17 +25,17 @@ from looped.tasks.sudoku_hard import hard_puzzle
 Row = tuple[str, str, str, str]
 
 
-def sudoku_row(seed: int, steps: int, part: str, index: int) -> Row:
+def sudoku_row(seed: int, steps: int, source: str, part: str, index: int) -> Row:
     found = hard_puzzle(seed, part, index, steps=steps)
     question, answer = ("".join(map(str, digits)).replace("0", ".") for digits in (found.givens, found.solution))
-    return f"seed {seed} steps {steps}", question, answer, str(round(found.rating))
+    return source, question, answer, str(round(found.rating))
 
 
-def maze_row(seed: int, side: int, min_path: int, part: str, index: int) -> Row:
+def maze_row(seed: int, side: int, min_path: int, source: str, part: str, index: int) -> Row:
     task = find_task("maze", {"walls": "random", "min_path": min_path})
     problem = task.problem(seed, index, side, heldout=part == "test")
-    question, answer = ("".join(task.symbols[token] for token in cells) for cells in (problem.inputs, problem.targets))
-    return f"seed {seed} min_path {min_path}", question, answer, str(answer.count("o") + 1)
+    question, answer = ("".join(map(task.symbols.__getitem__, cells)) for cells in (problem.inputs, problem.targets))
+    return source, question, answer, str(answer.count("o") + 1)
 
 
 def rows_kept(path: Path, source: str) -> int:
@@ -49,8 +49,8 @@ def rows_kept(path: Path, source: str) -> int:
     rows = list(csv.reader(whole.splitlines()))
     others = [row[0] for row in rows[1:] if row[0] != source]
     if rows[:1] != [COLUMNS] or others:
-        raise SystemExit(f"{path} has rows of another kind ({others[0] if others else 'another header'}, not {source}); "
-                         f"give another --out")
+        raise SystemExit(f"{path} has rows of another kind ({others[0] if others else 'another header'}, not "
+                         f"{source}); give another --out")
     return len(rows) - 1
 
 
@@ -83,6 +83,10 @@ def main() -> None:
     maze = kinds.add_parser("maze", help="random walls and a long shortest path")
     maze.add_argument("--side", type=int, default=30, help="cells")
     maze.add_argument("--min-path", type=int, default=111, help="least number of steps from start to goal")
+    sudoku.set_defaults(make=lambda given: partial(sudoku_row, given.seed, given.steps),
+                        source=lambda given: f"seed {given.seed} steps {given.steps}")
+    maze.set_defaults(make=lambda given: partial(maze_row, given.seed, given.side, given.min_path),
+                      source=lambda given: f"seed {given.seed} side {given.side} min_path {given.min_path}")
     for each in (sudoku, maze):
         each.add_argument("--out", type=Path, required=True, help="folder")
         each.add_argument("--train", type=int, default=1000, help="rows of train.csv")
@@ -90,13 +94,10 @@ def main() -> None:
         each.add_argument("--seed", type=int, default=0)
         each.add_argument("--jobs", type=int, default=1, help="processes")
     given = parser.parse_args()
-    makers = {"sudoku": lambda: (partial(sudoku_row, given.seed, given.steps), f"seed {given.seed} steps {given.steps}"),
-              "maze": lambda: (partial(maze_row, given.seed, given.side, given.min_path),
-                               f"seed {given.seed} min_path {given.min_path}")}
-    make, source = makers[given.kind]()
     given.out.mkdir(parents=True, exist_ok=True)
+    source = given.source(given)
     for part, wanted in (("train", given.train), ("test", given.test)):
-        write(given.out / f"{part}.csv", partial(make, part), source, wanted, given.jobs)
+        write(given.out / f"{part}.csv", partial(given.make(given), source, part), source, wanted, given.jobs)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,8 @@ class Maze(Task):
         self.grids = {"carved": Carved(loops, min_path), "random": RandomWalls(min_path)}[walls]
         self.file: FilePuzzles | None = None
         if path is not None:
-            parts = chosen_puzzles(str(path), "".join(self.symbols), _faults, GROUP if symmetries else None, num_puzzles)
+            group = GROUP if symmetries else None
+            parts = chosen_puzzles(str(path), "".join(self.symbols), _faults, group, num_puzzles)
             side = int(parts[0].questions.shape[1] ** 0.5)
             levels = OneLevel(parts, side, self.difficulty, ALL_HAVE) if rating_bands is None else \
                 ByRating(parts, rating_bands, str(path))

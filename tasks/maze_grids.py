@@ -51,7 +51,8 @@ class Carved:
                     return inputs, way
         raise too_rare(self.min_path, side)
 
-    def _way(self, inputs: np.ndarray, parent: dict[int, int], place: Sequence[int], start: int, goal: int) -> list[int]:
+    def _way(self, inputs: np.ndarray, parent: dict[int, int], place: Sequence[int], start: int, goal: int,
+             ) -> list[int]:
         if self.loops:
             return shortest_way(inputs != WALL, place[start], place[goal])
         way = [goal]
@@ -97,8 +98,8 @@ class RandomWalls:
 
 def too_rare(min_path: int, side: int) -> UserError:
     """The error after too many grids without a path long enough."""
-    return UserError(f"task.options.min_path {min_path} is too long for mazes of side {side}: none of {GIVE_UP:,} grids "
-                     f"has a shortest path of as many steps; lower it, or raise the side")
+    return UserError(f"task.options.min_path {min_path} is too long for mazes of side {side}: none of {GIVE_UP:,} "
+                     f"grids has a shortest path of as many steps; lower it, or raise the side")
 
 
 @lru_cache(maxsize=64)

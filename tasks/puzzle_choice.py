@@ -87,8 +87,8 @@ def check_needs_path(path: object, options: Mapping[str, object]) -> None:
     """Raises UserError for options of a file, name -> value, that are set without one."""
     for name, value in options.items():
         if value and path is None:
-            raise UserError(f"task.options.{name} {value} is for the puzzles of a file, and task.options.path is not set; "
-                            f"set it, or leave {name} out")
+            raise UserError(f"task.options.{name} {value} is for the puzzles of a file, and task.options.path is not "
+                            f"set; set it, or leave {name} out")
 
 
 @lru_cache(maxsize=4)
@@ -100,9 +100,7 @@ def chosen_puzzles(path: str, symbols: str, faults: Faults, group: Group | None,
     notice says how many were met. Raises UserError for files that `read_puzzles` refuses, and if too few are left.
     """
     train, heldout = read_puzzles(path, symbols, faults)
-    if num_puzzles is not None and (isinstance(num_puzzles, bool) or not isinstance(num_puzzles, int) or num_puzzles < 1):
-        raise UserError(f"task.options.num_puzzles {num_puzzles!r} is not a number of training puzzles; write 1000, or "
-                        f"null for all")
+    _check_number(num_puzzles)
     total = len(train.questions)
     wanted = total if num_puzzles is None else num_puzzles
     order = np.arange(total) if num_puzzles is None else rng_of("training puzzles").permutation(total)
@@ -113,13 +111,20 @@ def chosen_puzzles(path: str, symbols: str, faults: Faults, group: Group | None,
         kept = some[~shown.among(train.questions[some])]
         rows, left_out, met = [*rows, *kept.tolist()], left_out + len(some) - len(kept), met + len(some)
     if left_out:
-        warnings.warn(f"task.options.symmetries: {left_out} of the {met} training puzzles taken from {path} are symmetric "
-                      f"to a held-out one and were left out", stacklevel=2)
-    if not rows or num_puzzles is not None and len(rows) < num_puzzles:
+        warnings.warn(f"task.options.symmetries: {left_out} of the {met} training puzzles taken from {path} are "
+                      f"symmetric to a held-out one and were left out", stacklevel=2)
+    if len(rows) < (num_puzzles or 1):
         raise UserError(f"task.options.num_puzzles: {path} has {len(rows)} training puzzles"
                         f"{' that are not symmetric to a held-out one' if group else ''}, not "
                         f"{num_puzzles or 'one'}; take fewer, or a larger file")
     return (train if len(rows) == total else train.where(np.sort(rows))), heldout
+
+
+def _check_number(num_puzzles: int | None) -> None:
+    number = isinstance(num_puzzles, int) and not isinstance(num_puzzles, bool) and num_puzzles > 0
+    if num_puzzles is not None and not number:
+        raise UserError(f"task.options.num_puzzles {num_puzzles!r} is not a number of training puzzles; write 1000, or "
+                        f"null for all")
 
 
 class NothingShown:

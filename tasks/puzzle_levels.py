@@ -74,8 +74,8 @@ class ByRating:
         check_edges(edges)
         for part in parts:
             if (unknown := np.isnan(part.ratings)).any():
-                raise UserError(f"task.options.rating_bands needs a number in the column rating, and {unknown.sum()} of "
-                                f"{len(unknown)} rows of {path} have none; add it, or leave rating_bands out")
+                raise UserError(f"task.options.rating_bands needs a number in the column rating, and {unknown.sum()} "
+                                f"of {len(unknown)} rows of {path} have none; add it, or leave rating_bands out")
         whole = [np.arange(len(part.ratings)) for part in parts]
         bands = [np.searchsorted(edges, part.ratings, side="right") for part in parts]
         self._rows = [[rows, *(rows[band == k] for k in range(len(edges) + 1))]
@@ -88,8 +88,9 @@ class ByRating:
     def row(self, rng: np.random.Generator, difficulty: int, heldout: bool) -> int:
         rows = self._rows[heldout][difficulty] if difficulty < len(self._names) else ()
         if not len(rows):
-            raise UserError(f"the {'held-out' if heldout else 'training'} part has no puzzle of rating "
-                            f"band {difficulty}; take one of {', '.join(map(str, self.tested))}")
+            part = "held-out" if heldout else "training"
+            raise UserError(f"the {part} part has no puzzle of rating band {difficulty}; take one of "
+                            f"{', '.join(map(str, self.tested))}")
         return rows[rng.integers(len(rows))]
 
 
@@ -98,5 +99,5 @@ def check_edges(edges: Sequence[float]) -> None:
     numbers = isinstance(edges, list | tuple) and len(edges) > 0 and all(
         isinstance(edge, int | float) and not isinstance(edge, bool) for edge in edges)
     if not numbers or any(low >= high for low, high in pairwise(edges)):
-        raise UserError(f"task.options.rating_bands {edges!r} are not ascending numbers; write the lowest ratings of all "
-                        f"bands but the first, as [10, 30, 100]")
+        raise UserError(f"task.options.rating_bands {edges!r} are not ascending numbers; write the lowest ratings of "
+                        f"all bands but the first, as [10, 30, 100]")

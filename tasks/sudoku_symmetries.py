@@ -1,9 +1,9 @@
-"""Symmetries of Sudoku: digits renamed, bands, rows in a band, stacks and columns in a stack permuted, and, if boxes are
-square, rows and columns exchanged.
+"""Symmetries of Sudoku: digits renamed, bands, rows in a band, stacks and columns in a stack permuted, and, if boxes
+are square, rows and columns exchanged.
 
 9x9 has 9! * (3! 3!^3)^2 * 2 = 9! * 6^8 * 2 of them. `vary` draws one. Two puzzles are symmetric exactly if their
-canonical forms are equal; `invariants`, which are equal for symmetric puzzles and nearly always differ for others, are a
-hundred times as fast and tell which puzzles need one.
+canonical forms are equal; `invariants`, which are equal for symmetric puzzles and nearly always differ for others, are
+a hundred times as fast and tell which puzzles need one.
 """
 
 from functools import cached_property
@@ -64,8 +64,9 @@ class SudokuSymmetries:
                 columns = 5 * columns
             boxes = mixed(cells.reshape(-1, width, height, height, width).sum(axis=(2, 4)))
             boxes = boxes.repeat(height, axis=1).repeat(width, axis=2)
-            digits = np.stack([np.where(grids == digit, cells, 0).sum(axis=(1, 2)) for digit in range(self.size + 1)], 1)
-            digits = np.take_along_axis(mixed(digits), grids.reshape(len(grids), -1).astype(np.intp), axis=1)
+            digits = [np.where(grids == digit, cells, 0).sum(axis=(1, 2)) for digit in range(self.size + 1)]
+            tokens = grids.reshape(len(grids), -1).astype(np.intp)
+            digits = np.take_along_axis(mixed(np.stack(digits, axis=1)), tokens, axis=1)
             cells = mixed(cells + 7 * (rows[:, :, None] + columns[:, None]) + 11 * boxes
                           + 13 * digits.reshape(grids.shape))
         return cells.sum(axis=(1, 2))
@@ -93,9 +94,11 @@ class SudokuSymmetries:
             least = least[key == key.min()]
         wanted = np.sort(codes[least[0]].reshape(height, width), axis=1)
         wanted = wanted[np.argsort(wanted @ (1 << size * np.arange(width)[::-1]), kind="stable")].ravel()
-        found = min(_least_digits(grid[order][:, self._column_orders[(codes[row][self._column_orders] == wanted).all(1)]])
-                    for row, order in zip(least, self._row_orders[least], strict=True))
-        return tuple(wanted.tolist()), found
+        found = []
+        for rows in least:
+            columns = self._column_orders[(codes[rows][self._column_orders] == wanted).all(axis=1)]
+            found.append(_least_digits(grid[self._row_orders[rows]][:, columns]))
+        return tuple(wanted.tolist()), min(found)
 
     @cached_property
     def _row_orders(self) -> np.ndarray:

@@ -48,7 +48,7 @@ def test_a_drawn_symmetry_of_4x4_is_one_of_the_3072_and_most_of_them_are_drawn()
               for bands in ((0, 1), (1, 0)) for inner in itertools.product(((0, 1), (1, 0)), repeat=2)]
     grid = question.reshape(4, 4)
     moved = [board[order][:, other] for board in (grid, grid.T) for order in orders for other in orders]
-    every = {np.array((0, *names))[board].tobytes() for board in moved for names in itertools.permutations((1, 2, 3, 4))}
+    every = {np.array((0, *names))[board].tobytes() for board in moved for names in itertools.permutations(range(1, 5))}
     assert len(every) == 3072
     rng = np.random.default_rng(0)
     drawn = {GROUPS[4].vary(question, answer, rng)[0].tobytes() for _ in range(6000)}
@@ -58,7 +58,7 @@ def test_a_drawn_symmetry_of_4x4_is_one_of_the_3072_and_most_of_them_are_drawn()
 
 @pytest.mark.parametrize(("size", "classes"), [(4, 2), (6, 49)])
 def test_boards_fall_into_as_many_classes_as_is_published(size, classes):
-    """4x4: 2 of 288 boards; 6x6: 49 of 28,200,960 (Wikipedia, "Mathematics of Sudoku"), of which these draws meet some."""
+    """4x4: 2 of 288 boards; 6x6: 49 of 28,200,960 (Wikipedia, "Mathematics of Sudoku"), of which draws meet some."""
     solver, rng = Solver(*GROUPS[size].box), np.random.default_rng(0)
     boards = list(solver.solutions([0] * 16)) if size == 4 else [solver.random_board(rng) for _ in range(30)]
     forms = {GROUPS[size].canonical(np.array(board)) for board in boards}
@@ -206,7 +206,8 @@ def test_mazes_of_a_file_are_turned_in_training_only(tmp_path):
     assert len(set(drawn(read, heldout=False))) == 3 * 8
     assert set(drawn(read, heldout=True)) == set(rows[4:])
     side = "S # #  G ", "So# #ooGo"
-    turned_side = tuple("".join(text[3 * (2 - column) + row] for row in range(3) for column in range(3)) for text in side)
+    places = [3 * (2 - column) + row for row in range(3) for column in range(3)]
+    turned_side = tuple("".join(text[place] for place in places) for text in side)
     write_csv(tmp_path / "train.csv", [side, ("G # #  S ", "Go# #ooSo")])
     write_csv(tmp_path / "test.csv", [turned_side])
     with pytest.warns(UserWarning, match="1 of the 2 training puzzles"):
@@ -231,7 +232,7 @@ def test_a_rating_makes_bands_of_training_and_held_out_puzzles(folder):
         with pytest.raises(UserError, match=f"held-out part has no puzzle of rating band {level}; take one of 0, 1, 3"):
             task.problem(0, 0, level, heldout=True)
     write_rated(path / "other.csv", rows, ["unknown", *range(10)])
-    with pytest.raises(UserError, match="1 of .* rows of .* have none"):
+    with pytest.raises(UserError, match=r"1 of .* rows of .* have none"):
         find_task("sudoku", {"size": 6, "path": str(path / "other.csv"), "rating_bands": [10, 31]})
 
 
