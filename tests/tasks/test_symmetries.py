@@ -208,10 +208,12 @@ def test_mazes_of_a_file_are_turned_in_training_only(tmp_path):
     side = "S # #  G ", "So# #ooGo"
     places = [3 * (2 - column) + row for row in range(3) for column in range(3)]
     turned_side = tuple("".join(text[place] for place in places) for text in side)
-    write_csv(tmp_path / "train.csv", [side, ("G # #  S ", "Go# #ooSo")])
-    write_csv(tmp_path / "test.csv", [turned_side])
+    other = tmp_path / "other"
+    other.mkdir()
+    write_csv(other / "train.csv", [side, ("G # #  S ", "Go# #ooSo")])
+    write_csv(other / "test.csv", [turned_side])
     with pytest.warns(UserWarning, match="1 of the 2 training puzzles"):
-        find_task("maze", {"path": str(tmp_path), "symmetries": True})
+        find_task("maze", {"path": str(other), "symmetries": True})
 
 
 def test_a_rating_makes_bands_of_training_and_held_out_puzzles(folder):
