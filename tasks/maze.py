@@ -4,29 +4,36 @@ A maze of side n has m x m rooms with m = (n + 1) // 2, and walls one cell thick
 cells, so that an even n gives the maze of n - 1. The papers count in the same way: their 9x9 maze has 5x5 rooms. Their
 images add the wall around it, which carries no information, and draw two pixels per cell: 24 x 24 for 9x9. Start and
 goal are two uniformly drawn rooms. A depth-first walk from the start opens a wall to every other room: a spanning tree,
-with a single path from start to goal. `loops` opens more walls, so that there can be several.
+with a single path from start to goal. `loops` opens more walls, so that there can be several. With `walls` random, n x
+n cells have walls at random places instead, as in Maze-Hard.
 
 Every cell is given; for each open one the model predicts whether it is on the path.
 """
-
-from collections import deque
-from collections.abc import Sequence
-from functools import lru_cache
-from itertools import pairwise
 
 import numpy as np
 
 from looped.data.task import Problem, Task, register
 from looped.errors import UserError
-from looped.tasks.puzzle_files import Puzzles, is_heldout, read_puzzles
+from looped.tasks.maze_grids import GOAL, OPEN, START, WALL, WAY, Carved, RandomWalls, shortest_way
+from looped.tasks.maze_symmetries import SquareSymmetries
+from looped.tasks.puzzle_choice import FilePuzzles, check_needs_path, chosen_puzzles, variation_of
+from looped.tasks.puzzle_levels import ByRating, OneLevel
 
-WALL, OPEN, START, GOAL, WAY = range(1, 6)  # as in `symbols`
+GROUP = SquareSymmetries()
+ALL_HAVE = "maze: all mazes of the file have side"
 
 
 @register
 class Maze(Task):
-    """loops: fraction of the remaining walls between two rooms that are opened as well, 0 to 1. path: a CSV like
-    Maze-Hard's, or a folder with train.csv and test.csv, whose mazes are used instead of generated ones."""
+    """loops: fraction of the remaining walls between two rooms that are opened as well, 0 to 1. walls: carved, or
+    random, of 0.3 to 0.5 of the cells. min_path: least number of steps from start to goal; 0: any, or with random walls
+    one less than the side. path: a CSV like Maze-Hard's, or a folder with train.csv and test.csv, whose mazes are used
+    instead of generated ones.
+
+    For a file also: symmetries: true turns and mirrors the training mazes at random; a training maze that is symmetric
+    to a held-out one is then left out. num_puzzles: the number of training mazes, chosen at random once for all seeds;
+    null: all. rating_bands: difficulties by rating instead, as the lowest ratings of all bands but the first; 0 draws
+    from all mazes, k from those of the k-th band."""
 
     name = "maze"
     source = "aks2203/easy-to-hard-data, make_mazes.py; CSV: sapientinc/maze-30x30-hard-1k on the Hugging Face hub"
@@ -37,58 +44,32 @@ class Maze(Task):
     symbols = (".", "#", " ", "S", "G", "o")
     colors = {"#": "#3b3b3b", " ": "#ffffff", "S": "#2ca02c", "G": "#d62728", "o": "#1f77b4"}
 
-    def __init__(self, loops: float = 0.0, path: str | None = None) -> None:
-        if isinstance(loops, bool) or not isinstance(loops, int | float) or not 0 <= loops <= 1:
-            raise UserError(f"task.options.loops is a fraction of the walls, got {loops!r}; take one from 0 to 1")
-        if loops and path is not None:
-            raise UserError(f"task.options.loops is for generated mazes, but path {path} is given; keep one of them")
-        self.loops = loops
-        self.parts: tuple[Puzzles, Puzzles] | None = None
+    def __init__(self, loops: float = 0.0, path: str | None = None, walls: str = "carved", min_path: int = 0,
+                 symmetries: bool = False, num_puzzles: int | None = None, rating_bands: list[float] | None = None,
+                 ) -> None:
+        _check_options(loops, walls, min_path, symmetries, path)
+        check_needs_path(path, {"symmetries": symmetries, "num_puzzles": num_puzzles, "rating_bands": rating_bands})
+        self.grids = {"carved": Carved(loops, min_path), "random": RandomWalls(min_path)}[walls]
+        self.file: FilePuzzles | None = None
         if path is not None:
-            self.parts = read_puzzles(str(path), "".join(self.symbols), _faults)
-            self.easiest = int(self.parts[0].questions.shape[1] ** 0.5)
-            self.trained, self.tested = (self.easiest, self.easiest), (self.easiest,)
+            group = GROUP if symmetries else None
+            parts = chosen_puzzles(str(path), "".join(self.symbols), _faults, group, num_puzzles)
+            side = int(parts[0].questions.shape[1] ** 0.5)
+            levels = OneLevel(parts, side, self.difficulty, ALL_HAVE) if rating_bands is None else \
+                ByRating(parts, rating_bands, str(path))
+            self.file = FilePuzzles(parts, levels, variation_of(symmetries, GROUP))
+            self.file.set_levels_of(self)
 
     def make(self, rng: np.random.Generator, difficulty: int, *, heldout: bool) -> Problem:
-        if self.parts is None:
-            inputs, way = self._draw(rng, (difficulty + 1) // 2, heldout)
-        elif difficulty == self.easiest:
-            row = rng.integers(len(self.parts[heldout].questions))
-            inputs, answer = (part[row].astype(np.int64) for part in self.parts[heldout])
-            way = np.flatnonzero(answer == WAY)
+        if self.file is None:
+            inputs, way = self.grids.draw(rng, difficulty, heldout)
         else:
-            raise UserError(f"maze: all mazes of the file have side {self.easiest}, got difficulty {difficulty}; take "
-                            f"{self.easiest}")
+            inputs, answer = self.file.draw(rng, difficulty, heldout)
+            way = np.flatnonzero(answer == WAY)
         targets = inputs.copy()
         targets[way] = WAY
         targets = np.where(inputs == OPEN, targets, inputs)
         return Problem(inputs, targets, inputs == OPEN)
-
-    def _draw(self, rng: np.random.Generator, rooms: int, heldout: bool) -> tuple[np.ndarray, list[int]]:
-        """(cells of a maze, cells of a shortest path with start and goal)."""
-        place, near = _plan(rooms)
-        while True:
-            order = rng.permutation(rooms**2).tolist()  # the start, and the goals to try
-            parent = carve(near, order[0], rng.random(rooms**2 - 1).tolist())
-            cells = np.full((2 * rooms - 1) ** 2, WALL)
-            cells[place] = OPEN
-            cells[[(place[room] + place[before]) // 2 for room, before in parent.items()]] = OPEN
-            cells[place[order[0]]] = START
-            if self.loops:
-                walls = np.array([wall for wall in _walls(rooms) if cells[wall] == WALL])
-                cells[rng.permutation(walls)[:round(self.loops * len(walls))]] = OPEN
-            for goal in order[1:]:
-                inputs = cells.copy()
-                inputs[place[goal]] = GOAL
-                if is_heldout(inputs) != heldout:
-                    continue
-                if self.loops:
-                    return inputs, shortest_way(inputs != WALL, place[order[0]], place[goal])
-                way = [goal]
-                while way[-1] != order[0]:
-                    way.append(parent[way[-1]])
-                steps = [place[room] for room in way]
-                return inputs, steps + [(a + b) // 2 for a, b in pairwise(steps)]
 
     def is_right(self, problem: Problem, answer: np.ndarray) -> bool:
         """True if the cells marked by `answer` are those of any shortest path, or of the file's answer."""
@@ -109,57 +90,20 @@ class Maze(Task):
         return int(length**0.5), int(length**0.5)
 
 
-@lru_cache(maxsize=64)
-def _plan(rooms: int) -> tuple[list[int], list[list[int]]]:
-    """(cell of every room, neighbours of every room)."""
-    where = [divmod(room, rooms) for room in range(rooms**2)]
-    place = [2 * row * (2 * rooms - 1) + 2 * column for row, column in where]
-    around = [((row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)) for row, column in where]
-    near = [[r * rooms + c for r, c in four if 0 <= r < rooms and 0 <= c < rooms] for four in around]
-    return place, near
-
-
-@lru_cache(maxsize=64)
-def _walls(rooms: int) -> list[int]:
-    """The cells between two rooms."""
-    place, near = _plan(rooms)
-    return [(place[room] + place[other]) // 2 for room, others in enumerate(near) for other in others if room < other]
-
-
-def carve(near: Sequence[Sequence[int]], start: int, draws: Sequence[float]) -> dict[int, int]:
-    """The walk that opens a maze, room -> the room it was entered from; draws: one in [0, 1) per room but the start."""
-    parent, way = {start: start}, [start]
-    for draw in draws:
-        while not (fresh := [room for room in near[way[-1]] if room not in parent]):
-            way.pop()
-        room = fresh[int(draw * len(fresh))]
-        parent[room] = way[-1]
-        way.append(room)
-    return parent
-
-
-def shortest_way(free: np.ndarray, start: int, goal: int) -> list[int] | None:
-    """The cells of a shortest path over free cells of a square, from goal to start; None if there is none.
-
-    Of several, always the same one is returned: breadth first, trying right, down, left, up.
-    """
-    side = int(len(free) ** 0.5)
-    padded = np.pad(free.reshape(side, side), 1).ravel().tolist()
-    wide = side + 2
-    first, last = ((cell // side + 1) * wide + cell % side + 1 for cell in (start, goal))
-    parent, queue = {first: first}, deque([first])
-    while queue and last not in parent:
-        cell = queue.popleft()
-        for other in (cell + 1, cell + wide, cell - 1, cell - wide):
-            if padded[other] and other not in parent:
-                parent[other] = cell
-                queue.append(other)
-    if last not in parent:
-        return None
-    way = [last]
-    while way[-1] != first:
-        way.append(parent[way[-1]])
-    return [(cell // wide - 1) * side + cell % wide - 1 for cell in way]
+def _check_options(loops: float, walls: str, min_path: int, symmetries: bool, path: str | None) -> None:
+    if isinstance(loops, bool) or not isinstance(loops, int | float) or not 0 <= loops <= 1:
+        raise UserError(f"task.options.loops is a fraction of the walls, got {loops!r}; take one from 0 to 1")
+    if walls not in ("carved", "random"):
+        raise UserError(f"task.options.walls {walls!r} is neither carved nor random; take one of them")
+    if isinstance(min_path, bool) or not isinstance(min_path, int) or min_path < 0:
+        raise UserError(f"task.options.min_path {min_path!r} is not a number of steps; write 111, or 0 for any")
+    if not isinstance(symmetries, bool):
+        raise UserError(f"task.options.symmetries {symmetries!r} is neither true (a maze has eight) nor false")
+    if loops and walls == "random":
+        raise UserError(f"task.options.loops {loops} is for carved mazes, but walls random is given; keep one of them")
+    for name, value in (("loops", loops), ("walls random", walls == "random"), ("min_path", min_path)):
+        if value and path is not None:
+            raise UserError(f"task.options.{name} is for generated mazes, but path {path} is given; keep one of them")
 
 
 def _faults(questions: np.ndarray, answers: np.ndarray) -> dict[str, np.ndarray]:

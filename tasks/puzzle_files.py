@@ -1,7 +1,8 @@
 """Puzzles from CSV files, and the held-out part of generated puzzles.
 
 The files have the columns source, question, answer, rating, with one puzzle per row and one character per cell: the
-format of the public sets Sudoku-Extreme and Maze-Hard (Wang et al. 2025, arXiv 2506.21734).
+format of the public sets Sudoku-Extreme and Maze-Hard (Wang et al. 2025, arXiv 2506.21734). The rating is a number, the
+higher the harder: in Sudoku-Extreme the backtracks of a solver. `puzzle_choice` chooses among the puzzles read.
 """
 
 import csv
@@ -28,13 +29,14 @@ def is_heldout(inputs: np.ndarray) -> bool:
 
 
 class Puzzles(NamedTuple):
-    """N puzzles of L cells, as tokens."""
+    """N puzzles of L cells, as tokens, and their ratings (NaN for a rating that is no number)."""
 
     questions: np.ndarray  # (N, L) uint8
     answers: np.ndarray  # (N, L) uint8
+    ratings: np.ndarray  # (N,) float64
 
     def where(self, chosen: np.ndarray) -> "Puzzles":
-        return Puzzles(self.questions[chosen], self.answers[chosen])
+        return Puzzles(*(column[chosen] for column in self))
 
 
 Faults = Callable[[np.ndarray, np.ndarray], Mapping[str, np.ndarray]]
@@ -68,15 +70,15 @@ def _read(path: Path, symbols: str, faults: Faults) -> Puzzles:
     length = None
     for start, rows in _blocks(path):
         length = length or len(rows[0][0])
-        for number, (question, answer) in enumerate(rows):
+        for number, (question, answer, _) in enumerate(rows):
             if not len(question) == len(answer) == length:
                 raise UserError(f"{path}, row {start + number}: question and answer have {len(question)} and "
                                 f"{len(answer)} cells, the file's first question {length}; give rows of one size")
-        cells = b"".join((question + answer).encode("latin-1", "replace") for question, answer in rows)
+        cells = b"".join((question + answer).encode("latin-1", "replace") for question, answer, _ in rows)
         tokens = np.frombuffer(cells.translate(table), dtype=np.uint8).reshape(len(rows), 2, length)
-        puzzles = Puzzles(tokens[:, 0], tokens[:, 1])
+        puzzles = Puzzles(tokens[:, 0], tokens[:, 1], np.array([_number(rating) for _, _, rating in rows]))
         unknown = {f"has a character that is none of '{symbols}'": (tokens == UNKNOWN).any(axis=(1, 2))}
-        for found in (unknown, faults(*puzzles)):  # the second relies on known tokens
+        for found in (unknown, faults(tokens[:, 0], tokens[:, 1])):  # the second relies on known tokens
             for what, at in found.items():
                 if at.any():
                     raise UserError(f"{path}, row {start + int(at.argmax())}: it {what}; fix the row or leave it out")
@@ -86,8 +88,16 @@ def _read(path: Path, symbols: str, faults: Faults) -> Puzzles:
     return Puzzles(*(np.concatenate(column) for column in zip(*blocks, strict=True)))
 
 
-def _blocks(path: Path) -> Iterator[tuple[int, list[tuple[str, str]]]]:
-    """(number of the first row, questions and answers of BLOCK rows at a time); rows count from 1, after the header."""
+def _number(rating: str) -> float:
+    try:
+        return float(rating)
+    except ValueError:
+        return float("nan")
+
+
+def _blocks(path: Path) -> Iterator[tuple[int, list[tuple[str, str, str]]]]:
+    """(number of the first row; question, answer and rating of BLOCK rows at a time); rows count from 1, after the
+    header."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)
@@ -99,7 +109,7 @@ def _blocks(path: Path) -> Iterator[tuple[int, list[tuple[str, str]]]]:
                     if len(row) != len(COLUMNS):
                         raise UserError(f"{path}, row {start + number}: it has {len(row)} columns, not {len(COLUMNS)}; "
                                         "fix the row or leave it out")
-                yield start, [(question, answer) for _, question, answer, _ in rows]
+                yield start, [(question, answer, rating) for _, question, answer, rating in rows]
                 start += len(rows)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"task.options.path: {path} cannot be read: {error}; give a CSV file with the columns "

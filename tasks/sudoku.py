@@ -19,10 +19,14 @@ import numpy as np
 
 from looped.data.task import BLANK, Problem, Task, register, rng_of
 from looped.errors import UserError
-from looped.tasks.puzzle_files import Puzzles, is_heldout, read_puzzles
+from looped.tasks.puzzle_choice import FilePuzzles, check_needs_path, chosen_puzzles, variation_of
+from looped.tasks.puzzle_files import is_heldout, read_puzzles
+from looped.tasks.puzzle_levels import ByEmptyCells, ByRating
 from looped.tasks.sudoku_solver import Solver
+from looped.tasks.sudoku_symmetries import SudokuSymmetries, vary
 
 BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}  # size: rows and columns of a box
+GROUPS = {size: SudokuSymmetries(box) for size, box in BOXES.items()}
 NUM_BOARDS = 256
 NUM_UNIQUE = {4: 288, 6: 256, 9: 128}  # 9 x 9: 55 ms each
 
@@ -31,46 +35,49 @@ NUM_UNIQUE = {4: 288, 6: 256, 9: 128}  # 9 x 9: 55 ms each
 class Sudoku(Task):
     """size: 4, 6 or 9. unique: only puzzles with one solution (not for those of a file). path: a CSV like
     Sudoku-Extreme's, or a folder with train.csv and test.csv, whose puzzles are used instead of generated ones; a
-    difficulty then draws from all of its puzzles with at most that many empty cells."""
+    difficulty then draws from all of its puzzles with at most that many empty cells.
+
+    For a file also: symmetries: the number of symmetric puzzles per training puzzle besides itself, or true for any; a
+    training puzzle that is symmetric to a held-out one is then left out. num_puzzles: the number of training puzzles,
+    chosen at random once for all seeds; null: all. rating_bands: difficulties by rating instead, as the lowest ratings
+    of all bands but the first; 0 draws from all puzzles, k from those of the k-th band."""
 
     name = "sudoku"
     source = "rules of Sudoku; CSV: sapientinc/sudoku-extreme on the Hugging Face hub"
     difficulty = "empty cells"
 
-    def __init__(self, size: int = 4, unique: bool = False, path: str | None = None) -> None:
+    def __init__(self, size: int = 4, unique: bool = False, path: str | None = None, symmetries: bool | int = 0,
+                 num_puzzles: int | None = None, rating_bands: list[float] | None = None) -> None:
         if size not in BOXES:
             raise UserError(f"task.options.size {size} is not a size of this task; take {', '.join(map(str, BOXES))}")
         if not isinstance(unique, bool):
             raise UserError(f"task.options.unique must be true or false, got {unique!r}")
         if unique and path is not None:
             raise UserError(f"task.options.unique is for generated puzzles, but path {path} is given; keep one of them")
+        variation = variation_of(symmetries, GROUPS[size])
+        check_needs_path(path, {"symmetries": symmetries, "num_puzzles": num_puzzles, "rating_bands": rating_bands})
         self.size, self.unique, self.box = size, unique, BOXES[size]
         self.symbols = (".", *map(str, range(1, size + 1)))
         self.trained = {4: (10, 10), 6: (24, 24), 9: (20, 51)}[size]
         self.tested = {4: (6, 8, 10, 11), 6: (18, 22, 24, 26), 9: (30, 40, 51)}[size]
-        self.parts: tuple[Puzzles, Puzzles] | None = None
+        self.file: FilePuzzles | None = None
         if path is not None:
-            self._read(str(path))
+            self._check_size(str(path))
+            parts = chosen_puzzles(str(path), *READING, GROUPS[size] if symmetries else None, num_puzzles)
+            levels = ByEmptyCells(parts) if rating_bands is None else ByRating(parts, rating_bands, str(path))
+            self.file = FilePuzzles(parts, levels, variation)
+            self.file.set_levels_of(self)
 
-    def _read(self, path: str) -> None:
-        parts = read_puzzles(path, ".123456789", _faults)  # of any size, so that a wrong one is noticed
-        length = parts[0].questions.shape[1]
+    def _check_size(self, path: str) -> None:
+        """Raises UserError for a file with boards of another size."""
+        length = read_puzzles(path, *READING)[0].questions.shape[1]
         if length != self.size**2:
             raise UserError(f"task.options.path {path} has boards of size {int(length**0.5)}, but task.options.size is "
                             f"{self.size}; set size: {int(length**0.5)}")
-        counts = [(part.questions == BLANK).sum(axis=1) for part in parts]
-        order = [np.argsort(count, kind="stable") for count in counts]  # most givens first
-        self.parts = tuple(part.where(sort) for part, sort in zip(parts, order, strict=True))
-        self.counts = tuple(count[sort] for count, sort in zip(counts, order, strict=True))
-        self.easiest = int(max(count[0] for count in self.counts))
-        hardest, hardest_heldout = (int(count[-1]) for count in self.counts)
-        self.trained, self.tested = (hardest, hardest), (hardest_heldout,)
-        self.difficulty = "empty cells at most"
 
     def make(self, rng: np.random.Generator, difficulty: int, *, heldout: bool) -> Problem:
-        if self.parts is not None:
-            row = rng.integers(np.searchsorted(self.counts[heldout], difficulty, side="right"))
-            inputs, targets = (part[row].astype(np.int64) for part in self.parts[heldout])
+        if self.file is not None:
+            inputs, targets = self.file.draw(rng, difficulty, heldout)
             return Problem(inputs, targets, inputs == BLANK)
         stock, num_removable = board_stock(self.size, self.unique, heldout)
         hardest = min(num_removable.max(), self.size**2 - 1)  # an empty board cannot be in both parts
@@ -118,19 +125,6 @@ def board_stock(size: int, unique: bool, heldout: bool) -> tuple[np.ndarray, np.
     return stock, stock[:, 1].sum(axis=(1, 2))
 
 
-def vary(board: np.ndarray, box: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """A random symmetry of the rules, applied to a board and its mask of cells: (2, size, size)."""
-    height, width = box  # a band has `height` rows, and there are `width` bands
-    size = height * width
-    draws = rng.random(3 * size + height + width + 1)  # one call: calls dominate the cost
-    digits, rows, columns, bands, stacks, flip = np.split(draws, np.cumsum([size, size, size, width, height]))
-    rows = np.argsort(bands)[:, None] * height + np.argsort(rows.reshape(width, height), axis=1)
-    columns = np.argsort(stacks)[:, None] * width + np.argsort(columns.reshape(height, width), axis=1)
-    digits, cells = board[:, rows.ravel()][:, :, columns.ravel()]
-    varied = np.stack([1 + np.argsort(draws[:size])[digits - 1], cells])
-    return varied.swapaxes(1, 2) if height == width and flip[0] < 0.5 else varied
-
-
 def is_valid(boards: np.ndarray, box: tuple[int, int]) -> np.ndarray:
     """Mask (N,) of the boards (N, size * size) with every digit once per row, column and box."""
     height, width = box
@@ -150,3 +144,7 @@ def _faults(questions: np.ndarray, answers: np.ndarray) -> dict[str, np.ndarray]
         "has an answer without every digit in every row, column and box": ~is_valid(answers, BOXES[size]),
         "has no empty cell": (questions != BLANK).all(axis=1),
     }
+
+
+READING = (".123456789", _faults)
+"""Symbols and faults of a file: of any size, so that a wrong one is noticed."""

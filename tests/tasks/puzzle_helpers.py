@@ -17,3 +17,8 @@ def write_csv(path, rows, head="source,question,answer,rating"):
 
 def as_text(task, problem):
     return tuple("".join(task.symbols[token] for token in cells) for cells in (problem.inputs, problem.targets))
+
+
+def write_rated(path, rows, ratings):
+    lines = [f"here,{question},{answer},{rating}" for (question, answer), rating in zip(rows, ratings, strict=True)]
+    path.write_text("\n".join(["source,question,answer,rating", *lines]) + "\n")

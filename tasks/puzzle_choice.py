@@ -1,0 +1,176 @@
+"""Puzzles of a file as training and held-out problems: how many train, and under which symmetries.
+
+The public protocol is 1,000 training puzzles with 1,000 symmetries each, and all held-out puzzles as they are (Wang et
+al. 2025, arXiv 2506.21734). Under symmetries a training puzzle that is symmetric to a held-out one would show it, so it
+is left out.
+"""
+
+import warnings
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+
+from looped.data.task import Task, rng_of
+from looped.errors import UserError
+from looped.tasks.puzzle_files import BLOCK, Faults, Puzzles, read_puzzles
+from looped.tasks.puzzle_levels import Levels
+
+
+class Group(Protocol):
+    """Symmetries of a kind of puzzle. Groups that are equal are the same object."""
+
+    def vary(self, question: np.ndarray, answer: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """A random symmetry, applied to a question and its answer, both (L,) and returned as int64."""
+        ...
+
+    def invariants(self, questions: np.ndarray) -> np.ndarray:
+        """(N,) uint64 of puzzles (N, L), the same for symmetric ones."""
+        ...
+
+    def canonical(self, question: np.ndarray) -> bytes:
+        """The same for two puzzles (L,) if they are symmetric, and only then."""
+        ...
+
+
+class Variation(Protocol):
+    """What becomes of a training puzzle each time it is drawn."""
+
+    def of(self, question: np.ndarray, answer: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """A question and its answer, (L,) int64."""
+        ...
+
+
+class AsWritten:
+    """No symmetries."""
+
+    def of(self, question: np.ndarray, answer: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        return question.astype(np.int64), answer.astype(np.int64)
+
+
+class AnySymmetry:
+    """A new random symmetry each time."""
+
+    def __init__(self, group: Group) -> None:
+        self.group: Group = group
+
+    def of(self, question: np.ndarray, answer: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        return self.group.vary(question, answer, rng)
+
+
+class SomeSymmetries:
+    """The puzzle itself, or one of `num` symmetric ones that are the same each time."""
+
+    def __init__(self, group: Group, num: int) -> None:
+        self.group: Group = group
+        self.num: int = num
+
+    def of(self, question: np.ndarray, answer: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        variant = int(rng.integers(self.num + 1))
+        if variant == 0:
+            return question.astype(np.int64), answer.astype(np.int64)
+        return self.group.vary(question, answer, rng_of("symmetry", question.tobytes().hex(), variant))
+
+
+def variation_of(symmetries: bool | int, group: Group) -> Variation:
+    """The variation of the option `symmetries`. Raises UserError for a value that is neither bool nor a count."""
+    if isinstance(symmetries, bool):
+        return AnySymmetry(group) if symmetries else AsWritten()
+    if not isinstance(symmetries, int) or symmetries < 0:
+        raise UserError(f"task.options.symmetries {symmetries!r} is neither a number of symmetric puzzles per training "
+                        f"puzzle nor true (any of them); write 1000, as the public protocol, true, or 0 for none")
+    return SomeSymmetries(group, symmetries) if symmetries else AsWritten()
+
+
+def check_needs_path(path: object, options: Mapping[str, object]) -> None:
+    """Raises UserError for options of a file, name -> value, that are set without one."""
+    for name, value in options.items():
+        if value and path is None:
+            raise UserError(f"task.options.{name} {value} is for the puzzles of a file, and task.options.path is not "
+                            f"set; set it, or leave {name} out")
+
+
+@lru_cache(maxsize=4)
+def chosen_puzzles(path: str, symbols: str, faults: Faults, group: Group | None, num_puzzles: int | None,
+                   ) -> tuple[Puzzles, Puzzles]:
+    """(training, held-out) puzzles of a file, `num_puzzles` of the former (None: all), in the order of the file.
+
+    group: the symmetries that training applies; without those that are symmetric to a held-out puzzle, of which a
+    notice says how many were met. Raises UserError for files that `read_puzzles` refuses, and if too few are left.
+    """
+    train, heldout = read_puzzles(path, symbols, faults)
+    _check_number(num_puzzles)
+    total = len(train.questions)
+    wanted = total if num_puzzles is None else num_puzzles
+    order = np.arange(total) if num_puzzles is None else rng_of("training puzzles").permutation(total)
+    shown = Shown(heldout, group) if group else NothingShown()
+    rows, left_out, met = [], 0, 0
+    while len(rows) < wanted and met < total:
+        some = order[met : met + min(BLOCK, wanted - len(rows))]
+        kept = some[~shown.among(train.questions[some])]
+        rows, left_out, met = [*rows, *kept.tolist()], left_out + len(some) - len(kept), met + len(some)
+    if left_out:
+        warnings.warn(f"task.options.symmetries: {left_out} of the {met} training puzzles taken from {path} are "
+                      f"symmetric to a held-out one and were left out", stacklevel=2)
+    if len(rows) < (num_puzzles or 1):
+        raise UserError(f"task.options.num_puzzles: {path} has {len(rows)} training puzzles"
+                        f"{' that are not symmetric to a held-out one' if group else ''}, not "
+                        f"{num_puzzles or 'one'}; take fewer, or a larger file")
+    return (train if len(rows) == total else train.where(np.sort(rows))), heldout
+
+
+def _check_number(num_puzzles: int | None) -> None:
+    number = isinstance(num_puzzles, int) and not isinstance(num_puzzles, bool) and num_puzzles > 0
+    if num_puzzles is not None and not number:
+        raise UserError(f"task.options.num_puzzles {num_puzzles!r} is not a number of training puzzles; write 1000, or "
+                        f"null for all")
+
+
+class NothingShown:
+    """Without symmetries no training puzzle shows a held-out one."""
+
+    def among(self, questions: np.ndarray) -> np.ndarray:
+        return np.zeros(len(questions), dtype=bool)
+
+
+class Shown:
+    """The puzzles that are symmetric to a held-out one: found by invariants, and made sure of by canonical forms."""
+
+    def __init__(self, heldout: Puzzles, group: Group) -> None:
+        self._heldout, self._group = heldout.questions, group
+        self._invariants = group.invariants(self._heldout)
+        self._known = np.unique(self._invariants)
+
+    def among(self, questions: np.ndarray) -> np.ndarray:
+        """Mask (N,) of the puzzles (N, L) that are symmetric to a held-out one."""
+        invariants = self._group.invariants(questions)
+        found = np.isin(invariants, self._known)
+        for row in np.flatnonzero(found):
+            found[row] = self._group.canonical(questions[row]) in self._forms(int(invariants[row]))
+        return found
+
+    @lru_cache  # noqa: B019 (an object lives as long as one reading of a file)
+    def _forms(self, invariant: int) -> frozenset[bytes]:
+        """The canonical forms of the held-out puzzles with an invariant."""
+        return frozenset(map(self._group.canonical, self._heldout[self._invariants == np.uint64(invariant)]))
+
+
+class FilePuzzles:
+    """Problems of a file: a puzzle of a difficulty, varied in training and as it is held out."""
+
+    def __init__(self, parts: tuple[Puzzles, Puzzles], levels: Levels, variation: Variation) -> None:
+        self.parts: tuple[Puzzles, Puzzles] = parts
+        self.levels: Levels = levels
+        self._of_part: tuple[Variation, Variation] = (variation, AsWritten())
+
+    def set_levels_of(self, task: Task) -> None:
+        """Give a task the difficulties of the file."""
+        for name in ("difficulty", "easiest", "trained", "tested"):
+            setattr(task, name, getattr(self.levels, name))
+
+    def draw(self, rng: np.random.Generator, difficulty: int, heldout: bool) -> tuple[np.ndarray, np.ndarray]:
+        """(question, answer) of a puzzle, (L,) int64."""
+        row = self.levels.row(rng, difficulty, heldout)
+        part = self.parts[heldout]
+        return self._of_part[heldout].of(part.questions[row], part.answers[row], rng)

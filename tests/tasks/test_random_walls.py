@@ -1,0 +1,100 @@
+"""Mazes of random walls and of long paths, against scipy's search; a file of the form of Maze-Hard."""
+
+import numpy as np
+import pytest
+from puzzle_helpers import as_text, fingerprint, write_csv
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import shortest_path
+
+from looped.data.task import find_task
+from looped.errors import UserError
+from looped.tasks import maze_grids
+from looped.tasks.maze_grids import far_cells
+
+
+def distances(free, start):
+    """Steps from a cell of a square to every other, by scipy; infinite where there is no path."""
+    side = int(len(free) ** 0.5)
+    cells = np.arange(len(free)).reshape(side, side)
+    pairs = np.concatenate([np.stack([cells[:, :-1], cells[:, 1:]], -1).reshape(-1, 2),
+                            np.stack([cells[:-1], cells[1:]], -1).reshape(-1, 2)])
+    pairs = pairs[free[pairs].all(axis=1)]
+    graph = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(free), len(free)))
+    return shortest_path(graph.tocsr(), directed=False, unweighted=True, indices=start)
+
+
+@pytest.mark.parametrize("side", [3, 8, 30])
+def test_the_cells_that_are_far_are_those_of_another_search(side):
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        free = rng.random(side**2) > 0.35
+        start = int(rng.choice(np.flatnonzero(free)))
+        far = distances(free, start)
+        for least in (1, side // 2, side, 2 * side):
+            expected = np.flatnonzero(np.isfinite(far) & (far >= least))
+            assert far_cells(free, start, least).tolist() == expected.tolist()
+
+
+def steps_of(task, problem):
+    """(steps of the path in the answer, steps of a shortest path by scipy)."""
+    start, goal = (int(np.flatnonzero(problem.inputs == token)[0]) for token in (maze_grids.START, maze_grids.GOAL))
+    return (problem.targets == maze_grids.WAY).sum() + 1, distances(problem.inputs != maze_grids.WALL, start)[goal]
+
+
+@pytest.mark.parametrize(("options", "side", "least"), [
+    ({"walls": "random"}, 12, 11), ({"walls": "random", "min_path": 20}, 12, 20), ({"walls": "random"}, 9, 8),
+    ({"min_path": 30}, 13, 30), ({"min_path": 12, "loops": 0.4}, 9, 12)])
+def test_a_path_is_shortest_and_as_long_as_asked_for(options, side, least):
+    task = find_task("maze", options)
+    lengths = []
+    for index in range(6):
+        problem = task.problem(0, index, side, heldout=index % 2 == 1)
+        marked, shortest = steps_of(task, problem)
+        assert marked == shortest >= least
+        assert task.is_right(problem, problem.targets)
+        assert len(problem) == side**2
+        lengths.append(shortest)
+    assert len(set(lengths)) > 1
+
+
+def test_walls_are_three_to_five_tenths_of_the_cells_anywhere():
+    task = find_task("maze", {"walls": "random", "min_path": 1})
+    walls = np.array([task.problem(0, index, 20).inputs == maze_grids.WALL for index in range(150)])
+    shares = walls.mean(axis=1)
+    assert shares.min() < 0.32
+    assert 0.48 < shares.max() <= 0.5
+    assert walls.any(axis=0).all()
+
+
+def test_a_maze_of_30x30_has_a_shortest_path_longer_than_110():
+    """The rule of Maze-Hard."""
+    task = find_task("maze", {"walls": "random", "min_path": 111})
+    marked, shortest = steps_of(task, task.problem(0, 0, 30))
+    assert marked == shortest > 110
+
+
+def test_random_walls_are_a_function_of_seed_index_and_level():
+    options = {"walls": "random"}
+    assert fingerprint(find_task("maze", options).problem(7, 11, 9)) == "985d3908bed3"
+    assert fingerprint(find_task("maze", options).problem(7, 12, 9)) != "985d3908bed3"
+
+
+def test_a_path_that_no_grid_has_is_refused(monkeypatch):
+    monkeypatch.setattr(maze_grids, "GIVE_UP", 20)
+    for options in ({"walls": "random"}, {"loops": 1.0}):
+        with pytest.raises(UserError, match="min_path 50 is too long for mazes of side 5: none of 20 grids"):
+            find_task("maze", options | {"min_path": 50}).problem(0, 0, 5)
+
+
+def test_a_file_of_the_form_of_maze_hard_is_read(tmp_path):
+    task = find_task("maze", {"walls": "random", "min_path": 40})
+    rows = [as_text(task, task.problem(0, index, 30)) for index in range(3)]
+    assert {len(question) for question, _ in rows} == {900}
+    assert {*"".join(question + answer for question, answer in rows)} == set("# SGo")
+    write_csv(tmp_path / "train.csv", rows[:2])
+    write_csv(tmp_path / "test.csv", rows[2:])
+    read = find_task("maze", {"path": str(tmp_path), "symmetries": True})
+    assert (read.difficulty, read.trained, read.tested) == ("side of the maze", (30, 30), (30,))
+    assert as_text(read, read.problem(0, 0, 30, heldout=True)) == rows[2]
+    problems = [read.problem(0, index, 30) for index in range(9)]
+    assert all(read.is_right(problem, problem.targets) for problem in problems)
