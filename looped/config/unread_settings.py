@@ -18,7 +18,7 @@ from looped.config import Config
 from looped.config.arms import Arm
 from looped.config.base import Section
 from looped.config.data_kinds import KINDS
-from looped.config.rules import RULES
+from looped.config.rules import RANDOM_STARTS, RULES
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ READERS: tuple[Readers, ...] = (
     _where(["denoise.bridge_top_k"], "denoise.bridge", "top-k"),
     _where(["recurrence.gate_entropy"], "recurrence.loss_on", "gate"),
     _where(["model.injection"], "model.core", None),
-    _where(["model.state_std"], "model.state_init", "like-init", "noise"),
+    _where(["model.state_std"], "model.state_init", *RANDOM_STARTS),
     Readers(("domain.options",), lambda config: config.domain.name is not None, lambda config: "domain.name null"),
     _where(["recurrence.quantile"], "recurrence.distribution", "huginn"),
     _where(["denoise.restart_level"], "denoise.solver", "restart"),
@@ -69,6 +69,8 @@ READERS: tuple[Readers, ...] = (
             lambda config: f"recurrence.mean {config.recurrence.mean}, beyond which there are no steps"),
     Readers(("evaluation.choose",), lambda config: config.evaluation.trajectories > 1,
             lambda config: f"evaluation.trajectories {config.evaluation.trajectories}"),
+    Readers(("evaluation.trajectories", "evaluation.choose"), lambda config: not config.rule.alike(config),
+            lambda config: config.rule.alike(config)),
 )
 """Settings whose effect depends on other settings. The settings of rules and kinds of data are in their own tables. A
 setting is read if all entries for it or its section allow it; one without entries is always read."""

@@ -11,7 +11,7 @@ mask and positions (blocks.py).
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +26,9 @@ from looped.nn.layers import RMSNorm
 States = State | tuple[Tensor, ...]
 Parts = Tensor | tuple[Tensor, ...]
 """A state, or some sequences of it."""
+Disturb = Callable[[States, int | Sequence[int], Sequence[int] | None], States]
+"""(state, step, sequences) -> the state that the core is given: of all sequences (None) before a step of this index, or
+of those with these indices before a step of the index that each has in its own loop (`StateNoise`)."""
 RowsOfStep = Callable[[int, Tensor | None], Any]
 """(index of a step, indices of its sequences or None for all) -> the step's `rows` argument: `Rows` in a model of this
 package, anything the blocks take in a custom loop."""
@@ -100,14 +103,14 @@ class RecurrentDepth(nn.Module):
     def unroll(self, e: State, *, no_grad: int | Tensor, grad: int | Tensor, state: States | None = None,
                noise: State | None = None, cond: Tensor | None = None,
                callback: Callable[[int, States], Any] | None = None,
-               rows: RowsOfStep | None = None) -> States:
+               rows: RowsOfStep | None = None, disturb: Disturb | None = None) -> States:
         """Run `no_grad` steps without gradient, then `grad` steps with it (Huginn's truncated BPTT).
 
         Tensors (B,) set one depth per sequence, in any order: all sequences first run their steps without gradient,
         then those with it. A finished sequence leaves the batch, so nothing is computed for it. `rows(index, numbers)`
         returns the `rows` argument of step `index` for the sequences with these indices (None: all, in order).
         `callback(index, state)` gets the state of all sequences after each step; if it returns True, the loop stops.
-        `index` counts the steps that the loop has run. `state` may be a tuple of tensors (B, ...) that the core takes
+        `index` counts the steps that the loop has run. `disturb` changes the state before each step. `state` may be a tuple of tensors (B, ...) that the core takes
         and returns; without it the loop starts from `initial_state`, one tensor.
 
         Raises `UserError` for negative depths, for depths of another number of sequences, and for a core that returns
@@ -115,10 +118,11 @@ class RecurrentDepth(nn.Module):
         """
         state = self.initial_state(e, noise) if state is None else state
         if isinstance(no_grad, Tensor) or isinstance(grad, Tensor):
-            return self._unroll_rows(state, _Rounds(self, e, cond, callback, rows), no_grad, grad)
+            return self._unroll_rows(state, _Rounds(self, e, cond, callback, rows, disturb), no_grad, grad)
         no_grad, grad = whole_number("no_grad", no_grad), whole_number("grad", grad)
         for index in range(no_grad + grad):
             with torch.set_grad_enabled(index >= no_grad and torch.is_grad_enabled()):
+                state = state if disturb is None else disturb(state, index, None)
                 state = self.checked_step(state, e, cond, rows and rows(index, None), index)
             if callback is not None and callback(index, state):
                 break
@@ -165,9 +169,11 @@ class _Rounds:
     """The two rounds of an unroll with one depth per sequence: steps without gradient, then steps with it."""
 
     def __init__(self, loop: RecurrentDepth, e: State, cond: Tensor | None, callback: Callable | None,
-                 rows: RowsOfStep | None):
+                 rows: RowsOfStep | None, disturb: Disturb | None):
         self.loop, self.e, self.cond, self.callback, self.rows = loop, e, cond, callback, rows
+        self.disturb = disturb
         self.index, self.stopped = 0, False
+        self.ran = [0] * len(e)
 
     def run(self, state: States, depths: list[int], deepest: list[int]) -> States:
         """The state after `depths[row]` more steps of each sequence. Sequences are sorted by the steps they have left,
@@ -182,12 +188,16 @@ class _Rounds:
         for step in range(longest):
             num = sum(depth > step for depth in depths)
             first = slice(num)
-            new = self.loop.checked_step(_rows_of(state, first), e[first], None if cond is None else cond[first],
+            given = _rows_of(state, first)
+            if self.disturb is not None:
+                given = self.disturb(given, [self.ran[row] + step for row in order[first]], order[first])
+            new = self.loop.checked_step(given, e[first], None if cond is None else cond[first],
                                          self.rows and self.rows(self.index, place[first]), self.index)
             state = each(lambda *parts: torch.cat(parts), new, _rows_of(state, slice(num, None))) \
                 if num < len(order) else new
             if self._stops(state if self.callback is None else _rows_of(state, back)):
                 break
+        self.ran = [before + steps for before, steps in zip(self.ran, depths, strict=True)]
         return _rows_of(state, back)
 
     def _stops(self, state: States) -> bool:

@@ -50,8 +50,10 @@ class OneStep(Unrolled):
         start = self.start(tokens, random)
         batch, state = start.batch, self.model.initial_state(start.e, start.noise)
         losses, halts, judged = [], [], []
-        for _ in range(self.supervision.segments):
-            state = self.model.unroll(start.e, start.rows, no_grad=self.supervision.steps, grad=1, state=state.detach())
+        for segment in range(self.supervision.segments):
+            begun = segment * (self.supervision.steps + 1)
+            state = self.model.unroll(start.e, start.rows, no_grad=self.supervision.steps, grad=1, state=state.detach(),
+                                      disturb=start.disturb and start.disturb.later(begun))
             hidden, logit = self.model.hidden(state, start.rows), self.halt_logit(state, batch)
             right = self.is_right(hidden.detach(), batch)
             losses.append(batch.mean(head_losses(self.model, hidden, batch.targets)).mean())
