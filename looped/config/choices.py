@@ -1,6 +1,6 @@
-"""Names of the choices among several trajectories (`evaluation.choose`), and the rules that each one fits, without torch.
+"""Names of the choices among several trajectories (`evaluation.choose`), and what each one needs of a rule.
 
-The classes are in `looped.inference.choices`.
+Imports no torch; the classes are in `looped.inference.choices`.
 """
 
 from typing import Any
@@ -28,5 +28,5 @@ def check_choice(config: Any) -> None:
     """Raises ValueError if several trajectories are to be judged by something that the rule does not have."""
     choose, supported = config.evaluation.choose, config.rule.choices
     if config.evaluation.trajectories > 1 and choose in NEEDS and choose not in supported:
-        raise ValueError(f"evaluation.choose {choose} needs {NEEDS[choose]}, and objective {config.objective} has none; "
-                         f"set it to {', '.join(supported[:-1])} or {supported[-1]}")
+        raise ValueError(f"evaluation.choose {choose} needs {NEEDS[choose]}, and objective {config.objective} has "
+                         f"none; set it to {', '.join(supported[:-1])} or {supported[-1]}")

@@ -6,10 +6,11 @@ Noise along the path in training makes the loop return to its path, so that it c
 Kolter 2026, "Equilibrium Reasoners", EqR, arXiv 2605.21488; models/eqr.py of locuslab/EqR at 4d45856: every application
 of the core ends in (1 - 0.95) s + 0.95 f(s) + 0.01 eps, in training and evaluation). Noise at evaluation alone lets a
 trained model leave a wrong attractor (Sghaier, Parviz, Jolicoeur-Martineau 2026, "Probabilistic Tiny Recursive Model",
-PTRM, arXiv 2605.19943, algorithm 1: z + sigma * eps before each deep recursion; a public reimplementation, JerMa88/PTRM,
-takes sigma = 0.3 for sudoku). Both normalise the rows of their states to unit RMS, which makes an absolute standard
-deviation relative; `a` is relative for any state. The noise comes before a step, as in PTRM, so that a readout sees
-none: EqR's noise after a step is the same path with one more draw at its end. A state of zeros has no noise.
+PTRM, arXiv 2605.19943, algorithm 1: z + sigma * eps before each deep recursion; its code is not public, and a
+reimplementation, JerMa88/PTRM, takes sigma = 0.3 for sudoku). Both normalise the rows of their states to unit RMS,
+which makes an absolute standard deviation relative; `a` is relative for any state. The noise comes before a step, as in
+PTRM, so that a readout sees none: EqR's noise after a step is the same path with one more draw at its end. A state of
+zeros has no noise.
 """
 
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from looped.rng import StepRandom
 from looped.tensor_types import Float
+
 
 class StateNoise:
     """Noise with a standard deviation of `scale` times the RMS of each row, drawn from `random`.
