@@ -114,7 +114,7 @@ class Rule:
     residual_layers: Callable[[Any], int] | None = None
     passes: Callable[[Any], float] = _whole_passes
     as_deep_as_mean: Callable[[Any], dict[str, Any]] = _nothing
-    choices: tuple[str, ...] = OF_READOUTS
+    choices: tuple[str, ...] = OF_STEPS
     alike: Callable[[Any], str] = _they_differ
     checks: tuple[Callable[[Any], None], ...] = (check_blocks, _check_kind)
 
@@ -223,27 +223,27 @@ LAYOUT = (check_layout, check_blocks)
 SOLVER: dict[str, Any] = {"kinds": (*THREE, "generate"), "rollout": "solver", "depth": _one_pass, "free_depth": True,
                           "passes": lambda config: config.denoise.train_steps,
                           "told": "denoise.cond_width", "choices": (*OF_STEPS, "consistent")}
-NAMES_CLASSES: dict[str, Any] = {"kinds": ("classify",), "rollout": "own"}
+NAMES_CLASSES: dict[str, Any] = {"kinds": ("classify",), "rollout": "own", "choices": OF_READOUTS}
 EMBEDDED = ("noprop.embedding", "noprop.dim", "noprop.eta", *TRIED)
-LOOPS: dict[str, Any] = {"choices": OF_STEPS, "alike": _same_start}
 
 RULES: dict[str, Rule] = {rule.name: rule for rule in (
-    Rule("full", f"{BPTT}.Full", **LOOPS, loops=True, blocks=True,
+    Rule("full", f"{BPTT}.Full", alike=_same_start, loops=True, blocks=True,
          reads=(*NOISY, "recurrence.mean", "recurrence.from_share", "recurrence.loss_on", "recurrence.gate_entropy"),
          checks=(_check_gate, check_blocks, _check_whole_passes, _check_kind)),
-    Rule("truncated", f"{BPTT}.Truncated", **LOOPS, loops=True, blocks=True, as_deep_as_mean=_as_deep_as_mean,
+    Rule("truncated", f"{BPTT}.Truncated", alike=_same_start, loops=True, blocks=True, as_deep_as_mean=_as_deep_as_mean,
          reads=(*NOISY, "recurrence.mean", "recurrence.backprop", "recurrence.distribution", "recurrence.quantile",
                 "recurrence.per_sequence", "recurrence.from_share", "recurrence.loss_on"),
          checks=(_check_no_gate, _check_loss_drawn, check_blocks, _check_whole_passes, _check_drawn_passes,
                  _check_kind)),
-    Rule("progressive", f"{BPTT}.Progressive", **LOOPS, loops=True,
+    Rule("progressive", f"{BPTT}.Progressive", alike=_same_start, loops=True,
          reads=(*NOISY, "recurrence.mean", "recurrence.loss_on", "recurrence.progressive_weight"),
          checks=(_check_no_gate, check_blocks, _check_kind)),
     Rule("one-step", "looped.objectives.one_step.OneStep", loops=True, reads=(*NOISY, "supervision"),
-         choices=(*OF_STEPS, "head"), alike=_same_start,
+         alike=_same_start, choices=(*OF_STEPS, "head"),
          depth=lambda config: config.supervision.segments * (config.supervision.steps + 1),
          checks=(_loss_once("after each segment"), check_blocks, _check_kind)),
-    Rule("fixed-point", "looped.objectives.fixed_point.FixedPoint", **LOOPS, loops=True, reads=(*DEEP, "fixed_point"),
+    Rule("fixed-point", "looped.objectives.fixed_point.FixedPoint", loops=True, reads=(*DEEP, "fixed_point"),
+         alike=_same_start,
          depth=lambda config: config.fixed_point.max_steps,
          checks=(_loss_once("at the fixed point"), check_blocks, _check_kind)),
     Rule("denoise", "looped.objectives.denoise.Denoise",
@@ -269,7 +269,7 @@ RULES: dict[str, Rule] = {rule.name: rule for rule in (
          depth=lambda config: config.model.num_core_layers, residual_layers=lambda config: 1, passes=lambda config: 1,
          reads=("forward_forward", *TRIED),
          checks=(check_blocks, check_forward_forward, _check_kind)),
-    Rule("ar", f"{BPTT}.Autoregressive", **LOOPS, depth=_one_pass, baseline=True, blocks=True, reads=LOOP),
+    Rule("ar", f"{BPTT}.Autoregressive", alike=_same_start, depth=_one_pass, baseline=True, blocks=True, reads=LOOP),
 )}
 
 @lru_cache

@@ -1,4 +1,4 @@
-"""Several trajectories of loops and solvers: each from its own draws, together or in turn, and one choice among them."""
+"""Several trajectories of loops and solvers: each from its own draws, together or in turn; one choice among them."""
 
 import pytest
 import torch
@@ -101,7 +101,8 @@ def test_a_choice_that_the_rule_cannot_make_is_refused_before_training(objective
 
 
 @pytest.mark.parametrize(("settings", "named"), [
-    ({"model.state_init": "zero"}, True), ({"model.state_init": "zero", "evaluation.state_noise": 0.1}, False), ({}, False),
+    ({"model.state_init": "zero"}, True), ({}, False),
+    ({"model.state_init": "zero", "evaluation.state_noise": 0.1}, False),
     ({"objective": "denoise", "model.state_init": "zero"}, False)])
 def test_trajectories_that_are_all_alike_are_warned_of(settings, named):
     config = load_config(None, TINY | {"objective": "full", "evaluation.trajectories": 3} | settings)

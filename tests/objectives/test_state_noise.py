@@ -17,8 +17,8 @@ pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of 
 
 B, L, D = 5, 3, 8
 TINY = {"model.width": 16, "model.num_heads": 2, "model.num_core_layers": 1, "recurrence.mean": 3, "data.length": 8,
-        "recurrence.backprop": 2, "supervision.segments": 2, "model.state_init": "like-init", "evaluation.prompt_length": 4,
-        "fixed_point.max_steps": 4}
+        "recurrence.backprop": 2, "supervision.segments": 2, "model.state_init": "like-init",
+        "evaluation.prompt_length": 4, "fixed_point.max_steps": 4}
 NOISY = ("full", "truncated", "progressive", "one-step")
 
 
