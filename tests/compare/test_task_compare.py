@@ -202,7 +202,8 @@ def test_the_best_depth_is_chosen_on_the_other_half_than_the_one_that_is_reporte
 
 def test_several_trajectories_add_what_any_of_them_solves_and_the_cost_of_an_answer():
     """On the reported half, at the best depth; an arm with one trajectory has no such cell."""
-    one, plain = run("truncated", 0, {1: [1, 0, 1, 0], 2: [0, 0, 0, 0]}), run("full", 0, {1: [0, 0, 0, 0]})
+    one = run("truncated", 0, {1: [1, 0, 1, 0], 2: [0, 0, 0, 0]})
+    plain = run("full", 0, {1: [0, 0, 0, 0], 2: [0, 0, 0, 0]})
     several = replace(one, by_any={4: {1: torch.tensor([0.0, 1.0, 0.0, 0.0]), 2: torch.ones(4)}}, rows=[
         {"metric": "solved", "difficulty": 4, "depth": depth, "layer_forwards": 30.0 * depth} for depth in (1, 2)])
     arms = summarise_shares([several, plain])
