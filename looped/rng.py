@@ -9,6 +9,7 @@ which some devices lack; levels, times and choices are computed from them there.
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from typing import TypeVar
 
 import torch
@@ -59,6 +60,13 @@ class StepRandom:
     def on_host(self) -> "StepRandom":
         """The randomness of the same rows, with draws that stay on the host."""
         return type(self)(self.seed, self.step, start=self.start, count=self.count, total=self.total, rows=self.rows)
+
+    def of(self, places: Sequence[int]) -> "StepRandom":
+        """The randomness of some of the rows, by their places among them, for draws per row."""
+        part = copy(self)
+        part.rows = [self.rows[place] for place in places]
+        part.count = len(part.rows)
+        return part
 
     def lockstep(self, stream: str) -> torch.Generator:
         """A generator that is the same for all rows, micro-batches and processes of the step."""

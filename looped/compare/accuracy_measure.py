@@ -3,7 +3,7 @@ depth."""
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -21,9 +21,11 @@ several noisy values is biased upwards on the examples it was chosen on."""
 @dataclass(frozen=True)
 class ShareMeasured(Measured):
     """One measured run. `right[difficulty][depth]`: 1 for each held-out problem that is solved, else 0; images have a
-    single difficulty, None."""
+    single difficulty, None. `by_any`: 1 for each that any of several trajectories solves; empty where that is not
+    measured."""
 
     right: dict[int | None, dict[int, Float[Tensor, "num"]]]
+    by_any: dict[int | None, dict[int, Float[Tensor, "num"]]] = field(default_factory=dict)
 
     @property
     def hardest(self) -> int | None:
@@ -49,14 +51,21 @@ class ShareMeasurer(Measurer):
     measured: ClassVar[type[ShareMeasured]]
 
     def made(self, found: Mapping[str, Any], common: Common) -> ShareMeasured:
-        right = {json.loads(difficulty): {int(depth): torch.tensor(each, dtype=torch.float64)
-                                          for depth, each in by_depth.items()}
-                 for difficulty, by_depth in found["right"].items()}
-        return self.measured(*common, right=right)
+        return self.measured(*common, right=_tensors(found["right"]), by_any=_tensors(found.get("by_any", {})))
 
 
 def as_json(rows: Sequence[Row], right: Mapping[int | None, Mapping[int, Bool[Tensor, "num"]]]) -> dict[str, Any]:
     """The result of an evaluation as JSON values."""
-    return {"rows": [row.as_dict() for row in rows],
-            "right": {json.dumps(difficulty): {str(depth): each.int().tolist() for depth, each in by_depth.items()}
-                      for difficulty, by_depth in right.items()}}
+    return {"rows": [row.as_dict() for row in rows], "right": by_text(right)}
+
+
+def by_text(masks: Mapping[int | None, Mapping[int, Bool[Tensor, "num"]]]) -> dict[str, dict[str, list[int]]]:
+    """Masks by difficulty and depth as JSON values."""
+    return {json.dumps(difficulty): {str(depth): each.int().tolist() for depth, each in by_depth.items()}
+            for difficulty, by_depth in masks.items()}
+
+
+def _tensors(found: Mapping[str, Mapping[str, list[int]]]) -> dict[int | None, dict[int, Tensor]]:
+    """The inverse of `by_text`."""
+    return {json.loads(difficulty): {int(depth): torch.tensor(each, dtype=torch.float64)
+                                     for depth, each in by_depth.items()} for difficulty, by_depth in found.items()}

@@ -6,23 +6,36 @@ The best depth is chosen on one half of the held-out examples, over all seeds; a
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
 
-from looped.compare.accuracy_measure import CHOOSING, ShareMeasured
+from looped.compare.accuracy_measure import CHOOSING, REPORTED, ShareMeasured
 from looped.compare.summary import ArmSummary, Difference, Spread, by_arm, difference, spread
+
+
+@dataclass(frozen=True)
+class Tried:
+    """Several trajectories at the best depth: their number, the share of problems that any of them solves (pass@k), and
+    the layer forwards of an answer, over all of them."""
+
+    depth: int
+    trajectories: int
+    share: Spread
+    layer_forwards: float
 
 
 @dataclass(frozen=True)
 class Level:
     """One arm at one difficulty. `at`: `trained`, `best` or `deepest` -> depth; `shares`: depth -> fraction right;
-    `difference`: to the first arm, each at its own best depth."""
+    `difference`: to the first arm, each at its own best depth. `tried`: of several trajectories."""
 
     difficulty: int | None
     at: dict[str, int]
     shares: dict[int, Spread]
     difference: Difference | None
+    tried: "Tried | None" = None
 
 
 @dataclass(frozen=True)
@@ -37,7 +50,7 @@ class ShareSummary(ArmSummary):
                 for depth in self.levels[difficulty].shares}
 
     def rows(self) -> list[dict[str, Any]]:
-        """Rows of kind `share` and `difference`."""
+        """Rows of kind `share` and `difference`, and with several trajectories `by_any`."""
         return [row for level in self.levels.values() for row in _rows(level)]
 
 
@@ -46,6 +59,10 @@ def _rows(level: Level) -> list[dict[str, Any]]:
             for at, depth in level.at.items()]
     if level.difference is not None:
         rows.append({"kind": "difference", "difficulty": level.difficulty, **asdict(level.difference)})
+    if (tried := level.tried) is not None:
+        rows.append({"kind": "by_any", "difficulty": level.difficulty, "depth": tried.depth,
+                     "trajectories": tried.trajectories, "layer_forwards": tried.layer_forwards,
+                     **asdict(tried.share)})
     return rows
 
 
@@ -61,7 +78,16 @@ def _level(difficulty: int | None, runs: list[ShareMeasured], first: list[ShareM
     depths, best = depths_of(runs, difficulty), best_depth(runs, difficulty)
     shares = {depth: spread([run.reported(difficulty, depth).mean().item() for run in runs]) for depth in depths}
     at = {"trained": runs[0].place.config.main_depth, "best": best, "deepest": depths[-1]}
-    return Level(difficulty, at, shares, None if runs is first else _difference(difficulty, runs, first))
+    return Level(difficulty, at, shares, None if runs is first else _difference(difficulty, runs, first),
+                 _tried(difficulty, runs, best) if runs[0].by_any else None)
+
+
+def _tried(difficulty: int | None, runs: list[ShareMeasured], depth: int) -> Tried:
+    """What the trajectories of an arm solve at a depth, on the reported half of the problems."""
+    share = spread([run.by_any[difficulty][depth][REPORTED].mean().item() for run in runs])
+    costs = [row["layer_forwards"] for run in runs for row in run.rows
+             if row["metric"] == "solved" and (row["difficulty"], row["depth"]) == (difficulty, depth)]
+    return Tried(depth, runs[0].place.config.evaluation.trajectories, share, fmean(costs))
 
 
 def depths_of(runs: Sequence[ShareMeasured], difficulty: int | None) -> list[int]:

@@ -8,20 +8,27 @@ from looped.compare.table_cells import closing_notes, cost_cells, difference_cel
 from looped.reports.sections import Table
 
 AT = {"trained": "trained depth", "best": "best depth", "deepest": "deepest"}
+TRIED = ("any trajectory", "layer forwards per answer")
 COSTS = ("seconds", "steps", "layer forwards", "peak MB")
 
 
 def share_table(arms: Sequence[ShareSummary], plan: Plan) -> Table:
     """Table with one line per arm: for each difficulty the fraction right at the trained, the best and the deepest
     depth, and the difference from the first arm; then the costs."""
-    columns = [*AT.values(), f"against {arms[0].name}"]
+    columns = [*AT.values(), f"against {arms[0].name}", *(TRIED if _several(arms) else ())]
     header = ["arm", *(column if difficulty is None else f"{difficulty}: {column}" for difficulty in arms[0].levels
                        for column in columns), *COSTS]
-    return Table(header, [_line(arm) for arm in arms])
+    return Table(header, [_line(arm, _several(arms)) for arm in arms])
 
 
-def _line(arm: ShareSummary) -> list[str]:
-    cells = [cell for level in arm.levels.values() for cell in _cells(level)]
+def _several(arms: Sequence[ShareSummary]) -> bool:
+    """True if an arm has several trajectories."""
+    return any(level.tried is not None for arm in arms for level in arm.levels.values())
+
+
+def _line(arm: ShareSummary, several: bool) -> list[str]:
+    cells = [cell for level in arm.levels.values()
+             for cell in (*_cells(level), *(_tried_cells(level) if several else ()))]
     return [arm.name, *cells, *(cost_cells(arm)[name] for name in COSTS)]
 
 
@@ -29,6 +36,13 @@ def _cells(level: Level) -> list[str]:
     """`0.912 ± 0.013 (8)`, the depth in brackets."""
     return [*(f"{mean_cell(level.shares[level.at[at]])} ({level.at[at]})" for at in AT),
             difference_cell(level.difference)]
+
+
+def _tried_cells(level: Level) -> list[str]:
+    """`0.912 ± 0.013 (of 4)`, and the layer forwards of an answer."""
+    if level.tried is None:
+        return ["-"] * len(TRIED)
+    return [f"{mean_cell(level.tried.share)} (of {level.tried.trajectories})", f"{level.tried.layer_forwards:,.0f}"]
 
 
 def share_notes(arms: Sequence[ShareSummary], plan: Plan, *, one: str, group: str, followed: str) -> list[str]:
@@ -45,6 +59,9 @@ def share_notes(arms: Sequence[ShareSummary], plan: Plan, *, one: str, group: st
         f"best depth: chosen on one half of the {num} {group} (those with even numbers), over all seeds of an arm; "
         f"ties go to the shallowest. All values in the table are computed on the other {half} {one}s, since the best "
         f"of several values is biased upwards on the {one}s it was chosen on.",
+        *([f"any trajectory: the share of {one}s that any of an arm's trajectories solves (evaluation.trajectories), "
+           f"at its best depth: the bound of choosing one of them. The layer forwards of an answer are those of all "
+           f"trajectories."] if _several(arms) else []),
         f"against {arms[0].name}: the difference at each arm's own best depth, paired by {one} and seed; the 95 % "
         f"interval is a bootstrap over {one}s of the mean over seeds, so it does not include the spread between seeds.",
         f"The training curves, the table at equal budgets and the budget at which an arm reaches another's final "

@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar
 
-from looped.compare.accuracy_measure import ShareMeasured, ShareMeasurer, as_json
+from looped.compare.accuracy_measure import ShareMeasured, ShareMeasurer, as_json, by_text
 from looped.compare.curve import Metric
 from looped.compare.plan import AGAIN, Plan, RunSpec
 from looped.config import Config
@@ -44,7 +44,8 @@ class TaskMeasurer(ShareMeasurer):
         run = self.load(place)
         run.identity.check(self.data, run.path, AGAIN)
         found = solved(run.objective, self.data, run.config, self.depths(place), self.levels)
-        return as_json(found.rows, found.per_example)
+        several = {"by_any": by_text(found.by_any)} if run.config.evaluation.trajectories > 1 else {}
+        return as_json(found.rows, found.per_example) | several
 
 
 def levels_of(config: Config) -> list[int]:

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from looped.config.base import Count, Section
 from looped.config.blocks import BlocksConfig
+from looped.config.choices import check_choice
 from looped.config.data import DataConfig, DomainConfig, TaskConfig
 from looped.config.data_kinds import Kind, kind_of
 from looped.config.denoise import DenoiseConfig, noise_preset
@@ -78,6 +79,7 @@ class Config(Section):
         if len(named) > 1:
             raise ValueError(f"{' and '.join(named)} are {'both' if len(named) == 2 else 'all'} set; keep one of them")
         self.rule.check(self)
+        check_choice(self)
         if self.denoise.block_size > 1 and self.model.injection == "none":
             raise ValueError("denoise.block_size above 1 needs an injection, which gives the core a row's position in "
                              "its block; set model.injection to linear, add, gated or diagonal")

@@ -76,6 +76,10 @@ class RecurrenceConfig(Section):
     damping: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.0,
         description="fraction of the old state that a loop step keeps when solving problems; 0 is the plain loop")
+    state_noise: NonNegative = Field(
+        default=0.0,
+        description="standard deviation of the normal noise that training adds to the state before each loop step, in "
+                    "units of the RMS of each row of the state; 0 adds none")
 
     @model_validator(mode="after")
     def _check_depths(self):

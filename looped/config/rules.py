@@ -22,6 +22,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from looped.config.blocks import check_blocks, check_blockwise
+from looped.config.choices import OF_READOUTS, OF_STEPS
 from looped.config.denoise import check_guidance, check_layout
 from looped.config.local_rules import check_forward_forward, check_noprop, check_noprop_dt
 from looped.config.masked import check_masked
@@ -68,6 +69,16 @@ def _nothing(config: Any) -> dict[str, Any]:
     return {}
 
 
+def _they_differ(config: Any) -> str:
+    return ""
+
+
+def _same_start(config: Any) -> str:
+    """The reason why all trajectories of a loop are the same; "" if they differ."""
+    fixed = config.model.state_init not in RANDOM_STARTS and not config.evaluation.state_noise
+    return f"model.state_init {config.model.state_init} with evaluation.state_noise 0" if fixed else ""
+
+
 @dataclass(frozen=True)
 class Rule:
     """A training rule.
@@ -82,8 +93,9 @@ class Rule:
     other rules. blocks: the core may have several blocks; `independent`: they train without each other.
     trains_one_block: an optimiser step trains one of several blocks. residual_layers: layers on the longest residual
     path in training, if not those of prelude, passes and coda. passes: passes through the whole core per training step.
-    as_deep_as_mean: settings that make every step as deep as the mean. checks: functions that reject a config, in this
-    order.
+    as_deep_as_mean: settings that make every step as deep as the mean. choices: the choices among trajectories that it
+    supports, of `looped.config.choices`. alike: settings under which all trajectories of a problem are the same, "" if
+    they differ. checks: functions that reject a config, in this order.
     """
 
     name: str
@@ -105,6 +117,8 @@ class Rule:
     residual_layers: Callable[[Any], int] | None = None
     passes: Callable[[Any], float] = _whole_passes
     as_deep_as_mean: Callable[[Any], dict[str, Any]] = _nothing
+    choices: tuple[str, ...] = OF_STEPS
+    alike: Callable[[Any], str] = _they_differ
     checks: tuple[Callable[[Any], None], ...] = (check_blocks, _check_kind)
 
     def check(self, config: Any) -> None:
@@ -132,17 +146,24 @@ class Rule:
                          f"1, or objective to {', '.join(names)} or {last}")
 
 
-LOOP = ("recurrence.damping", "model.state_init", "model.state_std")
+TRIED = ("evaluation.trajectories", "evaluation.choose")
+"""Settings read by every rule that can answer a problem more than once."""
+RANDOM_STARTS = ("like-init", "noise")
+"""Initial states (`model.state_init`) that are drawn."""
+LOOP = ("recurrence.damping", "model.state_init", "model.state_std", "evaluation.state_noise", *TRIED)
 """Settings read by every rule that runs the loop."""
 DEEP = (*LOOP, "model.exit_gate", *BOUNDARY)
 """Settings read by the rules that run the loop to several depths: also of the gate that an exit may use."""
+# Not by fixed-point: noise that is drawn anew at each application of the core leaves a solver no fixed point.
+NOISY = (*DEEP, "recurrence.state_noise")
+"""Settings read by the rules that train on the steps of the loop themselves."""
 
 STAGES = ("recurrence.from_share", "recurrence.stages")
 """Settings of the rules whose depth changes over training."""
 READ_AT = ("recurrence.loss_on", "recurrence.distil_weight", "recurrence.distil_temperature")
 """Settings of the rules that may decode several steps of a loop."""
 
-SOLVED = ("recurrence.mean", "denoise", "evaluation.choose", "evaluation.trajectories")
+SOLVED = ("recurrence.mean", "denoise", *TRIED)
 DRAWN_BLOCKS = ("blocks.overlap", "blocks.choose")
 
 
@@ -242,26 +263,28 @@ BPTT, NOPROP = "looped.objectives.bptt", "looped.objectives.local_rules.noprop"
 LAYOUT = (check_layout, check_blocks)
 SOLVER: dict[str, Any] = {"kinds": (*THREE, "generate"), "rollout": "solver", "depth": _one_pass, "free_depth": True,
                           "passes": lambda config: config.denoise.train_steps,
-                          "told": "denoise.cond_width"}
-NAMES_CLASSES: dict[str, Any] = {"kinds": ("classify",), "rollout": "own"}
-EMBEDDED = ("noprop.embedding", "noprop.dim", "noprop.eta", "evaluation.trajectories")
+                          "told": "denoise.cond_width", "choices": (*OF_STEPS, "consistent")}
+NAMES_CLASSES: dict[str, Any] = {"kinds": ("classify",), "rollout": "own", "choices": OF_READOUTS}
+EMBEDDED = ("noprop.embedding", "noprop.dim", "noprop.eta", *TRIED)
 
 RULES: dict[str, Rule] = {rule.name: rule for rule in (
-    Rule("full", f"{BPTT}.Full", loops=True, blocks=True, as_deep_as_mean=_last_stage,
-         reads=(*DEEP, "recurrence.mean", *STAGES, *READ_AT, "recurrence.gate_entropy", "revisit"),
+    Rule("full", f"{BPTT}.Full", alike=_same_start, loops=True, blocks=True, as_deep_as_mean=_last_stage,
+         reads=(*NOISY, "recurrence.mean", *STAGES, *READ_AT, "recurrence.gate_entropy", "revisit"),
          checks=(_check_gate, _check_teaches, check_revisit, check_blocks, _check_whole_passes, _check_kind)),
-    Rule("truncated", f"{BPTT}.Truncated", loops=True, blocks=True, as_deep_as_mean=_as_deep_as_mean,
-         reads=(*DEEP, "recurrence.mean", "recurrence.backprop", "recurrence.distribution", "recurrence.quantile",
+    Rule("truncated", f"{BPTT}.Truncated", alike=_same_start, loops=True, blocks=True, as_deep_as_mean=_as_deep_as_mean,
+         reads=(*NOISY, "recurrence.mean", "recurrence.backprop", "recurrence.distribution", "recurrence.quantile",
                 "recurrence.depths", "recurrence.per_sequence", *STAGES, *READ_AT, "revisit"),
          checks=(_check_no_gate, _check_loss_drawn, _check_teaches, check_revisit, check_blocks,
                  _check_whole_passes, _check_drawn_passes, _check_kind)),
-    Rule("progressive", f"{BPTT}.Progressive", loops=True,
-         reads=(*DEEP, "recurrence.mean", *READ_AT, "recurrence.progressive_weight"),
+    Rule("progressive", f"{BPTT}.Progressive", alike=_same_start, loops=True,
+         reads=(*NOISY, "recurrence.mean", *READ_AT, "recurrence.progressive_weight"),
          checks=(_check_no_gate, _check_teaches, check_blocks, _check_kind)),
-    Rule("one-step", "looped.objectives.one_step.OneStep", loops=True, reads=(*DEEP, "supervision"),
+    Rule("one-step", "looped.objectives.one_step.OneStep", loops=True, reads=(*NOISY, "supervision"),
+         alike=_same_start, choices=(*OF_STEPS, "head"),
          depth=lambda config: config.supervision.segments * (config.supervision.steps + 1),
          checks=(_loss_once("after each segment"), check_blocks, _check_kind)),
     Rule("fixed-point", "looped.objectives.fixed_point.FixedPoint", loops=True, reads=(*DEEP, "fixed_point"),
+         alike=_same_start,
          depth=lambda config: config.fixed_point.max_steps,
          checks=(_loss_once("at the fixed point"), _check_uncounted, check_blocks, _check_kind)),
     Rule("denoise", "looped.objectives.denoise.Denoise",
@@ -279,15 +302,15 @@ RULES: dict[str, Rule] = {rule.name: rule for rule in (
          reads=(*EMBEDDED, "noprop.schedule", "noprop.log_snr"),
          checks=(check_blocks, check_noprop_dt, check_noprop, _check_kind)),
     Rule("noprop-ct", f"{NOPROP}.NoPropCT", **NAMES_CLASSES, depth=_one_pass, told="denoise.cond_width",
-         reads=("noprop", "denoise.cond_width", "evaluation.trajectories"),
+         reads=("noprop", "denoise.cond_width", *TRIED),
          checks=(check_blocks, check_noprop, _check_kind)),
     Rule("noprop-fm", f"{NOPROP}.NoPropFM", **NAMES_CLASSES, depth=_one_pass, told="denoise.cond_width",
          reads=(*EMBEDDED, "denoise.cond_width"), checks=(check_blocks, check_noprop, _check_kind)),
     Rule("forward-forward", "looped.objectives.local_rules.forward_forward.ForwardForward", **NAMES_CLASSES,
          depth=lambda config: config.model.num_core_layers, residual_layers=lambda config: 1, passes=lambda config: 1,
-         reads=("forward_forward", "evaluation.trajectories"),
+         reads=("forward_forward", *TRIED),
          checks=(check_blocks, check_forward_forward, _check_kind)),
-    Rule("ar", f"{BPTT}.Autoregressive", depth=_one_pass, baseline=True, blocks=True, reads=LOOP),
+    Rule("ar", f"{BPTT}.Autoregressive", alike=_same_start, depth=_one_pass, baseline=True, blocks=True, reads=LOOP),
 )}
 
 @lru_cache

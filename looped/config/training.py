@@ -4,7 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from looped.config.base import Count, Depth, Fraction, NonNegative, Positive, Section
+from looped.config.base import Count, Depth, Fraction, NonNegative, Positive, Section, named_or_path
+from looped.config.choices import CHOICES
 
 
 def _compile_by_word(value: Any) -> Any:
@@ -114,10 +115,18 @@ class EvaluationConfig(Section):
     difficulties: tuple[Count, ...] = Field(
         default=(), description="difficulties of a task to evaluate; empty: the task's own")
     num_problems: Depth = Field(default=256, description="held-out problems per difficulty")
-    trajectories: Depth = Field(default=1, description="solver trajectories of a denoiser per answer")
-    choose: Literal["mean", "consistent"] = Field(
+    trajectories: Depth = Field(
+        default=1,
+        description="trajectories per answer: runs of a denoiser's solver from other noise, or of a loop from other "
+                    "random starts or with other noise along the path")
+    choose: Annotated[str, named_or_path(tuple(CHOICES))] = Field(
         default="mean",
-        description="answer from several trajectories: the most likely one under their mean readout, or the one that "
-                    "the denoiser is most confident of after renoising it")
+        description=f"choice among several trajectories: "
+                    f"{'; '.join(f'{name}, {told}' for name, told in CHOICES.items())}; or the dotted path of a custom "
+                    f"one")
+    state_noise: NonNegative = Field(
+        default=0.0,
+        description="standard deviation of the normal noise added to a loop's state before each step when solving "
+                    "problems, in units of the RMS of each row of the state; 0 adds none")
     num_images: Depth | None = Field(
         default=None, description="images generated at each depth for comparison with the held-out ones; null: as many")

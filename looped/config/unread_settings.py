@@ -18,7 +18,7 @@ from looped.config import Config
 from looped.config.arms import Arm
 from looped.config.base import Section
 from looped.config.data_kinds import KINDS
-from looped.config.rules import RULES
+from looped.config.rules import RANDOM_STARTS, RULES
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ READERS: tuple[Readers, ...] = (
     Readers(("model.stream_mixing",), lambda config: config.model.streams > 1, lambda config: "model.streams 1"),
     Readers(("model.loop_scale",), lambda config: config.main_depth > 1,
             lambda config: "a trained depth of one step"),
-    _where(["model.state_std"], "model.state_init", "like-init", "noise"),
+    _where(["model.state_std"], "model.state_init", *RANDOM_STARTS),
     Readers(("domain.options",), lambda config: config.domain.name is not None, lambda config: "domain.name null"),
     Readers(("recurrence.quantile",), lambda config: _some_stage_draws(config, "huginn"), _distribution),
     Readers(("recurrence.depths",), lambda config: _some_stage_draws(config, "listed"), _distribution),
@@ -86,6 +86,8 @@ READERS: tuple[Readers, ...] = (
             lambda config: f"recurrence.mean {config.recurrence.mean}, beyond which there are no steps"),
     Readers(("evaluation.choose",), lambda config: config.evaluation.trajectories > 1,
             lambda config: f"evaluation.trajectories {config.evaluation.trajectories}"),
+    Readers(("evaluation.trajectories", "evaluation.choose"), lambda config: not config.rule.alike(config),
+            lambda config: config.rule.alike(config)),
 )
 """Settings whose effect depends on other settings. The settings of rules and kinds of data are in their own tables. A
 setting is read if all entries for it or its section allow it; one without entries is always read."""

@@ -45,7 +45,21 @@ class PuzzlesEvaluated(Evaluated):
         depths = next(iter(solved.per_example.values()))
         return [Prose(f"share of problems solved, with 95 % intervals; {data.task.difficulty}, trained from "
                       f"{data.train.low} to {data.train.high}"),
-                Table([data.task.difficulty, *(f"depth {depth}" for depth in depths)], solved.table()), self._exits()]
+                Table([data.task.difficulty, *(f"depth {depth}" for depth in depths)], solved.table()),
+                *self._by_any(), self._exits()]
+
+    def _by_any(self) -> list[Section]:
+        """The share of problems that any of several trajectories solves, and what a problem cost."""
+        solved = self.result.solved
+        rows = [row for row in solved.rows if row.metric == "solved_by_any"]
+        if not rows:
+            return []
+        depths = list(next(iter(solved.per_example.values())))
+        cost = {row.depth: f"{row.layer_forwards:,.0f}" for row in rows}
+        return [Prose(f"share of problems that any of {rows[0].trajectories} trajectories solves, the bound of "
+                      f"choosing one of them; below, layer forwards per problem, of all trajectories"),
+                Table([self.data.task.difficulty, *(f"depth {depth}" for depth in depths)],
+                      [*solved.table("solved_by_any"), ["layer forwards", *(cost[depth] for depth in depths)]])]
 
     def _exits(self) -> Table:
         figures = {(row.difficulty, row.by, row.metric): row for row in self.result.exits}

@@ -25,20 +25,23 @@ from looped.tensor_types import Bool, Float
 @dataclass(frozen=True)
 class Solved:
     """`rows`: share of problems solved (`solved`) and fraction of cells equal to the reference (`cells`), by difficulty
-    and depth; `per_example[difficulty][depth]`: mask of the problems solved."""
+    and depth; with several trajectories also the share that any of them solves (`solved_by_any`, pass@k), the bound of
+    every choice of one of them. `per_example[difficulty][depth]`: mask of the problems solved; `by_any`: of those that
+    any trajectory solves."""
 
     rows: list[Row]
     per_example: dict[int, dict[int, Bool[Tensor, "num"]]]
+    by_any: dict[int, dict[int, Bool[Tensor, "num"]]]
 
     def best(self, difficulty: int) -> tuple[int, float]:
         """(depth, share solved) of the depth that solves most; ties go to the shallowest."""
         return best_depth(self.per_example[difficulty])
 
-    def table(self) -> list[list[str]]:
-        """Table of the share solved: one line per difficulty, one column per depth."""
-        shares = {(row.difficulty, row.depth): row for row in self.rows if row.metric == "solved"}
+    def table(self, metric: str = "solved") -> list[list[str]]:
+        """Table of a share: one line per difficulty, one column per depth; no line if it was not measured."""
+        shares = {(row.difficulty, row.depth): row for row in self.rows if row.metric == metric}
         return [[str(difficulty), *(share_cell(shares[difficulty, depth]) for depth in by_depth)]
-                for difficulty, by_depth in self.per_example.items()]
+                for difficulty, by_depth in self.per_example.items() if (difficulty, min(by_depth)) in shares]
 
 
 def share_cell(row: Row) -> str:
@@ -48,11 +51,13 @@ def share_cell(row: Row) -> str:
 
 @dataclass(frozen=True)
 class Scores:
-    """Results on the problems of one difficulty at one depth. right: mask of the problems solved. cells: fraction of
-    each problem's cells equal to the reference. used, layer_forwards, evaluations: steps, layer passes and network
-    evaluations (NFE) of each. seconds: of all."""
+    """Results on the problems of one difficulty at one depth. right: mask of the problems solved. by_any: of those that
+    any of the trajectories solves. cells: fraction of each problem's cells equal to the reference. used,
+    layer_forwards, evaluations: steps, layer passes and network evaluations (NFE) of each, of all its trajectories.
+    seconds: of all."""
 
     right: Bool[Tensor, "num"]
+    by_any: Bool[Tensor, "num"]
     cells: Float[Tensor, "num"]
     used: Float[Tensor, "num"]
     layer_forwards: Float[Tensor, "num"]
@@ -70,19 +75,21 @@ def solved(objective: Objective, data: TaskData, config: Config, depths: Sequenc
            difficulties: Sequence[int], *, keep: Keep = keep_nothing, workers: Workers = ALONE) -> Solved:
     """Solve `evaluation.num_problems` held-out problems of each difficulty at each depth. `keep` receives each
     finished part. workers: the processes that divide the batches."""
-    rows, per_example = [], {}
+    rows, per_example, by_any, tries = [], {}, {}, config.evaluation.trajectories
     for difficulty in difficulties:
-        per_example[difficulty] = {}
+        per_example[difficulty], by_any[difficulty] = {}, {}
         for group in at_once(objective, depths):
             part, right = [], {}
             for depth, each in score(objective, data, config, difficulty, group, workers=workers).items():
-                cost = {"depth": depth, "difficulty": difficulty, "peak_bytes": peak_bytes(), **each.cost}
+                cost = {"depth": depth, "difficulty": difficulty, "peak_bytes": peak_bytes(), **each.cost,
+                        "trajectories": tries if tries > 1 else None}
                 part += [summarise("solved", each.right.double(), **cost), summarise("cells", each.cells, **cost)]
-                right[depth] = each.right
+                part += [summarise("solved_by_any", each.by_any.double(), **cost)] if tries > 1 else []
+                right[depth], by_any[difficulty][depth] = each.right, each.by_any
             keep(part, example_lines("solved", right, difficulty=difficulty))
             rows += part
             per_example[difficulty] |= right
-    return Solved(rows, per_example)
+    return Solved(rows, per_example, by_any)
 
 
 def exit_rows(objective: Objective, data: TaskData, config: Config, depth: int, difficulties: Sequence[int],
@@ -119,8 +126,12 @@ def score(objective: Objective, data: TaskData, config: Config, difficulty: int,
         batch = data.collate(some).to(device)
         for depth, each in answer(objective, batch, depths, config, first=first, exit=exit).items():
             spent = torch.stack([each.used.cpu().double(), each.layer_forwards, each.evaluations], dim=1).tolist()
-            found[depth] = [(*marked(data, problem, cells), *took)
-                            for problem, cells, took in zip(some, each.answers.cpu().numpy(), spent, strict=True)]
+            scores = [marked(data, problem, cells)
+                      for problem, cells in zip(some, each.answers.cpu().numpy(), strict=True)]
+            by_any = [right for right, _ in scores] if each.tried is None else [
+                any_right(data, problem, own) for problem, own in zip(some, each.tried.cpu().numpy().swapaxes(0, 1),
+                                                                      strict=True)]
+            found[depth] = [(*score, one, *took) for score, one, took in zip(scores, by_any, spent, strict=True)]
         return found
 
     with evaluating(objective):
@@ -128,15 +139,27 @@ def score(objective: Objective, data: TaskData, config: Config, difficulty: int,
     seconds = time.perf_counter() - start
     columns = {depth: [torch.tensor(column) for column in zip(*(row for part in parts for row in part[depth]),
                                                               strict=True)] for depth in depths}
-    return {depth: Scores(right, *(column.double() for column in others), seconds)
-            for depth, (right, *others) in columns.items()}
+    return {depth: Scores(right, by_any, cells.double(), *(column.double() for column in spent), seconds)
+            for depth, (right, cells, by_any, *spent) in columns.items()}
 
 
 def marked(data: TaskData, problem: Problem, cells: np.ndarray) -> tuple[bool, float]:
     """Score of one answer, padded as in its batch: (right or not, fraction of scored cells equal to the reference)."""
-    form = next_token(problem) if data.causal and data.task.causal == "next-token" else problem
+    form = form_of(data, problem)
     cells = cells[: len(form)]
     return is_right(data.task, problem, form, cells), float((cells == form.targets)[form.scored].mean())
+
+
+def any_right(data: TaskData, problem: Problem, tried: np.ndarray) -> bool:
+    """True if any of the answers (R, L) of a problem's trajectories is right."""
+    form = form_of(data, problem)
+    different = {cells[: len(form)][form.scored].tobytes(): cells[: len(form)] for cells in tried}
+    return any(is_right(data.task, problem, form, cells) for cells in different.values())
+
+
+def form_of(data: TaskData, problem: Problem) -> Problem:
+    """The problem as the network gets it."""
+    return next_token(problem) if data.causal and data.task.causal == "next-token" else problem
 
 
 def is_right(task: Task, problem: Problem, form: Problem, answer: np.ndarray) -> bool:

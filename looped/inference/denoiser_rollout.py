@@ -20,10 +20,13 @@ from looped.diffusion.samplers import Settling
 from looped.diffusion.schedules import block_schedule
 from looped.diffusion.solver_from_config import evaluated_levels, solve
 from looped.inference.autoregressive import Writing, one_after_another
+from looped.inference.choices import Runs, choice_of
 from looped.inference.cost import NUM_CHECKS, Cost
 from looped.inference.exits import EarlyExit, Exit
-from looped.inference.rollout import Answered, Likelihood, Readout, Rollout, own_normal, trajectories
+from looped.inference.motion import Motion
+from looped.inference.rollout import Answered, Likelihood, Readout, Rollout
 from looped.inference.text_denoising import DenoiseWriter, TeacherForced, bound
+from looped.inference.trajectories import own_normal, trajectories
 from looped.nn.cache import Cache
 from looped.nn.rows import Rows
 from looped.objectives.base import rows_of_batch, token_losses
@@ -49,24 +52,20 @@ class SolverRollout(Rollout):
 
     def _answer(self, solver: "Solver", depth: int, random: StepRandom, config: EvaluationConfig,
                 exit: Exit | None) -> Answered:
-        """Answer of one trajectory; of several, the argmax of the mean readout, or the most self-consistent answer."""
-        streams = trajectories(config)
-        runs = [solver.run(depth, random, stream=stream, exit=exit) for stream in streams]
-        used, cost = torch.stack([run.used for run in runs]), self.answer_cost(depth, config)
-        if config.choose == "mean" or len(runs) == 1:
-            mean = torch.stack([run.logits.softmax(-1) for run in runs]).mean(0)
-            return Answered.by(mean.argmax(-1), used, cost)
-        answers = torch.stack([run.logits.argmax(-1) for run in runs])  # trajectories, B, L
-        chosen = torch.stack([solver.consistency(each, random, stream)
-                              for each, stream in zip(answers, streams, strict=True)]).argmax(0)
-        return Answered.by(answers[chosen, torch.arange(len(chosen), device=used.device)], used, cost)
+        """The answer of one trajectory, or the one chosen among several."""
+        streams, batch = trajectories(config), solver.batch
+        motions = [Motion(batch) for _ in streams]
+        ends = [solver.run(depth, random, stream=stream, exit=exit, motion=motion)
+                for stream, motion in zip(streams, motions, strict=True)]
+        runs = Runs(batch, torch.stack([end.logits for end in ends]), torch.stack([end.used for end in ends]),
+                    torch.stack([motion.residual for motion in motions]),
+                    renoised=lambda answers, number: solver.consistency(answers, random, streams[number]))
+        return Answered.of(runs, config.choose, self.answer_cost(depth, config))
 
     def answer_cost(self, depth: int, config: EvaluationConfig, *, early: bool = False) -> Cost:
         networks = 1 if self.objective.config.guidance == 1 else 2
-        checks: list[float] = []
-        if config.choose == "consistent" and config.trajectories > 1:
-            middle = torch.tensor([check_level(self.objective)], dtype=torch.float64)
-            checks = self._readings(middle) * (NUM_CHECKS * config.trajectories)
+        num_checks = choice_of(config.choose).num_checks * config.trajectories if config.trajectories > 1 else 0
+        checks = self._readings(torch.tensor([check_level(self.objective)], dtype=torch.float64)) * num_checks
         return Cost(self._before, self._solver(depth, networks), runs=config.trajectories, networks=networks,
                     checks=tuple(checks), together=self.objective.config.context != "inject")
 
@@ -193,8 +192,10 @@ class Solver:
         self.rows = self.rows.having(context=self.context)
 
     def run(self, depth: int, random: StepRandom, *, stream: str = "", exit: Exit | None = None,
-            watch: Callable[[int, Tensor, Tensor, Tensor], None] | None = None) -> EarlyExit:
-        """Run `depth` solver steps on the active problems. `watch(step, z, logits, D)` sees each network evaluation."""
+            watch: Callable[[int, Tensor, Tensor, Tensor], None] | None = None,
+            motion: Motion | None = None) -> EarlyExit:
+        """Run `depth` solver steps on the active problems. `watch(step, z, logits, D)` sees each network evaluation,
+        `motion` the changes of the soft estimate."""
         stopping, carry, estimate = EarlyExit(self.batch, exit), None, None
 
         def denoise(z: Tensor, level: float | Tensor) -> Tensor:
@@ -208,6 +209,8 @@ class Solver:
             logits, carried = self._read(z, level, stopping, carry)
             soft = bridge("soft", logits, self.denoiser.table())
             new = self.denoiser.estimate(logits, uniform[numbers])
+            if motion is not None and stopping.latent is not None:
+                motion.take(working, stopping.latent[working], soft)
             stopping.take(logits, soft)
             estimate = _put(estimate, working, new, len(z))
             carry = None if carried is None else _put(carry, working, carried, len(z))

@@ -31,6 +31,7 @@ from looped.data.batch import Batch
 from looped.devices import to_device
 from looped.errors import UserError, did_you_mean
 from looped.import_path import class_at
+from looped.inference.motion import moved
 from looped.nn.checks import kind_of
 from looped.nn.exit_gate import ExitGate
 from looped.tensor_types import Bool, Float, Int
@@ -158,9 +159,8 @@ class Latent(_Change):
     def settled(self, moment: Moment) -> Bool[Tensor, "rows"]:
         if moment.before is None:
             return torch.zeros_like(moment.same, dtype=torch.bool)
-        keep = moment.batch.sought.unsqueeze(-1)
-        change = ((moment.latent - moment.before[1]) * keep).flatten(1).norm(dim=1)
-        return change < self.threshold * (moment.latent * keep).flatten(1).norm(dim=1)
+        change, norm = moved(moment.before[1], moment.latent, moment.batch.sought.unsqueeze(-1))
+        return change < self.threshold * norm
 
 
 class Answer(Exit):
@@ -245,9 +245,9 @@ class EarlyExit:
     """Early-exit state of a batch: the active problems, with the last readout and the number of steps of each.
 
     working: indices of the problems still running, and `numbers` the same on the host. used (B,): steps of each
-    problem. logits (B, L, V): last readouts. Without an exit all problems run to the end, and the host reads nothing
-    from a device; with one it reads once a step. halt, gate: the learned head and the exit gate that the exits `head`
-    and `gate` need. Raises UserError if the one needed is missing.
+    problem. logits (B, L, V): last readouts; latent (B, L, D): states or estimates behind them. Without an exit all
+    problems run to the end, and the host reads nothing from a device; with one it reads once a step. halt, gate: the
+    learned head and the exit gate that the exits `head` and `gate` need. Raises UserError if the one needed is missing.
     """
 
     def __init__(self, batch: Batch, exit: Exit | None = None, *, halt: Halt | None = None,
@@ -265,7 +265,7 @@ class EarlyExit:
         """The number of steps of the problems still running."""
         self.used: Tensor = torch.zeros(num, dtype=torch.long, device=batch.inputs.device)
         self.logits: Float[Tensor, "batch length symbols"] | None = None
-        self._latent: Tensor | None = None
+        self.latent: Float[Tensor, "batch length width"] | None = None
         self._stays = torch.zeros(batch.targets.shape, device=batch.targets.device)
         self._same = torch.zeros_like(self.used)
 
@@ -274,10 +274,10 @@ class EarlyExit:
         rows = self.working
         done = None if self.exit is None else self.exit.settled(self._moment(rows, logits.float(), latent.float()))
         if self.logits is None:
-            self.logits, self._latent = logits.float(), latent.float()
+            self.logits, self.latent = logits.float(), latent.float()
         else:
-            self.logits, self._latent = (old.index_copy(0, rows, new.float())
-                                         for old, new in ((self.logits, logits), (self._latent, latent)))
+            self.logits, self.latent = (old.index_copy(0, rows, new.float())
+                                         for old, new in ((self.logits, logits), (self.latent, latent)))
         self.go_on()
         if done is not None and bool((done := done.cpu()).any()):
             self.numbers = self.numbers[~done]
@@ -291,7 +291,7 @@ class EarlyExit:
     def _moment(self, rows: Tensor, logits: Tensor, latent: Tensor) -> Moment:
         batch, before = self.batch[rows], None
         if self.logits is not None:
-            before = self.logits[rows], self._latent[rows]
+            before = self.logits[rows], self.latent[rows]
             same = ((logits.argmax(-1) == before[0].argmax(-1)) | ~batch.sought).all(1)
             self._same[rows] = torch.where(same, self._same[rows], 0)
         self._same[rows] += 1

@@ -6,14 +6,16 @@ import torch
 
 from looped.config.training import EvaluationConfig
 from looped.data.batch import Batch
+from looped.inference.choices import Runs
 from looped.inference.cost import Cost
 from looped.inference.exits import Exit
-from looped.inference.rollout import Answered, Rollout, trajectories
+from looped.inference.rollout import Answered, Rollout
+from looped.inference.trajectories import trajectories
 from looped.rng import StepRandom
 
 
 class OwnRollout(Rollout):
-    """The most likely class of each image under the mean over trajectories; the objective defines the cost of a run."""
+    """Classes of images along one trajectory or several; the objective defines the cost of a run."""
 
     name = "own"
 
@@ -22,10 +24,11 @@ class OwnRollout(Rollout):
         return {depth: self._answer(batch, depth, config, random) for depth in depths}
 
     def _answer(self, batch: Batch, depth: int, config: EvaluationConfig, random: StepRandom) -> Answered:
-        runs = [self.objective.class_logits(batch, depth, random, stream=stream) for stream in trajectories(config)]
-        named = torch.stack([logits.softmax(-1) for logits in runs]).mean(0).argmax(-1)
+        logits = torch.stack([self.objective.class_logits(batch, depth, random, stream=stream)
+                              for stream in trajectories(config)])
         cost = self.answer_cost(depth, config)
-        return Answered.by(named.unsqueeze(1), named.new_full((len(runs), len(named)), len(cost.readings)), cost)
+        used = torch.full(logits.shape[:2], len(cost.readings), device=logits.device)
+        return Answered.of(Runs(batch, logits.unsqueeze(2), used), config.choose, cost)
 
     def answer_cost(self, depth: int, config: EvaluationConfig, *, early: bool = False) -> Cost:
         before, readings, networks = self.objective.class_cost(depth)

@@ -11,13 +11,17 @@ from looped.config.training import EvaluationConfig
 from looped.data.batch import Batch
 from looped.devices import now
 from looped.inference.autoregressive import Writing, one_after_another
+from looped.inference.choices import Runs
 from looped.inference.cost import Cost
 from looped.inference.exits import EarlyExit, Exit
+from looped.inference.motion import Motion
 from looped.inference.padding import Draws, Reading
-from looped.inference.rollout import Answered, Readout, Rollout, own_normal
+from looped.inference.rollout import Answered, Readout, Rollout
+from looped.inference.trajectories import Copies, together, trajectories
 from looped.models.language import LanguageModel
 from looped.nn.cache import Cache
 from looped.nn.rows import Rows
+from looped.nn.state_noise import with_noise
 from looped.objectives.base import rows_of_batch, token_losses
 from looped.objectives.bptt import Unrolled
 from looped.rng import StepRandom
@@ -33,55 +37,75 @@ class LoopRollout(Rollout):
 
     def answers(self, batch: Batch, depths: Sequence[int], config: EvaluationConfig, random: StepRandom,
                 exit: Exit | None = None) -> dict[int, Answered]:
-        """Answers along one unroll to the deepest depth; a problem that has exited keeps its answer."""
-        stopping = EarlyExit(batch, exit, halt=getattr(self.objective, "halt_logit", None),
-                            gate=getattr(self.model, "exit_gate", None))
-        found, early = {}, exit is not None
+        """Answers along one unroll to the deepest depth, or along one for each trajectory, as many at once as
+        `evaluation.batch_size` allows; a problem that has exited keeps its answer."""
+        parts = [self._ends(Copies(batch, random, streams), depths, config, exit)
+                 for streams in together(trajectories(config), len(batch), config.batch_size)]
+        return {depth: Answered.of(Runs.joined([part[depth] for part in parts]), config.choose,
+                                   self.answer_cost(depth, config, early=exit is not None)) for depth in depths}
 
-        def read_out(depth: int) -> Answered:
-            return Answered.by(stopping.logits.argmax(-1), stopping.used.unsqueeze(0),
-                               self.answer_cost(depth, config, early=early))
+    def _ends(self, copies: Copies, depths: Sequence[int], config: EvaluationConfig,
+              exit: Exit | None) -> dict[int, Runs]:
+        """Depth -> the ends of trajectories that run together."""
+        batch, halt = copies.batch, getattr(self.objective, "halt_logit", None)
+        stopping = EarlyExit(batch, exit, halt=halt, gate=getattr(self.model, "exit_gate", None))
+        found, early, motion = {}, exit is not None, Motion(batch)
+
+        def read_out() -> Runs:
+            head = None if halt is None else halt(stopping.latent, batch)
+            logits, used, residual, head = (
+                None if each is None else each.unflatten(0, (len(copies.streams), -1))
+                for each in (stopping.logits, stopping.used.clone(), motion.residual, head))
+            return Runs(copies.one, logits, used, residual, head)
 
         # An exit needs a readout after every step.
-        states = self.states(batch, max(depths), random, stopping, read=None if early else depths)
+        states = self.states(copies, max(depths), stopping, read=None if early else depths,
+                             noise=config.state_noise, motion=motion)
         for step, _ in enumerate(states, start=1):
             if step in depths:
-                found[step] = read_out(step)
+                found[step] = read_out()
             if not len(stopping.working):
                 break
-        return {depth: found.get(depth) or read_out(depth) for depth in depths}
+        return {depth: found.get(depth) or read_out() for depth in depths}
 
     def answer_cost(self, depth: int, config: EvaluationConfig, *, early: bool = False) -> Cost:
-        c = self.model
+        c, runs = self.model, config.trajectories
         steps = itertools.islice(itertools.cycle(self.model.core_layers), depth)
         if early:
-            return Cost(c.num_prelude_layers, tuple(core + c.num_coda_layers for core in steps))
-        return Cost(c.num_prelude_layers + c.num_coda_layers, tuple(steps))
+            return Cost(c.num_prelude_layers, tuple(core + c.num_coda_layers for core in steps), runs=runs)
+        return Cost(c.num_prelude_layers + runs * c.num_coda_layers, tuple(steps), runs=runs)
 
     def likelihood_cost(self, depth: int) -> Cost:
         return self.answer_cost(depth, EvaluationConfig())
 
-    def states(self, batch: Batch, depth: int, random: StepRandom, stopping: EarlyExit, *, start: Tensor | None = None,
-               read: Collection[int] | None = None) -> Iterator[Tensor]:
-        """Run the loop on the active problems of `stopping`, and yield the states of all problems after each step.
+    def states(self, copies: Copies, depth: int, stopping: EarlyExit, *, start: Tensor | None = None,
+               read: Collection[int] | None = None, noise: float = 0.0,
+               motion: Motion | None = None) -> Iterator[Tensor]:
+        """Run the loop on the active rows of `stopping`, and yield the states of all rows after each step.
 
         start: replaces the model's own initial state. read: the steps, counted from 1, that are read out; None: all.
+        noise: `evaluation.state_noise`. motion: sees the changes of the state.
 
-        With `recurrence.damping` d a step is s <- d s + (1 - d) step(s).
+        With `recurrence.damping` d a step is s <- d s + (1 - d) step(s), where s has the noise of the step.
         """
-        model, damping = self.model, self.objective.config.damping
-        rows = rows_of_batch(batch)
-        e = model.encode(batch.inputs, rows)
-        noise = own_normal(random, "state", batch, e.shape[-1]) if model.recurrence.needs_noise else None
-        state = model.initial_state(e, noise) if start is None else start
+        model, damping, batch = self.model, self.objective.config.damping, copies.batch
+        e = copies.repeat(model.encode(copies.one.inputs, rows_of_batch(copies.one)))
+        rows, width = rows_of_batch(batch), e.shape[-1]
+        begin = copies.normal("state", width) if model.recurrence.needs_noise else None
+        state = model.initial_state(e, begin) if start is None else start
         for step in range(depth):
             working = stopping.working
             if len(working) < len(state):
                 rows = rows_of_batch(batch[working])
-            before = state[working]
-            after = model.step(before, e[working], None,
+            given = before = state[working]
+            if noise:
+                drawn = copies.normal(f"state noise {step}", before.shape[2:].numel(), stopping.numbers)
+                given = with_noise(before, drawn.view_as(before), noise)
+            after = model.step(given, e[working], None,
                                rows.having(block=model.recurrence.block_at(step), step=step))
-            after = after if damping == 0 else damping * before + (1 - damping) * after
+            after = after if damping == 0 else damping * given + (1 - damping) * after
+            if motion is not None:
+                motion.take(working, before, after)
             state = state.index_copy(0, working, after)
             if read is None or step + 1 in read:
                 stopping.take(model.decode(after, rows), model.recurrence.leave(after))
@@ -91,7 +115,7 @@ class LoopRollout(Rollout):
 
     def steps(self, batch: Batch, depth: int, random: StepRandom, *, start: Tensor | None = None) -> Iterator[Readout]:
         stopping = EarlyExit(batch)
-        for state in self.states(batch, depth, random, stopping, start=start):
+        for state in self.states(Copies(batch, random), depth, stopping, start=start):
             yield state, stopping.logits
 
     def steps_elsewhere(self, batch: Batch, depth: int, random: StepRandom, end: Tensor) -> Iterator[Readout] | None:

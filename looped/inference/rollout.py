@@ -22,9 +22,9 @@ from torch import Tensor
 from looped.config import Config
 from looped.config.training import EvaluationConfig
 from looped.data.batch import Batch
-from looped.devices import to_device
 from looped.errors import UserError
 from looped.inference.autoregressive import Writing
+from looped.inference.choices import Runs, choice_of
 from looped.inference.cost import Cost
 from looped.inference.exits import Exit
 from looped.objectives.base import Objective
@@ -55,17 +55,21 @@ Readout = tuple[Tensor, Tensor]
 @dataclass(frozen=True)
 class Answered:
     """`answers`: the most likely symbol of each cell. `used`: the steps of each problem, summed over trajectories.
-    `layer_forwards`, `evaluations` (NFE): the cost of each problem."""
+    `layer_forwards`, `evaluations` (NFE): the cost of each problem, of all trajectories. `tried`: the answers of the
+    trajectories, None if there is only one."""
 
     answers: Int[Tensor, "batch length"]
     used: Int[Tensor, "batch"]
     layer_forwards: Float[Tensor, "batch"]
     evaluations: Float[Tensor, "batch"]
+    tried: Int[Tensor, "runs batch length"] | None = None
 
     @classmethod
-    def by(cls, answers: Int[Tensor, "batch length"], used: Int[Tensor, "runs batch"], cost: Cost) -> "Answered":
-        """Answers with the cost of runs that ended after `used` steps."""
-        return cls(answers, used.sum(0) + len(cost.checks), *cost.spent(used))
+    def of(cls, runs: Runs, choose: str, cost: Cost) -> "Answered":
+        """The answers of one trajectory, or those chosen among several (`evaluation.choose`)."""
+        tried = runs.answers if len(runs.logits) > 1 else None
+        answers = runs.answers[0] if tried is None else choice_of(choose).answer(runs)
+        return cls(answers, runs.used.sum(0) + len(cost.checks), *cost.spent(runs.used), tried)
 
 
 class Rollout:
@@ -231,19 +235,3 @@ def at_once(objective: Objective, depths: Sequence[int]) -> list[tuple[int, ...]
     """Depths grouped by run: for a loop all together, for a solver each alone."""
     depths = sorted(set(depths))
     return [tuple(depths)] if rollout_of(objective).together else [(depth,) for depth in depths]
-
-
-def trajectories(config: EvaluationConfig) -> list[str]:
-    """Stream prefix of the random draws of each trajectory."""
-    return [f"trajectory{number} " if number else "" for number in range(config.trajectories)]
-
-
-def own_normal(random: StepRandom, stream: str, batch: Batch, dim: int) -> Float[Tensor, "batch length dim"]:
-    """Standard normal draws for each row of each sequence, independent of the padding of the batch."""
-    length = batch.targets.shape[1]
-    if batch.lengths is None:
-        return random.normal(stream, (length, dim))
-    rows = [torch.randn((real, dim), generator=gen)
-            for real, gen in zip(batch.lengths.tolist(), random.per_row(stream), strict=True)]
-    filled = torch.stack([torch.nn.functional.pad(row, (0, 0, 0, length - len(row))) for row in rows])
-    return to_device(filled, random.device)

@@ -37,7 +37,7 @@ from looped.nn.layers import (
 )
 from looped.nn.masks import Causal
 from looped.nn.projection import head_logits, is_plain, table_of
-from looped.nn.recurrence import RecurrentDepth, init_weights
+from looped.nn.recurrence import Disturb, RecurrentDepth, init_weights
 from looped.nn.rows import PLAIN, Rows
 from looped.tensor_types import Float, Int
 
@@ -173,7 +173,8 @@ class LanguageModel(nn.Module):
 
     def unroll(self, e: State, rows: Rows = PLAIN, *, no_grad: int | Tensor = 0, grad: int | Tensor,
                state: Tensor | None = None, noise: State | None = None,
-               callback: Callable[[int, Tensor], Any] | None = None, first: int = 0) -> Tensor:
+               callback: Callable[[int, Tensor], Any] | None = None, disturb: Disturb | None = None,
+               first: int = 0) -> Tensor:
         """Run the loop; arguments as in `RecurrentDepth.unroll`. With a cache, each step has its own part of it."""
         if e.ndim != 3 or e.shape[-1] != self.width:
             raise UserError(f"e must be what encode(tokens) returns, (batch, length, {self.width}), got {kind_of(e)}")
@@ -183,7 +184,7 @@ class LanguageModel(nn.Module):
             return whole.at("core", index) if sequences is None else whole.of(sequences)
 
         return self.recurrence.unroll(e, no_grad=no_grad, grad=grad, state=state, noise=noise, callback=callback,
-                                      rows=of_step, first=first)
+                                      rows=of_step, disturb=disturb, first=first)
 
     def forward(self, tokens: Int[Tensor, "batch length"], num_steps: int, *, noise: State | None = None) -> Logits:
         """Logits after `num_steps` loop steps. Raises `UserError` for ids outside the vocabulary."""

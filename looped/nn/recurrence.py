@@ -11,7 +11,7 @@ mask and positions (blocks.py).
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -29,6 +29,9 @@ from looped.tensor_types import Float
 States = Float[Tensor, "batch length ..."] | tuple[Tensor, ...]
 Parts = Tensor | tuple[Tensor, ...]
 """A state, or some sequences of it."""
+Disturb = Callable[[States, int | Sequence[int], Sequence[int] | None], States]
+"""(state, step, sequences) -> the state that the core is given: of all sequences (None) before a step of this index, or
+of those with these indices before a step of the index that each has in its own loop (`StateNoise`)."""
 RowsOfStep = Callable[[int, Tensor | None], Any]
 """(index of a step, indices of its sequences or None for all) -> the step's `rows` argument: `Rows` in a model of this
 package, anything the blocks take in a custom loop."""
@@ -116,7 +119,7 @@ class RecurrentDepth(nn.Module):
     def unroll(self, e: State, *, no_grad: int | Tensor, grad: int | Tensor, state: States | None = None,
                noise: State | None = None, cond: Tensor | None = None,
                callback: Callable[[int, States], Any] | None = None,
-               rows: RowsOfStep | None = None, first: int = 0) -> States:
+               rows: RowsOfStep | None = None, disturb: Disturb | None = None, first: int = 0) -> States:
         """Run `no_grad` steps without gradient, then `grad` steps with it (Huginn's truncated BPTT).
 
         Tensors (B,) set one depth per sequence, in any order: all sequences first run their steps without gradient,
@@ -124,18 +127,19 @@ class RecurrentDepth(nn.Module):
         returns the `rows` argument of step `index` for the sequences with these indices (None: all, in order).
         `callback(index, state)` gets the state of all sequences after each step; if it returns True, the loop stops.
         `index` counts the steps that the loop has run, from `first`, the number of those that led to a given `state`.
-        `state` may be a tuple of tensors (B, ...) that the core takes and returns; without it the loop starts from
-        `initial_state`, one tensor.
+        `disturb` changes the state before each step. `state` may be a tuple of tensors (B, ...) that the core takes and
+        returns; without it the loop starts from `initial_state`, one tensor.
 
         Raises `UserError` for negative depths, for depths of another number of sequences, and for a core that returns
         another shape than it was given.
         """
         state = self.initial_state(e, noise) if state is None else state
         if isinstance(no_grad, Tensor) or isinstance(grad, Tensor):
-            return self._unroll_rows(state, _Rounds(self, e, cond, callback, rows, first), no_grad, grad)
+            return self._unroll_rows(state, _Rounds(self, e, cond, callback, rows, disturb, first), no_grad, grad)
         no_grad, grad = whole_number("no_grad", no_grad), whole_number("grad", grad)
         for index in range(first, first + no_grad + grad):
             with torch.set_grad_enabled(index >= first + no_grad and torch.is_grad_enabled()):
+                state = state if disturb is None else disturb(state, index, None)
                 state = self.checked_step(state, e, cond, rows and rows(index, None), index)
             if callback is not None and callback(index, state):
                 break
@@ -183,8 +187,9 @@ class _Rounds:
     """The two rounds of an unroll with one depth per sequence: steps without gradient, then steps with it."""
 
     def __init__(self, loop: RecurrentDepth, e: State, cond: Tensor | None, callback: Callable | None,
-                 rows: RowsOfStep | None, first: int):
+                 rows: RowsOfStep | None, disturb: Disturb | None, first: int):
         self.loop, self.e, self.cond, self.callback, self.rows = loop, e, cond, callback, rows
+        self.disturb = disturb
         self.first, self.index, self.stopped = first, first, False
 
     def run(self, state: States, depths: list[int], deepest: list[int], done: list[int]) -> States:
@@ -200,9 +205,11 @@ class _Rounds:
         for step in range(longest):
             num = sum(depth > step for depth in depths)
             first = slice(num)
-            new = self.loop.checked_step(_rows_of(state, first), e[first], None if cond is None else cond[first],
-                                         self.rows and self.rows(self.index, place[first]),
-                                         _index([self.first + done[row] + step for row in order[:num]]))
+            indices, given = [self.first + done[row] + step for row in order[:num]], _rows_of(state, first)
+            if self.disturb is not None:
+                given = self.disturb(given, indices, order[:num])
+            new = self.loop.checked_step(given, e[first], None if cond is None else cond[first],
+                                         self.rows and self.rows(self.index, place[first]), _index(indices))
             state = each(lambda *parts: torch.cat(parts), new, _rows_of(state, slice(num, None))) \
                 if num < len(order) else new
             if self._stops(state if self.callback is None else _rows_of(state, back)):

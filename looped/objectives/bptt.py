@@ -15,6 +15,7 @@ from looped.models.language import LanguageModel
 from looped.nn.depth_sampling import Depths, Fixed, depths_of, split_depths
 from looped.nn.exit_gate import gate_of
 from looped.nn.rows import Rows
+from looped.nn.state_noise import StateNoise
 from looped.objectives.base import Loss, Objective, rows_of_batch
 from looped.objectives.kept_states import NothingKept, kept_states
 from looped.objectives.rule_depths import (
@@ -32,12 +33,14 @@ from looped.tensor_types import Float, Int
 @dataclass(frozen=True)
 class Start:
     """A batch before its first loop step: `rows` its attention mask and positions, `e` the encoded input, `noise` the
-    draws of a random initial state, `state` another one than the initial state, `keep` what takes the last state."""
+    draws of a random initial state, `disturb` the noise along the path (None: without), `state` another one than the
+    initial state, `keep` what takes the last state."""
 
     batch: Batch
     rows: Rows
     e: Float[Tensor, "batch length width"]
     noise: Float[Tensor, "batch length width"] | None
+    disturb: StateNoise | None = None
     state: Float[Tensor, "batch length width"] | None = None
     keep: Callable[[Tensor], None] = lambda state: None
 
@@ -110,7 +113,11 @@ class Unrolled(Objective):
         rows = rows_of_batch(batch)
         e = self.model.encode(batch.inputs, rows)
         noise = random.normal("state", e.shape[1:]) if self.model.recurrence.needs_noise else None
-        return Start(batch, rows, e, noise)
+        return Start(batch, rows, e, noise, self.disturb(random))
+
+    def disturb(self, random: StepRandom) -> StateNoise | None:
+        """The noise along the path of a training step (`recurrence.state_noise`); None without."""
+        return StateNoise(self.config.state_noise, random) if self.config.state_noise else None
 
     def loss_after(self, start: Start, no_grad: int | Tensor, grad: int | Tensor) -> Float[Tensor, ""]:
         """The loss after the last step of an unroll, or over all its steps with gradient (`recurrence.loss_on`)."""
@@ -122,7 +129,7 @@ class Unrolled(Objective):
                 readings.take(state)
 
         state = self.model.unroll(start.e, start.rows, no_grad=no_grad, grad=grad, noise=start.noise,
-                                  state=start.state, callback=None if last else read)
+                                  state=start.state, callback=None if last else read, disturb=start.disturb)
         start.keep(state)
         if last:
             readings.take(state)
@@ -316,6 +323,9 @@ class Autoregressive(Unrolled):
     Denoisers are compared with it."""
 
     readings = Alike
+
+    def disturb(self, random: StepRandom) -> None:
+        """No noise: a single pass has no path."""
 
     def depths(self, random: StepRandom) -> tuple[int, int]:
         return 0, self.model.recurrence.num_blocks

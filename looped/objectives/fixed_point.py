@@ -39,6 +39,9 @@ class FixedPoint(Unrolled):
 
     changes = "the solver stops by the residual"
 
+    def disturb(self, random: StepRandom) -> None:
+        """No noise: a map with new noise at each application has no fixed point."""
+
     @classmethod
     def from_config(cls, config: Config, model: nn.Module) -> Objective:
         return cls(model, config.recurrence, config.fixed_point)

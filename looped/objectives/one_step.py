@@ -53,7 +53,7 @@ class OneStep(Unrolled):
         without = self.supervision.steps
         for segment in range(self.supervision.segments):
             state = self.model.unroll(start.e, start.rows, no_grad=without, grad=1, state=state.detach(),
-                                      first=segment * (without + 1))
+                                      disturb=start.disturb, first=segment * (without + 1))
             hidden = self.model.hidden(state, start.rows)
             logit = self.halt_logit(self.model.recurrence.leave(state), batch)
             right = self.is_right(hidden.detach(), batch)

@@ -33,6 +33,10 @@ class StepDraws(StepRandom):
         self.asked: dict[Asked, None] = {}
         self.decided: dict[str, tuple[Callable[[StepRandom], Any], Any]] = {}
 
+    def of(self, places: Sequence[int]) -> StepRandom:
+        """The randomness of some of the rows, whose draws are made when asked for."""
+        return self.random.of(places)
+
     def normal(self, stream: str, shape: Sequence[int]) -> Tensor:
         found = self._look_up("normal", stream, tuple(shape))
         return self.random.normal(stream, shape) if found is None else found

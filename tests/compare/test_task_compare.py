@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -13,6 +14,7 @@ from page_checks import first_table
 
 from looped.cli import main
 from looped.compare.accuracy_summary import summarise_shares
+from looped.compare.accuracy_table import share_table
 from looped.compare.compute_to_target import reaches, sentence, with_reverse
 from looped.compare.curve import crossing
 from looped.compare.plan import RunSpec
@@ -196,6 +198,23 @@ def test_the_best_depth_is_chosen_on_the_other_half_than_the_one_that_is_reporte
     assert level.at == {"trained": 2, "best": 2, "deepest": 8}
     assert level.shares[2].mean == 1 / 4
     assert level.shares[8].mean == 1
+
+
+def test_several_trajectories_add_what_any_of_them_solves_and_the_cost_of_an_answer():
+    """On the reported half, at the best depth; an arm with one trajectory has no such cell."""
+    one = run("truncated", 0, {1: [1, 0, 1, 0], 2: [0, 0, 0, 0]})
+    plain = run("full", 0, {1: [0, 0, 0, 0], 2: [0, 0, 0, 0]})
+    several = replace(one, by_any={4: {1: torch.tensor([0.0, 1.0, 0.0, 0.0]), 2: torch.ones(4)}}, rows=[
+        {"metric": "solved", "difficulty": 4, "depth": depth, "layer_forwards": 30.0 * depth} for depth in (1, 2)])
+    arms = summarise_shares([several, plain])
+    assert (arms[0].levels[4].tried.share.mean, arms[0].levels[4].tried.layer_forwards) == (0.5, 30.0)
+    (row,) = [row for row in arms[0].rows() if row["kind"] == "by_any"]
+    assert (row["depth"], row["mean"], row["layer_forwards"]) == (1, 0.5, 30.0)
+    header, lines = (table := share_table(arms, None)).header, table.lines
+    cells = [dict(zip(header, line, strict=True)) for line in lines]
+    assert [each["4: any trajectory"] for each in cells] == ["0.500 (of 1)", "-"]
+    assert [each["4: layer forwards per answer"] for each in cells] == ["30", "-"]
+    assert "4: any trajectory" not in share_table(summarise_shares([one, plain]), None).header
 
 
 def test_one_best_depth_for_all_seeds_of_an_arm_and_the_shallowest_of_equals():

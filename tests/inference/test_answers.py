@@ -12,7 +12,8 @@ from looped.errors import UserError
 from looped.inference.denoiser_rollout import Solver
 from looped.inference.exits import EXITS, EarlyExit, Exit
 from looped.inference.loop_rollout import LoopRollout
-from looped.inference.rollout import answer, own_normal
+from looped.inference.rollout import answer
+from looped.inference.trajectories import Copies, own_normal
 from looped.models.build import build
 from looped.nn.exit_gate import ExitGate
 from looped.objectives import build_objective
@@ -109,7 +110,7 @@ def test_damping_keeps_a_share_of_the_old_state():
     rows = rows_of_batch(batch)
     with torch.no_grad():
         e = model.model.encode(batch.inputs, rows)
-        first, second = LoopRollout(model).states(batch, 2, StepRandom(0, 0, count=2), EarlyExit(batch))
+        first, second = LoopRollout(model).states(Copies(batch, StepRandom(0, 0, count=2)), 2, EarlyExit(batch))
         torch.testing.assert_close(first, 0.75 * model.model.step(torch.zeros_like(e), e, None, rows))
         torch.testing.assert_close(second, 0.25 * first + 0.75 * model.model.step(first, e, None, rows))
 

@@ -9,6 +9,7 @@ from looped.errors import UserError
 from looped.inference.exits import EarlyExit
 from looped.inference.loop_rollout import LoopRollout
 from looped.inference.rollout import rollout_of
+from looped.inference.trajectories import Copies
 from looped.models.build import build
 from looped.nn.rows import PLAIN, Rows
 from looped.objectives import build_objective, trained_depths
@@ -67,7 +68,7 @@ def test_answers_are_looked_for_by_the_blocks_in_turn():
     config, rule = make(**{"task.name": "prefix-sums", "task.difficulty": [6, 6]})
     batch = prepare_task(config.task).train.batch(0, batch_size=2, seed=0)
     stopping = EarlyExit(batch)
-    *_, last = LoopRollout(rule).states(batch, 4, StepRandom(0, 0, count=2), stopping)
+    *_, last = LoopRollout(rule).states(Copies(batch, StepRandom(0, 0, count=2)), 4, stopping)
     rows = rows_of_batch(batch)
     torch.testing.assert_close(last, rule.model.unroll(rule.model.encode(batch.inputs, rows), rows, grad=4))
 
