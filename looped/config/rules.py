@@ -108,6 +108,10 @@ class Rule:
         """Raises ValueError if a config does not fit the rule."""
         if config.blocks.num > 1 and not self.blocks:
             self._refuse_blocks(config.blocks.num)
+        if config.model.latent_updates and self.rollout != "loop":
+            raise ValueError(f"model.latent_updates {config.model.latent_updates} is a second state of a loop, which "
+                             f"objective {self.name} does not run; set it to 0, or objective to full, truncated or "
+                             f"one-step")
         for each in self.checks:
             each(config)
         if config.kind.like not in self.kinds:
@@ -124,7 +128,7 @@ class Rule:
                          f"1, or objective to {', '.join(names)} or {last}")
 
 
-LOOP = ("recurrence.damping", "model.state_init", "model.state_std")
+LOOP = ("recurrence.damping", "model.state_init", "model.state_std", "model.latent_updates")
 """Settings read by every rule that runs the loop."""
 DEEP = (*LOOP, "model.exit_gate")
 """Settings read by the rules that run the loop to several depths, where an exit may use the gate."""
@@ -219,6 +223,7 @@ RULES: dict[str, Rule] = {rule.name: rule for rule in (
          checks=(_check_no_gate, check_blocks, _check_kind)),
     Rule("one-step", "looped.objectives.one_step.OneStep", loops=True, reads=(*DEEP, "supervision"),
          depth=lambda config: config.supervision.segments * (config.supervision.steps + 1),
+         passes=lambda config: config.supervision.segments_per_update * (config.supervision.steps + 1),
          checks=(_loss_once("after each segment"), check_blocks, _check_kind)),
     Rule("fixed-point", "looped.objectives.fixed_point.FixedPoint", loops=True, reads=(*DEEP, "fixed_point"),
          depth=lambda config: config.fixed_point.max_steps,

@@ -38,6 +38,7 @@ from looped.nn.masks import Causal
 from looped.nn.projection import head_logits, is_plain, table_of
 from looped.nn.recurrence import RecurrentDepth, init_weights
 from looped.nn.rows import PLAIN, Rows
+from looped.nn.two_states import TwoStates, answer_of
 from looped.tensor_types import Float, Int
 
 State = Float[Tensor, "batch length width"]
@@ -80,7 +81,8 @@ class LanguageModel(nn.Module):
         self.vocab_size = vocab_size
         self.width: int = config.width
         self.num_prelude_layers: int = config.num_prelude_layers
-        self.core_layers: tuple[int, ...] = tuple(s.core_layers or (config.num_core_layers,))
+        sizes = tuple(s.core_layers or (config.num_core_layers,))
+        self.core_layers: tuple[int, ...] = tuple(config.core_runs * size for size in sizes)
         self.num_coda_layers: int = config.num_coda_layers
         self.mask_token: int | None = vocab_size if s.mask_token else None
         self.embed: nn.Embedding = nn.Embedding(vocab_size + s.mask_token, config.width)
@@ -89,7 +91,7 @@ class LanguageModel(nn.Module):
             layer_of(config, number, checkpointed=s.checkpointed) for number in range(config.num_prelude_layers))
         self.recurrence: RecurrentDepth = loop_of(config, s)
         self.level_embedding: LevelEmbedding | None = LevelEmbedding(s.cond_width) if s.cond_width else None
-        first = config.num_prelude_layers + sum(self.core_layers)
+        first = config.num_prelude_layers + sum(sizes)
         self.coda: nn.ModuleList = nn.ModuleList(
             layer_of(config, first + number, checkpointed=s.checkpointed) for number in range(config.num_coda_layers))
         # If each pass ends in a norm and there is no coda, the norm of the last pass is the final one.
@@ -128,7 +130,7 @@ class LanguageModel(nn.Module):
 
     @property
     def step_layers(self) -> float:
-        """Layers of the core per loop step, a mean over its blocks."""
+        """Layer forwards of the core per loop step, a mean over its blocks; `core_layers` has those of each."""
         return sum(self.core_layers) / len(self.core_layers)
 
     def initial_state(self, e: State, noise: State | None = None) -> State:
@@ -150,8 +152,9 @@ class LanguageModel(nn.Module):
         return self.norm(run_layers(self.coda, self._left_loop(state), None, self.placed(state, rows).at("coda")))
 
     def _left_loop(self, state: State) -> State:
-        """The input of the coda: the state, after the norm if `loop_norm` is `before-coda`."""
-        return self.norm(state) if self.config.loop_norm == "before-coda" else state
+        """The input of the coda: the answer in the state, after the norm if `loop_norm` is `before-coda`."""
+        answer = answer_of(state, self.width)
+        return self.norm(answer) if self.config.loop_norm == "before-coda" else answer
 
     @property
     def head_weight(self) -> Float[Tensor, "vocab width"]:
@@ -269,20 +272,23 @@ def loop_of(config: ModelConfig, structure: Structure) -> RecurrentDepth:
     """The loop over a core of blocks; those not `held` are placeholders (`MissingBlock`)."""
     held, cond_width = structure.held, structure.cond_width
 
+    def whole(net: nn.Module) -> nn.Module:
+        return TwoStates(net, updates=config.latent_updates) if config.latent_updates else net
+
     def block_of(first: int, num_layers: int) -> nn.Module:
         if config.core is not None:
             own = _made(class_at(config.core, "model.core"), config.core, (config.width, num_layers, cond_width))
-            return OwnBlock(own, config.width, cond_width)
+            return whole(OwnBlock(own, config.width, cond_width))
         layers = [layer_of(config, first + number, cond_width, checkpointed=structure.checkpointed)
                   for number in range(num_layers)]
         norm = RMSNorm(config.width, eps=config.norm_eps) if config.loop_norm == "each-pass" else None
-        return LayerStack(build_injection(config.injection, config.width), layers, norm)
+        return whole(LayerStack(build_injection(config.injection, config.width), layers, norm))
 
     sizes = structure.core_layers or (config.num_core_layers,)
     firsts = itertools.accumulate(sizes, initial=config.num_prelude_layers)
     core = [block_of(first, num_layers) if held is None or number in held else MissingBlock(number)
             for number, (first, num_layers) in enumerate(zip(firsts, sizes, strict=False))]
-    return RecurrentDepth(Core(*core), state_init=config.state_init, state_std=config.state_std)
+    return RecurrentDepth(Core(*core), state_init=config.state_init, state_std=config.state_std, width=config.width)
 
 
 def start_around(model: nn.Module, effective_depth: int) -> None:

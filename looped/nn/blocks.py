@@ -64,6 +64,11 @@ class Core(nn.Module):
     def num_blocks(self) -> int:
         return len(self.blocks)
 
+    @property
+    def num_states(self) -> int:
+        """States that a block's state consists of, by its `num_states`; 1 without it."""
+        return max(getattr(block, "num_states", 1) for block in self.blocks)
+
     def forward(self, state: Tensor, e: Tensor, cond: Tensor | None = None, *rows: Any, index: int = 0,
                 block: int | None = None) -> Tensor:
         return self.blocks[index % self.num_blocks if block is None else block](state, e, cond, *rows)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, logsigmoid
 
 from looped.errors import UserError
+from looped.nn.two_states import answer_of
 from looped.tensor_types import Float
 
 Odds = Float[Tensor, "batch length"]
@@ -30,7 +31,7 @@ class ExitGate(nn.Module):
     def forward(self, state: Float[Tensor, "batch length width"]) -> Odds:
         dtype = torch.promote_types(torch.promote_types(state.dtype, self.weight.dtype), torch.float32)
         with torch.autocast(state.device.type, enabled=False):
-            return linear(state.to(dtype), self.weight.to(dtype), self.bias.to(dtype)).squeeze(-1)
+            return linear(answer_of(state, self.weight.shape[-1]).to(dtype), self.weight.to(dtype), self.bias.to(dtype)).squeeze(-1)
 
 
 def gate_of(model: Any) -> ExitGate:

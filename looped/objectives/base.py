@@ -72,6 +72,9 @@ class Objective(nn.Module):
         """The difference between steps, so that one graph cannot hold them all, as a clause; "" if nothing does."""
         return ""
 
+    one_process: str = ""
+    """A clause with the reason why only one process may train by this rule; "" if several may."""
+
     @property
     def backprop(self) -> int | None:
         """The number of final loop steps that gradients go through; None: all steps."""
@@ -105,6 +108,13 @@ class Objective(nn.Module):
 
     def after_step(self) -> None:
         """Update what the rule learns without gradient; every process calls it once after each optimiser step."""
+
+    def to_carry(self) -> dict[str, Tensor]:
+        """Tensors, besides weights, that the rule carries from one optimiser step to the next, for a checkpoint."""
+        return {}
+
+    def carry_on(self, tensors: dict[str, Tensor]) -> None:
+        """Take up the tensors of `to_carry` from a checkpoint."""
 
     def decisions(self) -> list[tuple[float, dict[str, Any]]]:
         """The kinds of training step that differ in cost: (weight in the mean step, decisions by name).

@@ -379,6 +379,7 @@ class Trainer:
                                  ckpt.part_of(path, "optimizer"))
             if self.ema is not None:
                 self.ema.load(layout.read(path, "ema", objective))
+            layout.carry_on(path, objective)
             if self.accelerator.is_main_process:
                 self.meter = Meter(state["meter"])
                 ckpt.set_aside(self.run_dir, newer_than=self.done.step)
