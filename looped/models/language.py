@@ -18,7 +18,7 @@ from looped.config.model import ModelConfig
 from looped.data.image_batches import ImageSpec
 from looped.errors import UserError, did_you_mean
 from looped.import_path import class_at
-from looped.nn.blocks import Core, LayerStack, MissingBlock, OwnBlock, run_layers
+from looped.nn.blocks import Core, LayerStack, LoopState, MissingBlock, OwnBlock, run_layers
 from looped.nn.cache import Cache
 from looped.nn.checks import ids_of, kind_of, require, whole_number
 from looped.nn.conditioning import LevelEmbedding
@@ -133,25 +133,25 @@ class LanguageModel(nn.Module):
         """Layer forwards of the core per loop step, a mean over its blocks; `core_layers` has those of each."""
         return sum(self.core_layers) / len(self.core_layers)
 
-    def initial_state(self, e: State, noise: State | None = None) -> State:
+    def initial_state(self, e: State, noise: State | None = None) -> LoopState:
         """The state before the first loop step; see `RecurrentDepth.initial_state`."""
         return self.recurrence.initial_state(e, noise)
 
-    def step(self, state: State, e: State, level: Level | None = None, rows: Rows = PLAIN) -> State:
+    def step(self, state: LoopState, e: State, level: Level | None = None, rows: Rows = PLAIN) -> LoopState:
         """One loop step. `level` (B,) or (B, L) conditions it on a noise level."""
         cond = self.level_embedding(level) if level is not None else None
         return self.recurrence.step(state, e, cond, self.placed(state, rows).at("core"), block=rows.block)
 
-    def decode(self, state: State, rows: Rows = PLAIN) -> Logits:
+    def decode(self, state: LoopState, rows: Rows = PLAIN) -> Logits:
         """Norm, coda, norm, head."""
         return head_logits(self, self.hidden(state, rows))
 
-    def hidden(self, state: State, rows: Rows = PLAIN) -> State:
+    def hidden(self, state: LoopState, rows: Rows = PLAIN) -> State:
         """The head's input: norm (`loop_norm`), coda, norm. With `head_weight` a loss needs no logits of all rows at
         once."""
         return self.norm(run_layers(self.coda, self._left_loop(state), None, self.placed(state, rows).at("coda")))
 
-    def _left_loop(self, state: State) -> State:
+    def _left_loop(self, state: LoopState) -> State:
         """The input of the coda: the answer in the state, after the norm if `loop_norm` is `before-coda`."""
         answer = answer_of(state, self.width)
         return self.norm(answer) if self.config.loop_norm == "before-coda" else answer
@@ -168,8 +168,8 @@ class LanguageModel(nn.Module):
         return self.head.weight
 
     def unroll(self, e: State, rows: Rows = PLAIN, *, no_grad: int | Tensor = 0, grad: int | Tensor,
-               state: State | None = None, noise: State | None = None,
-               callback: Callable[[int, State], Any] | None = None) -> State:
+               state: LoopState | None = None, noise: State | None = None,
+               callback: Callable[[int, LoopState], Any] | None = None) -> LoopState:
         """Run the loop; arguments as in `RecurrentDepth.unroll`. With a cache, each step has its own part of it."""
         if e.ndim != 3 or e.shape[-1] != self.width:
             raise UserError(f"e must be what encode(tokens) returns, (batch, length, {self.width}), got {kind_of(e)}")

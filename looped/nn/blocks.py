@@ -21,6 +21,8 @@ from looped.rng import generator
 from looped.tensor_types import Float
 
 State = Float[Tensor, "batch length width"]
+LoopState = Float[Tensor, "batch length states"]
+"""A state of the loop: (B, L, D), or (B, L, S D) with the S states of a core side by side (`Core.num_states`)."""
 
 
 class Block(Protocol):

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from looped.devices import to_device, widest
 from looped.errors import UserError, did_you_mean
-from looped.nn.blocks import OwnBlock, State, require_block
+from looped.nn.blocks import LoopState, OwnBlock, State, require_block
 from looped.nn.checks import counts_by_row, whole_number
 from looped.nn.layers import RMSNorm
 from looped.tensor_types import Float
 
-States = State | tuple[Tensor, ...]
+States = LoopState | tuple[Tensor, ...]
 Parts = Tensor | tuple[Tensor, ...]
 """A state, or some sequences of it."""
 RowsOfStep = Callable[[int, Tensor | None], Any]
@@ -78,9 +78,10 @@ class RecurrentDepth(nn.Module):
         """True if the initial state is drawn at random."""
         return self.state_init in ("like-init", "noise")
 
-    def initial_state(self, e: State, noise: State | None = None) -> State:
+    def initial_state(self, e: State, noise: State | None = None) -> LoopState:
         """The state before the first step, (B, L, D) or (B, L, states D); `like-init` and `noise` need `noise`,
-        standard normal draws of e's shape. Raises `UserError` if it is missing or has another shape, or if another `state_init` would ignore it."""
+        standard normal draws of e's shape. Raises `UserError` if it is missing or has another shape, or if another
+        `state_init` would ignore it."""
         if noise is not None and not self.needs_noise:
             raise UserError(f"state_init {self.state_init} draws nothing, so noise= would be ignored; leave it out, or "
                             f"choose like-init or noise")

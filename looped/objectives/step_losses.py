@@ -29,7 +29,7 @@ class Alike:
         self.config = config
         self.losses: list[Tensor] = []
 
-    def take(self, state: Float[Tensor, "batch length width"], losses: Float[Tensor, "batch length"]) -> None:
+    def take(self, state: Float[Tensor, "batch length states"], losses: Float[Tensor, "batch length"]) -> None:
         """Record a state and the losses of the tokens decoded from it."""
         self.losses.append(self.batch.mean(losses))
 
@@ -46,7 +46,7 @@ class ByGate(Alike):
         super().__init__(model, batch, config)
         self.odds: list[Tensor] = []
 
-    def take(self, state: Float[Tensor, "batch length width"], losses: Float[Tensor, "batch length"]) -> None:
+    def take(self, state: Float[Tensor, "batch length states"], losses: Float[Tensor, "batch length"]) -> None:
         self.losses.append(losses)
         self.odds.append(gate_of(self.model)(state))
 
