@@ -124,8 +124,8 @@ class Config(Section):
 
     @property
     def step_layers(self) -> float:
-        """Mean number of core layers per loop step, over the blocks."""
-        return self.model.num_core_layers / self.blocks.num
+        """Layer forwards of the core per loop step, a mean over the blocks."""
+        return self.model.core_runs * self.model.num_core_layers / self.blocks.num
 
     def value(self, name: str) -> Any:
         """The value of the setting with a dotted name."""

@@ -7,6 +7,9 @@ from pydantic import Field, model_validator
 from looped.config.base import Count, Depth, Positive, Section
 from looped.config.model_families import PRESETS, preset
 
+NO_NORM_BEFORE = ("postnorm", "original")
+"""Values of `model.block` without a norm on the input of each branch, which a modulation would act on."""
+
 
 class RopeScaling(Section):
     """Rotary frequencies for contexts longer than those of pretraining, as in transformers' `rope_scaling`."""
@@ -65,11 +68,16 @@ class ModelConfig(Section):
         description="a custom core in place of each block of layers: the dotted path of a module that is constructed "
                     "as (width, num_layers, cond_width) and called as (state, e, cond) or, with the attention pattern, "
                     "(state, e, cond, rows)")
+    latent_updates: Count = Field(
+        default=0,
+        description="updates of a second, latent state in each loop step, z <- core(z, y + e), before that of the "
+                    "state that is decoded, y <- core(y, z), all by the same layers; 0: a single state (TRM: 6)")
     num_coda_layers: Count = Field(default=1, description="layers after the loop")
-    block: Literal["prenorm", "sandwich", "branch", "postnorm"] = Field(
+    block: Literal["prenorm", "sandwich", "branch", "postnorm", "original"] = Field(
         default="prenorm",
         description="norms of each branch: on its input (prenorm), also on its sum with the residual (sandwich, "
-                    "Huginn), also on its output (branch, Ouro), or only on its output (postnorm, OLMo2)")
+                    "Huginn), also on its output (branch, Ouro), only on its output (postnorm, OLMo2), or only on its "
+                    "sum with the residual (original, HRM and TRM)")
     qk_norm: bool | Literal["whole"] = Field(
         default=False,
         description="RMSNorm on queries and keys before the rotation: true, per head; whole, over all heads together "
@@ -106,11 +114,14 @@ class ModelConfig(Section):
     norm_eps: Positive = Field(default=1e-6, description="epsilon of every RMSNorm")
     injection: Literal["none", "add", "linear", "gated", "diagonal"] = Field(
         default="linear", description="injection of the encoded input into each loop step")
-    state_init: Literal["like-init", "zero", "embedding", "noise"] = Field(
-        default="like-init", description="state before the first loop step (loop objectives)")
+    state_init: Literal["like-init", "zero", "embedding", "noise", "vector"] = Field(
+        default="like-init",
+        description="state before the first loop step (loop objectives); vector: one vector in all rows, drawn once "
+                    "and kept with the weights (HRM, TRM)")
     state_std: Positive | None = Field(
         default=None,
-        description="standard deviation of a random initial state; null means sqrt(2 / 5) for like-init, 1 for noise")
+        description="standard deviation of a random initial state; null means sqrt(2 / 5) for like-init, 1 for noise "
+                    "and vector")
     exit_gate: bool = Field(
         default=False,
         description="a linear map from the state after each pass to the probability of leaving the loop there (Ouro), "
@@ -155,13 +166,18 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _check_loop(self):
-        if self.step_embedding == "modulate" and self.block == "postnorm":
-            raise ValueError("step_embedding modulate needs norms before the branches, which block postnorm lacks; set "
-                             "step_embedding to add, or block to branch")
+        if self.step_embedding == "modulate" and self.block in NO_NORM_BEFORE:
+            raise ValueError(f"step_embedding modulate needs norms before the branches, which block {self.block} "
+                             f"lacks; set step_embedding to add, or block to branch")
         if self.loop_scale == "branches" and self.core is not None:
             raise ValueError(f"loop_scale branches scales the branches of the package's layers, and core {self.core} "
                              f"has none; set loop_scale to update")
         return self
+
+    @property
+    def core_runs(self) -> int:
+        """Runs of the core's layers in a loop step."""
+        return self.latent_updates + 1
 
     @property
     def kv_heads(self) -> int:

@@ -153,6 +153,19 @@ class SupervisionConfig(Section):
                     "in TRM")
     halt_weight: NonNegative = Field(
         default=0.5, description="weight of the halting head's loss, added to the cross-entropy")
+    update: Literal["batch", "segment"] = Field(
+        default="batch",
+        description="one update of the weights for all segments of a batch, or one after every segment, with the "
+                    "states carried to the next step and a sequence replaced when the halting head lets it go, or "
+                    "after `segments` segments (HRM, TRM)")
+    explore: Fraction = Field(
+        default=0.1,
+        description="probability, at each segment, that a sequence may not leave before a number of segments drawn "
+                    "from 2 to `segments` (`update` segment)")
+
+    @property
+    def segments_per_update(self) -> int:
+        return {"batch": self.segments, "segment": 1}[self.update]
 
 
 class FixedPointConfig(Section):

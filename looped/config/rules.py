@@ -125,6 +125,10 @@ class Rule:
         """Raises ValueError if a config does not fit the rule."""
         if config.blocks.num > 1 and not self.blocks:
             self._refuse_blocks(config.blocks.num)
+        if config.model.latent_updates and self.rollout != "loop":
+            raise ValueError(f"model.latent_updates {config.model.latent_updates} is a second state of a loop, which "
+                             f"objective {self.name} does not run; set it to 0, or objective to full, truncated or "
+                             f"one-step")
         for each in self.checks:
             each(config)
         if config.kind.like not in self.kinds:
@@ -149,8 +153,9 @@ class Rule:
 TRIED = ("evaluation.trajectories", "evaluation.choose")
 """Settings read by every rule that can answer a problem more than once."""
 RANDOM_STARTS = ("like-init", "noise")
-"""Initial states (`model.state_init`) that are drawn."""
-LOOP = ("recurrence.damping", "model.state_init", "model.state_std", "evaluation.state_noise", *TRIED)
+"""Initial states (`model.state_init`) that are drawn anew each time."""
+LOOP = ("recurrence.damping", "model.state_init", "model.state_std", "model.latent_updates", "evaluation.state_noise",
+        *TRIED)
 """Settings read by every rule that runs the loop."""
 DEEP = (*LOOP, "model.exit_gate", *BOUNDARY)
 """Settings read by the rules that run the loop to several depths: also of the gate that an exit may use."""
@@ -214,6 +219,13 @@ def _check_uncounted(config: Any) -> None:
     if config.model.step_embedding != "none":
         raise ValueError(f"model.step_embedding {config.model.step_embedding} tells the core the index of a step, but "
                          f"the solver of {config.objective} seeks one state for all steps; set it to none")
+
+
+def _check_one_age(config: Any) -> None:
+    if config.supervision.update == "segment" and config.model.step_embedding != "none":
+        raise ValueError(f"model.step_embedding {config.model.step_embedding} tells the core the index of a step, but "
+                         f"under supervision.update segment each sequence of a batch is at another one; set one of "
+                         f"them to its default")
 
 
 def _check_no_gate(config: Any) -> None:
@@ -282,7 +294,8 @@ RULES: dict[str, Rule] = {rule.name: rule for rule in (
     Rule("one-step", "looped.objectives.one_step.OneStep", loops=True, reads=(*NOISY, "supervision"),
          alike=_same_start, choices=(*OF_STEPS, "head"),
          depth=lambda config: config.supervision.segments * (config.supervision.steps + 1),
-         checks=(_loss_once("after each segment"), check_blocks, _check_kind)),
+         passes=lambda config: config.supervision.segments_per_update * (config.supervision.steps + 1),
+         checks=(_loss_once("after each segment"), _check_one_age, check_blocks, _check_kind)),
     Rule("fixed-point", "looped.objectives.fixed_point.FixedPoint", loops=True, reads=(*DEEP, "fixed_point"),
          alike=_same_start,
          depth=lambda config: config.fixed_point.max_steps,

@@ -36,7 +36,7 @@ from looped.nn.checks import kind_of
 from looped.nn.exit_gate import ExitGate
 from looped.tensor_types import Bool, Float, Int
 
-Halt = Callable[[Float[Tensor, "batch length width"], Batch], Float[Tensor, "batch"]]
+Halt = Callable[[Float[Tensor, "batch length states"], Batch], Float[Tensor, "batch"]]
 """(state, batch) -> logit that the answer is right."""
 
 

@@ -18,7 +18,7 @@ from looped.config.model import ModelConfig
 from looped.data.image_batches import ImageSpec
 from looped.errors import UserError, did_you_mean
 from looped.import_path import class_at
-from looped.nn.blocks import Core, LayerStack, MissingBlock, OwnBlock, run_layers
+from looped.nn.blocks import Core, LayerStack, LoopState, MissingBlock, OwnBlock, run_layers
 from looped.nn.boundary import NUM_FEATURES, STEP_EMBEDDINGS, Boundary, ScaledUpdate, StepModulation, Streams
 from looped.nn.cache import Cache
 from looped.nn.checks import ids_of, kind_of, require, whole_number
@@ -39,6 +39,7 @@ from looped.nn.masks import Causal
 from looped.nn.projection import head_logits, is_plain, table_of
 from looped.nn.recurrence import Disturb, RecurrentDepth, init_weights
 from looped.nn.rows import PLAIN, Rows
+from looped.nn.two_states import TwoStates, answer_of
 from looped.tensor_types import Float, Int
 
 State = Float[Tensor, "batch length width"]
@@ -83,7 +84,8 @@ class LanguageModel(nn.Module):
         self.vocab_size = vocab_size
         self.width: int = config.width
         self.num_prelude_layers: int = config.num_prelude_layers
-        self.core_layers: tuple[int, ...] = tuple(s.core_layers or (config.num_core_layers,))
+        sizes = tuple(s.core_layers or (config.num_core_layers,))
+        self.core_layers: tuple[int, ...] = tuple(config.core_runs * size for size in sizes)
         self.num_coda_layers: int = config.num_coda_layers
         self.mask_token: int | None = vocab_size if s.mask_token else None
         self.embed: nn.Embedding = nn.Embedding(vocab_size + s.mask_token, config.width)
@@ -92,7 +94,7 @@ class LanguageModel(nn.Module):
             layer_of(config, number, checkpointed=s.checkpointed) for number in range(config.num_prelude_layers))
         self.recurrence: RecurrentDepth = loop_of(config, s)
         self.level_embedding: LevelEmbedding | None = LevelEmbedding(s.cond_width) if s.cond_width else None
-        first = config.num_prelude_layers + sum(self.core_layers)
+        first = config.num_prelude_layers + sum(sizes)
         self.coda: nn.ModuleList = nn.ModuleList(
             layer_of(config, first + number, checkpointed=s.checkpointed) for number in range(config.num_coda_layers))
         # If each pass ends in a norm and there is no coda, the norm of the last pass is the final one.
@@ -132,33 +134,34 @@ class LanguageModel(nn.Module):
 
     @property
     def step_layers(self) -> float:
-        """Layers of the core per loop step, a mean over its blocks."""
+        """Layer forwards of the core per loop step, a mean over its blocks; `core_layers` has those of each."""
         return sum(self.core_layers) / len(self.core_layers)
 
-    def initial_state(self, e: State, noise: State | None = None) -> Tensor:
+    def initial_state(self, e: State, noise: State | None = None) -> LoopState:
         """The state before the first loop step; see `RecurrentDepth.initial_state`."""
         return self.recurrence.initial_state(e, noise)
 
-    def step(self, state: Tensor, e: State, level: Level | None = None, rows: Rows = PLAIN) -> Tensor:
+    def step(self, state: LoopState, e: State, level: Level | None = None, rows: Rows = PLAIN) -> LoopState:
         """One loop step, from a state of `initial_state` or of another step. `level` (B,) or (B, L) conditions it on a
         noise level, `rows.step` on its index in the loop if the model has a step embedding."""
         cond = self.level_embedding(level) if level is not None else None
         told = self.placed(state, rows).at("core").having(step=None)  # a compiled core is the same at every step
         return self.recurrence.step(state, e, cond, told, block=rows.block, index=rows.step)
 
-    def decode(self, state: Tensor, rows: Rows = PLAIN) -> Logits:
+    def decode(self, state: LoopState, rows: Rows = PLAIN) -> Logits:
         """Norm, coda, norm, head."""
         return head_logits(self, self.hidden(state, rows))
 
-    def hidden(self, state: Tensor, rows: Rows = PLAIN) -> State:
+    def hidden(self, state: LoopState, rows: Rows = PLAIN) -> State:
         """The head's input: norm (`loop_norm`), coda, norm. With `head_weight` a loss needs no logits of all rows at
         once."""
         state = self.recurrence.leave(state)
         return self.norm(run_layers(self.coda, self._left_loop(state), None, self.placed(state, rows).at("coda")))
 
-    def _left_loop(self, state: State) -> State:
-        """The input of the coda: the state, after the norm if `loop_norm` is `before-coda`."""
-        return self.norm(state) if self.config.loop_norm == "before-coda" else state
+    def _left_loop(self, state: LoopState) -> State:
+        """The input of the coda: the answer in the state, after the norm if `loop_norm` is `before-coda`."""
+        answer = answer_of(state, self.width)
+        return self.norm(answer) if self.config.loop_norm == "before-coda" else answer
 
     @property
     def head_weight(self) -> Float[Tensor, "vocab width"]:
@@ -172,9 +175,9 @@ class LanguageModel(nn.Module):
         return self.head.weight
 
     def unroll(self, e: State, rows: Rows = PLAIN, *, no_grad: int | Tensor = 0, grad: int | Tensor,
-               state: Tensor | None = None, noise: State | None = None,
-               callback: Callable[[int, Tensor], Any] | None = None, disturb: Disturb | None = None,
-               first: int = 0) -> Tensor:
+               state: LoopState | None = None, noise: State | None = None,
+               callback: Callable[[int, LoopState], Any] | None = None, disturb: Disturb | None = None,
+               first: int = 0) -> LoopState:
         """Run the loop; arguments as in `RecurrentDepth.unroll`. With a cache, each step has its own part of it."""
         if e.ndim != 3 or e.shape[-1] != self.width:
             raise UserError(f"e must be what encode(tokens) returns, (batch, length, {self.width}), got {kind_of(e)}")
@@ -279,21 +282,24 @@ def loop_of(config: ModelConfig, structure: Structure) -> RecurrentDepth:
     cond_width = NUM_FEATURES if modulated else structure.cond_width
     branch_scale = 1 / steps if steps is not None and config.loop_scale == "branches" else 1.0
 
+    def whole(net: nn.Module) -> nn.Module:
+        return TwoStates(net, updates=config.latent_updates) if config.latent_updates else net
+
     def block_of(first: int, num_layers: int) -> nn.Module:
         if config.core is not None:
             own = _made(class_at(config.core, "model.core"), config.core, (config.width, num_layers, cond_width))
-            return OwnBlock(own, config.width, cond_width)
+            return whole(OwnBlock(own, config.width, cond_width))
         layers = [layer_of(config, first + number, checkpointed=structure.checkpointed, branch_scale=branch_scale,
                            **{"modulation": StepModulation(config.width)} if modulated else {"cond_width": cond_width})
                   for number in range(num_layers)]
         norm = RMSNorm(config.width, eps=config.norm_eps) if config.loop_norm == "each-pass" else None
-        return LayerStack(build_injection(config.injection, config.width), layers, norm)
+        return whole(LayerStack(build_injection(config.injection, config.width), layers, norm))
 
     sizes = structure.core_layers or (config.num_core_layers,)
     firsts = itertools.accumulate(sizes, initial=config.num_prelude_layers)
     core = [block_of(first, num_layers) if held is None or number in held else MissingBlock(number)
             for number, (first, num_layers) in enumerate(zip(firsts, sizes, strict=False))]
-    return RecurrentDepth(Core(*core), state_init=config.state_init, state_std=config.state_std,
+    return RecurrentDepth(Core(*core), state_init=config.state_init, state_std=config.state_std, width=config.width,
                           boundary=boundary_of(config, steps))
 
 
@@ -301,11 +307,12 @@ def boundary_of(config: ModelConfig, loop_steps: int | None) -> Boundary:
     """The boundary between the steps of a loop trained for `loop_steps` steps; None: a core that is not looped."""
     if loop_steps is None:
         return Boundary()
-    parts = STEP_EMBEDDINGS[config.step_embedding](config.width)
+    width = config.width * (2 if config.latent_updates else 1)
+    parts = STEP_EMBEDDINGS[config.step_embedding](width)
     if config.loop_scale == "update":
         parts.append(ScaledUpdate(loop_steps))
     if config.streams > 1:
-        parts.append(Streams(config.width, config.streams, dynamic=config.stream_mixing == "dynamic"))
+        parts.append(Streams(width, config.streams, dynamic=config.stream_mixing == "dynamic"))
     return Boundary(*parts)
 
 

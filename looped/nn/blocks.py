@@ -21,6 +21,9 @@ from looped.rng import generator
 from looped.tensor_types import Float
 
 State = Float[Tensor, "batch length width"]
+LoopState = Float[Tensor, "batch length ..."]
+"""A state of the loop: (B, L, D), or (B, L, S D) with the S states of a core side by side (`Core.num_states`); with m
+parallel streams (boundary.py) (B, L, m, S D)."""
 
 
 class Block(Protocol):
@@ -63,6 +66,11 @@ class Core(nn.Module):
     @property
     def num_blocks(self) -> int:
         return len(self.blocks)
+
+    @property
+    def num_states(self) -> int:
+        """States that a block's state consists of, by its `num_states`; 1 without it."""
+        return max(getattr(block, "num_states", 1) for block in self.blocks)
 
     def forward(self, state: Tensor, e: Tensor, cond: Tensor | None = None, *rows: Any, index: int = 0,
                 block: int | None = None) -> Tensor:

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, logsigmoid
 
 from looped.errors import UserError
+from looped.nn.two_states import answer_of
 from looped.tensor_types import Float
 
 Odds = Float[Tensor, "batch length"]
 
 
 class ExitGate(nn.Module):
-    """Log-odds of lambda for each row of a state, in float32 or wider.
+    """Log-odds of lambda for each row of a state, from its answer, in float32 or wider.
 
     Its weights start at zero (lambda = 1/2) without random draws, so the other weights of a model are the same with and
     without it. Only a training rule that uses the gate trains it."""
@@ -27,10 +28,11 @@ class ExitGate(nn.Module):
         self.weight: nn.Parameter = nn.Parameter(torch.zeros(1, width), requires_grad=False)
         self.bias: nn.Parameter = nn.Parameter(torch.zeros(1), requires_grad=False)
 
-    def forward(self, state: Float[Tensor, "batch length width"]) -> Odds:
+    def forward(self, state: Float[Tensor, "batch length states"]) -> Odds:
         dtype = torch.promote_types(torch.promote_types(state.dtype, self.weight.dtype), torch.float32)
+        answer = answer_of(state, self.weight.shape[-1])
         with torch.autocast(state.device.type, enabled=False):
-            return linear(state.to(dtype), self.weight.to(dtype), self.bias.to(dtype)).squeeze(-1)
+            return linear(answer.to(dtype), self.weight.to(dtype), self.bias.to(dtype)).squeeze(-1)
 
 
 def gate_of(model: Any) -> ExitGate:

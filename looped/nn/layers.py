@@ -5,7 +5,7 @@ Conditioned layers take AdaLN's shift, scale and gate, which save no extra activ
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +23,17 @@ from looped.nn.rows import Rotation, Rows
 from looped.tensor_types import Float
 
 BIASES = ("none", "qk", "qkv")
-BLOCKS = {"prenorm": (True, False), "sandwich": (True, True), "branch": (True, True), "postnorm": (False, True)}
-"""Name -> (norm before each branch, norm after each branch)."""
+
+class Norms(NamedTuple):
+    """The norms of a layer: before each branch, after each branch, and the latter on the sum with the residual."""
+
+    before: bool
+    after: bool
+    on_sum: bool = False
+
+
+BLOCKS = {"prenorm": Norms(True, False), "sandwich": Norms(True, True, on_sum=True), "branch": Norms(True, True),
+          "postnorm": Norms(False, True), "original": Norms(False, True, on_sum=True)}
 State = Float[Tensor, "batch length width"]
 
 
@@ -247,8 +256,9 @@ class TransformerLayer(nn.Module):
     sandwich: x = n2(x + attn(n1(x)));  x = n4(x + mlp(n3(x)))      (Huginn)
     branch:   x = x + n2(attn(n1(x)));  x = x + n4(mlp(n3(x)))      (Ouro)
     postnorm: x = x + n2(attn(x));      x = x + n4(mlp(x))          (OLMo2)
+    original: x = n2(x + attn(x));      x = n4(x + mlp(x))          (Vaswani et al. 2017; HRM, TRM)
 
-    Other arguments are those of `Attention`. A conditioned layer modulates n1 and n3, which postnorm lacks;
+    Other arguments are those of `Attention`. A conditioned layer modulates n1 and n3, which postnorm and original lack;
     `modulation` replaces the one for `cond_width`. `branch_scale` multiplies what each branch adds to the residual.
     `checkpointed`: save only the inputs for backward, which runs the layer again (Chen et al. 2016, arXiv 1604.06174);
     has no effect with a cache, which would be filled twice.
@@ -260,13 +270,13 @@ class TransformerLayer(nn.Module):
         super().__init__()
         if block not in BLOCKS:
             raise UserError(f"block '{block}' is unknown{did_you_mean(block, BLOCKS)}")
-        if block == "postnorm" and cond_width:
-            raise UserError("block postnorm has no norm before its branches for the level to modulate; choose branch")
+        before, after, self.on_sum = BLOCKS[block]
+        if cond_width and not before:
+            raise UserError(f"block {block} has no norm before its branches for the level to modulate; choose branch")
         self.checkpointed = checkpointed
-        self.on_sum: bool = block == "sandwich"
         self.attn: Attention = Attention(width, num_heads, eps=eps, **attention)
         self.mlp: FeedForward = FeedForward(width, hidden, activation)
-        before, after = BLOCKS[block]
+        self.on_sum: bool
         self.n1: RMSNorm | Plain
         self.n2: RMSNorm | nn.Identity
         self.n3: RMSNorm | Plain

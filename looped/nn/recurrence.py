@@ -20,13 +20,13 @@ from torch import Tensor, nn
 
 from looped.devices import to_device, widest
 from looped.errors import UserError, did_you_mean
-from looped.nn.blocks import OwnBlock, State, require_block
+from looped.nn.blocks import LoopState, OwnBlock, State, require_block
 from looped.nn.boundary import Boundary, Index
 from looped.nn.checks import counts_by_row, whole_number
 from looped.nn.layers import RMSNorm
 from looped.tensor_types import Float
 
-States = Float[Tensor, "batch length ..."] | tuple[Tensor, ...]
+States = LoopState | tuple[Tensor, ...]
 Parts = Tensor | tuple[Tensor, ...]
 """A state, or some sequences of it."""
 Disturb = Callable[[States, int | Sequence[int], Sequence[int] | None], States]
@@ -40,22 +40,35 @@ package, anything the blocks take in a custom loop."""
 class RecurrentDepth(nn.Module):
     """A loop of any depth over a core: initial state, one step, and the unroll with truncated gradients.
 
-    state_init: the state before the first step: "zero", "embedding" (e itself), or drawn from `noise=`, "noise"
-    (standard normal) or "like-init" (normal with a standard deviation of sqrt(2 / 5), truncated at three of them).
-    state_std: another standard deviation of these draws, or a factor of the other two. boundary: what happens between
-    two steps; None: nothing. Raises `UserError` for another name, and for a core that is no `Block`.
+    state_init: the state before the first step: "zero", "embedding" (e itself), drawn from `noise=`, "noise" (standard
+    normal) or "like-init" (normal with a standard deviation of sqrt(2 / 5), truncated at three of them), or "vector",
+    one vector of `width` in all rows, drawn here (standard deviation 1, truncated at two) and kept with the weights.
+    state_std: another standard deviation of these draws, or a factor of the other two. The states of a core with
+    several (`num_states`) start alike, but each from a vector of its own. boundary: what happens between two steps;
+    None: nothing. Raises `UserError` for another name, for "vector" without a width, and for a core that is no `Block`.
     """
 
+    vectors: Tensor | None
+    """The vectors (states, D) of "vector"."""
+
     def __init__(self, core: nn.Module, *, state_init: str = "zero", state_std: float | None = None,
-                 boundary: Boundary | None = None):
+                 width: int | None = None, boundary: Boundary | None = None):
         super().__init__()
         require_block(core)
         if state_init not in STATE_INITS:
             raise UserError(f"state_init '{state_init}' is unknown{did_you_mean(state_init, STATE_INITS)}")
+        if state_init == "vector" and width is None:
+            raise UserError("state_init vector draws a vector, and its width is not given; pass width=")
         self.core = core
         self.boundary: Boundary = Boundary() if boundary is None else boundary
         self.state_init = state_init
         self.state_std = state_std
+        self.register_buffer("vectors", _start_vectors(self.num_states, width) if state_init == "vector" else None)
+
+    @property
+    def num_states(self) -> int:
+        """Number of states that travel as one tensor, side by side; 1 for a core without `num_states`."""
+        return getattr(self.core, "num_states", 1)
 
     @property
     def num_blocks(self) -> int:
@@ -71,18 +84,21 @@ class RecurrentDepth(nn.Module):
         """True if the initial state is drawn at random."""
         return self.state_init in ("like-init", "noise")
 
-    def initial_state(self, e: State, noise: State | None = None) -> Tensor:
-        """The loop's state before the first step; `like-init` and `noise` need `noise`, standard normal draws of e's
-        shape. Raises `UserError` if it is missing or has another shape, or if another `state_init` would ignore it."""
+    def initial_state(self, e: State, noise: State | None = None) -> LoopState:
+        """The loop's state before the first step, of a plain boundary (B, L, D) or (B, L, states D); `like-init` and
+        `noise` need `noise`, standard normal draws of e's shape. Raises `UserError` if it is missing or has another
+        shape, or if another `state_init` would ignore it."""
         if noise is not None and not self.needs_noise:
             raise UserError(f"state_init {self.state_init} draws nothing, so noise= would be ignored; leave it out, or "
                             f"choose like-init or noise")
-        state = STATE_INITS[self.state_init](e, noise)
+        vectors = [None] * self.num_states if self.vectors is None else self.vectors
+        parts = [STATE_INITS[self.state_init](e, noise, vector) for vector in vectors]
+        state = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
         state = state if self.state_std is None else self.state_std / USUAL_STD[self.state_init] * state
         return self.boundary.enter(state)
 
     def leave(self, state: States) -> States:
-        """The state that coda, heads and exits read, (B, L, D), from the loop's state."""
+        """The state that coda, heads and exits read, of a plain boundary, from the loop's state."""
         return self.boundary.leave(state)
 
     def step(self, state: States, e: State, cond: Tensor | None = None, rows: Any = None, *,
@@ -251,7 +267,7 @@ def _with_gradient_of(old: Tensor, new: Tensor, no_grad: list[int]) -> Tensor:
     return torch.where(ran.view(-1, *[1] * (new.ndim - 1)), new, old)
 
 
-def _normal(e: State, noise: State | None) -> State:
+def _normal(e: State, noise: State | None, vector: Tensor | None) -> State:
     if noise is None:
         raise UserError("this state_init needs standard normal draws of the state's shape; pass noise=, or choose zero")
     if noise.shape != e.shape:
@@ -260,22 +276,31 @@ def _normal(e: State, noise: State | None) -> State:
     return noise.to(e.dtype)
 
 
-def _like_init(e: State, noise: State | None) -> State:
+def _like_init(e: State, noise: State | None, vector: Tensor | None) -> State:
     """Huginn's initial state: normal with std sqrt(2 / (5 D)) * sqrt(D), truncated at three standard deviations."""
-    normal = _normal(e, noise)
+    normal = _normal(e, noise, vector)
     uniform = torch.special.ndtr(normal.to(widest(normal.device)))
     low = torch.special.ndtr(torch.tensor(-3.0, dtype=torch.float64))
     return (torch.special.ndtri(low + (1 - 2 * low) * uniform) * math.sqrt(2 / 5)).to(e.dtype)
 
 
-STATE_INITS: dict[str, Callable[[State, State | None], State]] = {
+def _start_vectors(num: int, width: int) -> Float[Tensor, "states width"]:
+    """Normal vectors truncated at two standard deviations, scaled so that their own is 1, as in HRM and TRM."""
+    std = 1 / STD_WITHIN_TWO
+    return nn.init.trunc_normal_(torch.empty(num, width), std=std, a=-2 * std, b=2 * std)
+
+
+STD_WITHIN_TWO = math.sqrt(1 - 4 * math.exp(-2) / math.sqrt(2 * math.pi) / math.erf(math.sqrt(2)))
+"""Standard deviation of a standard normal number truncated at two: 0.8796."""
+STATE_INITS: dict[str, Callable[[State, State | None, Tensor | None], State]] = {
     "like-init": _like_init,
     "noise": _normal,
-    "zero": lambda e, noise: torch.zeros_like(e),
-    "embedding": lambda e, noise: e,
+    "zero": lambda e, noise, vector: torch.zeros_like(e),
+    "embedding": lambda e, noise, vector: e,
+    "vector": lambda e, noise, vector: vector.to(e.dtype).expand_as(e),
 }
-"""Name -> (e, standard normal draws or None) -> state."""
-USUAL_STD = {"like-init": math.sqrt(2 / 5), "noise": 1.0, "zero": 1.0, "embedding": 1.0}
+"""Name -> (e, standard normal draws or None, vector of the state or None) -> state."""
+USUAL_STD = {"like-init": math.sqrt(2 / 5), "noise": 1.0, "zero": 1.0, "embedding": 1.0, "vector": 1.0}
 """Default standard deviation of a random state, before truncation."""
 
 

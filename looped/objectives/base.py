@@ -72,6 +72,9 @@ class Objective(nn.Module):
         """The difference between steps, so that one graph cannot hold them all, as a clause; "" if nothing does."""
         return ""
 
+    one_process: str = ""
+    """A clause with the reason why only one process may train by this rule; "" if several may."""
+
     @property
     def backprop(self) -> int | None:
         """The number of final loop steps that gradients go through; None: all steps."""
@@ -100,21 +103,23 @@ class Objective(nn.Module):
         """The loss of predicting tokens[:, 1:] from tokens[:, :-1], or the targets of a batch from its inputs."""
         raise UserError(f"{type(self).__name__} has no loss; {DEFINE.format('forward')}")
 
-    def before_training(self, train: Any, num_processes: int) -> str:
-        """Take notice of the training data (`Data.train`) and of the number of processes; returns a line for the log,
-        "" for none. The trainer calls it once, before a checkpoint is read."""
+    def before_training(self, train: Any) -> str:
+        """Take notice of the training data (`Data.train`); returns a line for the log, "" for none. The trainer calls
+        it once, before a checkpoint is read."""
         return ""
-
-    def training_state(self) -> dict[str, Tensor]:
-        """Tensors of the host that are no part of the rule's weights, but that training goes on from; a checkpoint
-        keeps them, and copies them back in place."""
-        return {}
 
     def before_step(self, spent: float) -> None:
         """Take notice of the fraction of the budget that is spent; the trainer calls it before each optimiser step."""
 
     def after_step(self) -> None:
         """Update what the rule learns without gradient; every process calls it once after each optimiser step."""
+
+    def to_carry(self) -> dict[str, Tensor]:
+        """Tensors, besides weights, that the rule carries from one optimiser step to the next, for a checkpoint."""
+        return {}
+
+    def carry_on(self, tensors: dict[str, Tensor]) -> None:
+        """Take up the tensors of `to_carry` from a checkpoint."""
 
     def decisions(self) -> list[tuple[float, dict[str, Any]]]:
         """The kinds of training step that differ in cost: (weight in the mean step, decisions by name).

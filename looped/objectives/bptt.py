@@ -191,11 +191,18 @@ class Staged(Unrolled):
         starts = ", ".join(f"{stage.start:g}" for stage in self.stages[1:])
         return self.kept.clause or (f"the depth of the loop changes after {starts} of them" if starts else "")
 
-    def before_training(self, train: Any, num_processes: int) -> str:
-        return self.kept.open(train, num_processes)
+    @property
+    def one_process(self) -> str:
+        return self.kept.one_process
 
-    def training_state(self) -> dict[str, Tensor]:
+    def before_training(self, train: Any) -> str:
+        return self.kept.open(train)
+
+    def to_carry(self) -> dict[str, Tensor]:
         return self.kept.tensors()
+
+    def carry_on(self, tensors: dict[str, Tensor]) -> None:
+        self.kept.take_up(tensors)
 
     def before_step(self, spent: float) -> None:
         self.spent = spent

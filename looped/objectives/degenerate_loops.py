@@ -8,8 +8,9 @@ state down again: by a norm on the residual sum (sandwich), or an injection that
 """
 
 from looped.config import Config
+from looped.nn.layers import BLOCKS
 
-KEPT = "set model.block to sandwich, or model.injection to linear, gated or diagonal"
+KEPT = "set model.block to sandwich or original, or model.injection to linear, gated or diagonal"
 
 
 def cautions(config: Config) -> list[str]:
@@ -20,7 +21,7 @@ def cautions(config: Config) -> list[str]:
     if model.injection == "none" and model.state_init != "embedding":
         found.append(f"with model.injection none and model.state_init {model.state_init} the loop never reads its "
                      f"input; set model.injection to linear, or model.state_init to embedding")
-    if model.block != "sandwich" and model.loop_norm != "each-pass" and model.injection in ("add", "none"):
+    if not BLOCKS[model.block].on_sum and model.loop_norm != "each-pass" and model.injection in ("add", "none"):
         found.append(f"with model.injection {model.injection} and model.block {model.block} nothing scales the state "
                      f"down between steps, so it grows with depth while norms hide that from the loss; {KEPT}")
     return found

@@ -5,7 +5,7 @@
 
 The key of a sequence is the number of its window in the text: an epoch takes each of the same windows once, in another
 order (`looped.data.token_windows`). States live on the host. Those of a step are stored after it, so that a step reads
-the same however it is split into micro-batches. A checkpoint holds them all (`Objective.training_state`).
+the same however it is split into micro-batches. A checkpoint holds them all (`Objective.to_carry`).
 """
 
 from collections.abc import Callable
@@ -30,7 +30,10 @@ class NothingKept:
     clause: str = ""
     """The difference that it makes between steps (`Objective.changes`)."""
 
-    def open(self, train: Any, num_processes: int) -> str:
+    one_process: str = ""
+    """The reason why only one process may train, as a clause (`Objective.one_process`)."""
+
+    def open(self, train: Any) -> str:
         """Make room for the states of training data; returns a line for the log, "" for none."""
         return ""
 
@@ -48,14 +51,18 @@ class NothingKept:
         return {}
 
     def tensors(self) -> dict[str, Tensor]:
-        """The part of a checkpoint that it needs."""
+        """What a checkpoint needs of it."""
         return {}
+
+    def take_up(self, tensors: dict[str, Tensor]) -> None:
+        """Go on from earlier `tensors`."""
 
 
 class KeptStates(NothingKept):
     """The last state of every training sequence, and the number of visits behind it; 0: none is kept."""
 
     clause = "each sequence goes on from the state of its last visit"
+    one_process = "revisit.keep keeps the states of all sequences in one process"
 
     def __init__(self, config: RevisitConfig, length: int, width: int):
         self.config = config
@@ -67,11 +74,8 @@ class KeptStates(NothingKept):
         self.pending: list[tuple[np.ndarray, Tensor, Tensor]] = []
         self.last: Tensor | None = None
 
-    def open(self, train: Any, num_processes: int) -> str:
-        """Raises UserError for several processes, for data without fixed windows, and for states that are too large."""
-        if num_processes > 1:
-            raise UserError(f"revisit.keep keeps the states in one process, and there are {num_processes}; start one, "
-                            f"or set revisit.keep to false")
+    def open(self, train: Any) -> str:
+        """Raises UserError for data without fixed windows, and for states that are too large."""
         if not hasattr(train, "starts"):
             raise UserError(f"revisit.keep needs training data with fixed windows, and {type(train).__name__} has "
                             f"none; set revisit.keep to false")
@@ -123,6 +127,10 @@ class KeptStates(NothingKept):
 
     def tensors(self) -> dict[str, Tensor]:
         return {} if self.train is None else {"states": self.states, "visits": self.visits}
+
+    def take_up(self, tensors: dict[str, Tensor]) -> None:
+        self.states.copy_(tensors["states"])
+        self.visits.copy_(tensors["visits"])
 
 
 def kept_states(config: Config, model: Any) -> NothingKept:

@@ -34,6 +34,9 @@ from looped.training.processes import Processes
 from looped.training.saving import Saver, ShardSaver
 from looped.training.shards import read_shards, saved_tensors
 
+CARRIED = "carried"
+"""The part of a checkpoint with what the rule carries from step to step (`Objective.to_carry`)."""
+
 
 class Whole:
     """The whole model on every process; DDP averages the gradients of several."""
@@ -81,12 +84,19 @@ class Whole:
         """The tensors of a checkpoint, by part, as they are laid out."""
         model = self.model_tensors(objective)
         parts = {"model": model, "optimizer": optimizer_tensors(optimizers)}
-        return parts if ema is None else parts | {"ema": model | self.averages(objective, ema)}
+        parts |= {} if ema is None else {"ema": model | self.averages(objective, ema)}
+        carried = objective.to_carry()
+        return parts | {CARRIED: carried} if carried else parts
 
     def read(self, checkpoint: Path, part: str, objective: Objective) -> Tensors:
         """The tensors of one part of a checkpoint, laid out as their parameters are. Raises UserError if it cannot be
         read."""
         return load_tensors(checkpoint, part)
+
+    def carry_on(self, checkpoint: Path, objective: Objective) -> None:
+        """Give the rule what it carried when a checkpoint was written. Raises UserError if that cannot be read."""
+        if part_of(checkpoint, CARRIED).exists():
+            objective.carry_on(self.read(checkpoint, CARRIED, objective))
 
     def saver(self, run_dir: Path, keep: int, processes: Processes, *, background: bool) -> Saver:
         """A writer of checkpoints of this layout, made by all processes together."""

@@ -16,10 +16,13 @@ from looped.training.checkpoint import list_checkpoints
 
 
 def check_rule(trainer: Any) -> None:
-    """Raise UserError for the rule of a `Trainer` if it has no rollout, and for a custom core that reads what the masks
-    of its first two sequences hide."""
+    """Raise UserError for the rule of a `Trainer` if it has no rollout, if it trains in one process and there are
+    several, and for a custom core that reads what the masks of its first two sequences hide."""
     objective = trainer.objective
     rollout_of(objective)
+    if objective.one_process and trainer.accelerator.num_processes > 1:
+        raise UserError(f"{objective.one_process}, and there are {trainer.accelerator.num_processes}; start one, or "
+                        f"change that setting")
 
     def run() -> None:
         batch, random = trainer.inputs(0, trainer.rows(0)[:2])

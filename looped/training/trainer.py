@@ -79,7 +79,7 @@ class Trainer:
         self.micro: MicroBatches = MicroBatches.of(config, accelerator.process_index, accelerator.num_processes)
         self.objective: Objective = self.new_objective().to(accelerator.device).train()
         check_rule(self)
-        if note := self.objective.before_training(data.train, accelerator.num_processes):
+        if note := self.objective.before_training(data.train):
             monitor.say(note)
         if config.training.warm_start and not ckpt.list_checkpoints(run_dir):
             processes.every(lambda: self.warm_start(config.training.warm_start))
@@ -354,8 +354,7 @@ class Trainer:
 
     def tensors(self) -> dict[str, ckpt.Tensors]:
         """The tensors of a checkpoint, by part."""
-        own = self.objective.training_state()
-        return self.layout.tensors(self.objective, self.optimizers, self.ema) | ({"training": own} if own else {})
+        return self.layout.tensors(self.objective, self.optimizers, self.ema)
 
     def warm_start(self, source: str) -> None:
         """Copy the weights of another run."""
@@ -382,8 +381,7 @@ class Trainer:
                                  ckpt.part_of(path, "optimizer"))
             if self.ema is not None:
                 self.ema.load(layout.read(path, "ema", objective))
-            if own := objective.training_state():
-                ckpt.copy_tensors(own, ckpt.load_tensors(path, "training"), ckpt.part_of(path, "training"))
+            layout.carry_on(path, objective)
             if self.accelerator.is_main_process:
                 self.meter = Meter(state["meter"])
                 ckpt.set_aside(self.run_dir, newer_than=self.done.step)

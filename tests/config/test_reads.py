@@ -45,6 +45,8 @@ VARIANTS = {
     "exit gate": ("text", {"objective": "full", "model.exit_gate": True, "recurrence.loss_on": "gate"}),
     "distil": ("text", {"objective": "full", "recurrence.loss_on": "distil"}),
     "blocks of a loop": ("text", {"objective": "full", "blocks.num": 2}),
+    "segments": ("task", {"objective": "one-step", "supervision.update": "segment", "task.difficulty": [4, 4]}),
+    "vector": ("text", {"objective": "full", "model.state_init": "vector", "model.latent_updates": 2}),
     "implicit": ("task", {"objective": "fixed-point", "fixed_point.gradient": "implicit"}),
     "head start": ("text", {"objective": "fixed-point", "fixed_point.head_start": "pass"}),
     "one-hot": ("classify", {"objective": "noprop-ct", "noprop.embedding": "one-hot"}),
@@ -269,7 +271,7 @@ def test_the_command_says_it_once_and_lists_what_a_file_holds_for_others(capsys)
 
 
 @pytest.mark.parametrize("name", ["smoke", "stdlib-full", "stdlib-denoise", "stdlib-truncated", "sudoku4-denoise",
-                                  "digits-denoise", "digits-generate", "vit-release"])
+                                  "sudoku4-trm", "digits-denoise", "digits-generate", "vit-release"])
 def test_a_shipped_file_earns_no_notice(name):
     with warnings.catch_warnings():
         warnings.simplefilter("error")

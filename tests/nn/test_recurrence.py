@@ -194,7 +194,7 @@ def test_like_init_has_huginns_scale_whatever_the_width():
 
 @pytest.mark.parametrize("name", STATE_INITS)
 def test_random_state_inits_ask_for_their_noise(name, e):
-    loop = RecurrentDepth(Toy(), state_init=name)
+    loop = RecurrentDepth(Toy(), state_init=name, width=D)
     if loop.needs_noise:
         with pytest.raises(UserError, match="noise"):
             loop.initial_state(e)

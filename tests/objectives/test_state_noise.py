@@ -123,4 +123,5 @@ def test_rules_without_a_path_add_no_noise(objective):
 
 
 def test_the_random_starts_of_a_config_are_those_of_the_loop():
-    assert tuple(name for name in STATE_INITS if RecurrentDepth(Toy(), state_init=name).needs_noise) == RANDOM_STARTS
+    loops = {name: RecurrentDepth(Toy(), state_init=name, width=4) for name in STATE_INITS}
+    assert tuple(name for name, loop in loops.items() if loop.needs_noise) == RANDOM_STARTS

@@ -35,7 +35,7 @@ def opened(tiny):
     def make(windows=8, **flags):
         config = tiny(**KEEP | flags)
         rule, text = build_objective(config, build(config, VOCAB)).train(), stream(windows)
-        rule.before_training(text, 1)
+        rule.before_training(text)
         return rule, text
 
     return make
@@ -129,13 +129,13 @@ def test_a_step_reads_the_same_however_it_is_split_even_where_an_epoch_ends_in_i
 def test_evaluations_begin_anew_and_keep_nothing(opened):
     rule, text = opened(4)
     run(rule, text, 2)
-    before = {name: tensor.clone() for name, tensor in rule.training_state().items()}
+    before = {name: tensor.clone() for name, tensor in rule.to_carry().items()}
     first, _ = opened(4)
     loss = visit(rule.eval(), text, 2).value.item()
     assert loss == pytest.approx(visit(first, text, 0).value.item(), rel=0.5)
     assert loss == visit(first.eval(), text, 2).value.item()
     rule.train().after_step()
-    assert all(torch.equal(tensor, before[name]) for name, tensor in rule.training_state().items())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in rule.to_carry().items())
 
 
 def test_a_visit_costs_what_a_single_pass_does(tiny):
@@ -151,7 +151,7 @@ def test_a_run_that_is_resumed_is_the_undisturbed_one(tiny, tmp_path):
         for _ in range(33):
             trainer.step()
     train(config, tmp_path / "stopped", quiet=True)
-    for part in ("model", "training"):
+    for part in ("model", "carried"):
         one, other = (ckpt.load_tensors(ckpt.checkpoint_path(tmp_path / run, 60), part) for run in ("whole", "stopped"))
         assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
     assert one["visits"].max() > 2  # of several epochs
