@@ -174,17 +174,15 @@ def test_what_is_not_met_again_is_refused_in_one_sentence(flags, why):
     assert "\n" not in str(error.value)
 
 
-def test_too_many_states_several_processes_and_other_data_are_refused(tiny):
+def test_too_many_states_and_other_data_are_refused(tiny):
     config = tiny(**KEEP | {"revisit.max_gigabytes": 1e-6})
     kept = KeptStates(config.revisit, LENGTH, 16)
     with pytest.raises(UserError, match=r"5.12e-06 GB for the states of 10 sequences, more than revisit.max_gigabytes"):
-        kept.open(stream(10), 1)
-    said = kept.open(stream(1), 1)
+        kept.open(stream(10))
+    said = kept.open(stream(1))
     assert said == "revisit.keep: the states of 1 training sequences, 5.12e-07 GB, in memory and in checkpoints"
-    with pytest.raises(UserError, match="and there are 2; start one"):
-        kept.open(stream(1), 2)
     with pytest.raises(UserError, match="fixed windows, and object has none"):
-        kept.open(object(), 1)
+        kept.open(object())
 
 
 def test_its_settings_are_read_by_these_rules_alone():
@@ -195,3 +193,9 @@ def test_its_settings_are_read_by_these_rules_alone():
     off = config.replace(**{"revisit.keep": False})
     assert not_read_under(off, "revisit.restart_share") == "revisit.keep False"
     assert not not_read_under(off, "revisit.keep")
+
+
+def test_one_process_keeps_the_states(tiny):
+    for flags, said in (({}, ""), (KEEP, "revisit.keep keeps the states of all sequences in one process")):
+        config = tiny(**flags)
+        assert build_objective(config, build(config, 270)).one_process == said
