@@ -1,10 +1,10 @@
 """Rollout: the interface for running a trained model at a given depth.
 
-    loop      depth steps of the loop                            inference/loop.py
-    solver    depth solver steps of a denoiser, from noise       inference/solver.py, inference/text_denoising.py
-    unmask    depth steps in which masked tokens are revealed    inference/unmask.py
-    own       depth as a rule defines it (`Classifier`)          inference/own.py
-    pixels    depth solver steps of a pixel denoiser             inference/pixels.py
+    loop      depth steps of the loop                            inference/loop_rollout.py
+    solver    depth solver steps of a denoiser, from noise       inference/denoiser_rollout.py, text_denoising.py
+    unmask    depth steps in which masked tokens are revealed    inference/unmasking_rollout.py
+    own       depth as a rule defines it (`Classifier`)          inference/local_rule_rollout.py
+    pixels    depth solver steps of a pixel denoiser             inference/image_rollout.py
 
 Evaluation, generation, probes and benchmarks get readouts and their costs from the rollout of an objective
 (`rollout_of`), not from the objective itself. `Objective.rollout` is one of these names, or a custom subclass of
