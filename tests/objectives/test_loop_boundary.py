@@ -254,3 +254,27 @@ def test_one_compiled_core_serves_every_step():
     with torch.no_grad():
         torch.testing.assert_close(rule.model(text(), 6, noise=noise), plain.model(text(), 6, noise=noise))
     assert counters["stats"]["unique_graphs"] == 1
+
+
+TOGETHER = {"model.latent_updates": 2, "model.streams": 2, "model.stream_mixing": "dynamic",
+            "model.step_embedding": "add", "recurrence.state_noise": 0.1, "model.exit_gate": True}
+
+
+@pytest.mark.parametrize("flags", [
+    {"objective": "full"}, {"objective": "full", "recurrence.loss_on": "gate"},
+    {"objective": "full", "recurrence.loss_on": "distil"}, {"objective": "one-step"},
+    {"objective": "truncated", "recurrence.backprop": 2}], ids=str)
+def test_two_states_in_streams_with_noise_and_a_step_embedding_train_and_run(flags):
+    """All that lies between two steps at once: every part learns, and evaluation runs the same loop."""
+    rule, _ = make(**TOGETHER | {"model.state_init": "vector"} | flags)
+    rule.train()(text(), draw()).value.backward()
+    streams = rule.model.recurrence.boundary.parts[-1]
+    assert streams.read.grad.abs().sum() > 0
+    assert rule.model.embed.weight.grad.abs().sum() > 0
+    rule.eval()
+    [(_, two, _), (_, five, _)] = LoopRollout(rule).losses(text(), [2, 5], draw())
+    model, batch = rule.model, rule.ask(text())
+    state = model.unroll(model.encode(batch.inputs), grad=5)
+    own = Alike(model, batch, Rows(), rule.config).read(state)
+    torch.testing.assert_close(five, own.to(five.dtype))
+    assert not torch.allclose(two, five)
