@@ -40,12 +40,12 @@ class PartOfSteps(Full):
 
     def loss_after(self, start: Start, no_grad: int, grad: int) -> Tensor:
         state = self.model.initial_state(start.e, start.noise)
-        kept = self.kept(grad)
+        kept = self.steps_kept(grad)
         for index in range(grad):
             state = self.step(state, start, index in kept)
         return self.read_out(state, start.batch, start.rows).mean()
 
-    def kept(self, num_steps: int) -> set[int]:
+    def steps_kept(self, num_steps: int) -> set[int]:
         """The steps whose part of the gradient is kept."""
         return {num_steps - 1}
 
@@ -71,7 +71,7 @@ class RandomWeights(PartOfSteps):
         self.uniform = float(torch.rand((), generator=random.lockstep("step with weights")))
         return super().forward(tokens, random)
 
-    def kept(self, num_steps: int) -> set[int]:
+    def steps_kept(self, num_steps: int) -> set[int]:
         return {int(self.uniform * num_steps)}
 
     def step(self, state: Tensor, start: Start, keep: bool) -> Tensor:

@@ -59,6 +59,6 @@ class Copies:
         for copy, stream in enumerate(self.streams):
             mine = [row % num for row in chosen if row // num == copy]
             if mine:
-                parts.append(own_normal(self.random.of(mine), f"{stream}{name}", self.one[torch.tensor(
-                    mine, device=self.one.targets.device)], dim))
+                some = self.one[to_device(torch.tensor(mine), self.one.targets.device)]
+                parts.append(own_normal(self.random.of(mine), f"{stream}{name}", some, dim))
         return torch.cat(parts)

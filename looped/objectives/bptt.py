@@ -196,7 +196,7 @@ class Staged(Unrolled):
         return self.kept.one_process
 
     def before_training(self, train: Any) -> str:
-        return self.kept.open(train)
+        return self.kept.prepare(train)
 
     def to_carry(self) -> dict[str, Tensor]:
         return self.kept.tensors()

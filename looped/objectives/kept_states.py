@@ -33,7 +33,7 @@ class NothingKept:
     one_process: str = ""
     """The reason why only one process may train, as a clause (`Objective.one_process`)."""
 
-    def open(self, train: Any) -> str:
+    def prepare(self, train: Any) -> str:
         """Make room for the states of training data; returns a line for the log, "" for none."""
         return ""
 
@@ -74,7 +74,7 @@ class KeptStates(NothingKept):
         self.pending: list[tuple[np.ndarray, Tensor, Tensor]] = []
         self.last: Tensor | None = None
 
-    def open(self, train: Any) -> str:
+    def prepare(self, train: Any) -> str:
         """Raises UserError for data without fixed windows, and for states that are too large."""
         if not hasattr(train, "starts"):
             raise UserError(f"revisit.keep needs training data with fixed windows, and {type(train).__name__} has "

@@ -104,7 +104,8 @@ def test_every_name_of_metrics_jsonl_is_in_the_table_and_no_other():
     assert {name.partition("/")[0] for name in sources} == {"loss", "next_token"}
     written = {re.sub(r"\d+$", "N", name) for name in KEYS["metrics.jsonl"] - sources} | {*TIMING}
     written |= {re.sub(r"/.*", "/SOURCE", name) for name in sources}
-    unrecorded = {"loss_full"}  # of recurrence.progressive_weight below 1
+    # Of recurrence.progressive_weight below 1, and of supervision.update segment.
+    unrecorded = {"loss_full", "leaving", "segments_used"}
     assert named("metrics.jsonl") == written | unrecorded
 
 

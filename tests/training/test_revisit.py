@@ -178,11 +178,11 @@ def test_too_many_states_and_other_data_are_refused(tiny):
     config = tiny(**KEEP | {"revisit.max_gigabytes": 1e-6})
     kept = KeptStates(config.revisit, LENGTH, 16)
     with pytest.raises(UserError, match=r"5.12e-06 GB for the states of 10 sequences, more than revisit.max_gigabytes"):
-        kept.open(stream(10))
-    said = kept.open(stream(1))
+        kept.prepare(stream(10))
+    said = kept.prepare(stream(1))
     assert said == "revisit.keep: the states of 1 training sequences, 5.12e-07 GB, in memory and in checkpoints"
     with pytest.raises(UserError, match="fixed windows, and object has none"):
-        kept.open(object())
+        kept.prepare(object())
 
 
 def test_its_settings_are_read_by_these_rules_alone():
