@@ -11,7 +11,6 @@ from typing import Any
 import yaml
 from pydantic import Field, model_validator
 
-from looped.config.auto import AUTO, choice
 from looped.config.base import Count, Section
 from looped.config.blocks import BlocksConfig
 from looped.config.choices import check_choice
@@ -39,8 +38,7 @@ class Config(Section):
     objective: str = Field(
         default="denoise",
         description=f"training rule: {', '.join(RULES)}, or the dotted path of a custom class; ar: the "
-                    f"same layers without a loop, the baseline of the others; auto: the rule that was measured best "
-                    f"for the kind of data, with its settings")
+                    f"same layers without a loop, the baseline of the others")
     seed: Count = Field(
         default=0, description="seed, together with the step number, of all randomness and the data order")
     model: ModelConfig = ModelConfig()
@@ -138,7 +136,7 @@ class Config(Section):
 
     def replace(self, **flags: Any) -> "Config":
         """A validated copy; `config.replace(**{"model.width": 64, "objective": "full"})`."""
-        return _validate(_merged(self.model_dump(mode="json"), flags), source="replace()")
+        return _validate(_merge(self.model_dump(mode="json"), flags), source="replace()")
 
 
 def load_config(path: str | Path | None = None, flags: Mapping[str, Any] | None = None) -> Config:
@@ -151,7 +149,7 @@ def load_config(path: str | Path | None = None, flags: Mapping[str, Any] | None 
     if path is not None:
         values = read_yaml(config_path(path))
     parsed = {name: parse_flag(name, value) for name, value in (flags or {}).items()}
-    return _validate(_merged(values, parsed), source=str(path or "flags"))
+    return _validate(_merge(values, parsed), source=str(path or "flags"))
 
 
 def dump_config(config: Config) -> str:
@@ -185,24 +183,6 @@ def parse_flag(name: str, value: Any) -> Any:
         return yaml.safe_load(value)
     except yaml.YAMLError:
         raise UserError(f"--{name} {value!r} is not a YAML value; quote it") from None
-
-
-def _merged(values: Mapping, flags: Mapping[str, Any]) -> dict:
-    """The nested values with the flags, and with what `objective auto` stands for in either (`looped.config.auto`)."""
-    merged = _merge(values, flags)
-    if merged.get("objective") != AUTO:
-        return merged
-    chosen = choice(merged)
-    if "objective" in flags:
-        return _merge(values, chosen | {name: value for name, value in flags.items() if name != "objective"})
-    return _over(merged | {"objective": chosen["objective"]}, _merge({}, chosen))
-
-
-def _over(values: Mapping, others: Mapping) -> dict:
-    """The nested `others`, with those of `values` where it has them."""
-    inner = {name: _over(value, others[name]) for name, value in values.items()
-             if isinstance(value, Mapping) and isinstance(others.get(name), Mapping)}
-    return {**others, **values, **inner}
 
 
 def _merge(values: Mapping, flags: Mapping[str, Any]) -> dict:

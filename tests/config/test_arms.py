@@ -33,7 +33,7 @@ def test_the_paper_is_a_dictionary_of_settings():
     assert (arm.denoise.noise.sigma_max, arm.denoise.posterior, arm.denoise.weight) == (80, False, "edm")
 
 
-@pytest.mark.parametrize("name", [name for name in ARMS if name != "auto"])
+@pytest.mark.parametrize("name", ARMS)
 def test_every_known_name_is_an_arm(config, name):
     """Some of them with what they cannot do without."""
     settings = " blocks.num=2" if name in ("blockwise", "noprop-dt") else ""
