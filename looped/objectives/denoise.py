@@ -34,7 +34,7 @@ from looped.rng import StepRandom
 from looped.tensor_types import Float, Int
 
 
-class Path(NamedTuple):
+class TrainedPath(NamedTuple):
     """The way of z through several trained steps. aim: (soft estimate, truth) -> the clean rows that a step moves to;
     estimates: the soft estimate of a step is needed, for the way or for the carry."""
 
@@ -42,12 +42,12 @@ class Path(NamedTuple):
     estimates: bool
 
 
-def path_of(config: DenoiseConfig) -> Path:
+def path_of(config: DenoiseConfig) -> TrainedPath:
     """The path of `denoise.path`: by the network's own estimates, as a solver goes, or by the truth, as the bound
     does."""
     if config.path == "truth":
-        return Path(lambda estimate, truth: truth, config.carry == "estimate")
-    return Path(lambda estimate, truth: estimate, True)
+        return TrainedPath(lambda estimate, truth: truth, config.carry == "estimate")
+    return TrainedPath(lambda estimate, truth: estimate, True)
 
 
 FIRST_SHARE = 0.5
@@ -118,7 +118,7 @@ class Denoise(Objective):
         self.noise = noise
 
     @property
-    def path(self) -> Path:
+    def path(self) -> TrainedPath:
         """The way of z through several trained steps (`denoise.path`)."""
         return path_of(self.config)
 
