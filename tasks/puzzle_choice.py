@@ -35,7 +35,7 @@ class Group(Protocol):
 
 
 class Variation(Protocol):
-    """What becomes of a training puzzle each time it is drawn."""
+    """The change of a training puzzle each time it is drawn."""
 
     def of(self, question: np.ndarray, answer: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """A question and its answer, (L,) int64."""

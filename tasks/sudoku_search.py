@@ -40,7 +40,7 @@ PLACES = (
 
 
 def _kept(bit: int) -> int:
-    """What remains possible once a digit is in a cell: no other digit there, nor the digit in a unit of the cell."""
+    """The candidates left once a digit is in a cell: no other digit there, nor the digit in a unit of the cell."""
     digit, cell = divmod(bit, CELLS)
     row, column = divmod(cell, 9)
     shut = sum(1 << CELLS * digit + 9 * r + c for r in DIGITS for c in DIGITS

@@ -83,7 +83,7 @@ def _level(difficulty: int | None, runs: list[ShareMeasured], first: list[ShareM
 
 
 def _tried(difficulty: int | None, runs: list[ShareMeasured], depth: int) -> Tried:
-    """What the trajectories of an arm solve at a depth, on the reported half of the problems."""
+    """The share that the trajectories of an arm solve at a depth, on the reported half of the problems."""
     share = spread([run.by_any[difficulty][depth][REPORTED].mean().item() for run in runs])
     costs = [row["layer_forwards"] for run in runs for row in run.rows
              if row["metric"] == "solved" and (row["difficulty"], row["depth"]) == (difficulty, depth)]

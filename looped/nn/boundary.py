@@ -133,7 +133,7 @@ class ToldStep(Part):
         self.features: StepFeatures = StepFeatures()
 
     def forward(self, run: Pass, index: Index, state: Tensor, e: Tensor, cond: Tensor | None) -> Tensor:
-        return run(state, e, self.features(index).to(state.dtype).expand(len(state), -1))  # one row a sequence
+        return run(state, e, self.features(index).to(state.dtype).expand(len(state), -1))  # one row per sequence
 
 
 class StepModulation(Modulation):

@@ -1,4 +1,4 @@
-"""States of training sequences kept from visit to visit (`revisit.keep`): one visit a step, depth over the epochs.
+"""States of training sequences kept from visit to visit (`revisit.keep`): one visit per step, depth over the epochs.
 
     fresh visit    state_1 = unroll(initial state, e)
     later visit    state_k = unroll(detach(state_{k-1}), e), with state_{k-1} of the epoch before, by its weights
@@ -51,7 +51,7 @@ class NothingKept:
         return {}
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint needs of it."""
+        """The tensors of it that a checkpoint needs."""
         return {}
 
     def take_up(self, tensors: dict[str, Tensor]) -> None:
