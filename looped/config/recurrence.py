@@ -1,7 +1,7 @@
 """Settings of the rules that run a loop: its depth, its supervised segments, and the fixed point of the core."""
 
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -23,6 +23,11 @@ class Stage(Section):
     backprop: Depth | None = Field(default=None, description="as recurrence.backprop")
     distribution: Distribution | None = Field(default=None, description="as recurrence.distribution")
     depths: dict[Depth, Positive] | None = Field(default=None, description="as recurrence.depths")
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """The settings that differ from the section's."""
+        return {name: value for name, value in self if name != "until" and value is not None}
 
 
 class RecurrenceConfig(Section):
@@ -68,8 +73,8 @@ class RecurrenceConfig(Section):
         default=(),
         description="parts of the budget, before the last, in which `full` and `truncated` run the loop to other "
                     "depths: [{until: 0.3, mean: 1}, {until: 0.6, mean: 2}] takes one step, then two, then `mean`; "
-                    "each has `until`, the share of the budget at which it ends, and mean, backprop, distribution and "
-                    "depths as here")
+                    "each has `until`, the share of the budget at which it ends, and mean as here; of `truncated` also "
+                    "backprop, distribution and depths")
     progressive_weight: Fraction = Field(
         default=1.0,
         description="weight of the progressive loss under `progressive`; the loss of a full unroll has the rest")
@@ -98,8 +103,9 @@ class RecurrenceConfig(Section):
             if after <= before:
                 raise ValueError(f"stages has one until {after:g} after one until {before:g}; order them by until, "
                                  f"each above the one before")
-        for stage, _ in zip(self.stages, self.parts, strict=False):
-            if all(value is None for name, value in stage if name != "until"):
+        for stage in self.stages:
+            self._in_stage(stage)  # raises for settings that do not fit together
+            if not stage.own:
                 raise ValueError(f"stages has one until {stage.until:g} that changes nothing; give it a mean, "
                                  f"backprop, distribution or depths, or leave it out")
         return self
@@ -110,9 +116,8 @@ class RecurrenceConfig(Section):
         return *map(self._in_stage, self.stages), self.model_copy(update={"stages": ()})
 
     def _in_stage(self, stage: Stage) -> "RecurrenceConfig":
-        own = {name: value for name, value in stage if name != "until" and value is not None}
         try:
-            return RecurrenceConfig.model_validate(self.model_dump() | own | {"stages": ()})
+            return RecurrenceConfig.model_validate(self.model_dump() | stage.own | {"stages": ()})
         except ValidationError as error:
             raise ValueError(f"stages, until {stage.until:g}: {error.errors()[0]['ctx']['error']}") from None
 

@@ -180,6 +180,15 @@ def _check_loss_drawn(config: Any) -> None:
                          f"recurrence.per_sequence to false, or recurrence.distribution to fixed")
 
 
+def _check_stages(config: Any) -> None:
+    """Raises ValueError for a stage with settings that the rule does not read."""
+    for stage in config.recurrence.stages:
+        unread = [name for name in stage.own if f"recurrence.{name}" not in config.rule.reads]
+        if unread:
+            raise ValueError(f"recurrence.stages sets {' and '.join(unread)} until {stage.until:g}, which objective "
+                             f"{config.objective} does not read; leave that out, or set objective to truncated")
+
+
 def _check_teaches(config: Any) -> None:
     if config.recurrence.loss_on != "distil":
         return
@@ -282,7 +291,8 @@ EMBEDDED = ("noprop.embedding", "noprop.dim", "noprop.eta", *TRIED)
 RULES: dict[str, Rule] = {rule.name: rule for rule in (
     Rule("full", f"{BPTT}.Full", alike=_same_start, loops=True, blocks=True, as_deep_as_mean=_last_stage,
          reads=(*NOISY, "recurrence.mean", *STAGES, *READ_AT, "recurrence.gate_entropy", "revisit"),
-         checks=(_check_gate, _check_teaches, check_revisit, check_blocks, _check_whole_passes, _check_kind)),
+         checks=(_check_stages, _check_gate, _check_teaches, check_revisit, check_blocks, _check_whole_passes,
+                 _check_kind)),
     Rule("truncated", f"{BPTT}.Truncated", alike=_same_start, loops=True, blocks=True, as_deep_as_mean=_as_deep_as_mean,
          reads=(*NOISY, "recurrence.mean", "recurrence.backprop", "recurrence.distribution", "recurrence.quantile",
                 "recurrence.depths", "recurrence.per_sequence", *STAGES, *READ_AT, "revisit"),

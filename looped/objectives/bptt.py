@@ -224,9 +224,11 @@ class Staged(Unrolled):
     @property
     def stage(self) -> StageDepths:
         """The stage of this step, or the last one where nobody trains."""
-        if self.spent is None or not self.training:
-            return self.stages[-1]
-        return next((stage for stage in self.stages if self.spent < stage.end), self.stages[-1])
+        return self.stages[-1] if self.spent is None or not self.training else self.stage_at(self.spent)
+
+    def stage_at(self, spent: float) -> StageDepths:
+        """The stage of a step before which this fraction of the budget is spent."""
+        return next((stage for stage in self.stages if spent < stage.end), self.stages[-1])
 
     def depths(self, random: StepRandom) -> tuple[int | Tensor, int | Tensor]:
         return random.decide(self.stage.decision, self.stage.draw)
@@ -234,7 +236,7 @@ class Staged(Unrolled):
     def expected_depths(self) -> tuple[float, float]:
         """The means of `depths`: of this step, or of all steps of a run where nobody trains."""
         if self.spent is not None:
-            return next((stage for stage in self.stages if self.spent < stage.end), self.stages[-1]).means()
+            return self.stage_at(self.spent).means()
         no_grad, grad = (sum(stage.share * mean for stage, mean in zip(self.stages, means, strict=True))
                          for means in zip(*(stage.means() for stage in self.stages), strict=True))
         return no_grad, grad

@@ -153,6 +153,13 @@ def test_stages_and_a_share_of_a_single_pass_are_refused_together():
                            "recurrence.stages": [{"until": 0.5, "mean": 2}]})
 
 
+def test_a_stage_cannot_set_what_its_rule_does_not_read():
+    stages = {"recurrence.stages": [{"until": 0.5, "mean": 2, "backprop": 1}]}
+    with pytest.raises(UserError, match=r"stages sets backprop until 0.5, which objective full does not read"):
+        load_config(None, {"objective": "full"} | stages)
+    assert load_config(None, {"objective": "truncated"} | stages).recurrence.stages[0].backprop == 1
+
+
 def test_every_stage_is_held_to_the_rules_of_the_section():
     for flags, said in (({"objective": "full", "model.exit_gate": True, "recurrence.loss_on": "gate"},
                          "recurrence.mean 1 has only one"),
