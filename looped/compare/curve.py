@@ -17,7 +17,8 @@ UNITS = {"seconds": "seconds", "tokens": "tokens", "layer_forwards": "layer forw
 class Metric:
     """The metric that a comparison follows through training: `field` of the held-out lines of metrics.jsonl, `name` and
     `remark` in sentences, `axis` in plots. `worst`: the worst possible value, which needs no training. `examples`: the
-    plural noun for the items it averages over. `is_share`: True for a fraction of right answers, each 1 or 0."""
+    plural noun for the items it averages over. `is_share`: True for a fraction of right answers, each 1 or 0.
+    `milestones`: values whose budgets a report gives; none: no table of progress."""
 
     field: str
     name: str
@@ -27,6 +28,7 @@ class Metric:
     worst: float
     examples: str
     is_share: bool
+    milestones: tuple[float, ...] = ()
 
     def as_good(self, value: float, wanted: float) -> bool:
         return value >= wanted if self.higher_is_better else value <= wanted

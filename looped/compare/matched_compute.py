@@ -50,10 +50,11 @@ def spent_by_all(arms: Sequence[ArmSummary]) -> dict[str, float]:
 
 def at_equal(arms: Sequence[ArmSummary]) -> list[AtEqual]:
     """Every arm at each of `BUDGETS`."""
-    return [_at(arm, unit, spent) for arm in arms for unit, spent in spent_by_all(arms).items()]
+    return [at_budget(arm, unit, spent) for arm in arms for unit, spent in spent_by_all(arms).items()]
 
 
-def _at(arm: ArmSummary, unit: str, spent: float) -> AtEqual:
+def at_budget(arm: ArmSummary, unit: str, spent: float) -> AtEqual:
+    """An arm after `spent` of a budget."""
     values = [value_at(run.curve, unit, spent, run.gauge) for run in arm.runs]
     known = [value for value in values if value is not None]
     return AtEqual(arm.name, unit, spent, spread(known) if known else None, len(values))

@@ -16,6 +16,7 @@ from looped.compare.matched_compute import at_equal, equal_note, equal_table
 from looped.compare.measure import Measured
 from looped.compare.plan import Plan
 from looped.compare.plots import budget_figures
+from looped.compare.progress import progress_rows, progress_sections
 from looped.compare.summary import ArmSummary
 from looped.devices import machine
 from looped.errors import UserError
@@ -35,7 +36,7 @@ def write_report(plan: Plan, kind: Kind, measured: Sequence[Measured]) -> str:
     found = kind.reaches(arms)
     try:
         gained = gains(arms) if len(arms) > 1 else []
-        write_text(plan.out / ROWS, "".join(json.dumps(_known(row)) + "\n" for row in rows(arms, found, gained)))
+        write_text(plan.out / ROWS, "".join(json.dumps(_known(row)) + "\n" for row in rows(plan, arms, found, gained)))
         report = sections(plan, kind, arms, found, gained)
         write_text(plan.out / TEXT, markdown(report, plan.out) + "\n")
         write_text(plan.out / PAGE, page(report))
@@ -57,7 +58,7 @@ def sections(plan: Plan, kind: Kind, arms: Sequence[ArmSummary], found: Sequence
         Findings(said[:FEW]), Folded(f"{len(said) - FEW} more", [Findings(said[FEW:])]),
         Heading("Quality and cost"), kind.table(arms, plan),
         *gain_sections(arms, plan, gained),
-        Heading("At equal budgets"), Prose(equal_note(arms, plan)), equal_table(arms),
+        *progress_sections(arms, plan), Heading("At equal budgets"), Prose(equal_note(arms, plan)), equal_table(arms),
         Beside(budget_figures(arms, plan.out)), *kind.depths(arms, plan), *kind.samples(arms),
         Heading("The arms"), Bullets([f"{name}: {text}" for name, text in plan.named.items()]),
         Heading("What the figures mean"), Bullets(kind.notes(arms, plan)),
@@ -86,11 +87,13 @@ def _all(values: Iterable[Any]) -> str:
     return "; ".join(sorted({str(value) for value in values}))
 
 
-def rows(arms: Sequence[ArmSummary], found: Sequence[Reach], gained: Sequence[Gain]) -> list[dict[str, Any]]:
+def rows(plan: Plan, arms: Sequence[ArmSummary], found: Sequence[Reach],
+         gained: Sequence[Gain]) -> list[dict[str, Any]]:
     """The rows of compare.jsonl, by `kind`. figure: one row of an evaluation; cost: training cost of a run; difference:
     an arm minus the first arm; share: one cell of the table of a task or of images; equal: an arm at the largest budget
-    that all runs reached; reach: compute-to-target between two arms; gain: an arm's gain over the baseline, its weights
-    and its training FLOPs."""
+    that all runs reached; progress: at a fraction of it; reached: the budget at which an arm first reaches a milestone;
+    reach: compute-to-target between two arms; gain: an arm's gain over the baseline, its weights and its training
+    FLOPs."""
     lines: list[dict[str, Any]] = []
     for arm in arms:
         for run in arm.runs:
@@ -99,6 +102,7 @@ def rows(arms: Sequence[ArmSummary], found: Sequence[Reach], gained: Sequence[Ga
             lines.append({"kind": "cost", **who, **run.costs})
         lines += [{"kind": row["kind"], "arm": arm.name} | row for row in arm.rows()]
     lines += [{"kind": "equal", **each.as_dict()} for each in at_equal(arms)]
+    lines += progress_rows(arms, plan)
     lines += [{"kind": "reach", **each.as_dict()} for each in found]
     return lines + [each.as_dict() for each in gained]
 

@@ -13,7 +13,8 @@ from looped.evaluation.plots import AXES
 from looped.evaluation.solving import solved
 
 SHARE_SOLVED = Metric("solved", "share solved", " at the hardest trained difficulty", AXES["solved"],
-                     higher_is_better=True, worst=0.0, examples="problems", is_share=True)
+                     higher_is_better=True, worst=0.0, examples="problems", is_share=True,
+                     milestones=(0.5, 0.9, 0.95))
 
 
 class TaskMeasured(ShareMeasured):

@@ -106,8 +106,9 @@ def _about(arm: Arm) -> Row:
 def _evaluated(order: Order, entry: Entry, place: RunSpec) -> list[Row]:
     """Rows of the evaluations that the scale requests in addition to the comparison."""
     who, depths = {"kind": "evaluation", "arm": place.arm.name, "seed": place.seed}, entry.depths[place.arm.name]
-    return [who | step.flags | row | ({"at": "deepest"} if row.get("depth") == max(depths) else {})
-            for step in order.scale.evaluate for row in _rows_of(place, depths, _options(order, entry, step))]
+    return [who | step.in_rows | row | ({"at": "deepest"} if row.get("depth") == max(depths) else {})
+            for step in order.scale.evaluate if step.applies_to(place.arm.name)
+            for row in _rows_of(place, depths, _options(order, entry, step))]
 
 
 def _options(order: Order, entry: Entry, step: Evaluation) -> list[str]:

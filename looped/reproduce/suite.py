@@ -67,6 +67,8 @@ class Helper(Section):
 class Evaluation(Section):
     """One `looped eval` for every run; a judge, an encoder or a classifier may be a helper."""
 
+    evaluation: str | None = Field(default=None, description="its name in the rows, for columns to select")
+    arms: tuple[str, ...] | None = Field(default=None, description="the arms that it applies to; null: all")
     judge: str | None = None
     mauve: str | None = None
     features: str | None = None
@@ -75,6 +77,14 @@ class Evaluation(Section):
     @property
     def flags(self) -> dict[str, str]:
         return self.model_dump(include={"judge", "mauve", "features"}, exclude_none=True)
+
+    @property
+    def in_rows(self) -> dict[str, str]:
+        """The fields that tell its rows from those of other evaluations."""
+        return self.flags | self.model_dump(include={"evaluation"}, exclude_none=True)
+
+    def applies_to(self, arm: str) -> bool:
+        return self.arms is None or arm in self.arms
 
 
 class Scale(Layer):
@@ -94,7 +104,7 @@ class Column(Section):
     label: str
     where: dict[str, Any]
     field: str = "mean"
-    show: Literal["mean", "with depth", "whole", "exp", "interval", "equal", "multiple", "gain"] = "mean"
+    show: Literal["mean", "with depth", "whole", "exp", "interval", "equal", "multiple", "gain", "reached"] = "mean"
 
     @model_validator(mode="after")
     def _check_label(self):
@@ -133,6 +143,8 @@ class Suite(Layer):
         for name, scale in self.scales.items():
             self._check_known(name, scale.arms or (), self.arms)
             self._check_known(name, scale.entries or (), self.entries)
+            for step in scale.evaluate:
+                self._check_known(name, step.arms or (), self.arms)
             for entry in scale.entries or self.entries:
                 layers = (self, self.entries[entry], scale)
                 for field in ("config", "amount"):

@@ -7,6 +7,7 @@ from typing import Any
 from looped.compare.curve import UNITS
 from looped.compare.gains import gain_cell, multiple_cell
 from looped.compare.matched_compute import AtEqual, amount
+from looped.compare.progress import Reached
 from looped.compare.summary import Difference, Spread, spread
 from looped.compare.table_cells import difference_cell, mean_cell
 from looped.domains import domain_of
@@ -104,12 +105,17 @@ def _equal(rows: Rows, own: Rows) -> str:
     return AtEqual(rows[0]["arm"], rows[0]["budget"], rows[0]["spent"], _spread(rows), trained).cell
 
 
+def _reached(rows: Rows, own: Rows) -> str:
+    row = rows[0]
+    return Reached(row["arm"], row["budget"], row["milestone"], _spread(rows), row["early"], row["num_seeds"]).cell
+
+
 SHOWN: dict[str, Callable[[Rows, Rows], str]] = {
     "mean": lambda rows, own: mean_cell(_spread(rows)),
     "with depth": lambda rows, own: f"{mean_cell(_spread(rows))} ({rows[0]['depth']})",
     "whole": lambda rows, own: f"{_spread(rows).mean:,.0f}",
     "exp": lambda rows, own: mean_cell(_spread(rows, math.exp)),
-    "interval": _interval, "equal": _equal,
+    "interval": _interval, "equal": _equal, "reached": _reached,
     "multiple": lambda rows, own: multiple_cell(rows[0]["mean"]),
     "gain": lambda rows, own: gain_cell(rows[0])}
 """Value of `show` -> cell, from the rows that match the column and all rows of the arm."""

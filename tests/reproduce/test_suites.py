@@ -26,7 +26,7 @@ def configs(order):
 
 def test_there_is_a_suite_for_each_table():
     assert set(known_suites()) == {"masked_table3", "classifier_tables", "depth_tasks", "dit_table2", "huginn_table5",
-                                   "blocks_table4", "when_depth_pays"}
+                                   "blocks_table4", "when_depth_pays", "puzzles_per_hour"}
     assert find_suite("dit-table2") == find_suite("dit_table2") == Path(suites.__file__).parent / "dit_table2.yaml"
 
 
