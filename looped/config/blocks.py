@@ -146,8 +146,7 @@ def _check_alone(config: Any) -> None:
 
 
 def check_blockwise(config: Any) -> None:
-    """Raises ValueError unless one noise level selects the active block and no state passes between blocks in training.
-    """
+    """Raises ValueError unless one noise level selects the active block, and a shared latent finds all blocks."""
     blocks, denoise, noise = config.blocks, config.denoise, config.denoise.noise
     if blocks.num < 2:
         raise ValueError("objective blockwise trains one of several blocks at a time, and blocks.num is 1; set "
@@ -157,9 +156,9 @@ def check_blockwise(config: Any) -> None:
         if getattr(denoise, name) != value:
             raise ValueError(f"denoise.{name} {getattr(denoise, name)} needs one block for all noise levels, "
                              f"and objective blockwise splits them among its blocks; set it to {value}")
-    if denoise.carry == "latent":
-        raise ValueError("denoise.carry latent passes a block's output to another block, which objective blockwise "
-                         "never trains; set it to none or estimate")
+    if denoise.carry == "latent" and blocks.alone is not None:
+        raise ValueError(f"denoise.carry latent gives a block the output of those above it, and blocks.alone "
+                         f"{blocks.alone} trains without them; set it to none or estimate")
     if noise.distribution == "adaptive":
         raise ValueError("denoise.noise.distribution adaptive would move the edges between blocks while objective "
                          "blockwise trains them; set it to log-uniform or log-normal")

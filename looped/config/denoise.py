@@ -107,7 +107,7 @@ class DenoiseConfig(Section):
     carry: Literal["none", "estimate", "latent"] = Field(
         default="none",
         description="passed from one solver step to the next along with z: the soft estimate (self-conditioning), or "
-                    "the core's output; with concat or context")
+                    "the core's output, under `blockwise` that of the blocks above; with concat or context")
     posterior: bool = Field(
         default=True, description="add z . y_v / sigma^2, the exact log-likelihood of z, to the logits")
     evidence_in: bool = Field(

@@ -239,6 +239,11 @@ class Denoiser(nn.Module):
         state = self._state(z, self.at(z, sigma), e, rows, carry)
         return state, self.model.hidden(state, rows)
 
+    def passed_on(self, z: Noisy, sigma: Sigma, e: Tensor, rows: Rows = PLAIN, *,
+                  carry: Tensor | None = None) -> Float[Tensor, "batch length width"]:
+        """The output of the core alone, without a readout: the carry of `denoise.carry latent`."""
+        return self._state(z, self.at(z, sigma), e, self._of_block(z, rows), carry)
+
     def logits(self, hidden: Float[Tensor, "batch length width"], z: Noisy,
                sigma: Sigma) -> Float[Tensor, "batch length vocab"]:
         """The logits for the `hidden` that `trace` returns."""

@@ -51,9 +51,9 @@ class OneBlock(Objective):
 
     def decisions(self) -> list[tuple[float, dict[str, Any]]]:
         """One block stands for all of equal cost: equally many layers, shared parameters trained alike."""
-        others, alike = super().decisions(), dict[tuple[int, bool], tuple[float, int]]()
+        others, alike = super().decisions(), dict[tuple[int, bool, int], tuple[float, int]]()
         for block in self.blocks.held:
-            key = self.model.core_layers[block], self.blocks.trains_shared(block)
+            key = self.model.core_layers[block], self.blocks.trains_shared(block), self.layers_before(block)
             share, first = alike.get(key, (0.0, block))
             alike[key] = share + self.shares[block].item(), first
         return [(share * weight, made | {"block": block}) for share, block in alike.values() for weight, made in others]
@@ -68,6 +68,10 @@ class OneBlock(Objective):
     def reading_layers(self) -> float:
         """Mean number of core layers per network evaluation in training."""
         return sum(share * layers for share, layers in zip(self.shares.tolist(), self.model.core_layers, strict=True))
+
+    def layers_before(self, block: int) -> int:
+        """Layer forwards, without gradient, that a step of this block needs before it."""
+        return 0
 
     @property
     def num_codas(self) -> int:

@@ -207,9 +207,7 @@ class Denoise(Objective):
         y = batch.targets
         rows = self.noisy_rows(e, batch, rows.having(block=block))
         target = self.denoiser.target(y)
-        scale = to_device(align(sigma, target).float(), target.device)
-        z = only_sought(target + scale * random.normal("noise", target.shape[1:]), batch)
-        carry = self._carry_of_a_first_reading(z, sigma, e, random, rows)
+        z, carry = self._start(e, batch, target, sigma, random, rows)
         levels = self._falling(sigma, self._trained_steps(random))
         state, hidden = self.denoiser.trace(z, sigma, e, rows, carry=carry)
         losses = [self._read_out(hidden, y, z, sigma)]
@@ -222,6 +220,17 @@ class Denoise(Objective):
             state, hidden = self.denoiser.trace(z, lower, e, rows, carry=carry)
             losses.append(self._read_out(hidden, y, z, lower))
         return torch.stack(losses).mean(0)
+
+    def _start(self, e: Tensor, batch: Batch, target: Tensor, sigma: Tensor, random: StepRandom,
+               rows: Rows) -> tuple[Float[Tensor, "batch length dim"], Tensor | None]:
+        """(z, the carry) at the first trained step."""
+        z = self._noised(target, batch, sigma, random)
+        return z, self._carry_of_a_first_reading(z, sigma, e, random, rows)
+
+    @staticmethod
+    def _noised(target: Tensor, batch: Batch, sigma: Tensor, random: StepRandom) -> Float[Tensor, "batch length dim"]:
+        scale = to_device(align(sigma, target).float(), target.device)
+        return only_sought(target + scale * random.normal("noise", target.shape[1:]), batch)
 
     def _estimate(self, hidden: Tensor, z: Tensor, sigma: Tensor) -> Float[Tensor, "batch length dim"]:
         """The soft estimate of the clean rows."""
@@ -304,7 +313,7 @@ class Denoise(Objective):
         if self.config.train_steps_drawn:  # several trained steps need no first reading
             most = self.config.train_steps
             return [(1 / most, {"trained steps": num}) for num in range(1, most + 1)]
-        if not carried_readings(self.config) + settling_readings(self.config):
+        if not self.first_readings:
             return super().decisions()
         return [(FIRST_SHARE, {"first reading": True}), (1 - FIRST_SHARE, {"first reading": False})]
 
@@ -313,10 +322,19 @@ class Denoise(Objective):
         """Mean number of core layers per network evaluation in training."""
         return sum(self.model.core_layers)
 
+    @property
+    def first_readings(self) -> float:
+        """Mean number of evaluations without gradient that a training step may begin with (`reads_first`)."""
+        return carried_readings(self.config) + settling_readings(self.config)
+
+    @property
+    def first_layers(self) -> float:
+        """Mean number of layer forwards, without gradient, of the evaluations before the trained ones."""
+        return self.first_readings * (self.reading_layers + self.model.num_coda_layers)
+
     def layer_forwards(self) -> float:
         c, config = self.model, self.config
         solver = self.reading_layers + c.num_coda_layers
         clean = solver if config.context == "concat" else 0  # clean rows also run through core and coda
-        first = (carried_readings(config) + settling_readings(config)) * solver
         steps = (1 + config.train_steps) / 2 if config.train_steps_drawn else config.train_steps
-        return 3.0 * (c.num_prelude_layers + clean + steps * solver) + first
+        return 3.0 * (c.num_prelude_layers + clean + steps * solver) + self.first_layers

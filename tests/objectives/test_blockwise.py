@@ -296,7 +296,6 @@ def test_answers_of_a_task_are_read_by_the_owners(monkeypatch):
     ({"blocks.edges": [30.0, 3.0]}, "do not lie between .* move them inside"),
     ({"denoise.train_steps": 2}, "denoise.train_steps 2 .* set it to 1"),
     ({"denoise.block_size": 2, "denoise.order": "left-to-right"}, "denoise.order left-to-right .* set it to together"),
-    ({"denoise.carry": "latent"}, "set it to none or estimate"),
     ({"denoise.noise.distribution": "adaptive"}, "set it to log-uniform or log-normal"),
     ({"blocks.choose": "mass", "denoise.noise.share_at_max": 1.0}, "set blocks.choose to uniform"),
     ({"blocks.overlap": -0.1}, "overlap"),
