@@ -27,8 +27,8 @@ from looped.diffusion.noise import intervals, sample_between
 from looped.diffusion.noise_from_config import block_shares
 from looped.diffusion.samplers import ancestral_step
 from looped.models.language import LanguageModel
-from looped.objectives.active_block import OneBlock
 from looped.nn.rows import Rows
+from looped.objectives.active_block import OneBlock
 from looped.objectives.base import Loss, Objective, rows_of_batch
 from looped.objectives.denoise import Denoise, only_sought
 from looped.rng import StepRandom
