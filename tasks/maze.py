@@ -10,6 +10,8 @@ n cells have walls at random places instead, as in Maze-Hard.
 Every cell is given; for each open one the model predicts whether it is on the path.
 """
 
+from typing import Any
+
 import numpy as np
 
 from looped.data.task import Problem, Task, register
@@ -59,6 +61,9 @@ class Maze(Task):
                 ByRating(parts, rating_bands, str(path))
             self.file = FilePuzzles(parts, levels, variation_of(symmetries, GROUP))
             self.file.set_levels_of(self)
+
+    def options_for_file(self, path: str) -> dict[str, Any]:
+        return {"path": path}
 
     def make(self, rng: np.random.Generator, difficulty: int, *, heldout: bool) -> Problem:
         if self.file is None:

@@ -14,6 +14,7 @@ no row of givens occurs in both: its checksum decides the part.
 """
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -74,6 +75,9 @@ class Sudoku(Task):
         if length != self.size**2:
             raise UserError(f"task.options.path {path} has boards of size {int(length**0.5)}, but task.options.size is "
                             f"{self.size}; set size: {int(length**0.5)}")
+
+    def options_for_file(self, path: str) -> dict[str, Any]:
+        return {"size": self.size, "path": path}
 
     def make(self, rng: np.random.Generator, difficulty: int, *, heldout: bool) -> Problem:
         if self.file is not None:

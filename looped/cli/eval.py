@@ -68,6 +68,9 @@ class Eval(Verb):
     text: str | None = None
     """evaluate on this text instead of the run's held-out text: a file, a folder or a glob of text, JSON lines or
     parquet, encoded with the run's tokenizer; bits/byte are comparable between tokenizers"""
+    puzzles: str | None = None
+    """tasks: evaluate on the held-out puzzles of this file instead of the run's own: a CSV such as Sudoku-Extreme's, or
+    a folder with train.csv and test.csv"""
     text_field: str | None = None
     """with --text: the field that holds the text in JSON lines and parquet; if not given, data.text_field"""
     tasks: str | None = None
@@ -107,6 +110,7 @@ class Eval(Verb):
             raise UserError(f"--text-field {self.text_field} applies only to --text; add --text")
         self._check_tasks()
         from looped.data.eval_text import read_heldout
+        from looped.data.task_data import puzzles_of_file
         from looped.devices import Placement
         from looped.domains import domain_of
         from looped.domains.base import OPTIONS
@@ -117,10 +121,12 @@ class Eval(Verb):
                        other_data=self.other_data)
         notice(run.config, settings)
         domain, whole = domain_of(run.config), run.config.blocks.alone is None
-        domain.check(run.config, [name for name in OPTIONS if getattr(self, name) and (whole or name == "text")],
-                     self.run)
+        given = [name for name in OPTIONS if getattr(self, name)]
+        domain.check(run.config, [name for name in given if whole or name in ("text", "puzzles")], self.run)
         if self.text is not None:
             run.data = read_heldout(self.text, run.tokenizer, run.config.data, field=self.text_field)
+        if self.puzzles is not None:
+            run.data = puzzles_of_file(run.config.task, self.puzzles)
         with place.at_work(run.config.training.threads):
             if whole and self.tasks is not None:
                 self._ask_tasks(run, place, depths or run.config.evaluation.depths)
@@ -157,10 +163,16 @@ class Eval(Verb):
             match=Reference(str(other.path), other.objective, other.config.main_depth) if other is not None else None,
             judge=open_judge(self.judge, run) if self.judge is not None else None,
             mauve=open_encoder(self.mauve, run.device) if self.mauve is not None else None,
-            difficulties=parse_levels(self.difficulties) if self.difficulties is not None else None,
+            difficulties=self._difficulties(run),
             exits=[Exit.parse(part) for part in self.exits.split(",")] if self.exits is not None else [],
             features=open_features(self.features, run) if self.features is not None else None,
             per_token=self.per_token)
+
+    def _difficulties(self, run) -> list[int] | None:
+        """The difficulties to measure; None: those of the run's config. Other puzzles have their own."""
+        if self.difficulties is not None:
+            return parse_levels(self.difficulties)
+        return list(run.data.task.tested) if self.puzzles is not None else None
 
     def _measure(self, run, place, domain: "Domain", depths: list[int]) -> None:
         """Evaluate the whole model and print the table."""

@@ -109,6 +109,10 @@ class Task:
             self._check_made(problem)
         return problem
 
+    def options_for_file(self, path: str) -> dict[str, Any]:
+        """The options under which this task takes its puzzles from a file. Raises UserError if it reads none."""
+        raise UserError(f"task {self.name} reads no puzzles from files; leave --puzzles {path} out")
+
     def _check_made(self, problem: Any) -> None:
         """Raises Malformed if `make` returned no valid problem."""
         if not isinstance(problem, Problem):

@@ -110,6 +110,13 @@ def prepare_task(config: TaskConfig) -> TaskData:
     return TaskData(task, stream, _fingerprint(config, stream))
 
 
+def puzzles_of_file(config: TaskConfig, path: str) -> TaskData:
+    """The puzzles of a file, in the form of a config's task: its held-out part is for evaluation, at every difficulty
+    that the file has. Raises UserError for a task without files, and for a file that it does not accept."""
+    options = find_task(config.name, config.options).options_for_file(path)
+    return prepare_task(config.model_copy(update={"options": options, "difficulty": None}))
+
+
 def trained_range(config: TaskConfig, task: Task | None = None) -> tuple[int, int]:
     """(lowest, highest) difficulty in training: the config's, else the task's default."""
     if config.difficulty is not None:

@@ -203,6 +203,6 @@ def micro_batches(stream: Any, config: Config) -> list[Any]:
 
 
 OPTIONS = {"trajectories": "text", "probes": "text", "twin": "text", "judge": "text", "match": "text", "mauve": "text",
-           "text": "text", "tasks": "text", "difficulties": "tasks", "exits": "tasks and text",
+           "text": "text", "tasks": "text", "puzzles": "tasks", "difficulties": "tasks", "exits": "tasks and text",
            "features": "runs that make images", "per_token": "text"}
 """Option of `looped eval` -> the kind of run that it is for, in words."""

@@ -108,7 +108,7 @@ class Puzzles(Domain):
     """Problems of a task with checkable answers."""
 
     name = "puzzles"
-    flags: ClassVar[frozenset[str]] = frozenset({"difficulties", "exits"})
+    flags: ClassVar[frozenset[str]] = frozenset({"difficulties", "exits", "puzzles"})
 
     def hardest(self, config: Config) -> str:
         data = open_data(config)

@@ -38,7 +38,7 @@ def test_there_are_no_other_domains():
 def test_every_option_is_known_to_some_domain():
     assert set(OPTIONS) == set().union(*(domain.flags for domain in DOMAINS.values()))
     assert set(OPTIONS) <= {field.name for field in fields(Eval)}
-    assert {field.name for field in fields(Options)} == set(OPTIONS) - {"text", "tasks"}
+    assert {field.name for field in fields(Options)} == set(OPTIONS) - {"text", "tasks", "puzzles"}
     assert set(OF_WHAT) == set().union(*(domain.asks for domain in DOMAINS.values()))
     assert {field.name for field in fields(Request)} <= {field.name for field in fields(Generate)} | {"prompts"}
 
