@@ -13,7 +13,15 @@ from torch.nn.attention import SDPBackend
 from looped.errors import UserError
 from looped.nn import attention as module
 from looped.nn.attention import attention, available_backends, resolve_backend
-from looped.nn.backends import RUN, reason_not, run_xformers, sdpa_declines, xformers_operators, xformers_ops
+from looped.nn.backends import (
+    RUN,
+    SHORT,
+    reason_not,
+    run_xformers,
+    sdpa_declines,
+    xformers_operators,
+    xformers_ops,
+)
 from looped.nn.masks import Causal, CleanNoisy, Full, Mask, Packed, Padded
 
 needs_xformers = pytest.mark.skipif(xformers_ops() is None, reason="xformers is not installed")
@@ -119,15 +127,31 @@ def test_a_mask_of_ones_own_needs_allow_alone(mask, unchecked):
 
 
 @pytest.mark.parametrize("kv_heads", [H, 1])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_causal_on_the_cpu_is_the_flash_kernel_and_views(dtype, kv_heads):
-    q, k, v = qkv(kv_heads, dtype)
+@pytest.mark.parametrize(("dtype", "repeats"), [(torch.float32, 1), (torch.bfloat16, SHORT // L + 1)])
+def test_causal_on_the_cpu_is_the_flash_kernel_and_views(dtype, repeats, kv_heads):
+    q, k, v = (x.repeat(1, repeats, 1, 1) for x in qkv(kv_heads, dtype))
     with Operations() as ran:
         attention(q, k, v, Causal()).flatten(-2)  # B L H K -> B L (H K)
     assert set(ran.names) == {"transpose", "_scaled_dot_product_flash_attention_for_cpu", "detach", "view"}
     with Operations() as control:
-        formula(q, k, v, Causal().dense(B, L, L)).transpose(1, 2).flatten(-2)
+        formula(q, k, v, Causal().dense(B, *[L * repeats] * 2)).transpose(1, 2).flatten(-2)
     assert {"clone", "_unsafe_view"} & set(control.names)  # positive control: a copy would be seen
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_few_rows_in_half_precision_run_in_float32_on_the_cpu_under_autocast_too(dtype):
+    """Also closer to the truth: rounded once, at the end, in value and gradient."""
+    q, k, v = (x.detach().requires_grad_() for x in qkv(dtype=dtype))
+    wide = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    exact = formula(*wide, Causal().dense(B, L, L))
+    with torch.autocast("cpu", dtype=dtype), Operations() as ran:
+        out = attention(q, k, v, Causal())
+    assert out.dtype == dtype
+    assert ran.names.count("_to_copy") == 4  # q, k, v there and the output back
+    assert torch.equal(out, exact.to(dtype))
+    ours = torch.autograd.grad(out.sum(), (q, k, v))
+    for own, true in zip(ours, torch.autograd.grad(exact.sum(), wide), strict=True):
+        torch.testing.assert_close(own, true.to(dtype), rtol=torch.finfo(dtype).eps, atol=1e-5)
 
 
 @pytest.mark.parametrize("masks", ["causal", "packed"])
