@@ -59,9 +59,9 @@ def needs_tensor(mask: Mask) -> bool:
 
 
 SHORT = 512
-"""On the CPU, most keys for which SDPA is faster in float32 than in half precision. Backward passes over 64 x 4 heads of
-81 rows: 41 ms in bf16, 10 ms in float32; both passes over 4 x 4 heads of 512 rows: 24 ms each; over 2 x 4 heads of 900
-rows: 31 and 37 ms (torch 2.13, one thread of an AMD EPYC with AVX512-BF16)."""
+"""On the CPU, most keys for which SDPA is faster in float32 than in half precision. Backward passes over 64 x 4 heads
+of 81 rows: 41 ms in bf16, 10 ms in float32; both passes over 4 x 4 heads of 512 rows: 24 ms each; over 2 x 4 heads of
+900 rows: 31 and 37 ms (torch 2.13, one thread of an AMD EPYC with AVX512-BF16)."""
 
 
 def run_sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
