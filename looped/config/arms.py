@@ -28,6 +28,8 @@ SHARED = ("objective", "seed", "task", "images", "data", "evaluation", "training
           "training.clock")
 """Settings or sections that an arm cannot set: its text begins with the objective, and the others must be equal for the
 arms to be comparable."""
+OWN = ("evaluation.trajectories", "evaluation.choose", "evaluation.state_noise")
+"""Settings of a shared section that an arm may set: how it answers, for which each rule has means of its own."""
 
 
 ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,39}")
@@ -130,7 +132,7 @@ def _setting(word: str) -> tuple[str, Any]:
     if not equals or not value:
         raise UserError(f"'{word}' is not a setting of an arm; write it as denoise.context=concat, without spaces")
     for shared in SHARED:
-        if name == shared or name.startswith(f"{shared}."):
+        if name not in OWN and (name == shared or name.startswith(f"{shared}.")):
             raise UserError(f"an arm cannot set {name}, which all arms share; set it for all of them")
     return name, parse_flag(name, value)
 

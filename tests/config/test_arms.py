@@ -84,6 +84,7 @@ def test_slugs_are_names_of_files_and_differ(config):
     ("denoise denoise.contxt=concat", "did you mean 'context'"),
     ("denoise data.length=8", "which all arms share"),
     ("denoise seed=8", "which all arms share"),
+    ("denoise evaluation.num_problems=8", "which all arms share"),
     ("denoise model.width=[", "not a YAML value"),
     ("a=ar,a=denoise", "'a' is listed twice; give the two different names"),
     ("a=ar,a=ar", "'a' is listed twice; list it once"),
@@ -119,3 +120,14 @@ def test_a_value_in_brackets_may_have_commas_spaces_and_further_brackets():
     assert [(stage.until, stage.mean) for stage in a.config.recurrence.stages] == [(0.25, 1), (0.5, 3)]
     assert b.config.recurrence.depths == {1: 5, 4: 1}
     assert (a.own, b.name) == (("recurrence.mean", "recurrence.stages"), "b")
+
+
+def test_an_arm_has_its_own_trajectories_and_choice():
+    """Each rule has its own: a halting head, a denoiser's second reading."""
+    config = load_config(None, {"task.name": "sudoku", "denoise.context": "inject"})
+    arms = parse_arms(config, "denoise evaluation.trajectories=4 evaluation.choose=consistent,"
+                              "one-step evaluation.trajectories=8 evaluation.choose=head evaluation.state_noise=0.1")
+    assert [(arm.config.evaluation.trajectories, arm.config.evaluation.choose) for arm in arms] == [
+        (4, "consistent"), (8, "head")]
+    with pytest.raises(UserError, match="consistent"):
+        parse_arms(config, "full evaluation.trajectories=4 evaluation.choose=consistent")
