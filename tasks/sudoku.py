@@ -77,6 +77,10 @@ class Sudoku(Task):
                             f"{self.size}; set size: {int(length**0.5)}")
 
     def options_for_file(self, path: str) -> dict[str, Any]:
+        cells = read_puzzles(path, *READING)[0].questions.shape[1]
+        if cells != self.size**2:
+            raise UserError(f"--puzzles {path} has boards of size {int(cells**0.5)}, and this run was trained on size "
+                            f"{self.size}; take a run of that size")
         return {"size": self.size, "path": path}
 
     def make(self, rng: np.random.Generator, difficulty: int, *, heldout: bool) -> Problem:

@@ -57,7 +57,10 @@ class Bench(Verb):
         from looped.cost import bench_step, block_memory, mfu
 
         if self.what == "step":
-            notice_arms(parse_arms(config, self.objectives), settings)
+            arms = parse_arms(config, self.objectives)
+            for name in (name for arm in arms for name in arm.own if name.startswith("evaluation.")):
+                raise UserError(f"{name} is for answers, and bench step times training; leave it out of the arms")
+            notice_arms(arms, settings)
         else:
             notice(config, settings)
         if self.what == "memory":

@@ -131,7 +131,7 @@ class Eval(Verb):
             if whole and self.tasks is not None:
                 self._ask_tasks(run, place, depths or run.config.evaluation.depths)
             elif whole:
-                self._measure(run, place, domain, depths or run.config.evaluation.depths)
+                self._measure(run, place, domain, depths or run.config.evaluation.depths, settings)
             else:
                 self._of_block(run, place, domain.unit)
 
@@ -149,7 +149,7 @@ class Eval(Verb):
                 raise UserError(f"{flag_of(flag)} evaluates held-out text, which --tasks replaces; run looped eval "
                                 f"once with each")
 
-    def _options(self, run) -> "Options":
+    def _options(self, run, settings: Settings) -> "Options":
         """The options of this command, with the models they name loaded. Raises UserError."""
         from looped.evaluation.options import Options
         from looped.evaluation.sample_quality import Reference
@@ -163,23 +163,24 @@ class Eval(Verb):
             match=Reference(str(other.path), other.objective, other.config.main_depth) if other is not None else None,
             judge=open_judge(self.judge, run) if self.judge is not None else None,
             mauve=open_encoder(self.mauve, run.device) if self.mauve is not None else None,
-            difficulties=self._difficulties(run),
+            difficulties=self._difficulties(run, settings),
             exits=[Exit.parse(part) for part in self.exits.split(",")] if self.exits is not None else [],
             features=open_features(self.features, run) if self.features is not None else None,
             per_token=self.per_token)
 
-    def _difficulties(self, run) -> list[int] | None:
-        """The difficulties to measure; None: those of the run's config. Other puzzles have their own."""
+    def _difficulties(self, run, settings: Settings) -> list[int] | None:
+        """The difficulties to measure; None: those of the config. Other puzzles have their own."""
         if self.difficulties is not None:
             return parse_levels(self.difficulties)
-        return list(run.data.task.tested) if self.puzzles is not None else None
+        own = self.puzzles is not None and "evaluation.difficulties" not in settings
+        return list(run.data.task.tested) if own else None
 
-    def _measure(self, run, place, domain: "Domain", depths: list[int]) -> None:
+    def _measure(self, run, place, domain: "Domain", depths: list[int], settings: Settings) -> None:
         """Evaluate the whole model and print the table."""
         from looped.evaluation.result_files import SEQUENCES
         from looped.reports.markdown import markdown
 
-        options = self._options(run)
+        options = self._options(run, settings)
         with self._files(run, place) as files:
             files.add({SEQUENCES: domain.sequences(run.data, run.config, options)})
             found = domain.evaluate(run.objective, run.data, run.config, depths, options, keep=files.keep)

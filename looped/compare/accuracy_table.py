@@ -2,10 +2,14 @@
 
 from collections.abc import Sequence
 
+from looped.compare.accuracy_measure import ShareMeasured
 from looped.compare.accuracy_summary import Level, ShareSummary
 from looped.compare.plan import Plan
 from looped.compare.table_cells import closing_notes, cost_cells, difference_cell, mean_cell, over_seeds
+from looped.config import load_config
+from looped.config.arms import OWN
 from looped.reports.sections import Table
+from looped.training.runs import CONFIG
 
 AT = {"trained": "trained depth", "best": "best depth", "deepest": "deepest"}
 TRIED = ("any trajectory", "layer forwards per answer")
@@ -64,12 +68,24 @@ def share_notes(arms: Sequence[ShareSummary], plan: Plan, *, one: str, group: st
            f"trajectories."] if _several(arms) else []),
         f"against {arms[0].name}: the difference at each arm's own best depth, paired by {one} and seed; the 95 % "
         f"interval is a bootstrap over {one}s of the mean over seeds, so it does not include the spread between seeds.",
-        f"The training curves, the table at equal budgets and the budget at which an arm reaches another's final "
-        f"{first.gauge.name} use the evaluations in metrics.jsonl: {followed} at the best of the depths "
-        f"{', '.join(map(str, config.evaluation.depths))}. That depth is chosen on the same {one}s, so these values "
-        f"are slightly too good.",
+        f"The training curves, the tables of progress and at equal budgets, and the budget at which an arm reaches "
+        f"another's final {first.gauge.name} use the evaluations in metrics.jsonl: {followed} at the best of the "
+        f"depths {', '.join(map(str, config.evaluation.depths))}. That depth is chosen on the same {one}s, so these "
+        f"values are slightly too good.",
+        *([f"The evaluations during training of {', '.join(otherwise)} chose otherwise among trajectories than the "
+           f"table."] if (otherwise := _measured_otherwise(arms)) else []),
         *closing_notes(arms, plan),
     ]
+
+
+def _measured_otherwise(arms: Sequence[ShareSummary]) -> list[str]:
+    """Arms with a run that was evaluated during training with other settings of its answers than now."""
+    def changed(run: ShareMeasured) -> bool:
+        path = run.place.run / CONFIG
+        before = load_config(path) if path.is_file() else run.place.config
+        return any(before.value(name) != run.place.config.value(name) for name in OWN)
+
+    return [arm.name for arm in arms if any(map(changed, arm.runs))]
 
 
 def image_notes(arms: Sequence[ShareSummary], plan: Plan) -> list[str]:

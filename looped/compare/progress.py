@@ -16,7 +16,7 @@ from looped.compare.summary import ArmSummary, Spread, spread
 from looped.compare.table_cells import over_seeds
 from looped.reports.sections import Heading, Prose, Section, Table
 
-FRACTIONS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
+FRACTIONS = (0.1, 0.2, 0.5, 1.0)
 """Fractions of the largest budget that every run reached."""
 
 
@@ -49,12 +49,14 @@ class Reached:
 
 
 def progress(arms: Sequence[ArmSummary], plan: Plan) -> dict[float, list[AtEqual]]:
-    """Fraction of the budget -> every arm there; none for a metric without milestones."""
+    """Fraction of the budget -> every arm there, but for fractions before every first evaluation; none for a metric
+    without milestones."""
     if not arms[0].runs[0].gauge.milestones:
         return {}
     unit = unit_of(plan)
     whole = spent_by_all(arms)[unit]
-    return {fraction: [at_budget(arm, unit, fraction * whole) for arm in arms] for fraction in FRACTIONS}
+    found = {fraction: [at_budget(arm, unit, fraction * whole) for arm in arms] for fraction in FRACTIONS}
+    return {fraction: there for fraction, there in found.items() if any(each.value for each in there)}
 
 
 def reached(arms: Sequence[ArmSummary], plan: Plan) -> list[Reached]:

@@ -196,6 +196,9 @@ def notice_arms(arms: Sequence[Arm], names: Iterable[str]) -> None:
     for arm in arms:
         for each in sentences(unread(arm.config, arm.own)):
             warnings.warn(f"arm '{arm.name}': {each}", stacklevel=3)
+    names = list(names)
+    for name in (each for each in names if all(each in arm.own for arm in arms)):
+        warnings.warn(f"--{name} has no effect, since every arm sets it itself", stacklevel=3)
     everywhere = [unread(arm.config, names) for arm in arms]
     nowhere = {name: " and ".join(dict.fromkeys(found[name] for found in everywhere)) for name in everywhere[0]
                if all(name in found for found in everywhere)}

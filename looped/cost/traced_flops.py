@@ -32,6 +32,7 @@ from looped.domains.base import Inputs
 from looped.errors import UserError
 from looped.models.build import unseeded
 from looped.nn import fused
+from looped.nn.backends import counted_for
 from looped.nn.blocks import OwnBlock
 from looped.objectives import Objective, build_objective
 from looped.precision import Precision, training_device
@@ -113,7 +114,7 @@ class FakeTraining:
         random = Unvalued(self.mode, len(part), decisions)
 
         def loss() -> Tensor:
-            with self.precision.autocast():
+            with self.precision.autocast(), counted_for(training_device()):
                 return self.objective(part, random).value
 
         self.objective.zero_grad()

@@ -3,7 +3,8 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from looped.config.data import TaskConfig
@@ -16,6 +17,8 @@ HELDOUT_SEED = 0
 """The seed of all held-out problems."""
 FINGERPRINTED = 4
 """Number of problems per trained level that enter the fingerprint of a task."""
+MEASURED = 256
+"""Number of held-out problems per level that enter the fingerprint of other puzzles."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +56,14 @@ class ProblemStream:
 
 @dataclass(frozen=True)
 class TaskData:
-    """The problems of a task; members in common with `TextData` have the same names."""
+    """The problems of a task; members in common with `TextData` have the same names. source: a phrase for where they
+    come from; trained_on: the difficulties of the run that is measured on them, if it was trained on other problems."""
 
     task: Task
     train: ProblemStream
     fingerprint: str
+    source: str | None = None
+    trained_on: tuple[int, int] | None = None
 
     tokenizer = picture = end_of_text = None
     """No text: the symbols are the tokens."""
@@ -71,9 +77,14 @@ class TaskData:
         return self.train.causal
 
     @property
+    def trained(self) -> tuple[int, int]:
+        """The lowest and the highest difficulty in training."""
+        return self.trained_on or (self.train.low, self.train.high)
+
+    @property
     def facts(self) -> dict[str, Any]:
         """Facts that identify the problems, by name."""
-        return {"source": f"task {self.task.name}", "lowest difficulty": self.train.low,
+        return {"source": self.source or f"task {self.task.name}", "lowest difficulty": self.train.low,
                 "highest difficulty": self.train.high, "causal": self.causal, "window": self.train.window,
                 "symbols": self.vocab_size, "contents": self.fingerprint[:16]}
 
@@ -111,10 +122,19 @@ def prepare_task(config: TaskConfig) -> TaskData:
 
 
 def puzzles_of_file(config: TaskConfig, path: str) -> TaskData:
-    """The puzzles of a file, in the form of a config's task: its held-out part is for evaluation, at every difficulty
-    that the file has. Raises UserError for a task without files, and for a file that it does not accept."""
-    options = find_task(config.name, config.options).options_for_file(path)
-    return prepare_task(config.model_copy(update={"options": options, "difficulty": None}))
+    """The puzzles of a file, to measure a run of this task on: its held-out part, at every difficulty that the file
+    has. Raises UserError for a task without files, and for a file that it does not accept."""
+    trained = find_task(config.name, config.options)
+    try:
+        data = prepare_task(config.model_copy(update={"options": trained.options_for_file(path), "difficulty": None}))
+    except UserError as error:
+        raise UserError(str(error).replace("task.options.path", "--puzzles")) from None
+    digest = hashlib.sha256()
+    for difficulty in data.task.tested:
+        for problem in data.heldout(MEASURED, difficulty):
+            digest.update(problem.inputs.astype("<i8").tobytes() + problem.targets.astype("<i8").tobytes())
+    return replace(data, fingerprint=digest.hexdigest()[:32], source=f"{config.name} of {Path(path).name}",
+                   trained_on=trained_range(config, trained))
 
 
 def trained_range(config: TaskConfig, task: Task | None = None) -> tuple[int, int]:

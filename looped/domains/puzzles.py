@@ -44,7 +44,7 @@ class PuzzlesEvaluated(Evaluated):
         data, solved = self.data, self.result.solved
         depths = next(iter(solved.per_example.values()))
         return [Prose(f"share of problems solved, with 95 % intervals; {data.task.difficulty}, trained from "
-                      f"{data.train.low} to {data.train.high}"),
+                      f"{data.trained[0]} to {data.trained[1]}"),
                 Table([data.task.difficulty, *(f"depth {depth}" for depth in depths)], solved.table()),
                 *self._by_any(), self._exits()]
 
@@ -77,7 +77,7 @@ class PuzzlesEvaluated(Evaluated):
             rows = [row_of(line) for line in files.read(ROWS)]
             write_depth_report(files.folder, DepthReport(
                 about.name, self._facts(config, about), data.task.difficulty,
-                Trained(trained_depths(config), (data.train.low, data.train.high)),
+                Trained(trained_depths(config), data.trained),
                 [row for row in rows if row.by is None], _solved(files), [self.result.stability],
                 [row for row in rows if row.by is not None], self.result.example))
             picture_blocks(files.folder, config)
@@ -86,7 +86,8 @@ class PuzzlesEvaluated(Evaluated):
     def _facts(self, config: Config, about: About) -> dict[str, str]:
         """The head of the report."""
         stamp, spent = about.stamp, about.spent
-        task = ", ".join([config.task.name, *(f"{name} {value}" for name, value in config.task.options.items())])
+        options = [f"{name} {value}" for name, value in config.task.options.items()]
+        task = self.data.source or ", ".join([config.task.name, *options])
         return {"task": task, "rule": config.objective, "seed": str(stamp.get("seed", config.seed)),
                 "step": f"{about.step:,}",
                 "training": f"{spent['layer_forwards']:,.0f} layer forwards, {spent['tokens']:,} tokens, "

@@ -225,7 +225,7 @@ def evaluate_task(objective: Objective, data: TaskData, config: Config, depths: 
     for part in exit_rows(objective, data, config, max(depths), levels, options.exits):
         keep(part)
         exits += part
-    level = min(levels, key=lambda each: (abs(each - data.train.high), each))
+    level = min(levels, key=lambda each: (abs(each - data.trained[1]), each))
     depth, _ = found.best(level)
     example = Example(data.task, *one_answer(objective, data, config, depth, level), level, depth)
     return TaskEvaluation(found, exits, stability(objective, data, config, max(depths), level), example)

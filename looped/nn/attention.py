@@ -6,6 +6,7 @@ Layout (batch, length, heads, head dim), as in xformers. Keys and values may hav
 import functools
 import math
 import warnings
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from looped.nn.backends import (
     expand_heads,
     needs_tensor,
     reason_not,
+    runs_wide,
     sum_heads,
     xformers_absent,
 )
@@ -48,7 +50,7 @@ def attention(q: Query, k: KeyValue, v: KeyValue, mask: Mask | Bool[Tensor, "*ba
     mask.check(q.shape[0], q.shape[1], k.shape[1])
     if type(mask) is CleanNoisy:
         return _clean_noisy(q, k, v, mask, backend)
-    return RUN[resolve_backend(backend, mask, q, k, v)](q, k, v, mask)
+    return _by_kernels(lambda q, k, v: RUN[resolve_backend(backend, mask, q, k, v)](q, k, v, mask), q, k, v)
 
 
 def context_attention(q: Query, k_context: KeyValue, v_context: KeyValue, k_own: Own, v_own: Own, *,
@@ -64,6 +66,19 @@ def context_attention(q: Query, k_context: KeyValue, v_context: KeyValue, k_own:
     _check_heads(q, k, v)
     _check_heads(q, k_own, v_own)
     _check_rows(q, k, k_own)
+    return _by_kernels(lambda *rows: _to_context(*rows, strict, backend), q, k, v, k_own, v_own)
+
+
+def _by_kernels(run: Callable[..., Tensor], *rows: Tensor) -> Tensor:
+    """`run(*rows)` in the dtype of the rows, computed in float32 where that is faster (`runs_wide`)."""
+    q, k = rows[:2]
+    if not runs_wide(q, k):
+        return run(*rows)
+    with torch.autocast("cpu", enabled=False):
+        return run(*(each.float() for each in rows)).to(q.dtype)
+
+
+def _to_context(q: Tensor, k: Tensor, v: Tensor, k_own: Tensor, v_own: Tensor, strict: bool, backend: str) -> Tensor:
     name = resolve_backend(backend, CleanNoisy(k.shape[1], strict), q, k, v)
     if q.shape[1] != k.shape[1]:
         return _context_formula(q, k, v, k_own, v_own, strict)

@@ -9,7 +9,8 @@ mask's exact class, since a subclass may allow other pairs.
 import functools
 import importlib.util
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -46,6 +47,33 @@ def sum_heads(x: Tensor, kv_heads: int) -> Tensor:
     return x if x.shape[2] == kv_heads else x.unflatten(2, (kv_heads, -1)).sum(3)  # B L (G n) K -> B L G K
 
 
+# ----------------------------------------------------------------------------- half precision on the CPU
+
+SHORT = 512
+"""On the CPU, most keys for which attention is faster in float32 than in half precision. Backward passes of SDPA over
+64 x 4 heads of 81 rows: 41 ms in bf16, 10 ms in float32; both passes over 4 x 4 heads of 512 rows: 24 ms each; over 2 x
+4 heads of 900 rows: 31 and 37 ms (torch 2.13, one thread of an AMD EPYC with AVX512-BF16)."""
+_counted_elsewhere = False
+"""True while costs on another device are counted on CPU tensors without values."""
+
+
+def runs_wide(q: Tensor, k: Tensor) -> bool:
+    """True if attention casts these to float32, of which autograd keeps copies: short rows in half precision on the
+    CPU."""
+    return q.device.type == "cpu" and q.dtype in HALF and k.shape[1] <= SHORT and not _counted_elsewhere
+
+
+@contextmanager
+def counted_for(device: torch.device) -> Iterator[None]:
+    """Attention on CPU tensors without values keeps what that on `device` would keep."""
+    global _counted_elsewhere
+    before, _counted_elsewhere = _counted_elsewhere, device.type != "cpu"
+    try:
+        yield
+    finally:
+        _counted_elsewhere = before
+
+
 # ----------------------------------------------------------------------------- SDPA
 
 
@@ -58,21 +86,8 @@ def needs_tensor(mask: Mask) -> bool:
     return type(mask) not in (Full, Causal, CleanNoisy)
 
 
-SHORT = 512
-"""On the CPU, most keys for which SDPA is faster in float32 than in half precision. Backward passes over 64 x 4 heads
-of 81 rows: 41 ms in bf16, 10 ms in float32; both passes over 4 x 4 heads of 512 rows: 24 ms each; over 2 x 4 heads of
-900 rows: 31 and 37 ms (torch 2.13, one thread of an AMD EPYC with AVX512-BF16)."""
-
-
 def run_sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
     """Attention by SDPA. Reads grouped heads and the (B, L, H, K) layout in place; the output has that layout."""
-    if q.device.type == "cpu" and q.dtype in HALF and k.shape[1] <= SHORT:
-        with torch.autocast("cpu", enabled=False):
-            return _run_sdpa(q.float(), k.float(), v.float(), mask).to(q.dtype)
-    return _run_sdpa(q, k, v, mask)
-
-
-def _run_sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
     num_queries, num_keys = q.shape[1], k.shape[1]
     options: dict = {"enable_gqa": q.shape[2] != k.shape[2]}
     empty = None

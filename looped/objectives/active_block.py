@@ -70,7 +70,7 @@ class OneBlock(Objective):
         return sum(share * layers for share, layers in zip(self.shares.tolist(), self.model.core_layers, strict=True))
 
     def layers_before(self, block: int) -> int:
-        """Layer forwards, without gradient, that a step of this block needs before it."""
+        """Layer forwards, without gradient, of the other blocks before a step of this block that needs them."""
         return 0
 
     @property

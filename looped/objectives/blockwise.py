@@ -8,9 +8,9 @@ the solver combines them: it evaluates each level with the block that owns it. B
 So a block can be trained without the others (`blocks.alone`): each step then equals the step of joint training in which
 this block is drawn, on the same data and noise.
 
-With `denoise.carry latent` the blocks share a latent instead: before a step of block b, the blocks above it run once in
-turn, without gradient, each at a level of its own on the way of z down to sigma, and hand their output on as a solver
-of one step per block does. Gradients, activations and optimiser state still belong to one block.
+With `denoise.carry latent` the blocks share a latent instead: in half of the steps of block b, the blocks above it run
+once in turn, without gradient, each at a level of its own on the way of z down to sigma, and hand their output on as a
+solver of one step per block does. Gradients, activations and optimiser state still belong to one block.
 """
 
 import itertools
@@ -30,7 +30,7 @@ from looped.models.language import LanguageModel
 from looped.nn.rows import Rows
 from looped.objectives.active_block import OneBlock
 from looped.objectives.base import Loss, Objective, rows_of_batch
-from looped.objectives.denoise import Denoise, only_sought
+from looped.objectives.denoise import Denoise, only_sought, reads_first
 from looped.rng import StepRandom
 
 
@@ -86,6 +86,8 @@ class Blockwise(OneBlockByLevel, Denoise):
         """z at `sigma` and, under a shared latent, the output of the blocks above the active one on z's way there."""
         if not self.hands_latents_on:
             return super()._start(e, batch, target, sigma, random, rows)
+        if not reads_first(random):
+            return self._noised(target, batch, sigma, random), None
         with torch.no_grad():
             levels = self._levels_down_to(rows.block, sigma, random)
             z, carry = self._noised(target, batch, levels[0], random), None
@@ -105,13 +107,11 @@ class Blockwise(OneBlockByLevel, Denoise):
         return levels[::-1]
 
     @property
-    def first_readings(self) -> float:
-        return 0.0 if self.hands_latents_on else super().first_readings
-
-    @property
     def first_layers(self) -> float:
+        if not self.hands_latents_on:
+            return super().first_layers
         above = sum(share * self.layers_before(block) for block, share in enumerate(self.shares.tolist()))
-        return super().first_layers + above
+        return self.first_readings * above
 
     def layers_before(self, block: int) -> int:
         if not self.hands_latents_on:

@@ -300,3 +300,14 @@ def test_a_flag_within_a_setting_is_checked_as_that_setting():
     flags = {"task.name": "sudoku", "task.options.size": 4, "data.mixture.a.weight": 3, "denoise.context": "inject"}
     found = unread(load_config(None, flags), flags)
     assert found == {"data.mixture": "task.name sudoku"}
+
+
+def test_a_common_flag_that_every_arm_sets_itself_is_told():
+    config = load_config(None, {"task.name": "sudoku", "denoise.context": "inject"})
+    own = "evaluation.trajectories=2"
+    with pytest.warns(UserWarning, match=r"--evaluation\.trajectories has no effect, since every arm sets it itself"):
+        notice_arms(parse_arms(config, f"denoise {own},full {own} evaluation.state_noise=0.1"),
+                    ["evaluation.trajectories"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        notice_arms(parse_arms(config, f"denoise {own},full"), ["evaluation.num_problems"])

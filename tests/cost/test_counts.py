@@ -10,6 +10,7 @@ from looped.cost.counts import count as counted_anew
 from looped.cost.traced_flops import Products, flops_of, kept_bytes
 from looped.domains import domain_of
 from looped.models.build import build
+from looped.nn.backends import SHORT
 from looped.objectives import build_objective
 from looped.precision import Precision
 from looped.rng import StepRandom
@@ -279,3 +280,13 @@ def test_the_table_names_every_figure():
     text = format_counts(count(config_of("denoise"), VOCAB))
     assert len(text.splitlines()) == 6
     assert "MB" in text
+
+
+@pytest.mark.parametrize(("device", "jumps"), [("cuda", False), ("cpu", True)])
+def test_the_float32_copies_of_attention_on_the_cpu_are_counted_for_the_cpu_alone(monkeypatch, device, jumps):
+    """Up to 512 keys, bf16 keeps them there: less text would need more memory than a little more."""
+    monkeypatch.setattr("looped.cost.traced_flops.training_device", lambda: torch.device(device))
+    settings = {"training.precision": "bf16", "model.attention": "auto"}
+    short, long = (counted_anew(config_of("ar", **settings, **{"data.length": length}), VOCAB).saved_activation_bytes
+                   for length in (SHORT, SHORT + 1))
+    assert (short > long) == jumps

@@ -1,5 +1,7 @@
 """Blocks that share a latent: each trains alone, on the output of the blocks above it."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from looped.models.build import build
 from looped.nn.rows import Rows
 from looped.objectives import build_objective
 from looped.objectives.base import rows_of_batch
+from looped.objectives.denoise import reads_first
 from looped.rng import StepRandom, generator
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of the same calls
@@ -35,13 +38,14 @@ def tokens():
     return torch.randint(V, (B, L + 1), generator=generator("tokens"))
 
 
-def step_of(objective, block):
-    """A step in which this block is active."""
-    return next(step for step in range(60) if objective.sample_block(StepRandom(0, step, count=1)) == block)
+def step_of(objective, block, latent=True):
+    """A step in which this block is active, and has a latent or not."""
+    return next(step for step in range(60) if objective.sample_block(StepRandom(0, step, count=1)) == block
+                and reads_first(StepRandom(0, step, count=B)) == latent)
 
 
-def loss_of(objective, block):
-    return objective(tokens(), StepRandom(0, step_of(objective, block), count=B))
+def loss_of(objective, block, latent=True):
+    return objective(tokens(), StepRandom(0, step_of(objective, block, latent), count=B))
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
@@ -53,22 +57,19 @@ def test_the_active_block_alone_gets_a_gradient(context):
             assert all((p.grad is not None) == (number == block) for p in other.parameters())
 
 
-@pytest.mark.parametrize("carry", ["latent", "none"])
-def test_a_block_hears_the_blocks_above_it_and_none_below(carry):
-    """And without a carry, none at all."""
+@pytest.mark.parametrize("latent", [True, False])
+def test_a_block_hears_the_blocks_above_it_and_none_below_and_in_half_of_the_steps_none(latent):
     for block in range(N):
         objective = make()
-        if carry == "none":
-            torch.nn.init.zeros_(objective.denoiser.carry_proj.weight)
-        before = loss_of(objective, block).value.item()
+        before = loss_of(objective, block, latent).value.item()
         for number, other in enumerate(objective.model.recurrence.core.blocks):
             if number != block:
                 with torch.no_grad():
                     for parameter in other.parameters():
                         parameter.mul_(1.5)
-                heard = loss_of(objective, block).value.item() != before
-                assert heard == (carry == "latent" and number < block)
-                before = loss_of(objective, block).value.item()
+                heard = loss_of(objective, block, latent).value.item() != before
+                assert heard == (latent and number < block)
+                before = loss_of(objective, block, latent).value.item()
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
@@ -107,6 +108,30 @@ def test_z_of_the_trained_block_is_the_truth_with_noise_of_its_level(monkeypatch
     assert noise.mean().item() == pytest.approx(0, abs=0.02)
 
 
+@torch.no_grad()
+def test_the_blocks_above_and_the_trained_one_see_one_path_of_z(monkeypatch):
+    """The noises of two levels share what is left of the higher one: their covariance is the square of the lower level,
+    so that divided by it they have the ratio of the levels as their correlation. Drawn anew it would be 0."""
+    objective, seen = make(), []
+    target = objective.denoiser.target(tokens()[:, 1:])
+    def recorded(run):
+        return lambda z, sigma, *args, **kwargs: seen.append(
+            (z - target, sigma.float().view(-1, 1, 1))) or run(z, sigma, *args, **kwargs)
+
+    for name in ("passed_on", "trace"):
+        monkeypatch.setattr(objective.denoiser, name, recorded(getattr(objective.denoiser, name)))
+    ratios, expected = [], []
+    for step in range(300):
+        seen.clear()
+        objective(tokens(), StepRandom(0, step, count=B))
+        for (high, upper), (low, lower) in itertools.pairwise(seen):
+            ratios.append((high / upper * low / lower).mean())
+            expected.append((lower / upper).mean())
+    assert len(ratios) > 100
+    assert torch.stack(ratios).mean().item() == pytest.approx(torch.stack(expected).mean().item(), abs=0.02)
+    assert torch.stack(expected).mean() > 0.1
+
+
 def test_levels_fall_where_intervals_overlap():
     objective = make(**{"blocks.overlap": 0.4})
     for step in range(40):
@@ -133,15 +158,17 @@ def test_layer_forwards_count_the_blocks_above(context, monkeypatch):
         monkeypatch.setattr(layers[1], "record", lambda *args, **kwargs: count(None, None, record(*args, **kwargs)))
     counted = 0.0
     for block, share in enumerate(objective.shares.tolist()):
-        loss_of(objective, block)
-        counted += share * sum(calls)
-        calls.clear()
+        for latent in (True, False):
+            loss_of(objective, block, latent)
+            counted += share * sum(calls) / 2
+            calls.clear()
     assert objective.layer_forwards() == pytest.approx(counted)
     assert objective.layer_forwards() > make(**{"denoise.context": context, "denoise.carry": "none"}).layer_forwards()
 
 
 def test_costs_are_counted_for_every_number_of_blocks_above():
-    assert [block for _, made in make().decisions() if (block := made["block"]) is not None] == [0, 1, 2]
+    found = [(made["block"], made["first reading"], weight) for weight, made in make().decisions()]
+    assert sorted(found) == [(block, first, pytest.approx(1 / 6)) for block in range(3) for first in (False, True)]
     assert len(make(**{"denoise.carry": "none"}).decisions()) == 2  # blocks 0 and 2 have one layer each
 
 

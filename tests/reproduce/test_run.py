@@ -40,7 +40,8 @@ TASKS = {
     "arms": {"denoise": {"text": "denoise"}, "loop": {"text": "full optim.lr=0.01"}},
     "entries": {"sums": {"settings": {"task.name": "prefix-sums"}, "own": {"loop": {"optim.lr": 0.002}}},
                 "parity": {"settings": {"task.name": "parity", "task.layout": "causal"}, "amount": 50}},
-    "scales": {"cpu": {"time": "seconds"}}, "amount": 60,
+    "scales": {"cpu": {"time": "seconds", "evaluate": [
+        {"evaluation": "twice", "arms": ["loop"], "settings": {"evaluation.trajectories": 2}}]}}, "amount": 60,
     "columns": [{"label": "solved", "where": {"kind": "equal", "budget": "layer_forwards"}, "show": "equal"}],
     "details": [{"label": "{difficulty}", "where": {"kind": "share", "at": "deepest"}, "show": "with depth"}]}
 
@@ -106,6 +107,9 @@ def test_every_entry_has_a_comparison_and_an_arm_that_one_refuses_a_footnote(wri
     assert "optim.lr=0.002" in (tmp_path / "out/sums/compare.md").read_text()
     assert "optim.lr=0.01" in (tmp_path / "out/parity/compare.md").read_text()
     assert not (tmp_path / "out/parity/denoise.yaml").exists()
+    rows = [json.loads(line) for line in (tmp_path / "out/tiny.jsonl").read_text().splitlines()]
+    assert {(row["arm"], row["evaluation"], row["trajectories"]) for row in rows
+            if row["kind"] == "evaluation" and row["metric"] == "solved"} == {("loop", "twice", 2)}
     capsys.readouterr()
 
     assert main([*command, "--amount", "70"]) == 2  # another comparison than the folder's

@@ -172,3 +172,22 @@ def test_writers_have_a_line_a_depth_and_a_perplexity_a_judge(tabled):
 def test_an_arm_of_more_than_one_budget_says_so(tabled):
     _, text = tabled(lambda arm, number: [], "huginn_table5")
     assert "- denoise: `denoise`, 15 times the budget" in text
+
+
+def test_progress_and_the_seconds_to_a_share_with_the_seeds_that_reach_it(tabled):
+    def rows(arm, number):
+        reached = {"kind": "reached", "arm": arm, "budget": "seconds", "milestone": 0.95, "num_seeds": 2}
+        return [*({"kind": "progress", "fraction": fraction, **{name: value for name, value in equal(
+                    arm, "seconds", fraction * number / 4, num=0 if fraction == 0.1 else 2).items() if name != "kind"}}
+                  for fraction in (0.1, 0.2, 0.5, 1.0)),
+                reached | ({"mean": 31.25, "sd": 2.0, "num": 2, "early": True} if number == 1 else
+                           {"num": 0, "early": False} if number == 2 else
+                           {"mean": 45.0, "num": 1, "early": False}), *costs(arm, number)]
+
+    _, text = tabled(rows, "puzzles_per_hour", arms="denoise,trm,full", entries="sudoku4")
+    denoise, trm, full = tables(text)[0]
+    assert denoise["sudoku4: after a tenth"] == LATER
+    assert [line["sudoku4: half"] for line in (denoise, trm, full)] == [
+        "0.125 ± 0.050", "0.250 ± 0.050", "0.375 ± 0.050"]
+    assert [line["sudoku4: to 0.95"] for line in (denoise, trm, full)] == [
+        "at most 31.2 ± 2", "not reached", "45 (1 of 2 seeds)"]

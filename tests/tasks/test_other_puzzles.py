@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ from puzzle_helpers import as_text, write_csv
 from looped.cli import main
 from looped.config import load_config
 from looped.data.task import find_task
+from looped.data.task_data import puzzles_of_file
 from looped.tasks.sudoku_techniques import deduce
+from looped.training.data_identity import label_of
 from looped.training.train import train
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of the same calls
@@ -50,18 +53,41 @@ def puzzles(tmp_path):
 
 def test_a_run_is_evaluated_on_other_puzzles_at_their_difficulties_and_beside_its_own(run, puzzles, capsys):
     assert main(["eval", str(run), "--puzzles", str(puzzles)]) == 0
-    assert "empty cells at most" in capsys.readouterr().out
+    assert "empty cells at most, trained from 6 to 6" in capsys.readouterr().out
     (rows,) = (run / "other").glob("*/eval/depth.jsonl")
     found = [json.loads(line) for line in rows.read_text().splitlines()]
     assert {row["difficulty"] for row in found if row["metric"] == "solved"} == {8}
     assert not (run / "eval" / "depth.jsonl").exists()
+    assert "sudoku of puzzles" in (rows.parents[1] / "report.md").read_text()
+
+
+def test_other_puzzles_have_the_name_and_the_contents_of_their_file(run, puzzles, tmp_path):
+    """Not its path: the same puzzles elsewhere are the same data, others of the same name are not."""
+    def label(path):
+        return label_of(puzzles_of_file(load_config(run / "config.yaml").task, str(path)))
+
+    first = label(puzzles)
+    assert first.startswith("sudoku of puzzles (")
+    assert label(shutil.copytree(puzzles, tmp_path / "copied" / "puzzles")) == first
+    fewer = shutil.copytree(puzzles, tmp_path / "fewer" / "puzzles")
+    lines = (fewer / "test.csv").read_text().splitlines()
+    (fewer / "test.csv").write_text("\n".join(lines[:12]) + "\n")
+    assert label(fewer) != first
+
+
+def test_difficulties_of_the_command_are_measured(run, puzzles, capsys):
+    assert main(["eval", str(run), "--puzzles", str(puzzles), "--evaluation.difficulties", "[9]", "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {row["difficulty"] for row in rows} == {9}
 
 
 def test_puzzles_of_another_size_or_for_a_task_without_files_are_refused(run, puzzles, tmp_path, capsys):
     nine = find_task("sudoku", {"size": 9, "unique": True})
     path = write_csv(tmp_path / "nine.csv", [as_text(nine, nine.problem(0, n, 40)) for n in range(4)])
     assert main(["eval", str(run), "--puzzles", path]) == 2
-    assert "has boards of size 9, but task.options.size is 4" in capsys.readouterr().err
+    assert "has boards of size 9, and this run was trained on size 4" in capsys.readouterr().err
+    assert main(["eval", str(run), "--puzzles", "nowhere.csv"]) == 2
+    assert "--puzzles: nowhere.csv cannot be read" in capsys.readouterr().err
     train(load_config(None, TINY | {"task.name": "parity", "task.difficulty": [4, 4]}), tmp_path / "parity")
     assert main(["eval", str(tmp_path / "parity"), "--puzzles", str(puzzles)]) == 2
     assert "task parity reads no puzzles from files" in capsys.readouterr().err
@@ -75,7 +101,7 @@ def test_failures_are_counted_by_the_technique_and_the_round_of_each_cell(run, c
     task = find_task("sudoku", {"size": 4, "unique": True})
     problems = [task.problem(0, number, 9) for number in range(2)]
     right = [problems[0].targets == problems[0].targets, problems[1].targets != problems[1].targets]
-    found = [(mask, problem.scored, deduce(problem.inputs, task.box))
+    found = [script.Answered(mask, problem.scored, deduce(problem.inputs, task.box))
              for mask, problem in zip(right, problems, strict=True)]
     single = script.by_technique(found).splitlines()[2].split("|")
     assert [cell.strip() for cell in single[1:6]] == ["single", "2", "0.500", "18", "0.500"]
@@ -83,3 +109,24 @@ def test_failures_are_counted_by_the_technique_and_the_round_of_each_cell(run, c
     counts = [int(line.split("|")[2]) for line in script.by_round(found).splitlines()[2:]]
     assert sum(counts) == 18
     assert np.argmax(counts) < 4
+
+
+@pytest.mark.parametrize(("words", "why"), [
+    (["--num", "0"], "at least 1"), (["--evaluation.trajectories"], "not a setting with a value"),
+    (["--evaluation.trajektories=2"], "evaluation.trajektories")])
+def test_a_bad_flag_of_the_script_is_one_sentence(run, words, why, capsys):
+    with pytest.raises(SystemExit) as ended:
+        failures().main([str(run), "--difficulty", "8", "--depth", "1", *words])
+    assert ended.value.code == 2
+    assert why in capsys.readouterr().err
+
+
+def test_puzzles_of_several_solutions_and_other_tasks_are_refused(tmp_path, capsys):
+    for name, task in (("many", SUDOKU | {"task.options": {"size": 4}, "task.difficulty": [12, 12]}),
+                       ("parity", {"task.name": "parity", "task.difficulty": [4, 4]})):
+        train(load_config(None, TINY | task), tmp_path / name)
+        with pytest.raises(SystemExit):
+            failures().main([str(tmp_path / name), "--difficulty", "4" if name == "parity" else "12", "--depth", "1"])
+    said = capsys.readouterr().err
+    assert "puzzles have several solutions" in said
+    assert "was trained on parity; this script is for sudoku" in said
