@@ -12,7 +12,7 @@ CHOICES = {
     "confidence": "the one whose readout has the highest mean log-probability of its own answer",
     "residual": "the one whose latent moved least in its last three steps, relative to its norm",
     "head": "the one that the halting head of one-step rates most likely right",
-    "consistent": "the one that a denoiser is most confident of after renoising it",
+    "consistent": "the one that a denoiser is most confident of on reading it again",
 }
 """Name -> description of the chosen answer."""
 OF_READOUTS = ("mean", "vote", "cell-vote", "confidence")
@@ -20,7 +20,7 @@ OF_READOUTS = ("mean", "vote", "cell-vote", "confidence")
 OF_STEPS = (*OF_READOUTS, "residual")
 """Choices that also need the latents on the way."""
 NEEDS = {"residual": "the latents of a loop or a solver", "head": "a halting head, which one-step trains",
-         "consistent": "a denoiser that judges a renoised answer"}
+         "consistent": "a denoiser that reads an answer again"}
 """Choice -> what a rule must have for it."""
 
 

@@ -7,7 +7,7 @@
     residual     the trajectory whose latent moved least in its last three steps (EqR, Huang et al. 2026, arXiv
                  2605.21488, whose code measures it by the logits: evaluators/eval_fn.py of locuslab/EqR at 4d45856)
     head         the trajectory with the highest logit of the halting head (PTRM's best-Q)
-    consistent   the trajectory whose answer a denoiser is most confident of after renoising it
+    consistent   the trajectory whose answer a denoiser is most confident of on reading it again
 
 Means are over the predicted cells. Ties go to the first trajectory. A custom choice is a subclass of `Choice`, named by
 the dotted path of the class.
@@ -30,7 +30,7 @@ from looped.inference.cost import NUM_CHECKS
 from looped.tensor_types import Float, Int
 
 Renoised = Callable[[Int[Tensor, "batch length"], int], Float[Tensor, "batch"]]
-"""(answers, number of the trajectory) -> a denoiser's confidence in them after renoising."""
+"""(answers, number of the trajectory) -> a denoiser's confidence in them on reading them again."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class Head(Best):
 
 
 class Consistent(Best):
-    """The denoiser's confidence in the answer after renoising it."""
+    """The denoiser's confidence in the answer on reading it again."""
 
     num_checks: ClassVar[int] = NUM_CHECKS
 

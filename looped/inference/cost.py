@@ -22,8 +22,8 @@ from torch import Tensor
 
 from looped.tensor_types import Float, Int
 
-NUM_CHECKS = 4
-"""Number of fresh noisings of an answer over which its self-consistency is averaged."""
+NUM_CHECKS = 8
+"""Number of second readings of an answer (`looped.diffusion.second_reading`)."""
 
 
 @dataclass(frozen=True)

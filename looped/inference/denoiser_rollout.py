@@ -13,11 +13,13 @@ from torch import Tensor
 from looped.config.denoise import DenoiseConfig
 from looped.config.training import EvaluationConfig
 from looped.data.batch import Batch
-from looped.devices import now
+from looped.devices import now, to_device
 from looped.diffusion.clean_estimate import bridge
 from looped.diffusion.denoiser import Denoiser, levels_of
+from looped.diffusion.edm import align
 from looped.diffusion.samplers import Settling
 from looped.diffusion.schedules import block_schedule
+from looped.diffusion.second_reading import check_level, second_readings
 from looped.diffusion.solver_from_config import evaluated_levels, solve
 from looped.inference.autoregressive import Writing, one_after_another
 from looped.inference.choices import Runs, choice_of
@@ -65,7 +67,7 @@ class SolverRollout(Rollout):
     def answer_cost(self, depth: int, config: EvaluationConfig, *, early: bool = False) -> Cost:
         networks = 1 if self.objective.config.guidance == 1 else 2
         num_checks = choice_of(config.choose).num_checks * config.trajectories if config.trajectories > 1 else 0
-        checks = self._readings(torch.tensor([check_level(self.objective)], dtype=torch.float64)) * num_checks
+        checks = self._readings(torch.tensor([check_level(self.objective.noise)], dtype=torch.float64)) * num_checks
         return Cost(self._before, self._solver(depth, networks), runs=config.trajectories, networks=networks,
                     checks=tuple(checks), together=self.objective.config.context != "inject")
 
@@ -173,11 +175,6 @@ class SolverRollout(Rollout):
         return denoiser.trace(z, sigma, e, rows.having(block=None if denoiser.edges is None else 0))[1]
 
 
-def check_level(objective: Denoise) -> float:
-    """The noise level at which an answer's self-consistency is measured: the geometric mean of both ends."""
-    return (objective.noise.sigma_min * objective.noise.sigma_max) ** 0.5
-
-
 class Solver:
     """The configured solver of a denoiser on one batch of problems."""
 
@@ -243,15 +240,20 @@ class Solver:
 
     def consistency(self, answers: Int[Tensor, "batch length"], random: StepRandom,
                     stream: str) -> Float[Tensor, "batch"]:
-        """The denoiser's confidence in an answer that is noised afresh: the mean log-probability per cell at
-        `check_level`, over `NUM_CHECKS` noisings."""
-        target, level, total = self.denoiser.target(answers), check_level(self.objective), 0.0
-        for check in range(NUM_CHECKS):
+        """The denoiser's confidence in an answer on reading it again `NUM_CHECKS` times (`second_readings`): the mean
+        log-probability per cell."""
+        target, sought = self.denoiser.target(answers), self.batch.sought
+        total, times = torch.zeros_like(target[..., 0]), torch.zeros_like(target[..., 0])
+        readings = second_readings(self.config, self.objective.noise, sought, NUM_CHECKS,
+                                   lambda: own_normal(random, f"{stream}parts", self.batch, 1).squeeze(-1))
+        for check, (level, judged) in enumerate(readings):
+            sigma = levels_of(target, level)
             eps = own_normal(random, f"{stream}check{check}", self.batch, target.shape[-1])
-            logits = self.denoiser(only_sought(target + level * eps, self.batch), levels_of(target, level), self.e,
-                                   self.rows)
-            total = total + self.batch.mean(logits.log_softmax(-1).gather(-1, answers.unsqueeze(-1)).squeeze(-1))
-        return total / NUM_CHECKS
+            z = only_sought(target + to_device(align(sigma, target).float(), target.device) * eps, self.batch)
+            log_probs = self.denoiser(z, sigma, self.e, self.rows).log_softmax(-1)
+            own = log_probs.gather(-1, answers.unsqueeze(-1)).squeeze(-1)
+            total, times = total + torch.where(judged, own, 0.0), times + judged
+        return self.batch.mean(total / times.clamp(min=1))
 
 
 def _put(old: Tensor | None, rows: Tensor, new: Tensor, num: int) -> Tensor:

@@ -194,7 +194,7 @@ def test_an_answer_costs_the_layers_that_run(settings, whole):
 
 @pytest.mark.parametrize(("settings", "evaluations"), [
     ({}, 4), ({"denoise.solver": "heun"}, 7), ({"evaluation.trajectories": 4}, 16),
-    ({"evaluation.trajectories": 4, "evaluation.choose": "consistent"}, 32)], ids=str)
+    ({"evaluation.trajectories": 4, "evaluation.choose": "consistent"}, 48)], ids=str)
 def test_rows_of_a_task_count_solver_trajectories_and_checks(settings, evaluations):
     """One layer and depth 4; the positive control is the first, where nothing multiplies."""
     one = {"task.name": "prefix-sums", "objective": "denoise", "denoise.context": "inject", "model.num_core_layers": 1,
