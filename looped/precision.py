@@ -4,7 +4,7 @@
     fp32    float32; on CUDA, unless `training.tf32` is off, products run in TF32: their inputs rounded to 10 bits of
             mantissa, sums in float32
     bf16    autocast: weights, residuals and losses in float32, products in bf16; on the CPU attention over few keys in
-            float32 (`looped.nn.backends.SHORT`)
+            float32 (`looped.nn.wide_attention.SHORT`)
 
 Everything that trains, times or counts a training step asks `Precision.of`.
 """

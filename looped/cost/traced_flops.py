@@ -32,8 +32,8 @@ from looped.domains.base import Inputs
 from looped.errors import UserError
 from looped.models.build import unseeded
 from looped.nn import fused
-from looped.nn.backends import counted_for
 from looped.nn.blocks import OwnBlock
+from looped.nn.wide_attention import counted_for
 from looped.objectives import Objective, build_objective
 from looped.precision import Precision, training_device
 from looped.rng import StepRandom

@@ -20,12 +20,12 @@ from looped.nn.backends import (
     expand_heads,
     needs_tensor,
     reason_not,
-    runs_wide,
     sum_heads,
     xformers_absent,
 )
 from looped.nn.mask_base import Mask, as_mask
 from looped.nn.masks import Causal, CleanNoisy
+from looped.nn.wide_attention import runs_wide
 from looped.tensor_types import Bool, Float
 
 Query = Float[Tensor, "batch queries heads dim"]

@@ -9,8 +9,7 @@ mask's exact class, since a subclass may allow other pairs.
 import functools
 import importlib.util
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,10 +20,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from looped.devices import pinned, to_device
 from looped.nn.masks import Causal, CleanNoisy, Full, Mask, Packed, Padded
+from looped.nn.wide_attention import HALF
 from looped.nn.xformers_build import load_fmha, unloaded
 
 BACKENDS = ("xformers", "flash", "cudnn", "sdpa", "flex")
-HALF = (torch.float16, torch.bfloat16)
 HALF_AND_SINGLE = (*HALF, torch.float32)
 
 
@@ -45,33 +44,6 @@ def expand_heads(x: Tensor, num_heads: int) -> Tensor:
 def sum_heads(x: Tensor, kv_heads: int) -> Tensor:
     """Add up the gradients of the query heads that share a key or value head: the reverse of `expand_heads`."""
     return x if x.shape[2] == kv_heads else x.unflatten(2, (kv_heads, -1)).sum(3)  # B L (G n) K -> B L G K
-
-
-# ----------------------------------------------------------------------------- half precision on the CPU
-
-SHORT = 512
-"""On the CPU, most keys for which attention is faster in float32 than in half precision. Backward passes of SDPA over
-64 x 4 heads of 81 rows: 41 ms in bf16, 10 ms in float32; both passes over 4 x 4 heads of 512 rows: 24 ms each; over 2 x
-4 heads of 900 rows: 31 and 37 ms (torch 2.13, one thread of an AMD EPYC with AVX512-BF16)."""
-_counted_elsewhere = False
-"""True while costs on another device are counted on CPU tensors without values."""
-
-
-def runs_wide(q: Tensor, k: Tensor) -> bool:
-    """True if attention casts these to float32, of which autograd keeps copies: short rows in half precision on the
-    CPU."""
-    return q.device.type == "cpu" and q.dtype in HALF and k.shape[1] <= SHORT and not _counted_elsewhere
-
-
-@contextmanager
-def counted_for(device: torch.device) -> Iterator[None]:
-    """Attention on CPU tensors without values keeps what that on `device` would keep."""
-    global _counted_elsewhere
-    before, _counted_elsewhere = _counted_elsewhere, device.type != "cpu"
-    try:
-        yield
-    finally:
-        _counted_elsewhere = before
 
 
 # ----------------------------------------------------------------------------- SDPA

@@ -10,7 +10,7 @@ from looped.cost.counts import count as counted_anew
 from looped.cost.traced_flops import Products, flops_of, kept_bytes
 from looped.domains import domain_of
 from looped.models.build import build
-from looped.nn.backends import SHORT
+from looped.nn.wide_attention import SHORT
 from looped.objectives import build_objective
 from looped.precision import Precision
 from looped.rng import StepRandom

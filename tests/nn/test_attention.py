@@ -13,16 +13,9 @@ from torch.nn.attention import SDPBackend
 from looped.errors import UserError
 from looped.nn import attention as module
 from looped.nn.attention import attention, available_backends, resolve_backend
-from looped.nn.backends import (
-    RUN,
-    SHORT,
-    reason_not,
-    run_xformers,
-    sdpa_declines,
-    xformers_operators,
-    xformers_ops,
-)
+from looped.nn.backends import RUN, reason_not, run_xformers, sdpa_declines, xformers_operators, xformers_ops
 from looped.nn.masks import Causal, CleanNoisy, Full, Mask, Packed, Padded
+from looped.nn.wide_attention import SHORT
 
 needs_xformers = pytest.mark.skipif(xformers_ops() is None, reason="xformers is not installed")
 unfused = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
