@@ -14,7 +14,7 @@ import numpy as np
 
 from looped.data.task import Task, rng_of
 from looped.errors import UserError
-from looped.tasks.puzzle_files import BLOCK, Faults, Puzzles, read_puzzles
+from looped.tasks.puzzle_files import BLOCK, Faults, Puzzles, read_puzzles, version_of
 from looped.tasks.puzzle_levels import Levels
 
 
@@ -91,7 +91,6 @@ def check_needs_path(path: object, options: Mapping[str, object]) -> None:
                             f"set; set it, or leave {name} out")
 
 
-@lru_cache(maxsize=4)
 def chosen_puzzles(path: str, symbols: str, faults: Faults, group: Group | None, num_puzzles: int | None,
                    ) -> tuple[Puzzles, Puzzles]:
     """(training, held-out) puzzles of a file, `num_puzzles` of the former (None: all), in the order of the file.
@@ -99,8 +98,14 @@ def chosen_puzzles(path: str, symbols: str, faults: Faults, group: Group | None,
     group: the symmetries that training applies; without those that are symmetric to a held-out puzzle, of which a
     notice says how many were met. Raises UserError for files that `read_puzzles` refuses, and if too few are left.
     """
-    train, heldout = read_puzzles(path, symbols, faults)
     _check_number(num_puzzles)
+    return _chosen(path, version_of(path), symbols, faults, group, num_puzzles)
+
+
+@lru_cache(maxsize=4)
+def _chosen(path: str, version: tuple[tuple[int, int], ...], symbols: str, faults: Faults, group: Group | None,
+            num_puzzles: int | None) -> tuple[Puzzles, Puzzles]:
+    train, heldout = read_puzzles(path, symbols, faults)
     total = len(train.questions)
     wanted = total if num_puzzles is None else num_puzzles
     order = np.arange(total) if num_puzzles is None else rng_of("training puzzles").permutation(total)
@@ -112,7 +117,7 @@ def chosen_puzzles(path: str, symbols: str, faults: Faults, group: Group | None,
         rows, left_out, met = [*rows, *kept.tolist()], left_out + len(some) - len(kept), met + len(some)
     if left_out:
         warnings.warn(f"task.options.symmetries: {left_out} of the {met} training puzzles taken from {path} are "
-                      f"symmetric to a held-out one and were left out", stacklevel=2)
+                      f"symmetric to a held-out one and were left out", stacklevel=3)
     if len(rows) < (num_puzzles or 1):
         raise UserError(f"task.options.num_puzzles: {path} has {len(rows)} training puzzles"
                         f"{' that are not symmetric to a held-out one' if group else ''}, not "

@@ -43,12 +43,24 @@ Faults = Callable[[np.ndarray, np.ndarray], Mapping[str, np.ndarray]]
 """(questions, answers) -> {description of a fault: mask (N,) of the rows with it}."""
 
 
-@lru_cache(maxsize=4)
 def read_puzzles(path: str, symbols: str, faults: Faults) -> tuple[Puzzles, Puzzles]:
     """(training, held-out) puzzles: train.csv and test.csv of a folder; of a file one row in eight is held out.
 
-    Raises UserError for missing files, files of another format, and rows with one of `faults`.
+    Files that have not changed are read once. Raises UserError for missing files, files of another format, and rows
+    with one of `faults`.
     """
+    return _read_parts(path, version_of(path), symbols, faults)
+
+
+def version_of(path: str) -> tuple[tuple[int, int], ...]:
+    """(time of the last change, size) of each file under a path, which differ once a file is written anew."""
+    files = sorted(Path(path).glob("*.csv")) if Path(path).is_dir() else [Path(path)]
+    return tuple((stat.st_mtime_ns, stat.st_size) for stat in (file.stat() for file in files if file.exists()))
+
+
+@lru_cache(maxsize=4)
+def _read_parts(path: str, version: tuple[tuple[int, int], ...], symbols: str, faults: Faults,
+                ) -> tuple[Puzzles, Puzzles]:
     if Path(path).is_dir():
         train, heldout = (_read(Path(path) / name, symbols, faults) for name in ("train.csv", "test.csv"))
         if train.questions.shape[1] != heldout.questions.shape[1]:

@@ -253,6 +253,19 @@ def test_sudoku_from_a_folder_takes_its_two_files(tmp_path):
     assert {as_text(task, task.problem(0, index, 9, heldout=True)) for index in range(50)} == set(rows[5:])
 
 
+@pytest.mark.parametrize("num_puzzles", [None, 3])
+def test_a_file_that_was_written_anew_is_read_again(tmp_path, num_puzzles):
+    rows = sudoku_rows(9, size=9)
+    options = {"size": 9, "path": str(tmp_path), "num_puzzles": num_puzzles}
+    write_csv(tmp_path / "test.csv", rows[:2])
+    for trained in (rows[2:5], rows[5:9]):
+        write_csv(tmp_path / "train.csv", trained)
+        task = find_task("sudoku", options)
+        found = {as_text(task, task.problem(0, index, 9)) for index in range(50)}
+        assert found <= set(trained)
+        assert len(found) == (num_puzzles or len(trained))
+
+
 GOOD = ("12..3412214343..", "1234341221434321")
 
 
