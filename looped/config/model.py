@@ -72,6 +72,10 @@ class ModelConfig(Section):
         default=0,
         description="updates of a second, latent state in each loop step, z <- core(z, y + e), before that of the "
                     "state that is decoded, y <- core(y, z), all by the same layers; 0: a single state (TRM: 6)")
+    core_passes: Depth = Field(
+        default=1,
+        description="passes through the core's layers in each loop step, or in each network evaluation of a denoiser, "
+                    "which with several is a loop itself")
     num_coda_layers: Count = Field(default=1, description="layers after the loop")
     block: Literal["prenorm", "sandwich", "branch", "postnorm", "original"] = Field(
         default="prenorm",
@@ -177,7 +181,7 @@ class ModelConfig(Section):
     @property
     def core_runs(self) -> int:
         """Runs of the core's layers in a loop step."""
-        return self.latent_updates + 1
+        return (self.latent_updates + 1) * self.core_passes
 
     @property
     def kv_heads(self) -> int:

@@ -19,12 +19,13 @@ class Counts:
     """Counts of a config. FLOPs are per optimiser step over all its sequences, bytes per micro-batch.
 
     parameters: unique parameters of the objective, including those outside its model. effective_parameters: parameters
-    of the unrolled network of a training step, with the core counted once per pass (`Rule.passes`). dtype: that of
-    matrix products, on the device that training would take. training_bytes: weights, gradients, optimiser state,
-    averaged weights and saved activations. again_flops: of layers that are computed again in backward; update_flops: of
-    Muon's own matrix products; neither is in step_flops. checkpoint_bytes: tensors of a checkpoint. trained, gradients,
-    moments, matrices: numbers of elements, of the weights that are trained at all, of those that a step trains, of the
-    optimiser's state, and of what Muon trains. tokens, layer_forwards: per sequence of an optimiser step.
+    of the unrolled network of a training step, with the core counted once per pass (`Rule.passes`, times the
+    `ModelConfig.core_runs` of each). dtype: that of matrix products, on the device that training would take.
+    training_bytes: weights, gradients, optimiser state, averaged weights and saved activations. again_flops: of layers
+    that are computed again in backward; update_flops: of Muon's own matrix products; neither is in step_flops.
+    checkpoint_bytes: tensors of a checkpoint. trained, gradients, moments, matrices: numbers of elements, of the
+    weights that are trained at all, of those that a step trains, of the optimiser's state, and of what Muon trains.
+    tokens, layer_forwards: per sequence of an optimiser step.
     """
 
     parameters: int
@@ -68,9 +69,10 @@ def count(config: Config, vocab_size: int) -> Counts:
     forward = config.training.accumulation * sum(weight * cost.forward_flops for weight, cost in costs)
     backward = config.training.accumulation * sum(weight * cost.backward_flops for weight, cost in costs)
     parameters, averages = _numel(objective), config.optim.ema_decay > 0
+    passes = config.rule.passes(config) * config.model.core_runs
     return Counts(
         parameters=parameters, core_parameters=_numel(core),
-        effective_parameters=round(parameters + _numel(core) * (config.rule.passes(config) - 1)),
+        effective_parameters=round(parameters + _numel(core) * (passes - 1)),
         forward_flops=round(forward), step_flops=round(forward + backward),
         again_flops=round(config.training.accumulation * done - forward - backward), update_flops=update,
         dtype=training.precision.dtype, saved_activation_bytes=kept,

@@ -134,6 +134,11 @@ class Denoiser(nn.Module):
         """The clean rows y of `tokens`."""
         return self.targets(tokens, self._embeddings())
 
+    @property
+    def core_runs(self) -> int:
+        """Runs of the core's layers in a network evaluation; clean rows (`denoise.context concat`) run them once."""
+        return getattr(self.model, "core_runs", 1)
+
     def _embeddings(self) -> Float[Tensor, "vocab width"]:
         return table_of(self.model.embed, self.model.vocab_size)
 

@@ -40,7 +40,8 @@ class ImageDenoiser(nn.Module):
         self.num_classes = num_classes
         self.width: int = config.width
         self.num_prelude_layers = self.num_coda_layers = 0
-        self.core_layers: tuple[int, ...] = tuple(structure.core_layers or (config.num_core_layers,))
+        sizes = structure.core_layers or (config.num_core_layers,)
+        self.core_layers: tuple[int, ...] = tuple(config.core_runs * layers for layers in sizes)
         size, cond_width = picture.patch_numbers, structure.cond_width
         self.patches: nn.Linear = nn.Linear(size, config.width)
         self.place: nn.Parameter = nn.Parameter(torch.zeros(picture.num_patches, config.width))

@@ -36,6 +36,7 @@ from looped.nn.layers import (
     yarn_scaling,
 )
 from looped.nn.masks import Causal
+from looped.nn.passes import Passes
 from looped.nn.projection import head_logits, is_plain, table_of
 from looped.nn.recurrence import Disturb, RecurrentDepth, init_weights
 from looped.nn.rows import PLAIN, Rows
@@ -85,7 +86,8 @@ class LanguageModel(nn.Module):
         self.width: int = config.width
         self.num_prelude_layers: int = config.num_prelude_layers
         sizes = tuple(s.core_layers or (config.num_core_layers,))
-        self.core_layers: tuple[int, ...] = tuple(config.core_runs * size for size in sizes)
+        self.core_runs: int = config.core_runs
+        self.core_layers: tuple[int, ...] = tuple(self.core_runs * size for size in sizes)
         self.num_coda_layers: int = config.num_coda_layers
         self.mask_token: int | None = vocab_size if s.mask_token else None
         self.embed: nn.Embedding = nn.Embedding(vocab_size + s.mask_token, config.width)
@@ -283,7 +285,8 @@ def loop_of(config: ModelConfig, structure: Structure) -> RecurrentDepth:
     branch_scale = 1 / steps if steps is not None and config.loop_scale == "branches" else 1.0
 
     def whole(net: nn.Module) -> nn.Module:
-        return TwoStates(net, updates=config.latent_updates) if config.latent_updates else net
+        net = TwoStates(net, updates=config.latent_updates) if config.latent_updates else net
+        return Passes(net, config.core_passes) if config.core_passes > 1 else net
 
     def block_of(first: int, num_layers: int) -> nn.Module:
         if config.core is not None:

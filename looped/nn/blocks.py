@@ -80,6 +80,9 @@ class Core(nn.Module):
 class MissingBlock(nn.Module):
     """Placeholder for a block that another machine holds: it has no weights and raises UserError on use."""
 
+    keeps_mask = True
+    """Nothing runs that could break it."""
+
     def __init__(self, number: int):
         super().__init__()
         self.number = number
@@ -98,6 +101,9 @@ class MissingBlock(nn.Module):
 
 class LayerStack(nn.Module):
     """The usual block: an injection, then Transformer layers, then a norm if there is one."""
+
+    keeps_mask = True
+    """The package's own layers keep to the attention mask, which a custom block is tested for."""
 
     def __init__(self, injection: nn.Module, layers: Iterable[TransformerLayer], norm: nn.Module | None = None):
         super().__init__()

@@ -71,6 +71,10 @@ class Rows:
         return replace(self, cache=self.cache and self.cache.child(*path),
                        context=self.context and self.context.child(*path))
 
+    def in_pass(self, number: int) -> "Rows":
+        """A copy with the part of the cache of one of several passes through a block; the context is that of all."""
+        return self if self.cache is None else replace(self, cache=self.cache.child("pass", number))
+
     def layer(self, index: int) -> "Rows":
         """A copy with the cache and context of one layer."""
         if self.cache is None and self.context is None:

@@ -38,6 +38,11 @@ class TwoStates(nn.Module):
         self.updates = updates
 
     @property
+    def keeps_mask(self) -> bool:
+        """True if the net need not be tested for it (`LayerStack.keeps_mask`)."""
+        return getattr(self.net, "keeps_mask", False)
+
+    @property
     def layers(self) -> nn.ModuleList:
         """The layers of the net."""
         return self.net.layers

@@ -117,7 +117,8 @@ class Blockwise(OneBlockByLevel, Denoise):
         if not self.hands_latents_on:
             return 0
         above = self.model.core_layers[:block]
-        clean = sum(above) + len(above) * self.model.num_coda_layers if self.config.context == "concat" else 0
+        once = sum(above) // self.denoiser.core_runs + len(above) * self.model.num_coda_layers
+        clean = once if self.config.context == "concat" else 0
         return sum(above) + clean
 
     @property

@@ -335,6 +335,7 @@ class Denoise(Objective):
     def layer_forwards(self) -> float:
         c, config = self.model, self.config
         solver = self.reading_layers + c.num_coda_layers
-        clean = solver if config.context == "concat" else 0  # clean rows also run through core and coda
+        once = self.reading_layers / self.denoiser.core_runs + c.num_coda_layers  # clean rows run through core and coda
+        clean = once if config.context == "concat" else 0
         steps = (1 + config.train_steps) / 2 if config.train_steps_drawn else config.train_steps
         return 3.0 * (c.num_prelude_layers + clean + steps * solver) + self.first_layers

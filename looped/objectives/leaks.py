@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from looped.errors import UserError
-from looped.nn.blocks import LayerStack, MissingBlock, unchanged
+from looped.nn.blocks import unchanged
 from looped.nn.mask_base import Mask
 from looped.nn.rows import Rows
 from looped.objectives.base import Objective
@@ -61,7 +61,7 @@ def in_two_documents(objective: Objective, tokens: Any) -> Any:
 def _custom_blocks(model: Any) -> Iterator[nn.Module]:
     core = getattr(getattr(model, "recurrence", None), "core", None)
     for block in getattr(core, "blocks", [core]):
-        if not isinstance(block, LayerStack | MissingBlock | None):
+        if block is not None and not getattr(block, "keeps_mask", False):
             yield block
 
 

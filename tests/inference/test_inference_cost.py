@@ -34,6 +34,7 @@ SMALL = {"model.width": 4, "model.num_heads": 1, "model.ffn_width": 4, "model.nu
          "evaluation.batch_size": 2, "recurrence.mean": 2, "recurrence.distribution": "fixed"}
 BLOCKS = {"blocks.num": 2, "blocks.layers": [1, 2]}
 DEPTHS = (1, 4)
+TWICE = [{"model.core_passes": 2}]
 WHOLE = pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["part", "whole"])
 """The whole product takes minutes; a part of it has every choice several times."""
 SOLVERS = tuple(SAMPLERS)
@@ -108,7 +109,9 @@ TEXT = [*allowed(LOOPS, ({}, BLOCKS)),
                  each("denoise.context", CONTEXTS)),
         *allowed([{"objective": "denoise"}], each("denoise.context", CONTEXTS),
                  [{"denoise.block_size": 2, "denoise.order": order} for order in ("together", "left-to-right")]),
-        *allowed([{"objective": "masked"}], ({}, BLOCKS), each("masked.schedule", ("linear", "cosine")))]
+        *allowed([{"objective": "masked"}], ({}, BLOCKS), each("masked.schedule", ("linear", "cosine"))),
+        *allowed(TWICE, each("objective", ("full", "masked"))),
+        *allowed(TWICE, each("objective", ("denoise", "blockwise")), ({}, BLOCKS), each("denoise.context", CONTEXTS))]
 
 
 def skip_without_torchdeq(settings):
@@ -160,7 +163,10 @@ LAYOUTS = each("task.layout", ("full", "causal"))
 PROBLEMS = [*allowed([{"task.name": "prefix-sums"}], LOOPS, ({}, BLOCKS), LAYOUTS),
             *allowed([{"task.name": "prefix-sums"}], each("objective", ("denoise", "blockwise")),
                      ({}, BLOCKS), each("denoise.context", CONTEXTS), LAYOUTS,
-                     each("denoise.order", ("together", "confidence")))]
+                     each("denoise.order", ("together", "confidence"))),
+            *allowed([{"task.name": "prefix-sums", "denoise.context": "inject"}], TWICE, LOOPS),
+            *allowed([{"task.name": "prefix-sums", "denoise.order": "confidence"}], TWICE, [{"objective": "denoise"}],
+                     each("denoise.context", CONTEXTS))]
 
 
 def counted_answer(objective, config, batch, depth, exit=None):
@@ -227,6 +233,7 @@ NAMED = [*allowed([IMAGES], LOOPS, ({}, BLOCKS)),
          *allowed([IMAGES], each("objective", ("noprop-dt", "noprop-ct", "noprop-fm")), ({}, BLOCKS),
                   each("noprop.solver", ("euler", "posterior")), each("evaluation.trajectories", (1, 3))),
          *allowed([IMAGES | LOCAL | {"objective": "forward-forward"}], each("evaluation.trajectories", (1, 2))),
+         *allowed([IMAGES | {"noprop.solver": "euler"}], TWICE, each("objective", ("full", "noprop-dt", "noprop-ct"))),
          *allowed([IMAGES | {"denoise.context": "inject", "denoise.context_dropout": 0.1}],
                   each("objective", ("denoise", "blockwise")), ({}, BLOCKS), each("denoise.solver", SOLVERS),
                   each("denoise.guidance", (1, 2)), TRIES)]
@@ -251,12 +258,13 @@ def test_naming_an_image_costs_the_layers_that_run(rule, whole):
 MADE = allowed([IMAGES | LOCAL | {"images.goal": "generate", "denoise.weight": "edm", "denoise.context": "inject"}],
                each("objective", ("denoise", "blockwise")), ({}, BLOCKS), each("denoise.solver", SOLVERS),
                each("denoise.schedule", ("karras", "quantile", "log-linear")))
+MADE_TWICE = [settings | TWICE[0] for settings in MADE[:2]]
 
 
 @WHOLE
 def test_making_an_image_costs_the_layers_that_run(whole):
     assert len(MADE) == 2 * len(SOLVERS) * 3
-    for _, settings in some(MADE, whole, stride=4):
+    for settings in [*(settings for _, settings in some(MADE, whole, stride=4)), *MADE_TWICE]:
         objective, _ = made(settings, NUM, PICTURE)
         for depth, guidance in itertools.product(DEPTHS, (1.0, 3.0)):
             with passes(objective) as counted:
@@ -271,4 +279,4 @@ def test_every_way_to_run_a_model_is_counted():
     assert rules == {"full", "truncated", "progressive", "one-step", "fixed-point", "denoise", "blockwise", "masked",
                      "noprop-dt", "noprop-ct", "noprop-fm", "forward-forward", "ar"}
     assert {settings.get("denoise.context") for settings in SOLVED_TEXT} == set(CONTEXTS)
-    assert {settings.get("task.layout") for settings in PROBLEMS} == {"full", "causal"}
+    assert {settings.get("task.layout") for settings in PROBLEMS} == {"full", "causal", None}

@@ -8,6 +8,7 @@ from looped import Core, Full, Packed, Table, attention, build, build_objective,
 from looped.errors import UserError
 from looped.evaluation.probes import later_tokens, probe
 from looped.nn.masks import Causal
+from looped.nn.passes import Passes
 from looped.objectives.leaks import reached
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -50,6 +51,12 @@ def test_no_likelihood_is_given_for_a_core_that_reads_later_rows(rule):
     with pytest.raises(UserError, match=r"Attending lets row \d+ change row \d+, from which .* \(Causal\) hides it"):
         evaluate(make(Attending(Full()), objective=rule))
     evaluate(make(Attending(), objective=rule))  # the mask of the run
+
+
+def test_a_core_of_several_passes_is_tested_as_well():
+    with pytest.raises(UserError, match=r"Passes lets row \d+ change row \d+"):
+        evaluate(make(Passes(Attending(Full()), 2), objective="denoise"))
+    evaluate(make(Passes(Attending(), 2), objective="denoise"))
 
 
 def test_a_core_that_reads_other_documents_is_refused_where_they_are_separate():
