@@ -14,7 +14,7 @@ import numpy as np
 
 from looped.data.task import Task, rng_of
 from looped.errors import UserError
-from looped.tasks.puzzle_files import BLOCK, Faults, Puzzles, read_puzzles, version_of
+from looped.tasks.puzzle_files import BLOCK, Faults, Puzzles, Version, read_puzzles, version_of
 from looped.tasks.puzzle_levels import Levels
 
 
@@ -102,8 +102,8 @@ def chosen_puzzles(path: str, symbols: str, faults: Faults, group: Group | None,
     return _chosen(path, version_of(path), symbols, faults, group, num_puzzles)
 
 
-@lru_cache(maxsize=4)
-def _chosen(path: str, version: tuple[tuple[int, int], ...], symbols: str, faults: Faults, group: Group | None,
+@lru_cache(maxsize=2)
+def _chosen(path: str, version: Version, symbols: str, faults: Faults, group: Group | None,
             num_puzzles: int | None) -> tuple[Puzzles, Puzzles]:
     train, heldout = read_puzzles(path, symbols, faults)
     total = len(train.questions)

@@ -17,6 +17,8 @@ import numpy as np
 
 from looped.errors import UserError
 
+PARTS = ("train.csv", "test.csv")
+"""The files of a folder."""
 COLUMNS = ["source", "question", "answer", "rating"]
 HELD_OUT = 8  # one in this many puzzles is held out
 UNKNOWN = 255
@@ -39,6 +41,8 @@ class Puzzles(NamedTuple):
         return Puzzles(*(column[chosen] for column in self))
 
 
+Version = tuple[tuple[int, int, int], ...]
+"""(number, time of the last change, size) of each file of a path."""
 Faults = Callable[[np.ndarray, np.ndarray], Mapping[str, np.ndarray]]
 """(questions, answers) -> {description of a fault: mask (N,) of the rows with it}."""
 
@@ -52,17 +56,18 @@ def read_puzzles(path: str, symbols: str, faults: Faults) -> tuple[Puzzles, Puzz
     return _read_parts(path, version_of(path), symbols, faults)
 
 
-def version_of(path: str) -> tuple[tuple[int, int], ...]:
-    """(time of the last change, size) of each file under a path, which differ once a file is written anew."""
-    files = sorted(Path(path).glob("*.csv")) if Path(path).is_dir() else [Path(path)]
-    return tuple((stat.st_mtime_ns, stat.st_size) for stat in (file.stat() for file in files if file.exists()))
+def version_of(path: str) -> Version:
+    """The version of the files that are read, which differs once one of them is written anew."""
+    files = [Path(path) / name for name in PARTS] if Path(path).is_dir() else [Path(path)]
+    found = (file.stat() for file in files if file.exists())
+    return tuple((stat.st_ino, stat.st_ctime_ns, stat.st_size) for stat in found)
 
 
-@lru_cache(maxsize=4)
-def _read_parts(path: str, version: tuple[tuple[int, int], ...], symbols: str, faults: Faults,
+@lru_cache(maxsize=2)
+def _read_parts(path: str, version: Version, symbols: str, faults: Faults,
                 ) -> tuple[Puzzles, Puzzles]:
     if Path(path).is_dir():
-        train, heldout = (_read(Path(path) / name, symbols, faults) for name in ("train.csv", "test.csv"))
+        train, heldout = (_read(Path(path) / name, symbols, faults) for name in PARTS)
         if train.questions.shape[1] != heldout.questions.shape[1]:
             raise UserError(f"task.options.path {path}: train.csv has puzzles of {train.questions.shape[1]} cells, "
                             f"test.csv of {heldout.questions.shape[1]}; give two files of one size")

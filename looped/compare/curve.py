@@ -11,8 +11,6 @@ from numpy.typing import ArrayLike
 BUDGETS = ("seconds", "tokens", "layer_forwards")
 """Budgets that a curve can be plotted against."""
 UNITS = {"seconds": "seconds", "tokens": "tokens", "layer_forwards": "layer forwards"}
-LATE = 0.02
-"""An evaluation after a fraction of the budget comes with the first step past it: up to this fraction of it later."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +51,10 @@ def crossing(curve: Sequence[dict[str, Any]], wanted: float, gauge: Metric) -> d
 
 def value_at(curve: Sequence[dict[str, Any]], unit: str, spent: float, gauge: Metric) -> float | None:
     """The metric after `spent` of a budget, interpolated linearly between evaluations. None before the first
-    evaluation, which stands for up to `LATE` less as well; constant after the last one, which is at the end of
-    training."""
-    return values_at(curve, unit, [spent], gauge).item() if spent * (1 + LATE) >= curve[0][unit] else None
+    evaluation, but for the step before it, since an evaluation after a fraction of the budget comes with the first
+    step past it; constant after the last one, which is at the end of training."""
+    step = curve[0][unit] / curve[0]["step"]
+    return values_at(curve, unit, [spent], gauge).item() if spent + step > curve[0][unit] else None
 
 
 def values_at(curve: Sequence[dict[str, Any]], unit: str, spent: ArrayLike, gauge: Metric) -> np.ndarray:

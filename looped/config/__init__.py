@@ -125,7 +125,7 @@ class Config(Section):
     @property
     def step_layers(self) -> float:
         """Layer forwards of the core per loop step, a mean over the blocks."""
-        return self.model.core_runs * self.model.num_core_layers / self.blocks.num
+        return self.model.layer_runs * self.model.num_core_layers / self.blocks.num
 
     def value(self, name: str) -> Any:
         """The value of the setting with a dotted name."""

@@ -79,7 +79,7 @@ def check_forward_forward(config: Any) -> None:
     """Raises ValueError unless all layers are in the core, each reads only the one before it, and none ends in a norm,
     which would make the goodness constant."""
     _check_images(config)
-    alone = {"num_prelude_layers": 0, "num_coda_layers": 0, "injection": "none", "block": "prenorm"}
+    alone = {"num_prelude_layers": 0, "num_coda_layers": 0, "core_runs": 1, "injection": "none", "block": "prenorm"}
     for name, value in alone.items():
         found = getattr(config.model, name)
         if found != value:

@@ -72,10 +72,10 @@ class ModelConfig(Section):
         default=0,
         description="updates of a second, latent state in each loop step, z <- core(z, y + e), before that of the "
                     "state that is decoded, y <- core(y, z), all by the same layers; 0: a single state (TRM: 6)")
-    core_passes: Depth = Field(
+    core_runs: Depth = Field(
         default=1,
-        description="passes through the core's layers in each loop step, or in each network evaluation of a denoiser, "
-                    "which with several is a loop itself")
+        description="runs of the core in each loop step (also in the only one of ar), or in each network evaluation of "
+                    "a denoiser, by the same weights; with several, each evaluation is a loop itself")
     num_coda_layers: Count = Field(default=1, description="layers after the loop")
     block: Literal["prenorm", "sandwich", "branch", "postnorm", "original"] = Field(
         default="prenorm",
@@ -179,9 +179,9 @@ class ModelConfig(Section):
         return self
 
     @property
-    def core_runs(self) -> int:
-        """Runs of the core's layers in a loop step."""
-        return (self.latent_updates + 1) * self.core_passes
+    def layer_runs(self) -> int:
+        """Runs of each layer of the core in a loop step or network evaluation."""
+        return (self.latent_updates + 1) * self.core_runs
 
     @property
     def kv_heads(self) -> int:

@@ -152,12 +152,10 @@ class Rule:
 
 TRIED = ("evaluation.trajectories", "evaluation.choose")
 """Settings read by every rule that can answer a problem more than once."""
-WHOLE = ("model.core_passes",)
-"""Settings read by every rule that runs the core as a whole, not layer by layer."""
 RANDOM_STARTS = ("like-init", "noise")
 """Initial states (`model.state_init`) that are drawn anew each time."""
 LOOP = ("recurrence.damping", "model.state_init", "model.state_std", "model.latent_updates", "evaluation.state_noise",
-        *WHOLE, *TRIED)
+        *TRIED)
 """Settings read by every rule that runs the loop."""
 DEEP = (*LOOP, "model.exit_gate", *BOUNDARY)
 """Settings read by the rules that run the loop to several depths: also of the gate that an exit may use."""
@@ -170,7 +168,7 @@ STAGES = ("recurrence.from_share", "recurrence.stages")
 READ_AT = ("recurrence.loss_on", "recurrence.distil_weight", "recurrence.distil_temperature")
 """Settings of the rules that may decode several steps of a loop."""
 
-SOLVED = ("recurrence.mean", "denoise", *WHOLE, *TRIED)
+SOLVED = ("recurrence.mean", "denoise", *TRIED)
 DRAWN_BLOCKS = ("blocks.overlap", "blocks.choose")
 
 
@@ -288,7 +286,7 @@ SOLVER: dict[str, Any] = {"kinds": (*THREE, "generate"), "rollout": "solver", "d
                           "passes": lambda config: config.denoise.train_steps,
                           "told": "denoise.cond_width", "choices": (*OF_STEPS, "consistent")}
 NAMES_CLASSES: dict[str, Any] = {"kinds": ("classify",), "rollout": "own", "choices": OF_READOUTS}
-EMBEDDED = ("noprop.embedding", "noprop.dim", "noprop.eta", *WHOLE, *TRIED)
+EMBEDDED = ("noprop.embedding", "noprop.dim", "noprop.eta", *TRIED)
 
 RULES: dict[str, Rule] = {rule.name: rule for rule in (
     Rule("full", f"{BPTT}.Full", alike=_same_start, loops=True, blocks=True, as_deep_as_mean=_last_stage,
@@ -321,13 +319,13 @@ RULES: dict[str, Rule] = {rule.name: rule for rule in (
          trains_one_block=_always, checks=(*LAYOUT, check_blockwise, _check_kind, check_guidance)),
     Rule("masked", "looped.objectives.masked.Masked", kinds=("text",), rollout="unmask", depth=_one_pass,
          free_depth=True, told="masked.cond_width", sees_all=True, hides=True, blocks=True, trains_one_block=_several,
-         reads=("recurrence.mean", "masked", "evaluation.levels", *WHOLE, *DRAWN_BLOCKS),
+         reads=("recurrence.mean", "masked", "evaluation.levels", *DRAWN_BLOCKS),
          checks=(check_blocks, check_masked, _check_kind)),
     Rule("noprop-dt", f"{NOPROP}.NoPropDT", **NAMES_CLASSES, depth=_one_pass, blocks=True, trains_one_block=_always,
          reads=(*EMBEDDED, "noprop.schedule", "noprop.log_snr"),
          checks=(check_blocks, check_noprop_dt, check_noprop, _check_kind)),
     Rule("noprop-ct", f"{NOPROP}.NoPropCT", **NAMES_CLASSES, depth=_one_pass, told="denoise.cond_width",
-         reads=("noprop", "denoise.cond_width", *WHOLE, *TRIED),
+         reads=("noprop", "denoise.cond_width", *TRIED),
          checks=(check_blocks, check_noprop, _check_kind)),
     Rule("noprop-fm", f"{NOPROP}.NoPropFM", **NAMES_CLASSES, depth=_one_pass, told="denoise.cond_width",
          reads=(*EMBEDDED, "denoise.cond_width"), checks=(check_blocks, check_noprop, _check_kind)),

@@ -1,6 +1,7 @@
 """Memory of training one block alone, compared with the same layers trained end to end.
 
-    (4 P + A) L / B      bytes for L layers in B blocks, with P bytes of parameters and A of activations per layer
+    (4 P + R A) L / B    bytes for L layers in B blocks, with P bytes of parameters per layer, and A of activations of
+                         each of its R runs in a step (`ModelConfig.layer_runs`)
 
 DiffusionBlocks (arXiv 2506.14202, section 3): weights, gradients, two moments, and saved activations. Each number of
 blocks runs in its own process, with and without checkpointed layers, and the processes alternate. For a model that
@@ -87,7 +88,8 @@ def memory_config(config: Config, num: int, checkpointed: bool) -> Config:
 
 
 def formula_bytes(config: Config) -> int:
-    """(4 P + A) L / B, with P of a plain layer, and A the bytes that one more layer keeps for a micro-batch."""
+    """(4 P + R A) L / B, with P of a plain layer, A the bytes that one more layer keeps for a micro-batch, and R the
+    runs of a layer in a step."""
     inputs, mode = domain_of(config).first_inputs(config), fake_mode()
     shape = len(inputs.micro_batches[0]), inputs.num_rows, config.model.width
     with no_values(mode):
@@ -101,7 +103,8 @@ def formula_bytes(config: Config) -> int:
             return run_layers(layers[:num_layers], x.detach().requires_grad_(), None, rows)
 
     one, two = (kept_bytes(partial(run, num_layers), layers)[0] for num_layers in (1, 2))
-    return round((4 * _bytes(layers[0].parameters()) + two - one) * config.model.num_core_layers / config.blocks.num)
+    each = 4 * _bytes(layers[0].parameters()) + config.model.layer_runs * (two - one)
+    return round(each * config.model.num_core_layers / config.blocks.num)
 
 
 def _shares(arm: dict, twin: dict) -> dict[str, Any]:

@@ -20,7 +20,7 @@ class Counts:
 
     parameters: unique parameters of the objective, including those outside its model. effective_parameters: parameters
     of the unrolled network of a training step, with the core counted once per pass (`Rule.passes`, times the
-    `ModelConfig.core_runs` of each). dtype: that of matrix products, on the device that training would take.
+    `ModelConfig.layer_runs` of each). dtype: that of matrix products, on the device that training would take.
     training_bytes: weights, gradients, optimiser state, averaged weights and saved activations. again_flops: of layers
     that are computed again in backward; update_flops: of Muon's own matrix products; neither is in step_flops.
     checkpoint_bytes: tensors of a checkpoint. trained, gradients, moments, matrices: numbers of elements, of the
@@ -69,7 +69,7 @@ def count(config: Config, vocab_size: int) -> Counts:
     forward = config.training.accumulation * sum(weight * cost.forward_flops for weight, cost in costs)
     backward = config.training.accumulation * sum(weight * cost.backward_flops for weight, cost in costs)
     parameters, averages = _numel(objective), config.optim.ema_decay > 0
-    passes = config.rule.passes(config) * config.model.core_runs
+    passes = config.rule.passes(config) * config.model.layer_runs
     return Counts(
         parameters=parameters, core_parameters=_numel(core),
         effective_parameters=round(parameters + _numel(core) * (passes - 1)),
@@ -87,7 +87,7 @@ def format_counts(counts: Counts) -> str:
     """The counts as text, one per line."""
     return "\n".join([
         f"parameters              {counts.parameters:,} ({counts.core_parameters:,} in the core)",
-        f"effective parameters    {counts.effective_parameters:,} (the core once per mean loop step)",
+        f"effective parameters    {counts.effective_parameters:,} (the core once per run in a step of training)",
         f"FLOPs, forward          {counts.forward_flops:.3e} per optimiser step",
         f"FLOPs, with backward    {counts.step_flops:.3e}",
         f"kept for backward       {counts.saved_activation_bytes / 1e6:,.1f} MB per micro-batch"

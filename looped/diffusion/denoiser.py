@@ -52,7 +52,8 @@ class LoopedModel(Protocol):
     `hidden` the input (B, L, D) of the head, `head_weight` (V, D) the head, `decode` the logits (B, L, V).
     `make_context` gives the keys and values that `denoise.context context` and `concat` attend to, and None under
     `inject`. `rows` (`looped.nn.rows.Rows`) carries the attention mask and the positions; a model may ignore what it
-    does not use. The three layer counts serve only to count layer forwards: `core_layers` has one number per block.
+    does not use. The three layer counts serve only to count layer forwards: `core_layers` has one number per block,
+    the layers of a network evaluation, and `block_layers`, which a model may have, those of one run of the block.
     """
 
     width: int
@@ -135,9 +136,10 @@ class Denoiser(nn.Module):
         return self.targets(tokens, self._embeddings())
 
     @property
-    def core_runs(self) -> int:
-        """Runs of the core's layers in a network evaluation; clean rows (`denoise.context concat`) run them once."""
-        return getattr(self.model, "core_runs", 1)
+    def clean_layers(self) -> Sequence[int]:
+        """Layers that clean rows run in each block of the core (`denoise.context concat`): once, however often a
+        network evaluation runs it."""
+        return getattr(self.model, "block_layers", self.model.core_layers)
 
     def _embeddings(self) -> Float[Tensor, "vocab width"]:
         return table_of(self.model.embed, self.model.vocab_size)

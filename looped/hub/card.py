@@ -64,8 +64,9 @@ class Card:
             "made": f"from {imported['source']}" if imported else "by training from random weights",
             "rule": run.config.objective,
             "parameters": f"{sum(weight.numel() for weight in run.objective.parameters()):,}",
-            "layers": f"{model.num_prelude_layers} before the loop, {model.num_core_layers} in it, "
-                      f"{model.num_coda_layers} after it; width {model.width}",
+            "layers": f"{model.num_prelude_layers} before the loop, {model.num_core_layers} in it"
+                      + (f" (run {model.layer_runs} times per step)" if model.layer_runs > 1 else "") + ", "
+                                            f"{model.num_coda_layers} after it; width {model.width}",
             "data": run.identity.facts.get("source", "none in this run"),
             "training": f"{run.step:,} steps, {run.spent.tokens:,} tokens, {run.spent.seconds:,.0f} s; seed "
                         f"{run.config.seed}",

@@ -85,8 +85,8 @@ class SolverRollout(Rollout):
     def _before(self) -> int:
         """Layers of the prelude and, for `concat`, of the clean rows: each block, and the coda without its last layer,
         which only needs keys and values."""
-        blocks, c = self.model.core_layers, self.model
-        clean = sum(blocks) // self.objective.denoiser.core_runs + len(blocks) * max(c.num_coda_layers - 1, 0)
+        blocks, c = self.objective.denoiser.clean_layers, self.model
+        clean = sum(blocks) + len(blocks) * max(c.num_coda_layers - 1, 0)
         return c.num_prelude_layers + (clean if self.objective.config.context == "concat" else 0)
 
     def _solver(self, depth: int, networks: int) -> tuple[float, ...]:

@@ -17,7 +17,7 @@ def effective_depth(config: Config, block: int | None = None) -> int:
     if config.rule.residual_layers is not None:
         return config.rule.residual_layers(config)
     if config.rule.trains_one_block(config):
-        core = config.step_layers if block is None else config.block_layers[block]
+        core = config.step_layers if block is None else config.model.layer_runs * config.block_layers[block]
     return model.num_prelude_layers + round(core) + model.num_coda_layers
 
 

@@ -41,7 +41,7 @@ class ImageDenoiser(nn.Module):
         self.width: int = config.width
         self.num_prelude_layers = self.num_coda_layers = 0
         sizes = structure.core_layers or (config.num_core_layers,)
-        self.core_layers: tuple[int, ...] = tuple(config.core_runs * layers for layers in sizes)
+        self.core_layers: tuple[int, ...] = tuple(config.layer_runs * layers for layers in sizes)
         size, cond_width = picture.patch_numbers, structure.cond_width
         self.patches: nn.Linear = nn.Linear(size, config.width)
         self.place: nn.Parameter = nn.Parameter(torch.zeros(picture.num_patches, config.width))

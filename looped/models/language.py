@@ -36,7 +36,6 @@ from looped.nn.layers import (
     yarn_scaling,
 )
 from looped.nn.masks import Causal
-from looped.nn.passes import Passes
 from looped.nn.projection import head_logits, is_plain, table_of
 from looped.nn.recurrence import Disturb, RecurrentDepth, init_weights
 from looped.nn.rows import PLAIN, Rows
@@ -86,8 +85,8 @@ class LanguageModel(nn.Module):
         self.width: int = config.width
         self.num_prelude_layers: int = config.num_prelude_layers
         sizes = tuple(s.core_layers or (config.num_core_layers,))
-        self.core_runs: int = config.core_runs
-        self.core_layers: tuple[int, ...] = tuple(self.core_runs * size for size in sizes)
+        self.block_layers: tuple[int, ...] = sizes
+        self.core_layers: tuple[int, ...] = tuple(config.layer_runs * size for size in sizes)
         self.num_coda_layers: int = config.num_coda_layers
         self.mask_token: int | None = vocab_size if s.mask_token else None
         self.embed: nn.Embedding = nn.Embedding(vocab_size + s.mask_token, config.width)
@@ -285,8 +284,7 @@ def loop_of(config: ModelConfig, structure: Structure) -> RecurrentDepth:
     branch_scale = 1 / steps if steps is not None and config.loop_scale == "branches" else 1.0
 
     def whole(net: nn.Module) -> nn.Module:
-        net = TwoStates(net, updates=config.latent_updates) if config.latent_updates else net
-        return Passes(net, config.core_passes) if config.core_passes > 1 else net
+        return TwoStates(net, updates=config.latent_updates) if config.latent_updates else net
 
     def block_of(first: int, num_layers: int) -> nn.Module:
         if config.core is not None:
@@ -302,8 +300,8 @@ def loop_of(config: ModelConfig, structure: Structure) -> RecurrentDepth:
     firsts = itertools.accumulate(sizes, initial=config.num_prelude_layers)
     core = [block_of(first, num_layers) if held is None or number in held else MissingBlock(number)
             for number, (first, num_layers) in enumerate(zip(firsts, sizes, strict=False))]
-    return RecurrentDepth(Core(*core), state_init=config.state_init, state_std=config.state_std, width=config.width,
-                          boundary=boundary_of(config, steps))
+    return RecurrentDepth(Core(*core, runs=config.core_runs), state_init=config.state_init, state_std=config.state_std,
+                          width=config.width, boundary=boundary_of(config, steps))
 
 
 def boundary_of(config: ModelConfig, loop_steps: int | None) -> Boundary:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from looped.errors import UserError
-from looped.nn.checks import require
+from looped.nn.checks import require, whole_number
 from looped.nn.layers import TransformerLayer
 from looped.nn.rows import Rows
 from looped.rng import generator
@@ -50,13 +50,16 @@ def require_block(block: Any) -> None:
 class Core(nn.Module):
     """N blocks, one of which is applied per step: step `index` runs block `index % N` unless `block` is given.
 
+    runs: how often a step applies its block, each time to the state before and the same e and cond: a loop within the
+    step. Each run has its own part of a cache, so with several a caller's `rows` need `in_run` (`looped.nn.rows.Rows`).
     Blocks that no step runs get no gradient: for training with fewer steps than blocks, wrap the model in
-    `DistributedDataParallel(..., find_unused_parameters=True)`. Raises `UserError` without blocks, and for a module
-    that cannot be called as a `Block`.
+    `DistributedDataParallel(..., find_unused_parameters=True)`. Raises `UserError` without blocks, for a module that
+    cannot be called as a `Block`, and for fewer than one run.
     """
 
-    def __init__(self, *blocks: nn.Module):
+    def __init__(self, *blocks: nn.Module, runs: int = 1):
         super().__init__()
+        self.runs: int = whole_number("runs", runs, 1)
         if not blocks:
             raise UserError("a Core needs at least one block; pass one for a tied loop or N for an untied stack")
         for block in blocks:
@@ -74,7 +77,10 @@ class Core(nn.Module):
 
     def forward(self, state: Tensor, e: Tensor, cond: Tensor | None = None, *rows: Any, index: int = 0,
                 block: int | None = None) -> Tensor:
-        return self.blocks[index % self.num_blocks if block is None else block](state, e, cond, *rows)
+        chosen = self.blocks[index % self.num_blocks if block is None else block]
+        for run in range(self.runs):
+            state = chosen(state, e, cond, *(rows if self.runs == 1 else [each.in_run(run) for each in rows]))
+        return state
 
 
 class MissingBlock(nn.Module):

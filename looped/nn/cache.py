@@ -106,6 +106,15 @@ class Cache:
             node = node._children[name]
         return node
 
+    def own(self, *path: Hashable) -> "Cache":
+        """The part at a path if there is one, else the whole."""
+        node = self
+        for name in path:
+            if name not in node._children:
+                return self
+            node = node._children[name]
+        return node
+
     def layer(self, index: int) -> LayerCache:
         if index not in self._layers:
             self._layers[index] = self._make((*self._path, index))

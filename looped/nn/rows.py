@@ -71,9 +71,13 @@ class Rows:
         return replace(self, cache=self.cache and self.cache.child(*path),
                        context=self.context and self.context.child(*path))
 
-    def in_pass(self, number: int) -> "Rows":
-        """A copy with the part of the cache of one of several passes through a block; the context is that of all."""
-        return self if self.cache is None else replace(self, cache=self.cache.child("pass", number))
+    def in_run(self, number: int) -> "Rows":
+        """A copy for one of several runs of the core in a step, with its part of the cache, and of a context that has
+        one: that of clean rows, which run the core once, is the same in all."""
+        if self.cache is None and self.context is None:
+            return self
+        return replace(self, cache=self.cache and self.cache.child("run", number),
+                       context=self.context and self.context.own("run", number))
 
     def layer(self, index: int) -> "Rows":
         """A copy with the cache and context of one layer."""

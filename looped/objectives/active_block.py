@@ -1,6 +1,7 @@
 """Training one block of the core per step: sampling the active block, freezing shared parameters, and the cost
 (DiffusionBlocks, arXiv 2506.14202, section 3)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -67,7 +68,11 @@ class OneBlock(Objective):
     @property
     def reading_layers(self) -> float:
         """Mean number of core layers per network evaluation in training."""
-        return sum(share * layers for share, layers in zip(self.shares.tolist(), self.model.core_layers, strict=True))
+        return self.over_blocks(self.model.core_layers)
+
+    def over_blocks(self, layers: Sequence[float]) -> float:
+        """The mean of a number for each block of the core over the blocks that steps train."""
+        return sum(share * each for share, each in zip(self.shares.tolist(), layers, strict=True))
 
     def layers_before(self, block: int) -> int:
         """Layer forwards, without gradient, of the other blocks before a step of this block that needs them."""

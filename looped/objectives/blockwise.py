@@ -117,8 +117,9 @@ class Blockwise(OneBlockByLevel, Denoise):
         if not self.hands_latents_on:
             return 0
         above = self.model.core_layers[:block]
-        once = sum(above) // self.denoiser.core_runs + len(above) * self.model.num_coda_layers
-        clean = once if self.config.context == "concat" else 0
+        clean = 0
+        if self.config.context == "concat":
+            clean = sum(self.denoiser.clean_layers[:block]) + block * self.model.num_coda_layers
         return sum(above) + clean
 
     @property

@@ -8,7 +8,7 @@ copy that runs alongside, or as keys and values of the prelude's output.
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -320,7 +320,11 @@ class Denoise(Objective):
     @property
     def reading_layers(self) -> float:
         """Mean number of core layers per network evaluation in training."""
-        return sum(self.model.core_layers)
+        return self.over_blocks(self.model.core_layers)
+
+    def over_blocks(self, layers: Sequence[float]) -> float:
+        """The mean over steps of a number for each block of the core, summed over the blocks that a step runs."""
+        return sum(layers)
 
     @property
     def first_readings(self) -> float:
@@ -335,7 +339,8 @@ class Denoise(Objective):
     def layer_forwards(self) -> float:
         c, config = self.model, self.config
         solver = self.reading_layers + c.num_coda_layers
-        once = self.reading_layers / self.denoiser.core_runs + c.num_coda_layers  # clean rows run through core and coda
-        clean = once if config.context == "concat" else 0
+        clean = 0.0
+        if config.context == "concat":  # clean rows also run through core and coda
+            clean = self.over_blocks(self.denoiser.clean_layers) + c.num_coda_layers
         steps = (1 + config.train_steps) / 2 if config.train_steps_drawn else config.train_steps
         return 3.0 * (c.num_prelude_layers + clean + steps * solver) + self.first_layers

@@ -90,10 +90,17 @@ def _check_block(block: nn.Module, state: Tensor, e: Tensor, cond: Tensor | None
         after = block(_changed(state, row), _changed(e, row), cond, rows)
         moved = hidden & ~unchanged(before, after).all(-1)
         if moved.any():
-            raise UserError(f"{type(getattr(block, 'block', block)).__name__} lets row {row} change row "
+            raise UserError(f"{_own_name(block)} lets row {row} change row "
                             f"{int(moved.any(0).nonzero()[0])}, from which the attention mask "
                             f"({type(rows.mask).__name__}) hides it, so it would read the tokens that it is to "
                             f"predict; apply rows.mask wherever rows are mixed")
+
+
+def _own_name(block: nn.Module) -> str:
+    """The name of the custom class within a block."""
+    for wrapped in ("net", "block"):
+        block = getattr(block, wrapped, block)
+    return type(block).__name__
 
 
 def reached(mask: Mask, row: int, batch: int, length: int,

@@ -96,7 +96,7 @@ def _failures(plan: Plan, trained: Trained) -> Iterator[tuple[str, str]]:
 def _about(arm: Arm) -> Row:
     """A row with the full text of the arm and the number of core layers that a training step trains."""
     c = arm.config
-    layers = c.step_layers if c.rule.trains_one_block(c) else c.model.num_core_layers
+    layers = c.model.num_core_layers / (c.blocks.num if c.rule.trains_one_block(c) else 1)
     return {"kind": "arm", "arm": arm.name, "text": arm.text, "mean": layers, "num": 1}
 
 

@@ -29,13 +29,13 @@ def test_a_value_lies_on_the_straight_line_between_two_evaluations():
 
 
 def test_nothing_is_known_before_the_first_evaluation_and_the_end_of_training_stays():
-    assert value_at(CURVE, "tokens", 19.5, NEXT_TOKEN) is None
+    assert value_at(CURVE, "tokens", 10, NEXT_TOKEN) is None
     assert value_at(CURVE, "tokens", 1000, NEXT_TOKEN) == 3.0
     assert value_at([line(3, 5.0)], "tokens", 30, NEXT_TOKEN) == 5.0
 
 
 def test_the_first_evaluation_stands_for_a_fraction_that_it_misses_by_a_step():
-    assert value_at(CURVE, "tokens", 19.7, NEXT_TOKEN) == value_at(CURVE, "tokens", 20, NEXT_TOKEN)
+    assert value_at(CURVE, "tokens", 11, NEXT_TOKEN) == value_at(CURVE, "tokens", 20, NEXT_TOKEN) == 5.0
 
 
 @pytest.mark.parametrize("wanted", [4.75, 4.0, 3.125])

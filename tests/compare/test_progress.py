@@ -27,10 +27,10 @@ def plan(tmp_path):
 
 
 def run(objective, seed, curve):
-    """A measured run with a curve of (seconds, share solved)."""
+    """A measured run with a curve of (seconds, share solved), evaluated every ten steps."""
     arm = Arm(objective, objective, load_config(None, FLAGS | {"objective": objective}), objective)
-    lines = [{"step": step, "solved": share, "seconds": seconds, "tokens": 10 * step, "layer_forwards": 100 * step}
-             for step, (seconds, share) in enumerate(curve, start=1)]
+    lines = [{"step": step, "solved": share, "seconds": seconds, "tokens": step, "layer_forwards": 10 * step}
+             for step, (seconds, share) in zip(range(10, 1000, 10), curve, strict=False)]
     costs = {name: lines[-1].get(name, 0) for name in ("step", "tokens", "layer_forwards", "seconds", "peak_bytes")}
     return TaskMeasured(RunSpec(arm, seed, Path(f"{objective}-{seed}")), [], costs, lines, {4: {1: SOLVED, 2: SOLVED}})
 
@@ -57,6 +57,11 @@ def test_before_its_first_evaluation_an_arm_has_no_value(plan):
     full, denoise = progress(summarise_shares([late, early]), plan)[0.1]
     assert full.value is None
     assert denoise.value.num == 1
+
+
+def test_an_evaluation_one_step_late_is_that_after_a_part_of_the_budget(plan):
+    (full,) = progress(summarise_shares([run("full", 0, [(1.7, 0.5), (16, 1.0)])]), plan)[0.1]
+    assert (full.spent, full.value.mean) == (1.6, 0.5)
 
 
 def test_a_milestone_counts_the_seeds_that_reach_it(arms, plan):

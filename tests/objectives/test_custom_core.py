@@ -8,7 +8,6 @@ from looped import Core, Full, Packed, Table, attention, build, build_objective,
 from looped.errors import UserError
 from looped.evaluation.probes import later_tokens, probe
 from looped.nn.masks import Causal
-from looped.nn.passes import Passes
 from looped.objectives.leaks import reached
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -29,6 +28,16 @@ class Attending(nn.Module):
     def forward(self, state, e, cond, rows):
         x = e.unsqueeze(2)
         return torch.tanh(e + self.share * attention(x, x, x, self.mask or rows.mask).squeeze(2))
+
+
+class Tight(Attending):
+    def __init__(self, *sizes):
+        super().__init__()
+
+
+class Leaky(Attending):
+    def __init__(self, *sizes):
+        super().__init__(Full())
 
 
 def make(core, **flags):
@@ -53,10 +62,16 @@ def test_no_likelihood_is_given_for_a_core_that_reads_later_rows(rule):
     evaluate(make(Attending(), objective=rule))  # the mask of the run
 
 
-def test_a_core_of_several_passes_is_tested_as_well():
-    with pytest.raises(UserError, match=r"Passes lets row \d+ change row \d+"):
-        evaluate(make(Passes(Attending(Full()), 2), objective="denoise"))
-    evaluate(make(Passes(Attending(), 2), objective="denoise"))
+@pytest.mark.parametrize("flags", [{"model.core_runs": 2}, {"objective": "full", "model.latent_updates": 2}], ids=str)
+def test_a_core_that_a_step_runs_several_times_is_tested_as_well(flags):
+    for name, refused in (("Leaky", True), ("Tight", False)):
+        own = {"objective": "denoise", "model.core": f"{__name__}.{name}"} | flags
+        rule = build_objective(config := load_config(None, SMALL | own), build(config, V), END)
+        if refused:
+            with pytest.raises(UserError, match=r"^Leaky lets row \d+ change row \d+"):
+                evaluate(rule)
+        else:
+            evaluate(rule)
 
 
 def test_a_core_that_reads_other_documents_is_refused_where_they_are_separate():

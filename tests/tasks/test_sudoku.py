@@ -1,6 +1,7 @@
 """Sudoku against counts that are published and a solver that is written another way; files of puzzles."""
 
 import itertools
+import os
 
 import numpy as np
 import pytest
@@ -253,17 +254,19 @@ def test_sudoku_from_a_folder_takes_its_two_files(tmp_path):
     assert {as_text(task, task.problem(0, index, 9, heldout=True)) for index in range(50)} == set(rows[5:])
 
 
-@pytest.mark.parametrize("num_puzzles", [None, 3])
-def test_a_file_that_was_written_anew_is_read_again(tmp_path, num_puzzles):
-    rows = sudoku_rows(9, size=9)
+@pytest.mark.parametrize("num_puzzles", [None, 2])
+def test_files_that_were_written_anew_are_read_again_whatever_their_size_and_date(tmp_path, num_puzzles):
+    rows = sudoku_rows(8, size=9)
     options = {"size": 9, "path": str(tmp_path), "num_puzzles": num_puzzles}
-    write_csv(tmp_path / "test.csv", rows[:2])
-    for trained in (rows[2:5], rows[5:9]):
-        write_csv(tmp_path / "train.csv", trained)
+    for trained, tested in ((rows[:3], rows[3:4]), (rows[4:7], rows[3:4]), (rows[4:7], rows[7:])):
+        for name, part in (("train.csv", trained), ("test.csv", tested)):
+            write_csv(tmp_path / name, part)
+            os.utime(tmp_path / name, (0, 0))
         task = find_task("sudoku", options)
         found = {as_text(task, task.problem(0, index, 9)) for index in range(50)}
         assert found <= set(trained)
         assert len(found) == (num_puzzles or len(trained))
+        assert as_text(task, task.problem(0, 0, 9, heldout=True)) == tested[0]
 
 
 GOOD = ("12..3412214343..", "1234341221434321")
