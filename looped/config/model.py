@@ -105,7 +105,7 @@ class ModelConfig(Section):
     streams: Annotated[int, Field(ge=1, le=64)] = Field(
         default=1,
         description="parallel residual streams of the loop's state, read, written and mixed by learned weights around "
-                    "each pass through the core (hyper-connections); 1 is the plain state")
+                    "each loop step (hyper-connections); 1 is the plain state")
     stream_mixing: Literal["static", "dynamic"] = Field(
         default="static",
         description="weights of the streams: learned numbers, or numbers that also depend on the streams' content")
@@ -117,7 +117,7 @@ class ModelConfig(Section):
         description="every n-th layer, counted from prelude to coda, has no rotary positions (SmolLM3: 4)")
     norm_eps: Positive = Field(default=1e-6, description="epsilon of every RMSNorm")
     injection: Literal["none", "add", "linear", "gated", "diagonal"] = Field(
-        default="linear", description="injection of the encoded input into each loop step")
+        default="linear", description="injection of the encoded input into each run of the core")
     state_init: Literal["like-init", "zero", "embedding", "noise", "vector"] = Field(
         default="like-init",
         description="state before the first loop step (loop objectives); vector: one vector in all rows, drawn once "
