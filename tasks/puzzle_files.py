@@ -64,8 +64,7 @@ def version_of(path: str) -> Version:
 
 
 @lru_cache(maxsize=2)
-def _read_parts(path: str, version: Version, symbols: str, faults: Faults,
-                ) -> tuple[Puzzles, Puzzles]:
+def _read_parts(path: str, version: Version, symbols: str, faults: Faults) -> tuple[Puzzles, Puzzles]:
     if Path(path).is_dir():
         train, heldout = (_read(Path(path) / name, symbols, faults) for name in PARTS)
         if train.questions.shape[1] != heldout.questions.shape[1]:

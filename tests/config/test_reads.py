@@ -50,7 +50,7 @@ VARIANTS = {
     "implicit": ("task", {"objective": "fixed-point", "fixed_point.gradient": "implicit"}),
     "head start": ("text", {"objective": "fixed-point", "fixed_point.head_start": "pass"}),
     "one-hot": ("classify", {"objective": "noprop-ct", "noprop.embedding": "one-hot"}),
-    "passes": ("task", {"model.core_runs": 2, "denoise.order": "confidence"}),
+    "core runs": ("task", {"model.core_runs": 2, "denoise.order": "confidence"}),
     "trained steps": ("text", {"denoise.train_steps": 3, "denoise.train_steps_drawn": True}),
     "confidence": ("task", {"denoise.order": "confidence"}),
     "log-normal": ("task", {"denoise.noise.distribution": "log-normal"}),

@@ -60,10 +60,10 @@ def test_generation_is_a_function_of_the_seed(flags, depth):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("state_init", "passes"), [("like-init", 1), ("zero", 1), ("zero", 2)])
-def test_a_cached_loop_equals_recomputing_from_the_start(state_init, passes):
+@pytest.mark.parametrize(("state_init", "runs"), [("like-init", 1), ("zero", 1), ("zero", 2)])
+def test_a_cached_loop_equals_recomputing_from_the_start(state_init, runs):
     """A random initial state is that of the position, however much is read at once."""
-    objective = make({"objective": "truncated", "model.state_init": state_init, "model.core_runs": passes})
+    objective = make({"objective": "truncated", "model.state_init": state_init, "model.core_runs": runs})
     rows = prompt()
 
     def draws(place):
@@ -105,11 +105,11 @@ def test_the_parts_of_a_batch_write_what_the_whole_writes(flags):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("context", "passes"), [("concat", 1), ("context", 1), ("concat", 2), ("context", 2)])
-def test_a_block_is_solved_from_the_logits_of_the_whole_sequence(context, passes):
+@pytest.mark.parametrize(("context", "runs"), [("concat", 1), ("context", 1), ("concat", 2), ("context", 2)])
+def test_a_block_is_solved_from_the_logits_of_the_whole_sequence(context, runs):
     """At the last level of a solve, the writer's cached logits are those of a pass over everything."""
     objective = make({"objective": "denoise", "denoise.context": context, "denoise.block_size": 2, "data.length": 6,
-                      "evaluation.prompt_length": 2, "model.core_runs": passes}).double()
+                      "evaluation.prompt_length": 2, "model.core_runs": runs}).double()
     for name, parameter in objective.named_parameters():
         if "place" in name or "modulation" in name:
             parameter.normal_(std=0.3)
