@@ -126,7 +126,8 @@ class DenoiseConfig(Section):
                     "level")
     start: Literal["noise", "zero"] = Field(
         default="noise",
-        description="start of the solver: pure noise gives samples, zero gives their mean, for decisions")
+        description="start of the solver: pure noise gives samples, zero gives their mean, for decisions; of several "
+                    "trajectories only the first starts from zero, as the others would equal it")
     context_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.0,
         description="fraction of the images that training hides, with one learned row in place of all of theirs, so "

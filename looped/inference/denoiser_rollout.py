@@ -1,7 +1,8 @@
 """Rollout of a denoiser: `depth` steps of its configured solver, along one trajectory or several.
 
-Each of the `evaluation.trajectories` starts from pure noise, or from zero (`denoise.start`). Problems that have exited
-are dropped from the network's batch, unless a clean context covers the whole batch.
+Each of the `evaluation.trajectories` starts from pure noise; with `denoise.start zero` the first starts from zero, and
+only the others, which would equal it, from noise. Problems that have exited are dropped from the network's batch,
+unless a clean context covers the whole batch.
 """
 
 import math
@@ -57,8 +58,9 @@ class SolverRollout(Rollout):
         """The answer of one trajectory, or the one chosen among several."""
         streams, batch = trajectories(config), solver.batch
         motions = [Motion(batch) for _ in streams]
-        ends = [solver.run(depth, random, stream=stream, exit=exit, motion=motion)
-                for stream, motion in zip(streams, motions, strict=True)]
+        starts = [solver.config.start, *("noise" for _ in streams[1:])]
+        ends = [solver.run(depth, random, stream=stream, exit=exit, motion=motion, start=start)
+                for stream, motion, start in zip(streams, motions, starts, strict=True)]
         runs = Runs(batch, torch.stack([end.logits for end in ends]), torch.stack([end.used for end in ends]),
                     torch.stack([motion.residual for motion in motions]),
                     renoised=lambda answers, number: solver.consistency(answers, random, streams[number]))
@@ -103,11 +105,10 @@ class SolverRollout(Rollout):
 
     def steps(self, batch: Batch, depth: int, random: StepRandom, *, start: str | None = None) -> Iterator[Readout]:
         """The soft estimate and the readout of each network evaluation."""
-        solver, seen = Solver(self.objective, batch), []
-        if start is not None:
-            solver.config = solver.config.model_copy(update={"start": start})
-        table = self.objective.denoiser.table()
-        solver.run(depth, random, watch=lambda step, z, logits, D: seen.append((bridge("soft", logits, table), logits)))
+        table, seen = self.objective.denoiser.table(), []
+        Solver(self.objective, batch).run(
+            depth, random, start=start,
+            watch=lambda step, z, logits, D: seen.append((bridge("soft", logits, table), logits)))
         return iter(seen)
 
     def steps_elsewhere(self, batch: Batch, depth: int, random: StepRandom, end: Tensor) -> Iterator[Readout]:
@@ -190,10 +191,11 @@ class Solver:
 
     def run(self, depth: int, random: StepRandom, *, stream: str = "", exit: Exit | None = None,
             watch: Callable[[int, Tensor, Tensor, Tensor], None] | None = None,
-            motion: Motion | None = None) -> EarlyExit:
-        """Run `depth` solver steps on the active problems. `watch(step, z, logits, D)` sees each network evaluation,
-        `motion` the changes of the soft estimate."""
+            motion: Motion | None = None, start: str | None = None) -> EarlyExit:
+        """Run `depth` solver steps on the active problems, from `start` in place of `denoise.start` if it is given.
+        `watch(step, z, logits, D)` sees each network evaluation, `motion` the changes of the soft estimate."""
         stopping, carry, estimate = EarlyExit(self.batch, exit), None, None
+        config = self.config.model_copy(update={"start": start or self.config.start})
 
         def denoise(z: Tensor, level: float | Tensor) -> Tensor:
             nonlocal carry, estimate
@@ -215,7 +217,7 @@ class Solver:
                 watch(step, z, logits, new)
             return estimate
 
-        solve(self.config, self.objective.noise, denoise, depth,
+        solve(config, self.objective.noise, denoise, depth,
               normal=lambda name: own_normal(random, f"{stream}{name}", self.batch, self.denoiser.targets.dim),
               settling=Settling(lambda: stopping.logits.softmax(-1).amax(-1), self.batch.sought))
         return stopping

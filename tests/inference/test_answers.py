@@ -167,6 +167,19 @@ def test_a_start_at_zero_takes_no_noise_from_the_start():
                                Solver(noisy, batch).run(1, StepRandom(seed, 0, count=2)).logits) for seed in (1, 2))
 
 
+def test_of_several_trajectories_only_the_first_starts_from_zero():
+    """The first is the one trajectory of a start at zero, the others are those of a start from noise."""
+    model, config = made(**{"denoise.solver": "euler", "denoise.noise.sigma_max": 50.0, "evaluation.trajectories": 3})
+    batch, random = problems(5, 4), StepRandom(config.seed, 0, count=2)
+    solver = Solver(model, batch)
+    runs = [solver.run(4, random, stream=stream, start=start).logits
+            for stream, start in (("", "zero"), ("trajectory1 ", "noise"), ("trajectory2 ", "noise"))]
+    zero, _ = made(**{"denoise.solver": "euler", "denoise.noise.sigma_max": 50.0, "denoise.start": "zero"})
+    mean = torch.stack(runs).softmax(-1).mean(0).argmax(-1)
+    assert torch.equal(answer(zero, batch, [4], config)[4].answers, mean)
+    assert not torch.equal(runs[0], solver.run(4, random).logits)
+
+
 # ---- the measures of an exit, by hand
 
 
