@@ -20,6 +20,10 @@ from looped.reports.sections import Figure, Heading, Prose, Section, Table
 
 MANY = 10
 """Multiples of compute from which the axis is logarithmic."""
+SHORT = 28
+"""Letters of the longest name that stands beside its point; if one is longer, all are in a legend."""
+NEAR = 0.06
+"""Share of the axes' height within which two names at nearly the same compute would overlap."""
 
 
 @dataclass(frozen=True)
@@ -114,16 +118,33 @@ def _share(each: Gain, best: float) -> str:
 def _figure(found: Sequence[Gain], base: str, gauge: Any, plan: Plan) -> Figure:
     figure, axes = new_figure()
     axes.axhline(0, color="0.5", linewidth=0.8, linestyle=":")
-    for each, colour in zip(found, colours(len(found)), strict=True):
+    names = [each.arm if each.weights == 1 else f"{each.arm} ({each.weights:.2g} x weights)" for each in found]
+    beside = max(map(len, names)) <= SHORT
+    for each, name, colour in zip(found, names, colours(len(found)), strict=True):
         value, low, high = (each.gain or 0.0, each.low or 0.0, each.high or 0.0)
         axes.errorbar([each.flops], [value], [[max(value - low, 0)], [max(high - value, 0)]], fmt="o", color=colour,
-                      markersize=6, capsize=3, label=f"{each.arm} ({each.weights:.2g} x weights)")
+                      markersize=6, capsize=3, label=None if beside else name)
     if max(each.flops for each in found) / min(each.flops for each in found) > MANY:
         axes.set_xscale("log")
     else:
         axes.set_xlim(0, math.ceil(max(each.flops for each in found)) + 0.5)
+    if beside:
+        _names_beside(axes, found, names)
     axes.set_xlabel(f"training FLOPs, multiple of {base}")
     axes.set_ylabel(f"gain over {base}: {gauge.axis}")
     finish(figure, axes, path := picture(plan.out, "gain"))
     caption = f"Gain over {base} against training compute; bars are 95 % intervals over {gauge.examples}."
     return Figure(path, caption, "Gain of each arm against its training compute", wide=True)
+
+
+def _names_beside(axes: Any, found: Sequence[Gain], names: Sequence[str]) -> None:
+    """Write each name on the right of its point, or on the left of it below another one's name."""
+    height, right = abs(axes.get_ylim()[1] - axes.get_ylim()[0]), []
+    for each, name in sorted(zip(found, names, strict=True), key=lambda pair: -(pair[0].gain or 0.0)):
+        value = each.gain or 0.0
+        left = any(above - value < NEAR * height and abs(math.log(flops / each.flops)) < math.log(1.2)
+                   for flops, above in right)
+        if not left:
+            right.append((each.flops, value))
+        axes.annotate(name, (each.flops, value), xytext=(-8 if left else 8, 0), textcoords="offset points",
+                      ha="right" if left else "left", va="center", fontsize=8)

@@ -96,11 +96,12 @@ def _save(figure, axes, path: Path, gauge: Metric) -> None:
 
 
 def finish(figure: Any, axes: Any, path: Path) -> None:
-    """Draw the grid and the legend of a plot, and save it."""
+    """Draw the grid and the legend of a plot, if something in it has a label, and save it."""
     axes.grid(alpha=0.25, linewidth=0.6)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    _legend(figure, axes)
+    if axes.get_legend_handles_labels()[1]:
+        _legend(figure, axes)
     figure.savefig(path)
 
 
