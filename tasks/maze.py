@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from looped.data.task import Problem, Task, register
+from looped.data.task import Problem, register
 from looped.errors import UserError
 from looped.tasks.maze_grids import GOAL, OPEN, START, WALL, WAY, Carved, RandomWalls, shortest_way
 from looped.tasks.maze_symmetries import SquareSymmetries
-from looped.tasks.puzzle_choice import FilePuzzles, check_needs_path, chosen_puzzles, variation_of
+from looped.tasks.puzzle_choice import FilePuzzles, FromFile, check_needs_path, chosen_puzzles, variation_of
 from looped.tasks.puzzle_levels import ByRating, OneLevel
 
 GROUP = SquareSymmetries()
@@ -26,7 +26,7 @@ ALL_HAVE = "maze: all mazes of the file have side"
 
 
 @register
-class Maze(Task):
+class Maze(FromFile):
     """loops: fraction of the remaining walls between two rooms that are opened as well, 0 to 1. walls: carved, or
     random, of 0.3 to 0.5 of the cells. min_path: least number of steps from start to goal; 0: any, or with random walls
     one less than the side. path: a CSV like Maze-Hard's, or a folder with train.csv and test.csv, whose mazes are used
@@ -52,7 +52,6 @@ class Maze(Task):
         _check_options(loops, walls, min_path, symmetries, path)
         check_needs_path(path, {"symmetries": symmetries, "num_puzzles": num_puzzles, "rating_bands": rating_bands})
         self.grids = {"carved": Carved(loops, min_path), "random": RandomWalls(min_path)}[walls]
-        self.file: FilePuzzles | None = None
         if path is not None:
             group = GROUP if symmetries else None
             parts = chosen_puzzles(str(path), "".join(self.symbols), _faults, group, num_puzzles)
@@ -65,16 +64,14 @@ class Maze(Task):
     def options_for_file(self, path: str) -> dict[str, Any]:
         return {"path": path}
 
+    def pose(self, question: np.ndarray, answer: np.ndarray) -> Problem:
+        return Problem(question, np.where(question == OPEN, answer, question), question == OPEN)
+
     def make(self, rng: np.random.Generator, difficulty: int, *, heldout: bool) -> Problem:
-        if self.file is None:
-            inputs, way = self.grids.draw(rng, difficulty, heldout)
-        else:
-            inputs, answer = self.file.draw(rng, difficulty, heldout)
-            way = np.flatnonzero(answer == WAY)
+        inputs, way = self.grids.draw(rng, difficulty, heldout)
         targets = inputs.copy()
         targets[way] = WAY
-        targets = np.where(inputs == OPEN, targets, inputs)
-        return Problem(inputs, targets, inputs == OPEN)
+        return self.pose(inputs, targets)
 
     def is_right(self, problem: Problem, answer: np.ndarray) -> bool:
         """True if the cells marked by `answer` are those of any shortest path, or of the file's answer."""

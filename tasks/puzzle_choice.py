@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from looped.data.task import Task, rng_of
+from looped.data.task import Problem, Task, rng_of
 from looped.errors import UserError
 from looped.tasks.puzzle_files import BLOCK, Faults, Puzzles, Version, read_puzzles, version_of
 from looped.tasks.puzzle_levels import Levels
@@ -162,20 +162,52 @@ class Shown:
 
 
 class FilePuzzles:
-    """Problems of a file: a puzzle of a difficulty, varied in training and as it is held out."""
+    """Problems of a file: in training a random puzzle of a difficulty, varied; held out each once, as written."""
 
     def __init__(self, parts: tuple[Puzzles, Puzzles], levels: Levels, variation: Variation) -> None:
         self.parts: tuple[Puzzles, Puzzles] = parts
         self.levels: Levels = levels
-        self._of_part: tuple[Variation, Variation] = (variation, AsWritten())
+        self._variation: Variation = variation
+        self._orders: dict[tuple[int, int], np.ndarray] = {}
 
     def set_levels_of(self, task: Task) -> None:
         """Give a task the difficulties of the file."""
         for name in ("difficulty", "easiest", "trained", "tested"):
             setattr(task, name, getattr(self.levels, name))
 
-    def draw(self, rng: np.random.Generator, difficulty: int, heldout: bool) -> tuple[np.ndarray, np.ndarray]:
-        """(question, answer) of a puzzle, (L,) int64."""
-        row = self.levels.row(rng, difficulty, heldout)
-        part = self.parts[heldout]
-        return self._of_part[heldout].of(part.questions[row], part.answers[row], rng)
+    def training(self, rng: np.random.Generator, difficulty: int) -> tuple[np.ndarray, np.ndarray]:
+        """(question, answer) of a random training puzzle, (L,) int64."""
+        rows, part = self.levels.rows(difficulty, False), self.parts[False]
+        row = rows[rng.integers(len(rows))]
+        return self._variation.of(part.questions[row], part.answers[row], rng)
+
+    def heldout(self, seed: int, index: int, difficulty: int) -> tuple[np.ndarray, np.ndarray]:
+        """(question, answer) of the `index`-th held-out puzzle in the random order of a seed, (L,) int64; after the
+        last one they begin again."""
+        if (seed, difficulty) not in self._orders:
+            rows = self.levels.rows(difficulty, True)
+            self._orders[seed, difficulty] = rng_of("held-out order", seed, difficulty).permutation(rows)
+        order, part = self._orders[seed, difficulty], self.parts[True]
+        row = order[index % len(order)]
+        return part.questions[row].astype(np.int64), part.answers[row].astype(np.int64)
+
+
+class FromFile(Task):
+    """A task whose puzzles come from `file` if it is given; else `make` generates them."""
+
+    file: FilePuzzles | None = None
+
+    def pose(self, question: np.ndarray, answer: np.ndarray) -> Problem:
+        """The problem of a question and its answer, both (L,) int64."""
+        raise NotImplementedError
+
+    def draw(self, seed: int, index: int, difficulty: int, *, heldout: bool) -> Problem:
+        if self.file is None:
+            return super().draw(seed, index, difficulty, heldout=heldout)
+        if heldout:
+            return self.pose(*self.file.heldout(seed, index, difficulty))
+        rng = rng_of(self.name, seed, index, difficulty, heldout)
+        return self.pose(*self.file.training(rng, difficulty))
+
+    def num_heldout(self, difficulty: int) -> int | None:
+        return None if self.file is None else len(self.file.levels.rows(difficulty, True))

@@ -1,4 +1,4 @@
-"""Difficulties of the puzzles of a file: the rows that each draws from, in training and held out."""
+"""Difficulties of the puzzles of a file: the rows of each, in training and held out."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -20,8 +20,8 @@ class Levels(Protocol):
     trained: tuple[int, int]
     tested: tuple[int, ...]
 
-    def row(self, rng: np.random.Generator, difficulty: int, heldout: bool) -> int:
-        """The row of a random puzzle of a difficulty. Raises UserError for a difficulty without puzzles."""
+    def rows(self, difficulty: int, heldout: bool) -> np.ndarray:
+        """The rows (N,) of the puzzles of a difficulty, N > 0. Raises UserError for a difficulty without puzzles."""
         ...
 
 
@@ -39,8 +39,8 @@ class ByEmptyCells:
         self.trained: tuple[int, int] = (hardest, hardest)
         self.tested: tuple[int, ...] = (hardest_heldout,)
 
-    def row(self, rng: np.random.Generator, difficulty: int, heldout: bool) -> int:
-        return self._rows[heldout][rng.integers(np.searchsorted(self._counts[heldout], difficulty, side="right"))]
+    def rows(self, difficulty: int, heldout: bool) -> np.ndarray:
+        return self._rows[heldout][:np.searchsorted(self._counts[heldout], difficulty, side="right")]
 
 
 class OneLevel:
@@ -51,16 +51,16 @@ class OneLevel:
         self.easiest: int = level
         self.trained: tuple[int, int] = (level, level)
         self.tested: tuple[int, ...] = (level,)
-        self._sizes, self._all_have = [len(part.questions) for part in parts], all_have
+        self._rows, self._all_have = [np.arange(len(part.questions)) for part in parts], all_have
 
-    def row(self, rng: np.random.Generator, difficulty: int, heldout: bool) -> int:
+    def rows(self, difficulty: int, heldout: bool) -> np.ndarray:
         if difficulty != self.easiest:
             raise UserError(f"{self._all_have} {self.easiest}, got difficulty {difficulty}; take {self.easiest}")
-        return rng.integers(self._sizes[heldout])
+        return self._rows[heldout]
 
 
 class ByRating:
-    """Bands of the rating: difficulty 0 draws from all puzzles, k from those of the k-th band.
+    """Bands of the rating: difficulty 0 has all puzzles, k those of the k-th band.
 
     edges: the lowest ratings of all bands but the first, ascending: (10, 30) makes the bands below 10, from 10 to below
     30, and from 30. Training is on all puzzles; evaluations are of all held-out ones and of each band that has any.
@@ -85,13 +85,13 @@ class ByRating:
         self._names = ["all", f"below {edges[0]:g}", *between, f"from {edges[-1]:g}"]
         self.difficulty: str = f"rating band ({', '.join(f'{k}: {name}' for k, name in enumerate(self._names))})"
 
-    def row(self, rng: np.random.Generator, difficulty: int, heldout: bool) -> int:
+    def rows(self, difficulty: int, heldout: bool) -> np.ndarray:
         rows = self._rows[heldout][difficulty] if difficulty < len(self._names) else ()
         if not len(rows):
             part = "held-out" if heldout else "training"
             raise UserError(f"the {part} part has no puzzle of rating band {difficulty}; take one of "
                             f"{', '.join(map(str, self.tested))}")
-        return rows[rng.integers(len(rows))]
+        return rows
 
 
 def check_edges(edges: Sequence[float]) -> None:

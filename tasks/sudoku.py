@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from looped.data.task import BLANK, Problem, Task, register, rng_of
+from looped.data.task import BLANK, Problem, register, rng_of
 from looped.errors import UserError
-from looped.tasks.puzzle_choice import FilePuzzles, check_needs_path, chosen_puzzles, variation_of
+from looped.tasks.puzzle_choice import FilePuzzles, FromFile, check_needs_path, chosen_puzzles, variation_of
 from looped.tasks.puzzle_files import is_heldout, read_puzzles
 from looped.tasks.puzzle_levels import ByEmptyCells, ByRating
 from looped.tasks.sudoku_solver import Solver
@@ -33,7 +33,7 @@ NUM_UNIQUE = {4: 288, 6: 256, 9: 128}  # 9 x 9: 55 ms each
 
 
 @register
-class Sudoku(Task):
+class Sudoku(FromFile):
     """size: 4, 6 or 9. unique: only puzzles with one solution (not for those of a file). path: a CSV like
     Sudoku-Extreme's, or a folder with train.csv and test.csv, whose puzzles are used instead of generated ones; a
     difficulty then draws from all of its puzzles with at most that many empty cells.
@@ -61,7 +61,6 @@ class Sudoku(Task):
         self.symbols = (".", *map(str, range(1, size + 1)))
         self.trained = {4: (10, 10), 6: (24, 24), 9: (20, 51)}[size]
         self.tested = {4: (6, 8, 10, 11), 6: (18, 22, 24, 26), 9: (30, 40, 51)}[size]
-        self.file: FilePuzzles | None = None
         if path is not None:
             self._check_size(str(path))
             parts = chosen_puzzles(str(path), *READING, GROUPS[size] if symmetries else None, num_puzzles)
@@ -83,10 +82,10 @@ class Sudoku(Task):
                             f"{self.size}; take a run of that size")
         return {"size": self.size, "path": path}
 
+    def pose(self, question: np.ndarray, answer: np.ndarray) -> Problem:
+        return Problem(question, answer, question == BLANK)
+
     def make(self, rng: np.random.Generator, difficulty: int, *, heldout: bool) -> Problem:
-        if self.file is not None:
-            inputs, targets = self.file.draw(rng, difficulty, heldout)
-            return Problem(inputs, targets, inputs == BLANK)
         stock, num_removable = board_stock(self.size, self.unique, heldout)
         hardest = min(num_removable.max(), self.size**2 - 1)  # an empty board cannot be in both parts
         if difficulty > hardest:

@@ -58,9 +58,11 @@ def levels_of(config: Config) -> list[int]:
 def check_task(plan: Plan) -> None:
     """Raises UserError if the task, its layout or a difficulty is not available, or if there are too few problems."""
     data = prepare_task(plan.config.task)
-    for difficulty in levels_of(plan.config):
-        data.heldout(1, difficulty)
     num = plan.config.evaluation.num_problems
     if num < 2:
         raise UserError(f"evaluation.num_problems {num} is too few, since a comparison chooses depths on one half and "
                         f"reports the other; set it to 2 or more")
+    for difficulty in levels_of(plan.config):
+        if len(data.heldout(2, difficulty)) < 2:
+            raise UserError(f"{data.task.name} has one held-out problem of difficulty {difficulty}, too few for a "
+                            f"comparison, which chooses depths on one half and reports the other; give more")

@@ -114,7 +114,9 @@ class EvaluationConfig(Section):
     prompt_length: Depth = Field(default=16, description="held-out tokens that a generated text continues")
     difficulties: tuple[Count, ...] = Field(
         default=(), description="difficulties of a task to evaluate; empty: the task's own")
-    num_problems: Depth = Field(default=256, description="held-out problems per difficulty")
+    num_problems: Depth = Field(
+        default=256,
+        description="held-out problems per difficulty; of a file each at most once, so that a larger number means all")
     trajectories: Depth = Field(
         default=1,
         description="trajectories per answer: runs of a denoiser's solver from other noise, or of a loop from other "

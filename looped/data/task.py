@@ -98,6 +98,15 @@ class Task:
         separate parts of it for training and evaluation."""
         raise NotImplementedError
 
+    def draw(self, seed: int, index: int, difficulty: int, *, heldout: bool) -> Problem:
+        """The problem of a number, by `make` from a random stream of its own. A task with a fixed stock of held-out
+        problems overrides it, so that each is taken once."""
+        return self.make(rng_of(self.name, seed, index, difficulty, heldout), difficulty, heldout=heldout)
+
+    def num_heldout(self, difficulty: int) -> int | None:
+        """Number of held-out problems of a difficulty, beyond which an evaluation does not go; None: no limit."""
+        return None
+
     def problem(self, seed: int, index: int, difficulty: int, *, heldout: bool = False) -> Problem:
         """The problem of this seed, index and difficulty, the same on every call. Raises UserError for a difficulty
         below `easiest`, and if `make` does not return a problem in this task's symbols."""
@@ -105,7 +114,7 @@ class Task:
             raise UserError(f"{self.name} begins at difficulty {self.easiest} ({self.difficulty}), got {difficulty}")
         problem = None
         with located(self, seed, index, difficulty, heldout):
-            problem = self.make(rng_of(self.name, seed, index, difficulty, heldout), difficulty, heldout=heldout)
+            problem = self.draw(seed, index, difficulty, heldout=heldout)
             self._check_made(problem)
         return problem
 

@@ -95,8 +95,14 @@ class TaskData:
                 f"{'causal' if self.causal else 'all cells at once'}, {self.vocab_size} symbols")
 
     def heldout(self, num: int, difficulty: int) -> list[Problem]:
-        """Held-out problems, the same on every call and for every training seed."""
-        return [self.task.problem(HELDOUT_SEED, index, difficulty, heldout=True) for index in range(num)]
+        """Held-out problems, the same on every call and for every training seed: `num`, or all if there are fewer."""
+        return [self.task.problem(HELDOUT_SEED, index, difficulty, heldout=True)
+                for index in range(self.num_heldout(num, difficulty))]
+
+    def num_heldout(self, num: int, difficulty: int) -> int:
+        """`num`, or the number of all held-out problems of a difficulty if that is less."""
+        there_are = self.task.num_heldout(difficulty)
+        return num if there_are is None else min(num, there_are)
 
     def collate(self, problems: Sequence[Problem]) -> Batch:
         return self.train.collate(problems)

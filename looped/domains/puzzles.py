@@ -155,7 +155,8 @@ class Puzzles(Domain):
         return workers.over([max(config.evaluation.sample_depths)], at)[0]
 
     def sequences(self, data: TaskData, config: Config, options: Options) -> list[dict[str, Any]]:
-        return [{"difficulty": level, "seed": HELDOUT_SEED, "index": list(range(config.evaluation.num_problems))}
+        num = config.evaluation.num_problems
+        return [{"difficulty": level, "seed": HELDOUT_SEED, "index": list(range(data.num_heldout(num, level)))}
                 for level in levels_of(data, config, options)]
 
     def evaluate(self, objective: Objective, data: TaskData, config: Config, depths: Sequence[int], options: Options, *,

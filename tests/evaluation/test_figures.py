@@ -78,8 +78,8 @@ def ids():
     """The columns of eval/sequences.jsonl, by asking each domain."""
     batch = SimpleNamespace(targets=torch.zeros(2, 1), labels=torch.zeros(2))
     stream = TokenStream("held-out", np.arange(99), end_of_text=0)
-    data = {"text": SimpleNamespace(heldout=stream), "puzzles": None,
-            "classify": SimpleNamespace(heldout=lambda size: [batch])}
+    data = {"text": SimpleNamespace(heldout=stream), "classify": SimpleNamespace(heldout=lambda size: [batch])}
+    data["puzzles"] = SimpleNamespace(num_heldout=lambda num, difficulty: num)
     config = load_config(None, {"data.length": 20})
     mixed = MixedStream("held-out", {"a": stream}, {"a": Fraction(1)})
     return {*mixed.places(2, 20)} | {name for kind, domain in DOMAINS.items()

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from puzzle_helpers import as_text, fingerprint, write_csv
 
+from looped.config.data import TaskConfig
 from looped.data.task import find_task
+from looped.data.task_data import prepare_task
 from looped.errors import UserError
 from looped.tasks.puzzle_files import is_heldout
 from looped.tasks.sudoku import BOXES, board_stock, is_valid, vary
@@ -252,6 +254,23 @@ def test_sudoku_from_a_folder_takes_its_two_files(tmp_path):
     task = find_task("sudoku", {"size": 9, "path": str(tmp_path)})
     assert {as_text(task, task.problem(0, index, 9)) for index in range(50)} == set(rows[:5])
     assert {as_text(task, task.problem(0, index, 9, heldout=True)) for index in range(50)} == set(rows[5:])
+
+
+def test_an_evaluation_takes_each_held_out_puzzle_of_a_file_once(tmp_path):
+    """By difficulty, as many as are asked for or all; the first ones are the same whatever the number."""
+    write_csv(tmp_path / "train.csv", sudoku_rows(3))
+    write_csv(tmp_path / "test.csv", rows := sudoku_rows(60)[20:])
+    rows = {row for row in rows if row[0].count(".") <= 7}
+    data = prepare_task(TaskConfig(name="sudoku", options={"path": str(tmp_path)}))
+    taken = [as_text(data.task, problem) for problem in data.heldout(1000, 7)]
+    assert len(taken) == len(rows)
+    assert set(taken) == rows
+    assert [as_text(data.task, problem) for problem in data.heldout(5, 7)] == taken[:5]
+    assert taken != sorted(taken)
+    assert len(data.heldout(1000, 6)) < len(taken)
+    assert data.num_heldout(5, 7) == 5
+    generated = prepare_task(TaskConfig(name="sudoku", options={"size": 4}))
+    assert len(generated.heldout(300, 6)) == 300
 
 
 @pytest.mark.parametrize("num_puzzles", [None, 2])
