@@ -29,8 +29,9 @@ NEAR = 0.06
 @dataclass(frozen=True)
 class Gain:
     """An arm beside the baseline. weights, flops: multiples of the baseline's parameters and training FLOPs; gain, low,
-    high: difference in the followed metric, positive if the arm is better, with its 95 % interval, None for the
-    baseline itself and for an arm without a common seed; told: the difference is more than noise."""
+    high: difference in the followed metric, positive if the arm is better, with its 95 % interval over held-out items,
+    None for the baseline itself and for an arm without a common seed; by_seed: the difference with each common seed, of
+    which `gain` is the mean; told: the difference is more than noise."""
 
     arm: str
     weights: float
@@ -39,6 +40,7 @@ class Gain:
     low: float | None
     high: float | None
     told: bool
+    by_seed: tuple[float, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """The row of compare.jsonl."""
@@ -64,8 +66,8 @@ def _gain(arm: ArmSummary, base: ArmSummary, weights: float, flops: float) -> Ga
     if found is None:
         return Gain(*cost, None, None, None, told=False)
     if arm.runs[0].gauge.higher_is_better:
-        return Gain(*cost, found.mean, found.low, found.high, found.told)
-    return Gain(*cost, -found.mean, -found.high, -found.low, found.told)
+        return Gain(*cost, found.mean, found.low, found.high, found.told, found.seeds)
+    return Gain(*cost, -found.mean, -found.high, -found.low, found.told, tuple(-each for each in found.seeds))
 
 
 def _config(arm: ArmSummary) -> Any:
@@ -86,16 +88,18 @@ def gain_sections(arms: Sequence[ArmSummary], plan: Plan, found: Sequence[Gain])
     base, gauge = baseline_of(arms), arms[0].runs[0].gauge
     return [Heading("Gain and training compute"),
             Prose(f"Gain over {base.name} in held-out {gauge.name}{gauge.remark}, positive if better, with its 95 % "
-                  f"interval over {gauge.examples}; training compute is FLOPs of forward and backward passes, counted. "
-                  f"A gain in brackets is within noise."),
+                  f"interval over {gauge.examples}, which leaves out the spread between seeds; training compute is "
+                  f"FLOPs of forward and backward passes, counted. A gain in brackets is within noise."),
             _table(found, base.name), _figure(found, base.name, gauge, plan)]
 
 
 def _table(found: Sequence[Gain], base: str) -> Table:
     best = max((each.gain for each in found if each.gain is not None), default=0.0)
-    header = ["arm", "weights", "training FLOPs", f"gain over {base}", "of the largest gain"]
-    return Table(header, [[each.arm, multiple_cell(each.weights), multiple_cell(each.flops), gain_cell(each.as_dict()),
-                           _share(each, best)] for each in found])
+    header = ["arm", "weights", "training FLOPs", f"gain over {base}", "of the largest gain", "by seed"]
+    rows = [[each.arm, multiple_cell(each.weights), multiple_cell(each.flops), gain_cell(each.as_dict()),
+             _share(each, best), ", ".join(f"{seed:+.3f}" for seed in each.by_seed) or "-"] for each in found]
+    num = len(header) if any(len(each.by_seed) > 1 for each in found) else len(header) - 1
+    return Table(header[:num], [row[:num] for row in rows])
 
 
 def multiple_cell(value: float) -> str:

@@ -28,7 +28,9 @@ def arms(made_up, tmp_path_factory):
 
 
 def run_of(made_up, place):
-    losses = [LOSSES[place.config.objective] + i / 100 for i in range(40)]
+    """A run whose losses are higher by 0.2 with seed 1, for `full` alone."""
+    own = LOSSES[place.config.objective] + 0.2 * place.seed * (place.config.objective == "full")
+    losses = [own + i / 100 for i in range(40)]
     run = replace(made_up(place.config.objective, 0, losses), place=place)
     by_depth = {place.config.main_depth: torch.tensor(losses, dtype=torch.float64)}
     return replace(run, losses=run.losses | {"nats_per_token": by_depth})
@@ -50,6 +52,8 @@ def test_a_lower_loss_is_a_gain_and_none_is_within_noise(gained):
     full, ar, denoise = gained
     assert (full.gain, full.low, full.high) == pytest.approx((0.5, 0.5, 0.5))
     assert full.told
+    assert full.by_seed == pytest.approx((0.5,))
+    assert ar.by_seed == ()
     assert denoise.gain == pytest.approx(0, abs=1e-12)
     assert not denoise.told
     assert ar.gain is None
@@ -82,3 +86,17 @@ def test_the_report_has_table_plot_and_rows(arms):
 def test_one_arm_alone_has_no_gain(arms):
     plan, runs = arms
     assert "Gain and training compute" not in write_report(replace(plan, arms=plan.arms[:1]), TEXT, runs[:1])
+
+
+def test_with_several_seeds_the_gain_of_each_is_given(arms, made_up, tmp_path):
+    """Half a nat with seed 0 and 0.3 with seed 1, in the table and in the rows; with one seed no column."""
+    plan, one = arms
+    two = replace(plan, num_seeds=2, out=tmp_path)
+    full = gains(summarise_texts(runs := [run_of(made_up, place) for place in two.places]))[0]
+    assert full.by_seed == pytest.approx((0.5, 0.3))
+    assert full.gain == pytest.approx(0.4)
+    said = write_report(two, TEXT, runs)
+    assert "+0.500, +0.300 |" in said
+    rows = [json.loads(line) for line in (tmp_path / "compare.jsonl").read_text().splitlines()]
+    assert next(row["by_seed"] for row in rows if row["kind"] == "gain") == pytest.approx([0.5, 0.3])
+    assert "by seed" not in write_report(plan, TEXT, one)
