@@ -1,109 +1,23 @@
-"""Parts of the gradient through an unrolled loop: how well a part agrees with the whole, and what training by it gives.
+"""Cosines between the gradient through an unrolled loop and its parts, at a checkpoint of a run.
 
-    python scripts/gradient_parts.py RUN --depth 4               cosines at a checkpoint of a run
-    PYTHONPATH=scripts looped compare stdlib-one-layer --objectives \\
-        "full,last=gradient_parts.LastWeights,random=gradient_parts.RandomWeights,input=gradient_parts.LastInput"
+    python scripts/gradient_parts.py RUN --depth 4
 
-With the weights W_i of step i, all equal, the gradient of full back-propagation is the sum over i of dL/dW_i, each with
-the adjoint of all later steps, and through the injected input e it also reaches the embedding. Truncation to the last k
-steps drops three things of the steps before them: their dL/dW_i, their dL/de, and the adjoint of their states.
-The three rules here drop one of them at a time, at the whole adjoint:
-
-    LastWeights     dL/dW of the last step alone; dL/de of all steps
-    RandomWeights   dL/dW of one random step, times the number of steps (without bias); dL/de of all steps
-    LastInput       dL/dW of all steps; dL/de of the last step alone
+`last k`: the gradient of truncation to the last k steps. `weights of step i alone`: dL/dW_i of the core, beside the sum
+over all steps. The rules that train by a part are in looped.objectives.gradient_parts.
 """
 
 import argparse
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.functional import cosine_similarity
 
 from looped import load_run
-from looped.config.rules import Rule
 from looped.objectives.bptt import Full, Start
+from looped.objectives.gradient_parts import step_with
 from looped.rng import StepRandom
-
-READS = ("recurrence.mean", "recurrence.from_share", "recurrence.stages", "recurrence.loss_on", "recurrence.damping",
-         "model.state_init", "model.state_std")
-
-
-class PartOfSteps(Full):
-    """`full` without a part of its gradient; subclasses cut it in the steps that are not `kept`."""
-
-    rule: ClassVar[Rule]
-
-    def loss_after(self, start: Start, no_grad: int, grad: int) -> Tensor:
-        state = self.model.initial_state(start.e, start.noise)
-        kept = self.steps_kept(grad)
-        for index in range(grad):
-            state = self.step(state, start, index in kept)
-        return self.read_out(state, start.batch, start.rows).mean()
-
-    def steps_kept(self, num_steps: int) -> set[int]:
-        """The steps whose part of the gradient is kept."""
-        return {num_steps - 1}
-
-    def step(self, state: Tensor, start: Start, keep: bool) -> Tensor:
-        raise NotImplementedError
-
-
-class LastWeights(PartOfSteps):
-    """Weights of the core learn from the last step alone."""
-
-    rule = Rule("last-weights", loops=True, reads=READS)
-
-    def step(self, state: Tensor, start: Start, keep: bool) -> Tensor:
-        return step_with(self.model, state, start, {} if keep else detached(self.model.recurrence.core))
-
-
-class RandomWeights(PartOfSteps):
-    """Weights of the core learn from one random step, whose gradient is multiplied by the number of steps."""
-
-    rule = Rule("random-weights", loops=True, reads=READS)
-
-    def forward(self, tokens: Any, random: StepRandom) -> Any:
-        self.uniform = float(torch.rand((), generator=random.lockstep("step with weights")))
-        return super().forward(tokens, random)
-
-    def steps_kept(self, num_steps: int) -> set[int]:
-        return {int(self.uniform * num_steps)}
-
-    def step(self, state: Tensor, start: Start, keep: bool) -> Tensor:
-        own = times(self.model.recurrence.core, self.config.mean) if keep else detached(self.model.recurrence.core)
-        return step_with(self.model, state, start, own)
-
-
-class LastInput(PartOfSteps):
-    """The encoded input learns from the last step alone."""
-
-    rule = Rule("last-input", loops=True, reads=READS)
-
-    def step(self, state: Tensor, start: Start, keep: bool) -> Tensor:
-        return self.model.step(state, start.e if keep else start.e.detach(), None, start.rows)
-
-
-def detached(core: nn.Module) -> dict[str, Tensor]:
-    return {name: weight.detach() for name, weight in core.named_parameters()}
-
-
-def times(core: nn.Module, factor: float) -> dict[str, Tensor]:
-    """The same weights with `factor` times their gradient."""
-    return {name: factor * weight - ((factor - 1) * weight).detach() for name, weight in core.named_parameters()}
-
-
-def step_with(model: nn.Module, state: Tensor, start: Start, weights: Mapping[str, Tensor]) -> Tensor:
-    """A loop step by a core with other tensors as its weights."""
-    rows = model.placed(state, start.rows).at("core")
-    return functional_call(model.recurrence.core, dict(weights), (state, start.e, None, rows))
-
-
-# ---- cosines -----------------------------------------------------------------------------------------------------
 
 
 def groups(objective: nn.Module) -> dict[str, list[str]]:

@@ -1,4 +1,4 @@
-"""scripts/gradient_parts.py: each rule drops one part of the gradient, and the parts add up to the whole."""
+"""Parts of the gradient through the loop: each rule drops one, and together they are the whole."""
 
 import sys
 from pathlib import Path
@@ -9,22 +9,24 @@ import torch
 from looped.config import load_config
 from looped.models.build import build
 from looped.objectives.bptt import Full
+from looped.objectives.gradient_parts import LastInput, LastWeights, RandomWeights
 from looped.rng import StepRandom
 from looped.training.train import train
 
 sys.path.append(str(Path(__file__).parents[2] / "scripts"))
 import gradient_parts
-from gradient_parts import LastInput, LastWeights, RandomWeights, by_step, flat, gradient, groups
+from gradient_parts import by_step, flat, gradient, groups
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
 DEPTH = 3
 
 
-@pytest.fixture(scope="module")
-def model():
+@pytest.fixture(scope="module", params=["each-pass", "before-coda"])
+def model(request):
     config = load_config(None, {"objective": "full", "model.width": 16, "model.num_heads": 2, "recurrence.mean": DEPTH,
-                                "model.num_prelude_layers": 0, "model.num_core_layers": 1, "model.num_coda_layers": 0})
+                                "model.num_prelude_layers": 0, "model.num_core_layers": 1, "model.num_coda_layers": 0,
+                                "model.loop_norm": request.param})
     return build(config, 40).double(), config.recurrence
 
 
@@ -64,7 +66,7 @@ def test_the_input_learns_from_the_last_step_alone_and_the_core_from_all(model):
 
 
 def test_the_rules_train_and_their_cosines_are_printed(tmp_path, monkeypatch, capsys):
-    config = load_config("smoke", {"objective": "gradient_parts.RandomWeights", "recurrence.mean": 2,
+    config = load_config("smoke", {"objective": "looped.objectives.gradient_parts.RandomWeights", "recurrence.mean": 2,
                                    "recurrence.distribution": "fixed", "training.budget": 2,
                                    "training.budget_unit": "steps"})
     train(config, tmp_path / "run", quiet=True)
