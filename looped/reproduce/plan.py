@@ -144,8 +144,8 @@ def _plan_entry(order: Order, name: str) -> Entry:
     plan = make_plan(config, ",".join(texts), budget=budget, num_seeds=order.seeds, out=order.out / name,
                      depths=sorted(set().union(*depths.values())))
     notice_arms(plan.arms, settings)
-    planned = [replace(arm, config=arm.config.replace(**{"training.budget": plan.amount * arms[arm.name].budget}))
-               for arm in plan.arms]
+    amounts = {name: round(plan.amount * arm.budget) for name, arm in arms.items()}
+    planned = [replace(arm, config=arm.config.replace(**{"training.budget": amounts[arm.name]})) for arm in plan.arms]
     helpers = {helper: _helper_config(order, about, plan) for helper, about in order.scale.beforehand.items()}
     return Entry(name, replace(plan, arms=planned), refused, depths, helpers)
 

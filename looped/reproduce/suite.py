@@ -38,7 +38,7 @@ class Arm(Section):
     """One line of the table. `published`: column -> value in the paper."""
 
     text: str = Field(pattern=r"^\S", description="the arm as in `looped compare`, without its name")
-    budget: Amount = Field(default=1, description="its budget, as a multiple of `amount`")
+    budget: float = Field(default=1, gt=0, description="its budget, as a multiple of `amount`")
     depths: tuple[Depth, ...] | None = None
     published: dict[str, str | float] = {}
 

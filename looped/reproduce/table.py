@@ -126,7 +126,7 @@ SHOWN: dict[str, Callable[[Rows, Rows], str]] = {
 
 def _about_arm(order: Order, name: str) -> str:
     arm = order.suite.arms[name]
-    return f"- {name}: `{arm.text}`" + (f", {arm.budget} times the budget" if arm.budget > 1 else "")
+    return f"- {name}: `{arm.text}`" + (f", {arm.budget:g} times the budget" if arm.budget != 1 else "")
 
 
 def _about_entry(result: Result) -> str:

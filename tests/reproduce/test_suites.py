@@ -47,7 +47,7 @@ def test_every_arm_applies_to_every_entry_with_the_same_layers_and_the_budget_of
         same = [c for arm, c in arms.items() if "model.num_core_layers" not in suite.arms[arm].text]
         assert len({(c.model.num_core_layers, c.model.width, c.model.patch_size) for c in same}) == 1
         assert {c.training.budget_unit for c in arms.values()} == {suite.budget}
-        amounts = {c.training.budget / suite.arms[arm].budget for arm, c in arms.items()}
+        amounts = {round(c.training.budget / suite.arms[arm].budget) for arm, c in arms.items()}
         assert len(amounts) == 1
 
 
