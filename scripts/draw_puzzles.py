@@ -1,15 +1,17 @@
-"""Plot of the share of puzzles solved over seconds of training, for finished comparisons: docs/puzzles.png, or --out.
+"""Plot of the share of puzzles solved over seconds of training, by rule: docs/puzzles.png, from docs/puzzles.csv.
 
-    looped reproduce puzzles_per_hour --entries sudoku4,sudoku6,sudoku9 --arms denoise,denoise-loop,trm,truncated
-    python scripts/draw_puzzles.py runs/puzzles-per-hour-cpu/sudoku{4,6,9}
+    python scripts/draw_puzzles.py
+    looped reproduce puzzles_per_hour --entries sudoku6 --arms denoise,trm
+    python scripts/draw_puzzles.py runs/puzzles-per-hour-cpu/sudoku6       with new figures
 
-One panel per folder; runs are those of its subfolders ARM-SEED. A line is the mean over seeds, a band their range.
+The folders are those of entries, with runs in subfolders ARM-SEED. Their evaluations during training replace the rows
+of the same entry, arm and seed. One panel per entry; a line is the mean over seeds, a band their range.
 """
 
 import argparse
+import csv
 import json
 from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,49 +21,70 @@ from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from looped.evaluation.plots import COLOURS
 
-Curve = np.ndarray
-"""(evaluations, 2): seconds of training, share solved."""
+Curve = list[tuple[float, float]]
+"""(seconds of training, share solved) of each evaluation."""
+Runs = dict[tuple[str, str, int], Curve]
+"""(entry, arm, seed) -> its curve."""
 ARMS = {"denoise": "denoise, one run of the core", "denoise-loop": "denoise, three runs",
         "trm": "TRM's rule and core", "truncated": "truncated", "full": "full"}
 """Arm -> its name in the legend; other arms are not drawn."""
 TITLES = {"sudoku4": "4x4, 6 clues", "sudoku6": "6x6, 12 clues", "sudoku9": "9x9, 30 clues"}
+DOCS = Path(__file__).parents[1] / "docs"
+COLUMNS = ("entry", "arm", "seed", "seconds", "solved")
 
 
-def curves(folder: Path) -> dict[str, list[Curve]]:
-    """Arm -> the curves of its seeds, from the runs of a comparison."""
-    found = defaultdict(list)
+def measured(folder: Path) -> Runs:
+    """The curves of a comparison, from the evaluations during training of its runs."""
+    found = {}
     for path in sorted(folder.glob("*-*/metrics.jsonl")):
-        arm = path.parent.name.rpartition("-")[0]
+        arm, _, seed = path.parent.name.rpartition("-")
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        points = [(line["seconds"], line["solved"]) for line in lines if line["kind"] == "heldout"]
-        if arm in ARMS and points:
-            found[arm].append(np.array(points))
+        found[folder.name, arm, int(seed)] = [(round(line["seconds"], 1), round(line["solved"], 4))
+                                              for line in lines if line["kind"] == "heldout"]
     return found
 
 
-def draw_panel(axes: Axes, found: dict[str, list[Curve]]) -> None:
+def read(path: Path) -> Runs:
+    found = defaultdict(list)
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            found[row["entry"], row["arm"], int(row["seed"])].append((float(row["seconds"]), float(row["solved"])))
+    return dict(found)
+
+
+def write(path: Path, runs: Runs) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(COLUMNS)
+        rows.writerows((*run, f"{seconds:g}", f"{solved:g}") for run, curve in sorted(runs.items())
+                       for seconds, solved in curve)
+
+
+def draw_panel(axes: Axes, entry: str, runs: Runs) -> None:
     """The curves of each arm, linear between evaluations, over the time that all its seeds cover."""
     for (arm, name), colour in zip(ARMS.items(), COLOURS, strict=False):
-        if arm not in found:
+        seeds = [np.array(curve) for run, curve in runs.items() if run[:2] == (entry, arm)]
+        if not seeds:
             continue
-        low, high = max(seed[0, 0] for seed in found[arm]), min(seed[-1, 0] for seed in found[arm])
+        low, high = max(seed[0, 0] for seed in seeds), min(seed[-1, 0] for seed in seeds)
         seconds = np.geomspace(low, high, 200) if low < high else np.array([high])
-        shares = np.array([np.interp(seconds, *seed.T) for seed in found[arm]])
+        shares = np.array([np.interp(seconds, *seed.T) for seed in seeds])
         axes.plot(seconds, shares.mean(0), color=colour, label=name)
         axes.fill_between(seconds, shares.min(0), shares.max(0), color=colour, alpha=0.18, linewidth=0)
 
 
-def draw(folders: Sequence[Path], out: Path) -> None:
-    """One panel per folder, with one legend above them."""
-    figure = Figure(figsize=(3.4 * len(folders), 3.4), layout="constrained")
-    panels = figure.subplots(1, len(folders), sharey=True, squeeze=False)[0]
-    for axes, folder in zip(panels, folders, strict=True):
-        draw_panel(axes, curves(folder))
+def draw(runs: Runs, out: Path) -> None:
+    """One panel per entry, with one legend above them."""
+    entries = [entry for entry in TITLES if any(run[0] == entry for run in runs)]
+    figure = Figure(figsize=(3.4 * len(entries), 3.4), layout="constrained")
+    panels = figure.subplots(1, len(entries), sharey=True, squeeze=False)[0]
+    for axes, entry in zip(panels, entries, strict=True):
+        draw_panel(axes, entry, runs)
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-        axes.set_title(TITLES.get(folder.name, folder.name), fontsize=10)
+        axes.set_title(TITLES[entry], fontsize=10)
         axes.set_xlabel("seconds of training, one core")
         axes.set_ylim(-0.03, 1.03)
         axes.grid(alpha=0.25, linewidth=0.6)
@@ -76,7 +99,12 @@ def draw(folders: Sequence[Path], out: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="+", type=Path)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs" / "puzzles.png")
+    parser.add_argument("folders", nargs="*", type=Path)
+    parser.add_argument("--figures", type=Path, default=DOCS / "puzzles.csv")
+    parser.add_argument("--out", type=Path, default=DOCS / "puzzles.png")
     args = parser.parse_args()
-    draw(args.folders, args.out)
+    runs = read(args.figures) if args.figures.exists() else {}
+    for folder in args.folders:
+        runs |= measured(folder)
+    write(args.figures, runs)
+    draw(runs, args.out)
