@@ -88,6 +88,8 @@ PINNED = [
                                                  "model.num_core_layers": 8}),
     ("blocks_table4", "paper", "", "end-to-end", {"objective": "ar", "training.budget": 10**5 * 512 * 3 * 14,
                                                   "optim.lr": 3e-4, "data.vocab_size": 32_000}),
+    ("when_depth_pays", "cpu", "one-layer", "ar-full2-flops", {
+        "objective": "ar", "training.budget": 3_502_080, "optim.weight_decay": 0.1, "optim.schedule": "wsd"}),
 ]
 
 
@@ -199,3 +201,11 @@ def test_a_value_in_brackets_reaches_the_comparison_whole(order):
     _, ramp, shallow = entry.plan.arms
     assert [(stage.until, stage.mean) for stage in ramp.config.recurrence.stages] == [(0.25, 1), (0.5, 2), (0.75, 3)]
     assert shallow.config.recurrence.depths == {1: 5, 4: 1}
+
+
+def test_every_arm_of_the_plane_can_train_on_every_entry(order):
+    suite = load_suite(find_suite("when_depth_pays"))
+    entries = plan_entries(order("when_depth_pays", entries=",".join(suite.entries), arms=",".join(suite.arms)))
+    assert [(entry.name, entry.refused) for entry in entries] == [(name, {}) for name in suite.entries]
+    decay = {(entry.name, arm.name): arm.config.optim.weight_decay for entry in entries for arm in entry.plan.arms}
+    assert (decay["epochs-16", "ar"], decay["epochs-16", "full2"], decay["one-layer", "full2"]) == (0.5, 2.0, 0.1)
