@@ -22,25 +22,26 @@ pytestmark = pytest.mark.usefixtures("unchecked")
 DEPTH = 3
 
 
-@pytest.fixture(scope="module", params=["each-pass", "before-coda"])
+@pytest.fixture(scope="module", params=["none", "update"])
 def model(request):
     config = load_config(None, {"objective": "full", "model.width": 16, "model.num_heads": 2, "recurrence.mean": DEPTH,
                                 "model.num_prelude_layers": 0, "model.num_core_layers": 1, "model.num_coda_layers": 0,
-                                "model.loop_norm": request.param})
+                                "model.loop_scale": request.param})
     return build(config, 40).double(), config.recurrence
 
 
-def gradients(model, rule, **attributes):
+def gradients(model, rule, depth=DEPTH, **attributes):
     objective = rule(*model).double()
     vars(objective).update(attributes)
     start = objective.start(torch.randint(40, (2, 9), generator=torch.Generator().manual_seed(0)),
                             StepRandom(0, 0, count=2))
-    return objective, start, gradient(objective, objective.loss_after(start, 0, DEPTH))
+    return objective, start, gradient(objective, objective.loss_after(start, 0, depth))
 
 
-def test_one_random_step_is_the_whole_gradient_on_average(model):
-    *_, whole = gradients(model, Full)
-    each = [gradients(model, RandomWeights, uniform=(step + 0.5) / DEPTH)[2] for step in range(DEPTH)]
+@pytest.mark.parametrize("depth", [DEPTH, 2], ids=["at the mean", "in an earlier stage"])
+def test_one_random_step_is_the_whole_gradient_on_average(model, depth):
+    *_, whole = gradients(model, Full, depth)
+    each = [gradients(model, RandomWeights, depth, uniform=(step + 0.5) / depth)[2] for step in range(depth)]
     for name, value in whole.items():
         torch.testing.assert_close(torch.stack([part[name] for part in each]).mean(0), value)
     core = groups(gradients(model, Full)[0])["core"]
