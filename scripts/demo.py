@@ -2,7 +2,7 @@
 
 Five small models are trained, two at a time on one thread each. Prefix sums of up to 16 bits, in a single pass and by
 back-propagation through the loop for equal processor time, read at 64 bits; and text by one layer of weights that is
-applied four times, next to one and four layers that are applied once, on equal tokens.
+applied twice, next to one and four layers that are applied once, on equal tokens.
 
     python scripts/demo.py [--out runs/demo] [--seed 1] [--training.budget 20 ...]
 
@@ -26,7 +26,7 @@ from looped.evaluation.plots import COLOURS, over_depth
 
 BITS = 64
 """Length of the prefix sums that are read; training ends at 16."""
-UNROLLED_DEPTH, TRAINED = 8, 4
+UNROLLED_DEPTH, TRAINED = 8, 2
 """Depths at which `full` is trained on prefix sums, and the looped layer on text."""
 
 

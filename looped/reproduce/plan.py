@@ -64,6 +64,11 @@ class Order:
         """The sources of settings for the runs of an entry; later ones override earlier ones."""
         return self.suite, self.suite.entries[entry], self.scale
 
+    def own(self, arm: str, entry: str) -> dict[str, str]:
+        """The settings of one arm in an entry, beyond its text, which they override."""
+        return {name: value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+                for layer in self.layers(entry) for name, value in layer.own.get(arm, {}).items()}
+
 
 def _chosen(flag: str, text: str | None, known: Mapping[str, Any], usual: Sequence[str] | None) -> list[str]:
     """The names in a comma-separated list, or the default ones if it is None. Raises UserError."""
@@ -117,10 +122,7 @@ def plan_entries(order: Order) -> list[Entry]:
 
 def _own_settings(order: Order, arm: str, entry: str) -> dict[str, str]:
     """Settings of one arm: those of its text, overridden by the `own` settings of the suite, entry and scale."""
-    words = dict(word.partition("=")[::2] for word in words_of(order.suite.arms[arm].text)[1:])
-    layers = [layer.own.get(arm, {}) for layer in order.layers(entry)]
-    return words | {name: value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
-                    for layer in layers for name, value in layer.items()}
+    return dict(word.partition("=")[::2] for word in words_of(order.suite.arms[arm].text)[1:]) | order.own(arm, entry)
 
 
 def _plan_entry(order: Order, name: str) -> Entry:

@@ -32,7 +32,7 @@ def report(order: Order, results: Sequence[Result]) -> str:
                for result in results if suite.details and result.rows]
     return "\n\n".join([
         f"# {suite.title}", f"Reproduces {suite.reproduces}. Scale {order.asked.scale}, {seeds}.", main,
-        *(_about_entry(result) for result in results if result.rows), *suite.notes,
+        *_about_command(order), *(_about_entry(order, result) for result in results if result.rows), *suite.notes,
         "\n".join(_about_arm(order, arm) for arm in order.arms), *details,
         *(f"[{number}] {reason}" for reason, number in notes.items())])
 
@@ -129,10 +129,22 @@ def _about_arm(order: Order, name: str) -> str:
     return f"- {name}: `{arm.text}`" + (f", {arm.budget:g} times the budget" if arm.budget != 1 else "")
 
 
-def _about_entry(result: Result) -> str:
-    """`s5: every run spent at least 60 seconds, 5,000 layer forwards; ...`, with the hardest trained difficulty."""
+def _about_command(order: Order) -> list[str]:
+    """What the command line changed for all arms, if anything."""
+    asked = order.asked
+    amount, depths = asked.amount, asked.depths and ",".join(map(str, asked.depths))
+    changed = {name: value for name, value in {"amount": amount, "depths": depths}.items() if value is not None}
+    flags = [f"--{name} {value}" for name, value in (changed | dict(asked.settings)).items()]
+    return [f"On the command line: `{' '.join(flags)}`."] if flags else []
+
+
+def _about_entry(order: Order, result: Result) -> str:
+    """`s5: every run spent at least 60 seconds, 5,000 layer forwards; ...`, with the hardest trained difficulty and
+    the settings by which arms differ from their texts here."""
     spent = {row["budget"]: amount(row["spent"]) for row in result.rows if row["kind"] == "equal"}
     said = f"every run spent at least {', '.join(f'{spent[unit]} {UNITS[unit]}' for unit in UNITS if unit in spent)}"
     config = result.entry.plan.config
     said += domain_of(config).hardest(config)
+    own = [f"{arm} {name}={value}" for arm in order.arms for name, value in order.own(arm, result.entry.name).items()]
+    said += f"; settings of single arms: {', '.join(own)}" if own else ""
     return f"{result.entry.name}: {said}." if result.entry.name else f"{said.capitalize()}."

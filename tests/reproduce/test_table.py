@@ -104,6 +104,17 @@ def test_a_rule_on_every_task_and_each_task_beyond_training(tabled):
     assert "## s5\n" in text
 
 
+def test_the_settings_that_differ_from_the_texts_of_the_arms_are_said(tabled):
+    _, text = tabled(of_task, "puzzles_per_hour", arms="denoise,trm,full", entries="sudoku4,sudoku6", amount=100,
+                     depths=[1, 24], settings={"training.num_evals": "5"})
+    small, large = (next(part for part in text.split("\n\n") if part.startswith(f"{entry}: every"))
+                    for entry in ("sudoku4", "sudoku6"))
+    assert "single arms" not in small
+    assert large.endswith("; settings of single arms: denoise optim.lr=0.002, trm optim.lr=0.001, full optim.lr=0.002.")
+    assert "On the command line: `--amount 100 --depths 1,24 --training.num_evals 5`." in text
+    assert "On the command line" not in tabled(of_task, "depth_tasks", arms="full", entries="s5")[1]
+
+
 def test_what_was_measured_later_and_what_has_not_finished_is_said(tabled):
     def rows(arm, number):
         if arm == "ar":
