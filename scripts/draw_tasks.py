@@ -16,8 +16,8 @@ from looped.evaluation.plots_tasks import GIVEN, SOUGHT, draw_cells
 EXAMPLES: dict[str, tuple[str, dict, int]] = {
     "Prefix sums": ("prefix-sums", {}, 12), "Parity": ("parity", {}, 10), "Copy": ("copy", {}, 6),
     "Addition, digits reversed": ("addition", {}, 4), "Addition of many numbers": ("nary-addition", {}, 3),
-    "p-hop induction, 2 hops": ("p-hop", {"length": 16}, 2), "Word problem of S5": ("s5", {}, 5),
-    "Word problem of A5": ("a5", {}, 5), "Sudoku 4x4, 6 clues": ("sudoku", {"size": 4}, 10),
+    "p-hop induction, 2 hops": ("p-hop", {"length": 16}, 2), "Word problem of S5, swaps": ("s5", {"moved": 2}, 5),
+    "Word problem of A5, 3-cycles": ("a5", {"moved": 3}, 5), "Sudoku 4x4, 6 clues": ("sudoku", {"size": 4}, 10),
     "Sudoku 6x6, 12 clues": ("sudoku", {"size": 6}, 24), "Sudoku 9x9, 30 clues": ("sudoku", {"size": 9}, 51),
     "Maze 9x9": ("maze", {}, 9),
 }
