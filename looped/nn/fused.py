@@ -142,7 +142,8 @@ def _activation_backward(x: Tensor, grad_hidden: Tensor, activation: Activation)
     if torch.compiler.is_compiling():
         return _plain_activation_backward(x, grad_hidden.to(x.dtype), activation)
     hidden, grad = torch.empty_like(grad_hidden, dtype=x.dtype), torch.empty_like(x)
-    length, ops = max(64, 2**16 // x.shape[-1]) if x.device.type == "cpu" else x.numel(), torch.ops.aten
+    cached = x.untyped_storage().device.type == "cpu"  # a fake tensor has no bytes, and takes as long per piece
+    length, ops = max(64, 2**16 // x.shape[-1]) if cached else x.numel(), torch.ops.aten
     rows = zip(*(t.flatten(0, -2).split(length) for t in (x, grad_hidden, hidden, grad)), strict=True)
     for x_part, d_hidden, hidden_part, grad_part in rows:
         if activation == "gelu":
