@@ -112,14 +112,20 @@ def _faults(questions: np.ndarray, answers: np.ndarray) -> dict[str, np.ndarray]
     side = int(questions.shape[1] ** 0.5)
     if side**2 != questions.shape[1]:
         return {f"has {questions.shape[1]} cells, which is no square": np.ones(len(questions), dtype=bool)}
-    ends = (questions == START) | (questions == GOAL)
-    grids = np.pad((ends | (answers == WAY)).reshape(-1, side, side), ((0, 0), (1, 1), (1, 1)))
-    touched = grids[:, 2:, 1:-1] | grids[:, :-2, 1:-1] | grids[:, 1:-1, 2:] | grids[:, 1:-1, :-2]
+    one_each = ((questions == START).sum(axis=1) == 1) & ((questions == GOAL).sum(axis=1) == 1)
     return {
         "has a question of other characters than '# SG'": ((questions < WALL) | (questions > GOAL)).any(axis=1),
-        "has not one S and one G": ((questions == START).sum(axis=1) != 1) | ((questions == GOAL).sum(axis=1) != 1),
+        "has not one S and one G": ~one_each,
         "has an answer with other walls": ((questions == WALL) != (answers == WALL)).any(axis=1),
         "has an answer with other characters than ' ' and 'o' in open cells":
             ((questions == OPEN) & (answers != OPEN) & (answers != WAY)).any(axis=1),
-        "has an answer whose path does not touch S and G": (ends & ~touched.reshape(ends.shape)).any(axis=1),
+        "has an answer whose path does not lead from S to G": np.array([
+            given and not _leads(question, answer)
+            for given, question, answer in zip(one_each, questions, answers, strict=True)], dtype=bool),
     }
+
+
+def _leads(question: np.ndarray, answer: np.ndarray) -> bool:
+    """True if the marked cells of an answer connect the start to the goal."""
+    start, goal = (int(np.flatnonzero(question == token)[0]) for token in (START, GOAL))
+    return shortest_way((answer == WAY) | (question == START) | (question == GOAL), start, goal) is not None

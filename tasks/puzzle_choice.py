@@ -2,12 +2,13 @@
 
 The public protocol is 1,000 training puzzles with 1,000 symmetries each, and all held-out puzzles as they are (Wang et
 al. 2025, arXiv 2506.21734). Under symmetries a training puzzle that is symmetric to a held-out one would show it, so it
-is left out.
+is left out; without them only one that is the same.
 """
 
+import hashlib
 import warnings
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
+from functools import cached_property, lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -41,9 +42,16 @@ class Variation(Protocol):
         """A question and its answer, (L,) int64."""
         ...
 
+    def shows(self, puzzles: Puzzles) -> "Shows":
+        """The puzzles with what training on them shows."""
+        ...
+
 
 class AsWritten:
     """No symmetries."""
+
+    def shows(self, puzzles: Puzzles) -> "Shows":
+        return Same(puzzles)
 
     def of(self, question: np.ndarray, answer: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         return question.astype(np.int64), answer.astype(np.int64)
@@ -55,6 +63,9 @@ class AnySymmetry:
     def __init__(self, group: Group) -> None:
         self.group: Group = group
 
+    def shows(self, puzzles: Puzzles) -> "Shows":
+        return Shown(puzzles, self.group)
+
     def of(self, question: np.ndarray, answer: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         return self.group.vary(question, answer, rng)
 
@@ -65,6 +76,9 @@ class SomeSymmetries:
     def __init__(self, group: Group, num: int) -> None:
         self.group: Group = group
         self.num: int = num
+
+    def shows(self, puzzles: Puzzles) -> "Shows":
+        return Shown(puzzles, self.group)
 
     def of(self, question: np.ndarray, answer: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         variant = int(rng.integers(self.num + 1))
@@ -95,8 +109,8 @@ def chosen_puzzles(path: str, symbols: str, faults: Faults, group: Group | None,
                    ) -> tuple[Puzzles, Puzzles]:
     """(training, held-out) puzzles of a file, `num_puzzles` of the former (None: all), in the order of the file.
 
-    group: the symmetries that training applies; without those that are symmetric to a held-out puzzle, of which a
-    notice says how many were met. Raises UserError for files that `read_puzzles` refuses, and if too few are left.
+    group: the symmetries that training applies, if any. Training puzzles that are held-out ones too, or symmetric to
+    one of them, are left out, and a notice says how many were met. Raises UserError for files that `read_puzzles` refuses, and if too few are left.
     """
     _check_number(num_puzzles)
     return _chosen(path, version_of(path), symbols, faults, group, num_puzzles)
@@ -109,18 +123,23 @@ def _chosen(path: str, version: Version, symbols: str, faults: Faults, group: Gr
     total = len(train.questions)
     wanted = total if num_puzzles is None else num_puzzles
     order = np.arange(total) if num_puzzles is None else rng_of("training puzzles").permutation(total)
-    shown = Shown(heldout, group) if group else NothingShown()
+    shown = Shown(heldout, group) if group else Same(heldout)
     rows, left_out, met = [], 0, 0
     while len(rows) < wanted and met < total:
         some = order[met : met + min(BLOCK, wanted - len(rows))]
         kept = some[~shown.among(train.questions[some])]
         rows, left_out, met = [*rows, *kept.tolist()], left_out + len(some) - len(kept), met + len(some)
-    if left_out:
-        warnings.warn(f"task.options.symmetries: {left_out} of the {met} training puzzles taken from {path} are "
-                      f"symmetric to a held-out one and were left out", stacklevel=3)
+    if not rows and group is None:  # one set in both parts, to measure on
+        rows = order.tolist()
+        warnings.warn(f"task.options.path: all {total} training puzzles of {path} are held-out ones too; measure runs "
+                      f"on it, but train on others", stacklevel=3)
+    elif left_out:
+        warnings.warn(f"task.options.{'symmetries' if group else 'path'}: {left_out} of the {met} training puzzles "
+                      f"taken from {path} are {'symmetric to a held-out one' if group else 'held-out ones too'} and "
+                      f"were left out", stacklevel=3)
     if len(rows) < (num_puzzles or 1):
-        raise UserError(f"task.options.num_puzzles: {path} has {len(rows)} training puzzles"
-                        f"{' that are not symmetric to a held-out one' if group else ''}, not "
+        such = "" if not left_out else f" that are not {'symmetric to a held-out one' if group else 'held-out ones too'}"
+        raise UserError(f"task.options.num_puzzles: {path} has {len(rows)} training puzzles{such}, not "
                         f"{num_puzzles or 'one'}; take fewer, or a larger file")
     return (train if len(rows) == total else train.where(np.sort(rows))), heldout
 
@@ -132,23 +151,34 @@ def _check_number(num_puzzles: int | None) -> None:
                         f"null for all")
 
 
-class NothingShown:
-    """Without symmetries no training puzzle shows a held-out one."""
+class Shows(Protocol):
+    """Some puzzles of a file, and what shows them to a model."""
 
     def among(self, questions: np.ndarray) -> np.ndarray:
-        return np.zeros(len(questions), dtype=bool)
+        """Mask (N,) of the puzzles (N, L) that show one of them."""
+        ...
+
+
+class Same:
+    """Puzzles that are shown by themselves alone."""
+
+    def __init__(self, puzzles: Puzzles) -> None:
+        self._known = {question.tobytes() for question in puzzles.questions}
+
+    def among(self, questions: np.ndarray) -> np.ndarray:
+        given = np.ascontiguousarray(questions, dtype=np.uint8)
+        return np.array([question.tobytes() in self._known for question in given], dtype=bool)
 
 
 class Shown:
-    """The puzzles that are symmetric to a held-out one: found by invariants, and made sure of by canonical forms."""
+    """Puzzles that are shown by symmetric ones: found by invariants, and made sure of by canonical forms."""
 
-    def __init__(self, heldout: Puzzles, group: Group) -> None:
-        self._heldout, self._group = heldout.questions, group
+    def __init__(self, puzzles: Puzzles, group: Group) -> None:
+        self._heldout, self._group = puzzles.questions, group
         self._invariants = group.invariants(self._heldout)
         self._known = np.unique(self._invariants)
 
     def among(self, questions: np.ndarray) -> np.ndarray:
-        """Mask (N,) of the puzzles (N, L) that are symmetric to a held-out one."""
         invariants = self._group.invariants(questions)
         found = np.isin(invariants, self._known)
         for row in np.flatnonzero(found):
@@ -157,7 +187,7 @@ class Shown:
 
     @lru_cache  # noqa: B019 (an object lives as long as one reading of a file)
     def _forms(self, invariant: int) -> frozenset[bytes]:
-        """The canonical forms of the held-out puzzles with an invariant."""
+        """The canonical forms of the puzzles with an invariant."""
         return frozenset(map(self._group.canonical, self._heldout[self._invariants == np.uint64(invariant)]))
 
 
@@ -169,6 +199,19 @@ class FilePuzzles:
         self.levels: Levels = levels
         self._variation: Variation = variation
         self._orders: dict[tuple[int, int], np.ndarray] = {}
+
+    @cached_property
+    def digest(self) -> bytes:
+        """Of all puzzles and ratings of both parts."""
+        digest = hashlib.sha256()
+        for part in self.parts:
+            for column in part:
+                digest.update(str(column.shape).encode() + np.ascontiguousarray(column).tobytes())
+        return digest.digest()
+
+    def trained_on(self, questions: np.ndarray) -> np.ndarray:
+        """Mask (N,) of the puzzles (N, L) that training shows."""
+        return self._variation.shows(self.parts[False]).among(questions)
 
     def set_levels_of(self, task: Task) -> None:
         """Give a task the difficulties of the file."""
@@ -196,6 +239,17 @@ class FromFile(Task):
     """A task whose puzzles come from `file` if it is given; else `make` generates them."""
 
     file: FilePuzzles | None = None
+
+    @property
+    def contents(self) -> bytes:
+        return b"" if self.file is None else self.file.digest
+
+    def num_trained_on(self, problems: Sequence[Problem]) -> int:
+        if self.file is None:
+            return super().num_trained_on(problems)
+        length = self.file.parts[False].questions.shape[1]
+        asked = [problem.inputs for problem in problems if len(problem.inputs) == length]
+        return int(self.file.trained_on(np.array(asked, dtype=np.uint8)).sum()) if asked else 0
 
     def pose(self, question: np.ndarray, answer: np.ndarray) -> Problem:
         """The problem of a question and its answer, both (L,) int64."""

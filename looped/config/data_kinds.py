@@ -15,7 +15,7 @@ from looped.errors import UserError
 from looped.import_path import class_at
 
 READ_OF_IMAGES = ("model.patch_size", *(f"images.{name}" for name in ImageConfig.model_fields if name != "source"))
-ANSWERED = ("recurrence.damping", "evaluation.trajectories", "evaluation.choose", "evaluation.state_noise")
+ANSWERED = ("evaluation.trajectories", "evaluation.choose", "evaluation.state_noise")
 """Settings read by the kinds that predict answers or classes."""
 
 

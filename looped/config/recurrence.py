@@ -80,7 +80,7 @@ class RecurrenceConfig(Section):
         description="weight of the progressive loss under `progressive`; the loss of a full unroll has the rest")
     damping: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.0,
-        description="fraction of the old state that a loop step keeps when solving problems; 0 is the plain loop")
+        description="fraction of the old state that a loop step keeps in evaluation; 0 is the plain loop")
     state_noise: NonNegative = Field(
         default=0.0,
         description="standard deviation of the normal noise that training adds to the state before each loop step, in "

@@ -93,6 +93,9 @@ class Task:
     """True if a difficulty has a single problem (the tower of n discs), so that only levels beyond the trained ones are
     unseen."""
 
+    contents: bytes = b""
+    """A digest of what problems are taken from other than the seed, as the puzzles of a file."""
+
     def make(self, rng: np.random.Generator, difficulty: int, *, heldout: bool) -> Problem:
         """A problem drawn with `rng`. heldout: for evaluation; a task that varies a fixed stock of problems keeps
         separate parts of it for training and evaluation."""
@@ -117,6 +120,10 @@ class Task:
             problem = self.draw(seed, index, difficulty, heldout=heldout)
             self._check_made(problem)
         return problem
+
+    def num_trained_on(self, problems: Sequence["Problem"]) -> int:
+        """The number of these problems that training on a file shows; 0 for problems that are drawn anew each time."""
+        return 0
 
     def options_for_file(self, path: str) -> dict[str, Any]:
         """The options under which this task takes its puzzles from a file. Raises UserError if it reads none."""

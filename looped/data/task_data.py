@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -135,10 +136,13 @@ def puzzles_of_file(config: TaskConfig, path: str) -> TaskData:
         data = prepare_task(config.model_copy(update={"options": trained.options_for_file(path), "difficulty": None}))
     except UserError as error:
         raise UserError(str(error).replace("task.options.path", "--puzzles")) from None
-    digest = hashlib.sha256()
-    for difficulty in data.task.tested:
-        for problem in data.heldout(MEASURED, difficulty):
-            digest.update(problem.inputs.astype("<i8").tobytes() + problem.targets.astype("<i8").tobytes())
+    digest = hashlib.sha256(data.task.contents)
+    problems = [problem for difficulty in data.task.tested for problem in data.heldout(MEASURED, difficulty)]
+    for problem in problems:
+        digest.update(problem.inputs.astype("<i8").tobytes() + problem.targets.astype("<i8").tobytes())
+    if known := trained.num_trained_on(problems):
+        warnings.warn(f"--puzzles {path}: the run was trained on {known} of the first {len(problems)} of its held-out "
+                      f"puzzles, or on symmetric ones; leave them out to measure it on new ones", stacklevel=2)
     return replace(data, fingerprint=digest.hexdigest()[:32], source=f"{config.name} of {Path(path).name}",
                    trained_on=trained_range(config, trained))
 
@@ -153,6 +157,7 @@ def trained_range(config: TaskConfig, task: Task | None = None) -> tuple[int, in
 
 def _fingerprint(config: TaskConfig, stream: ProblemStream) -> str:
     digest = hashlib.sha256(json.dumps(config.model_dump(mode="json"), sort_keys=True).encode())
+    digest.update(stream.task.contents)
     for difficulty in sorted({stream.low, stream.high}):
         for index in range(FINGERPRINTED):
             problem = stream.task.problem(0, index, difficulty)

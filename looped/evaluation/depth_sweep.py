@@ -94,7 +94,7 @@ def evaluate_depth(objective: Objective, tokens: Documents, depths: Sequence[int
 
     take("nats_per_token", likelihood.by_depth, rollout.likelihood_cost)
     if by_sigma := likelihood.by_level(NUM_LEVELS):
-        sigma_max, at_max = by_sigma[0]
+        sigma_max, at_max = by_sigma[0][0], by_sigma[0][1] + rollout.known_at_start
         took([*(summarise("nats_at_sigma", losses, sigma=sigma) for sigma, losses in by_sigma),
               summarise("nats_at_sigma_max", at_max, sigma=sigma_max)], "nats_at_sigma_max", {1: at_max})
     if num_trajectories and rollout.samples:

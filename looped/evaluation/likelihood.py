@@ -186,8 +186,8 @@ def main_losses(objective: Objective, tokens: Tokens, depth: int, *, seed: int =
                 num_levels: int = 32, workers: Workers = ALONE) -> Float[Tensor, "num"]:
     """Nats/token of every sequence as a next-token predictor, the one figure that all objectives have.
 
-    For a denoiser it is the cross-entropy at sigma_max, in one pass (with blocks: of each token without the others of
-    its block); for a loop the loss at `depth`; for masked diffusion, which predicts no next token, the bound over
+    For a denoiser it is the bound of one pass: the cross-entropy at sigma_max and what z says of the token there (with
+    blocks: of each token without the others of its block); for a loop the loss at `depth`; for masked diffusion, which predicts no next token, the bound over
     `num_levels` levels.
     """
     likelihood = Likelihood(objective, tokens, seed=seed, batch_size=batch_size, workers=workers)

@@ -200,7 +200,8 @@ def loop_probes(objective: Objective, tokens: Tokens, num_steps: int, *, seed: i
     e = model.encode(batch.inputs, told)
     noise = random.normal("state", e.shape[1:]) if model.recurrence.needs_noise else None
     motion = StateStats()
-    model.unroll(e, told, grad=num_steps, noise=noise, callback=lambda _, state: motion.take(state))
+    model.unroll(e, told, grad=num_steps, noise=noise, callback=lambda _, state: motion.take(state),
+                 damping=objective.config.damping)
     rows = []
     for depth, (size, ratio) in enumerate(zip(motion.sizes, motion.ratios, strict=True), start=1):
         rows.append(summarise("state_rms", size, depth=depth))

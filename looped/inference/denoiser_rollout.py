@@ -28,7 +28,7 @@ from looped.inference.cost import NUM_CHECKS, Cost
 from looped.inference.exits import EarlyExit, Exit
 from looped.inference.motion import Motion
 from looped.inference.rollout import Answered, Likelihood, Readout, Rollout
-from looped.inference.text_denoising import DenoiseWriter, TeacherForced, bound
+from looped.inference.text_denoising import DenoiseWriter, TeacherForced, bound, known_at_start
 from looped.inference.trajectories import own_normal, trajectories
 from looped.nn.cache import Cache
 from looped.nn.rows import Rows
@@ -142,9 +142,13 @@ class SolverRollout(Rollout):
             yield depth, -mixture, now(rows.device) - began
 
     def main(self, likelihood: Likelihood, depth: int, num_levels: int) -> Tensor:
-        """The cross-entropy at sigma_max, in one pass (with blocks: of each token without the others of its block)."""
+        """The bound of one pass, at sigma_max (with blocks: of each token without the others of its block)."""
         (_, losses), = likelihood.by_level(1)
-        return losses
+        return losses + self.known_at_start
+
+    @property
+    def known_at_start(self) -> float:
+        return known_at_start(self.objective)
 
     def levels(self, num: int) -> list[float]:
         """Noise levels evenly spaced in ln sigma, highest first."""

@@ -20,6 +20,7 @@ from looped.inference.rollout import Answered, Readout, Rollout
 from looped.inference.trajectories import Copies, together, trajectories
 from looped.models.language import LanguageModel
 from looped.nn.cache import Cache
+from looped.nn.recurrence import damped
 from looped.nn.rows import Rows
 from looped.nn.state_noise import with_noise
 from looped.objectives.base import rows_of_batch, token_losses
@@ -34,6 +35,10 @@ class LoopRollout(Rollout):
     name = "loop"
     together = True
     encodes = True
+
+    @property
+    def _damping(self) -> float:
+        return self.objective.config.damping
 
     def answers(self, batch: Batch, depths: Sequence[int], config: EvaluationConfig, random: StepRandom,
                 exit: Exit | None = None) -> dict[int, Answered]:
@@ -86,9 +91,9 @@ class LoopRollout(Rollout):
         start: replaces the model's own initial state. read: the steps, counted from 1, that are read out; None: all.
         noise: `evaluation.state_noise`. motion: sees the changes of the state.
 
-        With `recurrence.damping` d a step is s <- d s + (1 - d) step(s), where s has the noise of the step.
+        What a damped step keeps (`recurrence.damping`) is the state with the noise of the step.
         """
-        model, damping, batch = self.model, self.objective.config.damping, copies.batch
+        model, batch = self.model, copies.batch
         e = copies.repeat(model.encode(copies.one.inputs, rows_of_batch(copies.one)))
         rows, width = rows_of_batch(batch), e.shape[-1]
         begin = copies.normal("state", width) if model.recurrence.needs_noise else None
@@ -103,7 +108,7 @@ class LoopRollout(Rollout):
                 given = with_noise(before, drawn.view_as(before), noise)
             after = model.step(given, e[working], None,
                                rows.having(block=model.recurrence.block_at(step), step=step))
-            after = after if damping == 0 else damping * given + (1 - damping) * after
+            after = damped(given, after, self._damping)
             if motion is not None:
                 motion.take(working, before, after)
             state = state.index_copy(0, working, after)
@@ -165,7 +170,7 @@ class LoopRollout(Rollout):
                 results.append((index + 1, found, start - began - reading + own))
                 reading += own
 
-        model.unroll(e, around, grad=depths[-1], noise=noise, callback=read_out)
+        model.unroll(e, around, grad=depths[-1], noise=noise, callback=read_out, damping=self._damping)
         return results
 
     def check_exits(self, exits: Sequence[Exit]) -> None:
@@ -188,7 +193,7 @@ class LoopRollout(Rollout):
                 if len(working := stopping.working):
                     stopping.take(logits[working], latent[working])
 
-        model.unroll(e, around, grad=depth, noise=noise, callback=read)
+        model.unroll(e, around, grad=depth, noise=noise, callback=read, damping=self._damping)
         return [(token_losses(stopping.logits, tokens.targets).view(batch.targets.shape),
                  stopping.used.view(batch.targets.shape)) for stopping in each]
 
@@ -197,7 +202,7 @@ class LoopRollout(Rollout):
         model, rows = self.model, rows_of_batch(batch)
         e = model.encode(batch.inputs, rows)
         noise = random.normal("state", e.shape[1:]) if model.recurrence.needs_noise else None
-        return model.decode(model.unroll(e, rows, grad=1, noise=noise), rows)
+        return model.decode(model.unroll(e, rows, grad=1, noise=noise, damping=self._damping), rows)
 
     def write(self, prompt: Int[Tensor, "batch length"], num_tokens: int, depth: int, way: Writing) -> Tensor:
         return one_after_another(LoopWriter(self.objective, depth, way), prompt, num_tokens, way)
@@ -207,7 +212,7 @@ class LoopRollout(Rollout):
         rows = rows_of_batch(batch)
         e = self.model.encode(batch.inputs, rows)
         start = noise(e) if self.model.recurrence.needs_noise else None
-        return self.model.hidden(self.model.unroll(e, rows, grad=depth, noise=start), rows)
+        return self.model.hidden(self.model.unroll(e, rows, grad=depth, noise=start, damping=self._damping), rows)
 
 
 class LoopWriter:
@@ -215,6 +220,7 @@ class LoopWriter:
 
     def __init__(self, objective: Unrolled, depth: int, way: Writing):
         self.model: LanguageModel = objective.model
+        self.damping: float = objective.config.damping
         self.depth = depth
         self.way = way
         self.cache: Cache = Cache()
@@ -223,13 +229,13 @@ class LoopWriter:
     def next_logits(self, new: Int[Tensor, "batch new"], random: StepRandom) -> Tensor:
         """Logits (B, 1, V) after the columns so far and the `new` ones."""
         reading = Reading(new, self.depth, self.way.padding, self.width, self.cache)
-        state, rows = read_on(self.model, reading, self.way.draws)
+        state, rows = read_on(self.model, reading, self.way.draws, self.damping)
         self.width += new.shape[1]
         return self.way.steering(self.model.decode(state, rows)[:, -1:])
 
 
-def read_on(model: LanguageModel, reading: Reading,
-            draws: Draws) -> tuple[Float[Tensor, "batch new ..."], Rows]:
+def read_on(model: LanguageModel, reading: Reading, draws: Draws,
+            damping: float) -> tuple[Float[Tensor, "batch new ..."], Rows]:
     """(state, rows) after the loop has processed the columns of `reading`.
 
     A random initial state depends on the position alone (`draws`), so a text is the same in whatever pieces it is
@@ -239,4 +245,4 @@ def read_on(model: LanguageModel, reading: Reading,
     e, noise = model.encode(r.tokens, rows), None
     if model.recurrence.needs_noise:
         noise = r.padding.normal_by_place(draws, "state", r.first, stop, e.shape[-1])
-    return model.unroll(e, rows, grad=r.depth, noise=noise), rows
+    return model.unroll(e, rows, grad=r.depth, noise=noise, damping=damping), rows

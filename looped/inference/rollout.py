@@ -159,6 +159,9 @@ class Rollout:
         """Noise levels at which tokens have losses, highest first; empty if there are none."""
         return []
 
+    known_at_start = 0.0
+    """Nats/token that the input at the highest of `levels` can say of a token, which `main` adds."""
+
     def losses_at(self, batch: Batch, level: float, random: StepRandom) -> Float[Tensor, "batch length"]:
         """Nats of each token at one of `levels`."""
         self._refuse("has no noise levels; choose denoise or blockwise")

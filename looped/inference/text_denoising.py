@@ -40,13 +40,19 @@ from looped.tensor_types import Float, Float64, Int
 Tokens = Int[Tensor, "num length_and_one"]
 
 
+def known_at_start(objective: Denoise) -> float:
+    """|y|^2 / (2 sigma_max^2), in nats/token: what z says of a token at sigma_max, where no solver may know anything;
+    the first term of the bound, and of any loss of a network that saw such a z."""
+    return (objective.denoiser.targets.row_norm / objective.noise.sigma_max) ** 2 / 2
+
+
 def bound(objective: Denoise, rows: Tokens, depth: int, random: StepRandom) -> Float[Tensor, "batch length"]:
     denoiser, batch = objective.denoiser, objective.ask(rows)
     y, (e, around) = batch.targets, objective.encoded(batch)
     target, table = denoiser.target(y), denoiser.table()
     levels = rows_of_blocks(objective, depth, y.shape[1])  # n L
     z = target + to_device(levels[0].float().unsqueeze(-1), target.device) * random.normal("chain0", target.shape[1:])
-    losses = torch.full(y.shape, (denoiser.targets.row_norm / objective.noise.sigma_max) ** 2 / 2, device=y.device)
+    losses = torch.full(y.shape, known_at_start(objective), device=y.device)
     walk = Trajectory(denoiser)
 
     def logits_at(z: Tensor, level: Tensor) -> Tensor:

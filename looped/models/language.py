@@ -178,7 +178,7 @@ class LanguageModel(nn.Module):
     def unroll(self, e: State, rows: Rows = PLAIN, *, no_grad: int | Tensor = 0, grad: int | Tensor,
                state: LoopState | None = None, noise: State | None = None,
                callback: Callable[[int, LoopState], Any] | None = None, disturb: Disturb | None = None,
-               first: int = 0) -> LoopState:
+               first: int = 0, damping: float = 0.0) -> LoopState:
         """Run the loop; arguments as in `RecurrentDepth.unroll`. With a cache, each step has its own part of it."""
         if e.ndim != 3 or e.shape[-1] != self.width:
             raise UserError(f"e must be what encode(tokens) returns, (batch, length, {self.width}), got {kind_of(e)}")
@@ -188,7 +188,7 @@ class LanguageModel(nn.Module):
             return whole.at("core", index) if sequences is None else whole.of(sequences)
 
         return self.recurrence.unroll(e, no_grad=no_grad, grad=grad, state=state, noise=noise, callback=callback,
-                                      rows=of_step, disturb=disturb, first=first)
+                                      rows=of_step, disturb=disturb, first=first, damping=damping)
 
     def forward(self, tokens: Int[Tensor, "batch length"], num_steps: int, *, noise: State | None = None) -> Logits:
         """Logits after `num_steps` loop steps. Raises `UserError` for ids outside the vocabulary."""

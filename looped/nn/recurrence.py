@@ -135,7 +135,8 @@ class RecurrentDepth(nn.Module):
     def unroll(self, e: State, *, no_grad: int | Tensor, grad: int | Tensor, state: States | None = None,
                noise: State | None = None, cond: Tensor | None = None,
                callback: Callable[[int, States], Any] | None = None,
-               rows: RowsOfStep | None = None, disturb: Disturb | None = None, first: int = 0) -> States:
+               rows: RowsOfStep | None = None, disturb: Disturb | None = None, first: int = 0,
+               damping: float = 0.0) -> States:
         """Run `no_grad` steps without gradient, then `grad` steps with it (Huginn's truncated BPTT).
 
         Tensors (B,) set one depth per sequence, in any order: all sequences first run their steps without gradient,
@@ -143,7 +144,7 @@ class RecurrentDepth(nn.Module):
         returns the `rows` argument of step `index` for the sequences with these indices (None: all, in order).
         `callback(index, state)` gets the state of all sequences after each step; if it returns True, the loop stops.
         `index` counts the steps that the loop has run, from `first`, the number of those that led to a given `state`.
-        `disturb` changes the state before each step. `state` may be a tuple of tensors (B, ...) that the core takes and
+        `disturb` changes the state before each step; `damping` is the fraction of it that a step keeps. `state` may be a tuple of tensors (B, ...) that the core takes and
         returns; without it the loop starts from `initial_state`, one tensor.
 
         Raises `UserError` for negative depths, for depths of another number of sequences, and for a core that returns
@@ -151,12 +152,14 @@ class RecurrentDepth(nn.Module):
         """
         state = self.initial_state(e, noise) if state is None else state
         if isinstance(no_grad, Tensor) or isinstance(grad, Tensor):
-            return self._unroll_rows(state, _Rounds(self, e, cond, callback, rows, disturb, first), no_grad, grad)
+            return self._unroll_rows(state, _Rounds(self, e, cond, callback, rows, disturb, first, damping),
+                                     no_grad, grad)
         no_grad, grad = whole_number("no_grad", no_grad), whole_number("grad", grad)
         for index in range(first, first + no_grad + grad):
             with torch.set_grad_enabled(index >= first + no_grad and torch.is_grad_enabled()):
                 state = state if disturb is None else disturb(state, index, None)
-                state = self.checked_step(state, e, cond, rows and rows(index, None), index)
+                new = self.checked_step(state, e, cond, rows and rows(index, None), index)
+                state = damped(state, new, damping)
             if callback is not None and callback(index, state):
                 break
         return state
@@ -203,9 +206,9 @@ class _Rounds:
     """The two rounds of an unroll with one depth per sequence: steps without gradient, then steps with it."""
 
     def __init__(self, loop: RecurrentDepth, e: State, cond: Tensor | None, callback: Callable | None,
-                 rows: RowsOfStep | None, disturb: Disturb | None, first: int):
+                 rows: RowsOfStep | None, disturb: Disturb | None, first: int, damping: float):
         self.loop, self.e, self.cond, self.callback, self.rows = loop, e, cond, callback, rows
-        self.disturb = disturb
+        self.disturb, self.damping = disturb, damping
         self.first, self.index, self.stopped = first, first, False
 
     def run(self, state: States, depths: list[int], deepest: list[int], done: list[int]) -> States:
@@ -226,6 +229,7 @@ class _Rounds:
                 given = self.disturb(given, indices, order[:num])
             new = self.loop.checked_step(given, e[first], None if cond is None else cond[first],
                                          self.rows and self.rows(self.index, place[first]), _index(indices))
+            new = damped(given, new, self.damping)
             state = each(lambda *parts: torch.cat(parts), new, _rows_of(state, slice(num, None))) \
                 if num < len(order) else new
             if self._stops(state if self.callback is None else _rows_of(state, back)):
@@ -242,6 +246,11 @@ class _Rounds:
 def _index(of_rows: list[int]) -> int | Tensor:
     """The index of each sequence's step: one number if it is the same for all."""
     return of_rows[0] if len(set(of_rows)) == 1 else torch.tensor(of_rows)
+
+
+def damped(before: States, after: States, damping: float) -> States:
+    """d s + (1 - d) step(s): the state after a step that keeps the fraction d of the state before it."""
+    return after if damping == 0 else each(lambda old, new: damping * old + (1 - damping) * new, before, after)
 
 
 def each(function: Callable[..., Tensor], *states: Parts) -> Parts:

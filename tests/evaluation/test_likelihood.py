@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from looped.config import load_config
-from looped.evaluation.likelihood import losses_by_depth, losses_by_solver
+from looped.evaluation.likelihood import losses_by_depth, losses_by_sigma, losses_by_solver, main_losses
 from looped.models.build import build
 from looped.objectives import build_objective
 
@@ -54,6 +54,18 @@ def test_the_bound_of_an_exact_denoiser_is_the_truth_up_to_the_first_level(exact
     draws = torch.stack([losses_by_depth(exact, rows, [3], seed=seed)[0].losses for seed in range(100)])
     gap = draws.mean(0) - prior_loss(exact, rows)
     assert (gap.abs() < 2 * 4 / (2 * 64) + 3 * draws.std(0) / math.sqrt(100)).all()
+
+
+def test_what_z_says_of_a_token_at_the_highest_level_is_no_merit_of_the_predictor(exact):
+    """At a low sigma_max of 2 z is worth up to |y|^2 / (2 sigma_max^2) = 0.5 nats: the cross-entropy of a network that
+    finds all tokens equally likely is below ln V, the figure of the objective is not."""
+    exact.model.embed.weight.data.zero_()
+    exact.noise.sigma_max, exact.noise.x_max, rows = 2.0, math.log(2), tokens(num=100)
+    seen = torch.stack([losses_by_sigma(exact, rows, num_levels=1, seed=seed)[0][1] for seed in range(4)])
+    said = torch.stack([main_losses(exact, rows, 1, seed=seed) for seed in range(4)])
+    torch.testing.assert_close(said, seen + 0.5)
+    error = said.std() / math.sqrt(said.numel())
+    assert seen.mean() + 3 * error < math.log(V) < said.mean() + 3 * error
 
 
 def test_a_denoiser_that_ignores_what_it_sees_pays_for_depth(exact):

@@ -28,12 +28,13 @@ SMALL = {"model.width": 16, "model.num_heads": 2, "denoise.target.dim": 8, "deno
 RULES = [{"objective": "truncated"}, {"objective": "ar"},
          *({"objective": "denoise", "denoise.context": c} for c in ("inject", "concat", "context"))]
 NAMES = ["truncated", "ar", "inject", "concat", "context"]
+DAMPED = {"objective": "fixed-point", "recurrence.damping": 0.3}
 MASKED = {"objective": "masked", "masked.cond_width": 8}
 BLOCKS = {"denoise.block_size": 2, "data.length": 8, "evaluation.prompt_length": 4}
 BLOCKWISE = {"objective": "blockwise", "blocks.num": 2}
-PADDED = [*RULES, RULES[3] | BLOCKS, RULES[4] | BLOCKS, *(rule | BLOCKWISE for rule in RULES[2:]),
+PADDED = [*RULES, DAMPED, RULES[3] | BLOCKS, RULES[4] | BLOCKS, *(rule | BLOCKWISE for rule in RULES[2:]),
           MASKED, MASKED | {"blocks.num": 2}]
-PADDED_NAMES = [*NAMES, "concat, blocks of 2", "context, blocks of 2", *(f"{name}, blockwise" for name in NAMES[2:]),
+PADDED_NAMES = [*NAMES, "damped", "concat, blocks of 2", "context, blocks of 2", *(f"{name}, blockwise" for name in NAMES[2:]),
                 "masked", "masked, blocks"]
 
 

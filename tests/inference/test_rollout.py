@@ -13,6 +13,7 @@ from looped.inference.loop_rollout import LoopRollout
 from looped.inference.rollout import ROLLOUTS, rollout_of
 from looped.models.build import build
 from looped.objectives import build_objective, objective_class
+from looped.objectives.base import rows_of_batch, token_losses
 from looped.rng import StepRandom
 
 SMALL = {"model.width": 16, "model.num_heads": 2, "denoise.cond_width": 8, "denoise.target.dim": 4}
@@ -43,6 +44,22 @@ def objective_of(rule):
 def test_what_means_nothing_is_refused(ask, why):
     with pytest.raises(UserError, match=why):
         ask(rollout_of(objective_of("masked")))
+
+
+def test_damped_steps_are_those_of_the_likelihood_too():
+    """On text as on problems, so that the loop of a fixed point does not cycle around it."""
+    config = load_config(None, SMALL | {"objective": "fixed-point", "recurrence.damping": 0.5,
+                                        "model.state_init": "zero"})
+    objective, random = build_objective(config, build(config, 20)).eval(), StepRandom(0, 0, count=2)
+    tokens = torch.randint(20, (2, 9), generator=torch.Generator().manual_seed(0))
+    model, rows = objective.model, objective.ask(tokens)
+    with torch.no_grad():
+        (_, first, _), (_, second, _) = rollout_of(objective).losses(tokens, [1, 2], random)
+        e = model.encode(rows.inputs, rows_of_batch(rows))
+        state = 0.5 * model.step(torch.zeros_like(e), e, None, rows_of_batch(rows))
+        torch.testing.assert_close(first, token_losses(model.decode(state, rows_of_batch(rows)), rows.targets))
+        state = 0.5 * state + 0.5 * model.step(state, e, None, rows_of_batch(rows))
+        torch.testing.assert_close(second, token_losses(model.decode(state, rows_of_batch(rows)), rows.targets))
 
 
 def test_a_rollout_of_ones_own_answers_writes_and_costs():

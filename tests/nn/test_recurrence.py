@@ -44,6 +44,17 @@ def test_any_module_can_be_the_core(e, wrap):
     torch.testing.assert_close(out[2:3], by_hand(core, e, 4, 2))
 
 
+@pytest.mark.parametrize("depths", [3, torch.tensor([3, 1, 0, 3, 2])], ids=["one depth", "a depth per sequence"])
+def test_a_damped_step_keeps_a_fraction_of_the_state_before_it(e, depths):
+    core = Toy()
+    out = RecurrentDepth(core).unroll(e, no_grad=0, grad=depths, damping=0.25)
+    for row in range(B):
+        state = torch.zeros_like(e[:1])
+        for _ in range(int(torch.as_tensor(depths).expand(B)[row])):
+            state = 0.25 * state + 0.75 * core(state, e[row : row + 1])
+        torch.testing.assert_close(out[row : row + 1], state)
+
+
 def test_truncation_cuts_the_gradient_of_early_steps(e):
     loop = RecurrentDepth(Toy())
     start = torch.zeros(B, L, D, requires_grad=True)

@@ -150,7 +150,7 @@ def test_a_text_read_in_pieces_with_a_cache_gets_the_logits_of_the_whole(flags):
     tokens, padding, cache = text(), Padding(None, 9), Cache()
 
     def read(piece, first, cache):
-        state, rows = read_on(rule.model, Reading(piece, 6, padding, first, cache), draw)
+        state, rows = read_on(rule.model, Reading(piece, 6, padding, first, cache), draw, 0.0)
         return rule.model.decode(state, rows)
 
     pieces = [read(tokens[:, :5], 0, cache), read(tokens[:, 5:], 5, cache)]

@@ -151,7 +151,7 @@ def test_a_file_may_begin_with_a_byte_order_mark(tmp_path):
     assert as_text(read, read.problem(0, 0, 3)) == MAZE
 
 
-MAZE = ("S # #  G ", "So# #ooGo")
+MAZE = ("S # #  G ", "S #o# oG ")
 
 
 @pytest.mark.parametrize(("row", "why"), [
@@ -159,7 +159,8 @@ MAZE = ("S # #  G ", "So# #ooGo")
     (("S # #  S ", "So# #ooSo"), "not one S and one G"),
     (("S # #  G ", "So####oGo"), "answer with other walls"),
     (("S # #  G ", "So# #oSGo"), "answer with other characters"),
-    (("S # #  G ", "So# #  G "), "does not touch S and G"),
+    (("S # #  G ", "So# #  G "), "does not lead from S to G"),
+    (("S # #  G ", "So# #ooGo"), "does not lead from S to G"),  # touches both, but is not connected
     (("S # #  G", "So# #ooG"), "8 and 8 cells"),
     (("S # #  Gx", "So# #ooGx"), "is none of"),
 ])

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from puzzle_helpers import as_text, write_csv, write_rated
 
 from looped.config.data import TaskConfig
 from looped.data.task import find_task
-from looped.data.task_data import prepare_task
+from looped.data.task_data import prepare_task, puzzles_of_file
 from looped.errors import UserError
 from looped.tasks.maze import GROUP as SQUARE
 from looped.tasks.maze_symmetries import turned
@@ -179,6 +180,45 @@ def test_training_puzzles_that_are_symmetric_to_a_held_out_one_are_left_out_and_
         find_task("sudoku", options | {"symmetries": 1, "num_puzzles": 9})
 
 
+def test_training_puzzles_that_are_held_out_too_are_left_out_without_symmetries(folder):
+    path, rows = folder
+    write_csv(path / "train.csv", rows[:8] + rows[9:10])
+    with pytest.warns(UserWarning, match=r"task\.options\.path: 1 of the 9 training puzzles .* are held-out ones too"):
+        task = find_task("sudoku", {"size": 6, "path": str(path)})
+    assert set(drawn(task, heldout=False)) == set(rows[:8])
+    with pytest.raises(UserError, match=r"has 8 training puzzles that are not held-out ones too, not 9"):
+        find_task("sudoku", {"size": 6, "path": str(path), "num_puzzles": 9})
+
+
+@pytest.mark.parametrize("part", ["train.csv", "test.csv"])
+def test_the_fingerprint_is_of_all_puzzles_of_both_parts(folder, part):
+    path, rows = folder
+    config = TaskConfig(name="sudoku", options={"size": 6, "path": str(path)})
+    before = prepare_task(config).fingerprint
+    assert prepare_task(config).fingerprint == before
+    kept = {"train.csv": rows[:8], "test.csv": rows[8:]}[part]
+    write_csv(path / part, kept[:-1])
+    assert prepare_task(config).fingerprint != before
+    write_csv(path / part, kept)
+    assert prepare_task(config).fingerprint == before
+
+
+@pytest.mark.parametrize("symmetries", [0, 2])
+def test_measuring_a_run_on_puzzles_that_it_was_trained_on_is_said(folder, tmp_path, symmetries):
+    path, rows = folder
+    (other := tmp_path / "other").mkdir()
+    hidden = rows[:1] if not symmetries else texts([GROUPS[6].vary(*map(cells, rows[0]), np.random.default_rng(3))])
+    write_csv(other / "train.csv", rows[8:])
+    config = TaskConfig(name="sudoku", options={"size": 6, "path": str(path), "symmetries": symmetries})
+    write_csv(other / "test.csv", texts(puzzles(6, 14))[11:])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the control: new puzzles
+        puzzles_of_file(config, str(other))
+    write_csv(other / "test.csv", [*texts(puzzles(6, 14))[11:], *hidden])
+    with pytest.warns(UserWarning, match="was trained on 1 of the first 4 of its held-out puzzles"):
+        puzzles_of_file(config, str(other))
+
+
 def test_a_training_part_of_nothing_but_symmetries_of_held_out_puzzles_is_refused(tmp_path):
     ((question, answer),) = puzzles(4, 1)
     rng = np.random.default_rng(0)
@@ -205,12 +245,12 @@ def test_mazes_of_a_file_are_turned_in_training_only(tmp_path):
     read = find_task("maze", {"path": str(tmp_path), "symmetries": True, "num_puzzles": 3})
     assert len(set(drawn(read, heldout=False))) == 3 * 8
     assert set(drawn(read, heldout=True)) == set(rows[4:])
-    side = "S # #  G ", "So# #ooGo"
+    side = "S # #  G ", "S #o# oG "
     places = [3 * (2 - column) + row for row in range(3) for column in range(3)]
     turned_side = tuple("".join(text[place] for place in places) for text in side)
     other = tmp_path / "other"
     other.mkdir()
-    write_csv(other / "train.csv", [side, ("G # #  S ", "Go# #ooSo")])
+    write_csv(other / "train.csv", [side, ("G # #  S ", "G #o# oS ")])
     write_csv(other / "test.csv", [turned_side])
     with pytest.warns(UserWarning, match="1 of the 2 training puzzles"):
         find_task("maze", {"path": str(other), "symmetries": True})
@@ -250,7 +290,8 @@ def test_a_file_of_the_form_of_sudoku_extreme_is_read_with_its_ratings(tmp_path)
     content = SUDOKU_EXTREME.format(escargot=answers[0], easy=answers[1])
     for name in ("train.csv", "test.csv"):
         (tmp_path / name).write_text(content, encoding="utf-8", newline="\r\n")
-    task = find_task("sudoku", {"size": 9, "path": str(tmp_path), "rating_bands": [1]})
+    with pytest.warns(UserWarning, match="all 2 training puzzles of .* are held-out ones too"):
+        task = find_task("sudoku", {"size": 9, "path": str(tmp_path), "rating_bands": [1]})
     assert task.file.parts[1].ratings.tolist() == [23, 0]
     assert as_text(task, task.problem(0, 0, 2, heldout=True)) == (questions[0], answers[0])
     assert as_text(task, task.problem(0, 0, 1, heldout=True)) == (questions[1], answers[1])
