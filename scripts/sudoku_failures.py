@@ -48,11 +48,11 @@ def answers_of(run: Run, difficulty: int, depth: int, num: int) -> list[Answered
     problems, size, found = run.data.heldout(num, difficulty), run.config.evaluation.batch_size, []
     several = sum(not has_one_solution(problem, run.data.task.box) for problem in problems)
     if several:
-        raise UserError(f"{several} of {num} puzzles have several solutions, any of which is right; train with "
+        raise UserError(f"{several} of {len(problems)} puzzles have several solutions, any of which is right; train with "
                         f"--task.options '{{size: {run.data.task.size}, unique: true}}', or give --puzzles with one "
                         f"solution each")
     with evaluating(run.objective):
-        for first in range(0, num, size):
+        for first in range(0, len(problems), size):
             some = problems[first : first + size]
             cells = answer(run.objective, run.data.collate(some), [depth], run.config, first=first)[depth].answers
             found += [Answered(row[: len(each)] == each.targets, each.scored, deduce(each.inputs, run.data.task.box))

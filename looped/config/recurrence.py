@@ -1,5 +1,6 @@
 """Settings of the rules that run a loop: its depth, its supervised segments, and the fixed point of the core."""
 
+import math
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
@@ -137,6 +138,11 @@ class RecurrenceConfig(Section):
     def ends(self) -> tuple[float, ...]:
         """The share of the budget at which each of `parts` ends."""
         return *(stage.until for stage in self.stages), 1.0
+
+    @property
+    def first_end(self) -> float:
+        """The share of the budget at which the loop changes for the first time; infinite without stages."""
+        return self.from_share or (self.stages[0].until if self.stages else math.inf)
 
     @property
     def cap(self) -> float:

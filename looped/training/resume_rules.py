@@ -1,9 +1,10 @@
 """Settings that may change when a run is resumed, and the checkpoint from which a new budget is valid.
 
 Three kinds may change: settings that do not affect the weights, `training.precision` between auto and what it stands
-for, and `training.budget`. The learning rate depends on the fraction of the budget that is spent (`optim.lr_factor`).
-A checkpoint is valid for a new budget if no step before it had a learning rate that depends on the old one: always
-under `constant`, before the decay under `wsd`, never under `cosine`. The newest such checkpoint is always kept.
+for, and `training.budget`. The learning rate depends on the fraction of the budget that is spent (`optim.lr_factor`), and
+so does the loop of `recurrence.stages` and `.from_share`. A checkpoint is valid for a new budget if no step before it
+depends on the old one: always under `constant`, before the decay under `wsd`, never under `cosine`, and before the end
+of the first stage. The newest such checkpoint is always kept.
 """
 
 from collections.abc import Iterator, Mapping
@@ -81,8 +82,11 @@ def start_of(path: Path, old: Config, new: Config) -> tuple[int, int]:
     if spent >= now:
         raise UserError(f"{changed}, and {spent:g} {unit} are spent already at step {step}; set it higher than that, "
                         f"or choose another --run")
-    flat = decay_start(old.optim)
-    kept = [each for each, spent in found if spent / min(before, now) <= flat]
+    flat, free = decay_start(old.optim), same_until(old)
+    kept = [each for each, spent in found if spent / min(before, now) <= free]
+    if not kept and free < flat:
+        raise UserError(f"{changed}, but its loop begins or changes after {free:.0%} of the budget, which every "
+                        f"checkpoint that is kept has passed; choose another --run")
     if not kept:
         begun, told = (("follows the budget from the first step on", "with optim.schedule wsd or constant a run can be "
                         "extended") if flat == 0 else
@@ -91,6 +95,11 @@ def start_of(path: Path, old: Config, new: Config) -> tuple[int, int]:
         raise UserError(f"{changed}, but optim.schedule {old.optim.schedule} {begun}; choose another --run and give it "
                         f"this one as training.warm_start ({told})")
     return kept[0], step
+
+
+def same_until(config: Config) -> float:
+    """The fraction of the budget up to which no step depends on the size of the budget."""
+    return min(decay_start(config.optim), config.recurrence.first_end)
 
 
 def _whole(path: Path) -> Iterator[Counters]:

@@ -43,8 +43,9 @@ from looped.training.determinism import only_warned
 from looped.training.draw_ahead import DrawAhead, StepDraws
 from looped.training.logs import Meter, Monitor
 from looped.training.micro_batch import MicroBatches, clock_of
-from looped.training.optim import EMA, build_optimizers, decay_start, lr_factor, set_lr
+from looped.training.optim import EMA, build_optimizers, lr_factor, set_lr
 from looped.training.processes import Processes
+from looped.training.resume_rules import same_until
 from looped.training.runs import STAMP, load_run
 from looped.training.saving import Saver
 from looped.training.sharding import LAYOUTS, Whole
@@ -347,7 +348,7 @@ class Trainer:
                                          "end_of_text": self.data.end_of_text,
                                          "data": self.data.fingerprint, "meter": meter, "owed": self.owed,
                                          "places": places if any(places) else None,
-                                         ckpt.ANY_BUDGET: self.fraction <= decay_start(self.config.optim),
+                                         ckpt.ANY_BUDGET: self.fraction <= same_until(self.config),
                                          "groups": ckpt.optimizer_groups(self.optimizers)}
             self.saver.save(self.tensors(), state)
             self.saved = self.done.step

@@ -22,6 +22,8 @@ pytestmark = pytest.mark.usefixtures("unchecked")  # others check the shapes of 
 AVERAGED = {"denoise.noise.distribution": "adaptive", "optim.ema_decay": 0.9, "training.accumulation": 2}
 MUON = {"objective": "truncated", "optim.name": "muon", "optim.warmup_steps": 6}
 TOKENS = {"training.budget_unit": "tokens"}
+LATE = {"objective": "full", "recurrence.mean": 2, "recurrence.from_share": 0.25}
+STAGED = {"objective": "full", "recurrence.mean": 3, "recurrence.stages": [{"until": 0.25, "mean": 2}]}
 PER_STEP = {"steps": 1, "tokens": 4 * 8, "layer-forwards": 4 * 6}
 """Of the tiny run: a batch of 4 sequences of 8 tokens, and 6 layer forwards each."""
 
@@ -48,10 +50,12 @@ def long_enough(tiny, schedule, budget, **changes):
 
 @pytest.mark.filterwarnings("ignore:run .* resumes from step")
 @pytest.mark.parametrize(("changes", "schedule"), [
-    (AVERAGED, "constant"), (AVERAGED, "wsd"), (MUON, "wsd"), (AVERAGED | TOKENS, "wsd"),
+    (AVERAGED, "constant"), (AVERAGED, "wsd"), (MUON, "wsd"), (AVERAGED | TOKENS, "wsd"), (LATE, "constant"),
+    pytest.param(STAGED, "wsd", marks=pytest.mark.slow),
     pytest.param(MUON, "constant", marks=pytest.mark.slow),
     pytest.param(AVERAGED | TOKENS, "constant", marks=pytest.mark.slow)],
-    ids=["averaged-constant", "averaged-wsd", "muon-wsd", "tokens-wsd", "muon-constant", "tokens-constant"])
+    ids=["averaged-constant", "averaged-wsd", "muon-wsd", "tokens-wsd", "late-constant", "staged-wsd", "muon-constant",
+         "tokens-constant"])
 def test_a_finished_run_gone_on_with_is_bit_for_bit_the_run_of_the_larger_budget(tmp_path, tiny, changes, schedule):
     step = PER_STEP[changes.get("training.budget_unit", "steps")]
     train(long_enough(tiny, schedule, 8 * step, **changes), tmp_path / "run")
@@ -107,6 +111,14 @@ def test_a_budget_that_has_decided_rates_is_refused_with_the_way_out(tmp_path, t
     with pytest.raises(UserError, match=rf"training.budget 8, now it is 16, but {why}; .*training.warm_start {told}"):
         train(long_enough(tiny, schedule, 16, **settings), run)
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+def test_a_budget_that_has_decided_when_the_loop_begins_is_refused(tmp_path, tiny):
+    run, settings = tmp_path / "run", LATE | {"training.checkpoint_every": 5}
+    train(long_enough(tiny, "constant", 8, **settings), run)
+    with pytest.raises(UserError, match="now it is 16, but its loop begins or changes after 25% of the budget, which "
+                                        "every checkpoint that is kept has passed; choose another --run"):
+        train(long_enough(tiny, "constant", 16, **settings), run)
 
 
 def stopped(config, run, at):
