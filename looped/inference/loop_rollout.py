@@ -44,14 +44,15 @@ class LoopRollout(Rollout):
                 exit: Exit | None = None) -> dict[int, Answered]:
         """Answers along one unroll to the deepest depth, or along one for each trajectory, as many at once as
         `evaluation.batch_size` allows; a problem that has exited keeps its answer."""
-        parts = [self._ends(Copies(batch, random, streams), depths, config, exit)
+        e = self.model.encode(batch.inputs, rows_of_batch(batch))
+        parts = [self._ends(Copies(batch, random, streams), e, depths, config, exit)
                  for streams in together(trajectories(config), len(batch), config.batch_size)]
         return {depth: Answered.of(Runs.joined([part[depth] for part in parts]), config.choose,
                                    self.answer_cost(depth, config, early=exit is not None)) for depth in depths}
 
-    def _ends(self, copies: Copies, depths: Sequence[int], config: EvaluationConfig,
+    def _ends(self, copies: Copies, e: Tensor, depths: Sequence[int], config: EvaluationConfig,
               exit: Exit | None) -> dict[int, Runs]:
-        """Depth -> the ends of trajectories that run together."""
+        """Depth -> the ends of trajectories that run together. e: the embedded problems."""
         batch, halt = copies.batch, getattr(self.objective, "halt_logit", None)
         stopping = EarlyExit(batch, exit, halt=halt, gate=getattr(self.model, "exit_gate", None))
         found, early, motion = {}, exit is not None, Motion(batch)
@@ -64,7 +65,7 @@ class LoopRollout(Rollout):
             return Runs(copies.one, logits, used, residual, head)
 
         # An exit needs a readout after every step.
-        states = self.states(copies, max(depths), stopping, read=None if early else depths,
+        states = self.states(copies, max(depths), stopping, e=e, read=None if early else depths,
                              noise=config.state_noise, motion=motion)
         for step, _ in enumerate(states, start=1):
             if step in depths:
@@ -83,18 +84,17 @@ class LoopRollout(Rollout):
     def likelihood_cost(self, depth: int) -> Cost:
         return self.answer_cost(depth, EvaluationConfig())
 
-    def states(self, copies: Copies, depth: int, stopping: EarlyExit, *, start: Tensor | None = None,
-               read: Collection[int] | None = None, noise: float = 0.0,
+    def states(self, copies: Copies, depth: int, stopping: EarlyExit, *, e: Tensor | None = None,
+               start: Tensor | None = None, read: Collection[int] | None = None, noise: float = 0.0,
                motion: Motion | None = None) -> Iterator[Tensor]:
         """Run the loop on the active rows of `stopping`, and yield the states of all rows after each step.
 
-        start: replaces the model's own initial state. read: the steps, counted from 1, that are read out; None: all.
-        noise: `evaluation.state_noise`. motion: sees the changes of the state.
-
-        What a damped step keeps (`recurrence.damping`) is the state with the noise of the step.
+        e: the embedded problems, if they are there already. start: replaces the model's own initial state. read: the
+        steps, counted from 1, that are read out; None: all. noise: `evaluation.state_noise`. motion: sees the changes
+        of the state. What a damped step keeps (`recurrence.damping`) is the state with the noise of the step.
         """
         model, batch = self.model, copies.batch
-        e = copies.repeat(model.encode(copies.one.inputs, rows_of_batch(copies.one)))
+        e = copies.repeat(model.encode(copies.one.inputs, rows_of_batch(copies.one)) if e is None else e)
         rows, width = rows_of_batch(batch), e.shape[-1]
         begin = copies.normal("state", width) if model.recurrence.needs_noise else None
         state = model.initial_state(e, begin) if start is None else start

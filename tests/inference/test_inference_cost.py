@@ -216,6 +216,16 @@ def test_rows_of_a_task_count_solver_trajectories_and_checks(settings, evaluatio
         {"solved", "cells"} | several, (evaluations, evaluations))
 
 
+@pytest.mark.parametrize("batch_size", [NUM, 3 * NUM], ids=["in turn", "together"])
+def test_trajectories_of_a_loop_share_the_embedded_problem_whether_they_run_together_or_in_turn(batch_size):
+    objective, config = made({"task.name": "prefix-sums", "objective": "full", "model.state_init": "like-init",
+                              "evaluation.trajectories": 3, "evaluation.batch_size": batch_size}, vocab=4)
+    data = prepare_task(config.task)
+    batch = data.collate([data.task.problem(0, index, 4) for index in range(NUM)])
+    run, found = counted_answer(objective, config, batch, 5)
+    assert set(found.layer_forwards.tolist()) == {run}
+
+
 def test_rows_with_an_exit_carry_the_mean_of_what_was_run():
     objective, config = made({"task.name": "prefix-sums", "objective": "full"}, vocab=4)
     data, rule = prepare_task(config.task), Exit.parse("latent=0.5")
