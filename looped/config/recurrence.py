@@ -81,7 +81,8 @@ class RecurrenceConfig(Section):
         description="weight of the progressive loss under `progressive`; the loss of a full unroll has the rest")
     damping: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.0,
-        description="fraction of the old state that a loop step keeps in evaluation; 0 is the plain loop")
+        description="fraction of the old state that a loop step keeps in evaluation; 0 is the plain loop, which can "
+                    "cycle around the fixed point that a solver has found")
     state_noise: NonNegative = Field(
         default=0.0,
         description="standard deviation of the normal noise that training adds to the state before each loop step, in "
