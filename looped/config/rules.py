@@ -154,11 +154,11 @@ TRIED = ("evaluation.trajectories", "evaluation.choose")
 """Settings read by every rule that can answer a problem more than once."""
 RANDOM_STARTS = ("like-init", "noise")
 """Initial states (`model.state_init`) that are drawn anew each time."""
-LOOP = ("recurrence.damping", "model.state_init", "model.state_std", "model.latent_updates", "evaluation.state_noise",
-        *TRIED)
-"""Settings read by every rule that runs the loop."""
-DEEP = (*LOOP, "model.exit_gate", *BOUNDARY)
-"""Settings read by the rules that run the loop to several depths: also of the gate that an exit may use."""
+PASS = ("model.state_init", "model.state_std", "model.latent_updates", "evaluation.state_noise", *TRIED)
+"""Settings read by every rule that runs the loop, once or several times."""
+DEEP = (*PASS, "recurrence.damping", "model.exit_gate", *BOUNDARY)
+"""Settings read by the rules that run the loop to several depths: also of damped steps, and of the gate that an exit
+may use."""
 # Not by fixed-point: noise that is drawn anew at each application of the core leaves a solver no fixed point.
 NOISY = (*DEEP, "recurrence.state_noise")
 """Settings read by the rules that train on the steps of the loop themselves."""
@@ -333,7 +333,7 @@ RULES: dict[str, Rule] = {rule.name: rule for rule in (
          depth=lambda config: config.model.num_core_layers, residual_layers=lambda config: 1, passes=lambda config: 1,
          reads=("forward_forward", *TRIED),
          checks=(check_blocks, check_forward_forward, _check_kind)),
-    Rule("ar", f"{BPTT}.Autoregressive", alike=_same_start, depth=_one_pass, baseline=True, blocks=True, reads=LOOP),
+    Rule("ar", f"{BPTT}.Autoregressive", alike=_same_start, depth=_one_pass, baseline=True, blocks=True, reads=PASS),
 )}
 
 @lru_cache

@@ -201,7 +201,7 @@ def loop_probes(objective: Objective, tokens: Tokens, num_steps: int, *, seed: i
     noise = random.normal("state", e.shape[1:]) if model.recurrence.needs_noise else None
     motion = StateStats()
     model.unroll(e, told, grad=num_steps, noise=noise, callback=lambda _, state: motion.take(state),
-                 damping=objective.config.damping)
+                 damping=objective.damping)
     rows = []
     for depth, (size, ratio) in enumerate(zip(motion.sizes, motion.ratios, strict=True), start=1):
         rows.append(summarise("state_rms", size, depth=depth))

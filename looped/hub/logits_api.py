@@ -67,7 +67,7 @@ class LoopReader(Reader):
 
     @property
     def _damping(self) -> float:
-        return self.objective.config.damping
+        return self.objective.damping
 
     def logits(self, reading: Reading, keep: int) -> Float[Tensor, "batch kept vocab"]:
         r = reading

@@ -38,7 +38,7 @@ class LoopRollout(Rollout):
 
     @property
     def _damping(self) -> float:
-        return self.objective.config.damping
+        return self.objective.damping
 
     def answers(self, batch: Batch, depths: Sequence[int], config: EvaluationConfig, random: StepRandom,
                 exit: Exit | None = None) -> dict[int, Answered]:
@@ -220,7 +220,7 @@ class LoopWriter:
 
     def __init__(self, objective: Unrolled, depth: int, way: Writing):
         self.model: LanguageModel = objective.model
-        self.damping: float = objective.config.damping
+        self.damping: float = objective.damping
         self.depth = depth
         self.way = way
         self.cache: Cache = Cache()

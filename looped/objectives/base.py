@@ -75,6 +75,9 @@ class Objective(nn.Module):
     one_process: str = ""
     """A clause with the reason why only one process may train by this rule; "" if several may."""
 
+    damping: float = 0.0
+    """The fraction of the state that a loop step keeps in evaluation."""
+
     @property
     def backprop(self) -> int | None:
         """The number of final loop steps that gradients go through; None: all steps."""

@@ -89,6 +89,11 @@ class Unrolled(Objective):
             gate_of(model).requires_grad_(True)
 
     @property
+    def damping(self) -> float:
+        """The fraction of the state that a step keeps in evaluation."""
+        return self.config.damping
+
+    @property
     def readings(self) -> type[Alike]:
         """The class that combines the losses of several steps (`recurrence.loss_on`)."""
         return READINGS[self.config.loss_on]
@@ -332,6 +337,8 @@ class Autoregressive(Unrolled):
     Denoisers are compared with it."""
 
     readings = Alike
+    damping = 0.0
+    """A single pass seeks no fixed point."""
 
     def disturb(self, random: StepRandom) -> None:
         """No noise: a single pass has no path."""

@@ -6,6 +6,7 @@ import torch
 from looped.config import load_config
 from looped.config.rules import RULES
 from looped.config.training import EvaluationConfig
+from looped.config.unread_settings import not_read_under
 from looped.errors import UserError
 from looped.inference.cost import Cost
 from looped.inference.generate import generate
@@ -60,6 +61,12 @@ def test_damped_steps_are_those_of_the_likelihood_too():
         torch.testing.assert_close(first, token_losses(model.decode(state, rows_of_batch(rows)), rows.targets))
         state = 0.5 * state + 0.5 * model.step(state, e, None, rows_of_batch(rows))
         torch.testing.assert_close(second, token_losses(model.decode(state, rows_of_batch(rows)), rows.targets))
+
+
+def test_a_single_pass_is_never_damped():
+    config = load_config(None, SMALL | {"objective": "ar", "recurrence.damping": 0.5})
+    assert build_objective(config, build(config, 20)).damping == 0
+    assert not_read_under(config, "recurrence.damping")
 
 
 def test_a_rollout_of_ones_own_answers_writes_and_costs():
