@@ -28,7 +28,7 @@ Runs = dict[tuple[str, str, int], Curve]
 ARMS = {"denoise": "denoise, one run of the core", "denoise-loop": "denoise, three runs",
         "trm": "TRM's rule and core", "truncated": "truncated", "full": "full"}
 """Arm -> its name in the legend; other arms are not drawn."""
-TITLES = {"sudoku4": "4x4, 6 clues", "sudoku6": "6x6, 12 clues", "sudoku9": "9x9, 30 clues"}
+TITLES = {"sudoku4": "4x4, 6 clues", "sudoku6": "6x6, 12 clues", "sudoku9": "9x9, 30 clues", "maze9": "mazes of 9x9"}
 DOCS = Path(__file__).parents[1] / "docs"
 COLUMNS = ("entry", "arm", "seed", "seconds", "solved")
 
