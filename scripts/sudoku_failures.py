@@ -48,9 +48,9 @@ def answers_of(run: Run, difficulty: int, depth: int, num: int) -> list[Answered
     problems, size, found = run.data.heldout(num, difficulty), run.config.evaluation.batch_size, []
     several = sum(not has_one_solution(problem, run.data.task.box) for problem in problems)
     if several:
-        raise UserError(f"{several} of {len(problems)} puzzles have several solutions, any of which is right; train with "
-                        f"--task.options '{{size: {run.data.task.size}, unique: true}}', or give --puzzles with one "
-                        f"solution each")
+        raise UserError(f"{several} of {len(problems)} puzzles have several solutions, any of which is right; train "
+                        f"with --task.options '{{size: {run.data.task.size}, unique: true}}', or give --puzzles with "
+                        f"one solution each")
     with evaluating(run.objective):
         for first in range(0, len(problems), size):
             some = problems[first : first + size]

@@ -110,7 +110,8 @@ def chosen_puzzles(path: str, symbols: str, faults: Faults, group: Group | None,
     """(training, held-out) puzzles of a file, `num_puzzles` of the former (None: all), in the order of the file.
 
     group: the symmetries that training applies, if any. Training puzzles that are held-out ones too, or symmetric to
-    one of them, are left out, and a notice says how many were met. Raises UserError for files that `read_puzzles` refuses, and if too few are left.
+    one of them, are left out, and a notice says how many were met. Raises UserError for files that `read_puzzles`
+    refuses, and if too few are left.
     """
     _check_number(num_puzzles)
     return _chosen(path, version_of(path), symbols, faults, group, num_puzzles)
@@ -123,11 +124,11 @@ def _chosen(path: str, version: Version, symbols: str, faults: Faults, group: Gr
     total = len(train.questions)
     wanted = total if num_puzzles is None else num_puzzles
     order = np.arange(total) if num_puzzles is None else rng_of("training puzzles").permutation(total)
-    shown = Shown(heldout, group) if group else Same(heldout)
+    known = Shown(heldout, group) if group else Same(heldout)
     rows, left_out, met = [], 0, 0
     while len(rows) < wanted and met < total:
         some = order[met : met + min(BLOCK, wanted - len(rows))]
-        kept = some[~shown.among(train.questions[some])]
+        kept = some[~known.among(train.questions[some])]
         rows, left_out, met = [*rows, *kept.tolist()], left_out + len(some) - len(kept), met + len(some)
     if not rows and group is None:  # one set in both parts, to measure on
         rows = order.tolist()
@@ -138,7 +139,8 @@ def _chosen(path: str, version: Version, symbols: str, faults: Faults, group: Gr
                       f"taken from {path} are {'symmetric to a held-out one' if group else 'held-out ones too'} and "
                       f"were left out", stacklevel=3)
     if len(rows) < (num_puzzles or 1):
-        such = "" if not left_out else f" that are not {'symmetric to a held-out one' if group else 'held-out ones too'}"
+        shown = "symmetric to a held-out one" if group else "held-out ones too"
+        such = f" that are not {shown}" if left_out else ""
         raise UserError(f"task.options.num_puzzles: {path} has {len(rows)} training puzzles{such}, not "
                         f"{num_puzzles or 'one'}; take fewer, or a larger file")
     return (train if len(rows) == total else train.where(np.sort(rows))), heldout

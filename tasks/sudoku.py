@@ -11,9 +11,9 @@ variations, times the choices of empty cells. With `unique` the stock also marks
 emptied while the solution stays unique; it stays so under symmetries and for any subset of these cells. 9 x 9 has 128
 such boards. Training and held-out problems use separate stocks (for 4 x 4 the same boards, as there are no more), and
 no row of givens occurs in both: its checksum decides the part. Parts are not separate under symmetries where there are
-few boards: of 4 x 4 held-out puzzles nearly all are symmetric to one of the first thousands of training puzzles, so they
-measure whether a model generalises over the symmetries; held-out boards of 6 x 6 are mostly symmetric to a training
-board, but puzzles on them to no training puzzle.
+few boards: of 4 x 4 held-out puzzles nearly all are symmetric to one of the first thousands of training puzzles, so
+they measure whether a model generalises over the symmetries; held-out boards of 6 x 6 are mostly symmetric to a
+training board, but puzzles on them to no training puzzle.
 """
 
 from functools import lru_cache

@@ -70,8 +70,9 @@ def text_notes(arms: Sequence[TextSummary], plan: Plan) -> list[str]:
         f"Held-out loss in nats/token (lower is better) of the same {num} sequences of {config.data.length} tokens, "
         f"{over_seeds(plan)}.",
         f"next token: the metric that all arms share: a loop at its mean trained depth ({means}), ar with its single "
-        f"step, a denoiser in one pass at sigma_max, with the nats that its noisy input can still say of the target there "
-        f"added, |y|^2 / (2 sigma_max^2). Masked diffusion has no next-token prediction; its bound over all tokens is given instead.",
+        f"step, a denoiser in one pass at sigma_max, with the nats that its noisy input can still say of the target "
+        f"there added, |y|^2 / (2 sigma_max^2). Masked diffusion has no next-token prediction; its bound over all "
+        f"tokens is given instead.",
         f"against {arms[0].name}: the difference in that metric, paired by sequence and seed; the 95 % interval is a "
         f"bootstrap over sequences of the mean over seeds, so it does not include the spread between seeds.",
         "depth n: after n loop steps; for a denoiser the variational bound of its n-step stochastic solver, for masked "

@@ -155,10 +155,11 @@ TRIED = ("evaluation.trajectories", "evaluation.choose")
 RANDOM_STARTS = ("like-init", "noise")
 """Initial states (`model.state_init`) that are drawn anew each time."""
 PASS = ("model.state_init", "model.state_std", "model.latent_updates", "evaluation.state_noise", *TRIED)
-"""Settings read by every rule that runs the loop, once or several times."""
-DEEP = (*PASS, "recurrence.damping", "model.exit_gate", *BOUNDARY)
-"""Settings read by the rules that run the loop to several depths: also of damped steps, and of the gate that an exit
-may use."""
+"""Settings read by every rule that applies the core, if only once."""
+LOOP = (*PASS, "recurrence.damping")
+"""Settings read by every rule that runs the loop."""
+DEEP = (*LOOP, "model.exit_gate", *BOUNDARY)
+"""Settings read by the rules that run the loop to several depths: also of the gate that an exit may use."""
 # Not by fixed-point: noise that is drawn anew at each application of the core leaves a solver no fixed point.
 NOISY = (*DEEP, "recurrence.state_noise")
 """Settings read by the rules that train on the steps of the loop themselves."""

@@ -187,8 +187,8 @@ def main_losses(objective: Objective, tokens: Tokens, depth: int, *, seed: int =
     """Nats/token of every sequence as a next-token predictor, the one figure that all objectives have.
 
     For a denoiser it is the bound of one pass: the cross-entropy at sigma_max and what z says of the token there (with
-    blocks: of each token without the others of its block); for a loop the loss at `depth`; for masked diffusion, which predicts no next token, the bound over
-    `num_levels` levels.
+    blocks: of each token without the others of its block); for a loop the loss at `depth`; for masked diffusion, which
+    predicts no next token, the bound over `num_levels` levels.
     """
     likelihood = Likelihood(objective, tokens, seed=seed, batch_size=batch_size, workers=workers)
     return likelihood.rollout.main(likelihood, depth, num_levels)

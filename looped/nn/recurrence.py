@@ -144,8 +144,9 @@ class RecurrentDepth(nn.Module):
         returns the `rows` argument of step `index` for the sequences with these indices (None: all, in order).
         `callback(index, state)` gets the state of all sequences after each step; if it returns True, the loop stops.
         `index` counts the steps that the loop has run, from `first`, the number of those that led to a given `state`.
-        `disturb` changes the state before each step; `damping` is the fraction of it that a step keeps. `state` may be a tuple of tensors (B, ...) that the core takes and
-        returns; without it the loop starts from `initial_state`, one tensor.
+        `disturb` changes the state before each step; `damping` is the fraction of it that a step keeps. `state` may be
+        a tuple of tensors (B, ...) that the core takes and returns; without it the loop starts from `initial_state`,
+        one tensor.
 
         Raises `UserError` for negative depths, for depths of another number of sequences, and for a core that returns
         another shape than it was given.

@@ -5,8 +5,8 @@
 With the weights W_i of step i, all equal, the gradient of full back-propagation is the sum over i of dL/dW_i, each with
 the adjoint of all later steps, and through the injected input e it also reaches the embedding. Truncation to the last k
 steps drops three things of the steps before them: their dL/dW_i, their dL/de, and the adjoint of their states. The
-rules here drop one of them at a time, at the whole adjoint. They are named in `objective` by their dotted paths. No rule
-is the cheaper for it in practice: every step is still run forward, and its states backward.
+rules here drop one of them at a time, at the whole adjoint. They are named in `objective` by their dotted paths. They
+save little computation: every step is still run forward, and its states backward.
 """
 
 from collections.abc import Mapping

@@ -27,8 +27,8 @@ from looped.tensor_types import Bool
 RULES = (
     "The verdict is the first of these rules that holds. Losses and gains are paired over problems and count if their "
     "95 % bootstrap interval excludes zero. The best depth for each half of the problems is chosen on the other half, "
-    "so that choosing the best of noisy values does not look like a loss after it. The best depth of a line and what is "
-    "solved there are of all problems.",
+    "so that choosing the best of noisy values does not look like a loss after it. The best depth of a line and what "
+    "is solved there are of all problems.",
     "never: not distinguishable from chance, even at its best depth.",
     f"cycles: for more than {100 * CYCLING:.0f} % of the problems, two or more answers alternate periodically.",
     f"overthinks: loses more than {LOST} from the best depth to the deepest. drifts: more than {HELD}.",

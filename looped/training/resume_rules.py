@@ -1,10 +1,10 @@
 """Settings that may change when a run is resumed, and the checkpoint from which a new budget is valid.
 
 Three kinds may change: settings that do not affect the weights, `training.precision` between auto and what it stands
-for, and `training.budget`. The learning rate depends on the fraction of the budget that is spent (`optim.lr_factor`), and
-so does the loop of `recurrence.stages` and `.from_share`. A checkpoint is valid for a new budget if no step before it
-depends on the old one: always under `constant`, before the decay under `wsd`, never under `cosine`, and before the end
-of the first stage. The newest such checkpoint is always kept.
+for, and `training.budget`. The learning rate depends on the fraction of the budget that is spent (`optim.lr_factor`),
+and so does the loop of `recurrence.stages` and `.from_share`. A checkpoint is valid for a new budget if no step before
+it depends on the old one: always under `constant`, before the decay under `wsd`, never under `cosine`, and before the
+end of the first stage. The newest such checkpoint is always kept.
 """
 
 from collections.abc import Iterator, Mapping

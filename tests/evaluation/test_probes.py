@@ -128,7 +128,7 @@ def test_contraction_is_that_of_a_linear_loop():
     loop = RecurrentDepth(Half(), state_init="zero")
     model = SimpleNamespace(encode=lambda x, rows: torch.randn(*x.shape, 4, generator=torch.Generator().manual_seed(0)),
                             recurrence=loop, unroll=lambda e, rows, **kw: loop.unroll(e, no_grad=0, **kw))
-    found = loop_probes(SimpleNamespace(ask=Batch.of, model=model, config=SimpleNamespace(damping=0.0)), rows(), 6)
+    found = loop_probes(SimpleNamespace(ask=Batch.of, model=model, damping=0.0), rows(), 6)
     contraction = [row.mean for row in found if row.metric == "contraction"]
     assert contraction == pytest.approx([0.5] * 4, rel=1e-5)
     norms = [row.mean for row in found if row.metric == "state_rms"]

@@ -34,8 +34,8 @@ BLOCKS = {"denoise.block_size": 2, "data.length": 8, "evaluation.prompt_length":
 BLOCKWISE = {"objective": "blockwise", "blocks.num": 2}
 PADDED = [*RULES, DAMPED, RULES[3] | BLOCKS, RULES[4] | BLOCKS, *(rule | BLOCKWISE for rule in RULES[2:]),
           MASKED, MASKED | {"blocks.num": 2}]
-PADDED_NAMES = [*NAMES, "damped", "concat, blocks of 2", "context, blocks of 2", *(f"{name}, blockwise" for name in NAMES[2:]),
-                "masked", "masked, blocks"]
+PADDED_NAMES = [*NAMES, "damped", "concat, blocks of 2", "context, blocks of 2",
+                *(f"{name}, blockwise" for name in NAMES[2:]), "masked", "masked, blocks"]
 
 
 def make(flags):
