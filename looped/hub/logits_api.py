@@ -61,20 +61,16 @@ class LoopReader(Reader):
     """Reader of a loop; its cache has keys and values of every step."""
 
     def check_layers(self, family: str) -> None:
-        if self._damping:
-            raise UserError(f"recurrence.damping {self._damping:g} mixes the states before and after a step, and "
+        if self.objective.damping:
+            raise UserError(f"recurrence.damping {self.objective.damping:g} mixes the states around a step, and "
                             f"{family} computes plain steps; export it --to hf")
-
-    @property
-    def _damping(self) -> float:
-        return self.objective.damping
 
     def logits(self, reading: Reading, keep: int) -> Float[Tensor, "batch kept vocab"]:
         r = reading
         self._check_documents(r)
         if r.cache is None and self.objective.separate:
             return head_logits(self.model, self._of_documents(r)[:, -keep:])
-        state, rows = read_on(self.model, r, self.draws(r), self._damping)
+        state, rows = read_on(self.model, r, self.draws(r), self.objective.damping)
         return head_logits(self.model, self.model.hidden(state, rows)[:, -keep:])
 
     def _check_documents(self, r: Reading) -> None:
@@ -100,7 +96,8 @@ class LoopReader(Reader):
         noise = None
         if self.model.recurrence.needs_noise:
             noise = r.padding.normal_by_place(self.draws(r), "state", 0, e.shape[1], e.shape[2])
-        return self.model.hidden(self.model.unroll(e, rows, grad=r.depth, noise=noise, damping=self._damping), rows)
+        state = self.model.unroll(e, rows, grad=r.depth, noise=noise, damping=self.objective.damping)
+        return self.model.hidden(state, rows)
 
     def trained(self, reading: Reading) -> Float[Tensor, "batch new vocab"]:
         r, model, last = reading, self.model, self.objective.backprop

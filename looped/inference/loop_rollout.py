@@ -36,10 +36,6 @@ class LoopRollout(Rollout):
     together = True
     encodes = True
 
-    @property
-    def _damping(self) -> float:
-        return self.objective.damping
-
     def answers(self, batch: Batch, depths: Sequence[int], config: EvaluationConfig, random: StepRandom,
                 exit: Exit | None = None) -> dict[int, Answered]:
         """Answers along one unroll to the deepest depth, or along one for each trajectory, as many at once as
@@ -108,7 +104,7 @@ class LoopRollout(Rollout):
                 given = with_noise(before, drawn.view_as(before), noise)
             after = model.step(given, e[working], None,
                                rows.having(block=model.recurrence.block_at(step), step=step))
-            after = damped(given, after, self._damping)
+            after = damped(given, after, self.objective.damping)
             if motion is not None:
                 motion.take(working, before, after)
             state = state.index_copy(0, working, after)
@@ -170,7 +166,7 @@ class LoopRollout(Rollout):
                 results.append((index + 1, found, start - began - reading + own))
                 reading += own
 
-        model.unroll(e, around, grad=depths[-1], noise=noise, callback=read_out, damping=self._damping)
+        model.unroll(e, around, grad=depths[-1], noise=noise, callback=read_out, damping=self.objective.damping)
         return results
 
     def check_exits(self, exits: Sequence[Exit]) -> None:
@@ -193,7 +189,7 @@ class LoopRollout(Rollout):
                 if len(working := stopping.working):
                     stopping.take(logits[working], latent[working])
 
-        model.unroll(e, around, grad=depth, noise=noise, callback=read, damping=self._damping)
+        model.unroll(e, around, grad=depth, noise=noise, callback=read, damping=self.objective.damping)
         return [(token_losses(stopping.logits, tokens.targets).view(batch.targets.shape),
                  stopping.used.view(batch.targets.shape)) for stopping in each]
 
@@ -202,7 +198,7 @@ class LoopRollout(Rollout):
         model, rows = self.model, rows_of_batch(batch)
         e = model.encode(batch.inputs, rows)
         noise = random.normal("state", e.shape[1:]) if model.recurrence.needs_noise else None
-        return model.decode(model.unroll(e, rows, grad=1, noise=noise, damping=self._damping), rows)
+        return model.decode(model.unroll(e, rows, grad=1, noise=noise, damping=self.objective.damping), rows)
 
     def write(self, prompt: Int[Tensor, "batch length"], num_tokens: int, depth: int, way: Writing) -> Tensor:
         return one_after_another(LoopWriter(self.objective, depth, way), prompt, num_tokens, way)
@@ -212,7 +208,8 @@ class LoopRollout(Rollout):
         rows = rows_of_batch(batch)
         e = self.model.encode(batch.inputs, rows)
         start = noise(e) if self.model.recurrence.needs_noise else None
-        return self.model.hidden(self.model.unroll(e, rows, grad=depth, noise=start, damping=self._damping), rows)
+        state = self.model.unroll(e, rows, grad=depth, noise=start, damping=self.objective.damping)
+        return self.model.hidden(state, rows)
 
 
 class LoopWriter:

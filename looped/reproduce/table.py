@@ -130,7 +130,7 @@ def _about_arm(order: Order, name: str) -> str:
 
 
 def _about_command(order: Order) -> list[str]:
-    """What the command line changed for all arms, if anything."""
+    """The flags of the command line that changed all arms, as one sentence; empty without any."""
     asked = order.asked
     amount, depths = asked.amount, asked.depths and ",".join(map(str, asked.depths))
     changed = {name: value for name, value in {"amount": amount, "depths": depths}.items() if value is not None}

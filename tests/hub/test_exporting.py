@@ -2,6 +2,7 @@
 card; and back again. A model that has no place in a form is one sentence, and nothing is left behind."""
 
 import json
+from contextlib import nullcontext
 
 import looped_folders
 import pytest
@@ -18,8 +19,10 @@ from looped.hub.exporting import FORMS, export
 from looped.hub.families import FAMILIES, open_pretrained, read_pretrained
 from looped.hub.families.dense import scaling
 from looped.hub.families.export_config import rope_parameters
+from looped.hub.logits_api import LoopReader
 from looped.inference.generate import generate
 from looped.models.build import build
+from looped.objectives import build_objective
 from looped.training.runs import load_run
 from looped.training.train import train
 
@@ -200,3 +203,12 @@ def test_scaled_positions_are_read_as_they_were_written(given):
     model = ModelConfig(rope_scaling=given)
     found = scaling(rope_parameters(model), "a folder")
     assert (found and RopeScaling(**found)) == model.rope_scaling
+
+
+def test_damped_steps_are_no_layers_of_another_family():
+    for damping, why in ((0.5, "recurrence.damping 0.5 .* llama computes plain steps; export it --to hf"), (0, None)):
+        config = load_config(None, {"objective": "full", "model.width": 16, "model.num_heads": 2,
+                                    "recurrence.damping": damping})
+        reader = LoopReader(build_objective(config, build(config, 20)), 0)
+        with pytest.raises(UserError, match=why) if why else nullcontext():
+            reader.check_layers("llama")
