@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from looped.compare.measure import Measured
 from looped.compare.plan import Plan
 from looped.compare.plots import finish, picture
 from looped.compare.summary import ArmSummary, gap
@@ -85,12 +86,13 @@ def gain_sections(arms: Sequence[ArmSummary], plan: Plan, found: Sequence[Gain])
     """The table and the plot; none without gains."""
     if not found:
         return []
-    base, gauge = baseline_of(arms), arms[0].runs[0].gauge
+    base, first = baseline_of(arms), arms[0].runs[0]
+    gauge = first.gauge
     return [Heading("Gain and training compute"),
             Prose(f"Gain over {base.name} in held-out {gauge.name}{gauge.remark}, positive if better, with its 95 % "
-                  f"interval over {gauge.examples}, which leaves out the spread between seeds; training compute is "
+                  f"interval over {first.units}, which leaves out the spread between seeds; training compute is "
                   f"FLOPs of forward and backward passes, counted. A gain in brackets is within noise."),
-            _table(found, base.name), _figure(found, base.name, gauge, plan)]
+            _table(found, base.name), _figure(found, base.name, first, plan)]
 
 
 def _table(found: Sequence[Gain], base: str) -> Table:
@@ -119,7 +121,7 @@ def _share(each: Gain, best: float) -> str:
     return f"{100 * each.gain / best:.0f} %" if each.gain is not None and best > 0 else "-"
 
 
-def _figure(found: Sequence[Gain], base: str, gauge: Any, plan: Plan) -> Figure:
+def _figure(found: Sequence[Gain], base: str, first: Measured, plan: Plan) -> Figure:
     figure, axes = new_figure()
     axes.axhline(0, color="0.5", linewidth=0.8, linestyle=":")
     names = [each.arm if each.weights == 1 else f"{each.arm} ({each.weights:.2g} x weights)" for each in found]
@@ -135,9 +137,9 @@ def _figure(found: Sequence[Gain], base: str, gauge: Any, plan: Plan) -> Figure:
     if beside:
         _names_beside(axes, found, names)
     axes.set_xlabel(f"training FLOPs, multiple of {base}")
-    axes.set_ylabel(f"gain over {base}: {gauge.axis}")
+    axes.set_ylabel(f"gain over {base}: {first.gauge.axis}")
     finish(figure, axes, path := picture(plan.out, "gain"))
-    caption = f"Gain over {base} against training compute; bars are 95 % intervals over {gauge.examples}."
+    caption = f"Gain over {base} against training compute; bars are 95 % intervals over {first.units}."
     return Figure(path, caption, "Gain of each arm against its training compute", wide=True)
 
 

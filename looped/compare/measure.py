@@ -15,6 +15,7 @@ from torch import Tensor
 from looped.compare.curve import Metric
 from looped.compare.plan import Plan, RunSpec
 from looped.devices import CPU, Placement
+from looped.evaluation.metric_rows import Clusters
 from looped.tensor_types import Float
 from looped.training.checkpoint import list_checkpoints, write_text
 from looped.training.logs import costs_of, read_metrics
@@ -42,6 +43,16 @@ class Measured:
     def followed(self) -> Float[Tensor, "num"]:
         """The gauge after training, before averaging: one value per held-out sequence, problem or image."""
         raise NotImplementedError
+
+    @property
+    def clusters(self) -> Clusters:
+        """The cluster of each value of `followed`; None if they are independent."""
+        return None
+
+    @property
+    def units(self) -> str:
+        """The plural noun for the items that intervals are over."""
+        return self.gauge.examples
 
 
 class MeanMeasured(Measured):

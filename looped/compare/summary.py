@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from looped.compare.measure import MeanMeasured, Measured
-from looped.evaluation.metric_rows import LEAST, confidence_interval, student_interval, tells_sign
+from looped.evaluation.metric_rows import LEAST, confidence_interval, over_clusters, student_interval, tells_sign
 from looped.tensor_types import Float
 from looped.training.logs import COSTS
 
@@ -37,7 +37,7 @@ def spread(values: Sequence[float]) -> Spread:
 
 @dataclass(frozen=True)
 class Difference:
-    """One arm minus another (`to`): mean, 95 % interval over sequences or problems, standard deviation over seeds."""
+    """One arm minus another (`to`): mean, 95 % interval over documents or problems, standard deviation over seeds."""
 
     to: str
     mean: float
@@ -117,24 +117,25 @@ def pairs(runs: Sequence[Run], others: Sequence[Run]) -> list[tuple[Run, Run]]:
 
 @dataclass(frozen=True)
 class Gap:
-    """The difference between two arms in the final metric of their curves, paired over `num` sequences or problems: the
-    mean over seeds with its 95 % interval, and one value per seed."""
+    """The difference between two arms in the final metric of their curves, paired over sequences or problems: the mean
+    over seeds with its 95 % interval over `num` independent `units` (documents of text), and one value per seed."""
 
     mean: float
     low: float
     high: float
     num: int
+    units: str
     seeds: tuple[float, ...]
 
     @property
     def told(self) -> bool:
-        """True if the difference is more than noise: there are enough sequences, their interval excludes zero, and with
+        """True if the difference is more than noise: there are enough units, their interval excludes zero, and with
         several seeds so does Student's interval over the seeds."""
         return tells_sign(self.low, self.high) and not self.doubts
 
     @property
     def doubts(self) -> list[str]:
-        """The reasons, as clauses, why an interval over sequences alone does not tell the difference from noise."""
+        """The reasons, as clauses, why an interval over units alone does not tell the difference from noise."""
         found = [] if self.num >= LEAST else [f"fewer than {LEAST} tell no sign"]
         if len(self.seeds) > 1 and not tells_sign(*(ends := student_interval(self.seeds))):
             found.append(f"the 95 % interval over seeds, [{ends[0]:+.3f}, {ends[1]:+.3f}], includes 0")
@@ -147,7 +148,10 @@ def gap(runs: Sequence[Run], others: Sequence[Run]) -> Gap | None:
     if not paired:
         return None
     each: Float[Tensor, "seeds num"] = torch.stack([run.followed - other.followed for run, other in paired])
-    return Gap(each.mean().item(), *confidence_interval(each.mean(0)), each.shape[1], tuple(each.mean(1).tolist()))
+    clusters = paired[0][0].clusters
+    num = len(clusters.unique()) if clusters is not None and over_clusters(clusters) else each.shape[1]
+    return Gap(each.mean().item(), *confidence_interval(each.mean(0), clusters), num, paired[0][0].units,
+               tuple(each.mean(1).tolist()))
 
 
 def difference(runs: Sequence[Run], others: Sequence[Run], mine: Each[Run], theirs: Each[Run]) -> Difference | None:
@@ -156,6 +160,6 @@ def difference(runs: Sequence[Run], others: Sequence[Run], mine: Each[Run], thei
     if not paired:
         return None
     each: Float[Tensor, "seeds num"] = torch.stack([mine(run) - theirs(other) for run, other in paired])
-    low, high = confidence_interval(each.mean(0))
+    low, high = confidence_interval(each.mean(0), paired[0][0].clusters)
     over = spread(each.mean(1).tolist())
     return Difference(others[0].place.arm.name, over.mean, low, high, over.sd, over.num)

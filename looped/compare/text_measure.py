@@ -13,9 +13,11 @@ from looped.compare.measure import Common, MeanMeasured, Measurer, step_of
 from looped.compare.plan import AGAIN, Plan, RunSpec
 from looped.data.text import TextData
 from looped.data.token_numbers import tokenizer_of
+from looped.data.token_windows import documents_of
 from looped.devices import CPU, Placement
 from looped.evaluation.depth_sweep import evaluate_depth, evaluate_samples
 from looped.evaluation.judge import Judge
+from looped.evaluation.metric_rows import Clusters, over_clusters
 from looped.evaluation.plots import AXES
 from looped.evaluation.sample_quality import Quality, Reference, matched_quality
 from looped.inference.sequence_batch import as_lists
@@ -29,11 +31,16 @@ NEXT_TOKEN = Metric("next_token", "loss", " as a next-token predictor", AXES["na
 @dataclass(frozen=True)
 class TextMeasured(MeanMeasured):
     """One measured run: `rows` and `samples` as in an `Evaluation`; `losses[metric][depth]`: one value per held-out
-    sequence (or prompt)."""
+    sequence (or prompt); `clusters`: the document in which each sequence begins."""
 
     gauge = NEXT_TOKEN
     losses: dict[str, dict[int, Float[Tensor, "num"]]]
     samples: list[dict[str, Any]]
+    clusters: Clusters = None
+
+    @property
+    def units(self) -> str:
+        return "documents" if over_clusters(self.clusters) else self.gauge.examples
 
     @property
     def followed(self) -> Float[Tensor, "num"]:
@@ -56,7 +63,7 @@ class TextMeasured(MeanMeasured):
 class TextMeasurer(Measurer):
     """Evaluates runs on text, which is read once and only if a run needs an evaluation."""
 
-    keys: ClassVar[frozenset[str]] = frozenset({"losses", "samples"})
+    keys: ClassVar[frozenset[str]] = frozenset({"losses", "samples", "documents"})
 
     def __init__(self, plan: Plan, finished: list[RunSpec], placement: Placement = CPU):
         super().__init__(plan, finished, placement)
@@ -65,7 +72,8 @@ class TextMeasurer(Measurer):
     def made(self, found: Mapping[str, Any], common: Common) -> TextMeasured:
         losses = {metric: {int(depth): torch.tensor(values, dtype=torch.float64) for depth, values in by_depth.items()}
                   for metric, by_depth in found["losses"].items()}
-        return TextMeasured(*common, losses=losses, samples=found["samples"])
+        return TextMeasured(*common, losses=losses, samples=found["samples"],
+                            clusters=torch.tensor(found["documents"], dtype=torch.long))
 
     def twin_of(self, place: RunSpec) -> RunSpec | None:
         """The autoregressive run of the same seed, the baseline for this run's samples."""
@@ -90,7 +98,9 @@ class TextMeasurer(Measurer):
         run.data = self.text  # has the same tokenizer
         run.identity.check(self.text, run.path, AGAIN)
         c, seed, decode = run.config.evaluation, run.config.seed, tokenizer_of(self.text).decode
-        sweep = evaluate_depth(run.objective, self.sequences(c.num_sequences), self.depths(place), seed=seed,
+        sequences = self.sequences(c.num_sequences)
+        documents = documents_of(self.text.heldout.places(len(sequences), run.config.data.length))
+        sweep = evaluate_depth(run.objective, sequences, self.depths(place), seed=seed, clusters=documents,
                                bytes_per_token=self.text.bytes_per_token, batch_size=c.batch_size, num_levels=c.levels)
         prompts = self.sequences(c.num_samples)[:, : c.prompt_length]
         rows, texts = evaluate_samples(run.objective, prompts, place.text_depths, num_tokens=c.sample_length, seed=seed)
@@ -100,7 +110,7 @@ class TextMeasurer(Measurer):
         losses = {metric: {str(depth): values.tolist() for depth, values in by_depth.items()}
                   for metric, by_depth in (sweep.per_example | quality.per_example).items()}
         return {"rows": [row.as_dict() for row in [*sweep.rows, *rows, *quality.rows]], "losses": losses,
-                "samples": samples}
+                "samples": samples, "documents": documents.tolist()}
 
     def sequences(self, num: int) -> Int[Tensor, "num length_and_one"]:
         """Up to `num` held-out sequences: the same for every arm and seed, and as in training."""

@@ -16,10 +16,10 @@ from looped.data.token_numbers import tokenizer_of
 from looped.data.token_windows import Placeless
 from looped.domains.base import About, Domain, Evaluated, Inputs, Options, Own, Request, micro_batches
 from looped.errors import UserError, flag_of
-from looped.evaluation.depth_sweep import evaluate_run, evaluate_samples, num_windows
+from looped.evaluation.depth_sweep import documents_of_windows, evaluate_run, evaluate_samples, num_windows
 from looped.evaluation.early_exit import losses_with_exits, text_exit_rows
 from looped.evaluation.likelihood import main_losses, token_losses_by_depth
-from looped.evaluation.metric_rows import Keep, Row, summarise
+from looped.evaluation.metric_rows import Clusters, Keep, Row, over_clusters, summarise
 from looped.evaluation.probes import Probes, probe, probe_table
 from looped.evaluation.result_files import PROBES, EvaluationFiles
 from looped.evaluation.solving import share_cell
@@ -37,16 +37,19 @@ from looped.tensor_types import Float, Int
 @dataclass(frozen=True)
 class TextEvaluated(Evaluated):
     """The depth sweep and samples of a run on text, the losses on the sources of a mixture, and its exits, probes and
-    per-token losses if requested."""
+    per-token losses if requested. `documents`: the document in which each sequence begins."""
 
     exits: Sequence[Row] = ()
     probes: Probes | None = None
     tokens: Sequence[TokenLosses] = ()
     sources: Sequence[Row] = ()
+    documents: Clusters = None
 
     def sections(self, name: str) -> list[Section]:
         num = next((row.n for row in self.rows if row.metric == "nats_per_token"), 0)
         said = f"nats/token over {num} held-out sequence{'s' * (num != 1)}{', too few for an interval' * (num == 1)}"
+        if self.documents is not None and over_clusters(self.documents):
+            said = f"{said}, with intervals over the {len(self.documents.unique())} documents in which they begin"
         found = [*super().sections(name), Prose(said), self._sources(), self._exits()]
         if self.probes is None:
             return found
@@ -194,21 +197,23 @@ class Text(Domain):
         if options.per_token:
             losses = token_losses_by_depth(objective, tokens, depths, **size)
             each += [TokenLosses(tokens, nats, depth) for depth, nats in zip(sorted(by_depth), losses, strict=True)]
-        sources = by_source(data, config, by_depth)
+        documents = documents_of_windows(data, config)[: config.evaluation.num_sequences]
+        sources = by_source(data, config, by_depth, documents)
         if sources:
             keep(sources)
         if options.exits:
             left = losses_with_exits(objective, tokens, max(depths), options.exits, **size)
-            for part in text_exit_rows(objective, left, max(depths), options.exits):
+            for part in text_exit_rows(objective, left, max(depths), options.exits, documents):
                 keep(part)
                 exits += part
             each += [TokenLosses(tokens, early.nats, max(depths), rule.name, early.used)
                      for rule, early in zip(options.exits, left[1:], strict=True) if options.per_token]
         rows = [*result.rows, *sources, *exits]
         if not options.probes and options.twin is None:
-            return TextEvaluated(rows, exits, tokens=each, sources=sources)
-        found = probe(objective, tokens, by_depth, vocab_size=data.vocab_size, twin=options.twin, seed=config.seed)
-        return TextEvaluated([*rows, *found.rows], exits, found, each, sources)
+            return TextEvaluated(rows, exits, tokens=each, sources=sources, documents=documents)
+        found = probe(objective, tokens, by_depth, vocab_size=data.vocab_size, twin=options.twin, seed=config.seed,
+                      clusters=documents)
+        return TextEvaluated([*rows, *found.rows], exits, found, each, sources, documents)
 
     def generate(self, run: Any, request: Request) -> Iterator[str]:
         """Continuations of all prompts, computed in one batch."""
@@ -231,16 +236,17 @@ def parts_of(data: Any) -> Mapping[str, MeasuredText]:
     return getattr(data, "parts", {})
 
 
-def by_source(data: MeasuredText, config: Config, by_depth: Mapping[int, Float[Tensor, "num"]]) -> list[Row]:
+def by_source(data: MeasuredText, config: Config, by_depth: Mapping[int, Float[Tensor, "num"]],
+              documents: Int[Tensor, "num"]) -> list[Row]:
     """The losses of single held-out sequences by depth, as means of each source of a mixture; none of other text."""
     rows = []
     for name, part in parts_of(data).items():
         here = data.heldout.rows_of(name, num_windows(data, config), config.data.length)
         here = here[here < config.evaluation.num_sequences]
         for depth, losses in by_depth.items() if len(here) else ():
-            rows += [summarise("nats_per_token_by_source", losses[here], by=name, depth=depth),
-                     summarise("bits_per_byte_by_source", part.nats_to_bits_per_byte(1) * losses[here], by=name,
-                               depth=depth)]
+            of = {"by": name, "depth": depth, "clusters": documents[here]}
+            rows += [summarise("nats_per_token_by_source", losses[here], **of),
+                     summarise("bits_per_byte_by_source", part.nats_to_bits_per_byte(1) * losses[here], **of)]
     return rows
 
 

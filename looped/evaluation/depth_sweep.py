@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import psutil
@@ -13,12 +14,13 @@ from torch import Tensor
 from looped.config import Config
 from looped.data.eval_text import MeasuredText
 from looped.data.token_numbers import tokenizer_of
+from looped.data.token_windows import documents_of
 from looped.devices import now
 from looped.errors import UserError, did_you_mean
 from looped.evaluation.judge import judged_rows
 from looped.evaluation.likelihood import DepthLosses, Documents, Likelihood
 from looped.evaluation.mauve import mauve_rows
-from looped.evaluation.metric_rows import Keep, Row, example_lines, keep_nothing, summarise
+from looped.evaluation.metric_rows import Clusters, Keep, Row, example_lines, keep_nothing, summarise
 from looped.evaluation.options import Options
 from looped.evaluation.sample_quality import diversity, matched_quality, write_texts
 from looped.inference.cost import Cost
@@ -49,12 +51,14 @@ class DepthSweep:
 
 def evaluate_depth(objective: Objective, tokens: Documents, depths: Sequence[int], *, bytes_per_token: float,
                    lengths: Int[Tensor, "num"] | None = None, seed: int = 0, batch_size: int = 16,
-                   num_trajectories: int = 0, num_levels: int = 32, keep: Keep = keep_nothing) -> DepthSweep:
+                   num_trajectories: int = 0, num_levels: int = 32, clusters: Clusters = None,
+                   keep: Keep = keep_nothing) -> DepthSweep:
     """Held-out nats/token and bits/byte at each of `depths`; for a denoiser also the loss by noise level.
 
     tokens: held-out sequences (N, L + 1), one token longer than the context, or a list of documents of any lengths;
     lengths: the real tokens of padded rows (`Likelihood`). Means are over tokens, so a long document counts more.
-    bytes_per_token: converts nats/token to bits/byte.
+    bytes_per_token: converts nats/token to bits/byte. clusters (N,): the document of each sequence, so that intervals
+    are over documents; sequences of one document are not independent.
     For a denoiser the loss is the variational bound (NELBO) of its stochastic solver; with `num_trajectories` its
     configured solver is sampled as well (`nats_by_solver`). For masked diffusion it is the bound of `depth` unmasking
     steps; the bound in the limit of infinitely many steps, over `num_levels` levels, is added (`nats_bound`,
@@ -70,6 +74,7 @@ def evaluate_depth(objective: Objective, tokens: Documents, depths: Sequence[int
         objective, tokens, seed=seed, batch_size=batch_size, lengths=lengths)
     rollout = likelihood.rollout
     rows, per_example, bits = [], {}, 1 / math.log(2) / bytes_per_token
+    row_of = partial(summarise, clusters=clusters)
 
     def took(part: list[Row], metric: str, losses: dict[int, Tensor], trajectories: int | None = None) -> None:
         rows.extend(part)
@@ -87,22 +92,22 @@ def evaluate_depth(objective: Objective, tokens: Documents, depths: Sequence[int
             for result in results:
                 cost = {"depth": result.depth, "seconds": result.seconds, "peak_bytes": peak_bytes(),
                         **cost_of(result.depth).fields(), "trajectories": trajectories}
-                part.append(summarise(metric, result.losses, **cost))
+                part.append(row_of(metric, result.losses, **cost))
                 if metric == "nats_per_token" and result.share == 1:  # else bits of only some tokens
-                    part.append(summarise("bits_per_byte", result.losses * bits, **cost))
+                    part.append(row_of("bits_per_byte", result.losses * bits, **cost))
             took(part, metric, {result.depth: result.losses for result in results}, trajectories)
 
     take("nats_per_token", likelihood.by_depth, rollout.likelihood_cost)
     if by_sigma := likelihood.by_level(NUM_LEVELS):
         sigma_max, at_max = by_sigma[0][0], by_sigma[0][1] + rollout.known_at_start
-        took([*(summarise("nats_at_sigma", losses, sigma=sigma) for sigma, losses in by_sigma),
-              summarise("nats_at_sigma_max", at_max, sigma=sigma_max)], "nats_at_sigma_max", {1: at_max})
+        took([*(row_of("nats_at_sigma", losses, sigma=sigma) for sigma, losses in by_sigma),
+              row_of("nats_at_sigma_max", at_max, sigma=sigma_max)], "nats_at_sigma_max", {1: at_max})
     if num_trajectories and rollout.samples:
         take("nats_by_solver", lambda group: likelihood.by_solver(group, num_trajectories),
              lambda depth: rollout.sampled_cost(depth, num_trajectories), num_trajectories)
     if rollout.has_limit:
         whole = likelihood.limit(num_levels)
-        took([summarise("nats_bound", whole), summarise("bits_per_byte_bound", whole * bits)], "nats_bound", {1: whole})
+        took([row_of("nats_bound", whole), row_of("bits_per_byte_bound", whole * bits)], "nats_bound", {1: whole})
     return DepthSweep(rows, per_example)
 
 
@@ -120,6 +125,11 @@ def num_windows(data: MeasuredText, config: Config) -> int:
     of which take the first ones."""
     c = config.evaluation
     return min(max(c.num_sequences, c.num_samples), data.heldout.windows(config.data.length))
+
+
+def documents_of_windows(data: MeasuredText, config: Config) -> Int[Tensor, "num"]:
+    """The document in which each held-out window of an evaluation begins."""
+    return documents_of(data.heldout.places(num_windows(data, config), config.data.length))
 
 
 def evaluate_run(objective: Objective, data: MeasuredText, config: Config, depths: Sequence[int], options: Options, *,
@@ -141,7 +151,8 @@ def evaluate_run(objective: Objective, data: MeasuredText, config: Config, depth
     truth = Ending(objective.end_of_text).cut(truth)
     sweep = evaluate_depth(objective, tokens[: c.num_sequences], depths, bytes_per_token=data.bytes_per_token,
                            seed=config.seed, batch_size=c.batch_size, num_trajectories=options.trajectories,
-                           num_levels=c.levels, keep=keep)
+                           clusters=documents_of_windows(data, config)[: c.num_sequences], num_levels=c.levels,
+                           keep=keep)
     rows, per_example, samples, texts = sweep.rows, sweep.per_example, [], {}
     decode = tokenizer_of(data).decode
 

@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from looped.evaluation.metric_rows import confidence_interval, tells_sign
+from looped.evaluation.metric_rows import Clusters, confidence_interval, tells_sign
 from looped.tensor_types import Float, Int, Shaped
 
 HELD, LOST = 0.01, 0.05
@@ -59,8 +59,8 @@ class Change:
     high: float
 
     @staticmethod
-    def of(values: Float[Tensor, "num"]) -> "Change":
-        return Change(values.mean().item(), *confidence_interval(values))
+    def of(values: Float[Tensor, "num"], clusters: Clusters = None) -> "Change":
+        return Change(values.mean().item(), *confidence_interval(values, clusters))
 
     def falls_by(self, amount: float) -> bool:
         return self.mean < -amount and self.high < 0
@@ -97,11 +97,12 @@ class Verdict:
 
 
 def verdict(by_depth: ByDepth, measure: Measure = SOLVED, *, trained: int | None = None,
-            answers: Answers | None = None) -> Verdict:
+            answers: Answers | None = None, clusters: Clusters = None) -> Verdict:
     """The verdict on one curve, by the rule above. by_depth: depth -> one value per problem.
 
     trained: the deepest trained depth. answers: of some or all problems at consecutive depths, constant in cells that
     are not scored; without them, right and wrong at consecutive depths count as two answers, if `by_depth` has enough.
+    clusters: the document of each sequence of text.
     """
     sign = 1.0 if measure.higher_is_better else -1.0
     quality = {depth: sign * by_depth[depth].cpu().double() for depth in sorted(by_depth)}
@@ -109,15 +110,15 @@ def verdict(by_depth: ByDepth, measure: Measure = SOLVED, *, trained: int | None
     best = best_depth(quality)
     anchor = max((depth for depth in quality if trained is not None and depth <= trained), default=first)
     at_best = honestly_best(quality)
-    from_best = Change.of(quality[deepest] - at_best)
-    from_trained = Change.of(quality[deepest] - quality[anchor])
+    from_best = Change.of(quality[deepest] - at_best, clusters)
+    from_trained = Change.of(quality[deepest] - quality[anchor], clusters)
     curve = _Curve({depth: sign * values.mean().item() for depth, values in quality.items()}, measure,
                    len(quality[first]))
     if answers is None and measure is SOLVED:
         answers = flips(quality)
     periods = None if answers is None else periods_of(answers)
     name: Name
-    if measure.chance is not None and confidence_interval(at_best)[0] <= sign * measure.chance:
+    if measure.chance is not None and confidence_interval(at_best, clusters)[0] <= sign * measure.chance:
         name, said = "never", curve.never(best)
     elif periods is not None and confidence_interval((periods > 1).double())[0] > CYCLING:
         name, said = "cycles", curve.cycles(periods, best, deepest)

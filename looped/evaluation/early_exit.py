@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from looped.config.training import EvaluationConfig
-from looped.evaluation.metric_rows import Row, summarise
+from looped.evaluation.metric_rows import Clusters, Row, summarise
 from looped.inference.exits import Exit, Settled
 from looped.inference.rollout import rollout_of
 from looped.objectives.base import Objective, evaluating, require_text
@@ -51,11 +51,11 @@ def losses_with_exits(objective: Objective, tokens: Int[Tensor, "num length_and_
     return [ExitLosses(*(torch.cat(part) for part in zip(*parts, strict=True))) for parts in zip(*found, strict=True)]
 
 
-def text_exit_rows(objective: Objective, left: Sequence[ExitLosses], depth: int, exits: Sequence[Exit]
-                   ) -> Iterator[list[Row]]:
+def text_exit_rows(objective: Objective, left: Sequence[ExitLosses], depth: int, exits: Sequence[Exit],
+                   clusters: Clusters = None) -> Iterator[list[Row]]:
     """Rows per exit, from the result of `losses_with_exits`: nats/token at the exits (`nats_with_exit`), the mean steps
     (`steps_used`), and the cost of exiting early (`lost_by_exit`: nats/token with the exit minus nats/token with all
-    steps, paired over sequences).
+    steps, paired over sequences). clusters: the document of each text.
 
     Layer passes are those of a token's own steps and their readouts.
     """
@@ -63,7 +63,7 @@ def text_exit_rows(objective: Objective, left: Sequence[ExitLosses], depth: int,
     cost = rollout_of(objective).answer_cost(depth, EvaluationConfig(), early=True)
     for rule, early in zip(exits, each, strict=True):
         layers, evaluations = (figure.mean().item() for figure in cost.spent(early.used.flatten().unsqueeze(0)))
-        fields = {"depth": depth, "by": rule.name}
+        fields = {"depth": depth, "by": rule.name, "clusters": clusters}
         spent = {"layer_forwards": layers, "evaluations": evaluations}
         yield [summarise("nats_with_exit", early.means, **fields, **spent),
                summarise("steps_used", early.used.double().mean(1), **fields, **spent),

@@ -16,7 +16,7 @@ from looped.diffusion.clean_estimate import bridge
 from looped.diffusion.denoiser import levels_of
 from looped.evaluation.depth_verdicts import NATS, verdict
 from looped.evaluation.likelihood import next_token_losses
-from looped.evaluation.metric_rows import Row, confidence_interval, summarise
+from looped.evaluation.metric_rows import Clusters, Row, confidence_interval, summarise
 from looped.evaluation.state_stats import StateStats, growth
 from looped.inference.rollout import rollout_of
 from looped.objectives.base import Objective, evaluating, rows_of_batch, token_losses
@@ -51,24 +51,26 @@ class Probes:
 
 @torch.no_grad()
 def probe(objective: Objective, tokens: Tokens, by_depth: Mapping[int, Float[Tensor, "num"]], *, vocab_size: int,
-          twin: Objective | None = None, seed: int = 0) -> Probes:
+          twin: Objective | None = None, seed: int = 0, clusters: Clusters = None) -> Probes:
     """All probes that apply to the objective, on held-out sequences.
 
     by_depth: nats/token of every sequence at each depth (`DepthSweep.per_example`). twin: the autoregressive baseline.
+    clusters: the document of each sequence.
     """
     with evaluating(objective):
-        return _probe(objective, tokens, by_depth, vocab_size, twin, seed)
+        return _probe(objective, tokens, by_depth, vocab_size, twin, seed, clusters)
 
 
 def _probe(objective: Objective, tokens: Tokens, by_depth: Mapping[int, Float[Tensor, "num"]], vocab_size: int,
-           twin: Objective | None, seed: int) -> Probes:
+           twin: Objective | None, seed: int, clusters: Clusters) -> Probes:
     mean = objective.ask(tokens).mean
     first = mean(next_token_losses(objective, tokens, min(by_depth), seed=seed)).cpu().double()
     rows = [Row("ln_vocabulary", math.log(vocab_size), math.log(vocab_size), math.log(vocab_size), 1)]
-    sentences = [said for said in (depth_verdict(by_depth), _against_chance(first, vocab_size)) if said]
+    sentences = [depth_verdict(by_depth, clusters), _against_chance(first, vocab_size, clusters)]
+    sentences = [said for said in sentences if said]
     scrambled = scrambled_context(objective, tokens, seed=seed)
-    rows.append(summarise("scrambled_context_costs", scrambled))
-    if confidence_interval(scrambled)[1] < SCRAMBLED_GAP:
+    rows.append(summarise("scrambled_context_costs", scrambled, clusters=clusters))
+    if confidence_interval(scrambled, clusters)[1] < SCRAMBLED_GAP:
         sentences.append(f"it ignores its context: another sequence's context costs {scrambled.mean():.2f} nats/token, "
                          f"less than the {SCRAMBLED_GAP} expected")
     rows += (later := later_tokens(objective, tokens, max(by_depth), seed=seed))
@@ -78,8 +80,8 @@ def _probe(objective: Objective, tokens: Tokens, by_depth: Mapping[int, Float[Te
                          f"ignores the attention mask")
     if twin is not None:
         behind = first - next_token_losses(twin, tokens, 1, seed=seed).mean(1).cpu().double()
-        rows.append(summarise("behind_the_twin", behind))
-    found = PROBES.get(rollout_of(objective).name, _of_others)(objective, tokens, max(by_depth), seed)
+        rows.append(summarise("behind_the_twin", behind, clusters=clusters))
+    found = PROBES.get(rollout_of(objective).name, _of_others)(objective, tokens, max(by_depth), seed, clusters)
     rows, sentences = rows + found.rows, sentences + found.sentences
     if grows := growth({row.depth: row.mean for row in rows if row.metric == "state_rms"}):
         sentences.append(f"{grows}, which the norm layers hide from the loss; model.block sandwich, or model.injection "
@@ -87,14 +89,14 @@ def _probe(objective: Objective, tokens: Tokens, by_depth: Mapping[int, Float[Te
     return Probes(rows, sentences)
 
 
-def depth_verdict(by_depth: Mapping[int, Float[Tensor, "num"]]) -> str:
+def depth_verdict(by_depth: Mapping[int, Float[Tensor, "num"]], clusters: Clusters = None) -> str:
     """Sentence of the verdict if quality falls after the best depth, else ""."""
-    found = verdict(by_depth, NATS)
+    found = verdict(by_depth, NATS, clusters=clusters)
     return found.sentence if found.name in ("drifts", "overthinks") else ""
 
 
-def _against_chance(losses: Float[Tensor, "num"], vocab_size: int) -> str:
-    if confidence_interval(losses)[0] < math.log(vocab_size) - CHANCE_GAP:
+def _against_chance(losses: Float[Tensor, "num"], vocab_size: int, clusters: Clusters = None) -> str:
+    if confidence_interval(losses, clusters)[0] < math.log(vocab_size) - CHANCE_GAP:
         return ""
     return (f"it predicts no better than chance before it sees the answer: {losses.mean():.2f} nats/token at its first "
             f"step, ln V is {math.log(vocab_size):.2f}; a denoiser with this and a low mean loss only copies")
@@ -152,7 +154,7 @@ def block_reading(objective: Denoise, tokens: Tokens, *, seed: int = 0) -> tuple
     return batch.mean(alone).cpu().double(), batch.mean(known).cpu().double()
 
 
-def denoiser_probes(objective: Denoise, tokens: Tokens, *, seed: int = 0) -> list[Row]:
+def denoiser_probes(objective: Denoise, tokens: Tokens, *, seed: int = 0, clusters: Clusters = None) -> list[Row]:
     """By noise level: entropy of the readout (nats) and norm of the soft estimate relative to |y|; decodability."""
     batch, random = objective.ask(tokens), StepRandom(seed, 0, count=len(tokens), device=tokens.device)
     y = batch.targets
@@ -162,8 +164,8 @@ def denoiser_probes(objective: Denoise, tokens: Tokens, *, seed: int = 0) -> lis
         log_p = torch.log_softmax(logits, -1)
         entropy = -(log_p.exp() * log_p).nan_to_num().sum(-1)
         length = bridge("soft", logits, table).norm(dim=-1) / norm
-        rows.append(summarise("readout_entropy", entropy.mean(1).cpu().double(), sigma=level))
-        rows.append(summarise("bridge_norm", length.mean(1).cpu().double(), sigma=level))
+        rows += [summarise(name, each.mean(1).cpu().double(), sigma=level, clusters=clusters)
+                 for name, each in (("readout_entropy", entropy), ("bridge_norm", length))]
     sigma, share = decodability(table, objective, y)
     return [*rows, Row("decodable_below_sigma", sigma, sigma, sigma, y.numel()),
             Row("training_mass_decodable", share, share, share, y.numel())]
@@ -192,7 +194,8 @@ def decodability(table: Float[Tensor, "vocab dim"], objective: Denoise,
     return sigma, float(objective.noise.cdf(torch.tensor(sigma, dtype=torch.float64)))
 
 
-def loop_probes(objective: Objective, tokens: Tokens, num_steps: int, *, seed: int = 0) -> list[Row]:
+def loop_probes(objective: Objective, tokens: Tokens, num_steps: int, *, seed: int = 0,
+                clusters: Clusters = None) -> list[Row]:
     """By loop step: root mean square of the state, and contraction, |s_t - s_{t-1}| over |s_{t-1} - s_{t-2}|."""
     model, random = objective.model, StepRandom(seed, 0, count=len(tokens), device=tokens.device)
     batch = objective.ask(tokens)
@@ -204,33 +207,35 @@ def loop_probes(objective: Objective, tokens: Tokens, num_steps: int, *, seed: i
                  damping=objective.damping)
     rows = []
     for depth, (size, ratio) in enumerate(zip(motion.sizes, motion.ratios, strict=True), start=1):
-        rows.append(summarise("state_rms", size, depth=depth))
+        rows.append(summarise("state_rms", size, depth=depth, clusters=clusters))
         if ratio is not None:
-            rows.append(summarise("contraction", ratio, depth=depth))
+            rows.append(summarise("contraction", ratio, depth=depth, clusters=clusters))
     return rows
 
 
-def _of_denoiser(objective: Denoise, tokens: Tokens, depth: int, seed: int) -> Probes:
+def _of_denoiser(objective: Denoise, tokens: Tokens, depth: int, seed: int, clusters: Clusters) -> Probes:
     rows, sentences = [], []
     # With several core blocks, no single block owns rows of several noise levels.
     if objective.config.block_size > 1 and objective.denoiser.edges is None:
         alone, known = block_reading(objective, tokens, seed=seed)
-        rows += [summarise("block_alone", alone), summarise("block_others_known", known)]
-        if confidence_interval(alone - known)[1] < READING_GAP:
+        rows += [summarise("block_alone", alone, clusters=clusters),
+                 summarise("block_others_known", known, clusters=clusters)]
+        if confidence_interval(alone - known, clusters)[1] < READING_GAP:
             sentences.append(f"the tokens of a block do not use each other: knowing the others saves "
                              f"{(alone - known).mean():.2f} nats/token, so more solver steps cannot help")
-    return Probes(rows + denoiser_probes(objective, tokens, seed=seed), sentences)
+    return Probes(rows + denoiser_probes(objective, tokens, seed=seed, clusters=clusters), sentences)
 
 
-def _of_loop(objective: Objective, tokens: Tokens, depth: int, seed: int) -> Probes:
-    return Probes(loop_probes(objective, tokens, depth, seed=seed), [])
+def _of_loop(objective: Objective, tokens: Tokens, depth: int, seed: int, clusters: Clusters) -> Probes:
+    return Probes(loop_probes(objective, tokens, depth, seed=seed, clusters=clusters), [])
 
 
-def _of_others(objective: Objective, tokens: Tokens, depth: int, seed: int) -> Probes:
+def _of_others(objective: Objective, tokens: Tokens, depth: int, seed: int, clusters: Clusters) -> Probes:
     return Probes([], [])
 
 
-PROBES: dict[str, Callable[[Objective, Tokens, int, int], Probes]] = {"solver": _of_denoiser, "loop": _of_loop}
+PROBES: dict[str, Callable[[Objective, Tokens, int, int, Clusters], Probes]]
+PROBES = {"solver": _of_denoiser, "loop": _of_loop}
 """Name of a rollout -> the probes specific to it."""
 
 

@@ -1,6 +1,7 @@
 """Summary of an arm over its seeds: paired differences, spreads, and the budget at which a curve reaches a loss."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from looped.compare.compute_to_target import reaches, sentence, sentences
 from looped.compare.curve import crossing
 from looped.compare.plan import make_plan
-from looped.compare.summary import FOLLOWED, difference, spread
+from looped.compare.summary import FOLLOWED, difference, gap, spread
 from looped.compare.text_measure import NEXT_TOKEN
 from looped.compare.text_summary import summarise_texts
 from looped.compare.text_table import text_notes, text_table
@@ -50,6 +51,30 @@ def test_differences_are_paired_by_sequence_and_seed(made_up):
     assert (found.to, found.num_seeds) == ("ar", 2)
     low, high = confidence_interval(second[0].followed)
     assert high - low > 50 * (found.ci_high - found.ci_low)  # what pairing is worth
+
+
+def test_differences_and_gains_are_over_the_documents_of_the_sequences(made_up):
+    """Half of the sequences are of one document, on which alone the second arm is better."""
+    clusters = torch.cat([torch.zeros(40, dtype=torch.long), torch.arange(1, 21).repeat(2)])
+    hard = 4 + torch.randn(80, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    losses = {"ar": hard, "denoise": hard - 0.1 * (clusters == 0)}
+
+    def compared(**fields):
+        return [[replace(made_up(name, seed, losses[name].tolist()), **fields) for seed in range(2)] for name in losses]
+
+    first, second = compared(clusters=clusters)
+    found, apart = difference(second, first, FOLLOWED, FOLLOWED), gap(second, first)
+    assert (found.mean, apart.mean) == pytest.approx((-0.05, -0.05))
+    assert (found.ci_low, found.ci_high) == (apart.low, apart.high) == confidence_interval(
+        losses["denoise"] - losses["ar"], clusters)
+    assert (apart.num, apart.units, apart.told) == (21, "documents", False)
+    alone = gap(*reversed(compared()))
+    assert (alone.num, alone.units, alone.told) == (80, "sequences", True)  # the claim without documents
+    summaries = summarise_texts([*first, *second])
+    said = " ".join(text_notes(summaries, make_plan(load_config(None), "ar,denoise", budget=("tokens", 5), num_seeds=2,
+                                                    depths=None, out=Path("out"))))
+    assert "which begin in 21 documents" in said
+    assert "bootstrap over documents" in said
 
 
 def test_seeds_that_only_one_arm_has_are_left_out_of_differences(made_up):

@@ -10,6 +10,7 @@ from looped import load_run
 from looped.cli import main
 from looped.config import load_config
 from looped.data.token_windows import TokenStream
+from looped.evaluation.metric_rows import confidence_interval, over_clusters
 from looped.training.train import train
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -71,6 +72,28 @@ def test_more_samples_than_sequences_are_told_as_well_and_exits_read_the_sequenc
     assert len(told["start"]) == 12
     rows = {row["metric"]: row["mean"] for row in lines(tmp_path, "depth")}
     assert rows["nats_with_exit"] == pytest.approx(rows["nats_per_token"], rel=1e-6)
+
+
+def test_intervals_of_an_evaluation_are_over_the_documents_of_its_sequences(text_run, tmp_path, capsys):
+    """From the files alone: the losses of examples.jsonl, drawn by the document that sequences.jsonl names."""
+    for part in range(8):
+        (tmp_path / f"{part}.txt").write_text(f"# {part}\n" + "def f(x):\n    return x\n" * 4)
+    assert main(["eval", str(text_run), "--text", str(tmp_path), "--depths", "2", "--out", str(tmp_path / "out"),
+                 "--exits", "kl=1e-3", "--probes", "--evaluation.num_sequences", "16"]) == 0
+    said = capsys.readouterr().out
+    assert "over 16 held-out sequences, with intervals over the 8 documents in which they begin" in said
+    (told,), values = lines(tmp_path / "out", "sequences"), {}
+    for line in lines(tmp_path / "out", "examples"):
+        values[line["metric"]] = torch.tensor(line["values"], dtype=torch.float64)
+    clusters = torch.tensor([int(name[0]) for name in told["document"]])
+    assert len(clusters) == 16
+    assert over_clusters(clusters)
+    rows = {row.get("metric"): row for name in ("depth", "probes") for row in lines(tmp_path / "out", name)}
+    assert all(rows[name]["n"] == 16 for name in ("nats_per_token", "nats_with_exit", "scrambled_context_costs"))
+    nats = values["nats_per_token"]
+    row = rows["nats_per_token"]
+    assert (row["ci_low"], row["ci_high"]) == pytest.approx(confidence_interval(nats, clusters))
+    assert (row["ci_low"], row["ci_high"]) != pytest.approx(confidence_interval(nats))
 
 
 def test_an_end_of_text_is_the_last_token_of_its_document_and_documents_may_have_no_names():
