@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # what type checkers and editors read; tests/test_types.py co
     from looped.evaluation.dataframes import read_results as read_results
     from looped.evaluation.depth_sweep import evaluate_depth as evaluate_depth
     from looped.evaluation.early_exit import losses_with_exits as losses_with_exits
+    from looped.evaluation.intervals import documents_of as documents_of
     from looped.evaluation.likelihood import token_losses_by_depth as token_losses_by_depth
     from looped.inference.exits import Exit as Exit
     from looped.inference.generate import generate as generate
@@ -85,6 +86,7 @@ _PUBLIC = {
     "evaluate_depth": "looped.evaluation.depth_sweep",
     "token_losses_by_depth": "looped.evaluation.likelihood",
     "losses_with_exits": "looped.evaluation.early_exit",
+    "documents_of": "looped.evaluation.intervals",
     "Exit": "looped.inference.exits",
     "generate": "looped.inference.generate",
     "heldout_text": "looped.data.eval_text",

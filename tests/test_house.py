@@ -15,7 +15,7 @@ from jaxtyping import TypeCheckError
 import looped
 from looped.config import Config, describe_settings, dump_config, load_config
 from looped.errors import UserError
-from looped.evaluation.metric_rows import confidence_interval
+from looped.evaluation.intervals import confidence_interval
 
 
 def test_import_loads_no_torch():

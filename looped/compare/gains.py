@@ -32,7 +32,7 @@ class Gain:
     """An arm beside the baseline. weights, flops: multiples of the baseline's parameters and training FLOPs; gain, low,
     high: difference in the followed metric, positive if the arm is better, with its 95 % interval over held-out items,
     None for the baseline itself and for an arm without a common seed; by_seed: the difference with each common seed, of
-    which `gain` is the mean; told: the difference is more than noise."""
+    which `gain` is the mean; told: the difference is more than noise; units: those that the interval is over."""
 
     arm: str
     weights: float
@@ -42,6 +42,7 @@ class Gain:
     high: float | None
     told: bool
     by_seed: tuple[float, ...] = ()
+    units: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The row of compare.jsonl."""
@@ -67,8 +68,9 @@ def _gain(arm: ArmSummary, base: ArmSummary, weights: float, flops: float) -> Ga
     if found is None:
         return Gain(*cost, None, None, None, told=False)
     if arm.runs[0].gauge.higher_is_better:
-        return Gain(*cost, found.mean, found.low, found.high, found.told, found.seeds)
-    return Gain(*cost, -found.mean, -found.high, -found.low, found.told, tuple(-each for each in found.seeds))
+        return Gain(*cost, found.mean, found.low, found.high, found.told, found.seeds, found.units)
+    by_seed = tuple(-each for each in found.seeds)
+    return Gain(*cost, -found.mean, -found.high, -found.low, found.told, by_seed, found.units)
 
 
 def _config(arm: ArmSummary) -> Any:

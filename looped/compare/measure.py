@@ -15,7 +15,7 @@ from torch import Tensor
 from looped.compare.curve import Metric
 from looped.compare.plan import Plan, RunSpec
 from looped.devices import CPU, Placement
-from looped.evaluation.metric_rows import Clusters
+from looped.evaluation.intervals import Clusters
 from looped.tensor_types import Float
 from looped.training.checkpoint import list_checkpoints, write_text
 from looped.training.logs import costs_of, read_metrics
@@ -45,7 +45,7 @@ class Measured:
         raise NotImplementedError
 
     @property
-    def clusters(self) -> Clusters:
+    def clusters(self) -> Clusters | None:
         """The cluster of each value of `followed`; None if they are independent."""
         return None
 
@@ -53,6 +53,11 @@ class Measured:
     def units(self) -> str:
         """The plural noun for the items that intervals are over."""
         return self.gauge.examples
+
+    @property
+    def examples(self) -> str:
+        """The held-out items, for sentences: `64 held-out problems`."""
+        return f"{len(self.followed)} held-out {self.gauge.examples}"
 
 
 class MeanMeasured(Measured):

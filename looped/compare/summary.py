@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from looped.compare.measure import MeanMeasured, Measured
-from looped.evaluation.metric_rows import LEAST, confidence_interval, over_clusters, student_interval, tells_sign
+from looped.evaluation.intervals import LEAST, confidence_interval, student_interval, tells_sign
 from looped.tensor_types import Float
 from looped.training.logs import COSTS
 
@@ -37,12 +37,13 @@ def spread(values: Sequence[float]) -> Spread:
 
 @dataclass(frozen=True)
 class Difference:
-    """One arm minus another (`to`): mean, 95 % interval over documents or problems, standard deviation over seeds."""
+    """One arm minus another (`to`): mean, 95 % interval over `units`, standard deviation over seeds."""
 
     to: str
     mean: float
     ci_low: float
     ci_high: float
+    units: str
     sd: float
     num_seeds: int
 
@@ -117,14 +118,15 @@ def pairs(runs: Sequence[Run], others: Sequence[Run]) -> list[tuple[Run, Run]]:
 
 @dataclass(frozen=True)
 class Gap:
-    """The difference between two arms in the final metric of their curves, paired over sequences or problems: the mean
-    over seeds with its 95 % interval over `num` independent `units` (documents of text), and one value per seed."""
+    """The difference between two arms in the final metric of their curves, paired over `examples`: the mean over seeds
+    with its 95 % interval over `num` `units`, such as documents, and one value per seed."""
 
     mean: float
     low: float
     high: float
     num: int
     units: str
+    examples: str
     seeds: tuple[float, ...]
 
     @property
@@ -148,9 +150,9 @@ def gap(runs: Sequence[Run], others: Sequence[Run]) -> Gap | None:
     if not paired:
         return None
     each: Float[Tensor, "seeds num"] = torch.stack([run.followed - other.followed for run, other in paired])
-    clusters = paired[0][0].clusters
-    num = len(clusters.unique()) if clusters is not None and over_clusters(clusters) else each.shape[1]
-    return Gap(each.mean().item(), *confidence_interval(each.mean(0), clusters), num, paired[0][0].units,
+    clusters = (first := paired[0][0]).clusters
+    num = clusters.num if clusters is not None and clusters.told else each.shape[1]
+    return Gap(each.mean().item(), *confidence_interval(each.mean(0), clusters), num, first.units, first.examples,
                tuple(each.mean(1).tolist()))
 
 
@@ -160,6 +162,6 @@ def difference(runs: Sequence[Run], others: Sequence[Run], mine: Each[Run], thei
     if not paired:
         return None
     each: Float[Tensor, "seeds num"] = torch.stack([mine(run) - theirs(other) for run, other in paired])
-    low, high = confidence_interval(each.mean(0), paired[0][0].clusters)
+    low, high = confidence_interval(each.mean(0), (first := paired[0][0]).clusters)
     over = spread(each.mean(1).tolist())
-    return Difference(others[0].place.arm.name, over.mean, low, high, over.sd, over.num)
+    return Difference(others[0].place.arm.name, over.mean, low, high, first.units, over.sd, over.num)

@@ -13,11 +13,10 @@ from looped.compare.measure import Common, MeanMeasured, Measurer, step_of
 from looped.compare.plan import AGAIN, Plan, RunSpec
 from looped.data.text import TextData
 from looped.data.token_numbers import tokenizer_of
-from looped.data.token_windows import documents_of
 from looped.devices import CPU, Placement
 from looped.evaluation.depth_sweep import evaluate_depth, evaluate_samples
+from looped.evaluation.intervals import Clusters, documents_of
 from looped.evaluation.judge import Judge
-from looped.evaluation.metric_rows import Clusters, over_clusters
 from looped.evaluation.plots import AXES
 from looped.evaluation.sample_quality import Quality, Reference, matched_quality
 from looped.inference.sequence_batch import as_lists
@@ -31,16 +30,21 @@ NEXT_TOKEN = Metric("next_token", "loss", " as a next-token predictor", AXES["na
 @dataclass(frozen=True)
 class TextMeasured(MeanMeasured):
     """One measured run: `rows` and `samples` as in an `Evaluation`; `losses[metric][depth]`: one value per held-out
-    sequence (or prompt); `clusters`: the document in which each sequence begins."""
+    sequence (or prompt); `clusters`: the document in which each sequence begins, which measured runs always have."""
 
     gauge = NEXT_TOKEN
     losses: dict[str, dict[int, Float[Tensor, "num"]]]
     samples: list[dict[str, Any]]
-    clusters: Clusters = None
+    clusters: Clusters | None = None
 
     @property
     def units(self) -> str:
-        return "documents" if over_clusters(self.clusters) else self.gauge.examples
+        return "documents" if self.clusters is not None and self.clusters.told else self.gauge.examples
+
+    @property
+    def examples(self) -> str:
+        of = "" if self.clusters is None else f" of {self.clusters.documents}"
+        return f"{super().examples}{of}"
 
     @property
     def followed(self) -> Float[Tensor, "num"]:
@@ -63,7 +67,7 @@ class TextMeasured(MeanMeasured):
 class TextMeasurer(Measurer):
     """Evaluates runs on text, which is read once and only if a run needs an evaluation."""
 
-    keys: ClassVar[frozenset[str]] = frozenset({"losses", "samples", "documents"})
+    keys: ClassVar[frozenset[str]] = frozenset({"losses", "samples", "places"})
 
     def __init__(self, plan: Plan, finished: list[RunSpec], placement: Placement = CPU):
         super().__init__(plan, finished, placement)
@@ -73,7 +77,7 @@ class TextMeasurer(Measurer):
         losses = {metric: {int(depth): torch.tensor(values, dtype=torch.float64) for depth, values in by_depth.items()}
                   for metric, by_depth in found["losses"].items()}
         return TextMeasured(*common, losses=losses, samples=found["samples"],
-                            clusters=torch.tensor(found["documents"], dtype=torch.long))
+                            clusters=documents_of(found["places"]))
 
     def twin_of(self, place: RunSpec) -> RunSpec | None:
         """The autoregressive run of the same seed, the baseline for this run's samples."""
@@ -99,8 +103,8 @@ class TextMeasurer(Measurer):
         run.identity.check(self.text, run.path, AGAIN)
         c, seed, decode = run.config.evaluation, run.config.seed, tokenizer_of(self.text).decode
         sequences = self.sequences(c.num_sequences)
-        documents = documents_of(self.text.heldout.places(len(sequences), run.config.data.length))
-        sweep = evaluate_depth(run.objective, sequences, self.depths(place), seed=seed, clusters=documents,
+        places = self.text.heldout.places(len(sequences), run.config.data.length)
+        sweep = evaluate_depth(run.objective, sequences, self.depths(place), seed=seed, clusters=documents_of(places),
                                bytes_per_token=self.text.bytes_per_token, batch_size=c.batch_size, num_levels=c.levels)
         prompts = self.sequences(c.num_samples)[:, : c.prompt_length]
         rows, texts = evaluate_samples(run.objective, prompts, place.text_depths, num_tokens=c.sample_length, seed=seed)
@@ -110,7 +114,7 @@ class TextMeasurer(Measurer):
         losses = {metric: {str(depth): values.tolist() for depth, values in by_depth.items()}
                   for metric, by_depth in (sweep.per_example | quality.per_example).items()}
         return {"rows": [row.as_dict() for row in [*sweep.rows, *rows, *quality.rows]], "losses": losses,
-                "samples": samples, "documents": documents.tolist()}
+                "samples": samples, "places": places}
 
     def sequences(self, num: int) -> Int[Tensor, "num length_and_one"]:
         """Up to `num` held-out sequences: the same for every arm and seed, and as in training."""

@@ -7,7 +7,7 @@ import torch
 
 from looped.compare.summary import MeanSummary, Spread, spread, summarise_means
 from looped.compare.text_measure import TextMeasured
-from looped.evaluation.metric_rows import confidence_interval
+from looped.evaluation.intervals import confidence_interval
 
 
 @dataclass(frozen=True)

@@ -64,21 +64,18 @@ def _percent(nats: tuple[float, float, float]) -> str:
 def text_notes(arms: Sequence[TextSummary], plan: Plan) -> list[str]:
     """Notes that explain the columns."""
     first, config = arms[0].runs[0], plan.config
-    over = f"{len(first.followed)} sequences of {config.data.length} tokens"
-    if first.clusters is not None:
-        num = len(first.clusters.unique())
-        over = f"{over}, which begin in {num} document{'s' * (num != 1)}"
+    taken = ", which are taken as independent," if first.clusters is not None and not first.clusters.told else ""
     configs = [arm.runs[0].place.arm.config for arm in arms]
     means = " or ".join(map(str, sorted({config.recurrence.mean for config in configs})))
     found = [
-        f"Held-out loss in nats/token (lower is better) of the same {over}, "
-        f"{over_seeds(plan)}.",
+        f"Held-out loss in nats/token (lower is better) of the same {first.examples}, of "
+        f"{config.data.length} tokens each, {over_seeds(plan)}.",
         f"next token: the metric that all arms share: a loop at its mean trained depth ({means}), ar with its single "
         f"step, a denoiser in one pass at sigma_max, with the nats that its noisy input can still say of the target "
         f"there added, |y|^2 / (2 sigma_max^2). Masked diffusion has no next-token prediction; its bound over all "
         f"tokens is given instead.",
         f"against {arms[0].name}: the difference in that metric, paired by sequence and seed; the 95 % interval is a "
-        f"bootstrap over {first.units} of the mean over seeds, so it does not include the spread between seeds.",
+        f"bootstrap over {first.units}{taken} of the mean over seeds, so it does not include the spread between seeds.",
         "depth n: after n loop steps; for a denoiser the variational bound of its n-step stochastic solver, for masked "
         "diffusion the bound of n unmasking steps.",
         f"distinct-2: the fraction of distinct bigrams among all token bigrams of the samples, at the mean trained "

@@ -6,7 +6,7 @@ batches of B is item s * B + r of that endless sequence, for any micro-batch on 
 """
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -114,15 +114,6 @@ class TokenStream(Placeless):
         names = self.documents[low : high + 1]
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         return f" ({', '.join(names[:3])}{more})"
-
-
-def documents_of(places: Mapping[str, Sequence]) -> Int[Tensor, "num"]:
-    """The number of the document in which each window of `places` begins, in the order in which they appear."""
-    sources = places.get("source") or [None] * len(places["start"])
-    begins = [(source, start - offset) for source, start, offset in zip(sources, places["start"], places["offset"],
-                                                                        strict=True)]
-    numbers = {begin: number for number, begin in enumerate(dict.fromkeys(begins))}
-    return torch.tensor([numbers[begin] for begin in begins], dtype=torch.long)
 
 
 def shuffled(count: int, step: int, *, batch_size: int, seed: int,

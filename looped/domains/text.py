@@ -16,10 +16,11 @@ from looped.data.token_numbers import tokenizer_of
 from looped.data.token_windows import Placeless
 from looped.domains.base import About, Domain, Evaluated, Inputs, Options, Own, Request, micro_batches
 from looped.errors import UserError, flag_of
-from looped.evaluation.depth_sweep import documents_of_windows, evaluate_run, evaluate_samples, num_windows
+from looped.evaluation.depth_sweep import evaluate_run, evaluate_samples, num_windows
 from looped.evaluation.early_exit import losses_with_exits, text_exit_rows
+from looped.evaluation.intervals import Clusters
 from looped.evaluation.likelihood import main_losses, token_losses_by_depth
-from looped.evaluation.metric_rows import Clusters, Keep, Row, over_clusters, summarise
+from looped.evaluation.metric_rows import Keep, Row, summarise
 from looped.evaluation.probes import Probes, probe, probe_table
 from looped.evaluation.result_files import PROBES, EvaluationFiles
 from looped.evaluation.solving import share_cell
@@ -43,13 +44,14 @@ class TextEvaluated(Evaluated):
     probes: Probes | None = None
     tokens: Sequence[TokenLosses] = ()
     sources: Sequence[Row] = ()
-    documents: Clusters = None
+    documents: Clusters | None = None
 
     def sections(self, name: str) -> list[Section]:
         num = next((row.n for row in self.rows if row.metric == "nats_per_token"), 0)
         said = f"nats/token over {num} held-out sequence{'s' * (num != 1)}{', too few for an interval' * (num == 1)}"
-        if self.documents is not None and over_clusters(self.documents):
-            said = f"{said}, with intervals over the {len(self.documents.unique())} documents in which they begin"
+        if self.documents is not None and num > 1:
+            taken = "" if self.documents.told else ", which their intervals take as independent"
+            said = f"{said} of {self.documents.documents}{taken}"
         found = [*super().sections(name), Prose(said), self._sources(), self._exits()]
         if self.probes is None:
             return found
@@ -197,7 +199,7 @@ class Text(Domain):
         if options.per_token:
             losses = token_losses_by_depth(objective, tokens, depths, **size)
             each += [TokenLosses(tokens, nats, depth) for depth, nats in zip(sorted(by_depth), losses, strict=True)]
-        documents = documents_of_windows(data, config)[: config.evaluation.num_sequences]
+        documents = result.documents
         sources = by_source(data, config, by_depth, documents)
         if sources:
             keep(sources)
@@ -237,7 +239,7 @@ def parts_of(data: Any) -> Mapping[str, MeasuredText]:
 
 
 def by_source(data: MeasuredText, config: Config, by_depth: Mapping[int, Float[Tensor, "num"]],
-              documents: Int[Tensor, "num"]) -> list[Row]:
+              documents: Clusters) -> list[Row]:
     """The losses of single held-out sequences by depth, as means of each source of a mixture; none of other text."""
     rows = []
     for name, part in parts_of(data).items():

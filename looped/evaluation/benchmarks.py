@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from looped.evaluation.depth_verdicts import Measure, Verdict, verdict
-from looped.evaluation.metric_rows import Row, confidence_interval
+from looped.evaluation.intervals import confidence_interval
+from looped.evaluation.metric_rows import Row
 from looped.inference.sequence_batch import per_token
 from looped.tensor_types import Float64
 

@@ -14,13 +14,13 @@ from torch import Tensor
 from looped.config import Config
 from looped.data.eval_text import MeasuredText
 from looped.data.token_numbers import tokenizer_of
-from looped.data.token_windows import documents_of
 from looped.devices import now
 from looped.errors import UserError, did_you_mean
+from looped.evaluation.intervals import Clusters, check_clusters, documents_of
 from looped.evaluation.judge import judged_rows
 from looped.evaluation.likelihood import DepthLosses, Documents, Likelihood
 from looped.evaluation.mauve import mauve_rows
-from looped.evaluation.metric_rows import Clusters, Keep, Row, example_lines, keep_nothing, summarise
+from looped.evaluation.metric_rows import Keep, Row, example_lines, keep_nothing, summarise
 from looped.evaluation.options import Options
 from looped.evaluation.sample_quality import diversity, matched_quality, write_texts
 from looped.inference.cost import Cost
@@ -51,30 +51,33 @@ class DepthSweep:
 
 def evaluate_depth(objective: Objective, tokens: Documents, depths: Sequence[int], *, bytes_per_token: float,
                    lengths: Int[Tensor, "num"] | None = None, seed: int = 0, batch_size: int = 16,
-                   num_trajectories: int = 0, num_levels: int = 32, clusters: Clusters = None,
+                   num_trajectories: int = 0, num_levels: int = 32, clusters: Clusters | None = None,
                    keep: Keep = keep_nothing) -> DepthSweep:
     """Held-out nats/token and bits/byte at each of `depths`; for a denoiser also the loss by noise level.
 
     tokens: held-out sequences (N, L + 1), one token longer than the context, or a list of documents of any lengths;
     lengths: the real tokens of padded rows (`Likelihood`). Means are over tokens, so a long document counts more.
-    bytes_per_token: converts nats/token to bits/byte. clusters (N,): the document of each sequence, so that intervals
-    are over documents; sequences of one document are not independent.
+    bytes_per_token: converts nats/token to bits/byte.
+    clusters: the document of each sequence, over which intervals are then; without it, sequences count as independent.
+    For those of a run: `looped.documents_of(run.data.heldout.places(num, length))`.
     For a denoiser the loss is the variational bound (NELBO) of its stochastic solver; with `num_trajectories` its
     configured solver is sampled as well (`nats_by_solver`). For masked diffusion it is the bound of `depth` unmasking
     steps; the bound in the limit of infinitely many steps, over `num_levels` levels, is added (`nats_bound`,
     `bits_per_byte_bound`). `keep` receives each finished part. If some tokens are not scored (`Denoise.ask`), a warning
     reports their fraction, the nats/token cover the others, and there are no bits/byte.
 
-    Raises UserError for an invalid objective, for ids outside its vocabulary, and for depths below 1.
+    Raises UserError for an invalid objective, for ids outside its vocabulary, for depths below 1, and for clusters of
+    another number of sequences.
     """
     require_objective(objective)
+    check_clusters(clusters, len(tokens))
     if not bytes_per_token > 0:
         raise UserError(f"bytes_per_token {bytes_per_token} is not above 0; a run has it as run.data.bytes_per_token")
     depths, likelihood = depths_of(depths), Likelihood(
         objective, tokens, seed=seed, batch_size=batch_size, lengths=lengths)
     rollout = likelihood.rollout
     rows, per_example, bits = [], {}, 1 / math.log(2) / bytes_per_token
-    row_of = partial(summarise, clusters=clusters)
+    figure = partial(summarise, clusters=clusters)
 
     def took(part: list[Row], metric: str, losses: dict[int, Tensor], trajectories: int | None = None) -> None:
         rows.extend(part)
@@ -92,32 +95,34 @@ def evaluate_depth(objective: Objective, tokens: Documents, depths: Sequence[int
             for result in results:
                 cost = {"depth": result.depth, "seconds": result.seconds, "peak_bytes": peak_bytes(),
                         **cost_of(result.depth).fields(), "trajectories": trajectories}
-                part.append(row_of(metric, result.losses, **cost))
+                part.append(figure(metric, result.losses, **cost))
                 if metric == "nats_per_token" and result.share == 1:  # else bits of only some tokens
-                    part.append(row_of("bits_per_byte", result.losses * bits, **cost))
+                    part.append(figure("bits_per_byte", result.losses * bits, **cost))
             took(part, metric, {result.depth: result.losses for result in results}, trajectories)
 
     take("nats_per_token", likelihood.by_depth, rollout.likelihood_cost)
     if by_sigma := likelihood.by_level(NUM_LEVELS):
         sigma_max, at_max = by_sigma[0][0], by_sigma[0][1] + rollout.known_at_start
-        took([*(row_of("nats_at_sigma", losses, sigma=sigma) for sigma, losses in by_sigma),
-              row_of("nats_at_sigma_max", at_max, sigma=sigma_max)], "nats_at_sigma_max", {1: at_max})
+        took([*(figure("nats_at_sigma", losses, sigma=sigma) for sigma, losses in by_sigma),
+              figure("nats_at_sigma_max", at_max, sigma=sigma_max)], "nats_at_sigma_max", {1: at_max})
     if num_trajectories and rollout.samples:
         take("nats_by_solver", lambda group: likelihood.by_solver(group, num_trajectories),
              lambda depth: rollout.sampled_cost(depth, num_trajectories), num_trajectories)
     if rollout.has_limit:
         whole = likelihood.limit(num_levels)
-        took([row_of("nats_bound", whole), row_of("bits_per_byte_bound", whole * bits)], "nats_bound", {1: whole})
+        took([figure("nats_bound", whole), figure("bits_per_byte_bound", whole * bits)], "nats_bound", {1: whole})
     return DepthSweep(rows, per_example)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A sweep with its samples: `rows`, `per_example` as in `DepthSweep`, `samples` {depth, sequence, prompt, text}."""
+    """A sweep with its samples: `rows`, `per_example` as in `DepthSweep`, `samples` {depth, sequence, prompt, text};
+    `documents`: of the sequences, if they are text."""
 
     rows: list[Row]
     per_example: dict[str, dict[int, Float[Tensor, "num"]]]
     samples: list[dict[str, Any]]
+    documents: Clusters | None = None
 
 
 def num_windows(data: MeasuredText, config: Config) -> int:
@@ -125,11 +130,6 @@ def num_windows(data: MeasuredText, config: Config) -> int:
     of which take the first ones."""
     c = config.evaluation
     return min(max(c.num_sequences, c.num_samples), data.heldout.windows(config.data.length))
-
-
-def documents_of_windows(data: MeasuredText, config: Config) -> Int[Tensor, "num"]:
-    """The document in which each held-out window of an evaluation begins."""
-    return documents_of(data.heldout.places(num_windows(data, config), config.data.length))
 
 
 def evaluate_run(objective: Objective, data: MeasuredText, config: Config, depths: Sequence[int], options: Options, *,
@@ -149,10 +149,10 @@ def evaluate_run(objective: Objective, data: MeasuredText, config: Config, depth
         raise UserError(f"evaluation.sample_length {c.sample_length} is longer than the held-out text after a prompt, "
                         f"so MAUVE would compare lengths; try {truth.shape[1]}")
     truth = Ending(objective.end_of_text).cut(truth)
+    documents = documents_of(data.heldout.places(len(tokens), config.data.length))[: c.num_sequences]
     sweep = evaluate_depth(objective, tokens[: c.num_sequences], depths, bytes_per_token=data.bytes_per_token,
                            seed=config.seed, batch_size=c.batch_size, num_trajectories=options.trajectories,
-                           clusters=documents_of_windows(data, config)[: c.num_sequences], num_levels=c.levels,
-                           keep=keep)
+                           num_levels=c.levels, clusters=documents, keep=keep)
     rows, per_example, samples, texts = sweep.rows, sweep.per_example, [], {}
     decode = tokenizer_of(data).decode
 
@@ -181,7 +181,7 @@ def evaluate_run(objective: Objective, data: MeasuredText, config: Config, depth
         real, *written = ([decode(row) for row in as_lists(torch.cat([prompts, each], dim=1))]
                           for each in (truth, *texts.values()))
         took(mauve_rows(encoder, real, dict(zip(texts, written, strict=True)), seed=config.seed))
-    return Evaluation(rows, per_example, samples)
+    return Evaluation(rows, per_example, samples, documents)
 
 
 def evaluate_samples(objective: Objective, prompts: Int[Tensor, "num length"], depths: Sequence[int], *,

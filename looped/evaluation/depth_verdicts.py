@@ -10,8 +10,8 @@
     settles     none of these
 
 The first that holds is the verdict. A loss or a gain counts only where the 95 % bootstrap interval of its mean, paired
-over problems, excludes zero. Picking the best depth out of noise would look like a loss after it; so each half of the
-problems uses the depth that is best for the other half.
+over problems (of text over documents), excludes zero. Picking the best depth out of noise would look like a loss after
+it; so each half of the problems uses the depth that is best for the other half.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from looped.evaluation.metric_rows import Clusters, confidence_interval, tells_sign
+from looped.evaluation.intervals import Clusters, confidence_interval, tells_sign
 from looped.tensor_types import Float, Int, Shaped
 
 HELD, LOST = 0.01, 0.05
@@ -59,7 +59,7 @@ class Change:
     high: float
 
     @staticmethod
-    def of(values: Float[Tensor, "num"], clusters: Clusters = None) -> "Change":
+    def of(values: Float[Tensor, "num"], clusters: Clusters | None = None) -> "Change":
         return Change(values.mean().item(), *confidence_interval(values, clusters))
 
     def falls_by(self, amount: float) -> bool:
@@ -97,7 +97,7 @@ class Verdict:
 
 
 def verdict(by_depth: ByDepth, measure: Measure = SOLVED, *, trained: int | None = None,
-            answers: Answers | None = None, clusters: Clusters = None) -> Verdict:
+            answers: Answers | None = None, clusters: Clusters | None = None) -> Verdict:
     """The verdict on one curve, by the rule above. by_depth: depth -> one value per problem.
 
     trained: the deepest trained depth. answers: of some or all problems at consecutive depths, constant in cells that
@@ -109,7 +109,7 @@ def verdict(by_depth: ByDepth, measure: Measure = SOLVED, *, trained: int | None
     first, deepest = min(quality), max(quality)
     best = best_depth(quality)
     anchor = max((depth for depth in quality if trained is not None and depth <= trained), default=first)
-    at_best = honestly_best(quality)
+    at_best = honestly_best(quality, clusters)
     from_best = Change.of(quality[deepest] - at_best, clusters)
     from_trained = Change.of(quality[deepest] - quality[anchor], clusters)
     curve = _Curve({depth: sign * values.mean().item() for depth, values in quality.items()}, measure,
@@ -138,14 +138,14 @@ def best_depth(quality: ByDepth) -> int:
     return max(means, key=means.__getitem__)
 
 
-def honestly_best(quality: ByDepth) -> Float[Tensor, "num"]:
-    """Each problem's value at the depth that is best for the other half of the problems (even or odd), so that the mean
-    has no bias from picking the best of several noisy depths."""
+def honestly_best(quality: ByDepth, clusters: Clusters | None = None) -> Float[Tensor, "num"]:
+    """Each problem's value at the depth that is best for the other half of the problems (even or odd; of whole
+    documents, if there are clusters), so that the mean has no bias from picking the best of several noisy depths."""
     chosen = torch.empty_like(next(iter(quality.values())))
-    for half in (0, 1):
-        depth = best_depth({depth: values[1 - half :: 2] if len(values) > 1 else values
-                            for depth, values in quality.items()})
-        chosen[half::2] = quality[depth][half::2]
+    second = torch.arange(len(chosen)) % 2 == 1 if clusters is None or not clusters.told else clusters.halves()
+    for half, other in ((~second, second), (second, ~second)):
+        depth = best_depth({depth: values[other] if other.any() else values for depth, values in quality.items()})
+        chosen[half] = quality[depth][half]
     return chosen
 
 

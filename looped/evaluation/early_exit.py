@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from looped.config.training import EvaluationConfig
-from looped.evaluation.metric_rows import Clusters, Row, summarise
+from looped.evaluation.intervals import Clusters
+from looped.evaluation.metric_rows import Row, summarise
 from looped.inference.exits import Exit, Settled
 from looped.inference.rollout import rollout_of
 from looped.objectives.base import Objective, evaluating, require_text
@@ -52,10 +53,10 @@ def losses_with_exits(objective: Objective, tokens: Int[Tensor, "num length_and_
 
 
 def text_exit_rows(objective: Objective, left: Sequence[ExitLosses], depth: int, exits: Sequence[Exit],
-                   clusters: Clusters = None) -> Iterator[list[Row]]:
+                   clusters: Clusters | None = None) -> Iterator[list[Row]]:
     """Rows per exit, from the result of `losses_with_exits`: nats/token at the exits (`nats_with_exit`), the mean steps
     (`steps_used`), and the cost of exiting early (`lost_by_exit`: nats/token with the exit minus nats/token with all
-    steps, paired over sequences). clusters: the document of each text.
+    steps, paired over sequences). clusters: the document of each sequence.
 
     Layer passes are those of a token's own steps and their readouts.
     """

@@ -15,8 +15,9 @@ from torch import Tensor
 from looped.diffusion.clean_estimate import bridge
 from looped.diffusion.denoiser import levels_of
 from looped.evaluation.depth_verdicts import NATS, verdict
+from looped.evaluation.intervals import Clusters, confidence_interval
 from looped.evaluation.likelihood import next_token_losses
-from looped.evaluation.metric_rows import Clusters, Row, confidence_interval, summarise
+from looped.evaluation.metric_rows import Row, summarise
 from looped.evaluation.state_stats import StateStats, growth
 from looped.inference.rollout import rollout_of
 from looped.objectives.base import Objective, evaluating, rows_of_batch, token_losses
@@ -31,7 +32,7 @@ SCRAMBLED_GAP = 0.3
 """Nats/token that another sequence's context must cost; below it, the context counts as ignored."""
 CHANCE_GAP = 0.5
 """Nats/token below ln V that the first step must reach; else it counts as chance. A probe fails only if the whole 95 %
-interval over sequences is beyond its limit."""
+interval is beyond its limit."""
 
 LATER_GAP = 0.01
 """Nats/token that later tokens may change, for rounding."""
@@ -51,7 +52,7 @@ class Probes:
 
 @torch.no_grad()
 def probe(objective: Objective, tokens: Tokens, by_depth: Mapping[int, Float[Tensor, "num"]], *, vocab_size: int,
-          twin: Objective | None = None, seed: int = 0, clusters: Clusters = None) -> Probes:
+          twin: Objective | None = None, seed: int = 0, clusters: Clusters | None = None) -> Probes:
     """All probes that apply to the objective, on held-out sequences.
 
     by_depth: nats/token of every sequence at each depth (`DepthSweep.per_example`). twin: the autoregressive baseline.
@@ -62,7 +63,7 @@ def probe(objective: Objective, tokens: Tokens, by_depth: Mapping[int, Float[Ten
 
 
 def _probe(objective: Objective, tokens: Tokens, by_depth: Mapping[int, Float[Tensor, "num"]], vocab_size: int,
-           twin: Objective | None, seed: int, clusters: Clusters) -> Probes:
+           twin: Objective | None, seed: int, clusters: Clusters | None) -> Probes:
     mean = objective.ask(tokens).mean
     first = mean(next_token_losses(objective, tokens, min(by_depth), seed=seed)).cpu().double()
     rows = [Row("ln_vocabulary", math.log(vocab_size), math.log(vocab_size), math.log(vocab_size), 1)]
@@ -89,13 +90,13 @@ def _probe(objective: Objective, tokens: Tokens, by_depth: Mapping[int, Float[Te
     return Probes(rows, sentences)
 
 
-def depth_verdict(by_depth: Mapping[int, Float[Tensor, "num"]], clusters: Clusters = None) -> str:
+def depth_verdict(by_depth: Mapping[int, Float[Tensor, "num"]], clusters: Clusters | None = None) -> str:
     """Sentence of the verdict if quality falls after the best depth, else ""."""
     found = verdict(by_depth, NATS, clusters=clusters)
     return found.sentence if found.name in ("drifts", "overthinks") else ""
 
 
-def _against_chance(losses: Float[Tensor, "num"], vocab_size: int, clusters: Clusters = None) -> str:
+def _against_chance(losses: Float[Tensor, "num"], vocab_size: int, clusters: Clusters | None = None) -> str:
     if confidence_interval(losses, clusters)[0] < math.log(vocab_size) - CHANCE_GAP:
         return ""
     return (f"it predicts no better than chance before it sees the answer: {losses.mean():.2f} nats/token at its first "
@@ -154,7 +155,8 @@ def block_reading(objective: Denoise, tokens: Tokens, *, seed: int = 0) -> tuple
     return batch.mean(alone).cpu().double(), batch.mean(known).cpu().double()
 
 
-def denoiser_probes(objective: Denoise, tokens: Tokens, *, seed: int = 0, clusters: Clusters = None) -> list[Row]:
+def denoiser_probes(objective: Denoise, tokens: Tokens, *, seed: int = 0,
+                    clusters: Clusters | None = None) -> list[Row]:
     """By noise level: entropy of the readout (nats) and norm of the soft estimate relative to |y|; decodability."""
     batch, random = objective.ask(tokens), StepRandom(seed, 0, count=len(tokens), device=tokens.device)
     y = batch.targets
@@ -195,7 +197,7 @@ def decodability(table: Float[Tensor, "vocab dim"], objective: Denoise,
 
 
 def loop_probes(objective: Objective, tokens: Tokens, num_steps: int, *, seed: int = 0,
-                clusters: Clusters = None) -> list[Row]:
+                clusters: Clusters | None = None) -> list[Row]:
     """By loop step: root mean square of the state, and contraction, |s_t - s_{t-1}| over |s_{t-1} - s_{t-2}|."""
     model, random = objective.model, StepRandom(seed, 0, count=len(tokens), device=tokens.device)
     batch = objective.ask(tokens)
@@ -213,7 +215,7 @@ def loop_probes(objective: Objective, tokens: Tokens, num_steps: int, *, seed: i
     return rows
 
 
-def _of_denoiser(objective: Denoise, tokens: Tokens, depth: int, seed: int, clusters: Clusters) -> Probes:
+def _of_denoiser(objective: Denoise, tokens: Tokens, depth: int, seed: int, clusters: Clusters | None) -> Probes:
     rows, sentences = [], []
     # With several core blocks, no single block owns rows of several noise levels.
     if objective.config.block_size > 1 and objective.denoiser.edges is None:
@@ -226,15 +228,15 @@ def _of_denoiser(objective: Denoise, tokens: Tokens, depth: int, seed: int, clus
     return Probes(rows + denoiser_probes(objective, tokens, seed=seed, clusters=clusters), sentences)
 
 
-def _of_loop(objective: Objective, tokens: Tokens, depth: int, seed: int, clusters: Clusters) -> Probes:
+def _of_loop(objective: Objective, tokens: Tokens, depth: int, seed: int, clusters: Clusters | None) -> Probes:
     return Probes(loop_probes(objective, tokens, depth, seed=seed, clusters=clusters), [])
 
 
-def _of_others(objective: Objective, tokens: Tokens, depth: int, seed: int, clusters: Clusters) -> Probes:
+def _of_others(objective: Objective, tokens: Tokens, depth: int, seed: int, clusters: Clusters | None) -> Probes:
     return Probes([], [])
 
 
-PROBES: dict[str, Callable[[Objective, Tokens, int, int, Clusters], Probes]]
+PROBES: dict[str, Callable[[Objective, Tokens, int, int, Clusters | None], Probes]]
 PROBES = {"solver": _of_denoiser, "loop": _of_loop}
 """Name of a rollout -> the probes specific to it."""
 

@@ -97,7 +97,7 @@ def _spread(rows: Rows, of: Callable[[float], float] = float) -> Spread | None:
 
 def _interval(rows: Rows, own: Rows) -> str:
     names = ("to", "mean", "ci_low", "ci_high", "sd", "num_seeds")
-    return difference_cell(Difference(**{name: rows[0].get(name, math.nan) for name in names}))
+    return difference_cell(Difference(units=rows[0].get("units", ""), **{name: rows[0].get(name, math.nan) for name in names}))
 
 
 def _equal(rows: Rows, own: Rows) -> str:

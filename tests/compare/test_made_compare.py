@@ -10,7 +10,7 @@ from page_checks import check_alone, first_table
 
 from looped.cli import main
 from looped.compare.image_generation_measure import DISTANCE, LOSS
-from looped.evaluation.metric_rows import confidence_interval
+from looped.evaluation.intervals import confidence_interval
 
 pytest.importorskip("sklearn")
 

@@ -17,7 +17,7 @@ from looped.compare.text_measure import TextMeasured
 from looped.compare.text_summary import summarise_texts
 from looped.config import load_config
 from looped.config.arms import Arm
-from looped.evaluation.metric_rows import student_interval
+from looped.evaluation.intervals import student_interval
 
 EVALS = 20
 FLAGS = {"share": {"task.name": "prefix-sums", "task.difficulty": [1, 4], "denoise.context": "inject"}, "loss": {}}
@@ -122,9 +122,10 @@ def test_noise_between_arms_that_solve_next_to_nothing_is_said_to_be_noise():
 def test_an_interval_that_excludes_zero_and_is_no_reliable_difference_says_why(seeds, num, why):
     """Student's t of two seeds reaches 12.706 / sqrt(2) standard deviations."""
     found = compared("loss", {"final": 1.0}, {"final": 1.0}, num_seeds=2)[0]
-    said = sentence(replace(found, gap=Gap(-0.136, -0.167, -0.105, num, "sequences", seeds)))
+    paired = (num, "sequences", f"{num} held-out sequences", seeds)
+    said = sentence(replace(found, gap=Gap(-0.136, -0.167, -0.105, *paired)))
     assert said.endswith(why)
-    plain = sentence(replace(found, gap=Gap(0.0, -0.1, 0.1, num, "sequences", seeds)))
+    plain = sentence(replace(found, gap=Gap(0.0, -0.1, 0.1, *paired)))
     assert plain.endswith("2 seeds.")
 
 

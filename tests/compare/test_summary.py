@@ -15,7 +15,7 @@ from looped.compare.text_measure import NEXT_TOKEN
 from looped.compare.text_summary import summarise_texts
 from looped.compare.text_table import text_notes, text_table
 from looped.config import load_config
-from looped.evaluation.metric_rows import confidence_interval
+from looped.evaluation.intervals import Clusters, confidence_interval
 
 
 def line(step, loss):
@@ -55,9 +55,10 @@ def test_differences_are_paired_by_sequence_and_seed(made_up):
 
 def test_differences_and_gains_are_over_the_documents_of_the_sequences(made_up):
     """Half of the sequences are of one document, on which alone the second arm is better."""
-    clusters = torch.cat([torch.zeros(40, dtype=torch.long), torch.arange(1, 21).repeat(2)])
+    labels = torch.cat([torch.zeros(40, dtype=torch.long), torch.arange(1, 21).repeat(2)])
+    clusters = Clusters(labels, torch.zeros_like(labels))
     hard = 4 + torch.randn(80, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    losses = {"ar": hard, "denoise": hard - 0.1 * (clusters == 0)}
+    losses = {"ar": hard, "denoise": hard - 0.1 * (labels == 0)}
 
     def compared(**fields):
         return [[replace(made_up(name, seed, losses[name].tolist()), **fields) for seed in range(2)] for name in losses]
@@ -67,13 +68,14 @@ def test_differences_and_gains_are_over_the_documents_of_the_sequences(made_up):
     assert (found.mean, apart.mean) == pytest.approx((-0.05, -0.05))
     assert (found.ci_low, found.ci_high) == (apart.low, apart.high) == confidence_interval(
         losses["denoise"] - losses["ar"], clusters)
-    assert (apart.num, apart.units, apart.told) == (21, "documents", False)
+    assert (apart.num, apart.units, apart.told, found.units) == (21, "documents", False, "documents")
+    assert apart.examples == "80 held-out sequences of 21 documents"
     alone = gap(*reversed(compared()))
     assert (alone.num, alone.units, alone.told) == (80, "sequences", True)  # the claim without documents
     summaries = summarise_texts([*first, *second])
     said = " ".join(text_notes(summaries, make_plan(load_config(None), "ar,denoise", budget=("tokens", 5), num_seeds=2,
                                                     depths=None, out=Path("out"))))
-    assert "which begin in 21 documents" in said
+    assert "the same 80 held-out sequences of 21 documents" in said
     assert "bootstrap over documents" in said
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from looped.evaluation.benchmarks import Figure, curves_of, reading_of, told_once
-from looped.evaluation.metric_rows import confidence_interval
+from looped.evaluation.intervals import confidence_interval
 
 RIGHT = [1.0, 0.0, 1, 1.0, True, 0.0, 1.0, 1.0]
 LENGTHS = [(-30.0, 10), (-8.0, 4), (-40.0, 9), (-55.0, 20)]

@@ -39,7 +39,8 @@ def said(capsys, *words):
 
 
 def test_the_number_of_sequences_is_told_and_one_has_no_interval(folder, capsys):
-    assert "nats/token over 5 held-out sequences\n" in said(capsys, folder / "full")
+    assert "over 5 held-out sequences of 3 documents, which their intervals take as independent\n" in \
+        said(capsys, folder / "full")
     told = said(capsys, folder / "full", "--text", folder / "short.txt", "--out", folder / "out")
     assert "nats/token over 1 held-out sequence, too few for an interval" in told
     rows = [json.loads(line) for line in (folder / "out/eval/depth.jsonl").read_text().splitlines()]

@@ -10,7 +10,7 @@ from looped import load_run
 from looped.cli import main
 from looped.config import load_config
 from looped.data.token_windows import TokenStream
-from looped.evaluation.metric_rows import confidence_interval, over_clusters
+from looped.evaluation.intervals import Clusters, confidence_interval
 from looped.training.train import train
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -81,15 +81,16 @@ def test_intervals_of_an_evaluation_are_over_the_documents_of_its_sequences(text
     assert main(["eval", str(text_run), "--text", str(tmp_path), "--depths", "2", "--out", str(tmp_path / "out"),
                  "--exits", "kl=1e-3", "--probes", "--evaluation.num_sequences", "16"]) == 0
     said = capsys.readouterr().out
-    assert "over 16 held-out sequences, with intervals over the 8 documents in which they begin" in said
+    assert "nats/token over 16 held-out sequences of 8 documents\n" in said
     (told,), values = lines(tmp_path / "out", "sequences"), {}
     for line in lines(tmp_path / "out", "examples"):
         values[line["metric"]] = torch.tensor(line["values"], dtype=torch.float64)
-    clusters = torch.tensor([int(name[0]) for name in told["document"]])
-    assert len(clusters) == 16
-    assert over_clusters(clusters)
+    labels = torch.tensor([int(name[0]) for name in told["document"]])
+    clusters = Clusters(labels, torch.zeros_like(labels))
+    assert (len(clusters), clusters.told) == (16, True)
     rows = {row.get("metric"): row for name in ("depth", "probes") for row in lines(tmp_path / "out", name)}
-    assert all(rows[name]["n"] == 16 for name in ("nats_per_token", "nats_with_exit", "scrambled_context_costs"))
+    for name in ("nats_per_token", "nats_with_exit", "scrambled_context_costs"):
+        assert (rows[name]["n"], rows[name]["clusters"]) == (16, 8)
     nats = values["nats_per_token"]
     row = rows["nats_per_token"]
     assert (row["ci_low"], row["ci_high"]) == pytest.approx(confidence_interval(nats, clusters))

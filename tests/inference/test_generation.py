@@ -8,8 +8,8 @@ from looped.diffusion.samplers import SAMPLERS
 from looped.diffusion.sampling_params import SamplingParams
 from looped.errors import UserError
 from looped.evaluation.depth_sweep import evaluate_depth, evaluate_samples
+from looped.evaluation.intervals import confidence_interval
 from looped.evaluation.likelihood import losses_by_solver
-from looped.evaluation.metric_rows import confidence_interval
 from looped.inference.autoregressive import Writing
 from looped.inference.generate import generate
 from looped.inference.loop_rollout import LoopWriter
