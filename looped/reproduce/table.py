@@ -96,8 +96,8 @@ def _spread(rows: Rows, of: Callable[[float], float] = float) -> Spread | None:
 
 
 def _interval(rows: Rows, own: Rows) -> str:
-    names = ("to", "mean", "ci_low", "ci_high", "sd", "num_seeds")
-    return difference_cell(Difference(units=rows[0].get("units", ""), **{name: rows[0].get(name, math.nan) for name in names}))
+    shown = {name: rows[0].get(name, math.nan) for name in ("to", "mean", "ci_low", "ci_high", "sd", "num_seeds")}
+    return difference_cell(Difference(**shown, units=rows[0].get("units", "")))
 
 
 def _equal(rows: Rows, own: Rows) -> str:
