@@ -151,7 +151,7 @@ def gap(runs: Sequence[Run], others: Sequence[Run]) -> Gap | None:
         return None
     each: Float[Tensor, "seeds num"] = torch.stack([run.followed - other.followed for run, other in paired])
     clusters = (first := paired[0][0]).clusters
-    num = clusters.num if clusters is not None and clusters.told else each.shape[1]
+    num = clusters.num if clusters is not None and clusters.suffice else each.shape[1]
     return Gap(each.mean().item(), *confidence_interval(each.mean(0), clusters), num, first.units, first.examples,
                tuple(each.mean(1).tolist()))
 

@@ -39,11 +39,11 @@ class TextMeasured(MeanMeasured):
 
     @property
     def units(self) -> str:
-        return "documents" if self.clusters is not None and self.clusters.told else self.gauge.examples
+        return "documents" if self.clusters is not None and self.clusters.suffice else self.gauge.examples
 
     @property
     def examples(self) -> str:
-        of = "" if self.clusters is None else f" of {self.clusters.documents}"
+        of = "" if self.clusters is None else f" of {self.clusters.counted}"
         return f"{super().examples}{of}"
 
     @property

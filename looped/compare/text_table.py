@@ -64,7 +64,7 @@ def _percent(nats: tuple[float, float, float]) -> str:
 def text_notes(arms: Sequence[TextSummary], plan: Plan) -> list[str]:
     """Notes that explain the columns."""
     first, config = arms[0].runs[0], plan.config
-    taken = ", which are taken as independent," if first.clusters is not None and not first.clusters.told else ""
+    taken = ", which are taken as independent," if first.clusters is not None and not first.clusters.suffice else ""
     configs = [arm.runs[0].place.arm.config for arm in arms]
     means = " or ".join(map(str, sorted({config.recurrence.mean for config in configs})))
     found = [

@@ -50,8 +50,8 @@ class TextEvaluated(Evaluated):
         num = next((row.n for row in self.rows if row.metric == "nats_per_token"), 0)
         said = f"nats/token over {num} held-out sequence{'s' * (num != 1)}{', too few for an interval' * (num == 1)}"
         if self.documents is not None and num > 1:
-            taken = "" if self.documents.told else ", which their intervals take as independent"
-            said = f"{said} of {self.documents.documents}{taken}"
+            taken = "" if self.documents.suffice else ", which their intervals take as independent"
+            said = f"{said} of {self.documents.counted}{taken}"
         found = [*super().sections(name), Prose(said), self._sources(), self._exits()]
         if self.probes is None:
             return found

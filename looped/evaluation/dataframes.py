@@ -31,7 +31,8 @@ FILES = {"figures": ROWS, "examples": EXAMPLES, "samples": SAMPLES, "tasks": TAS
 FLAGS = {"tasks": " --tasks NAME", "tokens": " --per-token"}
 """Table -> the option of `looped eval` that writes it."""
 FIRST, LAST = ("run", "data", "step", "settings"), ("device", "dtype")
-WHOLE = ("step", "depth", "difficulty", "n", "trajectories", "peak_bytes", "num_fewshot", "limit", "sequence")
+WHOLE = ("step", "depth", "difficulty", "n", "clusters", "trajectories", "peak_bytes", "num_fewshot", "limit",
+         "sequence")
 """Columns of whole numbers."""
 REAL = ("mean", "ci_low", "ci_high", "sigma", "temperature", "seconds", "layer_forwards", "evaluations", "stderr",
         "value")

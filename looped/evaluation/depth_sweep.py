@@ -70,11 +70,11 @@ def evaluate_depth(objective: Objective, tokens: Documents, depths: Sequence[int
     another number of sequences.
     """
     require_objective(objective)
-    check_clusters(clusters, len(tokens))
     if not bytes_per_token > 0:
         raise UserError(f"bytes_per_token {bytes_per_token} is not above 0; a run has it as run.data.bytes_per_token")
     depths, likelihood = depths_of(depths), Likelihood(
         objective, tokens, seed=seed, batch_size=batch_size, lengths=lengths)
+    check_clusters(clusters, len(likelihood.tokens))
     rollout = likelihood.rollout
     rows, per_example, bits = [], {}, 1 / math.log(2) / bytes_per_token
     figure = partial(summarise, clusters=clusters)

@@ -142,7 +142,7 @@ def honestly_best(quality: ByDepth, clusters: Clusters | None = None) -> Float[T
     """Each problem's value at the depth that is best for the other half of the problems (even or odd; of whole
     documents, if there are clusters), so that the mean has no bias from picking the best of several noisy depths."""
     chosen = torch.empty_like(next(iter(quality.values())))
-    second = torch.arange(len(chosen)) % 2 == 1 if clusters is None or not clusters.told else clusters.halves()
+    second = torch.arange(len(chosen)) % 2 == 1 if clusters is None or not clusters.suffice else clusters.halves()
     for half, other in ((~second, second), (second, ~second)):
         depth = best_depth({depth: values[other] if other.any() else values for depth, values in quality.items()})
         chosen[half] = quality[depth][half]

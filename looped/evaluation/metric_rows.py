@@ -85,5 +85,5 @@ def example_lines(metric: str, by_depth: Mapping[int, Float[Tensor, "num"] | Boo
 def summarise(metric: str, values: Float[Tensor, "num"], *, clusters: Clusters | None = None, **fields: Any) -> Row:
     """Mean and 95 % interval of one value per sequence; a single value has no interval."""
     low, high = confidence_interval(values, clusters) if len(values) > 1 else (None, None)
-    num = clusters.num if clusters is not None and clusters.told else None
+    num = clusters.num if clusters is not None and clusters.suffice else None
     return Row(metric, values.mean().item(), low, high, len(values), clusters=num, **fields)

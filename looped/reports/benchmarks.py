@@ -21,7 +21,7 @@ from looped.reports.runs import depth_table
 from looped.reports.sections import Beside, Bullets, Facts, Figure, Findings, Folded, Heading, Prose, Section, Table
 
 RULES = (
-    "Values are those of lm-evaluation-harness, intervals are 95 % bootstrap intervals over documents. The verdict is "
+    "Values are those of lm-evaluation-harness, intervals are 95 % bootstrap intervals over questions. The verdict is "
     "the first rule that holds. Losses and gains are paired over questions and count if their interval excludes zero. "
     "The best depth for each half of the questions is chosen on the other half.",
     "never: not distinguishable from guessing one of the answers, even at its best depth.",

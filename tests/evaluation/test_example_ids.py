@@ -87,7 +87,7 @@ def test_intervals_of_an_evaluation_are_over_the_documents_of_its_sequences(text
         values[line["metric"]] = torch.tensor(line["values"], dtype=torch.float64)
     labels = torch.tensor([int(name[0]) for name in told["document"]])
     clusters = Clusters(labels, torch.zeros_like(labels))
-    assert (len(clusters), clusters.told) == (16, True)
+    assert (len(clusters), clusters.suffice) == (16, True)
     rows = {row.get("metric"): row for name in ("depth", "probes") for row in lines(tmp_path / "out", name)}
     for name in ("nats_per_token", "nats_with_exit", "scrambled_context_costs"):
         assert (rows[name]["n"], rows[name]["clusters"]) == (16, 8)

@@ -47,17 +47,19 @@ def test_copies_of_a_value_in_its_cluster_do_not_narrow_the_interval():
     assert width(alone) < 0.6 * width(confidence_interval(values))  # what taking copies for new values would claim
 
 
-def test_the_interval_is_scipys_bootstrap_of_a_ratio_of_sums_with_expanded_percentiles():
+def test_the_interval_is_scipys_bootstrap_of_a_ratio_of_sums_widened_as_students_t():
     sizes = torch.arange(40) % 7 + 1
     labels = torch.arange(40).repeat_interleave(sizes)
     values = normal(40)[labels] + 0.5 * normal(len(labels), seed=1)
     sums = np.array([values[labels == each].sum().item() for each in range(40)])
-    level = scipy.stats.norm.cdf(-math.sqrt(40 / 39) * scipy.stats.t.ppf(0.975, 39))  # Hesterberg 2015
+    level = scipy.stats.norm.cdf(-scipy.stats.t.ppf(0.975, 39))
     theirs = scipy.stats.bootstrap((sums, sizes.double().numpy()), paired=True, vectorized=True, n_resamples=20_000,
                                    method="percentile", confidence_level=1 - 2 * level, rng=0,
                                    statistic=lambda s, n, axis: s.sum(axis) / n.sum(axis)).confidence_interval
     ours = confidence_interval(values, of(labels), num_resamples=20_000)
-    assert ours == pytest.approx((theirs.low, theirs.high), abs=0.03 * width((theirs.low, theirs.high)))
+    mean, wider = values.mean().item(), math.sqrt(40 / 39)
+    expected = [mean + wider * (end - mean) for end in (theirs.low, theirs.high)]
+    assert ours == pytest.approx(expected, abs=0.03 * width(expected))
 
 
 @pytest.mark.parametrize("free", [1, 5, 15, 16, 20, 40, 119, 1000])
@@ -89,7 +91,7 @@ def test_intervals_over_clusters_cover_the_mean_and_those_over_values_do_not(siz
 def test_fewer_clusters_than_tell_a_sign_leave_the_interval_over_values():
     values = normal(60)
     few, enough = of(torch.arange(60) % (LEAST - 1)), of(torch.arange(60) % LEAST)
-    assert (few.told, enough.told) == (False, True)
+    assert (few.suffice, enough.suffice) == (False, True)
     assert confidence_interval(values, few) == confidence_interval(values)
     assert confidence_interval(values, enough) != confidence_interval(values)
 
@@ -102,15 +104,43 @@ def test_the_shares_of_a_mixtures_sources_do_not_vary_between_resamples():
     assert width(within) < 0.01
     assert width(confidence_interval(values, of(labels))) > 0.5  # as if the sources' shares were chance
     part = of(labels, strata)[strata == 1]
-    assert (len(part), part.num, part.told) == (20, 20, True)
+    assert (len(part), part.num, part.suffice) == (20, 20, True)
 
 
-def test_a_source_of_few_documents_is_drawn_by_sequences_beside_others_drawn_by_documents():
-    labels = torch.cat([torch.arange(40) // 2, 100 + torch.arange(20) % 2])
-    strata = (labels >= 100).long()
-    few = of(labels, strata)
-    assert few.told
-    assert [len(units.unique()) for units in few.drawn] == [20, 20]
+@pytest.mark.parametrize(("sizes", "second", "least"), [([10] * 6 + [1] * 60, 6, 0.91), ([10] * 6 + [30] * 2, 6, 0.86),
+                                                        ([5] * 24, 12, 0.91)])
+def test_intervals_over_two_sources_cover_the_mean_even_if_one_has_few_documents(sizes, second, least):
+    labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    clusters = of(labels, (labels >= second).long())
+    held = 0
+    for seed in range(300):
+        values = normal(len(sizes), seed=seed)[labels] + normal(len(labels), seed=seed + 1_000)
+        low, high = confidence_interval(values, clusters, num_resamples=400)
+        held += low < 0 < high
+    assert held / 300 > least
+
+
+def test_a_source_of_one_document_leaves_the_interval_over_values():
+    labels = torch.cat([torch.arange(40) // 2, torch.full((20,), 100)])
+    values, one = normal(60), of(labels, (labels == 100).long())
+    assert not one.suffice
+    assert confidence_interval(values, one) == confidence_interval(values)
+
+
+def test_values_that_are_all_equal_have_an_interval_of_no_width():
+    labels = torch.arange(40) // 4
+    for strata in (torch.zeros_like(labels), labels // 5):
+        assert confidence_interval(torch.full((40,), 2.5), of(labels, strata)) == pytest.approx((2.5, 2.5))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_labels_in_two_strata_and_strata_of_another_length_are_refused():
+    with pytest.raises(UserError, match="lies in two strata"):
+        of(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]))
+    with pytest.raises(UserError, match="3 labels and 2 strata"):
+        of(torch.arange(3), torch.zeros(2, dtype=torch.long))
+    with pytest.raises(UserError, match="labels of 4 sequences, but there are 5"):
+        confidence_interval(normal(5), of(torch.arange(4)))
 
 
 def test_a_row_has_the_mean_of_its_values_and_the_number_of_clusters():
@@ -139,6 +169,8 @@ def test_the_best_depth_is_chosen_on_other_documents():
     halves = clusters.halves()
     assert halves.sum() == 48
     assert all(len(halves[labels == each].unique()) == 1 for each in range(12))
+    sources = of(torch.cat([torch.arange(20), torch.arange(20, 24).repeat_interleave(5)]), torch.arange(40) // 20)
+    assert sources.halves()[:20].sum() == sources.halves()[20:].sum() == 10
     gains = {True: 0.0, False: 0.0}
     for seed in range(200):
         noise = normal(8, 12, seed=seed)[:, labels]
@@ -156,7 +188,7 @@ def test_windows_are_numbered_by_the_document_in_which_they_begin():
     found = documents_of(places)
     assert found.labels.tolist() == [0, 0, 1, 1, 1, 1, 2, 3]
     assert found.strata.tolist() == [0] * 8
-    assert found.documents == "4 documents"
+    assert found.counted == "4 documents"
 
 
 def test_documents_of_two_sources_of_a_mixture_are_different_ones():
@@ -172,7 +204,7 @@ def test_documents_of_two_sources_of_a_mixture_are_different_ones():
 def test_labels_of_another_number_of_sequences_are_refused_before_anything_is_measured():
     check_clusters(None, 5)
     check_clusters(of(torch.arange(5)), 5)
-    with pytest.raises(UserError, match="labels for 4 sequences, but there are 5"):
+    with pytest.raises(UserError, match="labels of 4 sequences, but there are 5"):
         check_clusters(of(torch.arange(4)), 5)
     with pytest.raises(UserError, match="documents_of"):
         check_clusters(torch.arange(5), 5)

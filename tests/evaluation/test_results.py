@@ -43,7 +43,7 @@ def test_every_line_of_depth_jsonl_is_a_row_of_several_runs_and_of_other_data(ru
     found = looped.read_results([runs / "text", str(runs / "sums")])
     files = [runs / "text", runs / "sums", next((runs / "text/other").iterdir())]
     assert len(found) == sum(len((file / "eval/depth.jsonl").read_text().splitlines()) for file in files)
-    assert found["depth"].dtype == found["difficulty"].dtype == found["n"].dtype == "Int64"
+    assert found["depth"].dtype == found["difficulty"].dtype == found["n"].dtype == found["clusters"].dtype == "Int64"
     assert set(found["run"]) == {str(runs / "text"), str(runs / "sums")}
     assert set(found["settings"]) == {"", "denoise.solver=heun"}
     assert {data.rpartition("/")[2][:9] for data in found["data"]} == {"", "other.txt"}
