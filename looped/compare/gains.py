@@ -16,7 +16,7 @@ from looped.compare.plots import finish, picture
 from looped.compare.summary import ArmSummary, gap
 from looped.cost.counts import count
 from looped.data.from_config import source_of
-from looped.evaluation.plots import colours, new_figure
+from looped.evaluation.plots import colours, markers, new_figure
 from looped.reports.sections import Figure, Heading, Prose, Section, Table
 
 MANY = 10
@@ -128,9 +128,9 @@ def _figure(found: Sequence[Gain], base: str, first: Measured, plan: Plan) -> Fi
     axes.axhline(0, color="0.5", linewidth=0.8, linestyle=":")
     names = [each.arm if each.weights == 1 else f"{each.arm} ({each.weights:.2g} x weights)" for each in found]
     beside = max(map(len, names)) <= SHORT
-    for each, name, colour in zip(found, names, colours(len(found)), strict=True):
+    for each, name, colour, marker in zip(found, names, colours(len(found)), markers(len(found)), strict=True):
         value, low, high = (each.gain or 0.0, each.low or 0.0, each.high or 0.0)
-        axes.errorbar([each.flops], [value], [[max(value - low, 0)], [max(high - value, 0)]], fmt="o", color=colour,
+        axes.errorbar([each.flops], [value], [[max(value - low, 0)], [max(high - value, 0)]], fmt=marker, color=colour,
                       markersize=6, capsize=3, label=None if beside else name)
     if max(each.flops for each in found) / min(each.flops for each in found) > MANY:
         axes.set_xscale("log")

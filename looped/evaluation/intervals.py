@@ -43,7 +43,7 @@ class Clusters:
     labels: Int[Tensor, "num"]
     strata: Int[Tensor, "num"]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if len(self.labels) != len(self.strata):
             raise UserError(f"clusters have {len(self.labels)} labels and {len(self.strata)} strata; give one of each "
                             f"per value")

@@ -91,6 +91,11 @@ def colours(count: int) -> list[str]:
     return [COLOURS[i % len(COLOURS)] for i in range(count)]
 
 
+def markers(count: int) -> list[str]:
+    """One marker per point, for `count` points: another one where the colours repeat."""
+    return ["osD^v"[i // len(COLOURS) % 5] for i in range(count)]
+
+
 def save(figure: Any, axes: Any, path: Path) -> None:
     """Save a plot of curves, with a grid and a legend."""
     axes.grid(alpha=0.25, linewidth=0.6)
