@@ -149,8 +149,8 @@ def _untold(reach: Reach, final: str) -> str:
     """The sentence for a crossing that may be chance."""
     gap, seeds = reach.gap, "1 seed" if reach.num_seeds == 1 else f"{reach.num_seeds} seeds"
     spread = f", {min(gap.seeds):+.3f} to {max(gap.seeds):+.3f} by seed" if len(gap.seeds) > 1 else ""
-    evidence = (f"{gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}] paired over "
-                f"{gap.examples}{spread}, {seeds}")
+    evidence = (f"{gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}] paired over {gap.examples}{spread}, "
+                f"{seeds}")
     if gap.told:  # the curve reached the target at some time, by chance or before it got worse
         return f"{reach.arm} ends {'ahead of' if reach.better else 'behind'} {final}: {evidence}."
     why = f"; {', and '.join(gap.doubts)}" if tells_sign(gap.low, gap.high) and gap.doubts else ""

@@ -3,9 +3,9 @@ over a few seeds.
 
 Sequences of one document are not independent: over them an interval is too narrow. So the sequences of a document are
 drawn together (`Clusters`), and, since documents are few, the interval is widened as Student's t is wider than a normal
-distribution (Hesterberg 2015, arXiv 1411.5279). Over 21 documents, one of which has 50 of 128 sequences, such
-an interval covers the mean in 95 % of simulated cases, over 6 equal ones in 93 %; one over sequences in 77 % if
-documents differ 0.3 times as much as their sequences, in 43 % if as much.
+distribution (Hesterberg 2015, arXiv 1411.5279). Over 21 documents, one of which has 50 of 128 sequences, such an
+interval covers the mean in 95 % of simulated cases, over 6 equal ones in 93 %; one over sequences in 77 % if documents
+differ 0.3 times as much as their sequences, in 43 % if as much.
 """
 
 import math
