@@ -14,6 +14,8 @@ from looped.training.train import train
 
 lm_eval = pytest.importorskip("lm_eval")
 transformers = pytest.importorskip("transformers")
+from lm_eval.tasks import TaskManager  # noqa: E402
+
 from looped.hub.harness import RunLM  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -35,7 +37,7 @@ def measured(tmp_path_factory):
     config = load_config(None, TINY | {"data.path": str(root / "text.txt"), "data.cache_dir": str(root)})
     train(config, root / "run")
     export(load_run(root / "run"), root / "out")
-    tasks = write_tasks(root)
+    tasks, here = write_tasks(root), TaskManager(include_defaults=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(root / "datasets"))
         depths = ",".join(map(str, DEPTHS))
@@ -44,11 +46,13 @@ def measured(tmp_path_factory):
         for depth in DEPTHS:
             theirs = lm_eval.simple_evaluate(
                 model="hf", model_args=f"pretrained={root / 'out'},num_steps={depth},trust_remote_code=True,"
-                                       f"dtype=float32", tasks=tasks, device="cpu", batch_size=3, bootstrap_iters=0)
+                                       f"dtype=float32", tasks=tasks, device="cpu", batch_size=3, bootstrap_iters=0,
+                task_manager=here)
             for task, values in theirs["results"].items():
                 found |= {(task, name.split(",")[0], depth): value for name, value in values.items()
                           if isinstance(value, float) and "stderr" not in name}
-        ours = lm_eval.simple_evaluate(model=RunLM(load_run(root / "run"), max(DEPTHS)), tasks=tasks, bootstrap_iters=0)
+        ours = lm_eval.simple_evaluate(model=RunLM(load_run(root / "run"), max(DEPTHS)), tasks=tasks,
+                                       bootstrap_iters=0, task_manager=here)
     for task, samples in theirs["samples"].items():
         answers += [(task, mine["resps"], other["resps"])
                     for mine, other in zip(ours["samples"][task], samples, strict=True)]
