@@ -57,14 +57,15 @@ def baseline_of(arms: Sequence[ArmSummary]) -> ArmSummary:
 def gains(arms: Sequence[ArmSummary]) -> list[Gain]:
     """One for each arm, in their order."""
     base = baseline_of(arms)
-    weights, flops = _cost(base)
-    return [_gain(arm, base, weights, flops) for arm in arms]
+    costs = {arm.name: _cost(arm) for arm in arms}  # each counted once, which takes seconds
+    weights, flops = costs[base.name]
+    return [_gain(arm, base, costs[arm.name][0] / weights, costs[arm.name][1] / flops) for arm in arms]
 
 
 def _gain(arm: ArmSummary, base: ArmSummary, weights: float, flops: float) -> Gain:
-    own_weights, own_flops = _cost(arm)
+    """weights, flops: multiples of those of `base`."""
     found = None if arm is base else gap(arm.runs, base.runs)
-    cost = (arm.name, own_weights / weights, own_flops / flops)
+    cost = (arm.name, weights, flops)
     if found is None:
         return Gain(*cost, None, None, None, told=False)
     if arm.runs[0].gauge.higher_is_better:
