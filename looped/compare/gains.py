@@ -74,6 +74,19 @@ def _gain(arm: ArmSummary, base: ArmSummary, weights: float, flops: float) -> Ga
     return Gain(*cost, -found.mean, -found.high, -found.low, found.told, by_seed, found.units)
 
 
+def budget_curves(arms: Sequence[ArmSummary], found: Sequence[Gain]) -> list[list[Gain]]:
+    """Gains of arms that differ in nothing but their budget, in order of compute: the curve of a rule over training."""
+    curves: list[tuple[Any, list[Gain]]] = []
+    for arm, each in zip(arms, found, strict=True):
+        config = _config(arm).replace(**{"training.budget": 1})
+        curve = next((curve for other, curve in curves if other == config), None)
+        if curve is None:
+            curves.append((config, [each]))
+        else:
+            curve.append(each)
+    return [sorted(curve, key=lambda each: each.flops) for _, curve in curves if len(curve) > 1]
+
+
 def _config(arm: ArmSummary) -> Any:
     return arm.runs[0].place.arm.config
 
@@ -95,7 +108,7 @@ def gain_sections(arms: Sequence[ArmSummary], plan: Plan, found: Sequence[Gain])
             Prose(f"Gain over {base.name} in held-out {gauge.name}{gauge.remark}, positive if better, with its 95 % "
                   f"interval over {first.units}, which leaves out the spread between seeds; training compute is "
                   f"FLOPs of forward and backward passes, counted. A gain in brackets is within noise."),
-            _table(found, base.name), _figure(found, base.name, first, plan)]
+            _table(found, base.name), _figure(found, budget_curves(arms, found), base.name, first, plan)]
 
 
 def _table(found: Sequence[Gain], base: str) -> Table:
@@ -124,9 +137,12 @@ def _share(each: Gain, best: float) -> str:
     return f"{100 * each.gain / best:.0f} %" if each.gain is not None and best > 0 else "-"
 
 
-def _figure(found: Sequence[Gain], base: str, first: Measured, plan: Plan) -> Figure:
+def _figure(found: Sequence[Gain], curves: Sequence[Sequence[Gain]], base: str, first: Measured, plan: Plan) -> Figure:
     figure, axes = new_figure()
     axes.axhline(0, color="0.5", linewidth=0.8, linestyle=":")
+    for curve in curves:
+        axes.plot([each.flops for each in curve], [each.gain or 0.0 for each in curve], color="0.75", linewidth=1,
+                  zorder=0)
     names = [each.arm if each.weights == 1 else f"{each.arm} ({each.weights:.2g} x weights)" for each in found]
     beside = max(map(len, names)) <= SHORT
     for each, name, colour, marker in zip(found, names, colours(len(found)), markers(len(found)), strict=True):
@@ -142,7 +158,8 @@ def _figure(found: Sequence[Gain], base: str, first: Measured, plan: Plan) -> Fi
     axes.set_xlabel(f"training FLOPs, multiple of {base}")
     axes.set_ylabel(f"gain over {base}: {first.gauge.axis}")
     finish(figure, axes, path := picture(plan.out, "gain"))
-    caption = f"Gain over {base} against training compute; bars are 95 % intervals over {first.units}."
+    caption = f"Gain over {base} against training compute; bars are 95 % intervals over {first.units}" \
+        + "; a line joins arms that differ in their budget alone." * bool(curves) + "." * (not curves)
     return Figure(path, caption, "Gain of each arm against its training compute", wide=True)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from looped.compare.comparison_kinds import TEXT
-from looped.compare.gains import baseline_of, gains
+from looped.compare.gains import Gain, baseline_of, budget_curves, gains
 from looped.compare.plan import make_plan
 from looped.compare.report import write_report
 from looped.compare.text_summary import summarise_texts
@@ -81,6 +81,18 @@ def test_the_report_has_table_plot_and_rows(arms):
     assert (plan.out / "plots" / "gain.png").stat().st_size > 5000
     rows = [json.loads(line) for line in (plan.out / "compare.jsonl").read_text().splitlines()]
     assert next(row["gain"] for row in rows if row["kind"] == "gain") == pytest.approx(0.5)
+
+
+def test_arms_that_differ_in_their_budget_alone_are_one_curve(made_up, tmp_path):
+    plan = make_plan(load_config(None, {}), "full,ar,longer=ar optim.lr=0.1,shorter=ar optim.lr=0.2",
+                     budget=("tokens", 5), num_seeds=1, depths=[1], out=tmp_path)
+    full, ar, *others = plan.arms
+    others = [replace(arm, config=ar.config.replace(**{"training.budget": budget}))
+              for arm, budget in zip(others, (9, 2), strict=True)]
+    arms = summarise_texts([run_of(made_up, place) for place in replace(plan, arms=[full, ar, *others]).places])
+    found = [Gain(arm.name, 1.0, flops, 0.1, 0.0, 0.2, told=False)
+             for arm, flops in zip(arms, (4.0, 1.0, 1.8, 0.4), strict=True)]
+    assert [[each.arm for each in curve] for curve in budget_curves(arms, found)] == [["shorter", "ar", "longer"]]
 
 
 def test_one_arm_alone_has_no_gain(arms):
