@@ -34,6 +34,8 @@ def first_calls(*, typechecker, check=jaxtyping.jaxtyped):
 
         @functools.wraps(function)
         def either(*args, **kwargs):
+            if config.jaxtyping_disable:  # first, since torch.compile looks into what follows
+                return function(*args, **kwargs)
             made = calls.get(key, 0)
             if made >= FIRST_CALLS:
                 return function(*args, **kwargs)
