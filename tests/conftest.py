@@ -3,8 +3,6 @@
 A worker has one thread, and so have the processes it starts: several with as many threads as cores wait for each other.
 """
 
-import functools
-import inspect
 import os
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -12,42 +10,10 @@ from types import SimpleNamespace
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
 
-import jaxtyping
 import pytest
 from browsers import find_browser
 from jaxtyping import config, install_import_hook
 
-FIRST_CALLS = 20
-calls: dict[int, int] = {}  # of each checked function in this test
-
-
-def first_calls(*, typechecker, check=jaxtyping.jaxtyped):
-    """The decorator that the import hook puts on functions and classes: a function is checked in its first calls in
-    each test, since a check takes longer than most of these functions and a loop repeats the same shapes."""
-    def decorate(function):
-        if inspect.isclass(function):
-            return check(function, typechecker=typechecker)
-        key = id(function.__code__)  # the same however often an inner function is made
-        if calls.get(key, 0) >= FIRST_CALLS:
-            return function
-        checked = check(function, typechecker=typechecker)
-
-        @functools.wraps(function)
-        def either(*args, **kwargs):
-            if config.jaxtyping_disable:  # first, since torch.compile looks into what follows
-                return function(*args, **kwargs)
-            made = calls.get(key, 0)
-            if made >= FIRST_CALLS:
-                return function(*args, **kwargs)
-            calls[key] = made + 1
-            return checked(*args, **kwargs)
-
-        return either
-
-    return decorate
-
-
-jaxtyping.jaxtyped = first_calls
 CHECKED = ["looped.rng", "looped.nn", "looped.diffusion", "looped.models", "looped.objectives", "looped.evaluation",
            "looped.data", "looped.training", "looped.hub", "looped.compare"]
 install_import_hook(CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")  # 1 is a float
@@ -66,7 +32,6 @@ def unchecked():
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item):
     """Fixtures of a module or a session are made before `unchecked`, which is a test's own."""
-    calls.clear()
     marks = item.getparent(pytest.Module).iter_markers("usefixtures")
     config.update("jaxtyping_disable", any("unchecked" in mark.args for mark in marks))
     try:
