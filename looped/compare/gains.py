@@ -158,8 +158,8 @@ def _figure(found: Sequence[Gain], curves: Sequence[Sequence[Gain]], base: str, 
     axes.set_xlabel(f"training FLOPs, multiple of {base}")
     axes.set_ylabel(f"gain over {base}: {first.gauge.axis}")
     finish(figure, axes, path := picture(plan.out, "gain"))
-    caption = f"Gain over {base} against training compute; bars are 95 % intervals over {first.units}" \
-        + "; a line joins arms that differ in their budget alone." * bool(curves) + "." * (not curves)
+    lines = "; a line joins arms that differ in their budget alone" if curves else ""
+    caption = f"Gain over {base} against training compute; bars are 95 % intervals over {first.units}{lines}."
     return Figure(path, caption, "Gain of each arm against its training compute", wide=True)
 
 
