@@ -16,13 +16,13 @@ from looped.errors import UserError, did_you_mean
 from looped.nn.backends import (
     BACKENDS,
     RUN,
-    causal_kernel,
     expand_heads,
     needs_tensor,
     reason_not,
     sum_heads,
     xformers_absent,
 )
+from looped.nn.causal_kernels import causal_kernel
 from looped.nn.mask_base import Mask, as_mask
 from looped.nn.masks import Causal, CleanNoisy
 from looped.nn.wide_attention import runs_wide

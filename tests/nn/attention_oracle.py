@@ -3,7 +3,8 @@
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from looped.nn.backends import CausalKernel, expand_heads
+from looped.nn.backends import expand_heads
+from looped.nn.causal_kernels import CausalKernel
 from looped.nn.masks import Causal, CleanNoisy, Full, Packed, Padded, SameDocument
 
 B, L, H, K = 2, 6, 4, 8

@@ -53,7 +53,8 @@ def rows(masks):
     """One dict per case: mask, dtype, head_dim, trains, backend, operators (xformers' names), context (the kernel that
     the context part of CleanNoisy runs, "formula" if none takes it)."""
     from looped.nn.attention import resolve_backend
-    from looped.nn.backends import causal_kernel, xformers_operators
+    from looped.nn.backends import xformers_operators
+    from looped.nn.causal_kernels import causal_kernel
 
     for mask, (name, dtype), head_dim, trains in itertools.product(masks, DTYPES.items(), HEAD_DIMS, (True, False)):
         query = Query(dtype, head_dim, trains)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from looped.errors import UserError
 from looped.nn import attention as module
-from looped.nn import backends
+from looped.nn import backends, causal_kernels
 from looped.nn.attention import attention, context_attention
 from looped.nn.masks import CleanNoisy
 
@@ -98,7 +98,7 @@ def test_what_the_cuda_kernels_are_asked_is_exact(strict, kv_heads, name, monkey
                             lambda q, k, v, bias: padded(*kernel.forward(q, k, v)))
         monkeypatch.setattr(fmha, "memory_efficient_attention_backward",
                             lambda grad, out, lse, q, k, v, bias: kernel.backward(grad, q, k, v, out, lse))
-        chosen = backends.CausalKernel(backends._xformers_forward, backends._xformers_backward)
+        chosen = causal_kernels.CausalKernel(causal_kernels._xformers_forward, causal_kernels._xformers_backward)
     elif name == "flash":
         turned = functools.partial(map, lambda t: t.transpose(1, 2))  # B L H K <-> B H L K
 
@@ -111,14 +111,14 @@ def test_what_the_cuda_kernels_are_asked_is_exact(strict, kv_heads, name, monkey
 
         monkeypatch.setattr(torch.ops.aten, "_scaled_dot_product_flash_attention", forward)
         monkeypatch.setattr(torch.ops.aten, "_scaled_dot_product_flash_attention_backward", backward)
-        chosen = backends.CausalKernel(backends._flash_forward, backends._flash_backward)
+        chosen = causal_kernels.CausalKernel(causal_kernels._flash_forward, causal_kernels._flash_backward)
     else:
         monkeypatch.setattr(torch.ops.aten, "_efficient_attention_forward",
                             lambda q, k, v, *rest: (*padded(*kernel.forward(q, k, v)), None))
         monkeypatch.setattr(torch.ops.aten, "_efficient_attention_backward",
                             lambda grad, q, k, v, bias, out, s, t, m, n, lse, *rest:
                             (*kernel.backward(grad, q, k, v, out, unpadded(lse, q)), None))
-        chosen = backends.CausalKernel(backends._efficient_forward, backends._efficient_backward)
+        chosen = causal_kernels.CausalKernel(causal_kernels._efficient_forward, causal_kernels._efficient_backward)
     monkeypatch.setattr(module, "causal_kernel", lambda *_: chosen)
     given_ = inputs(kv_heads=kv_heads)
     same(context_attention(*given_, strict=strict), joint(*given_, strict), given_)
@@ -138,7 +138,7 @@ def unpadded(lse, q):
 @pytest.mark.parametrize("backend", ["sdpa", "flash"])
 def test_torchs_own_cuda_kernels_accept_the_call_and_give_the_shapes(backend, length):
     q, k = (torch.empty(B, length, heads, 64, device="meta", dtype=torch.bfloat16) for heads in (H, 2))
-    kernel = backends.causal_kernel(backend, torch.device("cuda"), q.dtype, 64)
+    kernel = causal_kernels.causal_kernel(backend, torch.device("cuda"), q.dtype, 64)
     out, lse = kernel.forward(q, k, k)
     assert (out.shape, lse.shape, lse.dtype) == (q.shape, (B, H, length), torch.float32)
     assert [g.shape for g in kernel.backward(out, q, k, k, out, lse)] == [q.shape, k.shape, k.shape]
@@ -150,13 +150,13 @@ def test_torchs_own_cuda_kernels_accept_the_call_and_give_the_shapes(backend, le
     ("flash", torch.bfloat16, 256, "_flash_forward"), ("flash", torch.bfloat16, 60, None),
     ("cudnn", torch.bfloat16, 64, "_flash_forward"), ("flash", torch.float16, 320, "_efficient_forward")])
 def test_a_kernel_of_cuda_takes_rows_of_whole_16_byte_words(backend, dtype, head_dim, kernel):
-    found = backends.causal_kernel(backend, torch.device("cuda"), dtype, head_dim)
+    found = causal_kernels.causal_kernel(backend, torch.device("cuda"), dtype, head_dim)
     assert kernel == (found and found.forward.__name__)
 
 
 def test_on_cuda_a_head_dim_that_no_kernel_takes_runs_the_formula(monkeypatch):
     """By what CUDA would choose, on the CPU, which does not have its kernels."""
-    chosen = backends.causal_kernel
+    chosen = causal_kernels.causal_kernel
     monkeypatch.setattr(module, "causal_kernel", lambda name, device, *rest: chosen(name, torch.device("cuda"), *rest))
     module._warn_once.cache_clear()
     given_ = inputs(dtype=torch.float32, dim=6)
