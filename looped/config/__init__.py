@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from pydantic import Field, model_validator
 
+from looped.config.auto import AUTO, chosen, over
 from looped.config.base import Count, Section
 from looped.config.blocks import BlocksConfig
 from looped.config.choices import check_choice
@@ -38,7 +39,8 @@ class Config(Section):
     objective: str = Field(
         default="denoise",
         description=f"training rule: {', '.join(RULES)}, or the dotted path of a custom class; ar: the "
-                    f"same layers without a loop, the baseline of the others")
+                    f"same layers without a loop, the baseline of the others; {AUTO}: the rule, with its settings, that "
+                    f"was measured best for text or for tasks")
     seed: Count = Field(
         default=0, description="seed, together with the step number, of all randomness and the data order")
     model: ModelConfig = ModelConfig()
@@ -65,6 +67,14 @@ class Config(Section):
             raise UserError(f"'{dotted}' is a dotted name, and a config is made of sections; write a section in YAML, "
                             f"and in Python load_config(None, {{'{dotted}': ...}}), or config.replace(**{{...}}) alike")
         super().__init__(**values)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_auto(cls, values: Any) -> Any:
+        """Replace `objective auto` by its settings, which the other values override."""
+        if not isinstance(values, Mapping) or values.get("objective") != AUTO:
+            return values
+        return over(_merge({}, chosen(values)), {name: value for name, value in values.items() if name != "objective"})
 
     @model_validator(mode="after")
     def _check_across(self):
@@ -186,7 +196,11 @@ def parse_flag(name: str, value: Any) -> Any:
 
 
 def _merge(values: Mapping, flags: Mapping[str, Any]) -> dict:
-    """A copy of the nested values with each dotted flag set."""
+    """A copy of the nested values with each dotted flag set; `objective auto` as its settings, which other flags
+    override, but not the values."""
+    if flags.get("objective") == AUTO:
+        others = {name: value for name, value in flags.items() if name != "objective"}
+        flags = chosen(_merge(values, others)) | others
     merged = {key: _merge(value, {}) if isinstance(value, Mapping) else value for key, value in values.items()}
     for name, value in expanded(flags).items():
         *sections, key = name.split(".")

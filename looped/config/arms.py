@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from looped.config import Config, parse_flag
+from looped.config.auto import AUTO
 from looped.config.denoise import DENOISE_PRESETS, DenoiseConfig
 from looped.config.rules import RULES
 from looped.errors import UserError, did_you_mean
@@ -23,7 +24,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
        for context in typing.get_args(DenoiseConfig.model_fields["context"].annotation)},
     **DENOISE_PRESETS,
 }
-ARMS = (*RULES, *(f"denoise:{variant}" for variant in VARIANTS))
+ARMS = (*RULES, AUTO, *(f"denoise:{variant}" for variant in VARIANTS))
 SHARED = ("objective", "seed", "task", "images", "data", "evaluation", "training.budget", "training.budget_unit",
           "training.clock")
 """Settings or sections that an arm cannot set: its text begins with the objective, and the others must be equal for the

@@ -4,8 +4,8 @@ A config has one kind (`Config.kind`): text, unless `task.name`, `images.source`
 is the `kind` of a subclass of `looped.domains.Domain`.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -34,7 +34,7 @@ class Kind:
     writes_blocks: tokens can be predicted in blocks. settles_cells: cells can be fixed one after another.
     names_classes: the model predicts classes of images. meets_again: every epoch has the same sequences. model: dotted
     path of the model's class. like: the kind whose training rules this one shares. metric: the main evaluation metric
-    by depth. check: rejects configs that do not fit.
+    by depth. check: rejects configs that do not fit. auto: the settings that `objective auto` stands for, if any.
     """
 
     name: str
@@ -54,6 +54,7 @@ class Kind:
     like: str = ""
     metric: str = "accuracy"
     check: Callable[[Any], None] = nothing
+    auto: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 def _check_generator(config: Any) -> None:
@@ -73,12 +74,18 @@ TEXT = Kind("text", "text", lambda config: "text (no task.name, no images.source
             (*(f"data.{name}" for name in DataConfig.model_fields), "evaluation.num_sequences",
              "evaluation.sample_length", "evaluation.prompt_length", "evaluation.num_samples",
              "model.padded_vocab_size"),
-            lambda config: False, writes=True, writes_blocks=True, meets_again=True, metric="nats_per_token")
+            lambda config: False, writes=True, writes_blocks=True, meets_again=True, metric="nats_per_token",
+            # a loop of two that begins halfway; docs/when-depth-pays.md
+            auto={"objective": "full", "recurrence.mean": 2, "recurrence.from_share": 0.5})
 PUZZLES = Kind("puzzles", "a task", lambda config: f"task.name {config.task.name}",
                (*(f"task.{name}" for name in ("options", "difficulty", "layout", "window")), "evaluation.difficulties",
                 "evaluation.num_problems", "model.padded_vocab_size", *ANSWERED),
                lambda config: config.task.layout == "full",
-               because="under task.layout full all cells are predicted together", settles_cells=True, metric="solved")
+               because="under task.layout full all cells are predicted together", settles_cells=True, metric="solved",
+               # the most confident cells first; docs/depth.md
+               auto={"objective": "denoise", "denoise.context": "inject", "denoise.order": "confidence",
+                     "denoise.bridge": "hard", "denoise.noise.sigma_min": 0.3, "denoise.noise.sigma_max": 10.0,
+                     "denoise.noise.share_at_max": 1.0, "denoise.target.dim": 16})
 CLASSIFY = Kind("classify", "images", lambda config: f"images.source {config.images.source}",
                 (*READ_OF_IMAGES, "evaluation.num_samples", *ANSWERED), lambda config: True, because=IN_AN_IMAGE,
                 drops_context=True, names_classes=True, model="looped.models.vision.ImageClassifier")
