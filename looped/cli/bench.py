@@ -52,7 +52,7 @@ class Bench(Verb):
         path = self.model or self.config
         if path is None or None not in (self.model, self.config):
             raise UserError(f"bench {self.what} needs one YAML file; write looped bench {self.what} CONFIG")
-        config = load_config(path, settings)
+        config = load_config(path, settings, auto=False)
         from looped.config.arms import parse_arms, split_arms
         from looped.cost import bench_step, block_memory, mfu
 

@@ -54,7 +54,7 @@ class Compare(Verb):
         if self.amount is not None and self.amount < 1:
             raise UserError(f"--amount {self.amount} is not at least 1")
         depths = parse_depths(self.depths) if self.depths is not None else None
-        config = load_config(self.config, settings)
+        config = load_config(self.config, settings, auto=False)
         if self.difficulties is not None:
             from looped.domains import domain_of
 

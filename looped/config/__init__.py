@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import Field, model_validator
 
-from looped.config.auto import AUTO, chosen, over
+from looped.config.auto import check_not_in, chosen, over
 from looped.config.base import Count, Section
 from looped.config.blocks import BlocksConfig
 from looped.config.choices import check_choice
@@ -27,7 +27,7 @@ from looped.config.model_families import expanded
 from looped.config.recurrence import FixedPointConfig, RecurrenceConfig, SupervisionConfig
 from looped.config.removed import without_removed
 from looped.config.revisit import RevisitConfig
-from looped.config.rules import RULES, Rule, rule_of
+from looped.config.rules import AUTO, RULES, Rule, rule_of
 from looped.config.shipped import config_path
 from looped.config.training import EvaluationConfig, OptimConfig, TrainingConfig
 from looped.errors import UserError
@@ -39,8 +39,8 @@ class Config(Section):
     objective: str = Field(
         default="denoise",
         description=f"training rule: {', '.join(RULES)}, or the dotted path of a custom class; ar: the "
-                    f"same layers without a loop, the baseline of the others; {AUTO}: the rule, with its settings, that "
-                    f"was measured best for text or for tasks")
+                    f"same layers without a loop, the baseline of the others; {AUTO}: the rule and settings that did "
+                    f"best in the measurements on text, or on tasks")
     seed: Count = Field(
         default=0, description="seed, together with the step number, of all randomness and the data order")
     model: ModelConfig = ModelConfig()
@@ -67,14 +67,6 @@ class Config(Section):
             raise UserError(f"'{dotted}' is a dotted name, and a config is made of sections; write a section in YAML, "
                             f"and in Python load_config(None, {{'{dotted}': ...}}), or config.replace(**{{...}}) alike")
         super().__init__(**values)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _expand_auto(cls, values: Any) -> Any:
-        """Replace `objective auto` by its settings, which the other values override."""
-        if not isinstance(values, Mapping) or values.get("objective") != AUTO:
-            return values
-        return over(_merge({}, chosen(values)), {name: value for name, value in values.items() if name != "objective"})
 
     @model_validator(mode="after")
     def _check_across(self):
@@ -149,9 +141,10 @@ class Config(Section):
         return _validate(_merge(self.model_dump(mode="json"), flags), source="replace()")
 
 
-def load_config(path: str | Path | None = None, flags: Mapping[str, Any] | None = None) -> Config:
+def load_config(path: str | Path | None = None, flags: Mapping[str, Any] | None = None, *, auto: bool = True
+                ) -> Config:
     """Defaults, then the YAML file, then the flags (dotted names to values, strings parsed as YAML). path: a file, or
-    the name of a shipped config.
+    the name of a shipped config. auto: `objective auto` may be given; not for a config whose objective others replace.
 
     Raises `UserError` with one sentence: the setting, its value, the fix.
     """
@@ -159,7 +152,14 @@ def load_config(path: str | Path | None = None, flags: Mapping[str, Any] | None 
     if path is not None:
         values = read_yaml(config_path(path))
     parsed = {name: parse_flag(name, value) for name, value in (flags or {}).items()}
-    return _validate(_merge(values, parsed), source=str(path or "flags"))
+    merged, source = _merge(values, parsed), str(path or "flags")
+    if auto and merged.get("objective") == AUTO:
+        settings = chosen(merged)
+        if values.get("objective") != AUTO:
+            check_not_in(values, parsed, settings, source)
+        source += f", with objective auto ({', '.join(f'{name} {value}' for name, value in settings.items())})"
+        merged = over(_merge({}, settings), {name: value for name, value in merged.items() if name != "objective"})
+    return _validate(merged, source)
 
 
 def dump_config(config: Config) -> str:
@@ -196,11 +196,7 @@ def parse_flag(name: str, value: Any) -> Any:
 
 
 def _merge(values: Mapping, flags: Mapping[str, Any]) -> dict:
-    """A copy of the nested values with each dotted flag set; `objective auto` as its settings, which other flags
-    override, but not the values."""
-    if flags.get("objective") == AUTO:
-        others = {name: value for name, value in flags.items() if name != "objective"}
-        flags = chosen(_merge(values, others)) | others
+    """A copy of the nested values with each dotted flag set."""
     merged = {key: _merge(value, {}) if isinstance(value, Mapping) else value for key, value in values.items()}
     for name, value in expanded(flags).items():
         *sections, key = name.split(".")

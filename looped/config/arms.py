@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from looped.config import Config, parse_flag
-from looped.config.auto import AUTO
 from looped.config.denoise import DENOISE_PRESETS, DenoiseConfig
-from looped.config.rules import RULES
+from looped.config.rules import AUTO, RULES
 from looped.errors import UserError, did_you_mean
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -24,7 +23,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
        for context in typing.get_args(DenoiseConfig.model_fields["context"].annotation)},
     **DENOISE_PRESETS,
 }
-ARMS = (*RULES, AUTO, *(f"denoise:{variant}" for variant in VARIANTS))
+ARMS = (*RULES, *(f"denoise:{variant}" for variant in VARIANTS))
 SHARED = ("objective", "seed", "task", "images", "data", "evaluation", "training.budget", "training.budget_unit",
           "training.clock")
 """Settings or sections that an arm cannot set: its text begins with the objective, and the others must be equal for the
@@ -112,7 +111,7 @@ def _words(text: str) -> tuple[str | None, str, list[str]]:
     first, *settings = words_of(text)
     before, equals, after = first.partition("=")
     alias, name = (before, after) if equals else (None, first)
-    if name not in ARMS and "." not in name:  # a dotted path is a custom rule
+    if name not in (*ARMS, AUTO) and "." not in name:  # a dotted path is a custom rule; auto is refused with a reason
         where = f" in '{first}'" if equals else ""
         raise UserError(f"objective '{name}'{where} is unknown{did_you_mean(name, ARMS)}")
     if alias is not None:

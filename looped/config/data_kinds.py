@@ -84,8 +84,9 @@ PUZZLES = Kind("puzzles", "a task", lambda config: f"task.name {config.task.name
                because="under task.layout full all cells are predicted together", settles_cells=True, metric="solved",
                # the most confident cells first; docs/depth.md
                auto={"objective": "denoise", "denoise.context": "inject", "denoise.order": "confidence",
-                     "denoise.bridge": "hard", "denoise.noise.sigma_min": 0.3, "denoise.noise.sigma_max": 10.0,
-                     "denoise.noise.share_at_max": 1.0, "denoise.target.dim": 16})
+                     "denoise.bridge": "hard", "denoise.noise.distribution": "log-uniform",
+                     "denoise.noise.sigma_min": 0.3, "denoise.noise.sigma_max": 10.0,
+                     "denoise.noise.share_at_max": 1.0})
 CLASSIFY = Kind("classify", "images", lambda config: f"images.source {config.images.source}",
                 (*READ_OF_IMAGES, "evaluation.num_samples", *ANSWERED), lambda config: True, because=IN_AN_IMAGE,
                 drops_context=True, names_classes=True, model="looped.models.vision.ImageClassifier")

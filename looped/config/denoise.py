@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from looped.config.base import Depth, Finite, Fraction, NonNegative, Positive, Section, named_or_path
-from looped.errors import did_you_mean
+from looped.errors import UserError, did_you_mean
 
 SOLVERS = ("euler", "heun", "dpmpp-2m", "ancestral", "restart")
 
@@ -29,7 +29,7 @@ def noise_preset(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     if value not in NOISE_PRESETS:
-        raise ValueError(f"unknown noise preset '{value}'{did_you_mean(value, NOISE_PRESETS)}")
+        raise UserError(f"unknown noise preset '{value}'{did_you_mean(value, NOISE_PRESETS)}")
     return NOISE_PRESETS[value]
 
 

@@ -337,13 +337,20 @@ RULES: dict[str, Rule] = {rule.name: rule for rule in (
     Rule("ar", f"{BPTT}.Autoregressive", alike=_same_start, depth=_one_pass, baseline=True, blocks=True, reads=PASS),
 )}
 
+AUTO = "auto"
+"""The `objective` that stands for the measured choice (looped.config.auto)."""
+
+
 @lru_cache
 def rule_of(objective: str) -> Rule:
     """The rule of a name, or of the dotted path of a class. Raises UserError."""
     if objective in RULES:
         return RULES[objective]
+    if objective == AUTO:
+        raise UserError("objective auto is replaced by a rule and its settings when the config of a run is read; here "
+                        "name the rule")
     if "." not in objective:
-        raise UserError(f"objective '{objective}' is unknown{did_you_mean(objective, RULES)}")
+        raise UserError(f"objective '{objective}' is unknown{did_you_mean(objective, (*RULES, AUTO))}")
     rule = getattr(class_at(objective, "objective"), "rule", None)
     if not isinstance(rule, Rule):
         raise UserError(f"objective {objective} has no rule; give the dotted path of a subclass of "

@@ -128,7 +128,8 @@ def _own_settings(order: Order, arm: str, entry: str) -> dict[str, str]:
 def _plan_entry(order: Order, name: str) -> Entry:
     layers, arms = order.layers(name), order.suite.arms
     settings = _settings_of_user(order, name)
-    config = load_config(find_config(last(layers, "config"), order.path), merged(layers, "settings") | settings)
+    start = find_config(last(layers, "config"), order.path)
+    config = load_config(start, merged(layers, "settings") | settings, auto=False)
     usual = last(layers, "depths") or config.evaluation.depths
     depths = {arm: order.asked.depths or arms[arm].depths or usual for arm in order.arms}
     texts, refused = [], {}
@@ -171,4 +172,4 @@ def _helper_config(order: Order, helper: Helper, plan: Plan) -> Config:
     shared = {name: reduce(lambda part, key: part[key], name.split("."), arms) for name in helper.shares}
     budget = {} if helper.budget is None else {"training.budget": plan.amount * helper.budget}
     start = None if helper.config is None else find_config(helper.config, order.path)
-    return load_config(start, shared | helper.settings | budget)
+    return load_config(start, shared | helper.settings | budget, auto=False)

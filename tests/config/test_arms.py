@@ -41,8 +41,7 @@ def test_every_known_name_is_an_arm(config, name):
         settings = " model.injection=none model.num_prelude_layers=0 model.num_coda_layers=0"
     if name in RULES and RULES[name].kinds == ("classify",):
         config = config.replace(**{"objective": "ar", "images.source": "digits"})
-    rule = {"auto": "full"}.get(name, name.partition(":")[0])  # on text
-    assert parse_arm(config, name + settings).config.objective == rule
+    assert parse_arm(config, name + settings).config.objective == name.split(":")[0]
 
 
 def test_an_arm_has_blocks_of_its_own(config):

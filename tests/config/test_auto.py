@@ -1,4 +1,6 @@
-"""`objective auto` is the measured choice for the kind of data, and gives way to what is set beside it."""
+"""`objective auto` is the measured choice for the kind of data, and never replaces a setting without a word."""
+
+import re
 
 import pytest
 
@@ -6,18 +8,19 @@ from looped.cli import main
 from looped.config import Config, dump_config, load_config
 from looped.config.arms import parse_arms
 from looped.config.data_kinds import PUZZLES, TEXT
-from looped.config.images import ImageConfig
-from looped.config.recurrence import RecurrenceConfig
 from looped.errors import UserError
 
 AUTO, SUDOKU = {"objective": "auto"}, {"task.name": "sudoku", "task.options": {"size": 4}}
 
 
 @pytest.fixture
-def deep(tmp_path):
-    """A file that names a depth, and a rule that reads it."""
-    (path := tmp_path / "deep.yaml").write_text("objective: truncated\nrecurrence: {mean: 4, backprop: 2}\n")
-    return path
+def file(tmp_path):
+    """`file(text)`: the path of a config with this text."""
+    def write(text):
+        (path := tmp_path / "config.yaml").write_text(text)
+        return path
+
+    return write
 
 
 @pytest.mark.parametrize(("kind", "given"), [(TEXT, {}), (PUZZLES, SUDOKU)], ids=["text", "tasks"])
@@ -25,7 +28,6 @@ def test_it_stands_for_the_settings_of_the_kind(kind, given):
     config = load_config(None, AUTO | given)
     assert config == load_config(None, dict(kind.auto) | given)
     assert config.kind.name == kind.name
-    assert load_config(None, {}).replace(**AUTO, **given) == config
 
 
 @pytest.mark.parametrize(("kind", "names"), [
@@ -38,46 +40,88 @@ def test_the_shipped_configs_of_these_rules_have_its_settings(kind, names):
         assert {setting: config.value(setting) for setting in kind.auto} == dict(kind.auto)
 
 
-def test_what_is_set_beside_it_stays():
-    assert load_config(None, AUTO | {"recurrence.mean": 3}).recurrence.mean == 3
-    config = load_config(None, AUTO | SUDOKU | {"denoise.noise.sigma_max": 20.0})
-    assert (config.denoise.noise.sigma_min, config.denoise.noise.sigma_max) == (0.3, 20.0)
+@pytest.mark.parametrize("noise", [{"denoise.noise.sigma_max": "20"}, {"denoise.noise": "{sigma_max: 20}"}])
+def test_flags_beside_it_win(noise):
+    assert load_config(None, AUTO | {"recurrence.mean": "3"}).recurrence.mean == 3
+    found = load_config(None, AUTO | SUDOKU | noise).denoise.noise
+    assert (found.sigma_min, found.sigma_max, found.share_at_max) == (0.3, 20.0, 1.0)
 
 
-def test_a_flag_overrides_the_file_and_a_file_its_own_auto(deep, tmp_path):
-    config = load_config(deep, AUTO)
-    assert (config.objective, config.recurrence.mean, config.recurrence.backprop) == ("full", 2, 2)
-    (path := tmp_path / "auto.yaml").write_text("objective: auto\nrecurrence: {mean: 5}\n")
-    config = load_config(path)
+def test_a_preset_and_a_setting_of_it_beside_it_stay_as_they_are_without_it():
+    flags = {"denoise.noise": "paper", "denoise.noise.sigma_max": "20"}
+    plain = load_config(None, flags).denoise.noise
+    assert plain.sigma_max == 20.0
+    assert load_config(None, AUTO | flags | SUDOKU).denoise.noise == plain
+
+
+def test_in_a_file_the_settings_beside_it_win(file):
+    config = load_config(file("objective: auto\nrecurrence: {mean: 5}\n"))
     assert (config.objective, config.recurrence.mean, config.recurrence.from_share) == ("full", 5, 0.5)
+    config = load_config(file("objective: auto\ndenoise: {noise: {sigma_max: 20}}\n"), SUDOKU)
+    assert (config.denoise.noise.sigma_min, config.denoise.noise.sigma_max) == (0.3, 20.0)
+    assert load_config(file("objective: auto\n"), {"objective": "ar"}).objective == "ar"
 
 
-def test_in_python_the_given_sections_stay():
-    config = Config(objective="auto", recurrence=RecurrenceConfig(mean=3))
-    assert (config.objective, config.recurrence.mean, config.recurrence.from_share) == ("full", 3, 0.5)
+@pytest.mark.parametrize(("text", "given", "named", "out"), [
+    ("recurrence: {mean: 4}", {}, "recurrence.mean 4", {"recurrence.mean": "4"}),
+    ("denoise: {noise: paper}", SUDOKU, "denoise.noise paper", {"denoise.noise": "paper"}),
+])
+def test_as_a_flag_it_does_not_replace_what_a_file_sets_without_a_word(file, text, given, named, out):
+    path = file(text)
+    with pytest.raises(UserError, match=f"stands for .*, and .* sets {re.escape(named)}; add --"):
+        load_config(path, AUTO | given)
+    assert load_config(path, AUTO | given | {"recurrence.mean": 2, "denoise.noise": {}}).recurrence.mean == 2
+    kept = load_config(path, AUTO | given | out)
+    assert kept.objective != "auto"
 
 
-def test_a_dump_names_the_rule(tmp_path):
+def test_a_file_with_the_same_values_agrees_with_it(file):
+    assert load_config(file("recurrence: {mean: 2, from_share: 0.5}"), AUTO).recurrence.from_share == 0.5
+
+
+def test_a_dump_names_the_rule(file):
     config = load_config(None, AUTO | SUDOKU)
-    (path := tmp_path / "config.yaml").write_text(text := dump_config(config))
-    assert "objective: denoise" in text
-    assert load_config(path) == config
+    assert "objective: denoise" in (text := dump_config(config))
+    assert load_config(file(text)) == config
 
 
-def test_an_arm_can_be_auto():
-    auto, three = parse_arms(load_config("smoke"), "auto,three=auto recurrence.mean=3")
-    assert (auto.config.objective, auto.config.recurrence.mean, auto.name) == ("full", 2, "auto")
-    assert (three.config.objective, three.config.recurrence.mean, three.name) == ("full", 3, "three")
+@pytest.mark.parametrize(("given", "said"), [
+    ({"images.source": "digits"}, "not available for images"),
+    ({"images.source": "digits", "images.goal": "generate"}, "not available for images"),
+    ({"blocks.num": "2"}, "blocks.num is 2"),
+    ({"task.name": "sudoku", "task.layout": "causal"}, "objective auto (objective denoise, .*: .*order confidence"),
+    ({"recurrence.stages": "[{until: 0.3, mean: 1}]"}, "objective auto (objective full, .*: .*from_share 0.5"),
+])
+def test_where_it_does_not_fit_one_sentence_says_so(given, said, capsys, file):
+    words = [word for name, value in given.items() for word in (f"--{name}", value)]
+    assert main(["train", str(file("seed: 1")), "--objective", "auto", "--dry-run", *words]) == 2
+    assert re.search(said.replace("(", r"\("), error := capsys.readouterr().err), error
+    assert "Traceback" not in error
 
 
-@pytest.mark.parametrize("given", [{"images.source": "digits"}, {"images.source": "digits", "images.goal": "generate"}])
-def test_where_nothing_was_measured_best_it_says_so(given, capsys):
-    with pytest.raises(UserError, match="objective auto stands for no rule on images"):
-        load_config(None, AUTO | given)
-    assert main(["train", "smoke", "--objective", "auto", "--dry-run",
-                 *(word for name, value in given.items() for word in (f"--{name}", value))]) == 2
-    assert "stands for no rule" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="stands for no rule"):
-        Config(objective="auto", images=ImageConfig(**{name.partition(".")[2]: value for name, value in given.items()}))
+@pytest.mark.parametrize("use", [
+    lambda path: Config(objective="auto"),
+    lambda path: Config().replace(**AUTO),
+    lambda path: parse_arms(Config(), "ar,auto"),
+    lambda path: load_config(path, auto=False),
+])
+def test_elsewhere_the_rule_is_to_be_named(use, file):
+    with pytest.raises(ValueError, match="here name the rule"):
+        use(file("objective: auto"))
 
 
+@pytest.mark.parametrize(("before", "after"), [
+    (["compare"], ["--objectives", "ar,full", "--budget", "tokens", "--amount", "1000"]), (["bench", "step"], [])])
+def test_a_comparison_does_not_begin_from_it(before, after, file, capsys):
+    assert main([*before, str(file("objective: auto")), *after]) == 2
+    assert "here name the rule" in capsys.readouterr().err
+
+
+def test_a_misspelt_one_is_recognised():
+    with pytest.raises(UserError, match="auto"):
+        load_config(None, {"objective": "atuo"})
+
+
+def test_a_broken_preset_of_noise_in_a_file_is_one_sentence(file):
+    with pytest.raises(UserError, match="unknown noise preset 'papr'"):
+        load_config(file("denoise: {noise: papr}"), {"denoise.noise.sigma_min": "1"})

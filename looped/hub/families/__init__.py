@@ -86,7 +86,7 @@ def open_pretrained(folder: str | Path, layers: str | None = None,
     with Tensors(folder) as tensors:
         raw = family.completed(raw, tensors.files)
     cut = family.cut(raw, layers, str(folder))
-    config = load_config(None, {**family.settings(raw, str(folder)), **cut.settings, **(settings or {})})
+    config = load_config(None, {**family.settings(raw, str(folder)), **cut.settings, **(settings or {})}, auto=False)
     return Pretrained(folder, raw, family, config, family.links(raw, cut),
                       f"{family.unused}|{family.left_out(raw, cut)}")
 
