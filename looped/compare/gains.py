@@ -74,8 +74,9 @@ def _gain(arm: ArmSummary, base: ArmSummary, weights: float, flops: float) -> Ga
     return Gain(*cost, -found.mean, -found.high, -found.low, found.told, by_seed, found.units)
 
 
-def budget_curves(arms: Sequence[ArmSummary], found: Sequence[Gain]) -> list[list[Gain]]:
-    """Gains of arms that differ in nothing but their budget, in order of compute: the curve of a rule over training."""
+def budget_curves(arms: Sequence[ArmSummary], found: Sequence[Gain]) -> dict[str, list[Gain]]:
+    """Gains of arms that differ in nothing but their budget, in order of compute, by the name of the first of them: the
+    curve of a rule over training, or a single point."""
     curves: list[tuple[Any, list[Gain]]] = []
     for arm, each in zip(arms, found, strict=True):
         config = _config(arm).replace(**{"training.budget": 1})
@@ -84,7 +85,7 @@ def budget_curves(arms: Sequence[ArmSummary], found: Sequence[Gain]) -> list[lis
             curves.append((config, [each]))
         else:
             curve.append(each)
-    return [sorted(curve, key=lambda each: each.flops) for _, curve in curves if len(curve) > 1]
+    return {curve[0].arm: sorted(curve, key=lambda each: each.flops) for _, curve in curves}
 
 
 def _config(arm: ArmSummary) -> Any:
@@ -137,40 +138,45 @@ def _share(each: Gain, best: float) -> str:
     return f"{100 * each.gain / best:.0f} %" if each.gain is not None and best > 0 else "-"
 
 
-def _figure(found: Sequence[Gain], curves: Sequence[Sequence[Gain]], base: str, first: Measured, plan: Plan) -> Figure:
+def _figure(found: Sequence[Gain], curves: Mapping[str, Sequence[Gain]], base: str, first: Measured, plan: Plan
+            ) -> Figure:
     figure, axes = new_figure()
     axes.axhline(0, color="0.5", linewidth=0.8, linestyle=":")
-    for curve in curves:
-        axes.plot([each.flops for each in curve], [each.gain or 0.0 for each in curve], color="0.75", linewidth=1,
-                  zorder=0)
-    names = [each.arm if each.weights == 1 else f"{each.arm} ({each.weights:.2g} x weights)" for each in found]
+    names = [arm if curve[0].weights == 1 else f"{arm} ({curve[0].weights:.2g} x weights)"
+             for arm, curve in curves.items()]
     beside = max(map(len, names)) <= SHORT
-    for each, name, colour, marker in zip(found, names, colours(len(found)), markers(len(found)), strict=True):
-        value, low, high = (each.gain or 0.0, each.low or 0.0, each.high or 0.0)
-        axes.errorbar([each.flops], [value], [[max(value - low, 0)], [max(high - value, 0)]], fmt=marker, color=colour,
-                      markersize=6, capsize=3, label=None if beside else name)
+    for curve, name, colour, marker in zip(curves.values(), names, colours(len(curves)), markers(len(curves)),
+                                           strict=True):
+        values = [each.gain or 0.0 for each in curve]
+        bars = [[max(value - (each.low or 0.0), 0) for each, value in zip(curve, values, strict=True)],
+                [max((each.high or 0.0) - value, 0) for each, value in zip(curve, values, strict=True)]]
+        axes.errorbar([each.flops for each in curve], values, bars, fmt=f"{marker}-", color=colour, markersize=6,
+                      capsize=3, linewidth=1, label=None if beside else name)
     if max(each.flops for each in found) / min(each.flops for each in found) > MANY:
         axes.set_xscale("log")
     else:
         axes.set_xlim(0, math.ceil(max(each.flops for each in found)) + 0.5)
     if beside:
-        _names_beside(axes, found, names)
+        _names_beside(axes, [curve[-1] for curve in curves.values()], names)
     axes.set_xlabel(f"training FLOPs, multiple of {base}")
     axes.set_ylabel(f"gain over {base}: {first.gauge.axis}")
     finish(figure, axes, path := picture(plan.out, "gain"))
-    lines = "; a line joins arms that differ in their budget alone" if curves else ""
+    lines = "; a line joins arms that differ in their budget alone" if len(curves) < len(found) else ""
     caption = f"Gain over {base} against training compute; bars are 95 % intervals over {first.units}{lines}."
     return Figure(path, caption, "Gain of each arm against its training compute", wide=True)
 
 
 def _names_beside(axes: Any, found: Sequence[Gain], names: Sequence[str]) -> None:
-    """Write each name on the right of its point, or on the left of it below another one's name."""
-    height, right = abs(axes.get_ylim()[1] - axes.get_ylim()[0]), []
+    """Write each name on the right of its point, on the left of it below another one's name, or below both."""
+    apart = NEAR * abs(axes.get_ylim()[1] - axes.get_ylim()[0])
+    written: dict[bool, list[tuple[float, float]]] = {False: [], True: []}  # left? -> (FLOPs, height) of its names
     for each, name in sorted(zip(found, names, strict=True), key=lambda pair: -(pair[0].gain or 0.0)):
-        value = each.gain or 0.0
-        left = any(above - value < NEAR * height and abs(math.log(flops / each.flops)) < math.log(1.2)
-                   for flops, above in right)
-        if not left:
-            right.append((each.flops, value))
-        axes.annotate(name, (each.flops, value), xytext=(-8 if left else 8, 0), textcoords="offset points",
+        place = each.gain or 0.0
+        lowest = {left: min((height for flops, height in side if abs(math.log(flops / each.flops)) < math.log(1.2)),
+                            default=math.inf) for left, side in written.items()}
+        left = lowest[False] - place < apart
+        if left:
+            place = min(place, lowest[True] - apart)
+        written[left].append((each.flops, place))
+        axes.annotate(name, (each.flops, place), xytext=(-8 if left else 8, 0), textcoords="offset points",
                       ha="right" if left else "left", va="center", fontsize=8)

@@ -92,7 +92,8 @@ def test_arms_that_differ_in_their_budget_alone_are_one_curve(made_up, tmp_path)
     arms = summarise_texts([run_of(made_up, place) for place in replace(plan, arms=[full, ar, *others]).places])
     found = [Gain(arm.name, 1.0, flops, 0.1, 0.0, 0.2, told=False)
              for arm, flops in zip(arms, (4.0, 1.0, 1.8, 0.4), strict=True)]
-    assert [[each.arm for each in curve] for curve in budget_curves(arms, found)] == [["shorter", "ar", "longer"]]
+    curves = {name: [each.arm for each in curve] for name, curve in budget_curves(arms, found).items()}
+    assert curves == {"full": ["full"], "ar": ["shorter", "ar", "longer"]}
 
 
 def test_one_arm_alone_has_no_gain(arms):
