@@ -56,7 +56,7 @@ def test_a_preset_and_a_setting_of_it_beside_it_stay_as_they_are_without_it():
 
 def test_in_a_file_the_settings_beside_it_win(file):
     config = load_config(file("objective: auto\nrecurrence: {mean: 5}\n"))
-    assert (config.objective, config.recurrence.mean, config.recurrence.from_share) == ("full", 5, 0.5)
+    assert (config.objective, config.recurrence.mean, config.recurrence.from_share) == ("full", 5, 0.3)
     config = load_config(file("objective: auto\ndenoise: {noise: {sigma_max: 20}}\n"), SUDOKU)
     assert (config.denoise.noise.sigma_min, config.denoise.noise.sigma_max) == (0.3, 20.0)
     assert load_config(file("objective: auto\n"), {"objective": "ar"}).objective == "ar"
@@ -76,7 +76,7 @@ def test_as_a_flag_it_does_not_replace_what_a_file_sets_without_a_word(file, tex
 
 
 def test_a_file_with_the_same_values_agrees_with_it(file):
-    assert load_config(file("recurrence: {mean: 2, from_share: 0.5}"), AUTO).recurrence.from_share == 0.5
+    assert load_config(file("recurrence: {mean: 2, from_share: 0.3}"), AUTO).recurrence.from_share == 0.3
 
 
 def test_a_dump_names_the_rule(file):
@@ -90,7 +90,7 @@ def test_a_dump_names_the_rule(file):
     ({"images.source": "digits", "images.goal": "generate"}, "not available for images"),
     ({"blocks.num": "2"}, "blocks.num is 2"),
     ({"task.name": "sudoku", "task.layout": "causal"}, "objective auto (objective denoise, .*: .*order confidence"),
-    ({"recurrence.stages": "[{until: 0.3, mean: 1}]"}, "objective auto (objective full, .*: .*from_share 0.5"),
+    ({"recurrence.stages": "[{until: 0.3, mean: 1}]"}, "objective auto (objective full, .*: .*from_share 0.3"),
 ])
 def test_where_it_does_not_fit_one_sentence_says_so(given, said, capsys, file):
     words = [word for name, value in given.items() for word in (f"--{name}", value)]
