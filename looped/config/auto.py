@@ -60,5 +60,3 @@ def found(values: Mapping[str, Any], name: str) -> tuple[str | None, Any]:
             return None, None
         value = value[part]
     return name, value
-
-
