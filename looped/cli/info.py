@@ -9,7 +9,7 @@ from tyro.conf import Positional
 
 from looped.cli.verb import Settings, Verb, costs_of, no_settings
 from looped.config import load_config
-from looped.config.unread_settings import notice, unread_in
+from looped.config.unread_settings import notice, unread_in_file
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Info(Verb):
         else:
             config = load_config(self.target, settings)
             notice(config, settings)
-            print(costs_of(config), *unread_in(load_config(self.target), config, settings), sep="\n")
+            print(costs_of(config), *unread_in_file(config, settings), sep="\n")
 
 
 def _describe_machine() -> None:

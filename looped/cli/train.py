@@ -8,7 +8,7 @@ from tyro.conf import Positional
 
 from looped.cli.verb import Settings, Verb, costs_of
 from looped.config import Config, dump_config, load_config
-from looped.config.unread_settings import notice, unread_in
+from looped.config.unread_settings import notice, unread_in_file
 from looped.errors import UserError
 
 
@@ -36,7 +36,7 @@ class Train(Verb):
         notice(config, settings)
         if self.dry_run:
             print(dump_config(config))
-            print(costs_of(config), *unread_in(load_config(self.config), config, settings), sep="\n")
+            print(costs_of(config), *unread_in_file(config, settings), sep="\n")
             _print_cautions(config)
             return 0
         if "WORLD_SIZE" in os.environ:  # torch's C++ library prints its stack if a process is lost, beside our sentence

@@ -57,7 +57,7 @@ class Reach:
         inner = ("gauge", "final", "mine", "gap", "ahead")
         row = {name: value for name, value in asdict(self).items() if name not in inner}
         return row | {self.gauge.name.replace(" ", "_"): self.final, "told": self.told, "difference": self.gap.mean,
-                      "ci_low": self.gap.low, "ci_high": self.gap.high}
+                      "ci_low": self.gap.low, "ci_high": self.gap.high, "units": self.gap.units}
 
 
 def reaches(arms: Sequence[ArmSummary]) -> list[Reach]:

@@ -39,13 +39,15 @@ ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,39}")
 @dataclass(frozen=True)
 class Arm:
     """One arm. `name`: its label in tables, by default `text`; `slug`: its unique label in file names; `config`: its
-    full config; `text`: the objective with its settings; `own`: names of the settings in that text."""
+    full config; `text`: the objective with its settings; `own`: names of the settings in that text; `variant`: names of
+    the settings and sections that its variant sets."""
 
     name: str
     slug: str
     config: Config
     text: str
     own: tuple[str, ...] = ()
+    variant: tuple[str, ...] = ()
 
 
 def parse_arms(config: Config, text: str) -> list[Arm]:
@@ -96,14 +98,15 @@ def parse_arm(config: Config, text: str, *, taken: typing.Collection[str] = ()) 
     """Parse one arm, with a slug that is not `taken`. Raises UserError."""
     alias, name, settings = _words(text)
     objective, _, variant = name.partition(":")
-    flags = {"objective": objective} | (VARIANTS[variant] if variant else {}) | dict(map(_setting, settings))
+    of_variant = VARIANTS[variant] if variant else {}
+    flags = {"objective": objective} | of_variant | dict(map(_setting, settings))
     plain = " ".join([name, *settings])
     slug = base = alias or re.sub(r"[^A-Za-z0-9.=]+", "-", plain).strip("-")[:60]
     number = 2
     while slug in taken:
         slug, number = f"{base}-v{number}", number + 1
     return Arm(alias or plain, slug, _changed(config, alias or text, flags), plain,
-               tuple(_setting(word)[0] for word in settings))
+               tuple(_setting(word)[0] for word in settings), tuple(of_variant))
 
 
 def _words(text: str) -> tuple[str | None, str, list[str]]:

@@ -10,7 +10,7 @@ Imports no torch.
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -155,9 +155,9 @@ def sentences(found: Mapping[str, str]) -> list[str]:
             for under, names in by_reason.items()]
 
 
-def unread_in(file: Config, config: Config, flags: Iterable[str]) -> list[str]:
-    """Sentences about settings of a file that the run of `config` does not read, without those set by flags."""
-    return sentences(unread(config, [name for name in set_names(file) if name not in flags]))
+def unread_in_file(config: Config, flags: Collection[str]) -> list[str]:
+    """Sentences about settings that the run of `config` does not read and that no flag set: those of its file."""
+    return sentences(unread(config, [name for name in set_names(config) if not _is_among(name, flags)]))
 
 
 def steps_of(config: Config) -> int | None:
@@ -192,11 +192,16 @@ def notice(config: Config, names: Iterable[str]) -> None:
 
 
 def notice_arms(arms: Sequence[Arm], names: Iterable[str]) -> None:
-    """Warn about an arm's own settings that have no effect in it, and about common settings that no arm reads."""
+    """Warn about an arm's own settings that have no effect in it, and about common settings that no arm reads, or that
+    an arm's variant sets otherwise."""
+    names = list(names)
     for arm in arms:
         for each in sentences(unread(arm.config, arm.own)):
             warnings.warn(f"arm '{arm.name}': {each}", stacklevel=3)
-    names = list(names)
+        for name in (each for each in names if each not in arm.own):
+            if _is_among(name, arm.variant) or any(_is_among(each, [name]) for each in arm.variant):
+                warnings.warn(f"--{name} has no effect on arm '{arm.name}', whose variant sets it; add {name}=VALUE to "
+                              f"the arm", stacklevel=3)
     for name in (each for each in names if all(each in arm.own for arm in arms)):
         warnings.warn(f"--{name} has no effect, since every arm sets it itself", stacklevel=3)
     everywhere = [unread(arm.config, names) for arm in arms]

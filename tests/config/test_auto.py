@@ -117,6 +117,14 @@ def test_a_comparison_does_not_begin_from_it(before, after, file, capsys):
     assert "here name the rule" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [["info"], ["train", "--dry-run"]])
+def test_a_flag_replaces_it_where_a_file_has_it_for_images(words, file, capsys):
+    path = file("{objective: auto, images: {source: digits}}")
+    assert main([words[0], str(path), *words[1:]]) == 2
+    assert "not available for images" in capsys.readouterr().err
+    assert main([words[0], str(path), *words[1:], "--objective", "full"]) == 0
+
+
 def test_a_misspelt_one_is_recognised():
     with pytest.raises(UserError, match="auto"):
         load_config(None, {"objective": "atuo"})
