@@ -16,7 +16,7 @@ import numpy as np
 
 from looped.data.task import Problem, register
 from looped.errors import UserError
-from looped.tasks.maze_grids import GOAL, OPEN, START, WALL, WAY, Carved, RandomWalls, shortest_way
+from looped.tasks.maze_grids import GOAL, OPEN, START, WALL, WAY, Carved, RandomWalls, shortest_way, sides_with
 from looped.tasks.maze_symmetries import SquareSymmetries
 from looped.tasks.puzzle_choice import FilePuzzles, FromFile, check_needs_path, chosen_puzzles, variation_of
 from looped.tasks.puzzle_levels import ByRating, OneLevel
@@ -29,8 +29,9 @@ ALL_HAVE = "maze: all mazes of the file have side"
 class Maze(FromFile):
     """loops: fraction of the remaining walls between two rooms that are opened as well, 0 to 1. walls: carved, or
     random, of 0.3 to 0.5 of the cells. min_path: least number of steps from start to goal; 0: any, or with random walls
-    one less than the side. path: a CSV like Maze-Hard's, or a folder with train.csv and test.csv, whose mazes are used
-    instead of generated ones.
+    one less than the side; without evaluation.difficulties, only sides that surely have such paths are measured.
+    path: a CSV like Maze-Hard's, or a folder with train.csv and test.csv, whose mazes are used instead of generated
+    ones.
 
     For a file also: symmetries: true turns and mirrors the training mazes at random; a training maze that is symmetric
     to a held-out one is then left out. num_puzzles: the number of training mazes, chosen at random once for all seeds;
@@ -52,6 +53,7 @@ class Maze(FromFile):
         _check_options(loops, walls, min_path, symmetries, path)
         check_needs_path(path, {"symmetries": symmetries, "num_puzzles": num_puzzles, "rating_bands": rating_bands})
         self.grids = {"carved": Carved(loops, min_path), "random": RandomWalls(min_path)}[walls]
+        self.tested = sides_with(min_path, self.grids.per_side, self.tested)
         if path is not None:
             group = GROUP if symmetries else None
             parts = chosen_puzzles(str(path), "".join(self.symbols), _faults, group, num_puzzles)

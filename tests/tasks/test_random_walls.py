@@ -6,7 +6,9 @@ from puzzle_helpers import as_text, fingerprint, write_csv
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import shortest_path
 
+from looped.config.data import TaskConfig
 from looped.data.task import find_task
+from looped.data.task_data import prepare_task
 from looped.errors import UserError
 from looped.tasks import maze_grids
 from looped.tasks.maze_grids import far_cells
@@ -71,6 +73,27 @@ def test_a_maze_of_30x30_has_a_shortest_path_longer_than_110():
     task = find_task("maze", {"walls": "random", "min_path": 111})
     marked, shortest = steps_of(task, task.problem(0, 0, 30))
     assert marked == shortest > 110
+
+
+@pytest.mark.parametrize(("options", "sides"), [
+    ({}, (9, 13, 17)), ({"min_path": 27}, (9, 13, 17)), ({"min_path": 28}, (13, 17)), ({"min_path": 111}, (37,)),
+    ({"walls": "random", "min_path": 27}, (9, 13, 17)), ({"walls": "random", "min_path": 111}, (37,)),
+    ({"loops": 1.0, "min_path": 9}, (9, 13, 17)), ({"loops": 1.0, "min_path": 10}, (13, 17))])
+def test_only_sides_that_surely_have_such_paths_are_measured_by_default(options, sides):
+    task = find_task("maze", options)
+    assert task.tested == sides
+    for side in sides:
+        marked, shortest = steps_of(task, task.problem(0, 0, side, heldout=True))
+        assert marked == shortest >= options.get("min_path", 1)
+
+
+@pytest.mark.parametrize("walls", ["random", "carved"])
+def test_mazes_of_long_paths_are_trained_on(walls):
+    """A side of the defaults that no such maze has is no reason to refuse."""
+    config = TaskConfig(name="maze", options={"walls": walls, "min_path": 40}, difficulty=(13, 13))
+    data = prepare_task(config)
+    assert data.task.tested == (17,)
+    assert steps_of(data.task, data.task.problem(0, 0, 13))[1] >= 40
 
 
 def test_random_walls_are_a_function_of_seed_index_and_level():
