@@ -19,6 +19,10 @@ class TaskConfig(Section):
     options: dict[str, Any] = Field(default={}, description="arguments of the task, as {size: 6}")
     difficulty: tuple[Count, Count] | None = Field(
         default=None, description="lowest and highest trained difficulty; null: the task's own range")
+    per_problem: bool = Field(
+        default=True,
+        description="draw a difficulty for each problem; false: one for each batch, which then is not padded where "
+                    "the difficulty decides the size")
     layout: Literal["full", "causal"] = Field(
         default="full", description="all cells at once, each attending to all others; or from left to right")
     window: Depth | None = Field(

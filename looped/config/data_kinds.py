@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
-from looped.config.data import DataConfig
+from looped.config.data import DataConfig, TaskConfig
 from looped.config.images import GENERATOR_NEEDS, ImageConfig
 from looped.errors import UserError
 from looped.import_path import class_at
@@ -78,7 +78,7 @@ TEXT = Kind("text", "text", lambda config: "text (no task.name, no images.source
             # two steps after three tenths of the training; docs/when-depth-pays.md
             auto={"objective": "full", "recurrence.mean": 2, "recurrence.from_share": 0.3, "model.state_init": "zero"})
 PUZZLES = Kind("puzzles", "a task", lambda config: f"task.name {config.task.name}",
-               (*(f"task.{name}" for name in ("options", "difficulty", "layout", "window")), "evaluation.difficulties",
+               (*(f"task.{name}" for name in TaskConfig.model_fields if name != "name"), "evaluation.difficulties",
                 "evaluation.num_problems", "model.padded_vocab_size", *ANSWERED),
                lambda config: config.task.layout == "full",
                because="under task.layout full all cells are predicted together", settles_cells=True, metric="solved",

@@ -77,6 +77,8 @@ READERS: tuple[Readers, ...] = (
     _where(["images.randaugment_ops", "images.randaugment_magnitude"], "images.randaugment", True),
     Readers(("data.dataset_config", "data.split", "data.streaming"), lambda config: config.data.dataset is not None,
             lambda config: "data.mixture" if config.data.mixture else "data.dataset null"),
+    Readers(("task.per_problem",), lambda config: len(set(config.task.difficulty or (0, 1))) > 1,
+            lambda config: f"task.difficulty {list(config.task.difficulty or ())}"),
     _where(["data.heldout_bytes"], "data.streaming", "endless"),
     _where(["data.heldout", "data.max_bytes", "data.vocab_size", "data.cache_dir"], "data.streaming", False, True),
     _where(["optim.muon_lr"], "optim.name", "muon"),

@@ -24,34 +24,36 @@ MEASURED = 256
 
 @dataclass(frozen=True)
 class ProblemStream:
-    """Endless stream of problems, numbered `step * batch_size + row`, with uniform difficulties from low to high."""
+    """Endless stream of problems, numbered `step * batch_size + row`, with uniform difficulties from low to high, one
+    for each problem, or without `per_problem` for each batch."""
 
     task: Task
     low: int
     high: int
     causal: bool
     window: int | None = None
+    per_problem: bool = True
 
     def batch(self, step: int, *, batch_size: int, seed: int, rows: range | None = None) -> Batch:
         """The given rows (all by default) of the batch of an optimiser step, counted from 0."""
         indices = [step * batch_size + row for row in (rows if rows is not None else range(batch_size))]
-        return self.collate([self.problem(seed, index) for index in indices])
+        return self.collate([self.task.problem(seed, index, self.difficulty_of(seed, step, index))
+                             for index in indices])
 
     def collate(self, problems: Sequence[Problem]) -> Batch:
         """A batch of any problems of the task, in the layout of the stream."""
         return collate(self.task, problems, causal=self.causal, window=self.window)
 
-    def problem(self, seed: int, index: int) -> Problem:
-        return self.task.problem(seed, index, self.difficulty_of(seed, index))
-
-    def difficulty_of(self, seed: int, index: int) -> int:
+    def difficulty_of(self, seed: int, step: int, index: int) -> int:
+        """The difficulty of the problem of this index, which is in the batch of this step."""
         if self.low == self.high:
             return self.low
-        return int(rng_of("difficulty", seed, index).integers(self.low, self.high + 1))
+        drawn = rng_of("difficulty", seed, index) if self.per_problem else rng_of("difficulty of a batch", seed, step)
+        return int(drawn.integers(self.low, self.high + 1))
 
     def describe(self, step: int, *, batch_size: int, seed: int, rows: range) -> list[str]:
         """One line per row of a batch: its difficulty, index and seed."""
-        return [f"row {row}: {self.task.name}, {self.task.difficulty} {self.difficulty_of(seed, index)}, problem "
+        return [f"row {row}: {self.task.name}, {self.task.difficulty} {self.difficulty_of(seed, step, index)}, problem "
                 f"{index} of seed {seed}" for row in rows for index in [step * batch_size + row]]
 
 
@@ -123,7 +125,7 @@ def prepare_task(config: TaskConfig) -> TaskData:
     if config.layout == "causal" and task.causal is None:
         raise UserError(f"task.layout causal does not fit {task.name}, whose cells depend on all others; "
                         f"set task.layout to full")
-    stream = ProblemStream(task, low, high, config.layout == "causal", config.window)
+    stream = ProblemStream(task, low, high, config.layout == "causal", config.window, config.per_problem)
     check_problems(task, (low, high), causal=stream.causal)
     return TaskData(task, stream, _fingerprint(config, stream))
 
@@ -156,7 +158,8 @@ def trained_range(config: TaskConfig, task: Task | None = None) -> tuple[int, in
 
 
 def _fingerprint(config: TaskConfig, stream: ProblemStream) -> str:
-    digest = hashlib.sha256(json.dumps(config.model_dump(mode="json"), sort_keys=True).encode())
+    settings = config.model_dump(mode="json", exclude={"per_problem"})  # which decides no problem
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     digest.update(stream.task.contents)
     for difficulty in sorted({stream.low, stream.high}):
         for index in range(FINGERPRINTED):

@@ -219,6 +219,8 @@ def test_what_a_run_never_reads_is_in_the_table_and_what_it_reads_of_a_rule_is_n
      {"data.heldout": "data.streaming endless"}),
     ({"data.mixture.a.weight": 2, "data.split": "x"}, {"data.split": "data.mixture"}),
     ({"task.difficulty": [1, 2]}, {"task.difficulty": "text (no task.name, no images.source)"}),
+    ({"task.name": "prefix-sums", "denoise.context": "inject", "task.difficulty": [4, 4], "task.per_problem": False},
+     {"task.per_problem": "task.difficulty [4, 4]"}),
     ({"objective": "full", "denoise.bridge": "sampled"}, {}),  # as it is anyway
     ({"objective": "truncated", "recurrence.backprop": 2, "optim.schedule": "wsd", "optim.decay_fraction": 0.5}, {}),
 ])

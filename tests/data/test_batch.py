@@ -84,10 +84,31 @@ def test_any_rows_of_a_step_are_those_of_the_whole_step(layout):
 
 def test_difficulties_are_drawn_evenly_from_the_range():
     stream = prepare_task(task_config(difficulty=[3, 6])).train
-    counts = np.bincount([stream.difficulty_of(0, index) for index in range(4000)], minlength=7)
+    counts = np.bincount([stream.difficulty_of(0, index // 8, index) for index in range(4000)], minlength=7)
     assert counts[:3].sum() == 0
     assert abs(counts[3:] - 1000).max() < 140  # five standard deviations
     assert "bits" in stream.describe(0, batch_size=4, seed=0, rows=range(1))[0]
+
+
+def test_one_difficulty_for_a_batch_is_drawn_evenly_and_leaves_nothing_to_pad():
+    stream = prepare_task(task_config(difficulty=[3, 6], per_problem=False)).train
+    counts = np.bincount([stream.difficulty_of(0, step, step * 8) for step in range(4000)], minlength=7)
+    assert counts[:3].sum() == 0
+    assert abs(counts[3:] - 1000).max() < 140
+    for step in range(6):
+        whole = stream.batch(step, batch_size=8, seed=0)
+        assert len({line.split(",")[1] for line in stream.describe(step, batch_size=8, seed=0, rows=range(8))}) == 1
+        assert whole.inputs.shape[1] == len(stream.task.problem(0, 0, stream.difficulty_of(0, step, 0)))
+        assert torch.equal(stream.batch(step, batch_size=8, seed=0, rows=range(6, 8)).inputs, whole.inputs[6:])
+    mixed = prepare_task(task_config(difficulty=[3, 6])).train
+    assert len({line.split(",")[1] for line in mixed.describe(0, batch_size=8, seed=0, rows=range(8))}) > 1
+
+
+def test_the_problems_are_the_same_with_one_difficulty_for_a_batch():
+    """A run may be measured beside one trained with the other setting."""
+    one, other = (prepare_task(task_config(difficulty=[3, 6], per_problem=each)) for each in (True, False))
+    assert one.fingerprint == other.fingerprint
+    assert one.facts == other.facts
 
 
 def test_heldout_problems_do_not_depend_on_the_seed_of_training_and_are_not_its_own():
