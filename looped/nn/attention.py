@@ -6,7 +6,6 @@ Layout (batch, length, heads, head dim), as in xformers. Keys and values may hav
 import functools
 import math
 import warnings
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -25,7 +24,7 @@ from looped.nn.backends import (
 from looped.nn.causal_kernels import causal_kernel
 from looped.nn.mask_base import Mask, as_mask
 from looped.nn.masks import Causal, CleanNoisy
-from looped.nn.wide_attention import runs_wide
+from looped.nn.wide_attention import by_kernels
 from looped.tensor_types import Bool, Float
 
 Query = Float[Tensor, "batch queries heads dim"]
@@ -50,7 +49,7 @@ def attention(q: Query, k: KeyValue, v: KeyValue, mask: Mask | Bool[Tensor, "*ba
     mask.check(q.shape[0], q.shape[1], k.shape[1])
     if type(mask) is CleanNoisy:
         return _clean_noisy(q, k, v, mask, backend)
-    return _by_kernels(lambda q, k, v: RUN[resolve_backend(backend, mask, q, k, v)](q, k, v, mask), q, k, v)
+    return by_kernels(lambda q, k, v: RUN[resolve_backend(backend, mask, q, k, v)](q, k, v, mask), k.shape[1], q, k, v)
 
 
 def context_attention(q: Query, k_context: KeyValue, v_context: KeyValue, k_own: Own, v_own: Own, *,
@@ -66,16 +65,7 @@ def context_attention(q: Query, k_context: KeyValue, v_context: KeyValue, k_own:
     _check_heads(q, k, v)
     _check_heads(q, k_own, v_own)
     _check_rows(q, k, k_own)
-    return _by_kernels(lambda *rows: _to_context(*rows, strict, backend), q, k, v, k_own, v_own)
-
-
-def _by_kernels(run: Callable[..., Tensor], *rows: Tensor) -> Tensor:
-    """`run(*rows)` in the dtype of the rows, computed in float32 where that is faster (`runs_wide`)."""
-    q, k = rows[:2]
-    if not runs_wide(q, k):
-        return run(*rows)
-    with torch.autocast("cpu", enabled=False):
-        return run(*(each.float() for each in rows)).to(q.dtype)
+    return by_kernels(lambda *rows: _to_context(*rows, strict, backend), k.shape[1], q, k, v, k_own, v_own)
 
 
 def _to_context(q: Tensor, k: Tensor, v: Tensor, k_own: Tensor, v_own: Tensor, strict: bool, backend: str) -> Tensor:

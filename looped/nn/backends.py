@@ -9,8 +9,9 @@ mask's exact class, since a subclass may allow other pairs.
 import functools
 import importlib.util
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from looped.devices import pinned, to_device
+from looped.nn.bands import Part, parts_of, run_parts
 from looped.nn.masks import Causal, CleanNoisy, Full, Mask, Packed, Padded
 from looped.nn.wide_attention import HALF
 from looped.nn.xformers_build import load_fmha, unloaded
@@ -60,29 +62,42 @@ def needs_tensor(mask: Mask) -> bool:
 def run_sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
     """Attention by SDPA. Reads grouped heads and the (B, L, H, K) layout in place; the output has that layout."""
     num_queries, num_keys = q.shape[1], k.shape[1]
+    rows = [t.transpose(1, 2) for t in (q, k, v)]  # B H L K, as views
     options: dict = {"enable_gqa": q.shape[2] != k.shape[2]}
-    empty = None
+    if type(mask) is Full or (type(mask) is Causal and num_queries == 1):
+        return F.scaled_dot_product_attention(*rows, **options).transpose(1, 2)
     if type(mask) is Causal and num_queries == num_keys:
-        options["is_causal"] = True
-    elif type(mask) is not Full and not (type(mask) is Causal and num_queries == 1):
-        allowed, empty = mask.form(("sdpa", q.shape[0], num_queries, num_keys, q.device),
-                                   lambda: _sdpa_form(mask, num_queries, num_keys, q))
-        options["attn_mask"] = allowed
-    out = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)), **options)  # B H L K, as views
-    if empty is not None:
-        out = out.masked_fill(empty, 0)
+        return F.scaled_dot_product_attention(*rows, is_causal=True, **options).transpose(1, 2)
+    form = mask.form(("sdpa", q.shape[0], num_queries, num_keys, q.device),
+                     lambda: _sdpa_form(mask, num_queries, num_keys, q))
+    if form.parts:
+        out = run_parts(*rows, form.allowed, form.parts)
+    else:
+        out = F.scaled_dot_product_attention(*rows, attn_mask=form.allowed, **options)
+    if form.empty is not None:
+        out = out.masked_fill(form.empty, 0)
     return out.transpose(1, 2)
 
 
-def _sdpa_form(mask: Mask, num_queries: int, num_keys: int, q: Tensor) -> tuple[Tensor, Tensor | None]:
-    """(allowed pairs, the rows that may attend to no key, or None if there are none).
+class Allowed(NamedTuple):
+    """SDPA's form of a mask: the allowed pairs; the rows that may attend to no key, or None if there are none; parts to
+    compute, or none for the whole.
 
-    Kernels differ on such rows: NaN, zero, or the mean of v. So they attend to every key here, and their output is set
-    to zero; on a device always, since the host would wait to learn whether there are any.
+    Kernels differ on rows without keys: NaN, zero, or the mean of v. So they attend to every key here, and their output
+    is set to zero; on a device always, since the host would wait to learn whether there are any.
     """
+
+    allowed: Tensor
+    empty: Tensor | None
+    parts: Sequence[Part]
+
+
+def _sdpa_form(mask: Mask, num_queries: int, num_keys: int, q: Tensor) -> Allowed:
     allowed = mask.dense(q.shape[0], num_queries, num_keys, q.device)
-    empty = ~allowed.any(-1, keepdim=True)
-    return (allowed | empty, empty) if q.device.type != "cpu" or bool(empty.any()) else (allowed, None)
+    empty, parts = ~allowed.any(-1, keepdim=True), parts_of(allowed)
+    if q.device.type == "cpu" and not bool(empty.any()):
+        return Allowed(allowed, None, parts)
+    return Allowed(allowed | empty, empty, parts)
 
 
 # ----------------------------------------------------------------------------- SDPA with one kernel first

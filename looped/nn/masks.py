@@ -274,7 +274,7 @@ class Near(Mask):
     places: (1 or B, L, A). lengths: real rows of each sequence, as in `Padded`; None if all are real.
     """
 
-    places: Int[Tensor, "batch length axes"]
+    places: Int[Tensor, "one_or_batch length axes"]
     window: int
     lengths: Int[Tensor, "batch"] | None = None
 

@@ -1,6 +1,6 @@
 """Attention in half precision on the CPU, which is faster in float32 over few keys: when it is, and costs elsewhere."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -15,10 +15,14 @@ _counted_elsewhere = False
 """True while costs on another device are counted on CPU tensors without values."""
 
 
-def runs_wide(q: Tensor, k: Tensor) -> bool:
-    """True if attention casts these to float32, of which autograd keeps copies: short rows in half precision on the
-    CPU."""
-    return q.device.type == "cpu" and q.dtype in HALF and k.shape[1] <= SHORT and not _counted_elsewhere
+def by_kernels(run: Callable[..., Tensor], num_keys: int, *rows: Tensor) -> Tensor:
+    """`run(*rows)` in the dtype of the rows, of which each query meets `num_keys` keys, computed in float32 where that
+    is faster. Autograd keeps copies of the rows then."""
+    first = rows[0]
+    if first.device.type != "cpu" or first.dtype not in HALF or num_keys > SHORT or _counted_elsewhere:
+        return run(*rows)
+    with torch.autocast("cpu", enabled=False):
+        return run(*(each.float() for each in rows)).to(first.dtype)
 
 
 @contextmanager
