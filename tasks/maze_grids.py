@@ -102,9 +102,8 @@ class RandomWalls:
 
 
 def sides_with(steps: int, per_side: int, sides: Sequence[int]) -> tuple[int, ...]:
-    """Those of `sides` whose mazes surely have paths of so many steps, at `per_side` for each cell of the side; if none
-    has, the least side that does."""
-    return tuple(side for side in sides if steps <= per_side * side) or (-(-steps // per_side),)
+    """Those of `sides` whose mazes surely have paths of so many steps, at `per_side` for each cell of the side."""
+    return tuple(side for side in sides if steps <= per_side * side)
 
 
 def too_rare(min_path: int, side: int) -> UserError:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from looped.config import Config, parse_flag
+from looped.config.base import Section
 from looped.config.denoise import DENOISE_PRESETS, DenoiseConfig
 from looped.config.rules import AUTO, RULES
 from looped.errors import UserError, did_you_mean
@@ -40,7 +41,7 @@ ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,39}")
 class Arm:
     """One arm. `name`: its label in tables, by default `text`; `slug`: its unique label in file names; `config`: its
     full config; `text`: the objective with its settings; `own`: names of the settings in that text; `variant`: names of
-    the settings and sections that its variant sets."""
+    the settings that its variant changes."""
 
     name: str
     slug: str
@@ -101,12 +102,23 @@ def parse_arm(config: Config, text: str, *, taken: typing.Collection[str] = ()) 
     of_variant = VARIANTS[variant] if variant else {}
     flags = {"objective": objective} | of_variant | dict(map(_setting, settings))
     plain = " ".join([name, *settings])
+    changed = _changed(config, alias or text, flags)
     slug = base = alias or re.sub(r"[^A-Za-z0-9.=]+", "-", plain).strip("-")[:60]
     number = 2
     while slug in taken:
         slug, number = f"{base}-v{number}", number + 1
-    return Arm(alias or plain, slug, _changed(config, alias or text, flags), plain,
-               tuple(_setting(word)[0] for word in settings), tuple(of_variant))
+    return Arm(alias or plain, slug, changed, plain, tuple(_setting(word)[0] for word in settings),
+               tuple(_differing(config, changed, of_variant)))
+
+
+def _differing(config: Config, other: Config, names: typing.Iterable[str]) -> typing.Iterator[str]:
+    """The settings of different values, among those of these names or in sections of these names."""
+    for name in names:
+        value = config.value(name)
+        if isinstance(value, Section):
+            yield from _differing(config, other, (f"{name}.{inner}" for inner in type(value).model_fields))
+        elif value != other.value(name):
+            yield name
 
 
 def _words(text: str) -> tuple[str | None, str, list[str]]:

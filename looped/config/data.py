@@ -22,7 +22,7 @@ class TaskConfig(Section):
     per_problem: bool = Field(
         default=True,
         description="draw a difficulty for each problem; false: one for each batch, which then is not padded where "
-                    "the difficulty decides the size")
+                    "the difficulty decides the size; for a range of task.difficulty")
     layout: Literal["full", "causal"] = Field(
         default="full", description="all cells at once, each attending to all others; or from left to right")
     window: Depth | None = Field(

@@ -159,7 +159,8 @@ def sentences(found: Mapping[str, str]) -> list[str]:
 
 def unread_in_file(config: Config, flags: Collection[str]) -> list[str]:
     """Sentences about settings that the run of `config` does not read and that no flag set: those of its file."""
-    return sentences(unread(config, [name for name in set_names(config) if not _is_among(name, flags)]))
+    settings = [setting_of(flag) for flag in flags]
+    return sentences(unread(config, [name for name in set_names(config) if not _is_among(name, settings)]))
 
 
 def steps_of(config: Config) -> int | None:
@@ -201,7 +202,7 @@ def notice_arms(arms: Sequence[Arm], names: Iterable[str]) -> None:
         for each in sentences(unread(arm.config, arm.own)):
             warnings.warn(f"arm '{arm.name}': {each}", stacklevel=3)
         for name in (each for each in names if each not in arm.own):
-            if _is_among(name, arm.variant) or any(_is_among(each, [name]) for each in arm.variant):
+            if any(_is_among(each, [name]) for each in arm.variant):
                 warnings.warn(f"--{name} has no effect on arm '{arm.name}', whose variant sets it; add {name}=VALUE to "
                               f"the arm", stacklevel=3)
     for name in (each for each in names if all(each in arm.own for arm in arms)):

@@ -1,6 +1,8 @@
 """Cost of a config before it is run: parameters, FLOPs per optimiser step, bytes kept for backward."""
 
 from dataclasses import dataclass, replace
+from itertools import chain
+from statistics import fmean
 
 from torch import Tensor, nn
 
@@ -49,23 +51,27 @@ class Counts:
 
 def count(config: Config, vocab_size: int) -> Counts:
     """Counts of a config with a vocabulary of `vocab_size` tokens, from steps on fake tensors. Random decisions of a
-    rule, such as a depth or a block, enter by their mean (`Objective.decisions`)."""
+    rule, such as a depth or a block, enter by their mean (`Objective.decisions`); several typical micro-batches by the
+    mean of their FLOPs and the most that one keeps."""
     inputs = replace(domain_of(config).typical_inputs(config), vocab_size=vocab_size)
     training, plain = FakeTraining(config, inputs), config
     objective, core = training.objective, training.objective.model.recurrence.core
     learning = [p for p in objective.parameters() if p.requires_grad]
-    trained, part = sum(p.numel() for p in learning), inputs.micro_batches[0]
+    trained, parts = sum(p.numel() for p in learning), inputs.micro_batches
     hidden = hidden_matrices(objective) if config.optim.name == "muon" else set()
     matrices = sum(p.numel() for name, p in objective.named_parameters() if name in hidden)
     moments = 2 * trained - matrices  # AdamW keeps two of each weight, Muon one
-    costs = [(weight, training.step(part, decisions)) for weight, decisions in objective.decisions()]
-    kept = round(sum(weight * cost.kept for weight, cost in costs))
+    by_part = [[(weight / len(parts), training.step(part, decisions)) for weight, decisions in objective.decisions()]
+               for part in parts]
+    kept = round(len(parts) * max(sum(weight * cost.kept for weight, cost in costs) for costs in by_part))
+    costs = list(chain.from_iterable(by_part))
     gradients = max(cost.gradients for _, cost in costs)
     update = sum(flops_of(optimizer.step) for optimizer in build_optimizers(objective, config.optim))
     done = sum(weight * (cost.forward_flops + cost.backward_flops) for weight, cost in costs)
     if config.training.checkpoint_activations:  # FLOPs without recomputed layers
         plain = FakeTraining(config.replace(**{"training.checkpoint_activations": False}), inputs)
-        costs = [(weight, plain.step(part, decisions)) for weight, decisions in plain.objective.decisions()]
+        costs = [(weight / len(parts), plain.step(part, decisions))
+                 for part in parts for weight, decisions in plain.objective.decisions()]
     forward = config.training.accumulation * sum(weight * cost.forward_flops for weight, cost in costs)
     backward = config.training.accumulation * sum(weight * cost.backward_flops for weight, cost in costs)
     parameters, averages = _numel(objective), config.optim.ema_decay > 0
@@ -79,7 +85,7 @@ def count(config: Config, vocab_size: int) -> Counts:
         training_bytes=WIDE * (parameters * (1 + averages) + gradients + moments) + kept,
         checkpoint_bytes=_state_bytes(objective) * (1 + averages) + WIDE * moments,
         trained=trained, gradients=gradients, moments=moments, matrices=matrices,
-        tokens=(Batch.of(part) if isinstance(part, Tensor) else part).num_tokens / len(part),
+        tokens=fmean((Batch.of(part) if isinstance(part, Tensor) else part).num_tokens / len(part) for part in parts),
         layer_forwards=objective.layer_forwards())
 
 

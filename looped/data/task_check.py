@@ -29,8 +29,8 @@ NEEDED: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "trained": ("(lowest, highest) difficulty, from easiest",
                 lambda value: isinstance(value, tuple | list) and len(value) == 2 and all(map(_is_count, value))
                 and value[0] <= value[1]),
-    "tested": ("one difficulty or more, from easiest",
-               lambda value: isinstance(value, tuple | list) and len(value) > 0 and all(map(_is_count, value))),
+    "tested": ("difficulties from easiest, or () for the hardest trained one",
+               lambda value: isinstance(value, tuple | list) and all(map(_is_count, value))),
     "causal": ("'aligned', 'next-token' or None", lambda value: value in ("aligned", "next-token", None)),
     "one_per_difficulty": ("True or False", lambda value: isinstance(value, bool)),
 }
@@ -49,7 +49,7 @@ def check_declared(task: Task) -> None:
             raise UserError(f"task {kind} has no attribute {name}; give the class {name} = ..., {wanted}")
         if not fits(getattr(task, name)):
             raise UserError(f"task {kind} has {name} {getattr(task, name)!r}; make it {wanted}")
-    if min(task.tested) < task.easiest:
+    if min(task.tested, default=task.easiest) < task.easiest:
         raise UserError(f"task {task.name} tests difficulty {min(task.tested)}, below its easiest, {task.easiest}; "
                         f"raise the one or lower the other")
     if type(task).make is Task.make:

@@ -129,7 +129,7 @@ class Domain:
         return Inputs(parts, parts[0].num_rows, data.vocab_size, data.picture)
 
     def typical_inputs(self, config: Config) -> Inputs:
-        """A micro-batch whose sequences have the mean length of training, padded as much as is usual."""
+        """Micro-batches whose sequences have together the mean length of training, padded as much as is usual."""
         inputs = self.first_inputs(config)
         return replace(inputs, micro_batches=inputs.micro_batches[:1])
 

@@ -118,14 +118,26 @@ class Puzzles(Domain):
     def does(self, config: Config) -> str:
         return f"solves {config.task.name}"
 
+    def first_inputs(self, config: Config) -> Inputs:
+        """The first training batch; if a batch has one difficulty, one of the hardest instead, which needs the most."""
+        if config.task.per_problem:
+            return super().first_inputs(config)
+        high = open_data(config).train.high
+        return super().first_inputs(config.replace(**{"task.difficulty": (high, high)}))
+
     def typical_inputs(self, config: Config) -> Inputs:
-        """Problems spread evenly over the trained range: of its mean difficulty, and as long as a batch is padded."""
+        """Problems spread evenly over the trained range: of its mean difficulty, and as long as a batch is padded. If a
+        batch has one difficulty, up to five batches from the easiest to the hardest."""
         data, size = open_data(config), config.training.batch_size // config.training.accumulation
         low, num = data.train.low, data.train.high - data.train.low + 1
         levels = [low + (2 * row + 1) * num // (2 * size) for row in range(size)]
-        problems = {level: data.task.problem(0, 0, level) for level in {*levels}}
-        batch = data.collate([problems[level] for level in levels])
-        return Inputs([batch], batch.num_rows, data.vocab_size)
+        batches = [levels]
+        if not config.task.per_problem:
+            several = min(num, 5)
+            batches = [[low + round(part * (num - 1) / max(several - 1, 1))] * size for part in range(several)]
+        problems = {level: data.task.problem(0, 0, level) for level in set().union(*batches)}
+        parts = [data.collate([problems[level] for level in batch]) for batch in batches]
+        return Inputs(parts, parts[0].num_rows, data.vocab_size)
 
     def batches(self, data: TaskData, config: Config) -> Iterable[Batch]:
         """Problems of the hardest trained difficulty."""

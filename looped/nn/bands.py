@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from looped.nn.wide_attention import by_kernels
+from looped.nn.wide_attention import by_kernels, counts_elsewhere
 from looped.tensor_types import Bool
 
 ROWS = 64
@@ -34,9 +34,10 @@ class Part(NamedTuple):
 
 def parts_of(allowed: Bool[Tensor, "batch 1 queries keys"]) -> list[Part]:
     """The parts of a mask on the CPU; none if they would not be faster than the whole, and none inside `torch.compile`,
-    where the values of a mask are not at hand."""
+    where the values of a mask are not at hand, or while costs on another device are counted."""
     num_queries, num_keys = allowed.shape[-2:]
-    if num_queries <= 2 * ROWS or allowed.device.type != "cpu" or torch.compiler.is_compiling():
+    here = allowed.device.type == "cpu" and not counts_elsewhere()
+    if num_queries <= 2 * ROWS or not here or torch.compiler.is_compiling():
         return []
     of_some, parts = allowed.flatten(0, 1).any(0), []
     for first in range(0, num_queries, ROWS):

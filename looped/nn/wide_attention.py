@@ -11,8 +11,7 @@ SHORT = 512
 """On the CPU, most keys for which attention is faster in float32 than in half precision. Backward passes of SDPA over
 64 x 4 heads of 81 rows: 41 ms in bf16, 10 ms in float32; both passes over 4 x 4 heads of 512 rows: 24 ms each; over 2 x
 4 heads of 900 rows: 31 and 37 ms (torch 2.13, one thread of an AMD EPYC with AVX512-BF16)."""
-_counted_elsewhere = False
-"""True while costs on another device are counted on CPU tensors without values."""
+_counted_elsewhere = False  # see `counts_elsewhere`
 
 
 def by_kernels(run: Callable[..., Tensor], num_keys: int, *rows: Tensor) -> Tensor:
@@ -23,6 +22,11 @@ def by_kernels(run: Callable[..., Tensor], num_keys: int, *rows: Tensor) -> Tens
         return run(*rows)
     with torch.autocast("cpu", enabled=False):
         return run(*(each.float() for each in rows)).to(first.dtype)
+
+
+def counts_elsewhere() -> bool:
+    """True while costs on another device are counted on CPU tensors without values."""
+    return _counted_elsewhere
 
 
 @contextmanager

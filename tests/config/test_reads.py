@@ -259,18 +259,21 @@ def test_the_presets_of_arms_are_not_complained_about():
         notice_arms(parse_arms(load_config(None), "ar,truncated,denoise:paper,denoise:concat"), [])
 
 
-@pytest.mark.parametrize(("flag", "arm", "said"), [
-    ("denoise.bridge", "denoise:paper", True),
-    ("denoise.noise.sigma_min", "denoise:paper", True),             # the variant sets the whole section
-    ("denoise.bridge", "denoise:paper denoise.bridge=hard", False),
-    ("denoise.bridge", "denoise:concat", False),
-    ("denoise.bridge", "denoise", False),
+@pytest.mark.parametrize(("flag", "value", "arm", "said"), [
+    ("denoise.bridge", "hard", "denoise:paper", True),
+    ("denoise.noise.sigma_min", 0.1, "denoise:paper", True),        # the variant sets the whole section
+    ("denoise.noise", "wide", "denoise:paper", True),
+    ("denoise.bridge", "soft", "denoise:paper", False),             # what the variant sets as well
+    ("denoise.noise.sigma_min", 0.002, "denoise:paper", False),
+    ("denoise.noise", "paper", "denoise:paper", False),
+    ("denoise.bridge", "hard", "denoise:paper denoise.bridge=hard", False),
+    ("denoise.bridge", "hard", "denoise:concat", False),
+    ("denoise.bridge", "hard", "denoise", False),
 ])
-def test_a_flag_that_the_variant_of_an_arm_overrides_is_named(flag, arm, said):
-    base = {flag: {"denoise.bridge": "hard", "denoise.noise.sigma_min": 0.1}[flag]}
+def test_a_flag_that_the_variant_of_an_arm_overrides_is_named(flag, value, arm, said):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        notice_arms(parse_arms(load_config(None, base), f"{arm},plain=denoise"), base)
+        notice_arms(parse_arms(load_config(None, {flag: value}), f"{arm},plain=denoise"), {flag: value})
     wanted = f"--{flag} has no effect on arm '{arm}', whose variant sets it; add {flag}=VALUE to the arm"
     assert [str(each.message) for each in caught] == ([wanted] if said else [])
 
@@ -288,6 +291,12 @@ def test_the_command_says_it_once_and_lists_what_a_file_holds_for_others(capsys)
     assert len(caught) == 1
     listed = capsys.readouterr().out.splitlines()[-1]
     assert listed == "denoise.target.dim has no effect under objective full"
+
+
+def test_a_flag_within_a_setting_is_not_one_of_the_file(capsys):
+    with pytest.warns(UserWarning, match=re.escape("data.mixture has no effect under task.name sudoku")):
+        assert main(["info", "configs/sudoku4-denoise.yaml", "--data.mixture.web.dataset", "x"]) == 0
+    assert "no effect" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["smoke", "stdlib-full", "stdlib-denoise", "stdlib-truncated", "sudoku4-denoise",

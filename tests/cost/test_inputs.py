@@ -123,3 +123,29 @@ def test_documents_kept_apart_are_timed_under_their_mask(objective):
     batch = stepper.objective.ask(stepper.inputs.micro_batches[0])
     assert batch.documents.max() > 0
     assert stepper.loss().isfinite()
+
+
+def test_with_one_difficulty_for_a_batch_costs_are_their_mean_and_memory_that_of_the_hardest():
+    settings = SMALL | {"task.name": "prefix-sums", "denoise.context": "inject", "objective": "full"}
+
+    def counts(low, high, **more):
+        return count(load_config(None, settings | {"task.difficulty": [low, high]} | more), 4)
+
+    found = counts(4, 32, **{"task.per_problem": False})
+    single = [counts(level, level) for level in (4, 11, 18, 25, 32)]
+    assert found.step_flops == pytest.approx(sum(each.step_flops for each in single) / 5, rel=1e-6)
+    assert found.forward_flops == pytest.approx(sum(each.forward_flops for each in single) / 5, rel=1e-6)
+    assert found.tokens == pytest.approx(sum(each.tokens for each in single) / 5)
+    assert found.saved_activation_bytes == single[-1].saved_activation_bytes
+    padded = counts(4, 32)
+    assert found.step_flops < 0.75 * padded.step_flops
+    assert counts(5, 5, **{"task.per_problem": False}) == counts(5, 5)
+
+
+def test_a_benchmark_times_the_hardest_of_them():
+    settings = SMALL | {"task.name": "prefix-sums", "denoise.context": "inject"}
+    for seed in range(3):
+        config = load_config(None, settings | {"task.difficulty": [4, 32], "task.per_problem": False, "seed": seed})
+        timed, hardest = (domain_of(each).first_inputs(each) for each in (
+            config, load_config(None, settings | {"task.difficulty": [32, 32], "seed": seed})))
+        assert torch.equal(timed.micro_batches[0].inputs, hardest.micro_batches[0].inputs)

@@ -158,7 +158,8 @@ def test_the_number_of_training_puzzles_is_of_a_fixed_choice(folder):
     path, rows = folder
     options = {"size": 6, "path": str(path), "num_puzzles": 3}
     data = prepare_task(TaskConfig(name="sudoku", options=options))
-    chosen = {as_text(data.task, data.train.problem(seed, index)) for seed in range(4) for index in range(60)}
+    chosen = {as_text(data.task, data.task.problem(seed, index, data.train.low)) for seed in range(4)
+              for index in range(60)}
     assert len(chosen) == 3
     assert chosen < set(rows[:8])
     assert set(drawn(data.task, heldout=True)) == set(rows[8:])

@@ -162,7 +162,7 @@ FAULTS = {
     "a symbol twice": (declared(symbols=(".", "1", "1")),
                        "has symbols ('.', '1', '1'); make it two or more different strings"),
     "trained downwards": (declared(trained=(4, 2)), "has trained (4, 2); make it (lowest, highest) difficulty"),
-    "nothing tested": (declared(tested=()), "has tested (); make it one difficulty or more"),
+    "a negative one tested": (declared(tested=(4, -1)), "has tested (4, -1); make it difficulties from easiest"),
     "tested too easy": (declared(tested=(0, 4)), "tests difficulty 0, below its easiest, 1"),
     "an order that is none": (declared(causal=True), "has causal True; make it 'aligned', 'next-token' or None"),
     "short coordinates": (declared(coordinates=lambda self, length: np.arange(length)),
@@ -207,7 +207,7 @@ def test_the_sentences_of_the_guide_are_those_that_are_said(monkeypatch, uncheck
 
 
 def test_the_same_task_without_a_fault_is_opened(monkeypatch):
-    assert opened(monkeypatch, Reverse).train.problem(0, 0).scored.any()
+    assert opened(monkeypatch, Reverse).train.batch(0, batch_size=1, seed=0).scored.any()
 
 
 @pytest.mark.parametrize("right", [np.bool_, bool])
@@ -259,12 +259,12 @@ def test_a_file_of_one_training_and_one_heldout_puzzle_passes(tmp_path):
     task = find_task("sudoku")
     path = write_csv(tmp_path / "puzzles.csv", [as_text(task, task.problem(0, index, 9)) for index in range(2)])
     data = prepare_task(TaskConfig(name="sudoku", options={"path": path}))
-    assert (data.heldout(1, 9)[0].inputs != data.train.problem(0, 0).inputs).any()
+    assert (data.heldout(1, 9)[0].inputs != data.train.batch(0, batch_size=1, seed=0).inputs[0].numpy()).any()
 
 
 def test_a_first_cell_that_is_asked_is_refused_from_left_to_right_alone(monkeypatch):
     task = changed(inputs=lambda p: p.inputs * 0, scored=lambda p: p.scored | True)
-    assert opened(monkeypatch, task, layout="full").train.problem(0, 0).scored[0]
+    assert opened(monkeypatch, task, layout="full").train.batch(0, batch_size=1, seed=0).scored[0, 0]
     with pytest.raises(UserError, match=r"its first cell is scored, but under task\.layout causal no cell"):
         opened(monkeypatch, task, layout="causal")
 
