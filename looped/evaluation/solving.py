@@ -209,8 +209,8 @@ class TaskEvaluation:
 def levels_of(data: TaskData, config: Config, options: Options) -> tuple[int, ...]:
     """The difficulties of an evaluation, ascending: of the options, else of the config, else the task's own, else the
     hardest trained one."""
-    own = data.task.tested or (data.train.high,)
-    return tuple(sorted(options.difficulties or config.evaluation.difficulties or own))
+    return tuple(sorted(options.difficulties or config.evaluation.difficulties or data.task.tested
+                        or (data.train.high,)))
 
 
 def evaluate_task(objective: Objective, data: TaskData, config: Config, depths: Sequence[int], options: Options, *,

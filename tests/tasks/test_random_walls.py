@@ -6,10 +6,13 @@ from puzzle_helpers import as_text, fingerprint, write_csv
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import shortest_path
 
+from looped.config import load_config
 from looped.config.data import TaskConfig
 from looped.data.task import find_task
 from looped.data.task_data import prepare_task
 from looped.errors import UserError
+from looped.evaluation.options import Options
+from looped.evaluation.solving import levels_of
 from looped.tasks import maze_grids
 from looped.tasks.maze_grids import far_cells
 
@@ -121,3 +124,14 @@ def test_a_file_of_the_form_of_maze_hard_is_read(tmp_path):
     assert as_text(read, read.problem(0, 0, 30, heldout=True)) == rows[2]
     problems = [read.problem(0, index, 30) for index in range(9)]
     assert all(read.is_right(problem, problem.targets) for problem in problems)
+
+
+def test_mazes_of_no_tested_side_are_measured_at_the_trained_one():
+    """The rule of Maze-Hard, in small: no default side surely has such paths."""
+    settings = {"task.name": "maze", "task.options": {"min_path": 52}, "task.difficulty": [17, 17],
+                "denoise.context": "inject"}
+    config = load_config(None, settings)
+    data = prepare_task(config.task)
+    assert data.task.tested == ()
+    assert levels_of(data, config, Options()) == (17,)
+    assert levels_of(data, load_config(None, settings | {"evaluation.difficulties": [9]}), Options()) == (9,)
