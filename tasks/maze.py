@@ -29,10 +29,9 @@ ALL_HAVE = "maze: all mazes of the file have side"
 class Maze(FromFile):
     """loops: fraction of the remaining walls between two rooms that are opened as well, 0 to 1. walls: carved, or
     random, of 0.3 to 0.5 of the cells. min_path: least number of steps from start to goal; 0: any, or with random walls
-    one less than the side; without evaluation.difficulties, only sides that surely have such paths are measured,
-    or the trained one.
-    path: a CSV like Maze-Hard's, or a folder with train.csv and test.csv, whose mazes are used instead of generated
-    ones.
+    one less than the side; without evaluation.difficulties, only sides that surely have such paths are measured, or the
+    trained one. path: a CSV like Maze-Hard's, or a folder with train.csv and test.csv, whose mazes are used instead of
+    generated ones.
 
     For a file also: symmetries: true turns and mirrors the training mazes at random; a training maze that is symmetric
     to a held-out one is then left out. num_puzzles: the number of training mazes, chosen at random once for all seeds;
