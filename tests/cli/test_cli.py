@@ -1,5 +1,6 @@
 """The command line: help that teaches, one sentence and exit code 2 for bad input, and the whole path on a tiny run."""
 
+import gc
 import json
 import re
 import subprocess
@@ -52,6 +53,19 @@ def test_help_loads_no_torch():
     code = "import sys; from looped.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "looped train smoke" in done.stdout
+
+
+def test_a_command_lets_the_collector_look_rarely_and_leaves_it_as_it_was(monkeypatch):
+    before, during = (700, 10, 10), []
+    monkeypatch.setattr("looped.cli._dispatch", lambda _: during.append(gc.get_threshold()) or 0)
+    restored = gc.get_threshold()
+    gc.set_threshold(*before)
+    try:
+        assert main([]) == 0
+        assert gc.get_threshold() == before
+    finally:
+        gc.set_threshold(*restored)
+    assert during[0][0] > 100 * before[0]
 
 
 @pytest.mark.parametrize("verb", VERBS)
