@@ -36,7 +36,7 @@ class Compare(Verb):
     jobs: int = 1
     """runs at a time; with a budget in seconds they should not share a processor"""
     depths: str | None = None
-    """loop or solver steps to measure; if not given, 1, the mean trained depth, and four times that"""
+    """loop or solver steps to measure; if not given, 1, recurrence.mean, and four times that"""
     difficulties: str | None = None
     """tasks: difficulties to measure in addition to the hardest trained one, e.g. 16,32,64; if not given,
     evaluation.difficulties, or the task's own"""

@@ -156,11 +156,15 @@ class Eval(Verb):
         from looped.hub.eval_models import open_encoder, open_features, open_judge, open_twin
         from looped.inference.exits import Exit
 
-        twin, other = (open_twin(path, run, flag) if path is not None else None
-                       for flag, path in (("twin", self.twin), ("match", self.match)))
+        def reference(flag: str, path: Path | None) -> Reference | None:
+            if path is None:
+                return None
+            other = open_twin(path, run, flag)
+            return Reference(str(other.path), other.objective, other.config.main_depth)
+
         return Options(
-            trajectories=self.trajectories, probes=self.probes, twin=twin and twin.objective,
-            match=Reference(str(other.path), other.objective, other.config.main_depth) if other is not None else None,
+            trajectories=self.trajectories, probes=self.probes,
+            twin=reference("twin", self.twin), match=reference("match", self.match),
             judge=open_judge(self.judge, run) if self.judge is not None else None,
             mauve=open_encoder(self.mauve, run.device) if self.mauve is not None else None,
             difficulties=self._difficulties(run, settings),

@@ -33,8 +33,9 @@ class Generate(Verb):
     prompts: Path | None = None
     """a file with one prompt per line instead (empty lines are skipped); all are continued in one batch, each as it
     would be alone"""
-    depth: int = 8
-    """loop or solver steps per token; for masked diffusion, unmasking steps of the whole text"""
+    depth: int | None = None
+    """loop or solver steps per token, for masked diffusion unmasking steps of the whole text; if not given, the number
+    that the run was trained for, or recurrence.mean steps of a solver"""
     num_tokens: int = 128
     """tokens to generate"""
     num_samples: int = 1
@@ -65,7 +66,8 @@ class Generate(Verb):
 
     def __call__(self, settings: Settings) -> None:
         for name in ("depth", "num_tokens", "num_samples"):
-            check_range(f"--{name.replace('_', '-')}", getattr(self, name))
+            if getattr(self, name) is not None:
+                check_range(f"--{name.replace('_', '-')}", getattr(self, name))
         from looped.devices import Placement
         from looped.domains import domain_of
         from looped.domains.base import Request
@@ -78,7 +80,8 @@ class Generate(Verb):
         need_whole(run, domain.makes or "writes text")
         if domain.makes:
             self._check(domain, run.config)
-        request = Request(self._texts, **{field.name: getattr(self, field.name) for field in fields(Request)[1:]})
+        asked = {field.name: getattr(self, field.name) for field in fields(Request)[1:]}
+        request = Request(self._texts, **asked | {"depth": self.depth or run.config.sample_depth})
         with place.at_work(run.config.training.threads):
             for line in domain.generate(run, request):
                 print(line)
@@ -95,5 +98,7 @@ class Generate(Verb):
         from looped.data.prompts import check_prompt, read_piped, read_prompts
 
         if self.prompts is not None:
+            if self.prompt != "\n":
+                raise UserError(f"--prompt and --prompts {self.prompts} are both given; leave one out")
             return read_prompts(self.prompts)
         return [read_piped(sys.stdin.buffer) if self.prompt == "-" else check_prompt(self.prompt)]

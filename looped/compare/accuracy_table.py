@@ -57,7 +57,7 @@ def share_notes(arms: Sequence[ShareSummary], plan: Plan, *, one: str, group: st
     depth = next(iter(by_depth))
     num, half = len(by_depth[depth]), len(first.reported(difficulty, depth))
     return [
-        f"trained depth: the mean trained depth of a loop; for a denoiser and ar, which are trained in one pass, one "
+        f"trained depth: recurrence.mean of a loop; for a denoiser and ar, which are trained in one pass, one "
         f"step per block of the core. deepest: the largest measured depth, out of {', '.join(map(str, plan.depths))} "
         f"and the trained depth.",
         f"best depth: chosen on one half of the {num} {group} (those with even numbers), over all seeds of an arm; "

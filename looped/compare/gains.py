@@ -94,9 +94,16 @@ def _config(arm: ArmSummary) -> Any:
 
 def _cost(arm: ArmSummary) -> tuple[float, float]:
     """(parameters, FLOPs of training, forward and backward)."""
-    config = _config(arm)
-    counts = count(config, source_of(config).vocab_size(config))
-    return counts.parameters, counts.step_flops * arm.costs["step"].mean
+    config, steps = _config(arm), arm.costs["step"].mean
+    vocab_size = source_of(config).vocab_size(config)
+    counts, more = count(config, vocab_size), config.rule.one_more(config)
+    flops = counts.step_flops
+    if more:  # counted for a solver that runs to its limit: what the measured steps have run less
+        deeper = count(config.replace(**more), vocab_size)
+        layer = (deeper.step_flops - flops) / (deeper.layer_forwards - counts.layer_forwards)
+        measured = arm.costs["layer_forwards"].mean / (steps * config.training.batch_size)
+        flops += layer * (measured - counts.layer_forwards)
+    return counts.parameters, flops * steps
 
 
 def gain_sections(arms: Sequence[ArmSummary], plan: Plan, found: Sequence[Gain]) -> list[Section]:

@@ -44,10 +44,8 @@ class RunSpec:
 
     @property
     def text_depth(self) -> int:
-        """The depth of the samples that represent the arm: the one pass of `ar`, the mean depth of a loop, and as many
-        steps for a solver, which can take any number."""
-        config = self.arm.config
-        return config.recurrence.mean if config.rule.free_depth else config.main_depth
+        """The depth of the samples that represent the arm."""
+        return self.arm.config.sample_depth
 
     @property
     def text_depths(self) -> list[int]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from looped.compare.curve import Metric
-from looped.compare.measure import Common, MeanMeasured, Measurer, step_of
+from looped.compare.measure import Common, MeanMeasured, Measurer
 from looped.compare.plan import AGAIN, Plan, RunSpec
 from looped.data.text import TextData
 from looped.data.token_numbers import tokenizer_of
@@ -21,6 +21,7 @@ from looped.evaluation.plots import AXES
 from looped.evaluation.sample_quality import Quality, Reference, matched_quality
 from looped.inference.sequence_batch import as_lists
 from looped.tensor_types import Float, Int
+from looped.training.checkpoint import newest_hash
 from looped.training.runs import Run
 
 NEXT_TOKEN = Metric("next_token", "loss", " as a next-token predictor", AXES["nats_per_token"], higher_is_better=False,
@@ -48,7 +49,7 @@ class TextMeasured(MeanMeasured):
 
     @property
     def followed(self) -> Float[Tensor, "num"]:
-        """Nats/token as a next-token predictor: a denoiser at sigma_max, a loop at its mean trained depth; for masked
+        """Nats/token as a next-token predictor: a denoiser at sigma_max, a loop at `recurrence.mean`; for masked
         diffusion its bound."""
         for metric in ("nats_at_sigma_max", "nats_bound"):
             if metric in self.losses:
@@ -93,7 +94,7 @@ class TextMeasurer(Measurer):
                     None)
 
     def inputs(self, place: RunSpec) -> dict[str, Any]:
-        others = [other and [other.run.name, step_of(other)] for other in (self.twin_of(place), self.judge_of(place))]
+        others = [other and newest_hash(other.run) for other in (self.twin_of(place), self.judge_of(place))]
         return super().inputs(place) | {"others": others}
 
     def evaluate(self, place: RunSpec) -> dict[str, Any]:
@@ -129,6 +130,7 @@ class TextMeasurer(Measurer):
         if twin is None or judge is None:
             return Quality()
         reader = self.load(judge)
-        return matched_quality(run.objective, Reference(twin.name, self.load(twin).objective, 1),
-                               Judge(judge.name, reader.objective, 1, reader.tokenizer.json()), prompts, texts,
+        reference = Reference(twin.name, self.load(twin).objective, twin.config.main_depth)
+        reads = Judge(judge.name, reader.objective, judge.config.main_depth, reader.tokenizer.json())
+        return matched_quality(run.objective, reference, reads, prompts, texts,
                                {"num_tokens": run.config.evaluation.sample_length, "seed": place.seed})

@@ -70,16 +70,16 @@ def text_notes(arms: Sequence[TextSummary], plan: Plan) -> list[str]:
     found = [
         f"Held-out loss in nats/token (lower is better) of the same {first.examples}, of "
         f"{config.data.length} tokens each, {over_seeds(plan)}.",
-        f"next token: the metric that all arms share: a loop at its mean trained depth ({means}), ar with its single "
-        f"step, a denoiser in one pass at sigma_max, with the nats that its noisy input can still say of the target "
+        f"next token: the metric that all arms share: a loop at recurrence.mean ({means}), ar with its single step, a "
+        f"denoiser in one pass at sigma_max, with the nats that its noisy input can still say of the target "
         f"there added, |y|^2 / (2 sigma_max^2). Masked diffusion has no next-token prediction; its bound over all "
         f"tokens is given instead.",
         f"against {arms[0].name}: the difference in that metric, paired by sequence and seed; the 95 % interval is a "
         f"bootstrap over {first.units}{taken} of the mean over seeds, so it does not include the spread between seeds.",
         "depth n: after n loop steps; for a denoiser the variational bound of its n-step stochastic solver, for masked "
         "diffusion the bound of n unmasking steps.",
-        f"distinct-2: the fraction of distinct bigrams among all token bigrams of the samples, at the mean trained "
-        f"depth (a denoiser with {means} solver steps, ar with one).",
+        f"distinct-2: the fraction of distinct bigrams among all token bigrams of the samples, at recurrence.mean "
+        f"({means}; a denoiser with as many solver steps, ar with one step).",
     ]
     blocks = {config.denoise.block_size for config in configs
               if not not_read_under(config, "denoise.block_size")} - {1}

@@ -120,6 +120,12 @@ class Config(Section):
         return self.rule.depth(self)
 
     @property
+    def sample_depth(self) -> int:
+        """The depth of samples if none is asked for: `main_depth`, or, of a solver, which can take any number of steps,
+        `recurrence.mean`."""
+        return self.recurrence.mean if self.rule.free_depth else self.main_depth
+
+    @property
     def block_layers(self) -> tuple[int, ...]:
         """Number of layers in each block of the core."""
         return self.blocks.split(self.model.num_core_layers)

@@ -44,8 +44,8 @@ class RecurrenceConfig(Section):
     depths: dict[Depth, Positive] = Field(
         default={},
         description="the depths that `listed` draws from, each with its weight: {1: 5, 4: 1} runs four steps in a "
-                    "sixth of the sequences and one in the others; `mean` is then only the depth of samples and of the "
-                    "initial weights' scale")
+                    "sixth of the sequences and one in the others; `mean`, one of them, is then only the depth of "
+                    "samples, of comparisons and of the initial weights' scale")
     quantile: Annotated[float, Field(gt=0, le=1)] = Field(
         default=1.0,
         description="depths above this quantile of `huginn` are drawn anew: a batch runs as many steps as its deepest "

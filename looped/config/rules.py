@@ -93,9 +93,10 @@ class Rule:
     other rules. blocks: the core may have several blocks; `independent`: they train without each other.
     trains_one_block: an optimiser step trains one of several blocks. residual_layers: layers on the longest residual
     path in training, if not those of prelude, passes and coda. passes: passes through the whole core per training step.
-    as_deep_as_mean: settings that make every step as deep as the mean. choices: the choices among trajectories that it
-    supports, of `looped.config.choices`. alike: settings under which all trajectories of a problem are the same, "" if
-    they differ. checks: functions that reject a config, in this order.
+    as_deep_as_mean: settings that make every step as deep as the mean. one_more: settings with which a solver that
+    stops by its residual may apply the core once more; {} if every step applies it as often as counted. choices: the
+    choices among trajectories that it supports, of `looped.config.choices`. alike: settings under which all
+    trajectories of a problem are the same, "" if they differ. checks: functions that reject a config, in this order.
     """
 
     name: str
@@ -117,6 +118,7 @@ class Rule:
     residual_layers: Callable[[Any], int] | None = None
     passes: Callable[[Any], float] = _whole_passes
     as_deep_as_mean: Callable[[Any], dict[str, Any]] = _nothing
+    one_more: Callable[[Any], dict[str, Any]] = _nothing
     choices: tuple[str, ...] = OF_STEPS
     alike: Callable[[Any], str] = _they_differ
     checks: tuple[Callable[[Any], None], ...] = (check_blocks, _check_kind)
@@ -179,6 +181,14 @@ def _check_loss_drawn(config: Any) -> None:
     if recurrence.loss_on != "last" and recurrence.per_sequence and drawn:
         raise ValueError(f"recurrence.loss_on {recurrence.loss_on} needs one depth for the whole batch; set "
                          f"recurrence.per_sequence to false, or recurrence.distribution to fixed")
+
+
+def _check_mean_listed(config: Any) -> None:
+    depths, mean = config.recurrence.listed, config.recurrence.mean
+    if depths is not None and mean not in depths:
+        near = min(depths, key=lambda depth: (abs(depth - config.recurrence.mean_depth), depth))
+        raise ValueError(f"recurrence.mean {mean}, the depth at which the loop is compared and sampled, is not in "
+                         f"recurrence.depths {dict(depths)}, so it is never trained; set it to one of them, as {near}")
 
 
 def _check_stages(config: Any) -> None:
@@ -297,7 +307,7 @@ RULES: dict[str, Rule] = {rule.name: rule for rule in (
     Rule("truncated", f"{BPTT}.Truncated", alike=_same_start, loops=True, blocks=True, as_deep_as_mean=_as_deep_as_mean,
          reads=(*NOISY, "recurrence.mean", "recurrence.backprop", "recurrence.distribution", "recurrence.quantile",
                 "recurrence.depths", "recurrence.per_sequence", *STAGES, *READ_AT, "revisit"),
-         checks=(_check_no_gate, _check_loss_drawn, _check_teaches, check_revisit, check_blocks,
+         checks=(_check_no_gate, _check_mean_listed, _check_loss_drawn, _check_teaches, check_revisit, check_blocks,
                  _check_whole_passes, _check_drawn_passes, _check_kind)),
     Rule("progressive", f"{BPTT}.Progressive", alike=_same_start, loops=True,
          reads=(*NOISY, "recurrence.mean", *READ_AT, "recurrence.progressive_weight"),
@@ -310,6 +320,7 @@ RULES: dict[str, Rule] = {rule.name: rule for rule in (
     Rule("fixed-point", "looped.objectives.fixed_point.FixedPoint", loops=True, reads=(*DEEP, "fixed_point"),
          alike=_same_start,
          depth=lambda config: config.fixed_point.max_steps,
+         one_more=lambda config: {"fixed_point.max_steps": config.fixed_point.max_steps + 1},
          checks=(_loss_once("at the fixed point"), _check_uncounted, check_blocks, _check_kind)),
     Rule("denoise", "looped.objectives.denoise.Denoise",
          {"generate": "looped.objectives.pixel_denoising.DenoisePixels"},

@@ -218,7 +218,7 @@ class Text(Domain):
         return TextEvaluated([*rows, *found.rows], exits, found, each, sources, documents)
 
     def generate(self, run: Any, request: Request) -> Iterator[str]:
-        """Continuations of all prompts, computed in one batch."""
+        """Continuations of all prompts, computed in one batch; the n-th of each draws as the n-th of a prompt alone."""
         prompts = [prompt for prompt in request.prompts() for _ in range(request.num_samples)]
         tokenizer = run.tokenizer
         ids = [torch.tensor(tokenizer.encode(prompt), dtype=torch.long) for prompt in prompts]
@@ -226,6 +226,7 @@ class Text(Domain):
         tokens = generate(run.objective, padded.to(run.device), lengths=torch.tensor([len(row) for row in ids]),
                           num_tokens=request.num_tokens, depth=request.depth, temperature=request.temperature,
                           top_k=request.top_k, top_p=request.top_p, seed=run.config.seed, stop=request.stop,
+                          rows=[*range(request.num_samples)] * (len(prompts) // request.num_samples),
                           decode=tokenizer.decode, past_the_end=request.past_the_end)
         ending = Ending(stop=request.stop, decode=tokenizer.decode)
         for prompt, text in zip(prompts, map(tokenizer.decode, as_lists(tokens)), strict=True):

@@ -8,7 +8,6 @@ from looped.evaluation.judge import Reader
 from looped.evaluation.mauve import Encoder
 from looped.evaluation.sample_quality import Reference
 from looped.inference.exits import Exit
-from looped.objectives.base import Objective
 
 
 @dataclass(frozen=True)
@@ -17,7 +16,7 @@ class Options:
 
     trajectories: int = 0
     probes: bool = False
-    twin: Objective | None = None
+    twin: Reference | None = None
     match: Reference | None = None
     judge: Reader | None = None
     mauve: Encoder | None = None

@@ -18,6 +18,7 @@ from looped.evaluation.depth_verdicts import NATS, verdict
 from looped.evaluation.intervals import Clusters, confidence_interval
 from looped.evaluation.likelihood import next_token_losses
 from looped.evaluation.metric_rows import Row, summarise
+from looped.evaluation.sample_quality import Reference
 from looped.evaluation.state_stats import StateStats, growth
 from looped.inference.rollout import rollout_of
 from looped.objectives.base import Objective, evaluating, rows_of_batch, token_losses
@@ -52,10 +53,11 @@ class Probes:
 
 @torch.no_grad()
 def probe(objective: Objective, tokens: Tokens, by_depth: Mapping[int, Float[Tensor, "num"]], *, vocab_size: int,
-          twin: Objective | None = None, seed: int = 0, clusters: Clusters | None = None) -> Probes:
+          twin: Reference | None = None, seed: int = 0, clusters: Clusters | None = None) -> Probes:
     """All probes that apply to the objective, on held-out sequences.
 
-    by_depth: nats/token of every sequence at each depth (`DepthSweep.per_example`). twin: the autoregressive baseline.
+    by_depth: nats/token of every sequence at each depth (`DepthSweep.per_example`). twin: the autoregressive baseline,
+    at its own depth.
     clusters: the document of each sequence.
     """
     with evaluating(objective):
@@ -63,7 +65,7 @@ def probe(objective: Objective, tokens: Tokens, by_depth: Mapping[int, Float[Ten
 
 
 def _probe(objective: Objective, tokens: Tokens, by_depth: Mapping[int, Float[Tensor, "num"]], vocab_size: int,
-           twin: Objective | None, seed: int, clusters: Clusters | None) -> Probes:
+           twin: Reference | None, seed: int, clusters: Clusters | None) -> Probes:
     mean = objective.ask(tokens).mean
     first = mean(next_token_losses(objective, tokens, min(by_depth), seed=seed)).cpu().double()
     rows = [Row("ln_vocabulary", math.log(vocab_size), math.log(vocab_size), math.log(vocab_size), 1)]
@@ -80,7 +82,7 @@ def _probe(objective: Objective, tokens: Tokens, by_depth: Mapping[int, Float[Te
                          f"{later[0].mean:.2f} nats/token, so its likelihoods are wrong; see what in its core or rule "
                          f"ignores the attention mask")
     if twin is not None:
-        behind = first - next_token_losses(twin, tokens, 1, seed=seed).mean(1).cpu().double()
+        behind = first - next_token_losses(twin.objective, tokens, twin.depth, seed=seed).mean(1).cpu().double()
         rows.append(summarise("behind_the_twin", behind, clusters=clusters))
     found = PROBES.get(rollout_of(objective).name, _of_others)(objective, tokens, max(by_depth), seed, clusters)
     rows, sentences = rows + found.rows, sentences + found.sentences

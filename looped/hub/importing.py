@@ -73,11 +73,11 @@ def max_length_of(run: Run) -> int:
 def _write(folder: Path, found: Pretrained, words: TextTokenizer, source: str) -> None:
     objective = build_objective(found.config, found.skeleton, words.end_of_text)
     shapes = {name: weight.shape for name, weight in objective.state_dict().items()}
-    weights = ((f"model.{name}", weight) for name, weight in found.weights())
     own = sorted(shapes.keys() - {f"model.{name}" for name in found.skeleton.state_dict()})
     if own:
         raise UserError(f"objective {found.config.objective} adds weights ({own[0]}) that {source} does not have; "
                         f"import it without --objective, then train with this objective and training.warm_start")
+    weights = ((f"model.{name}", weight) for name, weight in found.weights())  # checked here, before a file is written
     imported = {"imported": {"source": source, "family": found.family.name, "licence": _licence(found.folder),
                              "config": dict(found.raw)}}
     write_text(folder / STAMP, json.dumps(stamp(found.config, "cpu") | imported, indent=1))

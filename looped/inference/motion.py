@@ -19,8 +19,8 @@ class Motion:
         self.last: Float[Tensor, "window batch"] = torch.full((WINDOW, len(batch)), torch.nan,
                                                               device=batch.inputs.device)
 
-    def take(self, rows: Int[Tensor, "rows"], before: Float[Tensor, "rows length width"],
-             after: Float[Tensor, "rows length width"]) -> None:
+    def take(self, rows: Int[Tensor, "rows"], before: Float[Tensor, "rows length *state"],
+             after: Float[Tensor, "rows length *state"]) -> None:
         """Record a step of the problems with these indices."""
         change, norm = moved(before, after, self.cells[rows])
         new = change / norm.clamp_min(1e-30)
@@ -32,8 +32,9 @@ class Motion:
         return self.last.nanmean(0).nan_to_num(0.0)
 
 
-def moved(before: Float[Tensor, "rows length width"], after: Float[Tensor, "rows length width"],
+def moved(before: Float[Tensor, "rows length *state"], after: Float[Tensor, "rows length *state"],
           cells: Tensor) -> tuple[Float[Tensor, "rows"], Float[Tensor, "rows"]]:
-    """(norm of the change, norm of the latent after it) of each problem over its `cells` (B, L, 1)."""
-    change = ((after.float() - before.float()) * cells).flatten(1).norm(dim=1)
-    return change, (after.float() * cells).flatten(1).norm(dim=1)
+    """(norm of the change, norm of the latent after it) of each problem over its `cells` (B, L, 1); a state
+    of several streams is (B, L, m, D)."""
+    before, after = before.float().flatten(2), after.float().flatten(2)
+    return ((after - before) * cells).flatten(1).norm(dim=1), (after * cells).flatten(1).norm(dim=1)

@@ -79,12 +79,12 @@ class OneBlock(Objective):
         return 0
 
     @property
-    def num_codas(self) -> int:
-        """The number of times that a training step runs the coda."""
-        return 1
+    def coda_layers(self) -> int:
+        """Layer forwards of the coda in a training step."""
+        return self.model.num_coda_layers
 
     def layer_forwards(self) -> float:
         """As without blocks, but a frozen prelude has no backward pass, and a frozen coda only that to its input."""
         c, total = self.model, super().layer_forwards()
         frozen = sum(share for block, share in enumerate(self.shares.tolist()) if not self.blocks.trains_shared(block))
-        return total - frozen * (2 * c.num_prelude_layers + self.num_codas * c.num_coda_layers)
+        return total - frozen * (2 * c.num_prelude_layers + self.coda_layers)

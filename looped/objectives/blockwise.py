@@ -119,9 +119,9 @@ class Blockwise(OneBlockByLevel, Denoise):
         above = self.model.core_layers[:block]
         clean = 0
         if self.config.context == "concat":
-            clean = sum(self.denoiser.clean_layers[:block]) + block * self.model.num_coda_layers
+            clean = sum(self.denoiser.clean_layers[:block]) + block * self.clean_coda_layers
         return sum(above) + clean
 
     @property
-    def num_codas(self) -> int:
-        return 2 if self.config.context == "concat" else 1
+    def coda_layers(self) -> int:
+        return self.model.num_coda_layers + self.clean_coda_layers

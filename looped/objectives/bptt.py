@@ -145,7 +145,10 @@ class Unrolled(Objective):
         return batch.mean(Alike(self.model, batch, rows, self.config).read(state))
 
     def layer_forwards(self) -> float:
-        no_grad, grad = self.expected_depths()
+        return self.cost_at(*self.expected_depths())
+
+    def cost_at(self, no_grad: float, grad: float) -> float:
+        """Layer forwards per sequence of a step of these depths."""
         return self.cost(no_grad, grad, readings=1 if self.config.loss_on == "last" else grad)
 
     def cost(self, no_grad: float, grad: float, *, readings: float) -> float:
@@ -160,6 +163,7 @@ class Staged(Unrolled):
     the section's own. With `from_share` the first stage is a single pass of the core, as by `ar`.
 
     Subclasses give the distribution of the depths of a stage (`depths_in`) and the gradient's reach (`reach_in`).
+    budget_unit: the unit of which the stages have shares (`training.budget_unit`).
     """
 
     spent: float | None = None
@@ -167,11 +171,13 @@ class Staged(Unrolled):
 
     @classmethod
     def from_config(cls, config: Config, model: nn.Module) -> Objective:
-        return cls(model, config.recurrence, kept_states(config, model))
+        return cls(model, config.recurrence, kept_states(config, model), config.training.budget_unit)
 
-    def __init__(self, model: LanguageModel, config: RecurrenceConfig, kept: NothingKept | None = None):
+    def __init__(self, model: LanguageModel, config: RecurrenceConfig, kept: NothingKept | None = None,
+                 budget_unit: str = "steps"):
         super().__init__(model, config)
         self.kept: NothingKept = NothingKept() if kept is None else kept
+        self.budget_unit = budget_unit
         self.stages: list[StageDepths] = list(self._stages())
 
     def depths_in(self, part: RecurrenceConfig) -> Depths:
@@ -242,13 +248,21 @@ class Staged(Unrolled):
         """The means of `depths`: of this step, or of all steps of a run where nobody trains."""
         if self.spent is not None:
             return self.stage_at(self.spent).means()
-        no_grad, grad = (sum(stage.share * mean for stage, mean in zip(self.stages, means, strict=True))
+        no_grad, grad = (sum(share * mean for share, mean in zip(self.shares, means, strict=True))
                          for means in zip(*(stage.means() for stage in self.stages), strict=True))
         return no_grad, grad
 
+    @property
+    def shares(self) -> list[float]:
+        """The fraction of a run's steps that each stage has: its share of the budget, or, of a budget that deeper steps
+        spend faster, this share over the cost of its steps; seconds are taken to pass in proportion to it."""
+        alike = self.budget_unit in ("steps", "tokens")
+        steps = [stage.share / (1.0 if alike else self.cost_at(*stage.means())) for stage in self.stages]
+        return [each / sum(steps) for each in steps]
+
     def decisions(self) -> list[tuple[float, dict[str, Any]]]:
         """Of all stages, under the name of the last, which is the one that is asked for where nobody trains."""
-        return [(stage.share * weight, decided) for stage in self.stages
+        return [(share * weight, decided) for share, stage in zip(self.shares, self.stages, strict=True)
                 for weight, decided in depth_decisions(*stage.means())]
 
 

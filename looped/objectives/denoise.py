@@ -336,11 +336,17 @@ class Denoise(Objective):
         """Mean number of layer forwards, without gradient, of the evaluations before the trained ones."""
         return self.first_readings * (self.reading_layers + self.model.num_coda_layers)
 
+    @property
+    def clean_coda_layers(self) -> int:
+        """Layers of the coda that clean rows run under `denoise.context concat`: all but the last, which makes keys and
+        values of them alone."""
+        return max(self.model.num_coda_layers - 1, 0) if self.config.context == "concat" else 0
+
     def layer_forwards(self) -> float:
         c, config = self.model, self.config
         solver = self.reading_layers + c.num_coda_layers
-        clean = 0.0
-        if config.context == "concat":  # clean rows also run through core and coda
-            clean = self.over_blocks(self.denoiser.clean_layers) + c.num_coda_layers
+        clean = self.clean_coda_layers
+        if config.context == "concat":  # clean rows also run through the core
+            clean += self.over_blocks(self.denoiser.clean_layers)
         steps = (1 + config.train_steps) / 2 if config.train_steps_drawn else config.train_steps
         return 3.0 * (c.num_prelude_layers + clean + steps * solver) + self.first_layers

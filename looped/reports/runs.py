@@ -28,6 +28,9 @@ BY_LEVEL = ("nats_at_sigma", "loss_at_sigma")
 """Metrics by noise level."""
 VARIANTS = ("difficulty", "by", "twin", "trajectories")
 """Keys that distinguish curves of the same metric and evaluation."""
+COMPARED = ("nats_by_solver", "judged_nats", "judged_nats_of_text", "matched_perplexity_percent", "mauve",
+            "twin_judged_nats", "frechet_distance", "precision", "recall")
+"""Metrics of the table that depend on a judge, a baseline, features or a number of trajectories."""
 
 
 def draw_evaluation(files: EvaluationFiles, config: Config, name: str) -> None:
@@ -177,10 +180,10 @@ def figure_table(metric: str, curves: Mapping[str, Rows], place: str) -> Table:
 
 
 def depth_table(runs: Mapping[str, Rows]) -> list[Section]:
-    """One line per run and depth, with non-empty columns only; below, sentences for metrics that have no depth or need
-    an explanation."""
+    """One line per run and depth, and per judge, baseline or number of trajectories where there are several, with
+    non-empty columns only; below, sentences for metrics that have no depth or need an explanation."""
     lines, notes = [], []
-    for label, rows in runs.items():
+    for label, rows in (part for run in runs.items() for part in _by_variant(*run)):
         at = {(row["metric"], row.get("depth")): row for row in rows}
         for depth in sorted({row["depth"] for row in rows if "depth" in row}):
             mine = {metric: row for (metric, at_depth), row in at.items() if at_depth == depth}
@@ -193,6 +196,26 @@ def depth_table(runs: Mapping[str, Rows]) -> list[Section]:
                                       for label, rows in runs.items()}, "depth") for metric in metrics]
     header = [name for name in lines[0] if any(line[name] != "-" for line in lines)] if lines else ["run", "depth"]
     return [Table(header, [[line[name] for name in header] for line in lines]), *map(Prose, notes)]
+
+
+def _by_variant(label: str, rows: Rows) -> Iterator[tuple[str, Rows]]:
+    """(label, rows) of each line of a run: all rows, or, where a compared metric was measured in several ways, those of
+    one way and all rows of the metrics that were measured in one."""
+    ways: dict[str, dict[tuple, Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["metric"] in COMPARED:
+            ways.setdefault(row["metric"], {})[tuple(row.get(name) for name in VARIANTS)] = row
+    ways = {metric: apart for metric, apart in ways.items() if len(apart) > 1}
+    shared = [row for row in rows if row["metric"] not in ways]
+    if not ways:
+        yield label, shared
+    varying = [name for name in VARIANTS if any(len({row.get(name) for row in apart.values()}) > 1
+                                                for apart in ways.values())]
+    for way in dict.fromkeys(way for apart in ways.values() for way in apart):
+        own = [row for row in rows if row["metric"] in ways and tuple(row.get(name) for name in VARIANTS) == way]
+        depths = {row.get("depth") for row in own} | {None}
+        yield ", ".join([label, *_variant(own[0], varying)]), [
+            *own, *(row for row in shared if row.get("depth") in depths or depths == {None})]
 
 
 def _cells(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

@@ -23,7 +23,7 @@ from looped.evaluation.result_files import writing_to
 from looped.reproduce.plan import Entry, Order, Result, plan_entries
 from looped.reproduce.suite import Evaluation
 from looped.reproduce.table import report
-from looped.training.checkpoint import list_checkpoints, write_text
+from looped.training.checkpoint import list_checkpoints, newest_hash, write_text
 from looped.training.train import train
 
 Row = dict[str, Any]
@@ -108,7 +108,7 @@ def _evaluated(order: Order, entry: Entry, place: RunSpec) -> list[Row]:
     who, depths = {"kind": "evaluation", "arm": place.arm.name, "seed": place.seed}, entry.depths[place.arm.name]
     return [who | step.in_rows | row | ({"at": "deepest"} if row.get("depth") == max(depths) else {})
             for step in order.scale.evaluate if step.applies_to(place.arm.name)
-            for row in _rows_of(place, depths, _options(order, entry, step))]
+            for row in _rows_of(place, depths, _options(order, entry, step), _read(entry, step))]
 
 
 def _options(order: Order, entry: Entry, step: Evaluation) -> list[str]:
@@ -120,13 +120,19 @@ def _options(order: Order, entry: Entry, step: Evaluation) -> list[str]:
     return [f"--{name}={value}" for name, value in (flags | settings).items()]
 
 
-def _rows_of(place: RunSpec, depths: Sequence[int], options: Sequence[str]) -> list[Row]:
-    """Rows of one evaluation, cached per checkpoint of the run. Raises UserError with the message of `looped eval`."""
+def _read(entry: Entry, step: Evaluation) -> list[str]:
+    """Hashes of the helpers that an evaluation reads."""
+    return [newest_hash(entry.plan.out / name) for name in step.flags.values() if name in entry.helpers]
+
+
+def _rows_of(place: RunSpec, depths: Sequence[int], options: Sequence[str], read: Sequence[str] = ()) -> list[Row]:
+    """Rows of one evaluation, cached per checkpoint of the run and of the helpers that it reads (`read`). Raises
+    UserError with the message of `looped eval`."""
     path, kept = place.run / KEPT, {}
     with suppress(OSError, ValueError):
         kept = json.loads(path.read_text(encoding="utf-8"))
     command = ["eval", str(place.run), f"--depths={','.join(map(str, depths))}", *options]
-    key = " ".join([list_checkpoints(place.run)[0].name, *command])
+    key = " ".join([list_checkpoints(place.run)[0].name, *command, *read])
     if key not in kept:
         print(f"evaluating {place.name}: looped {' '.join(command)}", flush=True)
         done = subprocess.run([sys.executable, "-m", "looped.cli", *command, "--json"], capture_output=True, text=True,

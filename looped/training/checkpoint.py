@@ -98,6 +98,11 @@ def writing(run_dir: Path, step: int) -> Iterator[None]:
                         f"command again to resume from {last[0].name if last else 'the start'}") from None
 
 
+def newest_hash(run_dir: Path) -> str:
+    """Hash of the tensors of a run's newest checkpoint; the run has at least one."""
+    return _hash_json(json.loads((list_checkpoints(run_dir)[0] / STATE).read_text(encoding="utf-8"))["sha256"])
+
+
 def new_checkpoint(run_dir: Path, step: int) -> Path:
     """Make and return the empty folder that becomes the checkpoint of `step`."""
     temporary = _temporary(run_dir, step)

@@ -302,15 +302,37 @@ def test_dumped_configs_round_trip_through_the_command_line(tiny_yaml, tmp_path,
 
 
 def test_prompts_of_a_file_are_continued_together(runs, tmp_path, capsys):
-    """With a trained run and float32, on prompts of several lengths; the first line is continued as it is alone."""
+    """With a trained run and float32, on prompts of several lengths; each line is continued as it is alone."""
     (tmp_path / "prompts.txt").write_text("def f\n\nreturn x * 3  # num\nx\n")
     command = ["generate", str(runs["denoise"]), "--num-tokens", "6", "--depth", "2", "--json"]
     main([*command, "--prompts", str(tmp_path / "prompts.txt")])
     together = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    main([*command, "--prompt", "def f"])
-    alone = json.loads(capsys.readouterr().out)
     assert [line["prompt"] for line in together] == ["def f", "return x * 3  # num", "x"]
-    assert together[0] == alone
+    for line in together:
+        main([*command, "--prompt", line["prompt"]])
+        assert line == json.loads(capsys.readouterr().out)
+
+
+def test_two_samples_of_a_prompt_differ_and_are_those_of_the_prompt_alone(runs, tmp_path, capsys):
+    (tmp_path / "prompts.txt").write_text("def f\nx\n")
+    command = ["generate", str(runs["denoise"]), "--num-tokens", "9", "--num-samples", "2", "--json"]
+    main([*command, "--prompts", str(tmp_path / "prompts.txt")])
+    *_, one, two = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    main([*command, "--prompt", "x"])
+    assert [one, two] == [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert one["text"] != two["text"]
+
+
+def test_text_is_written_at_the_depth_that_the_run_was_trained_for(runs, capsys):
+    for objective, depth in (("truncated", 2), ("denoise", 2)):  # recurrence.mean of both
+        assert main(["generate", str(runs[objective]), "--num-tokens", "2", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["depth"] == depth
+
+
+def test_a_prompt_and_a_file_of_prompts_are_refused_together(runs, tmp_path, capsys):
+    (tmp_path / "prompts.txt").write_text("x\n")
+    assert main(["generate", str(runs["denoise"]), "--prompts", str(tmp_path / "prompts.txt"), "--prompt", "y"]) == 2
+    assert "are both given; leave one out" in capsys.readouterr().err
 
 
 # prepare

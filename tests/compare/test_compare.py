@@ -91,6 +91,15 @@ def test_only_what_is_missing_or_changed_is_done(copy, command, in_place, capsys
     assert "done: 8 steps" in shown
 
 
+def test_what_was_held_against_a_baseline_is_evaluated_again_when_that_is_trained_anew(copy, command, in_place, capsys):
+    for seed in (0, 1):
+        shutil.rmtree(copy / f"ar-{seed}")
+    command = [word.replace("ar,denoise", "ar=ar optim.lr=0.00001,denoise") for word in command]
+    with in_place():
+        assert main([*command, "--out", str(copy)]) == 0
+    assert capsys.readouterr().out.count("evaluating denoise") == 2
+
+
 @pytest.mark.parametrize(("changes", "why"), [
     (["--amount", "700"], "training.budget 500"),
     (["--model.width", "32"], "model.width 16"),

@@ -15,7 +15,7 @@ from looped.config import load_config
 from looped.cost.counts import count
 
 ARMS = "full recurrence.mean=4 recurrence.per_sequence=false,ar,denoise"
-LOSSES = {"full": 3.0, "ar": 3.5, "denoise": 3.5}
+LOSSES = {"full": 3.0, "ar": 3.5, "denoise": 3.5, "fixed-point": 3.2}
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,21 @@ def test_the_baseline_is_the_arm_without_a_loop_wherever_it_stands(arms):
     summaries = summarise_texts(arms[1])
     assert baseline_of(summaries).name == "ar"
     assert baseline_of(summaries[:1]).name == summaries[0].name
+
+
+def test_a_solver_that_stops_early_is_charged_with_the_applications_it_ran(made_up, tmp_path):
+    """A run whose layer forwards are those of a lower limit has the FLOPs of that limit."""
+    config = load_config(None, {"training.batch_size": 4, "data.vocab_size": 512})
+    plan = make_plan(config, "fixed-point,ar", budget=("tokens", 5), num_seeds=1, depths=[1], out=tmp_path)
+    place, ar = plan.places
+    limit = place.config.fixed_point.max_steps
+    lower = count(place.config.replace(**{"fixed_point.max_steps": limit - 3}), 512)
+    full, part = (replace(run_of(made_up, place), place=place, costs={
+        "step": 10, "tokens": 5, "seconds": 1, "peak_bytes": 0, "layer_forwards": 10 * 4 * layers})
+        for layers in (count(place.config, 512).layer_forwards, lower.layer_forwards))
+    base = run_of(made_up, ar)
+    whole, early = (gains(summarise_texts([run, base]))[0].flops for run in (full, part))
+    assert early / whole == pytest.approx(lower.step_flops / count(place.config, 512).step_flops, rel=1e-6)
 
 
 def test_a_lower_loss_is_a_gain_and_none_is_within_noise(gained):

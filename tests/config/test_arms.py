@@ -115,7 +115,7 @@ def test_arms_are_read_without_torch():
 
 def test_a_value_in_brackets_may_have_commas_spaces_and_further_brackets():
     text = ("a=full recurrence.mean=2 recurrence.stages=[{until: 0.25, mean: 1}, {until: 0.5, mean: 3}], "
-            "b=truncated recurrence.distribution=listed recurrence.depths={1: 5, 4: 1}")
+            "b=truncated recurrence.mean=4 recurrence.distribution=listed recurrence.depths={1: 5, 4: 1}")
     a, b = parse_arms(load_config(None), text)
     assert [(stage.until, stage.mean) for stage in a.config.recurrence.stages] == [(0.25, 1), (0.5, 3)]
     assert b.config.recurrence.depths == {1: 5, 4: 1}

@@ -18,6 +18,7 @@ from looped.evaluation.probes import (
     probe,
     scrambled_context,
 )
+from looped.evaluation.sample_quality import Reference
 from looped.evaluation.state_stats import growth
 from looped.models.build import build
 from looped.nn.recurrence import RecurrentDepth
@@ -59,12 +60,21 @@ def learned():
 
 def test_a_model_that_has_learned_is_not_complained_about(learned):
     objective, tokens = learned
-    found = probed(objective, tokens, depths=(1,), twin=objective)
+    found = probed(objective, tokens, depths=(1,), twin=Reference("twin", objective, 1))
     assert found.sentences == []
     figures = {row.metric: row.mean for row in found.rows}
     assert figures["scrambled_context_costs"] > 1
     assert figures["behind_the_twin"] == pytest.approx(0, abs=1e-6)
     assert figures["ln_vocabulary"] == pytest.approx(math.log(V))
+
+
+def test_the_baseline_is_read_at_its_own_depth():
+    """One pass of a baseline of two blocks is a loop step of each."""
+    objective, tokens = make("ar", **{"blocks.num": 2, "model.num_core_layers": 2}), rows()
+    behind = {depth: next(row.mean for row in probed(objective, tokens, depths=(2,), twin=Reference(
+        "twin", objective, depth)).rows if row.metric == "behind_the_twin") for depth in (1, 2)}
+    assert behind[2] == pytest.approx(0, abs=1e-6)
+    assert abs(behind[1]) > 1e-3
 
 
 def test_a_copier_is_found():

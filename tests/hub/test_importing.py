@@ -242,6 +242,7 @@ def test_what_is_no_model_is_one_sentence_and_leaves_nothing(name, copy, tmp_pat
     said = capsys.readouterr().err
     assert len(said.splitlines()) == 1
     assert re.search(why, said), said
+    assert "cannot write" not in said
     assert sorted(tmp_path.iterdir()) == before
 
 

@@ -12,6 +12,7 @@ from looped.errors import UserError
 from looped.inference.denoiser_rollout import Solver
 from looped.inference.exits import EXITS, EarlyExit, Exit
 from looped.inference.loop_rollout import LoopRollout
+from looped.inference.motion import moved
 from looped.inference.rollout import answer
 from looped.inference.trajectories import Copies, own_normal
 from looped.models.build import build
@@ -67,6 +68,17 @@ def test_a_problem_is_solved_the_same_alone_and_in_a_batch_of_other_lengths(obje
             assert together[depth].used[row] == single[depth].used[0]
     if rule is not None:
         assert together[9].used.max() <= 9
+
+
+def test_a_state_of_several_streams_is_read_and_its_residual_is_that_of_all_streams():
+    model, config = made("full", **{"model.streams": 3, "model.state_init": "zero"})
+    batch = problems(6, 3, 5)
+    assert answer(model, batch, [4], config)[4].answers.shape == batch.inputs.shape
+    before, after = torch.randn(2, 3, 8, 3, 16, generator=torch.Generator().manual_seed(0)).unbind()
+    cells = torch.ones(3, 8, 1)
+    change, norm = moved(before, after, cells)
+    assert torch.allclose(change, (after - before).flatten(1).norm(dim=1))
+    assert torch.allclose(norm, after.flatten(1).norm(dim=1))
 
 
 @pytest.mark.parametrize("objective", ["full", "denoise"])

@@ -41,6 +41,16 @@ def test_what_could_not_be_matched_is_said():
     assert "out of reach: at depth 4 the closest distinct-2 of a is 0.600, at temperature 2.00" in text
 
 
+def test_what_two_judges_say_stands_in_lines_of_their_own():
+    other = [row("judged_nats", 5.6, 4, by="runs/other"), row("judged_nats_of_text", 5.1, by="runs/other")]
+    text = table_of([*LIKELIHOOD, *JUDGED, *other])
+    header, _, *lines = cells(text)
+    found = {(line[0], line[header.index("depth")]): line[header.index("judged")] for line in lines}
+    assert found == {("a, runs/judge", "1"): "3.400", ("a, runs/other", "4"): "5.600"}
+    assert "under runs/judge" in text
+    assert "under runs/other" in text
+
+
 def test_a_depth_of_the_twin_alone_is_no_line_of_the_run():
     twin = [row("twin_judged_nats", 3.3, 9, by="runs/judge"), row("twin_distinct_2", 0.8, 9, by="runs/twin")]
     assert len(cells(table_of([*LIKELIHOOD, *twin]))) == 4

@@ -6,6 +6,7 @@ import torch
 from looped.config import load_config
 from looped.config.unread_settings import not_read_under
 from looped.cost.counts import count
+from looped.cost.plan import plan
 from looped.errors import UserError
 from looped.models.build import build
 from looped.objectives import build_objective
@@ -134,6 +135,26 @@ def test_a_run_in_stages_is_resumed_bit_for_bit_and_its_config_read_back(config,
     train(ramp, run, quiet=True)
     whole = weights(tmp_path / "whole", 8)
     assert all(torch.equal(tensor, whole[name]) for name, tensor in weights(run, 8).items())
+
+
+@pytest.mark.parametrize("late", [{"recurrence.from_share": 0.5}, {"recurrence.stages": [
+    {"until": 0.4, "mean": 1}, {"until": 0.7, "mean": 2}]}], ids=str)
+def test_a_budget_in_layer_forwards_has_as_many_steps_as_are_planned(late, tiny, tmp_path):
+    """Deep steps spend such a budget faster, so that fewer of a run's steps are deep than their share of it."""
+    config = tiny(objective="full", **LATE | {"recurrence.mean": 8} | late | {
+        "training.budget_unit": "layer-forwards", "training.budget": 8_000})
+    train(config, tmp_path / "run", quiet=True)
+    steps = [line["step"] for line in read_metrics(tmp_path / "run") if line["kind"] == "train"][-1]
+    assert plan(config, 270, devices=1).steps == pytest.approx(steps, abs=1)
+    deep = [line["num_steps"] for line in read_metrics(tmp_path / "run") if line["kind"] == "train"].count(8)
+    assert deep < 0.3 * steps
+
+
+def test_drawn_depths_have_the_one_at_which_the_loop_is_compared():
+    listed = {"objective": "truncated", "recurrence.distribution": "listed", "recurrence.depths": {1: 5, 2: 1}}
+    with pytest.raises(UserError, match=r"recurrence.mean 8.*never trained; set it to one of them, as 1"):
+        load_config(None, listed | {"recurrence.mean": 8})
+    assert load_config(None, listed | {"recurrence.mean": 2}).main_depth == 2
 
 
 @pytest.mark.parametrize(("stages", "said"), [

@@ -5,6 +5,7 @@
 Every tensor of the folder must map to a weight of the model, and every weight to a tensor.
 """
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from looped.hub.families.base import CORE, Family, Link, Raw
 from looped.hub.families.dense import DENSE, PASSES
 from looped.hub.families.huginn import Huginn
 from looped.hub.families.retrofit import RETROFIT
-from looped.hub.families.tensors import Tensors
+from looped.hub.families.tensors import Shapes, Tensors
 from looped.models.build import build, effective_depth, unseeded
 from looped.models.language import LanguageModel, start_weights
 from looped.nn.injection import LinearInjection, build_injection
@@ -56,7 +57,7 @@ class Pretrained:
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """(name, weight in float32) of the model, one at a time in memory.
 
-        All tensors are checked before the first is read. Raises UserError for tensors that are missing, left over or of
+        All tensors are checked before this returns. Raises UserError for tensors that are missing, left over or of
         another shape."""
         linked, shapes = {name for link in self.links for name in link.ours}, {}
         made = _injection(self.config) if not any(".injection." in name for name in linked) else {}
@@ -65,9 +66,12 @@ class Pretrained:
                 shapes[name] = weight.shape
         with Tensors(self.folder) as tensors:
             tensors.check(self.links, shapes, skipped=self.skipped)
+        return itertools.chain(self._read(shapes), made.items())
+
+    def _read(self, shapes: Shapes) -> Iterator[tuple[str, Tensor]]:
+        with Tensors(self.folder) as tensors:
             for name, tensor in tensors.read(self.links, shapes):
                 yield name, tensor.float()
-        yield from made.items()
 
 
 def open_pretrained(folder: str | Path, layers: str | None = None,

@@ -83,7 +83,7 @@ class Tensors:
         there = self.files[name].get_slice(name)
         if tuple(there.get_shape()) != expected:
             raise UserError(f"{self.folder} has {name} of shape {tuple(there.get_shape())}, but by its config.json it "
-                            f"is {expected}")
+                            f"is {expected}, with the settings given; leave out those of the model, or fetch it again")
         if there.get_dtype() not in FLOATS:
             raise UserError(f"{self.folder} has {name} as {there.get_dtype()}, a quantised model; give one with "
                             f"weights of 16 bits or more")
