@@ -260,8 +260,8 @@ class TransformerLayer(nn.Module):
 
     Other arguments are those of `Attention`. A conditioned layer modulates n1 and n3, which postnorm and original lack;
     `modulation` replaces the one for `cond_width`. `branch_scale` multiplies what each branch adds to the residual.
-    `checkpointed`: save only the inputs for backward, which runs the layer again (Chen et al. 2016, arXiv 1604.06174);
-    has no effect with a cache, which would be filled twice.
+    `checkpointed`: save only the inputs for backward, which runs the layer again (Chen et al. 2016, arXiv 1604.06174)
+    with the same draws, such as those of an adapter's dropout; has no effect with a cache, which would be filled twice.
     """
 
     def __init__(self, width: int, num_heads: int, hidden: int, *, block: str = "prenorm",
@@ -301,7 +301,8 @@ class TransformerLayer(nn.Module):
             return self._run(x, cond, rows.having(rotation=(cos, sin), context=context))
 
         context = () if rows.context is None else (rows.context.k, rows.context.v)
-        return checkpoint(again, x, cond, *rows.rotation, *context, use_reentrant=False, preserve_rng_state=False)
+        # Our modules draw nothing, but an adapter's may; to ask all modules takes as long as to keep the state.
+        return checkpoint(again, x, cond, *rows.rotation, *context, use_reentrant=False, preserve_rng_state=True)
 
     def _run(self, x: State, cond: Tensor | None, rows: Rows) -> State:
         (shift1, scale1, gate1), (shift2, scale2, gate2) = self._modulate(cond)

@@ -6,6 +6,9 @@ import pytest
 import torch
 from test_wrapper import RULES, VOCAB, looped, tokens
 from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from looped.nn import layers
 
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
@@ -60,6 +63,28 @@ def test_gradient_checkpointing_changes_no_gradient(tmp_path):
         torch.testing.assert_close(ours.grad, theirs.grad)
     assert runs["saving"] > runs["plain"]
     assert trained(looped(RULES["embedding"]), tmp_path, steps=2, gradient_checkpointing=True)
+
+
+def dropped(model):
+    """With LoRA whose dropout has one seed: the gradient of all its weights, in a row."""
+    torch.manual_seed(0)
+    adapted = peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(
+        r=2, lora_dropout=0.3, target_modules="all-linear", init_lora_weights=False)).train()
+    torch.manual_seed(1)
+    adapted(input_ids=tokens(), labels=tokens()).loss.backward()
+    return torch.cat([weight.grad.flatten() for weight in adapted.parameters() if weight.requires_grad])
+
+
+def test_gradient_checkpointing_drops_the_same_again(monkeypatch):
+    """Positive control: without the random state of the forward pass, backward drops others."""
+    plain = looped(RULES["embedding"])
+    saving = copy.deepcopy(plain)
+    saving.gradient_checkpointing_enable()
+    expected = dropped(plain)
+    torch.testing.assert_close(dropped(saving), expected)
+    monkeypatch.setattr(layers, "checkpoint", lambda run, *inputs, **how: checkpoint(
+        run, *inputs, **how | {"preserve_rng_state": False}))
+    assert (dropped(saving) - expected).norm() > 0.2 * expected.norm()
 
 
 def test_gradients_go_through_the_last_steps_that_the_rule_says():
