@@ -19,8 +19,7 @@ def solve(config: DenoiseConfig, noise: Noise, denoise: Callable[[Tensor, float 
     denoise: (z, level) -> D, with one `level` for all rows, or one per row (L,) or (B, L). normal: standard normal
     draws of z's shape for a stream, "start" or "step0", "step1", ... settling: required by the order `confidence`.
     """
-    z = noise.sigma_max * normal("start")
-    z = z if config.start == "noise" else torch.zeros_like(z)
+    z = start_of(config, noise, normal)
 
     def draws(step: int) -> Tensor:
         return normal(f"step{step}")
@@ -33,6 +32,12 @@ def solve(config: DenoiseConfig, noise: Noise, denoise: Callable[[Tensor, float 
                                     replace(settling, above=config.settle_above), random=draws)
     levels = block_schedule(config.schedule, num_steps, noise, config.block_size, config.order)
     return sample_rows(denoise, z, levels.repeat(1, z.shape[1] // config.block_size), random=draws)
+
+
+def start_of(config: DenoiseConfig, noise: Noise, normal: Callable[[str], Tensor]) -> Tensor:
+    """What a solve starts from: pure noise at sigma_max, or zeros (`denoise.start`)."""
+    z = noise.sigma_max * normal("start")
+    return z if config.start == "noise" else torch.zeros_like(z)
 
 
 def evaluated_levels(config: DenoiseConfig, noise: Noise, num_steps: int) -> list[float | Tensor]:

@@ -113,7 +113,8 @@ class LoopReader(Reader):
 
 
 class SolverReader(Reader):
-    """Reader of a denoiser: `depth` solver steps per token, from noise that is the same for every text."""
+    """Reader of a denoiser: the writer takes `depth` solver steps per token, from noise that is the same for every
+    text."""
 
     writes_uncached = False
 
@@ -124,13 +125,14 @@ class SolverReader(Reader):
                             f"(denoise.block_size), but transformers expects one; sample it with looped generate")
 
     def logits(self, reading: Reading, keep: int) -> Float[Tensor, "batch kept vocab"]:
-        """Teacher-forced logits: each token is predicted from the true earlier ones."""
+        """Teacher-forced logits at sigma_max, whatever the depth: the distribution of each token, given the true
+        earlier ones. Those of later solver steps are of a token that their noisy input has already drawn."""
         r = reading
         if r.padding.empty is not None:
             raise UserError("a denoiser's logits need texts without padding on the left; give texts of one length, "
                             "or one at a time")
         rows = torch.cat([r.tokens, r.tokens[:, -1:]], dim=1)  # no row attends to the last one
-        return TeacherForced(self.objective, rows).logits(r.depth, self.draws(r)(0), "")[:, -keep:]
+        return TeacherForced(self.objective, rows).first_logits(self.draws(r)(0), "")[:, -keep:]
 
     def writer(self, reading: Reading, steering: SamplingParams) -> DenoiseWriter:
         """A writer that starts from the beginning of the prompts."""

@@ -26,7 +26,7 @@ from looped.devices import to_device, widest
 from looped.diffusion.denoiser import Denoiser, Level, Levels, Noisy, Trajectory, levels_of
 from looped.diffusion.sampling_params import SamplingParams
 from looped.diffusion.schedules import block_schedule
-from looped.diffusion.solver_from_config import solve
+from looped.diffusion.solver_from_config import solve, start_of
 from looped.inference.padding import Padding
 from looped.models.language import LanguageModel
 from looped.nn.cache import Cache
@@ -114,6 +114,14 @@ class TeacherForced:
         solve(config, self.objective.noise, denoise, num_steps,
               normal=lambda name: random.normal(f"{stream} {name}", self.target.shape[1:]))
         return logits
+
+    def first_logits(self, random: StepRandom, stream: str) -> Float[Tensor, "batch length vocab"]:
+        """Logits at sigma_max: the distribution of each next token, where no step has drawn a part of it."""
+        shape, noise = self.target.shape[1:], self.objective.noise
+        z = start_of(self.objective.config, noise, lambda name: random.normal(f"{stream} {name}", shape))
+        sigma = levels_of(z, noise.sigma_max)
+        rows = self._rows(sigma, random.normal(f"{stream} teacher", shape))
+        return Trajectory(self.denoiser)(z.float(), sigma, self.e, rows)
 
     def _rows(self, sigma: Tensor, eps: Tensor) -> Rows:
         """Attention inputs of the solved rows besides themselves: clean rows, or the noised truth of strictly earlier

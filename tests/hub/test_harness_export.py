@@ -14,6 +14,8 @@ from looped.training.train import train
 
 lm_eval = pytest.importorskip("lm_eval")
 transformers = pytest.importorskip("transformers")
+from lm_eval.api.instance import Instance  # noqa: E402
+from lm_eval.models.huggingface import HFLM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
 from looped.hub.harness import RunLM  # noqa: E402
@@ -91,3 +93,19 @@ def test_depth_reaches_the_model(measured):
         assert abs(figures["read", metric, 1][0] / figures["read", metric, 6][0] - 1) > 1e-3
 
 
+def test_a_denoisers_likelihood_there_is_its_bound_of_one_step_here(tmp_path):
+    """At any depth. It starts from pure noise there, and from the truth with noise here, so in the mean."""
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    config = load_config(None, TINY | {"objective": "denoise", "data.path": str(tmp_path / "text.txt"),
+                                       "data.cache_dir": str(tmp_path)})
+    train(config, tmp_path / "run")
+    run = load_run(tmp_path / "run")
+    folder = str(export(run, tmp_path / "out"))
+    asked = [Instance("loglikelihood", {}, (f"def f{i}", f"(x):\n    return x * {i}\n"), 0) for i in range(20, 32)]
+    ours = [score for score, _ in RunLM(run, 1).loglikelihood(asked)]
+    theirs = {}
+    for depth in DEPTHS:
+        model = HFLM(pretrained=folder, device="cpu", num_steps=depth, trust_remote_code=True, batch_size=1)
+        theirs[depth] = [score for score, _ in model.loglikelihood(asked, disable_tqdm=True)]
+        assert sum(theirs[depth]) == pytest.approx(sum(ours), rel=0.05)
+    assert theirs[1] == theirs[6]

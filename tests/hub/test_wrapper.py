@@ -16,8 +16,10 @@ from looped.config import load_config
 from looped.errors import UserError
 from looped.hub.families import read_pretrained
 from looped.inference.generate import generate
+from looped.inference.text_denoising import TeacherForced
 from looped.models.build import build
 from looped.objectives import build_objective
+from looped.rng import StepRandom
 
 transformers = pytest.importorskip("transformers")
 from looped.hub.wrapper import LoopedConfig, LoopedForCausalLM  # noqa: E402
@@ -348,6 +350,20 @@ def test_a_denoisers_logits_see_earlier_tokens_alone_and_no_batch():
     torch.testing.assert_close(model(other).logits[:, :6], whole[:, :6], rtol=1e-9, atol=1e-9)
     assert not torch.allclose(model(other).logits[:, 6:], whole[:, 6:], atol=1e-4)
     torch.testing.assert_close(model(ids[2:]).logits, whole[2:], rtol=1e-9, atol=1e-9)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", DENOISERS)
+def test_a_denoisers_likelihood_is_that_at_sigma_max_at_any_depth(name):
+    """It is the first readout of a solver. Positive control: the last one knows which token the solver has drawn."""
+    model, ids = denoiser(name).double(), tokens()
+    solver = TeacherForced(model.objective, torch.cat([ids, ids[:, -1:]], dim=1))
+    random = StepRandom(model.config.settings.seed, 0, count=2, rows=[0, 0])
+    first, last = (solver.logits(depth, random, "") for depth in (1, 6))
+    for depth in (1, 6):
+        found = model(ids, labels=ids, num_steps=depth)
+        torch.testing.assert_close(found.logits, first)
+        assert found.loss < torch.nn.functional.cross_entropy(last[:, :-1].flatten(0, 1), ids[:, 1:].flatten()) - 1
 
 
 @pytest.mark.parametrize(("how", "why"), [({"num_beams": 2}, "has no beam search"),
