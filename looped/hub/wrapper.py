@@ -9,14 +9,14 @@
 call; the later ones override the earlier ones.
 """
 
-from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, GenerationMixin, PretrainedConfig
+from transformers import (AutoConfig, AutoModelForCausalLM, DynamicCache, GenerationConfig, GenerationMixin,
+                          PretrainedConfig)
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 
@@ -187,24 +187,21 @@ class LoopedForCausalLM(PreTrainedModel, GenerationMixin):
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """`GenerationMixin.generate`, which here also has `num_steps=`."""
-        settings = kwargs.get("generation_config") or self.generation_config
-        sampled = kwargs.get("do_sample", settings.do_sample)
-        beams = kwargs.get("num_beams", settings.num_beams) or 1
-        cached = kwargs.get("use_cache", settings.use_cache)
-        if cached is False and not self.reader.writes_uncached:
-            raise UserError("a denoiser generates with its cache, which holds the noise of earlier tokens; leave "
-                            "use_cache=False out")
-        with self._seeking(greedy=not sampled and beams == 1):
-            return super().generate(*args, **kwargs)
-
-    @contextmanager
-    def _seeking(self, greedy: bool):
-        """In greedy search, a denoiser takes the most likely token at every noise level, as `looped generate` does."""
-        before, self.greedy = self.greedy, greedy
+        before = self.greedy
         try:
-            yield
+            return super().generate(*args, **kwargs)
         finally:
             self.greedy = before
+
+    def _prepare_generation_config(self, *args: Any, **kwargs: Any) -> tuple[GenerationConfig, dict[str, Any]]:
+        """The settings of `generate`, merged by transformers. In greedy search, a denoiser takes the most likely token
+        at every noise level, as `looped generate` does."""
+        settings, rest = super()._prepare_generation_config(*args, **kwargs)
+        if settings.use_cache is False and not self.reader.writes_uncached:
+            raise UserError("a denoiser generates with its cache, which holds the noise of earlier tokens; leave "
+                            "use_cache=False out")
+        self.greedy = not settings.do_sample and (settings.num_beams or 1) == 1
+        return settings, rest
 
     def write(self, input_ids: Int[Tensor, "batch length"], num_tokens: int, num_steps: int | None = None,
               **how: Any) -> Int[Tensor, "batch {num_tokens}"]:

@@ -316,6 +316,38 @@ def test_a_denoiser_writes_the_likeliest_text_that_looped_generate_writes(name):
     assert not torch.equal(written(model, ids, num_steps=1), ours)
 
 
+@pytest.mark.parametrize("how", [
+    lambda model, **settings: ((transformers.GenerationConfig(**settings),), {}),
+    lambda model, **settings: ((), {"generation_config": transformers.GenerationConfig(**settings)}),
+    lambda model, **settings: ((), model.generation_config.update(**settings) or {}),
+    lambda model, **settings: ((), settings)], ids=["positional", "keyword", "of the model", "alone"])
+def test_settings_of_generate_count_wherever_they_are_given(how):
+    """Greedy search and the cache of a denoiser depend on them."""
+    model, ids = denoiser("inject"), tokens(rows=1)
+    model.generation_config.update(pad_token_id=0, do_sample=True)
+    given, named = how(model, do_sample=False, max_new_tokens=7)
+    found = model.generate(ids, *given, **named, num_steps=5, attention_mask=torch.ones_like(ids))
+    assert torch.equal(found[:, 10:], generate(model.objective, ids, num_tokens=7, depth=5, temperature=0))
+    given, named = how(model, use_cache=False)
+    with pytest.raises(UserError, match="generates with its cache"):
+        model.generate(ids, *given, **named)
+
+
+def test_a_setting_that_is_left_unset_is_the_models():
+    """Sampled by default, a denoiser does not take the most likely token of each noise level."""
+    model, seen = denoiser("inject"), []
+    model.generation_config.update(pad_token_id=0, do_sample=True, use_cache=False)
+    for given in ((), (transformers.GenerationConfig(max_new_tokens=3),)):
+        with pytest.raises(UserError, match="generates with its cache"):
+            model.generate(tokens(rows=1), *given)
+    model.generation_config.use_cache = True
+    writer = model.reader.writer
+    model.reader.writer = lambda reading, params: seen.append(params.temperature) or writer(reading, params)
+    model.generate(tokens(rows=1), transformers.GenerationConfig(max_new_tokens=3))
+    model.generate(tokens(rows=1), max_new_tokens=3, do_sample=False)
+    assert seen == [1, 0]
+
+
 @pytest.mark.parametrize("rule", ["denoise", "truncated"])
 def test_the_sampler_is_that_of_looped_generate(rule, tmp_path):
     model = looped({"objective": rule})
