@@ -8,8 +8,8 @@ from transformers.cache_utils import Cache as Kept
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from looped.errors import UserError
-from looped.hub.logits_api import GREEDY, PLAIN, LoopReader, Reader, SolverReader
-from looped.inference.padding import Reading
+from looped.hub.logits_api import LoopReader, Manner, Reader, SolverReader
+from looped.inference.padding import Draws, Reading
 from looped.inference.text_denoising import DenoiseWriter
 from looped.nn.cache import Cache, LayerCache, Path
 
@@ -63,9 +63,10 @@ class SolverCache(DynamicCache):
     """The cache of a denoiser: one per noise level, held by its writer. The texts of a batch keep their order and only
     grow."""
 
-    def __init__(self, writer: DenoiseWriter):
+    def __init__(self, writer: DenoiseWriter, draws: Draws):
         super().__init__()
         self.writer = writer
+        self.draws = draws
         self.num_texts = 0
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -81,24 +82,24 @@ class SolverCache(DynamicCache):
     batch_select_indices: Callable[..., None] = reorder_cache
 
 
-def read_loop(reader: LoopReader, reading: Reading, kept: Kept, keep: int, greedy: bool) -> tuple[Tensor, Kept]:
+def read_loop(reader: LoopReader, reading: Reading, kept: Kept, keep: int, manner: Manner) -> tuple[Tensor, Kept]:
     """(logits of the new tokens, the cache with these tokens)."""
     own = Reading(reading.tokens, reading.depth, reading.padding, reading.first, grown(kept, reading.depth))
     return reader.logits(own, keep), kept
 
 
-def read_solver(reader: SolverReader, reading: Reading, kept: Kept, keep: int, greedy: bool) -> tuple[Tensor, Kept]:
+def read_solver(reader: SolverReader, reading: Reading, kept: Kept, keep: int, manner: Manner) -> tuple[Tensor, Kept]:
     """(logits of the next token, the cache with the tokens read); the first call creates the cache."""
     if keep > 1:
         raise UserError(NO_GUESSES)
     if not isinstance(kept, SolverCache):
-        kept = SolverCache(reader.writer(reading, GREEDY if greedy else PLAIN))
+        kept = SolverCache(reader.writer(reading, manner.params), reader.draws(reading, manner.seed))
     elif reading.tokens.shape[1] > 1:
         raise UserError("a denoiser with a cache reads one token at a time; pass use_cache=False, or one token")
-    logits = kept.writer.next_logits(reading.tokens, reader.draws(reading)(kept.num_texts))
+    logits = kept.writer.next_logits(reading.tokens, kept.draws(kept.num_texts))
     kept.num_texts += 1
     return logits, kept
 
 
 KEEPING: dict[type[Reader], Any] = {LoopReader: read_loop, SolverReader: read_solver}
-"""Class of a reader -> its cached step, (reader, reading, cache, logits to keep, greedy) -> (logits, cache)."""
+"""Class of a reader -> its cached step, (reader, reading, cache, logits to keep, manner) -> (logits, cache)."""

@@ -5,6 +5,8 @@ the draws of a batch's first row, and each position has its own initial noise, w
 """
 
 from collections.abc import Callable
+from copy import copy
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -23,7 +25,19 @@ from looped.objectives.base import Objective, rows_of_batch
 from looped.rng import StepRandom
 from looped.tensor_types import Float
 
-GREEDY, PLAIN = SamplingParams(temperature=0), SamplingParams()
+
+@dataclass(frozen=True)
+class Manner:
+    """How a denoiser writes. params: shape the distribution at every noise level; seed: of its noise, of which each row
+    has its own, or None for the config's, which all rows share."""
+
+    params: SamplingParams
+    seed: int | None = None
+
+
+GREEDY, PLAIN = Manner(SamplingParams(temperature=0)), Manner(SamplingParams())
+LAST_ONLY = {"min_p": None, "top_h": None, "typical_p": 1, "epsilon_cutoff": 0, "eta_cutoff": 0}
+"""Settings of transformers that can only shape a last readout, and their values without effect."""
 
 
 class Reader:
@@ -34,10 +48,12 @@ class Reader:
         self.model: Any = objective.model
         self.seed = seed
 
-    def draws(self, reading: Reading) -> Callable[[int], StepRandom]:
-        """Number of a step or position -> its random draws, the same for all rows."""
-        num = len(reading.tokens)
-        return partial(StepRandom, self.seed, count=num, rows=[0] * num, device=reading.tokens.device)
+    def draws(self, reading: Reading, seed: int | None = None) -> Callable[[int], StepRandom]:
+        """Number of a step or position -> its random draws: the same for all rows, or those of a seed for each row."""
+        num, device = len(reading.tokens), reading.tokens.device
+        if seed is None:
+            return partial(StepRandom, self.seed, count=num, rows=[0] * num, device=device)
+        return partial(StepRandom, seed, count=num, device=device)
 
     def logits(self, reading: Reading, keep: int) -> Float[Tensor, "batch kept vocab"]:
         """Logits at the last `keep` positions, or at all of them (0)."""
@@ -53,8 +69,9 @@ class Reader:
         raise UserError(f"a {type(self.objective).__name__} is not a plain loop, and {family} computes nothing else; "
                         f"export it --to hf")
 
-    writes_uncached = True
-    """True if generation without a cache gives the same text as with one."""
+    def manner_of(self, settings: Any) -> tuple[Manner, Any]:
+        """How to write by the merged settings of transformers' `generate`, and the settings left to transformers."""
+        return PLAIN, settings
 
 
 class LoopReader(Reader):
@@ -116,8 +133,6 @@ class SolverReader(Reader):
     """Reader of a denoiser: the writer takes `depth` solver steps per token, from noise that is the same for every
     text."""
 
-    writes_uncached = False
-
     def __init__(self, objective: Objective, seed: int):
         super().__init__(objective, seed)
         if objective.config.block_size > 1:
@@ -133,6 +148,24 @@ class SolverReader(Reader):
                             "or one at a time")
         rows = torch.cat([r.tokens, r.tokens[:, -1:]], dim=1)  # no row attends to the last one
         return TeacherForced(self.objective, rows).first_logits(self.draws(r)(0), "")[:, -keep:]
+
+    def manner_of(self, settings: Any) -> tuple[Manner, Any]:
+        """Greedy search takes the most likely token at every noise level, as `looped generate` does. Sampling applies
+        temperature, top-k and top-p there (after the last step the token is fixed), to noise whose seed is drawn from
+        torch's own generator."""
+        if settings.use_cache is False:
+            raise UserError("a denoiser generates with its cache, which holds the noise of earlier tokens; leave "
+                            "use_cache=False out")
+        if not settings.do_sample:
+            return GREEDY, settings
+        for name, idle in LAST_ONLY.items():
+            if getattr(settings, name, None) not in (None, idle):
+                raise UserError(f"a denoiser fixes a token before the last readout, which is all that {name} would "
+                                f"change; leave it out, or give temperature, top_k or top_p")
+        params = SamplingParams(settings.temperature, settings.top_k or None, settings.top_p)
+        own = copy(settings)
+        own.temperature, own.top_k, own.top_p = 1.0, 0, 1.0
+        return Manner(params, int(torch.randint(2**62, ()))), own
 
     def writer(self, reading: Reading, steering: SamplingParams) -> DenoiseWriter:
         """A writer that starts from the beginning of the prompts."""

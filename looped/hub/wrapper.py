@@ -15,15 +15,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (AutoConfig, AutoModelForCausalLM, DynamicCache, GenerationConfig, GenerationMixin,
-                          PretrainedConfig)
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, GenerationMixin, PretrainedConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 
 from looped.config import Config
 from looped.errors import UserError
 from looped.hub.caches import KEEPING
-from looped.hub.logits_api import Reader, reader_of
+from looped.hub.logits_api import PLAIN, Manner, Reader, reader_of
 from looped.inference.generate import generate
 from looped.inference.padding import Padding, Reading
 from looped.models.build import unseeded
@@ -81,7 +80,8 @@ class LoopedForCausalLM(PreTrainedModel, GenerationMixin):
     """A model of this package behind the interface of transformers.
 
     Loops: all of `generate` except static caches. Denoisers: greedy search and sampling, with `num_steps` solver steps
-    per token. A row's output depends only on its own tokens and the config's seed.
+    per token. A row's output depends only on its own tokens and the config's seed; text that is sampled depends on
+    torch's own generator, as in transformers.
     """
 
     config_class: type[LoopedConfig] = LoopedConfig
@@ -99,7 +99,7 @@ class LoopedForCausalLM(PreTrainedModel, GenerationMixin):
         self.objective: Objective = build_objective(
             settings, unseeded(settings, config.vocab_size), config.eos_token_id)
         self.reader: Reader = reader_of(self.objective, settings)
-        self.greedy: bool = False
+        self.manner: Manner = PLAIN
         self.post_init()
 
     @classmethod
@@ -177,7 +177,7 @@ class LoopedForCausalLM(PreTrainedModel, GenerationMixin):
             logits = self.reader.trained(reading)[:, -logits_to_keep:]
         elif wanted:
             kept = DynamicCache(config=self.config) if kept is None else kept
-            logits, kept = KEEPING[type(self.reader)](self.reader, reading, kept, logits_to_keep, self.greedy)
+            logits, kept = KEEPING[type(self.reader)](self.reader, reading, kept, logits_to_keep, self.manner)
         else:
             logits = self.reader.logits(reading, logits_to_keep)
         loss = None if labels is None else self.loss_function(logits, labels, vocab_size=self.config.vocab_size)
@@ -187,20 +187,16 @@ class LoopedForCausalLM(PreTrainedModel, GenerationMixin):
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """`GenerationMixin.generate`, which here also has `num_steps=`."""
-        before = self.greedy
+        before = self.manner
         try:
             return super().generate(*args, **kwargs)
         finally:
-            self.greedy = before
+            self.manner = before
 
-    def _prepare_generation_config(self, *args: Any, **kwargs: Any) -> tuple[GenerationConfig, dict[str, Any]]:
-        """The settings of `generate`, merged by transformers. In greedy search, a denoiser takes the most likely token
-        at every noise level, as `looped generate` does."""
+    def _prepare_generation_config(self, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """The settings of `generate` as transformers merges them, which say how a denoiser writes."""
         settings, rest = super()._prepare_generation_config(*args, **kwargs)
-        if settings.use_cache is False and not self.reader.writes_uncached:
-            raise UserError("a denoiser generates with its cache, which holds the noise of earlier tokens; leave "
-                            "use_cache=False out")
-        self.greedy = not settings.do_sample and (settings.num_beams or 1) == 1
+        self.manner, settings = self.reader.manner_of(settings)
         return settings, rest
 
     def write(self, input_ids: Int[Tensor, "batch length"], num_tokens: int, num_steps: int | None = None,

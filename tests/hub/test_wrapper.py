@@ -348,6 +348,39 @@ def test_a_setting_that_is_left_unset_is_the_models():
     assert seen == [1, 0]
 
 
+def sampled(model, ids, seed, num=1, **how):
+    torch.manual_seed(seed)
+    how = {"max_new_tokens": 7, "do_sample": True, "pad_token_id": 0, "num_steps": 4, "top_k": 0} | how
+    found = model.generate(ids, attention_mask=torch.ones_like(ids), num_return_sequences=num, **how)
+    return found[:, ids.shape[1]:]
+
+
+@pytest.mark.parametrize("name", DENOISERS)
+def test_a_denoiser_samples_by_torchs_seed_with_noise_for_each_row(name):
+    model, ids = denoiser(name), tokens(rows=1)
+    assert torch.equal(sampled(model, ids, 1, num=3), sampled(model, ids, 1, num=3))
+    assert len({tuple(sampled(model, ids, seed)[0].tolist()) for seed in range(6)}) == 6
+    assert len(sampled(model, ids, 1, num=6).unique(dim=0)) == 6
+    likeliest = written(model, ids, num_steps=4)
+    assert torch.equal(sampled(model, ids, 7, do_sample=False), likeliest)
+    assert torch.equal(sampled(model, ids, 7, top_k=1), sampled(model, ids, 7, temperature=1e-9))
+
+
+@pytest.mark.parametrize(("how", "other"), [({"temperature": 1.0}, {"temperature": 0.2}), ({"temperature": 0.2}, {}),
+                                            ({"temperature": 4.0, "top_p": 0.2}, {"top_p": 1.0})], ids=str)
+def test_a_denoiser_draws_tokens_as_often_as_the_sampler_of_looped_generate(how, other):
+    """Positive control: other settings draw others."""
+    model, ids, num = denoiser("inject"), tokens(rows=1), 1000
+
+    def shares(texts):
+        return torch.bincount(texts[:, 0], minlength=VOCAB) / num
+
+    expected = shares(model.write(ids.repeat(num, 1), 1, 4, **how))
+    found, others = (shares(sampled(model, ids, 0, num=num, max_new_tokens=1, **each)) for each in (how, other))
+    assert (found - expected).abs().sum() < 0.3
+    assert (others - expected).abs().sum() > 0.6
+
+
 @pytest.mark.parametrize("rule", ["denoise", "truncated"])
 def test_the_sampler_is_that_of_looped_generate(rule, tmp_path):
     model = looped({"objective": rule})
@@ -400,6 +433,7 @@ def test_a_denoisers_likelihood_is_that_at_sigma_max_at_any_depth(name):
 
 @pytest.mark.parametrize(("how", "why"), [({"num_beams": 2}, "has no beam search"),
                                           ({"prompt_lookup_num_tokens": 2}, "no speculative decoding"),
+                                          ({"do_sample": True, "min_p": 0.1}, "all that min_p would change"),
                                           ({"use_cache": False}, "generates with its cache")], ids=str)
 def test_what_a_denoiser_cannot_do_is_one_sentence(how, why):
     with pytest.raises(UserError, match=why):
