@@ -40,6 +40,12 @@ RUNS = {"truncated": {"objective": "truncated"}, "denoise": {"objective": "denoi
         "nanbeige": {"objective": "full", "model.preset": "nanbeige", "model.num_core_layers": 3},
         "huginn": {"objective": "truncated", "model.preset": "huginn"},
         "masked": {"objective": "masked"},
+        "log-normal": {"objective": "denoise", "denoise.noise.distribution": "log-normal"},
+        "adaptive": {"objective": "denoise", "denoise.noise.distribution": "adaptive"},
+        "blockwise": {"objective": "blockwise", "blocks.num": 2},
+        "blocks by edges": {"objective": "blockwise", "blocks.num": 2, "blocks.edges": [1.5], "blocks.overlap": 0.1},
+        "blocks of log-normal": {"objective": "blockwise", "blocks.num": 2, "blocks.choose": "uniform",
+                                 "denoise.noise.distribution": "log-normal"},
         "alone": {"objective": "blockwise", "blocks.num": 2, "blocks.alone": 0, "blocks.shared": "frozen"}}
 
 
@@ -67,7 +73,8 @@ def tokens(run, rows=2, length=10):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["truncated", "denoise"])
+@pytest.mark.parametrize("name", ["truncated", "denoise", "log-normal", "adaptive", "blockwise", "blocks by edges",
+                                  "blocks of log-normal"])
 def test_stock_transformers_writes_the_text_of_looped_generate(name, runs, tmp_path):
     run = runs(name)
     folder = export(run, tmp_path / "out", num_steps=5)
