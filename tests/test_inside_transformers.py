@@ -45,6 +45,14 @@ def test_before_training_it_is_the_donor(page, num_steps):
     assert (looped(ids, num_steps=num_steps).logits - donor(ids).logits).abs().max() > 1e-3
 
 
+def test_a_donor_in_bfloat16_is_looped_in_bfloat16(page):
+    donor = transformers.LlamaForCausalLM(page.config).to(torch.bfloat16).eval()
+    looped = page.loop_middle(copy.deepcopy(donor), 1, 1, mean=4, backprop=2)
+    assert {weight.dtype for weight in looped.parameters()} == {torch.bfloat16}
+    ids = torch.randint(32, (3, 9))
+    torch.testing.assert_close(looped(ids, num_steps=4).logits, donor(ids).logits)
+
+
 def by_hand(model, ids, no_grad, grad):
     """The logits of an unroll of the donor's own layers, the state cut off after the steps that have no gradient."""
     inner = model.model

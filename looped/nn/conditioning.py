@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from looped.devices import to_device
 from looped.nn.frequencies import Frequencies
 from looped.nn.fused import compute_dtype
+from looped.nn.projection import cast_for
 from looped.tensor_types import Float
 
 
@@ -30,7 +31,7 @@ class LevelEmbedding(Frequencies):
 
     def forward(self, level: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch width"]:
         angles = to_device(level.float(), self.frequencies.device).unsqueeze(-1) * self.frequencies
-        return self.mlp(torch.cat([angles.sin(), angles.cos()], dim=-1))
+        return self.mlp(cast_for(self.mlp[0], torch.cat([angles.sin(), angles.cos()], dim=-1)))
 
 
 class Modulation(nn.Module):

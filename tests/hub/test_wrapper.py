@@ -154,6 +154,22 @@ def test_a_saved_model_can_be_read_in_bfloat16_and_its_angles_stay(tmp_path):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("settings", [{"objective": "denoise"}, {"objective": "blockwise", "blocks.num": 2},
+                                      {"objective": "denoise", "denoise.noise.distribution": "adaptive"}], ids=str)
+def test_a_saved_denoiser_can_be_read_in_half_precision(settings, dtype, tmp_path):
+    full = looped(settings)
+    full.save_pretrained(tmp_path)
+    model = LoopedForCausalLM.from_pretrained(tmp_path, dtype=dtype)
+    assert model.dtype == dtype
+    loss, rough = (each(tokens(), labels=tokens()).loss.float() for each in (full, model))
+    torch.testing.assert_close(rough, loss, rtol=0.02, atol=0.02)
+    assert written(model, tokens()).shape == (2, 7)
+    kept = {name for name, buffer in model.named_buffers() if buffer.dtype == torch.float64}
+    assert kept == {name for name, buffer in full.named_buffers() if buffer.dtype == torch.float64}
+
+
+@torch.no_grad()
 def test_num_steps_is_a_setting_of_config_of_reading_of_a_call_and_of_generate(tmp_path):
     model = looped(RULES["truncated"])
     model.save_pretrained(tmp_path)
@@ -301,7 +317,7 @@ def test_documents_that_were_kept_separate_stay_so():
 
 # ---- denoisers ------------------------------------------------------------------------------------------------------
 
-DENOISERS = {"inject": {}, "concat": {"denoise.context": "concat"}, "context": {"denoise.context": "context"}}
+DENOISERS = {name: {"denoise.context": name} for name in ("inject", "concat", "context")}
 
 
 def denoiser(name):
