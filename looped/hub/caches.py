@@ -31,19 +31,28 @@ class Slot(LayerCache):
         return k.transpose(1, 2), v.transpose(1, 2)
 
 
-def grown(kept: Kept, depth: int) -> Cache:
-    """A loop's cache inside a transformers cache, which gets a layer when a path of the loop is first used.
-
-    Raises UserError for a cache that cannot grow, and for one that was filled at another depth: steps that did not run
-    then would have no keys of earlier tokens.
-    """
-    if any(type(layer) is not DynamicLayer for layer in kept.layers) or kept.is_compileable:
-        raise UserError(f"a {type(kept).__name__} has a fixed number of layers or tokens, but a loop's cache grows "
-                        f"with num_steps; leave cache_implementation out, or pass use_cache=False")
-    filled = kept.__dict__.setdefault("looped_depth", depth)
+def _check_depth(filled: int, depth: int) -> None:
+    """Raises UserError for a cache that was filled at another depth: what did not run then has no keys of earlier
+    tokens."""
     if filled != depth:
         raise UserError(f"this cache was filled with num_steps {filled} and is read with {depth}; give both the same, "
                         f"or start with a new cache")
+
+
+def _fixed(kept: Kept) -> bool:
+    """True for a cache that does not grow, such as a static or sliding one."""
+    return any(type(layer) is not DynamicLayer for layer in kept.layers) or kept.is_compileable
+
+
+def grown(kept: Kept, depth: int) -> Cache:
+    """A loop's cache inside a transformers cache, which gets a layer when a path of the loop is first used.
+
+    Raises UserError for a cache that cannot grow, and for one that was filled at another depth.
+    """
+    if _fixed(kept):
+        raise UserError(f"a {type(kept).__name__} has a fixed number of layers or tokens, but a loop's cache grows "
+                        f"with num_steps; leave cache_implementation out, or pass use_cache=False")
+    _check_depth(kept.__dict__.setdefault("looped_depth", depth), depth)
     places: dict[Path, int] = kept.__dict__.setdefault("looped_places", {})
 
     def slot(path: Path) -> Slot:
@@ -93,9 +102,13 @@ def read_solver(reader: SolverReader, reading: Reading, kept: Kept, keep: int, m
     if keep > 1:
         raise UserError(NO_GUESSES)
     if not isinstance(kept, SolverCache):
+        if _fixed(kept) or kept.get_seq_length():
+            raise UserError(f"a denoiser makes a cache of its own, and cannot use this {type(kept).__name__}; leave "
+                            f"cache_implementation and past_key_values out, or go on with the cache of its output")
         kept = SolverCache(reader.writer(reading, manner.params), reader.draws(reading, manner.seed))
     elif reading.tokens.shape[1] > 1:
         raise UserError("a denoiser with a cache reads one token at a time; pass use_cache=False, or one token")
+    _check_depth(kept.writer.depth, reading.depth)
     logits = kept.writer.next_logits(reading.tokens, kept.draws(kept.num_texts))
     kept.num_texts += 1
     return logits, kept

@@ -180,8 +180,15 @@ class LoopedForCausalLM(PreTrainedModel, GenerationMixin):
             logits, kept = KEEPING[type(self.reader)](self.reader, reading, kept, logits_to_keep, self.manner)
         else:
             logits = self.reader.logits(reading, logits_to_keep)
-        loss = None if labels is None else self.loss_function(logits, labels, vocab_size=self.config.vocab_size)
+        loss = None if labels is None else self._loss(logits, labels)
         return CausalLMOutputWithPast(loss=loss, logits=logits, **{KEPT: kept})
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The mean loss of the labels. Raises UserError for labels of tokens without logits."""
+        if labels.shape != logits.shape[:2]:
+            raise UserError(f"labels have shape {tuple(labels.shape)}, but the logits {tuple(logits.shape[:2])}; give "
+                            f"one label per token, leave logits_to_keep out, and read a denoiser with use_cache=False")
+        return self.loss_function(logits, labels, vocab_size=self.config.vocab_size)
 
     # ---- generation --------------------------------------------------------------------------------------------------
 

@@ -194,17 +194,42 @@ def test_a_cache_grows_past_the_layers_that_transformers_makes():
     assert kept.get_seq_length() == 10
 
 
-def test_a_cache_of_another_depth_is_refused():
-    model = looped(RULES["truncated"])
+@pytest.mark.parametrize("rule", ["truncated", "denoise"])
+def test_a_cache_of_another_depth_is_refused(rule):
+    model = looped({"objective": rule})
     kept = model(tokens(), num_steps=2, use_cache=True).past_key_values
     with pytest.raises(UserError, match="filled with num_steps 2 and is read with 5"):
         model(tokens()[:, :1], num_steps=5, past_key_values=kept)
 
 
-def test_a_static_cache_is_refused():
-    model = looped(RULES["truncated"])
-    with pytest.raises(UserError, match="StaticCache has a fixed number of layers"):
-        written(model, tokens(), cache_implementation="static")
+@pytest.mark.parametrize(("rule", "why"), [("truncated", "StaticCache has a fixed number of layers"),
+                                           ("denoise", "makes a cache of its own, and cannot use this StaticCache")])
+def test_a_static_cache_is_refused(rule, why):
+    with pytest.raises(UserError, match=why):
+        written(looped({"objective": rule}), tokens(), cache_implementation="static")
+
+
+@torch.no_grad()
+def test_a_denoiser_goes_on_with_its_own_cache_alone():
+    model, loop = denoiser("context"), looped(RULES["truncated"])
+    other = loop(tokens(), num_steps=2, use_cache=True).past_key_values
+    with pytest.raises(UserError, match="cannot use this DynamicCache"):
+        model(tokens()[:, :1], num_steps=2, past_key_values=other)
+    for empty in (None, transformers.DynamicCache()):
+        kept = model(tokens(), num_steps=2, past_key_values=empty, use_cache=True).past_key_values
+        assert model(tokens()[:, :1], num_steps=2, past_key_values=kept).logits.shape == (2, 1, VOCAB)
+
+
+@torch.no_grad()
+def test_labels_of_tokens_without_logits_are_refused():
+    """And with a cache a loop has logits of all tokens."""
+    with pytest.raises(UserError, match=r"labels have shape \(2, 10\), but the logits \(2, 1\)"):
+        denoiser("context")(tokens(), labels=tokens(), use_cache=True)
+    loop = looped(RULES["truncated"])
+    with pytest.raises(UserError, match="leave logits_to_keep out"):
+        loop(tokens(), labels=tokens(), logits_to_keep=2)
+    losses = [loop(tokens(), labels=tokens(), use_cache=cached).loss for cached in (True, False)]
+    torch.testing.assert_close(*losses)
 
 
 @torch.no_grad()
