@@ -44,6 +44,10 @@ class TextTokenizer:
         self.end_of_text: int = vocabulary[end]
         self.vocab_size: int = max(vocabulary.values()) + 1
 
+    def token_id(self, token: str | None) -> int | None:
+        """The id of a token, None if the vocabulary does not have it."""
+        return None if token is None else self._backend.token_to_id(token)
+
     def encode(self, text: str, *, framed: bool = False) -> list[int]:
         """Token ids of a text, without an end-of-text token. framed: with the special tokens that the tokenizer's
         template adds, such as Llama's start token."""

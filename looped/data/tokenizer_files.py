@@ -119,7 +119,7 @@ def _declared_end(folder: Path) -> str | None:
         if not file.is_file():
             continue
         try:
-            end = _content_of(json.loads(_read(file)).get("eos_token"))
+            end = content_of(json.loads(_read(file)).get("eos_token"))
         except (ValueError, AttributeError, RecursionError) as error:
             raise UserError(f"{file} is not what save_pretrained writes ({one_line(error)}), but it declares the "
                             f"end-of-text token; restore it or remove it") from None
@@ -128,7 +128,7 @@ def _declared_end(folder: Path) -> str | None:
     return None
 
 
-def _content_of(token: Any) -> str | None:
+def content_of(token: Any) -> str | None:
     """The text of a token, given as a string or as a mapping with `content`."""
     content = token.get("content") if isinstance(token, dict) else token
     return content if isinstance(content, str) else None

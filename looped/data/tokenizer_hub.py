@@ -7,7 +7,7 @@ from looped.errors import UserError, one_line
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(@[\w./-]+)?")
 FETCHED = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "config.json", "vocab.*", "merges.txt",
-           "*.model")
+           "*.model", "chat_template.jinja")
 """The files fetched from a repository; no code, no weights."""
 
 

@@ -1,14 +1,12 @@
 """`looped export`: a run as a transformers model folder, with its tokenizer and a model card."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from looped.atomic_files import new_folder
-from looped.data.tokenizer_files import MARK
 from looped.errors import UserError, did_you_mean
 from looped.hub.card import Card
 from looped.hub.families import FAMILIES
@@ -16,6 +14,7 @@ from looped.hub.families.base import Family
 from looped.hub.importing import max_length_of
 from looped.hub.loading import import_transformers, quiet
 from looped.hub.logits_api import reader_of
+from looped.hub.special_tokens import tokens_of, write_tokenizer
 from looped.training.runs import Run, read_stamp
 
 ELSEWHERE = {"data.path": (), "data.tokenizer": None, "data.cache_dir": None, "training.warm_start": None}
@@ -47,7 +46,7 @@ def export(run: Run, out: str | Path, to: str = "hf", *, num_steps: int | None =
     depth, form = num_steps or run.config.main_depth, FORMS[to]
     with new_folder(out) as folder, quiet():
         form.write(run, folder, depth)
-        _write_tokenizer(run, folder)
+        write_tokenizer(run, folder)
         card = Card(run, to, depth, licence or read_stamp(run.path).get("imported", {}).get("licence"), form.alone)
         (folder / "README.md").write_text(card.text(folder), encoding="utf-8", newline="")
     return Path(out)
@@ -58,30 +57,9 @@ def _write_looped(run: Run, folder: Path, depth: int) -> None:
 
     settings = run.config.replace(**ELSEWHERE)
     config = LoopedConfig(looped=settings.model_dump(mode="json"), num_steps=depth,
-                          vocab_size=run.objective.model.vocab_size, dtype="float32", **tokens_of(run))
+                          vocab_size=run.objective.model.vocab_size, dtype="float32",
+                          max_position_embeddings=max_length_of(run), **tokens_of(run))
     LoopedForCausalLM.holding(run.objective, config).save_pretrained(folder)
-
-
-def tokens_of(run: Run) -> dict[str, Any]:
-    """Config entries for the begin, end and padding tokens of texts, and their maximum length."""
-    raw: Mapping[str, Any] = read_stamp(run.path).get("imported", {}).get("config", {})
-    end = run.tokenizer.end_of_text
-    return {"bos_token_id": raw.get("bos_token_id", end), "eos_token_id": end, "pad_token_id": end,
-            "max_position_embeddings": max_length_of(run)}
-
-
-def _write_tokenizer(run: Run, folder: Path) -> None:
-    """Writes the run's tokenizer for transformers; its tokenizer.json is kept verbatim, except for our mark."""
-    from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerFast
-
-    fields, end = json.loads(run.tokenizer.json()), run.tokenizer.end_token
-    for token in fields["added_tokens"]:
-        token.pop(MARK, None)
-    content = json.dumps(fields, ensure_ascii=False)
-    PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(content), eos_token=end, bos_token=end, pad_token=end,
-                            padding_side="left", clean_up_tokenization_spaces=False).save_pretrained(folder)
-    (folder / "tokenizer.json").write_text(content, encoding="utf-8", newline="")
 
 
 def _write_family(run: Run, folder: Path, depth: int, *, family: Family) -> None:
@@ -90,7 +68,8 @@ def _write_family(run: Run, folder: Path, depth: int, *, family: Family) -> None
     reader_of(run.objective, run.config).check_layers(family.name)
     model = run.objective.model
     layout = family.written(run.config, model.vocab_size, depth)
-    raw = {**layout.raw, **tokens_of(run), "dtype": "float32", "torch_dtype": "float32"}
+    raw = {**layout.raw, **tokens_of(run), "max_position_embeddings": max_length_of(run),
+           "dtype": "float32", "torch_dtype": "float32"}
     (folder / "config.json").write_text(json.dumps(raw, indent=1), encoding="utf-8", newline="")
     save_torch_state_dict(dict(layout.tensors(model.state_dict())), folder, shared_tensors_to_discard=[])
 

@@ -15,15 +15,17 @@ import yaml
 from looped.atomic_files import new_folder, write_text
 from looped.config import Config, dump_config
 from looped.data.tokenizer import TextTokenizer, load_tokenizer
+from looped.data.tokenizer_hub import fetched, is_name
 from looped.errors import UserError, one_line
 from looped.hub.families import Pretrained, open_pretrained
+from looped.hub.special_tokens import declared, ends_in
 from looped.objectives import build_objective
 from looped.training.checkpoint import Stream, save_checkpoint
 from looped.training.counters import Counters
 from looped.training.runs import CONFIG, STAMP, TOKENIZER, Run, read_stamp, stamp
 
 FETCHED = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*",
-           "special_tokens_map.json", "vocab.json", "merges.txt", "*.model", "README.md")
+           "special_tokens_map.json", "vocab.json", "merges.txt", "*.model", "chat_template.jinja", "README.md")
 """The files fetched from a hub repository; no code, no pickles."""
 
 LIMITS = ("max_position_embeddings", "block_size", "n_positions")
@@ -59,7 +61,7 @@ def import_model(source: str | Path, out: str | Path, *, layers: str | None = No
         elif words.vocab_size > found.vocab_size:
             raise UserError(f"{source} has {found.vocab_size} embeddings, but its tokenizer has {words.vocab_size} "
                             f"tokens; give the matching tokenizer with --tokenizer")
-        _write(folder, found, words, str(source))
+        _write(folder, found, words, str(source), declared(_beside(tokenizer or found.folder)))
     shapes = found.skeleton.state_dict().values()
     return Imported(Path(out), found.family.name, sum(weight.numel() for weight in shapes), found.config)
 
@@ -70,7 +72,7 @@ def max_length_of(run: Run) -> int:
     return next((imported[name] for name in LIMITS if imported.get(name)), run.config.data.length)
 
 
-def _write(folder: Path, found: Pretrained, words: TextTokenizer, source: str) -> None:
+def _write(folder: Path, found: Pretrained, words: TextTokenizer, source: str, said: Mapping[str, Any]) -> None:
     objective = build_objective(found.config, found.skeleton, words.end_of_text)
     shapes = {name: weight.shape for name, weight in objective.state_dict().items()}
     own = sorted(shapes.keys() - {f"model.{name}" for name in found.skeleton.state_dict()})
@@ -79,7 +81,7 @@ def _write(folder: Path, found: Pretrained, words: TextTokenizer, source: str) -
                         f"import it without --objective, then train with this objective and training.warm_start")
     weights = ((f"model.{name}", weight) for name, weight in found.weights())  # checked here, before a file is written
     imported = {"imported": {"source": source, "family": found.family.name, "licence": _licence(found.folder),
-                             "config": dict(found.raw)}}
+                             "config": dict(found.raw), "ends": ends_in(found.folder, found.raw), "tokenizer": said}}
     write_text(folder / STAMP, json.dumps(stamp(found.config, "cpu") | imported, indent=1))
     write_text(folder / TOKENIZER, words.json())
     state = asdict(Counters()) | {"vocab_size": words.vocab_size, "picture": None, "end_of_text": words.end_of_text,
@@ -107,6 +109,14 @@ def _tokenizer(found: Pretrained, given: str | Path | None) -> TextTokenizer:
     except UserError as error:
         raise UserError(str(error).replace("data.tokenizer", "tokenizer").replace(
             "or leave it null to train one", "and give it with --tokenizer")) from None
+
+
+def _beside(tokenizer: str | Path) -> Path:
+    """The folder of a tokenizer, with the files that declare its special tokens."""
+    path = Path(tokenizer).expanduser()
+    if not path.exists() and is_name(str(tokenizer)):
+        path = fetched(str(tokenizer))
+    return path if path.is_dir() else path.parent
 
 
 def _located(source: str | Path) -> Path:

@@ -75,6 +75,12 @@ class LoopedConfig(PretrainedConfig):
         """The settings of the model's run."""
         return Config.model_validate(self.looped or {})
 
+    @property
+    def end_of_text(self) -> int | None:
+        """The id of the run's own end-of-text token, the first of those at which `generate` stops."""
+        ends = self.eos_token_id
+        return ends[0] if isinstance(ends, list) else ends
+
 
 class LoopedForCausalLM(PreTrainedModel, GenerationMixin):
     """A model of this package behind the interface of transformers.
@@ -97,7 +103,7 @@ class LoopedForCausalLM(PreTrainedModel, GenerationMixin):
         settings = config.settings
         # A tied head is the embedding itself: there is one tensor, and nothing to tie.
         self.objective: Objective = build_objective(
-            settings, unseeded(settings, config.vocab_size), config.eos_token_id)
+            settings, unseeded(settings, config.vocab_size), config.end_of_text)
         self.reader: Reader = reader_of(self.objective, settings)
         self.manner: Manner = PLAIN
         self.post_init()

@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_pretrained import change, saved
-from tiny_models import TEXT
+from tiny_models import TEXT, byte_level
+from tokenizers import processors
 
 from looped.cli import main
 from looped.config import load_config
@@ -219,3 +220,45 @@ def test_damped_steps_are_no_layers_of_another_family():
         reader = LoopReader(build_objective(config, build(config, 20)), 0)
         with pytest.raises(UserError, match=why) if why else nullcontext():
             reader.check_layers("llama")
+
+
+def donor(folder):
+    """A Llama with two ends of text, a start token, a padding token, one more special token and a chat template."""
+    words = byte_level()
+    words.add_special_tokens(["<s>", "</s>", "<pad>", "<|im_end|>"])
+    words.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 330)])
+    given = transformers.PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="</s>",
+                                                 pad_token="<pad>", extra_special_tokens=["<|im_end|>"])
+    given.chat_template = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
+    given.save_pretrained(folder)
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(
+        vocab_size=len(given), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        bos_token_id=330, eos_token_id=331, pad_token_id=332))
+    model.generation_config.eos_token_id = [331, 333]
+    model.save_pretrained(folder)
+    return given
+
+
+@pytest.mark.parametrize("to", ["hf", "llama"])
+def test_a_tokenizer_from_elsewhere_goes_back_with_its_special_tokens_and_chat_template(to, tmp_path):
+    theirs = donor(tmp_path / "donor")
+    assert main(["import", str(tmp_path / "donor"), "--out", str(tmp_path / "run")]) == 0
+    run = load_run(tmp_path / "run")
+    folder = export(run, tmp_path / "out", to)
+    ours = transformers.AutoTokenizer.from_pretrained(folder)
+    assert ours.special_tokens_map == theirs.special_tokens_map
+    assert ours("def f(x)").input_ids == theirs("def f(x)").input_ids
+    chat = [{"role": "user", "content": "def"}]
+    assert ours.apply_chat_template(chat, tokenize=False) == theirs.apply_chat_template(chat, tokenize=False)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    assert model.generation_config.eos_token_id == [331, 333]
+    assert (model.config.bos_token_id, model.config.pad_token_id) == (330, 332)
+    assert run.objective.end_of_text == 331
+    assert to == "llama" or model.objective.end_of_text == 331
+
+
+def test_a_tokenizer_of_our_own_starts_ends_and_pads_with_its_end_of_text(runs, tmp_path):
+    words = transformers.AutoTokenizer.from_pretrained(export(runs("truncated"), tmp_path / "out"))
+    assert set(words.special_tokens_map.values()) == {runs("truncated").tokenizer.end_token}
+    assert words.chat_template is None
