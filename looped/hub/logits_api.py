@@ -64,6 +64,11 @@ class Reader:
         raise UserError(f"a {type(self.objective).__name__} is not trained by its logits; train it with looped train, "
                         f"and export it again")
 
+    def check_resizable(self) -> None:
+        """Raises UserError if the vocabulary cannot change."""
+        raise UserError(f"a {type(self.objective).__name__} noises the embeddings of its own tokens, so its vocabulary "
+                        f"stays as it is; leave resize_token_embeddings out")
+
     def check_layers(self, family: str) -> None:
         """Raises UserError if the steps cannot be written as layers of a dense stack or a loop of another family."""
         raise UserError(f"a {type(self.objective).__name__} is not a plain loop, and {family} computes nothing else; "
@@ -76,6 +81,9 @@ class Reader:
 
 class LoopReader(Reader):
     """Reader of a loop; its cache has keys and values of every step."""
+
+    def check_resizable(self) -> None:
+        pass
 
     def check_layers(self, family: str) -> None:
         if self.objective.damping:

@@ -35,6 +35,8 @@ from looped.tensor_types import Int
 
 KEPT = "cache" if any(field.name == "cache" for field in fields(CausalLMOutputWithPast)) else "past_key_values"
 """The name of the cache in outputs, which changed in transformers 5.24."""
+WAY = {"use_reentrant": False, "preserve_rng_state": True}
+"""How layers are checkpointed, as arguments of torch.utils.checkpoint."""
 CODE = "modeling_looped.py"
 THIN = '''"""A model of the package `looped` (pip install looped), which computes it; see README.md in this folder."""
 
@@ -152,6 +154,14 @@ class LoopedForCausalLM(PreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, new_embeddings: torch.nn.Module) -> None:
         self.reader.model.head = new_embeddings
 
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> torch.nn.Embedding:
+        """`PreTrainedModel.resize_token_embeddings`. Raises UserError for a denoiser."""
+        self.reader.check_resizable()
+        embed = super().resize_token_embeddings(*args, **kwargs)
+        rows = self.reader.model.vocab_size = len(embed.weight)
+        self.config.looped = self.config.settings.replace(**{"model.padded_vocab_size": rows}).model_dump(mode="json")
+        return embed
+
     # ---- forward -----------------------------------------------------------------------------------------------------
 
     def forward(self, input_ids: Int[Tensor, "batch new"] | None = None, attention_mask: Tensor | None = None,
@@ -159,8 +169,9 @@ class LoopedForCausalLM(PreTrainedModel, GenerationMixin):
                 num_steps: int | None = None, logits_to_keep: int = 0, cache: Any = None,
                 return_dict: bool | None = None, position_ids: Tensor | None = None, inputs_embeds: None = None,
                 output_attentions: bool | None = None, output_hidden_states: bool | None = None,
-                ) -> CausalLMOutputWithPast:
-        """Logits (B, L, V) after `num_steps` steps, and the loss if `labels` are given (-100 is ignored).
+                ) -> CausalLMOutputWithPast | tuple[Any, ...]:
+        """Logits (B, L, V) after `num_steps` steps, and the loss if `labels` are given (-100 is ignored); a tuple under
+        return_dict=False.
 
         past_key_values (`cache` since transformers 5.24): the tokens read before, which the new ones follow.
         attention_mask: for cached and new tokens; padding on the left, or without a cache on the right. Other inputs
@@ -187,7 +198,9 @@ class LoopedForCausalLM(PreTrainedModel, GenerationMixin):
         else:
             logits = self.reader.logits(reading, logits_to_keep)
         loss = None if labels is None else self._loss(logits, labels)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, **{KEPT: kept})
+        output = CausalLMOutputWithPast(loss=loss, logits=logits, **{KEPT: kept})
+        named = self.config.return_dict if return_dict is None else return_dict
+        return output if named else output.to_tuple()
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The mean loss of the labels. Raises UserError for labels of tokens without logits."""
@@ -223,10 +236,10 @@ class LoopedForCausalLM(PreTrainedModel, GenerationMixin):
 
     def activation_checkpointing_enable(self, activation_checkpointing_kwargs: dict[str, Any] | None = None,
                                         every_n_layers: int = 1, offload: bool = False) -> None:
-        """Each layer keeps only its inputs for the backward pass. Raises UserError for other settings."""
-        if activation_checkpointing_kwargs or every_n_layers != 1 or offload:
-            raise UserError("a looped model checkpoints every layer in one way; leave the settings of gradient "
-                            "checkpointing out")
+        """Each layer keeps only its inputs for the backward pass. Raises UserError for settings other than `WAY`."""
+        if (activation_checkpointing_kwargs or {}).items() - WAY.items() or every_n_layers != 1 or offload:
+            raise UserError(f"a looped model checkpoints every layer in one way, {WAY}; leave other settings of "
+                            f"gradient checkpointing out")
         self._checkpoint(True)
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None,
@@ -268,11 +281,13 @@ def _check_positions(given: Tensor | None, reading: Reading) -> None:
 def _padding(mask: Tensor | None, tokens: Tensor, first: int, *, cached: bool) -> Padding:
     """The padding that an attention mask describes. Raises UserError for right padding with a cache, and for holes."""
     width = first + tokens.shape[1]
-    if mask is None or bool((mask == 1).all()):
+    if mask is None:
         return Padding(None, width)
-    if mask.ndim != 2 or mask.shape != (len(tokens), width):
+    if mask.shape != (len(tokens), width):
         raise UserError(f"attention_mask has shape {tuple(mask.shape)}, but there are {len(tokens)} texts of {width} "
                         f"tokens, cached ones included; give a mask of ones and zeros for all of them")
+    if bool((mask == 1).all()):
+        return Padding(None, width)
     padded = Padded.of_attention_mask(mask)
     if padded.side == "left":
         return Padding(padded.lengths.to(tokens.device), width)

@@ -116,7 +116,7 @@ class Padded(Mask):
         UserError for any other pattern."""
         if not isinstance(mask, Tensor) or mask.ndim != 2 or not bool(((mask == 0) | (mask == 1)).all()):
             raise UserError("an attention_mask is a tensor (batch, length) of ones (real tokens) and zeros (padding)")
-        lengths, width = mask.sum(1), mask.shape[1]
+        lengths, width = mask.long().sum(1), mask.shape[1]
         for side in ("right", "left"):
             padded = cls(lengths, side=side, causal=causal, width=width)
             rows = torch.arange(width, device=mask.device)

@@ -242,6 +242,59 @@ def test_padding_on_the_right_is_refused_where_text_is_to_follow_and_changes_not
     torch.testing.assert_close(padded[1, :6], model(tokens()[1:, :6]).logits[0], rtol=1e-4, atol=1e-5)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("rule", ["embedding", "untied"])
+@pytest.mark.parametrize("rows", [VOCAB + 7, VOCAB - 7])
+def test_a_resized_vocabulary_is_one_everywhere(rule, rows, tmp_path):
+    """In logits, losses, the folder and the model that is read back; the old tokens keep their logits."""
+    model = looped(RULES[rule])
+    before, shared = model(tokens()).logits, min(rows, VOCAB)
+    ids = tokens() % shared
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    ids[:, -1] = rows - 1
+    found = model(ids, labels=ids)
+    assert found.logits.shape == (2, 10, rows)
+    assert found.loss > 0
+    if rows > VOCAB:
+        torch.testing.assert_close(model(tokens()).logits[..., :VOCAB], before)
+    model.save_pretrained(tmp_path)
+    again = LoopedForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(again(ids, labels=ids).logits, found.logits)
+    assert again.config.vocab_size == again.objective.model.vocab_size == rows
+    assert written(again, ids).shape == again.write(ids, 7).shape == (2, 7)
+
+
+def test_a_denoisers_vocabulary_stays():
+    with pytest.raises(UserError, match="its vocabulary stays as it is"):
+        denoiser("context").resize_token_embeddings(VOCAB + 7)
+
+
+@torch.no_grad()
+def test_the_output_is_a_tuple_if_none_else_is_wanted():
+    model = looped(RULES["truncated"])
+    whole = model(tokens(), labels=tokens())
+    loss, logits = model(tokens(), labels=tokens(), return_dict=False)
+    assert torch.equal(loss, whole.loss)
+    assert torch.equal(logits, whole.logits)
+    model.config.return_dict = False
+    assert torch.equal(model(tokens())[0], whole.logits)
+    assert torch.equal(model(tokens(), return_dict=True).logits, whole.logits)
+
+
+@torch.no_grad()
+def test_a_mask_may_be_of_floats_or_booleans():
+    model, mask = looped(RULES["truncated"]), torch.tensor([[1] * 10, [0] * 4 + [1] * 6])
+    expected = model(tokens(), attention_mask=mask).logits
+    for dtype in (torch.float32, torch.bool):
+        assert torch.equal(model(tokens(), attention_mask=mask.to(dtype)).logits, expected)
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (10,), (1, 1, 10, 10), (2, 9), (1, 10)], ids=str)
+def test_a_mask_of_ones_of_another_shape_is_refused(shape):
+    with pytest.raises(UserError, match="attention_mask has shape"):
+        looped(RULES["truncated"])(tokens(), attention_mask=torch.ones(shape))
+
+
 def test_masks_with_holes_and_of_other_sizes_are_refused():
     model = looped(RULES["truncated"])
     for mask, why in (([[1, 0, 1], [1, 1, 1]], "padding between real tokens"), ([[1, 1], [1, 0]], "has shape")):

@@ -8,6 +8,7 @@ from test_wrapper import RULES, VOCAB, looped, tokens
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from looped.errors import UserError
 from looped.nn import layers
 
 transformers = pytest.importorskip("transformers")
@@ -63,6 +64,15 @@ def test_gradient_checkpointing_changes_no_gradient(tmp_path):
         torch.testing.assert_close(ours.grad, theirs.grad)
     assert runs["saving"] > runs["plain"]
     assert trained(looped(RULES["embedding"]), tmp_path, steps=2, gradient_checkpointing=True)
+
+
+def test_the_settings_of_gradient_checkpointing_may_say_what_is_done_anyway(tmp_path):
+    model = looped(RULES["embedding"])
+    assert trained(model, tmp_path, steps=1, gradient_checkpointing=True,
+                   gradient_checkpointing_kwargs={"use_reentrant": False})
+    assert model.is_gradient_checkpointing
+    with pytest.raises(UserError, match="leave other settings of gradient checkpointing out"):
+        model.gradient_checkpointing_enable({"use_reentrant": True})
 
 
 def dropped(model):
