@@ -36,7 +36,8 @@ class Manner:
 
 
 GREEDY, PLAIN = Manner(SamplingParams(temperature=0)), Manner(SamplingParams())
-LAST_ONLY = {"min_p": None, "top_h": None, "typical_p": 1, "epsilon_cutoff": 0, "eta_cutoff": 0}
+LAST_ONLY: dict[str, float | None] = {
+    "min_p": None, "top_h": None, "typical_p": 1, "epsilon_cutoff": 0, "eta_cutoff": 0}
 """Settings of transformers that can only shape a last readout, and their values without effect."""
 
 
