@@ -18,9 +18,11 @@ from typing import Any
 
 from looped.atomic_files import lock_for, write_text
 from looped.config.data import DataConfig
+from looped.data.corpus import source_of
 from looped.data.documents import pieces_of
 from looped.data.mixed_stream import MixedStream
 from looped.data.progress import progress
+from looped.data.shared_files import check_sides, common_names
 from looped.data.text import (
     FoundText,
     TextData,
@@ -31,6 +33,7 @@ from looped.data.text import (
     usable_cache,
     warn_of_size,
 )
+from looped.data.text_sources import Source
 from looped.data.token_cache import TOKENIZER, fault, kept_tokenizer, open_folder
 from looped.data.tokenizer import TextTokenizer, train_tokenizer
 from looped.errors import UserError
@@ -146,10 +149,21 @@ def find_mixture(data: DataConfig, num_sequences: int | None = None) -> FoundMix
     """The texts of `data.mixture`, each known by its manifest or read now. Raises `UserError`, which names the
     source."""
     parts = {}
+    for name, source in sources_of(data).items():
+        with told_of(name):
+            parts[name] = find_text(data.of_source(name), source)
+    check_sides(parts)
+    return FoundMixture(data, parts, num_sequences)
+
+
+def sources_of(data: DataConfig) -> dict[str, Source]:
+    """The sources of `data.mixture`; a file that several of them hold has one name in all. Raises `UserError`."""
+    found = {}
     for name in data.shares:
         with told_of(name):
-            parts[name] = find_text(data.of_source(name))
-    return FoundMixture(data, parts, num_sequences)
+            found[name] = source_of(data.of_source(name), cache_root(data))
+    names = common_names(found.values())
+    return {name: source.renamed(names) for name, source in found.items()} if names else found
 
 
 def cached_mixture(data: DataConfig, fingerprint: str, tokenizer: TextTokenizer, facts: Mapping[str, Any]
@@ -190,7 +204,7 @@ def shares_said(data: DataConfig, num_sequences: int | None) -> list[str]:
 def _known_windows(data: DataConfig) -> dict[str, int]:
     """The number of training windows of each source; empty unless all sources have been tokenized."""
     try:
-        parts = {name: known_text(data.of_source(name)) for name in data.shares}
+        parts = {name: known_text(data.of_source(name), source) for name, source in sources_of(data).items()}
     except UserError:  # training says it, with the source's name
         return {}
     if None in parts.values():

@@ -220,10 +220,10 @@ class Hashed:
         return self._digest.hexdigest()[:32]
 
 
-def find_text(data: DataConfig) -> FoundText:
-    """The text of `data`, known by its manifest or read now. Raises `UserError` for bad text and for a missing
-    `data.tokenizer`."""
-    reading, hashed = _reading_of(data)
+def find_text(data: DataConfig, source: Source | None = None) -> FoundText:
+    """The text of `data`, known by its manifest or read now; source: its source, if that has been looked up. Raises
+    `UserError` for bad text and for a missing `data.tokenizer`."""
+    reading, hashed = _reading_of(data, source)
     reading.warn_of_files()
     with usable_cache(data):
         known = manifest.remembered(*_manifest_of(data, reading.source, hashed),
@@ -233,22 +233,22 @@ def find_text(data: DataConfig) -> FoundText:
     return found
 
 
-def known_text(data: DataConfig) -> FoundText | None:
+def known_text(data: DataConfig, source: Source | None = None) -> FoundText | None:
     """The text of `data` if it has been read before; None if it has not, or if a network may be needed to tell. Nothing
     is read but tables' first lines. Raises `UserError`."""
-    reading, hashed = _reading_of(data)
+    reading, hashed = _reading_of(data, source)
     if not reading.source.at_hand:
         return None
     known = manifest.recall(*_manifest_of(data, reading.source, hashed))
     return None if known is None else _found(data, reading, hashed, known)
 
 
-def _reading_of(data: DataConfig) -> tuple[Reading, "Hashed"]:
+def _reading_of(data: DataConfig, source: Source | None) -> tuple[Reading, "Hashed"]:
     content = read_tokenizer_file(data.tokenizer) if data.tokenizer else None
     trained = {"vocab_size": data.vocab_size, "min_frequency": MIN_FREQUENCY}
     hashed = Hashed({"format": FORMAT, "heldout": data.heldout, "piece": PIECE,
                      "tokenizer": trained if content is None else content})
-    return Reading(source_of(data, cache_root(data)), data.max_bytes), hashed
+    return Reading(source or source_of(data, cache_root(data)), data.max_bytes), hashed
 
 
 def _manifest_of(data: DataConfig, source: Source, hashed: "Hashed") -> tuple[Path, list[Any], Sequence[Named] | None]:

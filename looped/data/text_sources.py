@@ -4,6 +4,7 @@ A source yields `Document`s lazily, so a caller that has enough text stops readi
 `UserError` that names the file and the line, byte or field.
 """
 
+import copy
 import json
 import os
 import tempfile
@@ -11,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any
 
 from looped.config.data import DataConfig
@@ -25,7 +27,8 @@ from looped.errors import UserError, one_line, root_cause
 class Source:
     """An origin of text. name: its description; notices: one sentence for each thing a user may not expect; key: what
     identifies it on this machine; distinct: no two documents have the same name; opened: how many of its `files` (or
-    rows) have been opened; at_hand: its `files` can be listed without a network."""
+    rows) have been opened; at_hand: its `files` can be listed without a network; by_file: resolved file -> the
+    name that its documents have."""
 
     name: str
     notices: Sequence[str] = ()
@@ -33,11 +36,16 @@ class Source:
     distinct: bool = True
     opened: int = 0
     at_hand: bool = True
+    by_file: Mapping[Path, str] = MappingProxyType({})
 
     @property
     def files(self) -> Sequence[Named] | None:
         """The files that the documents are read from, in order; None if there is no telling, as for a stream."""
         return None
+
+    def renamed(self, names: Mapping[Path, str]) -> "Source":
+        """The same source, with these names of its files."""
+        return self
 
     def files_read(self, cut: bool) -> tuple[int, int]:
         """The numbers of `files`, from the first on, that `documents` has opened, and of those that it has read to the
@@ -66,14 +74,26 @@ class FileSource(Source):
         for entry in paths:
             for name, path in self._find(entry):
                 found.setdefault(path.resolve(), (name, path))
-        self._files: list[Named] = list(found.values())
-        names = [name for name, _ in self._files]
-        self.distinct = len(set(names)) == len(names) and not any("#" in name for name in names)
+        self._hold(found)
         self._note_tables()
 
     @property
     def files(self) -> Sequence[Named]:
         return self._files
+
+    def renamed(self, names: Mapping[Path, str]) -> "FileSource":
+        other, own = copy.copy(self), self.by_file
+        mine = {file: name for file, name in names.items() if own.get(file, name) != name}
+        other._hold({file: (mine.get(file, name), path)
+                     for (file, name), (_, path) in zip(own.items(), self._files, strict=True)})
+        other.key = (*self.key, *sorted(mine.values()))
+        return other
+
+    def _hold(self, found: Mapping[Path, Named]) -> None:
+        self._files: list[Named] = list(found.values())
+        self.by_file = {file: name for file, (name, _) in found.items()}
+        names = list(self.by_file.values())
+        self.distinct = len(set(names)) == len(names) and not any("#" in name for name in names)
 
     def documents(self) -> Iterator[AnyDocument]:
         self.opened = 0

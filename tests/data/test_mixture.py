@@ -15,7 +15,7 @@ from looped.data import manifest, mixture, text_sources, token_cache
 from looped.data.from_config import located, open_data
 from looped.data.mixed_stream import MixedStream
 from looped.data.mixture import cached_mixture, find_mixture, in_proportion, shares_said
-from looped.data.text import prepare
+from looped.data.text import find_text, prepare
 from looped.data.token_windows import TokenStream
 from looped.errors import UserError
 
@@ -318,3 +318,54 @@ def test_without_paths_a_source_is_the_standard_library(tmp_path):
     with pytest.warns(UserWarning, match="data.mixture.library.max_bytes 300,000 cuts"):
         text = open_data(config)
     assert "standard library of Python" in text.facts["source"]
+
+
+# ---- files of several sources
+
+
+@pytest.fixture
+def overlapping(mixed, folders):
+    """A DataConfig of a folder, and of folders and globs of files in it."""
+    def config(**paths) -> DataConfig:
+        sources = {name: {"path": str(folders / "web" / path)} for name, path in paths.items()}
+        return mixed(mixture=sources)
+    (folders / "web" / "good").mkdir()
+    for number in range(40):
+        (folders / "web" / "good" / f"{number:02}.txt").write_text(f"the {number}th good text\n" * 30, encoding="utf-8")
+    return config
+
+
+def sides_of(part):
+    """Text of a document -> True if it is held out."""
+    return {document.text: heldout for heldout, document in part.split.sides(part.reading.documents())}
+
+
+def test_a_file_of_two_sources_is_held_out_in_both_or_in_neither(overlapping):
+    data = overlapping(all=".", good="good")
+    parts = find_mixture(data).parts
+    everything, good = (sides_of(part) for part in parts.values())
+    assert len(good) == 40
+    assert set(good.values()) == {False, True}
+    assert good.items() <= everything.items()
+    alone = sides_of(find_text(data.of_source("good")))  # a positive control: by its own paths the sides are others
+    assert not alone.items() <= everything.items()
+
+
+def test_sources_that_share_no_file_have_the_sides_and_the_tokens_that_they_have_alone(mixed):
+    for name, part in find_mixture(mixed()).parts.items():
+        assert part.fingerprint == find_text(mixed().of_source(name)).fingerprint
+
+
+def test_a_mixture_of_shared_files_is_known_without_reading_it_again(overlapping, monkeypatch):
+    data = overlapping(all=".", good="good")
+    first = find_mixture(data)
+    monkeypatch.setattr(text_sources, "read_file", None)
+    assert find_mixture(data).fingerprint == first.fingerprint
+
+
+@pytest.mark.parametrize(("paths", "why"), [
+    ({"all": ".", "one": "good/03.txt"}, "a source of one document is cut in two"),
+    ({"all": ".", "few": "good/0[1-3].txt"}, "changes sides where all documents of a source would be on one")])
+def test_a_file_that_one_source_would_train_on_and_another_hold_out_is_refused(overlapping, paths, why):
+    with pytest.raises(UserError, match=rf"good/0\d.txt is in data.mixture.all and in data.mixture.\w+, .*{why}"):
+        find_mixture(overlapping(**paths))
