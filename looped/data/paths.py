@@ -1,6 +1,7 @@
 """Files selected by an entry of data.path (a file, a folder or a glob), and a count of the files skipped.
 
-Links to folders are followed, except into a folder already visited or one that contains the link.
+Links to folders are followed, except into a folder already visited or one that contains the link. The folder of a run
+is skipped unless it is the entry itself, since training writes to it.
 """
 
 import difflib
@@ -23,6 +24,7 @@ FOLDER_SUFFIXES = {
     ".sql", ".toml", ".yaml", ".yml", ".ini", ".cfg", ".jsonl", ".ndjson", ".parquet", ".arrow",
 }
 HIDDEN = (".", "__pycache__")
+OF_A_RUN = {"config.yaml", "stamp.json"}
 CACHES = "cache-"  # prefix of the intermediate .arrow files of `datasets`
 
 Named = tuple[str, Path]
@@ -74,6 +76,10 @@ def _folders(folder: Path, passed: PassedOver) -> Iterator[tuple[str, list[str]]
                 folders.clear()
                 continue
             seen.add(place)
+            if OF_A_RUN.issubset(files) and Path(parent) != folder:
+                passed["folders of runs"] += 1
+                folders.clear()
+                continue
             shown = sorted(name for name in folders if not name.startswith(HIDDEN))
             passed["hidden"] += len(folders) - len(shown)
             folders[:] = shown

@@ -64,6 +64,20 @@ def test_what_a_folder_search_passes_over_is_counted_once(tmp_path):
     assert "1 .bin.gz" in notice
 
 
+def test_folders_of_runs_are_passed_over_unless_they_are_the_entry(tmp_path):
+    for name in ("a.txt", "runs/b.txt", "runs/one/config.yaml", "runs/one/deep/c.txt", "runs/two/config.yaml"):
+        write(tmp_path / name)
+    assert list(load(tmp_path)[0]) == ["a.txt", "runs/b.txt", "runs/one/config.yaml", "runs/one/deep/c.txt",
+                                       "runs/two/config.yaml"]
+    for name in ("one", "two"):
+        write(tmp_path / "runs" / name / "stamp.json")
+    texts, (notice,) = load(tmp_path)
+    assert list(texts) == ["a.txt", "runs/b.txt"]
+    assert "skipped 2 folders of runs; to read them too" in notice
+    assert list(load(tmp_path / "**" / "*.txt")[0]) == ["a.txt", "runs/b.txt"]
+    assert "deep/c.txt" in load(tmp_path / "runs" / "one")[0]
+
+
 def test_a_folder_of_json_alone_says_what_fields_its_rows_have(tmp_path):
     write(tmp_path / "b.json", '[{"story": "x"}]')
     write(tmp_path / "c.json", '[{"story": "y"}]')
