@@ -19,6 +19,7 @@ from looped.config.data import DataConfig, DomainConfig, TaskConfig
 from looped.config.data_kinds import Kind, kind_of
 from looped.config.denoise import DenoiseConfig, noise_preset
 from looped.config.files import read_yaml, validated
+from looped.config.flags import value_of
 from looped.config.images import ImageConfig
 from looped.config.local_rules import ForwardForwardConfig, NoPropConfig
 from looped.config.masked import MaskedConfig
@@ -149,8 +150,9 @@ class Config(Section):
 
 def load_config(path: str | Path | None = None, flags: Mapping[str, Any] | None = None, *, auto: bool = True
                 ) -> Config:
-    """Defaults, then the YAML file, then the flags (dotted names to values, strings parsed as YAML). path: a file, or
-    the name of a shipped config. auto: `objective auto` may be given; not for a config whose objective others replace.
+    """Defaults, then the YAML file, then the flags (dotted names to values, strings as `value_of` reads them). path: a
+    file, or the name of a shipped config. auto: `objective auto` may be given; not for a config whose objective others
+    replace.
 
     Raises `UserError` with one sentence: the setting, its value, the fix.
     """
@@ -192,13 +194,8 @@ def _plain(value: Any) -> Any:
 
 
 def parse_flag(name: str, value: Any) -> Any:
-    """The value of a flag's text, parsed as YAML. Raises UserError."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise UserError(f"--{name} {value!r} is not a YAML value; quote it") from None
+    """The value of a flag: a text as `value_of` reads it, any other value as it is. Raises UserError."""
+    return value_of(Config, name, value) if isinstance(value, str) else value
 
 
 def _merge(values: Mapping, flags: Mapping[str, Any]) -> dict:

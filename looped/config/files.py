@@ -18,7 +18,7 @@ Read = TypeVar("Read", bound=Section)
 def read_yaml(path: Path, what: str = "config", folder: str = "configs") -> dict[str, Any]:
     """The settings of a YAML file. `what` and `folder` (of examples) word the error. Raises UserError."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = load_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read {what} {path}: {error.strerror or error}; check the path, or start from one in "
                         f"{folder}/") from None
@@ -31,6 +31,27 @@ def read_yaml(path: Path, what: str = "config", folder: str = "configs") -> dict
     if not isinstance(values, dict):
         raise UserError(f"{what} {path} holds a {type(values).__name__}, not settings; start from one in {folder}/")
     return values
+
+
+class Repeated(yaml.MarkedYAMLError):
+    """A key that is given twice in a mapping."""
+
+
+class Loader(yaml.SafeLoader):
+    """PyYAML's loader, which keeps the last of several equal keys, with an error for them."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        met = set()
+        for key, _ in node.value:
+            if (name := (key.tag, str(key.value))) in met:
+                raise Repeated(problem=f"'{key.value}' is set a second time; keep one", problem_mark=key.start_mark)
+            met.add(name)
+        return super().construct_mapping(node, deep)
+
+
+def load_yaml(text: str) -> Any:
+    """The value of a YAML text. Raises yaml.YAMLError, for a key that is given twice too."""
+    return yaml.load(text, Loader)
 
 
 def validated(section: type[Read], values: Mapping[str, Any], source: str) -> Read:
