@@ -9,7 +9,6 @@ import gc
 import importlib
 import io
 import keyword
-import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 from looped import __version__
 from looped.errors import UserError, did_you_mean
 from looped.notices import plain_notices
+from looped.output import leave_stdout
 
 if TYPE_CHECKING:
     from looped.cli.verb import Verb
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of our output has closed the pipe, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        leave_stdout()
         return 0
 
 

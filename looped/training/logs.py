@@ -10,6 +10,7 @@ from typing import Any
 from looped.atomic_files import write_text
 from looped.config import Config
 from looped.errors import UserError
+from looped.output import leave_stdout
 from looped.training.runs import CHANGES, STAMP
 
 METRICS, LOG = "metrics.jsonl", "train.log"
@@ -83,7 +84,19 @@ class Monitor:
         if self.bar is not None:
             self.bar.console.print(line, markup=False, highlight=False)
         elif not self.quiet:
+            self._print(line)
+
+    def _print(self, line: str) -> None:
+        """A line on the standard output. Training goes on, without further lines, if its reader has gone."""
+        try:
             print(line, flush=True)
+        except BrokenPipeError:
+            self.quiet = True
+            leave_stdout()
+        except OSError as error:
+            leave_stdout()
+            raise UserError(f"cannot print to the standard output: {error.strerror or error}; free space where it "
+                            f"goes, then run the same command again to resume") from None
 
     def metrics(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """A line for programs: {"kind": "train" | "heldout", "step", ...}."""

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import yaml
@@ -290,6 +291,23 @@ def test_a_reader_that_leaves_is_no_error(runs):
     command = f"{sys.executable} -m looped.cli info {runs['denoise']} | head -n 0"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
     assert "Traceback" not in done.stderr
+
+
+def test_training_goes_on_when_the_reader_of_its_lines_leaves(tiny_yaml, tmp_path):
+    command = (f"{sys.executable} -m looped.cli train {tiny_yaml} --run {tmp_path / 'run'} --training.log_every 1 "
+               f"| head -n 1")
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr, len(done.stdout.splitlines())) == (0, "", 1)
+    assert (tmp_path / "run" / "checkpoints" / "step-00000006").is_dir()
+    assert "done: 6 steps" in (tmp_path / "run" / "train.log").read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_output_on_a_full_disk_is_one_sentence(tiny_yaml, tmp_path):
+    command = f"{sys.executable} -m looped.cli train {tiny_yaml} --run {tmp_path / 'run'} > /dev/full"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert re.fullmatch("looped: cannot print to the standard output: No space left on device; .*\n", done.stderr)
 
 
 def test_dumped_configs_round_trip_through_the_command_line(tiny_yaml, tmp_path, capsys):
