@@ -36,6 +36,16 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
+def of_run(path: Path) -> Iterator[None]:
+    """Turns an error of writing `path`, a file of a run, into a `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; free space or permissions, then run the "
+                        f"same command again to resume") from None
+
+
+@contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary file next to `path`, which then replaces it atomically."""
     temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")  # unique to this writer

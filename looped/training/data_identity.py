@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from looped.atomic_files import of_run, write_text
 from looped.config import Config
 from looped.data.eval_text import HeldoutText
 from looped.data.from_config import Data, Found, Seen, cached_data, find_data
@@ -21,7 +22,7 @@ from looped.data.image_batches import ImageSpec
 from looped.data.images import Normalizer
 from looped.data.tokenizer import TextTokenizer
 from looped.errors import UserError
-from looped.training.checkpoint import list_checkpoints, write_text
+from looped.training.checkpoint import list_checkpoints
 
 DATA = "data.json"
 
@@ -105,10 +106,13 @@ class Identity:
 
 
 def remember_data(run: Path, data: "Identified", *, given: bool) -> None:
-    """Save the identity of the data in the folder of a new run; a resumed run has passed `Identity.check`."""
+    """Save the identity of the data in the folder of a new run; a resumed run has passed `Identity.check`.
+
+    Raises UserError if writing fails."""
     if not (run / DATA).exists() or not list_checkpoints(run):
         found = {"fingerprint": data.fingerprint, "given": given, "facts": dict(data.facts)}
-        write_text(run / DATA, json.dumps(found, indent=1))
+        with of_run(run / DATA):
+            write_text(run / DATA, json.dumps(found, indent=1))
 
 
 def recall_data(run: Path, state: Mapping[str, Any]) -> Identity:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from looped.atomic_files import write_text
+from looped.atomic_files import of_run, write_text
 from looped.config import Config
 from looped.errors import UserError
 from looped.output import leave_stdout
@@ -125,23 +125,23 @@ def _shorten(value: float) -> str:
 
 
 def append(path: Path, text: str) -> None:
-    """Append to a file. Raises UserError if writing fails."""
-    try:
-        with open(path, "a", encoding="utf-8", newline="") as file:
-            file.write(text)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; free space or permissions, then run the "
-                        f"same command again to resume") from None
+    """Append to a file of a run; what UTF-8 lacks, as names of files may have it, is escaped. Raises UserError if
+    writing fails."""
+    with of_run(path), open(path, "a", encoding="utf-8", errors="backslashreplace", newline="") as file:
+        file.write(text)
 
 
 def keep_until(path: Path, step: int) -> None:
-    """Drop the lines of metrics.jsonl after `step` (and an incomplete last line), so that each step is there once."""
+    """Drop the lines of metrics.jsonl after `step` (and an incomplete last line), so that each step is there once.
+
+    Raises UserError if writing fails."""
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     kept = [line for line in lines if _step_of(line) <= step]
     if kept != lines:
-        write_text(path, "".join(kept))
+        with of_run(path):
+            write_text(path, "".join(kept))
 
 
 def read_metrics(run: str | Path) -> list[dict[str, Any]]:

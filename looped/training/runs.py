@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 import looped
-from looped.atomic_files import HOLDER, LOCK, SOFT_LOCK, hold, lacking, write_text
+from looped.atomic_files import HOLDER, LOCK, SOFT_LOCK, hold, lacking, of_run, write_text
 from looped.config import Config, dump_config, load_config
 from looped.data.eval_text import HeldoutText
 from looped.data.from_config import Data, located
@@ -215,9 +215,10 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 def save_tokenizer(path: Path, tokenizer: TextTokenizer) -> None:
     """Save the tokenizer with the run, so that generating text needs no corpus. A run without a checkpoint may hold the
-    tokenizer of another text, which is replaced."""
+    tokenizer of another text, which is replaced. Raises UserError if writing fails."""
     if not (path / TOKENIZER).exists() or not list_checkpoints(path):
-        write_text(path / TOKENIZER, tokenizer.json())
+        with of_run(path / TOKENIZER):
+            write_text(path / TOKENIZER, tokenizer.json())
 
 
 def own_tokenizer(path: Path) -> TextTokenizer | None:

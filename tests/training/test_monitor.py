@@ -64,6 +64,11 @@ def test_a_line_that_cannot_be_written_ends_in_one_sentence(tmp_path):
         append(tmp_path, "text")
 
 
+def test_a_name_that_is_not_utf_8_is_escaped_in_the_log(tmp_path):
+    append(tmp_path / "train.log", os.fsdecode(b"caf\xe9") + " and é\n")
+    assert (tmp_path / "train.log").read_text(encoding="utf-8") == "caf\\udce9 and é\n"
+
+
 def test_other_processes_are_silent(tmp_path, tiny, capsys):
     with Monitor(tmp_path, tiny(), main=False) as monitor:
         monitor.say("hello")

@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 from same_runs import assert_same
@@ -112,6 +113,26 @@ def test_a_link_of_before_does_not_outlive_the_links(tmp_path, monkeypatch):
     point(tmp_path / "latest", old)
     assert (tmp_path / "latest").resolve() == old.resolve()
     assert not (tmp_path / "latest.txt").exists()
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "data.json", "metrics.jsonl"])
+def test_a_full_disk_is_one_sentence_whichever_file_meets_it(tmp_path, tiny, monkeypatch, name):
+    run, written = tmp_path / "run", Path.write_text
+
+    def write(path, *args, **kwargs):
+        if path.name.endswith(name):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return written(path, *args, **kwargs)
+
+    if name == "metrics.jsonl":  # a line after the newest checkpoint, which is dropped when the run is resumed
+        train(tiny(**FREE_OF_CHARGE), run)
+        with (run / name).open("a") as file:
+            file.write('{"kind": "train", "step": 9}\n')
+    monkeypatch.setattr(Path, "write_text", write)
+    with pytest.raises(UserError, match=rf"cannot write .*{name}: No space left on device; free space"):
+        train(tiny(**FREE_OF_CHARGE), run)
+    monkeypatch.undo()
+    assert train(tiny(**FREE_OF_CHARGE), run).step == 4
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
