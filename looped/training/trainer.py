@@ -359,8 +359,7 @@ class Trainer:
 
     def warm_start(self, source: str) -> None:
         """Copy the weights of another run."""
-        kept = take_over(self.objective, load_run(source), self.data, self.config.training.other_data)
-        self.monitor.say(f"weights of {source}; new: {', '.join(kept) or 'none'}")
+        self.monitor.say(take_over(self.objective, self.config, load_run(source), self.data))
 
     def find_checkpoint(self) -> tuple[Path, dict[str, Any]] | None:
         """(path, state) of the newest intact checkpoint, which the first process looks for; None if there is none."""

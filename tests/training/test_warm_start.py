@@ -1,5 +1,7 @@
 """A run that starts from another one's weights: all that both have is taken, and what does not fit is named."""
 
+import re
+
 import pytest
 import torch
 
@@ -44,7 +46,26 @@ def test_an_interrupted_run_goes_on_from_its_own_weights(start, twin):
 
 @pytest.mark.parametrize(("settings", "why"), [
     ({"model.width": 32}, "the same model settings"), ({"model.num_core_layers": 3}, "has no 'model.recurrence"),
-    ({"data.vocab_size": 300}, "another tokenizer")])
+    ({"data.vocab_size": 300}, "another tokenizer"),
+    ({"model.num_heads": 4}, "was trained with model.num_heads 2, now it is 4, by which its weights would mean"),
+    ({"model.num_heads": 1, "model.head_dim": 16}, "with model.num_heads 2, now it is 1"),
+    ({"model.num_coda_layers": 0}, "has 'model.coda.*', which this model lacks; give both runs the same model"),
+    ({"model.injection": "none"}, "has 'model.*injection.*', which this model lacks")])
 def test_what_does_not_fit_is_named(start, twin, settings, why):
     with pytest.raises(UserError, match=why):
         start("misfit", **{"training.warm_start": str(twin.path)} | settings)
+
+
+def test_what_is_not_used_and_settings_that_differ_are_named(start, twin, tmp_path):
+    start("same", **{"training.warm_start": str(twin.path), "objective": "ar"})
+    assert line_of(tmp_path / "same") == f"weights of {twin.path}; new: none"
+    start("denoiser", **{"training.warm_start": str(twin.path)})
+    settings = {"training.warm_start": str(tmp_path / "denoiser"), "objective": "ar", "model.rope_base": 500_000.0}
+    start("back", **settings)
+    assert re.search("; new: none; not used: .*level_embedding.*; model.rope_base 10000.0 there, 500000.0 here$",
+                     line_of(tmp_path / "back"))
+
+
+def line_of(run):
+    """The line in a run's log about the weights that it started from."""
+    return next(line for line in (run / "train.log").read_text().splitlines() if line.startswith("weights of"))
