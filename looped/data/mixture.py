@@ -131,7 +131,10 @@ class FoundMixture:
         return encoder
 
     def _trained(self, folder: Path) -> TextTokenizer:
-        """The tokenizer in a folder, where it is left after it is trained; of several processes one trains it."""
+        """The tokenizer in a folder, where it is left after it is trained; of several processes one trains it. Nothing
+        is written to a folder that has it."""
+        if (encoder := kept_tokenizer(folder)) is not None:
+            return encoder
         folder.mkdir(parents=True, exist_ok=True)
         with lock_for(folder.with_name(f".{folder.name}.lock")):
             if (encoder := kept_tokenizer(folder)) is None:

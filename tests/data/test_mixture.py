@@ -1,9 +1,11 @@
 """Several sources with weights: their turns, their own epochs, one tokenizer, and messages by the source's name."""
 
+import errno
 import math
 import os
 import time
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -175,6 +177,21 @@ def test_a_second_start_reads_no_file_and_encodes_nothing(mixed, folders, monkey
     assert second.fingerprint == first.fingerprint
     assert second.facts.items() <= first.facts.items()
     assert second.open().facts == first.facts
+
+
+def test_a_prepared_mixture_is_opened_from_a_cache_that_cannot_be_written(mixed, monkeypatch):
+    first = find_mixture(mixed()).open()
+
+    def refuse(path, *args, **kwargs):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    for module in (mixture, manifest, token_cache):
+        monkeypatch.setattr(module, "lock_for", refuse)
+        monkeypatch.setattr(module, "write_text", refuse)
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    assert find_mixture(mixed()).open().facts == first.facts
+    with pytest.raises(UserError, match=r"the token cache .* cannot be used"):  # a positive control: not prepared
+        find_mixture(mixed(vocab_size=290)).open()
 
 
 def test_text_share_and_name_of_a_source_are_part_of_the_fingerprint(mixed, folders):
