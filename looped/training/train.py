@@ -73,10 +73,12 @@ def open_trainer(config: Config, run_dir: str | Path, *, evaluate: Evaluate | No
     are any. data: None opens the data of the config. callbacks: called after steps, log lines and evaluations; they may
     end training. quiet: lines go only to train.log.
 
-    SIGTERM or Ctrl-C finishes the step, saves and ends, and a second Ctrl-C ends at once; SIGUSR1 and SIGUSR2 save
-    after the step. Raises UserError for no config, a run in use, a config that does not fit, processes that differ,
-    damaged checkpoints, a full disk, a loss that is not finite, or under `training.deterministic` an operation without
-    a deterministic kernel; and LostProcess if one of several processes is gone.
+    SIGTERM or Ctrl-C finishes the step, saves and ends, and a second Ctrl-C ends at once; before there is a trainer,
+    either ends at once, by SystemExit or KeyboardInterrupt. SIGUSR1 and SIGUSR2 save after the step.
+
+    Raises UserError for no config, a run in use, a config that does not fit, processes that differ, damaged
+    checkpoints, a full disk, a loss that is not finite, or under `training.deterministic` an operation without a
+    deterministic kernel; and LostProcess if one of several processes is gone.
     """
     require(config, Config, "config", "load one with looped.load_config(path)")
     pilot, config = config.blocks.edges_from, with_measured_edges(config)
@@ -88,7 +90,7 @@ def open_trainer(config: Config, run_dir: str | Path, *, evaluate: Evaluate | No
         if several() and not given:  # before the group of processes, in which none may wait for long
             with silent():
                 _open_data(config, run_dir)
-        caught = stack.enter_context(catch_signals())
+        caught = stack.enter_context(catch_signals(heeded=False))
         processes = stack.enter_context(processes_of(config))
         device = processes.accelerator.device
         check_attention(config, processes.accelerator)
@@ -112,6 +114,7 @@ def open_trainer(config: Config, run_dir: str | Path, *, evaluate: Evaluate | No
                        else processes.by_first(evaluate),
                        partial(heldout_samples, workers=processes.workers) if sample is None
                        else processes.by_first(sample), callbacks, caught)
+        caught.heeded = True
         if data.tokenizer is not None:
             processes.first(lambda: save_tokenizer(run_dir, data.tokenizer))
         processes.first(lambda: remember_data(run_dir, data, given=given))

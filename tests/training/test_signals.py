@@ -8,6 +8,7 @@ import sys
 import pytest
 from same_runs import assert_same, figures
 
+from looped.data.from_config import find_data
 from looped.training import checkpoint as ckpt
 from looped.training.logs import read_metrics
 from looped.training.signals import SAVING, catch_signals
@@ -38,6 +39,26 @@ def test_a_second_ctrl_c_ends_at_once():
         assert caught.number == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.usefixtures("usual_ctrl_c")
+@pytest.mark.parametrize(("number", "ends"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_signal_while_text_is_read_ends_at_once(tmp_path, tiny, monkeypatch, capfd, number, ends):
+    opened, later = find_data, []
+
+    def interrupted(config):
+        os.kill(os.getpid(), number)
+        later.append("read on")
+        return opened(config)
+
+    monkeypatch.setattr("looped.training.train.find_data", interrupted)
+    with pytest.raises(ends) as ended:
+        train(tiny(objective="ar"), tmp_path / "run")
+    assert not later
+    assert number == signal.SIGINT or ended.value.code == 143
+    assert capfd.readouterr().err.strip() == "ended before a step was taken; the same command starts again"
+    monkeypatch.undo()
+    assert train(tiny(objective="ar"), tmp_path / "run", quiet=True).step == 8
 
 
 @pytest.mark.parametrize("number", SAVING)
