@@ -30,6 +30,9 @@ def read_yaml(path: Path, what: str = "config", folder: str = "configs") -> dict
         return {}
     if not isinstance(values, dict):
         raise UserError(f"{what} {path} holds a {type(values).__name__}, not settings; start from one in {folder}/")
+    if odd := [key for key in values if not isinstance(key, str)]:
+        raise UserError(f"{what} {path} has the key {odd[0]!r}, which is no name of a setting; remove it (YAML "
+                        f"reads on, off, yes and no as true and false)")
     return values
 
 

@@ -13,6 +13,10 @@ def _compile_by_word(value: Any) -> Any:
     return {"true": "step", "false": False}.get(str(value).lower(), value)
 
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+"""The part of a running mean that is kept in a step."""
+
+
 class OptimConfig(Section):
     """Optimiser, learning-rate schedule, clipping and weight averaging."""
 
@@ -20,7 +24,7 @@ class OptimConfig(Section):
         default="adamw", description="muon: Muon for the matrices, AdamW for the rest")
     lr: Positive = Field(default=2e-3, description="peak learning rate of AdamW")
     muon_lr: Positive = Field(default=2e-2, description="peak learning rate of Muon")
-    betas: tuple[Fraction, Fraction] = Field(default=(0.9, 0.95), description="AdamW's moment decays")
+    betas: tuple[Decay, Decay] = Field(default=(0.9, 0.95), description="AdamW's moment decays")
     weight_decay: NonNegative = Field(default=0.1, description="decoupled decay of matrices; vectors have none")
     schedule: Literal["cosine", "wsd", "constant"] = Field(
         default="cosine", description="after warmup: cosine, stable-then-decay, flat")
@@ -28,8 +32,7 @@ class OptimConfig(Section):
     decay_fraction: Fraction = Field(default=0.2, description="final fraction of the budget over which wsd decays")
     min_lr_fraction: Fraction = Field(default=0.1, description="learning rate at the end, as a fraction of the peak")
     grad_clip: NonNegative = Field(default=1.0, description="maximum gradient norm; 0 disables clipping")
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.0, description="decay of the EMA weights; 0 keeps none")
+    ema_decay: Decay = Field(default=0.0, description="decay of the EMA weights; 0 keeps none")
 
 
 class TrainingConfig(Section):

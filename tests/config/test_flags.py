@@ -54,3 +54,19 @@ def test_a_flag_that_is_given_twice_is_refused():
         split_settings(["c.yaml", "--data.path", "a", "--data.path=b"])
     with pytest.raises(UserError, match=r"--data.mixture '.*' is not a YAML value; 'a' is set a second time; keep one"):
         load_config(None, {"data.mixture": "{a: {path: x}, a: {path: y}}"})
+
+
+@pytest.mark.parametrize(("text", "says"), [
+    ("1: 2\n", "c.yaml has the key 1, which is no name"), ("on: 2\n", "has the key True, .*YAML reads on, off"),
+    ("model: {1: 2}\n", "model.1: keys should be strings"), ("'1': 2", "unknown setting '1'")])
+def test_a_key_that_is_no_text_is_named(tmp_path, text, says):
+    (tmp_path / "c.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=says):
+        load_config(tmp_path / "c.yaml")
+
+
+@pytest.mark.parametrize("betas", ["[1.0, 0.95]", "[0.9, 1]", "[-0.1, 0.95]"])
+def test_a_moment_that_never_decays_is_refused(betas):
+    with pytest.raises(UserError, match=r"optim.betas.\d: input should be (less|greater) than"):
+        load_config(None, {"optim.betas": betas})
+    assert load_config(None, {"optim.betas": "[0.0, 0.999]"}).optim.betas == (0.0, 0.999)
