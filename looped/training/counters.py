@@ -27,3 +27,8 @@ class Counters:
     def fraction(self, training: TrainingConfig) -> float:
         """The fraction of the budget that is spent."""
         return self.spent(training.budget_unit) / training.budget
+
+    def due(self, training: TrainingConfig) -> int:
+        """The number of the `training.num_evals` evaluations whose part of the budget is spent: by whole numbers, since
+        29 / 50 * 50 is less than 29."""
+        return int(self.spent(training.budget_unit) * training.num_evals // training.budget)

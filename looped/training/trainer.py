@@ -150,7 +150,8 @@ class Trainer:
         if self.finished:
             raise UserError(f"the run {self.run_dir} is at its end, after step {self.done.step}; raise training.budget "
                             f"to train further")
-        before, config = self.fraction, self.config.training
+        config = self.config.training
+        before = self.done.due(config)
         self.train_step()
         for callback in self.callbacks:
             callback.on_step(self)
@@ -161,8 +162,7 @@ class Trainer:
         self.saver.reserve(self.tensors)  # the optimisers have their state since the first step
         step, over = self.done.step, self.fraction >= 1
         logs = over or step % config.log_every == 0
-        passed = math.floor(self.fraction * config.num_evals) > math.floor(before * config.num_evals)
-        evaluates = over or passed or _due(step, config.eval_every)
+        evaluates = over or self.done.due(config) > before or _due(step, config.eval_every)
         if logs:
             self.log()
         self.owed = evaluates

@@ -5,7 +5,9 @@ import json
 import pytest
 import torch
 
+from looped.config.training import TrainingConfig
 from looped.evaluation.likelihood import losses_by_depth, losses_by_sigma
+from looped.training.counters import Counters
 from looped.training.heldout import heldout_figures
 from looped.training.runs import load_run
 from looped.training.train import train
@@ -27,6 +29,15 @@ def test_evaluations_are_spread_evenly_over_a_budget_in_any_unit(tmp_path, tiny,
     assert [line["layer_forwards"] for line in lines] == [72, 144, 216, 288, 360]
     seconds = [line["seconds"] for line in lines]
     assert seconds == sorted(seconds)
+
+
+def test_as_many_evaluations_as_steps_are_due_at_every_step():
+    for budget in range(1, 400):
+        training = TrainingConfig(budget=budget, num_evals=budget)
+        assert [Counters(step=step).due(training) for step in range(budget + 1)] == list(range(budget + 1))
+    assert 29 / 50 * 50 < 29  # a positive control: the fraction of the budget is rounded
+    seconds = TrainingConfig(budget=10, budget_unit="seconds", num_evals=4)
+    assert [Counters(seconds=spent).due(seconds) for spent in (0.0, 2.4, 2.5, 9.9, 10.1)] == [0, 0, 1, 3, 4]
 
 
 def test_more_evaluations_than_steps_are_one_a_step(tmp_path, tiny):
