@@ -17,6 +17,7 @@ from typing import Any
 from looped.config import Config
 from looped.config.arms import Arm
 from looped.config.base import Section
+from looped.config.data import SourceConfig
 from looped.config.data_kinds import KINDS
 from looped.config.rules import RANDOM_STARTS, RULES
 
@@ -80,6 +81,7 @@ READERS: tuple[Readers, ...] = (
     Readers(("task.per_problem",), lambda config: len(set(config.task.difficulty or (0, 1))) > 1,
             lambda config: f"task.difficulty {list(config.task.difficulty or ())}"),
     _where(["data.heldout_bytes"], "data.streaming", "endless"),
+    _where(["data.vocab_size"], "data.tokenizer", None),
     _where(["data.heldout", "data.max_bytes", "data.vocab_size", "data.cache_dir"], "data.streaming", False, True),
     _where(["optim.muon_lr"], "optim.name", "muon"),
     _where(["optim.decay_fraction"], "optim.schedule", "wsd"),
@@ -118,10 +120,20 @@ def _is_among(name: str, settings: Iterable[str]) -> bool:
 
 def unread(config: Config, names: Iterable[str]) -> dict[str, str]:
     """Name -> the condition under which it is not read, for settings without effect that are not at their defaults."""
-    defaults = Config()
+    defaults, names = Config(), list(names)
     changed = [name for name in dict.fromkeys(map(setting_of, names)) if config.value(name) != defaults.value(name)]
     found = {name: not_read_under(config, name) for name in changed}
-    return {name: under for name, under in found.items() if under}
+    of_sources = {} if found.get("data.mixture") else {name: under for name, under in _unread_of_sources(config).items()
+                                                       if _is_among(name, names)}
+    return {name: under for name, under in (found | of_sources).items() if under}
+
+
+def _unread_of_sources(config: Config) -> dict[str, str]:
+    """Settings of datasets that a source of the mixture without one has, as `unread` gives them."""
+    return {f"data.mixture.{source}.{name}": f"data.mixture.{source}.dataset null"
+            for source, settings in config.data.mixture.items() if settings.dataset is None
+            for name in ("dataset_config", "split")
+            if getattr(settings, name) != SourceConfig.model_fields[name].default}
 
 
 def setting_of(name: str) -> str:
