@@ -135,7 +135,7 @@ def split_settings(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]
         if not equals and (not queue or queue[0].startswith("--")):
             raise UserError(f"--{name} has no value; write --{name} VALUE")
         if name in settings:
-            raise UserError(f"--{name} is given twice; keep one; several values are one list, \"[a, b]\"")
+            raise UserError(f"--{name} is given twice; keep one, and write several values as one list, \"[a, b]\"")
         settings[name] = value if equals else queue.pop(0)
     return rest, settings
 

@@ -50,7 +50,7 @@ def test_keys_of_a_merged_mapping_may_be_overridden(tmp_path):
 
 
 def test_a_flag_that_is_given_twice_is_refused():
-    with pytest.raises(UserError, match=r"--data.path is given twice; keep one; several values are one list, "):
+    with pytest.raises(UserError, match=r"--data.path is given twice; keep one, and write several values as one list"):
         split_settings(["c.yaml", "--data.path", "a", "--data.path=b"])
     with pytest.raises(UserError, match=r"--data.mixture '.*' is not a YAML value; 'a' is set a second time; keep one"):
         load_config(None, {"data.mixture": "{a: {path: x}, a: {path: y}}"})
