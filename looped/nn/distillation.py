@@ -55,8 +55,8 @@ class _LinearDivergence(torch.autograd.Function):
     def backward(ctx, grad):
         students, teacher, weight = ctx.saved_tensors
         rows, head, grads = teacher.flatten(0, -2), weight.to(ctx.dtype), grad.flatten(1).unsqueeze(-1)
-        grad_students, grad_weight = torch.empty_like(students), torch.zeros_like(weight)
-        inner, outer = students.flatten(1, -2), grad_students.flatten(1, -2)
+        inner, grad_weight = students.flatten(1, -2), torch.zeros_like(weight)
+        outer = torch.empty_like(inner)  # not of `students`, whose flattened gradient is a copy if they are transposed
         for part in row_parts(rows, len(head)):
             with fused.made_again():
                 best = rows[part].to(ctx.dtype) @ head.T
@@ -69,4 +69,4 @@ class _LinearDivergence(torch.autograd.Function):
                 d_logits = (q.sub_(p) * (ctx.temperature * grads[number, part])).to(ctx.dtype)
                 outer[number, part] = (d_logits @ head).to(outer.dtype)
                 grad_weight = plus_product(grad_weight, d_logits.T, own)
-        return grad_students, None, grad_weight, None, None
+        return outer.view_as(students), None, grad_weight, None, None

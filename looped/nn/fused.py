@@ -141,10 +141,12 @@ def _activation_backward(x: Tensor, grad_hidden: Tensor, activation: Activation)
     """(recomputed activation, gradient of x), a few rows at a time, so that they are read while in cache."""
     if torch.compiler.is_compiling():
         return _plain_activation_backward(x, grad_hidden.to(x.dtype), activation)
-    hidden, grad = torch.empty_like(grad_hidden, dtype=x.dtype), torch.empty_like(x)
+    all_x, all_d = x.flatten(0, -2), grad_hidden.flatten(0, -2)
+    # Made as rows: to flatten a tensor with the strides of a transposed x copies it, and loses what is written there.
+    hidden, grad = torch.empty_like(all_d, dtype=x.dtype), torch.empty_like(all_x)
     cached = x.untyped_storage().device.type == "cpu"  # a fake tensor has no bytes, and takes as long per piece
     length, ops = max(64, 2**16 // x.shape[-1]) if cached else x.numel(), torch.ops.aten
-    rows = zip(*(t.flatten(0, -2).split(length) for t in (x, grad_hidden, hidden, grad)), strict=True)
+    rows = zip(*(t.split(length) for t in (all_x, all_d, hidden, grad)), strict=True)
     for x_part, d_hidden, hidden_part, grad_part in rows:
         if activation == "gelu":
             ops.gelu.out(x_part, out=hidden_part)
@@ -155,7 +157,7 @@ def _activation_backward(x: Tensor, grad_hidden: Tensor, activation: Activation)
         torch.mul(hidden_part, d_hidden, out=d_b)
         ops.silu_backward.grad_input(d_hidden * b, a, grad_input=d_a)
         hidden_part.mul_(b)
-    return hidden, grad
+    return hidden.view(grad_hidden.shape), grad.view(x.shape)
 
 
 def _plain_activation_backward(x: Tensor, grad_hidden: Tensor, activation: Activation) -> tuple[Tensor, Tensor]:
@@ -225,23 +227,25 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_rows, grad_weight = torch.empty_like(rows), weight.new_zeros(head.shape)
         grad_u = grad_table = added = None
         if u is not None:
-            grad_u, grad_table = torch.empty_like(u), table.new_zeros(terms.shape)
+            u_rows = u.flatten(0, -2)
+            grad_u, grad_table = torch.empty_like(u_rows), table.new_zeros(terms.shape)
         for part in row_parts(rows, len(head)):
             if u is not None:
-                own = u.flatten(0, -2)[part]
+                own = u_rows[part]
                 with made_again():
                     added = _evidence(own, terms)
             narrow, d_logits = gradient(rows[part], places[part], head, scale, added, len(weight), lse[part],
                                         grads[part])
             if u is not None:
                 low = min(d_logits.dtype, table.dtype, key=lambda dtype: dtype.itemsize)
-                grad_u.flatten(0, -2)[part] = d_logits.to(low) @ terms.to(low)
+                grad_u[part] = d_logits.to(low) @ terms.to(low)
                 grad_table = plus_product(grad_table, d_logits.T.to(low), own.to(low))
             narrow = narrow.to(ctx.dtype)
             grad_rows[part] = narrow @ head
             grad_weight = plus_product(grad_weight, narrow.T, rows[part].to(ctx.dtype))
         grad_scale = (grad_rows.to(lse.dtype) * rows).sum().to(scale.dtype)
-        grad_table = None if u is None else grad_table[:len(table)]
+        if u is not None:
+            grad_u, grad_table = grad_u.view_as(u), grad_table[:len(table)]
         return (grad_rows.mul_(scale).view_as(x), grad_weight[:len(weight)].mul_(scale), None, grad_scale, grad_u,
                 grad_table, None)
 

@@ -58,6 +58,22 @@ def test_project_equals_the_plain_formula(by, activation, length):
     same_gradients(ours, theirs, [t for t in (x, weight, gate) if t is not None])
 
 
+def transposed(x):
+    """The same numbers with the first two axes stored in the other order, whose flattened rows are a copy."""
+    x = x.detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_()
+    assert x.flatten(0, -2).untyped_storage().data_ptr() != x.untyped_storage().data_ptr()
+    return x
+
+
+@pytest.mark.parametrize("activation", ["swiglu", "gelu"])
+@pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
+def test_project_of_a_transposed_input_has_the_gradient_of_the_plain_formula(activation, gated):
+    x, weight = transposed(draw(B, L, HIDDEN * (2 if activation == "swiglu" else 1))), draw(D, HIDDEN, seed=1)
+    gate = draw(B, 1, D, seed=2) if gated else None
+    ours, theirs = project(x, weight, gate=gate, activation=activation), plain_project(x, weight, gate, activation)
+    same_gradients(ours, theirs, [t for t in (x, weight, gate) if t is not None])
+
+
 def kept_numbers(function, *leaves):
     """Numbers kept for backward beyond the leaves themselves."""
     known = {leaf.untyped_storage().data_ptr() for leaf in leaves}
@@ -141,6 +157,14 @@ def test_evidence_is_added_to_the_logits_exactly():
     theirs = plain_losses(x, weight, targets, scale, evidence)
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
     same_gradients(ours, theirs, [x, weight, scale, *evidence])
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_transposed_rows_and_evidence_have_the_gradients_of_the_plain_formula():
+    x, weight, targets, scale = head_inputs()
+    x, evidence = transposed(x), (transposed(draw(B, 120, 5, seed=4)), draw(VOCAB, 5, seed=5))
+    ours = linear_cross_entropy(x, weight, targets, scale=scale, evidence=evidence)
+    same_gradients(ours, plain_losses(x, weight, targets, scale, evidence), [x, weight, scale, *evidence])
 
 
 def test_evidence_is_not_rounded_to_bf16():

@@ -104,6 +104,15 @@ def test_the_divergence_passes_gradcheck_in_parts(monkeypatch):
     torch.testing.assert_close(ours, torch.autograd.grad(plain, weight)[0])
 
 
+def test_transposed_students_have_the_gradient_of_contiguous_ones():
+    students, teacher, weight = inputs()
+    turned = students.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()
+    assert not turned.is_contiguous()
+    ours, plain = (torch.autograd.grad(linear_divergence(s, teacher, weight, temperature=1.5).sum(), s)[0]
+                   for s in (turned, students))
+    torch.testing.assert_close(ours, plain)
+
+
 def test_no_logits_are_kept():
     students, teacher, weight = inputs()
     kept = []
