@@ -22,6 +22,7 @@ from looped.inference.rollout import rollout_of
 from looped.inference.text_denoising import DenoiseWriter, TeacherForced
 from looped.nn.projection import head_logits
 from looped.objectives.base import Objective, rows_of_batch
+from looped.objectives.leaks import check_cached
 from looped.rng import StepRandom
 from looped.tensor_types import Float
 
@@ -83,6 +84,9 @@ class Reader:
 class LoopReader(Reader):
     """Reader of a loop; its cache has keys and values of every step."""
 
+    continues = False
+    """True once the core has been tested for going on from a cache."""
+
     def check_resizable(self) -> None:
         pass
 
@@ -96,6 +100,9 @@ class LoopReader(Reader):
         self._check_documents(r)
         if r.cache is None and self.objective.separate:
             return head_logits(self.model, self._of_documents(r)[:, -keep:])
+        if r.cache is not None and r.first and not self.continues:
+            check_cached(self.objective, otherwise=", or pass use_cache=False")
+            self.continues = True
         state, rows = read_on(self.model, r, self.draws(r), self.objective.damping)
         return head_logits(self.model, self.model.hidden(state, rows)[:, -keep:])
 

@@ -25,6 +25,7 @@ from looped.nn.rows import Rows
 from looped.nn.state_noise import with_noise
 from looped.objectives.base import rows_of_batch, token_losses
 from looped.objectives.bptt import Unrolled
+from looped.objectives.leaks import check_cached
 from looped.rng import StepRandom
 from looped.tensor_types import Float, Int
 
@@ -213,9 +214,11 @@ class LoopRollout(Rollout):
 
 
 class LoopWriter:
-    """Next-token logits of an unrolled loop; keys and values of each loop step are cached."""
+    """Next-token logits of an unrolled loop; keys and values of each loop step are cached. Raises UserError for a
+    custom core that mixes rows without its cache."""
 
     def __init__(self, objective: Unrolled, depth: int, way: Writing):
+        check_cached(objective)
         self.model: LanguageModel = objective.model
         self.damping: float = objective.damping
         self.depth = depth

@@ -34,6 +34,7 @@ from looped.nn.masks import CleanNoisy, Full, SameDocument
 from looped.nn.rows import Rows
 from looped.objectives.base import token_losses
 from looped.objectives.denoise import Denoise
+from looped.objectives.leaks import check_cached
 from looped.rng import StepRandom
 from looped.tensor_types import Float, Float64, Int
 
@@ -138,9 +139,11 @@ class TeacherForced:
 
 
 class DenoiseWriter:
-    """Logits of the next block at the last step of a solver; one cache per noise level, or one clean context."""
+    """Logits of the next block at the last step of a solver; one cache per noise level, or one clean context. Raises
+    UserError for a custom core that mixes rows without its cache."""
 
     def __init__(self, objective: Denoise, depth: int, steering: SamplingParams, padding: Padding):
+        check_cached(objective)
         self.steering = steering
         self.padding = padding
         self.objective = objective

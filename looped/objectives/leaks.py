@@ -1,7 +1,11 @@
-"""Test of a custom core: no row of its output may depend on a row that the attention mask hides from it.
+"""Tests of a custom core: of the rows that it must not read, and of those that it must read from a cache.
 
-A row may change the rows that attend to it, those that attend to these, and so on, since a core may have several
-layers. Every other row of the output must stay as it is, up to rounding. Under full attention nothing is hidden.
+No row of its output may depend on a row that the attention mask hides from it. A row may change the rows that attend to
+it, those that attend to these, and so on, since a core may have several layers. Every other row of the output must stay
+as it is, up to rounding. Under full attention nothing is hidden.
+
+Generation gives the core the new rows alone, and what it keeps of the earlier ones in a cache: a text in pieces must
+come out as in one.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,14 +16,20 @@ from torch import Tensor, nn
 
 from looped.errors import UserError
 from looped.nn.blocks import unchanged
+from looped.nn.cache import Cache
+from looped.nn.fused import compute_dtype
 from looped.nn.mask_base import Mask
 from looped.nn.rows import Rows
-from looped.objectives.base import Objective
+from looped.objectives.base import Objective, evaluating
 from looped.rng import generator
 from looped.tensor_types import Bool
 
 CHUNK = 512
 """Keys whose queries are looked up at once, so that the memory does not grow with the square of the length."""
+
+
+PIECES = ((0, 3), (3, 4), (4, 6))
+"""Rows of the text that is processed in pieces: generation goes on by one row or several."""
 
 
 class _FirstStep(Exception):
@@ -33,7 +43,7 @@ def check_core(objective: Objective, run: Callable[[], Any]) -> None:
     run: runs the model on a few sequences, as the caller will; it is ended at the first loop step, which gives the
     mask, positions and noise levels to test with. A model of the package's own layers is not run.
     """
-    blocks = list(_custom_blocks(objective.model))
+    blocks = [block for _, block in _custom_blocks(objective.model)]
     call = _first_step(objective.model.recurrence, run) if blocks else None
     if call is None:
         return
@@ -49,6 +59,40 @@ def check_core(objective: Objective, run: Callable[[], Any]) -> None:
             block.train(training)
 
 
+@torch.no_grad()
+def check_cached(objective: Objective, *, otherwise: str = "") -> None:
+    """Raise UserError if a step with a custom block gives other rows for a text in cached pieces than for the whole.
+
+    otherwise: another way out than the cache. A model of the package's own layers is not run.
+    """
+    model = objective.model
+    for number, block in _custom_blocks(model):
+        with evaluating(objective):
+            apart = _distance_in_pieces(model, number if model.recurrence.num_blocks > 1 else None)
+        if apart > 1:
+            raise UserError(f"{_own_name(block)} mixes rows but does not find the earlier ones in rows.cache, so that "
+                            f"generation, which gives it the new rows alone, would write another text than the whole "
+                            f"one implies; keep keys and values there, k, v = rows.cache.layer(0).append(k, v), as in "
+                            f"docs/modules.md{otherwise}")
+
+
+def _distance_in_pieces(model: Any, block: int | None) -> float:
+    """Largest change of a step's rows if they come in pieces, relative to what rounding may account for."""
+    device, length = model.embed.weight.device, PIECES[-1][1]
+    e = model.encode(torch.arange(length, device=device).unsqueeze(0) % model.vocab_size)
+    drawn = torch.randn(e.shape, generator=generator("own block")).to(e)
+    state = model.initial_state(e, drawn if model.recurrence.needs_noise else None)
+    state = state + torch.randn(state.shape, generator=generator("own state")).to(state)
+    level = None if model.level_embedding is None else torch.zeros(1, device=device)
+    plain, cache = Rows(block=block, step=1), Cache()
+    whole = model.step(state, e, level, plain)
+    pieces = torch.cat([model.step(state[:, first:stop], e[:, first:stop], level,
+                                   plain.having(start=first, cache=cache)) for first, stop in PIECES], dim=1)
+    eps = torch.finfo(compute_dtype(e)).eps
+    rounding = max(eps, 2**-10 if e.is_cuda else 0) ** 0.5  # TF32 rounds to ten bits
+    return ((whole - pieces).abs().max() / (rounding * whole.abs().max())).item()
+
+
 def in_two_documents(objective: Objective, tokens: Any) -> Any:
     """Sequences of tokens in which, if documents are separate, one ends in the middle; anything else unchanged."""
     if not objective.separate or not isinstance(tokens, Tensor):
@@ -58,11 +102,12 @@ def in_two_documents(objective: Objective, tokens: Any) -> Any:
     return tokens
 
 
-def _custom_blocks(model: Any) -> Iterator[nn.Module]:
+def _custom_blocks(model: Any) -> Iterator[tuple[int, nn.Module]]:
+    """(number, block) of the blocks that are not of the package."""
     core = getattr(getattr(model, "recurrence", None), "core", None)
-    for block in getattr(core, "blocks", [core]):
+    for number, block in enumerate(getattr(core, "blocks", [core])):
         if block is not None and not getattr(block, "keeps_mask", False):
-            yield block
+            yield number, block
 
 
 def _first_step(recurrence: nn.Module, run: Callable[[], Any]) -> tuple[Tensor, Tensor, Tensor | None, Any] | None:

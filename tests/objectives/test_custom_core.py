@@ -4,9 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from looped import Core, Full, Packed, Table, attention, build, build_objective, evaluate_depth, load_config
+from looped import Core, Full, Packed, Table, attention, build, build_objective, evaluate_depth, generate, load_config
 from looped.errors import UserError
 from looped.evaluation.probes import later_tokens, probe
+from looped.hub.logits_api import LoopReader
+from looped.inference.padding import Padding, Reading
+from looped.nn.cache import Cache
 from looped.nn.masks import Causal
 from looped.objectives.leaks import reached
 
@@ -38,6 +41,25 @@ class Tight(Attending):
 class Leaky(Attending):
     def __init__(self, *sizes):
         super().__init__(Full())
+
+
+class Remembering(Attending):
+    """The same with the rows of earlier pieces of a text."""
+
+    def forward(self, state, e, cond, rows):
+        x = e.unsqueeze(2)
+        k, v = (x, x) if rows.cache is None else rows.cache.layer(0).append(x, x)
+        return torch.tanh(e + self.share * attention(x, k, v, self.mask or rows.mask).squeeze(2))
+
+
+class Kept(Remembering):
+    def __init__(self, *sizes):
+        super().__init__()
+
+
+class RowByRow(nn.Module):
+    def forward(self, state, e, cond, rows):
+        return torch.tanh(state + e)
 
 
 def make(core, **flags):
@@ -79,6 +101,63 @@ def test_a_core_that_reads_other_documents_is_refused_where_they_are_separate():
     with pytest.raises(UserError, match=r"Attending lets row 0 change row 6.*\(Packed\)"):
         evaluate(make(Attending(Causal()), objective="full", **{"data.documents": "separate"}))
     evaluate(make(Attending(), objective="full", **{"data.documents": "separate"}))
+
+
+PLAIN, STREAMS = {"objective": "full"}, {"objective": "truncated", "model.streams": 2}
+TOLD, DENOISE = {"objective": "full", "model.step_embedding": "add"}, {"objective": "denoise"}
+
+
+@pytest.mark.parametrize("flags", [PLAIN, STREAMS, TOLD, DENOISE, PLAIN | {"model.state_init": "zero"}], ids=str)
+def test_generation_refuses_a_core_that_forgets_the_rows_before(flags):
+    prompt = tokens(2)[:, :4]
+    with pytest.raises(UserError, match=r"^Attending mixes rows but does not find the earlier ones in rows\.cache"):
+        generate(make(Attending(), **flags), prompt, depth=2, num_tokens=3)
+    for core in (Remembering(), RowByRow()):
+        assert generate(make(core, **flags), prompt, depth=2, num_tokens=3).shape == (2, 3)
+
+
+@pytest.mark.parametrize("flags", [{"model.core_runs": 2}, {"model.latent_updates": 2}], ids=str)
+def test_a_core_that_a_step_runs_several_times_needs_its_caches_as_well(flags):
+    for name, refused in (("Tight", True), ("Kept", False)):
+        own = PLAIN | {"model.core": f"{__name__}.{name}"} | flags
+        rule = build_objective(config := load_config(None, SMALL | own), build(config, V), END)
+        if refused:
+            with pytest.raises(UserError, match=r"^Tight mixes rows"):
+                generate(rule, tokens(2)[:, :4], depth=2, num_tokens=3)
+        else:
+            generate(rule, tokens(2)[:, :4], depth=2, num_tokens=3)
+
+
+def test_one_of_several_blocks_that_forgets_is_named():
+    config = load_config(None, SMALL | PLAIN | {"blocks.num": 2})
+    rule = build_objective(config, build(config, V), END)
+    rule.model.recurrence.core = Core(Remembering(), Attending())
+    with pytest.raises(UserError, match=r"^Attending mixes rows"):
+        generate(rule, tokens(2)[:, :4], depth=2, num_tokens=3)
+
+
+def test_transformers_goes_on_from_a_cache_only_if_the_core_does():
+    text, padding = tokens(2)[:, :4], Padding(None, 4)
+    for core, refused in ((Attending(), True), (Remembering(), False)):
+        reader, cache = LoopReader(make(core, **PLAIN), 0), Cache()
+        whole = reader.logits(Reading(text, 2, padding), 0)
+        first = reader.logits(Reading(text[:, :3], 2, padding, cache=cache), 0)
+        torch.testing.assert_close(first, whole[:, :3])
+        last = Reading(text[:, 3:], 2, padding, first=3, cache=cache)
+        if refused:
+            with pytest.raises(UserError, match=r"^Attending mixes rows .* or pass use_cache=False$"):
+                reader.logits(last, 0)
+        else:
+            torch.testing.assert_close(reader.logits(last, 0), whole[:, 3:])
+
+
+def test_what_a_core_with_a_cache_writes_is_what_the_whole_text_implies():
+    rule = make(Remembering(), **PLAIN, **{"model.state_init": "zero"})
+    text = tokens(2)[:, :4]
+    written = generate(rule, text, depth=2, num_tokens=4, temperature=0)
+    for _ in range(4):
+        text = torch.cat([text, rule.model(text, 2)[:, -1:].argmax(-1)], dim=1)
+    assert torch.equal(written, text[:, 4:])
 
 
 def test_nothing_is_refused_under_full_attention():
