@@ -179,13 +179,19 @@ class LanguageModel(nn.Module):
                state: LoopState | None = None, noise: State | None = None,
                callback: Callable[[int, LoopState], Any] | None = None, disturb: Disturb | None = None,
                first: int = 0, damping: float = 0.0) -> LoopState:
-        """Run the loop; arguments as in `RecurrentDepth.unroll`. With a cache, each step has its own part of it."""
+        """Run the loop; arguments as in `RecurrentDepth.unroll`. With a cache, each step has its own part of it. Raises
+        `UserError` for a cache or context with one depth per sequence."""
         if e.ndim != 3 or e.shape[-1] != self.width:
             raise UserError(f"e must be what encode(tokens) returns, (batch, length, {self.width}), got {kind_of(e)}")
         whole = self.placed(e, rows)
 
         def of_step(index: int, sequences: Tensor | None) -> Rows:
-            return whole.at("core", index) if sequences is None else whole.of(sequences)
+            if sequences is None:
+                return whole.at("core", index)
+            if whole.cache is not None or whole.context is not None:
+                raise UserError("a cache or context holds all sequences of a batch, and a loop with one depth per "
+                                "sequence runs some of them; pass one depth for all, or rows without cache and context")
+            return whole.of(sequences)
 
         return self.recurrence.unroll(e, no_grad=no_grad, grad=grad, state=state, noise=noise, callback=callback,
                                       rows=of_step, disturb=disturb, first=first, damping=damping)

@@ -51,6 +51,11 @@ def depths_of(depths: Any, least: int = 1) -> list[int]:
     return found
 
 
+def one_for_all(name: str, count: int | Tensor) -> int | Tensor:
+    """The count as an int if it is a tensor without axes; one per sequence unchanged."""
+    return whole_number(name, count) if isinstance(count, Tensor) and not count.ndim else count
+
+
 def counts_by_row(name: str, counts: int | Tensor, batch: int) -> list[int]:
     """One count per sequence of a batch, from one for all or a tensor (batch,) of whole numbers."""
     if not isinstance(counts, Tensor):

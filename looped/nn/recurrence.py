@@ -22,7 +22,7 @@ from looped.devices import to_device, widest
 from looped.errors import UserError, did_you_mean
 from looped.nn.blocks import LoopState, OwnBlock, State, require_block
 from looped.nn.boundary import Boundary, Index
-from looped.nn.checks import counts_by_row, whole_number
+from looped.nn.checks import counts_by_row, one_for_all, whole_number
 from looped.nn.layers import RMSNorm
 from looped.tensor_types import Float
 
@@ -152,6 +152,7 @@ class RecurrentDepth(nn.Module):
         another shape than it was given.
         """
         state = self.initial_state(e, noise) if state is None else state
+        no_grad, grad = one_for_all("no_grad", no_grad), one_for_all("grad", grad)
         if isinstance(no_grad, Tensor) or isinstance(grad, Tensor):
             return self._unroll_rows(state, _Rounds(self, e, cond, callback, rows, disturb, first, damping),
                                      no_grad, grad)

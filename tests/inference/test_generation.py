@@ -17,6 +17,8 @@ from looped.inference.padding import Padding
 from looped.inference.sequence_batch import Ending
 from looped.inference.text_denoising import DenoiseWriter
 from looped.models.build import build
+from looped.nn.cache import Cache
+from looped.nn.rows import Rows
 from looped.objectives import build_objective
 from looped.rng import StepRandom
 
@@ -79,6 +81,24 @@ def test_a_cached_loop_equals_recomputing_from_the_start(state_init, runs):
         noise = drawn if objective.model.recurrence.needs_noise else None
         whole = objective.model(rows[:, : i + 1], 3, noise=noise)[:, -1:]
         torch.testing.assert_close(cached, whole, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_one_depth_per_sequence_goes_with_no_cache_and_a_tensor_of_one_depth_does():
+    model = make({"objective": "truncated"}).model
+    whole = model.unroll(model.encode(prompt()), grad=2)
+
+    def in_pieces(depth):
+        cache, pieces = Cache(), []
+        for first, stop in ((0, 3), (3, 5)):
+            rows = Rows(start=first, cache=cache)
+            pieces.append(model.unroll(model.encode(prompt()[:, first:stop], rows), rows, grad=depth))
+        return torch.cat(pieces, dim=1)
+
+    for depth in (2, torch.tensor(2)):
+        torch.testing.assert_close(in_pieces(depth), whole, rtol=1e-4, atol=1e-5)
+    with pytest.raises(UserError, match="pass one depth for all"):
+        in_pieces(torch.tensor([2, 2, 2]))
 
 
 @pytest.mark.parametrize("flags", PADDED, ids=PADDED_NAMES)

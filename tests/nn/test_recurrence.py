@@ -164,6 +164,15 @@ def test_depths_and_cores_that_cannot_be_are_refused_in_one_sentence(e, core, de
         RecurrentDepth(core).unroll(e, **depths)
 
 
+def test_a_depth_in_a_tensor_without_axes_is_one_for_all(e):
+    core, told = Toy(), []
+    loop = RecurrentDepth(core)
+    plain = loop.unroll(e, no_grad=2, grad=1)
+    found = loop.unroll(e, no_grad=torch.tensor(2), grad=torch.tensor(1), rows=lambda *step: told.append(step))
+    assert torch.equal(found, plain)
+    assert told == [(0, None), (1, None), (2, None)]
+
+
 def test_a_negative_number_of_steps_is_refused(e):
     with pytest.raises(UserError, match="num_steps -3 is below 0"):
         RecurrentDepth(Toy())(e, -3)
