@@ -159,13 +159,25 @@ class _Same:
         return id(self.object)
 
 
+class _Content:
+    """Equality by content, of a copy: a tensor of `torch.inference_mode` does not count its changes."""
+
+    def __init__(self, tensor: Tensor):
+        self.copy = tensor.clone()
+
+    def __eq__(self, other) -> bool:
+        if not isinstance(other, _Content) or self.copy.dtype != other.copy.dtype:
+            return False
+        return self.copy.device == other.copy.device and torch.equal(self.copy, other.copy)
+
+
 UNCHANGING = (bool, int, float, complex, str, bytes, range, type, FunctionType, torch.dtype, torch.device)
 """Types of attributes that are compared by themselves."""
 
 
 def _stamp(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return _Same(value), None if value.is_inference() else value._version
+        return _Content(value) if value.is_inference() else (_Same(value), value._version)
     if isinstance(value, Mask):
         return _Same(value), value.stamp()
     if isinstance(value, list | tuple):

@@ -92,6 +92,21 @@ def test_a_built_in_mask_changed_in_place_changes_its_form():
     torch.testing.assert_close(attention(q, k, v, mask), formula(q, k, v, Padded([1, 6]).dense(B, L, L)))
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("make", [FirstOf, lambda lengths: Padded(lengths, causal=False)], ids=["own", "Padded"])
+def test_a_tensor_changed_in_place_changes_the_form_where_changes_are_not_counted(make, mode):
+    with mode():
+        lengths, q = torch.tensor([2, 3]), torch.randn(2, 6, 1, 4)
+        assert lengths.is_inference() == (mode is torch.inference_mode)
+        mask = make(lengths)
+        first = attention(q, q, q, mask)
+        assert torch.equal(attention(q, q, q, mask), first)
+        lengths += 1
+        found = attention(q, q, q, mask)
+        assert not torch.equal(found, first)
+        assert torch.equal(found, attention(q, q, q, make(lengths.clone())))
+
+
 def test_lists_that_a_mask_holds_may_change_too():
     class OfList(FirstOf):
         def allow(self, q, k, b=0):
