@@ -13,6 +13,7 @@ batch, and it may be changed after use:
 
 import copy
 from collections.abc import Callable, Hashable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
@@ -124,7 +125,10 @@ class Mask:
             forms = {}
             self.__dict__["_forms"] = stamp, forms
         if key not in forms:
-            forms[key] = make()
+            # A tensor made under inference_mode could not be saved for backward by a later use.
+            leave = torch.is_inference_mode_enabled() and not compiling
+            with torch.inference_mode(False) if leave else nullcontext():
+                forms[key] = make()
         return forms[key]
 
     def stamp(self) -> tuple[Any, ...]:

@@ -107,6 +107,20 @@ def test_a_tensor_changed_in_place_changes_the_form_where_changes_are_not_counte
         assert torch.equal(found, attention(q, q, q, make(lengths.clone())))
 
 
+@pytest.mark.parametrize("make", [
+    lambda: Causal() & SlidingWindow(3), lambda: Packed([[2, 4], [3, 3]]), lambda: Padded([4, 0]),
+    lambda: FirstOf(FIRST), lambda: Table(torch.eye(L, dtype=torch.bool))], ids=["both", "Packed", "Padded", "own", "Table"])
+@pytest.mark.parametrize("inside", [True, False], ids=["made inside", "made outside"])
+def test_a_mask_first_used_under_inference_mode_trains(make, inside):
+    mask, (q, k, v) = make(), qkv()
+    with torch.inference_mode():
+        mask = make() if inside else mask
+        attention(q.detach().clone(), k, v, mask)
+    out = attention(q, k, v, mask)
+    torch.testing.assert_close(out, formula(q, k, v, mask.dense(B, L, L)))
+    assert torch.autograd.grad(out.sum(), q)[0].abs().sum() > 0
+
+
 def test_lists_that_a_mask_holds_may_change_too():
     class OfList(FirstOf):
         def allow(self, q, k, b=0):
