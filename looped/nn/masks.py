@@ -252,6 +252,14 @@ class SameDocument(Mask):
     def batch(self) -> int:
         return self.documents.shape[0]
 
+    def check(self, batch: int, num_queries: int, num_keys: int) -> None:
+        """Raise `UserError` if the keys are neither the L rows of the documents nor two halves of L."""
+        super().check(batch, num_queries, num_keys)
+        length = self.documents.shape[1]
+        if num_keys not in (length, 2 * length):
+            raise UserError(f"SameDocument numbers {length} positions, for {length} keys or two halves of {length}, and "
+                            f"there are {num_keys}; give documents of length {num_keys}")
+
     def allow(self, q: Tensor, k: Tensor, b: Tensor | int = 0) -> Tensor:
         documents, length = to_device(self.documents, k.device), self.documents.shape[1]
         return documents[b, q % length] == documents[b, k % length]
@@ -277,6 +285,11 @@ class Near(Mask):
     places: Int[Tensor, "one_or_batch length axes"]
     window: int
     lengths: Int[Tensor, "batch"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.lengths is not None and len(self.places) not in (1, len(self.lengths)):
+            raise UserError(f"Near has places for {len(self.places)} sequences and lengths for {len(self.lengths)}; "
+                            f"give places for 1 or {len(self.lengths)}")
 
     @property
     def batch(self) -> int:

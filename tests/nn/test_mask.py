@@ -13,7 +13,7 @@ from looped.nn.attention import attention
 from looped.nn.backends import flex_block_mask, run_flex
 from looped.nn.layers import Attention, Rotary
 from looped.nn.mask_base import Mask, Table
-from looped.nn.masks import Causal, Full, Near, Packed, Padded, SlidingWindow
+from looped.nn.masks import Causal, Full, Near, Packed, Padded, SameDocument, SlidingWindow
 from looped.nn.recurrence import RecurrentDepth
 from looped.nn.rows import Rows
 
@@ -289,6 +289,9 @@ def given(mask, batch=B, **sizes):
     (lambda: Padded.of_attention_mask(torch.tensor([[2, 1]])), "ones .* and zeros"),
     (lambda: Table(torch.ones(B, 3, L, L).bool()), "Table takes a bool tensor"),
     (lambda: Table(torch.zeros(L, L)), "got a float32 tensor"),
+    (given(SameDocument(torch.zeros(B, 4, dtype=torch.long))), "SameDocument numbers 4 positions, .* there are 6"),
+    (given(Causal() & SameDocument(torch.zeros(B, 4, dtype=torch.long))), "give documents of length 6"),
+    (lambda: Near(PLACES.expand(2, -1, -1), 1, torch.tensor([6])), "places for 2 sequences and lengths for 1"),
     (lambda: SlidingWindow(0), "contains no row; give a width of 1"),
     (lambda: Padded([1, 2]) & Padded([1, 2, 3]), "batch of 2 does not combine with one made for 3"),
     (lambda: Packed(((2, 1),)) | Packed(((2, 2),)), "length of 3 does not combine")])
