@@ -116,7 +116,7 @@ class Padded(Mask):
         UserError for any other pattern."""
         if not isinstance(mask, Tensor) or mask.ndim != 2 or not bool(((mask == 0) | (mask == 1)).all()):
             raise UserError("an attention_mask is a tensor (batch, length) of ones (real tokens) and zeros (padding)")
-        lengths, width = mask.long().sum(1), mask.shape[1]
+        lengths, width = mask.bool().sum(1), mask.shape[1]
         for side in ("right", "left"):
             padded = cls(lengths, side=side, causal=causal, width=width)
             rows = torch.arange(width, device=mask.device)
@@ -179,9 +179,8 @@ class Packed(Mask):
     causal: bool = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.documents, Tensor):
-            object.__setattr__(self, "documents", _number_documents(self.documents))
-        _whole_numbers("documents", self.documents, "batch, length")
+        given = self.documents if isinstance(self.documents, Tensor) else _number_documents(self.documents)
+        object.__setattr__(self, "documents", _whole_numbers("documents", given, "batch, length"))
         if bool((self.documents.diff() >= 0).all()):  # numbers that never fall repeat no earlier document
             return
         for i, row in enumerate(self.documents):
@@ -210,7 +209,8 @@ class Packed(Mask):
 
 
 def _whole_numbers(name: str, given: Tensor | Sequence, axes: str) -> Tensor:
-    """The given numbers as a tensor. Raises UserError unless they are integers with these axes."""
+    """The given numbers as an int64 tensor: differences of small integers wrap around. Raises UserError unless they are
+    integers with these axes."""
     try:
         numbers = torch.as_tensor(given)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -219,7 +219,7 @@ def _whole_numbers(name: str, given: Tensor | Sequence, axes: str) -> Tensor:
         raise UserError(f"{name} must be whole numbers ({axes}), got {kind_of(numbers)}"
                         + ("; convert transformers' attention_mask by Padded.of_attention_mask(mask)"
                            if name == "lengths" and numbers.ndim == 2 else ""))
-    return numbers
+    return numbers.long()
 
 
 def _number_documents(lengths: Sequence[Sequence[int]]) -> Int[Tensor, "batch length"]:
@@ -257,8 +257,8 @@ class SameDocument(Mask):
         super().check(batch, num_queries, num_keys)
         length = self.documents.shape[1]
         if num_keys not in (length, 2 * length):
-            raise UserError(f"SameDocument numbers {length} positions, for {length} keys or two halves of {length}, and "
-                            f"there are {num_keys}; give documents of length {num_keys}")
+            raise UserError(f"SameDocument numbers {length} positions, for {length} keys or two halves of {length}, "
+                            f"and there are {num_keys}; give documents of length {num_keys}")
 
     def allow(self, q: Tensor, k: Tensor, b: Tensor | int = 0) -> Tensor:
         documents, length = to_device(self.documents, k.device), self.documents.shape[1]
@@ -287,6 +287,7 @@ class Near(Mask):
     lengths: Int[Tensor, "batch"] | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "places", _whole_numbers("places", self.places, "one or batch, length, axes"))
         if self.lengths is not None and len(self.places) not in (1, len(self.lengths)):
             raise UserError(f"Near has places for {len(self.places)} sequences and lengths for {len(self.lengths)}; "
                             f"give places for 1 or {len(self.lengths)}")

@@ -109,7 +109,8 @@ def test_a_tensor_changed_in_place_changes_the_form_where_changes_are_not_counte
 
 @pytest.mark.parametrize("make", [
     lambda: Causal() & SlidingWindow(3), lambda: Packed([[2, 4], [3, 3]]), lambda: Padded([4, 0]),
-    lambda: FirstOf(FIRST), lambda: Table(torch.eye(L, dtype=torch.bool))], ids=["both", "Packed", "Padded", "own", "Table"])
+    lambda: FirstOf(FIRST), lambda: Table(torch.eye(L, dtype=torch.bool))],
+    ids=["both", "Packed", "Padded", "own", "Table"])
 @pytest.mark.parametrize("inside", [True, False], ids=["made inside", "made outside"])
 def test_a_mask_first_used_under_inference_mode_trains(make, inside):
     mask, (q, k, v) = make(), qkv()
@@ -232,12 +233,24 @@ def test_a_bool_tensor_works_as_a_table(shape, queries):
 @pytest.mark.parametrize("rows", [[[1, 1, 1], [1, 0, 0]], [[0, 1, 1], [0, 0, 1]], [[1, 1, 1], [1, 1, 1]],
                                   [[0, 0, 0], [1, 1, 0]], [[0, 0, 0], [0, 1, 1]]])
 @pytest.mark.parametrize("causal", [True, False])
-def test_transformers_attention_mask_becomes_the_padding_it_describes(rows, causal):
-    given = torch.tensor(rows)
-    mask = Padded.of_attention_mask(given, causal=causal)
-    real = given.bool()
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float32, torch.uint8, torch.bfloat16], ids=str)
+def test_transformers_attention_mask_becomes_the_padding_it_describes(rows, causal, dtype, unchecked):
+    real = torch.tensor(rows).bool()
+    mask = Padded.of_attention_mask(real.to(dtype), causal=causal)
     wanted = real.unsqueeze(2) & real.unsqueeze(1) & (torch.ones(3, 3).tril().bool() | (not causal))
     assert torch.equal(mask.dense(2, 3, 3)[:, 0], wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32], ids=str)
+def test_small_integers_do_not_wrap_around(dtype, unchecked):
+    lengths = torch.tensor([100, 120])
+    wide, small = (Padded(n, side="left", causal=False, width=300) for n in (lengths, lengths.to(dtype)))
+    assert torch.equal(small.dense(2, 300, 300), wide.dense(2, 300, 300))
+    assert small.dense(2, 300, 300)[0, 0].any(0).sum() == 100
+    places = torch.tensor([0, 100, 127, 1]).view(1, 4, 1)
+    assert torch.equal(Near(places.to(dtype), 1).dense(1, 4, 4), Near(places, 1).dense(1, 4, 4))
+    with pytest.raises(UserError, match="returns to an earlier document"):
+        Packed(torch.tensor([[1, 0, 1]], dtype=dtype))
 
 
 class Scalar(Mask):
