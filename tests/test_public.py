@@ -149,6 +149,19 @@ def test_a_net_with_the_members_of_looped_model_trains_and_is_sampled_as_a_denoi
     assert looped.generate(objective, TOKENS[:, :3], depth=2, num_tokens=4).shape[0] == 2
 
 
+def test_evidence_in_needs_no_more_of_a_net_and_reads_its_factor_if_it_has_one():
+    torch.manual_seed(0)
+    net = Net()
+    objective = Denoise(net, DenoiseConfig(context="inject", evidence_in=True))
+    objective(TOKENS, looped.StepRandom(0, 0, count=2)).value.backward()
+    denoiser, sigma = objective.denoiser, torch.full((2,), 1e-2, dtype=torch.float64)
+    z = denoiser.target(TOKENS)
+    clear = denoiser.expected_embedding(z, denoiser.at(z, sigma))
+    torch.testing.assert_close(clear, net.encode(TOKENS), rtol=1e-4, atol=1e-4)
+    net.embed_scale = 3.0
+    torch.testing.assert_close(denoiser.expected_embedding(z, denoiser.at(z, sigma)), 3 * clear)
+
+
 @pytest.mark.parametrize("member", MEMBERS)
 def test_a_net_that_lacks_a_member_is_refused_when_the_rule_is_made(member, monkeypatch):
     net = Net()

@@ -54,6 +54,7 @@ class LoopedModel(Protocol):
     `inject`. `rows` (`looped.nn.rows.Rows`) carries the attention mask and the positions; a model may ignore what it
     does not use. The three layer counts serve only to count layer forwards: `core_layers` has one number per block,
     the layers of a network evaluation, and `block_layers`, which a model may have, those of one run of the block.
+    `embed_scale`, which it may have too, is the factor of the input embedding in `encode`, 1 without it.
     """
 
     width: int
@@ -274,7 +275,8 @@ class Denoiser(nn.Module):
         """The expected input embedding under the likelihood of z alone: one token's embedding at low noise, the mean
         of all at high noise. With it the rows of a block read each other like clean tokens and need not decode z."""
         probs = self._log_likelihood(z, level).softmax(-1).to(compute_dtype(z))
-        return self.model.embed_scale * (probs @ self._embeddings().to(probs.dtype))
+        scale = getattr(self.model, "embed_scale", 1.0)
+        return scale * (probs @ self._embeddings().to(probs.dtype))
 
     def _block_input(self, e: Float[Tensor, "batch rows width"]) -> Float[Tensor, "batch length width"]:
         """The injected input: the e of the first row of each block, plus the embedding of each row's place."""
