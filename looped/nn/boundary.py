@@ -126,13 +126,16 @@ class AddedStep(Part):
 
 
 class ToldStep(Part):
-    """f(t) as `cond` of the core, whose layers are modulated by it."""
+    """f(t) as `cond` of the core, whose layers are modulated by it. Raises UserError for another cond."""
 
     def __init__(self):
         super().__init__()
         self.features: StepFeatures = StepFeatures()
 
     def forward(self, run: Pass, index: Index, state: Tensor, e: Tensor, cond: Tensor | None) -> Tensor:
+        if cond is not None:
+            raise UserError("ToldStep gives the core its step as cond, and cond= was given too; leave cond out, or use "
+                            "AddedStep, which adds the step to the state")
         return run(state, e, self.features(index).to(state.dtype).expand(len(state), -1))  # one row per sequence
 
 

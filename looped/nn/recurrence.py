@@ -148,9 +148,11 @@ class RecurrentDepth(nn.Module):
         a tuple of tensors (B, ...) that the core takes and returns; without it the loop starts from `initial_state`,
         one tensor.
 
-        Raises `UserError` for negative depths, for depths of another number of sequences, and for a core that returns
-        another shape than it was given.
+        Raises `UserError` for negative depths, for depths of another number of sequences, for `noise` beside a `state`,
+        and for a core that returns another shape than it was given.
         """
+        if state is not None and noise is not None:
+            raise UserError("noise= draws the initial state, and state= gives it; pass one of the two")
         state = self.initial_state(e, noise) if state is None else state
         no_grad, grad = one_for_all("no_grad", no_grad), one_for_all("grad", grad)
         if isinstance(no_grad, Tensor) or isinstance(grad, Tensor):

@@ -133,7 +133,8 @@ class Unrolled(Objective):
             if index >= no_grad:
                 readings.take(state)
 
-        state = self.model.unroll(start.e, start.rows, no_grad=no_grad, grad=grad, noise=start.noise,
+        noise = start.noise if start.state is None else None
+        state = self.model.unroll(start.e, start.rows, no_grad=no_grad, grad=grad, noise=noise,
                                   state=start.state, callback=None if last else read, disturb=start.disturb)
         start.keep(state)
         if last:

@@ -57,6 +57,14 @@ def test_a_step_without_its_index_is_refused_where_it_is_needed_and_only_there()
     loop_with(ScaledUpdate(3)).step(e, e)
 
 
+def test_a_cond_that_the_step_would_replace_is_refused():
+    e, cond = inputs(), torch.ones(B, 16, dtype=torch.float64)
+    with pytest.raises(UserError, match="ToldStep gives the core its step as cond, and cond= was given too"):
+        loop_with(ToldStep())(e, 2, cond=cond)
+    added = loop_with(AddedStep(D))
+    assert not torch.equal(added(e, 2, cond=cond), added(e, 2))
+
+
 @pytest.mark.parametrize("part", [lambda: AddedStep(D), ToldStep], ids=["add", "told"])
 def test_sequences_of_several_depths_are_told_the_steps_that_each_has_run(part):
     """In either round, with and without gradient, and going on from a state after some steps."""

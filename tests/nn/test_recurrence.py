@@ -173,6 +173,14 @@ def test_a_depth_in_a_tensor_without_axes_is_one_for_all(e):
     assert told == [(0, None), (1, None), (2, None)]
 
 
+def test_noise_beside_a_state_is_refused(e):
+    loop = RecurrentDepth(Toy(), state_init="noise")
+    for given in ({"noise": e}, {"state": e}):
+        assert loop(e, 2, **given).shape == e.shape
+    with pytest.raises(UserError, match="noise= draws the initial state, and state= gives it"):
+        loop(e, 2, state=e, noise=e)
+
+
 def test_a_negative_number_of_steps_is_refused(e):
     with pytest.raises(UserError, match="num_steps -3 is below 0"):
         RecurrentDepth(Toy())(e, -3)
