@@ -79,7 +79,8 @@ class Diagonal(nn.Module):
         step = -math.log(math.sqrt(1 / 5))
         self.log_a: nn.Parameter = nn.Parameter(torch.zeros(width))
         self.dt_bias: nn.Parameter = nn.Parameter(torch.full((width,), math.log(math.expm1(step))))  # softplus^-1(step)
-        self.mix: nn.Linear = nn.Linear(width, width, bias=False)
+        self.mix: nn.Linear = nn.Linear(width, width, bias=False)  # whose draws the seeds of earlier runs count on
+        self.reset_mix()
 
     @property
     def decay(self) -> Float[Tensor, "width"]:

@@ -250,6 +250,16 @@ def test_diagonal_injection_contracts_for_any_parameters_and_starts_at_parcaes_d
     assert ((injection.decay > 0) & (injection.decay < 1)).all()
 
 
+def test_diagonal_injection_starts_as_documented_with_the_draws_of_its_linear_map():
+    torch.manual_seed(0)
+    injection, after = Diagonal(D), torch.rand(())
+    assert torch.equal(injection.mix.weight, torch.eye(D))
+    assert not injection.log_a.any()
+    torch.manual_seed(0)
+    nn.Linear(D, D, bias=False)
+    assert torch.rand(()) == after
+
+
 def test_unknown_names_are_answered_with_the_nearest():
     with pytest.raises(UserError, match="did you mean 'linear'"):
         build_injection("liner", D)
