@@ -47,7 +47,8 @@ def hundred_classes(tmp_path_factory):
 @pytest.mark.parametrize("path", CONFIGS, ids=IDS)
 def test_a_config_takes_an_optimiser_step(path, hundred_classes):
     """On its own model and objective, with short sequences."""
-    small = {"data.length": 16, "evaluation.prompt_length": 4, "recurrence.mean": 2}
+    small = {"data.length": 16, "evaluation.prompt_length": 4, "recurrence.mean": 2,
+             "recurrence.depths": {1: 1, 2: 1}}
     config = load_config(path, small | (hundred_classes if path.stem == "vit-release" else {}))
     picture = None
     if config.kind.name != "text":
