@@ -19,6 +19,9 @@ RULES = {
 }
 
 
+TENSORS = (torch.Tensor, torch.nn.Parameter)
+
+
 class InCycle(Callback):
     """Leaves a tensor behind in a cycle."""
 
@@ -28,19 +31,20 @@ class InCycle(Callback):
 
 
 def left_in_cycles(config, run, *callbacks):
-    """The number of tensors that three steps leave to the collector; what only a first step leaves is not counted, nor
-    are tensors without memory, which torch.compile leaves behind in other tests."""
+    """The number of tensors that three steps leave to the collector; what only a first step leaves is not counted, nor is
+    what torch.compile leaves behind of other tests: tensors without memory, and tensors from before."""
     debug = gc.get_debug()
     with open_trainer(config, run, evaluate=lambda *_: {}, quiet=True, callbacks=callbacks) as trainer:
         trainer.step()
         gc.collect()
+        before = [thing for thing in gc.get_objects() if type(thing) in TENSORS]
         gc.disable()
         try:
             gc.set_debug(gc.DEBUG_SAVEALL)
             for _ in range(3):
                 trainer.step()
             gc.collect()
-            return sum(type(thing) in (torch.Tensor, torch.nn.Parameter) for thing in gc.garbage)
+            return len({id(thing) for thing in gc.garbage if type(thing) in TENSORS} - set(map(id, before)))
         finally:
             gc.set_debug(debug)
             gc.garbage.clear()
