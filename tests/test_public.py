@@ -149,6 +149,13 @@ def test_a_net_with_the_members_of_looped_model_trains_and_is_sampled_as_a_denoi
     assert looped.generate(objective, TOKENS[:, :3], depth=2, num_tokens=4).shape[0] == 2
 
 
+def test_a_net_with_a_loop_of_its_own_needs_no_more_to_be_sampled():
+    net = Net()
+    net.recurrence = looped.RecurrentDepth(net.core, state_init="zero")
+    objective = Denoise(net, DenoiseConfig(context="inject"))
+    assert looped.generate(objective, TOKENS[:, :3], depth=2, num_tokens=4).shape[0] == 2
+
+
 def test_evidence_in_needs_no_more_of_a_net_and_reads_its_factor_if_it_has_one():
     torch.manual_seed(0)
     net = Net()

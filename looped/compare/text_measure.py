@@ -127,7 +127,7 @@ class TextMeasurer(Measurer):
                 texts: dict[int, Tensor]) -> Quality:
         """The run's samples compared with the baseline's at equal diversity; empty without a baseline or a judge."""
         twin, judge = self.twin_of(place), self.judge_of(place)
-        if twin is None or judge is None:
+        if twin is None or judge is None or not texts:
             return Quality()
         reader = self.load(judge)
         reference = Reference(twin.name, self.load(twin).objective, twin.config.main_depth)

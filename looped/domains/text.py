@@ -165,9 +165,9 @@ class Text(Domain):
 
         def at(depth: int) -> str:
             rows, samples = evaluate_samples(objective, prompts, [depth], num_tokens=c.sample_length, seed=config.seed)
-            diversity = next(row.mean for row in rows if row.metric == "distinct_2")
-            return "\n".join([f"depth {depth}, distinct-2 {diversity:.3f}",
-                              *(f"  {decode(text)!r}" for text in as_lists(samples[depth]))])
+            shares = [f"distinct-2 {row.mean:.3f}" for row in rows if row.metric == "distinct_2"] or ["no samples"]
+            return "\n".join([f"depth {depth}, {shares[0]}",
+                              *(f"  {decode(text)!r}" for texts in samples.values() for text in as_lists(texts))])
 
         return "\n".join(workers.over(dict.fromkeys(c.sample_depths), at))
 

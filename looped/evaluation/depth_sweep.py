@@ -28,6 +28,7 @@ from looped.inference.rollout import at_once
 from looped.inference.sequence_batch import Ending, Texts, as_lists, lengths_of
 from looped.nn.checks import depths_of
 from looped.objectives.base import Objective, require_objective
+from looped.objectives.leaks import CacheUnread
 from looped.tensor_types import Float, Int
 
 NUM_LEVELS = 12
@@ -165,19 +166,19 @@ def evaluate_run(objective: Objective, data: MeasuredText, config: Config, depth
         part, found = evaluate_samples(objective, prompts, [depth], num_tokens=c.sample_length, seed=config.seed)
         texts |= found
         took(part, written=[{"depth": depth, "sequence": number, "prompt": decode(prompt), "text": decode(text)}
-                            for number, (prompt, text) in enumerate(
-                                zip(prompts.tolist(), as_lists(found[depth]), strict=True))])
+                            for depth, written in found.items() for number, (prompt, text) in enumerate(
+                                zip(prompts.tolist(), as_lists(written), strict=True))])
     if judge is not None:
         took(judged_rows(judge, prompts, truth, decode, suffix="_of_text"))
         for depth in texts:
             took(judged_rows(judge, prompts, texts[depth], decode, depth=depth))
-    if judge is not None and match is not None:
+    if judge is not None and match is not None and texts:
         found = matched_quality(objective, match, judge, prompts, texts,
                                 {"num_tokens": c.sample_length, "seed": config.seed})
         per_example = per_example | found.per_example
         took(found.rows, [line for metric, by_depth in found.per_example.items()
                           for line in example_lines(metric, by_depth, by=judge.name, twin=match.name)])
-    if encoder is not None:
+    if encoder is not None and texts:
         real, *written = ([decode(row) for row in as_lists(torch.cat([prompts, each], dim=1))]
                           for each in (truth, *texts.values()))
         took(mauve_rows(encoder, real, dict(zip(texts, written, strict=True)), seed=config.seed))
@@ -186,11 +187,16 @@ def evaluate_run(objective: Objective, data: MeasuredText, config: Config, depth
 
 def evaluate_samples(objective: Objective, prompts: Int[Tensor, "num length"], depths: Sequence[int], *,
                      num_tokens: int, seed: int = 0) -> tuple[list[Row], dict[int, Texts]]:
-    """Continuations of held-out prompts at each depth, with rows on their diversity, length and speed (tokens/s)."""
+    """Continuations of held-out prompts at each depth, with rows on their diversity, length and speed (tokens/s); of a
+    model that cannot write, nothing but a notice."""
     samples, rows = {}, []
     for depth in depths:
         start = now(prompts.device)
-        samples[depth] = write_texts(objective, prompts, depth, num_tokens=num_tokens, seed=seed)
+        try:
+            samples[depth] = write_texts(objective, prompts, depth, num_tokens=num_tokens, seed=seed)
+        except CacheUnread as reason:
+            warnings.warn(f"no samples: {reason}", stacklevel=2)
+            break
         seconds = now(prompts.device) - start
         rows += [*diversity(samples[depth], depth),
                  summarise("text_tokens", lengths_of(samples[depth]).cpu().double(), depth=depth),

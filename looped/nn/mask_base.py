@@ -164,7 +164,8 @@ class _Same:
 
 
 class _Content:
-    """Equality by content, of a copy: a tensor of `torch.inference_mode` does not count its changes."""
+    """Equality by content, of a copy: a tensor of `torch.inference_mode` does not count its changes. So every call of
+    attention compares it; a mask that is made before, or under `torch.no_grad`, costs nothing."""
 
     def __init__(self, tensor: Tensor):
         self.copy = tensor.clone()

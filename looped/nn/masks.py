@@ -209,8 +209,8 @@ class Packed(Mask):
 
 
 def _whole_numbers(name: str, given: Tensor | Sequence, axes: str) -> Tensor:
-    """The given numbers as an int64 tensor: differences of small integers wrap around. Raises UserError unless they are
-    integers with these axes."""
+    """The given numbers: of int32 and int64 the same tensor, whose changes are seen, of smaller integers, whose
+    differences wrap around, an int64 copy. Raises UserError unless they are integers with these axes."""
     try:
         numbers = torch.as_tensor(given)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -219,7 +219,7 @@ def _whole_numbers(name: str, given: Tensor | Sequence, axes: str) -> Tensor:
         raise UserError(f"{name} must be whole numbers ({axes}), got {kind_of(numbers)}"
                         + ("; convert transformers' attention_mask by Padded.of_attention_mask(mask)"
                            if name == "lengths" and numbers.ndim == 2 else ""))
-    return numbers.long()
+    return numbers if numbers.dtype.itemsize >= 4 else numbers.long()
 
 
 def _number_documents(lengths: Sequence[Sequence[int]]) -> Int[Tensor, "batch length"]:

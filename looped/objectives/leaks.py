@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from looped.errors import UserError
+from looped.models.language import LanguageModel
 from looped.nn.blocks import unchanged
 from looped.nn.cache import Cache
 from looped.nn.fused import compute_dtype
@@ -30,6 +31,10 @@ CHUNK = 512
 
 PIECES = ((0, 3), (3, 4), (4, 6))
 """Rows of the text that is processed in pieces: generation goes on by one row or several."""
+
+
+class CacheUnread(UserError):
+    """The error for a custom core that cannot write text, since it mixes rows and does not find the earlier ones."""
 
 
 class _FirstStep(Exception):
@@ -61,19 +66,20 @@ def check_core(objective: Objective, run: Callable[[], Any]) -> None:
 
 @torch.no_grad()
 def check_cached(objective: Objective, *, otherwise: str = "") -> None:
-    """Raise UserError if a step with a custom block gives other rows for a text in cached pieces than for the whole.
+    """Raise CacheUnread if a step with a custom block gives other rows for a text in cached pieces than for the whole.
 
-    otherwise: another way out than the cache. A model of the package's own layers is not run.
+    otherwise: another way out than the cache. Only a `LanguageModel` is run, and only for blocks that are not of the
+    package: what a custom model keeps in a cache is its own affair.
     """
     model = objective.model
-    for number, block in _custom_blocks(model):
+    for number, block in _custom_blocks(model) if isinstance(model, LanguageModel) else ():
         with evaluating(objective):
             apart = _distance_in_pieces(model, number if model.recurrence.num_blocks > 1 else None)
         if apart > 1:
-            raise UserError(f"{_own_name(block)} mixes rows but does not find the earlier ones in rows.cache, so that "
-                            f"generation, which gives it the new rows alone, would write another text than the whole "
-                            f"one implies; keep keys and values there, k, v = rows.cache.layer(0).append(k, v), as in "
-                            f"docs/modules.md{otherwise}")
+            raise CacheUnread(f"{_own_name(block)} mixes rows but does not find the earlier ones in rows.cache, so "
+                              f"that generation, which gives it the new rows alone, would write another text than the "
+                              f"whole one implies; keep keys and values there, k, v = "
+                              f"rows.cache.layer(0).append(k, v), as in docs/modules.md{otherwise}")
 
 
 def _distance_in_pieces(model: Any, block: int | None) -> float:

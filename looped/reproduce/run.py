@@ -125,7 +125,7 @@ def _read(entry: Entry, step: Evaluation) -> list[str]:
     return [newest_hash(entry.plan.out / name) for name in step.flags.values() if name in entry.helpers]
 
 
-def _rows_of(place: RunSpec, depths: Sequence[int], options: Sequence[str], read: Sequence[str] = ()) -> list[Row]:
+def _rows_of(place: RunSpec, depths: Sequence[int], options: Sequence[str], read: Sequence[str]) -> list[Row]:
     """Rows of one evaluation, cached per checkpoint of the run and of the helpers that it reads (`read`). Raises
     UserError with the message of `looped eval`."""
     path, kept = place.run / KEPT, {}

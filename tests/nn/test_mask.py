@@ -253,6 +253,13 @@ def test_small_integers_do_not_wrap_around(dtype, unchecked):
         Packed(torch.tensor([[1, 0, 1]], dtype=dtype))
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32], ids=str)
+def test_lengths_that_change_in_place_are_those_of_the_mask(dtype, unchecked):
+    mask = Padded(lengths := torch.tensor([6, 4], dtype=dtype))
+    lengths[0] = 2
+    assert mask.dense(2, 6, 6)[0, 0].any(0).tolist() == [True, True, False, False, False, False]
+
+
 class Scalar(Mask):
     def allow(self, q, k, b=0):
         return k < [4, 2][int(b)]

@@ -1,17 +1,34 @@
 """A custom core is tested with the masks of its run: one that reads hidden rows is refused, under every rule."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
 
-from looped import Core, Full, Packed, Table, attention, build, build_objective, evaluate_depth, generate, load_config
+from looped import (
+    Core,
+    Full,
+    Packed,
+    Table,
+    attention,
+    build,
+    build_objective,
+    evaluate_depth,
+    generate,
+    load_config,
+    load_run,
+)
 from looped.errors import UserError
+from looped.evaluation.depth_sweep import evaluate_run
+from looped.evaluation.options import Options
 from looped.evaluation.probes import later_tokens, probe
 from looped.hub.logits_api import LoopReader
 from looped.inference.padding import Padding, Reading
 from looped.nn.cache import Cache
 from looped.nn.masks import Causal
 from looped.objectives.leaks import reached
+from looped.training.train import train
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -114,6 +131,21 @@ def test_generation_refuses_a_core_that_forgets_the_rows_before(flags):
         generate(make(Attending(), **flags), prompt, depth=2, num_tokens=3)
     for core in (Remembering(), RowByRow()):
         assert generate(make(core, **flags), prompt, depth=2, num_tokens=3).shape == (2, 3)
+
+
+def test_a_core_that_forgets_the_rows_before_is_trained_and_evaluated_without_samples(tmp_path):
+    """Positive control: one that keeps them is, with samples."""
+    (text := tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 60)
+    own = PLAIN | {"data.path": str(text), "data.cache_dir": str(tmp_path / "tokens"), "data.vocab_size": 270,
+                   "data.heldout": 0.3, "training.budget": 2, "training.budget_unit": "steps",
+                   "training.sample_every": 1, "evaluation.num_sequences": 2, "evaluation.sample_length": 2}
+    for name, says in (("Tight", "no samples: Tight mixes rows"), ("Kept", None)):
+        config = load_config(None, SMALL | own | {"model.core": f"{__name__}.{name}"})
+        with pytest.warns(UserWarning, match=says) if says else nullcontext():
+            run = load_run(train(config, tmp_path / name).run_dir)
+            found = evaluate_run(run.objective, run.data, config, [2], Options())
+        assert bool(found.samples) == (says is None)
+        assert [row.metric for row in found.rows if row.metric == "nats_per_token"] == ["nats_per_token"]
 
 
 @pytest.mark.parametrize("flags", [{"model.core_runs": 2}, {"model.latent_updates": 2}], ids=str)
