@@ -5,6 +5,8 @@ A worker has one thread, and so have the processes it starts: several with as ma
 
 import gc
 import os
+import sys
+from collections import Counter
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -20,6 +22,29 @@ gc.set_threshold(200_000, 30, 30)  # as the command line does: a tenth of the su
 CHECKED = ["looped.rng", "looped.nn", "looped.diffusion", "looped.models", "looped.objectives", "looped.evaluation",
            "looped.data", "looped.training", "looped.hub", "looped.compare"]
 install_import_hook(CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")  # 1 is a float
+
+
+class FirstCalls(type(config)):
+    """Only the first `LIMIT` calls of a function in a test are checked: an eighth of the suite's time were all."""
+
+    LIMIT = 20
+
+    @property
+    def jaxtyping_disable(self):
+        if self.off:
+            return True
+        function = sys._getframe(1).f_locals.get("fn")  # of jaxtyping's wrapper; without it all calls are checked
+        code = getattr(function, "__code__", None)
+        self.calls[code] += code is not None
+        return self.calls[code] > self.LIMIT
+
+    @jaxtyping_disable.setter
+    def jaxtyping_disable(self, value):
+        self.off, self.calls = value, Counter()
+
+
+config.__class__ = FirstCalls
+config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

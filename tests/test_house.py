@@ -11,6 +11,7 @@ import torch
 import yaml
 from browsers import find_browser
 from jaxtyping import TypeCheckError
+from jaxtyping import config as checks
 
 import looped
 from looped.config import Config, describe_settings, dump_config, load_config
@@ -121,10 +122,14 @@ def test_every_setting_is_described_once():
     assert {name.split(".")[0] for name in names} == set(Config.model_fields)
 
 
-def test_a_wrong_rank_is_noticed_in_tests():
+def test_a_wrong_rank_is_noticed_in_the_first_calls_of_a_test():
     assert confidence_interval(torch.ones(3)) == (1, 1)
     with pytest.raises(TypeCheckError, match="confidence_interval"):
-        confidence_interval(torch.ones(3, 5))  # runs without the hook, and means nothing
+        confidence_interval(torch.ones(3, 5))
+    for _ in range(type(checks).LIMIT):
+        confidence_interval(torch.ones(3))
+    with pytest.raises(RuntimeError, match="must match self tensor shape"):  # torch's own
+        confidence_interval(torch.ones(3, 5))
 
 
 def test_a_wheel_holds_every_package():

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from functools import partial
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from looped.config.arms import parse_arm
 from looped.cost.arm_timing import Arm, Stepper
 from looped.cost.bench_step import at_mean_depth, bench_step, format_step
 from looped.cost.counts import count
-from looped.cost.mfu import _forward_backward, _layer_memory, _threads, bench_flops, format_flops
+from looped.cost.mfu import _forward_backward, _layer_memory, _threads, bench_flops, format_flops, matrix_products
 from looped.errors import UserError
 from looped.nn.depth_sampling import expected_depths
 
@@ -119,7 +120,9 @@ def test_peak_memory_is_the_arms_own_not_its_parents():
 
 @pytest.fixture(scope="module")
 def flops(config):
-    return bench_flops(config, repeats=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("looped.cost.mfu.matrix_products", partial(matrix_products, squares=[256]))  # of 2,048: slow
+        return bench_flops(config, repeats=1)
 
 
 def test_flops_are_given_beside_the_best_product(flops):

@@ -2,6 +2,7 @@
 
 import math
 import os
+from functools import partial
 
 import numpy as np
 import pytest
@@ -44,8 +45,8 @@ def trained(num_updates: int = 200, share: float = 0.0, noise_std: float = 0.0, 
     return noise
 
 
-def every_distribution() -> list[Noise]:
-    return [LogUniform(*RANGE), *(LogNormal(*setting) for setting in SETTINGS), Adaptive(*RANGE), trained().continuous]
+EVERY_DISTRIBUTION = [lambda: LogUniform(*RANGE), *(partial(LogNormal, *setting) for setting in SETTINGS),
+                      lambda: Adaptive(*RANGE), lambda: trained().continuous]
 
 
 def scipy_twin(setting):
@@ -74,7 +75,7 @@ def test_log_uniform_is_scipys():
 
 @pytest.mark.parametrize("index", range(7))
 def test_quantile_inverts_cdf_and_the_ends_are_exact(index):
-    noise = every_distribution()[index]
+    noise = EVERY_DISTRIBUTION[index]()
     q = torch.linspace(0, 1, 201, dtype=torch.float64)
     sigma = noise.quantile(q)
     assert sigma[0].item() == noise.sigma_min
@@ -88,7 +89,7 @@ def test_quantile_inverts_cdf_and_the_ends_are_exact(index):
 
 @pytest.mark.parametrize("index", range(7))
 def test_density_integrates_to_the_cdf(index):
-    noise = every_distribution()[index]
+    noise = EVERY_DISTRIBUTION[index]()
     x = torch.linspace(noise.x_min, noise.x_max, 320_001, dtype=torch.float64)
     total = integrate.cumulative_simpson(noise.log_density(x.exp()).exp().numpy(), x=x.numpy(), initial=0)
     np.testing.assert_allclose(total, noise.cdf(x.exp()), atol=2e-4)
@@ -233,7 +234,7 @@ def test_isotonic_is_scipys():
 @pytest.mark.parametrize("num_blocks", [1, 2, 3, 8])
 @pytest.mark.parametrize("index", range(7))
 def test_blocks_have_equal_mass_and_own_what_lies_between_their_edges(num_blocks, index):
-    noise = every_distribution()[index]
+    noise = EVERY_DISTRIBUTION[index]()
     edges = partition(noise, num_blocks)
     assert edges.shape == (num_blocks + 1,)
     assert edges[0].item() == noise.sigma_max

@@ -31,8 +31,8 @@ class InCycle(Callback):
 
 
 def left_in_cycles(config, run, *callbacks):
-    """The number of tensors that three steps leave to the collector; what only a first step leaves is not counted, nor is
-    what torch.compile leaves behind of other tests: tensors without memory, and tensors from before."""
+    """The number of tensors that three steps leave to the collector; what only a first step leaves is not counted, nor
+    is what torch.compile leaves behind of other tests: tensors without memory, and tensors from before."""
     debug = gc.get_debug()
     with open_trainer(config, run, evaluate=lambda *_: {}, quiet=True, callbacks=callbacks) as trainer:
         trainer.step()
