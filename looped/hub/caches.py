@@ -107,7 +107,8 @@ def read_solver(reader: SolverReader, reading: Reading, kept: Kept, keep: int, m
                             f"cache_implementation and past_key_values out, or go on with the cache of its output")
         kept = SolverCache(reader.writer(reading, manner.params), reader.draws(reading, manner.seed))
     elif reading.tokens.shape[1] > 1:
-        raise UserError("a denoiser with a cache reads one token at a time; pass use_cache=False, or one token")
+        raise UserError("a denoiser goes on from its cache by one token; give new tokens one after another, or the "
+                        "whole text without past_key_values")
     _check_depth(kept.writer.depth, reading.depth)
     logits = kept.writer.next_logits(reading.tokens, kept.draws(kept.num_texts))
     kept.num_texts += 1

@@ -5,8 +5,8 @@
     model = LoopedForCausalLM.from_pretrained("out", num_steps=16)
     model.generate(**tokenizer("def", return_tensors="pt"), num_steps=32)
 
-`num_steps`, loop steps or solver steps per token, is set in the config, in `from_pretrained`, in `generate` or in a
-call; the later ones override the earlier ones.
+`num_steps`, loop steps or solver steps per token, is set in the config, in `from_pretrained`, in a `GenerationConfig`,
+in `generate` or in a call; the later ones override the earlier ones.
 """
 
 from dataclasses import fields
@@ -220,8 +220,11 @@ class LoopedForCausalLM(PreTrainedModel, GenerationMixin):
             self.manner = before
 
     def _prepare_generation_config(self, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        """The settings of `generate` as transformers merges them, which say how a denoiser writes."""
+        """The settings of `generate` as transformers merges them, which say how a denoiser writes, and the depth if
+        they have one."""
         settings, rest = super()._prepare_generation_config(*args, **kwargs)
+        if getattr(settings, "num_steps", None) is not None:
+            rest.setdefault("num_steps", settings.num_steps)
         self.manner, settings = self.reader.manner_of(settings)
         return settings, rest
 

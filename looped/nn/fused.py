@@ -81,9 +81,10 @@ def project(x: Float[Tensor, "batch length inner"], weight: Float[Tensor, "width
             gate: Tensor | None = None, activation: Activation | None = None) -> Float[Tensor, "batch length width"]:
     """`gate * (h @ weight.T)` with `h = x` or the `activation` of x.
 
-    A gate of shape (batch, 1, width) saves no extra activation; a gate (batch, length, width) saves the output.
+    A gate of shape (batch, 1, width) saves no extra activation; any other that broadcasts to (batch, length, width)
+    saves the output.
     """
-    if gate is not None and gate.shape[-2] != 1:
+    if gate is not None and gate.shape[:-1] != (len(x), 1):
         return project(x, weight, activation=activation) * gate
     if gate is None and activation is None:
         return F.linear(x, weight)

@@ -161,7 +161,14 @@ def test_num_steps_is_a_setting_of_config_of_reading_of_a_call_and_of_generate(t
     assert not torch.allclose(deep(tokens()).logits, model(tokens()).logits, atol=1e-3)
     deep.config.num_steps = 3
     assert torch.equal(deep(tokens()).logits, model(tokens()).logits)
-    assert torch.equal(written(model, tokens(), num_steps=16), written(deep, tokens(), num_steps=16))
+    wanted = written(model, tokens(), num_steps=16)
+    assert torch.equal(written(deep, tokens(), num_steps=16), wanted)
+    settings = transformers.GenerationConfig(num_steps=16, max_new_tokens=7, do_sample=False, pad_token_id=0)
+    for call, steps in ({}, 16), ({"num_steps": 5}, 5):
+        torch.manual_seed(0)
+        found = model.generate(tokens(), generation_config=settings, **call)
+        assert torch.equal(found[:, tokens().shape[1]:], written(model, tokens(), num_steps=steps))
+    assert not torch.equal(written(model, tokens()), wanted)
     with pytest.raises(ValueError, match="num_step"):
         written(model, tokens(), num_step=4)
     with pytest.raises(UserError, match="num_steps"):

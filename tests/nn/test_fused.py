@@ -48,10 +48,11 @@ def test_rms_norm_equals_torchs(rows):
 
 @pytest.mark.parametrize("length", [L, 5 * L], ids=["short", "long"])
 @pytest.mark.parametrize("activation", [None, "swiglu", "gelu"])
-@pytest.mark.parametrize("by", [None, "sequence", "token"])
+@pytest.mark.parametrize("by", [None, "all", "place", "sequence", "token"])
 def test_project_equals_the_plain_formula(by, activation, length):
     x, weight = draw(B, length, HIDDEN * (2 if activation == "swiglu" else 1)), draw(D, HIDDEN, seed=1)
-    gate = None if by is None else draw(B, 1 if by == "sequence" else length, D, seed=2)
+    shape = 1 if by in ("all", "place") else B, 1 if by in ("all", "sequence") else length, D
+    gate = None if by is None else draw(*shape, seed=2)
     assert fused._is_long(x) == (length > L)
     ours, theirs = project(x, weight, gate=gate, activation=activation), plain_project(x, weight, gate, activation)
     torch.testing.assert_close(ours, theirs)
