@@ -4,7 +4,8 @@ import os
 import platform
 import re
 import time
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,10 @@ WITHOUT_FLOAT64 = {"mps"}
 """Device types without float64."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 KINDS = ("cpu", "cuda", "mps")
+NATIVE = {"fp32": ("avx",), "bf16": ("avx512_bf16", "amx_bf16"), "fp16": ("avx512_fp16", "amx_fp16")}
+"""Capabilities of an x86 CPU, as torch names them, any of which multiplies a dtype natively."""
+USABLE = {"fp32": NATIVE["fp32"], "bf16": (*NATIVE["bf16"], "avx512_f"), "fp16": NATIVE["fp16"]}
+"""Those with which torch is not far slower than in fp32: AVX-512 alone converts bf16 quickly."""
 
 
 def devices_here() -> list[str]:
@@ -40,6 +45,28 @@ def find_device(name: str) -> torch.device:
         raise UserError(f"--device {name} is not on this machine, which has {', '.join(here)}; choose one of these, or "
                         f"auto")
     return torch.device(full)
+
+
+def _of_cpu() -> Mapping[str, Any]:
+    """Capabilities of the CPU by torch's names; of an older torch, none."""
+    return getattr(torch.cpu, "get_capabilities", dict)()
+
+
+def multiplies_natively(device: torch.device, dtype: str) -> bool:
+    """True for products of bf16 or fp16 on a CUDA device (bf16: from compute capability 8.0 on) and on an x86 CPU with
+    instructions for them. False for a CPU of which this is not known."""
+    if device.type == "cuda":
+        return dtype != "bf16" or torch.cuda.is_bf16_supported(including_emulation=False)
+    found = _of_cpu() if device.type == "cpu" else {}
+    return any(found.get(name) for name in NATIVE[dtype])
+
+
+def warn_of_emulation(device: torch.device, dtype: str, way_out: str) -> None:
+    """Warn if an x86 CPU has no instructions for products of `dtype`, which torch computes one by one there."""
+    found = _of_cpu() if device.type == "cpu" else {}
+    if str(found.get("architecture")).startswith("x86") and not any(found.get(name) for name in USABLE[dtype]):
+        warnings.warn(f"this CPU has no instructions for {dtype}, whose products take up to a hundred times as long as "
+                      f"those of fp32; {way_out}", stacklevel=3)
 
 
 def widest(device: torch.device) -> torch.dtype:
@@ -121,7 +148,9 @@ class Placement:
         """Placement from the names of both. Raises `UserError`."""
         if dtype not in DTYPES:
             raise UserError(f"--dtype {dtype} is unknown; write {', '.join(DTYPES)}")
-        return Placement(find_device(device), dtype)
+        found = Placement(find_device(device), dtype)
+        warn_of_emulation(found.device, dtype, "leave out --dtype")
+        return found
 
     @property
     def fields(self) -> dict[str, str]:

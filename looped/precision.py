@@ -1,6 +1,7 @@
 """Precision of training: the dtype of matrix products that `training.precision` means on a device, and TF32 on CUDA.
 
     auto    bf16 on a CUDA device that has it, fp32 elsewhere
+    native  bf16 on x86 CPUs with AVX512-BF16 or AMX as well
     fp32    float32; on CUDA, unless `training.tf32` is off, products run in TF32: their inputs rounded to 10 bits of
             mantissa, sums in float32
     bf16    autocast: weights, residuals and losses in float32, products in bf16; on the CPU attention over few keys in
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 
 from looped.config import Config
-from looped.devices import devices_here
+from looped.devices import DTYPES, devices_here, multiplies_natively, warn_of_emulation
 from looped.errors import UserError
 
 ON = ("1", "true", "yes", "on", "y", "t")
@@ -29,11 +30,6 @@ def training_device() -> torch.device:
     if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ON:
         return torch.device("cpu")
     return torch.device(os.environ.get("ACCELERATE_TORCH_DEVICE") or devices_here()[0])
-
-
-def has_bf16(device: torch.device) -> bool:
-    """True for a CUDA device that multiplies bf16 natively, from compute capability 8.0 on."""
-    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 @dataclass(frozen=True)
@@ -48,9 +44,10 @@ class Precision:
         """The precision in which `config` is trained on a device."""
         device, asked = torch.device(device), config.training
         tf32 = asked.tf32 and device.type == "cuda" and torch.cuda.is_tf32_supported()
-        if asked.precision != "auto":
+        if asked.precision in DTYPES:
             return Precision(asked.precision, tf32)
-        return Precision("bf16" if has_bf16(device) else "fp32", tf32)
+        fast = multiplies_natively(device, "bf16") and (device.type == "cuda" or asked.precision == "native")
+        return Precision("bf16" if fast else "fp32", tf32)
 
     @property
     def name(self) -> str:
@@ -58,8 +55,9 @@ class Precision:
         return self.dtype + " with TF32" * self.tf32
 
     def check(self, device: torch.device) -> None:
-        """Raise UserError if a CUDA device lacks bf16, which torch would emulate slowly."""
-        if self.dtype == "bf16" and device.type == "cuda" and not has_bf16(device):
+        """Raise UserError if a CUDA device lacks bf16, which torch would emulate slowly; warn of a CPU that does."""
+        warn_of_emulation(device, self.dtype, "set training.precision to native or fp32")
+        if self.dtype == "bf16" and device.type == "cuda" and not multiplies_natively(device, "bf16"):
             raise UserError(f"training.precision bf16 needs a GPU of compute capability 8.0 or higher, and "
                             f"{torch.cuda.get_device_name(device)} is older; set training.precision to auto or fp32")
 

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from looped.cost.arm_timing import Stepper
 from looped.cost.block_memory import formula_bytes
 from looped.cost.counts import count, format_counts
 from looped.cost.traced_flops import FakeTraining
+from looped.devices import DTYPES, NATIVE, USABLE, Placement
 from looped.domains import domain_of
 from looped.errors import UserError
 from looped.precision import Precision, training_device
@@ -49,6 +51,43 @@ def gpu(monkeypatch):
 def test_what_a_setting_means_on_a_device(gpu, device, settings, bf16, name):
     gpu(bf16)
     assert Precision.of(small(**settings), device).name == name
+
+
+@contextmanager
+def warned(expected, says):
+    with pytest.warns(UserWarning, match=says) if expected else warnings.catch_warnings():
+        if not expected:
+            warnings.simplefilter("error")
+        yield
+
+
+AVX2 = {"architecture": "x86_64", "avx": True, "avx2": True}
+AVX512 = AVX2 | {"avx512_f": True}
+
+
+@pytest.mark.parametrize(("found", "dtype", "slow"), [
+    (AVX2, "fp32", {"bf16", "fp16"}), (AVX512, "fp32", {"fp16"}), (AVX512 | {"avx512_bf16": True}, "bf16", {"fp16"}),
+    (AVX512 | {"amx_bf16": True, "amx_fp16": True}, "bf16", set()), ({"architecture": "aarch64"}, "fp32", set()),
+    ({}, "fp32", set())], ids=["AVX2", "AVX512", "AVX512-BF16", "AMX", "ARM", "unknown"])
+def test_a_cpu_without_instructions_for_a_dtype_is_spared_it_and_warned_of(monkeypatch, gpu, found, dtype, slow):
+    gpu()
+    monkeypatch.setattr("looped.devices._of_cpu", lambda: found)
+    native = {"training.precision": "native"}
+    assert Precision.of(small(**native), "cpu").dtype == dtype
+    assert (Precision.of(small(), "cpu").dtype, Precision.of(small(**native), "cuda").dtype) == ("fp32", "bf16")
+    for asked in DTYPES:
+        with warned(asked in slow, rf"^this CPU has no instructions for {asked}, .*; leave out --dtype$"):
+            Placement.of("cpu", asked)
+        with warned(asked in slow, rf"^this CPU has no .* {asked}, .*; set training.precision to native or fp32$"):
+            Precision(asked).check(torch.device("cpu"))
+
+
+def test_torch_names_the_capabilities_that_decide():
+    """Of this machine: a name that torch does not know would decide nothing in silence."""
+    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    if not str(found.get("architecture")).startswith("x86"):
+        pytest.skip("not an x86 CPU, or a torch that cannot tell")
+    assert {*found} >= {name for names in (*NATIVE.values(), *USABLE.values()) for name in names}
 
 
 @pytest.mark.parametrize(("environment", "device"), [

@@ -5,6 +5,7 @@ one sentence on stderr and exit code 2; a warning is also one line on stderr.
 """
 
 import contextlib
+import errno
 import gc
 import importlib
 import io
@@ -64,7 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _print_anything()
     try:
         with plain_notices(), _rarely_collected():
-            return _dispatch(arguments)
+            code = _dispatch(arguments)
+            print(end="", flush=True)  # what a full disk refuses is said here, not at exit
+            return code
     except UserError as error:
         print(f"looped: {' '.join(str(error).split())}", file=sys.stderr)  # names in it may contain line breaks
         return error.exit_code
@@ -79,6 +82,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has closed the pipe, as `head` does
         leave_stdout()
         return 0
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        leave_stdout()
+        print(f"looped: {error.filename or 'the standard output'}: no space left on the disk; free some, then run the "
+              f"same command again", file=sys.stderr)
+        return 2
 
 
 @contextlib.contextmanager
@@ -125,17 +135,22 @@ def verb_class(name: str) -> type["Verb"]:
 
 def split_settings(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """(the other arguments, {setting: value}): a setting is `--objective`, `--seed`, or a flag with a dot in it."""
-    rest, settings, queue = [], {}, list(arguments)
+    rest, settings, met, queue = [], {}, set(), list(arguments)
     while queue:
         word = queue.pop(0)
         name, equals, value = word.removeprefix("--").partition("=")
-        if not word.startswith("--") or not ("." in name or name in ("objective", "seed")):
+        is_setting = "." in name or name in ("objective", "seed")
+        if word.startswith("--"):
+            if (flag := name.replace("-", "_")) in met:
+                values = "[a, b]" if is_setting else "a,b"
+                raise UserError(f"--{name} is given twice; keep one, and write several values as one list, "
+                                f"\"{values}\"")
+            met.add(flag)
+        if not word.startswith("--") or not is_setting:
             rest.append(word)
             continue
         if not equals and (not queue or queue[0].startswith("--")):
             raise UserError(f"--{name} has no value; write --{name} VALUE")
-        if name in settings:
-            raise UserError(f"--{name} is given twice; keep one, and write several values as one list, \"[a, b]\"")
         settings[name] = value if equals else queue.pop(0)
     return rest, settings
 

@@ -108,7 +108,9 @@ def make_plan(config: Config, objectives: str, *, budget: tuple[str, int | None]
 
 
 def write_configs(plan: Plan) -> None:
-    """Write OUT/<slug>.yaml for every arm. Raises UserError if OUT holds another comparison or cannot be written."""
+    """Write OUT/<slug>.yaml for every arm. Raises UserError if OUT holds another comparison, cannot be written, or lies
+    where data are read."""
+    _check_outside(plan)
     try:
         (plan.out / "logs").mkdir(parents=True, exist_ok=True)
         for arm in plan.arms:
@@ -116,6 +118,16 @@ def write_configs(plan: Plan) -> None:
             write_text(plan.yaml(arm), dump_config(arm.config))
     except OSError as error:
         raise UserError(f"cannot write to {plan.out}: {error.strerror or error}; choose another --out") from None
+
+
+def _check_outside(plan: Plan) -> None:
+    """Raises UserError if OUT is in a folder of the data, to which the comparison's own files would be added."""
+    data, out = plan.config.data, plan.out.resolve()
+    entries = [*data.path, *(each for source in data.mixture.values() for each in source.path), plan.config.images.path]
+    for entry in filter(None, entries):
+        if out.is_relative_to(Path(entry).expanduser().resolve()):
+            raise UserError(f"{plan.out} is in {entry}, where the data are read, so that the comparison's own files "
+                            f"would be read as well; choose another --out")
 
 
 def _check_unchanged(plan: Plan, arm: Arm) -> None:

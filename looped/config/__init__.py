@@ -201,7 +201,7 @@ def parse_flag(name: str, value: Any) -> Any:
 def _merge(values: Mapping, flags: Mapping[str, Any]) -> dict:
     """A copy of the nested values with each dotted flag set."""
     merged = {key: _merge(value, {}) if isinstance(value, Mapping) else value for key, value in values.items()}
-    for name, value in expanded(flags).items():
+    for name, value in sorted(expanded(flags).items(), key=lambda item: item[0].count(".")):  # sections go first
         *sections, key = name.split(".")
         target = merged
         for depth, section in enumerate(sections):

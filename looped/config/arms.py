@@ -100,14 +100,19 @@ def parse_arm(config: Config, text: str, *, taken: typing.Collection[str] = ()) 
     alias, name, settings = _words(text)
     objective, _, variant = name.partition(":")
     of_variant = VARIANTS[variant] if variant else {}
-    flags = {"objective": objective} | of_variant | dict(map(_setting, settings))
+    given = [_setting(word) for word in settings]
+    own = dict(given)
+    if len(own) < len(given):
+        twice = next(setting for number, (setting, _) in enumerate(given) if setting in dict(given[:number]))
+        raise UserError(f"arm '{alias or name}' sets {twice} twice; keep one")
+    flags = {"objective": objective} | of_variant | own
     plain = " ".join([name, *settings])
     changed = _changed(config, alias or text, flags)
     slug = base = alias or re.sub(r"[^A-Za-z0-9.=]+", "-", plain).strip("-")[:60]
     number = 2
     while slug in taken:
         slug, number = f"{base}-v{number}", number + 1
-    return Arm(alias or plain, slug, changed, plain, tuple(_setting(word)[0] for word in settings),
+    return Arm(alias or plain, slug, changed, plain, tuple(own),
                tuple(_differing(config, changed, of_variant)))
 
 

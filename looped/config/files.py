@@ -43,13 +43,13 @@ class Repeated(yaml.MarkedYAMLError):
 class Loader(yaml.SafeLoader):
     """PyYAML's loader, which keeps the last of several equal keys, with an error for them."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        met = set()
-        for key, _ in node.value:
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node, met = super().compose_mapping_node(anchor), set()
+        for key, _ in node.value:  # as written: what `<<` merges, which may be set again, is added later
             if (name := (key.tag, str(key.value))) in met:
                 raise Repeated(problem=f"'{key.value}' is set a second time; keep one", problem_mark=key.start_mark)
             met.add(name)
-        return super().construct_mapping(node, deep)
+        return node
 
 
 def load_yaml(text: str) -> Any:

@@ -17,7 +17,7 @@ def shipped(folder: str) -> dict[str, Path]:
 def config_path(name: str | Path) -> Path:
     """The path of a config, given by its path or by the name of a shipped one. Raises UserError."""
     path = Path(name)
-    if path.exists() or path.suffix or len(path.parts) != 1:
+    if path.is_file() or path.suffix or len(path.parts) != 1:
         return path
     known = shipped("configs")
     if path.name not in known:

@@ -48,10 +48,10 @@ class TrainingConfig(Section):
         default="wall",
         description="clock for seconds of training: wall-clock time, or CPU time (all threads together), which other "
                     "programs on the machine do not lengthen")
-    precision: Literal["auto", "fp32", "bf16"] = Field(
+    precision: Literal["auto", "fp32", "bf16", "native"] = Field(
         default="auto",
         description="of matrix products; bf16 runs under autocast; auto: bf16 on CUDA devices that have it, fp32 "
-                    "elsewhere")
+                    "elsewhere; native: bf16 on CPUs with AVX512-BF16 or AMX as well")
     tf32: bool = Field(
         default=True, description="on CUDA, run the products that are left in float32 in TF32; false: in full float32")
     deterministic: bool = Field(

@@ -78,6 +78,11 @@ class SolverCache(DynamicCache):
         self.draws = draws
         self.num_texts = 0
 
+    @property
+    def is_linear(self) -> list[bool]:
+        """One layer with places, as transformers counts them: it then gives the new tokens alone."""
+        return [False]
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.writer.width
 

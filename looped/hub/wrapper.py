@@ -219,6 +219,11 @@ class LoopedForCausalLM(PreTrainedModel, GenerationMixin):
         finally:
             self.manner = before
 
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """Raises UserError."""
+        raise UserError("a looped model has no continuous batching, whose paged cache has a fixed number of layers; "
+                        "leave cache_implementation='paged' and generate_batch out")
+
     def _prepare_generation_config(self, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """The settings of `generate` as transformers merges them, which say how a denoiser writes, and the depth if
         they have one."""

@@ -84,7 +84,7 @@ def project(x: Float[Tensor, "batch length inner"], weight: Float[Tensor, "width
     A gate of shape (batch, 1, width) saves no extra activation; any other that broadcasts to (batch, length, width)
     saves the output.
     """
-    if gate is not None and gate.shape[:-1] != (len(x), 1):
+    if gate is not None and gate.shape != (len(x), 1, len(weight)):
         return project(x, weight, activation=activation) * gate
     if gate is None and activation is None:
         return F.linear(x, weight)

@@ -53,7 +53,7 @@ class Monitor:
         self.bar: Any = None
         self.wandb: Any = None
         if main:
-            self.bar = _start_bar() if sys.stdout.isatty() and not quiet else None
+            self.bar = _start_bar() if sys.stdout is not None and sys.stdout.isatty() and not quiet else None
             self.wandb = start_wandb(config, run_dir) if config.training.wandb != "off" else None
 
     def __enter__(self) -> "Monitor":

@@ -308,6 +308,10 @@ def test_output_on_a_full_disk_is_one_sentence(tiny_yaml, tmp_path):
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert re.fullmatch("looped: cannot print to the standard output: No space left on device; .*\n", done.stderr)
+    done = subprocess.run(["bash", "-c", f"{sys.executable} -m looped.cli configs > /dev/full"], capture_output=True,
+                          text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith("looped: the standard output: no space left on the disk; ")
 
 
 def test_dumped_configs_round_trip_through_the_command_line(tiny_yaml, tmp_path, capsys):

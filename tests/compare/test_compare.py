@@ -122,6 +122,7 @@ def test_another_comparison_does_not_overwrite_a_finished_one(copy, command, cha
     (["--budget", "tokens", "--amount", "5", "--objectives", "ar,denois"], "did you mean 'denoise'"),
     (["--budget", "tokens", "--amount", "5", "--depths", "x"], "--depths"),
     (["--budget", "tokens", "--amount", "5", "--out", "CONFIG"], "choose another --out"),
+    (["--budget", "tokens", "--amount", "5", "--data.path", ".", "--out", "a/b"], "a/b is in ., where"),
 ])
 def test_bad_input_is_one_sentence_and_nothing_is_trained(arguments, why, tiny_yaml, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)

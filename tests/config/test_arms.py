@@ -84,6 +84,7 @@ def test_slugs_are_names_of_files_and_differ(config):
     ("denoise denoise.contxt=concat", "did you mean 'context'"),
     ("denoise data.length=8", "which all arms share"),
     ("denoise seed=8", "which all arms share"),
+    ("full optim.lr=1 model.width=64 optim.lr=2", "arm 'full' sets optim.lr twice; keep one"),
     ("denoise evaluation.num_problems=8", "which all arms share"),
     ("denoise model.width=[", "not a YAML value"),
     ("a=ar,a=denoise", "'a' is listed twice; give the two different names"),

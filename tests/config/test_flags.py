@@ -1,9 +1,11 @@
 """The values of flags and files: no text is cut, and no setting is dropped for a second one of the same name."""
 
 import pytest
+import yaml
 
 from looped.cli import split_settings
 from looped.config import load_config, parse_flag
+from looped.config.files import load_yaml
 from looped.errors import UserError
 
 
@@ -49,9 +51,23 @@ def test_keys_of_a_merged_mapping_may_be_overridden(tmp_path):
     assert load_config(tmp_path / "c.yaml").domain.options == {"size": 6}
 
 
+def test_a_mapping_that_is_merged_by_two_others_is_read_as_yaml_reads_it():
+    text = "base: &b {x: 1, z: 3}\ntop: {deep: {a: &a {<<: *b, x: 2}}}\nlast: {<<: *a, y: 2}\n"
+    assert load_yaml(text) == yaml.safe_load(text)
+
+
+@pytest.mark.parametrize("flags", [{"denoise.noise.sigma_max": "8", "denoise.noise": "paper"},
+                                   {"denoise.noise": "paper", "denoise.noise.sigma_max": "8"}], ids=str)
+def test_a_setting_holds_before_and_after_its_section(flags):
+    assert load_config(None, flags).denoise.noise.sigma_max == 8
+    assert load_config(None, {"optim.lr": "0.5", "optim": "{warmup_steps: 3}"}).optim.lr == 0.5
+
+
 def test_a_flag_that_is_given_twice_is_refused():
     with pytest.raises(UserError, match=r"--data.path is given twice; keep one, and write several values as one list"):
         split_settings(["c.yaml", "--data.path", "a", "--data.path=b"])
+    with pytest.raises(UserError, match=r"--num_evals is given twice"):
+        split_settings(["c.yaml", "--num-evals", "1", "--num_evals=2"])
     with pytest.raises(UserError, match=r"--data.mixture '.*' is not a YAML value; 'a' is set a second time; keep one"):
         load_config(None, {"data.mixture": "{a: {path: x}, a: {path: y}}"})
 

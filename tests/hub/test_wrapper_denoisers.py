@@ -187,6 +187,31 @@ def test_a_denoiser_goes_on_with_its_own_cache_alone():
         assert model(tokens()[:, :1], num_steps=2, past_key_values=kept).logits.shape == (2, 1, VOCAB)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("do_sample", [False, True], ids=["greedy", "sampled"])
+def test_generate_goes_on_with_a_denoisers_cache(do_sample):
+    model = denoiser("context")
+    how = {"do_sample": do_sample, "pad_token_id": 0, "eos_token_id": None, "num_steps": 2}
+
+    def write(ids, num, **cache):
+        return model.generate(ids, max_new_tokens=num, return_dict_in_generate=True, **how, **cache)
+
+    torch.manual_seed(0)
+    whole = write(tokens(), 6).sequences
+    torch.manual_seed(0)
+    half = write(tokens(), 3)
+    rest = write(half.sequences, 3, past_key_values=half.past_key_values)
+    assert torch.equal(rest.sequences, whole)
+    with pytest.raises(UserError, match="goes on from its cache by one token; give new tokens one after another"):
+        write(torch.cat([rest.sequences, tokens()], dim=1), 1, past_key_values=rest.past_key_values)
+
+
+def test_paged_caches_are_refused():
+    for model in (denoiser("context"), looped(RULES["truncated"])):
+        with pytest.raises(UserError, match=r"^a looped model has no continuous batching"):
+            model.generate(tokens(), cache_implementation="paged", max_new_tokens=2, num_steps=2)
+
+
 def test_a_denoisers_vocabulary_stays():
     with pytest.raises(UserError, match="its vocabulary stays as it is"):
         denoiser("context").resize_token_embeddings(VOCAB + 7)
