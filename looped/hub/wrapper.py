@@ -186,6 +186,7 @@ class LoopedForCausalLM(PreTrainedModel, GenerationMixin):
         first = 0 if kept is None else kept.get_seq_length()
         depth = self.config.num_steps if num_steps is None else num_steps
         whole_number("num_steps", depth, 1)
+        logits_to_keep = whole_number("logits_to_keep", logits_to_keep)
         wanted = kept is not None or (use_cache if use_cache is not None else False)
         padding = _padding(attention_mask, input_ids, first, cached=wanted)
         reading = Reading(input_ids, int(depth), padding, first)

@@ -42,6 +42,20 @@ def command(tiny_yaml):
 
 
 @pytest.fixture(scope="session")
+def changed():
+    """`changed(command, flags)`: the command with these flags, in the place of its own of the same names."""
+    def make(command, flags):
+        kept = list(command)
+        for name in flags[::2]:
+            if name in kept:
+                place = kept.index(name)
+                del kept[place : place + 2]
+        return [*kept, *flags]
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def done(command, tiny_yaml, in_place):
     """A finished comparison."""
     out = tiny_yaml.parent / "done"

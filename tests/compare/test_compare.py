@@ -104,8 +104,8 @@ def test_what_was_held_against_a_baseline_is_evaluated_again_when_that_is_traine
     (["--amount", "700"], "training.budget 500"),
     (["--model.width", "32"], "model.width 16"),
 ])
-def test_another_comparison_does_not_overwrite_a_finished_one(copy, command, changes, why, capsys):
-    assert main([*command, *changes, "--out", str(copy)]) == 2
+def test_another_comparison_does_not_overwrite_a_finished_one(copy, command, changed, changes, why, capsys):
+    assert main([*changed(command, changes), "--out", str(copy)]) == 2
     said = capsys.readouterr().err
     assert why in said
     assert "--out" in said

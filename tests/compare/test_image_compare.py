@@ -123,9 +123,10 @@ def test_every_rule_for_images_is_compared(objective):
     (["--objectives", "denoise:concat"], "denoise.context"),
     (["--images.heldout", "0.0001"], "digits has one held-out image, but a comparison chooses depths on one half"),
 ])
-def test_what_does_not_apply_is_one_sentence_and_nothing_is_trained(tiny, changes, why, tmp_path, monkeypatch, capsys):
+def test_what_does_not_apply_is_one_sentence_and_nothing_is_trained(tiny, changed, changes, why, tmp_path, monkeypatch,
+                                                                    capsys):
     monkeypatch.chdir(tmp_path)
-    assert main([*tiny, "--objectives", "full,denoise", *changes]) == 2
+    assert main(changed([*tiny, "--objectives", "full,denoise"], changes)) == 2
     said = capsys.readouterr().err
     assert why in said
     assert said.startswith("looped: ")

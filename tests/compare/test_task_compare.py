@@ -160,10 +160,11 @@ def test_the_same_command_again_does_nothing_and_other_levels_are_measured_alone
     (["--evaluation.num_problems", "1"], "evaluation.num_problems 1"),
     (["--task.name", "null"], "--difficulties is for tasks"),
 ])
-def test_what_does_not_apply_is_one_sentence_and_nothing_is_trained(tiny, changes, why, tmp_path, monkeypatch, capsys):
+def test_what_does_not_apply_is_one_sentence_and_nothing_is_trained(tiny, changed, changes, why, tmp_path, monkeypatch,
+                                                                    capsys):
     monkeypatch.chdir(tmp_path)
     text = ["--difficulties", "3"] if changes[-1] == "null" else []
-    assert main([*tiny, *changes, *text]) == 2
+    assert main(changed(tiny, [*changes, *text])) == 2
     said = capsys.readouterr().err
     assert why in said
     assert said.startswith("looped: ")

@@ -169,6 +169,8 @@ def test_num_steps_is_a_setting_of_config_of_reading_of_a_call_and_of_generate(t
         found = model.generate(tokens(), generation_config=settings, **call)
         assert torch.equal(found[:, tokens().shape[1]:], written(model, tokens(), num_steps=steps))
     assert not torch.equal(written(model, tokens()), wanted)
+    with pytest.raises(UserError, match="logits_to_keep must be a whole number"):
+        model(tokens(), logits_to_keep=torch.tensor([1, 2]))
     with pytest.raises(ValueError, match="num_step"):
         written(model, tokens(), num_step=4)
     with pytest.raises(UserError, match="num_steps"):
