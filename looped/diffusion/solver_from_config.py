@@ -35,7 +35,7 @@ def solve(config: DenoiseConfig, noise: Noise, denoise: Callable[[Tensor, float 
 
 
 def start_of(config: DenoiseConfig, noise: Noise, normal: Callable[[str], Tensor]) -> Tensor:
-    """What a solve starts from: pure noise at sigma_max, or zeros (`denoise.start`)."""
+    """The start of a solve: pure noise at sigma_max, or zeros (`denoise.start`)."""
     z = noise.sigma_max * normal("start")
     return z if config.start == "noise" else torch.zeros_like(z)
 

@@ -29,8 +29,8 @@ from looped.tensor_types import Float
 
 @dataclass(frozen=True)
 class Manner:
-    """How a denoiser writes. params: shape the distribution at every noise level; seed: of its noise, of which each row
-    has its own, or None for the config's, which all rows share."""
+    """A denoiser's way of writing. params: shape the distribution at every noise level; seed: of its noise, of which
+    each row has its own, or None for the config's, which all rows share."""
 
     params: SamplingParams
     seed: int | None = None
@@ -77,7 +77,7 @@ class Reader:
                         f"export it --to hf")
 
     def manner_of(self, settings: Any) -> tuple[Manner, Any]:
-        """How to write by the merged settings of transformers' `generate`, and the settings left to transformers."""
+        """The manner by the merged settings of transformers' `generate`, and the settings left to transformers."""
         return PLAIN, settings
 
 

@@ -1,4 +1,4 @@
-"""What a tokenizer's folder says beside its tokenizer.json: special tokens by their roles, and the chat template.
+"""Contents of a tokenizer's folder beside its tokenizer.json: special tokens by their roles, and the chat template.
 
 A run keeps the tokenizer.json alone; `looped import` notes the rest in the run's stamp, and `looped export` writes it.
 """

@@ -36,7 +36,7 @@ from looped.tensor_types import Int
 KEPT = "cache" if any(field.name == "cache" for field in fields(CausalLMOutputWithPast)) else "past_key_values"
 """The name of the cache in outputs, which changed in transformers 5.24."""
 WAY: dict[str, bool] = {"use_reentrant": False, "preserve_rng_state": True}
-"""How layers are checkpointed, as arguments of torch.utils.checkpoint."""
+"""The way layers are checkpointed, as arguments of torch.utils.checkpoint."""
 CODE = "modeling_looped.py"
 THIN = '''"""A model of the package `looped` (pip install looped), which computes it; see README.md in this folder."""
 

@@ -75,6 +75,9 @@ PLAIN_LOOP = Structure()
 class LanguageModel(nn.Module):
     """A causal language model of any depth."""
 
+    caches_steps = True
+    """Its blocks find the earlier rows of a text in `rows.cache`, which is tested of custom ones."""
+
     def __init__(self, config: ModelConfig, vocab_size: int, structure: Structure = PLAIN_LOOP):
         super().__init__()
         s = structure

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from looped.errors import UserError
-from looped.models.language import LanguageModel
 from looped.nn.blocks import unchanged
 from looped.nn.cache import Cache
 from looped.nn.fused import compute_dtype
@@ -68,11 +67,11 @@ def check_core(objective: Objective, run: Callable[[], Any]) -> None:
 def check_cached(objective: Objective, *, otherwise: str = "") -> None:
     """Raise CacheUnread if a step with a custom block gives other rows for a text in cached pieces than for the whole.
 
-    otherwise: another way out than the cache. Only a `LanguageModel` is run, and only for blocks that are not of the
-    package: what a custom model keeps in a cache is its own affair.
+    otherwise: another way out than the cache. Only a model that says that it caches its steps (`LanguageModel`) is run,
+    and only for blocks that are not of the package: what a custom model keeps in a cache is its own affair.
     """
     model = objective.model
-    for number, block in _custom_blocks(model) if isinstance(model, LanguageModel) else ():
+    for number, block in _custom_blocks(model) if getattr(model, "caches_steps", False) else ():
         with evaluating(objective):
             apart = _distance_in_pieces(model, number if model.recurrence.num_blocks > 1 else None)
         if apart > 1:
